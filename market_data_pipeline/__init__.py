@@ -1,0 +1,20 @@
+"""A complete, verified copy of Binance's market history in Parquet, kept by Dagster and queried with SQL and Python."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from market_data_pipeline.client import MarketData as MarketData
+
+__all__ = ["MarketData"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    # Imported when asked for: a Dagster run process needs neither the client nor what it imports.
+    if name == "MarketData":
+        from market_data_pipeline.client import MarketData
+
+        return MarketData
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,242 @@
+"""Every access to a file below the root. Replacements are atomic: a reader sees the old file or the new one.
+
+A file is written beside its final place under a name that no ``*.parquet`` pattern picks up, flushed to the disk, and
+renamed. A process that is killed leaves at most such a temporary file, which the series' next writer removes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from market_data_pipeline import __version__
+from market_data_pipeline.errors import MarketDataError
+from market_data_pipeline.lake.provenance import FOOTER_KEY, Provenance
+
+ROW_GROUP_ROWS = 122_880
+"""DuckDB's vector group: measured as the best compromise of size and reading a slice of a day."""
+
+TEMPORARY = ".tmp"
+
+
+class StorageError(MarketDataError):
+    """The disk refuses: it is full, or a folder cannot be written to. What was there before is untouched."""
+
+
+class DamagedFileError(MarketDataError):
+    """A file of the lake cannot be read as what it should be."""
+
+
+class SeriesBusyError(MarketDataError):
+    """Another process has been writing the same series for longer than we may wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """What tells a file's version apart cheaply: its size in bytes and its modification time in nanoseconds."""
+
+    bytes: int
+    mtime_ns: int
+
+
+def stat(path: Path) -> FileStat | None:
+    """Size and modification time of a file, None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return FileStat(found.st_size, found.st_mtime_ns)
+
+
+def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> FileStat:
+    """Let ``write`` fill a new file and put it in the place of ``path`` in one step.
+
+    Raises:
+        StorageError: the disk is full or the folder is not writable; ``path`` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+                found = os.fstat(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(_storage_message(path, error)) from error
+    return FileStat(found.st_size, found.st_mtime_ns)
+
+
+def _storage_message(path: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"The disk is full: {path} was not written. Free some space and start again; what was there is untouched."
+        )
+    reason = error.strerror or str(error)
+    return f"{path} cannot be written ({reason}). Check who may write to {path.parent}; what was there is untouched."
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename is durable only when the folder is; some file systems refuse to sync a folder, and then it is their word.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> FileStat:
+    """Write a file whole, atomically."""
+    return replace_atomically(path, lambda file: file.write(data))
+
+
+def write_table(
+    path: Path,
+    table: pa.Table,
+    provenance: Provenance | None = None,
+    *,
+    delta: tuple[str, ...] = (),
+    dictionary: tuple[str, ...] = (),
+) -> FileStat:
+    """Write a table as zstd Parquet, atomically, with provenance in the footer.
+
+    Args:
+        path: The file's final place.
+        table: What to write.
+        provenance: The record for the footer.
+        delta: Integer and time columns to write with DELTA_BINARY_PACKED.
+        dictionary: Columns to write with a dictionary, beside those that are dictionaries in the table.
+    """
+    if provenance is not None:
+        stamped = provenance.model_copy(update={"writer_version": __version__})
+        table = table.replace_schema_metadata({FOOTER_KEY: stamped.model_dump_json(exclude_none=True).encode()})
+    labels = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
+
+    def write(file: IO[bytes]) -> None:
+        pq.write_table(
+            table,
+            file,
+            compression="zstd",
+            compression_level=1,
+            row_group_size=ROW_GROUP_ROWS,
+            use_dictionary=[*labels, *dictionary],
+            column_encoding=dict.fromkeys(delta, "DELTA_BINARY_PACKED") or None,
+        )
+
+    return replace_atomically(path, write)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a file of the lake whole.
+
+    Raises:
+        DamagedFileError: it is not there or not readable; the text names it and says what to do.
+    """
+    try:
+        with path.open("rb") as file:
+            return pq.read_table(file, columns=columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedFileError(_damaged_message(path, error)) from error
+
+
+def read_provenance(path: Path) -> Provenance:
+    """Read the record in a file's footer.
+
+    Raises:
+        DamagedFileError: the file is not there, not Parquet, or has no valid record.
+    """
+    try:
+        with path.open("rb") as file:
+            metadata = pq.read_metadata(file).metadata or {}
+        return Provenance.model_validate_json(metadata[FOOTER_KEY])
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        raise DamagedFileError(_damaged_message(path, error)) from error
+
+
+def _damaged_message(path: Path, error: Exception) -> str:
+    reason = (
+        "it has no record of where it came from" if isinstance(error, KeyError) else str(error).strip() or repr(error)
+    )
+    return f"{path} is damaged or was not written by this pipeline: {reason}. Backfill that day to replace it."
+
+
+def days_on_disk(folder: Path) -> dict[date, FileStat]:
+    """The days of a series that have a file, with what tells its version apart; in order."""
+    found: dict[date, FileStat] = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                day = _day_of(entry.name)
+                if day is not None:
+                    info = entry.stat()
+                    found[day] = FileStat(info.st_size, info.st_mtime_ns)
+    except FileNotFoundError:
+        return {}
+    return dict(sorted(found.items()))
+
+
+def _day_of(name: str) -> date | None:
+    stem, dot, suffix = name.partition(".")
+    if not dot or suffix != "parquet":
+        return None
+    try:
+        return date.fromisoformat(stem)
+    except ValueError:
+        return None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that killed writers left. Only the holder of the series' lock may call this."""
+    if folder.is_dir():
+        for path in folder.glob(f".*{TEMPORARY}"):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(lock: Path, wait_seconds: float, what: str) -> Iterator[None]:
+    """Be the only writer of a series; a killed process lets go by itself.
+
+    Args:
+        lock: The lock file.
+        wait_seconds: How long to wait for another writer.
+        what: Name of the series, for the message.
+
+    Raises:
+        SeriesBusyError: the other writer did not finish in time.
+        StorageError: the lock file cannot be made.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock, timeout=wait_seconds)
+        held.acquire()
+    except Timeout:
+        raise SeriesBusyError(
+            f"{what} is being written by another run and was not free within {wait_seconds:g} s. "
+            "Wait for that run to end and start again; nothing was lost."
+        ) from None
+    except OSError as error:
+        raise StorageError(_storage_message(lock, error)) from error
+    try:
+        yield
+    finally:
+        held.release()

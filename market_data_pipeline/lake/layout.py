@@ -1,0 +1,50 @@
+"""Where everything lies below the root. Paths only; nothing here opens a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from market_data_pipeline.series import SeriesKey
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The root folder and the places in it.
+
+    Attributes:
+        root: Absolute path of the user's data folder.
+    """
+
+    root: Path
+
+    def folder(self, key: SeriesKey) -> Path:
+        """Folder of a series' daily files."""
+        return self.root / key.folder
+
+    def file(self, key: SeriesKey, day: date) -> Path:
+        """A day's Parquet file."""
+        return self.root / key.file(day)
+
+    def ledger(self, key: SeriesKey) -> Path:
+        """A series' ledger."""
+        return self.root / key.ledger
+
+    def lock(self, key: SeriesKey) -> Path:
+        """The file that the one writer of a series holds locked."""
+        return self.ledger(key).with_suffix(".lock")
+
+    def quarantine(self, key: SeriesKey) -> Path:
+        """Folder for bytes of a series that were refused."""
+        return self.root / key.folder.replace("lake/", "quarantine/", 1)
+
+    @property
+    def catalog(self) -> Path:
+        """The DuckDB file with views."""
+        return self.root / "catalog.duckdb"
+
+    @property
+    def dagster_home(self) -> Path:
+        """DAGSTER_HOME of every door of the project."""
+        return self.root / "dagster"

@@ -1,0 +1,253 @@
+"""The ledger of a series: one row for each day that was ever asked for.
+
+It is the index that makes status, coverage and the ``quality`` views fast, and the only home of failures. What it says
+of held days is derived from the files' footers, so it can be made again from them; :func:`reconcile` does so for the
+days where the folder and the ledger differ (a crash between file and ledger, a ledger deleted, a file changed by hand).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+
+from market_data_pipeline import findings as findings_
+from market_data_pipeline.findings import Finding
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.files import DamagedFileError, FileStat
+from market_data_pipeline.lake.provenance import Provenance, content_sha256
+
+HELD, FAILED, EMPTY, NOT_LISTED = "held", "failed", "empty", "not_listed"
+
+_UTC_US = pa.timestamp("us")
+SCHEMA = pa.schema(
+    [
+        ("day", pa.date32()),
+        ("outcome", pa.string()),
+        ("final", pa.bool_()),
+        ("rows", pa.int64()),
+        ("bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("source", pa.string()),
+        ("checksum", pa.string()),
+        ("archive_sha256", pa.string()),
+        ("etag", pa.string()),
+        ("last_modified", pa.string()),
+        ("content_sha256", pa.string()),
+        ("first_key", pa.int64()),
+        ("last_key", pa.int64()),
+        ("integrity", pa.string()),
+        ("gaps", pa.string()),
+        ("missing", pa.int64()),
+        ("quiet", pa.int64()),
+        ("findings", pa.string()),
+        ("attempts", pa.int64()),
+        ("failure", pa.string()),
+        ("reason", pa.string()),
+        ("fetched_at", _UTC_US),
+        ("asked_at", _UTC_US),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """What is known of one day of one series.
+
+    Attributes:
+        day: The UTC day.
+        outcome: ``held`` (a readable file, final or provisional), ``failed`` (asked for, nothing held), ``empty``
+            (nothing there yet, e.g. today before the first candle closed) or ``not_listed``.
+        final: Whether the day is settled. Not-listed days are.
+        rows: Rows in the file.
+        bytes: Size of the file.
+        mtime_ns: Its modification time, which with the size tells whether the file is the one this row speaks of.
+        source: Where the rows came from; several are joined by ``+``.
+        checksum: Status of the archive's checksum.
+        archive_sha256: Of the zip.
+        etag: Of the zip.
+        last_modified: Of the zip.
+        content_sha256: Over the column values.
+        first_key: Key of the first row.
+        last_key: Key of the last row.
+        integrity: Severity of what the integrity check found: info (passed), warn or error.
+        gaps: The same of the gaps check.
+        missing: Rows that are missing inside the day, as far as their number is known.
+        quiet: Flat candles (no trade).
+        findings: All findings, as JSON.
+        attempts: How often the day was asked of a source.
+        failure: Kind of the newest attempt's failure; None when it succeeded. A held day whose newest attempt
+            failed stays held.
+        reason: The failure in words.
+        fetched_at: When the rows were fetched (UTC, without zone).
+        asked_at: When the newest attempt was made (UTC, without zone).
+    """
+
+    day: date
+    outcome: str
+    final: bool = False
+    rows: int = 0
+    bytes: int = 0
+    mtime_ns: int = 0
+    source: str | None = None
+    checksum: str | None = None
+    archive_sha256: str | None = None
+    etag: str | None = None
+    last_modified: str | None = None
+    content_sha256: str | None = None
+    first_key: int | None = None
+    last_key: int | None = None
+    integrity: str | None = None
+    gaps: str | None = None
+    missing: int = 0
+    quiet: int = 0
+    findings: str = "[]"
+    attempts: int = 0
+    failure: str | None = None
+    reason: str | None = None
+    fetched_at: datetime | None = None
+    asked_at: datetime | None = None
+
+    @property
+    def held(self) -> bool:
+        """Held in the full sense: final and readable."""
+        return self.outcome == HELD and self.final
+
+    def findings_list(self) -> tuple[Finding, ...]:
+        """The findings, read."""
+        return findings_.from_json(self.findings)
+
+
+_FIELDS = tuple(field.name for field in fields(LedgerRow))
+MISSING_RULES = frozenset({"missing_candles", "missing_trades"})
+QUIET_RULE = "quiet"
+
+
+def naive(moment: datetime) -> datetime:
+    """A moment as ledgers keep it: UTC without zone."""
+    return moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def row_from_provenance(record: Provenance, stat: FileStat, *, attempts: int = 1) -> LedgerRow:
+    """The ledger row of a day whose file has this footer."""
+    newest = max(record.parts, key=lambda part: part.fetched_at, default=None)
+    archive = next((part for part in record.parts if part.sha256), None)
+    counts = {
+        "missing": sum(f.count for f in record.findings if f.rule in MISSING_RULES),
+        "quiet": sum(f.count for f in record.findings if f.rule == QUIET_RULE),
+    }
+    return LedgerRow(
+        day=record.day,
+        outcome=HELD,
+        final=record.final,
+        rows=record.rows,
+        bytes=stat.bytes,
+        mtime_ns=stat.mtime_ns,
+        source="+".join(dict.fromkeys(part.source.value for part in record.parts)) or None,
+        checksum=archive.checksum.value if archive and archive.checksum else None,
+        archive_sha256=archive.sha256 if archive else None,
+        etag=archive.etag if archive else None,
+        last_modified=archive.last_modified if archive else None,
+        content_sha256=record.content_sha256,
+        first_key=record.first_key,
+        last_key=record.last_key,
+        integrity=findings_.worst(record.findings, "integrity").value,
+        gaps=findings_.worst(record.findings, "gaps").value,
+        **counts,
+        findings=findings_.to_json(record.findings),
+        attempts=attempts,
+        fetched_at=naive(newest.fetched_at if newest else record.fetched_at),
+        asked_at=naive(record.fetched_at),
+    )
+
+
+class Ledger:
+    """A series' ledger in memory, by day."""
+
+    def __init__(self, rows: Iterable[LedgerRow] = ()) -> None:
+        self.rows: dict[date, LedgerRow] = {row.day: row for row in rows}
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a ledger; one that is absent or damaged is empty, since it can be made again from the footers."""
+        try:
+            table = files.read_table(path)
+            known = [name for name in _FIELDS if name in table.column_names]
+            return cls(LedgerRow(**row) for row in table.select(known).to_pylist())
+        except (DamagedFileError, TypeError):
+            return cls()
+
+    def write(self, path: Path) -> None:
+        """Write the ledger, atomically."""
+        ordered = [self.rows[day] for day in sorted(self.rows)]
+        columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in ordered] for name in _FIELDS}
+        files.write_table(path, pa.table(columns, schema=SCHEMA))
+
+    def put(self, row: LedgerRow) -> None:
+        """Set the row of its day."""
+        self.rows[row.day] = row
+
+    def get(self, day: date) -> LedgerRow | None:
+        """The row of a day, None where the day was never asked for."""
+        return self.rows.get(day)
+
+    def days(self, outcome: str = HELD) -> list[date]:
+        """Days with an outcome, in order."""
+        return sorted(day for day, row in self.rows.items() if row.outcome == outcome)
+
+
+def failed_row(previous: LedgerRow | None, day: date, failure: str, reason: str, asked_at: datetime) -> LedgerRow:
+    """The row after a failed attempt: what was held stays held, with the failure on record."""
+    row = previous or LedgerRow(day=day, outcome=FAILED)
+    outcome = row.outcome if row.outcome == HELD else FAILED
+    return replace(
+        row, outcome=outcome, attempts=row.attempts + 1, failure=failure, reason=reason, asked_at=naive(asked_at)
+    )
+
+
+def reconcile(ledger: Ledger, folder: Path, schema: pa.Schema) -> list[date]:
+    """Bring a ledger up to what lies in the folder; return the days that changed.
+
+    Files that the ledger does not know are believed by their footer. A file that is not the one the ledger speaks of
+    (other size or time) is read whole and proven against its footer, since somebody may have damaged it.
+    """
+    on_disk = files.days_on_disk(folder)
+    changed: list[date] = []
+    for day, stat in on_disk.items():
+        row = ledger.get(day)
+        if row is not None and row.outcome == HELD and (row.bytes, row.mtime_ns) == (stat.bytes, stat.mtime_ns):
+            continue
+        path = folder / f"{day.isoformat()}.parquet"
+        changed.append(day)
+        try:
+            record = files.read_provenance(path)
+            if row is not None and row.outcome == HELD and row.content_sha256:
+                _prove(path, record, schema)
+        except DamagedFileError as error:
+            attempts = row.attempts if row else 0
+            ledger.put(LedgerRow(day=day, outcome=FAILED, failure="damaged", reason=str(error), attempts=attempts))
+        else:
+            ledger.put(row_from_provenance(record, stat, attempts=max(1, row.attempts if row else 1)))
+    for day in ledger.days(HELD):
+        if day not in on_disk:
+            changed.append(day)
+            gone = f"{folder / day.isoformat()}.parquet is gone. Backfill that day to bring it back."
+            ledger.put(
+                replace(
+                    LedgerRow(day=day, outcome=FAILED), failure="gone", reason=gone, attempts=ledger.rows[day].attempts
+                )
+            )
+    return changed
+
+
+def _prove(path: Path, record: Provenance, schema: pa.Schema) -> None:
+    table = files.read_table(path)
+    if not table.schema.equals(schema) or content_sha256(table) != record.content_sha256:
+        raise DamagedFileError(
+            f"{path} does not hold what its footer says: it was changed after it was written. "
+            "Backfill that day to replace it."
+        )

@@ -1,0 +1,124 @@
+"""Where a day's rows came from and what they are: the record in every Parquet footer of the lake.
+
+It is complete from the start, since adding a fact later means rewriting the lake. Readers accept records of older and
+newer versions: what they do not know is ignored, what is absent takes its default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import date, datetime
+from enum import StrEnum
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from market_data_pipeline.findings import Finding
+
+FOOTER_KEY = b"market_data_pipeline"
+SCHEMA_VERSION = 1
+
+
+class Source(StrEnum):
+    """Where rows come from."""
+
+    ARCHIVE_DAILY = "archive_daily"
+    ARCHIVE_MONTHLY = "archive_monthly"
+    REST = "rest"
+    DERIVED = "derived"
+
+
+class ChecksumStatus(StrEnum):
+    """What is known of an archive's published checksum."""
+
+    VERIFIED = "verified"
+    MISSING = "missing"
+    ACCEPTED = "accepted"
+    """It does not match, and a person accepted the file nevertheless."""
+
+
+class Part(BaseModel):
+    """A run of rows that came from one place.
+
+    Attributes:
+        source: Which kind of place.
+        url: Its address.
+        first_row: Number of the part's first row in the file, from 0.
+        rows: How many rows.
+        fetched_at: When they were fetched (UTC).
+        sha256: Of the zip; None for REST.
+        etag: As the archive gave it, without quotes.
+        last_modified: As the archive gave it (HTTP date).
+        checksum: Status of the published checksum; None for REST.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    source: Source
+    url: str
+    first_row: int
+    rows: int
+    fetched_at: datetime
+    sha256: str | None = None
+    etag: str | None = None
+    last_modified: str | None = None
+    checksum: ChecksumStatus | None = None
+
+
+class Provenance(BaseModel):
+    """The record in a file's footer.
+
+    Attributes:
+        series: Name of the series.
+        day: The UTC day.
+        parts: Row ranges by source, in the order of the rows.
+        final: Whether the day is settled; provisional days are fetched again when their archive is there.
+        fetched_at: When the newest part was fetched (UTC).
+        rows: Rows in the file.
+        first_key: Key of the first row (open_time in µs, or agg_trade_id); None for a file without rows.
+        last_key: Key of the last row.
+        content_sha256: See :func:`content_sha256`.
+        findings: What the checks found.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    series: str
+    day: date
+    parts: tuple[Part, ...]
+    final: bool
+    fetched_at: datetime
+    rows: int
+    first_key: int | None
+    last_key: int | None
+    content_sha256: str
+    findings: tuple[Finding, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+    writer_version: str = ""
+
+
+def content_sha256(table: pa.Table) -> str:
+    """SHA-256 over a table's column values, independent of how a file encodes them.
+
+    Columns go in one after another, in the table's order: the name, a zero byte, then the values as little-endian
+    int64 (integers and times in µs), float64 or one byte a boolean. Label columns (symbol, interval), which are the
+    same in every row, go in as text once.
+    """
+    digest = hashlib.sha256()
+    for name in table.column_names:
+        column = table.column(name)
+        digest.update(name.encode() + b"\0")
+        if pa.types.is_dictionary(column.type):
+            digest.update(",".join(str(v) for v in column.unique().to_pylist()).encode())
+            continue
+        for chunk in column.chunks:
+            if pa.types.is_timestamp(chunk.type):
+                digest.update(chunk.cast(pa.int64()).to_numpy(zero_copy_only=False).tobytes())
+            elif pa.types.is_boolean(chunk.type):
+                digest.update(pc.cast(chunk, pa.uint8()).to_numpy(zero_copy_only=False).tobytes())
+            elif pa.types.is_date32(chunk.type):
+                digest.update(chunk.cast(pa.int32()).to_numpy(zero_copy_only=False).tobytes())
+            else:
+                digest.update(chunk.to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,92 @@
+"""Environment, or a ``.env`` file, to :class:`Settings`. Every setting has the prefix ``MARKET_DATA_``."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from market_data_pipeline.errors import UsageError
+from market_data_pipeline.series import Market
+
+PREFIX = "MARKET_DATA_"
+
+
+class Settings(BaseSettings):
+    """What a user can set; ``.env.example`` shows the same list. Without settings the real Binance is asked."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
+
+    dir: Path = Field(Path("data"), description="The root: lake, ledgers, catalog and Dagster's own files.")
+    universe: Path = Field(Path("universe.yaml"), description="What to collect.")
+
+    vision_url: str = Field("https://data.binance.vision", description="The archive.")
+    vision_listing_url: str = Field(
+        "https://s3-ap-northeast-1.amazonaws.com/data.binance.vision", description="The archive's listing (S3)."
+    )
+    spot_url: str = Field(
+        "https://data-api.binance.vision",
+        description="REST of spot; this host answers where api.binance.com is blocked.",
+    )
+    um_url: str = Field("https://fapi.binance.com", description="REST of USDⓈ-margined futures.")
+    cm_url: str = Field("https://dapi.binance.com", description="REST of coin-margined futures.")
+
+    weight_share: float = Field(
+        0.5, gt=0, le=1, description="Share of Binance's REST limit to use: bots often sit behind the same address."
+    )
+    rest_trades_weight: int = Field(
+        4000,
+        ge=0,
+        description="Most REST weight that one run spends on aggTrades, by market; the rest waits for the archive.",
+    )
+    rest_pause_seconds: float = Field(
+        120,
+        ge=0,
+        description="Longest pause that a REST host may ask for (429, Retry-After) before it is off for the run.",
+    )
+
+    max_partitions_per_run: int = Field(366, ge=2, description="Most days in one Dagster run of a backfill.")
+    download_threads: int = Field(8, ge=1, le=64, description="Days downloaded at the same time.")
+    memory_mb: int = Field(512, ge=64, description="What days that are being worked on may take together, in MB.")
+    timeout_seconds: float = Field(60, gt=0, description="How long one HTTP answer may keep us waiting.")
+    lock_wait_seconds: float = Field(
+        600, ge=0, description="How long to wait for another run that writes the same series."
+    )
+
+    daily_hour: int = Field(10, ge=0, le=23, description="UTC hour of the daily schedule; archives appear 03:00-09:00.")
+    hourly_minute: int = Field(5, ge=1, le=59, description="Minute of the hourly schedule for today.")
+    recent_days: int = Field(14, ge=1, description="How far back the daily schedule looks for days that are not final.")
+    profile_level: float = Field(
+        0, ge=0, description="Size of a price level in tradeProfile; 0 takes 0.01 % of the price."
+    )
+
+    @field_validator("vision_url", "vision_listing_url", "spot_url", "um_url", "cm_url")
+    @classmethod
+    def _plain_url(cls, url: str) -> str:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"{url!r} is not a URL: it must start with http:// or https://")
+        return url.rstrip("/")
+
+    @cached_property
+    def root(self) -> Path:
+        """The root folder, absolute."""
+        return self.dir.expanduser().absolute()
+
+    def rest_url(self, market: Market) -> str:
+        """Base URL of a market's REST host."""
+        return {Market.SPOT: self.spot_url, Market.UM: self.um_url, Market.CM: self.cm_url}[market]
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the environment and ``.env``; keyword arguments win.
+
+    Raises:
+        UsageError: a setting is not what it may be; the text names it and the reason.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]  # pydantic converts and checks each
+    except ValidationError as error:
+        wrong = "; ".join(f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        raise UsageError(f"A setting in the environment or in .env is wrong. {wrong}") from None

@@ -1,0 +1,223 @@
+"""The one table of what each market and data type looks like: columns, keys, units, REST endpoints, monthly zips.
+
+What belongs here: facts about Binance that differ by market or data type. A further data type of the archive is a
+row in :data:`SPECS`. What does not: code that downloads, parses or checks; it reads the facts from here.
+
+Facts are from Binance's documentation of the archive (binance-public-data) and of its REST APIs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Literal
+
+import pyarrow as pa
+
+from market_data_pipeline.series import INTERVALS, DataType, Market, SeriesKey
+
+TIME = pa.timestamp("us")
+"""Times are microseconds in UTC without zone: a zoned type makes DuckDB sessions in other zones split days wrongly."""
+
+WORD = pa.dictionary(pa.int32(), pa.string())
+
+Kind = Literal["time", "int", "float", "bool", "ignore"]
+ARROW_TYPES: dict[str, pa.DataType] = {"time": TIME, "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column as the archive's CSV has it, in the CSV's order.
+
+    Attributes:
+        name: Name in the lake.
+        kind: ``time`` columns are integers in the source, in milliseconds or microseconds since 1970.
+        rest: Field of the REST answer, where rows are objects (kline rows are arrays in the CSV's order).
+    """
+
+    name: str
+    kind: Kind
+    rest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RestEndpoint:
+    """How a data type is asked for over REST.
+
+    Attributes:
+        path: Path below the market's host.
+        page: Rows asked for by one request: the size that costs least weight by row.
+        weight: What such a request costs.
+        max_span: Longest time between startTime and endTime in one request.
+    """
+
+    path: str
+    page: int
+    weight: int
+    max_span: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MarketSpec:
+    """A market's REST API.
+
+    Attributes:
+        time_path: Endpoint of the server's clock.
+        weight_per_minute: The budget of one IP address.
+        microseconds: Whether the API speaks microseconds when asked by the header ``X-MBX-TIME-UNIT``.
+        inverse: Contracts that are margined in the base asset: volume is in contracts, VWAP is Σq / Σ(q/p).
+        first_agg_trade_id: The id of a symbol's first aggTrade.
+    """
+
+    time_path: str
+    exchange_info_path: str
+    weight_per_minute: int
+    microseconds: bool
+    inverse: bool
+    first_agg_trade_id: int
+
+
+MARKETS: dict[Market, MarketSpec] = {
+    Market.SPOT: MarketSpec("/api/v3/time", "/api/v3/exchangeInfo", 6000, True, False, 0),
+    Market.UM: MarketSpec("/fapi/v1/time", "/fapi/v1/exchangeInfo", 2400, False, False, 1),
+    Market.CM: MarketSpec("/dapi/v1/time", "/dapi/v1/exchangeInfo", 2400, False, True, 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a data type looks like in a market.
+
+    Attributes:
+        columns: The CSV's columns in order.
+        key: The column by which rows are unique and ordered.
+        time: The column that says which day a row belongs to.
+        rest: Its REST endpoint.
+        monthly: Whether a monthly zip may stand for daily ones. Not for aggTrades: their months are a gigabyte, and
+            what it would save is 30 requests among 30 big downloads.
+        dictionary: Columns written with dictionary encoding (beside symbol and interval).
+        delta: Columns written with DELTA_BINARY_PACKED.
+    """
+
+    market: Market
+    data_type: DataType
+    columns: tuple[Column, ...]
+    key: str
+    time: str
+    rest: RestEndpoint
+    monthly: bool
+    dictionary: tuple[str, ...]
+    delta: tuple[str, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of a file in the lake: symbol (and interval), then the columns that are kept."""
+        labels = ("symbol", "interval") if self.data_type is DataType.KLINES else ("symbol",)
+        return pa.schema(
+            [(label, WORD) for label in labels]
+            + [(c.name, ARROW_TYPES[c.kind]) for c in self.columns if c.kind != "ignore"]
+        )
+
+
+def _kline_columns(quote: str) -> tuple[Column, ...]:
+    return (
+        Column("open_time", "time"),
+        Column("open", "float"),
+        Column("high", "float"),
+        Column("low", "float"),
+        Column("close", "float"),
+        Column("volume", "float"),
+        Column("close_time", "time"),
+        Column(f"{quote}_volume", "float"),
+        Column("count", "int"),
+        Column("taker_buy_volume", "float"),
+        Column(f"taker_buy_{quote}_volume", "float"),
+        Column("ignore", "ignore"),
+    )
+
+
+_AGG_TRADE_COLUMNS = (
+    Column("agg_trade_id", "int", "a"),
+    Column("price", "float", "p"),
+    Column("quantity", "float", "q"),
+    Column("first_trade_id", "int", "f"),
+    Column("last_trade_id", "int", "l"),
+    Column("transact_time", "time", "T"),
+    Column("is_buyer_maker", "bool", "m"),
+)
+
+
+def _klines(market: Market, rest: RestEndpoint) -> Spec:
+    # In cm, volume is in contracts, and the columns that hold the quote volume elsewhere hold the base asset's.
+    columns = _kline_columns("base" if MARKETS[market].inverse else "quote")
+    delta = ("open_time", "close_time", "count")
+    return Spec(market, DataType.KLINES, columns, "open_time", "open_time", rest, True, (), delta)
+
+
+def _agg_trades(market: Market, columns: tuple[Column, ...], rest: RestEndpoint) -> Spec:
+    delta = ("agg_trade_id", "first_trade_id", "last_trade_id", "transact_time")
+    dictionary = ("price", "quantity")
+    return Spec(market, DataType.AGG_TRADES, columns, "agg_trade_id", "transact_time", rest, False, dictionary, delta)
+
+
+_HOUR = timedelta(hours=1)
+# Futures klines weigh 2 up to 499 rows, 5 up to 1000, 10 above: pages of 499 are the cheapest by row.
+_ROWS = (
+    _klines(Market.SPOT, RestEndpoint("/api/v3/klines", 1000, 2)),
+    _klines(Market.UM, RestEndpoint("/fapi/v1/klines", 499, 2)),
+    _klines(Market.CM, RestEndpoint("/dapi/v1/klines", 499, 2, max_span=timedelta(days=200))),
+    _agg_trades(
+        Market.SPOT,
+        (*_AGG_TRADE_COLUMNS, Column("is_best_match", "bool", "M")),
+        RestEndpoint("/api/v3/aggTrades", 1000, 4, max_span=_HOUR),
+    ),
+    _agg_trades(Market.UM, _AGG_TRADE_COLUMNS, RestEndpoint("/fapi/v1/aggTrades", 1000, 20, max_span=_HOUR)),
+    _agg_trades(Market.CM, _AGG_TRADE_COLUMNS, RestEndpoint("/dapi/v1/aggTrades", 1000, 20, max_span=_HOUR)),
+)
+
+SPECS: dict[tuple[Market, DataType], Spec] = {(spec.market, spec.data_type): spec for spec in _ROWS}
+
+
+TRADE_PROFILE_SCHEMA = pa.schema(
+    [
+        ("symbol", WORD),
+        ("day", pa.date32()),
+        ("vwap", pa.float64()),
+        ("high", pa.float64()),
+        ("low", pa.float64()),
+        ("point_of_control", pa.float64()),
+        ("point_of_control_volume", pa.float64()),
+        ("level_size", pa.float64()),
+        ("volume", pa.float64()),
+        ("buy_volume", pa.float64()),
+        ("sell_volume", pa.float64()),
+        ("cumulative_delta", pa.float64()),
+        ("trades", pa.int64()),
+        ("agg_trades", pa.int64()),
+    ]
+)
+"""The derived tradeProfile: one row a day. Volumes are in the base asset, in contracts for cm."""
+
+
+def spec_of(key: SeriesKey) -> Spec:
+    """The row of the table for a series that Binance publishes."""
+    return SPECS[key.market, key.data_type]
+
+
+def lake_schema(market: Market, data_type: DataType) -> pa.Schema:
+    """The schema of a series' files in the lake, derived types included."""
+    return TRADE_PROFILE_SCHEMA if data_type is DataType.TRADE_PROFILE else SPECS[market, data_type].schema
+
+
+def monthly_may_stand(key: SeriesKey) -> bool:
+    """Whether a monthly zip of the series is worth taking for its days (1s klines are as bulky as trades)."""
+    return spec_of(key).monthly and key.interval is not None and INTERVALS[key.interval] >= 60
+
+
+def expected_rows(key: SeriesKey) -> int | None:
+    """Candles in a whole day of a klines series; None where the number is not known beforehand."""
+    return None if key.interval is None else 86_400 // INTERVALS[key.interval]
+
+
+ARCHIVE_BEGINS = date(2017, 7, 14)
+"""The day of Binance's first trade: nothing can be older."""
