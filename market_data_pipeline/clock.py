@@ -1,8 +1,17 @@
-"""What time it is. Everything in the project asks here, so that a test can move time in one place."""
+"""What time it is, and microseconds since 1970, which is how the project counts time. Always UTC.
+
+Everything in the project asks here what time it is, so that a test can move time in one place: call it as ``clock.now()``.
+"""
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
+
+US_PER_DAY = 86_400_000_000
+"""Microseconds in a day; Binance's days have no leap seconds."""
+
+_EPOCH_DAY = date(1970, 1, 1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def now() -> datetime:
@@ -13,3 +22,23 @@ def now() -> datetime:
 def today() -> date:
     """The present day in UTC, which is the day that Binance's daily files follow."""
     return now().date()
+
+
+def day_start_us(day: date) -> int:
+    """Midnight at which a day begins, in microseconds since 1970."""
+    return (day - _EPOCH_DAY).days * US_PER_DAY
+
+
+def day_of_us(microseconds: int) -> date:
+    """The day in which a moment lies."""
+    return _EPOCH_DAY + timedelta(days=microseconds // US_PER_DAY)
+
+
+def to_us(moment: datetime) -> int:
+    """A zone-aware moment in microseconds since 1970."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def naive_utc(moment: datetime) -> datetime:
+    """A zone-aware moment as tables keep it: UTC, without zone."""
+    return moment.astimezone(UTC).replace(tzinfo=None)

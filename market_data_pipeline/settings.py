@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     max_partitions_per_run: int = Field(366, ge=2, description="Most days in one Dagster run of a backfill.")
     download_threads: int = Field(8, ge=1, le=64, description="Days downloaded at the same time.")
     memory_mb: int = Field(512, ge=64, description="What days that are being worked on may take together, in MB.")
+    retries: int = Field(5, ge=0, description="How often a passing fault (5xx, a cut body) is tried again.")
+    retry_backoff_seconds: float = Field(0.5, ge=0, description="First pause between attempts; it doubles each time.")
     timeout_seconds: float = Field(60, gt=0, description="How long one HTTP answer may keep us waiting.")
     lock_wait_seconds: float = Field(
         600, ge=0, description="How long to wait for another run that writes the same series."

@@ -1,0 +1,1 @@
+"""The lake: paths, atomic files, provenance, ledgers and the catalog of views."""

@@ -94,7 +94,7 @@ def _storage_message(path: Path, error: OSError) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    # The rename is durable only when the folder is; some file systems refuse to sync a folder, and then it is their word.
+    # The rename is durable only when the folder is. Some file systems refuse to sync one: then it is their word.
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
 
+from market_data_pipeline import clock
 from market_data_pipeline import findings as findings_
 from market_data_pipeline.findings import Finding
 from market_data_pipeline.lake import files
@@ -127,19 +128,10 @@ MISSING_RULES = frozenset({"missing_candles", "missing_trades"})
 QUIET_RULE = "quiet"
 
 
-def naive(moment: datetime) -> datetime:
-    """A moment as ledgers keep it: UTC without zone."""
-    return moment.astimezone(UTC).replace(tzinfo=None)
-
-
 def row_from_provenance(record: Provenance, stat: FileStat, *, attempts: int = 1) -> LedgerRow:
     """The ledger row of a day whose file has this footer."""
     newest = max(record.parts, key=lambda part: part.fetched_at, default=None)
     archive = next((part for part in record.parts if part.sha256), None)
-    counts = {
-        "missing": sum(f.count for f in record.findings if f.rule in MISSING_RULES),
-        "quiet": sum(f.count for f in record.findings if f.rule == QUIET_RULE),
-    }
     return LedgerRow(
         day=record.day,
         outcome=HELD,
@@ -157,11 +149,12 @@ def row_from_provenance(record: Provenance, stat: FileStat, *, attempts: int = 1
         last_key=record.last_key,
         integrity=findings_.worst(record.findings, "integrity").value,
         gaps=findings_.worst(record.findings, "gaps").value,
-        **counts,
+        missing=sum(f.count for f in record.findings if f.rule in MISSING_RULES),
+        quiet=sum(f.count for f in record.findings if f.rule == QUIET_RULE),
         findings=findings_.to_json(record.findings),
         attempts=attempts,
-        fetched_at=naive(newest.fetched_at if newest else record.fetched_at),
-        asked_at=naive(record.fetched_at),
+        fetched_at=clock.naive_utc(newest.fetched_at if newest else record.fetched_at),
+        asked_at=clock.naive_utc(record.fetched_at),
     )
 
 
@@ -205,7 +198,12 @@ def failed_row(previous: LedgerRow | None, day: date, failure: str, reason: str,
     row = previous or LedgerRow(day=day, outcome=FAILED)
     outcome = row.outcome if row.outcome == HELD else FAILED
     return replace(
-        row, outcome=outcome, attempts=row.attempts + 1, failure=failure, reason=reason, asked_at=naive(asked_at)
+        row,
+        outcome=outcome,
+        attempts=row.attempts + 1,
+        failure=failure,
+        reason=reason,
+        asked_at=clock.naive_utc(asked_at),
     )
 
 

@@ -1,0 +1,106 @@
+"""The integrity check: does what a day's rows say make sense? Pure; the table is ordered and free of duplicates.
+
+A day that breaks a rule is kept as published, with the finding; what cannot be a day of the series at all (other
+days, other columns) was refused when it was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from market_data_pipeline.findings import Finding, Severity
+from market_data_pipeline.quality.rows import floats, ints, key_ranges
+from market_data_pipeline.series import DataType, SeriesKey, interval_us
+from market_data_pipeline.specs import spec_of
+
+Mask = npt.NDArray[np.bool_]
+
+_RELATIVE = 1e-9
+"""Rounding of float64 sums: a taker volume above the total by less than this is no finding."""
+
+
+def check_integrity(key: SeriesKey, table: pa.Table) -> list[Finding]:
+    """Findings about the rows of one day, none where all is well."""
+    rules = {DataType.KLINES: _klines, DataType.AGG_TRADES: _agg_trades}
+    return rules[key.data_type](key, table) if table.num_rows else []
+
+
+def checksum_missing() -> Finding:
+    """The finding of a day whose archive has no ``.CHECKSUM``: loaded, but not proven."""
+    return Finding(
+        check="integrity",
+        rule="checksum_missing",
+        severity=Severity.WARN,
+        count=1,
+        message="The archive publishes no .CHECKSUM for this day, so its bytes are not proven; it stays provisional.",
+    )
+
+
+def _reporter(key: SeriesKey, table: pa.Table, findings: list[Finding]) -> Callable[..., None]:
+    keys = ints(table, spec_of(key).key)
+    step = interval_us(key.interval) if key.interval else 1
+
+    def report(rule: str, wrong: Mask, message: str, severity: Severity = Severity.ERROR) -> None:
+        count = int(wrong.sum())
+        if count:
+            ranges = key_ranges(keys[wrong], step)
+            text = f"{count} of {len(keys)} rows: {message}"
+            findings.append(
+                Finding(check="integrity", rule=rule, severity=severity, count=count, message=text, ranges=ranges)
+            )
+
+    return report
+
+
+def _klines(key: SeriesKey, table: pa.Table) -> list[Finding]:
+    findings: list[Finding] = []
+    report = _reporter(key, table, findings)
+    step = interval_us(key.interval or "")
+    opened, closed = ints(table, "open_time"), ints(table, "close_time")
+    names = [column.name for column in spec_of(key).columns if column.kind == "float"]
+    values = {name: floats(table, name) for name in names}
+    open_, high, low, close = (values[name] for name in ("open", "high", "low", "close"))
+    total, quote = values["volume"], values[names[5]]
+    taker, taker_quote = values["taker_buy_volume"], values[names[7]]
+
+    report("grid", opened % step != 0, f"open_time is not a multiple of {key.interval}.")
+    report("finite", ~np.logical_and.reduce([np.isfinite(v) for v in values.values()]), "a value is not a number.")
+    report("negative", np.logical_or.reduce([v < 0 for v in values.values()]), "a price or volume is negative.")
+    report("negative_count", ints(table, "count") < 0, "the number of trades is negative.")
+    outside = (low > np.minimum(open_, close)) | (high < np.maximum(open_, close))
+    report("price_range", outside, "open or close lies outside of low and high.")
+    report("taker", _above(taker, total) | _above(taker_quote, quote), "the taker buy volume exceeds the volume.")
+    # One unit of the file's time before the next candle: a millisecond, or a microsecond in spot since 2025.
+    length = closed - opened
+    report(
+        "close_time",
+        (length != step - 1000) & (length != step - 1),
+        "close_time is not the end of the candle (Binance cuts candles short at outages).",
+        Severity.WARN,
+    )
+    return findings
+
+
+def _agg_trades(key: SeriesKey, table: pa.Table) -> list[Finding]:
+    findings: list[Finding] = []
+    report = _reporter(key, table, findings)
+    price, quantity = floats(table, "price"), floats(table, "quantity")
+    first, last = ints(table, "first_trade_id"), ints(table, "last_trade_id")
+    # Spot keeps rows for trades that were taken back: no price, no quantity, no trade ids.
+    sentinel = (price == 0) & (quantity == 0) & (first == -1) & (last == -1)
+
+    report("finite", ~(np.isfinite(price) & np.isfinite(quantity)), "price or quantity is not a number.")
+    report("positive", ~sentinel & ~((price > 0) & (quantity > 0)), "price or quantity is not positive.")
+    report("trade_ids", first > last, "first_trade_id is greater than last_trade_id.")
+    backwards = np.r_[False, np.diff(ints(table, "transact_time")) < 0]
+    report("time_order", backwards, "the time is earlier than that of the trade before.", Severity.INFO)
+    return findings
+
+
+def _above(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> Mask:
+    above: Mask = part > whole * (1 + _RELATIVE)
+    return above

@@ -1,0 +1,270 @@
+"""The bytes of an archive's zip, read into Arrow: its CSV, header, time unit and columns read off the file itself.
+
+What belongs here: everything about the inside of a zip. What does not: how it is downloaded (``vision.py``), and
+whether what the rows say makes sense (``quality``). Nothing here touches a disk or a network.
+
+A file is never trusted to be like its neighbours: old archives are not made again when Binance changes the format.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from datetime import date, datetime
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+from isal import isal_zlib
+from isal.igzip_lib import IsalError
+
+from market_data_pipeline import clock
+from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.sources.errors import MalformedError
+from market_data_pipeline.specs import ARROW_TYPES, TIME, WORD, Column, Spec, spec_of
+
+_INFLATE_STEP = 2 << 20
+"""Compressed bytes inflated at a time: some 12 MB of CSV, so that a day's whole CSV is never in memory."""
+
+
+def read_zip(data: bytes, key: SeriesKey, stem: str, first: date, last: date) -> pa.Table:
+    """Read a daily or monthly zip.
+
+    Args:
+        data: The zip.
+        key: The series that it should hold.
+        stem: Name of the zip without ``.zip``; its CSV has the same.
+        first: First UTC day that rows may belong to.
+        last: Last such day.
+
+    Returns:
+        A table with :attr:`Spec.schema`, rows in the order of the CSV, times in microseconds UTC.
+
+    Raises:
+        MalformedError: the zip is broken, holds no or more than one fitting CSV, a row has the wrong number of columns,
+            a value is not of its kind, or rows belong to other days.
+    """
+    spec = spec_of(key)
+    blocks = [_parse(block, spec, header, stem) for block, header in _blocks(_inflated(data, stem), stem)]
+    raw = pa.concat_tables(blocks) if blocks else None
+    if raw is None or raw.num_rows == 0:
+        raise MalformedError(f"{stem}.csv has no rows.")
+    unit = _microseconds_per_unit(raw.column(spec.time), stem)
+    table = _conform(raw, key, spec, unit)
+    _refuse_other_days(table.column(spec.time), first, last, stem)
+    return table
+
+
+def split_days(table: pa.Table, time_column: str) -> dict[date, pa.Table]:
+    """Split a table whose rows are ordered by day into one table a day."""
+    days = pc.cast(table.column(time_column), pa.int64()).to_numpy() // clock.US_PER_DAY
+    if len(days) == 0:
+        return {}
+    starts = np.flatnonzero(np.r_[True, days[1:] != days[:-1]])
+    ends = np.r_[starts[1:], len(days)]
+    return {
+        clock.day_of_us(int(days[start]) * clock.US_PER_DAY): table.slice(start, end - start)
+        for start, end in zip(starts, ends, strict=True)
+    }
+
+
+def label_columns(key: SeriesKey, rows: int) -> list[pa.Array]:
+    """The symbol (and interval) columns of a table: the same word in every row."""
+    words = [key.symbol] if key.interval is None else [key.symbol, key.interval]
+    index = pa.array(np.zeros(rows, dtype=np.int32))
+    return [pa.DictionaryArray.from_arrays(index, pa.array([word])).cast(WORD) for word in words]
+
+
+# --- from bytes to blocks of lines ------------------------------------------------------------------------------
+
+
+def _inflated(data: bytes, stem: str) -> Iterator[bytes]:
+    """The CSV's bytes in pieces; the checksum that the zip holds is proven at the end."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            member = _member(archive, stem)
+            start = _data_start(data, member)
+    except (zipfile.BadZipFile, struct.error, EOFError) as error:
+        raise MalformedError(f"The zip of {stem} is broken: {error}.") from error
+    body = memoryview(data)[start : start + member.compress_size]
+    crc = size = 0
+    for piece in _decompress(body, member, stem):
+        crc = isal_zlib.crc32(piece, crc)
+        size += len(piece)
+        yield piece
+    if (size, crc) != (member.file_size, member.CRC):
+        raise MalformedError(f"The zip of {stem} is broken: what it holds does not match its own CRC.")
+
+
+def _decompress(body: memoryview, member: zipfile.ZipInfo, stem: str) -> Iterator[bytes]:
+    if member.compress_type == zipfile.ZIP_STORED:
+        yield bytes(body)
+        return
+    if member.compress_type != zipfile.ZIP_DEFLATED:
+        raise MalformedError(
+            f"The zip of {stem} is compressed by method {member.compress_type}, which no archive uses."
+        )
+    inflater = isal_zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        for at in range(0, len(body), _INFLATE_STEP):
+            yield inflater.decompress(body[at : at + _INFLATE_STEP])
+        yield inflater.flush()
+    except IsalError as error:  # type: ignore[misc]  # isal's stub declares an instance
+        raise MalformedError(f"The zip of {stem} is broken: {error}.") from error
+
+
+def _member(archive: zipfile.ZipFile, stem: str) -> zipfile.ZipInfo:
+    """The one CSV with the right name; archives with two CSVs or a folder inside exist (binance-public-data #449)."""
+    files = [info for info in archive.infolist() if not info.is_dir()]
+    fitting = [info for info in files if info.filename.rsplit("/", 1)[-1] == f"{stem}.csv"]
+    if len(fitting) == 1:
+        return fitting[0]
+    names = ", ".join(info.filename for info in files) or "nothing"
+    raise MalformedError(f"The zip should hold one {stem}.csv, but it holds {names}.")
+
+
+def _data_start(data: bytes, member: zipfile.ZipInfo) -> int:
+    # The local header repeats the name and has an extra field of its own length (zip specification, 4.3.7).
+    name_length, extra_length = struct.unpack_from("<HH", data, member.header_offset + 26)
+    return member.header_offset + 30 + int(name_length) + int(extra_length)
+
+
+def _blocks(pieces: Iterator[bytes], stem: str) -> Iterator[tuple[bytes, bool]]:
+    """Whole lines from pieces of any size, and whether the block begins with a header."""
+    rest, begun = b"", False
+    for piece in pieces:
+        buffer = rest + piece
+        cut = buffer.rfind(b"\n") + 1
+        block, rest = buffer[:cut], buffer[cut:]
+        if block:
+            yield block, not begun and _has_header(block, stem)
+            begun = True
+    if rest:
+        yield rest, not begun and _has_header(rest, stem)
+
+
+def _has_header(block: bytes, stem: str) -> bool:
+    """Whether the first line is a header: spot never has one, um since mid-2022, cm now and then."""
+    line = block[: block.find(b"\n") + 1 or len(block)]
+    if line.endswith(b"\r\n"):
+        raise MalformedError(
+            f"{stem}.csv was saved by another program (its lines end in CR LF): it is not Binance's file."
+        )
+    return not line[:1].isdigit()
+
+
+# --- from lines to Arrow ----------------------------------------------------------------------------------------
+
+_READ = {"time": pa.int64(), "ignore": pa.string()}
+
+
+def _parse(block: bytes, spec: Spec, header: bool, stem: str) -> pa.Table:
+    kept = [c for c in spec.columns if c.kind != "ignore"]
+    try:
+        return pa_csv.read_csv(
+            pa.BufferReader(block),
+            read_options=pa_csv.ReadOptions(
+                column_names=[c.name for c in spec.columns], skip_rows=int(header), block_size=max(len(block), 1)
+            ),
+            parse_options=pa_csv.ParseOptions(quote_char=False),
+            convert_options=pa_csv.ConvertOptions(
+                column_types={c.name: _read_type(c) for c in spec.columns},
+                include_columns=[c.name for c in kept],
+                null_values=[],
+                true_values=["True", "true"],
+                false_values=["False", "false"],
+            ),
+        )
+    except pa.ArrowException as error:
+        raise MalformedError(f"{stem}.csv is not what Binance publishes: {_plain(error, spec)}.") from error
+
+
+def _read_type(column: Column) -> pa.DataType:
+    return _READ.get(column.kind) or ARROW_TYPES[column.kind]
+
+
+def _plain(error: Exception, spec: Spec) -> str:
+    text = str(error).replace("\n", " ").strip().rstrip(".")
+    if "E+" in text and "int64" in text:
+        return f"{text}: a spreadsheet has rounded its times"
+    if text.startswith("CSV parse error: Expected"):
+        return f"{text} (a row of {spec.data_type} in {spec.market} has {len(spec.columns)} columns)"
+    return text
+
+
+def _microseconds_per_unit(times: pa.ChunkedArray, stem: str) -> int:
+    """The file's time unit by magnitude: spot wrote milliseconds until 2024-12-31, and microseconds since."""
+    low, high = pc.min_max(times).as_py().values()
+    if low >= 10**12 and high < 10**14:
+        return 1000
+    if low >= 10**15 and high < 10**17:
+        return 1
+    raise MalformedError(
+        f"{stem}.csv has times from {low} to {high}, which are neither all milliseconds nor all microseconds."
+    )
+
+
+def _conform(raw: pa.Table, key: SeriesKey, spec: Spec, unit: int) -> pa.Table:
+    columns: list[pa.Array | pa.ChunkedArray] = list(label_columns(key, raw.num_rows))
+    for column in spec.columns:
+        if column.kind == "ignore":
+            continue
+        values = raw.column(column.name)
+        columns.append(_as_time(values, unit) if column.kind == "time" else values)
+    return pa.table(columns, schema=spec.schema)
+
+
+def _as_time(values: pa.ChunkedArray, unit: int) -> pa.ChunkedArray:
+    return (values if unit == 1 else pc.multiply(values, unit)).cast(TIME)
+
+
+def _refuse_other_days(times: pa.ChunkedArray, first: date, last: date, stem: str) -> None:
+    low, high = pc.min_max(times).as_py().values()
+    if low.date() < first or high.date() > last:
+        raise MalformedError(
+            f"{stem}.csv has rows of other days: its times run from {_text(low)} to {_text(high)} (UTC)."
+        )
+
+
+def _text(moment: datetime) -> str:
+    return moment.isoformat(sep=" ", timespec="milliseconds")
+
+
+# --- from REST's JSON to Arrow ----------------------------------------------------------------------------------
+
+
+def table_from_rest(rows: list[list[object]] | list[dict[str, object]], key: SeriesKey, unit: int) -> pa.Table:
+    """Rows of a REST answer as the archive's table.
+
+    Args:
+        rows: Kline rows are arrays in the order of the CSV; aggTrades are objects, of which unknown fields are ignored.
+        key: The series.
+        unit: Microseconds in one unit of its times.
+
+    Raises:
+        MalformedError: a field is missing or not of its kind.
+    """
+    spec = spec_of(key)
+    kept = [(at, column) for at, column in enumerate(spec.columns) if column.kind != "ignore"]
+    try:
+        columns = [
+            _rest_column([row[column.rest or at] for row in rows], column, unit)  # type: ignore[index]
+            for at, column in kept
+        ]
+    except (KeyError, IndexError, TypeError, ValueError, pa.ArrowException) as error:
+        raise MalformedError(f"REST answered rows of {key} that are not understood: {error!r}.") from error
+    return pa.table([*label_columns(key, len(rows)), *columns], schema=spec.schema)
+
+
+def _rest_column(values: list[object], column: Column, unit: int) -> pa.Array:
+    if column.kind == "float":
+        return pa.array(np.array(values, dtype=np.float64))
+    if column.kind == "time":
+        scaled: npt.NDArray[np.int64] = np.array(values, dtype=np.int64) * unit
+        return pa.array(scaled).cast(TIME)
+    return pa.array(values, ARROW_TYPES[column.kind])

@@ -1,0 +1,65 @@
+"""What can go wrong with a source. Each kind is one word in the ledger; the text is for people."""
+
+from __future__ import annotations
+
+from market_data_pipeline.errors import MarketDataError
+
+
+class SourceError(MarketDataError):
+    """A day could not be had from a source.
+
+    Attributes:
+        kind: The failure's kind as the ledger keeps it.
+    """
+
+    kind = "source"
+
+
+class MalformedError(SourceError):
+    """The bytes are not what the exchange publishes."""
+
+    kind = "malformed"
+
+
+class ChecksumError(SourceError):
+    """The bytes do not match their published checksum.
+
+    Attributes:
+        data: The bytes.
+    """
+
+    kind = "checksum"
+
+    def __init__(self, message: str, data: bytes) -> None:
+        super().__init__(message)
+        self.data = data
+
+
+class NetworkError(SourceError):
+    """A host did not answer, or kept answering that it cannot."""
+
+    kind = "network"
+
+
+class HostOffError(SourceError):
+    """A REST host refuses us (418, 403, 451), or is off for the rest of the run because it did."""
+
+    kind = "host_off"
+
+
+class AbsentError(SourceError):
+    """No source has the day."""
+
+    kind = "absent"
+
+
+class UnpublishedError(SourceError):
+    """The archive does not have the day yet, and over REST it would cost more weight than a run may spend."""
+
+    kind = "unpublished"
+
+
+class ConflictError(SourceError):
+    """Two different rows have the same key."""
+
+    kind = "conflict"

@@ -1,0 +1,113 @@
+"""HTTP sessions: connections kept, passing faults retried with growing pauses, whole bodies or an error.
+
+What belongs here: transport that the archive and REST share. What an answer means is each host's own table
+(``vision.py``, ``rest.py``).
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from urllib3.util.retry import Retry
+
+from market_data_pipeline import __version__
+from market_data_pipeline.settings import Settings
+from market_data_pipeline.sources.errors import NetworkError
+
+PASSING = (500, 502, 503, 504)
+"""Answers that a later attempt may change."""
+
+UNREACHABLE_AFTER = 3
+"""Requests in a row that a host may leave unanswered, retries and all, before it is taken to be unreachable."""
+
+_BODY_FAULTS = (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)
+
+
+@dataclass
+class Host:
+    """One host: its sessions, and whether it can be reached.
+
+    Attributes:
+        url: Base URL.
+        settings: Threads, timeout and retries.
+        retried: Status codes that urllib3 retries.
+    """
+
+    url: str
+    settings: Settings
+    retried: tuple[int, ...] = PASSING
+    _session: requests.Session = field(init=False)
+    _unanswered: int = field(default=0, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def __post_init__(self) -> None:
+        self._session = requests.Session()
+        self._session.headers["User-Agent"] = f"market-data-pipeline/{__version__}"
+        retry = Retry(
+            total=self.settings.retries,
+            backoff_factor=self.settings.retry_backoff_seconds,
+            backoff_max=30,
+            status_forcelist=self.retried,
+            allowed_methods=["GET"],
+            respect_retry_after_header=True,
+            raise_on_status=False,
+        )
+        adapter = HTTPAdapter(pool_maxsize=self.settings.download_threads, max_retries=retry)
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
+
+    @property
+    def name(self) -> str:
+        """The host's name, for messages."""
+        return urlsplit(self.url).netloc
+
+    def get(
+        self, path: str, params: dict[str, str] | None = None, headers: dict[str, str] | None = None
+    ) -> requests.Response:
+        """GET a path below the base URL; the body is whole when this returns. Any status but those retried comes back.
+
+        Raises:
+            NetworkError: no answer, or a cut body, in all attempts; or the host was unreachable before.
+        """
+        if self._unanswered >= UNREACHABLE_AFTER:
+            raise NetworkError(
+                f"{self.name} was not asked again: {UNREACHABLE_AFTER} requests in a row had no answer. "
+                "Check the network and start again; what is held is not fetched again."
+            )
+        url = f"{self.url}/{path.lstrip('/')}"
+        again = Retrying(
+            retry=retry_if_exception_type(_BODY_FAULTS),
+            stop=stop_after_attempt(self.settings.retries + 1),
+            wait=wait_exponential(self.settings.retry_backoff_seconds, max=30),
+            reraise=True,
+        )
+        try:
+            # requests reads the body here; urllib3 compares its length with Content-Length.
+            answer = again(
+                self._session.get, url, params=params, headers=headers, timeout=self.settings.timeout_seconds
+            )
+        except requests.RequestException as error:
+            with self._lock:
+                self._unanswered += not isinstance(error, _BODY_FAULTS)
+            raise NetworkError(f"{url} could not be fetched: {_plain(error)}.") from error
+        self._unanswered = 0
+        return answer
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._session.close()
+
+
+def _plain(error: requests.RequestException) -> str:
+    if isinstance(error, requests.Timeout):
+        return "it did not answer in time"
+    if isinstance(error, _BODY_FAULTS):
+        return "its body was cut short in every attempt"
+    if isinstance(error, requests.ConnectionError):
+        return f"no connection ({str(error).rsplit(': ', 1)[-1].strip(chr(39) + ')')})"
+    return str(error)

@@ -1,0 +1,281 @@
+"""REST: klines and aggTrades of the three markets in pages, within the weight budget, closed candles only.
+
+A host's answers mean: 429 wait as long as it says and go on; 418 (banned), 403 (firewall) and 451 (blocked country)
+switch the host off for the rest of the run, since asking on makes it worse.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import requests
+
+from market_data_pipeline import clock
+from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey, interval_us
+from market_data_pipeline.settings import PREFIX, Settings
+from market_data_pipeline.sources.archive import table_from_rest
+from market_data_pipeline.sources.budget import WeightBudget, shared_folder
+from market_data_pipeline.sources.errors import HostOffError, MalformedError, NetworkError
+from market_data_pipeline.sources.http import Host
+from market_data_pipeline.specs import MARKETS, RestEndpoint, spec_of
+
+_USED_WEIGHT = "X-MBX-USED-WEIGHT-1M"
+_TIME_WEIGHT = 1
+_PATIENCE = 5
+"""How often one request may be told to wait (429) before the host is off for the run."""
+
+_ADVICE = {
+    403: "its firewall refuses this address",
+    418: "it has banned this address for asking too much",
+    451: "it refuses this country",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RestRows:
+    """Rows that REST gave.
+
+    Attributes:
+        table: With :attr:`Spec.schema`, ordered by key.
+        url: The endpoint asked.
+        asked_at: The server's time (UTC) when the first request was sent: what had happened until then is in the table.
+        fetched_at: When the last answer came (UTC).
+        cut: Whether rows are lacking because the run's weight for aggTrades was used up.
+    """
+
+    table: pa.Table
+    url: str
+    asked_at: datetime
+    fetched_at: datetime
+    cut: bool = False
+
+
+class RestApi:
+    """REST of one market, for one run."""
+
+    def __init__(self, market: Market, settings: Settings, budget_folder: Path | None = None) -> None:
+        self.market = market
+        self._facts = MARKETS[market]
+        self._host = Host(settings.rest_url(market), settings)
+        self._settings = settings
+        self._budget = WeightBudget(
+            self._host.name, self._facts.weight_per_minute, settings.weight_share, budget_folder or shared_folder()
+        )
+        self._headers = {"X-MBX-TIME-UNIT": "MICROSECOND"} if self._facts.microseconds else {}
+        self._unit = 1 if self._facts.microseconds else 1000
+        self._off: str | None = None
+        self._offset: timedelta | None = None
+        self._trades_weight_left = settings.rest_trades_weight
+        self._lock = threading.Lock()
+
+    # --- what is asked --------------------------------------------------------------------------------------
+
+    def klines(self, key: SeriesKey, start_us: int, end_us: int) -> RestRows:
+        """Closed candles with ``start_us <= open_time < end_us`` (microseconds UTC); none before the listing.
+
+        Raises:
+            HostOffError: the host refuses, or did so before in this run.
+            NetworkError: no answer.
+            MalformedError: an answer is not understood.
+        """
+        endpoint = spec_of(key).rest
+        step = interval_us(key.interval or "")
+        now = self._server_now()
+        tables: list[pa.Table] = []
+        cursor, end = start_us, min(end_us, clock.to_us(now))
+        while cursor < end:
+            limit = min(endpoint.page, -(-(end - cursor) // step))
+            rows = self._rows(
+                endpoint,
+                {
+                    "symbol": key.symbol,
+                    "interval": key.interval or "",
+                    "startTime": str(cursor // 1000),
+                    "endTime": str((end - 1) // 1000),
+                    "limit": str(limit),
+                },
+            )
+            if not rows:
+                break
+            table = table_from_rest(rows, key, self._unit)
+            tables.append(table)
+            cursor = _last(table, "open_time") + step
+            if len(rows) < limit:
+                break
+        found = pa.concat_tables([spec_of(key).schema.empty_table(), *tables])
+        closed = pc.less(
+            found.column("close_time"), pa.scalar(clock.naive_utc(now), found.schema.field("close_time").type)
+        )
+        return RestRows(found.filter(closed), f"{self._host.url}{endpoint.path}", now, clock.now())
+
+    def agg_trades(self, key: SeriesKey, start_us: int, end_us: int, from_id: int | None = None) -> RestRows:
+        """Trades with ``start_us <= transact_time < end_us``, from an id on where it is known.
+
+        Raises:
+            HostOffError: the host refuses, or did so before in this run.
+            NetworkError: no answer.
+            MalformedError: an answer is not understood, or does not begin where it was asked to.
+        """
+        endpoint = spec_of(key).rest
+        now = self._server_now()
+        end = min(end_us, clock.to_us(now))
+        tables: list[pa.Table] = []
+        cut = False
+        cursor = start_us
+        while cursor < end:
+            if not self._spend_on_trades(endpoint.weight):
+                cut = True
+                break
+            if from_id is None:
+                span = min(cursor + _span_us(endpoint), end)
+                rows = self._rows(endpoint, _by_time(key, cursor, span, endpoint))
+                if not rows:
+                    cursor = span
+                    continue
+            else:
+                rows = self._rows(endpoint, _by_id(key, from_id, endpoint))
+                if not rows:
+                    break
+            table = table_from_rest(rows, key, self._unit)
+            first, last = _first(table, "agg_trade_id"), _last(table, "agg_trade_id")
+            if from_id is not None and first != from_id:
+                # Answers by fromId can be silently cut (binance-public-data #376).
+                raise MalformedError(
+                    f"REST was asked for the trades of {key} from id {from_id} on, and answered from {first} on."
+                )
+            tables.append(table)
+            if _last(table, "transact_time") >= end or (from_id is not None and len(rows) < endpoint.page):
+                break
+            from_id = last + 1
+        found = pa.concat_tables([spec_of(key).schema.empty_table(), *tables])
+        times = pc.cast(found.column("transact_time"), pa.int64())
+        inside = pc.and_(pc.greater_equal(times, start_us), pc.less(times, end_us))
+        return RestRows(found.filter(inside), f"{self._host.url}{endpoint.path}", now, clock.now(), cut)
+
+    def first_candle_day(self, key: SeriesKey) -> date | None:
+        """The UTC day of a symbol's first candle, None where it never had one.
+
+        Raises:
+            HostOffError: the host refuses, or did so before in this run.
+            NetworkError: no answer.
+        """
+        daily = SeriesKey(EXCHANGE, key.market, DataType.KLINES, key.symbol, "1d")
+        endpoint = spec_of(daily).rest
+        rows = self._rows(endpoint, {"symbol": key.symbol, "interval": "1d", "startTime": "0", "limit": "1"})
+        if not rows:
+            return None
+        return clock.day_of_us(_first(table_from_rest(rows, daily, self._unit), "open_time"))
+
+    # --- how it is asked ------------------------------------------------------------------------------------
+
+    def _server_now(self) -> datetime:
+        """The server's clock, by an offset that is asked for once a run."""
+        with self._lock:
+            if self._offset is None:
+                answer = self._request(self._facts.time_path, {}, _TIME_WEIGHT).json()
+                # Time is in the unit of the header, like all others.
+                server = datetime.fromtimestamp(int(answer["serverTime"]) * self._unit / 1e6, UTC)
+                self._offset = server - clock.now()
+        return clock.now() + self._offset
+
+    def _rows(self, endpoint: RestEndpoint, params: dict[str, str]) -> list[Any]:
+        answer = self._request(endpoint.path, params, endpoint.weight)
+        try:
+            rows = answer.json()
+        except requests.JSONDecodeError as error:
+            raise MalformedError(f"{answer.url} answered no JSON: {answer.text[:80]!r}.") from error
+        if not isinstance(rows, list):
+            raise MalformedError(f"{answer.url} answered {str(rows)[:200]}.")
+        return rows
+
+    def _request(self, path: str, params: Mapping[str, str], weight: int) -> requests.Response:
+        self._refuse_if_off()
+        for _ in range(_PATIENCE):
+            self._budget.acquire(weight)
+            answer = self._host.get(path, dict(params), self._headers)
+            if used := answer.headers.get(_USED_WEIGHT):
+                self._budget.observe(int(used))
+            if answer.status_code != requests.codes.too_many_requests:
+                break
+            pause = _retry_after(answer)
+            if pause > self._settings.rest_pause_seconds:
+                break
+            time.sleep(pause)
+        self._judge(answer)
+        return answer
+
+    def _refuse_if_off(self) -> None:
+        banned = None if self._off else self._budget.banned_until()
+        if banned:
+            self._off = f"it has banned this address until {banned:%Y-%m-%d %H:%M} UTC"
+        if self._off:
+            raise HostOffError(
+                f"REST of {self.market} ({self._host.name}) is off for the rest of this run: {self._off}. "
+                f"Days from the archive go on. {_way_out(self.market)}"
+            )
+
+    def _judge(self, answer: requests.Response) -> None:
+        status = answer.status_code
+        if status == requests.codes.ok:
+            return
+        if status in _ADVICE or status == requests.codes.too_many_requests:
+            pause = _retry_after(answer)
+            if status == 418:
+                self._budget.ban(pause)
+            self._off = _ADVICE.get(status, "it keeps asking for a pause longer than we wait") + f" (answer {status})"
+            self._refuse_if_off()
+        raise NetworkError(f"{answer.url} answered {status}: {answer.text[:200]}")
+
+    def _spend_on_trades(self, weight: int) -> bool:
+        """Take weight from what this run may spend on aggTrades; False where it is used up."""
+        with self._lock:
+            if self._trades_weight_left < weight:
+                return False
+            self._trades_weight_left -= weight
+            return True
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._host.close()
+        self._budget.close()
+
+
+def _way_out(market: Market) -> str:
+    setting = f"{PREFIX}{market.upper()}_URL"
+    return f"Wait, lower {PREFIX}WEIGHT_SHARE, or name a host that answers here in {setting}."
+
+
+def _span_us(endpoint: RestEndpoint) -> int:
+    return int((endpoint.max_span or timedelta(days=1)).total_seconds() * 1e6)
+
+
+def _by_time(key: SeriesKey, start_us: int, end_us: int, endpoint: RestEndpoint) -> dict[str, str]:
+    start, end = start_us // 1000, (end_us - 1) // 1000
+    return {"symbol": key.symbol, "startTime": str(start), "endTime": str(end), "limit": str(endpoint.page)}
+
+
+def _by_id(key: SeriesKey, from_id: int, endpoint: RestEndpoint) -> dict[str, str]:
+    return {"symbol": key.symbol, "fromId": str(from_id), "limit": str(endpoint.page)}
+
+
+def _retry_after(answer: requests.Response) -> float:
+    try:
+        return float(answer.headers.get("Retry-After", "60"))
+    except ValueError:
+        return 60.0
+
+
+def _first(table: pa.Table, column: str) -> int:
+    return int(pc.cast(table.column(column).slice(0, 1), pa.int64())[0].as_py())
+
+
+def _last(table: pa.Table, column: str) -> int:
+    return int(pc.cast(table.column(column).slice(table.num_rows - 1), pa.int64())[0].as_py())
