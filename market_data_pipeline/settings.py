@@ -36,6 +36,9 @@ class Settings(BaseSettings):
     weight_share: float = Field(
         0.5, gt=0, le=1, description="Share of Binance's REST limit to use: bots often sit behind the same address."
     )
+    budget_dir: Path | None = Field(
+        None, description="Where all processes of this machine share the REST budget; by default the temporary folder."
+    )
     rest_trades_weight: int = Field(
         4000,
         ge=0,

@@ -7,6 +7,7 @@ What belongs here: transport that the archive and REST share. What an answer mea
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -67,9 +68,19 @@ class Host:
         return urlsplit(self.url).netloc
 
     def get(
-        self, path: str, params: dict[str, str] | None = None, headers: dict[str, str] | None = None
+        self,
+        path: str,
+        params: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+        admit: Callable[[int], None] | None = None,
     ) -> requests.Response:
         """GET a path below the base URL; the body is whole when this returns. Any status but those retried comes back.
+
+        Args:
+            path: Below the base URL.
+            params: Of the query.
+            headers: To send.
+            admit: Called with the body's length before the body is read; it may wait until there is room.
 
         Raises:
             NetworkError: no answer, or a cut body, in all attempts; or the host was unreachable before.
@@ -87,15 +98,27 @@ class Host:
             reraise=True,
         )
         try:
-            # requests reads the body here; urllib3 compares its length with Content-Length.
-            answer = again(
-                self._session.get, url, params=params, headers=headers, timeout=self.settings.timeout_seconds
-            )
+            answer = again(self._whole, url, params, headers, admit)
         except requests.RequestException as error:
             with self._lock:
                 self._unanswered += not isinstance(error, _BODY_FAULTS)
             raise NetworkError(f"{url} could not be fetched: {_plain(error)}.") from error
         self._unanswered = 0
+        return answer
+
+    def _whole(
+        self,
+        url: str,
+        params: dict[str, str] | None,
+        headers: dict[str, str] | None,
+        admit: Callable[[int], None] | None,
+    ) -> requests.Response:
+        timeout = self.settings.timeout_seconds
+        answer = self._session.get(url, params=params, headers=headers, timeout=timeout, stream=True)
+        if admit is not None and answer.ok:
+            admit(int(answer.headers.get("Content-Length", "0")))
+        # The body is read here; urllib3 compares its length with Content-Length.
+        _ = answer.content
         return answer
 
     def close(self) -> None:

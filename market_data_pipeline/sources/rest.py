@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +22,7 @@ from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey, i
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.sources.archive import table_from_rest
 from market_data_pipeline.sources.budget import WeightBudget, shared_folder
-from market_data_pipeline.sources.errors import HostOffError, MalformedError, NetworkError
+from market_data_pipeline.sources.errors import AbsentError, HostOffError, MalformedError, NetworkError
 from market_data_pipeline.sources.http import Host
 from market_data_pipeline.specs import MARKETS, RestEndpoint, spec_of
 
@@ -31,6 +30,8 @@ _USED_WEIGHT = "X-MBX-USED-WEIGHT-1M"
 _TIME_WEIGHT = 1
 _PATIENCE = 5
 """How often one request may be told to wait (429) before the host is off for the run."""
+
+_INVALID_SYMBOL = -1121
 
 _ADVICE = {
     403: "its firewall refuses this address",
@@ -61,13 +62,16 @@ class RestRows:
 class RestApi:
     """REST of one market, for one run."""
 
-    def __init__(self, market: Market, settings: Settings, budget_folder: Path | None = None) -> None:
+    def __init__(self, market: Market, settings: Settings) -> None:
         self.market = market
         self._facts = MARKETS[market]
         self._host = Host(settings.rest_url(market), settings)
         self._settings = settings
         self._budget = WeightBudget(
-            self._host.name, self._facts.weight_per_minute, settings.weight_share, budget_folder or shared_folder()
+            self._host.name,
+            self._facts.weight_per_minute,
+            settings.weight_share,
+            settings.budget_dir or shared_folder(),
         )
         self._headers = {"X-MBX-TIME-UNIT": "MICROSECOND"} if self._facts.microseconds else {}
         self._unit = 1 if self._facts.microseconds else 1000
@@ -232,6 +236,8 @@ class RestApi:
                 self._budget.ban(pause)
             self._off = _ADVICE.get(status, "it keeps asking for a pause longer than we wait") + f" (answer {status})"
             self._refuse_if_off()
+        if f'"code":{_INVALID_SYMBOL}' in answer.text.replace(" ", ""):
+            raise AbsentError(f"REST of {self.market} does not know the symbol (error {_INVALID_SYMBOL})")
         raise NetworkError(f"{answer.url} answered {status}: {answer.text[:200]}")
 
     def _spend_on_trades(self, weight: int) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from xml.etree import ElementTree as ET
@@ -71,24 +71,28 @@ class Archive:
         self._files = Host(settings.vision_url, settings, (429, *PASSING))
         self._listing = Host(settings.vision_listing_url, settings, (429, *PASSING))
 
-    def fetch(self, path: str) -> ArchiveFile | None:
+    def fetch(self, path: str, admit: Callable[[int], None] | None = None) -> ArchiveFile | None:
         """Download a zip and compare it with its ``.CHECKSUM``; None where the archive has no such file.
 
         A zip that does not match is fetched once more, with its checksum: it may have been replaced in between.
+
+        Args:
+            path: Key in the archive's bucket.
+            admit: Called with the zip's size before it is read; it may wait until there is room.
 
         Raises:
             ChecksumError: it does not match in the second attempt either; carries the bytes.
             NetworkError: no whole answer.
         """
-        fetched = self._fetch_once(path)
+        fetched = self._fetch_once(path, admit)
         if isinstance(fetched, ChecksumError):
-            fetched = self._fetch_once(path)
+            fetched = self._fetch_once(path, admit)
         if isinstance(fetched, ChecksumError):
             raise fetched
         return fetched
 
-    def _fetch_once(self, path: str) -> ArchiveFile | ChecksumError | None:
-        answer = self._get(self._files, path)
+    def _fetch_once(self, path: str, admit: Callable[[int], None] | None) -> ArchiveFile | ChecksumError | None:
+        answer = self._get(self._files, path, admit=admit)
         if answer is None:
             return None
         sha256 = hashlib.sha256(answer.content).hexdigest()
@@ -157,8 +161,13 @@ class Archive:
             marker = page.findtext(f"{_S3}NextMarker") or keys[-1]
 
     @staticmethod
-    def _get(host: Host, path: str, params: dict[str, str] | None = None) -> requests.Response | None:
-        answer = host.get(path, params)
+    def _get(
+        host: Host,
+        path: str,
+        params: dict[str, str] | None = None,
+        admit: Callable[[int], None] | None = None,
+    ) -> requests.Response | None:
+        answer = host.get(path, params, admit=admit)
         if answer.status_code in ABSENT:
             return None
         if answer.status_code != requests.codes.ok:

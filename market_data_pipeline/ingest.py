@@ -1,0 +1,677 @@
+"""Days of one series become files of the lake. Knows nothing of Dagster.
+
+For each day: bytes or JSON → verified Arrow table with its origin → findings → one Parquet file, atomically; then the
+series' ledger. Days are fetched ahead by threads, within a bound of memory, and come back in order.
+
+A day that is over comes from the daily archive, or from a monthly zip where the run covers the whole month and the
+month has the day complete. A day that the archive does not have comes from REST and is provisional.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from enum import StrEnum
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+
+from market_data_pipeline import clock
+from market_data_pipeline.findings import Finding, Severity
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.files import DamagedFileError, StorageError
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import (
+    EMPTY,
+    HELD,
+    NOT_LISTED,
+    Ledger,
+    LedgerRow,
+    failed_row,
+    reconcile,
+    row_from_provenance,
+)
+from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
+from market_data_pipeline.memory import MemoryBudget, Reservation
+from market_data_pipeline.quality.gaps import check_gaps, unpublished
+from market_data_pipeline.quality.integrity import check_integrity, checksum_missing
+from market_data_pipeline.quality.rows import in_order, ints
+from market_data_pipeline.series import Listing, Market, SeriesKey, interval_us
+from market_data_pipeline.settings import Settings
+from market_data_pipeline.sources.archive import read_zip, split_days
+from market_data_pipeline.sources.errors import (
+    AbsentError,
+    ChecksumError,
+    ConflictError,
+    MalformedError,
+    SourceError,
+    UnpublishedError,
+)
+from market_data_pipeline.sources.rest import RestApi, RestRows
+from market_data_pipeline.sources.vision import Archive, ArchiveFile
+from market_data_pipeline.specs import expected_rows, monthly_may_stand, spec_of
+
+logger = logging.getLogger(__name__)
+
+_MEMORY_PER_ZIP_BYTE = 9
+"""Peak memory of a day beside the size of its zip: the zip, its Arrow table (4 times), checks and encoding."""
+
+_SAVE_EVERY_SECONDS = 10.0
+"""How much work a killed run may leave for :func:`reconcile` to read back from footers."""
+
+
+class Action(StrEnum):
+    """What was done for a day."""
+
+    FETCHED = "fetched"
+    EXTENDED = "extended"
+    HELD = "held"
+    EMPTY = "empty"
+    NOT_LISTED = "not_listed"
+
+
+@dataclass(frozen=True, slots=True)
+class DayOutcome:
+    """A day that is as it should be.
+
+    Attributes:
+        key: The series.
+        day: The UTC day.
+        row: The day's row in the ledger.
+        action: What was done for it.
+        seconds: How long its worker took.
+        downloaded: Bytes fetched for it from the archive.
+    """
+
+    key: SeriesKey
+    day: date
+    row: LedgerRow
+    action: Action
+    seconds: float = 0.0
+    downloaded: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DayFailure:
+    """A day that could not be had; what was held of it before stays.
+
+    Attributes:
+        key: The series.
+        day: The UTC day.
+        failure: Kind, one word.
+        reason: For people: what happened and what to do.
+        row: The day's row in the ledger; its outcome is ``held`` where an older good file stays.
+        seconds: How long its worker took.
+        downloaded: Bytes fetched for it from the archive.
+    """
+
+    key: SeriesKey
+    day: date
+    failure: str
+    reason: str
+    row: LedgerRow
+    seconds: float = 0.0
+    downloaded: int = 0
+
+
+class Sources:
+    """The archive and the REST hosts, for one run: what is off or used up stays so until the run ends."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.archive = Archive(settings)
+        self._settings = settings
+        self._rest: dict[Market, RestApi] = {}
+        self._lock = threading.Lock()
+
+    def rest(self, market: Market) -> RestApi:
+        """REST of a market."""
+        with self._lock:
+            if market not in self._rest:
+                self._rest[market] = RestApi(market, self._settings)
+            return self._rest[market]
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.archive.close()
+        for api in self._rest.values():
+            api.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def ingest(
+    key: SeriesKey,
+    days: Sequence[date],
+    *,
+    layout: Layout,
+    sources: Sources,
+    settings: Settings,
+    listing: Listing | None = None,
+) -> Iterator[DayOutcome | DayFailure]:
+    """Bring days of a series into the lake.
+
+    Args:
+        key: The series.
+        days: UTC days to bring, in any order.
+        layout: Where the lake lies.
+        sources: Where data comes from.
+        settings: Threads, memory and waiting.
+        listing: When the symbol was listed, as far as known; days outside are ``not_listed`` without a request.
+
+    Yields:
+        One result for each day, in order of days. Days that are held are reported from the ledger.
+
+    Raises:
+        SeriesBusyError: another run writes the series and did not finish in time.
+        StorageError: the ledger or its lock cannot be written.
+    """
+    with files.only_writer(layout.lock(key), settings.lock_wait_seconds, str(key)):
+        yield from _Run(key, layout, sources, settings, listing or Listing()).bring(sorted(set(days)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A day's rows as a source gave them, in order, with where they came from."""
+
+    table: pa.Table
+    parts: tuple[Part, ...]
+    final: bool
+    known_until_us: int
+    findings: tuple[Finding, ...] = ()
+    downloaded: int = 0
+    action: Action = Action.FETCHED
+
+
+@dataclass(frozen=True, slots=True)
+class _Nothing:
+    """There is nothing to store for a day, and that is as it should be."""
+
+    action: Action
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Days for one worker: one day, or a whole month that a monthly zip may serve."""
+
+    days: tuple[date, ...]
+    whole_month: bool = False
+
+
+@dataclass
+class _Run:
+    """The work on one series while its lock is held."""
+
+    key: SeriesKey
+    layout: Layout
+    sources: Sources
+    settings: Settings
+    listing: Listing
+    _ledger: Ledger = field(init=False)
+    _months: dict[date, dict[date, _Rows]] = field(default_factory=dict, init=False)
+    _months_lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _refusal: StorageError | None = field(default=None, init=False)
+    _first_candle: tuple[date | None] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._memory = MemoryBudget(self.settings.memory_mb << 20)
+
+    # --- days in, results out ---------------------------------------------------------------------------------
+
+    def bring(self, days: Sequence[date]) -> Iterator[DayOutcome | DayFailure]:
+        files.remove_leftovers(self.layout.folder(self.key))
+        self._ledger = Ledger.read(self.layout.ledger(self.key))
+        changed = reconcile(self._ledger, self.layout.folder(self.key), spec_of(self.key).schema)
+        settled = {day: found for day in days if (found := self._settled(day)) is not None}
+        unsaved, saved_at = bool(changed), time.monotonic()
+        try:
+            for result in self._in_order(days, settled):
+                if result.row is not self._ledger.get(result.day):
+                    self._ledger.put(result.row)
+                    unsaved = True
+                    if time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
+                        self._ledger.write(self.layout.ledger(self.key))
+                        unsaved, saved_at = False, time.monotonic()
+                yield result
+        finally:
+            if unsaved:
+                self._ledger.write(self.layout.ledger(self.key))
+
+    def _settled(self, day: date) -> DayOutcome | None:
+        """The result of a day for which no source need be asked."""
+        row = self._ledger.get(day)
+        if row is not None and row.held:
+            return DayOutcome(self.key, day, row, Action.HELD)
+        if not self.listing.covers(day) and (row is None or row.outcome != HELD):
+            return self._without_rows(day, Action.NOT_LISTED)
+        return None
+
+    def _without_rows(self, day: date, action: Action, seconds: float = 0.0) -> DayOutcome:
+        outcome, final = (NOT_LISTED, True) if action is Action.NOT_LISTED else (EMPTY, False)
+        known = self._ledger.get(day)
+        if known is not None and known.outcome == outcome:
+            return DayOutcome(self.key, day, known, action, seconds)
+        row = LedgerRow(
+            day=day,
+            outcome=outcome,
+            final=final,
+            attempts=known.attempts if known else 0,
+            asked_at=clock.naive_utc(clock.now()),
+        )
+        return DayOutcome(self.key, day, row, action, seconds)
+
+    def _in_order(self, days: Sequence[date], settled: Mapping[date, DayOutcome]) -> Iterator[DayOutcome | DayFailure]:
+        """Results in the order of days, while workers are a bounded number of jobs ahead."""
+        jobs = iter(self._jobs([day for day in days if day not in settled]))
+        ahead: deque[Future[list[DayOutcome | DayFailure]]] = deque()
+        ready: deque[DayOutcome | DayFailure] = deque()
+        threads = self.settings.download_threads
+        with ThreadPoolExecutor(threads, thread_name_prefix=f"ingest-{self.key.symbol}") as pool:
+            try:
+                for day in days:
+                    if day in settled:
+                        yield settled[day]
+                        continue
+                    while not ready:
+                        while len(ahead) < 2 * threads and (job := next(jobs, None)) is not None:
+                            ahead.append(pool.submit(self._work, job))
+                        ready.extend(ahead.popleft().result())
+                    yield ready.popleft()
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def _jobs(self, days: Sequence[date]) -> list[_Job]:
+        """Days to fetch, with whole months together where a monthly zip may stand for them."""
+        if not monthly_may_stand(self.key):
+            return [_Job((day,)) for day in days]
+        wanted, jobs, done = set(days), [], set[date]()
+        for day in days:
+            month = _days_of_month(day)
+            if day in done:
+                continue
+            if month[-1] < clock.today() and wanted.issuperset(month):
+                jobs.append(_Job(month, whole_month=True))
+                done.update(month)
+            else:
+                jobs.append(_Job((day,)))
+        return jobs
+
+    # --- one worker -------------------------------------------------------------------------------------------
+
+    def _work(self, job: _Job) -> list[DayOutcome | DayFailure]:
+        return [self._day(day, job.whole_month) for day in job.days]
+
+    def _day(self, day: date, whole_month: bool) -> DayOutcome | DayFailure:
+        started = time.perf_counter()
+        known = self._ledger.get(day)
+        downloaded = 0
+        try:
+            if self._refusal is not None:
+                raise self._refusal
+            with self._memory.reservation() as memory:
+                rows = self._obtain(day, known, whole_month, memory)
+                if isinstance(rows, _Rows):
+                    downloaded = rows.downloaded
+                    return self._store(day, known, rows, started)
+            seconds = time.perf_counter() - started
+            if rows.action is Action.HELD and known is not None:
+                return DayOutcome(self.key, day, known, Action.HELD, seconds)
+            return self._without_rows(day, rows.action, seconds)
+        except StorageError as error:
+            self._refusal = error
+            return self._failed(day, known, "storage", str(error), started, downloaded)
+        except SourceError as error:
+            if isinstance(error, ChecksumError):
+                downloaded = len(error.data)
+            return self._failed(day, known, error.kind, str(error), started, downloaded)
+
+    def _failed(
+        self, day: date, known: LedgerRow | None, kind: str, reason: str, started: float, downloaded: int
+    ) -> DayFailure:
+        text = f"{self.key} {day}: {reason}"
+        row = failed_row(known, day, kind, text, clock.now())
+        return DayFailure(self.key, day, kind, text, row, time.perf_counter() - started, downloaded)
+
+    # --- where rows come from ---------------------------------------------------------------------------------
+
+    def _obtain(self, day: date, known: LedgerRow | None, whole_month: bool, memory: Reservation) -> _Rows | _Nothing:
+        if day > clock.today():
+            raise AbsentError(f"the day lies in the future; today is {clock.today()} (UTC).")
+        if day < clock.today():
+            if whole_month and (rows := self._month(day).get(day)) is not None and self._complete(rows):
+                return rows
+            if (daily := self._daily(day, memory)) is not None:
+                return daily
+            memory.give_back()  # a worker that waits for a month's zip may not hold what that zip waits for
+            month_over = _days_of_month(day)[-1] < clock.today()
+            if month_over and monthly_may_stand(self.key) and (rows := self._month(day).get(day)) is not None:
+                return rows
+        return self._from_rest(day, known)
+
+    def _daily(self, day: date, memory: Reservation) -> _Rows | None:
+        path = self.key.archive_daily(day)
+        file = self._fetch(path, memory, day)
+        if file is None:
+            return None
+        table = self._read(file, path, day, day)
+        return self._rows_of_archive(table, file, Source.ARCHIVE_DAILY, day, len(file.data))
+
+    def _month(self, day: date) -> dict[date, _Rows]:
+        """The days of a month's zip; nothing where the archive has none that can be trusted."""
+        month = _days_of_month(day)
+        with self._months_lock:
+            if month[0] not in self._months:
+                while len(self._months) > self.settings.download_threads:
+                    del self._months[next(iter(self._months))]
+                self._months[month[0]] = self._read_month(month)
+            return self._months[month[0]]
+
+    def _read_month(self, month: tuple[date, ...]) -> dict[date, _Rows]:
+        path = self.key.archive_monthly(month[0])
+        days: dict[date, _Rows] = {}
+        try:
+            with self._memory.reservation() as memory:
+                file = self._fetch(path, memory, None)
+                if file is None or file.checksum is not ChecksumStatus.VERIFIED:
+                    return {}
+                table = self._read(file, path, month[0], month[-1])
+            ordered, _, conflict = in_order(table, spec_of(self.key))
+            if conflict is None:
+                for day, rows in split_days(ordered, spec_of(self.key).time).items():
+                    share = len(file.data) * rows.num_rows // table.num_rows
+                    days[day] = self._rows_of_archive(rows, file, Source.ARCHIVE_MONTHLY, day, share)
+        except SourceError as error:
+            # The daily archives are the better witness: a bad monthly zip only costs time.
+            logger.warning("%s: the monthly zip is not used: %s", self.key, error)
+        return days
+
+    def _complete(self, rows: _Rows) -> bool:
+        """Whether a monthly zip's day may stand for the daily archive: complete and without fault."""
+        faults = [*rows.findings, *check_integrity(self.key, rows.table)]
+        sound = all(finding.severity is not Severity.ERROR for finding in faults)
+        return sound and rows.table.num_rows == expected_rows(self.key)
+
+    def _fetch(self, path: str, memory: Reservation, day: date | None) -> ArchiveFile | None:
+        try:
+            return self.sources.archive.fetch(path, lambda size: memory.take(size * _MEMORY_PER_ZIP_BYTE))
+        except ChecksumError as error:
+            self._quarantine(path, error.data, error, day)
+            raise
+
+    def _read(self, file: ArchiveFile, path: str, first: date, last: date) -> pa.Table:
+        stem = path.rsplit("/", 1)[-1].removesuffix(".zip")
+        try:
+            return read_zip(file.data, self.key, stem, first, last)
+        except MalformedError as error:
+            self._quarantine(path, file.data, error, first if first == last else None)
+            raise
+
+    def _quarantine(self, path: str, data: bytes, error: SourceError, day: date | None) -> None:
+        sha256 = hashlib.sha256(data).hexdigest()
+        name = path.rsplit("/", 1)[-1]
+        place = self.layout.quarantine(self.key) / f"{name.removesuffix('.zip')}.{sha256[:12]}.zip"
+        reason = {
+            "series": str(self.key),
+            "day": day.isoformat() if day else None,
+            "file": path,
+            "sha256": sha256,
+            "kind": error.kind,
+            "reason": str(error),
+            "at": clock.now().isoformat(),
+        }
+        files.write_bytes(place, data)
+        files.write_bytes(place.with_suffix(".json"), json.dumps(reason, indent=2, ensure_ascii=False).encode())
+
+    def _rows_of_archive(self, table: pa.Table, file: ArchiveFile, source: Source, day: date, size: int) -> _Rows:
+        ordered, findings, conflict = in_order(table, spec_of(self.key))
+        if conflict is not None:
+            raise ConflictError(
+                f"two different rows have {spec_of(self.key).key} {conflict.key}: "
+                f"{conflict.rows[0]} and {conflict.rows[1]}."
+            )
+        verified = file.checksum is not ChecksumStatus.MISSING
+        part = Part(
+            source=source,
+            url=file.url,
+            first_row=0,
+            rows=ordered.num_rows,
+            fetched_at=file.fetched_at,
+            sha256=file.sha256,
+            etag=file.etag,
+            last_modified=file.last_modified,
+            checksum=file.checksum,
+        )
+        return _Rows(
+            table=ordered,
+            parts=(part,),
+            final=verified,
+            known_until_us=clock.day_start_us(day) + clock.US_PER_DAY,
+            findings=tuple(findings) if verified else (*findings, checksum_missing()),
+            downloaded=size,
+        )
+
+    # --- REST -------------------------------------------------------------------------------------------------
+
+    def _from_rest(self, day: date, known: LedgerRow | None) -> _Rows | _Nothing:
+        """What REST has of a day, beyond what is held of it already."""
+        held = self._held_rows(day) if known is not None and known.outcome == HELD else None
+        if held is not None and self._provisional_is_whole(day, held):
+            return _Nothing(Action.HELD)
+        try:
+            fetched = self._ask_rest(day, held)
+        except SourceError as error:
+            if day < clock.today():
+                raise _with_archive_answer(error) from error
+            raise
+        if fetched.table.num_rows == 0:
+            if held is not None:
+                return _Nothing(Action.HELD)
+            return self._nothing(day, fetched)
+        before, parts = (held.table, held.parts) if held else (fetched.table.schema.empty_table(), ())
+        table = pa.concat_tables([before, fetched.table])
+        part = Part(
+            source=Source.REST,
+            url=fetched.url,
+            first_row=before.num_rows,
+            rows=fetched.table.num_rows,
+            fetched_at=fetched.fetched_at,
+        )
+        ordered, findings, conflict = in_order(table, spec_of(self.key))
+        if conflict is not None:
+            raise ConflictError(f"REST gave two different rows: {conflict.rows[0]} and {conflict.rows[1]}.")
+        return _Rows(
+            table=ordered,
+            parts=_joined((*parts, part)),
+            final=False,
+            known_until_us=clock.to_us(fetched.asked_at),
+            findings=(*findings, unpublished()) if fetched.cut else tuple(findings),
+            action=Action.EXTENDED if held else Action.FETCHED,
+        )
+
+    def _held_rows(self, day: date) -> _Rows | None:
+        """The rows of a provisional day, to go on from."""
+        path = self.layout.file(self.key, day)
+        try:
+            record, table = files.read_provenance(path), files.read_table(path)
+        except DamagedFileError:
+            return None
+        return _Rows(table, record.parts, record.final, clock.to_us(record.fetched_at), record.findings)
+
+    def _provisional_is_whole(self, day: date, held: _Rows) -> bool:
+        end = clock.day_start_us(day) + clock.US_PER_DAY
+        if self.key.interval is not None:
+            return int(ints(held.table, "open_time")[-1]) == end - interval_us(self.key.interval)
+        cut = any(finding.rule == unpublished().rule for finding in held.findings)
+        return held.known_until_us > end and not cut
+
+    def _ask_rest(self, day: date, held: _Rows | None) -> RestRows:
+        api = self.sources.rest(self.key.market)
+        start = clock.day_start_us(day)
+        end = start + clock.US_PER_DAY
+        last = int(ints(held.table, spec_of(self.key).key)[-1]) if held else None
+        if self.key.interval is None:
+            return api.agg_trades(self.key, start, end, None if last is None else last + 1)
+        return api.klines(self.key, start if last is None else last + interval_us(self.key.interval), end)
+
+    def _nothing(self, day: date, fetched: RestRows) -> _Nothing:
+        """Neither source has a row of the day: what does that mean?"""
+        if fetched.cut:
+            raise UnpublishedError(
+                "the archive does not have it yet, and the REST weight that this run may spend on aggTrades "
+                "(MARKET_DATA_REST_TRADES_WEIGHT) is used up. The next run, or the archive, will bring it."
+            )
+        if day == clock.today():
+            return _Nothing(Action.EMPTY)
+        first = self._first_listed()
+        if first is not None and day < first:
+            return _Nothing(Action.NOT_LISTED)
+        raise _with_archive_answer(AbsentError("REST has no rows for it either"))
+
+    def _first_listed(self) -> date | None:
+        """The day of the symbol's first candle by REST, asked for once; None where REST does not say."""
+        if self.listing.first is not None:
+            return self.listing.first
+        if self._first_candle is None:
+            try:
+                self._first_candle = (self.sources.rest(self.key.market).first_candle_day(self.key),)
+            except SourceError:
+                self._first_candle = (None,)
+        return self._first_candle[0]
+
+    # --- into the lake ----------------------------------------------------------------------------------------
+
+    def _store(self, day: date, known: LedgerRow | None, rows: _Rows, started: float) -> DayOutcome:
+        path = self.layout.file(self.key, day)
+        held = self._record_on_disk(day)
+        if held is not None and rows.final and not held.final:
+            rows = self._with_rows_only_held(held, rows)
+        record = self._record(day, rows)
+        attempts = (known.attempts if known else 0) + 1
+        if held is not None and _keep(held, record):
+            stat = files.stat(path)
+            if stat is not None:
+                row = row_from_provenance(held, stat, attempts=attempts)
+                return DayOutcome(self.key, day, row, Action.HELD, time.perf_counter() - started, rows.downloaded)
+        spec = spec_of(self.key)
+        stat = files.write_table(path, rows.table, record, delta=spec.delta, dictionary=spec.dictionary)
+        row = row_from_provenance(record, stat, attempts=attempts)
+        return DayOutcome(self.key, day, row, rows.action, time.perf_counter() - started, rows.downloaded)
+
+    def _record_on_disk(self, day: date) -> Provenance | None:
+        path = self.layout.file(self.key, day)
+        if files.stat(path) is None:
+            return None
+        try:
+            return files.read_provenance(path)
+        except DamagedFileError:
+            return None
+
+    def _with_rows_only_held(self, held: Provenance, rows: _Rows) -> _Rows:
+        """Archive rows, with those that REST gave before and the archive lacks: nothing is lost by becoming final."""
+        known = self._held_rows(held.day)
+        if known is None:
+            return rows
+        key = spec_of(self.key).key
+        lacking = ~np.isin(ints(known.table, key), ints(rows.table, key))
+        if not lacking.any():
+            return rows
+        extra = known.table.filter(pa.array(lacking))
+        both = pa.concat_tables([rows.table, extra])
+        order = np.argsort(ints(both, key), kind="stable")
+        origin = np.r_[np.zeros(rows.table.num_rows, dtype=np.int64), np.ones(extra.num_rows, dtype=np.int64)][order]
+        rest = next((part for part in known.parts if part.source is Source.REST), known.parts[0])
+        count = int(lacking.sum())
+        finding = Finding(
+            check="gaps",
+            rule="healed",
+            severity=Severity.INFO,
+            count=count,
+            message=f"{count} rows that the archive lacks were kept from REST.",
+        )
+        return replace(
+            rows,
+            table=both.take(pa.array(order)),
+            parts=_parts_by_origin(origin, (rows.parts[0], rest)),
+            findings=(*rows.findings, finding),
+        )
+
+    def _record(self, day: date, rows: _Rows) -> Provenance:
+        keys = ints(rows.table, spec_of(self.key).key)
+        findings = (
+            *rows.findings,
+            *check_integrity(self.key, rows.table),
+            *check_gaps(self.key, rows.table, day, rows.known_until_us, self.listing),
+        )
+        return Provenance(
+            series=str(self.key),
+            day=day,
+            parts=rows.parts,
+            final=rows.final,
+            fetched_at=max(part.fetched_at for part in rows.parts),
+            rows=rows.table.num_rows,
+            first_key=int(keys[0]),
+            last_key=int(keys[-1]),
+            content_sha256=content_sha256(rows.table),
+            findings=findings,
+        )
+
+
+# --- small decisions ----------------------------------------------------------------------------------------------
+
+
+def _keep(held: Provenance, new: Provenance) -> bool:
+    """Whether the file that is held is the better one: final before provisional, and never fewer rows unproven."""
+    if held.final and not new.final:
+        return True
+    if held.final == new.final and held.content_sha256 == new.content_sha256:
+        return True
+    return new.rows < held.rows and not new.final
+
+
+def _days_of_month(day: date) -> tuple[date, ...]:
+    first = day.replace(day=1)
+    following = (first + timedelta(days=32)).replace(day=1)
+    return tuple(first + timedelta(days=n) for n in range((following - first).days))
+
+
+def _with_archive_answer(error: SourceError) -> SourceError:
+    """The same failure, with the archive's answer before REST's."""
+    return type(error)(f"the archive has no file for it (404), and: {error}")
+
+
+def _joined(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """Parts, neighbours from the same REST endpoint made one: a day extended each hour keeps a short record."""
+    joined: list[Part] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if last is not None and last.source is part.source is Source.REST and last.url == part.url:
+            joined[-1] = last.model_copy(update={"rows": last.rows + part.rows, "fetched_at": part.fetched_at})
+        else:
+            joined.append(part)
+    return tuple(joined)
+
+
+def _parts_by_origin(origin: np.ndarray, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """Row ranges by source: ``origin`` says for each row which of ``parts`` it came from."""
+    starts = np.flatnonzero(np.r_[True, origin[1:] != origin[:-1]])
+    ends = np.r_[starts[1:], len(origin)]
+    return tuple(
+        parts[origin[start]].model_copy(update={"first_row": int(start), "rows": int(end - start)})
+        for start, end in zip(starts, ends, strict=True)
+    )
