@@ -1,0 +1,59 @@
+r"""A Binance on loopback, for the demo, for tests and for trials of faults.
+
+It serves the archive with its listing and the REST endpoints of the three markets from one origin. Its data come
+from a seeded generator, in which klines follow exactly from aggTrades, or from a folder laid out as the archive.
+
+    from market_data_pipeline.sandbox import Sandbox, Status
+
+    with Sandbox(now=datetime(2024, 3, 1, 12, tzinfo=UTC)) as sandbox:
+        sandbox.faults.add(Status(path=r"BTCUSDT-1m-2024-02-03\.zip$", status=503, times=2))
+        ...  # run the pipeline with sandbox.settings_env()
+        assert sandbox.requests
+"""
+
+from market_data_pipeline.sandbox.disk import write_mirror
+from market_data_pipeline.sandbox.faults import (
+    CutBody,
+    Damage,
+    DamagedArchive,
+    Delay,
+    Fault,
+    Faults,
+    LateArchive,
+    MarketOutage,
+    MissingChecksum,
+    MissingDay,
+    MissingRows,
+    ReplacedArchive,
+    Reset,
+    SlowBody,
+    Status,
+    WrongChecksum,
+)
+from market_data_pipeline.sandbox.server import Request, Sandbox, serve
+from market_data_pipeline.sandbox.symbols import DEFAULT_SYMBOLS, GeneratedSymbol
+
+__all__ = [
+    "DEFAULT_SYMBOLS",
+    "CutBody",
+    "Damage",
+    "DamagedArchive",
+    "Delay",
+    "Fault",
+    "Faults",
+    "GeneratedSymbol",
+    "LateArchive",
+    "MarketOutage",
+    "MissingChecksum",
+    "MissingDay",
+    "MissingRows",
+    "ReplacedArchive",
+    "Request",
+    "Reset",
+    "Sandbox",
+    "SlowBody",
+    "Status",
+    "WrongChecksum",
+    "serve",
+    "write_mirror",
+]

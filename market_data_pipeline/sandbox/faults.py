@@ -1,0 +1,263 @@
+"""What can go wrong at an exchange, on request.
+
+Two kinds: faults of *answers* (:class:`AnswerFault`), which are met by a request's path, and faults of *data*
+(:class:`DataFault`), which are met by a series and its days and leave checksums right unless they say otherwise.
+All are frozen values; :class:`Faults` holds those in force.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, datetime
+from enum import StrEnum
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from market_data_pipeline.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Anything that can be put in force."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerFault(Fault):
+    """A fault of answers: of those whose path and query match, the next ``times`` ones, or all."""
+
+    path: str = ""
+    """Regular expression searched for in the path, e.g. ``/api/v3/`` or ``2024-01-03\\.zip$``. Empty: every path."""
+    query: str = ""
+    """Regular expression searched for in the query as sent, e.g. ``symbol=BTCUSDT``."""
+    times: int | None = None
+    """How many answers; None: for good."""
+    latency: float = 0.0
+    """Seconds to wait before answering."""
+
+    def meets(self, path: str, query: str) -> bool:
+        """Whether a request is one of those that this fault is about."""
+        return re.search(self.path, path) is not None and re.search(self.query, query) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delay(AnswerFault):
+    """The answer comes ``latency`` seconds late and is otherwise right; also used as a round trip's length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status(AnswerFault):
+    """The answer is an error: 404, 403, 418, 429, 451, 5xx."""
+
+    status: int
+    retry_after: int | None = None
+    """Seconds, sent as Retry-After."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutBody(AnswerFault):
+    """Content-Length is that of the whole body, but the connection ends before it."""
+
+    keep: float = 0.5
+    """Share of the body that is sent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlowBody(AnswerFault):
+    """The body trickles in."""
+
+    seconds: float = 1.0
+    """How long the whole body takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reset(AnswerFault):
+    """The connection is reset instead of an answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongChecksum(AnswerFault):
+    """A ``.CHECKSUM`` names another sha256 than the zip has; its path is matched, e.g. ``BTCUSDT-1m-2024-01-03``."""
+
+    def meets(self, path: str, query: str) -> bool:
+        """Whether a request is for a CHECKSUM that this fault is about."""
+        return path.endswith(".CHECKSUM") and AnswerFault.meets(self, path, query)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFault(Fault):
+    """A fault of data, in the series whose name matches."""
+
+    series: str = ""
+    """Regular expression searched for in the series' name, e.g. ``^binance/spot/klines/BTCUSDT/1m$``. Empty: all."""
+
+    def concerns(self, series: str) -> bool:
+        """Whether a series, by its name, is one of those that this fault is about."""
+        return re.search(self.series, series) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DayFault(DataFault):
+    """A fault in the archives of certain days: in the daily ones, and in what monthly ones hold of them."""
+
+    days: tuple[date, ...]
+    cadence: Literal["daily", "monthly"] | None = None
+    """Where only one kind of archive has the fault, which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MissingDay(DayFault):
+    """The day has no zip, no CHECKSUM and no entry in the listing, and monthly archives lack it; REST has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MissingChecksum(DayFault):
+    """The day's zip is there, its CHECKSUM is not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateArchive(DayFault):
+    """The day is published late. Of monthly archives, those late are the ones of the months of ``days``."""
+
+    days_late: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplacedArchive(DayFault):
+    """The day's archive is replaced after publication: other bytes, checksum, ETag and Last-Modified."""
+
+    at: datetime
+    """When, by the sandbox's clock (zone-aware)."""
+    short_by: int = 0
+    """The earlier archive lacks this many of its last rows. If 0, it differs in the quantity of its last row."""
+
+
+class Damage(StrEnum):
+    """What is wrong inside an archive whose checksum is right."""
+
+    TWO_FILES = "two files"
+    NESTED_FOLDER = "nested folder"
+    EXTRA_COLUMN = "extra column"
+    EXPONENT_TIMES = "exponent times"
+    OTHER_DAY = "other day"
+    OTHER_SYMBOL = "other symbol"
+    DISORDER = "disorder"
+    DUPLICATES = "duplicates"
+    CONFLICTING_DUPLICATES = "conflicting duplicates"
+    NOT_A_ZIP = "not a zip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DamagedArchive(DayFault):
+    """The day's archive holds something that it should not."""
+
+    damage: Damage
+
+
+@dataclass(frozen=True, kw_only=True)
+class MissingRows(DataFault):
+    """Rows are left out: those whose open_time or transact_time lies from ``start`` (inclusive) to ``end``."""
+
+    start: datetime
+    end: datetime
+    where: Literal["archive", "rest", "both"] = "both"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarketOutage(DataFault):
+    """Nothing trades from ``start`` (inclusive) to ``end``, in archive and REST alike.
+
+    Trade ids run on. Klines are missing in spot and flat in um and cm, as in Binance's own outages. In a generated
+    exchange the trades of that time are dealt in the minute after it, so klines still follow from aggTrades; in a
+    mirrored one they are left out.
+    """
+
+    start: datetime
+    end: datetime
+    flat: bool | None = None
+    """True: klines are flat; False: missing; None: as is usual in the market."""
+
+
+_KINDS: tuple[type[Fault], ...] = (
+    Delay, Status, CutBody, SlowBody, Reset, WrongChecksum,
+    MissingDay, MissingChecksum, LateArchive, ReplacedArchive, DamagedArchive, MissingRows, MarketOutage,
+)  # fmt: skip
+_ADAPTERS = {kind.__name__: TypeAdapter(kind) for kind in _KINDS}
+
+F = TypeVar("F", bound=Fault)
+
+
+def fault_from_json(message: dict[str, Any]) -> Fault:
+    """A fault out of its JSON form: its fields, and ``kind``, the name of its class.
+
+    >>> fault_from_json({"kind": "Status", "path": "/api/v3/", "status": 451}).status
+    451
+
+    Raises:
+        UsageError: there is no such kind, or its fields are wrong.
+    """
+    fields = dict(message)
+    kind = fields.pop("kind", None)
+    if kind not in _ADAPTERS:
+        raise UsageError(f"There is no fault of kind {kind!r}. There are: {', '.join(_ADAPTERS)}.")
+    try:
+        fault: Fault = _ADAPTERS[kind].validate_python(fields)
+    except ValidationError as error:
+        raise UsageError(f"The fault {kind} cannot be read: {error}") from error
+    return fault
+
+
+@dataclass(slots=True)
+class _InForce:
+    fault: Fault
+    left: int | None
+
+
+class Faults:
+    """The faults in force, for threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: tuple[_InForce, ...] = ()
+
+    def add(self, fault: F) -> F:
+        """Put a fault in force and hand it back."""
+        times = fault.times if isinstance(fault, AnswerFault) else None
+        with self._lock:
+            self._entries = (*self._entries, _InForce(fault, times))
+        return fault
+
+    def remove(self, fault: Fault) -> None:
+        """Lift a fault; nothing happens if it is not in force."""
+        with self._lock:
+            self._entries = tuple(entry for entry in self._entries if entry.fault != fault)
+
+    def clear(self) -> None:
+        """Lift all faults."""
+        with self._lock:
+            self._entries = ()
+
+    def __iter__(self) -> Iterator[Fault]:
+        return (entry.fault for entry in self._entries)
+
+    def of_answer(self, path: str, query: str) -> list[AnswerFault]:
+        """The faults that meet a request, each counted as having happened once more."""
+        if not self._entries:
+            return []
+        met: list[AnswerFault] = []
+        with self._lock:
+            for entry in self._entries:
+                fault = entry.fault
+                if entry.left == 0 or not isinstance(fault, AnswerFault) or not fault.meets(path, query):
+                    continue
+                if entry.left is not None:
+                    entry.left -= 1
+                met.append(fault)
+        return met
+
+    def of_data(self, series: str) -> tuple[DataFault, ...]:
+        """The faults that a series has."""
+        return tuple(f for f in self if isinstance(f, DataFault) and f.concerns(series))

@@ -1,0 +1,384 @@
+"""Trades out of a seed, and the klines that follow from them exactly.
+
+Everything is a pure function of (seed, symbol, day): no day depends on which others were asked for. Prices,
+quantities and turnovers are integers throughout (units of the last decimal), so sums are exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from market_data_pipeline.sandbox.symbols import GeneratedSymbol
+from market_data_pipeline.series import Market
+
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+DAY_US = 86_400_000_000
+MICROSECONDS_FROM = date(2025, 1, 1)
+"""From this day on spot is recorded, and published, in microseconds; before it, and in futures, in milliseconds."""
+SQUEEZE_US = 60_000_000
+"""Trades that an outage displaces are dealt within this time after it."""
+_LAST_DAY = date(2100, 1, 1)
+_WAVES = ((512, 0.9), (128, 0.25), (32, 0.1), (8, 0.05), (1, 0.012))
+"""Periods in days and amplitudes (of the logarithm) of the waves that make up the price at midnight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """A time in which nothing trades: ``start`` inclusive, ``end`` exclusive, microseconds since 1970 in UTC."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trades:
+    """The aggTrades of one symbol and day, in the order of their ids; all arrays have the same length.
+
+    Prices and quantities are in units of the symbol's last decimals, times in microseconds since 1970 (UTC).
+    """
+
+    symbol: GeneratedSymbol
+    day: date
+    opening: int
+    """Price of the last trade before this day."""
+    agg_trade_id: Ints
+    price: Ints
+    quantity: Ints
+    first_trade_id: Ints
+    last_trade_id: Ints
+    time: Ints
+    is_buyer_maker: Flags
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held by the arrays, in bytes."""
+        return 6 * self.time.nbytes + self.is_buyer_maker.nbytes
+
+    def until(self, now_us: int) -> Trades:
+        """Those that have happened by a moment."""
+        n = int(np.searchsorted(self.time, now_us, "right"))
+        if n == len(self):
+            return self
+        cut = slice(0, n)
+        return Trades(
+            self.symbol,
+            self.day,
+            self.opening,
+            self.agg_trade_id[cut],
+            self.price[cut],
+            self.quantity[cut],
+            self.first_trade_id[cut],
+            self.last_trade_id[cut],
+            self.time[cut],
+            self.is_buyer_maker[cut],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Klines:
+    """Candles of one symbol, interval and day; times in microseconds since 1970 (UTC), the rest in last decimals.
+
+    ``turnover`` is in the quote asset with the decimals of price and quantity together; in cm it is in the base
+    asset with eight decimals, and volumes count contracts.
+    """
+
+    symbol: GeneratedSymbol
+    interval_us: int
+    open_time: Ints
+    open: Ints
+    high: Ints
+    low: Ints
+    close: Ints
+    volume: Ints
+    turnover: Ints
+    count: Ints
+    taker_volume: Ints
+    taker_turnover: Ints
+
+
+def day_start_us(day: date) -> int:
+    """Midnight at which a day begins, in microseconds since 1970 (UTC)."""
+    return (day - date(1970, 1, 1)).days * DAY_US
+
+
+def moment_us(moment: datetime) -> int:
+    """A zone-aware moment in microseconds since 1970 (UTC)."""
+    delta = moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def resolution_us(market: Market, day: date) -> int:
+    """Finest step of a trade's time on a day: 1 or 1,000 microseconds."""
+    return 1 if market is Market.SPOT and day >= MICROSECONDS_FROM else 1_000
+
+
+def _random(*words: object) -> np.random.Generator:
+    digest = hashlib.blake2b("/".join(map(str, words)).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
+
+
+def _unit(*words: object) -> float:
+    """A number in [-1, 1) that the words determine."""
+    digest = hashlib.blake2b("/".join(map(str, words)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**63 - 1.0
+
+
+@lru_cache(maxsize=100_000)
+def price_at_midnight(symbol: GeneratedSymbol, seed: int, day: date) -> int:
+    """Price of the last trade before a day, which is also that of the day's first trade."""
+    exponent = 0.0
+    for period, amplitude in _WAVES:
+        whole, rest = divmod(day.toordinal(), period)
+        left, right = (_unit(seed, symbol.market, symbol.symbol, "price", period, k) for k in (whole, whole + 1))
+        exponent += amplitude * (left + (right - left) * rest / period)
+    units = symbol.price * 10.0**symbol.price_decimals * float(np.exp(exponent))
+    return max(round(units), 1)
+
+
+def trading_hours_us(symbol: GeneratedSymbol, day: date) -> tuple[int, int]:
+    """From when until when a symbol trades on a day: microseconds after midnight, the end exclusive."""
+    opens = symbol.opens if day == symbol.listed else time(0)
+    closes = symbol.closes if day == symbol.delisted else None
+    start = (opens.hour * 3600 + opens.minute * 60 + opens.second) * 1_000_000
+    end = DAY_US if closes is None else (closes.hour * 3600 + closes.minute * 60 + closes.second) * 1_000_000
+    return start, end
+
+
+def trades_on(symbol: GeneratedSymbol, day: date) -> bool:
+    """Whether a symbol is listed on a day."""
+    return symbol.listed <= day <= (symbol.delisted or _LAST_DAY)
+
+
+@dataclass(frozen=True, slots=True)
+class _Calendar:
+    """How many aggTrades, trades and unpublished ids each day since the listing has; ``before`` sums them up."""
+
+    agg_trades: Ints
+    trade_ids: Ints
+    holes: Ints
+    agg_trades_before: Ints
+    trade_ids_before: Ints
+
+
+@lru_cache(maxsize=1_000)
+def _calendar(symbol: GeneratedSymbol, seed: int) -> _Calendar:
+    days = ((symbol.delisted or _LAST_DAY) - symbol.listed).days + 1
+    random = _random(seed, symbol.market, symbol.symbol, "calendar").random((days, 3))
+    hours = np.full(days, 1.0)
+    hours[0] = 1 - trading_hours_us(symbol, symbol.listed)[0] / DAY_US
+    if symbol.delisted:
+        hours[-1] = trading_hours_us(symbol, symbol.delisted)[1] / DAY_US
+    # At least two: the first and the last trade of a day are what joins it to its neighbours.
+    agg_trades = np.maximum((symbol.trades_per_day * hours * (0.9 + 0.2 * random[:, 0])).astype(np.int64), 2)
+    extra = (agg_trades * (0.4 + 0.4 * random[:, 1])).astype(np.int64)
+    # In um, trades of the insurance fund and of auto-deleveraging are left out and leave holes in the trade ids.
+    holes = (
+        (agg_trades * 0.004 * random[:, 2]).astype(np.int64) + 1 if symbol.market is Market.UM else np.zeros_like(extra)
+    )
+    trade_ids = agg_trades + extra + holes
+    return _Calendar(
+        agg_trades,
+        trade_ids,
+        holes,
+        np.concatenate(([0], np.cumsum(agg_trades))),
+        np.concatenate(([0], np.cumsum(trade_ids))),
+    )
+
+
+def _first_id(symbol: GeneratedSymbol) -> int:
+    return 0 if symbol.market is Market.SPOT else 1
+
+
+def day_of_agg_trade(symbol: GeneratedSymbol, seed: int, agg_trade_id: int) -> date:
+    """The day on which an aggTrade id was, or will be, dealt (for ids below the first: the day of listing)."""
+    before = _calendar(symbol, seed).agg_trades_before
+    index = int(np.searchsorted(before, agg_trade_id - _first_id(symbol), "right")) - 1
+    return date.fromordinal(symbol.listed.toordinal() + min(max(index, 0), len(before) - 2))
+
+
+def generate_trades(symbol: GeneratedSymbol, seed: int, day: date, outages: tuple[Outage, ...] = ()) -> Trades:
+    """All aggTrades of a day.
+
+    Args:
+        symbol: what trades.
+        seed: chooses one of many histories.
+        day: a day on which the symbol is listed.
+        outages: times without trades. Trades that fall into one are dealt in the minute after it (before it, if it
+            lasts beyond the day), as ids run on through real outages; an outage of the whole day leaves none.
+    """
+    calendar = _calendar(symbol, seed)
+    index = (day - symbol.listed).days
+    n = int(calendar.agg_trades[index])
+    random = _random(seed, symbol.market, symbol.symbol, day)
+    times = day_start_us(day) + _times(symbol, day, n, random)
+
+    sizes = 1 + np.bincount(
+        random.integers(0, n, int(calendar.trade_ids[index] - n - calendar.holes[index])), minlength=n
+    )
+    holes = np.bincount(random.integers(0, n, int(calendar.holes[index])), minlength=n)
+    last = _first_id(symbol) + int(calendar.trade_ids_before[index]) + np.cumsum(sizes + holes) - 1
+
+    opening, closing = price_at_midnight(symbol, seed, day), price_at_midnight(symbol, seed, _next(day))
+    price = _prices(opening, closing, n, random)
+    unit = 10.0**symbol.quantity_decimals
+    per_quantity = symbol.contract_size if symbol.market is Market.CM else opening / 10**symbol.price_decimals
+    mean = max(symbol.notional / per_quantity * unit, 1.0)
+    quantity = 1 + (random.standard_exponential(n, np.float32) ** 2 * (mean / 2)).astype(np.int64)
+    trades = Trades(
+        symbol,
+        day,
+        opening,
+        np.arange(n, dtype=np.int64) + _first_id(symbol) + int(calendar.agg_trades_before[index]),
+        price,
+        quantity,
+        last - sizes + 1,
+        last,
+        times,
+        random.integers(0, 2, n, np.uint8).astype(np.bool_),
+    )
+    for outage in outages:
+        trades = _displace(trades, outage)
+    return trades
+
+
+def _next(day: date) -> date:
+    return date.fromordinal(day.toordinal() + 1)
+
+
+def _times(symbol: GeneratedSymbol, day: date, n: int, random: np.random.Generator) -> Ints:
+    """Sorted times after midnight, strictly inside the trading hours, some of them shared."""
+    start, end = trading_hours_us(symbol, day)
+    step = resolution_us(symbol.market, day)
+    span = (end - start) // step
+    share = random.random(n)
+    share.sort()
+    share += 0.06 * np.sin(2 * np.pi * share + 2.0) - 0.06 * np.sin(2.0)  # busier and quieter hours
+    offsets = np.clip((share * span).astype(np.int64), 1, span - 1)
+    own = random.integers(0, 5, n, np.uint8) > 0
+    own[0] = True
+    offsets = offsets[np.maximum.accumulate(np.where(own, np.arange(n), 0))]
+    shifted: Ints = start + offsets * step
+    return shifted
+
+
+def _prices(opening: int, closing: int, n: int, random: np.random.Generator) -> Ints:
+    """A walk from the opening to the closing price, both met exactly, whose scale is 2 % a day."""
+    walk = np.cumsum(random.standard_normal(n, np.float32), dtype=np.float64)
+    walk -= walk[0]
+    walk *= 0.02 * opening / np.sqrt(n)
+    walk += np.linspace(0.0, closing - opening - walk[-1], n)
+    price = np.maximum(opening + np.rint(walk).astype(np.int64), 1)
+    price[0], price[-1] = opening, closing
+    return price
+
+
+def _displace(trades: Trades, outage: Outage) -> Trades:
+    day_start = day_start_us(trades.day)
+    start, end = max(outage.start, day_start), min(outage.end, day_start + DAY_US)
+    if start >= end:
+        return trades
+    if start == day_start and end == day_start + DAY_US:
+        return trades.until(day_start)
+    step = resolution_us(trades.symbol.market, trades.day)
+    times = trades.time.copy()
+    if end < day_start + DAY_US:
+        low, high, room = (
+            start,
+            min(end + SQUEEZE_US, day_start + DAY_US),
+            (end, min(end + SQUEEZE_US, day_start + DAY_US)),
+        )
+    else:
+        low, high, room = max(start - SQUEEZE_US, day_start), end, (max(start - SQUEEZE_US, day_start), start)
+    moved = (times >= low) & (times < high)
+    scaled = (times[moved] - low).astype(np.float64) * ((room[1] - room[0] - step) / (high - low))
+    times[moved] = room[0] + np.maximum(scaled.astype(np.int64) // step * step, step)
+    return Trades(
+        trades.symbol,
+        trades.day,
+        trades.opening,
+        trades.agg_trade_id,
+        trades.price,
+        trades.quantity,
+        trades.first_trade_id,
+        trades.last_trade_id,
+        times,
+        trades.is_buyer_maker,
+    )
+
+
+def turnover(trades: Trades) -> Ints:
+    """Value of each trade: price x quantity; in cm contracts x size / price, in the base asset with eight decimals."""
+    if trades.symbol.market is not Market.CM:
+        product: Ints = trades.price * trades.quantity
+        return product
+    dollars = trades.quantity * (trades.symbol.contract_size * 10 ** (8 + trades.symbol.price_decimals))
+    rounded: Ints = (dollars + trades.price // 2) // trades.price
+    return rounded
+
+
+def klines_of(trades: Trades, interval_us: int, until_us: int | None = None) -> Klines:
+    """The candles of a day's trades.
+
+    A candle without trades is flat: the last price, volume 0, count 0, as Binance writes it. Candles before the
+    listing, after the delisting and after ``until_us`` do not exist; the one that ``until_us`` lies in does.
+
+    Args:
+        trades: the trades of the day, up to ``until_us`` if that is given.
+        interval_us: length of a candle in microseconds.
+        until_us: a moment in microseconds since 1970 (UTC), the present of a day that is not over.
+    """
+    symbol, start = trades.symbol, day_start_us(trades.day)
+    opens, closes = trading_hours_us(symbol, trades.day)
+    first = (int(trades.time[0] - start) if trades.day == symbol.listed and len(trades) else opens) // interval_us
+    end = -(-closes // interval_us)
+    if until_us is not None:
+        end = min(end, (until_us - start) // interval_us + 1)
+    end = max(end, first)
+    edges = start + np.arange(first, end + 1, dtype=np.int64) * interval_us
+    bounds = np.searchsorted(trades.time, edges, "left")
+    traded = bounds[1:] > bounds[:-1]
+    heads = bounds[:-1][traded]
+
+    close = np.full(end - first, trades.opening, np.int64)
+    close[traded] = trades.price[bounds[1:][traded] - 1]
+    newest = (
+        np.maximum.accumulate(np.where(traded, np.arange(end - first), -1)) if end > first else np.zeros(0, np.int64)
+    )
+    close = np.where(newest >= 0, close[newest], trades.opening)
+
+    def gather(ufunc: np.ufunc, values: Ints, otherwise: Ints | int) -> Ints:
+        out = np.empty(end - first, np.int64)
+        out[:] = otherwise
+        if len(heads):
+            out[traded] = ufunc.reduceat(values[: bounds[-1]], heads)
+        return out
+
+    value = turnover(trades)
+    taker_buys = ~trades.is_buyer_maker
+    opened = close.copy()
+    opened[traded] = trades.price[heads]
+    return Klines(
+        symbol,
+        interval_us,
+        edges[:-1],
+        opened,
+        gather(np.maximum, trades.price, close),
+        gather(np.minimum, trades.price, close),
+        close,
+        gather(np.add, trades.quantity, 0),
+        gather(np.add, value, 0),
+        gather(np.add, trades.last_trade_id - trades.first_trade_id + 1, 0),
+        gather(np.add, trades.quantity * taker_buys, 0),
+        gather(np.add, value * taker_buys, 0),
+    )

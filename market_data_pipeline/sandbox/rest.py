@@ -1,0 +1,360 @@
+"""Binance's REST endpoints for market data: parameters in, answer out; nothing here knows of HTTP.
+
+Facts are from Binance's documentation of the three markets; error codes are theirs.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from market_data_pipeline.errors import UsageError
+from market_data_pipeline.sandbox.exchange import Exchange
+from market_data_pipeline.sandbox.generator import moment_us
+from market_data_pipeline.sandbox.rows import Rows
+from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
+
+PREFIXES = {"/api/v3": Market.SPOT, "/fapi/v1": Market.UM, "/dapi/v1": Market.CM}
+BUDGETS = {Market.SPOT: 6_000, Market.UM: 2_400, Market.CM: 2_400}
+"""Weight that an address may use in a minute."""
+MAX_LIMIT = {
+    (Market.SPOT, "klines"): 1_000,
+    (Market.UM, "klines"): 1_500,
+    (Market.CM, "klines"): 1_500,
+    (Market.SPOT, "aggTrades"): 1_000,
+    (Market.UM, "aggTrades"): 1_000,
+    (Market.CM, "aggTrades"): 1_000,
+}
+_HOUR_US = 3_600_000_000
+_DAY_US = 24 * _HOUR_US
+_FAR = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What REST answers: a status and a value for JSON."""
+
+    status: int
+    payload: Any
+    weight: int
+
+
+class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of the sandbox
+    """A request that Binance refuses with 400 and an error code."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def weight_of(market: Market, endpoint: str, limit: int) -> int:
+    """Weight of a request; that of klines in futures depends on the limit asked for."""
+    if endpoint == "klines":
+        if market is Market.SPOT:
+            return 2
+        return 1 if limit < 100 else 2 if limit < 500 else 5 if limit <= 1_000 else 10
+    if endpoint == "aggTrades":
+        return 4 if market is Market.SPOT else 20
+    if endpoint == "exchangeInfo":
+        return 20 if market is Market.SPOT else 1
+    return 1
+
+
+def answer(
+    exchange: Exchange, market: Market, endpoint: str, parameters: Mapping[str, str], *, microseconds: bool = False
+) -> Answer:
+    """Answer one request.
+
+    Args:
+        exchange: where the rows come from.
+        market: which of the three APIs is asked.
+        endpoint: ``klines``, ``aggTrades``, ``exchangeInfo``, ``time`` or ``ping``.
+        parameters: the query.
+        microseconds: whether the header ``X-MBX-TIME-UNIT: MICROSECOND`` was sent; futures ignore it.
+    """
+    divisor = 1 if microseconds and market is Market.SPOT else 1_000
+    weight = 1
+    payload: Any
+    try:
+        limit = _limit(parameters, market, endpoint)
+        weight = weight_of(market, endpoint, limit)
+        match endpoint:
+            case "klines":
+                payload = _klines(exchange, market, parameters, limit, divisor)
+            case "aggTrades":
+                payload = _agg_trades(exchange, market, parameters, limit, divisor)
+            case "exchangeInfo":
+                payload = _exchange_info(exchange, market, parameters, divisor)
+            case "time":
+                payload = {"serverTime": moment_us(exchange.now()) // divisor}
+            case _:
+                payload = {}
+    except Refusal as refusal:
+        return Answer(400, {"code": refusal.code, "msg": str(refusal)}, weight)
+    return Answer(200, payload, weight)
+
+
+def _number(parameters: Mapping[str, str], name: str) -> int | None:
+    text = parameters.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 20):
+        raise Refusal(-1100, f"Illegal characters found in parameter '{name}'; legal range is '^[0-9]{{1,20}}$'.")
+    return int(text)
+
+
+def _limit(parameters: Mapping[str, str], market: Market, endpoint: str) -> int:
+    limit = _number(parameters, "limit")
+    greatest = MAX_LIMIT.get((market, endpoint), 500)
+    if limit is None:
+        return 500
+    if limit == 0 or (limit > greatest and market is not Market.SPOT):
+        raise Refusal(-1130, "Data sent for parameter 'limit' is not valid.")
+    return min(limit, greatest)
+
+
+def _times(parameters: Mapping[str, str], market: Market) -> tuple[int | None, int | None]:
+    """StartTime and endTime in microseconds; a millisecond as the end means all of it. Spot takes microseconds too."""
+    start, end = _number(parameters, "startTime"), _number(parameters, "endTime")
+    fine = market is Market.SPOT
+    start_us = None if start is None else start if fine and start >= 10**14 else start * 1_000
+    end_us = None if end is None else end if fine and end >= 10**14 else end * 1_000 + 999
+    if start_us is not None and end_us is not None and start_us > end_us and not fine:
+        raise Refusal(-1023, "Start time is greater than end time.")
+    return start_us, end_us
+
+
+def _series(exchange: Exchange, market: Market, parameters: Mapping[str, str], data_type: DataType) -> SeriesKey:
+    symbol = parameters.get("symbol")
+    if not symbol:
+        raise Refusal(-1102, "Mandatory parameter 'symbol' was not sent, was empty/null, or malformed.")
+    if not any(listed.symbol == symbol for listed in exchange.symbols(market)):
+        raise Refusal(-1121, "Invalid symbol.")
+    interval = None
+    if data_type is DataType.KLINES:
+        interval = parameters.get("interval")
+        if not interval:
+            raise Refusal(-1102, "Mandatory parameter 'interval' was not sent, was empty/null, or malformed.")
+    try:
+        return SeriesKey(EXCHANGE, market, data_type, symbol, interval)
+    except UsageError as error:
+        raise Refusal(-1120, "Invalid interval.") from error
+
+
+def _day(us: int) -> date:
+    return date.fromordinal(min(max(us // _DAY_US, 0), 2_900_000) + date(1970, 1, 1).toordinal())
+
+
+def _oldest(exchange: Exchange, series: SeriesKey, start: int, end: int, limit: int) -> list[list[str]]:
+    """The first rows from ``start`` to ``end``, both included."""
+    days, found = exchange.days(series), list[list[str]]()
+    for at in range(bisect_left(days, _day(start)), bisect_right(days, _day(end))):
+        rows = exchange.rows(series, days[at], "rest")
+        low, high = _bounds(rows, start, end)
+        found += rows.fields(low, min(high, low + limit - len(found)))
+        if len(found) >= limit:
+            break
+    return found
+
+
+def _newest(exchange: Exchange, series: SeriesKey, end: int, limit: int) -> list[list[str]]:
+    """The last rows up to ``end``, included, oldest first."""
+    days, found = exchange.days(series), list[list[str]]()
+    for at in range(bisect_right(days, _day(end)) - 1, -1, -1):
+        rows = exchange.rows(series, days[at], "rest")
+        _, high = _bounds(rows, 0, end)
+        found = rows.fields(max(high - limit + len(found), 0), high) + found
+        if len(found) >= limit:
+            break
+    return found
+
+
+def _bounds(rows: Rows, start: int, end: int) -> tuple[int, int]:
+    times = rows.times
+    return int(np.searchsorted(times, start, "left")), int(np.searchsorted(times, end, "right"))
+
+
+def _klines(
+    exchange: Exchange, market: Market, parameters: Mapping[str, str], limit: int, divisor: int
+) -> list[list[Any]]:
+    series = _series(exchange, market, parameters, DataType.KLINES)
+    start, end = _times(parameters, market)
+    if market is Market.CM and start is not None and end is not None and end - start > 200 * _DAY_US:
+        raise Refusal(-4088, "Maximum time interval is 200 days.")
+    until = min(_FAR if end is None else end, moment_us(exchange.now()))
+    rows = _newest(exchange, series, until, limit) if start is None else _oldest(exchange, series, start, until, limit)
+    return [
+        [int(r[0]) // divisor, r[1], r[2], r[3], r[4], r[5], int(r[6]) // divisor, r[7], int(r[8]), r[9], r[10], r[11]]
+        for r in rows
+    ]
+
+
+def _agg_trades(
+    exchange: Exchange, market: Market, parameters: Mapping[str, str], limit: int, divisor: int
+) -> list[dict[str, Any]]:
+    series = _series(exchange, market, parameters, DataType.AGG_TRADES)
+    start, end = _times(parameters, market)
+    from_id = _number(parameters, "fromId")
+    if market is not Market.SPOT:
+        if from_id is not None and (start is not None or end is not None):
+            raise Refusal(-1128, "Combination of optional parameters invalid.")
+        if start is not None and end is not None and end - start > _HOUR_US + 999:
+            raise Refusal(-1127, "More than 1 hours between startTime and endTime.")
+    now = exchange.now()
+    until = min(_FAR if end is None else end, moment_us(now))
+    if from_id is not None:
+        rows = _from_id(exchange, series, from_id, limit)
+        rows = [r for r in rows if (start or 0) <= int(r[5]) <= until]
+    elif start is not None:
+        rows = _oldest(exchange, series, start, until, limit)
+    else:
+        rows = _newest(exchange, series, until, limit)
+    if market is Market.CM:
+        # Coin-margined aggTrades are kept for a year; what Binance answers beyond it is undocumented: here, nothing.
+        year_ago = moment_us(now - timedelta(365))
+        rows = [r for r in rows if int(r[5]) >= year_ago]
+    return [_agg_trade(r, market, divisor) for r in rows]
+
+
+def _agg_trade(row: list[str], market: Market, divisor: int) -> dict[str, Any]:
+    trade: dict[str, Any] = {
+        "a": int(row[0]),
+        "p": row[1],
+        "q": row[2],
+        "f": int(row[3]),
+        "l": int(row[4]),
+        "T": int(row[5]) // divisor,
+        "m": row[6].lower() == "true",
+    }
+    if market is Market.SPOT:
+        trade["M"] = row[7].lower() == "true"
+    elif market is Market.UM:
+        trade["nq"] = row[2]
+    return trade
+
+
+def _from_id(exchange: Exchange, series: SeriesKey, from_id: int, limit: int) -> list[list[str]]:
+    day = exchange.day_of_agg_trade(series, from_id)
+    if day is None:
+        return []
+    days, found = exchange.days(series), list[list[str]]()
+    for at in range(bisect_left(days, day), len(days)):
+        rows = exchange.rows(series, days[at], "rest")
+        ids = rows.ids
+        low = int(np.searchsorted(ids, from_id, "left")) if ids is not None else 0
+        found += rows.fields(low, low + limit - len(found))
+        if len(found) >= limit:
+            break
+    return found
+
+
+def _exchange_info(exchange: Exchange, market: Market, parameters: Mapping[str, str], divisor: int) -> dict[str, Any]:
+    symbols = exchange.symbols(market)
+    asked = parameters.get("symbol")
+    if asked is not None and market is Market.SPOT:
+        symbols = [s for s in symbols if s.symbol == asked]
+        if not symbols:
+            raise Refusal(-1121, "Invalid symbol.")
+    shown = []
+    for s in symbols:
+        entry: dict[str, Any] = {
+            "symbol": s.symbol,
+            "status": "TRADING" if s.trading else "BREAK",
+            "baseAsset": s.base_asset,
+            "quoteAsset": s.quote_asset,
+            "filters": [
+                {"filterType": "PRICE_FILTER", "tickSize": f"{10.0**-s.price_decimals:.8f}"},
+                {"filterType": "LOT_SIZE", "stepSize": f"{10.0**-s.quantity_decimals:.8f}"},
+            ],
+        }
+        if market is not Market.SPOT:
+            entry |= {
+                "pair": f"{s.base_asset}{s.quote_asset}",
+                "contractType": "PERPETUAL",
+                "onboardDate": moment_us(s.listed_at) // 1_000,
+                "pricePrecision": s.price_decimals,
+                "quantityPrecision": s.quantity_decimals,
+            }
+        if market is Market.CM:
+            entry["contractStatus"] = entry.pop("status")
+            entry["contractSize"] = s.contract_size
+        shown.append(entry)
+    limit = {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": BUDGETS[market]}
+    return {
+        "timezone": "UTC",
+        "serverTime": moment_us(exchange.now()) // divisor,
+        "rateLimits": [limit],
+        "exchangeFilters": [],
+        "symbols": shown,
+    }
+
+
+@dataclass
+class WeightMeter:
+    """The weight that is used in each market, by real time, whatever the sandbox's clock says.
+
+    Attributes:
+        budgets: weight allowed in a window.
+        window: length of a window in seconds; Binance's is a minute.
+        ban_after: how many requests beyond the budget are answered with 429 before 418 follows.
+        ban_seconds: how long 418 lasts; Binance's shortest ban is two minutes.
+    """
+
+    budgets: dict[Market, int] = field(default_factory=lambda: dict(BUDGETS))
+    window: float = 60.0
+    ban_after: int = 20
+    ban_seconds: int = 120
+    _used: dict[Market, tuple[int, int, int]] = field(default_factory=dict)
+    _banned_until: dict[Market, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def spend(self, market: Market, weight: int) -> tuple[int, int, int]:
+        """Count a request.
+
+        Returns:
+            The weight used in this window, the status (200, 429, 418) and the seconds to wait for the next window.
+        """
+        with self._lock:
+            now = time.time()
+            banned = self._banned_until.get(market, 0.0) - now
+            number, used, refused = self._used.get(market, (0, 0, 0))
+            current = int(now // self.window)
+            if number != current:
+                used, refused = 0, 0
+            if banned > 0:
+                return used, 418, int(banned) + 1
+            used += weight
+            wait = max(int((current + 1) * self.window - now) + 1, 1)
+            status = 200
+            if used > self.budgets[market]:
+                refused += 1
+                status = 429
+                if refused > self.ban_after:
+                    self._banned_until[market] = now + self.ban_seconds
+                    status, wait = 418, self.ban_seconds
+            self._used[market] = (current, used, refused)
+            return used, status, wait
+
+    def reset(self) -> None:
+        """Forget what was used and lift bans."""
+        with self._lock:
+            self._used.clear()
+            self._banned_until.clear()
+
+
+def ban_message(market: Market, budget: int, status: int, wait: int) -> dict[str, Any]:
+    """What Binance says with 429 and 418."""
+    if status == 418:
+        until = int(datetime.now(UTC).timestamp() * 1_000) + wait * 1_000
+        return {"code": -1003, "msg": f"Way too much request weight used; IP banned until {until}."}
+    return {
+        "code": -1003,
+        "msg": f"Too much request weight used; current limit of {market} is {budget} request weight per 1 MINUTE.",
+    }

@@ -1,0 +1,515 @@
+"""The sandbox's server: the exchange over HTTP on loopback, and the door through which faults and time are set."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import socket
+import struct
+import threading
+from collections.abc import Iterable, MutableMapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, time
+from email.utils import format_datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import unquote_plus
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from market_data_pipeline.errors import UsageError
+from market_data_pipeline.sandbox.exchange import ArchiveFile, Exchange, GeneratedExchange
+from market_data_pipeline.sandbox.faults import (
+    AnswerFault,
+    CutBody,
+    Faults,
+    Reset,
+    SlowBody,
+    Status,
+    WrongChecksum,
+    fault_from_json,
+)
+from market_data_pipeline.sandbox.listing import PAGE, list_objects
+from market_data_pipeline.sandbox.mirror import MirrorExchange
+from market_data_pipeline.sandbox.rest import PREFIXES, WeightMeter, answer, ban_message
+from market_data_pipeline.sandbox.symbols import GeneratedSymbol
+
+HOST = "127.0.0.1"
+ENDPOINTS = ("klines", "aggTrades", "exchangeInfo", "time", "ping")
+URL_SETTINGS = (
+    "MARKET_DATA_VISION_URL",
+    "MARKET_DATA_VISION_LISTING_URL",
+    "MARKET_DATA_SPOT_URL",
+    "MARKET_DATA_UM_URL",
+    "MARKET_DATA_CM_URL",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request that the sandbox answered."""
+
+    method: str
+    path: str
+    """Decoded, without the query."""
+    query: dict[str, str]
+    status: int
+    """0 if the connection was reset instead of an answer."""
+    weight: int
+    """Weight that it cost; 0 outside REST."""
+    at: datetime
+    """When it came in, in real time."""
+
+
+@dataclass
+class Clock:
+    """The sandbox's clock: the real one, or a moment at which it stands still."""
+
+    fixed: datetime | None = None
+
+    def now(self) -> datetime:
+        """The present moment, zone-aware in UTC."""
+        return self.fixed or datetime.now(UTC)
+
+    def set(self, moment: datetime | None) -> None:
+        """Stand still at a moment (naive: UTC), or, with None, follow real time again."""
+        if moment is not None and moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        self.fixed = moment
+
+
+@dataclass
+class Log:
+    """The requests in the order in which they were answered, for threads."""
+
+    _requests: list[Request] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def append(self, request: Request) -> None:
+        """Add one."""
+        with self._lock:
+            self._requests.append(request)
+
+    def snapshot(self) -> list[Request]:
+        """A copy."""
+        with self._lock:
+            return list(self._requests)
+
+    def clear(self) -> None:
+        """Forget them."""
+        with self._lock:
+            self._requests.clear()
+
+
+@dataclass
+class Site:
+    """All that the server works with."""
+
+    exchange: Exchange
+    clock: Clock
+    faults: Faults
+    meter: WeightMeter = field(default_factory=WeightMeter)
+    log: Log = field(default_factory=Log)
+
+
+# --- the archive and its listing ---------------------------------------------------------------------------------
+
+
+def _archive_answer(file: ArchiveFile | None, key: str) -> Response:
+    if file is None:
+        body = (
+            '<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>NoSuchKey</Code>'
+            f"<Message>The specified key does not exist.</Message><Key>{key}</Key></Error>"
+        )
+        return Response(body, 404, media_type="application/xml")
+    headers = {
+        "ETag": f'"{file.etag}"',
+        "Last-Modified": format_datetime(file.last_modified, usegmt=True),
+        "Accept-Ranges": "bytes",
+    }
+    return Response(file.body, headers=headers, media_type="binary/octet-stream")
+
+
+def _archive_route(site: Site) -> Route:
+    async def archive(request: HttpRequest) -> Response:
+        key = f"data/{request.path_params['key']}"
+        file = site.exchange.cached(key) or await run_in_threadpool(site.exchange.file, key)
+        return _archive_answer(file, key)
+
+    return Route("/data/{key:path}", archive)
+
+
+def _listing_route(site: Site) -> Route:
+    async def listing(request: HttpRequest) -> Response:
+        query = request.query_params
+        size = query.get("max-keys", str(PAGE))
+        page = await run_in_threadpool(
+            list_objects,
+            site.exchange,
+            query.get("prefix", ""),
+            query.get("delimiter", ""),
+            query.get("marker", ""),
+            int(size) if size.isdigit() else PAGE,
+        )
+        return Response(page, media_type="application/xml")
+
+    return Route("/", listing)
+
+
+# --- REST --------------------------------------------------------------------------------------------------------
+
+
+def _rest_routes(site: Site) -> list[Route]:
+    async def rest(request: HttpRequest) -> Response:
+        prefix, _, endpoint = request.url.path.rpartition("/")
+        market = PREFIXES[prefix]
+        fine = request.headers.get("X-MBX-TIME-UNIT", "").upper() == "MICROSECOND"
+        parameters = dict(request.query_params)
+        reply = await run_in_threadpool(answer, site.exchange, market, endpoint, parameters, microseconds=fine)
+        used, status, wait = site.meter.spend(market, reply.weight)
+        request.scope["weight"] = reply.weight
+        headers = {"X-MBX-USED-WEIGHT-1M": str(used), "X-MBX-USED-WEIGHT": str(used)}
+        if status != 200:
+            headers["Retry-After"] = str(wait)
+            payload = ban_message(market, site.meter.budgets[market], status, wait)
+        else:
+            status, payload = reply.status, reply.payload
+        return Response(json.dumps(payload, ensure_ascii=False), status, headers, "application/json;charset=UTF-8")
+
+    return [Route(f"{prefix}/{endpoint}", rest) for prefix in PREFIXES for endpoint in ENDPOINTS]
+
+
+# --- the control door --------------------------------------------------------------------------------------------
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(json.dumps(value, ensure_ascii=False, default=str), status, media_type="application/json")
+
+
+def _requests_route(site: Site) -> Route:
+    async def requests(request: HttpRequest) -> Response:
+        if request.method == "DELETE":
+            site.log.clear()
+        return _json([asdict(entry) for entry in site.log.snapshot()])
+
+    return Route("/_sandbox/requests", requests, methods=["GET", "DELETE"])
+
+
+def _faults_route(site: Site) -> Route:
+    async def faults(request: HttpRequest) -> Response:
+        if request.method == "DELETE":
+            site.faults.clear()
+        elif request.method == "POST":
+            try:
+                message = await request.json()
+                added = [fault_from_json(entry) for entry in (message if isinstance(message, list) else [message])]
+            except (UsageError, ValueError) as error:
+                return _json({"error": str(error)}, 400)
+            for fault in added:
+                site.faults.add(fault)
+        return _json([{"kind": type(fault).__name__} | asdict(fault) for fault in site.faults])
+
+    return Route("/_sandbox/faults", faults, methods=["GET", "POST", "DELETE"])
+
+
+def _time_route(site: Site) -> Route:
+    async def clock(request: HttpRequest) -> Response:
+        if request.method == "POST":
+            try:
+                moment = (await request.json()).get("now")
+                site.clock.set(datetime.fromisoformat(moment) if moment else None)
+            except (AttributeError, TypeError, ValueError) as error:
+                return _json({"error": f'The body must be {{"now": an ISO time or null}}: {error}'}, 400)
+        return _json({"now": site.clock.now().isoformat()})
+
+    return Route("/_sandbox/time", clock, methods=["GET", "POST"])
+
+
+# --- faults of answers -------------------------------------------------------------------------------------------
+
+
+class Wire:
+    """What lies between the client and the answers: it logs them, and spoils those that a fault meets."""
+
+    def __init__(self, app: ASGIApp, site: Site) -> None:
+        self._app = app
+        self._site = site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (ASGI)."""
+        path: str = scope.get("path", "")
+        if scope["type"] != "http" or path.startswith("/_sandbox/"):
+            await self._app(scope, receive, send)
+            return
+        at = datetime.now(UTC)
+        query = unquote_plus(scope["query_string"].decode("ascii", "replace"))
+        met = self._site.faults.of_answer(path, query)
+
+        def log(status: int) -> None:
+            pairs = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
+            self._site.log.append(Request(scope["method"], path, pairs, status, scope.get("weight", 0), at))
+
+        await asyncio.sleep(sum(fault.latency for fault in met))
+        for fault in met:
+            if isinstance(fault, Reset):
+                log(0)
+                _reset(send)
+                return
+            if isinstance(fault, Status):
+                log(fault.status)
+                await _status_answer(fault)(scope, receive, send)
+                return
+
+        async def logged(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                log(message["status"])
+            await send(message)
+
+        await self._app(scope, receive, _spoilt(logged, met))
+
+
+def _spoilt(send: Send, met: Iterable[AnswerFault]) -> Send:
+    for fault in met:
+        if isinstance(fault, WrongChecksum):
+            send = _with_wrong_checksum(send)
+        elif isinstance(fault, CutBody):
+            send = _cut(send, fault.keep)
+        elif isinstance(fault, SlowBody):
+            send = _slow(send, fault.seconds)
+    return send
+
+
+def _status_answer(fault: Status) -> Response:
+    body = {"code": -1003 if fault.status in (418, 429) else -1000, "msg": f"Status {fault.status} on request."}
+    headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+    return Response(json.dumps(body), fault.status, headers, "application/json;charset=UTF-8")
+
+
+def _reset(send: Send) -> None:
+    """End the connection with a TCP reset; ASGI has no word for that, so this reaches for uvicorn's transport."""
+    transport: Any = getattr(getattr(send, "__self__", None), "transport", None)
+    if transport is not None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+
+
+def _cut(send: Send, keep: float) -> Send:
+    async def cut(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            body = message.get("body", b"")
+            # More is promised than ever comes, so the server closes the connection in the middle of the body.
+            message = {"type": "http.response.body", "body": body[: int(len(body) * keep)], "more_body": True}
+        await send(message)
+
+    return cut
+
+
+def _slow(send: Send, seconds: float, pieces: int = 20) -> Send:
+    async def slow(message: MutableMapping[str, Any]) -> None:
+        body = message.get("body", b"")
+        if message["type"] != "http.response.body" or not body:
+            await send(message)
+            return
+        step = -(-len(body) // pieces)
+        for start in range(0, len(body), step):
+            await asyncio.sleep(seconds / pieces)
+            last = start + step >= len(body)
+            more = not last or message.get("more_body", False)
+            await send({"type": "http.response.body", "body": body[start : start + step], "more_body": more})
+
+    return slow
+
+
+def _with_wrong_checksum(send: Send) -> Send:
+    async def wrong(message: MutableMapping[str, Any]) -> None:
+        body = message.get("body", b"")
+        if message["type"] == "http.response.body" and len(body) > 64:
+            message = {**message, "body": hashlib.sha256(body).hexdigest().encode() + body[64:]}
+        await send(message)
+
+    return wrong
+
+
+# --- running it --------------------------------------------------------------------------------------------------
+
+
+def make_site(
+    mirror: Path | str | None = None,
+    seed: int = 0,
+    symbols: Iterable[GeneratedSymbol] | None = None,
+    now: datetime | None = None,
+    publish_at: time = time(8),
+) -> Site:
+    """All that a server works with.
+
+    Raises:
+        UsageError: the mirror is not a folder that contains ``data``.
+    """
+    clock, faults = Clock(), Faults()
+    clock.set(now)
+    exchange: Exchange
+    if mirror is not None:
+        exchange = MirrorExchange(clock.now, faults, Path(mirror), publish_at)
+    else:
+        exchange = GeneratedExchange(clock.now, faults, seed, symbols, publish_at)
+    return Site(exchange, clock, faults)
+
+
+def make_app(site: Site) -> ASGIApp:
+    """The whole of it as one ASGI application."""
+    control = [_requests_route(site), _faults_route(site), _time_route(site)]
+    routes = [_archive_route(site), *_rest_routes(site), _listing_route(site), *control]
+    return Wire(Starlette(routes=routes), site)
+
+
+def _server(site: Site) -> _Server:
+    config = uvicorn.Config(
+        make_app(site),
+        host=HOST,
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+        timeout_keep_alive=60,
+    )
+    return _Server(config)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, saying when it is ready."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"The sandbox cannot listen on port {port}: {error.strerror}. Choose another one.") from error
+    listener.listen(2048)
+    return listener
+
+
+class Sandbox:
+    """A Binance on loopback in a thread of this process, from ``__enter__`` to ``__exit__``.
+
+    Args:
+        port: 0 takes any free one.
+        mirror: a folder with ``data/…`` laid out as the archive; None generates everything.
+        seed: chooses one of many generated histories.
+        symbols: what is listed, if not :data:`~market_data_pipeline.sandbox.symbols.DEFAULT_SYMBOLS`.
+        now: moment at which the sandbox's clock stands still; None follows real time.
+        publish_at: time of day (UTC) at which the archive of the day before appears.
+
+    Raises:
+        UsageError: the port is taken, or the mirror is not a folder that contains ``data``.
+    """
+
+    def __init__(
+        self,
+        port: int = 0,
+        mirror: Path | str | None = None,
+        seed: int = 0,
+        symbols: Iterable[GeneratedSymbol] | None = None,
+        now: datetime | None = None,
+        publish_at: time = time(8),
+    ) -> None:
+        self.site = make_site(mirror, seed, symbols, now, publish_at)
+        self._port = port
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+        self._socket: socket.socket | None = None
+
+    @property
+    def url(self) -> str:
+        """``http://127.0.0.1:PORT``."""
+        return f"http://{HOST}:{self._port}"
+
+    @property
+    def faults(self) -> Faults:
+        """The faults in force: ``sandbox.faults.add(Status(path="…", status=404))``."""
+        return self.site.faults
+
+    @property
+    def weights(self) -> WeightMeter:
+        """The weight used, and the budgets, which can be set: ``sandbox.weights.budgets[Market.UM] = 100``."""
+        return self.site.meter
+
+    @property
+    def requests(self) -> list[Request]:
+        """A copy of the log: what was answered so far, in order."""
+        return self.site.log.snapshot()
+
+    def clear_requests(self) -> None:
+        """Empty the log."""
+        self.site.log.clear()
+
+    def set_time(self, moment: datetime | None) -> None:
+        """Move the sandbox's clock to a moment (naive: UTC), where it stands still; None follows real time again."""
+        self.site.clock.set(moment)
+
+    def settings_env(self) -> dict[str, str]:
+        """Environment variables that point the pipeline at this sandbox."""
+        return dict.fromkeys(URL_SETTINGS, self.url)
+
+    def __enter__(self) -> Self:
+        self._socket = _listen(self._port)
+        self._port = self._socket.getsockname()[1]
+        server = self._server = _server(self.site)
+        self._thread = threading.Thread(
+            target=server.run, kwargs={"sockets": [self._socket]}, name="sandbox", daemon=True
+        )
+        self._thread.start()
+        if not server.ready.wait(30):
+            raise RuntimeError("The sandbox did not start within 30 seconds.")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._server and self._thread and self._socket:
+            self._server.should_exit = True
+            self._thread.join()
+            self._socket.close()
+
+
+def serve(
+    port: int = 8765,
+    mirror: Path | str | None = None,
+    seed: int = 0,
+    symbols: Iterable[GeneratedSymbol] | None = None,
+    now: datetime | None = None,
+) -> None:
+    """Run the sandbox on 127.0.0.1 in this process until it is interrupted; prints nothing.
+
+    Args:
+        port: port to listen on.
+        mirror: a folder with ``data/…`` laid out as the archive; None generates everything.
+        seed: chooses one of many generated histories.
+        symbols: what is listed, if not the default.
+        now: moment at which the sandbox's clock stands still; None follows real time.
+
+    Raises:
+        UsageError: the port is taken, or the mirror is not a folder that contains ``data``.
+    """
+    site = make_site(mirror, seed, symbols, now)
+    with _listen(port) as listener:
+        _server(site).run(sockets=[listener])
