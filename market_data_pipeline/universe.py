@@ -484,20 +484,30 @@ def _intervals(node: yaml.Node, markets: tuple[Market, ...], mistakes: _Mistakes
 
 
 def _since(node: yaml.Node, mistakes: _Mistakes) -> Since | None:
-    text = str(node.value).strip() if isinstance(node, yaml.ScalarNode) else ""
-    if text == "listing":
-        return Since()
-    ago = re.fullmatch(r"(\d{1,5}) days? ago", text)
+    try:
+        return parse_since(str(node.value) if isinstance(node, yaml.ScalarNode) else _shown(node))
+    except UsageError as error:
+        mistakes.add(node, f"`from:` {error}")
+        return None
+
+
+def parse_since(text: str) -> Since:
+    """Read what may stand after ``from``: a day, ``listing`` or ``30 days ago``.
+
+    Raises:
+        UsageError: it is none of these, or a day in the future.
+    """
+    ago = re.fullmatch(r"(\d{1,5}) days? ago", text.strip())
     if ago:
         return Since(days_ago=int(ago[1]))
-    day = _day(text)
+    if text.strip() == "listing":
+        return Since()
+    day = _day(text.strip())
     if day is None:
-        mistakes.add(node, f"`from:` cannot be {_shown(node)}. Allowed: {_FROM}.")
-    elif day > clock.today():
-        mistakes.add(node, f"`from: {day}` is in the future; today is {clock.today()} (UTC).")
-    else:
-        return Since(day=day)
-    return None
+        raise UsageError(f"cannot be {text!r}. Allowed: {_FROM}.")
+    if day > clock.today():
+        raise UsageError(f"cannot be {day}, which is in the future; today is {clock.today()} (UTC).")
+    return Since(day=day)
 
 
 def _day(text: str) -> date | None:
@@ -619,10 +629,10 @@ class ArchiveListing(Protocol):
     """What :func:`refresh` asks of ``sources.vision.Archive``; both may be called from several threads."""
 
     def list_folders(self, prefix: str) -> Sequence[str]:
-        """Folders directly below a prefix."""
+        """Names of the folders right below a prefix."""
 
     def list_files(self, prefix: str) -> Sequence[ListedFile]:
-        """Files below a prefix."""
+        """Files right below a prefix."""
 
 
 class FirstCandle(Protocol):
@@ -667,9 +677,34 @@ def refresh(
         wanted += [(market, symbol) for symbol in there if symbol in chosen]
     if mistakes:
         raise UsageError("\n".join(f"{universe.path}, line {line}: {text}" for line, text in sorted(mistakes)))
-    asked = list(
-        dict.fromkeys([*wanted, *((market, ANCHORS[market]) for market in dict.fromkeys(m for m, _ in wanted))])
-    )
+    return _listings_of(wanted, archive, rest, threads=threads, on_progress=on_progress)
+
+
+def look_up(
+    market: Market, symbol: str, archive: ArchiveListing, rest: FirstCandle | None = None
+) -> dict[tuple[Market, str], Listing]:
+    """What :func:`refresh` finds of one symbol.
+
+    Raises:
+        UsageError: there is no such symbol; the text names those near to it.
+    """
+    there = sorted(_symbols_of(archive, market))
+    if symbol not in there:
+        text = _no_such_symbol(market, symbol, there)
+        raise UsageError(text[0].upper() + text[1:])
+    return _listings_of([(market, symbol)], archive, rest)
+
+
+def _listings_of(
+    wanted: Sequence[tuple[Market, str]],
+    archive: ArchiveListing,
+    rest: FirstCandle | None,
+    *,
+    threads: int = 2,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[tuple[Market, str], Listing]:
+    anchors = ((market, ANCHORS[market]) for market, _ in wanted)
+    asked = list(dict.fromkeys([*wanted, *anchors]))
     days: dict[tuple[Market, str], list[date]] = {}
     with ThreadPoolExecutor(threads) as pool:
         answers = pool.map(lambda item: _listed_days(archive, *item), asked)
@@ -689,7 +724,7 @@ def refresh(
 def _symbols_of(archive: ArchiveListing, market: Market) -> set[str]:
     prefixes = (f"data/{market.archive_folder}/daily/{data_type}/" for data_type in _TYPES)
     folders = (folder for prefix in prefixes for folder in archive.list_folders(prefix))
-    return {folder.rstrip("/").rsplit("/", 1)[-1] for folder in folders}
+    return set(folders)
 
 
 def _choose(
@@ -721,7 +756,7 @@ def _listed_days(archive: ArchiveListing, market: Market, symbol: str) -> list[d
         return found
     # Not every copy of the archive has the 1d klines of every symbol: the next longest interval says the same.
     above = daily.archive_folder().removesuffix("1d/")
-    there = {folder.rstrip("/").rsplit("/", 1)[-1] for folder in archive.list_folders(above)}
+    there = archive.list_folders(above)
     for interval in reversed(intervals_of(market)):
         if interval in there and (found := _days_of(archive, f"{above}{interval}/")):
             return found

@@ -22,6 +22,7 @@ from market_data_pipeline.universe import (
     add_series,
     load_universe,
     lock_path,
+    look_up,
     parse_lock,
     parse_universe,
     refresh,
@@ -327,7 +328,7 @@ class FakeArchive:
 
     def list_folders(self, prefix: str) -> list[str]:
         below = (key.removeprefix(prefix) for key in self.keys if key.startswith(prefix))
-        return sorted({f"{prefix}{rest.split('/')[0]}/" for rest in below if "/" in rest})
+        return sorted({rest.split("/")[0] for rest in below if "/" in rest})
 
     def list_files(self, prefix: str) -> list[File]:
         self.listed.append(prefix)
@@ -408,6 +409,12 @@ def test_refresh_refuses_symbols_that_do_not_exist(archive: FakeArchive, symbol:
     wanted = universe(ENTRY.replace("[BTCUSDT]", f"[{symbol}]"))
     with pytest.raises(UsageError, match=says):
         refresh(wanted, archive)
+
+
+def test_look_up_finds_one_symbol_or_names_those_near_to_it(archive: FakeArchive) -> None:
+    assert look_up(Market.SPOT, "LUNAUSDT", archive)[Market.SPOT, "LUNAUSDT"].last == date(2024, 3, 1)
+    with pytest.raises(UsageError, match=r"^Spot has no symbol BTCUSD. Near to it: .*BTCUSDT"):
+        look_up(Market.SPOT, "BTCUSD", archive)
 
 
 # --- adding ------------------------------------------------------------------------------------------------------
