@@ -1,0 +1,75 @@
+"""What Dagster loads: composition only. Everything in it comes from settings and the universe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import dagster as dg
+
+from market_data_pipeline.defs.assets import INGESTION, IO_MANAGER, build_series_asset, build_trade_profile_asset
+from market_data_pipeline.defs.coverage import build_coverage_asset
+from market_data_pipeline.defs.io_manager import DuckDBParquetIOManager
+from market_data_pipeline.defs.jobs import build_jobs
+from market_data_pipeline.defs.partitions import daily_partitions
+from market_data_pipeline.defs.resources import Ingest, OnResult, ingestion_resource
+from market_data_pipeline.defs.schedules import build_schedules
+from market_data_pipeline.errors import MarketDataError
+from market_data_pipeline.ingest import Sources
+from market_data_pipeline.series import DataType
+from market_data_pipeline.settings import Settings, load_settings
+from market_data_pipeline.universe import Universe, load_universe
+
+
+def build_definitions(
+    settings: Settings,
+    universe: Universe,
+    *,
+    open_sources: Callable[[Settings], Sources] | None = None,
+    ingest_days: Ingest | None = None,
+    on_result: OnResult | None = None,
+) -> dg.Definitions:
+    """Everything that Dagster shows and runs, made anew from settings and a universe; no network is needed.
+
+    Args:
+        settings: Where the lake is and how sources are asked.
+        universe: The series to collect.
+        open_sources: Opens what a run asks, in place of ``ingest.Sources``.
+        ingest_days: Stands in for ``ingest.ingest``, in tests.
+        on_result: Told of each day as soon as it is done, where runs are executed in this process.
+    """
+    keys = universe.series()
+    partitions_def = daily_partitions(universe.first_day())
+    series = {key: build_series_asset(key, partitions_def, settings, universe.listing(key)) for key in keys}
+    profiles = [
+        build_trade_profile_asset(key, partitions_def, settings) for key in keys if key.data_type is DataType.AGG_TRADES
+    ]
+    coverage = [build_coverage_asset(market, settings, universe) for market in dict.fromkeys(k.market for k in keys)]
+    jobs = build_jobs(keys, partitions_def)
+    return dg.Definitions(
+        assets=[*series.values(), *profiles, *coverage],
+        jobs=list(jobs.values()),
+        schedules=build_schedules(jobs, settings, universe),
+        resources={
+            IO_MANAGER: DuckDBParquetIOManager(root=str(settings.root), lock_wait_seconds=settings.lock_wait_seconds),
+            INGESTION: ingestion_resource(
+                settings, open_sources=open_sources, ingest_days=ingest_days, on_result=on_result
+            ),
+        },
+        # A run's process costs seconds as it is; the work inside an asset is threads.
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """The definitions of this environment, loaded by Dagster.
+
+    Raises:
+        MarketDataError: a setting or the universe is wrong; the text says where and what is allowed.
+    """
+    try:
+        settings = load_settings()
+        return build_definitions(settings, load_universe(settings.universe))
+    except MarketDataError as error:
+        # Dagster shows the traceback of a code location that does not load: the text is what helps.
+        raise error.with_traceback(None) from None

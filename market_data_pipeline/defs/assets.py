@@ -1,0 +1,265 @@
+"""Assets by factory: one for each series of the universe, and a derived tradeProfile for each aggTrades series."""
+
+# No `from __future__ import annotations`: Dagster reads the annotation of `context` itself, not its text.
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from market_data_pipeline.defs import events
+from market_data_pipeline.defs.candles import candles_markdown
+from market_data_pipeline.defs.partitions import day_of
+from market_data_pipeline.defs.resources import Ingestion
+from market_data_pipeline.errors import MarketDataError
+from market_data_pipeline.ingest import DayOutcome
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.profile import profile_of, source_of, trade_profile
+from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
+from market_data_pipeline.settings import Settings
+from market_data_pipeline.specs import MARKETS, lake_schema
+
+IO_MANAGER = "lake"
+INGESTION = "ingestion"
+OWNER = "team:market-data"
+
+MARKET_NAMES: Mapping[Market, str] = {
+    Market.SPOT: "spot",
+    Market.UM: "USDⓈ-margined futures (um)",
+    Market.CM: "coin-margined futures (cm)",
+}
+
+
+def asset_key_of(key: SeriesKey) -> dg.AssetKey:
+    """The Dagster asset key of a series, e.g. ``binance/spot/klines/BTCUSDT/1m``."""
+    return dg.AssetKey(list(key.asset_path))
+
+
+def series_of(asset_key: dg.AssetKey) -> SeriesKey:
+    """The inverse of :func:`asset_key_of`.
+
+    Raises:
+        ValueError: the asset is not a series.
+    """
+    return SeriesKey.from_asset_path(list(asset_key.path))
+
+
+def backfill_policy(settings: Settings, *, derived: bool) -> dg.BackfillPolicy:
+    """How many days one run of a backfill takes.
+
+    A derived asset with the same policy would share the run of its source, where one bad day skips it and fails all
+    its days. With an unequal policy it gets runs of its own, and only the good days are asked for.
+    """
+    return dg.BackfillPolicy.multi_run(settings.max_partitions_per_run + derived)
+
+
+def build_series_asset(
+    key: SeriesKey, partitions_def: dg.DailyPartitionsDefinition, settings: Settings, listing: Listing
+) -> dg.AssetsDefinition:
+    """The asset of a series that Binance publishes, with its checks ``integrity`` and ``gaps`` for each day."""
+    asset_key = asset_key_of(key)
+    layout = Layout(settings.root)
+    picture = _picture_of(layout) if key.data_type is DataType.KLINES else None
+
+    @dg.asset(
+        key=asset_key,
+        partitions_def=partitions_def,
+        backfill_policy=backfill_policy(settings, derived=False),
+        check_specs=events.check_specs(asset_key, partitions_def),
+        io_manager_key=IO_MANAGER,
+        required_resource_keys={INGESTION},
+        group_name=_group(key),
+        kinds={"binance", "parquet"},
+        owners=[OWNER],
+        tags=_tags(key),
+        metadata=_definition_metadata(key, layout),
+        description=_describe(key, layout),
+    )
+    def series(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        ingestion: Ingestion = getattr(context.resources, INGESTION)
+        began = time.monotonic()
+        try:
+            results = list(ingestion.days(key, [day_of(name) for name in context.partition_keys], listing))
+        except MarketDataError as error:
+            # Days that were written by then are held, and the next run puts them on record.
+            raise dg.Failure(description=str(error), allow_retries=False) from error
+        context.log.info(events.log_line(key, results, time.monotonic() - began))
+        yield from events.day_events(context, results, layout, picture)
+
+    return series
+
+
+def build_trade_profile_asset(
+    source: SeriesKey, partitions_def: dg.DailyPartitionsDefinition, settings: Settings
+) -> dg.AssetsDefinition:
+    """The derived tradeProfile of an aggTrades series: one row a day, loaded and written by the IO manager."""
+    key = profile_of(source)
+    layout = Layout(settings.root)
+
+    # The annotation of `trades` is no DuckDBPyRelation, for that would import DuckDB into every code location; it is
+    # what the IO manager loads where none is asked for.
+    @dg.asset(
+        key=asset_key_of(key),
+        ins={"trades": dg.AssetIn(asset_key_of(source))},
+        partitions_def=partitions_def,
+        backfill_policy=backfill_policy(settings, derived=True),
+        io_manager_key=IO_MANAGER,
+        group_name=_group(key),
+        kinds={"duckdb", "parquet"},
+        owners=[OWNER],
+        tags=_tags(key),
+        metadata=_definition_metadata(key, layout),
+        description=_describe(key, layout),
+    )
+    def profile(context: dg.AssetExecutionContext, trades: Any) -> pa.Table:
+        inverse = MARKETS[key.market].inverse
+        table = trade_profile(trades, symbol=key.symbol, inverse=inverse, level_size=settings.profile_level)
+        rows = {row["day"]: row for row in table.to_pylist()}
+        for name in context.partition_keys:
+            row = rows.get(day_of(name))
+            context.add_asset_metadata(_profile_metadata(row), partition_key=name)
+        context.log.info("%s: %d of %d days have trades", key, len(rows), len(context.partition_keys))
+        return table
+
+    return profile
+
+
+def _profile_metadata(row: Mapping[str, Any] | None) -> dict[str, Any]:
+    if row is None:
+        return {"dagster/partition_row_count": 0, "state": "no trade on that day"}
+    shown = ("vwap", "point_of_control", "volume", "cumulative_delta", "trades")
+    return {"dagster/partition_row_count": 1, **{name: row[name] for name in shown}}
+
+
+def _picture_of(layout: Layout) -> Callable[[DayOutcome], str | None]:
+    def picture(result: DayOutcome) -> str | None:
+        try:
+            table = files.read_table(
+                layout.file(result.key, result.day), ["open_time", "open", "high", "low", "close", "volume"]
+            )
+        except files.DamagedFileError:
+            return None  # the next run finds and reports it; a picture is no reason to fail a day
+        return candles_markdown(table)
+
+    return picture
+
+
+# --- what the UI tells of an asset -------------------------------------------------------------------------------
+
+
+def _group(key: SeriesKey) -> str:
+    return f"{key.market.value}_{key.data_type.sql_name}"
+
+
+def _tags(key: SeriesKey) -> dict[str, str]:
+    tags = {"market": key.market.value, "data_type": key.data_type.value, "symbol": key.asset_path[3]}
+    return tags | ({"interval": key.interval} if key.interval else {})
+
+
+def _definition_metadata(key: SeriesKey, layout: Layout) -> dict[str, Any]:
+    return {
+        "dagster/column_schema": column_schema(key.market, key.data_type),
+        "dagster/table_name": f"{key.sql_schema}.{key.data_type.sql_name}",
+        "folder": dg.MetadataValue.path(str(layout.folder(key))),
+    }
+
+
+def _describe(key: SeriesKey, layout: Layout) -> str:
+    where = [f"symbol = '{key.symbol}'", *([f"\"interval\" = '{key.interval}'"] if key.interval else [])]
+    view = f"{key.sql_schema}.{key.data_type.sql_name}"
+    market = MARKET_NAMES[key.market]
+    match key.data_type:
+        case DataType.KLINES:
+            what = f"Candles of {key.interval} of **{key.symbol}** in Binance {market}, one row for each interval."
+            python = f'MarketData().klines("{key.symbol}", "{key.interval}", "2024-01-01", market="{key.market}").df()'
+        case DataType.AGG_TRADES:
+            what = (
+                f"Aggregated trades of **{key.symbol}** in Binance {market}: one row for all fills of one order at "
+                "one price and moment."
+            )
+            python = f'MarketData().agg_trades("{key.symbol}", "2024-01-01", market="{key.market}").df()'
+        case DataType.TRADE_PROFILE:
+            what = (
+                f"A row a day made of `{source_of(key)}`: VWAP, high, low, point of control (the price level with the "
+                "most volume), volume bought and sold by takers, cumulative delta and the number of trades."
+            )
+            python = f"MarketData().sql(\"FROM {view} WHERE symbol = '{key.symbol}'\").df()"
+    units = (
+        "Contracts are inverse: `volume` is in contracts, VWAP is Σq / Σ(q/p)."
+        if MARKETS[key.market].inverse
+        else "Volumes are in the base asset."
+    )
+    return (
+        f"{what} Each partition is one UTC day; times are UTC. {units}\n\n"
+        f"**Files:** `{layout.folder(key)}/<day>.parquet`\n\n"
+        f'**SQL:** `market-data sql "FROM {view} WHERE {" AND ".join(where)} LIMIT 10"`\n\n'
+        f"**Python:** `{python}`"
+    )
+
+
+_COLUMNS: Mapping[str, str] = {
+    "symbol": "Symbol as Binance spells it; the same in every row of a file.",
+    "interval": "Kline interval; the same in every row of a file.",
+    "open_time": "Start of the candle (UTC).",
+    "open": "Price of the first trade.",
+    "high": "Highest price.",
+    "low": "Lowest price.",
+    "close": "Price of the last trade.",
+    "volume": "Traded quantity.",
+    "close_time": "Last moment of the candle (UTC).",
+    "quote_volume": "Traded value in the quote asset; rounded in the last place beyond 15 digits.",
+    "base_volume": "Traded quantity in the base asset.",
+    "count": "Number of trades.",
+    "taker_buy_volume": "Quantity bought by takers.",
+    "taker_buy_quote_volume": "Value bought by takers, in the quote asset.",
+    "taker_buy_base_volume": "Quantity bought by takers, in the base asset.",
+    "agg_trade_id": "Id of the aggregated trade; ids follow one another without a hole.",
+    "price": "Price; 0 in Binance's sentinel rows (spot), which stand for no trade.",
+    "quantity": "Quantity.",
+    "first_trade_id": "Id of the first trade in it.",
+    "last_trade_id": "Id of the last trade in it.",
+    "transact_time": "When it was traded (UTC).",
+    "is_buyer_maker": "True where the seller was the taker.",
+    "is_best_match": "Binance's flag of the best price match (spot only).",
+    "day": "The UTC day.",
+    "vwap": "Volume-weighted average price: Σpq / Σq, in cm Σq / Σ(q/p).",
+    "point_of_control": "Lower edge of the price level with the most volume; the lowest one of equals.",
+    "point_of_control_volume": "Volume at that level.",
+    "level_size": "Height of a price level.",
+    "buy_volume": "Volume where the buyer was the taker.",
+    "sell_volume": "Volume where the seller was the taker.",
+    "cumulative_delta": "Buy volume minus sell volume.",
+    "trades": "Number of trades inside the aggregated ones.",
+    "agg_trades": "Number of aggregated trades, sentinel rows left out.",
+}
+
+_SQL_TYPES: Mapping[str, str] = {
+    "timestamp[us]": "TIMESTAMP",
+    "int64": "BIGINT",
+    "double": "DOUBLE",
+    "bool": "BOOLEAN",
+    "date32[day]": "DATE",
+}
+
+
+def column_schema(market: Market, data_type: DataType) -> dg.TableSchema:
+    """Columns of a series with their SQL types and what they mean; volumes of cm are said to be in contracts."""
+    contracts = MARKETS[market].inverse
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                name=field.name,
+                type=_SQL_TYPES.get(str(field.type), "VARCHAR"),
+                description=_COLUMNS[field.name]
+                + (" In contracts." if contracts and _in_contracts(field.name) else ""),
+            )
+            for field in lake_schema(market, data_type)
+        ]
+    )
+
+
+def _in_contracts(name: str) -> bool:
+    return name in {"quantity", "volume", "taker_buy_volume", "buy_volume", "sell_volume", "point_of_control_volume"}

@@ -1,0 +1,280 @@
+"""Outcomes of days to Dagster's events: materializations and check evaluations, each on its own partition.
+
+This is the only module that touches ``AssetCheckEvaluation`` with partitions and targets, a preview API: in a run over
+a range of partitions an ``AssetCheckResult`` would be stored without a partition, and an evaluation without a target is
+not shown. Good days and failed days of one run are reported in either of two ways, never both for the same day:
+
+- all good: metadata for each partition and one ``MaterializeResult``, from which Dagster makes a materialization a day;
+- some failed: a materialization by hand for each good day, a failing ``integrity`` for each bad one, then ``Failure``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData as Target,
+)
+
+from market_data_pipeline.defs.partitions import contiguous_ranges, partition_of
+from market_data_pipeline.findings import CHECKS, Finding, Range, Severity
+from market_data_pipeline.ingest import DayFailure, DayOutcome
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import EMPTY, HELD, MISSING_RULES, NOT_LISTED, LedgerRow
+from market_data_pipeline.series import DataType, SeriesKey
+
+SHOWN_RANGES = 20
+"""Ranges in a table of metadata: an event keeps its own copy, and a day's metadata stays under 4 KB."""
+
+SHOWN_FAILURES = 50
+SHOWN_TEXT = 600
+_PAGE = 1000
+
+CHECK_DESCRIPTIONS: Mapping[str, str] = {
+    "integrity": "The day is what the exchange published and makes sense: checksum, schema, times inside the day, in "
+    "order and unique, prices and volumes possible, ids consecutive. A day that fails here was not taken into the "
+    "lake; the reason stands in the metadata.",
+    "gaps": "Nothing is missing inside the day: every candle that should be there, or every trade id. Missing ranges "
+    "stand in the metadata; quiet ranges (candles without a trade) are listed apart and fail nothing.",
+}
+
+
+def check_specs(asset_key: dg.AssetKey, partitions_def: dg.PartitionsDefinition[str]) -> list[dg.AssetCheckSpec]:
+    """The checks of a partitioned series, evaluated for each day."""
+    return [
+        dg.AssetCheckSpec(name, asset=asset_key, description=CHECK_DESCRIPTIONS[name], partitions_def=partitions_def)
+        for name in CHECKS
+    ]
+
+
+def day_events(
+    context: dg.AssetExecutionContext,
+    results: Sequence[DayOutcome | DayFailure],
+    layout: Layout,
+    picture: Callable[[DayOutcome], str | None] | None = None,
+) -> Iterator[Any]:
+    """The events of one series' days, for the asset's body to yield.
+
+    Args:
+        context: Of the asset whose partitions the days are.
+        results: One for each partition of the run, in order.
+        layout: Where the files lie, for the metadata.
+        picture: Makes Markdown of a picture of a day; asked for the newest day that has rows only, since every event
+            keeps its own copy.
+
+    Raises:
+        dagster.Failure: after all events, where days failed; it is not retried, since good days are on record and
+            the same bytes would fail again.
+    """
+    good = [result for result in results if isinstance(result, DayOutcome)]
+    bad = [result for result in results if isinstance(result, DayFailure)]
+    newest = next((result for result in reversed(good) if result.row.outcome == HELD and result.row.rows), None)
+    metadata = {
+        result.day: day_metadata(result, layout, picture(result) if picture and result is newest else None)
+        for result in good
+    }
+    if bad:
+        for result in good:
+            yield dg.AssetMaterialization(
+                asset_key=context.asset_key, partition=partition_of(result.day), metadata=metadata[result.day]
+            )
+    else:
+        for result in good:
+            context.add_asset_metadata(metadata[result.day], partition_key=partition_of(result.day))
+        yield dg.MaterializeResult(asset_key=context.asset_key)
+
+    yield from _evaluations(context.instance, context.asset_key, good, bad)
+    if bad:
+        raise dg.Failure(
+            description=failure_text(results), metadata={"failed days": _failures_table(bad)}, allow_retries=False
+        )
+    for name in CHECKS:
+        spec = context.assets_def.get_spec_for_check_key(dg.AssetCheckKey(context.asset_key, name))
+        yield dg.Output(None, output_name=spec.get_python_identifier())
+
+
+def _evaluations(
+    instance: dg.DagsterInstance, asset_key: dg.AssetKey, good: Sequence[DayOutcome], bad: Sequence[DayFailure]
+) -> Iterator[dg.AssetCheckEvaluation]:
+    written = _newest_targets(instance, asset_key, [partition_of(result.day) for result in good])
+    for name in CHECKS:
+        for result in good:
+            severity = Severity(getattr(result.row, name) or Severity.INFO)
+            findings = [finding for finding in result.row.findings_list() if finding.check == name]
+            yield dg.AssetCheckEvaluation(
+                asset_key=asset_key,
+                check_name=name,
+                passed=severity is Severity.INFO,
+                severity=dg.AssetCheckSeverity.WARN if severity is Severity.WARN else dg.AssetCheckSeverity.ERROR,
+                description=_description(findings, result.row),
+                metadata=findings_metadata(findings, result.key),
+                partition=partition_of(result.day),
+                target_materialization_data=written.get(partition_of(result.day)),
+            )
+    for failure in bad:
+        # A bad day whose older file is still held speaks of that file's materialization; one never held has none.
+        key = partition_of(failure.day)
+        held = failure.row.outcome == HELD
+        target = _newest_targets(instance, asset_key, [key]).get(key) if held else None
+        yield dg.AssetCheckEvaluation(
+            asset_key=asset_key,
+            check_name="integrity",
+            passed=False,
+            severity=dg.AssetCheckSeverity.ERROR,
+            description=_short(failure.reason),
+            metadata={"failure": failure.failure, "older file": "stays" if held else "there is none"},
+            partition=key,
+            target_materialization_data=target,
+        )
+
+
+def _newest_targets(
+    instance: dg.DagsterInstance, asset_key: dg.AssetKey, partitions: Sequence[str]
+) -> dict[str, Target]:
+    """The newest materialization of each partition, as far as it is among the newest of all of them.
+
+    Limits count all of an asset's history, newest first, so days that were just written come from one call a page.
+    """
+    found: dict[str, Target] = {}
+    for start in range(0, len(partitions), _PAGE):
+        page = partitions[start : start + _PAGE]
+        records = instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=asset_key, asset_partitions=list(page)), limit=len(page)
+        ).records
+        for record in records:
+            if record.partition_key is not None:
+                target = Target(storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp)
+                found.setdefault(record.partition_key, target)
+    return found
+
+
+# --- metadata ----------------------------------------------------------------------------------------------------
+
+
+def day_metadata(result: DayOutcome, layout: Layout, picture: str | None = None) -> dict[str, Any]:
+    """What is shown of a good day: rows, bytes, source, hashes, state, and how it came."""
+    row = result.row
+    facts: dict[str, Any] = {
+        "dagster/partition_row_count": row.rows,
+        "state": state_of(row),
+        "action": result.action.value,
+        "seconds": round(result.seconds, 3),
+        "downloaded bytes": result.downloaded,
+    }
+    if row.outcome == HELD:
+        facts |= {
+            "bytes": row.bytes,
+            "path": dg.MetadataValue.path(str(layout.file(result.key, result.day))),
+            "source": row.source,
+            "checksum": row.checksum,
+            "content sha256": row.content_sha256,
+            "archive sha256": row.archive_sha256,
+        }
+    if picture is not None:
+        facts["candles"] = dg.MetadataValue.md(picture)
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def state_of(row: LedgerRow) -> str:
+    """A day's state in words."""
+    if row.outcome == HELD:
+        return "final" if row.final else "provisional: fetched again when the archive is there"
+    return {
+        NOT_LISTED: "not listed: the symbol was not traded on that day",
+        EMPTY: "empty: nothing was traded yet",
+    }.get(row.outcome, row.outcome)
+
+
+def findings_metadata(findings: Iterable[Finding], key: SeriesKey) -> dict[str, Any]:
+    """What a check found, as a table of ranges for each rule, so that quiet ranges stand apart from missing ones."""
+    metadata: dict[str, Any] = {}
+    for finding in findings:
+        if not finding.ranges:
+            metadata[finding.rule] = f"{finding.severity.value}: {_short(finding.message)}"
+            continue
+        title = "missing ranges" if finding.rule in MISSING_RULES else f"{finding.rule.replace('_', ' ')} ranges"
+        metadata[title] = _ranges_table(finding.ranges, key)
+        metadata[f"rows in {title}"] = finding.count
+        if len(finding.ranges) > SHOWN_RANGES:
+            metadata[f"more {title}"] = f"the first {SHOWN_RANGES} of {len(finding.ranges)} are shown"
+    return metadata
+
+
+def _ranges_table(ranges: Sequence[Range], key: SeriesKey) -> dg.TableMetadataValue:
+    said: Callable[[int], str | int] = iso_time if key.data_type is DataType.KLINES else int
+    return dg.MetadataValue.table(
+        [
+            dg.TableRecord({"first": said(range_.first), "last": said(range_.last), "count": range_.count})
+            for range_ in ranges[:SHOWN_RANGES]
+        ]
+    )
+
+
+def iso_time(microseconds: int) -> str:
+    """Microseconds since 1970 as an ISO time in UTC, e.g. ``2024-01-01T00:00:00Z``."""
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+def _failures_table(failures: Sequence[DayFailure]) -> dg.TableMetadataValue:
+    return dg.MetadataValue.table(
+        [
+            dg.TableRecord({"day": partition_of(f.day), "kind": f.failure, "reason": _short(f.reason)})
+            for f in failures[:SHOWN_FAILURES]
+        ]
+    )
+
+
+def _description(findings: Sequence[Finding], row: LedgerRow) -> str:
+    if row.outcome != HELD:
+        return state_of(row)
+    return _short(" ".join(finding.message for finding in findings)) or "Nothing was found wrong."
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_TEXT else f"{text[: SHOWN_TEXT - 1]}…"
+
+
+# --- words for logs ------------------------------------------------------------------------------------------------
+
+
+def spans(days: Iterable[date]) -> str:
+    """Days in words, consecutive ones as a span, at most ten spans.
+
+    >>> spans([date(2024, 1, 1), date(2024, 1, 2), date(2024, 1, 5)])
+    '2024-01-01 to 2024-01-02, 2024-01-05'
+    """
+    ranges = [str(first) if first == last else f"{first} to {last}" for first, last in contiguous_ranges(days)]
+    return ", ".join(ranges[:10]) + (f" and {len(ranges) - 10} more spans" if len(ranges) > 10 else "")
+
+
+def failure_text(results: Sequence[DayOutcome | DayFailure]) -> str:
+    """What a failed run says: how many days, which, why the first of each kind, and what to do."""
+    bad = [result for result in results if isinstance(result, DayFailure)]
+    first_of_kind = {failure.failure: failure for failure in reversed(bad)}
+    reasons = "\n".join(f"- {kind}, {failure.day}: {_short(failure.reason)}" for kind, failure in first_of_kind.items())
+    return (
+        f"{bad[0].key}: {len(bad)} of {len(results)} days failed ({spans(failure.day for failure in bad)}). "
+        f"The other days are in the lake and on record; a backfill of the failed days asks for those only.\n{reasons}"
+    )
+
+
+def log_line(key: SeriesKey, results: Sequence[DayOutcome | DayFailure], seconds: float) -> str:
+    """The one line that a run logs for a series.
+
+    Args:
+        key: The series.
+        results: Its days' results.
+        seconds: How long all of them took together.
+    """
+    actions = [result.action.value for result in results if isinstance(result, DayOutcome)]
+    told = [f"{actions.count(action)} {action.replace('_', ' ')}" for action in sorted(set(actions))]
+    failed = len(results) - len(actions)
+    megabytes = sum(result.downloaded for result in results) / 1e6
+    return (
+        f"{key}: {len(results)} days ({spans(result.day for result in results)}): "
+        f"{', '.join([*told, f'{failed} failed'])}; {megabytes:.1f} MB downloaded in {seconds:.1f} s"
+    )

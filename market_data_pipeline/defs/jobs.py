@@ -1,0 +1,60 @@
+"""Jobs: what is started together, by a schedule or by hand.
+
+Derived assets and coverage have jobs of their own: in a job with their sources, one failed source would skip them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from market_data_pipeline.defs.assets import asset_key_of
+from market_data_pipeline.defs.coverage import coverage_key
+from market_data_pipeline.profile import profile_of
+from market_data_pipeline.series import DataType, SeriesKey
+
+Jobs = dict[str, UnresolvedAssetJobDefinition]
+
+INGEST_ALL, KLINES, AGG_TRADES = "ingest_all", "klines", "agg_trades"
+TRADE_PROFILES, COVERAGE = "trade_profiles", "coverage"
+
+
+def build_jobs(keys: Sequence[SeriesKey], partitions_def: dg.DailyPartitionsDefinition) -> Jobs:
+    """The jobs by name; a job that would have nothing to run is left out.
+
+    Args:
+        keys: The series of the universe.
+        partitions_def: The days of all of them.
+    """
+    klines = [key for key in keys if key.data_type is DataType.KLINES]
+    agg_trades = [key for key in keys if key.data_type is DataType.AGG_TRADES]
+    profiles = [profile_of(key) for key in agg_trades]
+    partitioned = (
+        (INGEST_ALL, keys, "Klines and aggTrades of all series, for a day."),
+        (KLINES, klines, "Klines of all series, for a day."),
+        (AGG_TRADES, agg_trades, "aggTrades of all symbols, for a day."),
+        (TRADE_PROFILES, profiles, "tradeProfile of all symbols, for a day whose aggTrades are held."),
+    )
+    jobs = {
+        name: _job(name, [asset_key_of(key) for key in chosen], description, partitions_def)
+        for name, chosen, description in partitioned
+        if chosen
+    }
+    if keys:
+        markets = dict.fromkeys(key.market for key in keys)
+        description = "What is held of each market, with the standing checks: missing days and continuity."
+        jobs[COVERAGE] = _job(COVERAGE, [coverage_key(market) for market in markets], description)
+    return jobs
+
+
+def _job(
+    name: str,
+    asset_keys: Sequence[dg.AssetKey],
+    description: str,
+    partitions_def: dg.DailyPartitionsDefinition | None = None,
+) -> UnresolvedAssetJobDefinition:
+    selection: Any = dg.AssetSelection.assets(*asset_keys)
+    return dg.define_asset_job(name, selection=selection, description=description, partitions_def=partitions_def)

@@ -1,0 +1,165 @@
+"""Schedules: which days are asked for, and when. All times are UTC.
+
+Days are worked out by hand from the tick's time and the ledgers: with today as a partition, a schedule that Dagster
+builds from a partitioned job would ask for the wrong day. Schedules that download are off until somebody turns them on
+in the UI (Automation), so that opening it for a look starts no download; the one for coverage reads ledgers only and
+is on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, date, datetime, timedelta
+
+import dagster as dg
+
+from market_data_pipeline.defs.assets import asset_key_of
+from market_data_pipeline.defs.jobs import COVERAGE, INGEST_ALL, TRADE_PROFILES, Jobs
+from market_data_pipeline.defs.partitions import DAY, days_between, partition_of
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import HELD, Ledger
+from market_data_pipeline.profile import profile_of
+from market_data_pipeline.series import DataType, SeriesKey
+from market_data_pipeline.settings import Settings
+from market_data_pipeline.universe import Universe
+
+HOUR = timedelta(hours=1)
+PROFILES_MINUTE, COVERAGE_MINUTE = 0, 30
+
+Choice = Callable[[datetime], Iterable[tuple[date, Sequence[SeriesKey]]]]
+"""From a tick's time to the days to ask for, each with the series that it is asked of."""
+
+
+def build_schedules(jobs: Jobs, settings: Settings, universe: Universe) -> list[dg.ScheduleDefinition]:
+    """The schedules of those jobs that there are.
+
+    - ``daily``: yesterday, and every recent day that is not final, when the archive has been published.
+    - ``hourly``: the day of the hour just over; at 00:05 that is the day before, which is thereby settled.
+    - ``trade_profiles_daily``: an hour after ``daily``, recent days whose aggTrades are new or have changed.
+    - ``coverage_daily``: half an hour after that.
+    """
+    layout = Layout(settings.root)
+    after = (settings.daily_hour + 1) % 24
+    schedules: list[dg.ScheduleDefinition] = []
+    if INGEST_ALL in jobs:
+        schedules += [
+            _day_schedule(
+                "daily",
+                f"0 {settings.daily_hour} * * *",
+                jobs,
+                INGEST_ALL,
+                lambda at: recent_days(at.date(), settings.recent_days, universe, layout),
+                "Yesterday, and every recent day that is not final yet; the archive publishes between 03:00 and 09:00.",
+            ),
+            _day_schedule(
+                "hourly",
+                f"{settings.hourly_minute} * * * *",
+                jobs,
+                INGEST_ALL,
+                lambda at: growing_day(at, universe),
+                "Today as far as it has got. At midnight it is the day just over, whose last hour is brought.",
+            ),
+        ]
+    if TRADE_PROFILES in jobs:
+        schedules.append(
+            _day_schedule(
+                "trade_profiles_daily",
+                f"{PROFILES_MINUTE} {after} * * *",
+                jobs,
+                TRADE_PROFILES,
+                # An hour back, for the case that `daily` runs at 23:00 and this falls on the next day.
+                lambda at: changed_profiles((at - HOUR).date(), settings.recent_days, universe, layout),
+                "Recent days whose aggTrades are new or have changed since their tradeProfile was made.",
+            )
+        )
+    if COVERAGE in jobs:
+        schedules.append(
+            dg.ScheduleDefinition(
+                name="coverage_daily",
+                job=jobs[COVERAGE],
+                cron_schedule=f"{COVERAGE_MINUTE} {after} * * *",
+                execution_timezone="UTC",
+                default_status=dg.DefaultScheduleStatus.RUNNING,
+                description="What is held, and the standing checks, after the daily schedules.",
+            )
+        )
+    return schedules
+
+
+def _day_schedule(
+    name: str, cron: str, jobs: Jobs, job: str, choose: Choice, description: str
+) -> dg.ScheduleDefinition:
+    @dg.schedule(name=name, job=jobs[job], cron_schedule=cron, execution_timezone="UTC", description=description)
+    def evaluate(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        at = context.scheduled_execution_time.astimezone(UTC)
+        asked = False
+        for day, keys in choose(at):
+            if keys:
+                asked = True
+                yield dg.RunRequest(
+                    # Stable for a tick and a day, so that a tick evaluated twice starts nothing twice.
+                    run_key=f"{name} {at:%Y-%m-%dT%H:%M} {day}",
+                    partition_key=partition_of(day),
+                    asset_selection=[asset_key_of(key) for key in keys],
+                )
+        if not asked:
+            yield dg.SkipReason("There is nothing to ask for: no series was listed, or all recent days are final.")
+
+    return evaluate
+
+
+# --- which days ----------------------------------------------------------------------------------------------------
+
+
+def _collected(universe: Universe, key: SeriesKey, day: date) -> bool:
+    return universe.start(key) <= day and universe.listing(key).covers(day)
+
+
+def recent_days(today: date, count: int, universe: Universe, layout: Layout) -> list[tuple[date, list[SeriesKey]]]:
+    """Yesterday for every series, and of the days before, those that are not final in a series' ledger.
+
+    Args:
+        today: The tick's day.
+        count: How many days back.
+        universe: What is collected.
+        layout: Where the ledgers lie.
+    """
+    yesterday = today - DAY
+    ledgers = {key: Ledger.read(layout.ledger(key)) for key in universe.series()}
+
+    def asked(key: SeriesKey, ledger: Ledger, day: date) -> bool:
+        row = ledger.get(day)
+        return _collected(universe, key, day) and (day == yesterday or row is None or not row.final)
+
+    return [
+        (day, [key for key, ledger in ledgers.items() if asked(key, ledger, day)])
+        for day in days_between(today - count * DAY, yesterday)
+    ]
+
+
+def growing_day(at: datetime, universe: Universe) -> list[tuple[date, list[SeriesKey]]]:
+    """The day of the hour just over: today, or the day before within the first hour after midnight."""
+    day = (at - HOUR).date()
+    return [(day, [key for key in universe.series() if _collected(universe, key, day)])]
+
+
+def changed_profiles(today: date, count: int, universe: Universe, layout: Layout) -> list[tuple[date, list[SeriesKey]]]:
+    """Recent days whose aggTrades are held and are not those that the day's tradeProfile was made of."""
+    pairs = [
+        (profile_of(key), Ledger.read(layout.ledger(key)), Ledger.read(layout.ledger(profile_of(key))))
+        for key in universe.series()
+        if key.data_type is DataType.AGG_TRADES
+    ]
+
+    def changed(source: Ledger, profile: Ledger, day: date) -> bool:
+        held, made = source.get(day), profile.get(day)
+        if held is None or held.outcome != HELD:
+            return False
+        # A profile without rows (all rows were sentinels) has no hash, but is as final as its source.
+        same = made is not None and made.final == held.final
+        return not same or (made is not None and made.archive_sha256 not in (None, held.content_sha256))
+
+    return [
+        (day, [key for key, source, profile in pairs if changed(source, profile, day)])
+        for day in days_between(today - count * DAY, today - DAY)
+    ]

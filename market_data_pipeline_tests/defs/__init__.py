@@ -1,0 +1,1 @@
+"""Tests of the Dagster layer, against an ephemeral instance."""
