@@ -192,7 +192,9 @@ class Exchange(ABC):
 
     def cached(self, key: str) -> ArchiveFile | None:
         """A file of the bucket if it can be had at once: it is remembered and no fault of data is in force."""
-        return None if self._has_data_faults() else self._files.peek(key)
+        file = None if self._has_data_faults() else self._files.peek(key)
+        archive = read_key(key.removesuffix(".CHECKSUM"))
+        return file if archive is not None and self.now() >= self.published_at(archive) else None
 
     def file(self, key: str) -> ArchiveFile | None:
         """A file of the bucket (a zip or its CHECKSUM), or None where there is none."""
@@ -221,10 +223,7 @@ class Exchange(ABC):
             file = self.file(key)
             return None if file is None else ListedFile(key, len(file.body), file.etag, file.last_modified)
         plain = self._describe_plain(zip_key)
-        if plain is None or key == zip_key:
-            return plain
-        size = 66 + len(zip_key.rsplit("/", 1)[1].encode()) + 1
-        return ListedFile(key, size, _tag(plain.etag, "CHECKSUM"), plain.last_modified)
+        return plain if plain is None or key == zip_key else self._describe_checksum(plain)
 
     def published_at(self, archive: Archive) -> datetime:
         """When a zip first appears.
@@ -264,8 +263,19 @@ class Exchange(ABC):
         file = self.file(zip_key)
         if file is None:
             return None
-        text = f"{hashlib.sha256(file.body).hexdigest()}  {zip_key.rsplit('/', 1)[1]}\n"
-        return ArchiveFile(text.encode(), _tag(file.etag, "CHECKSUM"), file.last_modified)
+
+        def make() -> ArchiveFile:
+            text = f"{hashlib.sha256(file.body).hexdigest()}  {zip_key.rsplit('/', 1)[1]}\n"
+            return ArchiveFile(text.encode(), _tag(file.etag, "CHECKSUM"), file.last_modified)
+
+        archive = read_key(zip_key)
+        if archive is None or _changes(archive, self._faults_of(archive), self.now()):
+            return make()
+        return self._files.get(f"{zip_key}.CHECKSUM", make)
+
+    def _describe_checksum(self, zip_file: ListedFile) -> ListedFile:
+        size = 64 + 2 + len(zip_file.key.rsplit("/", 1)[1].encode()) + 1
+        return ListedFile(f"{zip_file.key}.CHECKSUM", size, _tag(zip_file.etag, "CHECKSUM"), zip_file.last_modified)
 
     def _build(self, archive: Archive, faults: tuple[DataFault, ...]) -> ArchiveFile:
         now, series = self.now(), archive.series
@@ -512,8 +522,8 @@ class GeneratedExchange(Exchange):
         """About how large a zip will be, from the bytes that a row of its kind takes when deflated."""
         symbol = self._symbols[archive.series.market, archive.series.symbol]
         if archive.series.interval is None:
-            return len(archive.days) * symbol.trades_per_day * 23 + 150
-        return len(archive.days) * (DAY_US // interval_us(archive.series.interval)) * 62 + 150
+            return len(archive.days) * symbol.trades_per_day * 21 + 150
+        return len(archive.days) * (DAY_US // interval_us(archive.series.interval)) * 52 + 150
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,9 @@ class MirrorExchange(Exchange):
             return super()._checksum(zip_key)
         return self._plain(f"{zip_key}.CHECKSUM")
 
+    def _describe_checksum(self, zip_file: ListedFile) -> ListedFile:
+        return self._describe_plain(f"{zip_file.key}.CHECKSUM") or super()._describe_checksum(zip_file)
+
     def _describe_plain(self, key: str) -> ListedFile | None:
         file = self._plain(key)
         return None if file is None else ListedFile(key, len(file.body), file.etag, file.last_modified)

@@ -43,7 +43,6 @@ class Answer:
 
     status: int
     payload: Any
-    weight: int
 
 
 class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of the sandbox
@@ -54,8 +53,12 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of the sa
         self.code = code
 
 
-def weight_of(market: Market, endpoint: str, limit: int) -> int:
+def weight_of(market: Market, endpoint: str, parameters: Mapping[str, str]) -> int:
     """Weight of a request; that of klines in futures depends on the limit asked for."""
+    try:
+        limit = _limit(parameters, market, endpoint)
+    except Refusal:
+        return 1
     if endpoint == "klines":
         if market is Market.SPOT:
             return 2
@@ -80,11 +83,9 @@ def answer(
         microseconds: whether the header ``X-MBX-TIME-UNIT: MICROSECOND`` was sent; futures ignore it.
     """
     divisor = 1 if microseconds and market is Market.SPOT else 1_000
-    weight = 1
     payload: Any
     try:
         limit = _limit(parameters, market, endpoint)
-        weight = weight_of(market, endpoint, limit)
         match endpoint:
             case "klines":
                 payload = _klines(exchange, market, parameters, limit, divisor)
@@ -97,8 +98,8 @@ def answer(
             case _:
                 payload = {}
     except Refusal as refusal:
-        return Answer(400, {"code": refusal.code, "msg": str(refusal)}, weight)
-    return Answer(200, payload, weight)
+        return Answer(400, {"code": refusal.code, "msg": str(refusal)})
+    return Answer(200, payload)
 
 
 def _number(parameters: Mapping[str, str], name: str) -> int | None:

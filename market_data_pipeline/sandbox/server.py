@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterable, MutableMapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, time
 from email.utils import format_datetime
@@ -39,7 +40,7 @@ from market_data_pipeline.sandbox.faults import (
 )
 from market_data_pipeline.sandbox.listing import PAGE, list_objects
 from market_data_pipeline.sandbox.mirror import MirrorExchange
-from market_data_pipeline.sandbox.rest import PREFIXES, WeightMeter, answer, ban_message
+from market_data_pipeline.sandbox.rest import PREFIXES, WeightMeter, answer, ban_message, weight_of
 from market_data_pipeline.sandbox.symbols import GeneratedSymbol
 
 HOST = "127.0.0.1"
@@ -173,15 +174,15 @@ def _rest_routes(site: Site) -> list[Route]:
         market = PREFIXES[prefix]
         fine = request.headers.get("X-MBX-TIME-UNIT", "").upper() == "MICROSECOND"
         parameters = dict(request.query_params)
-        reply = await run_in_threadpool(answer, site.exchange, market, endpoint, parameters, microseconds=fine)
-        used, status, wait = site.meter.spend(market, reply.weight)
-        request.scope["weight"] = reply.weight
+        request.scope["weight"] = weight = weight_of(market, endpoint, parameters)
+        used, status, wait = site.meter.spend(market, weight)
         headers = {"X-MBX-USED-WEIGHT-1M": str(used), "X-MBX-USED-WEIGHT": str(used)}
-        if status != 200:
+        if status == 200:
+            reply = await run_in_threadpool(answer, site.exchange, market, endpoint, parameters, microseconds=fine)
+            status, payload = reply.status, reply.payload
+        else:
             headers["Retry-After"] = str(wait)
             payload = ban_message(market, site.meter.budgets[market], status, wait)
-        else:
-            status, payload = reply.status, reply.payload
         return Response(json.dumps(payload, ensure_ascii=False), status, headers, "application/json;charset=UTF-8")
 
     return [Route(f"{prefix}/{endpoint}", rest) for prefix in PREFIXES for endpoint in ENDPOINTS]
@@ -511,5 +512,5 @@ def serve(
         UsageError: the port is taken, or the mirror is not a folder that contains ``data``.
     """
     site = make_site(mirror, seed, symbols, now)
-    with _listen(port) as listener:
+    with _listen(port) as listener, suppress(KeyboardInterrupt):
         _server(site).run(sockets=[listener])
