@@ -1,6 +1,6 @@
 """What time it is, and microseconds since 1970, which is how the project counts time. Always UTC.
 
-Everything in the project asks here what time it is, so that a test can move time in one place: call it as ``clock.now()``.
+Everything in the project asks here what time it is, as ``clock.now()``, so that a test can move time in one place.
 """
 
 from __future__ import annotations

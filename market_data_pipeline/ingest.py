@@ -558,7 +558,8 @@ class _Run:
 
     def _store(self, day: date, known: LedgerRow | None, rows: _Rows, started: float) -> DayOutcome:
         path = self.layout.file(self.key, day)
-        held = self._record_on_disk(day)
+        # A file that the ledger does not count as held was found to be damaged: its footer proves nothing.
+        held = self._record_on_disk(day) if known is not None and known.outcome == HELD else None
         if held is not None and rows.final and not held.final:
             rows = self._with_rows_only_held(held, rows)
         record = self._record(day, rows)
@@ -574,11 +575,8 @@ class _Run:
         return DayOutcome(self.key, day, row, rows.action, time.perf_counter() - started, rows.downloaded)
 
     def _record_on_disk(self, day: date) -> Provenance | None:
-        path = self.layout.file(self.key, day)
-        if files.stat(path) is None:
-            return None
         try:
-            return files.read_provenance(path)
+            return files.read_provenance(self.layout.file(self.key, day))
         except DamagedFileError:
             return None
 

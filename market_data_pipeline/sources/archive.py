@@ -119,13 +119,12 @@ def _decompress(body: memoryview, member: zipfile.ZipInfo, stem: str) -> Iterato
 
 
 def _member(archive: zipfile.ZipFile, stem: str) -> zipfile.ZipInfo:
-    """The one CSV with the right name; archives with two CSVs or a folder inside exist (binance-public-data #449)."""
-    files = [info for info in archive.infolist() if not info.is_dir()]
-    fitting = [info for info in files if info.filename.rsplit("/", 1)[-1] == f"{stem}.csv"]
-    if len(fitting) == 1:
-        return fitting[0]
-    names = ", ".join(info.filename for info in files) or "nothing"
-    raise MalformedError(f"The zip should hold one {stem}.csv, but it holds {names}.")
+    """The zip's one file, the CSV of the right name; some archives have it in a folder (binance-public-data #449)."""
+    found = [info for info in archive.infolist() if not info.is_dir()]
+    if len(found) == 1 and found[0].filename.rsplit("/", 1)[-1] == f"{stem}.csv":
+        return found[0]
+    names = ", ".join(info.filename for info in found) or "nothing"
+    raise MalformedError(f"The zip should hold {stem}.csv and nothing else, but it holds {names}.")
 
 
 def _data_start(data: bytes, member: zipfile.ZipInfo) -> int:

@@ -1,0 +1,50 @@
+"""Fixtures that tests of all rooms share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from market_data_pipeline.sandbox import Sandbox
+from market_data_pipeline.settings import PREFIX
+from market_data_pipeline_tests.world import World
+
+REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Settings in the environment of whoever runs the tests do not reach them."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith(PREFIX) or name == "DAGSTER_HOME":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A sandbox with generated data, at noon of 2026-03-05."""
+    with Sandbox() as sandbox:
+        world = World(tmp_path, sandbox, monkeypatch)
+        world.at("2026-03-05T12:00:30")
+        yield world
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, realdata: Path) -> Iterator[World]:
+    """A sandbox that serves recorded Binance data."""
+    with Sandbox(mirror=realdata / "mirror") as sandbox:
+        world = World(tmp_path, sandbox, monkeypatch)
+        world.at("2026-06-01T12:00:00")
+        yield world
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """The folder of recorded Binance data, which is not part of the project."""
+    if not REALDATA.is_dir():
+        pytest.skip(f"recorded Binance data is not at {REALDATA}")
+    return REALDATA

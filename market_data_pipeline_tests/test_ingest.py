@@ -1,0 +1,456 @@
+"""Days of a series come into the lake: from the archive, from REST, once, and never worse than before."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.files import SeriesBusyError
+from market_data_pipeline.lake.provenance import content_sha256
+from market_data_pipeline.sandbox import (
+    CutBody,
+    Damage,
+    DamagedArchive,
+    LateArchive,
+    MissingChecksum,
+    MissingDay,
+    MissingRows,
+    Reset,
+    Status,
+    WrongChecksum,
+)
+from market_data_pipeline.series import Listing
+from market_data_pipeline_tests.world import World, agg_trades, days, klines, utc
+
+BTC = klines("BTCUSDT", "1m")
+ETH_UM = klines("ETHUSDT", "1h", "um")
+TRADES = agg_trades("BTCUSDT")
+
+
+def outcome(result: DayOutcome | DayFailure) -> DayOutcome:
+    assert isinstance(result, DayOutcome), result
+    return result
+
+
+def failure(result: DayOutcome | DayFailure) -> DayFailure:
+    assert isinstance(result, DayFailure), result
+    return result
+
+
+# --- the plain way ------------------------------------------------------------------------------------------------
+
+
+def test_a_day_from_the_archive_is_final_and_says_where_it_came_from(world: World) -> None:
+    result = outcome(world.one(BTC, "2026-03-01"))
+    assert (result.action, result.row.outcome, result.row.final, result.row.rows) == ("fetched", "held", True, 1440)
+    record = files.read_provenance(world.layout.file(BTC, date(2026, 3, 1)))
+    (part,) = record.parts
+    assert (part.source, part.checksum, part.rows, part.first_row) == ("archive_daily", "verified", 1440, 0)
+    assert part.url.endswith("/data/spot/daily/klines/BTCUSDT/1m/BTCUSDT-1m-2026-03-01.zip")
+    assert all((part.sha256, part.etag, part.last_modified))
+    table = world.table(BTC, "2026-03-01")
+    assert record.content_sha256 == content_sha256(table)
+    assert table.column("symbol").unique().to_pylist() == ["BTCUSDT"]
+    assert table.column("interval").unique().to_pylist() == ["1m"]
+    assert table.schema.field("open_time").type == pa.timestamp("us")
+    assert world.ledger(BTC).rows[date(2026, 3, 1)] == result.row
+
+
+def test_days_that_are_held_are_reported_without_a_request(world: World) -> None:
+    wanted = days("2026-02-27", "2026-03-02")
+    first = world.ingest(BTC, wanted)
+    world.forget()
+    second = world.ingest(BTC, wanted)
+    assert world.asked() == []
+    assert [outcome(r).action for r in second] == [Action.HELD] * 4
+    assert [r.row for r in second] == [r.row for r in first]
+
+
+def test_results_come_in_the_order_of_days(world: World) -> None:
+    wanted = days("2026-02-01", "2026-02-28")
+    assert [r.day for r in world.ingest(ETH_UM, reversed(wanted))] == wanted
+
+
+def test_a_run_over_a_whole_month_takes_the_monthly_zip_once(world: World) -> None:
+    results = world.ingest(ETH_UM, days("2026-01-01", "2026-02-03"))
+    assert {outcome(r).row.source for r in results[:31]} == {"archive_monthly"}
+    assert {outcome(r).row.source for r in results[31:]} == {"archive_daily"}
+    assert len(world.asked("/monthly/")) == 2  # the zip and its CHECKSUM
+    assert len(world.asked("/daily/")) == 2 * 3
+
+
+def test_a_day_that_the_monthly_zip_has_incomplete_comes_from_the_daily_one(world: World) -> None:
+    world.sandbox.faults.add(
+        DamagedArchive(days=(date(2026, 1, 10),), damage=Damage.DUPLICATES, cadence="monthly", series="klines")
+    )
+    world.sandbox.faults.add(MissingDay(days=(date(2026, 1, 20),), cadence="monthly", series="klines"))
+    results = {r.day: outcome(r).row for r in world.ingest(ETH_UM, days("2026-01-01", "2026-01-31"))}
+    assert results[date(2026, 1, 20)].source == "archive_daily"
+    assert {row.rows for row in results.values()} == {24}
+    assert sum(row.source == "archive_monthly" for row in results.values()) >= 29
+
+
+def test_days_outside_of_the_listing_are_said_to_be_so_without_a_request(world: World) -> None:
+    listing = Listing(((date(2026, 3, 1), date(2026, 3, 2)),))
+    results = world.ingest(BTC, days("2026-02-27", "2026-03-03"), listing)
+    assert [outcome(r).action for r in results] == ["not_listed", "not_listed", "fetched", "fetched", "not_listed"]
+    assert len(world.asked(".zip")) == 4
+
+
+def test_a_day_before_the_listing_is_found_out_where_no_listing_is_known(world: World) -> None:
+    result = outcome(world.one(klines("SOLUSDT", "1h"), "2018-01-05"))
+    assert (result.action, result.row.outcome, result.row.final) == ("not_listed", "not_listed", True)
+
+
+def test_a_symbol_with_signs_that_dagster_does_not_allow_is_like_any_other(world: World) -> None:
+    world.at("2026-03-05T12:00:00")
+    result = outcome(world.one(klines("币安人生USDT", "1h"), "2026-03-01"))
+    assert result.row.rows == 24
+
+
+# --- REST, today and becoming final -------------------------------------------------------------------------------
+
+
+def test_a_day_that_the_archive_lacks_comes_from_rest_and_is_provisional(world: World) -> None:
+    world.sandbox.faults.add(LateArchive(days=(date(2026, 3, 3),), days_late=5))
+    result = outcome(world.one(BTC, "2026-03-03"))
+    assert (result.row.source, result.row.final, result.row.rows) == ("rest", False, 1440)
+    world.at("2026-03-09T12:00:00")
+    final = outcome(world.one(BTC, "2026-03-03"))
+    assert (final.row.source, final.row.final, final.row.rows) == ("archive_daily", True, 1440)
+
+
+@pytest.mark.parametrize("key", [BTC, TRADES, agg_trades("BTCUSDT", "um"), klines("BTCUSD_PERP", "1m", "cm")], ids=str)
+def test_rest_gives_the_archives_rows(world: World, key: object) -> None:
+    assert isinstance(key, type(BTC))
+    late = world.sandbox.faults.add(LateArchive(days=(date(2026, 3, 3),), days_late=5))
+    assert outcome(world.one(key, "2026-03-03")).row.source == "rest"
+    from_rest = world.table(key, "2026-03-03")
+    world.sandbox.faults.remove(late)
+    assert outcome(world.one(key, "2026-03-03")).row.source == "archive_daily"
+    assert world.table(key, "2026-03-03").equals(from_rest)
+
+
+@pytest.mark.parametrize("key", [BTC, TRADES], ids=str)
+def test_today_is_extended_by_what_is_new_and_equals_one_full_fetch(world: World, key: object, tmp_path: Path) -> None:
+    assert isinstance(key, type(BTC))
+    first = outcome(world.one(key, "2026-03-05"))
+    assert (first.action, first.row.final) == ("fetched", False)
+    world.at("2026-03-05T12:07:30")
+    world.forget()
+    second = outcome(world.one(key, "2026-03-05"))
+    assert second.action == "extended"
+    assert second.row.rows > first.row.rows
+    (asked,) = [r for r in world.sandbox.requests if not r.path.endswith("/time")]
+    if key.interval:
+        assert asked.query["startTime"] == str((first.row.last_key or 0) // 1000 + 60_000)
+        assert second.row.rows == first.row.rows + 7
+    else:
+        assert asked.query["fromId"] == str((first.row.last_key or 0) + 1)
+    extended = world.table(key, "2026-03-05")
+    world.layout.file(key, date(2026, 3, 5)).unlink()
+    outcome(world.one(key, "2026-03-05"))
+    assert world.table(key, "2026-03-05").equals(extended)
+
+
+@pytest.mark.parametrize("key", [BTC, TRADES], ids=str)
+def test_across_midnight_a_day_is_completed_and_then_final(world: World, key: object) -> None:
+    assert isinstance(key, type(BTC))
+    world.at("2026-03-05T23:59:10")
+    before = outcome(world.one(key, "2026-03-05"))
+    world.at("2026-03-06T00:01:05")
+    settled = outcome(world.one(key, "2026-03-05"))
+    assert (settled.action, settled.row.final) == ("extended", False)
+    assert settled.row.rows >= before.row.rows
+    today = outcome(world.one(key, "2026-03-06"))
+    assert today.row.rows >= 1
+    world.forget()
+    again = outcome(world.one(key, "2026-03-05"))
+    assert (again.action, world.asked("/api/")) == ("held", [])
+    from_rest = world.table(key, "2026-03-05")
+    world.at("2026-03-06T10:00:00")
+    final = outcome(world.one(key, "2026-03-05"))
+    assert (final.row.final, final.row.source) == (True, "archive_daily")
+    assert world.table(key, "2026-03-05").equals(from_rest)
+
+
+def test_a_day_without_a_closed_candle_yet_is_empty(world: World) -> None:
+    result = outcome(world.one(klines("BTCUSDT", "1d"), "2026-03-05"))
+    assert (result.action, result.row.outcome, result.row.final) == ("empty", "empty", False)
+
+
+def test_the_candle_that_is_open_is_left_out(world: World) -> None:
+    world.one(BTC, "2026-03-05")
+    assert pc.max(world.table(BTC, "2026-03-05").column("open_time")).as_py() == utc("2026-03-05T11:59").replace(
+        tzinfo=None
+    )
+
+
+def test_trades_beyond_the_weight_of_a_run_wait_for_the_next(world: World) -> None:
+    world.set(rest_trades_weight=12)  # three pages of a thousand
+    first = outcome(world.one(TRADES, "2026-03-05"))
+    assert first.row.rows <= 3000
+    assert [f.rule for f in first.row.findings_list()] == ["unpublished"]
+    assert first.row.gaps == "warn"
+    world.set(rest_trades_weight=4000)
+    second = outcome(world.one(TRADES, "2026-03-05"))
+    assert second.row.gaps == "info"
+    assert second.row.rows > first.row.rows
+    ids = world.table(TRADES, "2026-03-05").column("agg_trade_id").to_pylist()
+    assert ids == list(range(ids[0], ids[0] + len(ids)))
+
+
+def test_without_any_weight_for_trades_the_day_is_unpublished(world: World) -> None:
+    world.set(rest_trades_weight=0)
+    world.sandbox.faults.add(LateArchive(days=(date(2026, 3, 3),), days_late=5))
+    failed = failure(world.one(TRADES, "2026-03-03"))
+    assert failed.failure == "unpublished"
+    assert "REST_TRADES_WEIGHT" in failed.reason
+
+
+def test_rows_that_only_rest_had_are_kept_when_the_archive_comes(world: World) -> None:
+    late = world.sandbox.faults.add(LateArchive(days=(date(2026, 3, 3),), days_late=5))
+    world.one(BTC, "2026-03-03")
+    whole = world.table(BTC, "2026-03-03")
+    world.sandbox.faults.remove(late)
+    world.sandbox.faults.add(
+        MissingRows(start=utc("2026-03-03T10:00"), end=utc("2026-03-03T10:20"), where="archive", series="klines")
+    )
+    result = outcome(world.one(BTC, "2026-03-03"))
+    assert (result.row.final, result.row.rows, result.row.source) == (True, 1440, "archive_daily+rest")
+    assert world.table(BTC, "2026-03-03").equals(whole)
+    parts = files.read_provenance(world.layout.file(BTC, date(2026, 3, 3))).parts
+    assert [(p.source, p.first_row, p.rows) for p in parts] == [
+        ("archive_daily", 0, 600), ("rest", 600, 20), ("archive_daily", 620, 820),
+    ]  # fmt: skip
+
+
+# --- gaps ---------------------------------------------------------------------------------------------------------
+
+
+def test_missing_candles_are_an_exact_range(world: World) -> None:
+    world.sandbox.faults.add(MissingRows(start=utc("2026-03-03T10:00"), end=utc("2026-03-03T10:20"), series="klines"))
+    row = outcome(world.one(BTC, "2026-03-03")).row
+    (found,) = [f for f in row.findings_list() if f.rule == "missing_candles"]
+    (gap,) = found.ranges
+    start = int(utc("2026-03-03T10:00").timestamp() * 1e6)
+    assert (gap.first, gap.last, gap.count) == (start, start + 19 * 60_000_000, 20)
+    assert (row.gaps, row.missing, row.integrity) == ("warn", 20, "info")
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+BAD = [
+    (WrongChecksum(path="2026-03-02"), "checksum", "does not match its published checksum"),
+    (DamagedArchive(days=(date(2026, 3, 2),), damage=Damage.NOT_A_ZIP), "malformed", "broken"),
+    (DamagedArchive(days=(date(2026, 3, 2),), damage=Damage.EXTRA_COLUMN), "malformed", "Expected 12 columns, got 13"),
+    (DamagedArchive(days=(date(2026, 3, 2),), damage=Damage.EXPONENT_TIMES), "malformed", "spreadsheet"),
+    (DamagedArchive(days=(date(2026, 3, 2),), damage=Damage.OTHER_DAY), "malformed", "rows of other days"),
+    (
+        DamagedArchive(days=(date(2026, 3, 2),), damage=Damage.OTHER_SYMBOL),
+        "malformed",
+        "should hold BTCUSDT-1m-2026-03-02.csv and nothing else",
+    ),
+    (
+        DamagedArchive(days=(date(2026, 3, 2),), damage=Damage.TWO_FILES),
+        "malformed",
+        "should hold BTCUSDT-1m-2026-03-02.csv and nothing else",
+    ),
+    (DamagedArchive(days=(date(2026, 3, 2),), damage=Damage.CONFLICTING_DUPLICATES), "conflict", "two different rows"),
+]
+
+
+@pytest.mark.parametrize(("fault", "kind", "text"), BAD, ids=lambda v: str(getattr(v, "damage", ""))[:20])
+def test_a_bad_archive_fails_its_day_and_no_other(world: World, fault: object, kind: str, text: str) -> None:
+    world.sandbox.faults.add(fault)  # type: ignore[type-var]
+    good, bad, also_good = world.ingest(BTC, days("2026-03-01", "2026-03-03"))
+    assert (outcome(good).row.rows, outcome(also_good).row.rows) == (1440, 1440)
+    failed = failure(bad)
+    assert failed.failure == kind
+    assert text in failed.reason
+    assert "binance/spot/klines/BTCUSDT/1m 2026-03-02" in failed.reason
+    assert world.ledger(BTC).rows[date(2026, 3, 2)].reason == failed.reason
+    assert not world.layout.file(BTC, date(2026, 3, 2)).exists()
+    kept = list(world.layout.quarantine(BTC).glob("*.json"))
+    if kind != "conflict":
+        (record,) = kept
+        assert json.loads(record.read_text())["reason"] in failed.reason
+        assert record.with_suffix(".zip").stat().st_size > 0
+    world.sandbox.faults.clear()
+    world.forget()
+    assert [outcome(r).action for r in world.ingest(BTC, days("2026-03-01", "2026-03-03"))] == [
+        "held",
+        "fetched",
+        "held",
+    ]
+    assert all("2026-03-02" in path for path in world.asked(".zip"))
+
+
+def test_a_file_that_is_damaged_by_hand_is_named_and_replaced(world: World) -> None:
+    world.ingest(BTC, days("2026-03-01", "2026-03-02"))
+    path = world.layout.file(BTC, date(2026, 3, 2))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(files.DamagedFileError, match=r"2026-03-02\.parquet is damaged.*Backfill that day"):
+        files.read_table(path)
+    world.forget()
+    assert [outcome(r).action for r in world.ingest(BTC, days("2026-03-01", "2026-03-02"))] == ["held", "fetched"]
+    assert len(world.asked(".zip")) == 2
+    assert world.table(BTC, "2026-03-02").num_rows == 1440
+
+
+def test_a_file_with_other_content_than_its_footer_says_is_replaced(world: World) -> None:
+    world.one(BTC, "2026-03-02")
+    path = world.layout.file(BTC, date(2026, 3, 2))
+    record, table = files.read_provenance(path), files.read_table(path)
+    wrong = table.set_column(3, "open", pc.add(table.column("open"), 1.0))
+    files.write_table(path, wrong, record)
+    assert outcome(world.one(BTC, "2026-03-02")).action == "fetched"
+    assert world.table(BTC, "2026-03-02").equals(table)
+
+
+def test_an_older_good_file_survives_a_failed_attempt(world: World) -> None:
+    late = world.sandbox.faults.add(LateArchive(days=(date(2026, 3, 3),), days_late=5))
+    before = outcome(world.one(BTC, "2026-03-03")).row
+    world.sandbox.faults.remove(late)
+    world.sandbox.faults.add(WrongChecksum(path="2026-03-03"))
+    failed = failure(world.one(BTC, "2026-03-03"))
+    assert (failed.row.outcome, failed.row.rows, failed.row.failure) == ("held", 1440, "checksum")
+    assert failed.row.content_sha256 == before.content_sha256
+    assert world.table(BTC, "2026-03-03").num_rows == 1440
+
+
+def test_without_a_checksum_the_day_is_provisional_and_warned_of(world: World) -> None:
+    fault = world.sandbox.faults.add(MissingChecksum(days=(date(2026, 3, 2),)))
+    row = outcome(world.one(BTC, "2026-03-02")).row
+    assert (row.final, row.checksum, row.integrity, row.rows) == (False, "missing", "warn", 1440)
+    world.sandbox.faults.remove(fault)
+    row = outcome(world.one(BTC, "2026-03-02")).row
+    assert (row.final, row.checksum, row.integrity) == (True, "verified", "info")
+
+
+def test_a_day_that_no_source_has_fails_with_both_answers(world: World) -> None:
+    world.sandbox.faults.add(MissingDay(days=(date(2026, 3, 2),)))
+    world.sandbox.faults.add(MissingRows(start=utc("2026-03-02T00:00"), end=utc("2026-03-03T00:00"), where="rest"))
+    failed = failure(world.one(BTC, "2026-03-02"))
+    assert failed.failure == "absent"
+    assert "the archive has no file for it (404)" in failed.reason
+    assert "REST has no rows for it either" in failed.reason
+
+
+PASSING = [
+    Status(path="2026-03-02.zip$", status=503, times=2),
+    Status(path="2026-03-02.zip$", status=429, retry_after=0, times=1),
+    CutBody(path="2026-03-02.zip$", times=2),
+    Reset(path="2026-03-02.zip$", times=1),
+    WrongChecksum(path="2026-03-02", times=1),
+]
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=lambda f: f"{type(f).__name__}{getattr(f, 'status', '')}")
+def test_passing_faults_are_tried_again(world: World, fault: Status) -> None:
+    world.sandbox.faults.add(fault)
+    assert outcome(world.one(BTC, "2026-03-02")).row.rows == 1440
+
+
+@pytest.mark.parametrize("status", [403, 418, 451])
+def test_a_rest_host_that_refuses_is_off_while_the_archive_goes_on(world: World, status: int) -> None:
+    world.sandbox.faults.add(Status(path="/api/v3/", status=status, retry_after=120))
+    results = world.ingest(BTC, days("2026-03-02", "2026-03-05"))
+    assert [type(r) for r in results] == [DayOutcome, DayOutcome, DayOutcome, DayFailure]
+    failed = failure(results[-1])
+    assert failed.failure == "host_off"
+    assert "MARKET_DATA_SPOT_URL" in failed.reason
+    assert len(world.asked("/api/")) == 1
+
+
+def test_a_ban_is_remembered_by_the_next_run(world: World) -> None:
+    world.sandbox.faults.add(Status(path="/api/v3/", status=418, retry_after=120))
+    failure(world.one(BTC, "2026-03-05"))
+    world.sandbox.faults.clear()
+    world.forget()
+    failed = failure(world.one(BTC, "2026-03-05"))
+    assert "banned this address until" in failed.reason
+    assert world.asked() == []
+
+
+def test_rest_that_asks_for_a_pause_gets_it(world: World) -> None:
+    world.sandbox.faults.add(Status(path="/api/v3/klines", status=429, retry_after=0, times=2))
+    assert outcome(world.one(BTC, "2026-03-05")).row.rows == 720
+
+
+def test_an_archive_that_is_unreachable_is_said_so_and_not_asked_a_thousand_times(world: World) -> None:
+    world.set(retries=1, vision_url="http://127.0.0.1:9", spot_url="http://127.0.0.1:9", download_threads=1)
+    results = world.ingest(BTC, days("2026-02-20", "2026-03-03"))
+    assert {failure(r).failure for r in results} == {"network"}
+    assert "was not asked again" in failure(results[-1]).reason
+
+
+def test_a_disk_that_refuses_loses_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.one(BTC, "2026-03-01")
+    before = world.layout.file(BTC, date(2026, 3, 1)).read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(files.StorageError, match="disk is full"):
+            world.ingest(BTC, days("2026-03-01", "2026-03-03"))
+    assert world.layout.file(BTC, date(2026, 3, 1)).read_bytes() == before
+    assert not list(world.layout.folder(BTC).glob("2026-03-0[23]*"))
+    assert not list(world.layout.folder(BTC).glob(".*"))
+    assert [outcome(r).action for r in world.ingest(BTC, days("2026-03-01", "2026-03-03"))] == [
+        "held", "fetched", "fetched",
+    ]  # fmt: skip
+
+
+# --- ledger and lock ----------------------------------------------------------------------------------------------
+
+
+def test_a_ledger_that_is_lost_is_made_again_from_the_footers(world: World) -> None:
+    wanted = days("2026-02-27", "2026-03-02")
+    before = [r.row for r in world.ingest(BTC, wanted)]
+    world.layout.ledger(BTC).unlink()
+    world.forget()
+    after = world.ingest(BTC, wanted)
+    assert world.asked() == []
+    assert [r.row for r in after] == before
+    assert world.layout.ledger(BTC).exists()
+
+
+def test_leftovers_of_a_killed_writer_are_removed(world: World) -> None:
+    world.one(BTC, "2026-03-01")
+    leftover = world.layout.folder(BTC) / ".2026-03-02.parquet.1-aa.tmp"
+    leftover.write_bytes(b"half")
+    world.one(BTC, "2026-03-03")
+    assert not leftover.exists()
+
+
+def test_a_second_writer_waits_or_says_who_is_busy(world: World) -> None:
+    world.set(lock_wait_seconds=0.05)
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with files.only_writer(world.layout.lock(BTC), 1, "test"):
+            held.set()
+            done.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        held.wait(20)
+        with pytest.raises(SeriesBusyError, match="binance/spot/klines/BTCUSDT/1m is being written by another run"):
+            world.one(BTC, "2026-03-01")
+    finally:
+        done.set()
+        thread.join()
+    assert outcome(world.one(BTC, "2026-03-01")).action == "fetched"
