@@ -96,6 +96,9 @@ def trade_profile(trades: duckdb.DuckDBPyRelation, *, symbol: str, inverse: bool
         vwap=_INVERSE_VWAP if inverse else _LINEAR_VWAP,
         level_size=f"CAST({level_size!r} AS DOUBLE)" if level_size else _LEVEL_BY_PRICE,
     )
-    table = trades.query("trades", query).to_arrow_table()
+    answer = trades.query("trades", query)
+    if answer is None:  # DuckDB's answer to a statement that is no query
+        raise TypeError("The query of tradeProfile returned nothing.")
+    table = answer.to_arrow_table()
     symbols = pa.array([symbol] * table.num_rows, pa.string()).dictionary_encode()
     return table.add_column(0, "symbol", symbols).cast(TRADE_PROFILE_SCHEMA)

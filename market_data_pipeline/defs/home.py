@@ -1,0 +1,196 @@
+"""Dagster's home in the data folder, and runs in this process that are on record there.
+
+Every door of the project (UI and daemon, command line, notebooks) has ``{root}/dagster`` as ``DAGSTER_HOME``, with the
+``dagster.yaml`` that lies beside this module, so that all of them see the same materializations and checks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import NoReturn
+
+import dagster as dg
+from dagster._core.utils import make_new_run_id
+from filelock import FileLock, Timeout
+
+from market_data_pipeline.defs.assets import asset_key_of
+from market_data_pipeline.defs.partitions import day_of, partition_of
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.settings import PREFIX
+
+logger = logging.getLogger(__name__)
+
+CONFIG = Path(__file__).with_name("dagster.yaml")
+DEFINITIONS_MODULE = "market_data_pipeline.definitions"
+
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+IN_PROCESS = "market_data_pipeline/in_process"
+"""Tag of runs that have no process of Dagster's: their own process says by a lock that it lives."""
+
+_UNFINISHED = (
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
+
+
+# --- the home ------------------------------------------------------------------------------------------------------
+
+
+def prepare_home(layout: Layout) -> Path:
+    """Make ``{root}/dagster`` ready and name it in this process's environment, for itself and its children.
+
+    ``DAGSTER_HOME`` and ``MARKET_DATA_DIR`` are set, both absolute. Where the environment names another home, a
+    warning says so: a home is shared with nothing else, since the materializations in it speak of this data folder.
+
+    Returns:
+        The home's path.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    home = layout.dagster_home.absolute()
+    named = os.environ.get("DAGSTER_HOME")
+    if named and Path(named).expanduser().absolute() != home:
+        logger.warning(
+            "DAGSTER_HOME is %s in the environment. market_data_pipeline keeps Dagster's records with the data and "
+            "uses %s instead.",
+            named,
+            home,
+        )
+    _write_config(home / "dagster.yaml")
+    os.environ["DAGSTER_HOME"] = str(home)
+    os.environ[f"{PREFIX}DIR"] = str(layout.root.absolute())
+    return home
+
+
+def _write_config(path: Path) -> None:
+    ours = CONFIG.read_bytes()
+    there = path.read_bytes() if path.exists() else None
+    # The first line tells whether the file is still ours: a user who deleted it keeps changes of their own.
+    if there is None or (there != ours and there.split(b"\n", 1)[0] == ours.split(b"\n", 1)[0]):
+        files.write_bytes(path, ours)
+
+
+def open_instance(layout: Layout) -> dg.DagsterInstance:
+    """Open Dagster's records of a data folder; use it as a context manager, or ``dispose()`` of it.
+
+    Runs of the command line or a notebook whose process was killed are closed as failed on the way, since they would
+    count as running forever and take the place of others.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    instance = dg.DagsterInstance.from_config(str(prepare_home(layout)))
+    close_dead_runs(instance)
+    return instance
+
+
+# --- runs in this process ------------------------------------------------------------------------------------------
+
+
+def materialize_days(
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    keys: Sequence[SeriesKey],
+    first: date,
+    last: date,
+    *,
+    tags: Mapping[str, str] | None = None,
+    log_level: str = "ERROR",
+) -> dg.ExecuteInProcessResult:
+    """Run a range of days of one or more series in this process, on record as a run that the UI started would be.
+
+    Args:
+        instance: From :func:`open_instance`.
+        definitions: From ``definitions.build_definitions``; its ``on_result`` hears of each day.
+        keys: The series; their steps go one after another. A failed one does not stop the others.
+        first: First UTC day.
+        last: Last UTC day, included.
+        tags: Further tags of the run.
+        log_level: What of the run's log goes to the console; the event log has all of it.
+
+    Returns:
+        The finished run; ``success`` is False where a day failed.
+    """
+    run_id = make_new_run_id()
+    range_tags = {RANGE_START: partition_of(first), RANGE_END: partition_of(last)}
+    with _says_it_lives(instance, run_id):
+        return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=instance,
+            run_id=run_id,
+            asset_selection=[asset_key_of(key) for key in keys],
+            tags={**(tags or {}), **range_tags, IN_PROCESS: "true"},
+            run_config={"loggers": {"console": {"config": {"log_level": log_level}}}},
+            raise_on_error=False,
+        )
+
+
+def days_on_record(instance: dg.DagsterInstance, key: SeriesKey) -> set[date]:
+    """The UTC days of a series that have a materialization in Dagster's records."""
+    return {day_of(name) for name in instance.get_materialized_partitions(asset_key_of(key))}
+
+
+@contextlib.contextmanager
+def _says_it_lives(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
+    if not instance.is_persistent:
+        yield
+        return
+    lock = _life(instance, run_id)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        yield
+    lock.unlink(missing_ok=True)
+
+
+def _life(instance: dg.DagsterInstance, run_id: str) -> Path:
+    return Path(instance.root_directory) / "alive" / f"{run_id}.lock"
+
+
+def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Close runs in processes that are no more (killed, power cut) as failed; return their ids."""
+    unfinished = instance.get_runs(dg.RunsFilter(statuses=list(_UNFINISHED), tags={IN_PROCESS: "true"}))
+    closed = []
+    for run in unfinished:
+        lock = _life(instance, run.run_id)
+        try:
+            with FileLock(lock, timeout=0):
+                instance.report_run_failed(
+                    run, "The process of this run ended without finishing it. What it brought is held; run it again."
+                )
+                closed.append(run.run_id)
+        except Timeout:
+            continue
+        lock.unlink(missing_ok=True)
+    return closed
+
+
+# --- the UI --------------------------------------------------------------------------------------------------------
+
+
+def dagster_dev_command(host: str = "127.0.0.1", port: int = 3000) -> list[str]:
+    """The command that starts Dagster's UI and daemon over this project, wherever the package is installed.
+
+    The module is named rather than workspace.yaml, which a package that was installed from PyPI does not have.
+    """
+    return [sys.executable, "-m", "dagster", "dev", "-m", DEFINITIONS_MODULE, "-h", host, "-p", str(port)]
+
+
+def become_dagster_dev(layout: Layout, host: str = "127.0.0.1", port: int = 3000) -> NoReturn:
+    """Replace this process by Dagster's UI and daemon, with the data folder's home.
+
+    Raises:
+        StorageError: the home cannot be written.
+    """
+    open_instance(layout).dispose()  # closes dead runs, which would take the place of those that the daemon starts
+    command = dagster_dev_command(host, port)
+    os.execv(command[0], command)  # noqa: S606  # no shell is wanted
