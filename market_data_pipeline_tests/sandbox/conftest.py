@@ -6,24 +6,13 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 import requests
 
-import market_data_pipeline
 from market_data_pipeline.sandbox import Sandbox
 
 NOW = datetime(2025, 3, 1, 12, 30, 15, tzinfo=UTC)
-
-
-@pytest.fixture(scope="session")
-def realdata() -> Path:
-    """Recorded Binance data; see its README."""
-    folder = Path(market_data_pipeline.__file__).parents[2] / "shared" / "realdata"
-    if not folder.is_dir():
-        pytest.skip(f"recorded data are not there: {folder}")
-    return folder
 
 
 @pytest.fixture(scope="module")
