@@ -32,6 +32,7 @@ from market_data_pipeline.sandbox.faults import (
     MissingDay,
     MissingRows,
     ReplacedArchive,
+    SpanFault,
 )
 from market_data_pipeline.sandbox.generator import (
     DAY_US,
@@ -332,7 +333,8 @@ def _changes(archive: Archive | None, faults: Iterable[DataFault], now: datetime
         if isinstance(fault, ReplacedArchive) and _touches(fault, archive):
             changes.append((fault, fault.at <= now))
         elif (isinstance(fault, (MissingDay, DamagedArchive, LateArchive)) and _touches(fault, archive)) or (
-            (isinstance(fault, MarketOutage) or (isinstance(fault, MissingRows) and fault.where != "rest"))
+            isinstance(fault, SpanFault)
+            and not (isinstance(fault, MissingRows) and fault.where == "rest")
             and fault.start < last
             and fault.end > first
         ):

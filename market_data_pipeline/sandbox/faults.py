@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from market_data_pipeline.errors import UsageError
+
+
+def in_utc(moment: datetime) -> datetime:
+    """A moment with its zone; one without is UTC."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +108,12 @@ class DataFault(Fault):
 class DayFault(DataFault):
     """A fault in the archives of certain days: in the daily ones, and in what monthly ones hold of them."""
 
-    days: tuple[date, ...]
+    days: Sequence[date]
     cadence: Literal["daily", "monthly"] | None = None
     """Where only one kind of archive has the fault, which."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "days", tuple(self.days))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +138,13 @@ class ReplacedArchive(DayFault):
     """The day's archive is replaced after publication: other bytes, checksum, ETag and Last-Modified."""
 
     at: datetime
-    """When, by the sandbox's clock (zone-aware)."""
+    """When, by the sandbox's clock (naive: UTC)."""
     short_by: int = 0
     """The earlier archive lacks this many of its last rows. If 0, it differs in the quantity of its last row."""
+
+    def __post_init__(self) -> None:
+        DayFault.__post_init__(self)
+        object.__setattr__(self, "at", in_utc(self.at))
 
 
 class Damage(StrEnum):
@@ -158,16 +170,26 @@ class DamagedArchive(DayFault):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MissingRows(DataFault):
-    """Rows are left out: those whose open_time or transact_time lies from ``start`` (inclusive) to ``end``."""
+class SpanFault(DataFault):
+    """A fault from ``start`` (inclusive) to ``end``, in archive and REST; naive times are UTC."""
 
     start: datetime
     end: datetime
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "start", in_utc(self.start))
+        object.__setattr__(self, "end", in_utc(self.end))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MissingRows(SpanFault):
+    """Rows are left out: those whose open_time or transact_time lies from ``start`` (inclusive) to ``end``."""
+
     where: Literal["archive", "rest", "both"] = "both"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MarketOutage(DataFault):
+class MarketOutage(SpanFault):
     """Nothing trades from ``start`` (inclusive) to ``end``, in archive and REST alike.
 
     Trade ids run on. Klines are missing in spot and flat in um and cm, as in Binance's own outages. In a generated
@@ -175,8 +197,6 @@ class MarketOutage(DataFault):
     mirrored one they are left out.
     """
 
-    start: datetime
-    end: datetime
     flat: bool | None = None
     """True: klines are flat; False: missing; None: as is usual in the market."""
 

@@ -27,7 +27,9 @@ SQUEEZE_US = 60_000_000
 """Trades that an outage displaces are dealt within this time after it."""
 _LAST_DAY = date(2100, 1, 1)
 _WAVES = ((512, 0.9), (128, 0.25), (32, 0.1), (8, 0.05), (1, 0.012))
-"""Periods in days and amplitudes (of the logarithm) of the waves that make up the price at midnight."""
+"""Periods in days and amplitudes (of the logarithm) of the waves that make up an asset's price at midnight."""
+_BASIS = 0.001
+"""By how much the markets differ on an asset's price, at most either way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +139,10 @@ def _unit(*words: object) -> float:
 @lru_cache(maxsize=100_000)
 def price_at_midnight(symbol: GeneratedSymbol, seed: int, day: date) -> int:
     """Price of the last trade before a day, which is also that of the day's first trade."""
-    exponent = 0.0
+    exponent = _BASIS * _unit(seed, symbol.market, symbol.symbol, "basis", day)
     for period, amplitude in _WAVES:
         whole, rest = divmod(day.toordinal(), period)
-        left, right = (_unit(seed, symbol.market, symbol.symbol, "price", period, k) for k in (whole, whole + 1))
+        left, right = (_unit(seed, symbol.base_asset, "price", period, k) for k in (whole, whole + 1))
         exponent += amplitude * (left + (right - left) * rest / period)
     units = symbol.price * 10.0**symbol.price_decimals * float(np.exp(exponent))
     return max(round(units), 1)

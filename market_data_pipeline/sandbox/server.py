@@ -37,6 +37,7 @@ from market_data_pipeline.sandbox.faults import (
     Status,
     WrongChecksum,
     fault_from_json,
+    in_utc,
 )
 from market_data_pipeline.sandbox.listing import PAGE, list_objects
 from market_data_pipeline.sandbox.mirror import MirrorExchange
@@ -82,9 +83,7 @@ class Clock:
 
     def set(self, moment: datetime | None) -> None:
         """Stand still at a moment (naive: UTC), or, with None, follow real time again."""
-        if moment is not None and moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        self.fixed = moment
+        self.fixed = None if moment is None else in_utc(moment)
 
 
 @dataclass
@@ -368,7 +367,8 @@ def make_app(site: Site) -> ASGIApp:
     """The whole of it as one ASGI application."""
     control = [_requests_route(site), _faults_route(site), _time_route(site)]
     routes = [_archive_route(site), *_rest_routes(site), _listing_route(site), *control]
-    return Wire(Starlette(routes=routes), site)
+    # With debug on, a fault of the sandbox itself shows its traceback in the answer: the server logs nothing.
+    return Wire(Starlette(debug=True, routes=routes), site)
 
 
 def _server(site: Site) -> _Server:

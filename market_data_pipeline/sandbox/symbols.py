@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 
+from market_data_pipeline.errors import UsageError
 from market_data_pipeline.series import Market
 
 
@@ -14,6 +15,9 @@ class GeneratedSymbol:
 
     All times are UTC. Prices are generated in steps of one unit of the last price decimal, quantities in steps
     of one unit of the last quantity decimal.
+
+    Raises:
+        UsageError: more decimals than Binance writes, or delisted before it is listed.
     """
 
     market: Market
@@ -39,6 +43,15 @@ class GeneratedSymbol:
     """Time of day at which trading ends on the day of its delisting; None for midnight."""
     archived_from: date | None = None
     """First day with archives where that is later than the listing: in um 2020-01-01, earlier days are in REST only."""
+
+    def __post_init__(self) -> None:
+        if self.market is not Market.CM and self.price_decimals + self.quantity_decimals > 8:
+            raise UsageError(
+                f"{self.symbol} cannot be generated: Binance writes turnover with 8 decimals, so price_decimals "
+                f"({self.price_decimals}) and quantity_decimals ({self.quantity_decimals}) may be 8 together."
+            )
+        if self.delisted is not None and self.delisted <= self.listed:
+            raise UsageError(f"{self.symbol} cannot be delisted on {self.delisted}: it is listed on {self.listed}.")
 
     @property
     def first_archived(self) -> date:

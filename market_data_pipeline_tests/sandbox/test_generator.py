@@ -9,11 +9,13 @@ from datetime import date, timedelta
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import requests
 
+from market_data_pipeline.errors import UsageError
 from market_data_pipeline.sandbox import DEFAULT_SYMBOLS, GeneratedSymbol, Sandbox, write_mirror
 from market_data_pipeline.sandbox.digits import Decimals, csv_text
 from market_data_pipeline.sandbox.generator import (
@@ -158,6 +160,23 @@ def test_an_open_candle_grows_with_the_clock() -> None:
     assert early.open_time[-1] == late.open_time[-1] == noon
     assert early.volume[-1] < late.volume[-1]
     assert np.array_equal(early.volume[:-1], late.volume[:-1])
+
+
+def test_markets_agree_on_an_assets_price() -> None:
+    markets = [(Market.SPOT, "BTCUSDT"), (Market.UM, "BTCUSDT"), (Market.CM, "BTCUSD_PERP")]
+    for day in (date(2021, 5, 1), DAY, date(2026, 7, 4)):
+        trades = [generate_trades(symbol(*name), 0, day) for name in markets]
+        prices = [float(t.price[0]) / 10**t.symbol.price_decimals for t in trades]
+        assert max(prices) / min(prices) < 1.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"price_decimals": 8}, "8 decimals"), ({"delisted": date(2017, 8, 17)}, "listed on 2017-08-17")],
+)
+def test_a_symbol_that_cannot_be_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        dataclasses.replace(symbol(Market.SPOT, "BTCUSDT"), **changes)
 
 
 @pytest.mark.parametrize("value", [0, 1, 9, 10, 99_999_999, 123_456_789_012, 9_000_000_000_000_000_000])

@@ -122,7 +122,7 @@ def test_faults_of_data_work_on_a_mirror(tmp_path: Path) -> None:
 
         plain = csv_rows(get(days[1]).content)
         start = datetime(2025, 1, 2, 6, tzinfo=UTC)
-        sandbox.faults.add(MissingDay(days=days[:1]))  # type: ignore[arg-type]
+        sandbox.faults.add(MissingDay(days=days[:1]))
         sandbox.faults.add(MarketOutage(start=start, end=start + timedelta(hours=1)))
         sandbox.faults.add(DamagedArchive(days=(days[2],), damage=Damage.NOT_A_ZIP))
         assert get(days[0]).status_code == 404
