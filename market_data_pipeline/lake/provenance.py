@@ -47,7 +47,7 @@ class Part(BaseModel):
         first_row: Number of the part's first row in the file, from 0.
         rows: How many rows.
         fetched_at: When they were fetched (UTC).
-        sha256: Of the zip; None for REST.
+        sha256: Of the zip; None for REST. Of a derived part, the `content_sha256` of the day that it is made of.
         etag: As the archive gave it, without quotes.
         last_modified: As the archive gave it (HTTP date).
         checksum: Status of the published checksum; None for REST.
@@ -90,8 +90,8 @@ class Provenance(BaseModel):
     final: bool
     fetched_at: datetime
     rows: int
-    first_key: int | None
-    last_key: int | None
+    first_key: int | None = None
+    last_key: int | None = None
     content_sha256: str
     findings: tuple[Finding, ...] = ()
     schema_version: int = SCHEMA_VERSION
