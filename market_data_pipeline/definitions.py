@@ -44,7 +44,7 @@ def build_definitions(
         build_trade_profile_asset(key, partitions_def, settings) for key in keys if key.data_type is DataType.AGG_TRADES
     ]
     coverage = [build_coverage_asset(market, settings, universe) for market in dict.fromkeys(k.market for k in keys)]
-    jobs = build_jobs(keys, partitions_def)
+    jobs = build_jobs(keys)
     return dg.Definitions(
         assets=[*series.values(), *profiles, *coverage],
         jobs=list(jobs.values()),

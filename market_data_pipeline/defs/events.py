@@ -254,7 +254,9 @@ def spans(days: Iterable[date]) -> str:
 def failure_text(results: Sequence[DayOutcome | DayFailure]) -> str:
     """What a failed run says: how many days, which, why the first of each kind, and what to do."""
     bad = [result for result in results if isinstance(result, DayFailure)]
-    first_of_kind = {failure.failure: failure for failure in reversed(bad)}
+    first_of_kind: dict[str, DayFailure] = {}
+    for failure in bad:
+        first_of_kind.setdefault(failure.failure, failure)
     reasons = "\n".join(f"- {kind}, {failure.day}: {_short(failure.reason)}" for kind, failure in first_of_kind.items())
     return (
         f"{bad[0].key}: {len(bad)} of {len(results)} days failed ({spans(failure.day for failure in bad)}). "

@@ -6,7 +6,6 @@ Derived assets and coverage have jobs of their own: in a job with their sources,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -22,13 +21,8 @@ INGEST_ALL, KLINES, AGG_TRADES = "ingest_all", "klines", "agg_trades"
 TRADE_PROFILES, COVERAGE = "trade_profiles", "coverage"
 
 
-def build_jobs(keys: Sequence[SeriesKey], partitions_def: dg.DailyPartitionsDefinition) -> Jobs:
-    """The jobs by name; a job that would have nothing to run is left out.
-
-    Args:
-        keys: The series of the universe.
-        partitions_def: The days of all of them.
-    """
+def build_jobs(keys: Sequence[SeriesKey]) -> Jobs:
+    """The jobs by name, of the universe's series; a job that would have nothing to run is left out."""
     klines = [key for key in keys if key.data_type is DataType.KLINES]
     agg_trades = [key for key in keys if key.data_type is DataType.AGG_TRADES]
     profiles = [profile_of(key) for key in agg_trades]
@@ -39,7 +33,7 @@ def build_jobs(keys: Sequence[SeriesKey], partitions_def: dg.DailyPartitionsDefi
         (TRADE_PROFILES, profiles, "tradeProfile of all symbols, for a day whose aggTrades are held."),
     )
     jobs = {
-        name: _job(name, [asset_key_of(key) for key in chosen], description, partitions_def)
+        name: _job(name, [asset_key_of(key) for key in chosen], description)
         for name, chosen, description in partitioned
         if chosen
     }
@@ -50,11 +44,5 @@ def build_jobs(keys: Sequence[SeriesKey], partitions_def: dg.DailyPartitionsDefi
     return jobs
 
 
-def _job(
-    name: str,
-    asset_keys: Sequence[dg.AssetKey],
-    description: str,
-    partitions_def: dg.DailyPartitionsDefinition | None = None,
-) -> UnresolvedAssetJobDefinition:
-    selection: Any = dg.AssetSelection.assets(*asset_keys)
-    return dg.define_asset_job(name, selection=selection, description=description, partitions_def=partitions_def)
+def _job(name: str, asset_keys: Sequence[dg.AssetKey], description: str) -> UnresolvedAssetJobDefinition:
+    return dg.define_asset_job(name, selection=dg.AssetSelection.assets(*asset_keys), description=description)

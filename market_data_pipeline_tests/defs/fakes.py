@@ -12,6 +12,8 @@ import dagster as dg
 import pyarrow as pa
 
 from market_data_pipeline.definitions import build_definitions
+from market_data_pipeline.defs.assets import asset_key_of
+from market_data_pipeline.defs.home import materialize_days
 from market_data_pipeline.defs.resources import DayResult
 from market_data_pipeline.findings import Finding
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, Sources
@@ -199,3 +201,65 @@ class Project:
             self.settings, self.universe, ingest_days=self.ingest, on_result=self.seen.append
         )
         self.instance = dg.DagsterInstance.ephemeral()
+
+    def run(self, first: int, last: int, *keys: SeriesKey) -> dg.ExecuteInProcessResult:
+        """One run over a range of days of January 2024."""
+        return materialize_days(self.instance, self.definitions, keys or [KLINES], day(first), day(last))
+
+    def run_one_partition(self, number: int, key: SeriesKey = KLINES) -> dg.ExecuteInProcessResult:
+        """One run of one partition, as a click on it starts."""
+        job = self.definitions.resolve_implicit_global_asset_job_def()
+        return job.execute_in_process(
+            instance=self.instance,
+            partition_key=str(day(number)),
+            asset_selection=[asset_key_of(key)],
+            raise_on_error=False,
+        )
+
+    def status(self, key: SeriesKey = KLINES) -> dict[str, set[int]]:
+        """Days of January 2024 by what the UI shows of their partition: MATERIALIZED, FAILED."""
+        names = [str(day(number)) for number in range(1, 32)]
+        definition = self.definitions.resolve_assets_def(asset_key_of(key)).partitions_def
+        assert definition is not None
+        states = self.instance.get_status_by_partition(asset_key_of(key), names, definition) or {}
+        return _days_by({name: state.value for name, state in states.items() if state is not None})
+
+    def checks(self, name: str, key: SeriesKey = KLINES) -> dict[str, set[int]]:
+        """Days of January 2024 by what the UI shows of a check: SUCCEEDED, FAILED, EXECUTION_FAILED."""
+        check = dg.AssetCheckKey(asset_key_of(key), name)
+        definition = self.definitions.resolve_assets_def(asset_key_of(key)).partitions_def
+        state = self.instance.event_log_storage.get_asset_check_state([(check, definition)])[check]
+        shown = {}
+        for status, subset in state.subsets.items():
+            for partition in subset.subset_value.get_partition_keys():
+                shown[partition] = status.value
+        return _days_by(shown)
+
+    def evaluation(self, name: str, number: int, key: SeriesKey = KLINES) -> Any:
+        """The newest evaluation of a check on a day of January 2024."""
+        check = dg.AssetCheckKey(asset_key_of(key), name)
+        records = self.instance.event_log_storage.get_asset_check_execution_history(check, limit=1000)
+        for record in records:
+            if record.event is not None and record.partition == str(day(number)):
+                event = record.event.dagster_event
+                assert event is not None
+                if event.event_type_value == "ASSET_CHECK_EVALUATION":
+                    return event.asset_check_evaluation_data
+        raise AssertionError(f"no evaluation of {name} on {day(number)}")
+
+    def materializations(self, key: SeriesKey = KLINES) -> dict[int, list[dg.AssetMaterialization]]:
+        """Materializations by day of January 2024, newest first."""
+        records = self.instance.fetch_materializations(asset_key_of(key), limit=1000).records
+        found: dict[int, list[dg.AssetMaterialization]] = {}
+        for record in records:
+            assert record.asset_materialization is not None
+            number = date.fromisoformat(record.partition_key or "").day
+            found.setdefault(number, []).append(record.asset_materialization)
+        return found
+
+
+def _days_by(shown: dict[str, str]) -> dict[str, set[int]]:
+    grouped: dict[str, set[int]] = {}
+    for partition, status in shown.items():
+        grouped.setdefault(status, set()).add(date.fromisoformat(partition).day)
+    return grouped
