@@ -7,7 +7,7 @@ What belongs here: transport that the archive and REST share. What an answer mea
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -20,6 +20,8 @@ from market_data_pipeline import __version__
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.errors import NetworkError
 
+OK, TOO_MANY = 200, 429
+
 PASSING = (500, 502, 503, 504)
 """Answers that a later attempt may change."""
 
@@ -27,6 +29,31 @@ UNREACHABLE_AFTER = 3
 """Requests in a row that a host may leave unanswered, retries and all, before it is taken to be unreachable."""
 
 _BODY_FAULTS = (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)
+
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A host's answer, with its whole body.
+
+    Attributes:
+        url: What was asked.
+        status: The status code.
+        headers: By name, whatever its case.
+        body: Whole.
+    """
+
+    url: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        """The beginning of the body, for messages."""
+        return self.body[:200].decode(errors="replace")
 
 
 @dataclass
@@ -48,6 +75,10 @@ class Host:
 
     def __post_init__(self) -> None:
         self._session = requests.Session()
+        # The environment is read once: requests would look for proxies in it before every request.
+        found = self._session.merge_environment_settings(self.url, {}, None, None, None)
+        self._session.proxies, self._session.verify = found["proxies"], found["verify"]
+        self._session.trust_env = False
         self._session.headers["User-Agent"] = f"market-data-pipeline/{__version__}"
         retry = Retry(
             total=self.settings.retries,
@@ -73,7 +104,7 @@ class Host:
         params: dict[str, str] | None = None,
         headers: dict[str, str] | None = None,
         admit: Callable[[int], None] | None = None,
-    ) -> requests.Response:
+    ) -> Answer:
         """GET a path below the base URL; the body is whole when this returns. Any status but those retried comes back.
 
         Args:
@@ -112,14 +143,14 @@ class Host:
         params: dict[str, str] | None,
         headers: dict[str, str] | None,
         admit: Callable[[int], None] | None,
-    ) -> requests.Response:
+    ) -> Answer:
         timeout = self.settings.timeout_seconds
-        answer = self._session.get(url, params=params, headers=headers, timeout=timeout, stream=True)
-        if admit is not None and answer.ok:
-            admit(int(answer.headers.get("Content-Length", "0")))
-        # The body is read here; urllib3 compares its length with Content-Length.
-        _ = answer.content
-        return answer
+        with self._session.get(url, params=params, headers=headers, timeout=timeout, stream=True) as answer:
+            if admit is not None and answer.ok:
+                admit(int(answer.headers.get("Content-Length", "0")))
+            # urllib3 compares the body's length with Content-Length.
+            body = b"".join(answer.iter_content(_CHUNK))
+            return Answer(answer.url, answer.status_code, answer.headers, body)
 
     def close(self) -> None:
         """Close all connections."""

@@ -6,6 +6,7 @@ switch the host off for the rest of the run, since asking on makes it worse.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Mapping
@@ -15,7 +16,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import requests
 
 from market_data_pipeline import clock
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey, interval_us
@@ -23,7 +23,7 @@ from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.sources.archive import table_from_rest
 from market_data_pipeline.sources.budget import WeightBudget, shared_folder
 from market_data_pipeline.sources.errors import AbsentError, HostOffError, MalformedError, NetworkError
-from market_data_pipeline.sources.http import Host
+from market_data_pipeline.sources.http import OK, TOO_MANY, Answer, Host
 from market_data_pipeline.specs import MARKETS, RestEndpoint, spec_of
 
 _USED_WEIGHT = "X-MBX-USED-WEIGHT-1M"
@@ -184,7 +184,7 @@ class RestApi:
         """The server's clock, by an offset that is asked for once a run."""
         with self._lock:
             if self._offset is None:
-                answer = self._request(self._facts.time_path, {}, _TIME_WEIGHT).json()
+                answer = _json(self._request(self._facts.time_path, {}, _TIME_WEIGHT))
                 # Time is in the unit of the header, like all others.
                 server = datetime.fromtimestamp(int(answer["serverTime"]) * self._unit / 1e6, UTC)
                 self._offset = server - clock.now()
@@ -192,22 +192,19 @@ class RestApi:
 
     def _rows(self, endpoint: RestEndpoint, params: dict[str, str]) -> list[Any]:
         answer = self._request(endpoint.path, params, endpoint.weight)
-        try:
-            rows = answer.json()
-        except requests.JSONDecodeError as error:
-            raise MalformedError(f"{answer.url} answered no JSON: {answer.text[:80]!r}.") from error
+        rows = _json(answer)
         if not isinstance(rows, list):
             raise MalformedError(f"{answer.url} answered {str(rows)[:200]}.")
         return rows
 
-    def _request(self, path: str, params: Mapping[str, str], weight: int) -> requests.Response:
+    def _request(self, path: str, params: Mapping[str, str], weight: int) -> Answer:
         self._refuse_if_off()
         for _ in range(_PATIENCE):
             self._budget.acquire(weight)
             answer = self._host.get(path, dict(params), self._headers)
             if used := answer.headers.get(_USED_WEIGHT):
                 self._budget.observe(int(used))
-            if answer.status_code != requests.codes.too_many_requests:
+            if answer.status != TOO_MANY:
                 break
             pause = _retry_after(answer)
             if pause > self._settings.rest_pause_seconds:
@@ -226,11 +223,11 @@ class RestApi:
                 f"Days from the archive go on. {_way_out(self.market)}"
             )
 
-    def _judge(self, answer: requests.Response) -> None:
-        status = answer.status_code
-        if status == requests.codes.ok:
+    def _judge(self, answer: Answer) -> None:
+        status = answer.status
+        if status == OK:
             return
-        if status in _ADVICE or status == requests.codes.too_many_requests:
+        if status in _ADVICE or status == TOO_MANY:
             pause = _retry_after(answer)
             if status == 418:
                 self._budget.ban(pause)
@@ -238,7 +235,7 @@ class RestApi:
             self._refuse_if_off()
         if f'"code":{_INVALID_SYMBOL}' in answer.text.replace(" ", ""):
             raise AbsentError(f"REST of {self.market} does not know the symbol (error {_INVALID_SYMBOL})")
-        raise NetworkError(f"{answer.url} answered {status}: {answer.text[:200]}")
+        raise NetworkError(f"{answer.url} answered {status}: {answer.text}")
 
     def _spend_on_trades(self, weight: int) -> bool:
         """Take weight from what this run may spend on aggTrades; False where it is used up."""
@@ -252,6 +249,13 @@ class RestApi:
         """Close all connections."""
         self._host.close()
         self._budget.close()
+
+
+def _json(answer: Answer) -> Any:
+    try:
+        return json.loads(answer.body)
+    except ValueError as error:
+        raise MalformedError(f"{answer.url} answered no JSON: {answer.text[:80]!r}.") from error
 
 
 def _way_out(market: Market) -> str:
@@ -272,7 +276,7 @@ def _by_id(key: SeriesKey, from_id: int, endpoint: RestEndpoint) -> dict[str, st
     return {"symbol": key.symbol, "fromId": str(from_id), "limit": str(endpoint.page)}
 
 
-def _retry_after(answer: requests.Response) -> float:
+def _retry_after(answer: Answer) -> float:
     try:
         return float(answer.headers.get("Retry-After", "60"))
     except ValueError:

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from xml.etree import ElementTree as ET
 
-import requests
-
 from market_data_pipeline import clock
 from market_data_pipeline.lake.provenance import ChecksumStatus
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.errors import ChecksumError, NetworkError
-from market_data_pipeline.sources.http import PASSING, Host
+from market_data_pipeline.sources.http import OK, PASSING, Answer, Host
 
 ABSENT = (403, 404)
 _S3 = "{http://s3.amazonaws.com/doc/2006-03-01/}"
@@ -95,21 +93,21 @@ class Archive:
         answer = self._get(self._files, path, admit=admit)
         if answer is None:
             return None
-        sha256 = hashlib.sha256(answer.content).hexdigest()
+        sha256 = hashlib.sha256(answer.body).hexdigest()
         published = self._get(self._files, f"{path}.CHECKSUM")
         name = path.rsplit("/", 1)[-1]
         if published is not None:
-            expected = re.match(rb"\s*([0-9a-fA-F]{64})\b", published.content)
+            expected = re.match(rb"\s*([0-9a-fA-F]{64})\b", published.body)
             stated = expected.group(1).decode().lower() if expected else "no sha256"
             if stated != sha256:
                 return ChecksumError(
                     f"{name} does not match its published checksum: {name}.CHECKSUM says {stated}, the bytes have "
                     f"{sha256}. Binance may mend it: backfill the day again later.",
-                    answer.content,
+                    answer.body,
                 )
         return ArchiveFile(
             url=f"{self._files.url}/{path}",
-            data=answer.content,
+            data=answer.body,
             sha256=sha256,
             etag=answer.headers.get("ETag", "").strip('"') or None,
             last_modified=answer.headers.get("Last-Modified"),
@@ -148,7 +146,7 @@ class Archive:
                 )
             try:
                 # Expat limits entity expansion itself, and the bucket is the only writer of what is parsed here.
-                page = ET.fromstring(answer.content)  # noqa: S314
+                page = ET.fromstring(answer.body)  # noqa: S314
             except ET.ParseError as error:
                 raise NetworkError(
                     f"{self._listing.url} answered no S3 listing ({error}). Check MARKET_DATA_VISION_LISTING_URL."
@@ -166,12 +164,12 @@ class Archive:
         path: str,
         params: dict[str, str] | None = None,
         admit: Callable[[int], None] | None = None,
-    ) -> requests.Response | None:
+    ) -> Answer | None:
         answer = host.get(path, params, admit=admit)
-        if answer.status_code in ABSENT:
+        if answer.status in ABSENT:
             return None
-        if answer.status_code != requests.codes.ok:
-            raise NetworkError(f"{answer.url} answered {answer.status_code} in every attempt. Try again later.")
+        if answer.status != OK:
+            raise NetworkError(f"{answer.url} answered {answer.status} in every attempt. Try again later.")
         return answer
 
     def close(self) -> None:

@@ -1,0 +1,193 @@
+"""Bring days of series through Dagster, in this process and on record: what the command line and notebooks call.
+
+What belongs here: which days need a run at all, and running them. What does not: how a day is brought (``ingest``) or
+recorded (``defs``), and what is shown meanwhile (``cli``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+
+import dagster as dg
+
+from market_data_pipeline import clock
+from market_data_pipeline.definitions import build_definitions
+from market_data_pipeline.defs.home import days_on_record, materialize_days, open_instance
+from market_data_pipeline.defs.partitions import contiguous_ranges, days_between
+from market_data_pipeline.errors import UsageError
+from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
+from market_data_pipeline.lake.catalog import publish_catalog
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import FAILED, HELD, NOT_LISTED, Ledger, LedgerRow, failed_row, reconcile
+from market_data_pipeline.profile import profile_of
+from market_data_pipeline.series import DataType, SeriesKey
+from market_data_pipeline.settings import Settings
+from market_data_pipeline.specs import lake_schema
+from market_data_pipeline.universe import Universe, load_universe
+
+DayResult = DayOutcome | DayFailure
+OnResult = Callable[[DayResult], None]
+
+
+@dataclass
+class Report:
+    """What came of it.
+
+    Attributes:
+        outcomes: Days that are as they should be.
+        failures: Days that are not.
+    """
+
+    outcomes: list[DayOutcome] = field(default_factory=list)
+    failures: list[DayFailure] = field(default_factory=list)
+
+    def add(self, result: DayResult) -> None:
+        """Take in the result of a day."""
+        if isinstance(result, DayFailure):
+            self.failures.append(result)
+        else:
+            self.outcomes.append(result)
+
+    def count(self, action: Action) -> int:
+        """Days for which this was done."""
+        return sum(outcome.action is action for outcome in self.outcomes)
+
+
+def bring(
+    settings: Settings,
+    wanted: Mapping[SeriesKey, Sequence[date]],
+    on_result: OnResult | None = None,
+    *,
+    profiles: bool = False,
+) -> Report:
+    """Bring days of series, each run on record in Dagster; nothing is started for days that are held and on record.
+
+    Args:
+        settings: Where to, and where from.
+        wanted: Days of each series; all series must be in the universe.
+        on_result: Told of each day as soon as it is done, with the held ones first.
+        profiles: Whether the tradeProfiles of aggTrades days are made, too, where they are missing or out of date.
+
+    Returns:
+        One result for each day that was wanted.
+
+    Raises:
+        UsageError: a series is not in the universe.
+        MarketDataError: nothing can be brought at all, e.g. because the folder is not writable.
+    """
+    universe = load_universe(settings.universe)
+    _refuse_unknown(universe, wanted)
+    layout = Layout(settings.root)
+    report = Report()
+
+    def told(result: DayResult) -> None:
+        report.add(result)
+        if on_result is not None:
+            on_result(result)
+
+    definitions = build_definitions(settings, universe, on_result=told)
+    with open_instance(layout) as instance:
+        for key, days in wanted.items():
+            needed = _report_settled(key, days, layout, days_on_record(instance, key), told)
+            for first, last in contiguous_ranges(needed, settings.max_partitions_per_run):
+                run = materialize_days(instance, definitions, [key], first, last)
+                if not run.success:
+                    _report_lost(key, days_between(first, last), report, run, told)
+        if profiles:
+            for key in wanted:
+                if key.data_type is DataType.AGG_TRADES:
+                    _make_profiles(key, wanted[key], layout, instance, definitions, settings)
+    publish_catalog(layout)
+    return report
+
+
+def _refuse_unknown(universe: Universe, wanted: Mapping[SeriesKey, Sequence[date]]) -> None:
+    there = set(universe.series())
+    for key in wanted:
+        if key not in there:
+            what = key.interval or key.data_type
+            market = "" if key.market == "spot" else f" --market {key.market}"
+            raise UsageError(
+                f"{key} is not in {universe.path}, so it cannot be brought. "
+                f"`market-data add {key.symbol} {what}{market}` puts it there and fetches it."
+            )
+
+
+def _report_settled(
+    key: SeriesKey, days: Sequence[date], layout: Layout, on_record: set[date], told: OnResult
+) -> list[date]:
+    """Report the days for which no run is needed; return the others."""
+    ledger = Ledger.read(layout.ledger(key))
+    # In memory only: the run itself, which holds the series' lock, writes the ledger.
+    reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type))
+    needed = []
+    for day in days:
+        row = ledger.get(day)
+        if row is not None and day in on_record and (row.held or row.outcome == NOT_LISTED):
+            told(DayOutcome(key, day, row, Action.HELD if row.held else Action.NOT_LISTED))
+        else:
+            needed.append(day)
+    return needed
+
+
+def _report_lost(
+    key: SeriesKey,
+    days: Sequence[date],
+    report: Report,
+    run: dg.ExecuteInProcessResult,
+    told: OnResult,
+) -> None:
+    """Report the days of a failed run that it said nothing of, e.g. because another run wrote the series."""
+    results: list[DayResult] = [*report.outcomes, *report.failures]
+    said = {result.day for result in results if result.key == key}
+    reason = next(_reasons(run), "the run failed; its log in Dagster says why")
+    for day in days:
+        if day not in said:
+            row = failed_row(None, day, "run", reason, clock.now())
+            told(DayFailure(key, day, "run", f"{key} {day}: {reason}", row))
+
+
+def _reasons(run: dg.ExecuteInProcessResult) -> Iterator[str]:
+    for event in run.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data and data.user_failure_data.description:
+                yield data.user_failure_data.description
+            elif data.error:
+                yield data.error.message.strip()
+
+
+def _make_profiles(
+    source: SeriesKey,
+    days: Sequence[date],
+    layout: Layout,
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    settings: Settings,
+) -> None:
+    key = profile_of(source)
+    trades, profiles = Ledger.read(layout.ledger(source)), Ledger.read(layout.ledger(key))
+    on_record = days_on_record(instance, key)
+    due = [
+        day
+        for day in days
+        if _is_due(trades.get(day), profiles.get(day)) or (day not in on_record and _holds(trades.get(day)))
+    ]
+    # A derived run takes one day more than its source's, see defs.assets.backfill_policy.
+    for first, last in contiguous_ranges(due, settings.max_partitions_per_run):
+        materialize_days(instance, definitions, [key], first, last)
+
+
+def _holds(row: LedgerRow | None) -> bool:
+    return row is not None and row.outcome == HELD
+
+
+def _is_due(source: LedgerRow | None, profile: LedgerRow | None) -> bool:
+    """Whether a profile is missing, or older than the trades that it is made of."""
+    if source is None or source.outcome != HELD:
+        return False
+    if profile is None or profile.outcome == FAILED or profile.fetched_at is None or source.fetched_at is None:
+        return True
+    return profile.fetched_at < source.fetched_at
