@@ -280,8 +280,7 @@ def _prices(opening: int, closing: int, n: int, random: np.random.Generator) -> 
     walk -= walk[0]
     walk *= 0.02 * opening / np.sqrt(n)
     walk += np.linspace(0.0, closing - opening - walk[-1], n)
-    price = np.maximum(opening + np.rint(walk).astype(np.int64), 1)
-    price[0], price[-1] = opening, closing
+    price: Ints = np.maximum(opening + np.rint(walk).astype(np.int64), 1)
     return price
 
 
