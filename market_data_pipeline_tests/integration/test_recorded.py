@@ -1,0 +1,212 @@
+"""Recorded Binance archives through ``market-data backfill``: every row and column, every gap, as Binance has them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from market_data_pipeline.cli import main
+from market_data_pipeline.findings import Finding
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import Ledger, LedgerRow
+from market_data_pipeline.sandbox import Sandbox
+from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
+from market_data_pipeline_tests.world import klines, utc
+
+pytestmark = pytest.mark.slow
+
+FOLDERS = {"spot": Market.SPOT, "um": Market.UM, "cm": Market.CM}
+UNIVERSE = """\
+collect:
+  - market: spot
+    symbols: [BTCUSDT, ETHUSDT]
+    klines: {intervals: [1m, 1h], from: 2019-01-01}
+  - market: spot
+    symbols: [PEPEUSDT]
+    aggTrades: {from: 2019-01-01}
+  - market: um
+    symbols: [BTCUSDT, ETHUSDT, AVAXUSDT, NEARUSDT, FILUSDT]
+    klines: {intervals: [1m, 1h], from: 2019-01-01}
+  - market: um
+    symbols: [APEUSDT]
+    aggTrades: {from: 2019-01-01}
+  - market: cm
+    symbols: [BTCUSD_PERP]
+    klines: {intervals: [1m], from: 2019-01-01}
+"""
+
+
+class Recording:
+    """One zip of the recordings."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        parts = path.parts[path.parts.index("data") + 1 : -1]
+        market, _, data_type, symbol, *interval = parts[1:] if parts[0] == "futures" else parts
+        self.key = SeriesKey(EXCHANGE, FOLDERS[market], DataType(data_type), symbol, *interval)
+        period = path.stem.removeprefix(f"{symbol}-{(interval or [data_type])[0]}-")
+        self.monthly = len(period) == len("2024-01")
+        self.first = date.fromisoformat(f"{period}-01" if self.monthly else period)
+        following = (self.first + timedelta(days=32)).replace(day=1)
+        self.last = following - timedelta(days=1) if self.monthly else self.first
+
+    def days(self) -> list[date]:
+        return [self.first + timedelta(days=n) for n in range((self.last - self.first).days + 1)]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What Python's own csv module reads, as the lake should have it."""
+        with zipfile.ZipFile(self.path) as archive:
+            lines = list(csv.reader(io.StringIO(archive.read(archive.namelist()[0]).decode())))
+        if not lines[0][0].isdigit():
+            lines = lines[1:]
+        read = kline if self.key.interval else agg_trade
+        labels = {"symbol": self.key.symbol} | ({"interval": self.key.interval} if self.key.interval else {})
+        return [labels | read(line, self.key.market) for line in lines]
+
+
+def spans(recordings: list[Recording]) -> list[tuple[SeriesKey, date, date]]:
+    """Series with first and last day, recordings that follow each other as one."""
+    found: list[tuple[SeriesKey, date, date]] = []
+    for recording in sorted(recordings, key=lambda r: (str(r.key), r.first)):
+        if found and found[-1][0] == recording.key and found[-1][2] + timedelta(days=1) == recording.first:
+            found[-1] = (recording.key, found[-1][1], recording.last)
+        else:
+            found.append((recording.key, recording.first, recording.last))
+    return found
+
+
+def moment(text: str) -> datetime:
+    value = int(text)
+    microseconds = value * 1000 if value < 10**14 else value
+    return datetime(1970, 1, 1) + timedelta(microseconds=microseconds)  # noqa: DTZ001 - the lake's times have no zone
+
+
+def kline(line: list[str], market: Market) -> dict[str, Any]:
+    quote = "base" if market is Market.CM else "quote"
+    return {
+        "open_time": moment(line[0]), "open": float(line[1]), "high": float(line[2]), "low": float(line[3]),
+        "close": float(line[4]), "volume": float(line[5]), "close_time": moment(line[6]),
+        f"{quote}_volume": float(line[7]), "count": int(line[8]), "taker_buy_volume": float(line[9]),
+        f"taker_buy_{quote}_volume": float(line[10]),
+    }  # fmt: skip
+
+
+def agg_trade(line: list[str], market: Market) -> dict[str, Any]:
+    truth = {"True": True, "true": True, "False": False, "false": False}
+    row = {
+        "agg_trade_id": int(line[0]), "price": float(line[1]), "quantity": float(line[2]),
+        "first_trade_id": int(line[3]), "last_trade_id": int(line[4]), "transact_time": moment(line[5]),
+        "is_buyer_maker": truth[line[6]],
+    }  # fmt: skip
+    return row | ({"is_best_match": truth[line[7]]} if market is Market.SPOT else {})
+
+
+@pytest.fixture(scope="module")
+def recordings(realdata: Path) -> list[Recording]:
+    return [Recording(path) for path in sorted((realdata / "mirror").rglob("*.zip"))]
+
+
+@pytest.fixture(scope="module")
+def lake(recordings: list[Recording], realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layout]:
+    """A lake into which the command line has brought all recordings."""
+    root = tmp_path_factory.mktemp("recorded")
+    universe = root / "universe.yaml"
+    universe.write_text(UNIVERSE)
+    with pytest.MonkeyPatch.context() as patch, Sandbox(mirror=realdata / "mirror") as sandbox:
+        environment = {
+            **sandbox.settings_env(),
+            "MARKET_DATA_DIR": str(root),
+            "MARKET_DATA_UNIVERSE": str(universe),
+            "MARKET_DATA_BUDGET_DIR": str(root / "budget"),
+            "DAGSTER_HOME": str(root / "dagster"),
+        }
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        for key, first, last in spans(recordings):
+            command = [
+                "backfill",
+                "--market",
+                str(key.market),
+                "--data-type",
+                str(key.data_type),
+                "--symbol",
+                key.symbol,
+            ]
+            command += ["--interval", key.interval] if key.interval else []
+            command += ["--from", first.isoformat(), "--through", last.isoformat()]
+            result = CliRunner().invoke(main, command)
+            assert result.exit_code == 0, f"{' '.join(command)}\n{result.output}"
+        yield Layout(root)
+
+
+def ledger_of(lake: Layout, key: SeriesKey) -> dict[date, LedgerRow]:
+    return Ledger.read(lake.ledger(key)).rows
+
+
+def findings(lake: Layout, key: SeriesKey, rule: str) -> Iterator[Finding]:
+    for row in ledger_of(lake, key).values():
+        yield from (found for found in row.findings_list() if found.rule == rule)
+
+
+def test_every_row_and_column_is_what_the_csv_says(lake: Layout, recordings: list[Recording]) -> None:
+    assert len(recordings) == 30
+    for recording in recordings:
+        tables = [files.read_table(lake.file(recording.key, day)) for day in recording.days()]
+        found = [row for table in tables for row in table.to_pylist()]
+        assert found == recording.rows(), recording.path.name
+
+
+def test_every_day_is_final_verified_and_says_which_archive_it_is_from(
+    lake: Layout, recordings: list[Recording]
+) -> None:
+    for recording in recordings:
+        for day in recording.days():
+            row = ledger_of(lake, recording.key)[day]
+            source = "archive_monthly" if recording.monthly else "archive_daily"
+            assert (row.outcome, row.final, row.checksum, row.source) == ("held", True, "verified", source), row
+
+
+def test_the_gaps_of_spot_btcusdt_1h_2019_are_exact(lake: Layout) -> None:
+    hour = 3_600_000_000
+    expected = [("2019-03-12T02:00", 6), ("2019-05-15T03:00", 10), ("2019-08-15T02:00", 8), ("2019-11-13T02:00", 2),
+                ("2019-11-25T02:00", 2)]  # fmt: skip
+    gaps = [r for found in findings(lake, klines("BTCUSDT", "1h"), "missing_candles") for r in found.ranges]
+    starts = [int(utc(text).timestamp()) * 1_000_000 for text, _ in expected]
+    assert [(gap.first, gap.last, gap.count) for gap in sorted(gaps, key=lambda gap: gap.first)] == [
+        (start, start + (count - 1) * hour, count) for start, (_, count) in zip(starts, expected, strict=True)
+    ]
+    for text, count in expected:
+        row = ledger_of(lake, klines("BTCUSDT", "1h"))[utc(text).date()]
+        assert (row.gaps, row.missing) == ("warn", count)
+
+
+@pytest.mark.parametrize(("symbol", "minutes"), [("NEARUSDT", 144), ("AVAXUSDT", 22)])
+def test_flat_minutes_are_quiet_ranges_and_fail_nothing(lake: Layout, symbol: str, minutes: int) -> None:
+    key = klines(symbol, "1m", "um")
+    quiet = list(findings(lake, key, "quiet"))
+    assert sum(found.count for found in quiet) == minutes
+    ranges = [r for found in quiet for r in found.ranges]
+    assert sum(r.count for r in ranges) == minutes
+    outage = [datetime.fromtimestamp(r.first / 1e6, UTC) for r in ranges if r.count == 19]
+    assert outage == [utc("2023-09-12T08:34")]
+    assert {row.gaps for row in ledger_of(lake, key).values()} == {"info"}
+
+
+def test_the_close_time_that_binance_cut_short_is_warned_of(lake: Layout) -> None:
+    (found,) = findings(lake, klines("BTCUSDT", "1h"), "close_time")
+    assert datetime.fromtimestamp(found.ranges[0].first / 1e6, UTC).date() == date(2019, 6, 7)
+
+
+def test_recorded_days_have_no_other_fault(lake: Layout, recordings: list[Recording]) -> None:
+    keys = {recording.key for recording in recordings}
+    rules = {found.rule for key in keys for row in ledger_of(lake, key).values() for found in row.findings_list()}
+    assert rules <= {"missing_candles", "quiet", "close_time"}
