@@ -169,8 +169,9 @@ def test_every_day_is_final_verified_and_says_which_archive_it_is_from(
     lake: Layout, recordings: list[Recording]
 ) -> None:
     for recording in recordings:
+        ledger = ledger_of(lake, recording.key)
         for day in recording.days():
-            row = ledger_of(lake, recording.key)[day]
+            row = ledger[day]
             source = "archive_monthly" if recording.monthly else "archive_daily"
             assert (row.outcome, row.final, row.checksum, row.source) == ("held", True, "verified", source), row
 
