@@ -92,7 +92,7 @@ def bring(
         for key, days in wanted.items():
             needed = _report_settled(key, days, layout, days_on_record(instance, key), told)
             for first, last in contiguous_ranges(needed, settings.max_partitions_per_run):
-                run = materialize_days(instance, definitions, [key], first, last)
+                run = materialize_days(instance, definitions, [key], first, last, log_level="CRITICAL")
                 if not run.success:
                     _report_lost(key, days_between(first, last), report, run, told)
         if profiles:
@@ -177,7 +177,7 @@ def _make_profiles(
     ]
     # A derived run takes one day more than its source's, see defs.assets.backfill_policy.
     for first, last in contiguous_ranges(due, settings.max_partitions_per_run):
-        materialize_days(instance, definitions, [key], first, last)
+        materialize_days(instance, definitions, [key], first, last, log_level="CRITICAL")
 
 
 def _holds(row: LedgerRow | None) -> bool:

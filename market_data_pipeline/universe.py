@@ -172,6 +172,9 @@ class Universe:
         """
         return list(self._resolved)
 
+    def __contains__(self, key: SeriesKey) -> bool:
+        return _source_of(key) in self._resolved
+
     def start(self, key: SeriesKey) -> date:
         """The first UTC day to collect: what ``from:`` says, but not before the listing.
 
@@ -201,11 +204,18 @@ class Universe:
         """When the symbol was listed, from the lock; an empty listing where nothing is known."""
         return self.listings.get((key.market, key.symbol), Listing())
 
+    def spans(self, key: SeriesKey) -> list[tuple[date, date]]:
+        """Runs of UTC days to collect, both ends included: from the start to the end, without days between listings."""
+        first, last = self.start(key), self.end(key)
+        listed = self.listing(key).spans or ((first, None),)
+        runs = [(max(first, begin), min(last, until or last)) for begin, until in listed]
+        return [(begin, until) for begin, until in runs if begin <= until]
+
     def days(self, key: SeriesKey) -> list[date]:
-        """All UTC days to collect: from the start to the end, without those between two listings."""
-        first, last, listing = self.start(key), self.end(key), self.listing(key)
-        days = (first + timedelta(days=n) for n in range((last - first).days + 1))
-        return [day for day in days if listing.covers(day)]
+        """All UTC days to collect, in order."""
+        return [
+            first + timedelta(days=n) for first, last in self.spans(key) for n in range((last - first).days + 1)
+        ]
 
     def first_day(self) -> date:
         """The earliest day that any series may be asked for; it does not move as days go by.

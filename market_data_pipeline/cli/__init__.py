@@ -1,0 +1,72 @@
+"""The command ``market-data``: each command is a thin door to what the package does.
+
+What belongs here: reading options, showing progress and tables, exit codes. What does not: anything that a notebook or
+Dagster needs too. Exit codes: 0 when all that was asked for is there, 1 when something failed, 2 when what was asked
+for does not exist or cannot be meant.
+
+Commands import what is slow to import (Dagster, DuckDB) when they run, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import click
+
+from market_data_pipeline import __version__
+from market_data_pipeline.cli.collect import add, backfill, sync
+from market_data_pipeline.cli.demo import demo
+from market_data_pipeline.cli.query import sql
+from market_data_pipeline.cli.servers import sandbox, ui
+from market_data_pipeline.cli.status import status
+from market_data_pipeline.cli.universe import universe
+from market_data_pipeline.errors import MarketDataError, UsageError
+
+
+class _Refused(click.ClickException):
+    exit_code = 2
+
+
+class _Commands(click.Group):
+    """A group whose commands end with a message, never with a traceback, where the fault could be foreseen."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            raise _Refused(str(error)) from error
+        except MarketDataError as error:
+            raise click.ClickException(str(error)) from error
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(self.commands)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="market-data")
+def main() -> None:
+    """Keep a complete, verified copy of Binance's market history, and query it.
+
+    Data lies below the folder that MARKET_DATA_DIR names (./data by default); universe.yaml says what is collected.
+    Settings come from the environment or a .env file: see .env.example. All days and times are UTC.
+
+    Begin with:
+
+      market-data demo                               all of it on made-up data, without network
+      market-data add BTCUSDT 1h --from 2024-01-01   collect a series and fetch it
+      market-data sync                               everything in the universe, up to now
+      market-data sql "FROM binance_spot.klines LIMIT 5"
+    """
+
+
+def _keep_examples(command: click.Command) -> None:
+    """Let indented paragraphs of a help text stand as they are written, which click does after a backspace."""
+    command.help = re.sub(r"\n\n(?=  )", "\n\n\b\n", inspect.cleandoc(command.help or ""))
+
+
+for command in (demo, add, backfill, sync, status, sql, universe, sandbox, ui):
+    main.add_command(command)
+    _keep_examples(command)
+_keep_examples(main)

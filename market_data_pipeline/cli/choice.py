@@ -1,0 +1,211 @@
+"""What a command was asked for: options to series and days. Nothing here touches a disk or a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+import click
+
+from market_data_pipeline import clock
+from market_data_pipeline.errors import UsageError
+from market_data_pipeline.series import INTERVALS, DataType, Market, SeriesKey
+from market_data_pipeline.universe import Universe
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+COLLECTED = (DataType.KLINES, DataType.AGG_TRADES)
+
+
+class Day(click.ParamType[date]):
+    """A UTC day on the command line: ``2024-01-31``."""
+
+    name = "day"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> date:
+        """Read a day, or fail as click does, with exit code 2."""
+        if isinstance(value, date):
+            return value
+        try:
+            return date.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a day. Write it as 2024-01-31 (UTC).", param, ctx)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked for; what is empty or None means all.
+
+    Attributes:
+        markets: Markets.
+        data_types: Data types.
+        symbols: Symbols as Binance spells them.
+        intervals: Kline intervals; where there are some, only klines are meant.
+        first: First UTC day.
+        last: Last UTC day, included.
+    """
+
+    markets: tuple[Market, ...] = ()
+    data_types: tuple[DataType, ...] = ()
+    symbols: tuple[str, ...] = ()
+    intervals: tuple[str, ...] = ()
+    first: date | None = None
+    last: date | None = None
+
+
+def choosing(command: _Command) -> _Command:
+    """Add the options that choose series and days to a click command."""
+    options = (
+        click.option("--market", "markets", multiple=True, type=click.Choice([str(m) for m in Market]), help="Market."),
+        click.option(
+            "--data-type",
+            "data_types",
+            multiple=True,
+            type=click.Choice([str(d) for d in COLLECTED]),
+            help="Data type.",
+        ),
+        click.option("--symbol", "symbols", multiple=True, metavar="SYMBOL", help="Symbol, e.g. BTCUSDT."),
+        click.option(
+            "--interval",
+            "intervals",
+            multiple=True,
+            type=click.Choice(list(INTERVALS)),
+            metavar="INTERVAL",
+            help="Kline interval, e.g. 1m; klines only, then.",
+        ),
+        click.option("--from", "first", type=Day(), help="First UTC day. Left out: as universe.yaml says."),
+        click.option(
+            "--through", "last", type=Day(), help="Last UTC day, included. Left out: today, or the delisting."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def asked(
+    markets: Sequence[str],
+    data_types: Sequence[str],
+    symbols: Sequence[str],
+    intervals: Sequence[str],
+    first: date | None,
+    last: date | None,
+) -> Asked:
+    """The options' values as :class:`Asked`."""
+    return Asked(
+        tuple(Market(m) for m in markets),
+        tuple(DataType(d) for d in data_types),
+        tuple(symbols),
+        tuple(intervals),
+        first,
+        last,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Series and days that a command is to bring.
+
+    Attributes:
+        wanted: Days of each series, in order; no series without days.
+        notes: What was left out, and why, in sentences.
+    """
+
+    wanted: dict[SeriesKey, list[date]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def days(self) -> int:
+        """Days of all series together."""
+        return sum(map(len, self.wanted.values()))
+
+
+def choose(universe: Universe, what: Asked) -> Chosen:
+    """Work out series and days from what was asked for.
+
+    Days on which a symbol was not listed are left out.
+
+    Raises:
+        UsageError: something asked for is not in the universe, a day is in the future, the last day is before the
+            first, or nothing is left; the text lists what there is.
+    """
+    _check_days(what)
+    keys = _series(universe, what)
+    wanted: dict[SeriesKey, list[date]] = {}
+    notes: list[str] = []
+    for key in keys:
+        first, last = what.first or universe.start(key), what.last or universe.end(key)
+        listing = universe.listing(key)
+        days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
+        listed = [day for day in days if listing.covers(day)]
+        if len(listed) < len(days) or not listed:
+            notes.append(_left_out(key, days, listed, what, universe))
+        if listed:
+            wanted[key] = listed
+    if not wanted:
+        raise UsageError("No day is left of what was asked for. " + " ".join(notes[:5]))
+    earliest = min(days[0] for days in wanted.values())
+    if earliest < universe.first_day():
+        raise UsageError(
+            f"{earliest} is before all that {universe.path} collects, which begins on {universe.first_day()}. "
+            "Set an earlier `from:` there first."
+        )
+    return Chosen(wanted, tuple(notes))
+
+
+def _check_days(what: Asked) -> None:
+    today = clock.today()
+    for option, day in (("--from", what.first), ("--through", what.last)):
+        if day is not None and day > today:
+            raise UsageError(f"{option} {day} is in the future; today is {today} (UTC).")
+    if what.first and what.last and what.last < what.first:
+        raise UsageError(f"--through {what.last} is before --from {what.first}.")
+
+
+def _series(universe: Universe, what: Asked) -> list[SeriesKey]:
+    keys = universe.series()
+    keys = _narrow(keys, "market", what.markets, lambda key: key.market, universe)
+    data_types = what.data_types or ((DataType.KLINES,) if what.intervals else ())
+    if what.intervals and DataType.KLINES not in data_types:
+        raise UsageError(f"{', '.join(data_types)} has no interval; leave --interval out, or add --data-type klines.")
+    keys = _narrow(keys, "data type", data_types, lambda key: key.data_type, universe)
+    keys = _narrow(keys, "symbol", what.symbols, lambda key: key.symbol, universe)
+    if what.intervals:
+        klines = [key for key in keys if key.data_type is DataType.KLINES]
+        other = [key for key in keys if key.data_type is not DataType.KLINES]
+        keys = _narrow(klines, "interval", what.intervals, lambda key: key.interval or "", universe) + other
+    return keys
+
+
+def _narrow(
+    keys: Iterable[SeriesKey],
+    what: str,
+    values: Sequence[str],
+    value_of: Callable[[SeriesKey], str],
+    universe: Universe,
+) -> list[SeriesKey]:
+    keys = list(keys)
+    there = list(dict.fromkeys(value_of(key) for key in keys))
+    for value in values:
+        if value not in there:
+            near = get_close_matches(value, there, n=3)
+            shown = [*near, *(v for v in there if v not in near)][:40]
+            more = f" and {len(there) - len(shown)} more" if len(there) > len(shown) else ""
+            raise UsageError(
+                f"{universe.path} has no {what} {value!r} among what was asked for. There are: "
+                f"{', '.join(shown) or 'none'}{more}. `market-data add` puts a series into it."
+            )
+    return [key for key in keys if not values or value_of(key) in values]
+
+
+def _left_out(key: SeriesKey, days: Sequence[date], listed: Sequence[date], what: Asked, universe: Universe) -> str:
+    if not days and what.first is None:
+        return f"{key} is collected from {universe.start(key)} on only; name an earlier --from."
+    if not days:
+        return f"{key} was listed until {universe.end(key)} only."
+    spans = ", ".join(f"{first} to {last or 'now'}" for first, last in universe.listing(key).spans)
+    number = len(days) - len(listed)
+    return f"{key} was listed from {spans}: {number} {'day is' if number == 1 else 'days are'} left out."

@@ -1,0 +1,134 @@
+"""``market-data demo``: the whole pipeline on made-up data, without network."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+import click
+
+from market_data_pipeline import clock
+from market_data_pipeline.cli.choice import Asked, choose
+from market_data_pipeline.cli.collect import end, fetch
+from market_data_pipeline.cli.query import run_query
+from market_data_pipeline.cli.screen import aside, out
+from market_data_pipeline.cli.status import all_series, show
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.settings import Settings, load_settings
+from market_data_pipeline.universe import load_universe
+
+DAYS = 35
+
+_UNIVERSE = """\
+# Written by `market-data demo`: {days} days of made-up data, today among them.
+collect:
+  - market: spot
+    symbols: [BTCUSDT, ETHUSDT, SOLUSDT]
+    klines: {{intervals: [1m, 1h], from: {first}}}
+    aggTrades: {{from: {first}}}
+  - market: um
+    symbols: [BTCUSDT]
+    klines: {{intervals: [1m, 1h], from: {first}}}
+    aggTrades: {{from: {first}}}
+"""
+
+QUERIES = (
+    (
+        "The last five days of spot BTCUSDT, made of its hourly candles",
+        """\
+SELECT open_time::DATE AS day, first(open ORDER BY open_time) AS open, max(high) AS high, min(low) AS low,
+       last(close ORDER BY open_time) AS close, round(sum(volume), 3) AS volume, count(*) AS candles
+FROM binance_spot.klines
+WHERE symbol = 'BTCUSDT' AND interval = '1h' AND open_time >= current_date - 4
+GROUP BY day ORDER BY day""",
+    ),
+    (
+        "Yesterday's trades by symbol: number, volume-weighted price, share bought by takers",
+        """\
+SELECT symbol, count(*) AS agg_trades, round(sum(price * quantity) / sum(quantity), 2) AS vwap,
+       round(sum(quantity) FILTER (NOT is_buyer_maker) / sum(quantity), 3) AS taker_buy_share
+FROM binance_spot.agg_trades
+WHERE transact_time >= current_date - 1 AND transact_time < current_date
+GROUP BY symbol ORDER BY symbol""",
+    ),
+)
+
+
+@click.command()
+@click.option("--ui", "then_ui", is_flag=True, help="Afterwards run Dagster's UI over the demo's data, until Ctrl-C.")
+@click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="Port of the UI.")
+def demo(then_ui: bool, port: int) -> None:
+    """Show all of it on made-up data, without network.
+
+    A backfill through Dagster, what is held, answers in SQL. Starts the sandbox on a free port and keeps everything in
+    the folder demo below MARKET_DATA_DIR, apart from your data. Run again, it downloads only what is new.
+    """
+    from market_data_pipeline.sandbox import Sandbox
+
+    began = time.monotonic()
+    console, root = aside(), load_settings().root / "demo"
+    universe = write_universe(root)
+    with Sandbox() as sandbox:
+        settings = demo_settings(root, universe, sandbox.url)
+        chosen = choose(load_universe(universe), Asked())
+        console.print(
+            f"A made-up Binance answers at {sandbox.url}. Dagster brings {DAYS} days of {len(chosen.wanted)} series "
+            f"to {root}.",
+            soft_wrap=True,
+        )
+        all_there = fetch(settings, chosen, yes=True, profiles=True)
+        click.echo()
+        show(all_series(settings, load_universe(universe)), str(root), out())
+        for title, query in QUERIES:
+            click.echo(f"\n{title}:\n\n{query}\n")
+            run_query(root, query)
+        console.print(f"Done in {time.monotonic() - began:.0f} s.")
+        if then_ui:
+            _run_ui(settings, port, sandbox.settings_env())
+            end(all_there)
+            return
+    click.echo(
+        "\nThe same in Dagster's UI, with the made-up Binance beside it:\n"
+        "  .venv/bin/market-data demo --ui\n"
+        "More questions:\n"
+        f'  MARKET_DATA_DIR={_short(root)} .venv/bin/market-data sql "FROM quality.coverage LIMIT 5"\n'
+        "The real Binance, into ./data:\n"
+        "  .venv/bin/market-data backfill --symbol BTCUSDT --interval 1h --from 2024-01-01 --through 2024-01-31"
+    )
+    end(all_there)
+
+
+def _run_ui(settings: Settings, port: int, sandbox: dict[str, str]) -> None:
+    from market_data_pipeline.defs.home import dagster_dev_command, open_instance
+
+    open_instance(Layout(settings.root)).dispose()  # makes the home ready and names it in the environment
+    aside().print(f"Dagster's UI comes up at http://127.0.0.1:{port}, until Ctrl-C.")
+    environment = {**os.environ, **sandbox, "MARKET_DATA_UNIVERSE": str(settings.universe)}
+    with suppress(KeyboardInterrupt):
+        subprocess.run(dagster_dev_command(port=port), env=environment, check=False)  # noqa: S603 - our own command
+
+
+def write_universe(root: Path) -> Path:
+    """Write the demo's own ``universe.yaml`` for the last :data:`DAYS` days; return where."""
+    path = root / "universe.yaml"
+    first = clock.today() - timedelta(days=DAYS - 1)
+    files.write_bytes(path, _UNIVERSE.format(days=DAYS, first=first).encode())
+    return path
+
+
+def demo_settings(root: Path, universe: Path, url: str) -> Settings:
+    """The settings in force, with the demo's root and universe and the sandbox's address."""
+    hosts = ("vision_url", "vision_listing_url", "spot_url", "um_url", "cm_url")
+    return load_settings(dir=root, universe=universe, **dict.fromkeys(hosts, url))
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

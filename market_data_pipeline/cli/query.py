@@ -1,0 +1,76 @@
+"""``market-data sql``: a query over the catalog's views, answered as a table, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from market_data_pipeline.cli.screen import out
+from market_data_pipeline.settings import load_settings
+
+
+@click.command()
+@click.argument("query")
+@click.option("--csv", "form", flag_value="csv", help="CSV with a header row.")
+@click.option("--json", "form", flag_value="json", help="A JSON array of objects.")
+def sql(query: str, form: str | None) -> None:
+    """Answer a QUERY in SQL over all that is held.
+
+    The language is DuckDB's; times are UTC.
+
+    market-data sql "FROM binance_spot.klines WHERE symbol = 'BTCUSDT' AND interval = '1h' ORDER BY open_time LIMIT 5"
+    market-data sql "SHOW ALL TABLES"
+    market-data sql --csv "SELECT day, outcome, reason FROM quality.coverage WHERE outcome = 'failed'" > failed.csv
+    """
+    run_query(load_settings().root, query, form)
+
+
+def run_query(root: Path, query: str, form: str | None = None) -> None:
+    """Print the answer of a query over the data below a root, as a table, ``csv`` or ``json``.
+
+    Raises:
+        UsageError: DuckDB refuses the query; its words are in the text.
+        DamagedFileError: a file that the query needs is damaged; the text names it.
+    """
+    import duckdb
+
+    from market_data_pipeline.client import MarketData
+    from market_data_pipeline.lake.catalog import lake_error
+
+    try:
+        relation: Any = MarketData(root).sql(query).relation()
+        if form == "csv":
+            _as_csv(relation)
+        elif form == "json":
+            _as_json(relation)
+        else:
+            relation.show(max_width=out().width)
+    except duckdb.Error as error:
+        raise lake_error(error) from error
+
+
+def _as_csv(relation: Any) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(relation.columns)
+    writer.writerows(relation.iter_rows())
+
+
+def _as_json(relation: Any) -> None:
+    names = list(relation.columns)
+    before = "[\n"
+    for row in relation.iter_rows():
+        value = {name: _plain(cell) for name, cell in zip(names, row, strict=True)}
+        click.echo(f"{before}  {json.dumps(value, default=str, ensure_ascii=False)}", nl=False)
+        before = ",\n"
+    click.echo("[]" if before == "[\n" else "\n]")
+
+
+def _plain(cell: Any) -> Any:
+    # JSON knows no NaN and no infinity.
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell

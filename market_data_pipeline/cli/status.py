@@ -1,0 +1,130 @@
+"""``market-data status``: what the lake holds, by series, from the ledgers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import date
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from market_data_pipeline.cli.holdings import Holding, day_of, holding
+from market_data_pipeline.cli.screen import in_bytes, out
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.series import EXCHANGE, SeriesKey
+from market_data_pipeline.settings import Settings, load_settings
+from market_data_pipeline.universe import Universe, load_universe
+
+_WIDTH_WITH_DAYS = 105
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesStatus:
+    """What is held of one series.
+
+    Attributes:
+        series: Its name.
+        collected: Whether the universe still has it.
+        first: First UTC day with a file, None where there is none.
+        last: Last UTC day with a file.
+        held: Days that are final.
+        provisional: Days with a file that is not final yet.
+        failed: Days that were asked for and are not there.
+        missing: Days that the universe wants and that were never asked for.
+        rows: Rows in all files.
+        bytes: Size of all files.
+    """
+
+    series: str
+    collected: bool
+    first: date | None
+    last: date | None
+    held: int
+    provisional: int
+    failed: int
+    missing: int
+    rows: int
+    bytes: int
+
+
+def status_of(key: SeriesKey, found: Holding, universe: Universe) -> SeriesStatus:
+    """What is held of a series, and what its universe wants beyond that."""
+    collected = key in universe
+    wanted = universe.spans(key) if collected else []
+    days = found.day[found.held]
+    return SeriesStatus(
+        series=str(key),
+        collected=collected,
+        first=day_of(int(days.min())) if days.size else None,
+        last=day_of(int(days.max())) if days.size else None,
+        held=int(np.count_nonzero(found.held & found.final)),
+        provisional=int(np.count_nonzero(found.held & ~found.final)),
+        failed=int(np.count_nonzero(found.failed)),
+        missing=sum((last - first).days + 1 for first, last in wanted) - found.known_in(wanted),
+        rows=int(found.rows[found.held].sum()),
+        bytes=int(found.bytes[found.held].sum()),
+    )
+
+
+def all_series(settings: Settings, universe: Universe) -> list[SeriesStatus]:
+    """The status of every series that is collected or held."""
+    from market_data_pipeline.lake.catalog import series_held
+
+    layout = Layout(settings.root)
+    keys = dict.fromkeys([*universe.series(), *series_held(layout)])
+    return [status_of(key, holding(layout, key), universe) for key in keys]
+
+
+def show(statuses: Iterable[SeriesStatus], root: str, console: Console) -> None:
+    """Print the table; a narrow screen does without the first and last day."""
+    statuses = list(statuses)
+    with_days = console.width >= _WIDTH_WITH_DAYS
+    table = Table(title=f"Series in {root}", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table.add_column("series", no_wrap=True)
+    for name in ("from", "through") if with_days else ():
+        table.add_column(name, no_wrap=True)
+    for name in ("held", "prov.", "failed", "missing", "rows", "size"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for s in statuses:
+        days = (str(s.first or "–"), str(s.last or "–")) if with_days else ()
+        name = s.series.removeprefix(f"{EXCHANGE}/")
+        table.add_row(name if s.collected else f"{name} (no longer collected)", *days, *_numbers(s))
+    if len(statuses) > 1:
+        table.add_section()
+        table.add_row("total", *(("", "") if with_days else ()), *_numbers(_total(statuses)), style="bold")
+    console.print(table)
+
+
+def _total(statuses: Iterable[SeriesStatus]) -> SeriesStatus:
+    statuses = list(statuses)
+    names = ("held", "provisional", "failed", "missing", "rows", "bytes")
+    sums = {name: sum(getattr(s, name) for s in statuses) for name in names}
+    return SeriesStatus(series="total", collected=True, first=None, last=None, **sums)
+
+
+def _numbers(s: SeriesStatus) -> tuple[str, ...]:
+    failed = f"[red]{s.failed:,}[/red]" if s.failed else "0"
+    return (f"{s.held:,}", f"{s.provisional:,}", failed, f"{s.missing:,}", f"{s.rows:,}", in_bytes(s.bytes))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="A JSON array with an object for each series.")
+def status(as_json: bool) -> None:
+    """Show what is held of each series.
+
+    Days that are held are final and verified; provisional (prov.) ones came from REST, or without a checksum, and are
+    fetched again when their archive is there; failed ones were asked for and are not there; missing ones are wanted by
+    universe.yaml and were never asked for. Reasons of failures are in SQL:
+
+      market-data sql "FROM quality.coverage WHERE failure IS NOT NULL"
+    """
+    settings = load_settings()
+    statuses = all_series(settings, load_universe(settings.universe))
+    if as_json:
+        click.echo(json.dumps([asdict(s) for s in statuses], default=str, indent=2))
+    else:
+        show(statuses, str(settings.root), out())

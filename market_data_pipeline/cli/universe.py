@@ -1,0 +1,137 @@
+"""``market-data universe``: show, refresh and check what is collected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from datetime import date
+from typing import TYPE_CHECKING
+
+import click
+from rich.progress import Progress
+from rich.table import Table
+
+from market_data_pipeline.cli.screen import aside, counted, out
+from market_data_pipeline.errors import MarketDataError, UsageError
+from market_data_pipeline.series import Listing, Market, SeriesKey
+from market_data_pipeline.settings import Settings, load_settings
+from market_data_pipeline.universe import (
+    FirstCandle,
+    is_pattern,
+    load_universe,
+    lock_path,
+    refresh,
+    write_lock,
+)
+
+if TYPE_CHECKING:
+    from market_data_pipeline.sources.vision import Archive
+
+
+@click.group()
+def universe() -> None:
+    """Show, resolve and check what is collected.
+
+    universe.yaml is written by hand, or by `market-data add`; universe.lock.yaml beside it has the days on which each
+    symbol was listed, and is written by `market-data universe refresh`.
+    """
+
+
+@universe.command()
+def show() -> None:
+    """Show all series with the days from and through which they are collected."""
+    found = load_universe(load_settings().universe)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("market", "data type", "symbol", "intervals", "from", "through"):
+        table.add_column(name)
+    rows: dict[tuple[str, str, str, date, date], list[str]] = {}
+    for key in found.series():
+        row = (str(key.market), str(key.data_type), key.symbol, found.start(key), found.end(key))
+        rows.setdefault(row, []).append(key.interval or "")
+    for (market, data_type, symbol, first, last), intervals in rows.items():
+        table.add_row(market, data_type, symbol, " ".join(intervals), str(first), str(last))
+    out().print(table)
+    aside().print(f"{len(found.series()):,} series in {found.path}")
+
+
+@universe.command(name="refresh")
+def refresh_command() -> None:
+    """Look up in Binance's archive when each symbol was listed, and write universe.lock.yaml.
+
+    Patterns are resolved anew, delisted symbols included. Needs the network; loading the universe later does not.
+    """
+    settings = load_settings()
+    found = load_universe(settings.universe, resolve=False)
+    console = aside()
+    with (
+        listing_sources(settings) as (archive, rest),
+        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
+        task = progress.add_task("asking the archive", total=None)
+        listings = refresh(
+            found, archive, rest, on_progress=lambda done, of: progress.update(task, completed=done, total=of)
+        )
+    path = write_lock(found.path, listings)
+    for line in _changes(found.listings, listings):
+        console.print(line)
+    console.print(f"{path}: {counted(len(listings), 'symbol')}")
+
+
+def _changes(before: Mapping[tuple[Market, str], Listing], after: Mapping[tuple[Market, str], Listing]) -> list[str]:
+    new = [f"{market} {symbol}: new" for market, symbol in after if (market, symbol) not in before]
+    gone = [f"{market} {symbol}: no longer meant" for market, symbol in before if (market, symbol) not in after]
+    other = [
+        f"{m} {s}: now {_shown(after[m, s])}" for m, s in after if (m, s) in before and before[m, s] != after[m, s]
+    ]
+    changes = [*new, *gone, *other]
+    return changes if len(changes) <= 20 else [*changes[:20], f"and {len(changes) - 20} more changes"]
+
+
+def _shown(listing: Listing) -> str:
+    return ", ".join(f"{first} to {last or 'now'}" for first, last in listing.spans)
+
+
+@universe.command()
+def check() -> None:
+    """Check universe.yaml and its lock without network; exit code 2 where something is wrong."""
+    found = load_universe(load_settings().universe)
+    unlisted = {
+        f"{market} {symbol} (line {line})"
+        for entry in found.entries
+        for market in entry.markets
+        for symbol, line in entry.symbols
+        if not is_pattern(symbol) and (market, symbol) not in found.listings
+    }
+    if unlisted:
+        raise UsageError(
+            f"{lock_path(found.path)} does not say when these were listed: {', '.join(sorted(unlisted))}. "
+            "`market-data universe refresh` looks them up."
+        )
+    symbols = {(key.market, key.symbol) for key in found.series()}
+    out().print(f"{found.path} is in order: {len(found.series()):,} series of {counted(len(symbols), 'symbol')}.")
+
+
+class _PatientRest:
+    """The first candle of a symbol, where REST lets us ask; a refusal costs only the days before um's daily files."""
+
+    def __init__(self, rest: FirstCandle) -> None:
+        self._rest = rest
+
+    def first_candle_day(self, key: SeriesKey) -> date | None:
+        try:
+            return self._rest.first_candle_day(key)
+        except MarketDataError as error:
+            aside().print(
+                f"{key.market} {key.symbol}: listed from its first daily file on, as far as is known: {error}"
+            )
+            return None
+
+
+@contextmanager
+def listing_sources(settings: Settings) -> Iterator[tuple[Archive, FirstCandle]]:
+    """The archive's listing, and REST for the symbols that are older than it."""
+    from market_data_pipeline.sources.rest import RestApi
+    from market_data_pipeline.sources.vision import Archive
+
+    with closing(Archive(settings)) as archive, closing(RestApi(Market.UM, settings)) as rest:
+        yield archive, _PatientRest(rest)
