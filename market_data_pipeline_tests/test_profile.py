@@ -55,7 +55,8 @@ def relation(trades: Sequence[Trade]) -> duckdb.DuckDBPyRelation:
 def profile(trades: Sequence[Trade], *, inverse: bool = False, level_size: float = 0.0) -> list[dict[str, Any]]:
     table = trade_profile(relation(trades), symbol="BTCUSDT", inverse=inverse, level_size=level_size)
     assert table.schema.equals(TRADE_PROFILE_SCHEMA)
-    return table.to_pylist()
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
 
 
 def exact_profile(trades: Sequence[Trade], *, inverse: bool, level: Decimal) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from market_data_pipeline.definitions import build_definitions
 from market_data_pipeline.defs.assets import asset_key_of
 from market_data_pipeline.defs.home import materialize_days
-from market_data_pipeline.defs.resources import DayResult
+from market_data_pipeline.defs.resources import DayResult, OnResult
 from market_data_pipeline.findings import Finding
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, Sources
 from market_data_pipeline.lake import files
@@ -191,16 +191,22 @@ class FakeIngest:
 class Project:
     """The definitions of a small universe over a folder, with a fake ``ingest`` and an ephemeral instance."""
 
-    def __init__(self, root: Path, universe: Universe | None = None, **settings: Any) -> None:
+    def __init__(
+        self, root: Path, universe: Universe | None = None, on_result: OnResult | None = None, **settings: Any
+    ) -> None:
         self.settings = Settings(dir=root, _env_file=None, **settings)  # type: ignore[call-arg]  # pydantic's own
         self.layout = Layout(self.settings.root)
         self.universe = universe or universe_of()
         self.ingest = FakeIngest()
         self.seen: list[DayResult] = []
         self.definitions = build_definitions(
-            self.settings, self.universe, ingest_days=self.ingest, on_result=self.seen.append
+            self.settings, self.universe, ingest_days=self.ingest, on_result=on_result or self.seen.append
         )
         self.instance = dg.DagsterInstance.ephemeral()
+
+    def schedules(self) -> list[dg.ScheduleDefinition]:
+        """All schedules."""
+        return list(self.definitions.get_repository_def().schedule_defs)
 
     def run(self, first: int, last: int, *keys: SeriesKey) -> dg.ExecuteInProcessResult:
         """One run over a range of days of January 2024."""

@@ -1,0 +1,164 @@
+"""Dagster's home in the data folder, and runs in this process that are on record there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from filelock import FileLock
+
+from market_data_pipeline.defs.home import (
+    CONFIG,
+    IN_PROCESS,
+    close_dead_runs,
+    days_on_record,
+    materialize_days,
+    open_instance,
+    prepare_home,
+)
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline_tests.defs.fakes import KLINES, OTHER, Project, day
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    # Preparing a home names it in the environment; afterwards it is as before.
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    project = Project(tmp_path)
+    with open_instance(project.layout) as project.instance:
+        yield project
+
+
+def test_the_home_lies_with_the_data_and_is_named_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    home = prepare_home(Layout(Path("data")))
+    assert home == tmp_path / "data" / "dagster"
+    assert os.environ["DAGSTER_HOME"] == str(home)
+    assert os.environ["MARKET_DATA_DIR"] == str(tmp_path / "data")
+    assert (home / "dagster.yaml").read_bytes() == CONFIG.read_bytes()
+
+
+def test_another_home_in_the_environment_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "/elsewhere")
+    prepare_home(Layout(tmp_path))
+    [record] = caplog.records
+    assert "/elsewhere" in record.getMessage()
+    assert str(tmp_path / "dagster") in record.getMessage()
+
+    caplog.clear()
+    prepare_home(Layout(tmp_path))
+    assert caplog.records == []
+
+
+def test_the_configuration_is_brought_up_to_date_until_a_user_takes_it_over(tmp_path: Path) -> None:
+    config = prepare_home(Layout(tmp_path)) / "dagster.yaml"
+    first_line, _, rest = CONFIG.read_text().partition("\n")
+
+    config.write_text(f"{first_line}\n# of an older version\n")
+    prepare_home(Layout(tmp_path))
+    assert config.read_text() == CONFIG.read_text()
+
+    config.write_text(f"# mine\n{rest}")
+    prepare_home(Layout(tmp_path))
+    assert config.read_text() == f"# mine\n{rest}"
+
+
+def test_the_configuration_in_the_repository_is_the_one_of_the_package() -> None:
+    assert (Path(__file__).parents[2] / "dagster.yaml").resolve() == CONFIG.resolve()
+
+
+def test_retries_are_for_crashes_and_telemetry_is_off(project: Project) -> None:
+    instance = project.instance
+    assert instance.run_retries_enabled
+    assert instance.run_retries_retry_on_asset_or_op_failure is False
+    assert instance.telemetry_enabled is False
+    assert instance.get_concurrency_config().run_queue_config is not None
+
+
+def test_a_run_in_this_process_is_on_record_for_every_other_door(project: Project) -> None:
+    result = materialize_days(
+        project.instance, project.definitions, [KLINES, OTHER], day(1), day(3), tags={"door": "tests"}
+    )
+
+    assert result.success
+    with dg.DagsterInstance.from_config(str(project.layout.dagster_home)) as other:
+        assert days_on_record(other, KLINES) == {day(1), day(2), day(3)}
+        assert days_on_record(other, OTHER) == {day(1), day(2), day(3)}
+        [run] = other.get_runs()
+        assert run.tags["door"] == "tests"
+        assert run.status is dg.DagsterRunStatus.SUCCESS
+    assert not list((project.layout.dagster_home / "alive").iterdir())
+
+
+def test_steps_of_a_run_are_heard_of_day_by_day(project: Project) -> None:
+    materialize_days(project.instance, project.definitions, [KLINES, OTHER], day(1), day(2))
+    assert [(result.key, result.day) for result in project.seen] == [
+        (key, day(n)) for key in (KLINES, OTHER) for n in (1, 2)
+    ]
+
+
+def test_runs_of_dead_processes_are_closed_and_those_of_living_ones_left(project: Project) -> None:
+    """A killed backfill counted as running forever, and after four of them the daemon started nothing any more."""
+    job = project.definitions.resolve_job_def("klines")
+    dead, alive, launched = (
+        project.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=tags)
+        for tags in ({IN_PROCESS: "true"}, {IN_PROCESS: "true"}, {})
+    )
+    folder = project.layout.dagster_home / "alive"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    with FileLock(folder / f"{alive.run_id}.lock"):
+        assert close_dead_runs(project.instance) == [dead.run_id]
+
+    runs = {run.run_id: run.status for run in project.instance.get_runs()}
+    assert runs[dead.run_id] is dg.DagsterRunStatus.FAILURE
+    assert runs[alive.run_id] is dg.DagsterRunStatus.STARTED
+    assert runs[launched.run_id] is dg.DagsterRunStatus.STARTED
+
+
+_KILLED = """
+import sys, time
+from pathlib import Path
+from market_data_pipeline.defs.home import materialize_days, open_instance
+from market_data_pipeline_tests.defs.fakes import KLINES, Project, day
+
+def say_and_wait(result):
+    print("a day is done", flush=True)
+    time.sleep(600)
+
+project = Project(Path(sys.argv[1]), on_result=say_and_wait)
+with open_instance(project.layout) as instance:
+    materialize_days(instance, project.definitions, [KLINES], day(1), day(5))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_closed_by_the_next_one_which_goes_on(project: Project) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", _KILLED, str(project.layout.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "a day is done\n"
+        process.send_signal(signal.SIGKILL)
+
+    with open_instance(project.layout) as instance:
+        assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.FAILURE]
+        assert materialize_days(instance, project.definitions, [KLINES], day(1), day(5)).success
+        assert days_on_record(instance, KLINES) == {day(n) for n in range(1, 6)}
+    assert project.ingest.fetched == [(KLINES, day(n)) for n in range(2, 6)]

@@ -1,0 +1,174 @@
+"""What the schedules ask for, at moments where it is easy to ask for the wrong day."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from market_data_pipeline import clock
+from market_data_pipeline.definitions import build_definitions
+from market_data_pipeline.defs.assets import asset_key_of
+from market_data_pipeline.lake.ledger import FAILED, NOT_LISTED, LedgerRow
+from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
+from market_data_pipeline.settings import Settings
+from market_data_pipeline_tests.defs.fakes import KLINES, OTHER, PROFILE, TRADES, Project, day, hold, put, universe_of
+
+CM = SeriesKey("binance", Market.CM, DataType.KLINES, "BTCUSD_PERP", "1m")
+
+
+@pytest.fixture(autouse=True)
+def _end_of_january(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "now", lambda: datetime(2024, 1, 31, 12, tzinfo=UTC))
+
+
+def tick(project: Project, schedule: str, at: datetime) -> Sequence[dg.RunRequest]:
+    """What a schedule asks for at a moment."""
+    context = dg.build_schedule_context(
+        instance=project.instance,
+        scheduled_execution_time=at,
+        repository_def=project.definitions.get_repository_def(),
+    )
+    data = project.definitions.resolve_schedule_def(schedule).evaluate_tick(context)
+    assert bool(data.run_requests) is (data.skip_message is None)
+    return data.run_requests or []
+
+
+def asked(requests: Sequence[dg.RunRequest]) -> dict[str | None, set[str]]:
+    """Assets by day."""
+    return {
+        request.partition_key: {key.to_user_string() for key in request.asset_selection or ()} for request in requests
+    }
+
+
+def names(*keys: SeriesKey) -> set[str]:
+    return {asset_key_of(key).to_user_string() for key in keys}
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        (datetime(2024, 1, 10, 0, 5, tzinfo=UTC), "2024-01-09"),
+        (datetime(2024, 1, 10, 1, 5, tzinfo=UTC), "2024-01-10"),
+        (datetime(2024, 1, 10, 23, 5, tzinfo=UTC), "2024-01-10"),
+    ],
+)
+def test_hourly_asks_for_the_day_of_the_hour_just_over(project: Project, at: datetime, expected: str) -> None:
+    """At 00:00 sharp it asked for a day without a candle, and the last hour of the day before stayed away."""
+    assert asked(tick(project, "hourly", at)) == {expected: names(KLINES, OTHER, TRADES, CM)}
+
+
+def test_hourly_leaves_out_series_that_do_not_start_yet_and_symbols_not_listed(tmp_path: Path) -> None:
+    delisted = Listing(((day(1), day(2)),))
+    project = Project(tmp_path, universe_of(listings={(Market.SPOT, "ETHUSDT"): delisted}))
+    at = datetime(2024, 1, 4, 12, 5, tzinfo=UTC)
+    assert asked(tick(project, "hourly", at)) == {"2024-01-04": names(KLINES, TRADES)}
+
+
+def test_daily_asks_for_yesterday_and_recent_days_that_are_not_final(tmp_path: Path) -> None:
+    project = Project(tmp_path, recent_days=4)
+    for number in (6, 7, 8, 9):
+        for key in (KLINES, OTHER, TRADES, CM):
+            put(project.layout, key, LedgerRow(day=day(number), outcome="held", final=True))
+    put(project.layout, KLINES, LedgerRow(day=day(7), outcome="held", final=False))
+    put(project.layout, TRADES, LedgerRow(day=day(8), outcome=FAILED))
+    put(project.layout, OTHER, LedgerRow(day=day(6), outcome=NOT_LISTED, final=True))
+    put(project.layout, CM, LedgerRow(day=day(5), outcome=FAILED))
+
+    requests = tick(project, "daily", datetime(2024, 1, 10, 10, tzinfo=UTC))
+
+    assert asked(requests) == {
+        "2024-01-07": names(KLINES),
+        "2024-01-08": names(TRADES),
+        "2024-01-09": names(KLINES, OTHER, TRADES, CM),
+    }
+
+
+def test_daily_reaches_back_to_the_start_of_each_series_only(tmp_path: Path) -> None:
+    project = Project(tmp_path, recent_days=14)
+    requests = tick(project, "daily", datetime(2024, 1, 6, 10, tzinfo=UTC))
+    assert set(asked(requests)) == {f"2024-01-0{number}" for number in range(1, 6)}
+    assert asked(requests)["2024-01-04"] == names(KLINES, OTHER, TRADES)
+    assert asked(requests)["2024-01-05"] == names(KLINES, OTHER, TRADES, CM)
+
+
+def test_a_tick_that_is_evaluated_twice_asks_with_the_same_run_keys(project: Project) -> None:
+    at = datetime(2024, 1, 10, 10, tzinfo=UTC)
+    first, second, next_day = (
+        [request.run_key for request in tick(project, "daily", moment)] for moment in (at, at, at.replace(day=11))
+    )
+    assert first == second
+    assert len(set(first)) == len(first)
+    assert not set(first) & set(next_day)
+
+
+def test_a_universe_that_has_not_begun_asks_for_nothing(project: Project) -> None:
+    assert tick(project, "daily", datetime(2024, 1, 1, 10, tzinfo=UTC)) == []
+
+
+def test_profiles_are_made_of_days_whose_trades_are_new_or_changed(tmp_path: Path) -> None:
+    project = Project(tmp_path, recent_days=5)
+    at = datetime(2024, 1, 10, 11, tzinfo=UTC)
+    for number in (5, 6, 7):
+        hold(project.layout, TRADES, day(number), final=number != 7)
+    with project.instance:
+        project.run(5, 7, PROFILE)
+        assert tick(project, "trade_profiles_daily", at) == []
+
+        newer = replace(hold(project.layout, TRADES, day(6)), content_sha256="cd" * 32)
+        put(project.layout, TRADES, newer)
+        hold(project.layout, TRADES, day(7))
+        hold(project.layout, TRADES, day(8))
+
+        assert asked(tick(project, "trade_profiles_daily", at)) == {
+            f"2024-01-0{number}": names(PROFILE) for number in (6, 7, 8)
+        }
+
+
+@pytest.mark.parametrize(("hour", "at"), [(10, datetime(2024, 1, 10, 11)), (23, datetime(2024, 1, 11, 0))])  # noqa: DTZ001
+def test_profiles_follow_the_daily_schedule_across_midnight_too(tmp_path: Path, hour: int, at: datetime) -> None:
+    project = Project(tmp_path, daily_hour=hour, recent_days=1)
+    hold(project.layout, TRADES, day(9))
+    assert project.definitions.resolve_schedule_def("trade_profiles_daily").cron_schedule == f"0 {at.hour} * * *"
+    assert set(asked(tick(project, "trade_profiles_daily", at.replace(tzinfo=UTC)))) == {"2024-01-09"}
+
+
+def test_nothing_downloads_before_somebody_turns_it_on(project: Project) -> None:
+    defined = {schedule.name: schedule.default_status.value for schedule in project.schedules()}
+    assert defined == {
+        "daily": "STOPPED",
+        "hourly": "STOPPED",
+        "trade_profiles_daily": "STOPPED",
+        "coverage_daily": "RUNNING",
+    }
+
+
+def test_hours_are_utc_and_come_from_settings(project: Project) -> None:
+    assert {schedule.execution_timezone for schedule in project.schedules()} == {"UTC"}
+    settings = Settings(dir=project.settings.dir, daily_hour=7, hourly_minute=20, _env_file=None)  # type: ignore[call-arg]
+    definitions = build_definitions(settings, project.universe)
+    crons = {
+        name: definitions.resolve_schedule_def(name).cron_schedule for name in ("daily", "hourly", "coverage_daily")
+    }
+    assert crons == {"daily": "0 7 * * *", "hourly": "20 * * * *", "coverage_daily": "30 8 * * *"}
+
+
+def test_a_request_runs_the_assets_that_it_names_with_their_checks(project: Project) -> None:
+    [request] = tick(project, "hourly", datetime(2024, 1, 10, 12, 5, tzinfo=UTC))
+    job = project.definitions.resolve_job_def("ingest_all")
+
+    result = job.execute_in_process(
+        instance=project.instance,
+        partition_key=request.partition_key,
+        asset_selection=[asset_key_of(KLINES)],
+        tags=request.tags,
+    )
+
+    assert result.success
+    assert project.status() == {"MATERIALIZED": {10}}
+    assert project.checks("integrity") == {"SUCCEEDED": {10}}
+    assert project.status(OTHER) == {}

@@ -1,0 +1,81 @@
+"""Coverage and continuity of whole series, from rows of a ledger."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
+from market_data_pipeline.quality.standing import Break, continuity, cover
+from market_data_pipeline.series import DataType, Market, SeriesKey
+
+HOURS = SeriesKey("binance", Market.SPOT, DataType.KLINES, "BTCUSDT", "1h")
+TRADES = SeriesKey("binance", Market.SPOT, DataType.AGG_TRADES, "BTCUSDT")
+FIRST, TODAY = date(2024, 1, 1), date(2024, 1, 8)
+WEEK = [FIRST + timedelta(days=n) for n in range(7)]
+HOUR = 3_600_000_000
+
+
+def held(day: date, first_key: int, last_key: int, *, final: bool = True) -> LedgerRow:
+    return LedgerRow(day=day, outcome=HELD, final=final, first_key=first_key, last_key=last_key)
+
+
+def by_day(*rows: LedgerRow) -> dict[date, LedgerRow]:
+    return {row.day: row for row in rows}
+
+
+def test_days_are_counted_by_what_is_held_of_them() -> None:
+    rows = by_day(
+        held(WEEK[0], 0, 9),
+        held(WEEK[1], 10, 19, final=False),
+        LedgerRow(day=WEEK[2], outcome=FAILED),
+        LedgerRow(day=WEEK[3], outcome=NOT_LISTED, final=True),
+        LedgerRow(day=WEEK[4], outcome=EMPTY),
+    )
+
+    found = cover(TRADES, rows, [*WEEK, TODAY], TODAY)
+
+    assert (found.final, found.provisional) == (1, 1)
+    assert found.failed == (WEEK[2],)
+    assert found.missing == (WEEK[4], WEEK[5], WEEK[6])  # a past day that is still empty was never finished
+    assert found.lacking == 4
+
+
+def test_today_is_neither_missing_nor_compared() -> None:
+    rows = by_day(held(WEEK[6], 0, 9), held(TODAY, 50, 59))
+    found = cover(TRADES, rows, [WEEK[6], TODAY], TODAY)
+    assert (found.final, found.lacking, found.breaks) == (1, 0, ())
+
+
+@pytest.mark.parametrize(
+    ("first_key", "expected"),
+    [(10, ()), (13, (Break(WEEK[1], 10, 13),)), (9, (Break(WEEK[1], 10, 9),))],
+)
+def test_trades_go_on_with_the_next_id(first_key: int, expected: tuple[Break, ...]) -> None:
+    found = continuity(TRADES, by_day(held(WEEK[0], 0, 9), held(WEEK[1], first_key, 19)), TODAY)
+    assert found == expected
+    assert [one.overlap for one in found] == [first_key < 10] * len(found)
+
+
+def test_candles_go_on_one_interval_later() -> None:
+    rows = by_day(held(WEEK[0], 0, 23 * HOUR), held(WEEK[1], 24 * HOUR, 46 * HOUR), held(WEEK[2], 48 * HOUR, 71 * HOUR))
+    assert continuity(HOURS, rows, TODAY) == (Break(WEEK[2], 47 * HOUR, 48 * HOUR),)
+
+
+def test_provisional_days_and_days_with_a_hole_between_are_not_compared() -> None:
+    rows = by_day(held(WEEK[0], 0, 9), held(WEEK[1], 50, 59, final=False), held(WEEK[2], 90, 99), held(WEEK[4], 5, 6))
+    assert continuity(TRADES, rows, TODAY) == ()
+
+
+@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=7), cut=st.integers(0, 6), lost=st.integers(1, 5))
+def test_ids_that_are_lost_at_one_midnight_break_there_only(sizes: list[int], cut: int, lost: int) -> None:
+    rows, next_id = {}, 0
+    for number, size in enumerate(sizes):
+        next_id += lost if number == cut and number > 0 else 0
+        rows[WEEK[number]] = held(WEEK[number], next_id, next_id + size - 1)
+        next_id += size
+    expected = [WEEK[cut]] if 0 < cut < len(sizes) else []
+    assert [one.day for one in continuity(TRADES, rows, TODAY)] == expected
