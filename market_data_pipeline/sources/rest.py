@@ -184,9 +184,12 @@ class RestApi:
         """The server's clock, by an offset that is asked for once a run."""
         with self._lock:
             if self._offset is None:
-                answer = _json(self._request(self._facts.time_path, {}, _TIME_WEIGHT))
-                # Time is in the unit of the header, like all others.
-                server = datetime.fromtimestamp(int(answer["serverTime"]) * self._unit / 1e6, UTC)
+                answer = self._request(self._facts.time_path, {}, _TIME_WEIGHT)
+                try:
+                    # Time is in the unit of the header, like all others.
+                    server = datetime.fromtimestamp(int(_json(answer)["serverTime"]) * self._unit / 1e6, UTC)
+                except (KeyError, TypeError, ValueError, OverflowError) as error:
+                    raise MalformedError(f"{answer.url} answered no server time: {answer.text!r}.") from error
                 self._offset = server - clock.now()
         return clock.now() + self._offset
 

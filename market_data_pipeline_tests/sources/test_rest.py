@@ -1,0 +1,173 @@
+"""REST: pages, closed candles, the budget that all processes share, and answers that are not what was asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from market_data_pipeline import clock
+from market_data_pipeline.sandbox import MissingRows, Status
+from market_data_pipeline.series import Market, SeriesKey
+from market_data_pipeline.sources.archive import table_from_rest
+from market_data_pipeline.sources.budget import WeightBudget
+from market_data_pipeline.sources.errors import AbsentError, MalformedError, NetworkError
+from market_data_pipeline.sources.rest import RestApi
+from market_data_pipeline_tests.world import World, agg_trades, klines, utc
+
+DAY = date(2026, 3, 3)
+START = clock.day_start_us(DAY)
+END = START + clock.US_PER_DAY
+
+
+@pytest.fixture
+def rest(world: World) -> Iterator[dict[Market, RestApi]]:
+    apis = {market: RestApi(market, world.settings) for market in Market}
+    yield apis
+    for api in apis.values():
+        api.close()
+
+
+@pytest.mark.parametrize(
+    ("key", "pages"),
+    [(klines("BTCUSDT", "1m"), 2), (klines("BTCUSDT", "1m", "um"), 3), (klines("BTCUSD_PERP", "1m", "cm"), 3),
+     (klines("BTCUSDT", "1h"), 1)],
+    ids=str,
+)  # fmt: skip
+def test_a_day_of_candles_takes_as_few_pages_as_it_can(
+    world: World, rest: dict[Market, RestApi], key: SeriesKey, pages: int
+) -> None:
+    found = rest[key.market].klines(key, START, END)
+    assert found.table.num_rows == 86_400_000_000 // (60_000_000 if key.interval == "1m" else 3_600_000_000)
+    assert len(world.asked("klines")) == pages
+
+
+def test_the_servers_clock_decides_which_candles_are_closed(world: World, rest: dict[Market, RestApi]) -> None:
+    world.sandbox.set_time(utc("2026-03-05T12:03:00"))  # our own clock is two and a half minutes behind
+    today = clock.day_start_us(date(2026, 3, 5))
+    found = rest[Market.SPOT].klines(klines("BTCUSDT", "1m"), today, today + clock.US_PER_DAY)
+    assert found.table.num_rows == 12 * 60 + 3
+
+
+def test_trades_of_a_quiet_hour_are_passed_over(world: World, rest: dict[Market, RestApi]) -> None:
+    world.sandbox.faults.add(
+        MissingRows(start=utc("2026-03-03T00:00"), end=utc("2026-03-03T02:30"), series="aggTrades", where="rest")
+    )
+    found = rest[Market.SPOT].agg_trades(agg_trades("BTCUSDT"), START, END)
+    assert found.table.column("transact_time")[0].as_py() >= utc("2026-03-03T02:30").replace(tzinfo=None)
+    assert not found.cut
+
+
+def test_an_answer_that_begins_elsewhere_than_asked_is_refused(world: World, rest: dict[Market, RestApi]) -> None:
+    api, key = rest[Market.SPOT], agg_trades("BTCUSDT")
+    whole = api.agg_trades(key, START, END).table
+    first = whole.column("agg_trade_id")[0].as_py()
+    gap = utc("2026-03-03T06:00")
+    world.sandbox.faults.add(MissingRows(start=gap, end=utc("2026-03-03T06:30"), series="aggTrades", where="rest"))
+    times = [t.as_py() for t in whole.column("transact_time")]
+    lost = first + next(n for n, at in enumerate(times) if at >= gap.replace(tzinfo=None))
+    with pytest.raises(MalformedError, match=rf"from id {lost} on, and answered from"):
+        api.agg_trades(key, START, END, from_id=lost)
+
+
+def test_a_symbol_that_rest_does_not_know_is_absent(rest: dict[Market, RestApi]) -> None:
+    with pytest.raises(AbsentError, match="does not know the symbol"):
+        rest[Market.SPOT].klines(klines("NOSUCHUSDT", "1h"), START, END)
+
+
+def test_the_first_candle_tells_the_listing(rest: dict[Market, RestApi]) -> None:
+    assert rest[Market.SPOT].first_candle_day(klines("SOLUSDT", "1m")) == date(2020, 8, 11)
+
+
+def test_an_answer_that_is_something_else_is_said_to_be_so(rest: dict[Market, RestApi], world: World) -> None:
+    world.sandbox.faults.add(Status(path="/api/v3/time", status=200))
+    with pytest.raises(MalformedError, match="answered no server time"):
+        rest[Market.SPOT].klines(klines("BTCUSDT", "1h"), START, END)
+
+
+def test_an_error_that_stays_is_told_with_its_url(rest: dict[Market, RestApi], world: World) -> None:
+    world.sandbox.faults.add(Status(path="/api/v3/klines", status=503))
+    with pytest.raises(NetworkError, match=r"/api/v3/klines.* answered 503"):
+        rest[Market.SPOT].klines(klines("BTCUSDT", "1h"), START, END)
+
+
+def test_fields_that_binance_adds_are_ignored_and_fields_that_lack_are_named() -> None:
+    row = {"a": 1, "p": "2.5", "q": "3", "f": 4, "l": 5, "T": 1_700_000_000_000, "m": True, "nq": "3"}
+    table = table_from_rest([row], agg_trades("BTCUSDT", "um"), 1000)
+    assert table.column("price").to_pylist() == [2.5]
+    with pytest.raises(MalformedError, match="'M'"):
+        table_from_rest([row], agg_trades("BTCUSDT"), 1000)
+
+
+# --- the budget ---------------------------------------------------------------------------------------------------
+
+SPEND = """
+import sys
+from pathlib import Path
+from market_data_pipeline.sources.budget import WeightBudget
+budget = WeightBudget("example.org", 100, 0.5, Path(sys.argv[1]))
+for _ in range(5):
+    budget.acquire(10)
+    print("granted", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_budget(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SPEND, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    granted, enough = list[str](), threading.Event()
+
+    def read(process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            granted.append(line)
+            if len(granted) == 5:
+                enough.set()
+
+    readers = [threading.Thread(target=read, args=(process,)) for process in processes]
+    for reader in readers:
+        reader.start()
+    try:
+        assert enough.wait(60)
+        third = WeightBudget("example.org", 100, 0.5, tmp_path)
+        waited = threading.Event()
+
+        def acquire() -> None:
+            third.acquire(10)
+            waited.set()
+
+        threading.Thread(target=acquire, daemon=True).start()
+        assert not waited.wait(1.0)
+        assert len(granted) == 5
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        for reader in readers:
+            reader.join(20)
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+def test_what_others_behind_the_address_used_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = WeightBudget("example.org", 100, 0.5, tmp_path)
+    now, slept = [60_000_000.0 * 60 + 12.0], list[float]()
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    stub = SimpleNamespace(time=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr("market_data_pipeline.sources.budget.time", stub)
+    budget.observe(90)
+    budget.acquire(10)
+    budget.close()
+    assert slept == [48.0]
