@@ -4,6 +4,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import dagster as dg
@@ -245,6 +246,7 @@ _SQL_TYPES: Mapping[str, str] = {
 }
 
 
+@cache
 def column_schema(market: Market, data_type: DataType) -> dg.TableSchema:
     """Columns of a series with their SQL types and what they mean; volumes of cm are said to be in contracts."""
     contracts = MARKETS[market].inverse

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any, cast
 
 import dagster as dg
 import pytest
@@ -210,7 +211,7 @@ def test_metadata_of_a_day_says_what_came_from_where_in_under_4_kb(project: Proj
     assert "candles" not in second.metadata
     assert str(third.metadata["candles"].value).startswith("![candles](data:image/svg+xml;base64,")
     for event in (first, third, project.evaluation("gaps", 1)):
-        stored = serialize_value(dict(event.metadata))
+        stored = serialize_value(cast("dict[str, Any]", event.metadata))
         assert 0 < len(stored) < 4096
 
 
