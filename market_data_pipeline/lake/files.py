@@ -156,7 +156,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         with path.open("rb") as file:
             return pq.read_table(file, columns=columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
-        raise DamagedFileError(_damaged_message(path, error)) from error
+        raise damaged(path, error) from error
 
 
 def read_provenance(path: Path) -> Provenance:
@@ -170,14 +170,17 @@ def read_provenance(path: Path) -> Provenance:
             metadata = pq.read_metadata(file).metadata or {}
         return Provenance.model_validate_json(metadata[FOOTER_KEY])
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
-        raise DamagedFileError(_damaged_message(path, error)) from error
+        raise damaged(path, error) from error
 
 
-def _damaged_message(path: Path, error: Exception) -> str:
+def damaged(path: Path, error: Exception) -> DamagedFileError:
+    """The fault of a file that cannot be read as what it should be."""
     reason = (
         "it has no record of where it came from" if isinstance(error, KeyError) else str(error).strip() or repr(error)
     )
-    return f"{path} is damaged or was not written by this pipeline: {reason}. Backfill that day to replace it."
+    return DamagedFileError(
+        f"{path} is damaged or was not written by this pipeline: {reason}. Backfill that day to replace it."
+    )
 
 
 def days_on_disk(folder: Path) -> dict[date, FileStat]:

@@ -1,0 +1,382 @@
+# ruff: noqa: S608 - the SQL is made of the project's own column names and of paths and symbols that are quoted.
+"""The lake as SQL: views and macros over its files, and the DuckDB file ``catalog.duckdb`` that holds them.
+
+What belongs here: SQL text made from the layout, and the publication of that text as a file. The catalog holds no data
+and is derived from the folders, so it can be deleted at any time. It is built elsewhere and swapped in by rename; no
+process opens the published file for writing, since a DuckDB writer shuts out every reader.
+
+The SQL keeps to what DuckDB 1.x understands too. In it, times are TIMESTAMP in UTC without zone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from market_data_pipeline.errors import MarketDataError, UsageError
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.files import DamagedFileError
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.reading import labels_of, time_column
+from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
+from market_data_pipeline.specs import lake_schema
+
+if TYPE_CHECKING:
+    import duckdb
+
+LOCK_WAIT_SECONDS = 60.0
+
+_DAY_FILE = "????-??-??.parquet"
+_IS_DAY_FILE = re.compile(r"\d{4}-\d{2}-\d{2}\.parquet")
+
+# --- what there is -----------------------------------------------------------------------------------------
+
+
+def series_held(layout: Layout) -> list[SeriesKey]:
+    """Every series that was ever asked for or has a file, in order: from the ledgers, and from the lake's folders.
+
+    Folders and files that cannot be a series are passed over.
+    """
+    return sorted({*_series_in_ledgers(layout), *series_with_files(layout)})
+
+
+def series_with_files(layout: Layout) -> list[SeriesKey]:
+    """The series that have at least one day's file, in order."""
+    found = []
+    for market in Market:
+        for data_type in DataType:
+            symbols = layout.root / "lake" / EXCHANGE / market / data_type / "daily"
+            for symbol in _names(symbols):
+                # Without an interval, the days lie in the symbol's own folder.
+                intervals = _names(symbols / symbol) if data_type is DataType.KLINES else [None]
+                found += [key for i in intervals if (key := _series(market, data_type, symbol, i))]
+    return sorted(key for key in found if _has_days(layout.folder(key)))
+
+
+def _series_in_ledgers(layout: Layout) -> Iterator[SeriesKey]:
+    for market in Market:
+        for data_type in DataType:
+            folder = layout.root / "ledger" / EXCHANGE / market / data_type
+            for name in _names(folder):
+                in_it = _names(folder / name) if data_type is DataType.KLINES else [name]
+                for ledger in in_it:
+                    stem, dot, suffix = ledger.rpartition(".")
+                    if not dot or suffix != "parquet":
+                        continue
+                    labels = (name, stem) if data_type is DataType.KLINES else (stem, None)
+                    key = _series(market, data_type, *labels)
+                    if key is not None:
+                        yield key
+
+
+def _series(market: Market, data_type: DataType, symbol: str, interval: str | None) -> SeriesKey | None:
+    try:
+        return SeriesKey(EXCHANGE, market, data_type, symbol, interval)
+    except UsageError:
+        return None
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _has_days(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(_IS_DAY_FILE.fullmatch(entry.name) for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+# --- SQL text ----------------------------------------------------------------------------------------------
+
+
+def quoted(text: str) -> str:
+    """A string as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def as_pattern(path: str | Path) -> str:
+    """A path in which DuckDB finds no wildcard."""
+    return re.sub(r"([*?\[])", r"[\1]", str(path))
+
+
+def scan(market: Market, data_type: DataType, paths: Sequence[Path], columns: Iterable[str]) -> str:
+    """A query that reads given files, in their order, with symbol and interval taken from their paths.
+
+    Args:
+        market: The market of the files.
+        data_type: Their data type.
+        paths: The files, all of which must exist; none gives a typed empty result.
+        columns: Names of the columns to read, labels included.
+    """
+    if not paths:
+        return _empty(market, data_type, columns)
+    listed = ", ".join(quoted(as_pattern(path)) for path in paths)
+    return f"SELECT {_select_list(data_type, columns)} FROM read_parquet([{listed}], filename = true)"
+
+
+def _select_list(data_type: DataType, columns: Iterable[str]) -> str:
+    # DuckDB evaluates a condition on an expression over nothing but `filename` once a file and skips the file without
+    # opening it. string_split is the cheapest such expression (measured against split_part, parse_path and regexps).
+    labels = dict(zip(reversed(labels_of(data_type)), ("-2", "-3"), strict=False))
+    return ", ".join(
+        f"string_split(filename, '/')[{labels[name]}] AS \"{name}\"" if name in labels else f'"{name}"'
+        for name in columns
+    )
+
+
+def _empty(market: Market, data_type: DataType, columns: Iterable[str] | None = None) -> str:
+    schema = lake_schema(market, data_type)
+    names = schema.names if columns is None else columns
+    typed = ", ".join(f'CAST(NULL AS {_sql_type(schema.field(name).type)}) AS "{name}"' for name in names)
+    return f"SELECT {typed} WHERE false"
+
+
+def _sql_type(arrow: pa.DataType) -> str:
+    if pa.types.is_dictionary(arrow) or pa.types.is_string(arrow):
+        return "VARCHAR"
+    if pa.types.is_timestamp(arrow):
+        return "TIMESTAMP"
+    return {pa.int64(): "BIGINT", pa.float64(): "DOUBLE", pa.bool_(): "BOOLEAN", pa.date32(): "DATE"}[arrow]
+
+
+def statements(layout: Layout) -> list[str]:
+    """The SQL that makes every schema, view and macro over a lake as it is now.
+
+    The text changes when a series gets its first file, and not when it gets more, so it tells whether a catalog is
+    still right.
+    """
+    with_files = series_with_files(layout)
+    made: list[str] = []
+    for market in Market:
+        schema = f"{EXCHANGE}_{market}"
+        made.append(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+        for data_type in DataType:
+            keys = [key for key in with_files if (key.market, key.data_type) == (market, data_type)]
+            view = f"CREATE OR REPLACE VIEW {schema}.{data_type.sql_name}"
+            made.append(f"{view} AS {_view(layout, market, data_type, bool(keys))}")
+            if data_type in _MACROS:
+                made.append(_macro(layout, schema, market, data_type, keys))
+    made.append("CREATE SCHEMA IF NOT EXISTS quality")
+    days = _ledger_days(layout) if any(_series_in_ledgers(layout)) else _NO_LEDGER_DAYS
+    made.append(f"CREATE OR REPLACE VIEW quality.coverage AS SELECT {', '.join(_COVERAGE)} FROM ({days})")
+    made.append(f"CREATE OR REPLACE VIEW quality.findings AS {_FINDINGS.format(days=days)}")
+    return made
+
+
+def _folder(layout: Layout, market: Market, data_type: DataType) -> Path:
+    return layout.root / "lake" / EXCHANGE / market / data_type / "daily"
+
+
+def _view(layout: Layout, market: Market, data_type: DataType, any_file: bool) -> str:
+    if not any_file:
+        return _empty(market, data_type)
+    columns = _select_list(data_type, lake_schema(market, data_type).names)
+    return f"SELECT {columns} FROM read_parquet({quoted(_every_day(layout, market, data_type))}, filename = true)"
+
+
+def _every_day(layout: Layout, market: Market, data_type: DataType) -> str:
+    levels = "*/" * len(labels_of(data_type))
+    return f"{as_pattern(_folder(layout, market, data_type))}/{levels}{_DAY_FILE}"
+
+
+_MACROS = {DataType.KLINES: "candles", DataType.AGG_TRADES: "trades"}
+
+
+def _macro(layout: Layout, schema: str, market: Market, data_type: DataType, keys: Sequence[SeriesKey]) -> str:
+    """A table macro for one series from ``a`` (inclusive) to ``b`` (exclusive; NULL means no end).
+
+    It lists one folder where a view lists all, and skips the days outside by a comparison of whole paths. The folders
+    are known by the series that had files when the catalog was made. For any other series the macro lists every
+    folder: slower, right all the same, and empty instead of an error for a series that does not exist.
+    """
+    labels = labels_of(data_type)
+    head = f"CREATE OR REPLACE MACRO {schema}.{_MACROS[data_type]}({', '.join(labels)}, a, b := NULL) AS TABLE"
+    if not keys:
+        return f"{head} {_empty(market, data_type)}"
+    series = " || '/' || ".join(f'"{label}"' for label in labels)
+    folder = str(_folder(layout, market, data_type))
+    known = ", ".join(quoted("/".join(filter(None, (key.symbol, key.interval)))) for key in keys)
+    paths = (
+        f"CASE WHEN list_contains([{known}], {series}) "
+        f"THEN {quoted(as_pattern(folder) + '/')} || {series} || {quoted('/' + _DAY_FILE)} "
+        f"ELSE {quoted(_every_day(layout, market, data_type))} END"
+    )
+    columns = ", ".join(
+        f'"{name}" AS "{name}"' if name in labels else f'r."{name}"' for name in lake_schema(market, data_type).names
+    )
+    start, end = "CAST(a AS TIMESTAMP)", f"coalesce(CAST(b AS TIMESTAMP), TIMESTAMP {quoted('9999-12-31')})"
+    first, last = (
+        f"{quoted(folder + '/')} || {series} || '/' || strftime({moment}, '%Y-%m-%d.parquet')"
+        for moment in (start, end)
+    )
+    time = f'r."{time_column(data_type)}"'
+    return (
+        f"{head} SELECT {columns} FROM read_parquet({paths}, filename = true) AS r "
+        f"WHERE r.filename BETWEEN {first} AND {last} AND {time} >= {start} AND {time} < {end}"
+    )
+
+
+_COVERAGE = (
+    "exchange",
+    "market",
+    "data_type",
+    "symbol",
+    '"interval"',
+    "day",
+    "outcome",
+    "final",
+    '"rows"',
+    "bytes",
+    "source",
+    "checksum",
+    "integrity",
+    "gaps",
+    "missing",
+    "quiet",
+    "failure",
+    "reason",
+    "attempts",
+    "fetched_at",
+    "first_key",
+    "last_key",
+)
+_LEDGER_TYPES = {
+    "day": "DATE",
+    "final": "BOOLEAN",
+    "fetched_at": "TIMESTAMP",
+    **dict.fromkeys(("rows", "bytes", "missing", "quiet", "attempts", "first_key", "last_key"), "BIGINT"),
+}
+_LEDGER_LABELS = ("exchange", "market", "data_type", "symbol", "interval")
+_LEDGER_COLUMNS = (*(name.strip('"') for name in _COVERAGE[len(_LEDGER_LABELS) :]), "findings")
+
+_NO_LEDGER_DAYS = (
+    "SELECT "
+    + ", ".join(
+        f'CAST(NULL AS {_LEDGER_TYPES.get(name, "VARCHAR")}) AS "{name}"'
+        for name in (*_LEDGER_LABELS, *_LEDGER_COLUMNS)
+    )
+    + " WHERE false"
+)
+
+_FINDINGS = """
+WITH found AS (
+    SELECT exchange, market, data_type, symbol, "interval", day, unnest(from_json(findings, '[{{
+        "check": "VARCHAR", "rule": "VARCHAR", "severity": "VARCHAR", "count": "BIGINT", "message": "VARCHAR",
+        "ranges": [{{"first": "BIGINT", "last": "BIGINT", "count": "BIGINT"}}]
+    }}]')) AS f
+    FROM ({days}) WHERE findings <> '[]'
+), ranged AS (
+    SELECT *, unnest(CASE WHEN len(f.ranges) > 0 THEN f.ranges ELSE [NULL] END) AS r FROM found
+)
+SELECT exchange, market, data_type, symbol, "interval", day,
+    f."check" AS check_name, f.rule AS rule, f.severity AS severity, f."count" AS "count", f.message AS message,
+    r."first" AS first_key, r."last" AS last_key, r."count" AS range_count,
+    CASE WHEN data_type = 'klines' THEN make_timestamp(r."first") END AS first_time,
+    CASE WHEN data_type = 'klines' THEN make_timestamp(r."last") END AS last_time
+FROM ranged
+"""
+
+
+def _ledger_days(layout: Layout) -> str:
+    folder = layout.root / "ledger"
+    depth = len(folder.parts)  # the leading "/" splits into one part too
+    part = [f"string_split(filename, '/')[{depth + i}]" for i in range(1, 6)]
+    without_suffix = "left({0}, len({0}) - len('.parquet'))"
+    labels = (
+        part[0],
+        part[1],
+        part[2],
+        f"CASE WHEN {part[2]} = 'klines' THEN {part[3]} ELSE {without_suffix.format(part[3])} END",
+        f"CASE WHEN {part[2]} = 'klines' THEN {without_suffix.format(part[4])} END",
+    )
+    named = ", ".join(f'{sql} AS "{name}"' for sql, name in zip(labels, _LEDGER_LABELS, strict=True))
+    columns = ", ".join(f'"{name}"' for name in _LEDGER_COLUMNS)
+    # Ledgers of older versions may lack a column.
+    ledgers = quoted(f"{as_pattern(folder)}/**/*.parquet")
+    return f"SELECT {named}, {columns} FROM read_parquet({ledgers}, filename = true, union_by_name = true)"
+
+
+# --- publication -------------------------------------------------------------------------------------------
+
+
+def publish_catalog(layout: Layout) -> Path:
+    """Bring ``catalog.duckdb`` up to the lake; return its path.
+
+    Where it is right already, that is found out by listing folders, and nothing is written. Readers that have the old
+    file open go on with it. Several processes may publish at once. DuckDB 1.x can read the file.
+
+    Raises:
+        StorageError: the root cannot be written to.
+        SeriesBusyError: another process has been publishing for too long.
+        DamagedFileError: the columns of a view cannot be read off the first of its files; the old catalog stays.
+    """
+    if not _is_published(layout, statements(layout)):
+        lock = layout.catalog.with_suffix(".lock")
+        with files.only_writer(lock, LOCK_WAIT_SECONDS, "The catalog"):
+            # Looked at again under the lock, so that the last to publish has seen the newest files.
+            wanted = statements(layout)
+            if not _is_published(layout, wanted):
+                _publish(layout, wanted)
+    return layout.catalog
+
+
+def _publish(layout: Layout, wanted: Sequence[str]) -> None:
+    import duckdb
+
+    with tempfile.TemporaryDirectory(prefix="catalog-") as folder:
+        path = Path(folder) / "catalog.duckdb"
+        with duckdb.connect() as connection:
+            connection.execute(f"ATTACH {quoted(str(path))} AS built (STORAGE_VERSION 'v1.0.0')")
+            connection.execute("USE built")
+            try:
+                for statement in wanted:
+                    connection.execute(statement)
+            except duckdb.Error as error:
+                raise lake_error(error) from error
+            connection.execute("CHECKPOINT built")
+            connection.execute("USE memory")
+            connection.execute("DETACH built")
+        built = path.read_bytes()
+    stat = files.write_bytes(layout.catalog, built)
+    files.write_bytes(_signature_file(layout), _signature(wanted, stat).encode())
+
+
+def lake_error(error: duckdb.Error) -> MarketDataError:
+    """What an error of DuckDB means to people: a damaged file that it names, or a query that cannot be run."""
+    text = str(error).partition("\n")[0].partition(": ")[2] or str(error)
+    named = re.search(r"""['"]([^'"]+\.parquet)['"]""", text)
+    if named and "No files found" not in text:
+        return DamagedFileError(
+            f"{named[1]} is damaged or was not written by this pipeline: {text}. Backfill that day to replace it."
+        )
+    return UsageError(f"The query cannot be run. {error}")
+
+
+def _is_published(layout: Layout, wanted: Sequence[str]) -> bool:
+    stat = files.stat(layout.catalog)
+    try:
+        return stat is not None and _signature_file(layout).read_text() == _signature(wanted, stat)
+    except (OSError, ValueError):
+        return False
+
+
+def _signature_file(layout: Layout) -> Path:
+    # Beside the catalog, since to look into it would need DuckDB, its locks and 20 ms.
+    return layout.catalog.with_suffix(".signature")
+
+
+def _signature(wanted: Sequence[str], stat: files.FileStat) -> str:
+    text = hashlib.sha256("\n".join(wanted).encode()).hexdigest()
+    return f"{text} {stat.bytes} {stat.mtime_ns}\n"

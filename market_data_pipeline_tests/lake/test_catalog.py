@@ -1,0 +1,298 @@
+"""The catalog as any SQL tool sees it: a DuckDB file with views and macros."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from market_data_pipeline import clock
+from market_data_pipeline.findings import Finding, Range, Severity
+from market_data_pipeline.lake.catalog import publish_catalog, series_held
+from market_data_pipeline.lake.files import DamagedFileError
+from market_data_pipeline.lake.ledger import FAILED, LedgerRow
+from market_data_pipeline.series import DataType, Market
+from market_data_pipeline.specs import lake_schema
+from market_data_pipeline_tests.small_lake import TRADES_A_DAY, SmallLake, days_from, series
+
+BTC = series("BTCUSDT", "1h")
+at = datetime.fromisoformat
+SCHEMAS = [(market, data_type) for market in Market for data_type in DataType]
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> SmallLake:
+    return SmallLake(tmp_path / "data")
+
+
+def ask(lake: SmallLake, query: str) -> list[Any]:
+    """What a tool that opens the published catalog gets."""
+    with duckdb.connect(str(publish_catalog(lake.layout)), read_only=True) as connection:
+        return connection.execute(query).fetchall()
+
+
+@pytest.mark.parametrize(("market", "data_type"), SCHEMAS)
+def test_an_empty_lake_has_every_view_typed_as_its_files_will_be(
+    lake: SmallLake, market: Market, data_type: DataType
+) -> None:
+    view = f"binance_{market}.{data_type.sql_name}"
+    assert ask(lake, f"FROM {view}") == []
+    before = ask(lake, f"SELECT column_name, column_type FROM (DESCRIBE {view})")
+    assert [name for name, _ in before] == lake_schema(market, data_type).names
+    lake.put(series("AUSDT", "1h" if data_type is DataType.KLINES else None, market, data_type), [date(2024, 1, 1)])
+    assert ask(lake, f"SELECT column_name, column_type FROM (DESCRIBE {view})") == before
+
+
+def test_an_empty_lake_has_quality_views_typed_as_with_ledgers(lake: SmallLake) -> None:
+    views = ("quality.coverage", "quality.findings")
+    before = [ask(lake, f"SELECT column_name, column_type FROM (DESCRIBE {view})") for view in views]
+    lake.put(BTC, [date(2024, 1, 1)])
+    assert [ask(lake, f"SELECT column_name, column_type FROM (DESCRIBE {view})") for view in views] == before
+
+
+def test_a_view_names_symbol_and_interval_and_finds_new_days_and_symbols_by_itself(lake: SmallLake) -> None:
+    lake.put(BTC, days_from("2024-01-01", 2))
+    counts = "SELECT symbol, interval, count(*) FROM binance_spot.klines GROUP BY ALL ORDER BY ALL"
+    path = publish_catalog(lake.layout)
+    with duckdb.connect(str(path), read_only=True) as reader:
+        assert reader.execute(counts).fetchall() == [("BTCUSDT", "1h", 48)]
+        lake.put(series("币安人生USDT", "1d"), days_from("2024-01-01", 3))
+        assert reader.execute(counts).fetchall() == [("BTCUSDT", "1h", 48), ("币安人生USDT", "1d", 3)]
+
+
+def test_a_view_prunes_files_by_symbol_without_opening_them(lake: SmallLake) -> None:
+    lake.put(BTC, days_from("2024-01-01", 2))
+    lake.put(series("XUSDT", "1h"), days_from("2024-01-01", 2))
+    damaged = lake.layout.file(series("XUSDT", "1h"), date(2024, 1, 2))
+    damaged.write_bytes(b"damaged")
+    assert ask(lake, "SELECT count(*) FROM binance_spot.klines WHERE symbol = 'BTCUSDT' AND interval = '1h'") == [(48,)]
+
+
+def test_macros_take_one_series_of_a_range(lake: SmallLake) -> None:
+    lake.put(BTC, days_from("2024-01-01", 5))
+    lake.put(series("ETHUSDT", "1h"), days_from("2024-01-01", 5))
+    lake.put(series("BTCUSDT"), days_from("2024-01-01", 3))
+    candles = (
+        "SELECT symbol, interval, min(open_time), max(open_time), count(*) FROM binance_spot.candles({}) GROUP BY ALL"
+    )
+    assert ask(lake, candles.format("'BTCUSDT', '1h', '2024-01-02 12:00', '2024-01-04'")) == [
+        ("BTCUSDT", "1h", at("2024-01-02T12:00"), at("2024-01-03T23:00"), 36)
+    ]
+    assert ask(lake, candles.format("'ETHUSDT', '1h', DATE '2024-01-05'"))[0][-1] == 24
+    assert ask(lake, candles.format("'BTCUSDT', '1h', '2024-01-01', b := TIMESTAMP '2024-01-01 00:00:01'"))[0][-1] == 1
+    trades = "SELECT symbol, count(*) FROM binance_spot.trades('BTCUSDT', '2024-01-02', '2024-01-04') GROUP BY ALL"
+    assert ask(lake, trades) == [("BTCUSDT", 2 * TRADES_A_DAY)]
+
+
+def test_macros_give_the_columns_of_the_view_in_its_order(lake: SmallLake) -> None:
+    for _ in range(2):
+        for market in Market:
+            view = ask(lake, f"DESCRIBE binance_{market}.klines")
+            assert ask(lake, f"DESCRIBE FROM binance_{market}.candles('AUSDT', '1h', '2024-01-01')") == view
+            view = ask(lake, f"DESCRIBE binance_{market}.agg_trades")
+            assert ask(lake, f"DESCRIBE FROM binance_{market}.trades('AUSDT', '2024-01-01')") == view
+            lake.put(series("AUSDT", "1h", market), [date(2024, 1, 1)])
+            lake.put(series("AUSDT", None, market), [date(2024, 1, 1)])
+
+
+def test_macros_are_empty_for_what_is_not_there_and_right_for_what_came_after_publication(lake: SmallLake) -> None:
+    lake.put(BTC, days_from("2024-01-01", 2))
+    path = publish_catalog(lake.layout)
+    with duckdb.connect(str(path), read_only=True) as reader:
+        for args in ("'NOPE', '1h', '2024-01-01'", "'BTCUSDT', '3m', '2024-01-01'", "'BTCUSDT', '1h', '2030-01-01'"):
+            assert reader.execute(f"FROM binance_spot.candles({args})").fetchall() == []
+        lake.put(series("AAAUSDT", "1h"), [date(2024, 1, 1)])
+        lake.put(BTC, [date(2024, 1, 3)])
+        count = "SELECT count(*) FROM binance_spot.candles('{}', '1h', '2024-01-01')"
+        assert reader.execute(count.format("AAAUSDT")).fetchall() == [(24,)]
+        assert reader.execute(count.format("BTCUSDT")).fetchall() == [(72,)]
+
+
+def test_times_do_not_depend_on_the_zone_of_the_session(lake: SmallLake) -> None:
+    lake.put(BTC, days_from("2024-01-01", 2))
+    path = publish_catalog(lake.layout)
+    with duckdb.connect(str(path), read_only=True) as reader:
+        reader.execute("SET TimeZone = 'America/New_York'")
+        by_day = "SELECT CAST(open_time AS DATE), count(*) FROM binance_spot.klines GROUP BY ALL ORDER BY ALL"
+        assert reader.execute(by_day).fetchall() == [(date(2024, 1, 1), 24), (date(2024, 1, 2), 24)]
+        candles = "SELECT count(*) FROM binance_spot.candles('BTCUSDT', '1h', '2024-01-02', '2024-01-03')"
+        assert reader.execute(candles).fetchall() == [(24,)]
+
+
+def test_coverage_tells_held_provisional_and_failed_days(lake: SmallLake) -> None:
+    lake.put(BTC, [date(2024, 1, 1)])
+    lake.put(BTC, [date(2024, 1, 2)], final=False)
+    failed = LedgerRow(
+        day=date(2024, 1, 3), outcome=FAILED, failure="checksum", reason="The checksum differs.", attempts=2
+    )
+    lake.note(BTC, failed)
+    lake.put(series("BTCUSD_PERP", None, "cm"), [date(2024, 1, 1)])
+    names = 'exchange, market, data_type, symbol, "interval", day'
+    assert ask(lake, f"SELECT {names} FROM quality.coverage WHERE day = '2024-01-01' ORDER BY market DESC") == [
+        ("binance", "spot", "klines", "BTCUSDT", "1h", date(2024, 1, 1)),
+        ("binance", "cm", "aggTrades", "BTCUSD_PERP", None, date(2024, 1, 1)),
+    ]
+    facts = 'outcome, final, "rows", source, checksum, failure, attempts'
+    assert ask(lake, f"SELECT {facts} FROM quality.coverage WHERE market = 'spot' ORDER BY day") == [
+        ("held", True, 24, "archive_daily", "verified", None, 1),
+        ("held", False, 24, "rest", None, None, 1),
+        ("failed", False, 0, None, None, "checksum", 2),
+    ]
+
+
+def test_findings_have_a_row_a_range_with_moments_for_klines(lake: SmallLake) -> None:
+    hour = 3_600_000_000
+    day = date(2024, 1, 1)
+    midnight = clock.day_start_us(day)
+    gap = Finding(
+        check="gaps",
+        rule="missing_candles",
+        severity=Severity.WARN,
+        count=3,
+        message="3 candles are missing.",
+        ranges=(
+            Range(first=midnight, last=midnight + hour, count=2),
+            Range(first=midnight + 5 * hour, last=midnight + 5 * hour, count=1),
+        ),
+    )
+    odd = Finding(check="integrity", rule="close_time", severity=Severity.WARN, count=1, message="Cut short.")
+    lake.put(BTC, [day], findings=(gap, odd))
+    lake.put(BTC, [date(2024, 1, 2)])
+    assert ask(
+        lake,
+        "SELECT symbol, day, check_name, severity, count, range_count, first_time, last_time "
+        "FROM quality.findings ORDER BY check_name, first_time",
+    ) == [
+        ("BTCUSDT", day, "gaps", "warn", 3, 2, at("2024-01-01T00:00"), at("2024-01-01T01:00")),
+        ("BTCUSDT", day, "gaps", "warn", 3, 1, at("2024-01-01T05:00"), at("2024-01-01T05:00")),
+        ("BTCUSDT", day, "integrity", "warn", 1, None, None, None),
+    ]
+
+
+def test_it_is_rebuilt_when_a_series_appears_and_not_for_more_days(lake: SmallLake) -> None:
+    lake.put(BTC, [date(2024, 1, 1)])
+    first = publish_catalog(lake.layout).stat()
+    lake.put(BTC, [date(2024, 1, 2)])
+    assert publish_catalog(lake.layout).stat().st_ino == first.st_ino
+    lake.put(series("ETHUSDT", "1h"), [date(2024, 1, 1)])
+    assert publish_catalog(lake.layout).stat().st_ino != first.st_ino
+
+
+def test_a_catalog_that_was_deleted_or_overwritten_is_made_again(lake: SmallLake) -> None:
+    lake.put(BTC, [date(2024, 1, 1)])
+    publish_catalog(lake.layout).unlink()
+    assert ask(lake, "SELECT count(*) FROM binance_spot.klines") == [(24,)]
+    lake.layout.catalog.write_bytes(b"no database")
+    assert ask(lake, "SELECT count(*) FROM binance_spot.klines") == [(24,)]
+
+
+def test_a_lake_that_was_moved_gets_a_catalog_of_its_new_place(lake: SmallLake, tmp_path: Path) -> None:
+    lake.put(BTC, [date(2024, 1, 1)])
+    publish_catalog(lake.layout)
+    lake.root.rename(tmp_path / "moved")
+    assert ask(SmallLake(tmp_path / "moved"), "SELECT count(*) FROM binance_spot.klines") == [(24,)]
+
+
+def test_a_series_that_lost_all_its_files_leaves_its_view_empty(lake: SmallLake) -> None:
+    lake.put(BTC, [date(2024, 1, 1)])
+    publish_catalog(lake.layout)
+    lake.layout.file(BTC, date(2024, 1, 1)).unlink()
+    assert ask(lake, "FROM binance_spot.klines") == []
+    assert ask(lake, "FROM binance_spot.candles('BTCUSDT', '1h', '2024-01-01')") == []
+
+
+def test_a_reader_keeps_its_catalog_while_another_is_published(lake: SmallLake) -> None:
+    lake.put(BTC, [date(2024, 1, 1)])
+    with duckdb.connect(str(publish_catalog(lake.layout)), read_only=True) as reader:
+        lake.put(series("BTCUSDT"), [date(2024, 1, 1)])
+        publish_catalog(lake.layout)
+        assert reader.execute("SELECT count(*) FROM binance_spot.klines").fetchall() == [(24,)]
+    assert ask(lake, "SELECT count(*) FROM binance_spot.agg_trades") == [(TRADES_A_DAY,)]
+
+
+def test_publication_works_while_a_tool_holds_the_file_open_for_writing(lake: SmallLake) -> None:
+    lake.put(BTC, [date(2024, 1, 1)])
+    path = publish_catalog(lake.layout)
+    code = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as tool:
+        assert tool.stdout is not None
+        assert tool.stdout.readline() == "open\n"
+        lake.put(series("BTCUSDT"), [date(2024, 1, 1)])
+        assert ask(lake, "SELECT count(*) FROM binance_spot.agg_trades") == [(TRADES_A_DAY,)]
+        tool.communicate()
+
+
+def test_many_may_publish_at_once(lake: SmallLake) -> None:
+    def grow(n: int) -> None:
+        lake.put(series(f"S{n}USDT", "1h"), [date(2024, 1, 1)])
+        publish_catalog(lake.layout)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(grow, range(16)))
+    ino = lake.layout.catalog.stat().st_ino
+    assert ask(lake, "SELECT count(*) FROM binance_spot.klines") == [(16 * 24,)]
+    assert lake.layout.catalog.stat().st_ino == ino, "the last to publish had not seen all series"
+
+
+def test_the_file_is_of_the_format_that_duckdb_1_reads(lake: SmallLake) -> None:
+    with duckdb.connect() as connection:
+        connection.execute(f"ATTACH '{publish_catalog(lake.layout)}' AS published (READ_ONLY)")
+        (tags,) = connection.execute(
+            "SELECT tags FROM duckdb_databases() WHERE database_name = 'published'"
+        ).fetchone() or ({},)
+    assert tags["storage_version"] == "v1.0.0+"
+
+
+def test_any_letters_may_be_in_the_path_of_the_root(tmp_path: Path) -> None:
+    lake = SmallLake(tmp_path / "o'[data] {x} *?")
+    lake.put(BTC, days_from("2024-01-01", 2))
+    lake.put(series("BTCUSDT"), [date(2024, 1, 1)])
+    assert ask(lake, "SELECT count(*) FROM binance_spot.klines WHERE symbol = 'BTCUSDT'") == [(48,)]
+    assert ask(lake, "SELECT count(*) FROM binance_spot.candles('BTCUSDT', '1h', '2024-01-02')") == [(24,)]
+    assert ask(lake, "SELECT DISTINCT symbol, data_type FROM quality.coverage ORDER BY 2") == [
+        ("BTCUSDT", "aggTrades"),
+        ("BTCUSDT", "klines"),
+    ]
+
+
+def test_files_and_folders_that_are_no_series_are_passed_over(lake: SmallLake) -> None:
+    lake.put(BTC, [date(2024, 1, 1)])
+    folder = lake.layout.folder(BTC)
+    for stray in (
+        folder / "notes.parquet",
+        folder / ".2024-01-02.parquet.1-ab.tmp",
+        folder.parent / "7m" / "x.parquet",
+    ):
+        stray.parent.mkdir(exist_ok=True)
+        stray.write_bytes(b"")
+    assert ask(lake, "SELECT count(*) FROM binance_spot.klines") == [(24,)]
+    assert series_held(lake.layout) == [BTC]
+
+
+def test_a_damaged_file_that_a_view_is_made_from_is_named_and_the_old_catalog_stays(lake: SmallLake) -> None:
+    lake.put(BTC, [date(2024, 1, 1)])
+    publish_catalog(lake.layout)
+    damaged = lake.layout.file(BTC, date(2024, 1, 1))
+    damaged.write_bytes(b"damaged")
+    lake.put(series("BTCUSDT"), [date(2024, 1, 1)])
+    with pytest.raises(DamagedFileError, match=str(damaged)):
+        publish_catalog(lake.layout)
+    assert lake.layout.catalog.exists()
+
+
+def test_series_held_are_known_by_ledger_or_by_files(lake: SmallLake) -> None:
+    trades, perp = series("BTCUSDT"), series("BTCUSD_PERP", "1d", "cm")
+    lake.put(BTC, [date(2024, 1, 1)])
+    lake.layout.ledger(BTC).unlink()
+    lake.note(trades, LedgerRow(day=date(2024, 1, 1), outcome=FAILED))
+    lake.put(perp, [date(2024, 1, 1)])
+    assert series_held(lake.layout) == sorted([BTC, trades, perp])
+    assert series_held(SmallLake(lake.root / "nowhere").layout) == []
