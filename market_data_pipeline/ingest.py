@@ -490,7 +490,7 @@ class _Run:
             url=fetched.url,
             first_row=before.num_rows,
             rows=fetched.table.num_rows,
-            fetched_at=fetched.fetched_at,
+            fetched_at=fetched.asked_at,
         )
         ordered, findings, conflict = in_order(table, spec_of(self.key))
         if conflict is not None:
@@ -518,7 +518,7 @@ class _Run:
         if self.key.interval is not None:
             return int(ints(held.table, "open_time")[-1]) == end - interval_us(self.key.interval)
         cut = any(finding.rule == unpublished().rule for finding in held.findings)
-        return held.known_until_us > end and not cut
+        return held.known_until_us >= end and not cut
 
     def _ask_rest(self, day: date, held: _Rows | None) -> RestRows:
         api = self.sources.rest(self.key.market)

@@ -7,6 +7,7 @@ renamed. A process that is killed leaves at most such a temporary file, which th
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from filelock import FileLock, Timeout
 from market_data_pipeline import __version__
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake.provenance import FOOTER_KEY, Provenance
+
+logger = logging.getLogger(__name__)
 
 ROW_GROUP_ROWS = 122_880
 """DuckDB's vector group: measured as the best compromise of size and reading a slice of a day."""
@@ -230,8 +233,12 @@ def only_writer(lock: Path, wait_seconds: float, what: str) -> Iterator[None]:
     """
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(lock, timeout=wait_seconds)
-        held.acquire()
+        held = FileLock(lock)
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            logger.info("%s is being written by another run; waiting for it up to %g s", what, wait_seconds)
+            held.acquire(timeout=wait_seconds)
     except Timeout:
         raise SeriesBusyError(
             f"{what} is being written by another run and was not free within {wait_seconds:g} s. "

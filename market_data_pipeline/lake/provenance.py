@@ -46,7 +46,7 @@ class Part(BaseModel):
         url: Its address.
         first_row: Number of the part's first row in the file, from 0.
         rows: How many rows.
-        fetched_at: When they were fetched (UTC).
+        fetched_at: When they were fetched (UTC); for REST by its clock, before it was asked.
         sha256: Of the zip; None for REST. Of a derived part, the `content_sha256` of the day that it is made of.
         etag: As the archive gave it, without quotes.
         last_modified: As the archive gave it (HTTP date).

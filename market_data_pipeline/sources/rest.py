@@ -48,14 +48,12 @@ class RestRows:
         table: With :attr:`Spec.schema`, ordered by key.
         url: The endpoint asked.
         asked_at: The server's time (UTC) when the first request was sent: what had happened until then is in the table.
-        fetched_at: When the last answer came (UTC).
         cut: Whether rows are lacking because the run's weight for aggTrades was used up.
     """
 
     table: pa.Table
     url: str
     asked_at: datetime
-    fetched_at: datetime
     cut: bool = False
 
 
@@ -118,7 +116,7 @@ class RestApi:
         closed = pc.less(
             found.column("close_time"), pa.scalar(clock.naive_utc(now), found.schema.field("close_time").type)
         )
-        return RestRows(found.filter(closed), f"{self._host.url}{endpoint.path}", now, clock.now())
+        return RestRows(found.filter(closed), f"{self._host.url}{endpoint.path}", now)
 
     def agg_trades(self, key: SeriesKey, start_us: int, end_us: int, from_id: int | None = None) -> RestRows:
         """Trades with ``start_us <= transact_time < end_us``, from an id on where it is known.
@@ -162,7 +160,7 @@ class RestApi:
         found = pa.concat_tables([spec_of(key).schema.empty_table(), *tables])
         times = pc.cast(found.column("transact_time"), pa.int64())
         inside = pc.and_(pc.greater_equal(times, start_us), pc.less(times, end_us))
-        return RestRows(found.filter(inside), f"{self._host.url}{endpoint.path}", now, clock.now(), cut)
+        return RestRows(found.filter(inside), f"{self._host.url}{endpoint.path}", now, cut)
 
     def first_candle_day(self, key: SeriesKey) -> date | None:
         """The UTC day of a symbol's first candle, None where it never had one.
