@@ -39,6 +39,11 @@ class _Commands(click.Group):
             raise _Refused(str(error)) from error
         except MarketDataError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            # A folder that is a file, or that may not be read: the path and the system's words say it all.
+            raise click.ClickException(f"{error.filename} cannot be used: {error.strerror}.") from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.commands)

@@ -195,7 +195,7 @@ def _narrow(
             shown = [*near, *(v for v in there if v not in near)][:40]
             more = f" and {len(there) - len(shown)} more" if len(there) > len(shown) else ""
             raise UsageError(
-                f"{universe.path} has no {what} {value!r} among what was asked for. There are: "
+                f"{universe.path} has no {what} '{value}' among what was asked for. There are: "
                 f"{', '.join(shown) or 'none'}{more}. `market-data add` puts a series into it."
             )
     return [key for key in keys if not values or value_of(key) in values]

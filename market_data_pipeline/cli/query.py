@@ -24,9 +24,12 @@ def sql(query: str, form: str | None) -> None:
 
     The language is DuckDB's; times are UTC.
 
-    market-data sql "FROM binance_spot.klines WHERE symbol = 'BTCUSDT' AND interval = '1h' ORDER BY open_time LIMIT 5"
-    market-data sql "SHOW ALL TABLES"
-    market-data sql --csv "SELECT day, outcome, reason FROM quality.coverage WHERE outcome = 'failed'" > failed.csv
+      market-data sql "FROM binance_spot.klines WHERE symbol = 'BTCUSDT' AND interval = '1h' LIMIT 5"
+      market-data sql "FROM binance_spot.candles('BTCUSDT', '1m', '2024-01-01', '2024-02-01')"
+      market-data sql --csv "SELECT day, reason FROM quality.coverage WHERE outcome = 'failed'" > failed.csv
+
+    The views klines, agg_trades and trade_profile are in the schemas binance_spot, binance_um and binance_cm; what is
+    held and what checks found is in quality.coverage and quality.findings.
     """
     run_query(load_settings().root, query, form)
 
