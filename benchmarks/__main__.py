@@ -1,0 +1,91 @@
+"""``python -m benchmarks``: measure everything, or some of it, print a table and keep the numbers."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from benchmarks.backfilling import backfill, load
+from benchmarks.data import FULL, QUICK, Archives, Scale, make_archives
+from benchmarks.ingestion import ingest_klines, ingest_klines_of_months, ingest_trades
+from benchmarks.reading import queries
+from benchmarks.report import Row, save, show
+
+BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
+    "ingest-klines": ingest_klines,
+    "ingest-months": ingest_klines_of_months,
+    "ingest-trades": ingest_trades,
+    "backfill": backfill,
+    "queries": queries,
+    "load": load,
+}
+
+PRINTED_WIDTH = 150
+"""Columns where no terminal says how many there are."""
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def measure(names: Sequence[str], scale: Scale, folder: Path, results: Path, console: Console) -> list[Row]:
+    """Make the data (not timed), measure, print the table and keep the numbers.
+
+    Args:
+        names: Of :data:`BENCHMARKS`.
+        scale: How much to measure.
+        folder: Where archives are kept and lakes are written.
+        results: Where the JSON goes.
+        console: Where the table goes.
+    """
+    load_before = os.getloadavg()[0]
+    with console.status("Making archives (not timed) …"):
+        archives = make_archives(folder / "archives", scale)
+    rows: list[Row] = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="lakes-", dir=folder) as work:
+            for name in names:
+                with console.status(f"{name} …"):
+                    rows += BENCHMARKS[name](archives, Path(work) / name)
+    finally:
+        # Where a benchmark breaks, what was measured before it is shown all the same.
+        show(rows, scale, console)
+        console.print(f"Kept in {save(rows, scale, results, load_before)}", soft_wrap=True)
+    return rows
+
+
+@click.command()
+@click.option("--only", multiple=True, type=click.Choice(list(BENCHMARKS)), help="Measure this; may be repeated.")
+@click.option("--quick", is_flag=True, help="Much less data and one repetition: to see that it works.")
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where archives and lakes are written; archives found there are used again. A temporary folder by default.",
+)
+@click.option(
+    "--results", type=click.Path(file_okay=False, path_type=Path), default=RESULTS, help="Where the JSON goes."
+)
+def main(only: tuple[str, ...], quick: bool, folder: Path | None, results: Path) -> None:
+    """Measure what the pipeline costs, beside simpler ways. Exit code 1 where a target is missed at full size."""
+    scale = QUICK if quick else FULL
+    with ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="market-data-bench-")))
+        rows = measure(
+            only or tuple(BENCHMARKS),
+            scale,
+            folder,
+            results,
+            Console(width=None if sys.stdout.isatty() else PRINTED_WIDTH),
+        )
+    if scale.judged and any(row.reached is False for row in rows):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

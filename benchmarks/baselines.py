@@ -1,0 +1,100 @@
+"""What the pipeline is compared with: the simple ways to do the same, and what the libraries alone can do."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from isal import isal_zlib
+
+from benchmarks.measure import Cost, measured
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.specs import ARROW_TYPES, spec_of
+
+
+def pandas_ingest(key: SeriesKey, days: Sequence[date], url: str, folder: Path) -> Cost:
+    """The script that many people have: requests, ``pandas.read_csv`` on the zip, ``to_parquet``, day after day.
+
+    Nothing is verified or checked, and no file is safe against a crash.
+    """
+    import pandas as pd
+    import requests
+
+    names = [column.name for column in spec_of(key).columns]
+    folder.mkdir(parents=True)
+    with measured() as cost, requests.Session() as session:
+        for day in days:
+            answer = session.get(f"{url}/{key.archive_daily(day)}", timeout=60)
+            frame = pd.read_csv(io.BytesIO(answer.content), names=names, compression="zip")
+            frame.to_parquet(folder / f"{day}.parquet", compression="zstd", index=False)
+    return cost
+
+
+def bare_libraries(key: SeriesKey, days: Sequence[date], mirror: Path, folder: Path) -> Cost:
+    """isal, Arrow's CSV reader and its Parquet writer on files of this disk, a thread for each core.
+
+    No download, no checksum, no checks, nothing flushed to the disk: about the least that these libraries can do.
+    """
+    types = {column.name: ARROW_TYPES.get(column.kind, pa.string()) for column in spec_of(key).columns}
+    types |= {column.name: pa.int64() for column in spec_of(key).columns if column.kind == "time"}
+    options = pa_csv.ConvertOptions(column_types=types, true_values=["True"], false_values=["False"])
+    folder.mkdir(parents=True)
+
+    def one(day: date) -> None:
+        table = pa_csv.read_csv(
+            pa.BufferReader(_only_member(mirror / key.archive_daily(day))),
+            read_options=pa_csv.ReadOptions(column_names=list(types), use_threads=False),
+            convert_options=options,
+        )
+        pq.write_table(table, folder / f"{day}.parquet", compression="zstd")
+
+    with measured() as cost, ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(one, days))
+    return cost
+
+
+def _only_member(path: Path) -> bytes:
+    data = path.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        [member] = archive.infolist()
+    name_length, extra_length = struct.unpack_from("<HH", data, member.header_offset + 26)
+    start = member.header_offset + 30 + name_length + extra_length
+    content: bytes = isal_zlib.decompress(data[start : start + member.compress_size], -zlib.MAX_WBITS)
+    return content
+
+
+def pandas_read(
+    root: Path, days: Sequence[tuple[SeriesKey, date]], columns: list[str] | None, times: int
+) -> list[float]:
+    """``pandas.read_parquet`` on each file, then ``concat``; seconds of each repetition."""
+    import pandas as pd
+
+    layout = Layout(root)
+    paths = [layout.file(key, day) for key, day in days]
+
+    def read() -> pd.DataFrame:
+        return pd.concat([pd.read_parquet(path, columns=columns) for path in paths], ignore_index=True)
+
+    return repeated(read, times)
+
+
+def repeated(read: Callable[[], object], times: int) -> list[float]:
+    """Seconds of each repetition, after one that does not count."""
+    read()
+    seconds = []
+    for _ in range(times):
+        with measured() as cost:
+            read()
+        seconds.append(cost.seconds)
+    return seconds
