@@ -5,12 +5,12 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta, timezone
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from market_data_pipeline import MarketData, clock
 from market_data_pipeline.client import Result
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake import files, reading
+from market_data_pipeline.lake.catalog import publish_catalog
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.ledger import FAILED, LedgerRow
 from market_data_pipeline.sandbox import LateArchive, WrongChecksum
 from market_data_pipeline.specs import lake_schema
+from market_data_pipeline_tests.readers import read_until
 from market_data_pipeline_tests.small_lake import TRADES_A_DAY, SmallLake, day_table, days_from, series
 from market_data_pipeline_tests.world import World, klines
 
@@ -385,42 +387,27 @@ def test_the_next_read_sees_a_day_that_was_replaced(lake: SmallLake, market: Mar
         assert as_arrow(query, face)["close"].to_pylist() == [5.0]
 
 
-def _read_until(root: str, stop: Event, wrong: Any) -> None:
-    """Read all faces over and over; report what a reader must never see."""
-    market = MarketData(root)
-    reads = 0
-    while not stop.is_set() or reads < 3:
-        for table in (
-            market.klines(["BTCUSDT", "ETHUSDT"], "1h", "2024-01-01", "2024-01-11", columns="close").arrow(),
-            market.klines(["BTCUSDT", "ETHUSDT"], "1h", "2024-01-01", "2024-01-11").relation().to_arrow_table(),
-            market.sql("FROM binance_spot.klines").arrow(),
-        ):
-            frame = table.to_pandas()
-            days = frame.groupby(["symbol", frame["open_time"].dt.date], observed=True)["close"].agg(
-                ["size", "nunique"]
-            )
-            if len(days) != 20 or set(days["size"]) != {24} or set(days["nunique"]) != {1}:
-                wrong.put(f"half or double days: {days}")
-        reads += 1
-
-
 @pytest.mark.slow
 def test_four_processes_read_while_another_replaces_files(lake: SmallLake) -> None:
+    publish_catalog(lake.layout)
     spawn = multiprocessing.get_context("spawn")
-    stop, wrong = spawn.Event(), spawn.Queue()
-    readers = [spawn.Process(target=_read_until, args=(str(lake.root), stop, wrong)) for _ in range(4)]
+    reading_now, stop, wrong = spawn.Semaphore(0), spawn.Event(), spawn.Queue()
+    readers = [spawn.Process(target=read_until, args=(str(lake.root), reading_now, stop, wrong)) for _ in range(4)]
     for reader in readers:
         reader.start()
     try:
+        assert all(reading_now.acquire(timeout=120) for _ in readers)
         for version in range(12):
             for key in (BTC, ETH):
                 lake.put(key, days_from("2024-01-01", 10), version=version)
+            lake.put(series(f"S{version}USDT"), [date(2024, 1, 1)])  # so that the catalog is swapped, too
+            publish_catalog(lake.layout)
     finally:
         stop.set()
         for reader in readers:
             reader.join(60)
-    assert wrong.empty(), wrong.get()
     assert [reader.exitcode for reader in readers] == [0] * 4
+    assert wrong.empty(), wrong.get()
 
 
 # --- SQL ---------------------------------------------------------------------------------------------------------
@@ -467,6 +454,49 @@ def test_an_empty_lake_answers_sql_and_coverage(tmp_path: Path) -> None:
     assert market.sql("FROM binance_spot.klines").df().empty
     assert market.coverage().df().empty
     assert not (tmp_path / "nowhere").exists()
+
+
+# --- docs/sql.md -------------------------------------------------------------------------------------------------
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "sql.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def documented(tmp_path: Path) -> SmallLake:
+    lake = SmallLake(tmp_path / "data")
+    for key in (series("BTCUSDT", "1m"), series("ETHUSDT", "1m"), BTC, TRADES, PROFILE):
+        lake.put(key, days_from("2024-01-01", 3), version=1)
+    lake.note(BTC, LedgerRow(day=date(2024, 1, 4), outcome=FAILED, failure="absent", reason="It is not there."))
+    return lake
+
+
+@pytest.mark.parametrize("query", blocks("sql"))
+def test_every_query_of_the_document_has_an_answer(documented: SmallLake, query: str) -> None:
+    assert MarketData(documented.root).sql(query).arrow().num_rows > 0
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_every_line_of_python_in_the_document_runs(
+    documented: SmallLake, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    monkeypatch.chdir(documented.root.parent)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert len(names["candles"].df()) == 2 * 2 * 1440
+    assert len(names["held"]) == 16
+    assert names["trades"].height > 0
+
+
+def test_the_document_names_every_column_of_every_view(market: MarketData) -> None:
+    text = DOCUMENT.read_text()
+    views = [f"binance_{m}.{view}" for m in ("spot", "cm") for view in ("klines", "agg_trades", "trade_profile")]
+    for view in [*views, "quality.coverage", "quality.findings"]:
+        columns = market.sql(f"DESCRIBE {view}").arrow()["column_name"].to_pylist()
+        assert [name for name in columns if f"`{name}`" not in text] == [], view
 
 
 # --- sync --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,54 @@
+"""What a process does that reads the small lake over and over while others write. It imports little, to start soon."""
+
+from __future__ import annotations
+
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event, Semaphore
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from market_data_pipeline.client import MarketData
+
+
+def read_until(root: str, reading: Semaphore, stop: Event, wrong: Queue[str]) -> None:
+    """Read ten days of two symbols by all ways; report whatever is not 20 whole days, each of one version.
+
+    Args:
+        root: Root of the lake.
+        reading: Released after the first round.
+        stop: Set when it is enough.
+        wrong: Gets what a reader must never see.
+    """
+    market = MarketData(root)
+    symbols = ["BTCUSDT", "ETHUSDT"]
+    rounds = 0
+    while rounds == 0 or not stop.is_set():
+        tables = {
+            "arrow": market.klines(symbols, "1h", "2024-01-01", "2024-01-11", columns="close").arrow(),
+            "relation": market.klines(symbols, "1h", "2024-01-01", "2024-01-11").relation().to_arrow_table(),
+            "sql": market.sql("FROM binance_spot.klines").arrow(),
+        }
+        with duckdb.connect(f"{root}/catalog.duckdb", read_only=True) as catalog:
+            tables["catalog"] = catalog.execute("FROM binance_spot.klines").to_arrow_table()
+        for way, table in tables.items():
+            wrong_days = _wrong_days(table)
+            if wrong_days:
+                wrong.put(f"{way}: {wrong_days}")
+        rounds += 1
+        if rounds == 1:
+            reading.release()
+
+
+def _wrong_days(table: pa.Table) -> str:
+    keyed = pa.table(
+        {
+            "symbol": table["symbol"].cast(pa.string()),
+            "day": pc.floor_temporal(table["open_time"], unit="day"),
+            "close": table["close"],
+        }
+    )
+    days = keyed.group_by(["symbol", "day"]).aggregate([("close", "count"), ("close", "count_distinct")]).to_pylist()
+    wrong = [day for day in days if (day["close_count"], day["close_count_distinct"]) != (24, 1)]
+    return f"{len(days)} days, wrong: {wrong}" if wrong or len(days) != 20 else ""
