@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -14,10 +15,12 @@ from market_data_pipeline.defs.partitions import daily_partitions
 from market_data_pipeline.defs.resources import Ingest, OnResult, ingestion_resource
 from market_data_pipeline.defs.schedules import build_schedules
 from market_data_pipeline.errors import MarketDataError
-from market_data_pipeline.ingest import Sources
 from market_data_pipeline.series import DataType
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
+
+if TYPE_CHECKING:
+    from market_data_pipeline.ingest import Sources
 
 
 def build_definitions(

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
-from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
@@ -43,6 +42,7 @@ from market_data_pipeline.lake.ledger import (
 )
 from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
 from market_data_pipeline.memory import MemoryBudget, Reservation
+from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.quality.gaps import check_gaps, unpublished
 from market_data_pipeline.quality.integrity import check_integrity, checksum_missing
 from market_data_pipeline.quality.rows import in_order, ints
@@ -61,6 +61,8 @@ from market_data_pipeline.sources.rest import RestApi, RestRows
 from market_data_pipeline.sources.vision import Archive, ArchiveFile
 from market_data_pipeline.specs import expected_rows, monthly_may_stand, spec_of
 
+__all__ = ["Action", "DayFailure", "DayOutcome", "Sources", "ingest"]
+
 logger = logging.getLogger(__name__)
 
 _MEMORY_PER_ZIP_BYTE = 9
@@ -68,60 +70,6 @@ _MEMORY_PER_ZIP_BYTE = 9
 
 _SAVE_EVERY_SECONDS = 10.0
 """How much work a killed run may leave for :func:`reconcile` to read back from footers."""
-
-
-class Action(StrEnum):
-    """What was done for a day."""
-
-    FETCHED = "fetched"
-    EXTENDED = "extended"
-    HELD = "held"
-    EMPTY = "empty"
-    NOT_LISTED = "not_listed"
-
-
-@dataclass(frozen=True, slots=True)
-class DayOutcome:
-    """A day that is as it should be.
-
-    Attributes:
-        key: The series.
-        day: The UTC day.
-        row: The day's row in the ledger.
-        action: What was done for it.
-        seconds: How long its worker took.
-        downloaded: Bytes fetched for it from the archive.
-    """
-
-    key: SeriesKey
-    day: date
-    row: LedgerRow
-    action: Action
-    seconds: float = 0.0
-    downloaded: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class DayFailure:
-    """A day that could not be had; what was held of it before stays.
-
-    Attributes:
-        key: The series.
-        day: The UTC day.
-        failure: Kind, one word.
-        reason: For people: what happened and what to do.
-        row: The day's row in the ledger; its outcome is ``held`` where an older good file stays.
-        seconds: How long its worker took.
-        downloaded: Bytes fetched for it from the archive.
-    """
-
-    key: SeriesKey
-    day: date
-    failure: str
-    reason: str
-    row: LedgerRow
-    seconds: float = 0.0
-    downloaded: int = 0
 
 
 class Sources:
@@ -227,6 +175,7 @@ class _Run:
     _months_lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _refusal: StorageError | None = field(default=None, init=False)
     _first_candle: tuple[date | None] | None = field(default=None, init=False)
+    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __post_init__(self) -> None:
         self._memory = MemoryBudget(self.settings.memory_mb << 20)
@@ -293,6 +242,8 @@ class _Run:
                         ready.extend(ahead.popleft().result())
                     yield ready.popleft()
             finally:
+                # Whoever stops (Ctrl-C) waits for the days in work, not for the months that they belong to.
+                self._stopped.set()
                 for future in ahead:
                     future.cancel()
 
@@ -315,7 +266,7 @@ class _Run:
     # --- one worker -------------------------------------------------------------------------------------------
 
     def _work(self, job: _Job) -> list[DayOutcome | DayFailure]:
-        return [self._day(day, job.whole_month) for day in job.days]
+        return [self._day(day, job.whole_month) for day in job.days if not self._stopped.is_set()]
 
     def _day(self, day: date, whole_month: bool) -> DayOutcome | DayFailure:
         started = time.perf_counter()

@@ -1,7 +1,7 @@
 """tradeProfile: what one day of aggregated trades amounts to, in one row.
 
-Pure computation over a DuckDB relation; it knows nothing of files or Dagster. DuckDB is the relation's business, so
-nothing is imported for it here.
+Pure computation over a DuckDB relation and rows of ledgers; it knows nothing of files or Dagster. DuckDB is the
+relation's business, so nothing is imported for it here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from market_data_pipeline.lake.ledger import HELD, LedgerRow
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.specs import TRADE_PROFILE_SCHEMA
 
@@ -74,6 +75,21 @@ def source_of(key: SeriesKey) -> SeriesKey:
 def profile_of(key: SeriesKey) -> SeriesKey:
     """The tradeProfile that is made of an aggTrades series; the inverse of :func:`source_of`."""
     return SeriesKey(key.exchange, key.market, DataType.TRADE_PROFILE, key.symbol)
+
+
+def profile_is_due(trades: LedgerRow | None, profile: LedgerRow | None) -> bool:
+    """Whether a day's profile is to be made: its aggTrades are held and are not those that it was made of.
+
+    Args:
+        trades: The day's row in the ledger of the aggTrades.
+        profile: The day's row in the ledger of the tradeProfile, whose ``archive_sha256`` is the content that it was
+            made of.
+    """
+    if trades is None or trades.outcome != HELD:
+        return False
+    # A profile without rows (all of them sentinels) has no hash, but it is as final as its source.
+    made_of = profile.archive_sha256 or trades.content_sha256 if profile else None
+    return profile is None or (profile.final, made_of) != (trades.final, trades.content_sha256)
 
 
 def trade_profile(trades: duckdb.DuckDBPyRelation, *, symbol: str, inverse: bool, level_size: float = 0.0) -> pa.Table:

@@ -15,9 +15,9 @@ from market_data_pipeline.defs.candles import candles_markdown
 from market_data_pipeline.defs.partitions import day_of
 from market_data_pipeline.defs.resources import Ingestion
 from market_data_pipeline.errors import MarketDataError
-from market_data_pipeline.ingest import DayOutcome
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.outcomes import DayOutcome
 from market_data_pipeline.profile import profile_of, source_of, trade_profile
 from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.settings import Settings

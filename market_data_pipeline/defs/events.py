@@ -21,9 +21,9 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 
 from market_data_pipeline.defs.partitions import contiguous_ranges, partition_of
 from market_data_pipeline.findings import CHECKS, Finding, Range, Severity
-from market_data_pipeline.ingest import DayFailure, DayOutcome
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, HELD, MISSING_RULES, NOT_LISTED, LedgerRow
+from market_data_pipeline.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.series import DataType, SeriesKey
 
 SHOWN_RANGES = 20
@@ -273,10 +273,11 @@ def log_line(key: SeriesKey, results: Sequence[DayOutcome | DayFailure], seconds
         seconds: How long all of them took together.
     """
     actions = [result.action.value for result in results if isinstance(result, DayOutcome)]
+    days = "1 day" if len(results) == 1 else f"{len(results)} days"
     told = [f"{actions.count(action)} {action.replace('_', ' ')}" for action in sorted(set(actions))]
     failed = len(results) - len(actions)
     megabytes = sum(result.downloaded for result in results) / 1e6
     return (
-        f"{key}: {len(results)} days ({spans(result.day for result in results)}): "
+        f"{key}: {days} ({spans(result.day for result in results)}): "
         f"{', '.join([*told, f'{failed} failed'])}; {megabytes:.1f} MB downloaded in {seconds:.1f} s"
     )

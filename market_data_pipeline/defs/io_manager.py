@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from market_data_pipeline import clock
 from market_data_pipeline.defs.partitions import day_of
+from market_data_pipeline.defs.resources import publish_views
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
@@ -85,9 +86,9 @@ class DuckDBParquetIOManager(dg.ConfigurableIOManager):
         days = [day_of(name) for name in context.asset_partition_keys]
         schema = lake_schema(key.market, key.data_type)
         parents = [SeriesKey.from_asset_path(list(dep.asset_key.path)) for dep in context.asset_spec.deps]
-        write_derived(
-            self._layout, key, split_by_day(key, as_arrow(obj), schema, days), parents, self.lock_wait_seconds
-        )
+        tables = split_by_day(key, as_arrow(obj), schema, days)
+        write_derived(self._layout, key, tables, parents, self.lock_wait_seconds)
+        publish_views(self._layout, context.log)
 
 
 # --- loading -------------------------------------------------------------------------------------------------------

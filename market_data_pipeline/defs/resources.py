@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import date
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import dagster as dg
 
-from market_data_pipeline.ingest import DayFailure, DayOutcome, Sources, ingest
+from market_data_pipeline.errors import MarketDataError
+from market_data_pipeline.lake.catalog import publish_catalog
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.series import Listing, SeriesKey
 from market_data_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from market_data_pipeline.ingest import Sources
 
 DayResult = DayOutcome | DayFailure
 OnResult = Callable[[DayResult], None]
@@ -76,10 +82,22 @@ def ingestion_resource(
         on_result: Told of each day as soon as it is done.
     """
 
-    def open_for_run(_context: dg.InitResourceContext) -> Iterator[Ingestion]:
+    def open_for_run(context: dg.InitResourceContext) -> Iterator[Ingestion]:
+        # Imported by runs only: a code location that is merely looked at needs no HTTP, inflating or rate limits.
+        from market_data_pipeline.ingest import Sources, ingest
+
         with closing((open_sources or Sources)(settings)) as sources:
             yield Ingestion(settings, sources, ingest_days or ingest, on_result)
+        publish_views(Layout(settings.root), context.log)
 
     return dg.ResourceDefinition(
         resource_fn=open_for_run, description="Binance's archive and REST API, and the lake that days are written to."
     )
+
+
+def publish_views(layout: Layout, log: logging.Logger | None) -> None:
+    """Bring the SQL views up to what a run has written. A run whose days are held does not fail for the views' sake."""
+    try:
+        publish_catalog(layout)
+    except MarketDataError as error:
+        (log or logging.getLogger(__name__)).warning("The views for SQL are not up to date. %s", error)

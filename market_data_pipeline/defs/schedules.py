@@ -17,8 +17,8 @@ from market_data_pipeline.defs.assets import asset_key_of
 from market_data_pipeline.defs.jobs import COVERAGE, INGEST_ALL, TRADE_PROFILES, Jobs
 from market_data_pipeline.defs.partitions import DAY, days_between, partition_of
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import HELD, Ledger
-from market_data_pipeline.profile import profile_of
+from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.profile import profile_is_due, profile_of
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe
@@ -151,15 +151,7 @@ def changed_profiles(today: date, count: int, universe: Universe, layout: Layout
         if key.data_type is DataType.AGG_TRADES
     ]
 
-    def changed(source: Ledger, profile: Ledger, day: date) -> bool:
-        held, made = source.get(day), profile.get(day)
-        if held is None or held.outcome != HELD:
-            return False
-        # A profile without rows (all rows were sentinels) has no hash, but is as final as its source.
-        same = made is not None and made.final == held.final
-        return not same or (made is not None and made.archive_sha256 not in (None, held.content_sha256))
-
     return [
-        (day, [key for key, source, profile in pairs if changed(source, profile, day)])
+        (day, [key for key, source, profile in pairs if profile_is_due(source.get(day), profile.get(day))])
         for day in days_between(today - count * DAY, today - DAY)
     ]

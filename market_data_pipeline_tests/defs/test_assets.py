@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import dagster as dg
+import duckdb
 import pytest
 from dagster._serdes import serialize_value
 
+from market_data_pipeline.defs import resources
 from market_data_pipeline.defs.assets import asset_key_of, column_schema, series_of
 from market_data_pipeline.findings import Finding, Range, Severity
-from market_data_pipeline.lake.files import SeriesBusyError
+from market_data_pipeline.lake.files import SeriesBusyError, StorageError
 from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.specs import lake_schema
 from market_data_pipeline_tests.defs.fakes import KLINES, OTHER, PROFILE, TRADES, Project, day, universe_of
@@ -279,6 +281,25 @@ def test_the_trade_profile_of_days_whose_trades_are_not_held_names_them(project:
     assert not result.success
     [failure] = [event for event in result.all_events if event.is_step_failure]
     assert "2024-01-02, 2024-01-03" in str(failure.step_failure_data.error)
+
+
+def test_sql_answers_after_a_run(project: Project) -> None:
+    project.run(1, 2)
+    project.run(1, 2, TRADES)
+    project.run(1, 2, PROFILE)
+    with duckdb.connect(str(project.layout.catalog), read_only=True) as sql:
+        assert sql.sql("SELECT count(*) FROM binance_spot.klines WHERE symbol = 'BTCUSDT'").fetchall() == [(48,)]
+        assert sql.sql("SELECT count(*) FROM binance_spot.trade_profile").fetchall() == [(2,)]
+
+
+def test_a_run_does_not_fail_where_the_views_cannot_be_published(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(layout: object) -> None:
+        raise StorageError("The disk is full.")
+
+    monkeypatch.setattr(resources, "publish_catalog", full)
+    assert project.run(1, 1).success
 
 
 @pytest.mark.parametrize("market", list(Market))

@@ -1,0 +1,67 @@
+"""What came of a day: the words in which ``ingest`` reports to whoever asked for it.
+
+They stand apart from it because code locations load them: importing ``ingest`` means importing every source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+
+from market_data_pipeline.lake.ledger import LedgerRow
+from market_data_pipeline.series import SeriesKey
+
+
+class Action(StrEnum):
+    """What was done for a day."""
+
+    FETCHED = "fetched"
+    EXTENDED = "extended"
+    HELD = "held"
+    EMPTY = "empty"
+    NOT_LISTED = "not_listed"
+
+
+@dataclass(frozen=True, slots=True)
+class DayOutcome:
+    """A day that is as it should be.
+
+    Attributes:
+        key: The series.
+        day: The UTC day.
+        row: The day's row in the ledger.
+        action: What was done for it.
+        seconds: How long its worker took.
+        downloaded: Bytes fetched for it from the archive.
+    """
+
+    key: SeriesKey
+    day: date
+    row: LedgerRow
+    action: Action
+    seconds: float = 0.0
+    downloaded: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DayFailure:
+    """A day that could not be had; what was held of it before stays.
+
+    Attributes:
+        key: The series.
+        day: The UTC day.
+        failure: Kind, one word.
+        reason: For people: what happened and what to do.
+        row: The day's row in the ledger; its outcome is ``held`` where an older good file stays.
+        seconds: How long its worker took.
+        downloaded: Bytes fetched for it from the archive.
+    """
+
+    key: SeriesKey
+    day: date
+    failure: str
+    reason: str
+    row: LedgerRow
+    seconds: float = 0.0
+    downloaded: int = 0
