@@ -67,9 +67,9 @@ def _series_in_ledgers(layout: Layout) -> Iterator[SeriesKey]:
             for name in _names(folder):
                 in_it = _names(folder / name) if data_type is DataType.KLINES else [name]
                 for ledger in in_it:
-                    stem, dot, suffix = ledger.rpartition(".")
-                    if not dot or suffix != "parquet":
-                        continue
+                    stem = ledger.removesuffix(".parquet")
+                    if stem == ledger:
+                        continue  # e.g. the series' lock
                     labels = (name, stem) if data_type is DataType.KLINES else (stem, None)
                     key = _series(market, data_type, *labels)
                     if key is not None:
