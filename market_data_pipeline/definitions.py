@@ -13,6 +13,7 @@ from market_data_pipeline.defs.io_manager import DuckDBParquetIOManager
 from market_data_pipeline.defs.jobs import build_jobs
 from market_data_pipeline.defs.partitions import daily_partitions
 from market_data_pipeline.defs.resources import Ingest, OnResult, ingestion_resource
+from market_data_pipeline.defs.runs import LIFE, life_resource
 from market_data_pipeline.defs.schedules import build_schedules
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.series import DataType
@@ -57,6 +58,7 @@ def build_definitions(
             INGESTION: ingestion_resource(
                 settings, open_sources=open_sources, ingest_days=ingest_days, on_result=on_result
             ),
+            LIFE: life_resource(),
         },
         # A run's process costs seconds as it is; the work inside an asset is threads.
         executor=dg.in_process_executor,

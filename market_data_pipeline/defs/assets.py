@@ -14,6 +14,7 @@ from market_data_pipeline.defs import events
 from market_data_pipeline.defs.candles import candles_markdown
 from market_data_pipeline.defs.partitions import day_of
 from market_data_pipeline.defs.resources import Ingestion
+from market_data_pipeline.defs.runs import LIFE
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
@@ -71,7 +72,7 @@ def build_series_asset(
         backfill_policy=backfill_policy(settings, derived=False),
         check_specs=events.check_specs(asset_key, partitions_def),
         io_manager_key=IO_MANAGER,
-        required_resource_keys={INGESTION},
+        required_resource_keys={INGESTION, LIFE},
         group_name=_group(key),
         kinds={"binance", "parquet"},
         owners=[OWNER],
@@ -108,6 +109,7 @@ def build_trade_profile_asset(
         partitions_def=partitions_def,
         backfill_policy=backfill_policy(settings, derived=True),
         io_manager_key=IO_MANAGER,
+        required_resource_keys={LIFE},
         group_name=_group(key),
         kinds={"duckdb", "parquet"},
         owners=[OWNER],
@@ -138,9 +140,7 @@ def _profile_metadata(row: Mapping[str, Any] | None) -> dict[str, Any]:
 def _picture_of(layout: Layout) -> Callable[[DayOutcome], str | None]:
     def picture(result: DayOutcome) -> str | None:
         try:
-            table = files.read_table(
-                layout.file(result.key, result.day), ["open_time", "open", "high", "low", "close", "volume"]
-            )
+            table = files.read_table(layout.file(result.key, result.day), ["open", "high", "low", "close"])
         except files.DamagedFileError:
             return None  # the next run finds and reports it; a picture is no reason to fail a day
         return candles_markdown(table)

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 import dagster as dg
 
 from market_data_pipeline import clock
+from market_data_pipeline.defs.assets import OWNER
 from market_data_pipeline.defs.events import iso_time, spans
+from market_data_pipeline.defs.runs import LIFE
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.quality.standing import Break, SeriesCoverage, cover
@@ -19,7 +21,6 @@ from market_data_pipeline.series import EXCHANGE, Market, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe
 
-OWNER = "team:market-data"
 SHOWN_SERIES = 200
 SHOWN_BREAKS = 50
 
@@ -48,6 +49,7 @@ def build_coverage_asset(market: Market, settings: Settings, universe: Universe)
                 description="Each settled day goes on where the day before ended: the next candle, the next trade id.",
             ),
         ],
+        required_resource_keys={LIFE},
         group_name=f"{market.value}_coverage",
         kinds={"binance"},
         owners=[OWNER],

@@ -6,21 +6,19 @@ Every door of the project (UI and daemon, command line, notebooks) has ``{root}/
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import NoReturn
 
 import dagster as dg
-from dagster._core.utils import make_new_run_id
-from filelock import FileLock, Timeout
 
 from market_data_pipeline.defs.assets import asset_key_of
 from market_data_pipeline.defs.partitions import day_of, partition_of
+from market_data_pipeline.defs.runs import close_dead_runs
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.series import SeriesKey
@@ -32,15 +30,6 @@ CONFIG = Path(__file__).with_name("dagster.yaml")
 DEFINITIONS_MODULE = "market_data_pipeline.definitions"
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-IN_PROCESS = "market_data_pipeline/in_process"
-"""Tag of runs that have no process of Dagster's: their own process says by a lock that it lives."""
-
-_UNFINISHED = (
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-)
 
 
 # --- the home ------------------------------------------------------------------------------------------------------
@@ -84,8 +73,8 @@ def _write_config(path: Path) -> None:
 def open_instance(layout: Layout) -> dg.DagsterInstance:
     """Open Dagster's records of a data folder; use it as a context manager, or ``dispose()`` of it.
 
-    Runs of the command line or a notebook whose process was killed are closed as failed on the way, since they would
-    count as running forever and take the place of others.
+    Runs whose process was killed are closed as failed on the way, since they would count as running forever and take
+    the place of others.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -122,56 +111,19 @@ def materialize_days(
     Returns:
         The finished run; ``success`` is False where a day failed.
     """
-    run_id = make_new_run_id()
     range_tags = {RANGE_START: partition_of(first), RANGE_END: partition_of(last)}
-    with _says_it_lives(instance, run_id):
-        return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
-            instance=instance,
-            run_id=run_id,
-            asset_selection=[asset_key_of(key) for key in keys],
-            tags={**(tags or {}), **range_tags, IN_PROCESS: "true"},
-            run_config={"loggers": {"console": {"config": {"log_level": log_level}}}},
-            raise_on_error=False,
-        )
+    return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+        instance=instance,
+        asset_selection=[asset_key_of(key) for key in keys],
+        tags={**(tags or {}), **range_tags},
+        run_config={"loggers": {"console": {"config": {"log_level": log_level}}}},
+        raise_on_error=False,
+    )
 
 
 def days_on_record(instance: dg.DagsterInstance, key: SeriesKey) -> set[date]:
     """The UTC days of a series that have a materialization in Dagster's records."""
     return {day_of(name) for name in instance.get_materialized_partitions(asset_key_of(key))}
-
-
-@contextlib.contextmanager
-def _says_it_lives(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
-    if not instance.is_persistent:
-        yield
-        return
-    lock = _life(instance, run_id)
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
-        yield
-    lock.unlink(missing_ok=True)
-
-
-def _life(instance: dg.DagsterInstance, run_id: str) -> Path:
-    return Path(instance.root_directory) / "alive" / f"{run_id}.lock"
-
-
-def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Close runs in processes that are no more (killed, power cut) as failed; return their ids."""
-    unfinished = instance.get_runs(dg.RunsFilter(statuses=list(_UNFINISHED), tags={IN_PROCESS: "true"}))
-    closed = []
-    for run in unfinished:
-        lock = _life(instance, run.run_id)
-        try:
-            with FileLock(lock, timeout=0):
-                instance.report_run_failed(
-                    run, "The process of this run ended without finishing it. What it brought is held; run it again."
-                )
-                closed.append(run.run_id)
-        except Timeout:
-            continue
-        lock.unlink(missing_ok=True)
-    return closed
 
 
 # --- the UI --------------------------------------------------------------------------------------------------------

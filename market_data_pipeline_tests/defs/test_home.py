@@ -15,13 +15,12 @@ from filelock import FileLock
 
 from market_data_pipeline.defs.home import (
     CONFIG,
-    IN_PROCESS,
-    close_dead_runs,
     days_on_record,
     materialize_days,
     open_instance,
     prepare_home,
 )
+from market_data_pipeline.defs.runs import close_dead_runs
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline_tests.defs.fakes import KLINES, OTHER, Project, day
 
@@ -115,14 +114,14 @@ def test_steps_of_a_run_are_heard_of_day_by_day(project: Project) -> None:
 
 
 def test_runs_of_dead_processes_are_closed_and_those_of_living_ones_left(project: Project) -> None:
-    """A killed backfill counted as running forever, and after four of them the daemon started nothing any more."""
+    """A killed run counted as running forever, and after four of them the daemon started nothing any more."""
     job = project.definitions.resolve_job_def("klines")
-    dead, alive, launched = (
-        project.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=tags)
-        for tags in ({IN_PROCESS: "true"}, {IN_PROCESS: "true"}, {})
+    dead, alive, about_to_start = (
+        project.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED) for _ in range(3)
     )
     folder = project.layout.dagster_home / "alive"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
+    (folder / f"{dead.run_id}.lock").touch()
 
     with FileLock(folder / f"{alive.run_id}.lock"):
         assert close_dead_runs(project.instance) == [dead.run_id]
@@ -130,7 +129,25 @@ def test_runs_of_dead_processes_are_closed_and_those_of_living_ones_left(project
     runs = {run.run_id: run.status for run in project.instance.get_runs()}
     assert runs[dead.run_id] is dg.DagsterRunStatus.FAILURE
     assert runs[alive.run_id] is dg.DagsterRunStatus.STARTED
-    assert runs[launched.run_id] is dg.DagsterRunStatus.STARTED
+    assert runs[about_to_start.run_id] is dg.DagsterRunStatus.STARTED
+
+
+def test_every_run_says_that_it_lives_as_long_as_it_does(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    def look(_result: object) -> None:
+        seen.append([path.stem for path in (tmp_path / "dagster" / "alive").iterdir()])
+        assert close_dead_runs(instance) == []
+
+    project = Project(tmp_path, on_result=look)
+    with open_instance(project.layout) as instance:
+        result = materialize_days(instance, project.definitions, [KLINES, OTHER], day(1), day(1))
+        for job in ("coverage", "trade_profiles"):
+            assets = project.definitions.resolve_job_def(job).asset_layer.executable_asset_keys
+            definitions = [project.definitions.resolve_assets_def(key) for key in assets]
+            assert all("life" in one.required_resource_keys for one in definitions)
+    assert seen == [[result.run_id]] * 2
+    assert not list((tmp_path / "dagster" / "alive").iterdir())
 
 
 _KILLED = """

@@ -1,0 +1,72 @@
+"""Runs whose process is no more: how they are recognized and closed.
+
+Dagster on one machine does not find out that a run's process was killed (a power cut, SIGKILL, a closed terminal): the
+run counts as running forever and takes one of the few places for concurrent runs. Here each run's process holds a file
+locked, which the operating system lets go of when the process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+from filelock import FileLock, Timeout
+
+LIFE = "life"
+_RUNNING = (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
+
+
+def life_resource() -> dg.ResourceDefinition:
+    """The resource ``life``, which every asset requires: it holds the run's file locked while the run lasts."""
+
+    def open_for_run(context: dg.InitResourceContext) -> Iterator[None]:
+        with _says_it_lives(context.instance, context.run.run_id if context.run else None):
+            yield None
+
+    return dg.ResourceDefinition(resource_fn=open_for_run, description="Lets others see that this run's process lives.")
+
+
+def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Close runs whose process ended without finishing them, as failed; return their ids.
+
+    A run without a file is left alone: it is about to start, or about to be reported finished.
+    """
+    closed = []
+    for run in instance.get_runs(dg.RunsFilter(statuses=list(_RUNNING))):
+        path = _life_of(instance, run.run_id)
+        if not path.exists():
+            continue
+        try:
+            with FileLock(path, timeout=0):
+                instance.report_run_failed(
+                    run, "The process of this run ended without finishing it. What it brought is held; run it again."
+                )
+                closed.append(run.run_id)
+        except Timeout:
+            continue
+        path.unlink(missing_ok=True)
+    return closed
+
+
+def _life_of(instance: dg.DagsterInstance, run_id: str) -> Path:
+    return Path(instance.root_directory) / "alive" / f"{run_id}.lock"
+
+
+@contextmanager
+def _says_it_lives(instance: dg.DagsterInstance | None, run_id: str | None) -> Iterator[None]:
+    if instance is None or run_id is None or not instance.is_persistent:
+        yield
+        return
+    path = _life_of(instance, run_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        life = FileLock(path, timeout=0).acquire()
+    except Timeout:
+        # Another process of the same run, where an executor starts one for each step: one sign of life is enough.
+        yield
+        return
+    with life:
+        yield
+    path.unlink(missing_ok=True)
