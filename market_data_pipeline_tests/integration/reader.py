@@ -1,0 +1,93 @@
+"""A process that reads a lake again and again while others write it; ``test_readers.py`` starts it.
+
+Argument: the data folder. It says ``ready`` after its first round, ends when its standard input does, and then says in
+JSON what it has seen. Anything that is not as it should be ends it with a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import sys
+from collections.abc import Callable, Iterable
+from datetime import date
+from pathlib import Path
+
+import duckdb
+
+from market_data_pipeline import MarketData
+
+SYMBOLS = ["BTCUSDT", "ETHUSDT"]
+START, END = "2024-01-01", "2024-04-01"
+CANDLES_A_DAY = 1440
+
+Day = tuple[str, date, int, int]
+"""Symbol, UTC day, rows, and distinct moments among them."""
+
+DAYS = """
+SELECT symbol, open_time::DATE, count(*), count(DISTINCT open_time)
+FROM binance_spot.klines WHERE "interval" = '1m' GROUP BY ALL
+"""
+CANDLES = f"""
+SELECT symbol, open_time::DATE, count(*), count(DISTINCT open_time)
+FROM binance_spot.candles('BTCUSDT', '1m', '{START}', '{END}') GROUP BY ALL
+"""
+
+
+def of_frame(market: MarketData) -> list[Day]:
+    """Days as pandas sees them."""
+    frame = market.klines(SYMBOLS[0], "1m", START, END, columns="close").df()
+    groups = frame.groupby(frame["open_time"].dt.date)["open_time"]
+    return [(SYMBOLS[0], day, len(times), times.nunique()) for day, times in groups]
+
+
+def of_relation(market: MarketData) -> list[Day]:
+    """Days as a DuckDB relation over the files sees them."""
+    rows = market.klines(SYMBOLS[0], "1m", START, END).relation()
+    return rows.aggregate("symbol, open_time::DATE, count(*), count(DISTINCT open_time)").fetchall()
+
+
+def of_views(market: MarketData) -> list[Day]:
+    """Days as a query over the views sees them."""
+    return market.sql(DAYS).relation().fetchall()
+
+
+def of_catalog(path: Path) -> list[Day]:
+    """Days as any SQL tool sees them that opens the catalog file."""
+    with duckdb.connect(str(path), read_only=True) as connection:
+        return [*connection.execute(DAYS).fetchall(), *connection.execute(CANDLES).fetchall()]
+
+
+def check(days: Iterable[Day]) -> int:
+    """Refuse half days and duplicates; return how many days were seen."""
+    found = list(days)
+    for symbol, day, rows, moments in found:
+        assert (rows, moments) == (CANDLES_A_DAY, CANDLES_A_DAY), f"{symbol} {day}: {rows} rows, {moments} moments"
+    return len(found)
+
+
+def main(root: Path) -> None:
+    """Read until standard input ends."""
+    market, catalog = MarketData(root), root / "catalog.duckdb"
+    kept = duckdb.connect(str(catalog), read_only=True)  # somebody's notebook, open all the time
+    ways: dict[str, Callable[[], list[Day]]] = {
+        "frame": lambda: of_frame(market),
+        "relation": lambda: of_relation(market),
+        "views": lambda: of_views(market),
+        "catalog": lambda: of_catalog(catalog),
+        "kept catalog": lambda: kept.execute(DAYS).fetchall(),
+    }
+    seen: dict[str, list[int]] = {way: [] for way in ways}
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        for way, read in ways.items():
+            seen[way].append(check(read()))
+        if len(seen["frame"]) == 1:
+            sys.stdout.write("ready\n")
+            sys.stdout.flush()
+    for way, read in ways.items():
+        seen[way].append(check(read()))
+    sys.stdout.write(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,84 @@
+"""Four processes read while others write: no error, no duplicate, no half day."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from contextlib import ExitStack
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.sandbox import MissingChecksum, Sandbox
+from market_data_pipeline_tests.integration import reader
+from market_data_pipeline_tests.integration.processes import PYTHON, Desk
+from market_data_pipeline_tests.world import days, klines
+
+pytestmark = pytest.mark.slow
+
+READERS = 4
+UNIVERSE = """\
+collect:
+  - market: spot
+    symbols: [BTCUSDT, ETHUSDT]
+    klines: {intervals: [1m], from: 2024-01-01}
+"""
+BTC, ETH = (klines(symbol, "1m") for symbol in reader.SYMBOLS)
+PROVISIONAL = days("2024-01-11", "2024-01-25")
+ALL = days("2024-01-11", "2024-03-10")
+
+
+def test_readers_see_whole_days_while_days_are_written_and_replaced(tmp_path: Path) -> None:
+    with Sandbox() as sandbox, ExitStack() as stack:
+        desk = Desk(tmp_path / "data", sandbox, UNIVERSE)
+        fault = sandbox.faults.add(MissingChecksum(days=PROVISIONAL))
+        bring(desk, "BTCUSDT", PROVISIONAL)
+        assert final(desk) == dict.fromkeys(PROVISIONAL, False)
+        sandbox.faults.remove(fault)
+
+        readers = [stack.enter_context(start_reader(desk)) for _ in range(READERS)]
+        for process in readers:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        bring(desk, "BTCUSDT", ALL)  # replaces what is provisional, and goes on
+        bring(desk, "ETHUSDT", ALL)  # a series that the published catalog has never heard of
+        seen = [end_reader(process) for process in readers]
+
+    assert final(desk) == dict.fromkeys(ALL, True)
+    assert desk.days_held([BTC, ETH]) == {BTC: set(ALL), ETH: set(ALL)}
+    for of_one in seen:
+        for way, counts in of_one.items():
+            series = 1 if way in ("frame", "relation") else 3 if way == "catalog" else 2
+            assert counts == sorted(counts), way
+            assert counts[0] < counts[-1] == series * len(ALL), way
+        assert len(of_one["frame"]) > 3  # it did read while days were written
+
+
+def bring(desk: Desk, symbol: str, wanted: list[date]) -> None:
+    desk.run("backfill", "--symbol", symbol, "--from", str(wanted[0]), "--through", str(wanted[-1]))
+
+
+def final(desk: Desk) -> dict[date, bool]:
+    return {day: row.final for day, row in Ledger.read(desk.layout.ledger(BTC)).rows.items()}
+
+
+def start_reader(desk: Desk) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [PYTHON, reader.__file__, str(desk.root)],
+        env=desk.environment,
+        cwd=desk.root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end_reader(process: subprocess.Popen[str]) -> dict[str, list[int]]:
+    """Let a reader end after the round that it is in; return how many days it has seen in each way, round by round."""
+    said, complaint = process.communicate(timeout=60)
+    assert process.returncode == 0, complaint
+    found: dict[str, list[int]] = json.loads(said)
+    return found
