@@ -76,6 +76,7 @@ def bring(
     Raises:
         UsageError: a series is not in the universe.
         MarketDataError: nothing can be brought at all, e.g. because the folder is not writable.
+        KeyboardInterrupt: Ctrl-C; the days that were done are held, and a further call puts them on record.
     """
     universe = load_universe(settings.universe)
     _refuse_unknown(universe, wanted)
@@ -94,6 +95,7 @@ def bring(
             for first, last in contiguous_ranges(needed, settings.max_partitions_per_run):
                 run = materialize_days(instance, definitions, [key], first, last, log_level="CRITICAL")
                 if not run.success:
+                    _stop_if_interrupted(run)
                     _report_lost(key, days_between(first, last), report, run, told)
         if profiles:
             for key in wanted:
@@ -130,6 +132,14 @@ def _report_settled(
         else:
             needed.append(day)
     return needed
+
+
+def _stop_if_interrupted(run: dg.ExecuteInProcessResult) -> None:
+    """Pass Ctrl-C on: Dagster ends the run as failed, and the next one would begin."""
+    for event in run.all_events:
+        error = event.step_failure_data.error if event.is_step_failure else None
+        if error is not None and error.cls_name in ("DagsterExecutionInterruptedError", "KeyboardInterrupt"):
+            raise KeyboardInterrupt
 
 
 def _report_lost(
@@ -177,7 +187,7 @@ def _make_profiles(
     ]
     # A derived run takes one day more than its source's, see defs.assets.backfill_policy.
     for first, last in contiguous_ranges(due, settings.max_partitions_per_run):
-        materialize_days(instance, definitions, [key], first, last, log_level="CRITICAL")
+        _stop_if_interrupted(materialize_days(instance, definitions, [key], first, last, log_level="CRITICAL"))
 
 
 def _holds(row: LedgerRow | None) -> bool:

@@ -26,7 +26,7 @@ from market_data_pipeline.cli.choice import Asked, choose
 from market_data_pipeline.cli.collect import concern_about
 from market_data_pipeline.cli.holdings import Holding, Size, day_size, holding, size_of
 from market_data_pipeline.lake import files
-from market_data_pipeline.sandbox import Status, WrongChecksum
+from market_data_pipeline.sandbox import Delay, Status, WrongChecksum
 from market_data_pipeline.series import Market
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.universe import Universe, load_universe, parse_lock, parse_universe
@@ -114,6 +114,26 @@ def test_failed_day_is_named_with_its_reason_and_ends_with_exit_code_1(world: Wo
     assert [p for p in world.asked(".zip") if p.endswith(".zip")] == [
         f"/{BTC.archive_daily(day)}" for day in days("2026-02-04", "2026-02-05")
     ]
+
+
+def test_ctrl_c_keeps_what_was_brought(world: World, market_data: MarketData) -> None:
+    world.sandbox.set_time(None)
+    world.sandbox.faults.add(Delay(latency=0.5, path=r"\.zip$"))
+    command = [sys.executable, "-m", "market_data_pipeline.cli", *ONE_WEEK[:3], "--from", "2023-01-02"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not any(world.layout.folder(BTC).glob("*.parquet")):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "Stopped. What was brought is kept; the same command goes on from there." in said
+    assert "Traceback" not in said
+    kept = list(files.days_on_disk(world.layout.folder(BTC)))
+    assert kept
+    assert all(files.read_table(world.layout.file(BTC, day)).num_rows == 24 for day in kept)
 
 
 def test_file_damaged_by_hand_is_replaced(world: World, market_data: MarketData) -> None:

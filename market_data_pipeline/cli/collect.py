@@ -167,7 +167,11 @@ def fetch(settings: Settings, chosen: Chosen, *, yes: bool, profiles: bool = Fal
         # What of Dagster may still change is the project's concern (its versions are pinned), not that of who runs it.
         for category in (dg.PreviewWarning, dg.BetaWarning):
             warnings.simplefilter("ignore", category)
-        report = bring(settings, chosen.wanted, on_result=watch, profiles=profiles)
+        try:
+            report = bring(settings, chosen.wanted, on_result=watch, profiles=profiles)
+        except KeyboardInterrupt:
+            console.print("Stopped. What was brought is kept; the same command goes on from there.")
+            raise
     if report.failures:
         tell_failures(report.failures, console)
         return False
