@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import dagster as dg
+from dagster._core.utils import make_new_run_id
 
 from market_data_pipeline.defs.assets import asset_key_of
 from market_data_pipeline.defs.partitions import day_of, partition_of
-from market_data_pipeline.defs.runs import close_dead_runs
+from market_data_pipeline.defs.runs import close_dead_runs, says_it_lives
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.series import SeriesKey
@@ -112,13 +113,16 @@ def materialize_days(
         The finished run; ``success`` is False where a day failed.
     """
     range_tags = {RANGE_START: partition_of(first), RANGE_END: partition_of(last)}
-    return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
-        instance=instance,
-        asset_selection=[asset_key_of(key) for key in keys],
-        tags={**(tags or {}), **range_tags},
-        run_config={"loggers": {"console": {"config": {"log_level": log_level}}}},
-        raise_on_error=False,
-    )
+    run_id = make_new_run_id()
+    with says_it_lives(instance, run_id):
+        return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=instance,
+            run_id=run_id,
+            asset_selection=[asset_key_of(key) for key in keys],
+            tags={**(tags or {}), **range_tags},
+            run_config={"loggers": {"console": {"config": {"log_level": log_level}}}},
+            raise_on_error=False,
+        )
 
 
 def days_on_record(instance: dg.DagsterInstance, key: SeriesKey) -> set[date]:

@@ -15,14 +15,19 @@ import dagster as dg
 from filelock import FileLock, Timeout
 
 LIFE = "life"
-_RUNNING = (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
+_UNFINISHED = (
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
 
 
 def life_resource() -> dg.ResourceDefinition:
     """The resource ``life``, which every asset requires: it holds the run's file locked while the run lasts."""
 
     def open_for_run(context: dg.InitResourceContext) -> Iterator[None]:
-        with _says_it_lives(context.instance, context.run.run_id if context.run else None):
+        with says_it_lives(context.instance, context.run.run_id if context.run else None):
             yield None
 
     return dg.ResourceDefinition(resource_fn=open_for_run, description="Lets others see that this run's process lives.")
@@ -34,16 +39,19 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     A run without a file is left alone: it is about to start, or about to be reported finished.
     """
     closed = []
-    for run in instance.get_runs(dg.RunsFilter(statuses=list(_RUNNING))):
+    for run in instance.get_runs(dg.RunsFilter(statuses=list(_UNFINISHED))):
         path = _life_of(instance, run.run_id)
         if not path.exists():
             continue
         try:
             with FileLock(path, timeout=0):
-                instance.report_run_failed(
-                    run, "The process of this run ended without finishing it. What it brought is held; run it again."
-                )
-                closed.append(run.run_id)
+                now = instance.get_run_by_id(run.run_id)
+                if now is not None and not now.is_finished:  # it may have ended since it was listed
+                    instance.report_run_failed(
+                        now,
+                        "The process of this run ended without finishing it. What it brought is held; run it again.",
+                    )
+                    closed.append(run.run_id)
         except Timeout:
             continue
         path.unlink(missing_ok=True)
@@ -55,7 +63,16 @@ def _life_of(instance: dg.DagsterInstance, run_id: str) -> Path:
 
 
 @contextmanager
-def _says_it_lives(instance: dg.DagsterInstance | None, run_id: str | None) -> Iterator[None]:
+def says_it_lives(instance: dg.DagsterInstance | None, run_id: str | None) -> Iterator[None]:
+    """Hold a run's file locked, which says to others that its process lives.
+
+    A run in this process is held from before it is created until after it is reported finished: killed at any moment
+    between, it is closed by the next to look. The resource, within that, finds the file locked already.
+
+    Args:
+        instance: Dagster's records; nothing is held for those that are in memory only.
+        run_id: The run, which need not exist yet; None for what is no run.
+    """
     if instance is None or run_id is None or not instance.is_persistent:
         yield
         return
@@ -64,7 +81,7 @@ def _says_it_lives(instance: dg.DagsterInstance | None, run_id: str | None) -> I
     try:
         life = FileLock(path, timeout=0).acquire()
     except Timeout:
-        # Another process of the same run, where an executor starts one for each step: one sign of life is enough.
+        # Held by whoever started this run in this process, or by another step's process: one sign of life is enough.
         yield
         return
     with life:
