@@ -135,18 +135,19 @@ def write_table(
         table = table.replace_schema_metadata({FOOTER_KEY: stamped.model_dump_json(exclude_none=True).encode()})
     labels = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
 
-    def write(file: IO[bytes]) -> None:
-        pq.write_table(
-            table,
-            file,
-            compression="zstd",
-            compression_level=1,
-            row_group_size=ROW_GROUP_ROWS,
-            use_dictionary=[*labels, *dictionary],
-            column_encoding=dict.fromkeys(delta, "DELTA_BINARY_PACKED") or None,
-        )
-
-    return replace_atomically(path, write)
+    # Encoded in memory and written in one piece: Arrow would call back into Python for each of some hundred small ones.
+    encoded = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        encoded,
+        compression="zstd",
+        compression_level=1,
+        row_group_size=ROW_GROUP_ROWS,
+        use_dictionary=[*labels, *dictionary],
+        column_encoding=dict.fromkeys(delta, "DELTA_BINARY_PACKED") or None,
+    )
+    buffer = encoded.getvalue()
+    return replace_atomically(path, lambda file: file.write(buffer))
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -10,6 +10,7 @@ import hashlib
 from datetime import date, datetime
 from enum import StrEnum
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
@@ -113,12 +114,15 @@ def content_sha256(table: pa.Table) -> str:
             digest.update(",".join(str(v) for v in column.unique().to_pylist()).encode())
             continue
         for chunk in column.chunks:
-            if pa.types.is_timestamp(chunk.type):
-                digest.update(chunk.cast(pa.int64()).to_numpy(zero_copy_only=False).tobytes())
-            elif pa.types.is_boolean(chunk.type):
-                digest.update(pc.cast(chunk, pa.uint8()).to_numpy(zero_copy_only=False).tobytes())
-            elif pa.types.is_date32(chunk.type):
-                digest.update(chunk.cast(pa.int32()).to_numpy(zero_copy_only=False).tobytes())
-            else:
-                digest.update(chunk.to_numpy(zero_copy_only=False).tobytes())
+            digest.update(_bytes_of(chunk))
     return digest.hexdigest()
+
+
+def _bytes_of(values: pa.Array) -> memoryview:
+    if pa.types.is_boolean(values.type):
+        values = pc.cast(values, pa.uint8())
+    elif pa.types.is_timestamp(values.type):
+        values = values.view(pa.int64())
+    elif pa.types.is_date32(values.type):
+        values = values.view(pa.int32())
+    return np.ascontiguousarray(values.to_numpy(zero_copy_only=False)).data
