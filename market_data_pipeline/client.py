@@ -43,6 +43,9 @@ _T = TypeVar("_T")
 _LISTED_NAMES = 40
 """Names that an error lists before it says how many more there are."""
 
+_TRIES = 3
+"""How often DuckDB is asked where a file may have been replaced while it read."""
+
 _REASONS = 5
 """Days that could not be brought whose reasons an error tells."""
 
@@ -219,7 +222,8 @@ class Result(ABC):
     def relation(self) -> duckdb.DuckDBPyRelation:
         """The rows as a lazy DuckDB relation; times are UTC without zone, the session's TimeZone is UTC.
 
-        A file that is removed, or found damaged, only when the relation is run is told by DuckDB's own error.
+        What is found wrong with a file only when the relation is run is told by DuckDB's own error. If the file was
+        replaced in that moment, run it again.
 
         Raises:
             DamagedFileError: a file cannot be read; the text names it.
@@ -299,12 +303,15 @@ class _Stored(Result):
 
     def arrow(self) -> pa.Table:
         try:
-            return _aware(_twice(self._read, FileNotFoundError))
-        except FileNotFoundError as error:
-            raise DamagedFileError(f"A file was removed while it was read, twice. {error}") from error
+            return self._read()
+        except FileNotFoundError:  # removed since it was listed; one that is replaced is read as it was or as it is
+            try:
+                return self._read()
+            except FileNotFoundError as error:
+                raise DamagedFileError(f"Files are being removed while they are read. {error}") from error
 
     def _read(self) -> pa.Table:
-        return reading.read_days(self._held(), self._wanted.schema, *self._cut)
+        return _aware(reading.read_days(self._held(), self._wanted.schema, *self._cut))
 
     def relation(self) -> duckdb.DuckDBPyRelation:
         return self._duckdb.stored(self._sql)
@@ -409,11 +416,17 @@ class _DuckDB:
         import duckdb
 
         try:
-            return _twice(read, duckdb.IOException)
+            for _ in range(_TRIES - 1):
+                try:
+                    return read()
+                except duckdb.Error as error:
+                    if not catalog.may_have_been_replaced(error):
+                        raise
+            return read()
         except duckdb.CatalogException as error:
-            raise self._broken or catalog.lake_error(error) from error
+            raise self._broken or catalog.lake_error(error, self._layout) from error
         except duckdb.Error as error:
-            raise catalog.lake_error(error) from error
+            raise catalog.lake_error(error, self._layout) from error
 
     def _session(self) -> duckdb.DuckDBPyConnection:
         import duckdb
@@ -442,17 +455,8 @@ class _DuckDB:
                     session.execute(statement)
                 except duckdb.Error as error:
                     # A damaged file keeps its view from being made; the others are of use all the same.
-                    self._broken = catalog.lake_error(error)
+                    self._broken = catalog.lake_error(error, self._layout)
             self._made = statements if self._broken is None else []
-
-
-def _twice(read: Callable[[], _T], vanished: type[Exception]) -> _T:
-    # A file that was listed can be gone when it is opened. One that is replaced in between is no matter: a reader sees
-    # the old one or the new one whole.
-    try:
-        return read()
-    except vanished:
-        return read()
 
 
 def _aware(table: pa.Table) -> pa.Table:

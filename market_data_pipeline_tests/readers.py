@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event, Semaphore
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from market_data_pipeline.client import MarketData
+from market_data_pipeline.lake.catalog import may_have_been_replaced
 
 
 def read_until(root: str, reading: Semaphore, stop: Event, wrong: Queue[str]) -> None:
@@ -25,13 +27,14 @@ def read_until(root: str, reading: Semaphore, stop: Event, wrong: Queue[str]) ->
     symbols = ["BTCUSDT", "ETHUSDT"]
     rounds = 0
     while rounds == 0 or not stop.is_set():
+        relation = market.klines(symbols, "1h", "2024-01-01", "2024-01-11").relation()
         tables = {
             "arrow": market.klines(symbols, "1h", "2024-01-01", "2024-01-11", columns="close").arrow(),
-            "relation": market.klines(symbols, "1h", "2024-01-01", "2024-01-11").relation().to_arrow_table(),
+            "relation": _asked_again(relation.to_arrow_table),
             "sql": market.sql("FROM binance_spot.klines").arrow(),
         }
         with duckdb.connect(f"{root}/catalog.duckdb", read_only=True) as catalog:
-            tables["catalog"] = catalog.execute("FROM binance_spot.klines").to_arrow_table()
+            tables["catalog"] = _asked_again(catalog.sql("FROM binance_spot.klines").to_arrow_table)
         for way, table in tables.items():
             wrong_days = _wrong_days(table)
             if wrong_days:
@@ -39,6 +42,17 @@ def read_until(root: str, reading: Semaphore, stop: Event, wrong: Queue[str]) ->
         rounds += 1
         if rounds == 1:
             reading.release()
+
+
+def _asked_again(read: Callable[[], pa.Table]) -> pa.Table:
+    """What a person does whom DuckDB tells that a file is invalid, where it was replaced in that moment."""
+    for _ in range(5):
+        try:
+            return read()
+        except duckdb.Error as error:
+            if not may_have_been_replaced(error):
+                raise
+    return read()
 
 
 def _wrong_days(table: pa.Table) -> str:

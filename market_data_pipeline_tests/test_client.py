@@ -14,6 +14,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -23,7 +24,7 @@ import pytest
 from market_data_pipeline import MarketData, clock
 from market_data_pipeline.client import Result
 from market_data_pipeline.errors import MarketDataError, UsageError
-from market_data_pipeline.lake import files, reading
+from market_data_pipeline.lake import catalog, files, reading
 from market_data_pipeline.lake.catalog import publish_catalog
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.ledger import FAILED, LedgerRow
@@ -319,23 +320,32 @@ def test_a_series_that_has_failed_only_is_known_and_empty(lake: SmallLake, marke
 
 # --- damaged and vanishing files ---------------------------------------------------------------------------------
 
+DAMAGES = ("cut", "empty", "page", "footer", "other columns")
+
+
+def damage_file(path: Path, damage: str) -> None:
+    whole = path.read_bytes()
+    if damage == "other columns":
+        files.write_table(path, pa.table({"open_time": [1]}))
+    elif damage == "footer":
+        path.write_bytes(whole[:-200] + b"\xff" * 190 + whole[-10:])
+    else:
+        path.write_bytes({"cut": whole[:500], "empty": b"", "page": b"PAR1" + b"\xff" * 800 + whole[804:]}[damage])
+
 
 @pytest.mark.parametrize(
     ("face", "damage"),
     [
         # A relation is lazy: what is wrong inside of a file is said, by DuckDB itself, when it is run.
-        *[(face, damage) for face in ("arrow", "df", "pl") for damage in ("cut", "empty", "page", "other columns")],
+        *[(face, damage) for face in ("arrow", "df", "pl") for damage in DAMAGES],
         ("relation", "cut"),
         ("relation", "empty"),
+        ("relation", "footer"),
     ],
 )
 def test_a_damaged_file_is_named(lake: SmallLake, market: MarketData, face: str, damage: str) -> None:
     path = lake.layout.file(BTC, date(2024, 1, 1))
-    whole = path.read_bytes()
-    if damage == "other columns":
-        files.write_table(path, pa.table({"open_time": [1]}))
-    else:
-        path.write_bytes({"cut": whole[:500], "empty": b"", "page": b"PAR1" + b"\xff" * 800 + whole[804:]}[damage])
+    damage_file(path, damage)
     with pytest.raises(DamagedFileError, match=str(path)):
         getattr(market.klines(["BTCUSDT", "ETHUSDT"], "1h", "2024-01-01", "2024-01-05"), face)()
     assert market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05").arrow().num_rows == 72
@@ -353,10 +363,13 @@ def test_a_damaged_file_is_named_by_sql_and_other_views_go_on(lake: SmallLake, m
     assert market.sql("SELECT count(*) AS n FROM binance_spot.klines").arrow()["n"][0].as_py() == 480
 
 
-def test_a_file_that_is_damaged_after_the_views_were_made_is_named(lake: SmallLake, market: MarketData) -> None:
-    result = market.sql("SELECT sum(open) FROM binance_spot.klines")
+@pytest.mark.parametrize("damage", ["cut", "empty", "page", "footer"])
+def test_a_file_that_is_damaged_after_the_views_were_made_is_named(
+    lake: SmallLake, market: MarketData, damage: str
+) -> None:
+    result = market.sql("SELECT sum(close), max(symbol), max(high) FROM binance_spot.klines")
     path = lake.layout.file(ETH, date(2024, 1, 5))
-    path.write_bytes(b"damaged")
+    damage_file(path, damage)
     with pytest.raises(DamagedFileError, match=str(path)):
         result.df()
 
@@ -375,6 +388,24 @@ def test_a_file_that_is_removed_after_the_files_were_listed_does_not_break_the_r
     monkeypatch.setattr(reading, "days_held", list_then_remove)
     result = market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-05")
     assert as_arrow(result, face).num_rows == 72
+
+
+@pytest.mark.parametrize("damage", ["cut", "page", "footer"])
+def test_a_file_that_makes_no_sense_to_duckdb_since_it_was_just_replaced_is_read_again(
+    lake: SmallLake, market: MarketData, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    path = lake.layout.file(ETH, date(2024, 1, 5))
+    good = path.read_bytes()
+    result = market.sql("FROM binance_spot.klines")
+    damage_file(path, damage)
+    looked = catalog.may_have_been_replaced
+
+    def look_while_it_is_written(error: duckdb.Error) -> bool:
+        path.write_bytes(good)
+        return looked(error)
+
+    monkeypatch.setattr(catalog, "may_have_been_replaced", look_while_it_is_written)
+    assert result.arrow().num_rows == 480
 
 
 def test_the_next_read_sees_a_day_that_was_replaced(lake: SmallLake, market: MarketData) -> None:

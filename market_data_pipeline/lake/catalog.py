@@ -24,6 +24,7 @@ from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.reading import labels_of, time_column
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.specs import lake_schema
@@ -344,7 +345,7 @@ def _publish(layout: Layout, wanted: Sequence[str]) -> None:
                 for statement in wanted:
                     connection.execute(statement)
             except duckdb.Error as error:
-                raise lake_error(error) from error
+                raise lake_error(error, layout) from error
             connection.execute("CHECKPOINT built")
             connection.execute("USE memory")
             connection.execute("DETACH built")
@@ -353,15 +354,54 @@ def _publish(layout: Layout, wanted: Sequence[str]) -> None:
     files.write_bytes(_signature_file(layout), _signature(wanted, stat).encode())
 
 
-def lake_error(error: duckdb.Error) -> MarketDataError:
-    """What an error of DuckDB means to people: a damaged file that it names, or a query that cannot be run."""
-    text = str(error).partition("\n")[0].partition(": ")[2] or str(error)
-    named = re.search(r"""['"]([^'"]+\.parquet)['"]""", text)
+_NAMED_FILE = re.compile(r"""['"]([^'"]+\.parquet)['"]""")
+
+
+def may_have_been_replaced(error: duckdb.Error) -> bool:
+    """Whether an error can come of a file that was replaced, or removed, while DuckDB read it.
+
+    DuckDB 1.5 and 2.0 open each file twice, once for the footer and once for the data. Where it is replaced in between,
+    they report invalid data; wrong rows were never seen. Asked again, they answer.
+    """
+    import duckdb
+
+    return type(error) is duckdb.Error or isinstance(error, duckdb.IOException) or bool(_NAMED_FILE.search(str(error)))
+
+
+def lake_error(error: duckdb.Error, layout: Layout | None = None) -> MarketDataError:
+    """What an error of DuckDB means to people: a damaged file, or a query that cannot be run.
+
+    Args:
+        error: What DuckDB raised.
+        layout: Where to look for the damaged file if DuckDB does not name it.
+    """
+    import duckdb
+
+    text = str(error).partition("\n")[0]
+    named = _NAMED_FILE.search(text)
     if named and "No files found" not in text:
-        return DamagedFileError(
-            f"{named[1]} is damaged or was not written by this pipeline: {text}. Backfill that day to replace it."
+        return files.damaged(Path(named[1]), error)
+    if type(error) is duckdb.Error:  # a footer or a page that makes no sense; DuckDB does not say whose
+        return (layout and _first_damaged(layout)) or DamagedFileError(
+            f"A file of the lake cannot be read: {text}. If it was being replaced, ask again."
         )
     return UsageError(f"The query cannot be run. {error}")
+
+
+def _first_damaged(layout: Layout) -> DamagedFileError | None:
+    """The first damaged file among those that are not as the ledgers know them."""
+    for key in series_with_files(layout):
+        ledger = Ledger.read(layout.ledger(key))
+        for day, stat in files.days_on_disk(layout.folder(key)).items():
+            row = ledger.get(day)
+            if row is not None and (row.bytes, row.mtime_ns) == (stat.bytes, stat.mtime_ns):
+                continue
+            try:
+                files.read_provenance(layout.file(key, day))
+                files.read_table(layout.file(key, day))
+            except DamagedFileError as damaged:
+                return damaged
+    return None
 
 
 def _is_published(layout: Layout, wanted: Sequence[str]) -> bool:
