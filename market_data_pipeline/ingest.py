@@ -171,7 +171,7 @@ class _Run:
     settings: Settings
     listing: Listing
     _ledger: Ledger = field(init=False)
-    _months: dict[date, dict[date, _Rows]] = field(default_factory=dict, init=False)
+    _months: dict[date, Future[dict[date, _Rows]]] = field(default_factory=dict, init=False)
     _months_lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _refusal: StorageError | None = field(default=None, init=False)
     _first_candle: tuple[date | None] | None = field(default=None, init=False)
@@ -327,11 +327,19 @@ class _Run:
         """The days of a month's zip; nothing where the archive has none that can be trusted."""
         month = _days_of_month(day)
         with self._months_lock:
-            if month[0] not in self._months:
-                while len(self._months) > self.settings.download_threads:
+            found = self._months.get(month[0])
+            mine = found is None
+            if found is None:
+                while len(self._months) >= self.settings.download_threads:
                     del self._months[next(iter(self._months))]
-                self._months[month[0]] = self._read_month(month)
-            return self._months[month[0]]
+                found = self._months[month[0]] = Future()
+        if mine:  # outside of the lock: other months are fetched meanwhile, and whoever wants this one waits
+            try:
+                found.set_result(self._read_month(month))
+            except BaseException as error:
+                found.set_exception(error)
+                raise
+        return found.result()
 
     def _read_month(self, month: tuple[date, ...]) -> dict[date, _Rows]:
         path = self.key.archive_monthly(month[0])
