@@ -20,8 +20,8 @@ from market_data_pipeline.errors import UsageError
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
 from market_data_pipeline.lake.catalog import publish_catalog
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import FAILED, HELD, NOT_LISTED, Ledger, LedgerRow, failed_row, reconcile
-from market_data_pipeline.profile import profile_of
+from market_data_pipeline.lake.ledger import HELD, NOT_LISTED, Ledger, LedgerRow, failed_row, reconcile
+from market_data_pipeline.profile import profile_is_due, profile_of
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.specs import lake_schema
@@ -183,7 +183,7 @@ def _make_profiles(
     due = [
         day
         for day in days
-        if _is_due(trades.get(day), profiles.get(day)) or (day not in on_record and _holds(trades.get(day)))
+        if profile_is_due(trades.get(day), profiles.get(day)) or (day not in on_record and _holds(trades.get(day)))
     ]
     # A derived run takes one day more than its source's, see defs.assets.backfill_policy.
     for first, last in contiguous_ranges(due, settings.max_partitions_per_run):
@@ -192,12 +192,3 @@ def _make_profiles(
 
 def _holds(row: LedgerRow | None) -> bool:
     return row is not None and row.outcome == HELD
-
-
-def _is_due(source: LedgerRow | None, profile: LedgerRow | None) -> bool:
-    """Whether a profile is missing, or older than the trades that it is made of."""
-    if source is None or source.outcome != HELD:
-        return False
-    if profile is None or profile.outcome == FAILED or profile.fetched_at is None or source.fetched_at is None:
-        return True
-    return profile.fetched_at < source.fetched_at

@@ -213,9 +213,7 @@ class Universe:
 
     def days(self, key: SeriesKey) -> list[date]:
         """All UTC days to collect, in order."""
-        return [
-            first + timedelta(days=n) for first, last in self.spans(key) for n in range((last - first).days + 1)
-        ]
+        return [first + timedelta(days=n) for first, last in self.spans(key) for n in range((last - first).days + 1)]
 
     def first_day(self) -> date:
         """The earliest day that any series may be asked for; it does not move as days go by.

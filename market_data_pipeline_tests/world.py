@@ -47,7 +47,8 @@ def settings_of(root: Path, sandbox: Sandbox, **overrides: Any) -> Settings:
     """Settings that point at a sandbox, with short pauses and a REST budget of their own."""
     urls = {name.removeprefix(PREFIX).lower(): value for name, value in sandbox.settings_env().items()}
     quick = {"retry_backoff_seconds": 0.01, "budget_dir": root / "budget", "lock_wait_seconds": 20}
-    return Settings(_env_file=None, **{"dir": root, **quick, **urls, **overrides})  # type: ignore[arg-type]
+    given: dict[str, Any] = {"_env_file": None, "dir": root, **quick, **urls, **overrides}
+    return Settings(**given)
 
 
 class World:

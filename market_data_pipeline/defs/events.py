@@ -35,8 +35,8 @@ _PAGE = 1000
 
 CHECK_DESCRIPTIONS: Mapping[str, str] = {
     "integrity": "The day is what the exchange published and makes sense: checksum, schema, times inside the day, in "
-    "order and unique, prices and volumes possible, ids consecutive. A day that fails here was not taken into the "
-    "lake; the reason stands in the metadata.",
+    "order and unique, prices and volumes possible. Bytes that cannot be trusted are not taken into the lake; rows "
+    "that only look wrong are kept as published. The reason stands in the metadata.",
     "gaps": "Nothing is missing inside the day: every candle that should be there, or every trade id. Missing ranges "
     "stand in the metadata; quiet ranges (candles without a trade) are listed apart and fail nothing.",
 }
