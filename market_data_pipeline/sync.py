@@ -16,9 +16,9 @@ from market_data_pipeline import clock
 from market_data_pipeline.definitions import build_definitions
 from market_data_pipeline.defs.home import days_on_record, materialize_days, open_instance
 from market_data_pipeline.defs.partitions import contiguous_ranges, days_between
+from market_data_pipeline.defs.resources import publish_views
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
-from market_data_pipeline.lake.catalog import publish_catalog
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, NOT_LISTED, Ledger, LedgerRow, failed_row, reconcile
 from market_data_pipeline.profile import profile_is_due, profile_of
@@ -101,7 +101,7 @@ def bring(
             for key in wanted:
                 if key.data_type is DataType.AGG_TRADES:
                     _make_profiles(key, wanted[key], layout, instance, definitions, settings)
-    publish_catalog(layout)
+    publish_views(layout)
     return report
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from market_data_pipeline.cli.screen import out
+from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.settings import load_settings
 
 
@@ -55,7 +56,7 @@ def run_query(root: Path, query: str, form: str | None = None) -> None:
         else:
             relation.show(max_width=out().width)
     except duckdb.Error as error:
-        raise lake_error(error) from error
+        raise lake_error(error, Layout(root)) from error
 
 
 def _as_csv(relation: Any) -> None:

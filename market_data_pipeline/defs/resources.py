@@ -95,7 +95,7 @@ def ingestion_resource(
     )
 
 
-def publish_views(layout: Layout, log: logging.Logger | None) -> None:
+def publish_views(layout: Layout, log: logging.Logger | None = None) -> None:
     """Bring the SQL views up to what a run has written. A run whose days are held does not fail for the views' sake."""
     try:
         publish_catalog(layout)
