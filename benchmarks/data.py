@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
-from market_data_pipeline.sandbox import GeneratedSymbol, Sandbox, write_mirror
-from market_data_pipeline.sandbox.exchange import Cadence
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.settings import PREFIX, Settings
 
@@ -25,6 +23,7 @@ FRESH = multiprocessing.get_context("spawn")
 KLINES_FROM, TRADES_FROM = date(2024, 7, 1), date(2025, 3, 1)
 """First days: a year with both of spot's time units (milliseconds until 2024-12-31), and a week of microseconds."""
 
+_Cadence = Literal["daily", "monthly"]
 _LISTED = date(2017, 8, 17)
 
 
@@ -130,7 +129,7 @@ def make_archives(folder: Path, scale: Scale) -> Archives:
     if done.exists():
         return archives
     others = [klines(name) for name in symbol_names(scale.symbols)[1:]]
-    jobs: list[tuple[Path, list[SeriesKey], list[date], int, Sequence[Cadence]]] = [
+    jobs: list[tuple[Path, list[SeriesKey], list[date], int, Sequence[_Cadence]]] = [
         *((archives.daily, [archives.trade_series], [day], scale.trades, ("daily",)) for day in archives.trade_days),
         (archives.daily, [archives.kline_series], archives.kline_days, 20_000, ("daily",)),
         (archives.monthly, [archives.kline_series], archives.kline_days, 20_000, ("daily", "monthly")),
@@ -143,7 +142,12 @@ def make_archives(folder: Path, scale: Scale) -> Archives:
     return archives
 
 
-def _write(folder: Path, keys: list[SeriesKey], days: list[date], trades: int, cadences: Sequence[Cadence]) -> None:
+# The sandbox is imported where it is used: what is measured runs in processes that do without it.
+
+
+def _write(folder: Path, keys: list[SeriesKey], days: list[date], trades: int, cadences: Sequence[_Cadence]) -> None:
+    from market_data_pipeline.sandbox import GeneratedSymbol, write_mirror
+
     symbols = [
         GeneratedSymbol(key.market, key.symbol, _LISTED, trades_per_day=trades, price=60_000.0, quantity_decimals=5)
         for key in keys
@@ -195,6 +199,8 @@ def serving(mirror: Path) -> Iterator[Origin]:
 
 
 def _serve(mirror: Path, to_parent: Connection) -> None:
+    from market_data_pipeline.sandbox import Sandbox
+
     with Sandbox(mirror=mirror) as sandbox:
         to_parent.send(sandbox.settings_env())
         # The parent sends nothing: its end of the pipe closes when it is done, or dies.

@@ -119,6 +119,8 @@ def ingest_into(root: Path, env: Mapping[str, str], wanted: Mapping[SeriesKey, S
     Raises:
         RuntimeError: a day failed: what was measured would not be what it says.
     """
+    import pandas  # noqa: F401, ICN001 - Arrow imports it when it is first used, which is no part of the work
+
     settings = settings_of(env, root)
     results: list[DayOutcome | DayFailure] = []
     with measured() as cost, Sources(settings) as sources:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.baselines import pandas_read, repeated
 from benchmarks.data import Archives, klines, serving, symbol_names
 from benchmarks.ingestion import ingest_into
 from benchmarks.measure import apart
 from benchmarks.report import Baseline, Row
+from market_data_pipeline import MarketData
+from market_data_pipeline.series import SeriesKey
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _OHLCV = ["open", "high", "low", "close", "volume"]
 _LABELLED = ["symbol", "interval", "open_time", *_OHLCV]
@@ -34,57 +41,67 @@ def queries(archives: Archives, work: Path) -> list[Row]:
     everything = [(key, day) for key in keys for day in days]
     volume = f"{len(days)} days × {len(symbols)} symbols of 1m klines to pandas"
 
-    def ours(symbols: list[str], start: date, end: date, columns: list[str] | None, rows: int) -> list[float]:
+    def asking(symbols: list[str], start: date, end: date, columns: list[str] | None, rows: int) -> _Question:
         asked = {"symbols": symbols, "interval": "1m", "start": start, "end": end, "columns": columns}
-        return apart(_ask, lake, asked, rows, times)
+        return _Question(asked, rows)
 
     end, minutes = days[-1] + timedelta(days=1), len(days) * 1440 * len(symbols)
-    all_columns = apart(pandas_read, lake, everything, None, min(times, 3))
-    one_day = apart(pandas_read, lake, [(keys[0], day)], None, times)
-    two_days = apart(pandas_read, lake, [(keys[0], days[-2]), (keys[0], days[-1])], None, times)
+    ohlcv, whole, one, last = apart(
+        _answer_times,
+        lake,
+        [
+            asking(symbols, first, end, _OHLCV, minutes),
+            asking(symbols, first, end, None, minutes),
+            asking(symbols[:1], day, day + timedelta(days=1), None, 1440),
+            asking(symbols[:1], now - timedelta(minutes=500), now, None, 500),
+        ],
+        times,
+    )
+    two_days = [(keys[0], days[-2]), (keys[0], days[-1])]
+    beside = apart(
+        _pandas_times,
+        lake,
+        [(everything, _LABELLED), (everything, None), ([(keys[0], day)], None), (two_days, None)],
+        min(times, 3),
+    )
     return [
-        Row(
-            "query-ohlcv",
-            f"{volume}: open, high, low, close, volume",
-            "s",
-            ours(symbols, first, end, _OHLCV, minutes),
-            target=0.5,
-            baselines=[
-                Baseline("pandas, file by file", apart(pandas_read, lake, everything, _LABELLED, min(times, 3)))
-            ],
-        ),
-        Row(
-            "query-all",
-            f"{volume}: all columns",
-            "s",
-            ours(symbols, first, end, None, minutes),
-            baselines=[Baseline("pandas, file by file", all_columns)],
-        ),
-        _in_ms(
-            "query-day",
-            "one symbol, one day of 1m klines to pandas: all columns",
-            ours(symbols[:1], day, day + timedelta(days=1), None, 1440),
-            one_day,
-        ),
-        _in_ms(
-            "query-last",
-            "the last 500 1m candles of one symbol to pandas: all columns",
-            ours(symbols[:1], now - timedelta(minutes=500), now, None, 500),
-            two_days,
-        ),
+        _row("query-ohlcv", f"{volume}: open, high, low, close, volume", "s", ohlcv, beside[0], target=0.5),
+        _row("query-all", f"{volume}: all columns", "s", whole, beside[1]),
+        _row("query-day", "one symbol, one day of 1m klines to pandas: all columns", "ms", one, beside[2]),
+        _row("query-last", "the last 500 1m candles of one symbol to pandas: all columns", "ms", last, beside[3]),
     ]
 
 
-def _in_ms(name: str, what: str, seconds: list[float], beside: list[float]) -> Row:
-    baseline = Baseline("pandas, file by file", [1000 * value for value in beside])
-    return Row(name, what, "ms", [1000 * value for value in seconds], baselines=[baseline])
+def _row(
+    name: str, what: str, unit: str, seconds: list[float], beside: list[float], target: float | None = None
+) -> Row:
+    scale = 1000 if unit == "ms" else 1
+    baseline = Baseline("pandas, file by file", [scale * value for value in beside])
+    return Row(name, what, unit, [scale * value for value in seconds], target=target, baselines=[baseline])
 
 
-def _ask(lake: Path, asked: Mapping[str, Any], rows: int, times: int) -> list[float]:
-    from market_data_pipeline import MarketData
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked of ``MarketData.klines``, and how many rows must come."""
 
+    asked: Mapping[str, Any]
+    rows: int
+
+
+def _answer_times(lake: Path, questions: Sequence[_Question], times: int) -> list[list[float]]:
     market = MarketData(lake)
-    answer = market.klines(**asked).df()
-    if len(answer) != rows:
-        raise RuntimeError(f"{rows} rows were asked for, and {len(answer)} came.")
-    return repeated(lambda: market.klines(**asked).df(), times)
+    for question in questions:
+        rows = len(_answer(market, question))
+        if rows != question.rows:
+            raise RuntimeError(f"{question.rows} rows were asked for, and {rows} came: {question.asked}.")
+    return [repeated(partial(_answer, market, question), times) for question in questions]
+
+
+def _answer(market: MarketData, question: _Question) -> pd.DataFrame:
+    return market.klines(**question.asked).df()
+
+
+def _pandas_times(
+    lake: Path, files: Sequence[tuple[Sequence[tuple[SeriesKey, date]], list[str] | None]], times: int
+) -> list[list[float]]:
+    return [pandas_read(lake, days, columns, times) for days, columns in files]

@@ -1,0 +1,57 @@
+"""The benchmarks: each runs on very little data, and its numbers are kept."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from benchmarks.__main__ import BENCHMARKS, measure
+from benchmarks.data import Scale
+from benchmarks.report import Baseline, Row
+
+TINY = Scale(kline_days=3, trade_days=2, trades=2_000, symbols=2, query_days=2, assets=4, repetitions=1, judged=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where archives are made once for all of them."""
+    return tmp_path_factory.mktemp("benchmarks")
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("benchmarks")
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_measures_beside_its_baselines_and_keeps_the_numbers(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    shown = io.StringIO()
+    rows = measure([name], TINY, folder, tmp_path / "results", Console(file=shown, width=200))
+
+    [path] = (tmp_path / "results").iterdir()
+    kept = json.loads(path.read_text())
+    assert [row["name"] for row in kept["rows"]] == [row.name for row in rows] != []
+    assert kept["scale"]["kline_days"] == 3
+    assert kept["machine"]["cores"] >= 1
+    for row in kept["rows"]:
+        assert row["measured"] > 0
+        assert row["name"] in shown.getvalue()
+        for baseline in row["baselines"]:
+            assert baseline["measured"] > 0
+            assert baseline["what"] in shown.getvalue()
+
+
+def test_a_target_is_reached_from_the_better_side() -> None:
+    assert Row("a", "", "ms", [50, 60, 90], target=60).reached is True
+    assert Row("a", "", "ms", [50, 61, 62], target=60).reached is False
+    assert Row("a", "", "rows/s", [1.9e6, 2.1e6, 2.2e6], target=2e6, better="higher").reached is True
+    assert Row("a", "", "rows/s", [1.9e6], target=2e6, better="higher").reached is False
+    assert Row("a", "", "ms", [50]).reached is None
+
+
+def test_an_advantage_above_one_is_ours() -> None:
+    assert Row("a", "", "ms", [5]).advantage(Baseline("b", [10])) == 2
+    assert Row("a", "", "rows/s", [5], better="higher").advantage(Baseline("b", [10])) == 0.5
