@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,10 @@ def defs() -> dg.Definitions:
     # Hundreds of assets are a million objects that live as long as the process: without looking for garbage among them,
     # now and later, 400 assets load in three quarters of the time.
     gc.disable()
+    # What of Dagster may still change is the project's concern (its versions are pinned), not that of who reads the log
+    # of the UI: five lines for each asset, in each process.
+    for category in (dg.PreviewWarning, dg.BetaWarning):
+        warnings.simplefilter("ignore", category)
     try:
         settings = load_settings()
         return build_definitions(settings, load_universe(settings.universe))

@@ -25,6 +25,8 @@ PYTHON = sys.executable
 MARKET_DATA = str(Path(PYTHON).with_name("market-data"))
 """The command, as it was installed beside the interpreter."""
 
+_OUTPUT = "output-"
+
 _T = TypeVar("_T")
 
 
@@ -73,6 +75,10 @@ class Desk:
         with self.market_data(*command) as process:
             assert process.wait(120) == 0
 
+    def output(self) -> str:
+        """What the processes here have said so far."""
+        return "".join(path.read_text(errors="replace") for path in sorted(self.root.glob(f"{_OUTPUT}*")))
+
     def days_held(self, keys: Iterable[SeriesKey]) -> dict[SeriesKey, set[date]]:
         """The days of series that have a file at this moment."""
         return {
@@ -106,7 +112,7 @@ def running(command: Sequence[str], environment: Mapping[str, str], folder: Path
         environment: Its environment, whole.
         folder: Its working folder.
     """
-    log = folder / f"output-{time.monotonic_ns()}.log"
+    log = folder / f"{_OUTPUT}{time.monotonic_ns()}"
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, env=dict(environment), cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True

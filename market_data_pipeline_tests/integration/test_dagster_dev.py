@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import requests
 
@@ -182,7 +183,10 @@ def test_a_backfill_from_the_ui_with_bad_days_and_a_second_one_for_those(tmp_pat
             assert len(sandbox.requests) == 4  # each zip and its CHECKSUM, and nothing else
             all_days_are_good(ui)
             assert {files.read_table(desk.layout.file(BTC, day)).num_rows for day in MONTH} == {1440}
+            any_sql_tool_finds_the_rows(desk)
             the_daemons_are_well(ui)
+        assert "PreviewWarning" not in desk.output()
+        assert "BetaWarning" not in desk.output()
 
 
 def the_pages_answer(ui: Ui) -> None:
@@ -234,6 +238,12 @@ def all_days_are_good(ui: Ui) -> None:
     for key in (BTC, ETH):
         assert ui.numbers(key) == {"numMaterialized": 31, "numFailed": 0, "numMaterializing": 0}
         assert ui.checks(key) == {"integrity": {"SUCCEEDED": set(MONTH)}, "gaps": {"SUCCEEDED": set(MONTH)}}
+
+
+def any_sql_tool_finds_the_rows(desk: Desk) -> None:
+    query = "SELECT symbol, count(*) FROM binance_spot.klines GROUP BY symbol ORDER BY symbol"
+    with duckdb.connect(str(desk.layout.catalog), read_only=True) as connection:
+        assert connection.execute(query).fetchall() == [("BTCUSDT", 31 * 1440), ("ETHUSDT", 31 * 1440)]
 
 
 def the_daemons_are_well(ui: Ui) -> None:

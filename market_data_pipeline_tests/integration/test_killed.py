@@ -53,7 +53,7 @@ class Attempt:
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
     with Sandbox() as sandbox:
-        sandbox.faults.add(Delay(latency=0.01))
+        sandbox.faults.add(Delay(latency=0.02))
         yield sandbox
 
 
@@ -71,7 +71,7 @@ def test_a_backfill_that_is_killed_ten_times_ends_as_one_that_was_not(
     attempts = []
     for _ in range(KILLS):
         attempts.append(Attempt(datetime.now(UTC), desk.days_held(KEYS)))
-        kill_somewhere(desk, sandbox, chance, undisturbed // (KILLS + 1))
+        kill_somewhere(desk, sandbox, chance, undisturbed // KILLS)
     held = desk.days_held(KEYS)
     assert any(0 < len(attempt.held[key]) < len(WANTED) for attempt in attempts for key in KEYS)
     assert held != {key: set(WANTED) for key in KEYS}  # so that there is something left to finish
@@ -87,7 +87,7 @@ def test_a_backfill_that_is_killed_ten_times_ends_as_one_that_was_not(
 def kill_somewhere(desk: Desk, sandbox: Sandbox, chance: random.Random, requests: int) -> None:
     """Start the backfill and kill it: some requests and some moments after it began to work, or even before."""
     before = len(sandbox.requests)
-    after = chance.randint(0, 2 * requests)
+    after = chance.randint(0, requests)
     with desk.market_data(*BACKFILL) as process:
         if after:
             until(
@@ -96,7 +96,7 @@ def kill_somewhere(desk: Desk, sandbox: Sandbox, chance: random.Random, requests
                 seconds=60,
                 pause=0.002,
             )
-        time.sleep(chance.uniform(0, 0.3 if after else 3))
+        time.sleep(chance.uniform(0, 0.15 if after else 2))
         assert process.poll() is None, "it ended before it was killed"
         process.kill()
 
