@@ -14,7 +14,7 @@ import dagster as dg
 
 from market_data_pipeline import clock
 from market_data_pipeline.definitions import build_definitions
-from market_data_pipeline.defs.home import days_on_record, materialize_days, open_instance
+from market_data_pipeline.defs.home import days_on_record, materialize_coverage, materialize_days, open_instance
 from market_data_pipeline.defs.partitions import contiguous_ranges, days_between
 from market_data_pipeline.defs.resources import publish_views
 from market_data_pipeline.errors import UsageError
@@ -61,6 +61,7 @@ def bring(
     on_result: OnResult | None = None,
     *,
     profiles: bool = False,
+    coverage: bool = False,
 ) -> Report:
     """Bring days of series, each run on record in Dagster; nothing is started for days that are held and on record.
 
@@ -69,6 +70,7 @@ def bring(
         wanted: Days of each series; all series must be in the universe.
         on_result: Told of each day as soon as it is done, with the held ones first.
         profiles: Whether the tradeProfiles of aggTrades days are made, too, where they are missing or out of date.
+        coverage: Whether the coverage of the markets, with its standing checks, is looked at afterwards.
 
     Returns:
         One result for each day that was wanted.
@@ -101,6 +103,9 @@ def bring(
             for key in wanted:
                 if key.data_type is DataType.AGG_TRADES:
                     _make_profiles(key, wanted[key], layout, instance, definitions, settings)
+        if coverage:
+            markets = dict.fromkeys(key.market for key in wanted)
+            _stop_if_interrupted(materialize_coverage(instance, definitions, markets, log_level="CRITICAL"))
     publish_views(layout)
     return report
 

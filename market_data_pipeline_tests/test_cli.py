@@ -25,7 +25,10 @@ from market_data_pipeline.cli import main
 from market_data_pipeline.cli.choice import Asked, choose
 from market_data_pipeline.cli.collect import concern_about
 from market_data_pipeline.cli.holdings import Holding, Size, day_size, holding, size_of
+from market_data_pipeline.defs.coverage import coverage_key
+from market_data_pipeline.defs.home import open_instance
 from market_data_pipeline.lake import files
+from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.sandbox import Delay, Status, WrongChecksum
 from market_data_pipeline.series import Market
 from market_data_pipeline.settings import PREFIX, Settings
@@ -531,6 +534,9 @@ def test_demo_shows_all_of_it_and_is_quick_the_second_time(tmp_path: Path, monke
     assert re.search(r"um/aggTrades/BTCUSDT +\S+ +\S+ +3[34] +[12] +0 +0 ", first.stdout)
     assert len(re.findall(r"│ \d{4}-\d\d-\d\d │", first.stdout)) in (4, 5)  # the first answer has a row a day
     assert "market-data demo --ui" in first.stdout
+    with open_instance(Layout(tmp_path / "demo")) as instance:
+        looked_at = [instance.get_latest_materialization_event(coverage_key(m)) for m in (Market.SPOT, Market.UM)]
+    assert all(looked_at)
     begin = time.monotonic()
     second = demo()
     assert time.monotonic() - begin < 30

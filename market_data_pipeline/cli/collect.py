@@ -77,7 +77,7 @@ def sync(yes: bool) -> None:
     runs.
     """
     settings = load_settings()
-    end(fetch(settings, choose(load_universe(settings.universe), Asked()), yes=yes, profiles=True))
+    end(fetch(settings, choose(load_universe(settings.universe), Asked()), yes=yes, everything=True))
 
 
 @click.command()
@@ -140,14 +140,14 @@ def _series(market: Market, symbol: str, word: str) -> SeriesKey:
 # --- what all three do -------------------------------------------------------------------------------------------
 
 
-def fetch(settings: Settings, chosen: Chosen, *, yes: bool, profiles: bool = False) -> bool:
+def fetch(settings: Settings, chosen: Chosen, *, yes: bool, everything: bool = False) -> bool:
     """Bring what was chosen, with a bar; then say what is there and what failed.
 
     Args:
         settings: Where to, and where from.
         chosen: Series and days.
         yes: Whether to begin a big download without asking.
-        profiles: Whether the tradeProfiles of aggTrades days are made, too.
+        everything: Whether tradeProfiles are made and the markets' coverage is looked at, too.
 
     Returns:
         Whether all that was chosen is there.
@@ -168,7 +168,7 @@ def fetch(settings: Settings, chosen: Chosen, *, yes: bool, profiles: bool = Fal
         for category in (dg.PreviewWarning, dg.BetaWarning):
             warnings.simplefilter("ignore", category)
         try:
-            report = bring(settings, chosen.wanted, on_result=watch, profiles=profiles)
+            report = bring(settings, chosen.wanted, on_result=watch, profiles=everything, coverage=everything)
         except KeyboardInterrupt:
             console.print("Stopped. What was brought is kept; the same command goes on from there.")
             raise

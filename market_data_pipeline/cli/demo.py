@@ -81,7 +81,7 @@ def demo(then_ui: bool, port: int) -> None:
             f"to {root}.",
             soft_wrap=True,
         )
-        all_there = fetch(settings, chosen, yes=True, profiles=True)
+        all_there = fetch(settings, chosen, yes=True, everything=True)
         click.echo()
         show(all_series(settings, load_universe(universe)), str(root), out())
         for title, query in QUERIES:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import NoReturn
@@ -18,11 +18,12 @@ import dagster as dg
 from dagster._core.utils import make_new_run_id
 
 from market_data_pipeline.defs.assets import asset_key_of
+from market_data_pipeline.defs.coverage import coverage_key
 from market_data_pipeline.defs.partitions import day_of, partition_of
 from market_data_pipeline.defs.runs import close_dead_runs, says_it_lives
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.series import Market, SeriesKey
 from market_data_pipeline.settings import PREFIX
 
 logger = logging.getLogger(__name__)
@@ -113,13 +114,41 @@ def materialize_days(
         The finished run; ``success`` is False where a day failed.
     """
     range_tags = {RANGE_START: partition_of(first), RANGE_END: partition_of(last)}
+    return _run(instance, definitions, [asset_key_of(key) for key in keys], {**(tags or {}), **range_tags}, log_level)
+
+
+def materialize_coverage(
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    markets: Iterable[Market],
+    *,
+    log_level: str = "ERROR",
+) -> dg.ExecuteInProcessResult:
+    """Run the coverage of markets, with its standing checks, in this process and on record.
+
+    Args:
+        instance: From :func:`open_instance`.
+        definitions: From ``definitions.build_definitions``.
+        markets: Markets of the universe.
+        log_level: What of the run's log goes to the console.
+    """
+    return _run(instance, definitions, [coverage_key(market) for market in markets], {}, log_level)
+
+
+def _run(
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    assets: Sequence[dg.AssetKey],
+    tags: Mapping[str, str],
+    log_level: str,
+) -> dg.ExecuteInProcessResult:
     run_id = make_new_run_id()
     with says_it_lives(instance, run_id):
         return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
             instance=instance,
             run_id=run_id,
-            asset_selection=[asset_key_of(key) for key in keys],
-            tags={**(tags or {}), **range_tags},
+            asset_selection=list(assets),
+            tags=dict(tags),
             run_config={"loggers": {"console": {"config": {"log_level": log_level}}}},
             raise_on_error=False,
         )
