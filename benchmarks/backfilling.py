@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -40,9 +39,10 @@ def backfill(archives: Archives, work: Path) -> list[Row]:
 
 
 def load(archives: Archives, work: Path) -> list[Row]:
-    """A code location of 400 assets in a fresh process: from the start of Python to the snapshot that Dagster asks for.
+    """A code location of 400 assets, from Dagster's import to the snapshot that its server is asked for.
 
-    Compared with the start of Python and the import of Dagster alone, which no code location can do without.
+    In a fresh process, with the project's own imports. The import of Dagster, which no code location can do without and
+    which a slow moment of the machine doubles, stands beside it.
     """
     assets = archives.scale.assets
     universe = work / "universe.yaml"
@@ -50,37 +50,33 @@ def load(archives: Archives, work: Path) -> list[Row]:
     intervals = ("1m", "5m", "1h", "1d")
     _write_universe(universe, symbol_names(assets // len(intervals)), intervals)
     env = os.environ | {"MARKET_DATA_UNIVERSE": str(universe), "MARKET_DATA_DIR": str(work)}
-
-    def seconds(code: str) -> list[float]:
-        return [_process_seconds(code, env) for _ in range(archives.scale.repetitions)]
-
-    ours = seconds(_LOAD + _SNAPSHOT.format(assets=assets))
-    beside = [
-        Baseline("without the snapshot", seconds(_LOAD)),
-        Baseline("import dagster alone", seconds("import dagster")),
-    ]
-    what = f"load a code location of {assets} klines assets with {2 * assets} checks, in a fresh process, all imports"
-    return [Row("load", what, "s", ours, target=2.0, baselines=beside)]
+    loads = [_load_seconds(env, assets) for _ in range(archives.scale.repetitions)]
+    what = f"load a code location of {assets} klines assets with {2 * assets} checks, in a fresh process"
+    beside = Baseline("import dagster, before it", [dagster for dagster, _ in loads])
+    return [Row("load", what, "s", [ours for _, ours in loads], target=2.0, baselines=[beside])]
 
 
 _LOAD = """
-import warnings
+import time, warnings
+began = time.perf_counter()
+import dagster
+imported = time.perf_counter()
 warnings.simplefilter("ignore")
-from market_data_pipeline.definitions import defs
-repository = defs().get_repository_def()
-"""
-
-_SNAPSHOT = """
 from dagster._core.remote_representation.external_data import RepositorySnap
-snapshot = RepositorySnap.from_def(repository)
-assert len(snapshot.asset_nodes) >= {assets}, len(snapshot.asset_nodes)
+from market_data_pipeline.definitions import defs
+snapshot = RepositorySnap.from_def(defs().get_repository_def())
+loaded = time.perf_counter()
+print(imported - began, loaded - imported, len(snapshot.asset_nodes))
 """
 
 
-def _process_seconds(code: str, env: Mapping[str, str]) -> float:
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], env=env, check=True)
-    return time.perf_counter() - began
+def _load_seconds(env: Mapping[str, str], assets: int) -> tuple[float, float]:
+    """Seconds to import Dagster, and then to load the code location."""
+    done = subprocess.run([sys.executable, "-c", _LOAD], env=env, check=True, capture_output=True, text=True)
+    dagster, ours, nodes = done.stdout.split()
+    if int(nodes) < assets:
+        raise RuntimeError(f"The code location has {nodes} assets, not {assets}.")
+    return float(dagster), float(ours)
 
 
 def _write_universe(path: Path, symbols: Sequence[str], intervals: Sequence[str]) -> None:
