@@ -108,7 +108,8 @@ def _run_ui(settings: Settings, port: int, sandbox: dict[str, str]) -> None:
 
     open_instance(Layout(settings.root)).dispose()  # makes the home ready and names it in the environment
     aside().print(f"Dagster's UI comes up at http://127.0.0.1:{port}, until Ctrl-C.")
-    environment = {**os.environ, **sandbox, "MARKET_DATA_UNIVERSE": str(settings.universe)}
+    ours = {"MARKET_DATA_DIR": str(settings.root), "MARKET_DATA_UNIVERSE": str(settings.universe)}
+    environment = {**os.environ, **sandbox, **ours}
     with suppress(KeyboardInterrupt):
         subprocess.run(dagster_dev_command(port=port), env=environment, check=False)  # noqa: S603 - our own command
 

@@ -36,12 +36,15 @@ RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_p
 
 # --- the home ------------------------------------------------------------------------------------------------------
 
+_prepared: set[Path] = set()
+"""Homes that this process has named itself, of which nobody needs to be warned."""
+
 
 def prepare_home(layout: Layout) -> Path:
-    """Make ``{root}/dagster`` ready and name it in this process's environment, for itself and its children.
+    """Make ``{root}/dagster`` ready and name it as ``DAGSTER_HOME`` in this process's environment, absolute.
 
-    ``DAGSTER_HOME`` and ``MARKET_DATA_DIR`` are set, both absolute. Where the environment names another home, a
-    warning says so: a home is shared with nothing else, since the materializations in it speak of this data folder.
+    Where the user's environment names another home, a warning says so: a home is shared with nothing else, since the
+    materializations in it speak of this data folder.
 
     Returns:
         The home's path.
@@ -51,7 +54,7 @@ def prepare_home(layout: Layout) -> Path:
     """
     home = layout.dagster_home.absolute()
     named = os.environ.get("DAGSTER_HOME")
-    if named and Path(named).expanduser().absolute() != home:
+    if named and Path(named).expanduser().absolute() not in {home, *_prepared}:
         logger.warning(
             "DAGSTER_HOME is %s in the environment. market_data_pipeline keeps Dagster's records with the data and "
             "uses %s instead.",
@@ -60,7 +63,7 @@ def prepare_home(layout: Layout) -> Path:
         )
     _write_config(home / "dagster.yaml")
     os.environ["DAGSTER_HOME"] = str(home)
-    os.environ[f"{PREFIX}DIR"] = str(layout.root.absolute())
+    _prepared.add(home)
     return home
 
 
@@ -171,11 +174,12 @@ def dagster_dev_command(host: str = "127.0.0.1", port: int = 3000) -> list[str]:
 
 
 def become_dagster_dev(layout: Layout, host: str = "127.0.0.1", port: int = 3000) -> NoReturn:
-    """Replace this process by Dagster's UI and daemon, with the data folder's home.
+    """Replace this process by Dagster's UI and daemon, with the data folder and its home in the environment.
 
     Raises:
         StorageError: the home cannot be written.
     """
     open_instance(layout).dispose()  # closes dead runs, which would take the place of those that the daemon starts
+    os.environ[f"{PREFIX}DIR"] = str(layout.root.absolute())
     command = dagster_dev_command(host, port)
     os.execv(command[0], command)  # noqa: S606  # no shell is wanted

@@ -48,7 +48,6 @@ def test_the_home_lies_with_the_data_and_is_named_in_the_environment(
     home = prepare_home(Layout(Path("data")))
     assert home == tmp_path / "data" / "dagster"
     assert os.environ["DAGSTER_HOME"] == str(home)
-    assert os.environ["MARKET_DATA_DIR"] == str(tmp_path / "data")
     assert (home / "dagster.yaml").read_bytes() == CONFIG.read_bytes()
 
 
@@ -63,6 +62,7 @@ def test_another_home_in_the_environment_is_told_of(
 
     caplog.clear()
     prepare_home(Layout(tmp_path))
+    prepare_home(Layout(tmp_path / "another"))  # the home in the environment is the one named by this process before
     assert caplog.records == []
 
 
