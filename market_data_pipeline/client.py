@@ -8,8 +8,9 @@ downloading (``sync.py``). Nothing here writes to the lake. DuckDB, pandas and p
 from __future__ import annotations
 
 import threading
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from difflib import get_close_matches
@@ -29,6 +30,7 @@ from market_data_pipeline.lake.reading import DayFile
 from market_data_pipeline.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey, interval_us, intervals_of
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.specs import ARCHIVE_BEGINS, lake_schema
+from market_data_pipeline.universe import Universe, load_universe
 
 if TYPE_CHECKING:
     import duckdb
@@ -610,11 +612,16 @@ def _bring(settings: Settings, layout: Layout, wanted: _Wanted) -> None:
             found.update(_lacking(layout, source, days, now))
         if found:
             lacking[source] = sorted(found)
+    if lacking:
+        lacking = _partitions_of(load_universe(settings.universe), lacking)
     if not lacking:
         return
+    from market_data_pipeline.definitions import ignore_notices
     from market_data_pipeline.sync import bring
 
-    report = bring(settings, lacking, profiles=wanted.data_type is DataType.TRADE_PROFILE)
+    with warnings.catch_warnings():
+        ignore_notices()
+        report = bring(settings, lacking, profiles=wanted.data_type is DataType.TRADE_PROFILE)
     if report.failures:
         reasons = " ".join(failure.reason for failure in report.failures[:_REASONS])
         more = f" And {len(report.failures) - _REASONS} more." if len(report.failures) > _REASONS else ""
@@ -622,6 +629,23 @@ def _bring(settings: Settings, layout: Layout, wanted: _Wanted) -> None:
             f"{len(report.failures)} of {sum(map(len, lacking.values()))} days could not be brought. {reasons}{more} "
             "Without sync=True, what is held is read."
         )
+
+
+def _partitions_of(universe: Universe, lacking: Mapping[SeriesKey, list[date]]) -> dict[SeriesKey, list[date]]:
+    """Leave out the days before a symbol's listing that are no partition in Dagster, since there is nothing to bring.
+
+    Raises:
+        UsageError: a day when the symbol may have been listed is before all that is collected.
+    """
+    first = universe.first_day()
+    left: dict[SeriesKey, list[date]] = {}
+    for key, days in lacking.items():
+        kept = [day for day in days if day >= first or universe.listing(key).covers(day)]
+        if kept:
+            if key in universe:  # of others, whoever brings them says how to add them
+                universe.refuse_before_first(kept[0])
+            left[key] = kept
+    return left
 
 
 def _lacking(layout: Layout, key: SeriesKey, days: Sequence[date], now: datetime) -> list[date]:

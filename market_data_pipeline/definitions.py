@@ -67,6 +67,15 @@ def build_definitions(
     )
 
 
+def ignore_notices() -> None:
+    """Keep Dagster's notices that a part of it may still change from who reads a screen or a log.
+
+    That is the project's concern (its versions are pinned), and it is five lines for each asset in each process.
+    """
+    for category in (dg.PreviewWarning, dg.BetaWarning):
+        warnings.simplefilter("ignore", category)
+
+
 @dg.definitions
 def defs() -> dg.Definitions:
     """The definitions of this environment, loaded by Dagster.
@@ -77,10 +86,7 @@ def defs() -> dg.Definitions:
     # Hundreds of assets are a million objects that live as long as the process: without looking for garbage among them,
     # now and later, 400 assets load in three quarters of the time.
     gc.disable()
-    # What of Dagster may still change is the project's concern (its versions are pinned), not that of who reads the log
-    # of the UI: five lines for each asset, in each process.
-    for category in (dg.PreviewWarning, dg.BetaWarning):
-        warnings.simplefilter("ignore", category)
+    ignore_notices()
     try:
         settings = load_settings()
         return build_definitions(settings, load_universe(settings.universe))

@@ -235,6 +235,18 @@ class Universe:
         settled = [listed for day, listed in moving if earliest is None or day < earliest]
         return min([*fixed, *settled], default=ARCHIVE_BEGINS)
 
+    def refuse_before_first(self, day: date) -> None:
+        """Refuse a day that is no partition in Dagster, because everything collected begins later.
+
+        Raises:
+            UsageError: the text says when it begins and what to change.
+        """
+        if day < self.first_day():
+            raise UsageError(
+                f"{day} is before all that {self.path} collects, which begins on {self.first_day()}. "
+                "Set an earlier `from:` there first."
+            )
+
     def _unknown(self, key: SeriesKey) -> str:
         near = [
             k for k in self._resolved if (k.market, k.data_type, k.symbol) == (key.market, key.data_type, key.symbol)
@@ -279,14 +291,14 @@ def load_universe(path: Path, *, resolve: bool = True) -> Universe:
     Raises:
         UsageError: a file cannot be read or has mistakes; each is told with its line and what is allowed.
     """
-    text = _read_text(path)
+    text = read_text(path)
     if text is None:
         raise UsageError(
             f"There is no {path}. It says what to collect: `market-data add BTCUSDT 1m --from 2024-01-01` begins one, "
             "and MARKET_DATA_UNIVERSE names another file."
         )
     lock = lock_path(path)
-    listed = _read_text(lock)
+    listed = read_text(lock)
     universe = Universe(parse_universe(text, str(path)), parse_lock(listed, str(lock)) if listed else {}, path)
     if resolve:
         for key in universe.series():
@@ -294,7 +306,12 @@ def load_universe(path: Path, *, resolve: bool = True) -> Universe:
     return universe
 
 
-def _read_text(path: Path) -> str | None:
+def read_text(path: Path) -> str | None:
+    """The text of a universe or a lock, None where there is no such file.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
     try:
         return path.read_text("utf-8")
     except FileNotFoundError:

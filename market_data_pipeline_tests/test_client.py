@@ -8,12 +8,14 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import duckdb
 import numpy as np
 import pandas as pd
@@ -627,3 +629,27 @@ def test_a_file_that_was_removed_by_hand_is_brought_again(world: World, synced: 
 def test_sync_of_a_series_that_is_not_collected_says_how_to_add_it(synced: MarketData) -> None:
     with pytest.raises(UsageError, match="market-data add ETHUSDT 1h"):
         synced.klines("ETHUSDT", "1h", "2026-03-01", "2026-03-02", sync=True)
+
+
+@pytest.mark.slow
+def test_sync_says_nothing_and_leaves_the_environment_as_to_data(world: World, synced: MarketData) -> None:
+    before = repr(MarketData())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        synced.klines("BTCUSDT", "1h", "2026-03-01", "2026-03-02", sync=True)
+    assert [str(w.message) for w in said if issubclass(w.category, (dg.PreviewWarning, dg.BetaWarning))] == []
+    assert repr(MarketData()) == before
+
+
+def test_sync_of_days_before_all_that_is_collected_says_what_to_change(synced: MarketData) -> None:
+    with pytest.raises(UsageError, match=r"2026-01-20 is before all that .* begins on 2026-02-01\. Set an earlier"):
+        synced.klines("BTCUSDT", "1h", "2026-01-20", "2026-02-03", sync=True)
+
+
+@pytest.mark.slow
+def test_sync_of_days_before_the_listing_brings_those_since(world: World, synced: MarketData) -> None:
+    (world.root / "universe.lock.yaml").write_text("spot:\n  BTCUSDT: [{from: 2026-02-01, until: null}]\n")
+    assert synced.klines("BTCUSDT", "1h", "2026-01-20", "2026-02-03", sync=True).arrow().num_rows == 48
+    world.forget()
+    assert synced.klines("BTCUSDT", "1h", "2026-01-20", "2026-02-03", sync=True).arrow().num_rows == 48
+    assert world.asked() == []

@@ -132,7 +132,7 @@ def choose(universe: Universe, what: Asked) -> Chosen:
         UsageError: something asked for is not in the universe, a day is in the future, the last day is before the
             first, or nothing is left; the text lists what there is.
     """
-    _check_days(what)
+    check_days(what.first, what.last)
     keys = _series(universe, what)
     wanted: dict[SeriesKey, list[date]] = {}
     notes: list[str] = []
@@ -147,22 +147,22 @@ def choose(universe: Universe, what: Asked) -> Chosen:
             wanted[key] = listed
     if not wanted:
         raise UsageError("No day is left of what was asked for. " + " ".join(notes[:5]))
-    earliest = min(days[0] for days in wanted.values())
-    if earliest < universe.first_day():
-        raise UsageError(
-            f"{earliest} is before all that {universe.path} collects, which begins on {universe.first_day()}. "
-            "Set an earlier `from:` there first."
-        )
+    universe.refuse_before_first(min(days[0] for days in wanted.values()))
     return Chosen(wanted, tuple(notes))
 
 
-def _check_days(what: Asked) -> None:
+def check_days(first: date | None, last: date | None) -> None:
+    """Refuse days that cannot be meant; None is a day that was left out.
+
+    Raises:
+        UsageError: a day is in the future, or the last one is before the first.
+    """
     today = clock.today()
-    for option, day in (("--from", what.first), ("--through", what.last)):
+    for option, day in (("--from", first), ("--through", last)):
         if day is not None and day > today:
             raise UsageError(f"{option} {day} is in the future; today is {today} (UTC).")
-    if what.first and what.last and what.last < what.first:
-        raise UsageError(f"--through {what.last} is before --from {what.first}.")
+    if first and last and last < first:
+        raise UsageError(f"--through {last} is before --from {first}.")
 
 
 def _series(universe: Universe, what: Asked) -> list[SeriesKey]:

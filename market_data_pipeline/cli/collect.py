@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from market_data_pipeline.cli.choice import Asked, Chosen, Day, asked, choose, choosing
+from market_data_pipeline.cli.choice import Asked, Chosen, Day, asked, check_days, choose, choosing
 from market_data_pipeline.cli.holdings import Size, holding, size_of
 from market_data_pipeline.cli.screen import aside, counted, in_bytes, watching
 from market_data_pipeline.cli.universe import listing_sources
@@ -26,11 +26,12 @@ from market_data_pipeline.universe import (
     load_universe,
     look_up,
     parse_since,
+    read_text,
     write_lock,
 )
 
 if TYPE_CHECKING:
-    from market_data_pipeline.ingest import DayFailure
+    from market_data_pipeline.outcomes import DayFailure
 
 ASK_ABOVE = 5_000_000_000
 """Downloads of more bytes than this are not begun without asking."""
@@ -110,8 +111,9 @@ def add(symbol: str, what: Sequence[str], market: str, since: str, last: date | 
         begin = parse_since(since)
     except UsageError as error:
         raise UsageError(f"--from {error}") from None
+    check_days(begin.first(None), last)
     path = settings.universe
-    before = path.read_text("utf-8") if path.exists() else ""
+    before = read_text(path) or ""
     text = before
     for key in keys:
         text = add_series(text, key, begin, str(path))
@@ -130,6 +132,8 @@ def add(symbol: str, what: Sequence[str], market: str, since: str, last: date | 
 
 
 def _series(market: Market, symbol: str, word: str) -> SeriesKey:
+    if symbol != symbol.upper():
+        raise UsageError(f"Symbols are written in capitals: {symbol.upper()}, not {symbol}.")
     if word.lower() == DataType.AGG_TRADES.lower():
         return SeriesKey(EXCHANGE, market, DataType.AGG_TRADES, symbol)
     if word not in INTERVALS:
@@ -155,8 +159,7 @@ def fetch(settings: Settings, chosen: Chosen, *, yes: bool, everything: bool = F
     Raises:
         MarketDataError: nothing can be brought at all, e.g. because the disk refuses.
     """
-    import dagster as dg
-
+    from market_data_pipeline.definitions import ignore_notices
     from market_data_pipeline.sync import bring
 
     console = aside()
@@ -164,9 +167,7 @@ def fetch(settings: Settings, chosen: Chosen, *, yes: bool, everything: bool = F
         console.print(note, soft_wrap=True)
     ask_first(settings, chosen.wanted, yes=yes)
     with watching(chosen.wanted, console) as watch, warnings.catch_warnings():
-        # What of Dagster may still change is the project's concern (its versions are pinned), not that of who runs it.
-        for category in (dg.PreviewWarning, dg.BetaWarning):
-            warnings.simplefilter("ignore", category)
+        ignore_notices()
         try:
             report = bring(settings, chosen.wanted, on_result=watch, profiles=everything, coverage=everything)
         except KeyboardInterrupt:

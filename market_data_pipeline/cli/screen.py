@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
+from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.series import SeriesKey
 
 logger = logging.getLogger("market_data_pipeline.cli")
