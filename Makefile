@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-export MARKET_DATA_DIR ?= data
 DAGSTER_PORT ?= 3000
 
 .DEFAULT_GOAL := install

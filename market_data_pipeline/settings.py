@@ -17,7 +17,9 @@ PREFIX = "MARKET_DATA_"
 class Settings(BaseSettings):
     """What a user can set; ``.env.example`` shows the same list. Without settings the real Binance is asked."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     dir: Path = Field(Path("data"), description="The root: lake, ledgers, catalog and Dagster's own files.")
     universe: Path = Field(Path("universe.yaml"), description="What to collect.")

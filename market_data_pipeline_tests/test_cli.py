@@ -221,6 +221,37 @@ def test_wrong_setting_and_missing_universe_end_with_exit_code_2(
     assert "MARKET_DATA_SPOT_URL" in result.stderr
 
 
+def test_setting_that_is_empty_is_as_if_it_were_not_there(
+    market_data: MarketData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MARKET_DATA_DIR", "")
+    assert str(tmp_path / "data") in market_data("status").stdout.replace("\n", "")
+
+
+def test_budget_folder_that_cannot_be_used_is_named(
+    world: World, market_data: MarketData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (world.root / "file").touch()
+    monkeypatch.setenv("MARKET_DATA_BUDGET_DIR", str(world.root / "file"))
+    result = market_data("backfill", "--symbol", "BTCUSDT", "--interval", "1h", "--from", "2026-03-05")
+    assert result.exit_code == 1
+    assert str(world.root / "file") in result.stderr
+    assert "dagster._core" not in result.stderr
+
+
+def test_make_leaves_the_data_folder_to_the_settings(tmp_path: Path) -> None:
+    shutil.copy(PROJECT / "Makefile", tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("pyproject.toml", "constraints.txt", ".venv/.installed"):  # the newest is last: nothing is installed
+        (tmp_path / name).touch()
+    command = tmp_path / ".venv" / "bin" / "market-data"
+    command.write_text('#!/bin/sh\necho "${MARKET_DATA_DIR-as .env says}"\n')
+    command.chmod(0o755)
+    said = subprocess.run(["make", "-s", "dev"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert said.stdout.strip() == "as .env says"
+
+
 def test_folder_that_cannot_be_written_is_named(world: World, market_data: MarketData) -> None:
     (world.root / "data").write_text("a file where the folder should be")
     result = market_data(*ONE_WEEK)
@@ -402,6 +433,9 @@ def test_add_begins_a_universe(world: World, market_data: MarketData) -> None:
         ("BTCUSDT 1s --market um", r"no kline interval '1s' in um"),
         ("BTCUSDT 1m --from soon", r"--from cannot be 'soon'. Allowed: a day"),
         ("BTCUSDT 1m --from 2026-03-06", r"--from cannot be 2026-03-06, which is in the future"),
+        ("BTCUSDT 1m --from 2026-03-01 --through 2026-03-06", r"--through 2026-03-06 is in the future"),
+        ("BTCUSDT 1m --from 2026-03-04 --through 2026-03-03", r"--through 2026-03-03 is before --from 2026-03-04"),
+        ("btcusdt 1m", r"Symbols are written in capitals: BTCUSDT, not btcusdt"),
         ("BTCUSDT", r"Missing argument 'WHAT...'"),
     ],
 )
@@ -413,6 +447,13 @@ def test_add_of_what_does_not_exist_changes_nothing(
     assert re.search(says, result.stderr)
     assert (world.root / "universe.yaml").read_text() == UNIVERSE
     assert (world.root / "universe.lock.yaml").read_text() == LOCK
+
+
+def test_add_to_a_universe_that_is_no_text_says_so(world: World, market_data: MarketData) -> None:
+    (world.root / "universe.yaml").write_bytes(b"# caf\xe9\ncollect: []\n")
+    result = market_data("add", "BTCUSDT", "1h")
+    assert result.exit_code == 2
+    assert "universe.yaml cannot be read" in result.stderr
 
 
 def test_universe_refresh_resolves_patterns_over_the_archive(world: World, market_data: MarketData) -> None:

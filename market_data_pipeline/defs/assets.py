@@ -85,8 +85,9 @@ def build_series_asset(
         began = time.monotonic()
         try:
             results = list(ingestion.days(key, [day_of(name) for name in context.partition_keys], listing))
-        except MarketDataError as error:
-            # Days that were written by then are held, and the next run puts them on record.
+        except (MarketDataError, OSError) as error:
+            # Days that were written by then are held, and the next run puts them on record. The system's words name a
+            # path that cannot be used, e.g. that of the shared budget.
             raise dg.Failure(description=str(error), allow_retries=False) from error
         context.log.info(events.log_line(key, results, time.monotonic() - began))
         yield from events.day_events(context, results, layout, picture)
