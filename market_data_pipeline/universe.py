@@ -176,7 +176,7 @@ class Universe:
         return _source_of(key) in self._resolved
 
     def start(self, key: SeriesKey) -> date:
-        """The first UTC day to collect: what ``from:`` says, but not before the listing.
+        """The first UTC day to collect: what ``from:`` says, but not before the listing, nor before Binance.
 
         A derived series starts with what it is derived from.
 
@@ -193,7 +193,7 @@ class Universe:
                 f"{self.path}: {key} is to be collected from its listing on, and that day is not known. "
                 "`market-data universe refresh` finds it, or give a day: `from: 2020-01-01`."
             )
-        return min(day for day in days if day)
+        return max(min(day for day in days if day), ARCHIVE_BEGINS)
 
     def end(self, key: SeriesKey) -> date:
         """The last UTC day to collect: the last listed one, or today."""

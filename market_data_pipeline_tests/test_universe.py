@@ -157,6 +157,11 @@ def test_derived_series_starts_with_its_source_and_unknown_series_lists_what_the
         found.start(klines("ETHUSDT", "1m"))
 
 
+def test_nothing_starts_before_binance() -> None:
+    found = universe("collect: [{market: spot, symbols: BTCUSDT, klines: {intervals: 1d, from: 1970-01-01}}]")
+    assert found.start(klines("BTCUSDT", "1d")) == found.first_day() == date(2017, 7, 14)
+
+
 def test_first_day_does_not_move_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "collect: [{market: spot, symbols: BTCUSDT, aggTrades: {from: 7 days ago}}]"
     before = universe(text, LOCK).first_day()
