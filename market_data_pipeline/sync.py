@@ -7,6 +7,7 @@ recorded (``defs``), and what is shown meanwhile (``cli``).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -19,10 +20,12 @@ from market_data_pipeline.defs.partitions import contiguous_ranges, days_between
 from market_data_pipeline.defs.resources import publish_views
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.files import SeriesBusyError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, NOT_LISTED, Ledger, LedgerRow, failed_row, reconcile
 from market_data_pipeline.profile import profile_is_due, profile_of
-from market_data_pipeline.series import DataType, SeriesKey
+from market_data_pipeline.series import DataType, Listing, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.specs import lake_schema
 from market_data_pipeline.universe import Universe, load_universe
@@ -93,7 +96,7 @@ def bring(
     definitions = build_definitions(settings, universe, on_result=told)
     with open_instance(layout) as instance:
         for key, days in wanted.items():
-            needed = _report_settled(key, days, layout, days_on_record(instance, key), told)
+            needed = _report_settled(key, days, universe.listing(key), layout, days_on_record(instance, key), told)
             for first, last in contiguous_ranges(needed, settings.max_partitions_per_run):
                 run = materialize_days(instance, definitions, [key], first, last, log_level="CRITICAL")
                 if not run.success:
@@ -123,20 +126,40 @@ def _refuse_unknown(universe: Universe, wanted: Mapping[SeriesKey, Sequence[date
 
 
 def _report_settled(
-    key: SeriesKey, days: Sequence[date], layout: Layout, on_record: set[date], told: OnResult
+    key: SeriesKey,
+    days: Sequence[date],
+    listing: Listing,
+    layout: Layout,
+    on_record: set[date],
+    told: OnResult,
 ) -> list[date]:
     """Report the days for which no run is needed; return the others."""
     ledger = Ledger.read(layout.ledger(key))
-    # In memory only: the run itself, which holds the series' lock, writes the ledger.
-    reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type))
+    # In memory only: a run, which holds the series' lock, writes the ledger.
+    behind = reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type))
     needed = []
     for day in days:
         row = ledger.get(day)
-        if row is not None and day in on_record and (row.held or row.outcome == NOT_LISTED):
+        if row is not None and day in on_record and (row.held or _is_not_listed(row, listing)):
             told(DayOutcome(key, day, row, Action.HELD if row.held else Action.NOT_LISTED))
         else:
             needed.append(day)
+    if behind and not needed:
+        _mend_ledger(key, layout)
     return needed
+
+
+def _is_not_listed(row: LedgerRow, listing: Listing) -> bool:
+    """Whether a day is still known not to be listed: the listing may have been refreshed since it was asked for."""
+    return row.outcome == NOT_LISTED and not (listing.spans and listing.covers(row.day))
+
+
+def _mend_ledger(key: SeriesKey, layout: Layout) -> None:
+    """Write a ledger that was lost, where no run is needed; a run that is at work on the series does so itself."""
+    with suppress(SeriesBusyError), files.only_writer(layout.lock(key), 0, str(key)):
+        ledger = Ledger.read(layout.ledger(key))
+        if reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type)):
+            ledger.write(layout.ledger(key))
 
 
 def _stop_if_interrupted(run: dg.ExecuteInProcessResult) -> None:

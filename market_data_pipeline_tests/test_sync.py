@@ -1,0 +1,55 @@
+"""What ``bring`` asks for and what it leaves alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from market_data_pipeline.outcomes import Action
+from market_data_pipeline.sync import Report, bring
+from market_data_pipeline_tests.world import World, days, klines
+
+BTC = klines("BTCUSDT", "1h")
+UNIVERSE = """\
+collect:
+  - market: spot
+    symbols: [BTCUSDT]
+    klines: {intervals: [1h], from: 2022-01-01}
+"""
+WANTED = days("2026-03-01", "2026-03-03")
+
+
+@pytest.fixture
+def brought(world: World) -> Callable[[str], Report]:
+    """Bring three days of one series, whose listing is given as it stands in the lock file."""
+    universe = world.root / "universe.yaml"
+    universe.write_text(UNIVERSE)
+    world.set(universe=universe)
+
+    def run(spans: str = "{from: 2017-08-17, until: null}") -> Report:
+        universe.with_name("universe.lock.yaml").write_text(f"spot:\n  BTCUSDT: [{spans}]\n")
+        return bring(world.settings, {BTC: WANTED})
+
+    return run
+
+
+def test_a_ledger_that_is_lost_is_made_again_where_all_is_held_and_on_record(
+    world: World, brought: Callable[[], Report]
+) -> None:
+    brought()
+    before = world.ledger(BTC).rows
+    world.layout.ledger(BTC).unlink()
+    world.forget()
+    assert brought().count(Action.HELD) == 3
+    assert world.asked() == []
+    assert world.ledger(BTC).rows == before
+
+
+def test_days_that_turn_out_to_be_listed_are_fetched(world: World, brought: Callable[[str], Report]) -> None:
+    assert brought("{from: 2017-08-17, until: 2026-02-27}").count(Action.NOT_LISTED) == 3
+    world.forget()
+    assert brought("{from: 2017-08-17, until: 2026-02-27}").count(Action.NOT_LISTED) == 3
+    assert world.asked() == []
+    relisted = brought("{from: 2017-08-17, until: 2026-02-27}, {from: 2026-03-02, until: null}")
+    assert (relisted.count(Action.NOT_LISTED), relisted.count(Action.FETCHED)) == (1, 2)
