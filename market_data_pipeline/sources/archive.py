@@ -89,7 +89,7 @@ def _inflated(data: bytes, stem: str) -> Iterator[bytes]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             member = _member(archive, stem)
             start = _data_start(data, member)
-    except (zipfile.BadZipFile, struct.error, EOFError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, ValueError, IndexError) as error:
         raise MalformedError(f"The zip of {stem} is broken: {error}.") from error
     body = memoryview(data)[start : start + member.compress_size]
     crc = size = 0
@@ -148,13 +148,18 @@ def _blocks(pieces: Iterator[bytes], stem: str) -> Iterator[tuple[bytes, bool]]:
 
 
 def _has_header(block: bytes, stem: str) -> bool:
-    """Whether the first line is a header: spot never has one, um since mid-2022, cm now and then."""
+    """Whether the first line is a header: spot never has one, um since mid-2022, cm now and then.
+
+    Anything but the name of a column or a number is refused, lest a row be taken for a header and be lost.
+    """
     line = block[: block.find(b"\n") + 1 or len(block)]
     if line.endswith(b"\r\n"):
         raise MalformedError(
             f"{stem}.csv was saved by another program (its lines end in CR LF): it is not Binance's file."
         )
-    return not line[:1].isdigit()
+    if not line[:1].isalnum():
+        raise MalformedError(f"{stem}.csv begins with {line[:12]!r}, which is neither a header nor a number.")
+    return line[:1].isalpha()
 
 
 # --- from lines to Arrow ----------------------------------------------------------------------------------------
