@@ -15,21 +15,10 @@ from hypothesis import strategies as st
 from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
-from market_data_pipeline.universe import (
-    DELISTED_AFTER,
-    Since,
-    Universe,
-    add_series,
-    load_universe,
-    lock_path,
-    look_up,
-    parse_lock,
-    parse_universe,
-    refresh,
-    render_lock,
-    spans_of,
-    write_lock,
-)
+from market_data_pipeline.universe import Universe, load_universe, parse_lock, parse_universe
+from market_data_pipeline.universe.collected import Since, lock_path
+from market_data_pipeline.universe.listing import DELISTED_AFTER, look_up, refresh, spans_of
+from market_data_pipeline.universe.writing import add_series, render_lock, write_lock
 
 PROJECT = Path(__file__).parents[1]
 TODAY = date(2026, 11, 21)

@@ -14,10 +14,9 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.series import INTERVALS, DataType, Market, SeriesKey
 from market_data_pipeline.universe import Universe
+from market_data_pipeline.universe.collected import DATA_TYPES
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-
-COLLECTED = (DataType.KLINES, DataType.AGG_TRADES)
 
 
 class Day(click.ParamType[date]):
@@ -64,7 +63,7 @@ def choosing(command: _Command) -> _Command:
             "--data-type",
             "data_types",
             multiple=True,
-            type=click.Choice([str(d) for d in COLLECTED]),
+            type=click.Choice([str(d) for d in DATA_TYPES]),
             help="Data type.",
         ),
         click.option("--symbol", "symbols", multiple=True, metavar="SYMBOL", help="Symbol, e.g. BTCUSDT."),

@@ -21,14 +21,10 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
-from market_data_pipeline.universe import (
-    add_series,
-    load_universe,
-    look_up,
-    parse_since,
-    read_text,
-    write_lock,
-)
+from market_data_pipeline.universe import load_universe
+from market_data_pipeline.universe.listing import look_up
+from market_data_pipeline.universe.reading import parse_since, read_text
+from market_data_pipeline.universe.writing import add_series, write_lock
 
 if TYPE_CHECKING:
     from market_data_pipeline.outcomes import DayFailure

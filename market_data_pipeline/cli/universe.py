@@ -15,14 +15,10 @@ from market_data_pipeline.cli.screen import aside, counted, out
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.series import Listing, Market, SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
-from market_data_pipeline.universe import (
-    FirstCandle,
-    is_pattern,
-    load_universe,
-    lock_path,
-    refresh,
-    write_lock,
-)
+from market_data_pipeline.universe import load_universe
+from market_data_pipeline.universe.collected import is_pattern, lock_path
+from market_data_pipeline.universe.listing import FirstCandle, refresh
+from market_data_pipeline.universe.writing import write_lock
 
 if TYPE_CHECKING:
     from market_data_pipeline.sources.vision import Archive
