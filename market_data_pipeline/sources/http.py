@@ -28,8 +28,16 @@ PASSING = (500, 502, 503, 504)
 UNREACHABLE_AFTER = 3
 """Requests in a row that a host may leave unanswered, retries and all, before it is taken to be unreachable."""
 
-_BODY_FAULTS = (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)
 
+class _StalledError(requests.RequestException):
+    """A body that began and then did not go on in time; urllib3 retries only what fails before the body."""
+
+
+_BODY_FAULTS = (
+    requests.exceptions.ChunkedEncodingError,
+    requests.exceptions.ContentDecodingError,
+    _StalledError,
+)
 
 _CHUNK = 1 << 20
 
@@ -86,7 +94,8 @@ class Host:
             backoff_max=30,
             status_forcelist=self.retried,
             allowed_methods=["GET"],
-            respect_retry_after_header=True,
+            # Else urllib3 would wait out any 429 by itself, hours too, where the host has its own table for it.
+            respect_retry_after_header=TOO_MANY in self.retried,
             raise_on_status=False,
         )
         adapter = HTTPAdapter(pool_maxsize=self.settings.download_threads, max_retries=retry)
@@ -149,7 +158,10 @@ class Host:
             if admit is not None and answer.ok:
                 admit(int(answer.headers.get("Content-Length", "0")))
             # urllib3 compares the body's length with Content-Length.
-            body = b"".join(answer.iter_content(_CHUNK))
+            try:
+                body = b"".join(answer.iter_content(_CHUNK))
+            except requests.ConnectionError as error:  # so requests calls a timeout here
+                raise _StalledError(error) from error
             return Answer(answer.url, answer.status_code, answer.headers, body)
 
     def close(self) -> None:
@@ -161,7 +173,7 @@ def _plain(error: requests.RequestException) -> str:
     if isinstance(error, requests.Timeout):
         return "it did not answer in time"
     if isinstance(error, _BODY_FAULTS):
-        return "its body was cut short in every attempt"
+        return "its body was cut short, or stalled, in every attempt"
     if isinstance(error, requests.ConnectionError):
         return f"no connection ({str(error).rsplit(': ', 1)[-1].strip(chr(39) + ')')})"
     return str(error)

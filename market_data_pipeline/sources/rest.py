@@ -76,6 +76,7 @@ class RestApi:
         self._off: str | None = None
         self._offset: timedelta | None = None
         self._trades_weight_left = settings.rest_trades_weight
+        self._resume_at = 0.0
         self._lock = threading.Lock()
 
     # --- what is asked --------------------------------------------------------------------------------------
@@ -202,6 +203,7 @@ class RestApi:
         self._refuse_if_off()
         for _ in range(_PATIENCE):
             self._budget.acquire(weight)
+            self._sit_out_pause()
             answer = self._host.get(path, dict(params), self._headers)
             if used := answer.headers.get(_USED_WEIGHT):
                 self._budget.observe(int(used))
@@ -210,9 +212,14 @@ class RestApi:
             pause = _retry_after(answer)
             if pause > self._settings.rest_pause_seconds:
                 break
-            time.sleep(pause)
+            self._resume_at = max(self._resume_at, time.monotonic() + pause)
         self._judge(answer)
         return answer
+
+    def _sit_out_pause(self) -> None:
+        """Wait as long as the host asked any thread of this run to: whoever asks on meanwhile is banned."""
+        while (left := self._resume_at - time.monotonic()) > 0:
+            time.sleep(left)
 
     def _refuse_if_off(self) -> None:
         banned = None if self._off else self._budget.banned_until()

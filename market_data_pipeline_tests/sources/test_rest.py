@@ -5,8 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -95,6 +98,29 @@ def test_an_error_that_stays_is_told_with_its_url(rest: dict[Market, RestApi], w
     world.sandbox.faults.add(Status(path="/api/v3/klines", status=503))
     with pytest.raises(NetworkError, match=r"/api/v3/klines.* answered 503"):
         rest[Market.SPOT].klines(klines("BTCUSDT", "1h"), START, END)
+
+
+def test_while_the_host_wants_a_pause_no_thread_asks(
+    world: World, rest: dict[Market, RestApi], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pausing = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        pausing.set()
+        time.sleep(seconds)
+
+    stub = SimpleNamespace(monotonic=time.monotonic, sleep=sleep)
+    monkeypatch.setattr("market_data_pipeline.sources.rest.time", stub)
+    world.sandbox.faults.add(Status(path="/api/v3/klines", status=429, retry_after=1, times=1))
+    ask = partial(rest[Market.SPOT].klines, klines("BTCUSDT", "1h"), START, END)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ask)
+        assert pausing.wait(20)
+        second = pool.submit(ask)
+        assert first.result().table.num_rows == second.result().table.num_rows == 24
+    refused, *later = [r for r in world.sandbox.requests if r.path.endswith("/klines")]
+    assert refused.status == 429
+    assert [(r.at - refused.at).total_seconds() >= 0.9 for r in later] == [True, True]
 
 
 def test_fields_that_binance_adds_are_ignored_and_fields_that_lack_are_named() -> None:
