@@ -183,8 +183,10 @@ class _Run:
     # --- days in, results out ---------------------------------------------------------------------------------
 
     def bring(self, days: Sequence[date]) -> Iterator[DayOutcome | DayFailure]:
+        ledger = self.layout.ledger(self.key)
         files.remove_leftovers(self.layout.folder(self.key))
-        self._ledger = Ledger.read(self.layout.ledger(self.key))
+        files.remove_leftovers(ledger.parent, f"{ledger.name}.")
+        self._ledger = Ledger.read(ledger)
         changed = reconcile(self._ledger, self.layout.folder(self.key), spec_of(self.key).schema)
         settled = {day: found for day in days if (found := self._settled(day)) is not None}
         unsaved, saved_at = bool(changed), time.monotonic()
@@ -194,12 +196,12 @@ class _Run:
                     self._ledger.put(result.row)
                     unsaved = True
                     if time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
-                        self._ledger.write(self.layout.ledger(self.key))
+                        self._ledger.write(ledger)
                         unsaved, saved_at = False, time.monotonic()
                 yield result
         finally:
             if unsaved:
-                self._ledger.write(self.layout.ledger(self.key))
+                self._ledger.write(ledger)
 
     def _settled(self, day: date) -> DayOutcome | None:
         """The result of a day for which no source need be asked."""
@@ -432,23 +434,26 @@ class _Run:
         held = self._held_rows(day) if known is not None and known.outcome == HELD else None
         if held is not None and self._provisional_is_whole(day, held):
             return _Nothing(Action.HELD)
+        # Trades are asked for hour by hour: 24 requests a day to learn what one candle tells of all days.
+        if held is None and self.key.interval is None and day < clock.today() and self._before_listing(day):
+            return _Nothing(Action.NOT_LISTED)
         try:
             fetched = self._ask_rest(day, held)
         except SourceError as error:
             if day < clock.today():
                 raise _with_archive_answer(error) from error
             raise
-        if fetched.table.num_rows == 0:
-            if held is not None:
-                return _Nothing(Action.HELD)
+        new = fetched.table.num_rows
+        if held is None and new == 0:
             return self._nothing(day, fetched)
+        # What is held is looked at again even where nothing came: candles that should have closed since are missing.
         before, parts = (held.table, held.parts) if held else (fetched.table.schema.empty_table(), ())
         table = pa.concat_tables([before, fetched.table])
         part = Part(
             source=Source.REST,
             url=fetched.url,
             first_row=before.num_rows,
-            rows=fetched.table.num_rows,
+            rows=new,
             fetched_at=fetched.asked_at,
         )
         ordered, findings, conflict = in_order(table, spec_of(self.key))
@@ -460,7 +465,7 @@ class _Run:
             final=False,
             known_until_us=clock.to_us(fetched.asked_at),
             findings=(*findings, unpublished()) if fetched.cut else tuple(findings),
-            action=Action.EXTENDED if held else Action.FETCHED,
+            action=Action.FETCHED if held is None else Action.EXTENDED if new else Action.HELD,
         )
 
     def _held_rows(self, day: date) -> _Rows | None:
@@ -497,10 +502,13 @@ class _Run:
             )
         if day == clock.today():
             return _Nothing(Action.EMPTY)
-        first = self._first_listed()
-        if first is not None and day < first:
+        if self._before_listing(day):
             return _Nothing(Action.NOT_LISTED)
         raise _with_archive_answer(AbsentError("REST has no rows for it either"))
+
+    def _before_listing(self, day: date) -> bool:
+        first = self._first_listed()
+        return first is not None and day < first
 
     def _first_listed(self) -> date | None:
         """The day of the symbol's first candle by REST, asked for once; None where REST does not say."""
@@ -596,7 +604,7 @@ def _keep(held: Provenance, new: Provenance) -> bool:
     """Whether the file that is held is the better one: final before provisional, and never fewer rows unproven."""
     if held.final and not new.final:
         return True
-    if held.final == new.final and held.content_sha256 == new.content_sha256:
+    if held.final == new.final and held.content_sha256 == new.content_sha256 and held.findings == new.findings:
         return True
     return new.rows < held.rows and not new.final
 

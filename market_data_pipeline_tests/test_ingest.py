@@ -24,6 +24,7 @@ from market_data_pipeline.sandbox import (
     MissingDay,
     MissingRows,
     Reset,
+    SlowBody,
     Status,
     WrongChecksum,
 )
@@ -108,6 +109,13 @@ def test_days_outside_of_the_listing_are_said_to_be_so_without_a_request(world: 
 def test_a_day_before_the_listing_is_found_out_where_no_listing_is_known(world: World) -> None:
     result = outcome(world.one(klines("SOLUSDT", "1h"), "2018-01-05"))
     assert (result.action, result.row.outcome, result.row.final) == ("not_listed", "not_listed", True)
+
+
+def test_trades_before_the_listing_are_not_looked_for_hour_by_hour(world: World) -> None:
+    world.set(download_threads=1)
+    results = world.ingest(agg_trades("SOLUSDT", "um"), days("2019-06-01", "2019-06-12"))
+    assert {outcome(r).action for r in results} == {"not_listed"}
+    assert len(world.asked("/fapi/")) == 1
 
 
 def test_a_symbol_with_signs_that_dagster_does_not_allow_is_like_any_other(world: World) -> None:
@@ -208,6 +216,14 @@ def test_trades_beyond_the_weight_of_a_run_wait_for_the_next(world: World) -> No
     assert ids == list(range(ids[0], ids[0] + len(ids)))
 
 
+def test_a_day_that_no_weight_is_left_to_go_on_with_says_that_trades_lack(world: World) -> None:
+    assert outcome(world.one(TRADES, "2026-03-05")).row.gaps == "info"
+    world.set(rest_trades_weight=0)
+    world.at("2026-03-06T00:05:00")
+    row = outcome(world.one(TRADES, "2026-03-05")).row
+    assert ([f.rule for f in row.findings_list()], row.gaps) == (["unpublished"], "warn")
+
+
 def test_without_any_weight_for_trades_the_day_is_unpublished(world: World) -> None:
     world.set(rest_trades_weight=0)
     world.sandbox.faults.add(LateArchive(days=(date(2026, 3, 3),), days_late=5))
@@ -244,6 +260,18 @@ def test_missing_candles_are_an_exact_range(world: World) -> None:
     start = int(utc("2026-03-03T10:00").timestamp() * 1e6)
     assert (gap.first, gap.last, gap.count) == (start, start + 19 * 60_000_000, 20)
     assert (row.gaps, row.missing, row.integrity) == ("warn", 20, "info")
+
+
+def test_candles_that_stop_coming_are_missed_while_they_do(world: World) -> None:
+    before = outcome(world.one(BTC, "2026-03-05")).row
+    world.sandbox.faults.add(MissingRows(start=utc("2026-03-05T12:00"), end=utc("2026-03-05T14:00"), series="klines"))
+    world.at("2026-03-05T13:00:30")
+    result = outcome(world.one(BTC, "2026-03-05"))
+    assert (result.action, result.row.missing, result.row.gaps) == ("held", 60, "warn")
+    assert result.row.content_sha256 == before.content_sha256
+    world.sandbox.faults.clear()
+    whole = outcome(world.one(BTC, "2026-03-05"))
+    assert (whole.action, whole.row.missing, whole.row.rows) == ("extended", 0, 780)
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
@@ -317,6 +345,19 @@ def test_a_file_with_other_content_than_its_footer_says_is_replaced(world: World
     assert world.table(BTC, "2026-03-02").equals(table)
 
 
+def test_a_file_with_other_content_stays_refused_after_an_attempt_that_failed(world: World) -> None:
+    world.one(BTC, "2026-03-02")
+    path = world.layout.file(BTC, date(2026, 3, 2))
+    record, table = files.read_provenance(path), files.read_table(path)
+    wrong = table.set_column(3, "open", pc.add(table.column("open"), 1.0))
+    files.write_table(path, wrong, record)
+    fault = world.sandbox.faults.add(WrongChecksum(path="2026-03-02"))
+    failure(world.one(BTC, "2026-03-02"))
+    world.sandbox.faults.remove(fault)
+    assert outcome(world.one(BTC, "2026-03-02")).action == "fetched"
+    assert world.table(BTC, "2026-03-02").equals(table)
+
+
 def test_an_older_good_file_survives_a_failed_attempt(world: World) -> None:
     late = world.sandbox.faults.add(LateArchive(days=(date(2026, 3, 3),), days_late=5))
     before = outcome(world.one(BTC, "2026-03-03")).row
@@ -361,6 +402,13 @@ def test_passing_faults_are_tried_again(world: World, fault: Status) -> None:
     assert outcome(world.one(BTC, "2026-03-02")).row.rows == 1440
 
 
+def test_a_body_that_stalls_is_fetched_again(world: World) -> None:
+    world.set(timeout_seconds=0.5)
+    world.sandbox.faults.add(SlowBody(path="2026-03-02.zip$", seconds=30, times=1))
+    assert outcome(world.one(BTC, "2026-03-02")).row.rows == 1440
+    assert len(world.asked("2026-03-02.zip")) == 2 + 1  # with its CHECKSUM
+
+
 @pytest.mark.parametrize("status", [403, 418, 451])
 def test_a_rest_host_that_refuses_is_off_while_the_archive_goes_on(world: World, status: int) -> None:
     world.sandbox.faults.add(Status(path="/api/v3/", status=status, retry_after=120))
@@ -385,6 +433,14 @@ def test_a_ban_is_remembered_by_the_next_run(world: World) -> None:
 def test_rest_that_asks_for_a_pause_gets_it(world: World) -> None:
     world.sandbox.faults.add(Status(path="/api/v3/klines", status=429, retry_after=0, times=2))
     assert outcome(world.one(BTC, "2026-03-05")).row.rows == 720
+
+
+def test_rest_that_asks_for_a_longer_pause_than_we_wait_is_off(world: World) -> None:
+    world.sandbox.faults.add(Status(path="/api/v3/klines", status=429, retry_after=600))
+    failed = failure(world.one(BTC, "2026-03-05"))
+    assert failed.failure == "host_off"
+    assert "a pause longer than we wait" in failed.reason
+    assert len(world.asked("/klines")) == 1
 
 
 def test_an_archive_that_is_unreachable_is_said_so_and_not_asked_a_thousand_times(world: World) -> None:
@@ -433,6 +489,16 @@ def test_leftovers_of_a_killed_writer_are_removed(world: World) -> None:
     leftover.write_bytes(b"half")
     world.one(BTC, "2026-03-03")
     assert not leftover.exists()
+
+
+def test_leftovers_beside_the_ledger_are_removed_but_not_those_of_another_series(world: World) -> None:
+    world.one(BTC, "2026-03-01")
+    folder = world.layout.ledger(BTC).parent
+    mine, another = folder / ".1m.parquet.1-aa.tmp", folder / ".1h.parquet.1-aa.tmp"
+    for leftover in (mine, another):
+        leftover.write_bytes(b"half")
+    world.one(BTC, "2026-03-03")
+    assert (mine.exists(), another.exists()) == (False, True)
 
 
 def test_a_second_writer_waits_or_says_who_is_busy(world: World) -> None:

@@ -212,11 +212,17 @@ def _day_of(name: str) -> date | None:
         return None
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that killed writers left. Only the holder of the series' lock may call this."""
+def remove_leftovers(folder: Path, of: str = "") -> None:
+    """Remove temporary files that killed writers left. Only the holder of the series' lock may call this.
+
+    Args:
+        folder: Where to look.
+        of: Name of the one file whose leftovers are meant, in a folder that other series write to as well.
+    """
     if folder.is_dir():
         for path in folder.glob(f".*{TEMPORARY}"):
-            path.unlink(missing_ok=True)
+            if path.name.startswith(f".{of}"):
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -211,7 +211,7 @@ def reconcile(ledger: Ledger, folder: Path, schema: pa.Schema) -> list[date]:
     """Bring a ledger up to what lies in the folder; return the days that changed.
 
     Files that the ledger does not know are believed by their footer. A file that is not the one the ledger speaks of
-    (other size or time) is read whole and proven against its footer, since somebody may have damaged it.
+    (other size or time, or one that was found damaged before) is read whole and proven against its footer.
     """
     on_disk = files.days_on_disk(folder)
     changed: list[date] = []
@@ -223,7 +223,7 @@ def reconcile(ledger: Ledger, folder: Path, schema: pa.Schema) -> list[date]:
         changed.append(day)
         try:
             record = files.read_provenance(path)
-            if row is not None and row.outcome == HELD and row.content_sha256:
+            if row is not None:
                 _prove(path, record, schema)
         except DamagedFileError as error:
             attempts = row.attempts if row else 0
