@@ -105,7 +105,7 @@ def bring(
         if profiles:
             for key in wanted:
                 if key.data_type is DataType.AGG_TRADES:
-                    _make_profiles(key, wanted[key], layout, instance, definitions, settings)
+                    _make_profiles(key, wanted[key], layout, instance, definitions, settings, report)
         if coverage:
             markets = dict.fromkeys(key.market for key in wanted)
             _stop_if_interrupted(materialize_coverage(instance, definitions, markets, log_level="CRITICAL"))
@@ -194,7 +194,10 @@ def _reasons(run: dg.ExecuteInProcessResult) -> Iterator[str]:
             if data.user_failure_data and data.user_failure_data.description:
                 yield data.user_failure_data.description
             elif data.error:
-                yield data.error.message.strip()
+                error = data.error
+                while error.cause is not None:  # Dagster's own words are around what happened
+                    error = error.cause
+                yield error.message.strip().removeprefix(f"{error.cls_name}: ")
 
 
 def _make_profiles(
@@ -204,6 +207,7 @@ def _make_profiles(
     instance: dg.DagsterInstance,
     definitions: dg.Definitions,
     settings: Settings,
+    report: Report,
 ) -> None:
     key = profile_of(source)
     trades, profiles = Ledger.read(layout.ledger(source)), Ledger.read(layout.ledger(key))
@@ -215,7 +219,10 @@ def _make_profiles(
     ]
     # A derived run takes one day more than its source's, see defs.assets.backfill_policy.
     for first, last in contiguous_ranges(due, settings.max_partitions_per_run):
-        _stop_if_interrupted(materialize_days(instance, definitions, [key], first, last, log_level="CRITICAL"))
+        run = materialize_days(instance, definitions, [key], first, last, log_level="CRITICAL")
+        if not run.success:
+            _stop_if_interrupted(run)
+            _report_lost(key, [day for day in due if first <= day <= last], report, run, report.add)
 
 
 def _holds(row: LedgerRow | None) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
 
 from market_data_pipeline.outcomes import Action
+from market_data_pipeline.profile import profile_of
 from market_data_pipeline.sync import Report, bring
-from market_data_pipeline_tests.world import World, days, klines
+from market_data_pipeline_tests.world import World, agg_trades, days, klines
 
 BTC = klines("BTCUSDT", "1h")
 UNIVERSE = """\
@@ -53,3 +55,21 @@ def test_days_that_turn_out_to_be_listed_are_fetched(world: World, brought: Call
     assert world.asked() == []
     relisted = brought("{from: 2017-08-17, until: 2026-02-27}, {from: 2026-03-02, until: null}")
     assert (relisted.count(Action.NOT_LISTED), relisted.count(Action.FETCHED)) == (1, 2)
+
+
+def test_a_profile_that_cannot_be_made_is_a_failure_that_names_the_file(world: World) -> None:
+    trades = agg_trades("BTCUSDT")
+    world.set(universe=world.root / "universe.yaml")
+    world.settings.universe.write_text(
+        "collect:\n  - {market: spot, symbols: [BTCUSDT], aggTrades: {from: 2026-02-01}}\n"
+    )
+    bring(world.settings, {trades: WANTED})
+    path = world.layout.file(trades, WANTED[1])
+    stat = path.stat()
+    path.write_bytes(b"PAR1" + bytes(stat.st_size - 4))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a disk does that loses bits
+    report = bring(world.settings, {trades: WANTED}, profiles=True)
+    assert report.count(Action.HELD) == 3
+    assert {failure.day for failure in report.failures} == set(WANTED)
+    assert {failure.key for failure in report.failures} == {profile_of(trades)}
+    assert all(f"{WANTED[1]}.parquet" in failure.reason for failure in report.failures)

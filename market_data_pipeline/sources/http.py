@@ -96,6 +96,7 @@ class Host:
             allowed_methods=["GET"],
             # Else urllib3 would wait out any 429 by itself, hours too, where the host has its own table for it.
             respect_retry_after_header=TOO_MANY in self.retried,
+            retry_after_max=int(self.settings.rest_pause_seconds),
             raise_on_status=False,
         )
         adapter = HTTPAdapter(pool_maxsize=self.settings.download_threads, max_retries=retry)
