@@ -65,7 +65,7 @@ __all__ = ["Action", "DayFailure", "DayOutcome", "Sources", "ingest"]
 
 logger = logging.getLogger(__name__)
 
-_MEMORY_PER_ZIP_BYTE = 9
+_MEMORY_PER_ZIP_BYTE = 7
 """Peak memory of a day beside the size of its zip: the zip, its Arrow table (4 times), checks and encoding."""
 
 _SAVE_EVERY_SECONDS = 10.0

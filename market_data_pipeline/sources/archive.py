@@ -133,18 +133,18 @@ def _data_start(data: bytes, member: zipfile.ZipInfo) -> int:
     return member.header_offset + 30 + int(name_length) + int(extra_length)
 
 
-def _blocks(pieces: Iterator[bytes], stem: str) -> Iterator[tuple[bytes, bool]]:
-    """Whole lines from pieces of any size, and whether the block begins with a header."""
+def _blocks(pieces: Iterator[bytes], stem: str) -> Iterator[tuple[memoryview, bool]]:
+    """Whole lines from pieces of any size, uncopied, and whether the block begins with a header."""
     rest, begun = b"", False
     for piece in pieces:
         buffer = rest + piece
         cut = buffer.rfind(b"\n") + 1
-        block, rest = buffer[:cut], buffer[cut:]
-        if block:
-            yield block, not begun and _has_header(block, stem)
+        rest = buffer[cut:]
+        if cut:
+            yield memoryview(buffer)[:cut], not begun and _has_header(buffer, stem)
             begun = True
     if rest:
-        yield rest, not begun and _has_header(rest, stem)
+        yield memoryview(rest), not begun and _has_header(rest, stem)
 
 
 def _has_header(block: bytes, stem: str) -> bool:
@@ -167,7 +167,7 @@ def _has_header(block: bytes, stem: str) -> bool:
 _READ = {"time": pa.int64(), "ignore": pa.string()}
 
 
-def _parse(block: bytes, spec: Spec, header: bool, stem: str) -> pa.Table:
+def _parse(block: memoryview, spec: Spec, header: bool, stem: str) -> pa.Table:
     kept = [c for c in spec.columns if c.kind != "ignore"]
     try:
         return pa_csv.read_csv(
