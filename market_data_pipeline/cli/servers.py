@@ -32,13 +32,12 @@ def sandbox(port: int, mirror: Path | None, seed: int) -> None:
     """
     from market_data_pipeline.sandbox import Sandbox
 
-    with Sandbox(port=port, mirror=mirror, seed=seed) as running:
+    with suppress(KeyboardInterrupt), Sandbox(port=port, mirror=mirror, seed=seed) as running:
         click.echo(f"# Sandbox at {running.url}, until Ctrl-C. In another shell:")
         for name, value in running.settings_env().items():
             click.echo(f"export {name}={value}")
         click.echo("export MARKET_DATA_DIR=data/sandbox")
-        with suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        threading.Event().wait()
     aside().print("The sandbox is stopped.")
 
 
