@@ -17,6 +17,52 @@ class Severity(StrEnum):
     ERROR = "error"
 
 
+class Verdict(StrEnum):
+    """Why rows are not there, or stand still; the rules of the gaps check. Each comes from evidence, never from a date.
+
+    In order of precedence: the first that the evidence allows is given (``quality/verdicts.py``).
+    """
+
+    NOT_LISTED = "not_listed"
+    """Before the listing, or after its end."""
+    HEALED = "healed"
+    """The archive lacks them, REST had them: they were filled in from there."""
+    OUTAGE = "outage"
+    """No trade took place: REST has no candle either, or the ids of aggTrades run on across the range."""
+    ARCHIVE_DEFECT = "archive_defect"
+    """Trades took place, the archive lacks the rows, and REST was not able to fill them in."""
+    UNEXPLAINED = "unexplained"
+    """Every source was asked, and what they answer does not fit together."""
+    UNPUBLISHED = "unpublished"
+    """Not known yet: the archive is late, the day is provisional, or REST could not be asked."""
+    SUSPENDED = "suspended"
+    """Flat rows (no volume, no trade) while every other symbol held of the market was flat or missing, too."""
+    QUIET = "quiet"
+    """Flat rows while others traded, or with no other symbol to compare: simply no trade."""
+
+
+VERDICT_SEVERITY = {
+    Verdict.NOT_LISTED: Severity.INFO,
+    Verdict.HEALED: Severity.INFO,
+    Verdict.OUTAGE: Severity.INFO,
+    Verdict.ARCHIVE_DEFECT: Severity.ERROR,
+    Verdict.UNEXPLAINED: Severity.ERROR,
+    Verdict.UNPUBLISHED: Severity.WARN,
+    Verdict.SUSPENDED: Severity.INFO,
+    Verdict.QUIET: Severity.INFO,
+}
+"""What a verdict means for the gaps check: it passes, warns or fails."""
+
+LACKING = frozenset({Verdict.OUTAGE, Verdict.ARCHIVE_DEFECT, Verdict.UNEXPLAINED, Verdict.UNPUBLISHED})
+"""Verdicts on rows that are not in the lake although the symbol was listed."""
+
+FLAT = frozenset({Verdict.SUSPENDED, Verdict.QUIET})
+"""Verdicts on rows that are there and say that nothing was traded."""
+
+OPEN = frozenset({Verdict.ARCHIVE_DEFECT, Verdict.UNPUBLISHED})
+"""Verdicts that another attempt may change: such a day is asked for again, with growing pauses."""
+
+
 CheckName = Literal["integrity", "gaps"]
 CHECKS: tuple[CheckName, ...] = ("integrity", "gaps")
 
@@ -42,11 +88,12 @@ class Finding(BaseModel):
 
     Attributes:
         check: The check that says it.
-        rule: Short name of the rule, e.g. ``missing_candles``.
+        rule: Short name of the rule, e.g. ``price_range``; of the gaps check, a :class:`Verdict`.
         severity: What it means for the check.
         count: How many rows it concerns.
         message: A sentence for people.
         ranges: Where, as far as ``MAX_RANGES`` allows.
+        evidence: Of a verdict: what it rests on, in words.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -57,6 +104,7 @@ class Finding(BaseModel):
     count: int
     message: str
     ranges: tuple[Range, ...] = ()
+    evidence: str = ""
 
 
 MAX_RANGES = 100

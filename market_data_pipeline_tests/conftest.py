@@ -6,10 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from market_data_pipeline.sandbox import Sandbox
 from market_data_pipeline.settings import PREFIX
 from market_data_pipeline_tests.world import World
+
+# How long one example takes says more of the machine and of what it imports the first time than of the code.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
 

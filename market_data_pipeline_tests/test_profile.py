@@ -99,7 +99,7 @@ a_trade = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     trades=st.lists(a_trade, min_size=1, max_size=30).filter(lambda found: not all(t.sentinel for t in found)),
     inverse=st.booleans(),
@@ -112,7 +112,7 @@ def test_a_day_is_what_exact_decimals_say(trades: list[Trade], inverse: bool, le
         assert row[name] == pytest.approx(float(expected), rel=1e-12, abs=1e-7), name
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(price=st.integers(1, 10**14).map(lambda n: Decimal(n).scaleb(-8)))
 def test_a_level_is_a_power_of_ten_of_at_most_a_ten_thousandth_of_the_price(price: Decimal) -> None:
     [row] = profile([Trade(price, Decimal(1))])

@@ -20,9 +20,9 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 )
 
 from market_data_pipeline.defs.partitions import contiguous_ranges, partition_of
-from market_data_pipeline.findings import CHECKS, Finding, Range, Severity
+from market_data_pipeline.findings import CHECKS, LACKING, Finding, Range, Severity
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import EMPTY, HELD, MISSING_RULES, NOT_LISTED, LedgerRow
+from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, LedgerRow
 from market_data_pipeline.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.series import DataType, SeriesKey
 
@@ -195,7 +195,7 @@ def findings_metadata(findings: Iterable[Finding], key: SeriesKey) -> dict[str, 
         if not finding.ranges:
             metadata[finding.rule] = f"{finding.severity.value}: {_short(finding.message)}"
             continue
-        title = "missing ranges" if finding.rule in MISSING_RULES else f"{finding.rule.replace('_', ' ')} ranges"
+        title = "missing ranges" if finding.rule in LACKING else f"{finding.rule.replace('_', ' ')} ranges"
         metadata[title] = _ranges_table(finding.ranges, key)
         metadata[f"rows in {title}"] = finding.count
         if len(finding.ranges) > SHOWN_RANGES:

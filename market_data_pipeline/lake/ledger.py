@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from market_data_pipeline import clock
 from market_data_pipeline import findings as findings_
-from market_data_pipeline.findings import Finding
+from market_data_pipeline.findings import FLAT, LACKING, OPEN, Finding
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError, FileStat
 from market_data_pipeline.lake.provenance import Provenance, content_sha256
@@ -46,6 +46,8 @@ SCHEMA = pa.schema(
         ("missing", pa.int64()),
         ("quiet", pa.int64()),
         ("findings", pa.string()),
+        ("verdicts", pa.string()),
+        ("replaced_by", pa.string()),
         ("attempts", pa.int64()),
         ("failure", pa.string()),
         ("reason", pa.string()),
@@ -80,6 +82,9 @@ class LedgerRow:
         missing: Rows that are missing inside the day, as far as their number is known.
         quiet: Flat candles (no trade).
         findings: All findings, as JSON.
+        verdicts: The distinct verdicts of the gaps check, joined by ``+``.
+        replaced_by: ETag of an archive that was published in place of the one that the rows came from, as the sweep
+            over the listing found it; the day is fetched again. None where the archive is the one that is held.
         attempts: How often the day was asked of a source.
         failure: Kind of the newest attempt's failure; None when it succeeded. A held day whose newest attempt
             failed stays held.
@@ -107,6 +112,8 @@ class LedgerRow:
     missing: int = 0
     quiet: int = 0
     findings: str = "[]"
+    verdicts: str = ""
+    replaced_by: str | None = None
     attempts: int = 0
     failure: str | None = None
     reason: str | None = None
@@ -118,14 +125,17 @@ class LedgerRow:
         """Held in the full sense: final and readable."""
         return self.outcome == HELD and self.final
 
+    @property
+    def open(self) -> bool:
+        """Whether a gap of a held day has a verdict that another attempt may change."""
+        return self.outcome == HELD and not OPEN.isdisjoint(self.verdicts.split("+"))
+
     def findings_list(self) -> tuple[Finding, ...]:
         """The findings, read."""
         return findings_.from_json(self.findings)
 
 
 _FIELDS = tuple(field.name for field in fields(LedgerRow))
-MISSING_RULES = frozenset({"missing_candles", "missing_trades"})
-QUIET_RULE = "quiet"
 
 
 def row_from_provenance(record: Provenance, stat: FileStat, *, attempts: int = 1) -> LedgerRow:
@@ -149,9 +159,10 @@ def row_from_provenance(record: Provenance, stat: FileStat, *, attempts: int = 1
         last_key=record.last_key,
         integrity=findings_.worst(record.findings, "integrity").value,
         gaps=findings_.worst(record.findings, "gaps").value,
-        missing=sum(f.count for f in record.findings if f.rule in MISSING_RULES),
-        quiet=sum(f.count for f in record.findings if f.rule == QUIET_RULE),
+        missing=sum(f.count for f in record.findings if f.check == "gaps" and f.rule in LACKING),
+        quiet=sum(f.count for f in record.findings if f.check == "gaps" and f.rule in FLAT),
         findings=findings_.to_json(record.findings),
+        verdicts="+".join(dict.fromkeys(f.rule for f in record.findings if f.check == "gaps")),
         attempts=attempts,
         fetched_at=clock.naive_utc(newest.fetched_at if newest else record.fetched_at),
         asked_at=clock.naive_utc(record.fetched_at),

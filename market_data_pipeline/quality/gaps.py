@@ -55,7 +55,7 @@ def _missing_candles(
         )
     if not not_listed.all():
         absent = missing[~not_listed]
-        findings.append(_finding("missing_candles", Severity.WARN, absent, step, f"of {len(expected)} are missing."))
+        findings.append(_finding("unpublished", Severity.WARN, absent, step, f"of {len(expected)} are missing."))
     return findings
 
 
@@ -87,7 +87,7 @@ def _missing_trades(table: pa.Table) -> list[Finding]:
     message = f"{count} aggregate trades are missing: the ids jump at {len(jumps)} places."
     return [
         Finding(
-            check="gaps", rule="missing_trades", severity=Severity.WARN, count=count, message=message, ranges=ranges
+            check="gaps", rule="unpublished", severity=Severity.WARN, count=count, message=message, ranges=ranges
         )
     ]
 

@@ -130,7 +130,7 @@ def test_a_run_of_a_single_partition(project: Project, bad: bool) -> None:
 
 def test_severities_of_findings_are_those_of_the_checks(project: Project) -> None:
     def finding(severity: Severity) -> Finding:
-        return Finding(check="gaps", rule="missing_candles", severity=severity, count=6, message="6 are missing.")
+        return Finding(check="gaps", rule="unpublished", severity=severity, count=6, message="6 are missing.")
 
     project.ingest.findings = {
         (KLINES, day(number)): (finding(severity),)
@@ -150,7 +150,7 @@ def test_gaps_are_shown_as_exact_ranges_and_quiet_ones_apart(project: Project) -
     project.ingest.findings[KLINES, day(1)] = (
         Finding(
             check="gaps",
-            rule="missing_candles",
+            rule="unpublished",
             severity=Severity.WARN,
             count=6,
             message="6 candles of 24 are missing.",
@@ -179,7 +179,7 @@ def test_gaps_are_shown_as_exact_ranges_and_quiet_ones_apart(project: Project) -
 def test_gaps_of_trades_are_ranges_of_ids(project: Project) -> None:
     ranges = tuple(Range(first=n * 10, last=n * 10 + 4, count=5) for n in range(30))
     project.ingest.findings[TRADES, day(1)] = (
-        Finding(check="gaps", rule="missing_trades", severity=Severity.WARN, count=150, message="!", ranges=ranges),
+        Finding(check="gaps", rule="unpublished", severity=Severity.WARN, count=150, message="!", ranges=ranges),
     )
 
     project.run(1, 1, TRADES)

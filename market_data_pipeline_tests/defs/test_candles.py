@@ -23,7 +23,7 @@ def klines(rows: list[tuple[float, float]]) -> pa.Table:
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=st.lists(st.tuples(prices, prices), min_size=1, max_size=1500))
 def test_any_day_is_a_picture_of_under_4_kb(rows: list[tuple[float, float]]) -> None:
     markdown = candles_markdown(klines(rows))

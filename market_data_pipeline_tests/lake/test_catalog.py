@@ -152,7 +152,7 @@ def test_findings_have_a_row_a_range_with_moments_for_klines(lake: SmallLake) ->
     midnight = clock.day_start_us(day)
     gap = Finding(
         check="gaps",
-        rule="missing_candles",
+        rule="unpublished",
         severity=Severity.WARN,
         count=3,
         message="3 candles are missing.",

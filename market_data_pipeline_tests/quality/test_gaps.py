@@ -71,9 +71,9 @@ def test_missing_and_present_make_up_the_day(interval: str, data: st.DataObject)
     present = [at for at in whole if data.draw(st.booleans())]
     flat = frozenset(at for at in present if data.draw(st.booleans()))
     found = by_rule(check_gaps(key, candles(key, present, flat), DAY, END, Listing()))
-    missing = spread(found.get("missing_candles"), step)
+    missing = spread(found.get("unpublished"), step)
     assert sorted(present + missing) == whole
-    assert found["missing_candles"].count == len(missing) if missing else "missing_candles" not in found
+    assert found["unpublished"].count == len(missing) if missing else "unpublished" not in found
     assert frozenset(spread(found.get("quiet"), step)) == flat
     if "quiet" in found:
         assert found["quiet"].severity is Severity.INFO
@@ -84,7 +84,7 @@ def test_ids_that_are_jumped_are_the_ones_reported(ids: set[int]) -> None:
     key = agg_trades("BTCUSDT")
     ordered = sorted(ids)
     found = by_rule(check_gaps(key, trades(key, ordered), DAY, END, Listing()))
-    missing = spread(found.get("missing_trades"), 1)
+    missing = spread(found.get("unpublished"), 1)
     assert sorted(ordered + missing) == list(range(ordered[0], ordered[-1] + 1))
 
 
@@ -93,7 +93,7 @@ def test_of_today_only_closed_candles_are_expected(minutes: int) -> None:
     key = klines("BTCUSDT", "1h")
     known = START + minutes * 60_000_000
     found = by_rule(check_gaps(key, candles(key, []), DAY, known, Listing()))
-    assert spread(found.get("missing_candles"), interval_us("1h")) == [
+    assert spread(found.get("unpublished"), interval_us("1h")) == [
         START + n * 3_600_000_000 for n in range(minutes // 60)
     ]
 
@@ -103,7 +103,7 @@ def test_before_the_first_candle_of_the_listing_day_nothing_is_missing() -> None
     present = [START + n * interval_us("1h") for n in range(7, 24) if n != 9]
     found = by_rule(check_gaps(key, candles(key, present), DAY, END, Listing(((DAY, None),))))
     assert found["not_listed"].count == 7
-    assert found["missing_candles"].count == 1
+    assert found["unpublished"].count == 1
 
 
 def test_every_interval_divides_the_day() -> None:
