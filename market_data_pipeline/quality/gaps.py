@@ -86,9 +86,7 @@ def _missing_trades(table: pa.Table) -> list[Finding]:
     count = int((np.diff(ids)[jumps] - 1).sum())
     message = f"{count} aggregate trades are missing: the ids jump at {len(jumps)} places."
     return [
-        Finding(
-            check="gaps", rule="unpublished", severity=Severity.WARN, count=count, message=message, ranges=ranges
-        )
+        Finding(check="gaps", rule="unpublished", severity=Severity.WARN, count=count, message=message, ranges=ranges)
     ]
 
 
