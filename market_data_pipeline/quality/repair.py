@@ -1,0 +1,68 @@
+"""When a day that is not as it should be is asked for again: with growing pauses, and never in a loop.
+
+A day may be asked for again when what it lacks may have come since: a gap whose verdict is open, or a failure that
+passes by itself (the network, a host that refused, a budget used up). A failure that lies in the published bytes passes
+only when other bytes are published: the sweep over the listing sees that by the ETag and marks the day, see
+:func:`marked`. The count of attempts is what the pauses grow by, so marking a day starts it anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from market_data_pipeline import clock
+from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, LedgerRow
+
+LASTING = frozenset({"checksum", "malformed", "conflict", "absent"})
+"""Kinds of failure that the same answer of the archive would only bring again."""
+
+FIRST_PAUSE = timedelta(hours=1)
+LONGEST_PAUSE = timedelta(days=7)
+
+
+def pause_after(attempts: int) -> timedelta:
+    """How long a day rests after so many attempts: an hour after the first, doubling, never more than a week."""
+    doublings = min(max(attempts, 1) - 1, 10)
+    return min(FIRST_PAUSE * (1 << doublings), LONGEST_PAUSE)
+
+
+def is_due(row: LedgerRow, now: datetime) -> bool:
+    """Whether a day is to be asked for again now, by itself. A day that is not over is the hourly schedule's.
+
+    Args:
+        row: The day's row in the ledger.
+        now: The present moment, zone-aware.
+    """
+    if row.day >= clock.naive_utc(now).date() or not _may_change(row):
+        return False
+    if row.asked_at is None or row.attempts == 0:
+        return True
+    return clock.naive_utc(now) >= row.asked_at + pause_after(row.attempts)
+
+
+def _may_change(row: LedgerRow) -> bool:
+    """Whether another attempt may find something else than the newest one did."""
+    if row.replaced_by is not None and row.attempts == 0:
+        return True
+    if row.failure in LASTING:
+        return False
+    if row.outcome == HELD:
+        # Of a final day, an older failure tells nothing any more, unless it was met in replacing the day.
+        return row.open or row.replaced_by is not None or (row.failure is not None and not row.final)
+    return row.outcome in (FAILED, EMPTY)
+
+
+def known_etag(row: LedgerRow) -> str | None:
+    """The ETag of the newest archive that is known of a day: what a listing is compared with."""
+    return row.replaced_by or row.etag
+
+
+def marked(row: LedgerRow, etag: str) -> LedgerRow:
+    """The row of a day for which another archive is listed than the one that it knows: due at once, and only once.
+
+    Args:
+        row: The day's row in the ledger.
+        etag: Of the archive, as listed.
+    """
+    return replace(row, replaced_by=etag, attempts=0)
