@@ -26,6 +26,7 @@ from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.reading import labels_of, time_column
+from market_data_pipeline.lake.states import EXPLAINED, STATE_SQL
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.specs import lake_schema
 
@@ -170,9 +171,11 @@ def statements(layout: Layout) -> list[str]:
             if data_type in _MACROS:
                 made.append(_macro(layout, schema, market, data_type, keys))
     made.append("CREATE SCHEMA IF NOT EXISTS quality")
-    days = _ledger_days(layout) if any(_series_in_ledgers(layout)) else _NO_LEDGER_DAYS
-    made.append(f"CREATE OR REPLACE VIEW quality.coverage AS SELECT {', '.join(_COVERAGE)} FROM ({days})")
+    days = _ledger_days(layout) if any(_series_in_ledgers(layout)) else _no_ledger_days(_LEDGER_NAMES)
+    explained = ", ".join(quoted(verdict) for verdict in sorted(EXPLAINED))
+    made.append(f"CREATE OR REPLACE VIEW quality.coverage AS {_coverage(days)}")
     made.append(f"CREATE OR REPLACE VIEW quality.findings AS {_FINDINGS.format(days=days)}")
+    made.append(f"CREATE OR REPLACE VIEW quality.gaps AS {_GAPS.format(days=days, explained=explained)}")
     return made
 
 
@@ -229,53 +232,63 @@ def _macro(layout: Layout, schema: str, market: Market, data_type: DataType, key
     )
 
 
+_LEDGER_LABELS = ("exchange", "market", "data_type", "symbol", "interval")
+_LEDGER_TYPES = {
+    "day": "DATE",
+    "final": "BOOLEAN",
+    **dict.fromkeys(("fetched_at", "asked_at"), "TIMESTAMP"),
+    **dict.fromkeys(("rows", "bytes", "missing", "quiet", "attempts", "first_key", "last_key"), "BIGINT"),
+}
 _COVERAGE = (
-    "exchange",
-    "market",
-    "data_type",
-    "symbol",
-    '"interval"',
     "day",
+    "state",
     "outcome",
     "final",
-    '"rows"',
+    "rows",
     "bytes",
     "source",
     "checksum",
     "integrity",
     "gaps",
+    "verdicts",
     "missing",
     "quiet",
     "failure",
     "reason",
     "attempts",
     "fetched_at",
+    "asked_at",
     "first_key",
     "last_key",
+    "content_sha256",
+    "archive_sha256",
+    "etag",
+    "last_modified",
+    "replaced_by",
 )
-_LEDGER_TYPES = {
-    "day": "DATE",
-    "final": "BOOLEAN",
-    "fetched_at": "TIMESTAMP",
-    **dict.fromkeys(("rows", "bytes", "missing", "quiet", "attempts", "first_key", "last_key"), "BIGINT"),
-}
-_LEDGER_LABELS = ("exchange", "market", "data_type", "symbol", "interval")
-_LEDGER_COLUMNS = (*(name.strip('"') for name in _COVERAGE[len(_LEDGER_LABELS) :]), "findings")
+_LEDGER_COLUMNS = (*(name for name in _COVERAGE if name != "state"), "findings")
+_LEDGER_NAMES = (*_LEDGER_LABELS, *_LEDGER_COLUMNS)
 
-_NO_LEDGER_DAYS = (
-    "SELECT "
-    + ", ".join(
-        f'CAST(NULL AS {_LEDGER_TYPES.get(name, "VARCHAR")}) AS "{name}"'
-        for name in (*_LEDGER_LABELS, *_LEDGER_COLUMNS)
-    )
-    + " WHERE false"
-)
+
+def _named(names: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def _coverage(days: str) -> str:
+    columns = (f'{STATE_SQL} AS "state"' if name == "state" else f'"{name}"' for name in _COVERAGE)
+    return f"SELECT {_named(_LEDGER_LABELS)}, {', '.join(columns)} FROM ({days})"
+
+
+def _no_ledger_days(names: Iterable[str]) -> str:
+    typed = (f'CAST(NULL AS {_LEDGER_TYPES.get(name, "VARCHAR")}) AS "{name}"' for name in names)
+    return f"SELECT {', '.join(typed)} WHERE false"
+
 
 _FINDINGS = """
 WITH found AS (
     SELECT exchange, market, data_type, symbol, "interval", day, unnest(from_json(findings, '[{{
         "check": "VARCHAR", "rule": "VARCHAR", "severity": "VARCHAR", "count": "BIGINT", "message": "VARCHAR",
-        "ranges": [{{"first": "BIGINT", "last": "BIGINT", "count": "BIGINT"}}]
+        "ranges": [{{"first": "BIGINT", "last": "BIGINT", "count": "BIGINT"}}], "evidence": "VARCHAR"
     }}]')) AS f
     FROM ({days}) WHERE findings <> '[]'
 ), ranged AS (
@@ -283,9 +296,37 @@ WITH found AS (
 )
 SELECT exchange, market, data_type, symbol, "interval", day,
     f."check" AS check_name, f.rule AS rule, f.severity AS severity, f."count" AS "count", f.message AS message,
+    coalesce(f.evidence, '') AS evidence,
     r."first" AS first_key, r."last" AS last_key, r."count" AS range_count,
     CASE WHEN data_type = 'klines' THEN make_timestamp(r."first") END AS first_time,
     CASE WHEN data_type = 'klines' THEN make_timestamp(r."last") END AS last_time
+FROM ranged
+"""
+
+# A finding keeps its first ranges only, and its count is of all: the rest has a row without bounds, so that sums are
+# right.
+_GAPS = """
+WITH found AS (
+    SELECT exchange, market, data_type, symbol, "interval", day, unnest(from_json(findings, '[{{
+        "check": "VARCHAR", "rule": "VARCHAR", "severity": "VARCHAR", "count": "BIGINT",
+        "ranges": [{{"first": "BIGINT", "last": "BIGINT", "count": "BIGINT"}}], "evidence": "VARCHAR"
+    }}]')) AS f
+    FROM ({days}) WHERE findings <> '[]'
+), gap AS (
+    SELECT *, f."count" - coalesce(list_sum([r."count" FOR r IN f.ranges]), 0) AS beyond
+    FROM found WHERE f."check" = 'gaps'
+), ranged AS (
+    SELECT *, unnest(CASE WHEN beyond > 0 OR len(f.ranges) = 0
+        THEN list_append(f.ranges, {{'first': NULL, 'last': NULL, 'count': beyond}}) ELSE f.ranges END) AS r
+    FROM gap
+)
+SELECT exchange, market, data_type, symbol, "interval", day, f.rule AS verdict,
+    CASE WHEN data_type = 'klines' THEN make_timestamp(r."first") END AS "first",
+    CASE WHEN data_type = 'klines' THEN make_timestamp(r."last") END AS "last",
+    CASE WHEN data_type <> 'klines' THEN r."first" END AS first_id,
+    CASE WHEN data_type <> 'klines' THEN r."last" END AS last_id,
+    CAST(r."count" AS BIGINT) AS "count", f.severity AS severity, f.rule IN ({explained}) AS explained,
+    coalesce(f.evidence, '') AS evidence
 FROM ranged
 """
 
@@ -303,10 +344,10 @@ def _ledger_days(layout: Layout) -> str:
         f"CASE WHEN {part[2]} = 'klines' THEN {without_suffix.format(part[4])} END",
     )
     named = ", ".join(f'{sql} AS "{name}"' for sql, name in zip(labels, _LEDGER_LABELS, strict=True))
-    columns = ", ".join(f'"{name}"' for name in _LEDGER_COLUMNS)
-    # Ledgers of older versions may lack a column.
-    ledgers = quoted(f"{as_pattern(folder)}/**/*.parquet")
-    return f"SELECT {named}, {columns} FROM read_parquet({ledgers}, filename = true, union_by_name = true)"
+    ledgers = f"read_parquet({quoted(f'{as_pattern(folder)}/**/*.parquet')}, filename = true, union_by_name = true)"
+    # Ledgers of older versions may lack columns.
+    every = f"{_no_ledger_days(_LEDGER_COLUMNS)} UNION ALL BY NAME SELECT * FROM {ledgers}"
+    return f"SELECT {named}, {_named(_LEDGER_COLUMNS)} FROM ({every})"
 
 
 # --- publication -------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ import duckdb
 import pytest
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import Finding, Range, Severity
+from market_data_pipeline.findings import VERDICT_SEVERITY, Finding, Range, Severity, Verdict
+from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import publish_catalog, series_held
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.ledger import FAILED, LedgerRow
@@ -173,6 +174,73 @@ def test_findings_have_a_row_a_range_with_moments_for_klines(lake: SmallLake) ->
         ("BTCUSDT", day, "gaps", "warn", 3, 1, at("2024-01-01T05:00"), at("2024-01-01T05:00")),
         ("BTCUSDT", day, "integrity", "warn", 1, None, None, None),
     ]
+
+
+def gap(rule: str, count: int, ranges: list[tuple[int, int, int]], evidence: str = "") -> Finding:
+    return Finding(
+        check="gaps",
+        rule=rule,
+        severity=VERDICT_SEVERITY[Verdict(rule)],
+        count=count,
+        message="Some.",
+        ranges=tuple(Range(first=first, last=last, count=number) for first, last, number in ranges),
+        evidence=evidence,
+    )
+
+
+def test_gaps_have_a_row_a_range_with_verdict_evidence_and_whether_it_is_explained(lake: SmallLake) -> None:
+    day, hour = date(2024, 1, 1), 3_600_000_000
+    midnight = clock.day_start_us(day)
+    outage = gap(
+        "outage", 3, [(midnight, midnight + hour, 2), (midnight + 5 * hour, midnight + 5 * hour, 1)], "REST has none."
+    )
+    odd = Finding(check="integrity", rule="close_time", severity=Severity.WARN, count=1, message="Cut short.")
+    lake.put(BTC, [day], findings=(outage, odd))
+    lake.put(series("BTCUSDT"), [day], findings=(gap("archive_defect", 7, [(100, 106, 7)]),))
+    assert ask(
+        lake,
+        'SELECT data_type, "interval", day, verdict, first, last, first_id, last_id, count, severity, explained, '
+        "evidence FROM quality.gaps ORDER BY data_type, first",
+    ) == [
+        ("aggTrades", None, day, "archive_defect", None, None, 100, 106, 7, "error", False, ""),
+        ("klines", "1h", day, "outage", at("2024-01-01T00:00"), at("2024-01-01T01:00"), None, None, 2, "info", True,
+         "REST has none."),
+        ("klines", "1h", day, "outage", at("2024-01-01T05:00"), at("2024-01-01T05:00"), None, None, 1, "info", True,
+         "REST has none."),
+    ]  # fmt: skip
+
+
+def test_rows_beyond_the_ranges_that_are_kept_count_in_a_row_without_bounds(lake: SmallLake) -> None:
+    lake.put(
+        series("BTCUSDT"), [date(2024, 1, 1)], findings=(gap("outage", 10, [(1, 4, 4)]), gap("unpublished", 0, []))
+    )
+    assert ask(lake, "SELECT verdict, first_id, last_id, count FROM quality.gaps ORDER BY ALL") == [
+        ("outage", 1, 4, 4),
+        ("outage", None, None, 6),
+        ("unpublished", None, None, 0),
+    ]
+
+
+def test_coverage_tells_the_state_of_each_day(lake: SmallLake) -> None:
+    lake.put(BTC, [date(2024, 1, 1)])
+    lake.put(BTC, [date(2024, 1, 2)], findings=(gap("outage", 2, []),))
+    lake.put(BTC, [date(2024, 1, 3)], final=False)
+    lake.note(BTC, LedgerRow(day=date(2024, 1, 4), outcome=FAILED))
+    states = "SELECT state, verdicts, content_sha256 IS NOT NULL FROM quality.coverage ORDER BY day"
+    assert ask(lake, states) == [
+        ("final", "", True),
+        ("outage", "outage", True),
+        ("provisional", "", True),
+        ("failed", "", False),
+    ]
+
+
+def test_ledgers_of_an_older_version_lack_columns_and_are_read(lake: SmallLake) -> None:
+    lake.put(BTC, [date(2024, 1, 1)])
+    ledger = lake.layout.ledger(BTC)
+    files.write_table(ledger, files.read_table(ledger).drop_columns(["verdicts", "replaced_by", "etag"]))
+    assert ask(lake, "SELECT state, verdicts, etag FROM quality.coverage") == [("final", None, None)]
+    assert ask(lake, "FROM quality.gaps") == []
 
 
 def test_it_is_rebuilt_when_a_series_appears_and_not_for_more_days(lake: SmallLake) -> None:
