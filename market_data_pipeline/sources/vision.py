@@ -125,38 +125,46 @@ class Archive:
 
     def list_files(self, prefix: str) -> list[ListedFile]:
         """All files whose path begins with a prefix and has no further slash, in the listing's order."""
-        return [
-            ListedFile(
-                key=node.findtext(f"{_S3}Key", ""),
-                size=int(node.findtext(f"{_S3}Size", "0")),
-                etag=node.findtext(f"{_S3}ETag", "").strip('"'),
-                last_modified=node.findtext(f"{_S3}LastModified", ""),
-            )
-            for page in self._pages(prefix)
-            for node in page.iterfind(f"{_S3}Contents")
-        ]
+        return [file for page in self._pages(prefix) for file in _files_on(page)]
+
+    def list_page(self, prefix: str, after: str) -> tuple[list[ListedFile], bool]:
+        """One page (1,000 keys, ``.CHECKSUM`` ones counted) of the files right below a prefix: one request.
+
+        Args:
+            prefix: What the keys begin with, ending with a slash.
+            after: The page begins with the first key after this one, which need not exist.
+
+        Returns:
+            The files in the listing's order, and whether there are more after them.
+
+        Raises:
+            NetworkError: no whole listing came.
+        """
+        page = self._page(prefix, after)
+        return _files_on(page), page.findtext(f"{_S3}IsTruncated") == "true"
 
     def _pages(self, prefix: str) -> Iterator[ET.Element]:
         marker = ""
         while True:
-            answer = self._get(self._listing, "", {"delimiter": "/", "prefix": prefix, "marker": marker})
-            if answer is None:
-                raise NetworkError(
-                    f"{self._listing.url} refuses to list {prefix} (403 or 404). Check VISION_LISTING_URL."
-                )
-            try:
-                # Expat limits entity expansion itself, and the bucket is the only writer of what is parsed here.
-                page = ET.fromstring(answer.body)  # noqa: S314
-            except ET.ParseError as error:
-                raise NetworkError(
-                    f"{self._listing.url} answered no S3 listing ({error}). Check MARKET_DATA_VISION_LISTING_URL."
-                ) from error
+            page = self._page(prefix, marker)
             yield page
             if page.findtext(f"{_S3}IsTruncated") != "true":
                 return
             # NextMarker comes only with a delimiter; the last key is the documented other way.
             keys = [node.text or "" for node in page.iterfind(f"{_S3}Contents/{_S3}Key")]
             marker = page.findtext(f"{_S3}NextMarker") or keys[-1]
+
+    def _page(self, prefix: str, marker: str) -> ET.Element:
+        answer = self._get(self._listing, "", {"delimiter": "/", "prefix": prefix, "marker": marker})
+        if answer is None:
+            raise NetworkError(f"{self._listing.url} refuses to list {prefix} (403 or 404). Check VISION_LISTING_URL.")
+        try:
+            # Expat limits entity expansion itself, and the bucket is the only writer of what is parsed here.
+            return ET.fromstring(answer.body)  # noqa: S314
+        except ET.ParseError as error:
+            raise NetworkError(
+                f"{self._listing.url} answered no S3 listing ({error}). Check MARKET_DATA_VISION_LISTING_URL."
+            ) from error
 
     @staticmethod
     def _get(
@@ -176,3 +184,15 @@ class Archive:
         """Close all connections."""
         self._files.close()
         self._listing.close()
+
+
+def _files_on(page: ET.Element) -> list[ListedFile]:
+    return [
+        ListedFile(
+            key=node.findtext(f"{_S3}Key", ""),
+            size=int(node.findtext(f"{_S3}Size", "0")),
+            etag=node.findtext(f"{_S3}ETag", "").strip('"'),
+            last_modified=node.findtext(f"{_S3}LastModified", ""),
+        )
+        for node in page.iterfind(f"{_S3}Contents")
+    ]
