@@ -30,3 +30,16 @@ def test_an_address_that_lists_nothing_is_named(world: World) -> None:
     world.set(vision_listing_url=f"{world.sandbox.url}/api/v3/time")
     with pytest.raises(NetworkError, match="MARKET_DATA_VISION_LISTING_URL"):
         Archive(world.settings).list_folders("data/")
+
+
+def test_a_page_can_begin_in_the_middle_of_a_folder(world: World) -> None:
+    key = klines("BTCUSDT", "1d")
+    archive = Archive(world.settings)
+    world.forget()
+    after = key.archive_daily(date(2026, 3, 2)).removesuffix(".zip")
+    files, more = archive.list_page(key.archive_folder(), after)
+    expected = [key.archive_daily(date(2026, 3, number)) for number in (2, 3, 4)]
+    assert [file.key for file in files] == [name for zip_ in expected for name in (zip_, f"{zip_}.CHECKSUM")]
+    assert not more
+    assert len(world.sandbox.requests) == 1
+    assert archive.list_page(key.archive_folder(), key.archive_daily(date(2018, 1, 1)))[1]
