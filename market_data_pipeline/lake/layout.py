@@ -40,6 +40,11 @@ class Layout:
         return self.root / key.folder.replace("lake/", "quarantine/", 1)
 
     @property
+    def quarantined(self) -> Path:
+        """Folder of all that was refused, of every series."""
+        return self.root / "quarantine"
+
+    @property
     def catalog(self) -> Path:
         """The DuckDB file with views."""
         return self.root / "catalog.duckdb"
