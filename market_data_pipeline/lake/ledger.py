@@ -234,6 +234,8 @@ def reconcile(ledger: Ledger, folder: Path, schema: pa.Schema) -> list[date]:
         changed.append(day)
         try:
             record = files.read_provenance(path)
+            if record.day != day:
+                raise DamagedFileError(f"{path} is the file of {record.day}. Backfill that day to replace it.")
             if row is not None:
                 _prove(path, record, schema)
         except DamagedFileError as error:
