@@ -177,6 +177,20 @@ def read_provenance(path: Path) -> Provenance:
         raise damaged(path, error) from error
 
 
+def read_whole(path: Path) -> tuple[Provenance, pa.Table]:
+    """Read a file's record and its rows, opening it once.
+
+    Raises:
+        DamagedFileError: the file is not there, not readable, or has no valid record.
+    """
+    try:
+        with pq.ParquetFile(pa.BufferReader(path.read_bytes())) as file:
+            record = Provenance.model_validate_json((file.metadata.metadata or {})[FOOTER_KEY])
+            return record, file.read(use_threads=False)
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        raise damaged(path, error) from error
+
+
 def damaged(path: Path, error: Exception) -> DamagedFileError:
     """The fault of a file that cannot be read as what it should be."""
     reason = (

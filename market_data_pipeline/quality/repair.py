@@ -17,6 +17,9 @@ from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, LedgerRow
 LASTING = frozenset({"checksum", "malformed", "conflict", "absent"})
 """Kinds of failure that the same answer of the archive would only bring again."""
 
+WITHOUT_ARCHIVE = frozenset({"absent", "unpublished", "host_off"})
+"""Kinds of failure of a day for which the archive had nothing and REST did not stand in."""
+
 FIRST_PAUSE = timedelta(hours=1)
 LONGEST_PAUSE = timedelta(days=7)
 
@@ -41,6 +44,11 @@ def is_due(row: LedgerRow, now: datetime) -> bool:
     return clock.naive_utc(now) >= row.asked_at + pause_after(row.attempts)
 
 
+def is_settled(row: LedgerRow, now: datetime) -> bool:
+    """Whether a day need not be asked of any source: it is held and final, and nothing about it is due."""
+    return row.held and not is_due(row, now)
+
+
 def _may_change(row: LedgerRow) -> bool:
     """Whether another attempt may find something else than the newest one did."""
     if row.replaced_by is not None and row.attempts == 0:
@@ -53,9 +61,28 @@ def _may_change(row: LedgerRow) -> bool:
     return row.outcome in (FAILED, EMPTY)
 
 
-def known_etag(row: LedgerRow) -> str | None:
-    """The ETag of the newest archive that is known of a day: what a listing is compared with."""
-    return row.replaced_by or row.etag
+def waits_for_archive(row: LedgerRow, now: datetime) -> bool:
+    """Whether a day that is over needs nothing but its archive, which has not been published yet, or was not seen.
+
+    Args:
+        row: The day's row in the ledger.
+        now: The present moment, zone-aware.
+    """
+    if row.final or row.day >= clock.naive_utc(now).date():
+        return False
+    return row.outcome in (HELD, EMPTY) or (row.outcome == FAILED and row.failure in WITHOUT_ARCHIVE)
+
+
+def is_known(row: LedgerRow, etag: str) -> bool:
+    """Whether an archive as listed is the one that a day's rows came from, or one that was refused before.
+
+    Args:
+        row: The day's row in the ledger.
+        etag: Of the archive, as listed.
+    """
+    if row.etag == etag:
+        return row.outcome != FAILED or row.failure in LASTING
+    return row.replaced_by == etag and row.attempts > 0 and row.failure in LASTING
 
 
 def marked(row: LedgerRow, etag: str) -> LedgerRow:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from market_data_pipeline import clock
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow, failed_row
-from market_data_pipeline.quality.repair import LONGEST_PAUSE, is_due, known_etag, marked, pause_after
+from market_data_pipeline.quality.repair import LONGEST_PAUSE, is_due, is_known, marked, pause_after, waits_for_archive
 from market_data_pipeline_tests.world import utc
 
 DAY = date(2026, 3, 1)
@@ -76,13 +76,34 @@ def test_a_day_that_is_not_over_is_left_to_the_hourly_schedule() -> None:
 def test_other_bytes_make_a_lasting_failure_due_once() -> None:
     bad = row(failure="checksum", etag="a", attempts=9)
     now = utc("2026-03-02T10:00:01")
-    assert known_etag(bad) == "a"
+    assert is_known(bad, "a")
+    assert not is_known(bad, "b")
     again = marked(bad, "b")
     assert is_due(again, now), "at once, however often it failed before"
-    assert known_etag(again) == "b", "the same listing does not mark it a second time"
+    assert not is_known(again, "b"), "it was not fetched yet"
     assert again.reason == bad.reason
     tried = failed_row(again, DAY, "checksum", "b does not match either", now)
     assert not is_due(tried, now + timedelta(days=365))
+    assert is_known(tried, "b"), "the same listing does not mark it a second time"
     offline = failed_row(again, DAY, "network", "no answer", now)
     assert not is_due(offline, now)
     assert is_due(offline, now + timedelta(hours=1)), "pauses begin anew"
+    assert not is_known(offline, "b")
+
+
+@pytest.mark.parametrize(
+    ("what", "waits"),
+    [
+        (row(HELD, None, final=False), True),
+        (row(HELD, None, final=True), False),
+        (row(EMPTY, None), True),
+        (row(NOT_LISTED, None, final=True), False),
+        (row(failure="absent"), True),
+        (row(failure="host_off"), True),
+        (row(failure="checksum"), False),
+        (row(failure="network"), False),
+    ],
+)
+def test_days_without_archive_wait_for_it_once_they_are_over(what: LedgerRow, waits: bool) -> None:
+    assert waits_for_archive(what, utc("2026-03-02T00:00:00")) is waits
+    assert not waits_for_archive(what, utc("2026-03-01T23:59:59"))
