@@ -42,3 +42,8 @@ def to_us(moment: datetime) -> int:
 def naive_utc(moment: datetime) -> datetime:
     """A zone-aware moment as tables keep it: UTC, without zone."""
     return moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def naive_from_us(microseconds: int) -> datetime:
+    """A moment as tables keep it, UTC without zone, from microseconds since 1970."""
+    return (_EPOCH + timedelta(microseconds=microseconds)).replace(tzinfo=None)

@@ -107,6 +107,20 @@ class Finding(BaseModel):
     evidence: str = ""
 
 
+HISTORY = frozenset(
+    {
+        "order",
+        "duplicates",
+        "checksum_missing",
+        "checksum_accepted",
+        "disagreement",
+        "became_final",
+        "replaced",
+        "across_midnight",
+    }
+)
+"""Rules that tell what was done to a day; what all others say can be worked out again from its rows."""
+
 MAX_RANGES = 100
 """Ranges that a finding keeps; its count always tells of all rows."""
 

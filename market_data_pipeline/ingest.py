@@ -9,8 +9,6 @@ month has the day complete. A day that the archive does not have comes from REST
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import threading
 import time
@@ -22,12 +20,13 @@ from datetime import date, timedelta
 from types import TracebackType
 from typing import Self
 
-import numpy as np
 import pyarrow as pa
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import Finding, Severity
-from market_data_pipeline.lake import files
+from market_data_pipeline.dayrows import DayRows, joined
+from market_data_pipeline.findings import HISTORY, Finding, Severity
+from market_data_pipeline.healing import Healer, with_what_was_held, without_repeated
+from market_data_pipeline.lake import files, quarantine
 from market_data_pipeline.lake.files import DamagedFileError, StorageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import (
@@ -43,10 +42,12 @@ from market_data_pipeline.lake.ledger import (
 from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
 from market_data_pipeline.memory import MemoryBudget, Reservation
 from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
-from market_data_pipeline.quality.gaps import check_gaps, unpublished
-from market_data_pipeline.quality.integrity import check_integrity, checksum_missing
+from market_data_pipeline.quality.gaps import flat_candles, missing_candles, missing_ids
+from market_data_pipeline.quality.integrity import check_integrity, checksum_accepted, checksum_missing
+from market_data_pipeline.quality.repair import is_settled
 from market_data_pipeline.quality.rows import in_order, ints
-from market_data_pipeline.series import Listing, Market, SeriesKey, interval_us
+from market_data_pipeline.quality.verdicts import CUT, TradeRecord, judge_candles, judge_trades
+from market_data_pipeline.series import DataType, Listing, Market, SeriesKey, interval_us
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.archive import read_zip, split_days
 from market_data_pipeline.sources.errors import (
@@ -64,6 +65,9 @@ from market_data_pipeline.specs import expected_rows, monthly_may_stand, spec_of
 __all__ = ["Action", "DayFailure", "DayOutcome", "Sources", "ingest"]
 
 logger = logging.getLogger(__name__)
+
+_DAY = timedelta(days=1)
+_BROUGHT = (Action.FETCHED, Action.EXTENDED)
 
 _MEMORY_PER_ZIP_BYTE = 7
 """Peak memory of a day beside the size of its zip: the zip, its Arrow table (4 times), checks and encoding."""
@@ -134,19 +138,6 @@ def ingest(
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """A day's rows as a source gave them, in order, with where they came from."""
-
-    table: pa.Table
-    parts: tuple[Part, ...]
-    final: bool
-    known_until_us: int
-    findings: tuple[Finding, ...] = ()
-    downloaded: int = 0
-    action: Action = Action.FETCHED
-
-
-@dataclass(frozen=True, slots=True)
 class _Nothing:
     """There is nothing to store for a day, and that is as it should be."""
 
@@ -171,14 +162,16 @@ class _Run:
     settings: Settings
     listing: Listing
     _ledger: Ledger = field(init=False)
-    _months: dict[date, Future[dict[date, _Rows]]] = field(default_factory=dict, init=False)
+    _months: dict[date, Future[dict[date, DayRows]]] = field(default_factory=dict, init=False)
     _months_lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _refusal: StorageError | None = field(default=None, init=False)
     _first_candle: tuple[date | None] | None = field(default=None, init=False)
+    _refused: dict[date, str | None] = field(default_factory=dict, init=False)
     _stopped: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __post_init__(self) -> None:
         self._memory = MemoryBudget(self.settings.memory_mb << 20)
+        self._healer = Healer(self.key, lambda: self.sources.rest(self.key.market), self.listing)
 
     # --- days in, results out ---------------------------------------------------------------------------------
 
@@ -191,7 +184,8 @@ class _Run:
         settled = {day: found for day in days if (found := self._settled(day)) is not None}
         unsaved, saved_at = bool(changed), time.monotonic()
         try:
-            for result in self._in_order(days, settled):
+            results = self._in_order(days, settled)
+            for result in self._across_midnight(results) if self.key.interval is None else results:
                 if result.row is not self._ledger.get(result.day):
                     self._ledger.put(result.row)
                     unsaved = True
@@ -206,7 +200,7 @@ class _Run:
     def _settled(self, day: date) -> DayOutcome | None:
         """The result of a day for which no source need be asked."""
         row = self._ledger.get(day)
-        if row is not None and row.held:
+        if row is not None and is_settled(row, clock.now()):
             return DayOutcome(self.key, day, row, Action.HELD)
         if not self.listing.covers(day) and (row is None or row.outcome != HELD):
             return self._without_rows(day, Action.NOT_LISTED)
@@ -279,7 +273,7 @@ class _Run:
                 raise self._refusal
             with self._memory.reservation() as memory:
                 rows = self._obtain(day, known, whole_month, memory)
-                if isinstance(rows, _Rows):
+                if isinstance(rows, DayRows):
                     downloaded = rows.downloaded
                     return self._store(day, known, rows, started)
             seconds = time.perf_counter() - started
@@ -291,33 +285,49 @@ class _Run:
             return self._failed(day, known, "storage", str(error), started, downloaded)
         except SourceError as error:
             if isinstance(error, ChecksumError):
-                downloaded = len(error.data)
+                downloaded = len(error.file.data)
             return self._failed(day, known, error.kind, str(error), started, downloaded)
 
     def _failed(
         self, day: date, known: LedgerRow | None, kind: str, reason: str, started: float, downloaded: int
     ) -> DayFailure:
         text = f"{self.key} {day}: {reason}"
-        row = failed_row(known, day, kind, text, clock.now())
+        row = failed_row(known, day, kind, text, clock.now(), self._refused.get(day))
         return DayFailure(self.key, day, kind, text, row, time.perf_counter() - started, downloaded)
 
     # --- where rows come from ---------------------------------------------------------------------------------
 
-    def _obtain(self, day: date, known: LedgerRow | None, whole_month: bool, memory: Reservation) -> _Rows | _Nothing:
+    def _obtain(self, day: date, known: LedgerRow | None, whole_month: bool, memory: Reservation) -> DayRows | _Nothing:
         if day > clock.today():
             raise AbsentError(f"the day lies in the future; today is {clock.today()} (UTC).")
         if day < clock.today():
-            if whole_month and (rows := self._month(day).get(day)) is not None and self._complete(rows):
-                return rows
-            if (daily := self._daily(day, memory)) is not None:
-                return daily
-            memory.give_back()  # a worker that waits for a month's zip may not hold what that zip waits for
-            month_over = _days_of_month(day)[-1] < clock.today()
-            if month_over and monthly_may_stand(self.key) and (rows := self._month(day).get(day)) is not None:
-                return rows
+            if known is not None and known.held and not known.replaced_by:  # what lacks is asked for, and no more
+                held = self._held_rows(day)
+                if held is not None:
+                    return self._healer.heal(day, replace(held, action=Action.EXTENDED))
+            rows = self._from_archive(day, whole_month, memory)
+            if rows is not None:
+                return self._completed(day, known, rows)
         return self._from_rest(day, known)
 
-    def _daily(self, day: date, memory: Reservation) -> _Rows | None:
+    def _from_archive(self, day: date, whole_month: bool, memory: Reservation) -> DayRows | None:
+        if whole_month and (rows := self._month(day).get(day)) is not None and self._complete(rows):
+            return rows
+        if (daily := self._daily(day, memory)) is not None:
+            return daily
+        memory.give_back()  # a worker that waits for a month's zip may not hold what that zip waits for
+        month_over = _days_of_month(day)[-1] < clock.today()
+        return self._month(day).get(day) if month_over and monthly_may_stand(self.key) else None
+
+    def _completed(self, day: date, known: LedgerRow | None, rows: DayRows) -> DayRows:
+        """What the archive has of a day, with what it lacks and was held from REST, or REST has now."""
+        if not rows.final:
+            return rows
+        if known is not None and known.outcome == HELD and (held := self._held_rows(day)) is not None:
+            rows = with_what_was_held(self.key, held, rows)
+        return self._healer.heal(day, rows)
+
+    def _daily(self, day: date, memory: Reservation) -> DayRows | None:
         path = self.key.archive_daily(day)
         file = self._fetch(path, memory, day)
         if file is None:
@@ -325,7 +335,7 @@ class _Run:
         table = self._read(file, path, day, day)
         return self._rows_of_archive(table, file, Source.ARCHIVE_DAILY, day, len(file.data))
 
-    def _month(self, day: date) -> dict[date, _Rows]:
+    def _month(self, day: date) -> dict[date, DayRows]:
         """The days of a month's zip; nothing where the archive has none that can be trusted."""
         month = _days_of_month(day)
         with self._months_lock:
@@ -343,9 +353,9 @@ class _Run:
                 raise
         return found.result()
 
-    def _read_month(self, month: tuple[date, ...]) -> dict[date, _Rows]:
+    def _read_month(self, month: tuple[date, ...]) -> dict[date, DayRows]:
         path = self.key.archive_monthly(month[0])
-        days: dict[date, _Rows] = {}
+        days: dict[date, DayRows] = {}
         try:
             with self._memory.reservation() as memory:
                 file = self._fetch(path, memory, None)
@@ -362,7 +372,7 @@ class _Run:
             logger.warning("%s: the monthly zip is not used: %s", self.key, error)
         return days
 
-    def _complete(self, rows: _Rows) -> bool:
+    def _complete(self, rows: DayRows) -> bool:
         """Whether a monthly zip's day may stand for the daily archive: complete and without fault."""
         faults = [*rows.findings, *check_integrity(self.key, rows.table)]
         sound = all(finding.severity is not Severity.ERROR for finding in faults)
@@ -372,7 +382,9 @@ class _Run:
         try:
             return self.sources.archive.fetch(path, lambda size: memory.take(size * _MEMORY_PER_ZIP_BYTE))
         except ChecksumError as error:
-            self._quarantine(path, error.data, error, day)
+            if error.file.sha256 in quarantine.accepted_sha256(self.layout, self.key, path):
+                return replace(error.file, checksum=ChecksumStatus.ACCEPTED)
+            self._quarantine(path, error.file, error, day)
             raise
 
     def _read(self, file: ArchiveFile, path: str, first: date, last: date) -> pa.Table:
@@ -380,33 +392,35 @@ class _Run:
         try:
             return read_zip(file.data, self.key, stem, first, last)
         except MalformedError as error:
-            self._quarantine(path, file.data, error, first if first == last else None)
+            self._quarantine(path, file, error, first if first == last else None)
             raise
 
-    def _quarantine(self, path: str, data: bytes, error: SourceError, day: date | None) -> None:
-        sha256 = hashlib.sha256(data).hexdigest()
-        name = path.rsplit("/", 1)[-1]
-        place = self.layout.quarantine(self.key) / f"{name.removesuffix('.zip')}.{sha256[:12]}.zip"
-        reason = {
-            "series": str(self.key),
-            "day": day.isoformat() if day else None,
-            "file": path,
-            "sha256": sha256,
-            "kind": error.kind,
-            "reason": str(error),
-            "at": clock.now().isoformat(),
-        }
-        files.write_bytes(place, data)
-        files.write_bytes(place.with_suffix(".json"), json.dumps(reason, indent=2, ensure_ascii=False).encode())
+    def _quarantine(self, path: str, file: ArchiveFile, error: SourceError, day: date | None) -> None:
+        quarantine.put(
+            self.layout,
+            self.key,
+            path,
+            file.data,
+            kind=error.kind,
+            reason=str(error),
+            day=day,
+            at=clock.now(),
+            etag=file.etag,
+        )
+        if day is not None:
+            self._refused[day] = file.etag
 
-    def _rows_of_archive(self, table: pa.Table, file: ArchiveFile, source: Source, day: date, size: int) -> _Rows:
+    def _rows_of_archive(self, table: pa.Table, file: ArchiveFile, source: Source, day: date, size: int) -> DayRows:
         ordered, findings, conflict = in_order(table, spec_of(self.key))
         if conflict is not None:
+            self._refused[day] = file.etag
             raise ConflictError(
                 f"two different rows have {spec_of(self.key).key} {conflict.key}: "
                 f"{conflict.rows[0]} and {conflict.rows[1]}."
             )
-        verified = file.checksum is not ChecksumStatus.MISSING
+        proven = file.checksum is not ChecksumStatus.MISSING
+        if file.checksum is not ChecksumStatus.VERIFIED:
+            findings.append(checksum_accepted() if proven else checksum_missing())
         part = Part(
             source=source,
             url=file.url,
@@ -418,18 +432,18 @@ class _Run:
             last_modified=file.last_modified,
             checksum=file.checksum,
         )
-        return _Rows(
+        return DayRows(
             table=ordered,
             parts=(part,),
-            final=verified,
+            final=proven,
             known_until_us=clock.day_start_us(day) + clock.US_PER_DAY,
-            findings=tuple(findings) if verified else (*findings, checksum_missing()),
+            findings=tuple(findings),
             downloaded=size,
         )
 
     # --- REST -------------------------------------------------------------------------------------------------
 
-    def _from_rest(self, day: date, known: LedgerRow | None) -> _Rows | _Nothing:
+    def _from_rest(self, day: date, known: LedgerRow | None) -> DayRows | _Nothing:
         """What REST has of a day, beyond what is held of it already."""
         held = self._held_rows(day) if known is not None and known.outcome == HELD else None
         if held is not None and self._provisional_is_whole(day, held):
@@ -459,32 +473,40 @@ class _Run:
         ordered, findings, conflict = in_order(table, spec_of(self.key))
         if conflict is not None:
             raise ConflictError(f"REST gave two different rows: {conflict.rows[0]} and {conflict.rows[1]}.")
-        return _Rows(
+        return DayRows(
             table=ordered,
-            parts=_joined((*parts, part)),
+            parts=joined((*parts, part)),
             final=False,
             known_until_us=clock.to_us(fetched.asked_at),
-            findings=(*findings, unpublished()) if fetched.cut else tuple(findings),
+            findings=tuple(findings),
+            cut=fetched.cut,
             action=Action.FETCHED if held is None else Action.EXTENDED if new else Action.HELD,
         )
 
-    def _held_rows(self, day: date) -> _Rows | None:
-        """The rows of a provisional day, to go on from."""
+    def _held_rows(self, day: date) -> DayRows | None:
+        """The rows of a day that is held, to go on from."""
         path = self.layout.file(self.key, day)
         try:
             record, table = files.read_provenance(path), files.read_table(path)
         except DamagedFileError:
             return None
-        return _Rows(table, record.parts, record.final, clock.to_us(record.fetched_at), record.findings)
+        known_until = clock.day_start_us(day) + clock.US_PER_DAY if record.final else clock.to_us(record.fetched_at)
+        return DayRows(
+            table=table,
+            parts=record.parts,
+            final=record.final,
+            known_until_us=known_until,
+            findings=tuple(finding for finding in record.findings if finding.rule in HISTORY),
+            cut=any(finding.evidence == CUT for finding in record.findings),
+        )
 
-    def _provisional_is_whole(self, day: date, held: _Rows) -> bool:
+    def _provisional_is_whole(self, day: date, held: DayRows) -> bool:
         end = clock.day_start_us(day) + clock.US_PER_DAY
         if self.key.interval is not None:
             return int(ints(held.table, "open_time")[-1]) == end - interval_us(self.key.interval)
-        cut = any(finding.rule == unpublished().rule for finding in held.findings)
-        return held.known_until_us >= end and not cut
+        return held.known_until_us >= end and not held.cut
 
-    def _ask_rest(self, day: date, held: _Rows | None) -> RestRows:
+    def _ask_rest(self, day: date, held: DayRows | None) -> RestRows:
         api = self.sources.rest(self.key.market)
         start = clock.day_start_us(day)
         end = start + clock.US_PER_DAY
@@ -523,12 +545,10 @@ class _Run:
 
     # --- into the lake ----------------------------------------------------------------------------------------
 
-    def _store(self, day: date, known: LedgerRow | None, rows: _Rows, started: float) -> DayOutcome:
+    def _store(self, day: date, known: LedgerRow | None, rows: DayRows, started: float) -> DayOutcome:
         path = self.layout.file(self.key, day)
         # A file that the ledger does not count as held was found to be damaged: its footer proves nothing.
         held = self._record_on_disk(day) if known is not None and known.outcome == HELD else None
-        if held is not None and rows.final and not held.final:
-            rows = self._with_rows_only_held(held, rows)
         record = self._record(day, rows)
         attempts = (known.attempts if known else 0) + 1
         if held is not None and _keep(held, record):
@@ -547,41 +567,12 @@ class _Run:
         except DamagedFileError:
             return None
 
-    def _with_rows_only_held(self, held: Provenance, rows: _Rows) -> _Rows:
-        """Archive rows, with those that REST gave before and the archive lacks: nothing is lost by becoming final."""
-        known = self._held_rows(held.day)
-        if known is None:
-            return rows
-        key = spec_of(self.key).key
-        lacking = ~np.isin(ints(known.table, key), ints(rows.table, key))
-        if not lacking.any():
-            return rows
-        extra = known.table.filter(pa.array(lacking))
-        both = pa.concat_tables([rows.table, extra])
-        order = np.argsort(ints(both, key), kind="stable")
-        origin = np.r_[np.zeros(rows.table.num_rows, dtype=np.int64), np.ones(extra.num_rows, dtype=np.int64)][order]
-        rest = next((part for part in known.parts if part.source is Source.REST), known.parts[0])
-        count = int(lacking.sum())
-        finding = Finding(
-            check="gaps",
-            rule="healed",
-            severity=Severity.INFO,
-            count=count,
-            message=f"{count} rows that the archive lacks were kept from REST.",
-        )
-        return replace(
-            rows,
-            table=both.take(pa.array(order)),
-            parts=_parts_by_origin(origin, (rows.parts[0], rest)),
-            findings=(*rows.findings, finding),
-        )
-
-    def _record(self, day: date, rows: _Rows) -> Provenance:
+    def _record(self, day: date, rows: DayRows) -> Provenance:
         keys = ints(rows.table, spec_of(self.key).key)
         findings = (
             *rows.findings,
             *check_integrity(self.key, rows.table),
-            *check_gaps(self.key, rows.table, day, rows.known_until_us, self.listing),
+            *self._gaps(day, rows),
         )
         return Provenance(
             series=str(self.key),
@@ -596,6 +587,87 @@ class _Run:
             findings=findings,
         )
 
+    def _gaps(self, day: date, rows: DayRows) -> list[Finding]:
+        healed = rows.healed(spec_of(self.key))
+        if self.key.interval is None:
+            missing = [*rows.before, *missing_ids(rows.table)]
+            return judge_trades(missing, healed, final=rows.final, asked=rows.asked, cut=rows.cut)
+        lacking = missing_candles(self.key, rows.table, day, rows.known_until_us, self.listing)
+        trades = self._trades_held(day) if len(lacking.lacking) and rows.final else None
+        flat = flat_candles(rows.table)
+        return judge_candles(self.key, lacking, healed, flat, final=rows.final, asked=rows.asked, trades=trades)
+
+    def _trades_held(self, day: date) -> TradeRecord | None:
+        """The symbol's aggTrades of a day as witnesses, where the lake has them."""
+        path = self.layout.file(replace(self.key, data_type=DataType.AGG_TRADES, interval=None), day)
+        if not path.exists():
+            return None
+        try:
+            table = files.read_table(path, ["agg_trade_id", "transact_time"])
+        except DamagedFileError:
+            return None
+        return TradeRecord(ints(table, "agg_trade_id"), ints(table, "transact_time"))
+
+    # --- from one day to the next -----------------------------------------------------------------------------
+
+    def _across_midnight(self, results: Iterator[DayOutcome | DayFailure]) -> Iterator[DayOutcome | DayFailure]:
+        """Results in order, each day of aggTrades looked at together with its neighbours: ids run on over midnight."""
+        before: DayOutcome | DayFailure | None = None
+        for result in results:
+            mended: dict[date, DayOutcome] = {}
+            if before is not None and before.day + _DAY == result.day:
+                mended = self._meet((before, result), before.row, result.row)
+            else:
+                if before is not None:
+                    mended = self._meet((before,), before.row, self._ledger.get(before.day + _DAY))
+                mended |= self._meet((result,), self._ledger.get(result.day - _DAY), result.row)
+            if before is not None:
+                yield mended.get(before.day, before)
+            before = mended.get(result.day, result)
+        if before is not None:
+            yield self._meet((before,), before.row, self._ledger.get(before.day + _DAY)).get(before.day, before)
+
+    def _meet(
+        self, results: Sequence[DayOutcome | DayFailure], first: LedgerRow | None, second: LedgerRow | None
+    ) -> dict[date, DayOutcome]:
+        """Of two neighbouring days, those of this run's results that had to be mended for what midnight shows."""
+        brought = [r for r in results if isinstance(r, DayOutcome) and r.action in _BROUGHT]
+        if not brought or first is None or second is None or not (first.held and second.held):
+            return {}
+        if first.last_key is None or second.first_key is None:
+            return {}
+        if second.first_key > first.last_key + 1:
+            return self._fill_midnight(brought, first.last_key + 1, second.first_key - 1)
+        if second.first_key <= first.last_key:
+            return {r.day: self._without_repeated(first.day, r) for r in brought if r.day == second.day}
+        return {}
+
+    def _fill_midnight(self, days: Sequence[DayOutcome], first: int, last: int) -> dict[date, DayOutcome]:
+        """Bring the ids that lack between two days, and say of the later one what REST does not have."""
+        stored: dict[date, DayOutcome] = {}
+        for outcome in days:
+            rows = self._held_rows(outcome.day)
+            if rows is None:
+                continue
+            filled = self._healer.ids_between(rows, outcome.day, first, last)
+            if filled is not rows:
+                stored[outcome.day] = self._stored_again(outcome, filled)
+        return stored
+
+    def _without_repeated(self, earlier: date, outcome: DayOutcome) -> DayOutcome:
+        """The later day without the trades that stand in the earlier one, too."""
+        rows, before = self._held_rows(outcome.day), self._held_rows(earlier)
+        if rows is None or before is None:
+            return outcome
+        mended = without_repeated(self.key, before.table, rows)
+        return outcome if mended is rows else self._stored_again(outcome, mended)
+
+    def _stored_again(self, outcome: DayOutcome, rows: DayRows) -> DayOutcome:
+        stored = self._store(outcome.day, outcome.row, replace(rows, action=outcome.action), time.perf_counter())
+        return replace(
+            stored, seconds=outcome.seconds + stored.seconds, downloaded=outcome.downloaded, action=outcome.action
+        )
+
 
 # --- small decisions ----------------------------------------------------------------------------------------------
 
@@ -604,8 +676,9 @@ def _keep(held: Provenance, new: Provenance) -> bool:
     """Whether the file that is held is the better one: final before provisional, and never fewer rows unproven."""
     if held.final and not new.final:
         return True
+    same_source = [part.sha256 for part in held.parts] == [part.sha256 for part in new.parts]
     if held.final == new.final and held.content_sha256 == new.content_sha256 and held.findings == new.findings:
-        return True
+        return same_source or not new.final
     return new.rows < held.rows and not new.final
 
 
@@ -618,25 +691,3 @@ def _days_of_month(day: date) -> tuple[date, ...]:
 def _with_archive_answer(error: SourceError) -> SourceError:
     """The same failure, with the archive's answer before REST's."""
     return type(error)(f"the archive has no file for it (404), and: {error}")
-
-
-def _joined(parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    """Parts, neighbours from the same REST endpoint made one: a day extended each hour keeps a short record."""
-    joined: list[Part] = []
-    for part in parts:
-        last = joined[-1] if joined else None
-        if last is not None and last.source is part.source is Source.REST and last.url == part.url:
-            joined[-1] = last.model_copy(update={"rows": last.rows + part.rows, "fetched_at": part.fetched_at})
-        else:
-            joined.append(part)
-    return tuple(joined)
-
-
-def _parts_by_origin(origin: np.ndarray, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    """Row ranges by source: ``origin`` says for each row which of ``parts`` it came from."""
-    starts = np.flatnonzero(np.r_[True, origin[1:] != origin[:-1]])
-    ends = np.r_[starts[1:], len(origin)]
-    return tuple(
-        parts[origin[start]].model_copy(update={"first_row": int(start), "rows": int(end - start)})
-        for start, end in zip(starts, ends, strict=True)
-    )

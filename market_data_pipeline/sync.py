@@ -25,6 +25,7 @@ from market_data_pipeline.lake.files import SeriesBusyError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, NOT_LISTED, Ledger, LedgerRow, failed_row, reconcile
 from market_data_pipeline.profile import profile_is_due, profile_of
+from market_data_pipeline.quality.repair import is_settled
 from market_data_pipeline.series import DataType, Listing, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.specs import lake_schema
@@ -137,10 +138,10 @@ def _report_settled(
     ledger = Ledger.read(layout.ledger(key))
     # In memory only: a run, which holds the series' lock, writes the ledger.
     behind = reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type))
-    needed = []
+    needed, now = [], clock.now()
     for day in days:
         row = ledger.get(day)
-        if row is not None and day in on_record and (row.held or _is_not_listed(row, listing)):
+        if row is not None and day in on_record and (is_settled(row, now) or _is_not_listed(row, listing)):
             told(DayOutcome(key, day, row, Action.HELD if row.held else Action.NOT_LISTED))
         else:
             needed.append(day)

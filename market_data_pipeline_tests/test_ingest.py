@@ -252,14 +252,15 @@ def test_rows_that_only_rest_had_are_kept_when_the_archive_comes(world: World) -
 # --- gaps ---------------------------------------------------------------------------------------------------------
 
 
-def test_unpublished_are_an_exact_range(world: World) -> None:
+def test_missing_candles_are_an_exact_range(world: World) -> None:
     world.sandbox.faults.add(MissingRows(start=utc("2026-03-03T10:00"), end=utc("2026-03-03T10:20"), series="klines"))
     row = outcome(world.one(BTC, "2026-03-03")).row
-    (found,) = [f for f in row.findings_list() if f.rule == "unpublished"]
+    (found,) = [f for f in row.findings_list() if f.rule == "outage"]
     (gap,) = found.ranges
     start = int(utc("2026-03-03T10:00").timestamp() * 1e6)
     assert (gap.first, gap.last, gap.count) == (start, start + 19 * 60_000_000, 20)
-    assert (row.gaps, row.missing, row.integrity) == ("warn", 20, "info")
+    assert (row.gaps, row.missing, row.integrity) == ("info", 20, "info")
+    assert found.evidence == "REST has no candle either"
 
 
 def test_candles_that_stop_coming_are_missed_while_they_do(world: World) -> None:

@@ -204,8 +204,19 @@ class Ledger:
         return sorted(day for day, row in self.rows.items() if row.outcome == outcome)
 
 
-def failed_row(previous: LedgerRow | None, day: date, failure: str, reason: str, asked_at: datetime) -> LedgerRow:
-    """The row after a failed attempt: what was held stays held, with the failure on record."""
+def failed_row(
+    previous: LedgerRow | None, day: date, failure: str, reason: str, asked_at: datetime, etag: str | None = None
+) -> LedgerRow:
+    """The row after a failed attempt: what was held stays held, with the failure on record.
+
+    Args:
+        previous: The day's row so far.
+        day: The UTC day.
+        failure: Kind of the failure.
+        reason: The failure in words.
+        asked_at: When the attempt was made.
+        etag: Of the zip that was refused, so that another one is told apart; a held day keeps that of its rows.
+    """
     row = previous or LedgerRow(day=day, outcome=FAILED)
     outcome = row.outcome if row.outcome == HELD else FAILED
     return replace(
@@ -214,6 +225,7 @@ def failed_row(previous: LedgerRow | None, day: date, failure: str, reason: str,
         attempts=row.attempts + 1,
         failure=failure,
         reason=reason,
+        etag=row.etag if outcome == HELD else etag,
         asked_at=clock.naive_utc(asked_at),
     )
 

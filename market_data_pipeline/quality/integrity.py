@@ -40,6 +40,18 @@ def checksum_missing() -> Finding:
     )
 
 
+def checksum_accepted() -> Finding:
+    """The finding of a day whose bytes do not match their checksum, and that a person accepted nevertheless."""
+    return Finding(
+        check="integrity",
+        rule="checksum_accepted",
+        severity=Severity.WARN,
+        count=1,
+        message="The bytes do not match their published checksum; they were accepted by hand "
+        "(`market-data quarantine show` says by whom, and why).",
+    )
+
+
 def _reporter(key: SeriesKey, table: pa.Table, findings: list[Finding]) -> Callable[..., None]:
     keys = ints(table, spec_of(key).key)
     step = interval_us(key.interval) if key.interval else 1

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from market_data_pipeline.errors import MarketDataError
+
+if TYPE_CHECKING:
+    from market_data_pipeline.sources.vision import ArchiveFile
 
 
 class SourceError(MarketDataError):
@@ -25,14 +30,14 @@ class ChecksumError(SourceError):
     """The bytes do not match their published checksum.
 
     Attributes:
-        data: The bytes.
+        file: The file, as it was served.
     """
 
     kind = "checksum"
 
-    def __init__(self, message: str, data: bytes) -> None:
+    def __init__(self, message: str, file: ArchiveFile) -> None:
         super().__init__(message)
-        self.data = data
+        self.file = file
 
 
 class NetworkError(SourceError):

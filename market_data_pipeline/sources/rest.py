@@ -163,6 +163,38 @@ class RestApi:
         inside = pc.and_(pc.greater_equal(times, start_us), pc.less(times, end_us))
         return RestRows(found.filter(inside), f"{self._host.url}{endpoint.path}", now, cut)
 
+    def agg_trades_of_ids(self, key: SeriesKey, first: int, last: int) -> RestRows:
+        """The trades with ids from ``first`` to ``last``, as far as REST has them without a hole.
+
+        Raises:
+            HostOffError: the host refuses, or did so before in this run.
+            NetworkError: no answer.
+            MalformedError: an answer is not understood.
+        """
+        endpoint = spec_of(key).rest
+        now = self._server_now()
+        tables: list[pa.Table] = []
+        cut = False
+        cursor = first
+        while cursor <= last:
+            if not self._spend_on_trades(endpoint.weight):
+                cut = True
+                break
+            rows = self._rows(endpoint, _by_id(key, cursor, endpoint))
+            table = table_from_rest(rows, key, self._unit) if rows else None
+            # An answer that begins elsewhere proves nothing about what it leaves out: it can be silently cut (#376).
+            if table is None or _first(table, "agg_trade_id") != cursor:
+                break
+            tables.append(table)
+            cursor = _last(table, "agg_trade_id") + 1
+        found = pa.concat_tables([spec_of(key).schema.empty_table(), *tables])
+        return RestRows(
+            found.filter(pc.less_equal(found.column("agg_trade_id"), last)),
+            f"{self._host.url}{endpoint.path}",
+            now,
+            cut,
+        )
+
     def first_candle_day(self, key: SeriesKey) -> date | None:
         """The UTC day of a symbol's first candle, None where it never had one.
 

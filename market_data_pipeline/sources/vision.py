@@ -96,16 +96,7 @@ class Archive:
         sha256 = hashlib.sha256(answer.body).hexdigest()
         published = self._get(self._files, f"{path}.CHECKSUM")
         name = path.rsplit("/", 1)[-1]
-        if published is not None:
-            expected = re.match(rb"\s*([0-9a-fA-F]{64})\b", published.body)
-            stated = expected.group(1).decode().lower() if expected else "no sha256"
-            if stated != sha256:
-                return ChecksumError(
-                    f"{name} does not match its published checksum: {name}.CHECKSUM says {stated}, the bytes have "
-                    f"{sha256}. Binance may mend it: backfill the day again later.",
-                    answer.body,
-                )
-        return ArchiveFile(
+        file = ArchiveFile(
             url=f"{self._files.url}/{path}",
             data=answer.body,
             sha256=sha256,
@@ -114,6 +105,16 @@ class Archive:
             checksum=ChecksumStatus.MISSING if published is None else ChecksumStatus.VERIFIED,
             fetched_at=clock.now(),
         )
+        if published is not None:
+            expected = re.match(rb"\s*([0-9a-fA-F]{64})\b", published.body)
+            stated = expected.group(1).decode().lower() if expected else "no sha256"
+            if stated != sha256:
+                return ChecksumError(
+                    f"{name} does not match its published checksum: {name}.CHECKSUM says {stated}, the bytes have "
+                    f"{sha256}. Binance may mend it: backfill the day again later.",
+                    file,
+                )
+        return file
 
     def list_folders(self, prefix: str) -> list[str]:
         """Names of the folders right below a prefix (which ends with a slash)."""

@@ -180,14 +180,14 @@ def test_the_gaps_of_spot_btcusdt_1h_2019_are_exact(lake: Layout) -> None:
     hour = 3_600_000_000
     expected = [("2019-03-12T02:00", 6), ("2019-05-15T03:00", 10), ("2019-08-15T02:00", 8), ("2019-11-13T02:00", 2),
                 ("2019-11-25T02:00", 2)]  # fmt: skip
-    gaps = [r for found in findings(lake, klines("BTCUSDT", "1h"), "unpublished") for r in found.ranges]
+    gaps = [r for found in findings(lake, klines("BTCUSDT", "1h"), "outage") for r in found.ranges]
     starts = [int(utc(text).timestamp()) * 1_000_000 for text, _ in expected]
     assert [(gap.first, gap.last, gap.count) for gap in sorted(gaps, key=lambda gap: gap.first)] == [
         (start, start + (count - 1) * hour, count) for start, (_, count) in zip(starts, expected, strict=True)
     ]
     for text, count in expected:
         row = ledger_of(lake, klines("BTCUSDT", "1h"))[utc(text).date()]
-        assert (row.gaps, row.missing) == ("warn", count)
+        assert (row.gaps, row.missing) == ("info", count)
 
 
 @pytest.mark.parametrize(("symbol", "minutes"), [("NEARUSDT", 144), ("AVAXUSDT", 22)])
@@ -210,4 +210,4 @@ def test_the_close_time_that_binance_cut_short_is_warned_of(lake: Layout) -> Non
 def test_recorded_days_have_no_other_fault(lake: Layout, recordings: list[Recording]) -> None:
     keys = {recording.key for recording in recordings}
     rules = {found.rule for key in keys for row in ledger_of(lake, key).values() for found in row.findings_list()}
-    assert rules <= {"unpublished", "quiet", "close_time"}
+    assert rules <= {"outage", "quiet", "close_time"}

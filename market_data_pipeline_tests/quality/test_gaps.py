@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import Finding, Severity
-from market_data_pipeline.quality.gaps import check_gaps
+from market_data_pipeline.quality.gaps import flat_candles, missing_candles, missing_ids, seems_cut
 from market_data_pipeline.series import INTERVALS, Listing, SeriesKey, interval_us
 from market_data_pipeline.sources.archive import label_columns
 from market_data_pipeline.specs import spec_of
@@ -41,26 +40,16 @@ def candles(key: SeriesKey, opened: list[int], flat: frozenset[int] = frozenset(
     return pa.table([*label_columns(key, rows), *columns], schema=spec_of(key).schema)
 
 
-def trades(key: SeriesKey, ids: list[int]) -> pa.Table:
-    """Trades with these ids, a microsecond apart."""
+def trades(key: SeriesKey, ids: list[int], times: list[int] | None = None) -> pa.Table:
+    """Trades with these ids, a microsecond apart if not at given times."""
     rows = len(ids)
-    at = pa.array(START + np.arange(rows, dtype=np.int64)).cast(pa.timestamp("us"))
+    at = pa.array(times or START + np.arange(rows, dtype=np.int64)).cast(pa.timestamp("us"))
     values: dict[str, object] = {"transact_time": at, "is_buyer_maker": pa.array([True] * rows)}
     values |= {name: pa.array(ids, pa.int64()) for name in ("agg_trade_id", "first_trade_id", "last_trade_id")}
     values |= {"is_best_match": pa.array([True] * rows)}
     names = [c.name for c in spec_of(key).columns]
     columns = [values.get(name, np.ones(rows)) for name in names]
     return pa.table([*label_columns(key, rows), *columns], schema=spec_of(key).schema)
-
-
-def by_rule(findings: list[Finding]) -> dict[str, Finding]:
-    return {finding.rule: finding for finding in findings}
-
-
-def spread(finding: Finding | None, step: int) -> list[int]:
-    """All keys in a finding's ranges."""
-    ranges = finding.ranges if finding else ()
-    return [key for r in ranges for key in range(r.first, r.last + 1, step)]
 
 
 @given(st.sampled_from(["15m", "30m", "1h", "2h", "4h", "8h", "1d"]), st.data())
@@ -70,21 +59,18 @@ def test_missing_and_present_make_up_the_day(interval: str, data: st.DataObject)
     whole = list(range(START, END, step))
     present = [at for at in whole if data.draw(st.booleans())]
     flat = frozenset(at for at in present if data.draw(st.booleans()))
-    found = by_rule(check_gaps(key, candles(key, present, flat), DAY, END, Listing()))
-    missing = spread(found.get("unpublished"), step)
-    assert sorted(present + missing) == whole
-    assert found["unpublished"].count == len(missing) if missing else "unpublished" not in found
-    assert frozenset(spread(found.get("quiet"), step)) == flat
-    if "quiet" in found:
-        assert found["quiet"].severity is Severity.INFO
+    table = candles(key, present, flat)
+    missing = missing_candles(key, table, DAY, END, Listing())
+    assert sorted([*present, *missing.lacking.tolist()]) == whole
+    assert missing.not_listed.tolist() == []
+    assert frozenset(flat_candles(table).tolist()) == flat
 
 
 @given(st.sets(st.integers(0, 200), min_size=1))
 def test_ids_that_are_jumped_are_the_ones_reported(ids: set[int]) -> None:
     key = agg_trades("BTCUSDT")
     ordered = sorted(ids)
-    found = by_rule(check_gaps(key, trades(key, ordered), DAY, END, Listing()))
-    missing = spread(found.get("unpublished"), 1)
+    missing = [jumped for first, last in missing_ids(trades(key, ordered)) for jumped in range(first, last + 1)]
     assert sorted(ordered + missing) == list(range(ordered[0], ordered[-1] + 1))
 
 
@@ -92,19 +78,31 @@ def test_ids_that_are_jumped_are_the_ones_reported(ids: set[int]) -> None:
 def test_of_today_only_closed_candles_are_expected(minutes: int) -> None:
     key = klines("BTCUSDT", "1h")
     known = START + minutes * 60_000_000
-    found = by_rule(check_gaps(key, candles(key, []), DAY, known, Listing()))
-    assert spread(found.get("unpublished"), interval_us("1h")) == [
-        START + n * 3_600_000_000 for n in range(minutes // 60)
-    ]
+    missing = missing_candles(key, candles(key, []), DAY, known, Listing())
+    assert missing.lacking.tolist() == [START + n * 3_600_000_000 for n in range(minutes // 60)]
 
 
 def test_before_the_first_candle_of_the_listing_day_nothing_is_missing() -> None:
     key = klines("BTCUSDT", "1h")
     present = [START + n * interval_us("1h") for n in range(7, 24) if n != 9]
-    found = by_rule(check_gaps(key, candles(key, present), DAY, END, Listing(((DAY, None),))))
-    assert found["not_listed"].count == 7
-    assert found["unpublished"].count == 1
+    missing = missing_candles(key, candles(key, present), DAY, END, Listing(((DAY, None),)))
+    assert missing.not_listed.tolist() == [START + n * interval_us("1h") for n in range(7)]
+    assert missing.lacking.tolist() == [START + 9 * interval_us("1h")]
 
 
 def test_every_interval_divides_the_day() -> None:
     assert all(86_400 % seconds == 0 for seconds in INTERVALS.values())
+
+
+@pytest.mark.parametrize(
+    ("hours", "cut"),
+    [
+        (range(24), False),  # ends an hour before midnight, as it pauses all day long
+        ([*range(9), 9.5], True),  # ends at 09:30, after pauses of an hour at most
+        ([3], False),  # one trade a day: nothing to compare with but ten minutes
+    ],
+)
+def test_a_day_that_ends_far_earlier_than_it_ever_pauses_seems_cut(hours: list[float], cut: bool) -> None:
+    times = [START + int(hour * 3_600_000_000) for hour in hours]
+    table = trades(agg_trades("BTCUSDT"), list(range(len(times))), times)
+    assert seems_cut(table, DAY) is cut

@@ -6,14 +6,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from market_data_pipeline.findings import Finding
 from market_data_pipeline.quality.integrity import check_integrity
 from market_data_pipeline.series import SeriesKey, interval_us
-from market_data_pipeline_tests.quality.test_gaps import START, by_rule, candles, trades
+from market_data_pipeline_tests.quality.test_gaps import START, candles, trades
 from market_data_pipeline_tests.world import agg_trades, klines
 
 HOURS = klines("BTCUSDT", "1h")
 OPENED = [START + n * interval_us("1h") for n in range(24)]
 TRADES = agg_trades("BTCUSDT")
+
+
+def by_rule(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.rule: finding for finding in findings}
 
 
 def spoilt(table: pa.Table, column: str, value: object, row: int = 5) -> pa.Table:

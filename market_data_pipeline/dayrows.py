@@ -1,0 +1,98 @@
+"""A day's rows on their way into the lake, with where each came from; rows of two sources become one day. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from market_data_pipeline.findings import Finding
+from market_data_pipeline.lake.provenance import Part, Source
+from market_data_pipeline.outcomes import Action
+from market_data_pipeline.quality.rows import Ints, ints
+from market_data_pipeline.quality.verdicts import Asked
+from market_data_pipeline.specs import Spec
+
+
+@dataclass(frozen=True, slots=True)
+class DayRows:
+    """A day's rows as sources gave them.
+
+    Attributes:
+        table: The rows, ordered by key, each key once.
+        parts: Where they came from, in the order of the rows.
+        final: Whether the day is settled by its archive.
+        known_until_us: Until when the day is over, as the source saw it (microseconds UTC).
+        findings: What was found so far.
+        downloaded: Bytes fetched from the archive.
+        action: What was done for the day.
+        asked: What came of asking REST for rows that the archive lacks; None where nothing was to be asked.
+        cut: Whether later trades were left out, since the run's REST weight for aggTrades was used up.
+        before: Runs of ids that lack between the day before and this one, both ends included.
+    """
+
+    table: pa.Table
+    parts: tuple[Part, ...]
+    final: bool
+    known_until_us: int
+    findings: tuple[Finding, ...] = ()
+    downloaded: int = 0
+    action: Action = Action.FETCHED
+    asked: Asked | None = None
+    cut: bool = False
+    before: tuple[tuple[int, int], ...] = ()
+
+    def from_rest(self) -> pa.Table:
+        """The rows that came from REST."""
+        table: pa.Table = self.table.filter(pa.array(_origins(self.parts, Source.REST)))
+        return table
+
+    def healed(self, spec: Spec) -> Ints:
+        """Keys of the rows that REST gave because the archive lacks them; none of a day that is REST's altogether."""
+        if not self.final:
+            return np.zeros(0, dtype=np.int64)
+        keys: Ints = ints(self.table, spec.key)[_origins(self.parts, Source.REST)]
+        return keys
+
+    def with_more(self, table: pa.Table, part: Part, spec: Spec) -> DayRows:
+        """This day with rows of one more place, whose keys it does not have yet."""
+        both = pa.concat_tables([self.table, table])
+        order = np.argsort(ints(both, spec.key), kind="stable")
+        counts = [*(p.rows for p in self.parts), table.num_rows]
+        origin = np.repeat(np.arange(len(counts)), counts)[order]
+        return replace(self, table=both.take(pa.array(order)), parts=parts_by_origin(origin, (*self.parts, part)))
+
+    def without(self, keys: Ints, spec: Spec) -> DayRows:
+        """This day without the rows of some keys."""
+        keep = ~np.isin(ints(self.table, spec.key), keys)
+        origin = np.repeat(np.arange(len(self.parts)), [p.rows for p in self.parts])[keep]
+        return replace(self, table=self.table.filter(pa.array(keep)), parts=parts_by_origin(origin, self.parts))
+
+
+def _origins(parts: tuple[Part, ...], source: Source) -> np.ndarray:
+    return np.repeat([part.source is source for part in parts] or [False], [part.rows for part in parts] or [0])
+
+
+def parts_by_origin(origin: np.ndarray, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """Row ranges by source: ``origin`` says for each row which of ``parts`` it came from."""
+    if len(origin) == 0:
+        return ()
+    starts = np.flatnonzero(np.r_[True, origin[1:] != origin[:-1]])
+    ends = np.r_[starts[1:], len(origin)]
+    return tuple(
+        parts[origin[start]].model_copy(update={"first_row": int(start), "rows": int(end - start)})
+        for start, end in zip(starts, ends, strict=True)
+    )
+
+
+def joined(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """Parts, neighbours from the same REST endpoint made one: a day extended each hour keeps a short record."""
+    made: list[Part] = []
+    for part in parts:
+        last = made[-1] if made else None
+        if last is not None and last.source is part.source is Source.REST and last.url == part.url:
+            made[-1] = last.model_copy(update={"rows": last.rows + part.rows, "fetched_at": part.fetched_at})
+        else:
+            made.append(part)
+    return tuple(made)

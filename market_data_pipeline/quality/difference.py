@@ -1,0 +1,105 @@
+"""What differs between two versions of a day: rows added, removed and changed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from market_data_pipeline.quality.rows import Ints, ints
+from market_data_pipeline.specs import Spec
+
+_Values = npt.NDArray[Any]
+_Mask = npt.NDArray[np.bool_]
+
+_RELATIVE = 1e-9
+"""Floats that differ by less are the same number, rounded in another place."""
+
+_SHOWN = 3
+"""Changed rows that are shown with both values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What a later version of a day has that the earlier one had not, or the other way round.
+
+    Attributes:
+        added: Keys of rows that only the later one has.
+        removed: Keys of rows that only the earlier one has.
+        changed: Keys of rows that both have, with different values.
+        examples: The first changed rows, each value that differs in words: before and after.
+    """
+
+    added: Ints
+    removed: Ints
+    changed: Ints
+    examples: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(len(self.added) or len(self.removed) or len(self.changed))
+
+    @property
+    def keys(self) -> Ints:
+        """Keys of all rows that differ, in order."""
+        return np.unique(np.concatenate([self.added, self.removed, self.changed]))
+
+    def __str__(self) -> str:
+        shown = f": {'; '.join(self.examples)}" if self.examples else ""
+        return f"{len(self.added)} rows added, {len(self.removed)} removed, {len(self.changed)} changed{shown}"
+
+
+def difference(before: pa.Table, after: pa.Table, spec: Spec, say: Callable[[int], str]) -> Difference:
+    """Compare two versions of a day, each ordered by key and without duplicates.
+
+    Times are compared in the coarser of the two units: spot's archives are in milliseconds until 2024-12-31, REST
+    speaks microseconds. Floats may differ by 1e-9 of their size.
+
+    Args:
+        before: The earlier version.
+        after: The later one.
+        spec: What the columns are.
+        say: A key in words.
+    """
+    old, new = ints(before, spec.key), ints(after, spec.key)
+    common, at_old, at_new = np.intersect1d(old, new, assume_unique=True, return_indices=True)
+    differs: dict[str, _Mask] = {}
+    values: dict[str, tuple[_Values, _Values]] = {}
+    for column in spec.columns:
+        if column.kind == "ignore" or column.name == spec.key:
+            continue
+        a, b = _values(before, column.name, column.kind)[at_old], _values(after, column.name, column.kind)[at_new]
+        differs[column.name], values[column.name] = _differs(a, b, column.kind), (a, b)
+    changed = np.logical_or.reduce(list(differs.values())) if len(common) else np.zeros(0, dtype=bool)
+    examples = []
+    for at in np.flatnonzero(changed)[:_SHOWN]:
+        said = ", ".join(
+            f"{name} {values[name][0][at]} → {values[name][1][at]}" for name in differs if differs[name][at]
+        )
+        examples.append(f"{say(int(common[at]))} {said}")
+    return Difference(
+        added=np.setdiff1d(new, old, assume_unique=True),
+        removed=np.setdiff1d(old, new, assume_unique=True),
+        changed=common[changed],
+        examples=tuple(examples),
+    )
+
+
+def _values(table: pa.Table, name: str, kind: str) -> _Values:
+    return ints(table, name) if kind in ("time", "int") else table.column(name).to_numpy()
+
+
+def _differs(a: _Values, b: _Values, kind: str) -> _Mask:
+    if kind == "float":
+        unequal = ~(np.abs(a - b) <= _RELATIVE * np.maximum(np.abs(a), np.abs(b)))
+        return np.asarray(unequal & ~(np.isnan(a) & np.isnan(b)))
+    if kind == "time" and (_in_milliseconds(a) or _in_milliseconds(b)):
+        return np.asarray(a // 1000 != b // 1000)
+    return np.asarray(a != b)
+
+
+def _in_milliseconds(times: _Values) -> bool:
+    return bool((times % 1000 == 0).all())

@@ -1,0 +1,215 @@
+"""Why rows are not there: a verdict for every missing or flat range, from evidence. Pure.
+
+The order of precedence, first what fits (:class:`~market_data_pipeline.findings.Verdict` says what each means):
+
+1. ``not_listed``: the candles lie before the listing or after its end.
+2. ``healed``: the rows are there, and came from REST because the archive lacks them.
+3. ``unpublished``: the day is provisional, so its archive may still bring them.
+4. REST was asked and has no row: ``outage``, unless aggTrades held of the same symbol took place there
+   (``unexplained``). A trade id that REST lacks, too, is ``unexplained``: ids have no holes of their own.
+5. REST could not be asked: ``outage`` where the ids of aggTrades held run on across the range, ``archive_defect`` where
+   trades took place in it, else ``unpublished``.
+6. Flat rows: ``suspended`` or ``quiet``; telling them apart takes the rest of the market (``market.py``), so a day
+   alone calls them quiet and unconfirmed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from market_data_pipeline.findings import MAX_RANGES, VERDICT_SEVERITY, Finding, Range, Verdict
+from market_data_pipeline.quality.gaps import Missing
+from market_data_pipeline.quality.rows import Ints, key_ranges
+from market_data_pipeline.series import SeriesKey, interval_us
+
+UNCONFIRMED = "unconfirmed: whether other symbols of the market traded meanwhile was not looked at"
+"""Evidence of a quiet range that was judged by its own series alone."""
+
+PROVISIONAL = "the day is provisional: its archive is not there yet"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What came of asking REST for rows that the archive lacks.
+
+    Attributes:
+        answered: Whether it was asked and answered.
+        why_not: Why it was not asked, or could not answer.
+    """
+
+    answered: bool
+    why_not: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TradeRecord:
+    """The aggTrades held of a symbol's day: witnesses for its candles.
+
+    Attributes:
+        ids: Their agg_trade_ids, ordered.
+        times: Their transact_times (microseconds UTC), in the order of ids.
+    """
+
+    ids: Ints
+    times: Ints
+
+    def between(self, start_us: int, end_us: int) -> tuple[int, tuple[int, int] | None]:
+        """How many trades took place from ``start_us`` (inclusive) to ``end_us``, and the ids around where none did.
+
+        The ids are those of the last trade before and the first after, and given only where they follow one another.
+        """
+        low, high = np.searchsorted(self.times, [start_us, end_us])
+        if high > low:
+            return int(high - low), None
+        if 0 < low < len(self.ids) and self.ids[low] == self.ids[low - 1] + 1:
+            return 0, (int(self.ids[low - 1]), int(self.ids[low]))
+        return 0, None
+
+
+_WHAT = {
+    Verdict.NOT_LISTED: "lie before the listing or after its end",
+    Verdict.HEALED: "that the archive lacks were filled in from REST",
+    Verdict.OUTAGE: "are missing: nothing was traded (outage)",
+    Verdict.ARCHIVE_DEFECT: "are missing in the archive although trades took place",
+    Verdict.UNEXPLAINED: "are missing, and what the sources say does not fit together",
+    Verdict.UNPUBLISHED: "are missing, and why is not known yet",
+    Verdict.SUSPENDED: "are flat while the whole market stood still",
+    Verdict.QUIET: "are flat: no trade took place",
+}
+
+
+def verdict_finding(verdict: Verdict, what: str, count: int, ranges: Iterable[Range], evidence: str) -> Finding:
+    """The finding of a verdict.
+
+    Args:
+        verdict: The verdict.
+        what: What is counted: candles, or aggregated trades.
+        count: How many.
+        ranges: Where.
+        evidence: What the verdict rests on.
+    """
+    return Finding(
+        check="gaps",
+        rule=verdict.value,
+        severity=VERDICT_SEVERITY[verdict],
+        count=count,
+        message=f"{count} {what} {_WHAT[verdict]}{f' ({evidence})' if evidence else ''}.",
+        ranges=tuple(ranges)[:MAX_RANGES],
+        evidence=evidence,
+    )
+
+
+def judge_candles(
+    key: SeriesKey,
+    missing: Missing,
+    healed: Ints,
+    flat: Ints,
+    *,
+    final: bool,
+    asked: Asked | None,
+    trades: TradeRecord | None,
+) -> list[Finding]:
+    """Verdicts on the candles of a day that are missing, were filled in, or are flat.
+
+    Args:
+        key: The series.
+        missing: What is not there.
+        healed: Open times (microseconds UTC) of rows that came from REST though the day comes from the archive.
+        flat: Open times of flat rows.
+        final: Whether the day is settled by its archive.
+        asked: What came of asking REST; None where it was not asked.
+        trades: The symbol's aggTrades of the day, if held.
+    """
+    step = interval_us(key.interval or "")
+    found: dict[tuple[Verdict, str], list[Ints]] = {}
+
+    def say(verdict: Verdict, evidence: str, times: Ints) -> None:
+        if len(times):
+            found.setdefault((verdict, evidence), []).append(times)
+
+    say(Verdict.NOT_LISTED, "trading began or ended on this day", missing.not_listed)
+    say(Verdict.HEALED, "REST has them", healed)
+    if not final:
+        say(Verdict.UNPUBLISHED, PROVISIONAL, missing.lacking)
+    else:
+        for times in _runs(missing.lacking, step):
+            verdict, evidence = _judge_run(int(times[0]), int(times[-1]) + step, asked, trades)
+            say(verdict, evidence, times)
+    say(Verdict.QUIET, UNCONFIRMED, flat)
+    findings = []
+    for (verdict, evidence), parts in found.items():
+        times = np.concatenate(parts)
+        findings.append(verdict_finding(verdict, "candles", len(times), key_ranges(times, step), evidence))
+    return findings
+
+
+def _judge_run(start_us: int, end_us: int, asked: Asked | None, trades: TradeRecord | None) -> tuple[Verdict, str]:
+    took_place, around = trades.between(start_us, end_us) if trades else (0, None)
+    ran_on = f"the ids of aggTrades run on across it, {around[0]} to {around[1]}" if around else ""
+    if asked is not None and asked.answered:
+        if took_place:
+            return Verdict.UNEXPLAINED, f"REST has no candle either, yet {took_place} aggTrades held took place there"
+        return Verdict.OUTAGE, f"REST has no candle either{f', and {ran_on}' if ran_on else ''}"
+    why_not = f"REST was not asked: {asked.why_not}" if asked else "REST was not asked"
+    if ran_on:
+        return Verdict.OUTAGE, f"{ran_on}; {why_not}"
+    if took_place:
+        return Verdict.ARCHIVE_DEFECT, f"{took_place} aggTrades held took place there; {why_not}"
+    return Verdict.UNPUBLISHED, why_not
+
+
+def _runs(keys: Ints, step: int) -> list[Ints]:
+    return np.split(keys, np.flatnonzero(np.diff(keys) != step) + 1) if len(keys) else []
+
+
+def judge_trades(
+    missing: Sequence[tuple[int, int]], healed: Ints, *, final: bool, asked: Asked | None, cut: bool = False
+) -> list[Finding]:
+    """Verdicts on the agg_trade_ids of a day that are missing or were filled in.
+
+    Args:
+        missing: Runs of ids that are not there, both ends included.
+        healed: Ids of rows that came from REST though the day comes from the archive.
+        final: Whether the day is settled by its archive.
+        asked: What came of asking REST; None where it was not asked.
+        cut: Whether later trades were left out, since the run's REST weight for aggTrades was used up.
+    """
+    findings = []
+    if len(healed):
+        ranges = key_ranges(healed, 1)
+        findings.append(verdict_finding(Verdict.HEALED, "aggregated trades", len(healed), ranges, "REST has them"))
+    if missing:
+        verdict, evidence = _judge_ids(final, asked)
+        count = sum(last - first + 1 for first, last in missing)
+        ranges = tuple(Range(first=a, last=b, count=b - a + 1) for a, b in missing[:MAX_RANGES])
+        findings.append(verdict_finding(verdict, "aggregated trades", count, ranges, evidence))
+    if cut:
+        findings.append(_unpublished_rest())
+    return findings
+
+
+def _judge_ids(final: bool, asked: Asked | None) -> tuple[Verdict, str]:
+    if not final:
+        return Verdict.UNPUBLISHED, PROVISIONAL
+    if asked is not None and asked.answered:
+        return Verdict.UNEXPLAINED, "the ids jump, and REST does not have the ids in between either"
+    return Verdict.UNPUBLISHED, f"REST was not asked: {asked.why_not}" if asked else "REST was not asked"
+
+
+def _unpublished_rest() -> Finding:
+    return Finding(
+        check="gaps",
+        rule=Verdict.UNPUBLISHED.value,
+        severity=VERDICT_SEVERITY[Verdict.UNPUBLISHED],
+        count=0,
+        message="Later trades of this day were left to the next run or to the archive: the run's REST weight for "
+        "aggTrades was used up (MARKET_DATA_REST_TRADES_WEIGHT).",
+        evidence=CUT,
+    )
+
+
+CUT = "the run's REST weight for aggTrades was used up"
+"""Evidence of a day whose rest would cost more REST weight than a run may spend."""

@@ -1,0 +1,106 @@
+"""Verdicts come from evidence, in a fixed order of precedence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from market_data_pipeline.findings import VERDICT_SEVERITY, Severity, Verdict
+from market_data_pipeline.quality.gaps import Missing
+from market_data_pipeline.quality.rows import Ints
+from market_data_pipeline.quality.verdicts import Asked, TradeRecord, judge_candles, judge_trades
+from market_data_pipeline_tests.world import klines
+
+KEY = klines("BTCUSDT", "1m")
+MINUTE = 60_000_000
+NONE = np.zeros(0, dtype=np.int64)
+NO_ANSWER = Asked(False, "its firewall refuses this address")
+ANSWERED = Asked(True)
+
+
+def minutes(*numbers: int) -> Ints:
+    return np.array(numbers, dtype=np.int64) * MINUTE
+
+
+def trades_at(*numbers: float, first_id: int = 100) -> TradeRecord:
+    """Trades at these minutes whose ids follow one another."""
+    return TradeRecord(first_id + np.arange(len(numbers)), (np.array(numbers) * MINUTE).astype(np.int64))
+
+
+TRADED = trades_at(0.5, 4.2, 5.9, 9.5)
+"""Trades in the minutes that lack: 4 and 5."""
+RAN_ON = trades_at(0.5, 3.9, 6.1, 9.5)
+"""Trades before and after them, with ids that follow one another."""
+
+
+@pytest.mark.parametrize(
+    ("final", "asked", "trades", "verdict", "evidence"),
+    [
+        (False, ANSWERED, TRADED, Verdict.UNPUBLISHED, "provisional"),
+        (True, ANSWERED, None, Verdict.OUTAGE, "REST has no candle either"),
+        (True, ANSWERED, RAN_ON, Verdict.OUTAGE, "ids of aggTrades run on across it, 101 to 102"),
+        (True, ANSWERED, TRADED, Verdict.UNEXPLAINED, "2 aggTrades held took place"),
+        (True, NO_ANSWER, RAN_ON, Verdict.OUTAGE, "101 to 102; REST was not asked: its firewall"),
+        (True, NO_ANSWER, TRADED, Verdict.ARCHIVE_DEFECT, "2 aggTrades held took place there; REST was not asked"),
+        (True, NO_ANSWER, None, Verdict.UNPUBLISHED, "REST was not asked: its firewall"),
+        (True, NO_ANSWER, trades_at(0.5), Verdict.UNPUBLISHED, "REST was not asked"),
+    ],
+)
+def test_missing_candles(
+    final: bool, asked: Asked, trades: TradeRecord | None, verdict: Verdict, evidence: str
+) -> None:
+    (found,) = judge_candles(KEY, Missing(minutes(4, 5), NONE), NONE, NONE, final=final, asked=asked, trades=trades)
+    assert found.rule == verdict
+    assert evidence in found.evidence
+    assert evidence in found.message
+    assert [(r.first, r.last, r.count) for r in found.ranges] == [(4 * MINUTE, 5 * MINUTE, 2)]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "severity"),
+    [
+        *((v, Severity.INFO) for v in ("outage", "suspended", "quiet", "not_listed", "healed")),
+        ("unpublished", Severity.WARN),
+        *((v, Severity.ERROR) for v in ("archive_defect", "unexplained")),
+    ],
+)
+def test_what_a_verdict_means_for_the_check(verdict: str, severity: Severity) -> None:
+    assert VERDICT_SEVERITY[Verdict(verdict)] is severity
+
+
+def test_each_range_has_its_own_verdict() -> None:
+    missing = Missing(minutes(4, 5, 8, 20), minutes(0, 1))
+    found = judge_candles(
+        KEY, missing, minutes(11, 12), minutes(15), final=True, asked=NO_ANSWER, trades=trades_at(3, 4.5, 7, 9, 11)
+    )
+    told = {(f.rule, f.count, tuple((r.first // MINUTE, r.last // MINUTE) for r in f.ranges)) for f in found}
+    assert told == {
+        ("not_listed", 2, ((0, 1),)),
+        ("healed", 2, ((11, 12),)),
+        ("archive_defect", 2, ((4, 5),)),
+        ("outage", 1, ((8, 8),)),
+        ("unpublished", 1, ((20, 20),)),
+        ("quiet", 1, ((15, 15),)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("final", "asked", "verdict"),
+    [
+        (True, ANSWERED, Verdict.UNEXPLAINED),
+        (True, NO_ANSWER, Verdict.UNPUBLISHED),
+        (True, None, Verdict.UNPUBLISHED),
+        (False, ANSWERED, Verdict.UNPUBLISHED),
+    ],
+)
+def test_missing_ids(final: bool, asked: Asked | None, verdict: Verdict) -> None:
+    (found,) = judge_trades([(5, 7), (10, 10)], NONE, final=final, asked=asked)
+    assert (found.rule, found.count) == (verdict, 4)
+    assert [(r.first, r.last) for r in found.ranges] == [(5, 7), (10, 10)]
+
+
+def test_ids_filled_in_and_weight_used_up_are_told_apart() -> None:
+    healed, cut = judge_trades([], np.array([5, 6, 9]), final=True, asked=ANSWERED, cut=True)
+    assert (healed.rule, healed.count, len(healed.ranges)) == ("healed", 3, 2)
+    assert (cut.rule, cut.severity) == ("unpublished", Severity.WARN)
+    assert "MARKET_DATA_REST_TRADES_WEIGHT" in cut.message
