@@ -13,6 +13,7 @@ from a seeded generator, in which klines follow exactly from aggTrades, or from 
 
 from market_data_pipeline.sandbox.disk import write_mirror
 from market_data_pipeline.sandbox.faults import (
+    ChangedRows,
     CutBody,
     Damage,
     DamagedArchive,
@@ -24,8 +25,11 @@ from market_data_pipeline.sandbox.faults import (
     MissingChecksum,
     MissingDay,
     MissingRows,
+    QuietSymbol,
+    RepeatedAtMidnight,
     ReplacedArchive,
     Reset,
+    ScrambledArchive,
     SlowBody,
     Status,
     WrongChecksum,
@@ -35,6 +39,7 @@ from market_data_pipeline.sandbox.symbols import DEFAULT_SYMBOLS, GeneratedSymbo
 
 __all__ = [
     "DEFAULT_SYMBOLS",
+    "ChangedRows",
     "CutBody",
     "Damage",
     "DamagedArchive",
@@ -47,10 +52,13 @@ __all__ = [
     "MissingChecksum",
     "MissingDay",
     "MissingRows",
+    "QuietSymbol",
+    "RepeatedAtMidnight",
     "ReplacedArchive",
     "Request",
     "Reset",
     "Sandbox",
+    "ScrambledArchive",
     "SlowBody",
     "Status",
     "WrongChecksum",

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
+from random import Random
 
-from market_data_pipeline.sandbox.faults import Damage, DamagedArchive, DayFault, ReplacedArchive
+from market_data_pipeline.sandbox.faults import (
+    Damage,
+    DamagedArchive,
+    DayFault,
+    ReplacedArchive,
+    ScrambledArchive,
+)
 from market_data_pipeline.sandbox.generator import DAY_US
-from market_data_pipeline.sandbox.rows import TIME_COLUMNS, TextRows
+from market_data_pipeline.sandbox.rows import AGG_TRADES_HEADER, KLINES_HEADER, TIME_COLUMNS, TextRows
 from market_data_pipeline.sandbox.zips import make_zip
 from market_data_pipeline.series import DataType
 
@@ -19,6 +27,26 @@ def without_rows(rows: TextRows, start: int, end: int) -> TextRows:
     """Rows whose time does not lie from ``start`` to ``end`` (exclusive; microseconds since 1970)."""
     column = TIME_COLUMNS[rows.data_type][0]
     return TextRows(rows.data_type, [row for row in rows.rows if not start <= int(row[column]) < end])
+
+
+def with_changed_rows(rows: TextRows, start: int, end: int, column: str) -> TextRows:
+    """Rows of which those from ``start`` to ``end`` (exclusive) have a number that is larger by 1.
+
+    Rows whose data type has no such column stay as they are.
+    """
+    names = (KLINES_HEADER if rows.data_type is DataType.KLINES else AGG_TRADES_HEADER).split(",")
+    if column not in names:
+        return rows
+    at, time = names.index(column), TIME_COLUMNS[rows.data_type][0]
+    changed = [_changed(row, at) if start <= int(row[time]) < end else row for row in rows.rows]
+    return replace(rows, rows=changed)
+
+
+def with_repeated(rows: TextRows, before: list[str], midnight: int | None) -> TextRows:
+    """Rows of aggTrades after one of the day before, which has the time of midnight where that is given."""
+    column = TIME_COLUMNS[rows.data_type][0]
+    own = before[column] if midnight is None else str(midnight)
+    return replace(rows, rows=[[*before[:column], own, *before[column + 1 :]], *rows.rows])
 
 
 def outage_in_text(rows: TextRows, start: int, end: int, span: int, *, flat: bool) -> TextRows:
@@ -56,6 +84,8 @@ def edit_lines(data_type: DataType, text: bytes, faults: Iterable[DayFault], now
             rows = _damaged(data_type, rows, fault.damage)
         elif isinstance(fault, ReplacedArchive):
             rows = _replaced(data_type, rows, fault, later=fault.at <= now)
+        elif isinstance(fault, ScrambledArchive):
+            rows = scrambled(data_type, rows, fault)
     return "".join(",".join(row) + "\n" for row in rows).encode()
 
 
@@ -83,12 +113,59 @@ def _damaged(data_type: DataType, rows: list[list[str]], damage: Damage) -> list
             return [[_next_day(v) if at in times else v for at, v in enumerate(row)] for row in rows]
         case Damage.DISORDER:
             return [*rows[: max(middle - 1, 0)], *reversed(rows[max(middle - 1, 0) : middle + 1]), *rows[middle + 1 :]]
+        case Damage.INTERLEAVED:
+            turns = zip(rows[:middle], rows[middle : 2 * middle], strict=True)
+            return [*(row for pair in turns for row in pair), *rows[2 * middle :]]
         case Damage.DUPLICATES:
             return [*rows[: middle + 1], *rows[middle:]]
         case Damage.CONFLICTING_DUPLICATES:
             return [*rows[:middle], _changed(rows[middle], _CLOSE_OR_PRICE[data_type]), *rows[middle:]]
         case _:
             return rows
+
+
+def scrambled(data_type: DataType, rows: list[list[str]], fault: ScrambledArchive) -> list[list[str]]:
+    """A day's rows, some of them dropped, repeated and out of order; at least two stay where there were as many."""
+    random = Random(fault.seed)  # noqa: S311 - nothing is secret here
+    if fault.drop and len(rows) > 2:
+        rows = _with_holes(rows, random, keep=0 if fault.drop_ends else 1)
+    if fault.conflict and rows:
+        row = random.choice(rows)
+        rows = _put(rows, _changed(row, _CLOSE_OR_PRICE[data_type]), random)
+    if fault.repeat and rows:
+        for row in random.choices(rows, k=random.randint(0, 5)):
+            rows = _put(rows, row, random)
+    return _out_of_order(rows, random) if fault.shuffle else rows
+
+
+def _with_holes(rows: list[list[str]], random: Random, keep: int) -> list[list[str]]:
+    inner = range(keep, len(rows) - keep)
+    left = max(min(len(rows) * 9 // 10, len(rows) - 2), 0)
+    gone: set[int] = set()
+    for _ in range(random.randint(0, 3)):
+        if not inner or left <= len(gone):
+            break
+        # Holes of one row are as likely as long ones: both have their own ways of going wrong.
+        size = min(random.choice((1, random.randint(1, 20), random.randint(1, len(inner)))), left - len(gone))
+        start = random.choice(inner)
+        gone.update(range(start, min(start + size, inner.stop)))
+    return [row for at, row in enumerate(rows) if at not in gone]
+
+
+def _put(rows: list[list[str]], row: list[str], random: Random) -> list[list[str]]:
+    at = random.randint(0, len(rows))
+    return [*rows[:at], row, *rows[at:]]
+
+
+def _out_of_order(rows: list[list[str]], random: Random) -> list[list[str]]:
+    if random.random() < 0.1:
+        return random.sample(rows, len(rows))
+    rows = list(rows)
+    for _ in range(random.randint(0, 3)):
+        start = random.randint(0, max(len(rows) - 1, 0))
+        run = rows[start : start + random.randint(2, 50)]
+        rows[start : start + len(run)] = random.sample(run, len(run))
+    return rows
 
 
 def _next_day(number: str) -> str:

@@ -19,8 +19,16 @@ import numpy as np
 
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.sandbox.cache import Cache
-from market_data_pipeline.sandbox.damage import damaged_zip, edit_lines, outage_in_text, without_rows
+from market_data_pipeline.sandbox.damage import (
+    damaged_zip,
+    edit_lines,
+    outage_in_text,
+    with_changed_rows,
+    with_repeated,
+    without_rows,
+)
 from market_data_pipeline.sandbox.faults import (
+    ChangedRows,
     Damage,
     DamagedArchive,
     DataFault,
@@ -30,8 +38,10 @@ from market_data_pipeline.sandbox.faults import (
     MarketOutage,
     MissingChecksum,
     MissingDay,
-    MissingRows,
+    RepeatedAtMidnight,
     ReplacedArchive,
+    RowsFault,
+    ScrambledArchive,
     SpanFault,
 )
 from market_data_pipeline.sandbox.generator import (
@@ -295,8 +305,9 @@ class Exchange(ABC):
             ]
             if day not in held or any(isinstance(f, MissingDay) for f in own):
                 continue
-            text = self.rows(series, day, "archive").csv(microseconds=microseconds)
-            if any(isinstance(f, (DamagedArchive, ReplacedArchive)) for f in own):
+            rows = self._rows_in(archive, day, faults)
+            text = self._after_midnight(series, day, rows, own).csv(microseconds=microseconds)
+            if any(isinstance(f, (DamagedArchive, ReplacedArchive, ScrambledArchive)) for f in own):
                 text = edit_lines(series.data_type, text, own, now)
             damages.update(f.damage for f in own if isinstance(f, DamagedArchive))
             parts.append(text)
@@ -305,6 +316,25 @@ class Exchange(ABC):
         replaced = [f.at for f in faults if isinstance(f, ReplacedArchive) and _touches(f, archive) and f.at <= now]
         modified = max([self.published_at(archive), *replaced])
         return ArchiveFile(body, self._version(archive, _changes(archive, faults, now)), modified)
+
+    def _rows_in(self, archive: Archive, day: date, faults: Iterable[DataFault]) -> Rows:
+        """Rows of a day with the faults that only archives of this cadence have."""
+        rows = self.rows(archive.series, day, "archive")
+        for fault in faults:
+            if isinstance(fault, RowsFault) and fault.cadence is not None and fault.is_in(archive.cadence):
+                rows = _with_rows_fault(archive.series, rows, fault)
+        return rows
+
+    def _after_midnight(self, series: SeriesKey, day: date, rows: Rows, faults: Iterable[DayFault]) -> Rows:
+        """Rows of a day, after the last trade of the day before where a fault says so."""
+        fault = next((f for f in faults if isinstance(f, RepeatedAtMidnight)), None)
+        before = day - timedelta(1)
+        if fault is None or series.data_type is not DataType.AGG_TRADES or before not in self.days(series):
+            return rows
+        last = text_rows(series.data_type, self.rows(series, before, "archive")).rows[-1:]
+        midnight = day_start_us(day) if fault.moved else None
+        text = text_rows(series.data_type, rows)
+        return with_repeated(text, last[0], midnight) if last else text
 
     def _version(self, archive: Archive, changes: tuple[object, ...]) -> str:
         """An ETag that names the bytes without making them, so that a listing costs nothing."""
@@ -332,23 +362,30 @@ def _changes(archive: Archive | None, faults: Iterable[DataFault], now: datetime
     for fault in faults:
         if isinstance(fault, ReplacedArchive) and _touches(fault, archive):
             changes.append((fault, fault.at <= now))
-        elif (isinstance(fault, (MissingDay, DamagedArchive, LateArchive)) and _touches(fault, archive)) or (
-            isinstance(fault, SpanFault)
-            and not (isinstance(fault, MissingRows) and fault.where == "rest")
-            and fault.start < last
-            and fault.end > first
-        ):
-            changes.append(fault)
+        elif isinstance(fault, DayFault):
+            if _touches(fault, archive) and not isinstance(fault, MissingChecksum):
+                changes.append(fault)
+        elif isinstance(fault, SpanFault):
+            elsewhere = isinstance(fault, RowsFault) and not fault.is_in(archive.cadence)
+            if fault.start < last and fault.end > first and not elsewhere:
+                changes.append(fault)
     return tuple(changes)
+
+
+def _with_rows_fault(series: SeriesKey, rows: Rows, fault: RowsFault) -> Rows:
+    text, start, end = text_rows(series.data_type, rows), moment_us(fault.start), moment_us(fault.end)
+    if isinstance(fault, ChangedRows):
+        return with_changed_rows(text, start, end, fault.column)
+    return without_rows(text, start, end)
 
 
 def apply_row_faults(
     series: SeriesKey, rows: Rows, faults: Iterable[DataFault], where: Where, *, generated: bool
 ) -> Rows:
-    """Rows as they are with the faults that leave some out; a generated exchange makes outages itself."""
+    """Rows as they are with the faults of spans; a generated exchange makes outages itself."""
     for fault in faults:
-        if isinstance(fault, MissingRows) and fault.where in (where, "both"):
-            rows = without_rows(text_rows(series.data_type, rows), moment_us(fault.start), moment_us(fault.end))
+        if isinstance(fault, RowsFault) and fault.is_everywhere_in(where):
+            rows = _with_rows_fault(series, rows, fault)
         elif isinstance(fault, MarketOutage) and not generated:
             flat = series.market is not Market.SPOT if fault.flat is None else fault.flat
             span = interval_us(series.interval) if series.interval else 0
@@ -393,7 +430,7 @@ class GeneratedExchange(Exchange):
                 s.symbol,
                 s.base_asset,
                 s.quote_asset,
-                s.delisted is None or today <= s.delisted,
+                trades_on(s, today),
                 s.listed_at,
                 s.price_decimals,
                 s.quantity_decimals,
@@ -404,11 +441,15 @@ class GeneratedExchange(Exchange):
         ]
 
     def days(self, series: SeriesKey) -> Sequence[date]:
-        """The days of a series from its listing to its delisting or the present day."""
+        """The days of a series on which it was listed, up to the present day."""
         symbol = self._symbols.get((series.market, series.symbol))
         if symbol is None:
             return ()
-        return DaySpan(symbol.listed, min(symbol.delisted or date.max, self.now().date()))
+        return self._listed_days(symbol, symbol.listed)
+
+    def _listed_days(self, symbol: GeneratedSymbol, first: date) -> Sequence[date]:
+        days = DaySpan(first, min(symbol.delisted or date.max, self.now().date()))
+        return [day for day in days if trades_on(symbol, day)] if symbol.breaks else days
 
     def day_of_agg_trade(self, series: SeriesKey, agg_trade_id: int) -> date | None:
         """The day that has an aggTrade, or the first day after it; None if it lies in the future."""
@@ -486,7 +527,7 @@ class GeneratedExchange(Exchange):
         if listed is None:
             return []
         series = SeriesKey(EXCHANGE, market, data_type, symbol, interval)
-        days = DaySpan(listed.first_archived, min(listed.delisted or date.max, self.now().date()))
+        days = self._listed_days(listed, listed.first_archived)
         if cadence == "daily":
             archives = [Archive(series, "daily", day) for day in days]
         else:

@@ -157,6 +157,9 @@ class Damage(StrEnum):
     OTHER_DAY = "other day"
     OTHER_SYMBOL = "other symbol"
     DISORDER = "disorder"
+    """Two rows in the middle have changed places."""
+    INTERLEAVED = "interleaved"
+    """The rows of the first and of the second half take turns."""
     DUPLICATES = "duplicates"
     CONFLICTING_DUPLICATES = "conflicting duplicates"
     NOT_A_ZIP = "not a zip"
@@ -167,6 +170,37 @@ class DamagedArchive(DayFault):
     """The day's archive holds something that it should not."""
 
     damage: Damage
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepeatedAtMidnight(DayFault):
+    """An aggTrade on both sides of midnight: the day's archive begins with the last one of the day before, id and all.
+
+    REST has it once, on the day before (binance-public-data #353).
+    """
+
+    moved: bool = True
+    """Whether it stands there with the time of midnight; else with its own, which lies in the day before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrambledArchive(DayFault):
+    """Rows of the day's archive are dropped, repeated and put out of order, by a seed; REST has the day as it was.
+
+    For tests of what must hold whatever an archive looks like.
+    """
+
+    seed: int
+    drop: bool = True
+    """Whether up to three runs of rows may be left out; together at most nine tenths of the day."""
+    drop_ends: bool = True
+    """Whether the first and the last row may be among them; of trades, nothing in the day itself tells of that."""
+    repeat: bool = True
+    """Whether up to five rows may stand there twice."""
+    conflict: bool = False
+    """Whether one row stands there twice with different content."""
+    shuffle: bool = True
+    """Whether up to three runs of rows may be out of order, or all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,10 +216,45 @@ class SpanFault(DataFault):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MissingRows(SpanFault):
-    """Rows are left out: those whose open_time or transact_time lies from ``start`` (inclusive) to ``end``."""
+class RowsFault(SpanFault):
+    """A fault of the rows whose open_time or transact_time lies from ``start`` (inclusive) to ``end``."""
 
     where: Literal["archive", "rest", "both"] = "both"
+    cadence: Literal["daily", "monthly"] | None = None
+    """Where only one kind of archive has the fault, which; REST has it not, then."""
+
+    def is_in(self, archive: str) -> bool:
+        """Whether archives of a cadence have the fault."""
+        return self.where != "rest" and self.cadence in (None, archive)
+
+    def is_everywhere_in(self, where: str) -> bool:
+        """Whether all archives have the fault, or REST has it."""
+        return self.where in (where, "both") and self.cadence is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MissingRows(RowsFault):
+    """Rows are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangedRows(RowsFault):
+    """Rows have a number that is larger by 1: where only REST or the archive has the fault, the two disagree."""
+
+    column: str = "volume"
+    """The number's name in the archive's header; ``quantity`` or ``price``, for instance, of aggTrades."""
+
+    def __post_init__(self) -> None:
+        SpanFault.__post_init__(self)
+        if self.column not in CHANGEABLE:
+            raise UsageError(f"There is no column {self.column!r} to change. There are: {', '.join(CHANGEABLE)}.")
+
+
+CHANGEABLE = (
+    "open", "high", "low", "close", "volume", "quote_volume", "count", "taker_buy_volume", "taker_buy_quote_volume",
+    "price", "quantity", "first_trade_id", "last_trade_id",
+)  # fmt: skip
+"""Columns that :class:`ChangedRows` can change: all but those that say which row it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,9 +270,20 @@ class MarketOutage(SpanFault):
     """True: klines are flat; False: missing; None: as is usual in the market."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class QuietSymbol(MarketOutage):
+    """Nobody trades one symbol from ``start`` to ``end`` while its market goes on: flat klines, and ids that run on.
+
+    Give ``series`` such as ``^binance/um/.*/NEARUSDT``.
+    """
+
+    flat: bool | None = True
+
+
 _KINDS: tuple[type[Fault], ...] = (
     Delay, Status, CutBody, SlowBody, Reset, WrongChecksum,
-    MissingDay, MissingChecksum, LateArchive, ReplacedArchive, DamagedArchive, MissingRows, MarketOutage,
+    MissingDay, MissingChecksum, LateArchive, ReplacedArchive, DamagedArchive, RepeatedAtMidnight, ScrambledArchive,
+    MissingRows, ChangedRows, MarketOutage, QuietSymbol,
 )  # fmt: skip
 _ADAPTERS = {kind.__name__: TypeAdapter(kind) for kind in _KINDS}
 

@@ -159,7 +159,8 @@ def trading_hours_us(symbol: GeneratedSymbol, day: date) -> tuple[int, int]:
 
 def trades_on(symbol: GeneratedSymbol, day: date) -> bool:
     """Whether a symbol is listed on a day."""
-    return symbol.listed <= day <= (symbol.delisted or _LAST_DAY)
+    inside = symbol.listed <= day <= (symbol.delisted or _LAST_DAY)
+    return inside and not any(first <= day <= last for first, last in symbol.breaks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +184,16 @@ def _calendar(symbol: GeneratedSymbol, seed: int) -> _Calendar:
         hours[-1] = trading_hours_us(symbol, symbol.delisted)[1] / DAY_US
     # At least two: the first and the last trade of a day are what joins it to its neighbours.
     agg_trades = np.maximum((symbol.trades_per_day * hours * (0.9 + 0.2 * random[:, 0])).astype(np.int64), 2)
+    away = np.zeros(days, np.bool_)
+    for first, last in symbol.breaks:
+        away[(first - symbol.listed).days : (last - symbol.listed).days + 1] = True
+    agg_trades[away] = 0
     extra = (agg_trades * (0.4 + 0.4 * random[:, 1])).astype(np.int64)
     # In um, trades of the insurance fund and of auto-deleveraging are left out and leave holes in the trade ids.
     holes = (
-        (agg_trades * 0.004 * random[:, 2]).astype(np.int64) + 1 if symbol.market is Market.UM else np.zeros_like(extra)
+        np.where(away, 0, (agg_trades * 0.004 * random[:, 2]).astype(np.int64) + 1)
+        if symbol.market is Market.UM
+        else np.zeros_like(extra)
     )
     trade_ids = agg_trades + extra + holes
     return _Calendar(

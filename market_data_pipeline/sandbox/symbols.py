@@ -17,7 +17,7 @@ class GeneratedSymbol:
     of one unit of the last quantity decimal.
 
     Raises:
-        UsageError: more decimals than Binance writes, or delisted before it is listed.
+        UsageError: more decimals than Binance writes, delisted before it is listed, or a break outside of the listing.
     """
 
     market: Market
@@ -26,6 +26,8 @@ class GeneratedSymbol:
     """Day of the first trade."""
     delisted: date | None = None
     """Day of the last trade; None while it trades."""
+    breaks: tuple[tuple[date, date], ...] = ()
+    """Times in which it was delisted, to be listed again: first and last day of each, whole days, between the two."""
     trades_per_day: int = 20_000
     """aggTrades a day on average; a day has between nine and eleven tenths of it."""
     price: float = 100.0
@@ -52,6 +54,12 @@ class GeneratedSymbol:
             )
         if self.delisted is not None and self.delisted <= self.listed:
             raise UsageError(f"{self.symbol} cannot be delisted on {self.delisted}: it is listed on {self.listed}.")
+        for first, last in self.breaks:
+            if not self.listed < first <= last < (self.delisted or date.max):
+                raise UsageError(
+                    f"{self.symbol} cannot be away from {first} to {last}: it is listed on {self.listed}, and a break "
+                    "begins later, ends after it began and before the delisting."
+                )
 
     @property
     def first_archived(self) -> date:

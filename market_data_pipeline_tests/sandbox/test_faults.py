@@ -12,7 +12,9 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 import requests
 
+from market_data_pipeline.errors import UsageError
 from market_data_pipeline.sandbox import (
+    ChangedRows,
     CutBody,
     Damage,
     DamagedArchive,
@@ -22,9 +24,12 @@ from market_data_pipeline.sandbox import (
     MissingChecksum,
     MissingDay,
     MissingRows,
+    QuietSymbol,
+    RepeatedAtMidnight,
     ReplacedArchive,
     Reset,
     Sandbox,
+    ScrambledArchive,
     SlowBody,
     Status,
     WrongChecksum,
@@ -224,6 +229,10 @@ def test_damaged_rows(get: Get, sandbox: Sandbox, path: str) -> None:
     _, rows = damaged(get, sandbox, path, Damage.DISORDER)
     assert rows != plain
     assert sorted(rows) == sorted(plain)
+    _, rows = damaged(get, sandbox, path, Damage.INTERLEAVED)
+    assert sorted(rows) == sorted(plain)
+    half = len(plain) // 2
+    assert rows[:6] == [plain[0], plain[half], plain[1], plain[half + 1], plain[2], plain[half + 2]]
     _, rows = damaged(get, sandbox, path, Damage.DUPLICATES)
     assert len(rows) == len(plain) + 1
     assert {tuple(row) for row in rows} == {tuple(row) for row in plain}
@@ -284,6 +293,162 @@ def test_an_outage_in_futures_is_flat(get: Get, sandbox: Sandbox) -> None:
     assert float(evening[-61][8]) > 0
     assert float(morning[3][8]) > 0
     assert [[str(value) for value in row] for row in rest_day(get, "/fapi/v1")] == evening
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_an_outage_of_um_is_in_every_symbol_and_a_quiet_symbol_is_alone(get: Get, sandbox: Sandbox, flat: bool) -> None:
+    start, end = START + timedelta(hours=9), START + timedelta(hours=9, minutes=20)
+    if flat:
+        sandbox.faults.add(MarketOutage(series="^binance/um/", start=start, end=end))
+    else:
+        sandbox.faults.add(QuietSymbol(series="^binance/um/.*/ETHUSDT", start=start, end=end))
+    still = {}
+    for symbol in ("BTCUSDT", "ETHUSDT", "SOLUSDT"):
+        path = f"/data/futures/um/daily/klines/{symbol}/1m/{symbol}-1m-2025-02-03.zip"
+        rows = csv_rows(get(path).content)
+        assert len(rows) == 1440
+        still[symbol] = all(row[5] == "0.000" or row[5] == "0" for row in rows[540:560])
+    assert still == {"BTCUSDT": flat, "ETHUSDT": True, "SOLUSDT": flat}
+    trades = csv_rows(get("/data/futures/um/daily/aggTrades/ETHUSDT/ETHUSDT-aggTrades-2025-02-03.zip").content)
+    ids = [int(row[0]) for row in trades]
+    assert ids == list(range(ids[0], ids[0] + len(ids)))
+    assert [row for row in trades if us(start) <= int(row[5]) * 1_000 < us(end)] == []
+
+
+@pytest.mark.parametrize("cadence", ["daily", "monthly"])
+def test_rows_missing_from_one_kind_of_archive_only(get: Get, sandbox: Sandbox, cadence: str) -> None:
+    day = KLINES.replace("02-03", "01-05")
+    month, whole = csv_rows(get(MONTHLY).content), csv_rows(get(day).content)
+    start = datetime(2025, 1, 5, 9, 30, tzinfo=UTC)
+    sandbox.faults.add(
+        MissingRows(series=SERIES, start=start, end=datetime(2025, 1, 6, tzinfo=UTC), cadence=cadence)  # type: ignore[arg-type]
+    )
+    short, stays, untouched = (day, MONTHLY, month) if cadence == "daily" else (MONTHLY, day, whole)
+    assert csv_rows(get(stays).content) == untouched
+    plain = whole if cadence == "daily" else month
+    assert csv_rows(get(short).content) == [
+        r for r in plain if not us(start) <= int(r[0]) < us(START.replace(month=1, day=6))
+    ]
+    assert checksum_is_right(get, short)
+    ask = {"symbol": "BTCUSDT", "interval": "1m", "startTime": us(start) // 1_000, "limit": 5}
+    assert [row[0] for row in get("/api/v3/klines", params=ask).json()] == [
+        us(start) // 1_000 + n * 60_000 for n in range(5)
+    ]
+
+
+def test_a_month_stale_by_a_day(get: Get, sandbox: Sandbox) -> None:
+    january = csv_rows(get(MONTHLY).content)
+    last = date(2025, 1, 31)
+    sandbox.faults.add(MissingDay(series=SERIES, days=(last,), cadence="monthly"))
+    assert csv_rows(get(MONTHLY).content) == january[:-1440]
+    assert csv_rows(get(KLINES.replace("02-03", "01-31")).content) == january[-1440:]
+
+
+@BOTH
+def test_a_day_cut_short_in_the_archive(get: Get, sandbox: Sandbox, path: str) -> None:
+    plain = csv_rows(get(path).content)
+    at = 0 if path == KLINES else 5
+    end = START + timedelta(hours=9, minutes=29)
+    series = SERIES if path == KLINES else "^binance/spot/aggTrades/BTCUSDT$"
+    sandbox.faults.add(MissingRows(series=series, start=end, end=START + timedelta(days=1), where="archive"))
+    short = csv_rows(get(path).content)
+    assert short == [row for row in plain if int(row[at]) < us(end)]
+    assert 0 < len(short) < len(plain)
+    if path == KLINES:
+        assert len(rest_day(get)) == 1440
+    else:
+        following = int(short[-1][0]) + 1
+        answer = get("/api/v3/aggTrades", params={"symbol": "BTCUSDT", "fromId": following, "limit": 10}).json()
+        assert [trade["a"] for trade in answer] == [int(row[0]) for row in plain[len(short) : len(short) + 10]]
+
+
+@pytest.mark.parametrize("where", ["archive", "rest"])
+@pytest.mark.parametrize("column", ["volume", "close", "count"])
+def test_rest_and_archive_disagree_on_a_bar(get: Get, sandbox: Sandbox, where: str, column: str) -> None:
+    plain = csv_rows(get(KLINES).content)
+    at = START + timedelta(hours=8)
+    sandbox.faults.add(
+        ChangedRows(series=SERIES, start=at, end=at + timedelta(minutes=1), where=where, column=column)  # type: ignore[arg-type]
+    )
+    theirs = {"archive": csv_rows(get(KLINES).content), "rest": [[str(v) for v in row] for row in rest_day(get)]}
+    number = {"close": 4, "volume": 5, "count": 8}[column]
+    for source, rows in theirs.items():
+        changed = [
+            n
+            for n, (row, was) in enumerate(zip(rows, plain, strict=True))
+            if row[1:6] + row[7:9] != was[1:6] + was[7:9]
+        ]
+        assert changed == ([480] if source == where else [])
+    assert float(theirs[where][480][number]) == float(plain[480][number]) + 1
+    assert checksum_is_right(get, KLINES)
+
+
+def test_rows_can_be_changed_in_columns_that_exist() -> None:
+    with pytest.raises(UsageError, match=r"no column 'open_time' to change\. There are: open, high"):
+        ChangedRows(start=START, end=START, column="open_time")
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_trade_on_both_sides_of_midnight(get: Get, sandbox: Sandbox, moved: bool) -> None:
+    before, plain = csv_rows(get(TRADES.replace("02-03", "02-02")).content), csv_rows(get(TRADES).content)
+    sandbox.faults.add(RepeatedAtMidnight(series="/aggTrades/", days=(DAY,), moved=moved))
+    first, *others = csv_rows(get(TRADES).content)
+    assert others == plain
+    assert (first[:5], first[6:]) == (before[-1][:5], before[-1][6:])
+    assert int(first[5]) == (us(START) if moved else int(before[-1][5]))
+    assert csv_rows(get(TRADES.replace("02-03", "02-02")).content) == before
+    assert checksum_is_right(get, TRADES)
+    answer = get("/api/v3/aggTrades", params={"symbol": "BTCUSDT", "fromId": first[0], "limit": 3}).json()
+    assert [trade["a"] for trade in answer] == [int(first[0]) + n for n in range(3)]
+
+
+@BOTH
+@pytest.mark.parametrize("seed", range(8))
+def test_a_scrambled_archive_has_rows_of_the_day_only_and_is_the_same_each_time(
+    get: Get, sandbox: Sandbox, path: str, seed: int
+) -> None:
+    plain = csv_rows(get(path).content)
+    fault = sandbox.faults.add(ScrambledArchive(days=(DAY,), seed=seed))
+    rows = csv_rows(get(path).content)
+    assert {tuple(row) for row in rows} <= {tuple(row) for row in plain}
+    assert len(rows) >= 2
+    assert checksum_is_right(get, path)
+    if path == KLINES:
+        assert len(rest_day(get)) == 1440
+    sandbox.faults.remove(fault)
+    assert csv_rows(get(path).content) == plain
+    sandbox.faults.add(fault)
+    assert csv_rows(get(path).content) == rows
+
+
+def test_how_an_archive_is_scrambled_can_be_chosen(get: Get, sandbox: Sandbox) -> None:
+    plain = csv_rows(get(TRADES).content)
+    seen = {"dropped": 0, "repeated": 0, "shuffled": 0}
+    for seed in range(12):
+        for drop, repeat, shuffle in ((True, False, False), (False, True, False), (False, False, True)):
+            fault = sandbox.faults.add(
+                ScrambledArchive(days=(DAY,), seed=seed, drop=drop, repeat=repeat, shuffle=shuffle, drop_ends=False)
+            )
+            rows = csv_rows(get(TRADES).content)
+            sandbox.faults.remove(fault)
+            if drop:
+                seen["dropped"] += rows != plain
+                kept = {row[0] for row in rows}
+                assert rows == [row for row in plain if row[0] in kept]
+                assert (rows[0], rows[-1]) == (plain[0], plain[-1])
+            elif repeat:
+                seen["repeated"] += rows != plain
+                assert 0 <= len(rows) - len(plain) <= 5
+                assert {tuple(row) for row in rows} == {tuple(row) for row in plain}
+            else:
+                seen["shuffled"] += rows != plain
+                assert sorted(rows) == sorted(plain)
+    assert min(seen.values()) >= 4, seen
+    sandbox.faults.add(ScrambledArchive(days=(DAY,), seed=1, drop=False, repeat=False, shuffle=False, conflict=True))
+    rows = csv_rows(get(TRADES).content)
+    (odd,) = [row for row in rows if row not in plain]
+    assert len(rows) == len(plain) + 1
+    assert odd[0] in {row[0] for row in plain}
 
 
 def test_faults_are_shown_and_lifted(sandbox: Sandbox) -> None:

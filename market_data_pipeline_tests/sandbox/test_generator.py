@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
@@ -151,6 +151,39 @@ def test_trading_opens_and_closes_within_a_day(get: Get) -> None:
     assert get(f"/{key(Market.SPOT, 'LUNAUSDT', '1m').archive_daily(date(2022, 5, 14))}").status_code == 404
 
 
+@pytest.mark.parametrize("market", list(Market))
+def test_a_symbol_is_delisted_and_listed_again(market: Market) -> None:
+    away = (date(2025, 1, 20), date(2025, 2, 19))
+    one = dataclasses.replace(
+        symbol(market, "BTCUSD_PERP" if market is Market.CM else "BTCUSDT"), trades_per_day=200, breaks=(away,)
+    )
+    daily, trades = key(market, one.symbol, "1h"), key(market, one.symbol)
+    around = [date(2025, 1, 19), *away, date(2025, 2, 20)]
+    prefix = {Market.SPOT: "/api/v3", Market.UM: "/fapi/v1", Market.CM: "/dapi/v1"}[market]
+    with Sandbox(now=NOW, symbols=[one]) as sandbox, requests.Session() as session:
+
+        def get(path: str, **params: Any) -> requests.Response:
+            return session.get(f"{sandbox.url}{path}", params=params, timeout=30)
+
+        for series in (daily, trades):
+            answers = [get(f"/{series.archive_daily(day)}").status_code for day in around]
+            assert answers == [200, 404, 404, 200]
+            listing = get("/", prefix=series.archive_daily(away[0])[: -len("20.zip")]).text
+            assert "2025-01-19.zip<" in listing
+            assert "2025-01-20.zip<" not in listing
+        hours = [int(row[0]) for row in get(f"{prefix}/klines", symbol=one.symbol, interval="1h", limit=400).json()]
+        assert set(np.diff(hours).tolist()) == {3_600_000, 32 * 24 * 3_600_000 - 23 * 3_600_000}
+        assert len(csv_rows(get(f"/{daily.archive_monthly(away[0])}").content)) == 19 * 24
+        before, after = (csv_rows(get(f"/{trades.archive_daily(day)}").content) for day in (around[0], around[-1]))
+        assert int(after[0][0]) == int(before[-1][0]) + 1
+        answer = get(f"{prefix}/aggTrades", symbol=one.symbol, fromId=before[-1][0], limit=2).json()
+        assert [str(trade["a"]) for trade in answer] == [before[-1][0], after[0][0]]
+        status = "contractStatus" if market is Market.CM else "status"
+        assert get(f"{prefix}/exchangeInfo").json()["symbols"][0][status] == "TRADING"
+        sandbox.set_time(datetime(2025, 2, 1, tzinfo=UTC))
+        assert get(f"{prefix}/exchangeInfo").json()["symbols"][0][status] == "BREAK"
+
+
 def test_an_open_candle_grows_with_the_clock() -> None:
     btc = symbol(Market.SPOT, "BTCUSDT")
     trades = generate_trades(btc, 0, DAY)
@@ -172,7 +205,12 @@ def test_markets_agree_on_an_assets_price() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"price_decimals": 8}, "8 decimals"), ({"delisted": date(2017, 8, 17)}, "listed on 2017-08-17")],
+    [
+        ({"price_decimals": 8}, "8 decimals"),
+        ({"delisted": date(2017, 8, 17)}, "listed on 2017-08-17"),
+        ({"breaks": ((date(2017, 8, 17), date(2017, 9, 1)),)}, "away from 2017-08-17 to 2017-09-01"),
+        ({"breaks": ((date(2019, 1, 2), date(2019, 1, 1)),)}, "away from"),
+    ],
 )
 def test_a_symbol_that_cannot_be_is_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
