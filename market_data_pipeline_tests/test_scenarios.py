@@ -1,0 +1,492 @@
+"""What can be wrong at the exchange, one story a test: verdict, evidence, rows in the lake, number of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from market_data_pipeline import clock
+from market_data_pipeline.findings import Finding
+from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, Sources, ingest
+from market_data_pipeline.judging import judge_flat_candles
+from market_data_pipeline.lake import files, quarantine
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import Ledger, LedgerRow
+from market_data_pipeline.quality.repair import marked
+from market_data_pipeline.quality.rows import ints
+from market_data_pipeline.sandbox import (
+    ChangedRows,
+    Damage,
+    DamagedArchive,
+    Fault,
+    GeneratedSymbol,
+    LateArchive,
+    MarketOutage,
+    MissingDay,
+    MissingRows,
+    QuietSymbol,
+    RepeatedAtMidnight,
+    ReplacedArchive,
+    Sandbox,
+    Status,
+    WrongChecksum,
+)
+from market_data_pipeline.series import Listing, Market, SeriesKey
+from market_data_pipeline_tests.world import Result, World, agg_trades, days, klines, utc
+
+BTC, TRADES = klines("BTCUSDT", "1m"), agg_trades("BTCUSDT")
+DAY, BEFORE = date(2026, 3, 3), date(2026, 3, 2)
+ZIP, REST = 2, 2
+"""Requests: a zip comes with its CHECKSUM; the first question to REST with one for its clock."""
+
+
+@dataclass
+class Story:
+    """A world with a fault, beside the same world without it."""
+
+    world: World
+
+    def truth(self, key: SeriesKey, day: date = DAY) -> pa.Table:
+        """The day as the exchange had it: brought into another lake while no fault is in force."""
+        layout = Layout(self.world.root / "truth")
+        with self.undisturbed(), Sources(self.world.settings) as sources:
+            [result] = ingest(key, [day], layout=layout, sources=sources, settings=self.world.settings)
+        assert isinstance(result, DayOutcome), result
+        return files.read_table(layout.file(key, day))
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Lift all faults for a while, and leave no trace in the log."""
+        faults = list(self.world.sandbox.faults)
+        self.world.sandbox.faults.clear()
+        try:
+            yield
+        finally:
+            for fault in faults:
+                self.world.sandbox.faults.add(fault)
+            self.world.forget()
+
+    def bring(self, key: SeriesKey, wanted: Sequence[date] = (DAY,), listing: Listing | None = None) -> list[Result]:
+        """Bring days as one run does, with a log of its requests alone."""
+        self.world.forget()
+        return self.world.ingest(key, wanted, listing)
+
+    def held(self, key: SeriesKey, day: date = DAY) -> pa.Table:
+        return files.read_table(self.world.layout.file(key, day))
+
+    @property
+    def requests(self) -> int:
+        return len(self.world.sandbox.requests)
+
+
+@pytest.fixture
+def story(world: World) -> Story:
+    return Story(world)
+
+
+def good(results: Sequence[Result]) -> LedgerRow:
+    """The ledger row of the one day that was brought."""
+    [result] = results
+    assert isinstance(result, DayOutcome), result
+    return result.row
+
+
+def gaps(row: LedgerRow) -> list[Finding]:
+    return [finding for finding in row.findings_list() if finding.check == "gaps"]
+
+
+def the_gap(row: LedgerRow) -> Finding:
+    [found] = gaps(row)
+    return found
+
+
+def finding(row: LedgerRow, rule: str) -> Finding:
+    [found] = [found for found in row.findings_list() if found.rule == rule]
+    return found
+
+
+def at(text: str) -> int:
+    """A moment on the day, in microseconds."""
+    return clock.to_us(utc(f"{DAY}T{text}"))
+
+
+def span(found: Finding) -> list[tuple[int, int, int]]:
+    return [(r.first, r.last, r.count) for r in found.ranges]
+
+
+# --- the exchange stood still ---------------------------------------------------------------------------------------
+
+
+def test_an_outage_in_spot_lacks_rows_that_rest_lacks_too(story: Story) -> None:
+    story.world.sandbox.faults.add(MarketOutage(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="/spot/"))
+    row = good(story.bring(BTC))
+    found = the_gap(row)
+    assert (found.rule, found.count, row.gaps, row.final) == ("outage", 20, "info", True)
+    assert span(found) == [(at("10:00"), at("10:19"), 20)]
+    assert found.evidence == "REST has no candle either"
+    assert story.held(BTC).num_rows == 1420
+    assert story.requests == ZIP + REST
+
+
+def test_an_outage_in_spot_is_proven_by_the_ids_of_its_trades(story: Story) -> None:
+    story.world.sandbox.faults.add(MarketOutage(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="/spot/"))
+    assert gaps(good(story.bring(TRADES))) == []
+    assert story.requests == ZIP
+    story.world.sandbox.faults.add(Status(path="/api/v3/", status=451))
+    row = good(story.bring(BTC))
+    found = the_gap(row)
+    ids = ints(story.held(TRADES), "agg_trade_id")
+    times = ints(story.held(TRADES), "transact_time")
+    last = int(ids[times < at("10:00")][-1])
+    assert (found.rule, row.gaps) == ("outage", "info")
+    assert f"the ids of aggTrades run on across it, {last} to {last + 1}; REST was not asked" in found.evidence
+
+
+def test_an_outage_in_um_is_flat_rows_in_every_symbol(story: Story) -> None:
+    keys = [klines(symbol, "1m", "um") for symbol in ("BTCUSDT", "ETHUSDT", "SOLUSDT")]
+    story.world.sandbox.faults.add(MarketOutage(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="/um/"))
+    for key in keys:
+        assert good(story.bring(key)).verdicts == "quiet"
+        assert story.requests == ZIP
+    assert judge_flat_candles(story.world.layout, Market.UM).days == 3
+    for key in keys:
+        row = story.world.ledger(key).rows[DAY]
+        found = finding(row, "suspended")
+        assert (found.count, span(found), row.gaps) == (20, [(at("10:00"), at("10:19"), 20)], "info")
+        assert "every other symbol that is held was flat or missing, too (2: " in found.evidence
+        assert story.held(key).num_rows == 1440
+
+
+def test_a_quiet_symbol_is_flat_while_others_trade(story: Story) -> None:
+    quiet, other = klines("ETHUSDT", "1m", "um"), klines("BTCUSDT", "1m", "um")
+    story.world.sandbox.faults.add(
+        QuietSymbol(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="^binance/um/.*/ETHUSDT")
+    )
+    found = the_gap(good(story.bring(quiet)))
+    assert (found.rule, found.count) == ("quiet", 20)
+    assert found.evidence.startswith("unconfirmed")
+    assert gaps(good(story.bring(other))) == []
+    judge_flat_candles(story.world.layout, Market.UM)
+    found = the_gap(story.world.ledger(quiet).rows[DAY])
+    assert (found.rule, found.count) == ("quiet", 20)
+    assert "BTCUSDT" in found.evidence
+
+
+# --- the archive lacks what the exchange had ------------------------------------------------------------------------
+
+
+def test_twenty_minutes_that_the_archive_lacks_come_from_rest(story: Story) -> None:
+    truth = story.truth(BTC)
+    story.world.sandbox.faults.add(
+        MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="klines", where="archive")
+    )
+    row = good(story.bring(BTC))
+    found = the_gap(row)
+    assert (found.rule, found.count, found.evidence) == ("healed", 20, "REST has them")
+    assert span(found) == [(at("10:00"), at("10:19"), 20)]
+    assert (row.gaps, row.final, row.missing) == ("info", True, 0)
+    assert story.held(BTC).equals(truth)
+    parts = files.read_provenance(story.world.layout.file(BTC, DAY)).parts
+    assert [(p.source.value, p.first_row, p.rows) for p in parts] == [
+        ("archive_daily", 0, 600),
+        ("rest", 600, 20),
+        ("archive_daily", 620, 820),
+    ]
+    assert story.requests == ZIP + REST
+    story.bring(BTC)
+    assert story.requests == 0
+
+
+def test_what_the_archive_lacks_while_rest_refuses_is_asked_for_later_and_without_the_zip(story: Story) -> None:
+    truth = story.truth(BTC)
+    story.world.sandbox.faults.add(
+        MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="klines", where="archive")
+    )
+    refusal = story.world.sandbox.faults.add(Status(path="/api/v3/", status=451))
+    row = good(story.bring(BTC))
+    found = the_gap(row)
+    assert (found.rule, row.gaps, row.final) == ("unpublished", "warn", True)
+    assert "REST was not asked" in found.evidence
+    assert "refuses this country" in found.evidence
+    story.world.sandbox.faults.remove(refusal)
+    assert [r.action for r in story.bring(BTC) if isinstance(r, DayOutcome)] == [Action.HELD]
+    assert story.requests == 0  # it rests for an hour
+    story.world.at("2026-03-05T13:30:00")
+    assert the_gap(good(story.bring(BTC))).rule == "healed"
+    assert story.requests == REST
+    assert story.held(BTC).equals(truth)
+
+
+def test_candles_that_lack_although_trades_took_place_are_a_defect_until_healed(story: Story) -> None:
+    good(story.bring(TRADES))
+    story.world.sandbox.faults.add(
+        MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="klines", where="archive")
+    )
+    refusal = story.world.sandbox.faults.add(Status(path="/api/v3/", status=451))
+    row = good(story.bring(BTC))
+    assert (the_gap(row).rule, row.gaps) == ("archive_defect", "error")
+    assert "aggTrades held took place there" in the_gap(row).evidence
+    story.world.sandbox.faults.remove(refusal)
+    story.world.at("2026-03-05T13:30:00")
+    assert good(story.bring(BTC)).gaps == "info"
+
+
+def test_candles_that_no_source_has_although_trades_took_place_are_unexplained(story: Story) -> None:
+    good(story.bring(TRADES))
+    story.world.sandbox.faults.add(MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="klines"))
+    row = good(story.bring(BTC))
+    assert (the_gap(row).rule, row.gaps) == ("unexplained", "error")
+    assert "REST has no candle either, yet" in the_gap(row).evidence
+
+
+@pytest.mark.parametrize("key", [BTC, TRADES], ids=str)
+def test_a_whole_day_that_the_archive_lacks_comes_from_rest_and_is_provisional(story: Story, key: SeriesKey) -> None:
+    truth = story.truth(key)
+    story.world.sandbox.faults.add(MissingDay(days=[DAY]))
+    row = good(story.bring(key))
+    assert (row.source, row.final, gaps(row)) == ("rest", False, [])
+    assert story.held(key).equals(truth)
+
+
+@pytest.mark.parametrize("cut_at", ["09:29", "23:55"])
+def test_a_day_of_trades_that_the_archive_cut_short_is_completed(story: Story, cut_at: str) -> None:
+    truth = story.truth(TRADES)
+    end = utc(str(DAY + timedelta(days=1)))
+    story.world.sandbox.faults.add(
+        MissingRows(start=utc(f"{DAY}T{cut_at}"), end=end, series="aggTrades", where="archive")
+    )
+    # Of a few minutes only the next day's first id tells.
+    results = story.bring(TRADES, [DAY, DAY + timedelta(days=1)])
+    row = good(results[:1])
+    lacked = int((ints(truth, "transact_time") >= at(cut_at)).sum())
+    found = finding(row, "healed")
+    assert (found.count, row.gaps, row.final) == (lacked, "info", True)
+    assert story.held(TRADES).equals(truth)
+    assert row.content_sha256 == story.world.ledger(TRADES).rows[DAY].content_sha256
+    pages = -(-lacked // 1000)
+    assert 2 * ZIP + 1 + pages <= story.requests <= 2 * ZIP + 2 + pages
+
+
+def test_a_monthly_zip_that_lacks_a_day_gives_way_to_the_daily_one(story: Story) -> None:
+    key, wanted = klines("BTCUSDT", "1h"), days("2026-01-01", "2026-01-31")
+    story.world.sandbox.faults.add(MissingDay(days=[date(2026, 1, 31)], cadence="monthly"))
+    results = story.bring(key, wanted)
+    rows = [r.row for r in results if isinstance(r, DayOutcome)]
+    assert [(row.source, row.rows, gaps(row)) for row in rows] == [
+        *[("archive_monthly", 24, [])] * 30,
+        ("archive_daily", 24, []),
+    ]
+    assert story.requests == 2 * ZIP
+
+
+def test_a_day_with_a_gap_in_the_monthly_zip_alone_comes_from_the_daily_one(story: Story) -> None:
+    key, wanted = klines("BTCUSDT", "1h"), days("2026-01-01", "2026-01-31")
+    story.world.sandbox.faults.add(
+        MissingRows(start=utc("2026-01-15T05:00"), end=utc("2026-01-15T07:00"), where="archive", cadence="monthly")
+    )
+    rows = [r.row for r in story.bring(key, wanted) if isinstance(r, DayOutcome)]
+    assert [row.day.day for row in rows if row.source == "archive_daily"] == [15]
+    assert all(row.rows == 24 and not gaps(row) for row in rows)
+    assert story.requests == 2 * ZIP
+
+
+# --- ids of trades --------------------------------------------------------------------------------------------------
+
+
+def test_interleaved_ids_are_sorted(story: Story) -> None:
+    truth = story.truth(TRADES)
+    story.world.sandbox.faults.add(DamagedArchive(days=[DAY], damage=Damage.INTERLEAVED))
+    row = good(story.bring(TRADES))
+    assert finding(row, "order").count > 1000
+    assert gaps(row) == []
+    assert story.held(TRADES).equals(truth)
+    assert story.requests == ZIP
+
+
+def test_exact_duplicates_are_dropped_and_counted(story: Story) -> None:
+    truth = story.truth(TRADES)
+    story.world.sandbox.faults.add(DamagedArchive(days=[DAY], damage=Damage.DUPLICATES))
+    row = good(story.bring(TRADES))
+    assert finding(row, "duplicates").count >= 1
+    assert story.held(TRADES).equals(truth)
+    assert story.requests == ZIP
+
+
+def test_two_rows_with_one_id_fail_the_day_and_both_are_shown(story: Story) -> None:
+    story.world.sandbox.faults.add(DamagedArchive(days=[DAY], damage=Damage.CONFLICTING_DUPLICATES))
+    [result] = story.bring(TRADES)
+    assert isinstance(result, DayFailure)
+    assert result.failure == "conflict"
+    assert result.reason.count("price=") == 2
+    assert not story.world.layout.file(TRADES, DAY).exists()
+    assert story.requests == ZIP
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_an_id_on_both_sides_of_midnight_stays_on_one(story: Story, together: bool) -> None:
+    truth = story.truth(TRADES)
+    story.world.sandbox.faults.add(RepeatedAtMidnight(days=[DAY]))
+    if together:
+        results = story.bring(TRADES, [BEFORE, DAY])
+    else:
+        good(story.bring(TRADES, [BEFORE]))
+        results = story.bring(TRADES)
+    row = good(results[-1:])
+    found = finding(row, "across_midnight")
+    last = int(ints(story.held(TRADES, BEFORE), "agg_trade_id")[-1])
+    assert (found.count, found.severity.value, span(found)) == (1, "warn", [(last, last, 1)])
+    assert story.held(TRADES).equals(truth)
+    assert story.requests == (2 if together else 1) * ZIP
+
+
+def test_trades_that_lack_inside_a_day_are_asked_for_by_id(story: Story) -> None:
+    truth = story.truth(TRADES)
+    story.world.sandbox.faults.add(
+        MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="aggTrades", where="archive")
+    )
+    row = good(story.bring(TRADES))
+    lacked = int(((ints(truth, "transact_time") >= at("10:00")) & (ints(truth, "transact_time") < at("10:20"))).sum())
+    assert (the_gap(row).rule, the_gap(row).count) == ("healed", lacked)
+    assert story.held(TRADES).equals(truth)
+    assert story.requests == ZIP + REST
+
+
+def test_ids_that_rest_lacks_too_are_unexplained(story: Story) -> None:
+    story.world.sandbox.faults.add(
+        MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="aggTrades", where="both")
+    )
+    row = good(story.bring(TRADES))
+    assert (the_gap(row).rule, row.gaps, row.final) == ("unexplained", "error", True)
+    assert story.requests == ZIP + REST
+
+
+def test_ids_beyond_the_weight_of_a_run_are_unpublished(story: Story) -> None:
+    story.world.set(rest_trades_weight=0)
+    story.world.sandbox.faults.add(
+        MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="aggTrades", where="archive")
+    )
+    row = good(story.bring(TRADES))
+    assert (the_gap(row).rule, row.gaps) == ("unpublished", "warn")
+    assert "weight" in the_gap(row).evidence
+
+
+# --- late, replaced, wrong ------------------------------------------------------------------------------------------
+
+
+def test_an_archive_that_is_late_by_nine_days_makes_the_day_final_when_it_comes(story: Story) -> None:
+    truth = story.truth(BTC)
+    story.world.sandbox.faults.add(LateArchive(days=[DAY], days_late=9))
+    assert not good(story.bring(BTC)).final
+    story.world.at("2026-03-12T12:00:00")
+    assert not good(story.bring(BTC)).final
+    assert story.requests == 1  # the archive's 404; the day is whole, so REST is left alone
+    story.world.at("2026-03-13T12:00:00")
+    row = good(story.bring(BTC))
+    assert (row.final, row.source) == (True, "archive_daily")
+    assert not [f for f in row.findings_list() if f.rule in ("became_final", "disagreement")]
+    assert story.held(BTC).equals(truth)
+
+
+def test_an_archive_that_was_replaced_is_fetched_again_and_the_difference_told(story: Story) -> None:
+    truth = story.truth(BTC)
+    story.world.sandbox.faults.add(ReplacedArchive(days=[DAY], at=utc("2026-03-05T18:00"), short_by=30))
+    row = good(story.bring(BTC))
+    assert (row.rows, finding(row, "healed").count) == (1440, 30)
+    story.world.sandbox.faults.add(Status(path="/api/v3/", status=451))
+    story.world.at("2026-03-06T12:00:00")
+    ledger = story.world.ledger(BTC)
+    ledger.put(marked(row, "another-etag"))
+    ledger.write(story.world.layout.ledger(BTC))
+    replaced = good(story.bring(BTC))
+    assert (replaced.final, replaced.replaced_by, replaced.etag != row.etag) == (True, None, True)
+    assert gaps(replaced) == []
+    assert story.held(BTC).equals(truth)
+    assert story.requests == ZIP
+
+
+def test_the_rows_that_a_replaced_archive_changed_are_counted(story: Story) -> None:
+    story.world.sandbox.faults.add(ReplacedArchive(days=[DAY], at=utc("2026-03-05T18:00")))
+    row = good(story.bring(TRADES))
+    story.world.at("2026-03-06T12:00:00")
+    ledger = story.world.ledger(TRADES)
+    ledger.put(marked(row, "another-etag"))
+    ledger.write(story.world.layout.ledger(TRADES))
+    found = finding(good(story.bring(TRADES)), "replaced")
+    assert found.count == 1
+    assert "0 rows added, 0 removed, 1 changed" in found.message
+    assert "quantity" in found.message
+    assert span(found) == [(row.last_key, row.last_key, 1)]
+
+
+def test_a_checksum_that_is_wrong_for_good_fails_until_a_person_accepts(story: Story) -> None:
+    truth = story.truth(BTC)
+    story.world.sandbox.faults.add(WrongChecksum(path=f"BTCUSDT-1m-{DAY}"))
+    [result] = story.bring(BTC)
+    assert isinstance(result, DayFailure)
+    assert (result.failure, result.row.etag is not None) == ("checksum", True)
+    assert story.requests == 2 * ZIP  # it may have been replaced between the zip and its checksum
+    [entry] = quarantine.entries(story.world.layout)
+    quarantine.accept(story.world.layout, entry, by="trader", at=clock.now(), reason="as Binance has it")
+    row = good(story.bring(BTC))
+    assert (row.checksum, row.final, row.integrity) == ("accepted", True, "warn")
+    assert "market-data quarantine show" in finding(row, "checksum_accepted").message
+    assert story.held(BTC).equals(truth)
+
+
+def test_a_delisted_and_relisted_symbol_is_not_missing_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back = GeneratedSymbol(
+        Market.SPOT, "BACKUSDT", date(2026, 1, 1), breaks=((date(2026, 2, 3), date(2026, 2, 5)),), trades_per_day=500
+    )
+    key = klines("BACKUSDT", "1h")
+    spans = Listing(((date(2026, 1, 1), date(2026, 2, 2)), (date(2026, 2, 6), None)))
+    with Sandbox(symbols=[back]) as sandbox:
+        story = Story(World(tmp_path, sandbox, monkeypatch))
+        story.world.at("2026-03-05T12:00:30")
+        results = story.bring(key, days("2026-02-01", "2026-02-07"), spans)
+        assert [(r.row.outcome, r.row.rows) for r in results] == [
+            ("held", 24),
+            ("held", 24),
+            ("not_listed", 0),
+            ("not_listed", 0),
+            ("not_listed", 0),
+            ("held", 24),
+            ("held", 24),
+        ]
+        assert all(not gaps(r.row) for r in results)
+        assert story.requests == 4 * ZIP
+
+
+@pytest.mark.parametrize("way", ["became final", "healed"])
+def test_where_rest_and_archive_disagree_the_archive_wins_and_both_are_told(story: Story, way: str) -> None:
+    truth = story.truth(BTC)
+    changed = ChangedRows(
+        start=utc(f"{DAY}T08:00"), end=utc(f"{DAY}T08:01"), series="klines", where="rest", column="volume"
+    )
+    story.world.sandbox.faults.add(changed)
+    faults: list[Fault] = []
+    if way == "became final":
+        faults.append(story.world.sandbox.faults.add(MissingDay(days=[DAY])))
+        assert not good(story.bring(BTC)).final
+        story.world.sandbox.faults.remove(faults[0])
+    else:
+        for minute in ("07:50", "08:10"):
+            start = utc(f"{DAY}T{minute}")
+            story.world.sandbox.faults.add(
+                MissingRows(start=start, end=start + timedelta(minutes=1), series="klines", where="archive")
+            )
+    row = good(story.bring(BTC))
+    found = finding(row, "disagreement")
+    volume = truth.column("volume")[8 * 60].as_py()
+    assert (found.count, found.severity.value, span(found)) == (1, "warn", [(at("08:00"), at("08:00"), 1)])
+    assert f"{DAY} 08:00:00 volume {volume + 1}" in found.message
+    assert f"→ {volume}" in found.message
+    assert story.held(BTC).equals(truth)
+    assert (row.final, Ledger.read(story.world.layout.ledger(BTC)).rows[DAY]) == (True, row)
