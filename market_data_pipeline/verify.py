@@ -1,0 +1,514 @@
+"""Whether the lake is still what Binance publishes, and still what was written: two proofs, neither with a download.
+
+:func:`sweep` compares the archive's listing, by pages, with what ledgers say of the archives that the days came from:
+Binance replaces archives after publication, mostly unannounced. Days whose archive is another one now are marked in the
+ledger, so that whoever asks for them next fetches them again. :func:`prove_local` reads every file of the lake and
+compares it with its own footer: a file that lost bits at the same size and time shows itself in no other way.
+
+What belongs here: finding and marking. What does not: fetching again (``ingest``), and when (``quality.repair``).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from market_data_pipeline import clock
+from market_data_pipeline.errors import MarketDataError
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.files import DamagedFileError, FileStat, SeriesBusyError
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import FAILED, HELD, Ledger, LedgerRow, reconcile
+from market_data_pipeline.lake.provenance import ChecksumStatus, Provenance, Source, content_sha256
+from market_data_pipeline.quality.repair import LASTING, is_known, marked, waits_for_archive
+from market_data_pipeline.quality.rows import ints
+from market_data_pipeline.series import DataType, SeriesKey
+from market_data_pipeline.settings import Settings
+from market_data_pipeline.specs import lake_schema, spec_of
+
+OnProgress = Callable[[int], None]
+"""Told how many more days are done."""
+
+
+class Listed(Protocol):
+    """A line of the archive's listing, as ``sources.vision`` gives it."""
+
+    @property
+    def key(self) -> str:
+        """Path in the bucket."""
+
+    @property
+    def etag(self) -> str:
+        """Without quotes; empty where the listing has none."""
+
+    @property
+    def last_modified(self) -> str:
+        """ISO 8601."""
+
+
+class Listing(Protocol):
+    """What is asked of the archive: ``sources.vision.Archive`` is one."""
+
+    def list_page(self, prefix: str, after: str) -> tuple[Sequence[Listed], bool]:
+        """Files right below a prefix whose keys come after one, at most a page; and whether there are more."""
+
+
+# --- the archive's listing ----------------------------------------------------------------------------------------
+
+
+class Kind(StrEnum):
+    """What the listing says of an archive that the lake does not."""
+
+    REPLACED = "replaced"
+    """Another archive is there than the one that the rows came from."""
+    PUBLISHED = "published"
+    """An archive is there for a day that has none yet: it is provisional, or failed."""
+    VANISHED = "vanished"
+    """The archive that the rows came from is there no more; the rows stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """One archive that is not as the ledger says.
+
+    Attributes:
+        kind: In which way.
+        key: The series.
+        days: The UTC days concerned, in order: one of a daily archive, up to a month of a monthly one.
+        archive: Its key in the bucket.
+        etag: As listed now; its Last-Modified where the listing has no ETag, empty where it vanished.
+    """
+
+    kind: Kind
+    key: SeriesKey
+    days: tuple[date, ...]
+    archive: str
+    etag: str = ""
+
+
+@dataclass
+class SweepReport:
+    """What a sweep found.
+
+    Attributes:
+        archives: Archives that were compared, by series.
+        discoveries: Those that are not as the ledgers say, in the order of series and days.
+        requests: Pages of the listing that were asked for.
+        unproven: Days of held archives of which neither ETag nor Last-Modified is on record, so nothing can be said.
+        troubles: Series that could not be compared or marked, with the reason.
+    """
+
+    archives: dict[SeriesKey, int] = field(default_factory=dict)
+    discoveries: list[Discovery] = field(default_factory=list)
+    requests: int = 0
+    unproven: int = 0
+    troubles: dict[SeriesKey, str] = field(default_factory=dict)
+
+    def of(self, kind: Kind) -> list[Discovery]:
+        """The discoveries of a kind."""
+        return [found for found in self.discoveries if found.kind is kind]
+
+    @property
+    def to_bring(self) -> dict[SeriesKey, list[date]]:
+        """The days that are to be fetched again, by series."""
+        wanted: dict[SeriesKey, set[date]] = {}
+        for found in self.discoveries:
+            if found.kind is not Kind.VANISHED:
+                wanted.setdefault(found.key, set()).update(found.days)
+        return {key: sorted(days) for key, days in wanted.items()}
+
+    @property
+    def all_well(self) -> bool:
+        """Whether every archive is the one that is held."""
+        return not self.discoveries and not self.troubles
+
+
+def sweep(
+    settings: Settings,
+    keys: Iterable[SeriesKey],
+    archive: Listing,
+    *,
+    mark: bool = True,
+    on_progress: OnProgress | None = None,
+) -> SweepReport:
+    """Compare the archive's listing with the ledgers of series, and mark the days whose archive is another one now.
+
+    A page of the listing has 500 days, so ten years of a series are eight requests. Days that came from a monthly zip
+    are compared with that one. Days that wait for their archive, and days that failed for what was in it, are looked
+    for as well.
+
+    Args:
+        settings: Where the lake is, and how many series are asked for at the same time.
+        keys: The series; derived ones, which have no archive, are passed over.
+        archive: The archive's listing.
+        mark: Whether to write what was found into the ledgers.
+        on_progress: Told after each series how many archives were compared.
+    """
+    layout = Layout(settings.root)
+    report = SweepReport()
+    asked = [key for key in keys if key.data_type is not DataType.TRADE_PROFILE]
+    with ThreadPoolExecutor(settings.download_threads, thread_name_prefix="sweep") as pool:
+        for key, found in zip(asked, pool.map(lambda key: _sweep_series(layout, key, archive), asked), strict=True):
+            report.requests += found.requests
+            report.unproven += found.unproven
+            report.archives[key] = found.archives
+            report.discoveries += found.discoveries
+            if found.trouble:
+                report.troubles[key] = found.trouble
+            if mark and found.discoveries:
+                try:
+                    mark_days(layout, key, found.discoveries, settings.lock_wait_seconds)
+                except SeriesBusyError as error:
+                    report.troubles[key] = str(error)
+            if on_progress is not None:
+                on_progress(found.archives)
+    return report
+
+
+@dataclass
+class _Swept:
+    archives: int = 0
+    discoveries: list[Discovery] = field(default_factory=list)
+    requests: int = 0
+    unproven: int = 0
+    trouble: str = ""
+
+
+def _sweep_series(layout: Layout, key: SeriesKey, archive: Listing) -> _Swept:
+    swept = _Swept()
+    now = clock.now()
+    ledger = Ledger.read(layout.ledger(key))
+    reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type))  # in memory: it may be behind
+    rows = ledger.rows
+    try:
+        for cadence, of_cadence in (("daily", key.archive_daily), ("monthly", key.archive_monthly)):
+            by_archive: dict[str, list[LedgerRow]] = {}
+            for day in sorted(rows):
+                if cadence in _cadences(rows[day], now):
+                    by_archive.setdefault(of_cadence(day), []).append(rows[day])
+            pages = Pages(archive)
+            listed = pages.find(key.archive_folder(cadence), by_archive)
+            swept.requests += pages.requests
+            swept.archives += len(by_archive)
+            for name, days in by_archive.items():
+                _compare(key, name, days, listed, swept)
+    except MarketDataError as error:
+        swept.trouble = str(error)
+    return swept
+
+
+def _cadences(row: LedgerRow, now: datetime) -> tuple[str, ...]:
+    """In which of the archive's folders to look for a day: daily, monthly or none."""
+    sources = (row.source or "").split("+") if row.outcome == HELD else []
+    if Source.ARCHIVE_MONTHLY in sources:
+        return ("monthly",)
+    looked_for = waits_for_archive(row, now) or (row.outcome == FAILED and row.failure in LASTING)
+    return ("daily",) if Source.ARCHIVE_DAILY in sources or looked_for else ()
+
+
+def _compare(key: SeriesKey, name: str, rows: Sequence[LedgerRow], listed: Mapping[str, Listed], swept: _Swept) -> None:
+    file = listed.get(name)
+    came_from_it = [row for row in rows if row.outcome == HELD and row.archive_sha256 is not None]
+    if file is None:
+        if came_from_it:
+            swept.discoveries.append(Discovery(Kind.VANISHED, key, _days(came_from_it), name))
+        return
+    etag = identity(file)
+    replaced = []
+    for row in came_from_it:
+        same = _is_same(row, file)
+        swept.unproven += same is None
+        if same is False and not is_known(row, etag):
+            replaced.append(row)
+    checksum_listed = f"{name}.CHECKSUM" in listed
+    published = [row for row in rows if row not in replaced and is_published(row, file, checksum_listed)]
+    for kind, concerned in ((Kind.REPLACED, replaced), (Kind.PUBLISHED, published)):
+        if concerned:
+            swept.discoveries.append(Discovery(kind, key, _days(concerned), name, etag))
+
+
+def _days(rows: Iterable[LedgerRow]) -> tuple[date, ...]:
+    return tuple(row.day for row in rows)
+
+
+def _is_same(row: LedgerRow, file: Listed) -> bool | None:
+    """Whether a listed archive is the one that a day's rows came from; None where that cannot be told."""
+    if row.etag and file.etag:
+        return row.etag == file.etag
+    if row.last_modified and file.last_modified:
+        return _moment(row.last_modified) == _moment(file.last_modified)
+    return None
+
+
+def _moment(text: str) -> datetime:
+    """A Last-Modified, as headers (HTTP date) or listings (ISO 8601) write it, to the second that headers have."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = parsedate_to_datetime(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).replace(microsecond=0)
+
+
+def identity(file: Listed) -> str:
+    """What tells an archive from the one that replaces it: its ETag, or its Last-Modified where there is none."""
+    return file.etag or file.last_modified
+
+
+def is_published(row: LedgerRow, file: Listed, checksum_listed: bool) -> bool:
+    """Whether a listed archive brings a day further that is not final.
+
+    Args:
+        row: The day's row in the ledger.
+        file: The day's archive in the listing.
+        checksum_listed: Whether its ``.CHECKSUM`` is listed, too.
+    """
+    if row.final:
+        return False
+    if row.outcome == HELD and row.checksum == ChecksumStatus.MISSING and row.etag == file.etag:
+        return checksum_listed  # the same archive, which only lacked its proof
+    return not is_known(row, identity(file))
+
+
+@dataclass
+class Pages:
+    """Looks for archives in the listing with as few requests as there can be.
+
+    Attributes:
+        archive: The archive's listing.
+        requests: Pages asked for so far.
+    """
+
+    archive: Listing
+    requests: int = 0
+
+    def find(self, folder: str, wanted: Iterable[str]) -> dict[str, Listed]:
+        """The wanted archives and their ``.CHECKSUM`` files, as far as they are listed, by key.
+
+        Each page begins with the next archive that is wanted, so stretches in which none is cost nothing.
+
+        Args:
+            folder: Of the archives, ending with a slash.
+            wanted: Keys of archives right in that folder.
+        """
+        left = sorted(wanted)
+        found: dict[str, Listed] = {}
+        while left:
+            page, more = self.archive.list_page(folder, left[0].removesuffix(".zip"))
+            self.requests += 1
+            found.update((file.key, file) for file in page)
+            if not more or not page:
+                break
+            # A zip at the end of a page is not done with before the page that has its checksum.
+            left = [key for key in left if f"{key}.CHECKSUM" > page[-1].key]
+        return found
+
+
+def mark_days(layout: Layout, key: SeriesKey, discoveries: Iterable[Discovery], wait_seconds: float) -> None:
+    """Note in a series' ledger which archives are there in place of those that its days came from.
+
+    Raises:
+        SeriesBusyError: another run writes the series and did not finish in time.
+        StorageError: the ledger cannot be written.
+    """
+    with files.only_writer(layout.lock(key), wait_seconds, str(key)):
+        ledger = Ledger.read(layout.ledger(key))
+        before = dict(ledger.rows)
+        reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type))
+        for found in discoveries:
+            for day in found.days if found.etag else ():
+                row = ledger.get(day)
+                # A run may have fetched the day since it was compared.
+                if row is not None and not (row.final and row.etag == found.etag):
+                    ledger.put(marked(row, found.etag))
+        if ledger.rows != before:
+            ledger.write(layout.ledger(key))
+
+
+# --- the files of the lake ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class LocalReport:
+    """What reading the lake found.
+
+    Attributes:
+        files: Files that were read, by series.
+        rows: Rows in them.
+        bytes: Their size.
+        seconds: How long it took.
+        faults: Days whose file is not what its footer says, or is gone, with the reason.
+        troubles: Series whose ledger could not be told, with the reason.
+    """
+
+    files: dict[SeriesKey, int] = field(default_factory=dict)
+    rows: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    faults: dict[SeriesKey, dict[date, str]] = field(default_factory=dict)
+    troubles: dict[SeriesKey, str] = field(default_factory=dict)
+
+    @property
+    def to_bring(self) -> dict[SeriesKey, list[date]]:
+        """The days whose file is to be replaced, by series."""
+        return {key: sorted(days) for key, days in self.faults.items()}
+
+    @property
+    def all_well(self) -> bool:
+        """Whether every file is what its footer says."""
+        return not self.faults and not self.troubles
+
+
+@dataclass(frozen=True, slots=True)
+class _Proof:
+    """What reading one file came to; ``stat`` is None where it is gone."""
+
+    day: date
+    stat: FileStat | None
+    rows: int = 0
+    fault: str | None = None
+
+
+_FILES_AT_ONCE = 64
+_PROCESSES_FROM = 1_000
+"""Files from which on further processes are worth their start of a second."""
+
+
+def prove_local(
+    settings: Settings,
+    keys: Iterable[SeriesKey],
+    *,
+    mark: bool = True,
+    processes: int = 1,
+    on_progress: OnProgress | None = None,
+) -> LocalReport:
+    """Read every file of series and compare it with its footer: schema, rows, order of keys, sha256 of the content.
+
+    A file that is not what it says is noted as failed in the ledger, so that the next run that is asked for the day
+    replaces it.
+
+    Args:
+        settings: Where the lake is, and how long to wait for a series that is being written.
+        keys: The series, derived ones too.
+        mark: Whether to write what was found into the ledgers.
+        processes: How many processes may read. In one, threads do; small files (1m klines) take Python's lock half of
+            the time, so that two processes read them twice as fast. More than one needs a main module that can be
+            imported, as scripts and commands have.
+        on_progress: Told how many more files were read.
+    """
+    layout = Layout(settings.root)
+    report = LocalReport()
+    began = time.perf_counter()
+    wanted = {key: _days_to_prove(layout, key) for key in keys}
+    bundles = [(key, days[n : n + _FILES_AT_ONCE]) for key, days in wanted.items() for n in _starts(days)]
+    with _readers(processes if sum(map(len, wanted.values())) >= _PROCESSES_FROM else 1) as readers:
+        tasks = [readers.submit(_prove_days, layout, key, days) for key, days in bundles]
+        try:
+            found: dict[SeriesKey, dict[date, _Proof]] = {key: {} for key in wanted}
+            for (key, _), task in zip(bundles, tasks, strict=True):
+                proofs = task.result()
+                report.files[key] = report.files.get(key, 0) + len(proofs)
+                report.rows += sum(proof.rows for proof in proofs)
+                report.bytes += sum(proof.stat.bytes for proof in proofs if proof.stat)
+                found[key].update((proof.day, proof) for proof in proofs if proof.fault)
+                if on_progress is not None:
+                    on_progress(len(proofs))
+        finally:
+            for task in tasks:
+                task.cancel()
+    for key, faults in found.items():
+        if faults:
+            report.faults[key] = {day: proof.fault or "" for day, proof in faults.items()}
+            if mark:
+                try:
+                    _mark_damaged(layout, key, faults.values(), settings.lock_wait_seconds)
+                except SeriesBusyError as error:
+                    report.troubles[key] = str(error)
+    report.seconds = time.perf_counter() - began
+    return report
+
+
+def _starts(days: Sequence[date]) -> range:
+    return range(0, len(days), _FILES_AT_ONCE)
+
+
+def _readers(processes: int) -> Executor:
+    if processes > 1:
+        # Not forked: the parent has threads, of Arrow and of whoever calls.
+        return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="prove")
+
+
+def _days_to_prove(layout: Layout, key: SeriesKey) -> list[date]:
+    """The days that have a file, and those that should have one by the ledger."""
+    held = Ledger.read(layout.ledger(key)).days(HELD)
+    return sorted({*files.days_on_disk(layout.folder(key)), *held})
+
+
+def _prove_days(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[_Proof]:
+    schema = lake_schema(key.market, key.data_type)
+    return [_prove_day(layout.file(key, day), key, day, schema) for day in days]
+
+
+def _prove_day(path: Path, key: SeriesKey, day: date, schema: pa.Schema) -> _Proof:
+    stat = files.stat(path)
+    if stat is None:
+        return _Proof(day, None, fault=f"{path} is gone. Backfill that day to bring it back.")
+    try:
+        record, table = files.read_whole(path)
+    except DamagedFileError as error:
+        return _Proof(day, stat, fault=str(error))
+    wrong = _difference(record, table, key, day, schema)
+    advice = "it was changed after it was written. Backfill that day to replace it."
+    return _Proof(
+        day, stat, table.num_rows, f"{path} does not hold what its footer says ({wrong}): {advice}" if wrong else None
+    )
+
+
+def _difference(record: Provenance, table: pa.Table, key: SeriesKey, day: date, schema: pa.Schema) -> str | None:
+    """What of a file is not as its footer says, in words; None where all is."""
+    if (record.series, record.day) != (str(key), day):
+        return f"it is {record.day} of {record.series}"
+    if not table.schema.equals(schema):
+        return "its columns are others"
+    if table.num_rows != record.rows:
+        return f"it has {table.num_rows} rows instead of {record.rows}"
+    if key.data_type is not DataType.TRADE_PROFILE:
+        keys = ints(table, spec_of(key).key)
+        if not (keys[1:] > keys[:-1]).all():
+            return f"{spec_of(key).key} does not rise from row to row"
+        if keys.size and (keys[0], keys[-1]) != (record.first_key, record.last_key):
+            return f"{spec_of(key).key} begins or ends elsewhere"
+    return None if content_sha256(table) == record.content_sha256 else "its values have another sha256"
+
+
+def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[_Proof], wait_seconds: float) -> None:
+    """Note files that are not what they say as failed days.
+
+    Raises:
+        SeriesBusyError: another run writes the series and did not finish in time.
+        StorageError: the ledger cannot be written.
+    """
+    with files.only_writer(layout.lock(key), wait_seconds, str(key)):
+        ledger = Ledger.read(layout.ledger(key))
+        reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type))
+        for proof in proofs:
+            # A run may have replaced the file since it was read.
+            if files.stat(layout.file(key, proof.day)) == proof.stat:
+                row = ledger.get(proof.day)
+                failure = "damaged" if proof.stat else "gone"
+                attempts = row.attempts if row else 0
+                ledger.put(
+                    LedgerRow(day=proof.day, outcome=FAILED, failure=failure, reason=proof.fault, attempts=attempts)
+                )
+        ledger.write(layout.ledger(key))

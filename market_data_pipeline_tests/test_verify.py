@@ -1,0 +1,432 @@
+"""What a sweep over the listing and a look into every file find, and what they cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from market_data_pipeline import clock, verify
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.ledger import FAILED, HELD, Ledger, LedgerRow
+from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
+from market_data_pipeline.quality.repair import is_due
+from market_data_pipeline.sandbox import (
+    GeneratedSymbol,
+    LateArchive,
+    MissingChecksum,
+    MissingDay,
+    ReplacedArchive,
+    Sandbox,
+    Status,
+    WrongChecksum,
+)
+from market_data_pipeline.series import Market, SeriesKey
+from market_data_pipeline.sources.vision import Archive
+from market_data_pipeline.specs import lake_schema, spec_of
+from market_data_pipeline.verify import Kind, Pages, SweepReport, prove_local, sweep
+from market_data_pipeline_tests.world import World, agg_trades, days, klines, utc
+
+BTC, ETH = klines("BTCUSDT", "1h"), klines("ETHUSDT", "1h")
+
+
+def swept(world: World, *keys: SeriesKey, mark: bool = True) -> SweepReport:
+    """A sweep, with the requests that the sandbox saw checked against those that it tells of."""
+    world.forget()
+    archive = Archive(world.settings)
+    report = sweep(world.settings, keys, archive, mark=mark)
+    archive.close()
+    assert report.requests == len(world.sandbox.requests)
+    return report
+
+
+def found(report: SweepReport) -> list[tuple[Kind, SeriesKey, list[str]]]:
+    return [(one.kind, one.key, [str(day) for day in one.days]) for one in report.discoveries]
+
+
+def write_day(world: World, key: SeriesKey, day: date, rows: int, etag: str | None = None) -> None:
+    """Write a made-up day as ``ingest`` would."""
+    schema, spec = lake_schema(key.market, key.data_type), spec_of(key)
+    random = np.random.default_rng(day.toordinal())
+    prices = np.round(50_000 + np.cumsum(random.normal(size=rows)), 2)
+    columns: dict[str, pa.Array] = {}
+    for one in schema:
+        if pa.types.is_dictionary(one.type):
+            label = key.symbol if one.name == "symbol" else key.interval
+            columns[one.name] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([label]))
+        elif pa.types.is_timestamp(one.type):
+            times = clock.day_start_us(day) + np.arange(rows) * (clock.US_PER_DAY // rows)
+            columns[one.name] = pa.array(times).cast(one.type)
+        elif pa.types.is_integer(one.type):
+            columns[one.name] = pa.array(np.arange(rows))
+        elif pa.types.is_boolean(one.type):
+            columns[one.name] = pa.array(prices > prices.mean())
+        else:
+            columns[one.name] = pa.array(prices)
+    table = pa.table(columns, schema=schema)
+    now = clock.now()
+    part = Part(
+        source=Source.ARCHIVE_DAILY,
+        url="https://archive.example",
+        first_row=0,
+        rows=rows,
+        fetched_at=now,
+        sha256="ab" * 32,
+        etag=etag,
+        checksum=ChecksumStatus.VERIFIED,
+    )
+    keys = table[spec.key].cast(pa.int64())
+    record = Provenance(
+        series=str(key),
+        day=day,
+        parts=(part,),
+        final=True,
+        fetched_at=now,
+        rows=rows,
+        first_key=keys[0].as_py(),
+        last_key=keys[-1].as_py(),
+        content_sha256=content_sha256(table),
+    )
+    files.write_table(world.layout.file(key, day), table, record, delta=spec.delta, dictionary=spec.dictionary)
+
+
+def test_a_lake_that_is_what_the_archive_has_is_said_to_be_so_by_a_page_for_each_series(world: World) -> None:
+    world.ingest(BTC, days("2026-02-03", "2026-02-20"))
+    world.ingest(ETH, days("2026-02-03", "2026-02-20"))
+    report = swept(world, BTC, ETH)
+    assert report.all_well
+    assert report.archives == {BTC: 18, ETH: 18}
+    assert report.requests == 2
+
+
+def test_replaced_daily_archives_are_found_and_marked(world: World) -> None:
+    replaced = [date(2026, 2, 5), date(2026, 2, 9)]
+    world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=replaced, at=utc("2026-03-06T00:00:00")))
+    world.ingest(BTC, days("2026-02-03", "2026-02-20"))
+    assert swept(world, BTC).all_well
+    world.at("2026-03-06T12:00:00")
+
+    report = swept(world, BTC)
+
+    assert found(report) == [(Kind.REPLACED, BTC, ["2026-02-05"]), (Kind.REPLACED, BTC, ["2026-02-09"])]
+    assert report.to_bring == {BTC: replaced}
+    ledger = world.ledger(BTC)
+    assert [day for day, row in ledger.rows.items() if row.replaced_by] == replaced
+    for one in report.discoveries:
+        row = ledger.rows[one.days[0]]
+        assert row.replaced_by == one.etag != row.etag
+        assert row.outcome == HELD
+        assert is_due(row, clock.now())
+
+
+def test_a_replaced_day_is_fetched_again_and_then_all_is_well(world: World) -> None:
+    replaced = date(2026, 2, 5)
+    world.sandbox.faults.add(
+        ReplacedArchive(series=str(BTC), days=[replaced], at=utc("2026-03-06T00:00:00"), short_by=2)
+    )
+    world.ingest(BTC, days("2026-02-03", "2026-02-20"))
+    world.at("2026-03-06T12:00:00")
+    assert swept(world, BTC).to_bring == {BTC: [replaced]}
+    world.forget()
+    [outcome] = world.ingest(BTC, [replaced])
+    assert outcome.row.rows == 24
+    assert outcome.row.replaced_by is None
+    assert world.asked(".zip") == [f"/{BTC.archive_daily(replaced)}", f"/{BTC.archive_daily(replaced)}.CHECKSUM"]
+    assert swept(world, BTC).all_well
+
+
+def test_a_look_without_marks_leaves_the_ledger_as_it_is(world: World) -> None:
+    world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=[date(2026, 2, 5)], at=utc("2026-03-06T00:00:00")))
+    world.ingest(BTC, days("2026-02-03", "2026-02-20"))
+    world.at("2026-03-06T12:00:00")
+    before = world.layout.ledger(BTC).read_bytes()
+    assert found(swept(world, BTC, mark=False)) == [(Kind.REPLACED, BTC, ["2026-02-05"])]
+    assert world.layout.ledger(BTC).read_bytes() == before
+
+
+def test_days_of_a_monthly_zip_are_compared_with_that_one(world: World) -> None:
+    january = days("2026-01-01", "2026-01-31")
+    world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=[january[3]], at=utc("2026-03-06T00:00:00")))
+    world.ingest(BTC, january)
+    assert {row.source for row in world.ledger(BTC).rows.values()} == {"archive_monthly"}
+    assert swept(world, BTC).all_well
+    world.at("2026-03-06T12:00:00")
+
+    report = swept(world, BTC)
+
+    assert found(report) == [(Kind.REPLACED, BTC, [str(day) for day in january])]
+    assert report.discoveries[0].archive == BTC.archive_monthly(january[0])
+    assert report.archives == {BTC: 1}
+
+
+def test_the_archive_of_a_day_that_has_none_yet_is_found_when_it_is_published(world: World) -> None:
+    world.sandbox.faults.add(LateArchive(series=str(BTC), days=days("2026-03-02", "2026-03-03"), days_late=9))
+    world.ingest(BTC, days("2026-03-01", "2026-03-05"))
+    assert [day.day for day, row in world.ledger(BTC).rows.items() if not row.final] == [2, 3, 5]
+    assert swept(world, BTC).all_well
+    world.at("2026-03-12T12:00:00")
+
+    report = swept(world, BTC)
+
+    assert found(report) == [(Kind.PUBLISHED, BTC, ["2026-03-02"]), (Kind.PUBLISHED, BTC, ["2026-03-05"])]
+    assert is_due(world.ledger(BTC).rows[date(2026, 3, 2)], clock.now())
+    assert not is_due(world.ledger(BTC).rows[date(2026, 3, 3)], clock.now())
+
+
+def test_a_day_without_checksum_waits_for_the_checksum(world: World) -> None:
+    fault = world.sandbox.faults.add(MissingChecksum(series=str(BTC), days=[date(2026, 3, 2)]))
+    assert not world.one(BTC, "2026-03-02").row.final
+    assert swept(world, BTC).all_well
+    world.sandbox.faults.remove(fault)
+    assert found(swept(world, BTC)) == [(Kind.PUBLISHED, BTC, ["2026-03-02"])]
+
+
+def test_a_day_whose_checksum_is_wrong_is_asked_for_again_only_when_other_bytes_are_there(world: World) -> None:
+    day = date(2026, 2, 5)
+    world.sandbox.faults.add(WrongChecksum(path="BTCUSDT-1h-2026-02-05", times=4))
+    world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=[day], at=utc("2026-03-06T00:00:00")))
+    assert world.one(BTC, "2026-02-05").row.failure == "checksum"
+    for _ in range(2):
+        assert swept(world, BTC).all_well
+        assert not is_due(world.ledger(BTC).rows[day], utc("2027-01-01T00:00:00"))
+    world.at("2026-03-06T12:00:00")
+    assert found(swept(world, BTC)) == [(Kind.PUBLISHED, BTC, ["2026-02-05"])]
+    assert is_due(world.ledger(BTC).rows[day], clock.now())
+    world.ingest(BTC, [day])
+    assert world.ledger(BTC).rows[day].failure == "checksum", "the new one does not match either"
+    assert swept(world, BTC).all_well
+
+
+def test_an_archive_that_vanished_is_told_and_the_day_stays(world: World) -> None:
+    world.ingest(BTC, days("2026-02-03", "2026-02-08"))
+    world.sandbox.faults.add(MissingDay(series=str(BTC), days=[date(2026, 2, 5)]))
+    report = swept(world, BTC)
+    assert found(report) == [(Kind.VANISHED, BTC, ["2026-02-05"])]
+    assert report.to_bring == {}
+    assert world.ledger(BTC).rows[date(2026, 2, 5)].held
+    assert world.ledger(BTC).rows[date(2026, 2, 5)].replaced_by is None
+
+
+def test_stretches_without_a_held_day_cost_no_request(world: World) -> None:
+    wanted = [*days("2019-01-01", "2019-01-03"), *days("2026-03-01", "2026-03-03")]
+    world.ingest(BTC, wanted)
+    report = swept(world, BTC)
+    assert report.all_well
+    assert report.archives == {BTC: 6}
+    assert report.requests == 2, "listing seven years would be six pages"
+
+
+def test_three_thousand_days_are_six_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = "abcdef0123456789abcdef0123456789"
+    key, wanted = klines("BTCUSDT", "1d"), days("2017-09-01", "2025-11-17")
+    rows = [LedgerRow(day, HELD, True, source="archive_daily", archive_sha256="ab" * 32, etag=listed) for day in wanted]
+    with Sandbox() as sandbox:
+        world = World(tmp_path, sandbox, monkeypatch)
+        world.at("2026-03-05T12:00:30")
+        Ledger(rows).write(world.layout.ledger(key))
+        monkeypatch.setattr(verify, "reconcile", lambda *_: [])  # the ledger is all there is of those days
+        report = swept(world, key, mark=False)
+    assert len(wanted) == 3000
+    assert len(report.of(Kind.REPLACED)) == 3000
+    assert report.requests == 6
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a listing."""
+
+    key: str
+    etag: str
+    last_modified: str
+
+
+class OnePage:
+    """A listing that has no ETags."""
+
+    def __init__(self, *lines: Line) -> None:
+        self.lines = lines
+
+    def list_page(self, prefix: str, after: str) -> tuple[Sequence[Line], bool]:
+        return [line for line in self.lines if line.key.startswith(prefix) and line.key > after], False
+
+
+@pytest.mark.parametrize(
+    ("modified", "kinds"),
+    [("2026-02-06T08:00:00.000Z", []), ("2026-02-06T08:00:01.000Z", [Kind.REPLACED])],
+)
+def test_where_the_listing_has_no_etag_the_time_of_the_archive_tells(
+    world: World, modified: str, kinds: list[Kind]
+) -> None:
+    row = world.one(BTC, "2026-02-05").row
+    assert row.last_modified == "Fri, 06 Feb 2026 08:00:00 GMT"
+    line = Line(BTC.archive_daily(row.day), "", modified)
+    report = sweep(world.settings, [BTC], OnePage(line))
+    assert [one.kind for one in report.discoveries] == kinds
+    assert report.unproven == 0
+    nothing_known = replace(row, etag=None, last_modified=None)
+    Ledger([nothing_known]).write(world.layout.ledger(BTC))
+    assert sweep(world.settings, [BTC], OnePage(line)).unproven == 1
+
+
+def test_a_series_that_cannot_be_listed_does_not_stop_the_others(world: World) -> None:
+    world.set(retries=0)
+    world.ingest(BTC, days("2026-02-03", "2026-02-08"))
+    world.ingest(ETH, days("2026-02-03", "2026-02-08"))
+    world.sandbox.faults.add(Status(path="^/$", query="BTCUSDT", status=503))
+    report = sweep(world.settings, [BTC, ETH], Archive(world.settings))
+    assert list(report.troubles) == [BTC]
+    assert "503" in report.troubles[BTC]
+    assert not report.all_well
+    assert report.archives[ETH] == 6
+
+
+def test_days_are_known_from_their_footers_where_the_ledger_is_lost(world: World) -> None:
+    world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=[date(2026, 2, 5)], at=utc("2026-03-06T00:00:00")))
+    world.ingest(BTC, days("2026-02-03", "2026-02-08"))
+    world.layout.ledger(BTC).unlink()
+    world.at("2026-03-06T12:00:00")
+    assert found(swept(world, BTC)) == [(Kind.REPLACED, BTC, ["2026-02-05"])]
+    assert sorted(world.ledger(BTC).rows) == days("2026-02-03", "2026-02-08")
+
+
+@pytest.mark.slow
+def test_three_replaced_archives_of_ten_symbols_and_a_year_are_found_and_mended_with_forty_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    symbols = [GeneratedSymbol(Market.SPOT, f"COIN{n}USDT", date(2024, 1, 1), trades_per_day=50) for n in range(10)]
+    with Sandbox(symbols=symbols) as sandbox:
+        world = World(tmp_path, sandbox, monkeypatch)
+        world.at("2025-12-31T12:00:00")
+        keys = [klines(symbol.symbol, "1h") for symbol in symbols]
+        replaced = {keys[0]: date(2025, 3, 3), keys[4]: date(2025, 7, 20), keys[9]: date(2025, 12, 24)}
+        for key, day in replaced.items():
+            sandbox.faults.add(ReplacedArchive(series=str(key), days=[day], at=utc("2025-12-31T13:00:00")))
+        year = days("2024-12-31", "2025-12-30")
+        assert len(year) == 365
+        for key in keys:
+            # As downloads would have left them, whose ETags are those of the listing.
+            listed = Pages(Archive(world.settings)).find(key.archive_folder(), map(key.archive_daily, year))
+            for day in year:
+                write_day(world, key, day, 24, etag=listed[key.archive_daily(day)].etag)
+        world.at("2025-12-31T14:00:00")
+        world.forget()
+
+        report = sweep(world.settings, keys, Archive(world.settings))
+        mended = [result.row for key, wanted in report.to_bring.items() for result in world.ingest(key, wanted)]
+
+        assert sum(report.archives.values()) == 3650
+        assert report.to_bring == {key: [day] for key, day in replaced.items()}
+        assert [row.etag for row in mended] == [one.etag for one in report.discoveries]
+        assert len(world.sandbox.requests) <= 40
+        assert report.requests == 10
+        assert sweep(world.settings, keys, Archive(world.settings)).all_well
+
+
+# --- the files of the lake ----------------------------------------------------------------------------------------
+
+
+def damage(path: Path) -> None:
+    """Change a bit among a file's prices, at the same size and time, as a disk does that forgets."""
+    stat = path.stat()
+    prices = pq.read_metadata(path).row_group(0).column(4)
+    data = bytearray(path.read_bytes())
+    data[prices.data_page_offset + prices.total_compressed_size - 20] ^= 0x10
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_every_file_is_read_and_proven(world: World) -> None:
+    trades = agg_trades("ETHUSDT")
+    world.ingest(BTC, days("2026-02-03", "2026-02-08"))
+    world.ingest(trades, days("2026-02-03", "2026-02-03"))
+    world.forget()
+    told: list[int] = []
+    report = prove_local(world.settings, [BTC, trades], on_progress=told.append)
+    assert report.all_well
+    assert report.files == {BTC: 6, trades: 1}
+    assert report.rows == 6 * 24 + world.table(trades, "2026-02-03").num_rows
+    assert sum(told) == 7
+    assert not world.sandbox.requests
+
+
+def test_a_file_that_lost_a_bit_at_the_same_size_and_time_is_found_and_replaced(world: World) -> None:
+    day = date(2026, 2, 5)
+    world.ingest(BTC, days("2026-02-03", "2026-02-08"))
+    before = world.table(BTC, "2026-02-05")
+    damage(world.layout.file(BTC, day))
+    [held] = world.ingest(BTC, [day])
+    assert held.row.held, "nothing but reading the file tells"
+
+    report = prove_local(world.settings, [BTC])
+
+    assert report.to_bring == {BTC: [day]}
+    assert "Backfill that day to replace it" in report.faults[BTC][day]
+    row = world.ledger(BTC).rows[day]
+    assert (row.outcome, row.failure) == (FAILED, "damaged")
+    assert is_due(row, clock.now())
+    [mended] = world.ingest(BTC, [day])
+    assert mended.row.held
+    assert world.table(BTC, "2026-02-05").equals(before)
+    assert prove_local(world.settings, [BTC]).all_well
+
+
+def test_a_file_that_is_another_days_or_gone_is_found(world: World) -> None:
+    world.ingest(BTC, days("2026-02-03", "2026-02-08"))
+    folder = world.layout.folder(BTC)
+    (folder / "2026-02-04.parquet").write_bytes((folder / "2026-02-05.parquet").read_bytes())
+    (folder / "2026-02-06.parquet").unlink()
+    report = prove_local(world.settings, [BTC])
+    assert report.to_bring == {BTC: [date(2026, 2, 4), date(2026, 2, 6)]}
+    assert {row.failure for row in world.ledger(BTC).rows.values()} == {None, "damaged", "gone"}
+    assert all(result.row.held for result in world.ingest(BTC, days("2026-02-03", "2026-02-08")))
+    assert prove_local(world.settings, [BTC]).all_well
+
+
+def test_rows_that_were_changed_and_written_again_are_found(world: World) -> None:
+    world.ingest(BTC, days("2026-02-03", "2026-02-04"))
+    path = world.layout.file(BTC, date(2026, 2, 4))
+    table = files.read_table(path)
+    changed = table.set_column(
+        table.schema.get_field_index("close"), table.schema.field("close"), pc.add(table["close"], 0.01)
+    )
+    files.write_table(path, changed, files.read_provenance(path))
+    report = prove_local(world.settings, [BTC], mark=False)
+    assert "sha256" in report.faults[BTC][date(2026, 2, 4)]
+    assert world.ledger(BTC).rows[date(2026, 2, 4)].failure is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "rows", "number"),
+    [(klines("BTCUSDT", "1s"), 86_400, 60), (agg_trades("BTCUSDT"), 1_000_000, 8)],
+    ids=["1s klines", "aggTrades"],
+)
+def test_two_million_rows_a_second_are_proven(world: World, key: SeriesKey, rows: int, number: int) -> None:
+    for n in range(number):
+        write_day(world, key, date(2024, 1, 1) + timedelta(days=n), rows)
+    report = prove_local(world.settings, [key])
+    assert report.all_well
+    assert report.rows == rows * number
+    assert report.rows / report.seconds > 2_000_000
+
+
+@pytest.mark.slow
+def test_small_files_are_proven_by_two_processes_to_the_same_end(world: World) -> None:
+    key = klines("BTCUSDT", "1m")
+    wanted = days("2020-01-01", "2023-01-01")
+    for day in wanted:
+        write_day(world, key, day, 1440)
+    damage(world.layout.file(key, wanted[700]))
+    report = prove_local(world.settings, [key], processes=2)
+    assert report.files == {key: len(wanted)}
+    assert report.to_bring == {key: [wanted[700]]}
+    assert world.ledger(key).rows[wanted[700]].failure == "damaged"
+    assert len(world.ledger(key).days(HELD)) == len(wanted) - 1
