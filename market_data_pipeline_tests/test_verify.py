@@ -52,6 +52,12 @@ def found(report: SweepReport) -> list[tuple[Kind, SeriesKey, list[str]]]:
     return [(one.kind, one.key, [str(day) for day in one.days]) for one in report.discoveries]
 
 
+@pytest.fixture
+def _not_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of files that need not outlive a power cut."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 def write_day(world: World, key: SeriesKey, day: date, rows: int, etag: str | None = None) -> None:
     """Write a made-up day as ``ingest`` would."""
     schema, spec = lake_schema(key.market, key.data_type), spec_of(key)
@@ -298,6 +304,7 @@ def test_days_are_known_from_their_footers_where_the_ledger_is_lost(world: World
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_not_flushed")
 def test_three_replaced_archives_of_ten_symbols_and_a_year_are_found_and_mended_with_forty_requests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,6 +411,7 @@ def test_rows_that_were_changed_and_written_again_are_found(world: World) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_not_flushed")
 @pytest.mark.parametrize(
     ("key", "rows", "number"),
     [(klines("BTCUSDT", "1s"), 86_400, 60), (agg_trades("BTCUSDT"), 1_000_000, 8)],
@@ -419,6 +427,7 @@ def test_two_million_rows_a_second_are_proven(world: World, key: SeriesKey, rows
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_not_flushed")
 def test_small_files_are_proven_by_two_processes_to_the_same_end(world: World) -> None:
     key = klines("BTCUSDT", "1m")
     wanted = days("2020-01-01", "2023-01-01")
