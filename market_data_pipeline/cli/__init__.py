@@ -18,6 +18,7 @@ import click
 from market_data_pipeline import __version__
 from market_data_pipeline.cli.collect import add, backfill, sync
 from market_data_pipeline.cli.demo import demo
+from market_data_pipeline.cli.quarantine import quarantine
 from market_data_pipeline.cli.query import sql
 from market_data_pipeline.cli.servers import sandbox, ui
 from market_data_pipeline.cli.status import status
@@ -71,7 +72,7 @@ def _keep_examples(command: click.Command) -> None:
     command.help = re.sub(r"\n\n(?=  )", "\n\n\b\n", inspect.cleandoc(command.help or ""))
 
 
-for command in (demo, add, backfill, sync, status, sql, universe, sandbox, ui):
+for command in (demo, add, backfill, sync, status, quarantine, sql, universe, sandbox, ui):
     main.add_command(command)
     _keep_examples(command)
 _keep_examples(main)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -316,9 +316,15 @@ def release_mended(layout: Layout, key: SeriesKey, ledger: Ledger) -> list[Entry
     return mended
 
 
-def is_mended(entry: Entry, ledger: Ledger) -> bool:
-    """Whether all days of an entry are held by good files that were not made of it, or were never listed."""
-    rows = [ledger.get(day) for day in entry.days]
+def is_mended(entry: Entry, ledger: Ledger, days: Iterable[date] | None = None) -> bool:
+    """Whether all days of an entry are held by good files that were not made of it, or were never listed.
+
+    Args:
+        entry: What was refused.
+        ledger: Of its series.
+        days: Those of its days that matter; None means all.
+    """
+    rows = [ledger.get(day) for day in (entry.days if days is None else days)]
     return all(
         row is not None
         and row.failure is None

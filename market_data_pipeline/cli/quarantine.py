@@ -1,0 +1,400 @@
+"""``market-data quarantine``: look at files that were refused, try their days again, accept a wrong checksum."""
+
+from __future__ import annotations
+
+import getpass
+import io
+import json
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from market_data_pipeline import clock
+from market_data_pipeline.cli.choice import Chosen
+from market_data_pipeline.cli.collect import end, fetch
+from market_data_pipeline.cli.screen import aside, counted, in_bytes, out
+from market_data_pipeline.errors import UsageError
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake import quarantine as kept
+from market_data_pipeline.lake.files import DamagedFileError
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import HELD, Ledger
+from market_data_pipeline.lake.quarantine import Entry
+from market_data_pipeline.quality.repair import marked
+from market_data_pipeline.series import EXCHANGE, SeriesKey
+from market_data_pipeline.settings import Settings, load_settings
+from market_data_pipeline.universe import Universe, load_universe
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_DIGITS = 12
+"""Digits of a sha256 that a list shows: enough to name an entry by."""
+_WIDTH_WITH_ALL = 110
+_LINES = 5
+_LISTED = 20
+_ETAG_UNKNOWN = "unknown"
+
+
+@click.group()
+def quarantine() -> None:
+    """Look at files that were refused, and decide what becomes of them.
+
+    A file that does not match its published checksum, or is not what Binance publishes, is kept below quarantine/ with
+    the reason; its day fails, and other days go on. Binance mends most of them: retry. What it never mends can be
+    accepted by hand, and then loads with a warning that stays visible.
+
+    NAME is a file's name, or the first digits of its sha256 as `list` shows them.
+
+      market-data quarantine list
+      market-data quarantine show BTCUSDT-1s-2021-03-04
+      market-data quarantine retry --all
+      market-data quarantine accept 5f0c2a9be7d1 --reason "compared with the 1m candles"
+    """
+
+
+@quarantine.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="A JSON array with an object for each file.")
+def list_command(as_json: bool) -> None:
+    """Show all files that were refused."""
+    layout = Layout(load_settings().root)
+    found = kept.entries(layout)
+    if as_json:
+        click.echo(json.dumps([_as_object(entry) for entry in found], default=str, indent=2, ensure_ascii=False))
+    elif found:
+        out().print(_table(found, out()))
+    else:
+        aside().print(f"Nothing is in quarantine in {layout.root}.", soft_wrap=True)
+
+
+@quarantine.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Show why a file was refused, both checksums, what is in it, and how it differs from what is held."""
+    layout = Layout(load_settings().root)
+    for entry in _named(layout, [name]):
+        _show(entry, layout, out())
+
+
+@quarantine.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--all", "everything", is_flag=True, help="All files, save those that were accepted.")
+def retry(names: Sequence[str], everything: bool) -> None:
+    """Fetch the days of refused files again.
+
+    Files whose days are held by good ones meanwhile are let go. Ends with exit code 0 only when all days are there.
+    """
+    settings = load_settings()
+    layout = Layout(settings.root)
+    if everything == bool(names):
+        raise UsageError(f"Name what to retry, or say --all, not both. {_what_there_is(kept.entries(layout))}")
+    if everything:
+        chosen = [entry for entry in kept.entries(layout) if entry.accepted is None]
+    else:
+        chosen = _named(layout, names)
+    if not chosen:
+        aside().print("Nothing in quarantine is to be retried.")
+        return
+    end(_bring(settings, chosen))
+
+
+@quarantine.command()
+@click.argument("name")
+@click.option("--reason", default="", help="Why; shown with the file from then on.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+def accept(name: str, reason: str, yes: bool) -> None:
+    """Accept a file although its published checksum is another, and load its day.
+
+    Only a wrong checksum can be accepted, and only of a file that reads as the day that it should be. The day is final
+    then, and its integrity check keeps a warning. Another file of the same day is refused as before.
+    """
+    settings = load_settings()
+    layout = Layout(settings.root)
+    entry = _the_one(layout, name)
+    _refuse_unacceptable(entry)
+    content = read_content(entry)
+    if content.fault:
+        raise UsageError(f"{entry.name} cannot be accepted: {content.fault}")
+    _refuse_uncollected(load_universe(settings.universe), [entry])
+    if not yes:
+        _show(entry, layout, aside())
+        click.confirm("Load this day although its checksum is wrong?", abort=True, err=True)
+    kept.accept(layout, entry, by=_who(), at=clock.now(), reason=reason)
+    aside().print(f"{entry.name} is accepted for {entry.key} {entry.day}.", soft_wrap=True)
+    end(_bring(settings, [entry]))
+
+
+# --- which ones -------------------------------------------------------------------------------------------------------
+
+
+def _named(layout: Layout, names: Iterable[str]) -> list[Entry]:
+    chosen: dict[str, Entry] = {}
+    for name in names:
+        found = kept.find(layout, name)
+        if not found:
+            raise UsageError(f"Nothing in quarantine is called {name!r}. {_what_there_is(kept.entries(layout))}")
+        chosen.update((str(entry.path), entry) for entry in found)
+    return list(chosen.values())
+
+
+def _the_one(layout: Layout, name: str) -> Entry:
+    found = _named(layout, [name])
+    if len(found) > 1:
+        raise UsageError(f"{name!r} may mean {len(found)} files: name one of them. {_what_there_is(found)}")
+    return found[0]
+
+
+def _what_there_is(found: Sequence[Entry]) -> str:
+    if not found:
+        return "Nothing is in quarantine."
+    shown = [f"{entry.sha256[:_DIGITS]} ({_series(entry)} {_period(entry)})" for entry in found[:_LISTED]]
+    more = f" and {len(found) - _LISTED:,} more" if len(found) > _LISTED else ""
+    return f"There are: {', '.join(shown)}{more}."
+
+
+def _refuse_unacceptable(entry: Entry) -> None:
+    if entry.kind != kept.CHECKSUM:
+        raise UsageError(
+            f"{entry.name} cannot be accepted: it was refused as {entry.kind}, and only a wrong checksum can be "
+            f"accepted. {entry.reason}"
+        )
+    if entry.day is None:
+        raise UsageError(
+            f"{entry.name} cannot be accepted: it is a monthly zip, and its days come from the daily ones where its "
+            "checksum is wrong. Nothing is lost."
+        )
+
+
+def _refuse_uncollected(universe: Universe, found: Iterable[Entry]) -> None:
+    for entry in found:
+        if entry.key not in universe:
+            raise UsageError(
+                f"{entry.key} is no longer in {universe.path}, so its days cannot be brought. "
+                "`market-data add` puts it there again."
+            )
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user may have no name
+        return "unknown"
+
+
+# --- what is in it ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What refused bytes hold, as far as they can be read.
+
+    Attributes:
+        table: The rows, in order; None where they cannot be read as the series' days.
+        fault: Why they cannot; empty where they can.
+        lines: The first lines of the CSV, or what else the bytes begin with.
+        names: Names of the files in the zip.
+    """
+
+    table: pa.Table | None
+    fault: str
+    lines: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+def read_content(entry: Entry) -> Content:
+    """Read what refused bytes hold."""
+    from market_data_pipeline.quality.rows import in_order
+    from market_data_pipeline.sources.archive import read_zip
+    from market_data_pipeline.sources.errors import MalformedError
+    from market_data_pipeline.specs import spec_of
+
+    try:
+        data = entry.read()
+    except DamagedFileError as error:
+        return Content(None, str(error), (), ())
+    names, lines = _first_lines(data)
+    try:
+        table = read_zip(data, entry.key, entry.stem, entry.days[0], entry.days[-1])
+    except MalformedError as error:
+        return Content(None, str(error), lines, names)
+    ordered, _, conflict = in_order(table, spec_of(entry.key))
+    if conflict is not None:
+        fault = f"two different rows have the key {conflict.key}: {conflict.rows[0]} and {conflict.rows[1]}."
+        return Content(None, fault, lines, names)
+    return Content(ordered, "", lines, names)
+
+
+def _first_lines(data: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the files in a zip, and the first lines of the first; of anything else, how it begins."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+            with archive.open(names[0]) as file:
+                lines = [file.readline(500).decode(errors="replace").rstrip("\r\n") for _ in range(_LINES)]
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError, IndexError):
+        return (), (repr(data[:80]),)
+    return tuple(names), tuple(line for line in lines if line)
+
+
+def difference_to_held(entry: Entry, content: Content, layout: Layout) -> str:
+    """How refused bytes differ from the file that is held of their day, in words; empty where none is."""
+    from market_data_pipeline.healing import said
+    from market_data_pipeline.quality.difference import difference
+    from market_data_pipeline.specs import spec_of
+
+    if entry.day is None or content.table is None:
+        return ""
+    try:
+        held = files.read_table(layout.file(entry.key, entry.day))
+    except DamagedFileError:
+        return ""
+    found = difference(held, content.table, spec_of(entry.key), said(entry.key))
+    return str(found) if found else "none: it has the same rows"
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def _series(entry: Entry) -> str:
+    return str(entry.key).removeprefix(f"{EXCHANGE}/")
+
+
+def _period(entry: Entry) -> str:
+    return entry.day.isoformat() if entry.day else f"{entry.first:%Y-%m}"
+
+
+def _accepted(entry: Entry) -> str:
+    if entry.accepted is None:
+        return "no"
+    why = f": {entry.accepted.reason}" if entry.accepted.reason else ""
+    return f"by {entry.accepted.by}, {entry.accepted.at:%Y-%m-%d %H:%M} UTC{why}"
+
+
+def _table(found: Sequence[Entry], console: Console) -> Table:
+    everything = console.width >= _WIDTH_WITH_ALL
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("name", "series", "day", "kind"):
+        table.add_column(name, no_wrap=True)
+    if everything:
+        table.add_column("refused (UTC)", no_wrap=True)
+        table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("accepted")
+    for entry in found:
+        when = (f"{entry.at:%Y-%m-%d %H:%M}", in_bytes(entry.size)) if everything else ()
+        accepted = entry.accepted.by if entry.accepted else "no"
+        table.add_row(entry.sha256[:_DIGITS], _series(entry), _period(entry), entry.kind, *when, accepted)
+    return table
+
+
+def _as_object(entry: Entry) -> dict[str, object]:
+    return {
+        "name": entry.name,
+        "series": str(entry.key),
+        "day": _period(entry),
+        "kind": entry.kind,
+        "reason": entry.reason,
+        "refused_at": entry.at.isoformat(),
+        "bytes": entry.size,
+        "sha256": entry.sha256,
+        "published_sha256": entry.published_sha256,
+        "accepted": entry.accepted.model_dump(mode="json") if entry.accepted else None,
+    }
+
+
+def _show(entry: Entry, layout: Layout, console: Console) -> None:
+    content = read_content(entry)
+    facts = {
+        "series": str(entry.key),
+        "day": _period(entry),
+        "file": entry.archive_key,
+        "bytes": f"{in_bytes(entry.size)} in {entry.path}",
+        "refused": f"{entry.at:%Y-%m-%d %H:%M} UTC, as {entry.kind}",
+        "reason": entry.reason,
+        "sha256": entry.sha256,
+        "published": entry.published_sha256 or "not known",
+        "accepted": _accepted(entry),
+        "held": _held(entry, layout),
+        "difference": difference_to_held(entry, content, layout),
+        "content": _said_content(content),
+    }
+    for name, text in facts.items():
+        if text:
+            console.print(f"{name:<11}{text}", soft_wrap=True, markup=False)
+    for line in content.lines:
+        console.print(f"  {line}", soft_wrap=True, markup=False)
+    console.print()
+
+
+def _held(entry: Entry, layout: Layout) -> str:
+    if entry.day is None:
+        return ""
+    row = Ledger.read(layout.ledger(entry.key)).get(entry.day)
+    if row is None or row.outcome != HELD:
+        return "no"
+    return f"{'final' if row.final else 'provisional'}, {counted(row.rows, 'row')} from {row.source}"
+
+
+def _said_content(content: Content) -> str:
+    inside = f"{', '.join(content.names)}; " if content.names else ""
+    if content.table is None:
+        return f"{inside}cannot be read as what it should be: {content.fault}"
+    return f"{inside}{counted(content.table.num_rows, 'row')}, which read as what they should be"
+
+
+# --- bringing the days ------------------------------------------------------------------------------------------------
+
+
+def _bring(settings: Settings, chosen: Sequence[Entry]) -> bool:
+    """Fetch the days of entries again, and let go of those that are mended; return whether all days are there."""
+    layout, universe, console = Layout(settings.root), load_universe(settings.universe), aside()
+    _refuse_uncollected(universe, chosen)
+    collected = {key: set(universe.days(key)) for key in {entry.key for entry in chosen}}
+    days = {entry.path: _days_that_matter(entry, collected[entry.key]) for entry in chosen}
+    left = _let_go(chosen, days, layout, console)
+    wanted: dict[SeriesKey, list[date]] = {}
+    for entry in left:
+        wanted[entry.key] = sorted({*wanted.get(entry.key, ()), *days[entry.path]})
+    if not wanted:
+        return True
+    universe.refuse_before_first(min(wanted_days[0] for wanted_days in wanted.values()))
+    for key in wanted:
+        _make_due(layout, key, [entry for entry in left if entry.key == key], settings.lock_wait_seconds)
+    all_there = fetch(settings, Chosen(wanted), yes=True)
+    _let_go(left, days, layout, console)
+    return all_there
+
+
+def _days_that_matter(entry: Entry, collected: set[date]) -> list[date]:
+    """An entry's days; of a month those that are collected."""
+    return entry.days if entry.day is not None else [day for day in entry.days if day in collected]
+
+
+def _let_go(chosen: Iterable[Entry], days: Mapping[Path, list[date]], layout: Layout, console: Console) -> list[Entry]:
+    """Remove entries whose days are held by good files; return the others."""
+    left = []
+    for entry in chosen:
+        if kept.is_mended(entry, Ledger.read(layout.ledger(entry.key)), days[entry.path]):
+            kept.release(entry)
+            what = f"{_series(entry)} {_period(entry)}"
+            console.print(f"{entry.name} is let go: {what} is held by good files.", soft_wrap=True)
+        else:
+            left.append(entry)
+    return left
+
+
+def _make_due(layout: Layout, key: SeriesKey, found: Sequence[Entry], wait_seconds: float) -> None:
+    """Have days asked for again that are held, and for which the archive had other bytes that were refused."""
+    with files.only_writer(layout.lock(key), wait_seconds, str(key)):
+        ledger = Ledger.read(layout.ledger(key))
+        held = [(entry, row) for entry in found if entry.day and (row := ledger.get(entry.day)) and row.held]
+        for entry, row in held:
+            ledger.put(marked(row, entry.etag or _ETAG_UNKNOWN))
+        if held:
+            ledger.write(layout.ledger(key))
