@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from market_data_pipeline.errors import MarketDataError, UsageError
+from market_data_pipeline.findings import Verdict
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
@@ -172,10 +173,12 @@ def statements(layout: Layout) -> list[str]:
                 made.append(_macro(layout, schema, market, data_type, keys))
     made.append("CREATE SCHEMA IF NOT EXISTS quality")
     days = _ledger_days(layout) if any(_series_in_ledgers(layout)) else _no_ledger_days(_LEDGER_NAMES)
-    explained = ", ".join(quoted(verdict) for verdict in sorted(EXPLAINED))
+    verdicts, explained = (", ".join(map(quoted, sorted(some))) for some in (Verdict, EXPLAINED))
     made.append(f"CREATE OR REPLACE VIEW quality.coverage AS {_coverage(days)}")
     made.append(f"CREATE OR REPLACE VIEW quality.findings AS {_FINDINGS.format(days=days)}")
-    made.append(f"CREATE OR REPLACE VIEW quality.gaps AS {_GAPS.format(days=days, explained=explained)}")
+    made.append(
+        f"CREATE OR REPLACE VIEW quality.gaps AS {_GAPS.format(days=days, verdicts=verdicts, explained=explained)}"
+    )
     return made
 
 
@@ -314,7 +317,7 @@ WITH found AS (
     FROM ({days}) WHERE findings <> '[]'
 ), gap AS (
     SELECT *, f."count" - coalesce(list_sum([r."count" FOR r IN f.ranges]), 0) AS beyond
-    FROM found WHERE f."check" = 'gaps'
+    FROM found WHERE f."check" = 'gaps' AND f.rule IN ({verdicts})
 ), ranged AS (
     SELECT *, unnest(CASE WHEN beyond > 0 OR len(f.ranges) = 0
         THEN list_append(f.ranges, {{'first': NULL, 'last': NULL, 'count': beyond}}) ELSE f.ranges END) AS r

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.series import EXCHANGE, Market, SeriesKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,14 @@ class Layout:
     def quarantined(self) -> Path:
         """Folder of all that was refused, of every series."""
         return self.root / "quarantine"
+
+    def reconciled(self, key: SeriesKey) -> Path:
+        """The record of what a series' days were reconciled with."""
+        return self.root / key.ledger.replace("ledger/", "quality/reconciliation/", 1)
+
+    def judged(self, market: Market) -> Path:
+        """What the flat candles of a market were last judged from."""
+        return self.root / "quality" / "judged" / EXCHANGE / f"{market}.json"
 
     @property
     def catalog(self) -> Path:

@@ -195,7 +195,8 @@ def test_gaps_have_a_row_a_range_with_verdict_evidence_and_whether_it_is_explain
         "outage", 3, [(midnight, midnight + hour, 2), (midnight + 5 * hour, midnight + 5 * hour, 1)], "REST has none."
     )
     odd = Finding(check="integrity", rule="close_time", severity=Severity.WARN, count=1, message="Cut short.")
-    lake.put(BTC, [day], findings=(outage, odd))
+    told = Finding(check="gaps", rule="became_final", severity=Severity.INFO, count=2, message="Two rows changed.")
+    lake.put(BTC, [day], findings=(outage, odd, told))
     lake.put(series("BTCUSDT"), [day], findings=(gap("archive_defect", 7, [(100, 106, 7)]),))
     assert ask(
         lake,

@@ -1,0 +1,216 @@
+"""Flat candles of a whole market, judged with all its symbols in view, and put on record. Knows nothing of Dagster.
+
+``ingest`` sees one series and calls flat candles quiet and unconfirmed. What the rest of the market did is known only
+when the other series are there, so it is worked out afterwards, from the ledgers: set-wise, a market's day at a time.
+The verdicts stand in the ledgers; a footer keeps what its day alone told. Done twice, nothing changes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from market_data_pipeline.findings import FLAT, Finding, from_json, to_json
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.catalog import series_held
+from market_data_pipeline.lake.files import DamagedFileError, SeriesBusyError
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import HELD, Ledger
+from market_data_pipeline.quality.gaps import flat_candles
+from market_data_pipeline.quality.market import MarketDay, Stillness, is_cut, stillness
+from market_data_pipeline.quality.rows import Ints
+from market_data_pipeline.quality.verdicts import UNCONFIRMED
+from market_data_pipeline.series import Market, SeriesKey, interval_us
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = ["day", "outcome", "bytes", "mtime_ns", "first_key", "last_key", "verdicts", "findings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What came of it.
+
+    Attributes:
+        days: Days of series whose verdicts, or their evidence, changed.
+        busy: Series that another run was writing: they are judged the next time.
+    """
+
+    days: int
+    busy: tuple[SeriesKey, ...]
+
+
+def judge_flat_candles(layout: Layout, market: Market) -> Judged:
+    """Tell ``suspended`` from ``quiet`` in all flat candles held of a market, and write that into the ledgers.
+
+    A day is judged again only when a file of the market's was written since, or a verdict of its was lost.
+
+    Args:
+        layout: Where the lake lies.
+        market: The market.
+
+    Raises:
+        StorageError: a ledger cannot be written.
+    """
+    seen = _read_seen(layout.judged(market))
+    changed: dict[SeriesKey, dict[date, tuple[str, str]]] = {}
+    looked_at: dict[str, int] = {}
+    for interval, ledgers in _ledgers(layout, market).items():
+        versions = _versions(ledgers)
+        due = _days_with(ledgers, "findings", UNCONFIRMED)
+        for verdict in FLAT:
+            flat = _days_with(ledgers, "verdicts", verdict)
+            due |= {day for day in flat if seen.get(f"{interval} {day}") != versions[day]}
+        for day, held in _held_on(ledgers, due).items():
+            looked_at[f"{interval} {day}"] = versions[day]
+            for key, before, after in _judge_day(layout, day, held):
+                changed.setdefault(key, {})[day] = (before, after)
+    days, busy = 0, list[SeriesKey]()
+    for key, verdicts in changed.items():
+        try:
+            days += _write(layout, key, verdicts)
+        except SeriesBusyError:
+            logger.info("%s is being written by another run; its flat candles are judged the next time", key)
+            busy.append(key)
+            for day in verdicts:
+                looked_at.pop(f"{key.interval} {day}", None)
+    if looked_at:
+        files.write_bytes(layout.judged(market), json.dumps({**seen, **looked_at}, indent=0).encode())
+    return Judged(days, tuple(busy))
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A held day as its ledger has it: first and last open time, and the findings as JSON."""
+
+    key: SeriesKey
+    first: int
+    last: int
+    findings: str
+
+
+def _read_seen(path: Path) -> dict[str, int]:
+    """What every day was judged from; nothing where that is lost: then all days are judged again."""
+    try:
+        found: dict[str, int] = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found
+
+
+def _ledgers(layout: Layout, market: Market) -> dict[str, dict[SeriesKey, pa.Table]]:
+    """The held days of a market's klines series, by interval and series."""
+    found: dict[str, dict[SeriesKey, pa.Table]] = {}
+    for key in series_held(layout):
+        if key.market is market and key.interval is not None and (rows := _held_rows(layout, key)) is not None:
+            found.setdefault(key.interval, {})[key] = rows
+    return found
+
+
+def _held_rows(layout: Layout, key: SeriesKey) -> pa.Table | None:
+    try:
+        rows = files.read_table(layout.ledger(key), _COLUMNS)
+    except DamagedFileError:  # or lost: its next writer makes it again from the footers
+        return None
+    if rows.num_columns < len(_COLUMNS):  # of an older version
+        return None
+    return rows.filter(pc.and_(pc.equal(rows["outcome"], HELD), pc.is_valid(rows["first_key"])))
+
+
+def _versions(ledgers: Mapping[SeriesKey, pa.Table]) -> dict[date, int]:
+    """A number for each day that changes when a file of it is written, or one comes or goes."""
+    found: dict[date, int] = {}
+    for key, rows in ledgers.items():
+        name = zlib.crc32(key.symbol.encode())
+        for day, size, written in zip(*(rows[name].to_pylist() for name in ("day", "bytes", "mtime_ns")), strict=True):
+            found[day] = found.get(day, 0) ^ hash((name, size, written))
+    return found
+
+
+def _days_with(ledgers: Mapping[SeriesKey, pa.Table], column: str, text: str) -> set[date]:
+    return {
+        day
+        for rows in ledgers.values()
+        for day in rows.filter(pc.match_substring(rows[column], text))["day"].to_pylist()
+    }
+
+
+def _held_on(ledgers: Mapping[SeriesKey, pa.Table], days: Iterable[date]) -> dict[date, list[_Held]]:
+    wanted = pa.array(sorted(days), pa.date32())
+    found: dict[date, list[_Held]] = {}
+    for key, rows in ledgers.items():
+        for row in rows.filter(pc.is_in(rows["day"], value_set=wanted)).to_pylist():
+            held = _Held(key, row["first_key"], row["last_key"], row["findings"])
+            found.setdefault(row["day"], []).append(held)
+    return found
+
+
+def _judge_day(layout: Layout, day: date, held: Sequence[_Held]) -> Iterator[tuple[SeriesKey, str, str]]:
+    """Series whose findings of a day change, with the findings as they are and as they should be."""
+    symbols: dict[str, Stillness] = {}
+    flat: dict[SeriesKey, tuple[Ints, tuple[Finding, ...]]] = {}
+    for one in held:
+        findings = from_json(one.findings)
+        ours = [finding for finding in findings if _is_flat(finding)]
+        # All of them are needed, also those beyond what a finding keeps: else the verdicts would change from one time
+        # to the next, since a range that is judged in parts is kept in parts.
+        times = _flat_times(layout, one.key, day, ours)
+        if times is None:
+            continue
+        symbols[one.key.symbol] = stillness(findings, one.first, one.last, times)
+        if ours:
+            flat[one.key] = times, findings
+    market = MarketDay(held[0].key.interval or "", day, symbols)
+    before = {one.key: one.findings for one in held}
+    for key, (times, findings) in flat.items():
+        kept = [finding for finding in findings if not _is_flat(finding)]
+        after = to_json([*kept, *market.judge(key, times)])
+        if after != before[key]:
+            yield key, before[key], after
+
+
+def _is_flat(finding: Finding) -> bool:
+    return finding.check == "gaps" and finding.rule in FLAT
+
+
+def _flat_times(layout: Layout, key: SeriesKey, day: date, findings: Sequence[Finding]) -> Ints | None:
+    """Open times of a day's flat candles, ordered; None where they cannot be told."""
+    if not any(map(is_cut, findings)):
+        step = interval_us(key.interval or "")
+        bounds = [(range_.first, range_.count) for found in findings for range_ in found.ranges]
+        firsts, counts = np.array(bounds, dtype=np.int64).reshape(-1, 2).T
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.sort(np.repeat(firsts, counts) + step * within)
+    try:
+        return flat_candles(files.read_table(layout.file(key, day), ["open_time", "volume", "count"]))
+    except DamagedFileError:
+        return None
+
+
+def _write(layout: Layout, key: SeriesKey, verdicts: Mapping[date, tuple[str, str]]) -> int:
+    """Put verdicts into a ledger, except on days that were written since; return on how many.
+
+    Raises:
+        SeriesBusyError: another run is writing the series.
+    """
+    with files.only_writer(layout.lock(key), 0, str(key)):
+        ledger = Ledger.read(layout.ledger(key))
+        written = 0
+        for day, (before, after) in verdicts.items():
+            row = ledger.get(day)
+            if row is not None and row.findings == before:
+                rules = (finding.rule for finding in from_json(after) if finding.check == "gaps")
+                ledger.put(replace(row, findings=after, verdicts="+".join(dict.fromkeys(rules))))
+                written += 1
+        if written:
+            ledger.write(layout.ledger(key))
+    return written

@@ -1,0 +1,184 @@
+"""Flat candles of a market, judged over its ledgers: what SQL then says of them, and that it stays so."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+from market_data_pipeline import clock
+from market_data_pipeline.findings import MAX_RANGES, Finding, Verdict
+from market_data_pipeline.judging import Judged, judge_flat_candles
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.catalog import publish_catalog
+from market_data_pipeline.lake.ledger import Ledger, reconcile, row_from_provenance
+from market_data_pipeline.lake.provenance import content_sha256
+from market_data_pipeline.quality.rows import key_ranges
+from market_data_pipeline.quality.verdicts import UNCONFIRMED, verdict_finding
+from market_data_pipeline.series import Market, SeriesKey
+from market_data_pipeline.specs import lake_schema
+from market_data_pipeline_tests.small_lake import SmallLake, day_table, days_from, series
+from market_data_pipeline_tests.world import World, klines
+
+DAY = date(2024, 1, 1)
+NEAR, AVAX, BTC = (series(f"{base}USDT", "1m", "um") for base in ("NEAR", "AVAX", "BTC"))
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> SmallLake:
+    return SmallLake(tmp_path / "data")
+
+
+def hold(lake: SmallLake, key: SeriesKey, *flat: int, day: date = DAY, others: tuple[Finding, ...] = ()) -> None:
+    """Put a day into the lake as ``ingest`` does, whose candles of these minutes are flat."""
+    table = day_table(key, day, version=1)
+    is_flat = np.isin(np.arange(table.num_rows), flat)
+    for name in ("volume", "count"):
+        at = table.schema.get_field_index(name)
+        values = np.where(is_flat, 0, table[name].to_numpy())
+        table = table.set_column(at, table.schema.field(name), [values])
+    times = clock.day_start_us(day) + 60_000_000 * np.array(sorted(flat), dtype=np.int64)
+    found = verdict_finding(Verdict.QUIET, "candles", len(flat), key_ranges(times, 60_000_000), UNCONFIRMED)
+    lake.put(key, [day], version=1)
+    path = lake.layout.file(key, day)
+    record = files.read_provenance(path).model_copy(
+        update={
+            "findings": (*others, found) if flat else others,
+            "content_sha256": content_sha256(table),
+            "first_key": clock.day_start_us(day),
+            "last_key": clock.day_start_us(day) + 1439 * 60_000_000,
+        }
+    )
+    lake.note(key, row_from_provenance(record, files.write_table(path, table, record)))
+
+
+def gaps(lake: SmallLake, key: SeriesKey) -> list[tuple[str, str | None, int]]:
+    """Verdict, first minute and number of candles of each range, from SQL."""
+    with duckdb.connect(str(publish_catalog(lake.layout)), read_only=True) as connection:
+        rows: list[tuple[str, str | None, int]] = connection.execute(
+            "SELECT verdict, strftime(first, '%H:%M'), count FROM quality.gaps WHERE symbol = ? ORDER BY first",
+            [key.symbol],
+        ).fetchall()
+    return rows
+
+
+def test_an_outage_of_all_symbols_is_suspended_and_the_quiet_of_one_is_not(lake: SmallLake) -> None:
+    hold(lake, NEAR, *range(514, 533), 7)
+    hold(lake, AVAX, *range(514, 533))
+    hold(lake, series("NEARUSDT", "1m", "spot"))
+
+    assert judge_flat_candles(lake.layout, Market.UM) == Judged(2, ())
+
+    assert gaps(lake, AVAX) == [("suspended", "08:34", 19)]
+    assert gaps(lake, NEAR) == [("quiet", "00:07", 1), ("suspended", "08:34", 19)]
+    row = Ledger.read(lake.layout.ledger(NEAR)).rows[DAY]
+    assert (row.verdicts, row.quiet, row.gaps) == ("suspended+quiet", 20, "info")
+
+
+@pytest.mark.parametrize("remembered", ["as it was", "lost", "damaged"])
+def test_a_second_time_changes_nothing(lake: SmallLake, remembered: str) -> None:
+    hold(lake, NEAR, 1, 2, 5)
+    hold(lake, AVAX, 2)
+    judge_flat_candles(lake.layout, Market.UM)
+    before = files.stat(lake.layout.ledger(NEAR))
+    if remembered == "lost":
+        lake.layout.judged(Market.UM).unlink()
+    elif remembered == "damaged":
+        lake.layout.judged(Market.UM).write_bytes(b"\xff{")
+    assert judge_flat_candles(lake.layout, Market.UM) == Judged(0, ())
+    assert files.stat(lake.layout.ledger(NEAR)) == before
+
+
+def test_a_symbol_that_comes_later_changes_the_verdict(lake: SmallLake) -> None:
+    hold(lake, NEAR, 1, 2)
+    judge_flat_candles(lake.layout, Market.UM)
+    assert gaps(lake, NEAR) == [("quiet", "00:01", 2)]
+    hold(lake, AVAX, 1, 2)
+    judge_flat_candles(lake.layout, Market.UM)
+    assert gaps(lake, NEAR) == [("suspended", "00:01", 2)]
+    hold(lake, BTC)
+    judge_flat_candles(lake.layout, Market.UM)
+    assert gaps(lake, NEAR) == [("quiet", "00:01", 2)]
+
+
+def test_more_ranges_than_a_finding_keeps_are_judged_by_the_rows(lake: SmallLake) -> None:
+    every_second = range(0, 4 * MAX_RANGES, 2)
+    hold(lake, NEAR, *every_second)
+    hold(lake, AVAX, *every_second)
+    hold(lake, BTC, *every_second, 901)
+    assert judge_flat_candles(lake.layout, Market.UM).days == 3
+    assert gaps(lake, NEAR)[-1] == ("suspended", None, len(every_second) - MAX_RANGES)
+    assert gaps(lake, BTC)[-2:] == [("quiet", "15:01", 1), ("suspended", None, len(every_second) - MAX_RANGES)]
+    lake.layout.judged(Market.UM).unlink()
+    assert judge_flat_candles(lake.layout, Market.UM).days == 0
+
+
+def test_a_verdict_that_was_lost_with_its_ledger_comes_back(lake: SmallLake) -> None:
+    hold(lake, NEAR, 5)
+    hold(lake, AVAX, 5)
+    judge_flat_candles(lake.layout, Market.UM)
+    ledger = Ledger()
+    reconcile(ledger, lake.layout.folder(NEAR), lake_schema(NEAR.market, NEAR.data_type))
+    ledger.write(lake.layout.ledger(NEAR))
+    assert gaps(lake, NEAR) == [("quiet", "00:05", 1)]
+    judge_flat_candles(lake.layout, Market.UM)
+    assert gaps(lake, NEAR) == [("suspended", "00:05", 1)]
+
+
+def test_other_findings_of_the_day_stay(lake: SmallLake) -> None:
+    outage = verdict_finding(Verdict.OUTAGE, "candles", 3, (), "REST has no candle either")
+    hold(lake, NEAR, 5, others=(outage,))
+    judge_flat_candles(lake.layout, Market.UM)
+    row = Ledger.read(lake.layout.ledger(NEAR)).rows[DAY]
+    assert row.findings_list()[0] == outage
+    assert row.verdicts == "outage+quiet"
+
+
+def test_a_series_that_another_run_writes_is_left_to_the_next_time(lake: SmallLake) -> None:
+    hold(lake, NEAR, 5)
+    hold(lake, AVAX, 5)
+    with files.only_writer(lake.layout.lock(NEAR), 0, "test"):
+        assert judge_flat_candles(lake.layout, Market.UM) == Judged(1, (NEAR,))
+    assert gaps(lake, AVAX) == [("suspended", "00:05", 1)]
+    assert judge_flat_candles(lake.layout, Market.UM) == Judged(1, ())
+    assert gaps(lake, NEAR) == [("suspended", "00:05", 1)]
+
+
+def test_days_of_a_lost_or_older_ledger_are_passed_over(lake: SmallLake) -> None:
+    hold(lake, NEAR, 5)
+    hold(lake, AVAX, 5)
+    hold(lake, BTC)
+    ledger = lake.layout.ledger(AVAX)
+    files.write_table(ledger, files.read_table(ledger).drop_columns(["verdicts"]))
+    lake.layout.ledger(BTC).unlink()
+    assert judge_flat_candles(lake.layout, Market.UM) == Judged(1, ())
+    assert gaps(lake, NEAR) == [("quiet", "00:05", 1)]
+
+
+def test_the_flat_minutes_of_recorded_um_symbols(recorded: World) -> None:
+    near, avax = klines("NEARUSDT", "1m", "um"), klines("AVAXUSDT", "1m", "um")
+    for key in (near, avax):
+        recorded.ingest(key, days_from("2023-09-01", 30))
+
+    judge_flat_candles(recorded.layout, Market.UM)
+
+    with duckdb.connect(str(publish_catalog(recorded.layout)), read_only=True) as connection:
+        sums = connection.execute("SELECT symbol, verdict, sum(count) FROM quality.gaps GROUP BY ALL ORDER BY ALL")
+        assert sums.fetchall() == [
+            ("AVAXUSDT", "quiet", 3),
+            ("AVAXUSDT", "suspended", 19),
+            ("NEARUSDT", "quiet", 125),
+            ("NEARUSDT", "suspended", 19),
+        ]
+        suspended = connection.execute(
+            "SELECT symbol, strftime(first, '%Y-%m-%dT%H:%M'), strftime(last, '%H:%M'), evidence FROM quality.gaps "
+            "WHERE verdict = 'suspended' ORDER BY symbol"
+        )
+        evidence = "every other symbol that is held was flat or missing, too (1: {})"
+        assert suspended.fetchall() == [
+            ("AVAXUSDT", "2023-09-12T08:34", "08:52", evidence.format("NEARUSDT")),
+            ("NEARUSDT", "2023-09-12T08:34", "08:52", evidence.format("AVAXUSDT")),
+        ]
