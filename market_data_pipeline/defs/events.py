@@ -20,16 +20,19 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 )
 
 from market_data_pipeline.defs.partitions import contiguous_ranges, partition_of
-from market_data_pipeline.findings import CHECKS, LACKING, Finding, Range, Severity
+from market_data_pipeline.findings import CHECKS, Finding, Range, Severity
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, LedgerRow
 from market_data_pipeline.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.series import DataType, SeriesKey
 
-SHOWN_RANGES = 20
+SHOWN_RANGES = 15
 """Ranges in a table of metadata: an event keeps its own copy, and a day's metadata stays under 4 KB."""
 
 SHOWN_FAILURES = 50
+CHANGES = ("became_final", "replaced", "disagreement")
+"""Rules that tell how a day that was stored anew differs from before."""
+
 SHOWN_TEXT = 600
 _PAGE = 1000
 
@@ -37,8 +40,9 @@ CHECK_DESCRIPTIONS: Mapping[str, str] = {
     "integrity": "The day is what the exchange published and makes sense: checksum, schema, times inside the day, in "
     "order and unique, prices and volumes possible. Bytes that cannot be trusted are not taken into the lake; rows "
     "that only look wrong are kept as published. The reason stands in the metadata.",
-    "gaps": "Nothing is missing inside the day: every candle that should be there, or every trade id. Missing ranges "
-    "stand in the metadata; quiet ranges (candles without a trade) are listed apart and fail nothing.",
+    "gaps": "Why rows are missing inside the day, or flat: each range has a verdict, its evidence in the metadata. "
+    "`outage`, `suspended`, `quiet`, `not_listed` and `healed` (filled in from REST) pass; `unpublished` (not known "
+    "yet) warns; `archive_defect` and `unexplained` fail.",
 }
 
 
@@ -165,7 +169,10 @@ def day_metadata(result: DayOutcome, layout: Layout, picture: str | None = None)
         "downloaded bytes": result.downloaded,
     }
     if row.outcome == HELD:
+        changes = [f.message for f in row.findings_list() if f.rule in CHANGES] if row.findings != "[]" else []
         facts |= {
+            "changes": _short(" ".join(changes)) or None,
+            "verdicts": row.verdicts or None,
             "bytes": row.bytes,
             "path": dg.MetadataValue.path(str(layout.file(result.key, result.day))),
             "source": row.source,
@@ -189,26 +196,30 @@ def state_of(row: LedgerRow) -> str:
 
 
 def findings_metadata(findings: Iterable[Finding], key: SeriesKey) -> dict[str, Any]:
-    """What a check found, as a table of ranges for each rule, so that quiet ranges stand apart from missing ones."""
+    """What a check found: a sentence for each rule, with the evidence, and a table of ranges, the gravest first."""
+    ranks = list(Severity)
+    ordered = sorted(findings, key=lambda finding: -ranks.index(finding.severity))
     metadata: dict[str, Any] = {}
-    for finding in findings:
-        if not finding.ranges:
-            metadata[finding.rule] = f"{finding.severity.value}: {_short(finding.message)}"
-            continue
-        title = "missing ranges" if finding.rule in LACKING else f"{finding.rule.replace('_', ' ')} ranges"
-        metadata[title] = _ranges_table(finding.ranges, key)
-        metadata[f"rows in {title}"] = finding.count
-        if len(finding.ranges) > SHOWN_RANGES:
-            metadata[f"more {title}"] = f"the first {SHOWN_RANGES} of {len(finding.ranges)} are shown"
+    for finding in ordered:
+        told = f"{finding.severity.value}: {_short(finding.message)}"
+        before = metadata.get(finding.rule)
+        metadata[finding.rule] = _short(f"{before}\n{told}") if before else told
+    ranges = [(finding.rule, range_) for finding in ordered for range_ in finding.ranges]
+    if ranges:
+        metadata["ranges"] = _ranges_table(ranges, key)
+        if len(ranges) > SHOWN_RANGES:
+            metadata["more ranges"] = f"the first {SHOWN_RANGES} of {len(ranges)} are shown"
     return metadata
 
 
-def _ranges_table(ranges: Sequence[Range], key: SeriesKey) -> dg.TableMetadataValue:
+def _ranges_table(ranges: Sequence[tuple[str, Range]], key: SeriesKey) -> dg.TableMetadataValue:
     said: Callable[[int], str | int] = iso_time if key.data_type is DataType.KLINES else int
     return dg.MetadataValue.table(
         [
-            dg.TableRecord({"first": said(range_.first), "last": said(range_.last), "count": range_.count})
-            for range_ in ranges[:SHOWN_RANGES]
+            dg.TableRecord(
+                {"rule": rule, "first": said(range_.first), "last": said(range_.last), "count": range_.count}
+            )
+            for rule, range_ in ranges[:SHOWN_RANGES]
         ]
     )
 

@@ -146,7 +146,7 @@ def test_severities_of_findings_are_those_of_the_checks(project: Project) -> Non
     assert project.checks("integrity") == {"SUCCEEDED": {1, 2, 3, 4}}
 
 
-def test_gaps_are_shown_as_exact_ranges_and_quiet_ones_apart(project: Project) -> None:
+def test_gaps_are_shown_as_exact_ranges_with_their_verdicts(project: Project) -> None:
     project.ingest.findings[KLINES, day(1)] = (
         Finding(
             check="gaps",
@@ -169,11 +169,12 @@ def test_gaps_are_shown_as_exact_ranges_and_quiet_ones_apart(project: Project) -
     project.run(1, 1)
 
     metadata = project.evaluation("gaps", 1).metadata
-    assert [record.data for record in metadata["missing ranges"].records] == [
-        {"first": "2019-03-12T02:00:00Z", "last": "2019-03-12T07:00:00Z", "count": 6}
+    assert [record.data for record in metadata["ranges"].records] == [
+        {"rule": "unpublished", "first": "2019-03-12T02:00:00Z", "last": "2019-03-12T07:00:00Z", "count": 6},
+        {"rule": "quiet", "first": "2019-03-12T11:00:00Z", "last": "2019-03-12T11:00:00Z", "count": 1},
     ]
-    assert [record.data["first"] for record in metadata["quiet ranges"].records] == ["2019-03-12T11:00:00Z"]
-    assert metadata["rows in missing ranges"].value == 6
+    assert metadata["unpublished"].value == "warn: 6 candles of 24 are missing."
+    assert metadata["quiet"].value == "info: 1 candle is flat."
 
 
 def test_gaps_of_trades_are_ranges_of_ids(project: Project) -> None:
@@ -185,8 +186,19 @@ def test_gaps_of_trades_are_ranges_of_ids(project: Project) -> None:
     project.run(1, 1, TRADES)
 
     metadata = project.evaluation("gaps", 1, TRADES).metadata
-    assert metadata["missing ranges"].records[1].data == {"first": 10, "last": 14, "count": 5}
-    assert "of 30" in metadata["more missing ranges"].value
+    assert metadata["ranges"].records[1].data == {"rule": "unpublished", "first": 10, "last": 14, "count": 5}
+    assert "of 30" in metadata["more ranges"].value
+
+
+def test_a_day_that_was_stored_anew_says_what_changed(project: Project) -> None:
+    project.ingest.findings[KLINES, day(1)] = (
+        Finding(check="integrity", rule="became_final", severity=Severity.INFO, count=1, message="1 changed."),
+        Finding(check="gaps", rule="outage", severity=Severity.INFO, count=6, message="6 are missing."),
+    )
+    project.run(1, 2)
+    first, second = (project.materializations()[number][0] for number in (1, 2))
+    assert first.metadata["changes"].value == "1 changed."
+    assert "changes" not in second.metadata
 
 
 def test_metadata_of_a_day_says_what_came_from_where_in_under_4_kb(project: Project) -> None:
