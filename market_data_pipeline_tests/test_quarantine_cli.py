@@ -14,6 +14,8 @@ from market_data_pipeline.cli import main
 from market_data_pipeline.lake import quarantine
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import FAILED, HELD, LedgerRow
+from market_data_pipeline.outcomes import DayFailure, DayOutcome
+from market_data_pipeline.quality.repair import marked
 from market_data_pipeline.sandbox import (
     ChangedRows,
     Damage,
@@ -23,7 +25,7 @@ from market_data_pipeline.sandbox import (
     WrongChecksum,
 )
 from market_data_pipeline.series import SeriesKey
-from market_data_pipeline_tests.world import World, agg_trades, klines, utc
+from market_data_pipeline_tests.world import World, agg_trades, days, klines, utc
 
 MarketData = Callable[..., Result]
 BTC = klines("BTCUSDT", "1h")
@@ -54,6 +56,7 @@ def market_data(world: World, monkeypatch: pytest.MonkeyPatch) -> MarketData:
     (world.root / "universe.yaml").write_text(UNIVERSE)
     (world.root / "universe.lock.yaml").write_text(LOCK)
     world.layout = Layout(world.root / "data")
+    world.set(dir=world.layout.root)
     environment = {
         **world.sandbox.settings_env(),
         "MARKET_DATA_DIR": str(world.layout.root),
@@ -74,20 +77,9 @@ def market_data(world: World, monkeypatch: pytest.MonkeyPatch) -> MarketData:
     return run
 
 
-def backfill(market_data: MarketData, key: SeriesKey = BTC, day: date = DAY) -> Result:
-    which = ["--interval", key.interval] if key.interval else ["--data-type", "aggTrades"]
-    return market_data(
-        "backfill",
-        "--market",
-        str(key.market),
-        "--symbol",
-        key.symbol,
-        *which,
-        "--from",
-        str(day),
-        "--through",
-        str(day),
-    )
+def bring(world: World, key: SeriesKey = BTC) -> DayOutcome | DayFailure:
+    """Bring the day as a run does."""
+    return world.one(key, str(DAY))
 
 
 def row(world: World, key: SeriesKey = BTC, day: date = DAY) -> LedgerRow:
@@ -110,7 +102,7 @@ def test_nothing_in_quarantine(market_data: MarketData) -> None:
 
 def test_a_refused_file_is_listed_and_shown_with_all_that_is_known(world: World, market_data: MarketData) -> None:
     world.sandbox.faults.add(WRONG)
-    assert backfill(market_data).exit_code == 1
+    assert isinstance(bring(world), DayFailure)
     (entry,) = quarantine.entries(world.layout)
     listed = market_data("quarantine", "list").stdout.splitlines()
     size = f"{entry.size / 1000:.1f} kB"
@@ -143,7 +135,7 @@ def test_a_file_that_cannot_be_read_is_shown_and_never_accepted(
     world: World, market_data: MarketData, damage: Damage
 ) -> None:
     world.sandbox.faults.add(DamagedArchive(days=(DAY,), damage=damage))
-    assert backfill(market_data).exit_code == 1
+    assert isinstance(bring(world), DayFailure)
     (entry,) = quarantine.entries(world.layout)
     said = market_data("quarantine", "show", entry.name).stdout
     assert "as malformed" in said
@@ -163,7 +155,7 @@ def test_a_file_that_cannot_be_read_is_shown_and_never_accepted(
 def test_a_wrong_checksum_of_an_unreadable_file_is_not_accepted(world: World, market_data: MarketData) -> None:
     world.sandbox.faults.add(WRONG)
     world.sandbox.faults.add(DamagedArchive(days=(DAY,), damage=Damage.CONFLICTING_DUPLICATES))
-    assert backfill(market_data).exit_code == 1
+    assert isinstance(bring(world), DayFailure)
     refused = market_data("quarantine", "accept", "BTCUSDT-1h-2026-02-04", "--yes")
     assert refused.exit_code == 2
     assert "cannot be accepted: two different rows have the key" in refused.stderr
@@ -173,7 +165,7 @@ def test_a_wrong_checksum_of_an_unreadable_file_is_not_accepted(world: World, ma
 
 def test_retry_brings_a_mended_day_and_lets_its_file_go(world: World, market_data: MarketData) -> None:
     world.sandbox.faults.add(WRONG)
-    assert backfill(market_data).exit_code == 1
+    assert isinstance(bring(world), DayFailure)
     still = market_data("quarantine", "retry", "--all")
     assert still.exit_code == 1
     assert "1 day failed" in still.stderr
@@ -188,11 +180,11 @@ def test_retry_brings_a_mended_day_and_lets_its_file_go(world: World, market_dat
 
 def test_retry_of_a_day_that_is_held_meanwhile_asks_for_nothing(world: World, market_data: MarketData) -> None:
     fault = world.sandbox.faults.add(WRONG)
-    backfill(market_data)
+    bring(world)
     (entry,) = quarantine.entries(world.layout)
     kept = entry.path.read_bytes(), entry.path.with_suffix(".json").read_bytes()
     world.sandbox.faults.remove(fault)
-    backfill(market_data)
+    bring(world)
     for path, data in zip((entry.path, entry.path.with_suffix(".json")), kept, strict=True):
         path.write_bytes(data)
     world.forget()
@@ -205,7 +197,7 @@ def test_retry_of_a_day_that_is_held_meanwhile_asks_for_nothing(world: World, ma
 
 def test_an_accepted_day_loads_with_a_warning_that_stays(world: World, market_data: MarketData) -> None:
     world.sandbox.faults.add(WRONG)
-    backfill(market_data)
+    bring(world)
     (entry,) = quarantine.entries(world.layout)
     refused = market_data("quarantine", "accept", entry.sha256[:12], input="n\n")
     assert refused.exit_code == 1
@@ -225,14 +217,14 @@ def test_an_accepted_day_loads_with_a_warning_that_stays(world: World, market_da
     assert "held       final, 24 rows from archive_daily" in shown
     assert "difference none: it has the same rows" in shown
     world.forget()
-    assert backfill(market_data).exit_code == 0
+    assert isinstance(bring(world), DayOutcome)
     assert market_data("quarantine", "retry", "--all").exit_code == 0
     assert world.asked(".zip") == []
 
 
 def test_an_accepted_day_that_binance_mends_is_verified_after_a_retry(world: World, market_data: MarketData) -> None:
     fault = world.sandbox.faults.add(WRONG)
-    backfill(market_data)
+    bring(world)
     (entry,) = quarantine.entries(world.layout)
     assert market_data("quarantine", "accept", entry.name, "--yes").exit_code == 0
     assert market_data("quarantine", "retry", entry.name).exit_code == 0
@@ -246,7 +238,7 @@ def test_an_accepted_day_that_binance_mends_is_verified_after_a_retry(world: Wor
 
 def test_other_bytes_of_an_accepted_day_are_refused_as_before(world: World, market_data: MarketData) -> None:
     world.sandbox.faults.add(WRONG)
-    backfill(market_data)
+    bring(world)
     (entry,) = quarantine.entries(world.layout)
     quarantine.accept(world.layout, entry, by="me", at=utc("2026-03-05T12:00"))
     start = utc("2026-02-04T08:00:00")
@@ -262,16 +254,16 @@ def test_other_bytes_of_an_accepted_day_are_refused_as_before(world: World, mark
 def test_a_replacement_with_a_wrong_checksum_is_shown_against_what_is_held(
     world: World, market_data: MarketData
 ) -> None:
-    assert backfill(market_data).exit_code == 0
+    assert isinstance(bring(world), DayOutcome)
     gone = MissingRows(
         series="1h", start=utc("2026-02-04T08:00:00"), end=utc("2026-02-04T10:00:00"), where="archive", cadence="daily"
     )
     world.sandbox.faults.add(gone)
     world.sandbox.faults.add(WRONG)
     held = world.ledger(BTC)
-    held.put(quarantine_marked(row(world)))
+    held.put(marked(row(world), "another"))  # as the sweep over the listing does
     held.write(world.layout.ledger(BTC))
-    assert backfill(market_data).exit_code == 1
+    assert isinstance(bring(world), DayFailure)
     assert (row(world).outcome, row(world).failure) == (HELD, "checksum")
     said = market_data("quarantine", "show", "BTCUSDT-1h-2026-02-04").stdout
     assert "held       final, 24 rows" in said
@@ -282,17 +274,10 @@ def test_a_replacement_with_a_wrong_checksum_is_shown_against_what_is_held(
     assert quarantine.entries(world.layout) == []
 
 
-def quarantine_marked(known: LedgerRow) -> LedgerRow:
-    """The row of a day for which the sweep found another archive."""
-    from market_data_pipeline.quality.repair import marked
-
-    return marked(known, "another")
-
-
 def test_a_bad_monthly_zip_is_shown_and_let_go_but_never_accepted(world: World, market_data: MarketData) -> None:
     world.sandbox.faults.add(WrongChecksum(path=r"/monthly/.*BTCUSDT-1h-2026-01\.zip"))
-    month = ("backfill", "--symbol", "BTCUSDT", "--interval", "1h", "--from", "2026-01-01", "--through", "2026-01-31")
-    assert market_data(*month).exit_code == 0, "the daily zips stand in"
+    outcomes = world.ingest(BTC, days("2026-01-01", "2026-01-31"))
+    assert {outcome.row.source for outcome in outcomes} == {"archive_daily"}, "the daily zips stand in"
     (entry,) = quarantine.entries(world.layout)
     assert entry.day is None
     assert "24 rows" not in market_data("quarantine", "show", entry.name).stdout
@@ -308,7 +293,7 @@ def test_trades_are_treated_alike_and_what_is_no_longer_collected_is_named(
     world: World, market_data: MarketData
 ) -> None:
     world.sandbox.faults.add(WrongChecksum(path=r"ETHUSDT-aggTrades-2026-02-04\.zip"))
-    assert backfill(market_data, TRADES).exit_code == 1
+    assert isinstance(bring(world, TRADES), DayFailure)
     universe = world.root / "universe.yaml"
     universe.write_text(UNIVERSE.partition("  - market: um")[0])
     for command in (["retry", "--all"], ["accept", "ETHUSDT-aggTrades-2026-02-04", "--yes"]):
