@@ -555,6 +555,7 @@ class _Run:
             stat = files.stat(path)
             if stat is not None:
                 row = row_from_provenance(held, stat, attempts=attempts)
+                row = replace(row, asked_at=clock.naive_utc(clock.now()))
                 return DayOutcome(self.key, day, row, Action.HELD, time.perf_counter() - started, rows.downloaded)
         spec = spec_of(self.key)
         stat = files.write_table(path, rows.table, record, delta=spec.delta, dictionary=spec.dictionary)
@@ -676,7 +677,7 @@ def _keep(held: Provenance, new: Provenance) -> bool:
     """Whether the file that is held is the better one: final before provisional, and never fewer rows unproven."""
     if held.final and not new.final:
         return True
-    same_source = [part.sha256 for part in held.parts] == [part.sha256 for part in new.parts]
+    same_source = [(part.sha256, part.etag) for part in held.parts] == [(part.sha256, part.etag) for part in new.parts]
     if held.final == new.final and held.content_sha256 == new.content_sha256 and held.findings == new.findings:
         return same_source or not new.final
     return new.rows < held.rows and not new.final

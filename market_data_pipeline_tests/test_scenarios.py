@@ -217,7 +217,13 @@ def test_what_the_archive_lacks_while_rest_refuses_is_asked_for_later_and_withou
     story.world.sandbox.faults.remove(refusal)
     assert [r.action for r in story.bring(BTC) if isinstance(r, DayOutcome)] == [Action.HELD]
     assert story.requests == 0  # it rests for an hour
+    refusal = story.world.sandbox.faults.add(refusal)
     story.world.at("2026-03-05T13:30:00")
+    assert (good(story.bring(BTC)).attempts, story.requests) == (2, 1)
+    story.world.sandbox.faults.remove(refusal)
+    story.world.at("2026-03-05T15:00:00")
+    assert (good(story.bring(BTC)).attempts, story.requests) == (2, 0)  # and then for two
+    story.world.at("2026-03-05T15:31:00")
     assert the_gap(good(story.bring(BTC))).rule == "healed"
     assert story.requests == REST
     assert story.held(BTC).equals(truth)
