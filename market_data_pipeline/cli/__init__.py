@@ -23,6 +23,7 @@ from market_data_pipeline.cli.query import sql
 from market_data_pipeline.cli.servers import sandbox, ui
 from market_data_pipeline.cli.status import status
 from market_data_pipeline.cli.universe import universe
+from market_data_pipeline.cli.verify import verify
 from market_data_pipeline.errors import MarketDataError, UsageError
 
 
@@ -72,7 +73,7 @@ def _keep_examples(command: click.Command) -> None:
     command.help = re.sub(r"\n\n(?=  )", "\n\n\b\n", inspect.cleandoc(command.help or ""))
 
 
-for command in (demo, add, backfill, sync, status, quarantine, sql, universe, sandbox, ui):
+for command in (demo, add, backfill, sync, status, quarantine, verify, sql, universe, sandbox, ui):
     main.add_command(command)
     _keep_examples(command)
 _keep_examples(main)

@@ -55,8 +55,8 @@ class Asked:
     last: date | None = None
 
 
-def choosing(command: _Command) -> _Command:
-    """Add the options that choose series and days to a click command."""
+def choosing_series(command: _Command) -> _Command:
+    """Add the options that choose series to a click command."""
     options = (
         click.option("--market", "markets", multiple=True, type=click.Choice([str(m) for m in Market]), help="Market."),
         click.option(
@@ -75,6 +75,15 @@ def choosing(command: _Command) -> _Command:
             metavar="INTERVAL",
             help="Kline interval, e.g. 1m; klines only, then.",
         ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def choosing(command: _Command) -> _Command:
+    """Add the options that choose series and days to a click command."""
+    options = (
         click.option("--from", "first", type=Day(), help="First UTC day. Left out: as universe.yaml says."),
         click.option(
             "--through", "last", type=Day(), help="Last UTC day, included. Left out: today, or the delisting."
@@ -82,7 +91,7 @@ def choosing(command: _Command) -> _Command:
     )
     for option in reversed(options):
         command = option(command)
-    return command
+    return choosing_series(command)
 
 
 def asked(
@@ -90,8 +99,8 @@ def asked(
     data_types: Sequence[str],
     symbols: Sequence[str],
     intervals: Sequence[str],
-    first: date | None,
-    last: date | None,
+    first: date | None = None,
+    last: date | None = None,
 ) -> Asked:
     """The options' values as :class:`Asked`."""
     return Asked(
@@ -132,7 +141,8 @@ def choose(universe: Universe, what: Asked) -> Chosen:
             first, or nothing is left; the text lists what there is.
     """
     check_days(what.first, what.last)
-    keys = _series(universe, what)
+    advice = "`market-data add` puts a series into it."
+    keys = series_among(universe.series(), what, str(universe.path), advice)
     wanted: dict[SeriesKey, list[date]] = {}
     notes: list[str] = []
     for key in keys:
@@ -164,40 +174,52 @@ def check_days(first: date | None, last: date | None) -> None:
         raise UsageError(f"--through {last} is before --from {first}.")
 
 
-def _series(universe: Universe, what: Asked) -> list[SeriesKey]:
-    keys = universe.series()
-    keys = _narrow(keys, "market", what.markets, lambda key: key.market, universe)
+def series_among(keys: Sequence[SeriesKey], what: Asked, where: str, advice: str) -> list[SeriesKey]:
+    """Those of some series that were asked for.
+
+    Args:
+        keys: The series that there are.
+        what: What was asked for; its days are not looked at.
+        where: What the series are in, for the message.
+        advice: How to get a series that is not there, a sentence.
+
+    Raises:
+        UsageError: something asked for is not there; the text lists what there is.
+    """
+    narrow = _Narrowing(where, advice)
+    keys = narrow(keys, "market", what.markets, lambda key: key.market)
     data_types = what.data_types or ((DataType.KLINES,) if what.intervals else ())
     if what.intervals and DataType.KLINES not in data_types:
         raise UsageError(f"{', '.join(data_types)} has no interval; leave --interval out, or add --data-type klines.")
-    keys = _narrow(keys, "data type", data_types, lambda key: key.data_type, universe)
-    keys = _narrow(keys, "symbol", what.symbols, lambda key: key.symbol, universe)
+    keys = narrow(keys, "data type", data_types, lambda key: key.data_type)
+    keys = narrow(keys, "symbol", what.symbols, lambda key: key.symbol)
     if what.intervals:
         klines = [key for key in keys if key.data_type is DataType.KLINES]
         other = [key for key in keys if key.data_type is not DataType.KLINES]
-        keys = _narrow(klines, "interval", what.intervals, lambda key: key.interval or "", universe) + other
+        keys = narrow(klines, "interval", what.intervals, lambda key: key.interval or "") + other
     return keys
 
 
-def _narrow(
-    keys: Iterable[SeriesKey],
-    what: str,
-    values: Sequence[str],
-    value_of: Callable[[SeriesKey], str],
-    universe: Universe,
-) -> list[SeriesKey]:
-    keys = list(keys)
-    there = list(dict.fromkeys(value_of(key) for key in keys))
-    for value in values:
-        if value not in there:
-            near = get_close_matches(value, there, n=3)
-            shown = [*near, *(v for v in there if v not in near)][:40]
-            more = f" and {len(there) - len(shown)} more" if len(there) > len(shown) else ""
-            raise UsageError(
-                f"{universe.path} has no {what} '{value}' among what was asked for. There are: "
-                f"{', '.join(shown) or 'none'}{more}. `market-data add` puts a series into it."
-            )
-    return [key for key in keys if not values or value_of(key) in values]
+@dataclass(frozen=True, slots=True)
+class _Narrowing:
+    where: str
+    advice: str
+
+    def __call__(
+        self, keys: Iterable[SeriesKey], what: str, values: Sequence[str], value_of: Callable[[SeriesKey], str]
+    ) -> list[SeriesKey]:
+        keys = list(keys)
+        there = list(dict.fromkeys(value_of(key) for key in keys))
+        for value in values:
+            if value not in there:
+                near = get_close_matches(value, there, n=3)
+                shown = [*near, *(v for v in there if v not in near)][:40]
+                more = f" and {len(there) - len(shown)} more" if len(there) > len(shown) else ""
+                raise UsageError(
+                    f"{self.where} has no {what} '{value}' among what was asked for. There are: "
+                    f"{', '.join(shown) or 'none'}{more}. {self.advice}"
+                )
+        return [key for key in keys if not values or value_of(key) in values]
 
 
 def _left_out(key: SeriesKey, days: Sequence[date], listed: Sequence[date], what: Asked, universe: Universe) -> str:

@@ -1,0 +1,229 @@
+"""``market-data verify``: is the lake still what Binance publishes, and still what was written?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from market_data_pipeline.cli.choice import Chosen, asked, choosing_series, series_among
+from market_data_pipeline.cli.collect import end, fetch
+from market_data_pipeline.cli.screen import aside, counted, in_bytes, out
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.series import EXCHANGE, SeriesKey
+from market_data_pipeline.settings import Settings, load_settings
+from market_data_pipeline.universe import Universe, load_universe
+from market_data_pipeline.verify import Discovery, Kind, LocalReport, SweepReport, prove_local, sweep
+
+SHOWN = 50
+"""Lines of a table; the sentence below it counts all."""
+
+_PROCESS_MEMORY_MB = 256
+"""What a process that reads a day of a busy symbol's trades may take."""
+
+
+@click.command()
+@choosing_series
+@click.option("--local", is_flag=True, help="Read every file instead, and compare it with its own footer.")
+@click.option("--check-only", is_flag=True, help="Say what is wrong, and change nothing.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask before downloading more than 5 GB.")
+def verify(
+    markets: Sequence[str],
+    data_types: Sequence[str],
+    symbols: Sequence[str],
+    intervals: Sequence[str],
+    local: bool,
+    check_only: bool,
+    yes: bool,
+) -> None:
+    """Compare what is held with what Binance publishes now.
+
+    Binance replaces archives after publication. The archive's listing tells which, 500 days in one request; those days
+    are fetched again, and what changed in them is said. So are days whose archive was published since. With --local
+    nothing is asked of Binance: every file is read and compared with the checksum of its rows; damaged ones are noted
+    as failed, and the next backfill or sync replaces them.
+
+    Exit code 1 where something is wrong and was not mended.
+
+      market-data verify
+      market-data verify --market um --check-only
+      market-data verify --local
+    """
+    from market_data_pipeline.lake.catalog import series_held
+
+    settings = load_settings()
+    universe = load_universe(settings.universe)
+    held = series_held(Layout(settings.root))
+    if not held:
+        aside().print(f"Nothing is held in {settings.root} yet, so there is nothing to verify.", soft_wrap=True)
+        return
+    what = asked(markets, data_types, symbols, intervals)
+    advice = "`market-data status` shows what is held."
+    keys = series_among(held, what, str(settings.root), advice)
+    if local:
+        end(_local(settings, keys, mark=not check_only))
+    else:
+        end(_listing(settings, keys, universe, mend=not check_only, yes=yes))
+
+
+# --- against the listing ------------------------------------------------------------------------------------------
+
+
+def _listing(settings: Settings, keys: Sequence[SeriesKey], universe: Universe, *, mend: bool, yes: bool) -> bool:
+    from market_data_pipeline.sources.vision import Archive
+
+    archive = Archive(settings)
+    try:
+        with _bar("series", len(keys)) as advance:
+            report = sweep(settings, keys, archive, mark=mend, on_progress=lambda _: advance(1))
+    finally:
+        archive.close()
+    console = aside()
+    if report.discoveries:
+        out().print(_discoveries(report))
+    console.print(_said_of(report), soft_wrap=True)
+    _tell_troubles(report.troubles, console)
+    wanted = report.to_bring
+    if not wanted:
+        return not report.troubles
+    if not mend:
+        console.print("`market-data verify` fetches those that changed or are new.")
+        return False
+    chosen = _that_can_be_brought(wanted, universe)
+    for note in chosen.notes:
+        console.print(note, soft_wrap=True)
+    mended = bool(chosen.wanted) and fetch(settings, Chosen(chosen.wanted), yes=yes)
+    _tell_changes(Layout(settings.root), report, console)
+    return mended and not chosen.notes and not report.troubles
+
+
+def _discoveries(report: SweepReport) -> Table:
+    table = Table(title="Archives that are not as the lake has them", title_justify="left", box=None, pad_edge=False)
+    for name in ("what", "series", "days", "archive"):
+        table.add_column(name, no_wrap=True)
+    for found in report.discoveries[:SHOWN]:
+        table.add_row(
+            found.kind.value,
+            _short(found.key),
+            _days(found.days),
+            found.archive.rsplit("/", 1)[-1],
+            style=_style(found),
+        )
+    return table
+
+
+def _style(found: Discovery) -> str:
+    return {Kind.REPLACED: "yellow", Kind.VANISHED: "red"}.get(found.kind, "")
+
+
+def _said_of(report: SweepReport) -> str:
+    archives = sum(report.archives.values())
+    numbers = ", ".join(f"{len(report.of(kind)):,} {words}" for kind, words in _WORDS.items())
+    unproven = (
+        f" {counted(report.unproven, 'day')} cannot be compared: no ETag is on record." if report.unproven else ""
+    )
+    stays = " What vanished from the archive stays in the lake." if report.of(Kind.VANISHED) else ""
+    return (
+        f"{counted(archives, 'archive')} of {len(report.archives):,} series compared in "
+        f"{counted(report.requests, 'request')}: {numbers}.{unproven}{stays}"
+    )
+
+
+_WORDS = {Kind.REPLACED: "replaced", Kind.PUBLISHED: "published since", Kind.VANISHED: "vanished"}
+
+
+def _that_can_be_brought(wanted: Mapping[SeriesKey, Sequence[date]], universe: Universe) -> Chosen:
+    first = universe.first_day()
+    there, notes = {}, []
+    for key, days in wanted.items():
+        if key not in universe:
+            notes.append(
+                f"{key} is no longer collected, so {counted(len(days), 'day')} of it stayed as it was. "
+                "`market-data add` collects it."
+            )
+        elif left := [day for day in days if day >= first]:
+            there[key] = left
+        if key in universe and days[0] < first:
+            notes.append(f"{key}: days before {first}, when collecting begins, were not fetched again.")
+    return Chosen(there, tuple(notes))
+
+
+def _tell_changes(layout: Layout, report: SweepReport, console: Console) -> None:
+    told = 0
+    for key, days in report.to_bring.items():
+        rows = Ledger.read(layout.ledger(key)).rows
+        for day in days:
+            for finding in rows[day].findings_list() if day in rows else ():
+                if finding.rule in ("replaced", "became_final") and (told := told + 1) <= SHOWN:
+                    console.print(f"{_short(key)} {day}: {finding.message}", soft_wrap=True, markup=False)
+    if told > SHOWN:
+        console.print(f"and {told - SHOWN:,} more; they stand in quality.findings.")
+
+
+# --- against the footers ------------------------------------------------------------------------------------------
+
+
+def _local(settings: Settings, keys: Sequence[SeriesKey], *, mark: bool) -> bool:
+    layout = Layout(settings.root)
+    total = sum(len(files.days_on_disk(layout.folder(key))) for key in keys)
+    processes = max(1, min(os.cpu_count() or 1, settings.memory_mb // _PROCESS_MEMORY_MB))
+    with _bar("files", total) as advance:
+        report = prove_local(settings, keys, mark=mark, processes=processes, on_progress=advance)
+    console = aside()
+    if report.faults:
+        out().print(_faults(report))
+    number = sum(map(len, report.faults.values()))
+    console.print(
+        f"{counted(sum(report.files.values()), 'file')} of {len(report.files):,} series with "
+        f"{counted(report.rows, 'row')} ({in_bytes(report.bytes)}) read in {report.seconds:.1f} s "
+        f"({report.rows / max(report.seconds, 1e-3):,.0f} rows/s): {number:,} damaged.",
+        soft_wrap=True,
+    )
+    if number and mark:
+        console.print("They are noted as failed. `market-data sync`, or a backfill of those days, replaces them.")
+    _tell_troubles(report.troubles, console)
+    return report.all_well
+
+
+def _faults(report: LocalReport) -> Table:
+    table = Table(title="Files that are not what their footer says", title_justify="left", box=None, pad_edge=False)
+    table.add_column("series", no_wrap=True)
+    table.add_column("day", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    faults = [(key, day, reason) for key, days in report.faults.items() for day, reason in sorted(days.items())]
+    for key, day, reason in faults[:SHOWN]:
+        table.add_row(_short(key), str(day), reason)
+    return table
+
+
+# --- words --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _bar(thing: str, total: int) -> Iterator[Callable[[int], None]]:
+    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn(thing), TimeRemainingColumn())
+    console = aside()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(thing, total=total)
+        yield lambda number: progress.advance(task, number)
+
+
+def _tell_troubles(troubles: Mapping[SeriesKey, str], console: Console) -> None:
+    for key, reason in list(troubles.items())[:SHOWN]:
+        console.print(f"{_short(key)}: {reason}", soft_wrap=True, markup=False, style="red")
+
+
+def _short(key: SeriesKey) -> str:
+    return str(key).removeprefix(f"{EXCHANGE}/")
+
+
+def _days(days: Sequence[date]) -> str:
+    return str(days[0]) if len(days) == 1 else f"{days[0]} to {days[-1]} ({len(days)})"
