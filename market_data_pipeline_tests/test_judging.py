@@ -5,11 +5,14 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
+import dagster as dg
 import duckdb
 import numpy as np
 import pytest
 
 from market_data_pipeline import clock
+from market_data_pipeline.definitions import build_definitions
+from market_data_pipeline.defs.home import materialize_coverage
 from market_data_pipeline.findings import MAX_RANGES, Finding, Verdict
 from market_data_pipeline.judging import Judged, judge_flat_candles
 from market_data_pipeline.lake import files
@@ -20,6 +23,7 @@ from market_data_pipeline.quality.rows import key_ranges
 from market_data_pipeline.quality.verdicts import UNCONFIRMED, verdict_finding
 from market_data_pipeline.series import Market, SeriesKey
 from market_data_pipeline.specs import lake_schema
+from market_data_pipeline.universe import load_universe
 from market_data_pipeline_tests.small_lake import SmallLake, day_table, days_from, series
 from market_data_pipeline_tests.world import World, klines
 
@@ -158,12 +162,21 @@ def test_days_of_a_lost_or_older_ledger_are_passed_over(lake: SmallLake) -> None
     assert gaps(lake, NEAR) == [("quiet", "00:05", 1)]
 
 
-def test_the_flat_minutes_of_recorded_um_symbols(recorded: World) -> None:
+def test_the_flat_minutes_of_recorded_um_symbols_are_told_apart_by_the_coverage(recorded: World) -> None:
     near, avax = klines("NEARUSDT", "1m", "um"), klines("AVAXUSDT", "1m", "um")
     for key in (near, avax):
         recorded.ingest(key, days_from("2023-09-01", 30))
+    universe = recorded.root / "universe.yaml"
+    universe.write_text(
+        "collect: [{market: um, symbols: [NEARUSDT, AVAXUSDT], klines: {intervals: [1m], from: 2023-09-01}}]"
+    )
 
-    judge_flat_candles(recorded.layout, Market.UM)
+    definitions = build_definitions(recorded.settings, load_universe(universe))
+    with dg.DagsterInstance.ephemeral() as instance:
+        runs = [materialize_coverage(instance, definitions, [Market.UM]) for _ in range(2)]
+
+    events = [event for run in runs for event in run.get_asset_materialization_events()]
+    assert [event.materialization.metadata["days judged anew"].value for event in events] == [30, 0]
 
     with duckdb.connect(str(publish_catalog(recorded.layout)), read_only=True) as connection:
         sums = connection.execute("SELECT symbol, verdict, sum(count) FROM quality.gaps GROUP BY ALL ORDER BY ALL")

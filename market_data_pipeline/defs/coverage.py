@@ -14,6 +14,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.defs.assets import OWNER
 from market_data_pipeline.defs.events import iso_time, spans
 from market_data_pipeline.defs.runs import LIFE
+from market_data_pipeline.judging import judge_flat_candles
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.quality.standing import Break, SeriesCoverage, cover
@@ -60,6 +61,7 @@ def build_coverage_asset(market: Market, settings: Settings, universe: Universe)
         ),
     )
     def coverage() -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster knows the bare class only
+        judged = judge_flat_candles(layout, market)
         covered = [
             cover(key, Ledger.read(layout.ledger(key)).rows, universe.days(key), clock.today())
             for key in universe.series()
@@ -71,6 +73,7 @@ def build_coverage_asset(market: Market, settings: Settings, universe: Universe)
                 "days held": sum(one.final + one.provisional for one in covered),
                 "days provisional": sum(one.provisional for one in covered),
                 "days missing": sum(one.lacking for one in covered),
+                "days judged anew": judged.days,
                 "coverage": dg.MetadataValue.md(coverage_markdown(covered)),
             },
             check_results=[missing_days_result(covered), continuity_result(covered)],
