@@ -206,7 +206,10 @@ FROM read_parquet({files}) WHERE epoch_us(open_time) % {step} = 0
 """
 
 _NEAR = f"abs(k.{{0}} - r.{{0}}) <= {RELATIVE!r} * greatest(abs(k.{{0}}), abs(r.{{0}}))"
-_NEAR_VALUE = f'abs(k.{{0}} - r.{{0}} * {{1}}) <= {RELATIVE!r} * abs(k.{{0}}) + {VALUE_DECIMALS!r} * k."count"'
+_NEAR_VALUE = (
+    f"abs(k.{{0}} - r.{{0}} * {{1}}) <= {RELATIVE!r} * greatest(abs(k.{{0}}), abs(r.{{0}} * {{1}})) "
+    f'+ {VALUE_DECIMALS!r} * k."count"'
+)
 
 
 def _quote(market: Market) -> str:
