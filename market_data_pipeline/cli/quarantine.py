@@ -245,8 +245,7 @@ def _first_lines(data: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def difference_to_held(entry: Entry, content: Content, layout: Layout) -> str:
     """How refused bytes differ from the file that is held of their day, in words; empty where none is."""
-    from market_data_pipeline.healing import said
-    from market_data_pipeline.quality.difference import difference
+    from market_data_pipeline.quality.difference import difference, said
     from market_data_pipeline.specs import spec_of
 
     if entry.day is None or content.table is None:

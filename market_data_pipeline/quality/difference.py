@@ -1,4 +1,4 @@
-"""What differs between two versions of a day: rows added, removed and changed. Pure."""
+"""What differs between two versions of a day: rows added, removed and changed; and how it is told. Pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from market_data_pipeline.quality.rows import Ints, ints
-from market_data_pipeline.specs import Spec
+from market_data_pipeline import clock
+from market_data_pipeline.findings import Finding, Severity
+from market_data_pipeline.quality.rows import Ints, ints, key_ranges
+from market_data_pipeline.series import SeriesKey, interval_us
+from market_data_pipeline.specs import Spec, spec_of
 
 _Values = npt.NDArray[Any]
 _Mask = npt.NDArray[np.bool_]
@@ -85,6 +88,54 @@ def difference(before: pa.Table, after: pa.Table, spec: Spec, say: Callable[[int
         removed=np.setdiff1d(old, new, assume_unique=True),
         changed=common[changed],
         examples=tuple(examples),
+    )
+
+
+def said(key: SeriesKey) -> Callable[[int], str]:
+    """How a key of a series is said: an open time as ISO text (UTC), or an id."""
+    if key.interval is None:
+        return str
+    return lambda us: clock.naive_from_us(us).isoformat(sep=" ")
+
+
+def disagreement(key: SeriesKey, rest: pa.Table, archive: pa.Table) -> list[Finding]:
+    """The finding of rows that REST and archive both have, with different values; none where they agree."""
+    spec = spec_of(key)
+    common = archive.filter(pa.array(np.isin(ints(archive, spec.key), ints(rest, spec.key))))
+    found = difference(rest, common, spec, said(key))
+    if len(found.changed) == 0:
+        return []
+    step = interval_us(key.interval) if key.interval else 1
+    return [
+        Finding(
+            check="integrity",
+            rule="disagreement",
+            severity=Severity.WARN,
+            count=len(found.changed),
+            message=f"REST and the archive disagree on {len(found.changed)} rows; the archive's stand. "
+            f"REST → archive: {'; '.join(found.examples)}.",
+            ranges=key_ranges(found.changed, step),
+        )
+    ]
+
+
+def change_finding(key: SeriesKey, rule: str, found: Difference, what: str) -> Finding:
+    """The finding that tells what changed when a day was stored anew.
+
+    Args:
+        key: The series.
+        rule: ``became_final`` or ``replaced``.
+        found: What differs.
+        what: What happened, in words.
+    """
+    step = interval_us(key.interval) if key.interval else 1
+    return Finding(
+        check="integrity",
+        rule=rule,
+        severity=Severity.INFO,
+        count=len(found.keys),
+        message=f"{what}: {found}.",
+        ranges=key_ranges(found.keys, step),
     )
 
 

@@ -61,10 +61,13 @@ def read_zip(data: bytes, key: SeriesKey, stem: str, first: date, last: date) ->
 
 
 def split_days(table: pa.Table, time_column: str) -> dict[date, pa.Table]:
-    """Split a table whose rows are ordered by day into one table a day."""
+    """One table for each day, whose rows are in the order in which they stood."""
     days = pc.cast(table.column(time_column), pa.int64()).to_numpy() // clock.US_PER_DAY
     if len(days) == 0:
         return {}
+    if (days[1:] < days[:-1]).any():
+        order = np.argsort(days, kind="stable")
+        table, days = table.take(pa.array(order)), days[order]
     starts = np.flatnonzero(np.r_[True, days[1:] != days[:-1]])
     ends = np.r_[starts[1:], len(days)]
     return {

@@ -7,7 +7,7 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from market_data_pipeline.memory import MemoryBudget
+from market_data_pipeline.ingest.memory import MemoryBudget
 
 
 @given(st.lists(st.integers(1, 150), min_size=1, max_size=12))

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from market_data_pipeline import clock
-from market_data_pipeline.dayrows import DayRows
 from market_data_pipeline.findings import Finding, Severity
+from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.lake.provenance import Part, Source
-from market_data_pipeline.quality.difference import Difference, difference
+from market_data_pipeline.quality.difference import change_finding, difference, disagreement, said
 from market_data_pipeline.quality.gaps import missing_candles, missing_ids, seems_cut
 from market_data_pipeline.quality.rows import Ints, ints, key_ranges
 from market_data_pipeline.quality.verdicts import Asked
@@ -203,51 +203,3 @@ def _spans(lacking: Ints, longest_us: int) -> list[tuple[int, int]]:
         else:
             spans.append((int(at), int(at)))
     return spans
-
-
-def said(key: SeriesKey) -> Callable[[int], str]:
-    """How a key of a series is said: an open time as ISO text (UTC), or an id."""
-    if key.interval is None:
-        return str
-    return lambda us: clock.naive_from_us(us).isoformat(sep=" ")
-
-
-def disagreement(key: SeriesKey, rest: pa.Table, archive: pa.Table) -> list[Finding]:
-    """The finding of rows that REST and archive both have, with different values; none where they agree."""
-    spec = spec_of(key)
-    common = archive.filter(pa.array(np.isin(ints(archive, spec.key), ints(rest, spec.key))))
-    found = difference(rest, common, spec, said(key))
-    if len(found.changed) == 0:
-        return []
-    step = interval_us(key.interval) if key.interval else 1
-    return [
-        Finding(
-            check="integrity",
-            rule="disagreement",
-            severity=Severity.WARN,
-            count=len(found.changed),
-            message=f"REST and the archive disagree on {len(found.changed)} rows; the archive's stand. "
-            f"REST → archive: {'; '.join(found.examples)}.",
-            ranges=key_ranges(found.changed, step),
-        )
-    ]
-
-
-def change_finding(key: SeriesKey, rule: str, found: Difference, what: str) -> Finding:
-    """The finding that tells what changed when a day was stored anew.
-
-    Args:
-        key: The series.
-        rule: ``became_final`` or ``replaced``.
-        found: What differs.
-        what: What happened, in words.
-    """
-    step = interval_us(key.interval) if key.interval else 1
-    return Finding(
-        check="integrity",
-        rule=rule,
-        severity=Severity.INFO,
-        count=len(found.keys),
-        message=f"{what}: {found}.",
-        ranges=key_ranges(found.keys, step),
-    )

@@ -1,0 +1,136 @@
+"""A day's rows as REST has them, beyond what is held already: of today, and of days whose archive is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+
+import pyarrow as pa
+
+from market_data_pipeline import clock
+from market_data_pipeline.ingest.dayrows import DayRows, joined
+from market_data_pipeline.lake.provenance import Part, Source
+from market_data_pipeline.outcomes import Action
+from market_data_pipeline.quality.rows import in_order, ints
+from market_data_pipeline.series import Listing, SeriesKey, interval_us
+from market_data_pipeline.sources.errors import AbsentError, ConflictError, SourceError, UnpublishedError
+from market_data_pipeline.sources.rest import RestApi, RestRows
+from market_data_pipeline.specs import spec_of
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """There is nothing to store for a day, and that is as it should be."""
+
+    action: Action
+
+
+@dataclass
+class AskedDays:
+    """The days of one series by REST, for one run.
+
+    Attributes:
+        key: The series.
+        rest: REST of its market.
+        listing: When the symbol was listed, as far as known.
+    """
+
+    key: SeriesKey
+    rest: Callable[[], RestApi]
+    listing: Listing
+    _first_candle: tuple[date | None] | None = field(default=None, init=False)
+
+    def rows(self, day: date, held: DayRows | None) -> DayRows | Nothing:
+        """What REST has of a day, added to what is held.
+
+        Args:
+            day: The UTC day, not in the future.
+            held: What is held of it.
+
+        Raises:
+            SourceError: REST does not answer, may not be asked, or has nothing of a day that should have rows.
+        """
+        if held is not None and self._is_whole(day, held):
+            return Nothing(Action.HELD)
+        # Trades are asked for hour by hour: 24 requests a day to learn what one candle tells of all days.
+        if held is None and self.key.interval is None and day < clock.today() and self._before_listing(day):
+            return Nothing(Action.NOT_LISTED)
+        try:
+            fetched = self._ask(day, held)
+        except SourceError as error:
+            if day < clock.today():
+                raise _with_archive_answer(error) from error
+            raise
+        new = fetched.table.num_rows
+        if held is None and new == 0:
+            return self._nothing(day, fetched)
+        # What is held is looked at again even where nothing came: candles that should have closed since are missing.
+        before, parts = (held.table, held.parts) if held else (fetched.table.schema.empty_table(), ())
+        table = pa.concat_tables([before, fetched.table])
+        part = Part(
+            source=Source.REST,
+            url=fetched.url,
+            first_row=before.num_rows,
+            rows=new,
+            fetched_at=fetched.asked_at,
+        )
+        ordered, findings, conflict = in_order(table, spec_of(self.key))
+        if conflict is not None:
+            raise ConflictError(f"REST gave two different rows: {conflict.rows[0]} and {conflict.rows[1]}.")
+        return DayRows(
+            table=ordered,
+            parts=joined((*parts, part)),
+            final=False,
+            known_until_us=clock.to_us(fetched.asked_at),
+            findings=tuple(findings),
+            cut=fetched.cut,
+            action=Action.FETCHED if held is None else Action.EXTENDED if new else Action.HELD,
+        )
+
+    def _is_whole(self, day: date, held: DayRows) -> bool:
+        end = clock.day_start_us(day) + clock.US_PER_DAY
+        if self.key.interval is not None:
+            return int(ints(held.table, "open_time")[-1]) == end - interval_us(self.key.interval)
+        return held.known_until_us >= end and not held.cut
+
+    def _ask(self, day: date, held: DayRows | None) -> RestRows:
+        start = clock.day_start_us(day)
+        end = start + clock.US_PER_DAY
+        last = int(ints(held.table, spec_of(self.key).key)[-1]) if held else None
+        if self.key.interval is None:
+            return self.rest().agg_trades(self.key, start, end, None if last is None else last + 1)
+        return self.rest().klines(self.key, start if last is None else last + interval_us(self.key.interval), end)
+
+    def _nothing(self, day: date, fetched: RestRows) -> Nothing:
+        """Neither source has a row of the day: what does that mean?"""
+        if fetched.cut:
+            raise UnpublishedError(
+                "the archive does not have it yet, and the REST weight that this run may spend on aggTrades "
+                "(MARKET_DATA_REST_TRADES_WEIGHT) is used up. The next run, or the archive, will bring it."
+            )
+        if day == clock.today():
+            return Nothing(Action.EMPTY)
+        if self._before_listing(day):
+            return Nothing(Action.NOT_LISTED)
+        raise _with_archive_answer(AbsentError("REST has no rows for it either"))
+
+    def _before_listing(self, day: date) -> bool:
+        first = self._first_listed()
+        return first is not None and day < first
+
+    def _first_listed(self) -> date | None:
+        """The day of the symbol's first candle by REST, asked for once; None where REST does not say."""
+        if self.listing.first is not None:
+            return self.listing.first
+        if self._first_candle is None:
+            try:
+                self._first_candle = (self.rest().first_candle_day(self.key),)
+            except SourceError:
+                self._first_candle = (None,)
+        return self._first_candle[0]
+
+
+def _with_archive_answer(error: SourceError) -> SourceError:
+    """The same failure, with the archive's answer before REST's."""
+    return type(error)(f"the archive has no file for it (404), and: {error}")

@@ -1,0 +1,247 @@
+"""One run on one series while its lock is held: which days are settled, threads ahead, results in order, the ledger."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import date
+
+from market_data_pipeline import clock
+from market_data_pipeline.ingest.archived import ArchivedDays, days_of_month
+from market_data_pipeline.ingest.asked import AskedDays, Nothing
+from market_data_pipeline.ingest.dayrows import DayRows
+from market_data_pipeline.ingest.healing import Healer, with_what_was_held
+from market_data_pipeline.ingest.memory import MemoryBudget, Reservation
+from market_data_pipeline.ingest.midnight import Midnight
+from market_data_pipeline.ingest.shelf import Shelf
+from market_data_pipeline.lake import files, quarantine
+from market_data_pipeline.lake.files import StorageError
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, Ledger, LedgerRow, failed_row, reconcile
+from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
+from market_data_pipeline.quality.repair import is_settled
+from market_data_pipeline.series import Listing, SeriesKey
+from market_data_pipeline.settings import Settings
+from market_data_pipeline.sources.errors import AbsentError, ChecksumError, SourceError
+from market_data_pipeline.sources.hosts import Sources
+from market_data_pipeline.sources.rest import RestApi
+from market_data_pipeline.specs import monthly_may_stand, spec_of
+
+_SAVE_EVERY_SECONDS = 10.0
+"""How much work a killed run may leave for :func:`reconcile` to read back from footers."""
+
+
+def ingest(
+    key: SeriesKey,
+    days: Sequence[date],
+    *,
+    layout: Layout,
+    sources: Sources,
+    settings: Settings,
+    listing: Listing | None = None,
+) -> Iterator[DayOutcome | DayFailure]:
+    """Bring days of a series into the lake.
+
+    Args:
+        key: The series.
+        days: UTC days to bring, in any order.
+        layout: Where the lake lies.
+        sources: Where data comes from.
+        settings: Threads, memory and waiting.
+        listing: When the symbol was listed, as far as known; days outside are ``not_listed`` without a request.
+
+    Yields:
+        One result for each day, in order of days. Days that are held are reported from the ledger.
+
+    Raises:
+        SeriesBusyError: another run writes the series and did not finish in time.
+        StorageError: the ledger or its lock cannot be written.
+    """
+    with files.only_writer(layout.lock(key), settings.lock_wait_seconds, str(key)):
+        yield from _Run(key, layout, sources, settings, listing or Listing()).bring(sorted(set(days)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Days for one worker: one day, or a whole month that a monthly zip may serve."""
+
+    days: tuple[date, ...]
+    whole_month: bool = False
+
+
+@dataclass
+class _Run:
+    key: SeriesKey
+    layout: Layout
+    sources: Sources
+    settings: Settings
+    listing: Listing
+    _ledger: Ledger = field(init=False)
+    _refusal: StorageError | None = field(default=None, init=False)
+    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def __post_init__(self) -> None:
+        self._memory = MemoryBudget(self.settings.memory_mb << 20)
+        self._shelf = Shelf(self.key, self.layout, self.listing)
+        self._archived = ArchivedDays(
+            self.key, self.layout, self.sources.archive, self._memory, self.settings.download_threads
+        )
+        self._asked = AskedDays(self.key, self._rest, self.listing)
+        self._healer = Healer(self.key, self._rest, self.listing)
+
+    def _rest(self) -> RestApi:
+        return self.sources.rest(self.key.market)
+
+    # --- days in, results out ---------------------------------------------------------------------------------
+
+    def bring(self, days: Sequence[date]) -> Iterator[DayOutcome | DayFailure]:
+        ledger = self.layout.ledger(self.key)
+        files.remove_leftovers(self.layout.folder(self.key))
+        files.remove_leftovers(ledger.parent, f"{ledger.name}.")
+        self._ledger = Ledger.read(ledger)
+        changed = reconcile(self._ledger, self.layout.folder(self.key), spec_of(self.key).schema)
+        settled = {day: found for day in days if (found := self._settled(day)) is not None}
+        unsaved, saved_at = bool(changed), time.monotonic()
+        brought = False
+        try:
+            results = self._in_order(days, settled)
+            if self.key.interval is None:
+                results = Midnight(self._shelf, self._healer, self._ledger).across(results)
+            for result in results:
+                if result.row is not self._ledger.get(result.day):
+                    self._ledger.put(result.row)
+                    unsaved = brought = True
+                    if time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
+                        self._ledger.write(ledger)
+                        unsaved, saved_at = False, time.monotonic()
+                yield result
+        finally:
+            if unsaved:
+                self._ledger.write(ledger)
+            if brought:
+                quarantine.release_mended(self.layout, self.key, self._ledger)
+
+    def _settled(self, day: date) -> DayOutcome | None:
+        """The result of a day for which no source need be asked."""
+        row = self._ledger.get(day)
+        if row is not None and is_settled(row, clock.now()):
+            return DayOutcome(self.key, day, row, Action.HELD)
+        if not self.listing.covers(day) and (row is None or row.outcome != HELD):
+            return self._without_rows(day, Action.NOT_LISTED)
+        return None
+
+    def _without_rows(self, day: date, action: Action, seconds: float = 0.0) -> DayOutcome:
+        outcome, final = (NOT_LISTED, True) if action is Action.NOT_LISTED else (EMPTY, False)
+        known = self._ledger.get(day)
+        if known is not None and known.outcome == outcome:
+            return DayOutcome(self.key, day, known, action, seconds)
+        row = LedgerRow(
+            day=day,
+            outcome=outcome,
+            final=final,
+            attempts=known.attempts if known else 0,
+            asked_at=clock.naive_utc(clock.now()),
+        )
+        return DayOutcome(self.key, day, row, action, seconds)
+
+    def _in_order(self, days: Sequence[date], settled: Mapping[date, DayOutcome]) -> Iterator[DayOutcome | DayFailure]:
+        """Results in the order of days, while workers are a bounded number of jobs ahead."""
+        jobs = iter(self._jobs([day for day in days if day not in settled]))
+        ahead: deque[Future[list[DayOutcome | DayFailure]]] = deque()
+        ready: deque[DayOutcome | DayFailure] = deque()
+        threads = self.settings.download_threads
+        with ThreadPoolExecutor(threads, thread_name_prefix=f"ingest-{self.key.symbol}") as pool:
+            try:
+                for day in days:
+                    if day in settled:
+                        yield settled[day]
+                        continue
+                    while not ready:
+                        while len(ahead) < 2 * threads and (job := next(jobs, None)) is not None:
+                            ahead.append(pool.submit(self._work, job))
+                        ready.extend(ahead.popleft().result())
+                    yield ready.popleft()
+            finally:
+                # Whoever stops (Ctrl-C) waits for the days in work, not for the months that they belong to.
+                self._stopped.set()
+                for future in ahead:
+                    future.cancel()
+
+    def _jobs(self, days: Sequence[date]) -> list[_Job]:
+        """Days to fetch, with whole months together where a monthly zip may stand for them."""
+        if not monthly_may_stand(self.key):
+            return [_Job((day,)) for day in days]
+        wanted, jobs, done = set(days), [], set[date]()
+        for day in days:
+            month = days_of_month(day)
+            if day in done:
+                continue
+            if month[-1] < clock.today() and wanted.issuperset(month):
+                jobs.append(_Job(month, whole_month=True))
+                done.update(month)
+            else:
+                jobs.append(_Job((day,)))
+        return jobs
+
+    # --- one worker -------------------------------------------------------------------------------------------
+
+    def _work(self, job: _Job) -> list[DayOutcome | DayFailure]:
+        return [self._day(day, job.whole_month) for day in job.days if not self._stopped.is_set()]
+
+    def _day(self, day: date, whole_month: bool) -> DayOutcome | DayFailure:
+        started = time.perf_counter()
+        known = self._ledger.get(day)
+        downloaded = 0
+        try:
+            if self._refusal is not None:
+                raise self._refusal
+            with self._memory.reservation() as memory:
+                rows = self._obtain(day, known, whole_month, memory)
+                if isinstance(rows, DayRows):
+                    downloaded = rows.downloaded
+                    return self._shelf.store(day, known, rows, started)
+            seconds = time.perf_counter() - started
+            if rows.action is Action.HELD and known is not None:
+                return DayOutcome(self.key, day, known, Action.HELD, seconds)
+            return self._without_rows(day, rows.action, seconds)
+        except StorageError as error:
+            self._refusal = error
+            return self._failed(day, known, "storage", str(error), started, downloaded)
+        except SourceError as error:
+            if isinstance(error, ChecksumError):
+                downloaded = len(error.file.data)
+            return self._failed(day, known, error.kind, str(error), started, downloaded)
+
+    def _obtain(self, day: date, known: LedgerRow | None, whole_month: bool, memory: Reservation) -> DayRows | Nothing:
+        """A day's rows: of the archive where it has them, with what it lacks from REST; else of REST."""
+        if day > clock.today():
+            raise AbsentError(f"the day lies in the future; today is {clock.today()} (UTC).")
+        if day < clock.today():
+            if known is not None and known.held and not known.replaced_by:  # what lacks is asked for, and no more
+                held = self._shelf.rows(day)
+                if held is not None:
+                    return self._healer.heal(day, replace(held, action=Action.EXTENDED))
+            rows = self._archived.rows(day, whole_month, memory)
+            if rows is not None:
+                return self._completed(day, known, rows)
+        held = self._shelf.rows(day) if known is not None and known.outcome == HELD else None
+        return self._asked.rows(day, held)
+
+    def _completed(self, day: date, known: LedgerRow | None, rows: DayRows) -> DayRows:
+        """What the archive has of a day, with what it lacks and was held from REST, or REST has now."""
+        if not rows.final:
+            return rows
+        if known is not None and known.outcome == HELD and (held := self._shelf.rows(day)) is not None:
+            rows = with_what_was_held(self.key, held, rows)
+        return self._healer.heal(day, rows)
+
+    def _failed(
+        self, day: date, known: LedgerRow | None, kind: str, reason: str, started: float, downloaded: int
+    ) -> DayFailure:
+        text = f"{self.key} {day}: {reason}"
+        row = failed_row(known, day, kind, text, clock.now(), self._archived.refused.get(day))
+        return DayFailure(self.key, day, kind, text, row, time.perf_counter() - started, downloaded)

@@ -1,0 +1,47 @@
+"""The archive and the REST hosts as one run uses them: what is off or used up stays so until the run ends."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Self
+
+from market_data_pipeline.series import Market
+from market_data_pipeline.settings import Settings
+from market_data_pipeline.sources.rest import RestApi
+from market_data_pipeline.sources.vision import Archive
+
+
+class Sources:
+    """Where data comes from, for one run.
+
+    Attributes:
+        archive: data.binance.vision.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.archive = Archive(settings)
+        self._settings = settings
+        self._rest: dict[Market, RestApi] = {}
+        self._lock = threading.Lock()
+
+    def rest(self, market: Market) -> RestApi:
+        """REST of a market."""
+        with self._lock:
+            if market not in self._rest:
+                self._rest[market] = RestApi(market, self._settings)
+            return self._rest[market]
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.archive.close()
+        for api in self._rest.values():
+            api.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
