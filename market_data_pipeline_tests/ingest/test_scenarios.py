@@ -440,6 +440,7 @@ def test_a_checksum_that_is_wrong_for_good_fails_until_a_person_accepts(story: S
     [entry] = quarantine.entries(story.world.layout)
     quarantine.accept(story.world.layout, entry, by="trader", at=clock.now(), reason="as Binance has it")
     row = good(story.bring(BTC))
+    assert story.requests == ZIP  # nobody fetches twice what is accepted
     assert (row.checksum, row.final, row.integrity) == ("accepted", True, "warn")
     assert "market-data quarantine show" in finding(row, "checksum_accepted").message
     assert story.held(BTC).equals(truth)
