@@ -8,11 +8,16 @@ only when other bytes are published: the sweep over the listing sees that by the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 from market_data_pipeline import clock
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, LedgerRow
+from market_data_pipeline.quality.standing import Break, continuity
+from market_data_pipeline.series import SeriesKey
+
+_DAY = timedelta(days=1)
 
 LASTING = frozenset({"checksum", "malformed", "conflict", "absent"})
 """Kinds of failure that the same answer of the archive would only bring again."""
@@ -39,6 +44,11 @@ def is_due(row: LedgerRow, now: datetime) -> bool:
     """
     if row.day >= clock.naive_utc(now).date() or not _may_change(row):
         return False
+    return _has_rested(row, now)
+
+
+def _has_rested(row: LedgerRow, now: datetime) -> bool:
+    """Whether the pause after a day's newest attempt is over."""
     if row.asked_at is None or row.attempts == 0:
         return True
     return clock.naive_utc(now) >= row.asked_at + pause_after(row.attempts)
@@ -71,6 +81,47 @@ def waits_for_archive(row: LedgerRow, now: datetime) -> bool:
     if row.final or row.day >= clock.naive_utc(now).date():
         return False
     return row.outcome in (HELD, EMPTY) or (row.outcome == FAILED and row.failure in WITHOUT_ARCHIVE)
+
+
+def is_worth_asking(row: LedgerRow, now: datetime) -> bool:
+    """Whether to ask for a day without a look at the listing: it is due, or its archive may have been published.
+
+    Args:
+        row: The day's row in the ledger.
+        now: The present moment, zone-aware.
+    """
+    refused = row.failure in LASTING and row.failure not in WITHOUT_ARCHIVE
+    return is_due(row, now) or (waits_for_archive(row, now) and not refused)
+
+
+def unmet_midnights(key: SeriesKey, rows: Mapping[date, LedgerRow], now: datetime) -> list[date]:
+    """Days of aggTrades that are due because ids do not run on from one to the next, and no verdict says why.
+
+    Neighbours are looked at together when either is brought; a run that was killed in between leaves them so. Candles
+    lie on a grid, so that what lacks at midnight is a gap of the day itself.
+
+    Args:
+        key: The series.
+        rows: Its ledger, or what it has of days that may meet.
+        now: The present moment, zone-aware.
+
+    Returns:
+        Both days of each such midnight, in order.
+    """
+    if key.interval is not None:
+        return []
+    days: set[date] = set()
+    for found in continuity(key, rows, clock.naive_utc(now).date()):
+        pair = (rows[found.day - _DAY], rows[found.day])
+        if not _is_told(found, pair[1]) and all(_has_rested(row, now) for row in pair):
+            days.update(row.day for row in pair)
+    return sorted(days)
+
+
+def _is_told(found: Break, row: LedgerRow) -> bool:
+    """Whether a finding of the later day speaks of the ids that lack before it."""
+    ranges = [range_ for finding in row.findings_list() if finding.check == "gaps" for range_ in finding.ranges]
+    return any(range_.first <= found.expected <= found.found - 1 <= range_.last for range_ in ranges)
 
 
 def is_known(row: LedgerRow, etag: str) -> bool:

@@ -10,9 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market_data_pipeline import clock
+from market_data_pipeline.findings import Finding, Range, Severity, to_json
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow, failed_row
-from market_data_pipeline.quality.repair import LONGEST_PAUSE, is_due, is_known, marked, pause_after, waits_for_archive
-from market_data_pipeline_tests.world import utc
+from market_data_pipeline.quality.repair import (
+    LONGEST_PAUSE,
+    is_due,
+    is_known,
+    is_worth_asking,
+    marked,
+    pause_after,
+    unmet_midnights,
+    waits_for_archive,
+)
+from market_data_pipeline_tests.world import agg_trades, days, klines, utc
 
 DAY = date(2026, 3, 1)
 ASKED = clock.naive_utc(utc("2026-03-02T10:00:00"))
@@ -107,3 +117,62 @@ def test_other_bytes_make_a_lasting_failure_due_once() -> None:
 def test_days_without_archive_wait_for_it_once_they_are_over(what: LedgerRow, waits: bool) -> None:
     assert waits_for_archive(what, utc("2026-03-02T00:00:00")) is waits
     assert not waits_for_archive(what, utc("2026-03-01T23:59:59"))
+
+
+@pytest.mark.parametrize(
+    ("what", "worth"),
+    [
+        (row(HELD, None), True),
+        (row(HELD, "checksum"), False),
+        (row(failure="absent"), True),
+        (row(failure="checksum"), False),
+        (row(failure="network"), True),
+        (row(failure="network", attempts=9), False),
+        (row(HELD, None, final=True), False),
+        (row(NOT_LISTED, None, final=True), False),
+    ],
+)
+def test_days_are_worth_asking_unless_the_same_answer_would_come(what: LedgerRow, worth: bool) -> None:
+    assert is_worth_asking(what, utc("2026-03-03T10:00:00")) is worth
+
+
+def trades_of(day: date, first: int, last: int, **fields: object) -> LedgerRow:
+    """A final day of aggTrades."""
+    return replace(row(HELD, None, final=True, **fields), day=day, first_key=first, last_key=last)
+
+
+THREE = days("2026-02-26", "2026-02-28")
+WHOLE = trades_of(THREE[0], 1, 10), trades_of(THREE[1], 11, 20), trades_of(THREE[2], 21, 30)
+
+
+def told(first: int, last: int) -> str:
+    """Findings of a day that lacks ids before its first."""
+    ranges = (Range(first=first, last=last, count=last - first + 1),)
+    return to_json(
+        [Finding(check="gaps", rule="unexplained", severity=Severity.ERROR, count=1, message="", ranges=ranges)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (None, []),
+        (replace(WHOLE[1], first_key=14), THREE[:2]),
+        (replace(WHOLE[1], first_key=10), THREE[:2]),
+        (replace(WHOLE[1], first_key=14, last_key=18), THREE),
+        (replace(WHOLE[1], first_key=14, findings=told(11, 13)), []),
+        (replace(WHOLE[1], first_key=14, findings=told(12, 13)), THREE[:2]),
+        (replace(WHOLE[1], first_key=14, final=False), []),
+        (replace(WHOLE[1], first_key=14, attempts=12), []),
+    ],
+)
+def test_ids_that_do_not_run_on_over_midnight_are_asked_for_unless_it_is_told_why(
+    changed: LedgerRow | None, expected: list[date]
+) -> None:
+    rows = {one.day: one for one in (*WHOLE, *([changed] if changed else []))}
+    assert unmet_midnights(agg_trades("BTCUSDT"), rows, utc("2026-03-03T10:00:00")) == expected
+
+
+def test_candles_that_lack_at_midnight_are_gaps_of_their_day() -> None:
+    rows = {one.day: one for one in (WHOLE[0], replace(WHOLE[1], first_key=14))}
+    assert unmet_midnights(klines("BTCUSDT", "1h"), rows, utc("2026-03-03T10:00:00")) == []
