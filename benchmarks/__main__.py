@@ -16,6 +16,7 @@ from benchmarks.backfilling import backfill, load
 from benchmarks.data import FULL, QUICK, Archives, Scale, make_archives
 from benchmarks.ingestion import ingest_klines, ingest_klines_of_months, ingest_trades
 from benchmarks.reading import queries
+from benchmarks.reconciling import reconcile
 from benchmarks.report import Row, save, show
 
 BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
@@ -24,6 +25,7 @@ BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "ingest-trades": ingest_trades,
     "backfill": backfill,
     "queries": queries,
+    "reconcile": reconcile,
     "load": load,
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -21,7 +20,7 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.reconciled import DayReconciled, Difference, Reason
 from market_data_pipeline.quality.reconciliation import DaySides, reconcile_days, source_of
 from market_data_pipeline.series import INTERVALS, SeriesKey
-from market_data_pipeline.specs import MARKETS, lake_schema, spec_of
+from market_data_pipeline.specs import MARKETS, lake_schema
 from market_data_pipeline_tests.world import World, agg_trades, days, klines
 
 DAY = date(2024, 3, 5)
@@ -564,75 +563,3 @@ def test_the_trade_that_um_left_out_of_recorded_data_is_normal(recorded: World) 
     assert {one.column for one in found.differences} == {
         "volume", "quote_volume", "count", "taker_buy_volume", "taker_buy_quote_volume",
     }  # fmt: skip
-
-
-# --- speed ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_31_days_of_a_million_trades_take_less_than_20_seconds(tmp_path: Path) -> None:
-    trades, key = agg_trades("BUSYUSDT", "um"), klines("BUSYUSDT", "1m", "um")
-    wanted = days("2024-01-01", "2024-01-31")
-    sides = [write_busy_day(tmp_path, trades, key, day, number) for number, day in enumerate(wanted)]
-
-    began = time.monotonic()
-    found = reconcile_days(key, sides)
-    seconds = time.monotonic() - began
-
-    assert sum(one.bars for one in found) == 31 * 1440
-    assert sum(one.differing for one in found) == 0
-    assert seconds < 20
-
-
-def write_busy_day(folder: Path, trades: SeriesKey, key: SeriesKey, day: date, number: int) -> DaySides:
-    """A day of a million aggTrades and its minutes, with numpy: whole numbers throughout, so that sums are exact."""
-    count, start = 1_000_000, clock.day_start_us(day)
-    random = np.random.default_rng(number)
-    times = np.sort(random.integers(0, 86_400_000, count)) * 1000
-    price = 6_000_000 + np.cumsum(random.integers(-3, 4, count))
-    quantity = random.integers(1, 100_000, count)
-    size = 1 + (random.random(count) < 0.3)
-    last = number * 2 * count + np.cumsum(size + (random.random(count) < 0.0005))
-    maker = random.random(count) < 0.5
-    source = pa.table(
-        [
-            pa.array([trades.symbol] * count).dictionary_encode(),
-            number * count + np.arange(count),
-            price / 100,
-            quantity / 1000,
-            last - size + 1,
-            last,
-            pa.array(start + times).cast(pa.timestamp("us")),
-            maker,
-        ],
-        schema=lake_schema(trades.market, trades.data_type),
-    )
-    heads = np.searchsorted(times, np.arange(1440) * MINUTE)
-    tails = np.r_[heads[1:], count] - 1
-    opened = start + np.arange(1440) * MINUTE
-
-    def total(values: np.ndarray) -> np.ndarray:
-        return np.add.reduceat(values, heads)
-
-    candles = pa.table(
-        [
-            *(pa.array([label] * 1440).dictionary_encode() for label in (key.symbol, key.interval)),
-            pa.array(opened).cast(pa.timestamp("us")),
-            price[heads] / 100,
-            np.maximum.reduceat(price, heads) / 100,
-            np.minimum.reduceat(price, heads) / 100,
-            price[tails] / 100,
-            total(quantity) / 1000,
-            pa.array(opened + MINUTE - 1000).cast(pa.timestamp("us")),
-            total(price * quantity) / 100_000,
-            total(size),
-            total(quantity * ~maker) / 1000,
-            total(price * quantity * ~maker) / 100_000,
-        ],
-        schema=lake_schema(key.market, key.data_type),
-    )
-    for series, table in ((trades, source), (key, candles)):
-        spec = spec_of(series)
-        path = folder / series.file(day)
-        files.write_table(path, table, delta=spec.delta, dictionary=spec.dictionary)
-    return DaySides(day, folder / key.file(day), folder / trades.file(day))
