@@ -31,11 +31,11 @@ from market_data_pipeline.lake.files import DamagedFileError, FileStat, SeriesBu
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import FAILED, HELD, Ledger, LedgerRow, reconcile
 from market_data_pipeline.lake.provenance import ChecksumStatus, Provenance, Source, content_sha256
-from market_data_pipeline.quality.repair import LASTING, is_known, marked, waits_for_archive
+from market_data_pipeline.quality.repair import LASTING, WITHOUT_ARCHIVE, is_known, marked, waits_for_archive
 from market_data_pipeline.quality.rows import ints
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.specs import lake_schema, spec_of
+from market_data_pipeline.specs import lake_schema, monthly_may_stand, spec_of
 
 OnProgress = Callable[[int], None]
 """Told how many more days are done."""
@@ -184,19 +184,47 @@ class _Swept:
     unproven: int = 0
     trouble: str = ""
 
+    def of(self, kind: Kind) -> list[Discovery]:
+        return [found for found in self.discoveries if found.kind is kind]
+
+
+def look_for(waiting: Mapping[SeriesKey, Iterable[LedgerRow]], archive: Listing, *, threads: int = 1) -> SweepReport:
+    """Look in the listing for the archives of days that wait for theirs; nothing is marked.
+
+    Args:
+        waiting: Rows of the days, by series; see ``quality.repair.waits_for_archive``.
+        archive: The archive's listing.
+        threads: How many series are asked for at the same time.
+    """
+    report = SweepReport()
+    with ThreadPoolExecutor(threads, thread_name_prefix="look") as pool:
+        for key, found in zip(
+            waiting, pool.map(lambda key: _compare_rows(key, waiting[key], archive), waiting), strict=True
+        ):
+            report.requests += found.requests
+            report.archives[key] = found.archives
+            report.discoveries += found.of(Kind.PUBLISHED)
+            if found.trouble:
+                report.troubles[key] = found.trouble
+    return report
+
 
 def _sweep_series(layout: Layout, key: SeriesKey, archive: Listing) -> _Swept:
-    swept = _Swept()
-    now = clock.now()
     ledger = Ledger.read(layout.ledger(key))
     reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type))  # in memory: it may be behind
-    rows = ledger.rows
+    return _compare_rows(key, ledger.rows.values(), archive)
+
+
+def _compare_rows(key: SeriesKey, rows: Iterable[LedgerRow], archive: Listing) -> _Swept:
+    swept = _Swept()
+    now = clock.now()
+    in_order = sorted(rows, key=lambda row: row.day)
     try:
         for cadence, of_cadence in (("daily", key.archive_daily), ("monthly", key.archive_monthly)):
             by_archive: dict[str, list[LedgerRow]] = {}
-            for day in sorted(rows):
-                if cadence in _cadences(rows[day], now):
-                    by_archive.setdefault(of_cadence(day), []).append(rows[day])
+            for row in in_order:
+                if cadence in _cadences(key, row, now):
+                    by_archive.setdefault(of_cadence(row.day), []).append(row)
             pages = Pages(archive)
             listed = pages.find(key.archive_folder(cadence), by_archive)
             swept.requests += pages.requests
@@ -208,13 +236,18 @@ def _sweep_series(layout: Layout, key: SeriesKey, archive: Listing) -> _Swept:
     return swept
 
 
-def _cadences(row: LedgerRow, now: datetime) -> tuple[str, ...]:
-    """In which of the archive's folders to look for a day: daily, monthly or none."""
+def _cadences(key: SeriesKey, row: LedgerRow, now: datetime) -> tuple[str, ...]:
+    """In which of the archive's folders to look for a day: daily, monthly, both or none."""
     sources = (row.source or "").split("+") if row.outcome == HELD else []
     if Source.ARCHIVE_MONTHLY in sources:
         return ("monthly",)
-    looked_for = waits_for_archive(row, now) or (row.outcome == FAILED and row.failure in LASTING)
-    return ("daily",) if Source.ARCHIVE_DAILY in sources or looked_for else ()
+    if Source.ARCHIVE_DAILY in sources or (row.outcome == FAILED and row.failure in LASTING - WITHOUT_ARCHIVE):
+        return ("daily",)
+    if not waits_for_archive(row, now):
+        return ()
+    # A day whose own archive stays away may be in that of its month, which comes in the first half of the next.
+    month_over = (row.day.year, row.day.month) != (now.year, now.month)
+    return ("daily", "monthly") if month_over and monthly_may_stand(key) else ("daily",)
 
 
 def _compare(key: SeriesKey, name: str, rows: Sequence[LedgerRow], listed: Mapping[str, Listed], swept: _Swept) -> None:
@@ -231,8 +264,13 @@ def _compare(key: SeriesKey, name: str, rows: Sequence[LedgerRow], listed: Mappi
         swept.unproven += same is None
         if same is False and not is_known(row, etag):
             replaced.append(row)
-    checksum_listed = f"{name}.CHECKSUM" in listed
-    published = [row for row in rows if row not in replaced and is_published(row, file, checksum_listed)]
+    checksum = listed.get(f"{name}.CHECKSUM")
+    published = [
+        row
+        for row in rows
+        if row not in replaced
+        and (is_published(row, file, checksum) if name == key.archive_daily(row.day) else _is_newer(file, row))
+    ]
     for kind, concerned in ((Kind.REPLACED, replaced), (Kind.PUBLISHED, published)):
         if concerned:
             swept.discoveries.append(Discovery(kind, key, _days(concerned), name, etag))
@@ -265,19 +303,28 @@ def identity(file: Listed) -> str:
     return file.etag or file.last_modified
 
 
-def is_published(row: LedgerRow, file: Listed, checksum_listed: bool) -> bool:
+def is_published(row: LedgerRow, file: Listed, checksum: Listed | None) -> bool:
     """Whether a listed archive brings a day further that is not final.
 
     Args:
         row: The day's row in the ledger.
         file: The day's archive in the listing.
-        checksum_listed: Whether its ``.CHECKSUM`` is listed, too.
+        checksum: Its ``.CHECKSUM``, where that is listed.
     """
     if row.final:
         return False
     if row.outcome == HELD and row.checksum == ChecksumStatus.MISSING and row.etag == file.etag:
-        return checksum_listed  # the same archive, which only lacked its proof
+        return checksum is not None  # the same archive, which only lacked its proof
+    if row.failure == "checksum" and checksum is not None and _is_newer(checksum, row):
+        return True  # the bytes may be the same: what they are to match is another
     return not is_known(row, identity(file))
+
+
+def _is_newer(file: Listed, row: LedgerRow) -> bool:
+    """Whether a file was published after a day was asked for."""
+    if row.asked_at is None or not file.last_modified:
+        return row.asked_at is None
+    return clock.naive_utc(_moment(file.last_modified)) > row.asked_at
 
 
 @dataclass

@@ -211,6 +211,33 @@ def test_a_day_whose_checksum_is_wrong_is_asked_for_again_only_when_other_bytes_
     assert swept(world, BTC).all_well
 
 
+def test_a_checksum_that_is_mended_for_the_same_bytes_is_seen_by_its_time(world: World) -> None:
+    world.sandbox.faults.add(WrongChecksum(path="BTCUSDT-1h-2026-02-05", times=4))
+    row = world.one(BTC, "2026-02-05").row
+    assert (row.failure, row.asked_at) == ("checksum", clock.naive_utc(clock.now()))
+    name = BTC.archive_daily(row.day)
+    zip_file = Line(name, row.etag or "", "2026-02-06T08:00:00.000Z")
+    before, after = (Line(f"{name}.CHECKSUM", "ab", f"2026-03-05T12:0{minute}:00.000Z") for minute in (0, 1))
+    assert sweep(world.settings, [BTC], OnePage(zip_file, before)).all_well
+    assert found(sweep(world.settings, [BTC], OnePage(zip_file, after))) == [(Kind.PUBLISHED, BTC, ["2026-02-05"])]
+    assert is_due(world.ledger(BTC).rows[row.day], clock.now())
+
+
+def test_a_day_whose_own_archive_stays_away_is_found_in_that_of_its_month(world: World) -> None:
+    late = [date(2026, 2, 20), date(2026, 2, 21)]
+    world.sandbox.faults.add(MissingDay(series=str(BTC), days=late, cadence="daily"))
+    world.sandbox.faults.add(LateArchive(series=str(BTC), days=[date(2026, 2, 1)], days_late=5, cadence="monthly"))
+    world.ingest(BTC, days("2026-02-18", "2026-02-22"))
+    report = swept(world, BTC)
+    assert report.all_well
+    assert report.requests == 2
+    world.at("2026-03-09T12:00:00")
+    assert found(swept(world, BTC)) == [(Kind.PUBLISHED, BTC, [str(day) for day in late])]
+    assert all(result.row.held for result in world.ingest(BTC, late))
+    assert world.ledger(BTC).rows[late[0]].source == "archive_monthly"
+    assert swept(world, BTC).all_well
+
+
 def test_an_archive_that_vanished_is_told_and_the_day_stays(world: World) -> None:
     world.ingest(BTC, days("2026-02-03", "2026-02-08"))
     world.sandbox.faults.add(MissingDay(series=str(BTC), days=[date(2026, 2, 5)]))
