@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from market_data_pipeline.client import GapError as GapError
+    from market_data_pipeline.client import GapWarning as GapWarning
     from market_data_pipeline.client import MarketData as MarketData
 
-__all__ = ["MarketData"]
+__all__ = ["GapError", "GapWarning", "MarketData"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
     # Imported when asked for: a Dagster run process needs neither the client nor what it imports.
-    if name == "MarketData":
-        from market_data_pipeline.client import MarketData
+    if name in __all__:
+        from market_data_pipeline import client
 
-        return MarketData
+        return getattr(client, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

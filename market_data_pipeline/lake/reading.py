@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from market_data_pipeline.lake import files
+from market_data_pipeline.lake.files import FileStat
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.specs import SPECS, WORD
@@ -44,11 +45,12 @@ _TIME_COLUMNS = {**{data_type: spec.time for (_, data_type), spec in SPECS.items
 
 
 class DayFile(NamedTuple):
-    """A day of a series and its file."""
+    """A day of a series and its file, with what tells the file's version apart."""
 
     key: SeriesKey
     day: date
     path: Path
+    stat: FileStat
 
 
 def days_held(layout: Layout, key: SeriesKey, first: date, last: date) -> list[DayFile]:
@@ -56,12 +58,12 @@ def days_held(layout: Layout, key: SeriesKey, first: date, last: date) -> list[D
     length = (last - first).days + 1
     if length > _LONG_RANGE:
         return [
-            DayFile(key, day, layout.file(key, day))
-            for day in files.days_on_disk(layout.folder(key))
+            DayFile(key, day, layout.file(key, day), stat)
+            for day, stat in files.days_on_disk(layout.folder(key)).items()
             if first <= day <= last
         ]
     days = [first + timedelta(days=n) for n in range(length)]
-    return [DayFile(key, day, path) for day in days if files.stat(path := layout.file(key, day))]
+    return [DayFile(key, day, path, stat) for day in days if (stat := files.stat(path := layout.file(key, day)))]
 
 
 def read_days(
@@ -89,7 +91,7 @@ def read_days(
     wanted = pa.schema([field for field in schema if field.name not in labels])
 
     def read(some: Iterable[DayFile]) -> list[pa.Table]:
-        return [_read_file(path, wanted, time_column(data_type), *_bounds(day, start, end)) for _, day, path in some]
+        return [_read_file(path, wanted, time_column(data_type), *_bounds(day, start, end)) for _, day, path, _ in some]
 
     tasks = [days[n : n + _FILES_A_TASK] for n in range(0, len(days), _FILES_A_TASK)]
     if len(tasks) == 1 and data_type is DataType.KLINES:

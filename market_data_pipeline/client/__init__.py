@@ -1,0 +1,13 @@
+"""``MarketData``: the lake for analysts, from Python and SQL.
+
+What belongs here: what people may ask for (symbols, moments, columns), what is refused and how that is said, and the
+types in which answers are handed out. What does not: reading files (``lake/reading.py``), views (``lake/catalog.py``),
+downloading (``sync.py``). Nothing here writes to the lake. DuckDB, pandas and polars are imported when asked for.
+"""
+
+from market_data_pipeline.client.asking import Moment
+from market_data_pipeline.client.gaps import Gap, GapError, GapWarning, OnGap
+from market_data_pipeline.client.market_data import MarketData
+from market_data_pipeline.client.results import Result, StoredRows
+
+__all__ = ["Gap", "GapError", "GapWarning", "MarketData", "Moment", "OnGap", "Result", "StoredRows"]

@@ -1,0 +1,111 @@
+"""``sync=True``: which days of a range a source may have more of than the lake, and bringing them through Dagster."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+
+from market_data_pipeline import clock
+from market_data_pipeline.client.asking import Wanted, midnight
+from market_data_pipeline.errors import MarketDataError
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.files import FileStat
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import FAILED, HELD, NOT_LISTED, Ledger, LedgerRow
+from market_data_pipeline.series import EXCHANGE, DataType, SeriesKey, interval_us
+from market_data_pipeline.settings import Settings
+from market_data_pipeline.universe import Universe, load_universe
+
+_REASONS = 5
+"""Days that could not be brought whose reasons an error tells."""
+
+_ARCHIVE_HOURS = 3
+"""Daily archives appear between 03:00 and 09:00 UTC of the next day."""
+
+_ASK_AGAIN_AFTER = timedelta(hours=1)
+"""How long a day that waits for its archive is left alone after it was asked for."""
+
+
+def bring_lacking(settings: Settings, layout: Layout, wanted: Wanted) -> None:
+    """Bring the days of what is wanted for which a source may have more than the lake.
+
+    Raises:
+        UsageError: a series is not in the universe, or a day is before all that it collects.
+        MarketDataError: days could not be brought; the text says why.
+    """
+    now = clock.naive_utc(clock.now())
+    days = wanted.days_through(now.date())
+    lacking: dict[SeriesKey, list[date]] = {}
+    for key in wanted.keys:
+        found = set(_lacking(layout, key, days, now))
+        source = key
+        if key.data_type is DataType.TRADE_PROFILE:  # made of trades
+            source = SeriesKey(EXCHANGE, key.market, DataType.AGG_TRADES, key.symbol)
+            found.update(_lacking(layout, source, days, now))
+        if found:
+            lacking[source] = sorted(found)
+    if lacking:
+        lacking = _partitions_of(load_universe(settings.universe), lacking)
+    if not lacking:
+        return
+    from market_data_pipeline.definitions import ignore_notices
+    from market_data_pipeline.sync import bring
+
+    with warnings.catch_warnings():
+        ignore_notices()
+        report = bring(settings, lacking, profiles=wanted.data_type is DataType.TRADE_PROFILE)
+    if report.failures:
+        reasons = " ".join(failure.reason for failure in report.failures[:_REASONS])
+        more = f" And {len(report.failures) - _REASONS} more." if len(report.failures) > _REASONS else ""
+        raise MarketDataError(
+            f"{len(report.failures)} of {sum(map(len, lacking.values()))} days could not be brought. {reasons}{more} "
+            "Without sync=True, what is held is read."
+        )
+
+
+def _partitions_of(universe: Universe, lacking: Mapping[SeriesKey, list[date]]) -> dict[SeriesKey, list[date]]:
+    """Leave out the days before a symbol's listing that are no partition in Dagster, since there is nothing to bring.
+
+    Raises:
+        UsageError: a day when the symbol may have been listed is before all that is collected.
+    """
+    first = universe.first_day()
+    left: dict[SeriesKey, list[date]] = {}
+    for key, days in lacking.items():
+        kept = [day for day in days if day >= first or universe.listing(key).covers(day)]
+        if kept:
+            if key in universe:  # of others, whoever brings them says how to add them
+                universe.refuse_before_first(kept[0])
+            left[key] = kept
+    return left
+
+
+def _lacking(layout: Layout, key: SeriesKey, days: Sequence[date], now: datetime) -> list[date]:
+    """The days for which a source may have more than the lake."""
+    ledger = Ledger.read(layout.ledger(key))
+    on_disk = files.days_on_disk(layout.folder(key))
+    return [day for day in days if not _up_to_date(key, ledger.get(day), on_disk.get(day), now)]
+
+
+def _up_to_date(key: SeriesKey, row: LedgerRow | None, stat: FileStat | None, now: datetime) -> bool:
+    if row is None or row.outcome == FAILED:
+        return False
+    if row.outcome == HELD and (stat is None or (stat.bytes, stat.mtime_ns) != (row.bytes, row.mtime_ns)):
+        return False  # the file was removed or changed behind the ledger's back
+    if row.final or row.outcome == NOT_LISTED:
+        return True
+    if row.asked_at is None:
+        return False
+    over = midnight(row.day + timedelta(days=1))
+    if now < over:
+        return key.interval is not None and _candles_begun(key, now) == _candles_begun(key, row.asked_at)
+    if row.asked_at < over:
+        return False
+    # All of the day is there, provisionally: only its archive can add to it.
+    return now < over + timedelta(hours=_ARCHIVE_HOURS) or now - row.asked_at < _ASK_AGAIN_AFTER
+
+
+def _candles_begun(key: SeriesKey, moment: datetime) -> int:
+    """How many candles have begun since 1970; another has closed only if another has begun."""
+    return clock.to_us(moment.replace(tzinfo=UTC)) // interval_us(str(key.interval))

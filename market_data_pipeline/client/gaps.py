@@ -1,0 +1,310 @@
+"""``on_gap``: rows that were asked for and that are not there, or not for sure, without an explanation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Literal, get_args
+
+from market_data_pipeline import clock
+from market_data_pipeline.client.asking import (
+    Moment,
+    Wanted,
+    market_of,
+    midnight,
+    plain,
+    range_of,
+    symbols_of,
+    there_are,
+)
+from market_data_pipeline.client.days import rows_on_record
+from market_data_pipeline.errors import MarketDataError, UsageError
+from market_data_pipeline.findings import Finding, Verdict
+from market_data_pipeline.lake import reading
+from market_data_pipeline.lake.catalog import quoted, series_held
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
+from market_data_pipeline.lake.states import EXPLAINED
+from market_data_pipeline.series import DataType, Listing, SeriesKey, interval_us
+from market_data_pipeline.universe.collected import Listings
+
+OnGap = Literal["raise", "warn", "ignore"]
+"""What to do about gaps that nothing explains."""
+
+MISSING, PROVISIONAL = "missing", "provisional"
+"""Why days are not read, beside the verdicts of the gaps check and ``failed``."""
+
+_TOLD = 10
+_DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Rows that were asked for, and are not there, or not for sure.
+
+    Attributes:
+        key: The series.
+        verdict: ``archive_defect``, ``unexplained`` or ``unpublished`` inside a day that is held; ``failed`` or
+            ``missing`` (never brought) for whole days; ``provisional`` where only final days were asked for.
+        first: Open time of the first candle, or the beginning of the first day (UTC, without zone).
+        last: Open time of the last candle, or the beginning of the last day.
+        evidence: What the verdict rests on, or why the days failed.
+        count: Number of rows; None where it is not known.
+        ids: First and last agg_trade_id that is not there.
+    """
+
+    key: SeriesKey
+    verdict: str
+    first: datetime
+    last: datetime
+    evidence: str = ""
+    count: int | None = None
+    ids: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        name = " ".join(filter(None, (self.key.market, self.key.symbol, self.key.interval or self.key.data_type)))
+        if self.verdict in (MISSING, FAILED, PROVISIONAL):
+            when = _span(str(self.first.date()), str(self.last.date()))
+        elif self.ids is not None:
+            when = f"{self.first.date()}, ids {_span(*map(str, self.ids))}"
+        else:
+            when = _span(plain(self.first), plain(self.last))
+        number = f", {self.count:,} rows" if self.count else ""
+        return f"{name}, {when}: {self.verdict}{number}{f' ({self.evidence})' if self.evidence else ''}"
+
+
+def _span(first: str, last: str) -> str:
+    return first if first == last else f"{first} to {last}"
+
+
+class GapError(MarketDataError):
+    """Rows that were asked for are not there, and nothing explains why.
+
+    Attributes:
+        gaps: All of them, by series and time.
+    """
+
+    def __init__(self, gaps: Sequence[Gap]) -> None:
+        super().__init__(_text(gaps))
+        self.gaps = tuple(gaps)
+
+
+class GapWarning(UserWarning):
+    """The same as :class:`GapError`, said as a warning."""
+
+
+def _text(gaps: Sequence[Gap]) -> str:
+    more = f"\n… and {len(gaps) - _TOLD:,} more" if len(gaps) > _TOLD else ""
+    number = "1 gap that nothing explains" if len(gaps) == 1 else f"{len(gaps):,} gaps that nothing explains"
+    return (
+        f"What was asked for has {number}:\n"
+        + "\n".join(f"- {gap}" for gap in gaps[:_TOLD])
+        + f"{more}\n`market-data sync` brings what is missing and mends what can be mended; on_gap='warn' or 'ignore' "
+        "hands out what is held."
+    )
+
+
+def check_on_gap(on_gap: str) -> None:
+    """Refuse what is no way to deal with gaps.
+
+    Raises:
+        UsageError: the text lists the ways.
+    """
+    if on_gap not in get_args(OnGap):
+        raise UsageError(f"There is no on_gap {on_gap!r}. {there_are(str(on_gap), get_args(OnGap))}")
+
+
+def tell_gaps(gaps: Sequence[Gap], on_gap: str, stacklevel: int) -> None:
+    """Raise or warn of gaps, as was asked for.
+
+    Args:
+        gaps: Those that nothing explains.
+        on_gap: ``raise`` or ``warn``.
+        stacklevel: How far up the user's own line is.
+
+    Raises:
+        GapError: there are gaps.
+    """
+    if gaps and on_gap == "raise":
+        raise GapError(gaps)
+    if gaps:
+        warnings.warn(GapWarning(_text(gaps)), stacklevel=stacklevel + 1)
+
+
+def gaps_in(layout: Layout, wanted: Wanted, listings: Listings, *, final_only: bool) -> list[Gap]:
+    """The gaps of what is wanted that nothing explains, by series and time.
+
+    What has not happened yet is no gap, nor a candle that has not closed. The ids that a day of aggTrades lacks have no
+    times, so they count for any part of the day.
+
+    Args:
+        layout: Where the lake lies.
+        wanted: What was asked for.
+        listings: When symbols were listed, as far as known: before and after, no day is missing.
+        final_only: Whether days that are not final will be left out.
+
+    Raises:
+        DamagedFileError: a file that the ledger does not know has no valid record in its footer.
+    """
+    found: list[Gap] = []
+    now = clock.naive_utc(clock.now())
+    days = wanted.days_through(now.date())
+    for key in wanted.keys if days else ():
+        listing = listings.get((key.market, key.symbol), Listing())
+        held = {file.day: file for file in reading.days_held(layout, key, days[0], days[-1])}
+        rows = rows_on_record(layout, key, held, days[0], days[-1])
+        for day in days:
+            part = _Part(key, day, max(wanted.start, midnight(day)), min(wanted.end, midnight(day + _DAY), now))
+            if part.start < part.end:
+                found += _gaps_of_day(part, rows.get(day), listing, final_only=final_only)
+    return list(_joined(found))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What is wanted of a day, as far as it is over: from ``start`` to before ``end`` (UTC, without zone)."""
+
+    key: SeriesKey
+    day: date
+    start: datetime
+    end: datetime
+
+    def whole(self, verdict: str, evidence: str, count: int | None = None) -> Gap:
+        return Gap(self.key, verdict, midnight(self.day), midnight(self.day), evidence, count)
+
+
+def _gaps_of_day(part: _Part, row: LedgerRow | None, listing: Listing, *, final_only: bool) -> Iterator[Gap]:
+    if row is None or row.outcome not in (HELD, EMPTY):
+        known_not_listed = row is not None and row.outcome == NOT_LISTED and not listing.spans
+        if known_not_listed or not listing.covers(part.day):
+            return
+        if row is None or row.outcome == NOT_LISTED:
+            yield part.whole(MISSING, "")
+        else:
+            yield part.whole(FAILED, ": ".join(filter(None, (row.failure, row.reason))))
+        return
+    if row.outcome == EMPTY and row.final:
+        return
+    if final_only and not row.final:
+        yield part.whole(PROVISIONAL, "only final days were asked for")
+        return
+    for finding in row.findings_list():
+        if finding.check == "gaps" and finding.rule in set(Verdict) - EXPLAINED:
+            yield from _gaps_of_finding(part, finding)
+    if not row.final:
+        yield from _not_yet_fetched(part, row)
+
+
+def _gaps_of_finding(part: _Part, finding: Finding) -> Iterator[Gap]:
+    for range_ in finding.ranges:
+        if part.key.data_type is not DataType.KLINES:
+            yield replace(part.whole(finding.rule, finding.evidence, range_.count), ids=(range_.first, range_.last))
+            continue
+        step = interval_us(str(part.key.interval))
+        first = max(range_.first, _first_candle(part.start, step))
+        last = min(range_.last, _first_candle(part.end, step) - step)
+        if first <= last:
+            yield _candles(part, finding.rule, first, last, finding.evidence)
+    beyond = finding.count - sum(range_.count for range_ in finding.ranges)
+    if beyond or not finding.ranges:
+        # A finding keeps its first ranges only.
+        yield part.whole(finding.rule, finding.evidence, beyond or None)
+
+
+def _not_yet_fetched(part: _Part, row: LedgerRow) -> Iterator[Gap]:
+    """What of a day was still to come when it was fetched."""
+    known = row.asked_at if row.failure is None else row.fetched_at
+    if known is None or known >= part.end:
+        return
+    evidence = f"fetched at {plain(known.replace(microsecond=0))}, and not since"
+    if part.key.data_type is not DataType.KLINES:
+        yield part.whole(Verdict.UNPUBLISHED, evidence)
+        return
+    step = interval_us(str(part.key.interval))
+    # The candle that was growing then, up to the last one that has closed by now.
+    first = max(_us(known) // step * step, _first_candle(part.start, step))
+    closed = _us(min(midnight(part.day + _DAY), clock.naive_utc(clock.now()))) // step * step
+    last = min(_first_candle(part.end, step), closed) - step
+    if first <= last:
+        yield _candles(part, Verdict.UNPUBLISHED, first, last, evidence)
+
+
+def _candles(part: _Part, verdict: str, first: int, last: int, evidence: str) -> Gap:
+    step = interval_us(str(part.key.interval))
+    return Gap(
+        part.key, verdict, clock.naive_from_us(first), clock.naive_from_us(last), evidence, (last - first) // step + 1
+    )
+
+
+def _us(moment: datetime) -> int:
+    return clock.to_us(moment.replace(tzinfo=UTC))
+
+
+def _first_candle(moment: datetime, step: int) -> int:
+    """Open time of the first candle that does not begin before a moment, in microseconds UTC."""
+    return -(-_us(moment) // step) * step
+
+
+def _joined(gaps: Iterable[Gap]) -> Iterator[Gap]:
+    """Whole days in a row with one verdict as one gap, with the evidence of the first."""
+    before: Gap | None = None
+    for gap in gaps:
+        follows = (
+            before is not None
+            and gap.verdict in (MISSING, FAILED, PROVISIONAL)
+            and (before.key, before.verdict, before.last + _DAY) == (gap.key, gap.verdict, gap.first)
+        )
+        if before is not None and follows:
+            before = replace(before, last=gap.last)
+            continue
+        if before is not None:
+            yield before
+        before = gap
+    if before is not None:
+        yield before
+
+
+def gaps_query(
+    layout: Layout,
+    symbols: str | Iterable[str] | None,
+    start: Moment | None,
+    end: Moment | None,
+    market: str | None,
+    interval: str | None,
+    explained: bool | None,
+) -> str:
+    """The query behind ``MarketData.gaps``; None means all.
+
+    Raises:
+        UsageError: a symbol, interval or market is not held, or a moment cannot be meant.
+    """
+    first, last = range_of(date.min if start is None else start, end)
+    held = [key for key in series_held(layout) if market is None or key.market is market_of(market)]
+    if interval is not None:
+        held = [
+            key for key in held if key.interval == _one_of(interval, [key.interval or "" for key in held], "interval")
+        ]
+    names = [] if symbols is None else symbols_of(symbols)
+    for name in names:
+        _one_of(name, [key.symbol for key in held], "symbol")
+    conditions = [
+        f"day >= DATE '{first.date()}' AND coalesce(last, day + INTERVAL 1 DAY) >= TIMESTAMP '{first}'",
+        f"coalesce(first, day) < TIMESTAMP '{last}'",
+    ]
+    conditions += [f"market = {quoted(market)}"] if market is not None else []
+    conditions += [f'"interval" = {quoted(interval)}'] if interval is not None else []
+    conditions += [f"symbol IN ({', '.join(map(quoted, names))})"] if names else []
+    conditions += [f"explained = {explained}"] if explained is not None else []
+    return (
+        f"FROM quality.gaps WHERE {' AND '.join(conditions)} "
+        'ORDER BY exchange, market, data_type, symbol, "interval", day, first NULLS LAST, first_id NULLS LAST'
+    )
+
+
+def _one_of(name: str, names: Iterable[str], what: str) -> str:
+    known = sorted({one for one in names if one})
+    if name not in known:
+        raise UsageError(f"No {what} {name!r} is held. {there_are(name, known) if known else ''}".strip())
+    return name

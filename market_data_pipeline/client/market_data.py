@@ -1,0 +1,218 @@
+"""``MarketData``: what analysts call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from os import PathLike
+from pathlib import Path
+
+from market_data_pipeline.client.asking import (
+    Moment,
+    Wanted,
+    check_held,
+    wanted_of,
+)
+from market_data_pipeline.client.bringing import bring_lacking
+from market_data_pipeline.client.gaps import Gap, OnGap, check_on_gap, gaps_in, gaps_query, tell_gaps
+from market_data_pipeline.client.results import Answer, Result, StoredRows
+from market_data_pipeline.client.session import DuckDB
+from market_data_pipeline.errors import MarketDataError
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.series import DataType
+from market_data_pipeline.settings import load_settings
+from market_data_pipeline.universe import load_universe
+from market_data_pipeline.universe.collected import Listings
+
+
+class MarketData:
+    """Binance's market history as it lies in a lake.
+
+    >>> from market_data_pipeline import MarketData
+    >>> market = MarketData("data")  # doctest: +SKIP
+    >>> market.klines(["BTCUSDT", "ETHUSDT"], "1h", "2024-01-01", "2024-02-01").df()  # doctest: +SKIP
+    >>> market.sql("SELECT symbol, max(high) FROM binance_spot.klines GROUP BY symbol").df()  # doctest: +SKIP
+
+    Everywhere, ``start`` is inclusive and ``end`` exclusive, so a date as ``end`` leaves that day out; no ``end`` means
+    now. Moments are dates, datetimes or ISO text, in UTC where they have no zone. Rows come ordered by symbol and time;
+    the columns ``symbol``, ``interval`` (of klines) and the time are always among them, first.
+
+    Args:
+        root: The data folder; None means ``MARKET_DATA_DIR``, or ``data``.
+
+    Raises:
+        UsageError: a setting in the environment is wrong.
+    """
+
+    def __init__(self, root: str | PathLike[str] | None = None) -> None:
+        self._settings = load_settings() if root is None else load_settings(dir=Path(root))
+        self._layout = Layout(self._settings.root)
+        self._duckdb = DuckDB(self._layout)
+
+    def klines(
+        self,
+        symbols: str | Iterable[str],
+        interval: str,
+        start: Moment,
+        end: Moment | None = None,
+        market: str = "spot",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "ignore",
+    ) -> StoredRows:
+        """Candles of one interval whose ``open_time`` lies in a range.
+
+        Args:
+            symbols: One symbol or several.
+            interval: ``1s`` (spot only), ``1m``, ``3m``, … ``1d``.
+            start: From when on, inclusive.
+            end: Until when, exclusive; None means now.
+            market: ``spot``, ``um`` or ``cm``.
+            columns: Columns beside symbol, interval and open_time; None means all.
+            sync: First bring what the range lacks, through Dagster and on record.
+            final_only: Leave out days that are provisional.
+            on_gap: What to do, before any row is read, about gaps that nothing explains: ``raise`` a :class:`GapError`
+                that names them, ``warn`` with a :class:`GapWarning`, or ``ignore`` them, which reads fastest.
+
+        Raises:
+            UsageError: a symbol, interval, market or column is not there, or a moment cannot be meant.
+            MarketDataError: with ``sync``, days could not be brought.
+            GapError: with ``on_gap="raise"``, rows are missing and nothing explains why.
+        """
+        return self._rows(DataType.KLINES, symbols, interval, start, end, market, columns, sync, final_only, on_gap)
+
+    def agg_trades(
+        self,
+        symbols: str | Iterable[str],
+        start: Moment,
+        end: Moment | None = None,
+        market: str = "spot",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "ignore",
+    ) -> StoredRows:
+        """Aggregated trades whose ``transact_time`` lies in a range, ordered by symbol and ``agg_trade_id``.
+
+        Args:
+            symbols: One symbol or several.
+            start: From when on, inclusive.
+            end: Until when, exclusive; None means now.
+            market: ``spot``, ``um`` or ``cm``.
+            columns: Columns beside symbol and transact_time; None means all.
+            sync: First bring what the range lacks, through Dagster and on record.
+            final_only: Leave out days that are provisional.
+            on_gap: What to do, before any row is read, about gaps that nothing explains: ``raise`` a :class:`GapError`
+                that names them, ``warn`` with a :class:`GapWarning`, or ``ignore`` them, which reads fastest.
+
+        Raises:
+            UsageError: a symbol, market or column is not there, or a moment cannot be meant.
+            MarketDataError: with ``sync``, days could not be brought.
+            GapError: with ``on_gap="raise"``, rows are missing and nothing explains why.
+        """
+        return self._rows(DataType.AGG_TRADES, symbols, None, start, end, market, columns, sync, final_only, on_gap)
+
+    def trade_profile(
+        self,
+        symbols: str | Iterable[str],
+        start: Moment,
+        end: Moment | None = None,
+        market: str = "spot",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+    ) -> StoredRows:
+        """The daily profile of trades (VWAP, point of control, cumulative delta, …), a row a day.
+
+        Args:
+            symbols: One symbol or several.
+            start: From when on: days whose midnight (UTC) is not before it.
+            end: Until when: days whose midnight is before it; None means now.
+            market: ``spot``, ``um`` or ``cm``.
+            columns: Columns beside symbol and day; None means all.
+            sync: First bring what the range lacks, through Dagster and on record: trades, then profiles.
+
+        Raises:
+            UsageError: a symbol, market or column is not there, or a moment cannot be meant.
+            MarketDataError: with ``sync``, days could not be brought.
+        """
+        return self._rows(DataType.TRADE_PROFILE, symbols, None, start, end, market, columns, sync)
+
+    def sql(self, query: str) -> Result:
+        """Run a query over the views: ``binance_spot.klines``, ``binance_um.agg_trades``, ``quality.coverage``, ….
+
+        All views have all symbols, also those that are no longer collected. For one symbol the macros
+        ``binance_spot.candles('BTCUSDT', '1m', '2024-01-01', '2024-02-01')`` and ``binance_spot.trades(…)`` are faster.
+
+        Raises:
+            UsageError: DuckDB refuses the query; its words are in the text.
+            DamagedFileError: a file that the query needs is damaged; the text names it.
+        """
+        answer = Answer(self._duckdb, query)
+        answer.relation()  # so that a mistake is said here, and not where the rows are taken
+        return answer
+
+    def coverage(self) -> Result:
+        """Which days are held, from where, provisional or final, what their checks found, and which days failed.
+
+        One row for each day of each series that was ever asked for: the view ``quality.coverage``, in order.
+        """
+        return self.sql('FROM quality.coverage ORDER BY exchange, market, data_type, symbol, "interval", day')
+
+    def gaps(
+        self,
+        symbols: str | Iterable[str] | None = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        market: str | None = None,
+        interval: str | None = None,
+        explained: bool | None = None,
+    ) -> Result:
+        """Ranges of rows that are missing, or stand still, inside the days that are held: verdict and evidence of each.
+
+        The view ``quality.gaps``, in order. Days that are not held at all are told by :meth:`coverage`.
+
+        Args:
+            symbols: One symbol or several; None means all.
+            start: From when on, inclusive; None means the beginning.
+            end: Until when, exclusive; None means now.
+            market: ``spot``, ``um`` or ``cm``; None means all.
+            interval: Kline interval; None means all, and trades, too.
+            explained: True for those that something explains (an outage, no trade), False for the others.
+
+        Raises:
+            UsageError: a symbol, interval or market is not held, or a moment cannot be meant.
+        """
+        return self.sql(gaps_query(self._layout, symbols, start, end, market, interval, explained))
+
+    def __repr__(self) -> str:
+        return f"MarketData({str(self._layout.root)!r})"
+
+    def _rows(
+        self,
+        data_type: DataType,
+        symbols: str | Iterable[str],
+        interval: str | None,
+        start: Moment,
+        end: Moment | None,
+        market: str,
+        columns: str | Iterable[str] | None,
+        sync: bool,
+        final_only: bool = False,
+        on_gap: OnGap = "ignore",
+    ) -> StoredRows:
+        check_on_gap(on_gap)
+        wanted = wanted_of(data_type, symbols, interval, start, end, market, columns)
+        if sync:
+            bring_lacking(self._settings, self._layout, wanted)
+        else:
+            check_held(self._layout, wanted.keys)
+        if on_gap != "ignore":
+            tell_gaps(self._gaps_of(wanted, final_only), on_gap, stacklevel=3)
+        return StoredRows(self._layout, self._duckdb, wanted, final_only=final_only)
+
+    def _gaps_of(self, wanted: Wanted, final_only: bool) -> list[Gap]:
+        listings: Listings = {}
+        with suppress(MarketDataError):  # a lake is read without its universe, too
+            listings = load_universe(self._settings.universe).listings
+        return gaps_in(self._layout, wanted, listings, final_only=final_only)

@@ -1,0 +1,200 @@
+"""What ``MarketData`` answers with: rows, in the type in which they are wanted."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from market_data_pipeline.client import days as day_records
+from market_data_pipeline.client.asking import Wanted, listed, plain
+from market_data_pipeline.client.session import DuckDB
+from market_data_pipeline.errors import MarketDataError, UsageError
+from market_data_pipeline.lake import catalog, reading
+from market_data_pipeline.lake.files import DamagedFileError
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.reading import DayFile
+from market_data_pipeline.series import DataType
+
+if TYPE_CHECKING:
+    import duckdb
+    import pandas as pd
+    import polars as pl
+
+
+class Result(ABC):
+    """Rows that were asked for, read each time when they are taken, in the type that is wanted."""
+
+    @abstractmethod
+    def arrow(self) -> pa.Table:
+        """The rows as an Arrow table; times are zone-aware UTC.
+
+        Raises:
+            DamagedFileError: a file cannot be read; the text names it.
+        """
+
+    @abstractmethod
+    def relation(self) -> duckdb.DuckDBPyRelation:
+        """The rows as a lazy DuckDB relation; times are UTC without zone, the session's TimeZone is UTC.
+
+        What is found wrong with a file only when the relation is run is told by DuckDB's own error. If the file was
+        replaced in that moment, run it again.
+
+        Raises:
+            DamagedFileError: a file cannot be read; the text names it.
+        """
+
+    def df(self) -> pd.DataFrame:
+        """The rows as a pandas frame; times are zone-aware UTC, symbol and interval of klines categories.
+
+        Raises:
+            DamagedFileError: a file cannot be read; the text names it.
+        """
+        frame: pd.DataFrame = self.arrow().to_pandas(date_as_object=False, split_blocks=True, self_destruct=True)
+        return frame
+
+    def pl(self) -> pl.DataFrame:
+        """The rows as a polars frame; times are zone-aware UTC.
+
+        Raises:
+            DamagedFileError: a file cannot be read; the text names it.
+            UsageError: polars is not installed.
+        """
+        try:
+            import polars as pl
+        except ImportError:
+            raise UsageError(
+                "polars is not installed. Install it: pip install 'market-data-pipeline[polars]'"
+            ) from None
+        return pl.DataFrame(self.arrow())
+
+
+class StoredRows(Result):
+    """Rows of the files of days."""
+
+    def __init__(self, layout: Layout, connection: DuckDB, wanted: Wanted, *, final_only: bool = False) -> None:
+        """Made by ``MarketData``.
+
+        Args:
+            layout: Where the lake lies.
+            connection: For relations.
+            wanted: What was asked for.
+            final_only: Whether days that are not final are left out.
+        """
+        self._layout = layout
+        self._duckdb = connection
+        self._wanted = wanted
+        self._final_only = final_only
+        self._taken: Sequence[DayFile] | None = None
+
+    @property
+    def version(self) -> str:
+        """A hash over the contents of the days that were read, so that a backtest can cite its data.
+
+        It is of the rows as they were taken the last time, or, where none were taken yet, of those that are there now.
+        It changes when a day of the range comes, goes, or is stored with other values; not with the columns asked for,
+        nor when a provisional day becomes final as it was.
+
+        Raises:
+            MarketDataError: a day was replaced since its rows were taken, so that what they were is not known any more.
+            DamagedFileError: a file has no valid record of its content.
+        """
+        days = self._held() if self._taken is None else self._taken
+        version = day_records.version_of(self._layout, days)
+        if version is None:
+            raise MarketDataError(
+                "A day was replaced after its rows were taken, so their version is not known any more. Take the rows "
+                "again, then their version."
+            )
+        return version
+
+    def arrow(self) -> pa.Table:
+        """The rows as an Arrow table."""
+        try:
+            return self._read()
+        except FileNotFoundError:  # removed since it was listed; one that is replaced is read as it was or as it is
+            try:
+                return self._read()
+            except FileNotFoundError as error:
+                raise DamagedFileError(f"Files are being removed while they are read. {error}") from error
+
+    def _read(self) -> pa.Table:
+        return _aware(reading.read_days(self._take(), self._wanted.schema, *self._cut))
+
+    def relation(self) -> duckdb.DuckDBPyRelation:
+        """The rows as a lazy DuckDB relation."""
+        return self._duckdb.stored(self._sql)
+
+    def _sql(self) -> str:
+        first = self._wanted.keys[0]
+        paths = [day.path for day in self._take()]
+        query = catalog.scan(first.market, first.data_type, paths, self._wanted.schema.names)
+        start, end = self._cut
+        if start is None or not paths:
+            return query
+        time = f'"{reading.time_column(first.data_type)}"'
+        return f"{query} WHERE {time} >= TIMESTAMP '{start}' AND {time} < TIMESTAMP '{end}'"
+
+    @property
+    def _cut(self) -> tuple[datetime, datetime] | tuple[None, None]:
+        """Where rows are cut: a profile is of a whole day."""
+        wanted = self._wanted
+        return (None, None) if wanted.data_type is DataType.TRADE_PROFILE else (wanted.start, wanted.end)
+
+    def _take(self) -> Sequence[DayFile]:
+        self._taken = self._held()
+        return self._taken
+
+    def _held(self) -> list[DayFile]:
+        wanted = self._wanted
+        days = [
+            day
+            for key in wanted.keys
+            for day in reading.days_held(self._layout, key, wanted.first_day, wanted.last_day)
+        ]
+        return day_records.final_only(self._layout, days) if self._final_only else days
+
+    def __repr__(self) -> str:
+        wanted, first = self._wanted, self._wanted.keys[0]
+        asked = len(wanted.keys) * max(0, (wanted.last_day - wanted.first_day).days + 1)
+        name = " ".join(filter(None, (first.market, first.data_type, first.interval)))
+        symbols = listed([key.symbol for key in wanted.keys], 5)
+        return (
+            f"<{name} of {symbols} from {plain(wanted.start)} to {plain(wanted.end)} UTC: "
+            f"{len(self._held())} of {asked} days held{' and final' if self._final_only else ''}>"
+        )
+
+
+class Answer(Result):
+    """Rows that a query answers with."""
+
+    def __init__(self, connection: DuckDB, query: str) -> None:
+        self._duckdb = connection
+        self._query = query
+
+    def arrow(self) -> pa.Table:
+        """The rows as an Arrow table."""
+        return _aware(self._duckdb.rows(self._query))
+
+    def relation(self) -> duckdb.DuckDBPyRelation:
+        """The rows as a lazy DuckDB relation."""
+        return self._duckdb.answer(self._query)
+
+    def __repr__(self) -> str:
+        shown = " ".join(self._query.split())
+        columns = ", ".join(self.relation().columns)
+        return f"<{shown if len(shown) <= 80 else shown[:79] + '…'}: {columns}>"
+
+
+def _aware(table: pa.Table) -> pa.Table:
+    """The same table with zone-aware times."""
+    fields = [
+        field.with_type(pa.timestamp(field.type.unit, "UTC"))
+        if pa.types.is_timestamp(field.type) and field.type.tz is None
+        else field
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(fields))

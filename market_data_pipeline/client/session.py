@@ -1,0 +1,109 @@
+"""DuckDB behind ``MarketData``: one in memory, with a session for each thread and the lake's views."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import pyarrow as pa
+
+from market_data_pipeline.errors import MarketDataError, UsageError
+from market_data_pipeline.lake import catalog
+from market_data_pipeline.lake.layout import Layout
+
+if TYPE_CHECKING:
+    import duckdb
+
+_T = TypeVar("_T")
+
+_TRIES = 3
+"""How often DuckDB is asked where a file may have been replaced while it read."""
+
+_QUERIES = frozenset({"SELECT", "EXPLAIN", "MULTI", "CALL", "PRAGMA"})
+"""DuckDB's kinds of statements that only answer; MULTI is PIVOT."""
+
+
+class DuckDB:
+    """One DuckDB in memory; the lake's views are made in it when first asked for, and kept up with the lake.
+
+    Each thread has its own session, since DuckDB refuses a second call on a session that is at work. Relations made in
+    one thread can be joined.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._lock = threading.Lock()
+        self._database: duckdb.DuckDBPyConnection | None = None
+        self._sessions = threading.local()
+        self._made: list[str] = []
+        self._broken: MarketDataError | None = None
+
+    def stored(self, query: Callable[[], str]) -> duckdb.DuckDBPyRelation:
+        """A lazy relation over files; the query's text is made anew if a file vanished before it was looked at."""
+        return self._run(lambda: self._session().sql(query()))
+
+    def answer(self, query: str) -> duckdb.DuckDBPyRelation:
+        """A lazy relation that answers a query over the views."""
+        return self._run(lambda: self._answer(query))
+
+    def rows(self, query: str) -> pa.Table:
+        """The rows that answer a query over the views."""
+        return self._run(lambda: self._answer(query).to_arrow_table())
+
+    def _answer(self, query: str) -> duckdb.DuckDBPyRelation:
+        session = self._session()
+        kinds = [statement.type.name for statement in session.extract_statements(query)]
+        if len(kinds) != 1 or kinds[0] not in _QUERIES:
+            what = " and ".join(kinds) or "nothing"
+            raise UsageError(
+                f"One query is answered at a time (SELECT, FROM, DESCRIBE, …), and nothing else: not {what}."
+            )
+        self._make_views(session)
+        return session.sql(query)
+
+    def _run(self, read: Callable[[], _T]) -> _T:
+        import duckdb
+
+        try:
+            for _ in range(_TRIES - 1):
+                try:
+                    return read()
+                except duckdb.Error as error:
+                    if not catalog.may_have_been_replaced(error):
+                        raise
+            return read()
+        except duckdb.CatalogException as error:
+            raise self._broken or catalog.lake_error(error, self._layout) from error
+        except duckdb.Error as error:
+            raise catalog.lake_error(error, self._layout) from error
+
+    def _session(self) -> duckdb.DuckDBPyConnection:
+        import duckdb
+
+        with self._lock:
+            if self._database is None:
+                self._database = duckdb.connect()
+                self._database.execute("SET GLOBAL TimeZone = 'UTC'")
+                # A name that is no view must not find a variable of this module.
+                self._database.execute("SET GLOBAL python_enable_replacements = false")
+            if not hasattr(self._sessions, "own"):
+                self._sessions.own = self._database.cursor()
+        own: duckdb.DuckDBPyConnection = self._sessions.own
+        return own
+
+    def _make_views(self, session: duckdb.DuckDBPyConnection) -> None:
+        import duckdb
+
+        statements = catalog.statements(self._layout)
+        with self._lock:
+            if statements == self._made:
+                return
+            self._broken = None
+            for statement in statements:
+                try:
+                    session.execute(statement)
+                except duckdb.Error as error:
+                    # A damaged file keeps its view from being made; the others are of use all the same.
+                    self._broken = catalog.lake_error(error, self._layout)
+            self._made = statements if self._broken is None else []
