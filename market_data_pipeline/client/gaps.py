@@ -71,7 +71,7 @@ class Gap:
             when = f"{self.first.date()}, ids {_span(*map(str, self.ids))}"
         else:
             when = _span(plain(self.first), plain(self.last))
-        number = f", {self.count:,} rows" if self.count else ""
+        number = f", {self.count:,} {'row' if self.count == 1 else 'rows'}" if self.count else ""
         return f"{name}, {when}: {self.verdict}{number}{f' ({self.evidence})' if self.evidence else ''}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 
@@ -17,12 +16,10 @@ from market_data_pipeline.client.bringing import bring_lacking
 from market_data_pipeline.client.gaps import Gap, OnGap, check_on_gap, gaps_in, gaps_query, tell_gaps
 from market_data_pipeline.client.results import Answer, Result, StoredRows
 from market_data_pipeline.client.session import DuckDB
-from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.series import DataType
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.universe import load_universe
-from market_data_pipeline.universe.collected import Listings
 
 
 class MarketData:
@@ -212,7 +209,7 @@ class MarketData:
         return StoredRows(self._layout, self._duckdb, wanted, final_only=final_only)
 
     def _gaps_of(self, wanted: Wanted, final_only: bool) -> list[Gap]:
-        listings: Listings = {}
-        with suppress(MarketDataError):  # a lake is read without its universe, too
-            listings = load_universe(self._settings.universe).listings
+        universe = self._settings.universe
+        # A lake is read without its universe, too.
+        listings = load_universe(universe).listings if universe.is_file() else {}
         return gaps_in(self._layout, wanted, listings, final_only=final_only)
