@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     daily_hour: int = Field(10, ge=0, le=23, description="UTC hour of the daily schedule; archives appear 03:00-09:00.")
     hourly_minute: int = Field(5, ge=1, le=59, description="Minute of the hourly schedule for today.")
     recent_days: int = Field(14, ge=1, description="How far back the daily schedule looks for days that are not final.")
+    provisional_days: int = Field(
+        10, ge=1, description="After how many days a day that is still provisional is reported; archives stall for 9."
+    )
     profile_level: float = Field(
         0, ge=0, description="Size of a price level in tradeProfile; 0 takes 0.01 % of the price."
     )

@@ -6,24 +6,39 @@ planned rows for each day, and are blanked by each materialization.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import dagster as dg
 
-from market_data_pipeline import clock
 from market_data_pipeline.defs.assets import OWNER
 from market_data_pipeline.defs.events import iso_time, spans
 from market_data_pipeline.defs.runs import LIFE
+from market_data_pipeline.findings import VERDICT_SEVERITY, Severity
 from market_data_pipeline.judging import judge_flat_candles
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.quality.standing import Break, SeriesCoverage, cover
+from market_data_pipeline.lake.ledger import LedgerRow
+from market_data_pipeline.quality.calendar import calendar_markdown
+from market_data_pipeline.quality.standing import Break, GapSum, SeriesCoverage
 from market_data_pipeline.series import EXCHANGE, Market, SeriesKey
 from market_data_pipeline.settings import Settings
+from market_data_pipeline.survey import survey
 from market_data_pipeline.universe import Universe
 
 SHOWN_SERIES = 200
-SHOWN_BREAKS = 50
+SHOWN_ROWS = 50
+SHOWN_FAILURES = 20
+SHOWN_TEXT = 200
+"""An event keeps its own copy of all that it shows: together it stays below some 60 KB."""
+
+CHECKS: Mapping[str, str] = {
+    "missing_days": "Every day of every series, from its start in the universe to yesterday, was brought.",
+    "failed_days": "No day that was asked for is without a file.",
+    "provisional_days": "No day has been provisional for too long: its archive was published and verified.",
+    "gaps": "Whatever is missing, or stands still, inside of the days that are held is explained: as the days' own "
+    "gaps checks, and with the whole market in view, so that `suspended` is told from `quiet`.",
+    "continuity": "Each settled day goes on where the day before ended: the next candle, the next trade id.",
+}
 
 
 def coverage_key(market: Market) -> dg.AssetKey:
@@ -32,23 +47,14 @@ def coverage_key(market: Market) -> dg.AssetKey:
 
 
 def build_coverage_asset(market: Market, settings: Settings, universe: Universe) -> dg.AssetsDefinition:
-    """The coverage of a market, with its standing checks ``missing_days`` and ``continuity``."""
+    """The coverage of a market, with its standing checks."""
     asset_key = coverage_key(market)
     layout = Layout(settings.root)
 
     @dg.asset(
         key=asset_key,
         check_specs=[
-            dg.AssetCheckSpec(
-                "missing_days",
-                asset=asset_key,
-                description="Every series of the market holds every day from its start in the universe to yesterday.",
-            ),
-            dg.AssetCheckSpec(
-                "continuity",
-                asset=asset_key,
-                description="Each settled day goes on where the day before ended: the next candle, the next trade id.",
-            ),
+            dg.AssetCheckSpec(name, asset=asset_key, description=description) for name, description in CHECKS.items()
         ],
         required_resource_keys={LIFE},
         group_name=f"{market.value}_coverage",
@@ -56,17 +62,16 @@ def build_coverage_asset(market: Market, settings: Settings, universe: Universe)
         owners=[OWNER],
         tags={"market": market.value},
         description=(
-            f"What is held of Binance {market.value}, by series: days final, provisional, failed and missing. Read "
-            "from the ledgers, so it costs no request. SQL knows the same as `quality`; `market-data status` prints it."
+            f"What is held of Binance {market.value}, by series and day: final, provisional, failed and missing. Read "
+            "from the ledgers, so it costs no request. SQL knows the same as `quality`; `market-data coverage` prints "
+            "it, and draws a calendar of every series."
         ),
     )
     def coverage() -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster knows the bare class only
         judged = judge_flat_candles(layout, market)
-        covered = [
-            cover(key, Ledger.read(layout.ledger(key)).rows, universe.days(key), clock.today())
-            for key in universe.series()
-            if key.market is market
-        ]
+        keys = [key for key in universe.series() if key.market is market]
+        surveyed = list(survey(layout, universe, keys, settings.provisional_days))
+        covered = [one.coverage for one in surveyed]
         return dg.MaterializeResult(
             metadata={
                 "series": len(covered),
@@ -74,9 +79,16 @@ def build_coverage_asset(market: Market, settings: Settings, universe: Universe)
                 "days provisional": sum(one.provisional for one in covered),
                 "days missing": sum(one.lacking for one in covered),
                 "days judged anew": judged.days,
+                "calendar": dg.MetadataValue.md(calendar_markdown(one.calendar for one in surveyed)),
                 "coverage": dg.MetadataValue.md(coverage_markdown(covered)),
             },
-            check_results=[missing_days_result(covered), continuity_result(covered)],
+            check_results=[
+                missing_days_result(covered),
+                failed_days_result(covered),
+                provisional_days_result(covered, settings.provisional_days),
+                gaps_result(covered),
+                continuity_result(covered),
+            ],
         )
 
     return coverage
@@ -89,7 +101,7 @@ def coverage_markdown(covered: Sequence[SeriesCoverage]) -> str:
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     lines += [
         f"| {one.key} | {one.final} | {one.provisional} | {len(one.failed)} | {len(one.missing)} "
-        f"| {spans([*one.failed, *one.missing])} |"
+        f"| {spans([*(row.day for row in one.failed), *one.missing])} |"
         for one in ordered[:SHOWN_SERIES]
     ]
     if len(ordered) > SHOWN_SERIES:
@@ -98,28 +110,146 @@ def coverage_markdown(covered: Sequence[SeriesCoverage]) -> str:
 
 
 def missing_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
-    """The verdict on days that are not there: a warning, with the way to bring them."""
-    lacking = [one for one in covered if one.lacking]
-    days = sum(one.lacking for one in lacking)
+    """The verdict on days that were never brought: a warning, with the way to bring them."""
+    days = sum(len(one.missing) for one in covered)
+    lacking = [one for one in covered if one.missing]
+    metadata: dict[str, Any] = {"days": days}
+    if days:
+        table: list[Mapping[str, str | int]] = [
+            {"series": str(one.key), "days": len(one.missing), "which": spans(one.missing)} for one in lacking
+        ]
+        metadata["missing"] = _table(table, SHOWN_ROWS)
     return dg.AssetCheckResult(
         check_name="missing_days",
-        passed=not lacking,
+        passed=not days,
         severity=dg.AssetCheckSeverity.WARN,
         description=(
-            f"{days} days of {len(lacking)} series are not held. `market-data sync` brings them, or a backfill in the "
-            "UI; those that failed say why in their integrity check."
-            if lacking
-            else "Every day up to yesterday is held."
+            f"{days} days of {len(lacking)} series were never brought. `market-data sync` brings them, or a backfill "
+            "in the UI."
+            if days
+            else "Every day up to yesterday was brought."
         ),
-        metadata={"days": days, "lacking": dg.MetadataValue.md(coverage_markdown(lacking))} if lacking else {"days": 0},
+        metadata=metadata,
     )
+
+
+def failed_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
+    """The verdict on days that were asked for and are not held: an error, with the reasons and the way out of each."""
+    failed = sorted(((one.key, row) for one in covered for row in one.failed), key=lambda found: found[1].day)
+    newest = failed[::-1]
+    metadata: dict[str, Any] = {"days": len(failed)}
+    if failed:
+        metadata["failed"] = _table([_failure(key, row) for key, row in newest], SHOWN_FAILURES)
+    return dg.AssetCheckResult(
+        check_name="failed_days",
+        passed=not failed,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=(
+            f"{len(failed)} days of {len({key for key, _ in failed})} series failed and are not held; the newest "
+            f"{min(len(failed), SHOWN_FAILURES)} are in the metadata, each with the way to recover it. All of them: "
+            "`market-data sql \"FROM quality.coverage WHERE outcome = 'failed'\"`."
+            if failed
+            else "No day that was asked for is without a file."
+        ),
+        metadata=metadata,
+    )
+
+
+def _failure(key: SeriesKey, row: LedgerRow) -> dict[str, str | int]:
+    return {
+        "series": str(key),
+        "day": row.day.isoformat(),
+        "kind": row.failure or "",
+        "reason": _short(row.reason or ""),
+        "attempts": row.attempts,
+        "to recover": how_to_recover(key, row),
+    }
+
+
+def how_to_recover(key: SeriesKey, row: LedgerRow) -> str:
+    """What a person can do about a failed day: a command, or to wait."""
+    asked = f"--market {key.market} --data-type {key.data_type} --symbol {key.symbol}"
+    interval = f" --interval {key.interval}" if key.interval else ""
+    backfill = f"`market-data backfill {asked}{interval} --from {row.day} --through {row.day}`"
+    match row.failure:
+        case "checksum" | "malformed" | "conflict":
+            name = f"{key.symbol}-{key.interval or key.data_type}-{row.day}"
+            return f"`market-data quarantine show {name}`, then `retry` or `accept`"
+        case "absent":
+            return f"`market-data universe refresh`, if it was not listed; else wait, then {backfill}"
+        case "unpublished":
+            return f"nothing: the archive brings it; or {backfill}"
+        case _:
+            return backfill
+
+
+def provisional_days_result(covered: Sequence[SeriesCoverage], after: int) -> dg.AssetCheckResult:
+    """The verdict on days that have been provisional for longer than some days: a warning."""
+    days = sum(len(one.overdue) for one in covered)
+    late = [one for one in covered if one.overdue]
+    metadata: dict[str, Any] = {"days": days, "reported after days": after}
+    if days:
+        table: list[Mapping[str, str | int]] = [
+            {"series": str(one.key), "days": len(one.overdue), "which": spans(one.overdue)} for one in late
+        ]
+        metadata["overdue"] = _table(table, SHOWN_ROWS)
+    return dg.AssetCheckResult(
+        check_name="provisional_days",
+        passed=not days,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=(
+            f"{days} days of {len(late)} series have been provisional for more than {after} days: their archive was "
+            "not published, or has no checksum. They are held as REST, or the archive, gave them, and stay usable; "
+            "MARKET_DATA_PROVISIONAL_DAYS sets when this is reported."
+            if days
+            else f"No day has been provisional for more than {after} days."
+        ),
+        metadata=metadata,
+    )
+
+
+def gaps_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
+    """The verdict on what is missing inside of days: as grave as the gravest of them, with sums by series."""
+    ranks = list(Severity)
+    sums = [(one.key, gap) for one in covered for gap in one.gaps]
+    sums.sort(key=lambda found: (-ranks.index(VERDICT_SEVERITY[found[1].verdict]), -found[1].newest.toordinal()))
+    worst = max((VERDICT_SEVERITY[gap.verdict] for _, gap in sums), key=ranks.index, default=Severity.INFO)
+    rows: dict[str, int] = {}
+    for _, gap in sums:
+        rows[gap.verdict] = rows.get(gap.verdict, 0) + gap.rows
+    told = ", ".join(f"{number:,} {verdict}" for verdict, number in rows.items())
+    metadata: dict[str, Any] = dict(rows)
+    if sums:
+        metadata["by series"] = _table([_gap_record(key, gap) for key, gap in sums], SHOWN_ROWS)
+    return dg.AssetCheckResult(
+        check_name="gaps",
+        passed=worst is Severity.INFO,
+        severity=dg.AssetCheckSeverity.WARN if worst is Severity.WARN else dg.AssetCheckSeverity.ERROR,
+        description=(
+            f'Rows by verdict: {told}. Each range with its evidence: `market-data sql "FROM quality.gaps"`.'
+            if sums
+            else "No row is missing, or stands still, inside of the days that are held."
+        ),
+        metadata=metadata,
+    )
+
+
+def _gap_record(key: SeriesKey, gap: GapSum) -> dict[str, str | int]:
+    return {
+        "series": str(key),
+        "verdict": gap.verdict.value,
+        "rows": gap.rows,
+        "days": gap.days,
+        "newest": gap.newest.isoformat(),
+        "evidence there": _short(gap.evidence),
+    }
 
 
 def continuity_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
     """The verdict on midnights: an error where rows stand on both sides, else a warning."""
     breaks = [(one.key, found) for one in covered for found in one.breaks]
     overlaps = [found for _, found in breaks if found.overlap]
-    table = [_break_record(key, found) for key, found in breaks[:SHOWN_BREAKS]]
+    table = [_break_record(key, found) for key, found in breaks]
     return dg.AssetCheckResult(
         check_name="continuity",
         passed=not breaks,
@@ -130,19 +260,30 @@ def continuity_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
             if breaks
             else "Each settled day goes on where the day before ended."
         ),
-        metadata={"breaks": len(breaks), **({"midnights": dg.MetadataValue.table(table)} if table else {})},
+        metadata={"breaks": len(breaks), **({"midnights": _table(table, SHOWN_ROWS)} if table else {})},
     )
 
 
-def _break_record(key: SeriesKey, found: Break) -> dg.TableRecord:
+def _break_record(key: SeriesKey, found: Break) -> dict[str, str | int]:
     said: Callable[[int], str] = iso_time if key.interval else str
-    kind = "overlap" if found.overlap else "hole"
-    return dg.TableRecord(
-        {
-            "series": str(key),
-            "day": found.day.isoformat(),
-            "kind": kind,
-            "expected": said(found.expected),
-            "found": said(found.found),
-        }
-    )
+    return {
+        "series": str(key),
+        "day": found.day.isoformat(),
+        "kind": "overlap" if found.overlap else "hole",
+        "expected": said(found.expected),
+        "found": said(found.found),
+    }
+
+
+def _table(records: Sequence[Mapping[str, str | int]], most: int) -> dg.TableMetadataValue:
+    """A table of at least one record; where there are more than are shown, its last row says how many."""
+    shown = [dg.TableRecord(dict(record)) for record in records[:most]]
+    if len(records) > most:
+        first, *others = records[0]
+        shown.append(dg.TableRecord({first: f"… and {len(records) - most} more", **dict.fromkeys(others, "")}))
+    columns = [dg.TableColumn(name) for name in records[0]]
+    return dg.MetadataValue.table(shown, schema=dg.TableSchema(columns=columns))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_TEXT else f"{text[: SHOWN_TEXT - 1]}…"

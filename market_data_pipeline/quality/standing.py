@@ -1,7 +1,7 @@
 """Standing checks: what only a whole series shows, from its ledger. Pure functions, no file is opened here.
 
-A day's own checks (``integrity``, ``gaps``) look inside the day; these ask whether all days are there and whether each
-day goes on where the day before ended.
+A day's own checks (``integrity``, ``gaps``) look inside the day; these ask whether all days are there and settled, what
+the gaps inside of them come to, and whether each day goes on where the day before ended.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 
+from market_data_pipeline.findings import Finding, Verdict
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
 from market_data_pipeline.series import SeriesKey, interval_us
 
 _DAY = timedelta(days=1)
+_VERDICTS = frozenset(verdict.value for verdict in Verdict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,25 @@ class Break:
 
 
 @dataclass(frozen=True, slots=True)
+class GapSum:
+    """What the gaps checks of a series' days found with one verdict.
+
+    Attributes:
+        verdict: The verdict.
+        rows: Rows on which it was given.
+        days: Days that have such rows.
+        newest: The newest of them.
+        evidence: What the verdict rests on there.
+    """
+
+    verdict: Verdict
+    rows: int
+    days: int
+    newest: date
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
 class SeriesCoverage:
     """How complete a series is.
 
@@ -44,17 +65,21 @@ class SeriesCoverage:
         key: The series.
         final: Number of days that are held and settled.
         provisional: Number of days that are held and will be fetched again.
-        failed: Days that were asked for and are not held.
+        overdue: Days that have been provisional for too long.
+        failed: Days that were asked for and are not held, as their ledger has them.
         missing: Days that were never brought.
         breaks: Midnights that are not crossed.
+        gaps: What is missing, or stands still, inside of the days that are held.
     """
 
     key: SeriesKey
     final: int
     provisional: int
-    failed: tuple[date, ...]
+    overdue: tuple[date, ...]
+    failed: tuple[LedgerRow, ...]
     missing: tuple[date, ...]
     breaks: tuple[Break, ...]
+    gaps: tuple[GapSum, ...]
 
     @property
     def lacking(self) -> int:
@@ -62,7 +87,9 @@ class SeriesCoverage:
         return len(self.failed) + len(self.missing)
 
 
-def cover(key: SeriesKey, rows: Mapping[date, LedgerRow], expected: Iterable[date], today: date) -> SeriesCoverage:
+def cover(
+    key: SeriesKey, rows: Mapping[date, LedgerRow], expected: Iterable[date], today: date, provisional_days: int
+) -> SeriesCoverage:
     """Work out the coverage of a series.
 
     Args:
@@ -70,22 +97,57 @@ def cover(key: SeriesKey, rows: Mapping[date, LedgerRow], expected: Iterable[dat
         rows: Its ledger, by day.
         expected: Days that should be held; today, which is still growing, may be among them and is left out.
         today: The present day in UTC.
+        provisional_days: After how many days a day that is still provisional is overdue.
     """
-    final = provisional = 0
-    failed: list[date] = []
+    final = 0
+    provisional: list[date] = []
+    failed: list[LedgerRow] = []
     missing: list[date] = []
     for day in expected:
         row = rows.get(day)
         if day >= today or (row is not None and _nothing_to_hold(row)):
             continue
-        if row is not None and row.outcome == HELD:
-            final += row.final
-            provisional += not row.final
-        elif row is not None and row.outcome == FAILED:
-            failed.append(day)
-        else:
+        if row is None or row.outcome not in (HELD, FAILED):
             missing.append(day)
-    return SeriesCoverage(key, final, provisional, tuple(failed), tuple(missing), continuity(key, rows, today))
+        elif row.outcome == FAILED:
+            failed.append(row)
+        elif row.final:
+            final += 1
+        else:
+            provisional.append(day)
+    return SeriesCoverage(
+        key,
+        final,
+        len(provisional),
+        tuple(day for day in provisional if (today - day).days > provisional_days),
+        tuple(failed),
+        tuple(missing),
+        continuity(key, rows, today),
+        sum_of_gaps(rows.values()),
+    )
+
+
+def sum_of_gaps(rows: Iterable[LedgerRow]) -> tuple[GapSum, ...]:
+    """What the gaps checks of days found, by verdict, in the order in which verdicts take precedence."""
+    sums: dict[str, GapSum] = {}
+    for row in rows:
+        if row.outcome != HELD or not row.verdicts:
+            continue
+        of_day: dict[str, list[Finding]] = {}
+        for finding in row.findings_list():
+            if finding.check == "gaps" and finding.rule in _VERDICTS:
+                of_day.setdefault(finding.rule, []).append(finding)
+        for rule, findings in of_day.items():
+            before = sums.get(rule)
+            newer = before is None or row.day > before.newest
+            sums[rule] = GapSum(
+                Verdict(rule),
+                sum(finding.count for finding in findings) + (before.rows if before else 0),
+                1 + (before.days if before else 0),
+                row.day if before is None or newer else before.newest,
+                findings[0].evidence if before is None or newer else before.evidence,
+            )
+    return tuple(sums[verdict] for verdict in Verdict if verdict in sums)
 
 
 def _nothing_to_hold(row: LedgerRow) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from market_data_pipeline.findings import Verdict, to_json
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
-from market_data_pipeline.quality.standing import Break, continuity, cover
+from market_data_pipeline.quality.standing import Break, GapSum, continuity, cover, sum_of_gaps
+from market_data_pipeline.quality.verdicts import verdict_finding
 from market_data_pipeline.series import DataType, Market, SeriesKey
 
 HOURS = SeriesKey("binance", Market.SPOT, DataType.KLINES, "BTCUSDT", "1h")
@@ -36,18 +39,46 @@ def test_days_are_counted_by_what_is_held_of_them() -> None:
         LedgerRow(day=WEEK[4], outcome=EMPTY),
     )
 
-    found = cover(TRADES, rows, [*WEEK, TODAY], TODAY)
+    found = cover(TRADES, rows, [*WEEK, TODAY], TODAY, 10)
 
-    assert (found.final, found.provisional) == (1, 1)
-    assert found.failed == (WEEK[2],)
+    assert (found.final, found.provisional, found.overdue) == (1, 1, ())
+    assert found.failed == (rows[WEEK[2]],)
     assert found.missing == (WEEK[4], WEEK[5], WEEK[6])  # a past day that is still empty was never finished
     assert found.lacking == 4
 
 
 def test_today_is_neither_missing_nor_compared() -> None:
     rows = by_day(held(WEEK[6], 0, 9), held(TODAY, 50, 59))
-    found = cover(TRADES, rows, [WEEK[6], TODAY], TODAY)
+    found = cover(TRADES, rows, [WEEK[6], TODAY], TODAY, 10)
     assert (found.final, found.lacking, found.breaks) == (1, 0, ())
+
+
+@pytest.mark.parametrize(("after", "overdue"), [(7, 0), (6, 1), (5, 2), (1, 2)])
+def test_a_day_is_overdue_when_it_has_been_provisional_for_longer_than_allowed(after: int, overdue: int) -> None:
+    rows = by_day(*(held(WEEK[n], 10 * n, 10 * n + 9, final=n > 1) for n in range(7)))
+    found = cover(TRADES, rows, WEEK, TODAY, after)
+    assert found.overdue == tuple(WEEK[:overdue])
+    assert (found.final, found.provisional) == (5, 2)
+
+
+def gap(day: date, *verdicts: tuple[Verdict, int, str]) -> LedgerRow:
+    findings = [verdict_finding(verdict, "candles", count, (), evidence) for verdict, count, evidence in verdicts]
+    joined = "+".join(dict.fromkeys(verdict.value for verdict, _, _ in verdicts))
+    return replace(held(day, 0, 9), verdicts=joined, findings=to_json(findings))
+
+
+def test_gaps_are_summed_by_verdict_with_the_newest_evidence() -> None:
+    rows = (
+        gap(WEEK[4], (Verdict.QUIET, 2, "BTC traded"), (Verdict.QUIET, 3, "ETH traded"), (Verdict.OUTAGE, 9, "REST")),
+        gap(WEEK[1], (Verdict.QUIET, 5, "unconfirmed"), (Verdict.ARCHIVE_DEFECT, 1, "trades")),
+        held(WEEK[0], 0, 9),
+        LedgerRow(day=WEEK[5], outcome=FAILED),
+    )
+    assert sum_of_gaps(rows) == (
+        GapSum(Verdict.OUTAGE, 9, 1, WEEK[4], "REST"),
+        GapSum(Verdict.ARCHIVE_DEFECT, 1, 1, WEEK[1], "trades"),
+        GapSum(Verdict.QUIET, 10, 2, WEEK[4], "BTC traded"),
+    )
 
 
 @pytest.mark.parametrize(
