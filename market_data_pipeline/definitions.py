@@ -17,6 +17,7 @@ from market_data_pipeline.defs.partitions import daily_partitions
 from market_data_pipeline.defs.resources import Ingest, OnResult, ingestion_resource
 from market_data_pipeline.defs.runs import LIFE, life_resource
 from market_data_pipeline.defs.schedules import build_schedules
+from market_data_pipeline.defs.sensors import build_sensors
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.series import DataType
 from market_data_pipeline.settings import Settings, load_settings
@@ -50,11 +51,12 @@ def build_definitions(
         build_trade_profile_asset(key, partitions_def, settings) for key in keys if key.data_type is DataType.AGG_TRADES
     ]
     coverage = [build_coverage_asset(market, settings, universe) for market in dict.fromkeys(k.market for k in keys)]
-    jobs = build_jobs(keys)
+    jobs = build_jobs(keys, settings)
     return dg.Definitions(
         assets=[*series.values(), *profiles, *coverage],
         jobs=list(jobs.values()),
         schedules=build_schedules(jobs, settings, universe),
+        sensors=build_sensors(jobs, settings, universe),
         resources={
             IO_MANAGER: DuckDBParquetIOManager(root=str(settings.root), lock_wait_seconds=settings.lock_wait_seconds),
             INGESTION: ingestion_resource(

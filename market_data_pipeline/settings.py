@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -54,6 +55,9 @@ class Settings(BaseSettings):
 
     max_partitions_per_run: int = Field(366, ge=2, description="Most days in one Dagster run of a backfill.")
     download_threads: int = Field(8, ge=1, le=64, description="Days downloaded at the same time.")
+    processes: int = Field(
+        0, ge=0, description="Processes that read big archives; 0: one for each CPU, 1: none beside the run itself."
+    )
     memory_mb: int = Field(512, ge=64, description="What days that are being worked on may take together, in MB.")
     retries: int = Field(5, ge=0, description="How often a passing fault (5xx, a cut body) is tried again.")
     retry_backoff_seconds: float = Field(0.5, ge=0, description="First pause between attempts; it doubles each time.")
@@ -65,6 +69,12 @@ class Settings(BaseSettings):
     daily_hour: int = Field(10, ge=0, le=23, description="UTC hour of the daily schedule; archives appear 03:00-09:00.")
     hourly_minute: int = Field(5, ge=1, le=59, description="Minute of the hourly schedule for today.")
     recent_days: int = Field(14, ge=1, description="How far back the daily schedule looks for days that are not final.")
+    archive_minutes: int = Field(
+        30, ge=1, le=1440, description="How often the sensor looks whether archives were published, in minutes."
+    )
+    verify_every: Literal["day", "week", "month"] = Field(
+        "week", description="How often the schedule of verify looks whether archives were replaced."
+    )
     provisional_days: int = Field(
         10, ge=1, description="After how many days a day that is still provisional is reported; archives stall for 9."
     )

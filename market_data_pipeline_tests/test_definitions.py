@@ -1,7 +1,8 @@
 """The wiring of all of Dagster: what there is, that it loads quickly, and what a mistake looks like.
 
-The snapshot catches every accidental change of an asset key, check, job or schedule; users' histories and URLs depend
-on those names. After a change that is meant, run this file's tests with ``UPDATE_SNAPSHOTS=1`` in the environment.
+The snapshot catches every accidental change of an asset key, check, job, schedule or sensor; users' histories and URLs
+depend on those names. After a change that is meant, run this file's tests with ``UPDATE_SNAPSHOTS=1`` in the
+environment.
 """
 
 from __future__ import annotations
@@ -75,14 +76,22 @@ def snapshot(definitions: dg.Definitions) -> dict[str, Any]:
         }
         for schedule in sorted(repository.schedule_defs, key=lambda one: one.name)
     }
-    return {"assets": assets, "jobs": jobs, "schedules": schedules}
+    sensors = {
+        sensor.name: {
+            "job": sensor.job_name,
+            "seconds": sensor.minimum_interval_seconds,
+            "default": sensor.default_status.value,
+        }
+        for sensor in repository.sensor_defs
+    }
+    return {"assets": assets, "jobs": jobs, "schedules": schedules, "sensors": sensors}
 
 
 def settings_of(root: Path) -> Settings:
     return Settings(dir=root, _env_file=None)  # type: ignore[call-arg]  # pydantic's own
 
 
-def test_assets_checks_jobs_and_schedules_are_those_of_the_snapshot(tmp_path: Path) -> None:
+def test_assets_checks_jobs_schedules_and_sensors_are_those_of_the_snapshot(tmp_path: Path) -> None:
     universe = Universe(parse_universe(UNIVERSE), LISTINGS)
     found = snapshot(build_definitions(settings_of(tmp_path), universe))
     if os.environ.get("UPDATE_SNAPSHOTS"):

@@ -12,16 +12,18 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from market_data_pipeline.defs.assets import asset_key_of
 from market_data_pipeline.defs.coverage import coverage_key
+from market_data_pipeline.defs.verification import build_verify_job
 from market_data_pipeline.profile import profile_of
 from market_data_pipeline.series import DataType, SeriesKey
+from market_data_pipeline.settings import Settings
 
-Jobs = dict[str, UnresolvedAssetJobDefinition]
+Jobs = dict[str, UnresolvedAssetJobDefinition | dg.JobDefinition]
 
 INGEST_ALL, KLINES, AGG_TRADES = "ingest_all", "klines", "agg_trades"
-TRADE_PROFILES, COVERAGE = "trade_profiles", "coverage"
+TRADE_PROFILES, COVERAGE, VERIFY = "trade_profiles", "coverage", "verify"
 
 
-def build_jobs(keys: Sequence[SeriesKey]) -> Jobs:
+def build_jobs(keys: Sequence[SeriesKey], settings: Settings) -> Jobs:
     """The jobs by name, of the universe's series; a job that would have nothing to run is left out."""
     klines = [key for key in keys if key.data_type is DataType.KLINES]
     agg_trades = [key for key in keys if key.data_type is DataType.AGG_TRADES]
@@ -32,7 +34,7 @@ def build_jobs(keys: Sequence[SeriesKey]) -> Jobs:
         (AGG_TRADES, agg_trades, "aggTrades of all symbols, for a day."),
         (TRADE_PROFILES, profiles, "tradeProfile of all symbols, for a day whose aggTrades are held."),
     )
-    jobs = {
+    jobs: Jobs = {
         name: _job(name, [asset_key_of(key) for key in chosen], description)
         for name, chosen, description in partitioned
         if chosen
@@ -41,6 +43,8 @@ def build_jobs(keys: Sequence[SeriesKey]) -> Jobs:
         markets = dict.fromkeys(key.market for key in keys)
         description = "What is held of each market, with the standing checks: missing days and continuity."
         jobs[COVERAGE] = _job(COVERAGE, [coverage_key(market) for market in markets], description)
+        description = "Which archives were replaced since they were fetched, by the listing; the days are marked."
+        jobs[VERIFY] = build_verify_job(keys, settings, VERIFY, description)
     return jobs
 
 

@@ -12,19 +12,29 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
+from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
 from market_data_pipeline.defs.assets import asset_key_of
-from market_data_pipeline.defs.jobs import COVERAGE, INGEST_ALL, TRADE_PROFILES, Jobs
+from market_data_pipeline.defs.jobs import COVERAGE, INGEST_ALL, TRADE_PROFILES, VERIFY, Jobs
 from market_data_pipeline.defs.partitions import DAY, days_between, partition_of
+from market_data_pipeline.defs.requests import run_requests
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.lake.ledger import UNSETTLED, Ledger
 from market_data_pipeline.profile import profile_is_due, profile_of
+from market_data_pipeline.quality.repair import is_due, is_worth_asking, unmet_midnights
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe
 
 HOUR = timedelta(hours=1)
-PROFILES_MINUTE, COVERAGE_MINUTE = 0, 30
+PROFILES_MINUTE, COVERAGE_MINUTE, REPAIR_MINUTE = 0, 30, 45
+VERIFY_DAYS = {"day": "* * *", "week": "* * 0", "month": "1 * *"}
+"""Days of the schedule ``verify`` in cron's words, by setting."""
+
+MOST_REPAIRS = 20
+"""Runs that one tick of ``repair`` may ask for; the days left are asked for by the next."""
+
+UNFINISHED = [status for status in dg.DagsterRunStatus if status not in FINISHED_STATUSES]
 
 Choice = Callable[[datetime], Iterable[tuple[date, Sequence[SeriesKey]]]]
 """From a tick's time to the days to ask for, each with the series that it is asked of."""
@@ -37,6 +47,8 @@ def build_schedules(jobs: Jobs, settings: Settings, universe: Universe) -> list[
     - ``hourly``: the day of the hour just over; at 00:05 that is the day before, which is thereby settled.
     - ``trade_profiles_daily``: an hour after ``daily``, recent days whose aggTrades are new or have changed.
     - ``coverage_daily``: half an hour after that.
+    - ``repair``: every hour, days that lack something which may have come since.
+    - ``verify``: once a week, which archives were replaced; ``repair`` fetches them again.
     """
     layout = Layout(settings.root)
     after = (settings.daily_hour + 1) % 24
@@ -48,7 +60,7 @@ def build_schedules(jobs: Jobs, settings: Settings, universe: Universe) -> list[
                 f"0 {settings.daily_hour} * * *",
                 jobs,
                 INGEST_ALL,
-                lambda at: recent_days(at.date(), settings.recent_days, universe, layout),
+                lambda at: recent_days(at, settings.recent_days, universe, layout),
                 "Yesterday, and every recent day that is not final yet; the archive publishes between 03:00 and 09:00.",
             ),
             _day_schedule(
@@ -69,7 +81,7 @@ def build_schedules(jobs: Jobs, settings: Settings, universe: Universe) -> list[
                 TRADE_PROFILES,
                 # An hour back, for the case that `daily` runs at 23:00 and this falls on the next day.
                 lambda at: changed_profiles((at - HOUR).date(), settings.recent_days, universe, layout),
-                "Recent days whose aggTrades are new or have changed since their tradeProfile was made.",
+                "Recent days whose aggTrades are new, and all that have changed since their tradeProfile was made.",
             )
         )
     if COVERAGE in jobs:
@@ -83,7 +95,46 @@ def build_schedules(jobs: Jobs, settings: Settings, universe: Universe) -> list[
                 description="What is held, and the standing checks, after the daily schedules.",
             )
         )
+    if INGEST_ALL in jobs:
+        schedules.append(_repair_schedule(jobs, settings, universe, layout))
+    if VERIFY in jobs:
+        schedules.append(
+            dg.ScheduleDefinition(
+                name="verify",
+                job=jobs[VERIFY],
+                cron_schedule=f"0 {(settings.daily_hour + 2) % 24} {VERIFY_DAYS[settings.verify_every]}",
+                execution_timezone="UTC",
+                description="Which archives were replaced since they were fetched; `repair` fetches those days again.",
+            )
+        )
     return schedules
+
+
+def _repair_schedule(jobs: Jobs, settings: Settings, universe: Universe, layout: Layout) -> dg.ScheduleDefinition:
+    @dg.schedule(
+        name="repair",
+        job=jobs[INGEST_ALL],
+        cron_schedule=f"{REPAIR_MINUTE} * * * *",
+        execution_timezone="UTC",
+        description=(
+            "Days that failed for a passing reason, that lack what REST or the archive may have by now, or whose "
+            "archive was replaced. The pause between two attempts grows from an hour to a week."
+        ),
+    )
+    def repair(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        ours = dg.RunsFilter(tags=dg.DagsterRun.tags_for_schedule(repair), statuses=UNFINISHED)
+        if context.instance.get_runs(ours, limit=1):
+            # What they bring is not in the ledgers yet, and would be asked for twice.
+            yield dg.SkipReason("The runs of an earlier tick are not finished yet.")
+            return
+        at = context.scheduled_execution_time.astimezone(UTC)
+        wanted = days_to_repair(at, universe, layout)
+        requests = run_requests(f"repair {at:%Y-%m-%dT%H:%M}", wanted, settings.max_partitions_per_run)
+        if not requests:
+            yield dg.SkipReason("There is nothing to repair, or its pause is not over.")
+        yield from requests[:MOST_REPAIRS]
+
+    return repair
 
 
 def _day_schedule(
@@ -115,21 +166,24 @@ def _collected(universe: Universe, key: SeriesKey, day: date) -> bool:
     return universe.start(key) <= day and universe.listing(key).covers(day)
 
 
-def recent_days(today: date, count: int, universe: Universe, layout: Layout) -> list[tuple[date, list[SeriesKey]]]:
-    """Yesterday for every series, and of the days before, those that are not final in a series' ledger.
+def recent_days(at: datetime, count: int, universe: Universe, layout: Layout) -> list[tuple[date, list[SeriesKey]]]:
+    """Yesterday for every series, and of the days before, those that are not final and may have come since.
+
+    A day whose bytes were refused is not: the same would come again. The sweep sees when others are published.
 
     Args:
-        today: The tick's day.
+        at: The tick's time, zone-aware.
         count: How many days back.
         universe: What is collected.
         layout: Where the ledgers lie.
     """
+    today = at.date()
     yesterday = today - DAY
     ledgers = {key: Ledger.read(layout.ledger(key)) for key in universe.series()}
 
     def asked(key: SeriesKey, ledger: Ledger, day: date) -> bool:
         row = ledger.get(day)
-        return _collected(universe, key, day) and (day == yesterday or row is None or not row.final)
+        return _collected(universe, key, day) and (day == yesterday or row is None or is_worth_asking(row, at))
 
     return [
         (day, [key for key, ledger in ledgers.items() if asked(key, ledger, day)])
@@ -143,15 +197,37 @@ def growing_day(at: datetime, universe: Universe) -> list[tuple[date, list[Serie
     return [(day, [key for key in universe.series() if _collected(universe, key, day)])]
 
 
+def days_to_repair(at: datetime, universe: Universe, layout: Layout) -> dict[SeriesKey, list[date]]:
+    """The days of each series that are due by themselves, see ``quality.repair``.
+
+    Args:
+        at: The tick's time, zone-aware.
+        universe: What is collected.
+        layout: Where the ledgers lie.
+    """
+    first, today = universe.first_day(), at.date()
+    wanted = {}
+    for key in universe.series():
+        path = layout.ledger(key)
+        # Of candles, whose days are proven by themselves, only the rows that are not settled are read.
+        ledger = Ledger.read(path, UNSETTLED if key.interval else None)
+        days = {day for day, row in ledger.rows.items() if is_due(row, at)} | {*unmet_midnights(key, ledger.rows, at)}
+        if days := {day for day in days if first <= day < today}:
+            wanted[key] = sorted(days)
+    return wanted
+
+
 def changed_profiles(today: date, count: int, universe: Universe, layout: Layout) -> list[tuple[date, list[SeriesKey]]]:
-    """Recent days whose aggTrades are held and are not those that the day's tradeProfile was made of."""
+    """Days whose aggTrades are held and are not those that the day's tradeProfile was made of."""
     pairs = [
         (profile_of(key), Ledger.read(layout.ledger(key)), Ledger.read(layout.ledger(profile_of(key))))
         for key in universe.series()
         if key.data_type is DataType.AGG_TRADES
     ]
 
+    # Further back, those only that there are already: a replaced archive may have changed the trades of any day.
+    days = {*days_between(today - count * DAY, today - DAY), *(day for *_, made in pairs for day in made.rows)}
     return [
         (day, [key for key, source, profile in pairs if profile_is_due(source.get(day), profile.get(day))])
-        for day in days_between(today - count * DAY, today - DAY)
+        for day in sorted(days)
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,10 @@ import pytest
 from market_data_pipeline import clock
 from market_data_pipeline.definitions import build_definitions
 from market_data_pipeline.defs.assets import asset_key_of
+from market_data_pipeline.defs.home import RANGE_END, RANGE_START, open_instance
+from market_data_pipeline.defs.schedules import HOUR, MOST_REPAIRS
 from market_data_pipeline.lake.ledger import FAILED, NOT_LISTED, LedgerRow
+from market_data_pipeline.quality.repair import marked
 from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline_tests.defs.fakes import KLINES, OTHER, PROFILE, TRADES, Project, day, hold, put, universe_of
@@ -144,7 +147,10 @@ def test_nothing_downloads_before_somebody_turns_it_on(project: Project) -> None
         "hourly": "STOPPED",
         "trade_profiles_daily": "STOPPED",
         "coverage_daily": "RUNNING",
+        "repair": "STOPPED",
+        "verify": "STOPPED",
     }
+    assert project.definitions.resolve_sensor_def("archive_published").default_status.value == "STOPPED"
 
 
 def test_hours_are_utc_and_come_from_settings(project: Project) -> None:
@@ -155,6 +161,137 @@ def test_hours_are_utc_and_come_from_settings(project: Project) -> None:
         name: definitions.resolve_schedule_def(name).cron_schedule for name in ("daily", "hourly", "coverage_daily")
     }
     assert crons == {"daily": "0 7 * * *", "hourly": "20 * * * *", "coverage_daily": "30 8 * * *"}
+
+
+def test_daily_leaves_alone_what_the_same_bytes_would_only_fail_again(tmp_path: Path) -> None:
+    project = Project(tmp_path, recent_days=3)
+    at = datetime(2024, 1, 10, 10, tzinfo=UTC)
+    for key, failure in ((KLINES, "checksum"), (OTHER, "absent"), (TRADES, "unpublished")):
+        row = LedgerRow(
+            day=day(8), outcome=FAILED, failure=failure, attempts=1, asked_at=clock.naive_utc(at) - HOUR * 24
+        )
+        put(project.layout, key, row)
+    for number in (7, 8):
+        put(project.layout, CM, LedgerRow(day=day(number), outcome="held", final=True))
+    requests = tick(project, "daily", at)
+    assert asked(requests)["2024-01-08"] == names(OTHER, TRADES)
+
+
+# --- repair --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(project: Project) -> Iterator[Project]:
+    """With records on disk, as the daemon has them: only there a schedule can look for its earlier runs."""
+    with open_instance(project.layout) as instance:
+        project.instance = instance
+        yield project
+
+
+def failed(number: int, failure: str = "network", attempts: int = 1, hour: int = 10) -> LedgerRow:
+    """A day of January 2024 that failed on the 10th."""
+    asked_at = datetime(2024, 1, 10, hour)  # noqa: DTZ001  # ledgers have no zone
+    return LedgerRow(day=day(number), outcome=FAILED, failure=failure, attempts=attempts, asked_at=asked_at)
+
+
+def ranges(requests: Sequence[dg.RunRequest]) -> dict[tuple[str, str], set[str]]:
+    """Assets by first and last day."""
+    return {
+        (
+            request.partition_key or request.tags[RANGE_START],
+            request.partition_key or request.tags[RANGE_END],
+        ): {key.to_user_string() for key in request.asset_selection or ()}
+        for request in requests
+    }
+
+
+def at(hour: int, number: int = 10) -> datetime:
+    """A tick of repair in January 2024."""
+    return datetime(2024, 1, number, hour, 45, tzinfo=UTC)
+
+
+def test_repair_asks_for_days_that_failed_for_a_passing_reason_in_as_few_runs_as_can_be(kept: Project) -> None:
+    for number in (2, 3, 4, 7):
+        put(kept.layout, KLINES, failed(number))
+    for number in (2, 3, 4):
+        put(kept.layout, OTHER, failed(number, "host_off"))
+    put(kept.layout, OTHER, failed(8, "checksum"))
+    put(kept.layout, TRADES, failed(8, "absent"))
+
+    assert ranges(tick(kept, "repair", at(11))) == {
+        ("2024-01-07", "2024-01-07"): names(KLINES),
+        ("2024-01-02", "2024-01-04"): names(KLINES, OTHER),
+    }
+
+
+def test_repair_rests_longer_after_each_attempt(kept: Project) -> None:
+    put(kept.layout, KLINES, failed(7, attempts=3))
+    assert [hour for hour in range(10, 16) if tick(kept, "repair", at(hour))] == [14, 15]
+
+
+def test_repair_asks_for_open_gaps_and_for_archives_that_were_marked_as_replaced(kept: Project) -> None:
+    rested = clock.naive_utc(at(9))
+    held = LedgerRow(day=day(5), outcome="held", final=True, attempts=1, asked_at=rested)
+    put(kept.layout, KLINES, replace(held, verdicts="outage+archive_defect"))
+    put(kept.layout, KLINES, replace(held, day=day(6), verdicts="outage"))
+    put(kept.layout, OTHER, marked(held, "etag"))
+    assert ranges(tick(kept, "repair", at(11))) == {("2024-01-05", "2024-01-05"): names(KLINES, OTHER)}
+
+
+def test_repair_asks_for_both_days_of_a_midnight_that_ids_do_not_cross(kept: Project) -> None:
+    for number, first in ((5, 100), (6, 120), (7, 130)):
+        row = hold(kept.layout, TRADES, day(number))
+        put(kept.layout, TRADES, replace(row, first_key=first, last_key=first + 9, asked_at=clock.naive_utc(at(9))))
+    assert ranges(tick(kept, "repair", at(11))) == {("2024-01-05", "2024-01-06"): names(TRADES)}
+
+
+def test_repair_waits_for_the_runs_that_it_asked_for(kept: Project) -> None:
+    put(kept.layout, KLINES, failed(7))
+    [request] = tick(kept, "repair", at(11))
+    run = kept.instance.create_run_for_job(kept.definitions.resolve_job_def("ingest_all"), tags=request.tags)
+    assert tick(kept, "repair", at(12)) == []
+    kept.instance.report_run_canceled(run)
+    assert len(tick(kept, "repair", at(12))) == 1
+
+
+def test_repair_asks_for_a_bounded_number_of_runs_the_newest_days_first(kept: Project) -> None:
+    for number in range(1, 31, 2):
+        put(kept.layout, KLINES, failed(number))
+        put(kept.layout, OTHER, failed(number + 1))
+    requests = tick(kept, "repair", datetime(2024, 1, 31, 11, 45, tzinfo=UTC))
+    assert len(requests) == MOST_REPAIRS
+    assert max(ranges(requests))[0] == "2024-01-30"
+    assert min(ranges(requests))[0] == "2024-01-11"
+
+
+def test_a_range_that_repair_asks_for_runs_as_one(kept: Project) -> None:
+    for number in (2, 3, 4):
+        put(kept.layout, KLINES, failed(number))
+    [request] = tick(kept, "repair", at(11))
+    result = kept.definitions.resolve_job_def("ingest_all").execute_in_process(
+        instance=kept.instance, asset_selection=[asset_key_of(KLINES)], tags=request.tags
+    )
+    assert result.success
+    assert kept.status() == {"MATERIALIZED": {2, 3, 4}}
+    assert tick(kept, "repair", at(12)) == []
+
+
+def test_profiles_of_older_days_follow_trades_that_a_replaced_archive_changed(tmp_path: Path) -> None:
+    project = Project(tmp_path, recent_days=2)
+    hold(project.layout, TRADES, day(3))
+    hold(project.layout, TRADES, day(4))
+    with project.instance:
+        project.run(3, 3, PROFILE)
+        newer = replace(hold(project.layout, TRADES, day(3)), content_sha256="cd" * 32)
+        put(project.layout, TRADES, newer)
+        requests = tick(project, "trade_profiles_daily", datetime(2024, 1, 10, 11, tzinfo=UTC))
+    assert asked(requests) == {"2024-01-03": names(PROFILE)}, "older ones that were never made are left"
+
+
+@pytest.mark.parametrize(("every", "cron"), [("day", "0 12 * * *"), ("week", "0 12 * * 0"), ("month", "0 12 1 * *")])
+def test_verify_looks_as_often_as_the_setting_says(tmp_path: Path, every: str, cron: str) -> None:
+    project = Project(tmp_path, verify_every=every)
+    assert project.definitions.resolve_schedule_def("verify").cron_schedule == cron
 
 
 def test_a_request_runs_the_assets_that_it_names_with_their_checks(project: Project) -> None:
