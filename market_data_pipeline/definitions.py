@@ -14,11 +14,12 @@ from market_data_pipeline.defs.coverage import build_coverage_asset
 from market_data_pipeline.defs.io_manager import DuckDBParquetIOManager
 from market_data_pipeline.defs.jobs import build_jobs
 from market_data_pipeline.defs.partitions import daily_partitions
+from market_data_pipeline.defs.reconciliation import build_reconciliation_job, build_reconciliation_schedule
 from market_data_pipeline.defs.resources import Ingest, OnResult, ingestion_resource
 from market_data_pipeline.defs.runs import LIFE, life_resource
 from market_data_pipeline.defs.schedules import build_schedules
-from market_data_pipeline.defs.sensors import build_sensors
 from market_data_pipeline.errors import MarketDataError
+from market_data_pipeline.reconciling import comparable
 from market_data_pipeline.series import DataType
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
@@ -46,17 +47,24 @@ def build_definitions(
     """
     keys = universe.series()
     partitions_def = daily_partitions(universe.first_day())
-    series = {key: build_series_asset(key, partitions_def, settings, universe.listing(key)) for key in keys}
+    reconciled = set(comparable(keys))
+    series = {
+        key: build_series_asset(key, partitions_def, settings, universe.listing(key), reconciled=key in reconciled)
+        for key in keys
+    }
     profiles = [
         build_trade_profile_asset(key, partitions_def, settings) for key in keys if key.data_type is DataType.AGG_TRADES
     ]
     coverage = [build_coverage_asset(market, settings, universe) for market in dict.fromkeys(k.market for k in keys)]
-    jobs = build_jobs(keys, settings)
+    jobs = build_jobs(keys)
+    schedules = build_schedules(jobs, settings, universe)
+    reconciliation = build_reconciliation_job(keys, settings)
+    if reconciliation is not None:
+        schedules.append(build_reconciliation_schedule(reconciliation, keys, settings))
     return dg.Definitions(
         assets=[*series.values(), *profiles, *coverage],
-        jobs=list(jobs.values()),
-        schedules=build_schedules(jobs, settings, universe),
-        sensors=build_sensors(jobs, settings, universe),
+        jobs=[*jobs.values(), *filter(None, [reconciliation])],
+        schedules=schedules,
         resources={
             IO_MANAGER: DuckDBParquetIOManager(root=str(settings.root), lock_wait_seconds=settings.lock_wait_seconds),
             INGESTION: ingestion_resource(

@@ -13,6 +13,7 @@ import pyarrow as pa
 from market_data_pipeline.defs import events
 from market_data_pipeline.defs.candles import candles_markdown
 from market_data_pipeline.defs.partitions import day_of
+from market_data_pipeline.defs.reconciliation import reconciliation_spec, with_reconciliation
 from market_data_pipeline.defs.resources import Ingestion
 from market_data_pipeline.defs.runs import LIFE
 from market_data_pipeline.errors import MarketDataError
@@ -59,18 +60,34 @@ def backfill_policy(settings: Settings, *, derived: bool) -> dg.BackfillPolicy:
 
 
 def build_series_asset(
-    key: SeriesKey, partitions_def: dg.DailyPartitionsDefinition, settings: Settings, listing: Listing
+    key: SeriesKey,
+    partitions_def: dg.DailyPartitionsDefinition,
+    settings: Settings,
+    listing: Listing,
+    *,
+    reconciled: bool = False,
 ) -> dg.AssetsDefinition:
-    """The asset of a series that Binance publishes, with its checks ``integrity`` and ``gaps`` for each day."""
+    """The asset of a series that Binance publishes, with its checks ``integrity`` and ``gaps`` for each day.
+
+    Args:
+        key: The series.
+        partitions_def: Of the project.
+        settings: Where the lake is.
+        listing: When the symbol was listed.
+        reconciled: Whether it has the check ``reconciliation``: what it is rebuilt from is collected, too.
+    """
     asset_key = asset_key_of(key)
     layout = Layout(settings.root)
     picture = _picture_of(layout) if key.data_type is DataType.KLINES else None
+    check_specs = events.check_specs(asset_key, partitions_def)
+    if reconciled:
+        check_specs.append(reconciliation_spec(key, asset_key, partitions_def))
 
     @dg.asset(
         key=asset_key,
         partitions_def=partitions_def,
         backfill_policy=backfill_policy(settings, derived=False),
-        check_specs=events.check_specs(asset_key, partitions_def),
+        check_specs=check_specs,
         io_manager_key=IO_MANAGER,
         required_resource_keys={INGESTION, LIFE},
         group_name=_group(key),
@@ -90,7 +107,8 @@ def build_series_asset(
             # path that cannot be used, e.g. that of the shared budget.
             raise dg.Failure(description=str(error), allow_retries=False) from error
         context.log.info(events.log_line(key, results, time.monotonic() - began))
-        yield from events.day_events(context, results, layout, picture)
+        told = events.day_events(context, results, layout, picture)
+        yield from with_reconciliation(context, key, layout, told) if reconciled else told
 
     return series
 

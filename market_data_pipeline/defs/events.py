@@ -1,8 +1,9 @@
 """Outcomes of days to Dagster's events: materializations and check evaluations, each on its own partition.
 
-This is the only module that touches ``AssetCheckEvaluation`` with partitions and targets, a preview API: in a run over
-a range of partitions an ``AssetCheckResult`` would be stored without a partition, and an evaluation without a target is
-not shown. Good days and failed days of one run are reported in either of two ways, never both for the same day:
+Beside ``reconciliation``, this is the only module that touches ``AssetCheckEvaluation`` with partitions and targets, a
+preview API: in a run over a range of partitions an ``AssetCheckResult`` would be stored without a partition, and an
+evaluation without a target is not shown. Good days and failed days of one run are reported in either of two ways, never
+both for the same day:
 
 - all good: metadata for each partition and one ``MaterializeResult``, from which Dagster makes a materialization a day;
 - some failed: a materialization by hand for each good day, a failing ``integrity`` for each bad one, then ``Failure``.
@@ -103,7 +104,7 @@ def day_events(
 def _evaluations(
     instance: dg.DagsterInstance, asset_key: dg.AssetKey, good: Sequence[DayOutcome], bad: Sequence[DayFailure]
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    written = _newest_targets(instance, asset_key, [partition_of(result.day) for result in good])
+    written = newest_targets(instance, asset_key, [partition_of(result.day) for result in good])
     for name in CHECKS:
         for result in good:
             severity = Severity(getattr(result.row, name) or Severity.INFO)
@@ -122,7 +123,7 @@ def _evaluations(
         # A bad day whose older file is still held speaks of that file's materialization; one never held has none.
         key = partition_of(failure.day)
         held = failure.row.outcome == HELD
-        target = _newest_targets(instance, asset_key, [key]).get(key) if held else None
+        target = newest_targets(instance, asset_key, [key]).get(key) if held else None
         yield dg.AssetCheckEvaluation(
             asset_key=asset_key,
             check_name="integrity",
@@ -135,10 +136,12 @@ def _evaluations(
         )
 
 
-def _newest_targets(
+def newest_targets(
     instance: dg.DagsterInstance, asset_key: dg.AssetKey, partitions: Sequence[str]
 ) -> dict[str, Target]:
     """The newest materialization of each partition, as far as it is among the newest of all of them.
+
+    At least one is found where any of them has a materialization.
 
     Limits count all of an asset's history, newest first, so days that were just written come from one call a page.
     """

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import dagster as dg
 from dagster._core.utils import make_new_run_id
@@ -20,7 +20,7 @@ from dagster._core.utils import make_new_run_id
 from market_data_pipeline.defs.assets import asset_key_of
 from market_data_pipeline.defs.coverage import coverage_key
 from market_data_pipeline.defs.partitions import day_of, partition_of
-from market_data_pipeline.defs.runs import close_dead_runs, says_it_lives
+from market_data_pipeline.defs.runs import LIFE, close_dead_runs, life_resource, says_it_lives
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.series import Market, SeriesKey
@@ -138,6 +138,33 @@ def materialize_coverage(
     return _run(instance, definitions, [coverage_key(market) for market in markets], {}, log_level)
 
 
+def run_reconciliation(
+    instance: dg.DagsterInstance,
+    job: dg.JobDefinition,
+    config: Mapping[str, Any],
+    *,
+    log_level: str = "ERROR",
+) -> dg.ExecuteInProcessResult:
+    """Run the job ``reconciliation`` in this process and on record.
+
+    Args:
+        instance: From :func:`open_instance`.
+        job: From ``reconciliation.build_reconciliation_job``; its ``on_compared`` hears of what was compared.
+        config: From ``reconciliation.run_config``.
+        log_level: What of the run's log goes to the console.
+    """
+    # Of the code location only this job: its hundreds of assets have no part in it.
+    definitions = dg.Definitions(jobs=[job], resources={LIFE: life_resource()}, executor=dg.in_process_executor)
+    run_id = make_new_run_id()
+    with says_it_lives(instance, run_id):
+        return definitions.resolve_job_def(job.name).execute_in_process(
+            instance=instance,
+            run_id=run_id,
+            run_config={**config, **_log_config(log_level)},
+            raise_on_error=False,
+        )
+
+
 def _run(
     instance: dg.DagsterInstance,
     definitions: dg.Definitions,
@@ -152,9 +179,13 @@ def _run(
             run_id=run_id,
             asset_selection=list(assets),
             tags=dict(tags),
-            run_config={"loggers": {"console": {"config": {"log_level": log_level}}}},
+            run_config=_log_config(log_level),
             raise_on_error=False,
         )
+
+
+def _log_config(log_level: str) -> dict[str, Any]:
+    return {"loggers": {"console": {"config": {"log_level": log_level}}}}
 
 
 def days_on_record(instance: dg.DagsterInstance, key: SeriesKey) -> set[date]:
