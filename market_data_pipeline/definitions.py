@@ -18,6 +18,7 @@ from market_data_pipeline.defs.reconciliation import build_reconciliation_job, b
 from market_data_pipeline.defs.resources import Ingest, OnResult, ingestion_resource
 from market_data_pipeline.defs.runs import LIFE, life_resource
 from market_data_pipeline.defs.schedules import build_schedules
+from market_data_pipeline.defs.sensors import build_sensors
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.reconciling import comparable
 from market_data_pipeline.series import DataType
@@ -56,7 +57,7 @@ def build_definitions(
         build_trade_profile_asset(key, partitions_def, settings) for key in keys if key.data_type is DataType.AGG_TRADES
     ]
     coverage = [build_coverage_asset(market, settings, universe) for market in dict.fromkeys(k.market for k in keys)]
-    jobs = build_jobs(keys)
+    jobs = build_jobs(keys, settings)
     schedules = build_schedules(jobs, settings, universe)
     reconciliation = build_reconciliation_job(keys, settings)
     if reconciliation is not None:
@@ -65,6 +66,7 @@ def build_definitions(
         assets=[*series.values(), *profiles, *coverage],
         jobs=[*jobs.values(), *filter(None, [reconciliation])],
         schedules=schedules,
+        sensors=build_sensors(jobs, settings, universe),
         resources={
             IO_MANAGER: DuckDBParquetIOManager(root=str(settings.root), lock_wait_seconds=settings.lock_wait_seconds),
             INGESTION: ingestion_resource(
