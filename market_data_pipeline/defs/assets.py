@@ -108,7 +108,7 @@ def build_series_asset(
             raise dg.Failure(description=str(error), allow_retries=False) from error
         context.log.info(events.log_line(key, results, time.monotonic() - began))
         told = events.day_events(context, results, layout, picture)
-        yield from with_reconciliation(context, key, layout, told) if reconciled else told
+        yield from with_reconciliation(context, layout, results, told) if reconciled else told
 
     return series
 

@@ -1,8 +1,10 @@
 """The check ``reconciliation`` of klines, and the job and schedule that evaluate it.
 
 The check stands on the klines asset, and the work is the job's: the other side of the comparison often comes later, and
-a step of its own beside the asset would be pulled into every backfill of it. A run of the klines only repeats what is
-on record of days that are still as they were compared, since a new materialization blanks what was said of the old one.
+a step of its own beside the asset would be pulled into every backfill of it. A run of the klines compares nothing. It
+repeats what is on record of days that are still as they were compared, since a new materialization blanks what was said
+of the old one, and says of all others that they were not: without a word Dagster shows them as failed where another
+series of the same run fails.
 """
 
 # No `from __future__ import annotations`: Dagster reads the annotation of `context` itself, not its text.
@@ -16,12 +18,14 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData as Target,
 )
 
-from market_data_pipeline.defs.events import newest_targets
-from market_data_pipeline.defs.partitions import day_of, partition_of
+from market_data_pipeline.defs.events import newest_targets, state_of
+from market_data_pipeline.defs.partitions import partition_of
 from market_data_pipeline.defs.runs import LIFE
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import HELD
 from market_data_pipeline.lake.reconciled import DayReconciled, Difference
+from market_data_pipeline.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.quality.reconciliation import source_of
 from market_data_pipeline.reconciling import Comparison, comparable, compare, plan
 from market_data_pipeline.series import SeriesKey
@@ -34,6 +38,8 @@ MINUTE = 15
 
 SHOWN_DIFFERENCES = 15
 """Values in a day's table of metadata: an event keeps its own copy."""
+
+NOT_COMPARED = f"Not compared yet: the job `{RECONCILIATION}` does so when both sides are held."
 
 OnCompared = Callable[[SeriesKey, Sequence[DayReconciled]], None]
 """Told of days as soon as they are compared; the command line's progress bar listens here, in the same process."""
@@ -70,7 +76,7 @@ def evaluations(
     instance: dg.DagsterInstance, key: SeriesKey, found: Sequence[DayReconciled]
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """What was found, as evaluations of the check, each on its day and its newest materialization."""
-    asset_key = dg.AssetKey(list(key.asset_path))
+    asset_key = _asset_key(key)
     targets = _targets(instance, asset_key, [partition_of(one.day) for one in found])
     for one in found:
         yield dg.AssetCheckEvaluation(
@@ -141,33 +147,57 @@ def _record(one: Difference) -> dg.TableRecord:
 
 
 def with_reconciliation(
-    context: dg.AssetExecutionContext, key: SeriesKey, layout: Layout, told: Iterable[Any]
+    context: dg.AssetExecutionContext,
+    layout: Layout,
+    results: Iterable[DayOutcome | DayFailure],
+    told: Iterable[Any],
 ) -> Iterator[Any]:
-    """The events of a run of klines, followed by what is on record of those of its days that are as they were compared.
+    """The events of a run of klines, followed by what is on record of its good days' reconciliation.
 
     Args:
         context: Of the klines' asset.
-        key: The klines.
         layout: Where the record lies.
-        told: The events of :func:`~market_data_pipeline.defs.events.day_events`.
+        results: Of the run's days.
+        told: What :func:`~market_data_pipeline.defs.events.day_events` makes of them.
 
     Raises:
         dagster.Failure: as ``told`` does, after all events.
     """
-    asked = {day_of(name) for name in context.partition_keys}
-
-    def on_record() -> Iterator[dg.AssetCheckEvaluation]:
-        known = plan(layout, key, min(asked), max(asked)).known
-        return evaluations(context.instance, key, [one for one in known if one.day in asked])
-
+    good = [result for result in results if isinstance(result, DayOutcome)]
     try:
         yield from told
     except dg.Failure:
-        yield from on_record()
+        yield from _on_record(context.instance, layout, good)
         raise
-    yield from on_record()
+    yield from _on_record(context.instance, layout, good)
     spec = context.assets_def.get_spec_for_check_key(dg.AssetCheckKey(context.asset_key, RECONCILIATION))
     yield dg.Output(None, output_name=spec.get_python_identifier())
+
+
+def _on_record(
+    instance: dg.DagsterInstance, layout: Layout, good: Sequence[DayOutcome]
+) -> Iterator[dg.AssetCheckEvaluation]:
+    if not good:
+        return
+    key, days = good[0].key, [result.day for result in good]
+    wanted = plan(layout, key, min(days), max(days))
+    known = {one.day: one for one in wanted.known}
+    yield from evaluations(instance, key, [known[day] for day in days if day in known])
+    targets = _targets(instance, _asset_key(key), [partition_of(day) for day in days if day not in known])
+    for result in good:
+        if result.day not in known:
+            yield dg.AssetCheckEvaluation(
+                asset_key=_asset_key(key),
+                check_name=RECONCILIATION,
+                passed=True,
+                description=NOT_COMPARED if result.row.outcome == HELD else state_of(result.row),
+                partition=partition_of(result.day),
+                target_materialization_data=targets.get(partition_of(result.day)),
+            )
+
+
+def _asset_key(key: SeriesKey) -> dg.AssetKey:
+    return dg.AssetKey(list(key.asset_path))
 
 
 # --- the job -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,13 @@ import pytest
 from market_data_pipeline import clock
 from market_data_pipeline.defs.assets import asset_key_of
 from market_data_pipeline.defs.home import run_reconciliation
-from market_data_pipeline.defs.reconciliation import RECONCILIATION, SCHEDULE, build_reconciliation_job, run_config
+from market_data_pipeline.defs.reconciliation import (
+    NOT_COMPARED,
+    RECONCILIATION,
+    SCHEDULE,
+    build_reconciliation_job,
+    run_config,
+)
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.reconciled import read_reconciled
@@ -49,10 +55,15 @@ def reconcile(project: Project, **asked: Any) -> dg.ExecuteInProcessResult:
 
 
 def checked(project: Project, key: SeriesKey = HOURS) -> dict[str, set[int]]:
-    """Days of January 2024 by what the UI shows of the check; those of which nothing is known are left out."""
+    """Days of January 2024 by what the UI shows of the check, without those of which it says that nothing is known."""
     shown = project.checks(RECONCILIATION, key)
-    shown.pop("SKIPPED", None)
-    return shown
+    told = {number for state in shown.values() for number in state if compared(project, number, key)}
+    return {state: numbers & told for state, numbers in shown.items() if numbers & told}
+
+
+def compared(project: Project, number: int, key: SeriesKey = HOURS) -> bool:
+    found = project.evaluation(RECONCILIATION, number, key)
+    return str(found.description) != NOT_COMPARED
 
 
 def requested(project: Project) -> list[dg.RunRequest]:
@@ -137,14 +148,18 @@ def test_one_partition_run_by_hand_repeats_it_too(project: Project) -> None:
     assert checked(project) == {"SUCCEEDED": {1, 2}}
 
 
-def test_a_run_in_which_a_day_fails_repeats_it_for_the_others(project: Project) -> None:
+def test_a_run_in_which_a_day_fails_speaks_of_the_others(project: Project) -> None:
+    """Also of those of another series in the same run: Dagster shows what was planned, and not told, as failed."""
     project.run(1, 3, MINUTES, HOURS)
     reconcile(project)
     project.ingest.bad[HOURS, day(4)] = ("http", "status 503")
 
-    assert not project.run(3, 4, HOURS).success
+    assert not project.run(3, 5, HOURS, FIVE).success
 
-    assert checked(project)["SUCCEEDED"] == {1, 2, 3}
+    assert project.checks(RECONCILIATION, HOURS) == {"SUCCEEDED": {1, 2, 3, 5}, "EXECUTION_FAILED": {4}}
+    assert [compared(project, number) for number in (1, 2, 3, 5)] == [True, True, True, False]
+    assert project.checks(RECONCILIATION, FIVE) == {"SUCCEEDED": {3, 4, 5}}
+    assert not compared(project, 3, FIVE)
 
 
 def test_what_was_compared_is_compared_again_only_when_a_side_has_changed(project: Project) -> None:

@@ -202,7 +202,8 @@ def the_code_location_has_loaded(ui: Ui) -> None:
     (repository,) = location["repositories"]
     states = {schedule["name"]: schedule["scheduleState"]["status"] for schedule in repository["schedules"]}
     assert states == {
-        "daily": "STOPPED", "hourly": "STOPPED", "trade_profiles_daily": "STOPPED", "coverage_daily": "RUNNING",
+        "daily": "STOPPED", "hourly": "STOPPED", "trade_profiles_daily": "STOPPED", "repair": "STOPPED",
+        "verify": "STOPPED", "coverage_daily": "RUNNING", "reconciliation_daily": "RUNNING",
     }  # fmt: skip
     shown = {"/".join(asset["assetKey"]["path"]) for asset in repository["assetNodes"]}
     assert shown == {
@@ -219,9 +220,10 @@ def some_days_failed(ui: Ui) -> None:
     assert ui.checks(BTC) == {
         "integrity": {"SUCCEEDED": GOOD, "FAILED": BAD},
         "gaps": {"SUCCEEDED": GOOD, "EXECUTION_FAILED": BAD},
+        "reconciliation": {"SUCCEEDED": GOOD, "EXECUTION_FAILED": BAD},
     }
     assert ui.numbers(ETH) == {"numMaterialized": 31, "numFailed": 0, "numMaterializing": 0}
-    assert ui.checks(ETH) == {"integrity": {"SUCCEEDED": set(MONTH)}, "gaps": {"SUCCEEDED": set(MONTH)}}
+    assert ui.checks(ETH) == dict.fromkeys(("integrity", "gaps", "reconciliation"), {"SUCCEEDED": set(MONTH)})
 
 
 def the_fault_is_on_record(ui: Ui) -> None:
@@ -237,7 +239,7 @@ def the_fault_is_on_record(ui: Ui) -> None:
 def all_days_are_good(ui: Ui) -> None:
     for key in (BTC, ETH):
         assert ui.numbers(key) == {"numMaterialized": 31, "numFailed": 0, "numMaterializing": 0}
-        assert ui.checks(key) == {"integrity": {"SUCCEEDED": set(MONTH)}, "gaps": {"SUCCEEDED": set(MONTH)}}
+        assert ui.checks(key) == dict.fromkeys(("integrity", "gaps", "reconciliation"), {"SUCCEEDED": set(MONTH)})
 
 
 def any_sql_tool_finds_the_rows(desk: Desk) -> None:
