@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from html import escape
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from market_data_pipeline.lake.states import DayState
 from market_data_pipeline.series import SeriesKey
@@ -36,7 +36,7 @@ MEANING: Mapping[DayState, str] = {
     DayState.PROVISIONAL: "provisional",
     DayState.HEALED: "healed from REST",
     DayState.OUTAGE: "outage inside",
-    DayState.INCOMPLETE: "rows missing, unexplained",
+    DayState.INCOMPLETE: "incomplete",
     DayState.FAILED: "failed",
     DayState.MISSING: "missing",
     DayState.NOT_LISTED: "not listed",
@@ -51,7 +51,7 @@ ON_LIGHT: Mapping[DayState, str] = {
     DayState.INCOMPLETE: "#e8208e",
     DayState.FAILED: "#bf110d",
     DayState.MISSING: "#1f1f1f",
-    DayState.NOT_LISTED: "#efefef",
+    DayState.NOT_LISTED: "#e6e6e6",
 }
 """Colours on a light ground: pale for what is as it should be, and red-, green- and blue-blind eyes tell all apart."""
 
@@ -160,20 +160,84 @@ def _runs(states: Mapping[date, DayState]) -> Iterator[Run]:
 # --- shapes --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """A row of weeks in a calendar.
+
+    Attributes:
+        first: Its first day.
+        last: Its last day.
+        ticks: Columns of weeks above which something is written.
+    """
+
+    first: date
+    last: date
+    ticks: tuple[tuple[int, str], ...]
+
+    @property
+    def weeks(self) -> int:
+        """Columns."""
+        return week_of(self.last, self.first) + 1
+
+
 def week_of(day: date, origin: date) -> int:
     """Column of a day: whole weeks since the week of ``origin``."""
     return (day.toordinal() - 1) // 7 - (origin.toordinal() - 1) // 7
 
 
-def shape(run: Run, origin: date, cell: int, top: int = 0) -> str:
-    """A run of days as SVG path data: the end of a week, whole weeks, and the beginning of one.
+def strips_of(begin: date, end: date, years: int) -> list[Strip]:
+    """The rows of a calendar, each of so many calendar years; little more than a year is one row, with its months.
 
     Args:
-        run: The days.
-        origin: A day of the first column's week.
-        cell: Width and height of a day in pixels.
-        top: Where Mondays begin.
+        begin: The first day.
+        end: The last day.
+        years: How many years a row has; 0 puts all of them into one.
     """
+    if week_of(end, begin) <= _WEEKS_WITH_MONTHS:
+        return [Strip(begin, end, tuple(_months(begin, end)))]
+    if not years:
+        return [Strip(begin, end, tuple(_years(begin, end)))]
+    spans = [(date(year, 1, 1), date(year + years - 1, 12, 31)) for year in range(begin.year, end.year + 1, years)]
+    return [Strip(first, last, tuple(_years(first, min(last, end)))) for first, last in spans]
+
+
+def _years(begin: date, end: date) -> Iterator[tuple[int, str]]:
+    starts = [date(year, 1, 1) for year in range(begin.year + 1, end.year + 1)]
+    if not starts or week_of(starts[0], begin) >= _TICK_WEEKS:
+        yield 0, str(begin.year)
+    for start in starts:
+        yield week_of(start, begin), str(start.year)
+
+
+def _months(begin: date, end: date) -> Iterator[tuple[int, str]]:
+    starts = [begin.replace(day=1)]
+    while (following := (starts[-1] + timedelta(days=32)).replace(day=1)) <= end:
+        starts.append(following)
+    # Of two that are too near to be written side by side, the one of which there is more.
+    columns = [(max(0, week_of(start, begin)), start) for start in starts]
+    if len(columns) > 1 and columns[1][0] < _MONTH_WEEKS:
+        del columns[0]
+    for column, start in columns:
+        yield column, start.strftime("%Y" if start.month == 1 else "%b")
+
+
+def shapes(runs: Iterable[Run], strip: Strip, cell: int, top: int = 0) -> Iterator[tuple[DayState, str]]:
+    """Those of some runs of days that lie in a row, as SVG path data.
+
+    Args:
+        runs: The days.
+        strip: The row.
+        cell: Width and height of a day in pixels.
+        top: Where its Mondays begin.
+    """
+    for run in runs:
+        first, last = max(run.first, strip.first), min(run.last, strip.last)
+        if first <= last:
+            yield run.state, _shape(Run(run.state, first, last), strip.first, cell, top)
+
+
+def _shape(run: Run, origin: date, cell: int, top: int) -> str:
+    """The end of a week, whole weeks, and the beginning of one."""
     first, last = week_of(run.first, origin), week_of(run.last, origin)
     from_day, to_day = run.first.weekday(), run.last.weekday()
     if first == last:
@@ -197,10 +261,21 @@ def _rectangle(week: int, weekday: int, weeks: int, days: int, cell: int, top: i
 
 # --- the picture ---------------------------------------------------------------------------------------------------
 
-WIDTH = 900
 MOST_BYTES = 20_000
-_CELLS = (2, 12)
-_LABEL, _HEAD, _MARGIN, _TICK = 18, 44, 8, 60
+HEIGHT = 1200
+"""Pixels: as large as the squares can be for all series to be seen at once, else as small as they go."""
+
+_WIDTH = 900
+_WEEKS_WITH_MONTHS, _TICK_WEEKS, _MONTH_WEEKS = 60, 13, 5
+_LAYOUTS = ((1, 12), (2, 8), (4, 4), (0, 2))
+"""Years in a row, and the side of a day's square in pixels."""
+
+_LEAST_A_SERIES, _LEAST_A_RUN = 60, 12
+"""Bytes that a series, and a run of its days, take at least; encoding adds a third."""
+
+_GRID = {12: 2, 8: 2, 4: 1, 2: 0.6}
+_LABEL, _TICKS, _LEGEND, _MARGIN = 26, 14, 20, 8
+_LETTER = 6
 _TEXT = "#4a4a4a"
 
 
@@ -217,7 +292,9 @@ def calendar_markdown(calendars: Iterable[SeriesCalendar], most_bytes: int = MOS
     ordered = sorted((one for one in calendars if one.runs), key=lambda one: (-one.lacking, one.key))
     if not ordered:
         return "No day is held or collected yet."
-    shown = len(ordered)
+    # No more are drawn than could possibly fit.
+    least = accumulate((_LEAST_A_SERIES + _LEAST_A_RUN * len(one.runs)) * 4 // 3 for one in ordered)
+    shown = max(1, sum(size <= most_bytes for size in least))
     while shown:
         left_out = len(ordered) - shown
         text = _picture(ordered[:shown]) + (_not_shown(left_out) if left_out else "")
@@ -241,8 +318,12 @@ def _described(calendars: Sequence[SeriesCalendar]) -> str:
     counted: Counter[DayState] = Counter()
     for one in calendars:
         counted += one.counts()
-    told = ", ".join(f"{counted[state]} {MEANING[state]}" for state in SHOWN_STATES if counted[state])
-    return f"Calendar of {len(calendars)} series, a square for each day: {told}"
+    return f"Calendar of {len(calendars)} series, a square for each day: {in_words(counted)}"
+
+
+def in_words(counted: Mapping[DayState, int]) -> str:
+    """Days by state as a legend says them, those that there are."""
+    return ", ".join(f"{counted[state]:,} {MEANING[state]}" for state in SHOWN_STATES if counted.get(state))
 
 
 def calendar_svg(calendars: Sequence[SeriesCalendar]) -> str:
@@ -253,39 +334,48 @@ def calendar_svg(calendars: Sequence[SeriesCalendar]) -> str:
     """
     begin = min(one.runs[0].first for one in calendars)
     end = max(one.runs[-1].last for one in calendars)
-    weeks = week_of(end, begin) + 1
-    cell = max(_CELLS[0], min(_CELLS[1], WIDTH // weeks))
-    pitch = -(-(_LABEL + 7 * cell) // cell) * cell + cell
-    width = max(weeks * cell, WIDTH)
+    for years, cell in _LAYOUTS:
+        strips = strips_of(begin, end, years)
+        if len(calendars) * (_LABEL + len(strips) * (_TICKS + 7 * cell)) <= HEIGHT:
+            break
+    return _drawn(calendars, strips, cell)
+
+
+def _drawn(calendars: Sequence[SeriesCalendar], strips: Sequence[Strip], cell: int) -> str:
     paths: dict[DayState, list[str]] = {}
-    labels = []
-    for number, one in enumerate(calendars):
-        # Squares begin at whole cells, where the grid has its lines.
-        top = number * pitch + -(-_LABEL // cell) * cell
-        for run in one.runs:
-            paths.setdefault(run.state, []).append(shape(run, begin, cell, top))
-        labels.append(f'<text y="{top - 5}">{escape(_label(one))}</text>')
-    height = _HEAD + len(calendars) * pitch
-    drawn = "".join(f'<path fill="{ON_LIGHT[state]}" d="{"".join(parts)}"/>' for state, parts in paths.items())
-    gap = 0.5 if cell < 5 else 1
+    texts: list[str] = []
+    top, wide = _LEGEND, max(strip.weeks for strip in strips) * cell
+    for one in calendars:
+        label = _label(one)
+        wide = max(wide, _LETTER * len(label))
+        top += _LABEL
+        texts.append(f'<text y="{top - 5}">{escape(label)}</text>')
+        for strip in strips:
+            if strip.last < one.runs[0].first or strip.first > one.runs[-1].last:
+                continue
+            # Squares begin at whole cells, where the grid has its lines.
+            top = -(-(top + _TICKS) // cell) * cell
+            texts += [f'<text class="t" x="{week * cell}" y="{top - 3}">{text}</text>' for week, text in strip.ticks]
+            for state, drawn in shapes(one.runs, strip, cell, top):
+                paths.setdefault(state, []).append(drawn)
+            top += 7 * cell
+    width = max(wide, _WIDTH)
+    filled = "".join(f'<path fill="{ON_LIGHT[state]}" d="{"".join(parts)}"/>' for state, parts in paths.items())
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-labelledby="t" width="{width + 2 * _MARGIN}" '
-        f'height="{height + 2 * _MARGIN}" font-family="sans-serif" font-size="11" fill="{_TEXT}">'
-        f'<title id="t">{escape(_described(calendars))}</title>'
+        f'height="{top + 2 * _MARGIN}" font-family="sans-serif" font-size="11" fill="{_TEXT}">'
+        f'<title id="t">{escape(_described(calendars))}</title><style>.t{{font-size:9px;fill:#6e6e6e}}</style>'
         f'<defs><pattern id="g" width="{cell}" height="{cell}" patternUnits="userSpaceOnUse">'
-        f'<path d="M0 {cell}H{cell}V0" fill="none" stroke="#fff" stroke-width="{2 * gap}"/></pattern></defs>'
+        f'<path d="M0 {cell}H{cell}V0" fill="none" stroke="#fff" stroke-width="{_GRID[cell]}"/></pattern></defs>'
         f'<rect width="100%" height="100%" rx="4" fill="#fff"/><g transform="translate({_MARGIN} {_MARGIN})">'
-        f'{_legend([state for state in SHOWN_STATES if state in paths])}<g transform="translate(0 {_HEAD})">'
-        f'{_ticks(begin, end, cell)}{drawn}<rect width="{weeks * cell}" height="{height}" fill="url(#g)"/>'
-        f"{''.join(labels)}</g></g></svg>"
+        f"{_legend([state for state in SHOWN_STATES if state in paths])}{filled}"
+        f'<rect y="{_LEGEND}" width="{width}" height="{top - _LEGEND}" fill="url(#g)"/>{"".join(texts)}</g></svg>'
     )
 
 
 def _label(one: SeriesCalendar) -> str:
-    counted = one.counts()
-    told = ", ".join(f"{counted[state]:,} {MEANING[state]}" for state in SHOWN_STATES if counted[state])
     name = "/".join(str(one.key).split("/")[1:])
-    return f"{name} · {one.runs[0].first} to {one.runs[-1].last} · {told}"
+    return f"{name} · {one.runs[0].first} to {one.runs[-1].last} · {in_words(one.counts())}"
 
 
 def _legend(states: Sequence[DayState]) -> str:
@@ -293,22 +383,5 @@ def _legend(states: Sequence[DayState]) -> str:
     for state in states:
         parts.append(f'<rect x="{x}" width="11" height="11" fill="{ON_LIGHT[state]}"/>')
         parts.append(f'<text x="{x + 16}" y="10">{MEANING[state]}</text>')
-        x += 34 + 6 * len(MEANING[state])
-    return "".join(parts)
-
-
-def _ticks(begin: date, end: date, cell: int) -> str:
-    """Names of years above the weeks in which they begin, or of months where there are few."""
-    by_month = week_of(end, begin) <= 60
-    starts = [begin.replace(day=1)]
-    while starts[-1] <= end:
-        starts.append((starts[-1] + timedelta(days=32)).replace(day=1))
-    shown = [day for day in starts if begin <= day <= end and (by_month or day.month == 1)]
-    if not shown or week_of(shown[0], begin) * cell >= _TICK:
-        shown.insert(0, begin)
-    parts = []
-    for day in shown:
-        text = day.strftime("%b %Y" if day.month == 1 or day is shown[0] else "%b") if by_month else str(day.year)
-        x = week_of(day, begin) * cell
-        parts.append(f'<text x="{x}" y="-14">{text}</text><path stroke="#aaa" d="M{x} -11v7"/>')
+        x += 34 + _LETTER * len(MEANING[state])
     return "".join(parts)

@@ -1,0 +1,112 @@
+"""``market-data coverage``: days by state and gaps by verdict, as a table, and as a page with calendars."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from market_data_pipeline import clock
+from market_data_pipeline.cli.choice import asked, choosing_series, series_among
+from market_data_pipeline.cli.coverage_page import coverage_page
+from market_data_pipeline.cli.screen import counted, out
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.states import DayState
+from market_data_pipeline.quality.calendar import SeriesCalendar
+from market_data_pipeline.series import EXCHANGE
+from market_data_pipeline.settings import load_settings
+from market_data_pipeline.survey import survey
+from market_data_pipeline.universe import load_universe
+
+_HEADS = {
+    DayState.FINAL: "final",
+    DayState.PROVISIONAL: "prov.",
+    DayState.HEALED: "healed",
+    DayState.OUTAGE: "outage",
+    DayState.INCOMPLETE: "incompl.",
+    DayState.FAILED: "failed",
+    DayState.MISSING: "missing",
+    DayState.NOT_LISTED: "not listed",
+}
+_WRONG = (DayState.INCOMPLETE, DayState.FAILED)
+_WIDTH_WITH_GAPS = 130
+
+
+@click.command()
+@choosing_series
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a page with a calendar of each series, in one file that needs nothing else.",
+)
+def coverage(
+    markets: tuple[str, ...],
+    data_types: tuple[str, ...],
+    symbols: tuple[str, ...],
+    intervals: tuple[str, ...],
+    page: Path | None,
+) -> None:
+    """Show how complete each series is: its days by state, and what is missing inside of them by verdict.
+
+    Of days that are held, final ones are settled, healed ones have rows from REST that the archive lacks, in those with
+    an outage the exchange stood still, and of incomplete ones (incompl.) rows are missing that nothing explains.
+    Provisional (prov.), failed and missing are as in `market-data status`. What is left out is all series.
+
+      market-data coverage --market um --interval 1m
+      market-data coverage --html coverage.html
+    """
+    from market_data_pipeline.lake.catalog import series_held
+
+    settings = load_settings()
+    universe, layout = load_universe(settings.universe), Layout(settings.root)
+    there = list(dict.fromkeys([*universe.series(), *series_held(layout)]))
+    what = asked(markets, data_types, symbols, intervals)
+    keys = series_among(there, what, str(settings.root), "`market-data add` puts a series into the universe.")
+    calendars = [one.calendar for one in survey(layout, universe, keys, settings.provisional_days)]
+    show(calendars, str(settings.root), out())
+    if page is not None:
+        text = coverage_page(calendars, str(settings.root), clock.now())
+        files.write_bytes(page.absolute(), text.encode())
+        out().print(f"{page} shows {counted(len(calendars), 'calendar')}.", soft_wrap=True)
+
+
+def show(calendars: Sequence[SeriesCalendar], root: str, console: Console) -> None:
+    """Print the table; a narrow screen has the gaps below it, all series together."""
+    wide = console.width >= _WIDTH_WITH_GAPS
+    table = Table(title=f"Days in {root}", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table.add_column("series", no_wrap=True)
+    for head in _HEADS.values():
+        table.add_column(head, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("rows by verdict")
+    days: Counter[DayState] = Counter()
+    rows: Counter[str] = Counter()
+    for one in calendars:
+        counts = one.counts()
+        days += counts
+        rows.update(one.verdicts)
+        name = str(one.key).removeprefix(f"{EXCHANGE}/")
+        table.add_row(name, *_numbers(counts), *([_verdicts(one.verdicts)] if wide else []))
+    if len(calendars) > 1:
+        table.add_section()
+        table.add_row("total", *_numbers(days), *([_verdicts(rows)] if wide else []), style="bold")
+    console.print(table)
+    if not wide and rows:
+        console.print(f"Rows by verdict: {_verdicts(rows)}", soft_wrap=True)
+
+
+def _numbers(counts: Mapping[DayState, int]) -> list[str]:
+    return [
+        f"[red]{counts[state]:,}[/red]" if state in _WRONG and counts[state] else f"{counts[state]:,}"
+        for state in _HEADS
+    ]
+
+
+def _verdicts(rows: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {verdict}" for verdict, number in rows.items())

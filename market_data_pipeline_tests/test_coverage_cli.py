@@ -1,0 +1,170 @@
+"""``market-data coverage``: its table, and the page with a calendar of each series."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, date, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from market_data_pipeline import clock
+from market_data_pipeline.cli import main
+from market_data_pipeline.findings import Verdict
+from market_data_pipeline.lake.ledger import FAILED, LedgerRow
+from market_data_pipeline.quality.verdicts import verdict_finding
+from market_data_pipeline_tests.small_lake import SmallLake, days_from, series
+
+BTC, ETH, OLD = series("BTCUSDT", "1h"), series("ETHUSDT", "1h"), series("LUNAUSDT", "1h", "um")
+UNIVERSE = "collect: [{market: spot, symbols: [BTCUSDT, ETHUSDT], klines: {intervals: [1h], from: 2024-01-01}}]"
+OUTAGE = verdict_finding(Verdict.OUTAGE, "candles", 1200, (), "REST has no candle either </script><b>")
+
+
+@pytest.fixture
+def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallLake:
+    """Two series that are collected, of one of which days lack, and one that is not any more; it is 2024-01-11."""
+    monkeypatch.setattr(clock, "now", lambda: datetime(2024, 1, 11, 12, tzinfo=UTC))
+    (tmp_path / "universe.yaml").write_text(UNIVERSE)
+    for name, value in {"DIR": tmp_path / "data", "UNIVERSE": tmp_path / "universe.yaml"}.items():
+        monkeypatch.setenv(f"MARKET_DATA_{name}", str(value))
+    monkeypatch.chdir(tmp_path)
+    lake = SmallLake(tmp_path / "data")
+    for key in (BTC, ETH):
+        lake.put(key, days_from("2024-01-01", 10))
+    lake.put(BTC, [date(2024, 1, 3)], findings=(OUTAGE,))
+    for number in (5, 6):
+        lake.layout.file(ETH, date(2024, 1, number)).unlink()
+    lake.put(ETH, [date(2024, 1, 11)], final=False)
+    lake.note(ETH, LedgerRow(day=date(2024, 1, 9), outcome=FAILED, failure="checksum", reason="It <differs>."))
+    lake.layout.file(ETH, date(2024, 1, 9)).unlink()
+    lake.put(OLD, days_from("2022-01-01", 2))
+    return lake
+
+
+def run(*arguments: str) -> Result:
+    result = CliRunner().invoke(main, ["coverage", *arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def lines(text: str) -> dict[str, list[str]]:
+    """The table's rows, by series."""
+    rows = [line.strip().split(maxsplit=9) for line in text.splitlines()[2:] if line.strip()]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_table_counts_days_by_state_and_rows_by_verdict(lake: SmallLake) -> None:
+    result = run()
+    assert result.exit_code == 0
+    found = lines(result.output)
+    assert found["spot/klines/BTCUSDT/1h"][:9] == ["9", "0", "0", "1", "0", "0", "0", "0", "1,200 outage"]
+    assert found["spot/klines/ETHUSDT/1h"] == ["7", "1", "0", "0", "0", "3", "0", "0"]
+    assert found["um/klines/LUNAUSDT/1h"] == ["2", "0", "0", "0", "0", "0", "0", "0"]
+    assert found["total"][:5] == ["18", "1", "0", "1", "0"]
+
+
+def test_series_can_be_chosen_and_what_is_not_there_is_refused(lake: SmallLake) -> None:
+    assert list(lines(run("--symbol", "ETHUSDT").output)) == ["spot/klines/ETHUSDT/1h"]
+    assert list(lines(run("--market", "um", "--interval", "1h").output)) == ["um/klines/LUNAUSDT/1h"]
+    refused = run("--symbol", "ETHUSD")
+    assert refused.exit_code == 2
+    assert "has no symbol 'ETHUSD'" in refused.output
+    assert "There are: ETHUSDT" in refused.output
+
+
+def test_a_lost_ledger_does_not_look_like_missing_days(lake: SmallLake) -> None:
+    before = lines(run("--symbol", "BTCUSDT").output)
+    lake.layout.ledger(BTC).unlink()
+    assert lines(run("--symbol", "BTCUSDT").output) == before
+
+
+class Page(HTMLParser):
+    """What stands in a page: its elements, its texts, and the data of its script."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.data: dict[str, Any] = {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "input"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.elements and self.elements[-1] == ("script", {"id": "data", "type": "application/json"}):
+            self.data = json.loads(data)
+        else:
+            self.texts.append(data)
+
+
+@pytest.fixture
+def page(lake: SmallLake, tmp_path: Path) -> Page:
+    result = run("--html", "coverage.html")
+    assert result.exit_code == 0
+    assert "coverage.html shows 3 calendars." in result.output
+    return Page((tmp_path / "coverage.html").read_text("utf-8"))
+
+
+def test_the_page_needs_nothing_else(page: Page, tmp_path: Path) -> None:
+    text = (tmp_path / "coverage.html").read_text("utf-8")
+    assert "://" not in text
+    assert not [tag for tag, attributes in page.elements if {"src", "href"} & set(attributes) or tag == "link"]
+    assert "url(" not in text.replace("url(#grid)", "")
+    assert "prefers-color-scheme:dark" in text
+
+
+def test_the_page_shows_every_series_with_its_days_and_why(page: Page) -> None:
+    names = [attributes["data-name"] for tag, attributes in page.elements if tag == "section"]
+    assert names == ["spot/klines/BTCUSDT/1h", "spot/klines/ETHUSDT/1h", "um/klines/LUNAUSDT/1h"]
+    whole = [attributes["data-name"] for tag, attributes in page.elements if "data-whole" in attributes]
+    assert whole == ["spot/klines/BTCUSDT/1h", "um/klines/LUNAUSDT/1h"]
+    assert "2024-01-01 to 2024-01-11: 7 final, 1 provisional, 3 failed." in page.texts
+    assert "2024-01-01 to 2024-01-10: 9 final, 1 outage inside. Rows by verdict: 1,200 outage." in page.texts
+    assert "2024-01-09: failed. checksum: It <differs>." in page.texts
+    assert "2024-01-03: outage inside. 1,200 rows outage (REST has no candle either </script><b>)" in page.texts
+
+
+def test_the_script_knows_what_every_day_is(page: Page) -> None:
+    meaning, (btc, eth, old) = page.data["meaning"], page.data["series"]
+
+    def told(one: dict[str, Any], day: date) -> str:
+        number = (day - date(1970, 1, 1)).days
+        (state,) = [state for first, last, state in one["runs"] if first <= number <= last]
+        return f"{meaning[state]} {one['notes'].get(str(number), '')}".strip()
+
+    assert told(btc, date(2024, 1, 3)).startswith("outage inside 1,200 rows outage (REST has no candle")
+    assert told(eth, date(2024, 1, 4)) == "final"
+    assert told(eth, date(2024, 1, 9)) == "failed checksum: It <differs>."
+    assert told(eth, date(2024, 1, 11)) == "provisional"
+    assert told(old, date(2022, 1, 2)) == "final"
+    assert re.fullmatch(r"\d+", str(eth["strips"][0][0]))
+
+
+def test_a_page_that_cannot_be_written_is_said_in_words(lake: SmallLake, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run("--html", "file/coverage.html")
+    assert result.exit_code == 1
+    assert "coverage.html cannot be written" in result.output
+
+
+def test_an_empty_lake_has_its_missing_days(tmp_path: Path, lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARKET_DATA_DIR", str(tmp_path / "nowhere"))
+    found = lines(run("--html", str(tmp_path / "page.html")).output)
+    assert found["spot/klines/BTCUSDT/1h"] == ["0", "0", "0", "0", "0", "0", "10", "0"]
+    assert not (tmp_path / "nowhere").exists()
