@@ -101,7 +101,7 @@ def bring(
             for first, last in contiguous_ranges(needed, settings.max_partitions_per_run):
                 run = materialize_days(instance, definitions, [key], first, last, log_level="CRITICAL")
                 if not run.success:
-                    _stop_if_interrupted(run)
+                    stop_if_interrupted(run)
                     _report_lost(key, days_between(first, last), report, run, told)
         if profiles:
             for key in wanted:
@@ -109,7 +109,7 @@ def bring(
                     _make_profiles(key, wanted[key], layout, instance, definitions, settings, report)
         if coverage:
             markets = dict.fromkeys(key.market for key in wanted)
-            _stop_if_interrupted(materialize_coverage(instance, definitions, markets, log_level="CRITICAL"))
+            stop_if_interrupted(materialize_coverage(instance, definitions, markets, log_level="CRITICAL"))
     publish_views(layout)
     return report
 
@@ -163,7 +163,7 @@ def _mend_ledger(key: SeriesKey, layout: Layout) -> None:
             ledger.write(layout.ledger(key))
 
 
-def _stop_if_interrupted(run: dg.ExecuteInProcessResult) -> None:
+def stop_if_interrupted(run: dg.ExecuteInProcessResult) -> None:
     """Pass Ctrl-C on: Dagster ends the run as failed, and the next one would begin."""
     for event in run.all_events:
         error = event.step_failure_data.error if event.is_step_failure else None
@@ -181,14 +181,15 @@ def _report_lost(
     """Report the days of a failed run that it said nothing of, e.g. because another run wrote the series."""
     results: list[DayResult] = [*report.outcomes, *report.failures]
     said = {result.day for result in results if result.key == key}
-    reason = next(_reasons(run), "the run failed; its log in Dagster says why")
+    reason = next(reasons(run), "the run failed; its log in Dagster says why")
     for day in days:
         if day not in said:
             row = failed_row(None, day, "run", reason, clock.now())
             told(DayFailure(key, day, "run", f"{key} {day}: {reason}", row))
 
 
-def _reasons(run: dg.ExecuteInProcessResult) -> Iterator[str]:
+def reasons(run: dg.ExecuteInProcessResult) -> Iterator[str]:
+    """Why steps of a run failed, in words for people."""
     for event in run.all_events:
         if event.is_step_failure:
             data = event.step_failure_data
@@ -222,7 +223,7 @@ def _make_profiles(
     for first, last in contiguous_ranges(due, settings.max_partitions_per_run):
         run = materialize_days(instance, definitions, [key], first, last, log_level="CRITICAL")
         if not run.success:
-            _stop_if_interrupted(run)
+            stop_if_interrupted(run)
             _report_lost(key, [day for day in due if first <= day <= last], report, run, report.add)
 
 

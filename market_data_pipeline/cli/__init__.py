@@ -21,6 +21,7 @@ from market_data_pipeline.cli.coverage import coverage
 from market_data_pipeline.cli.demo import demo
 from market_data_pipeline.cli.quarantine import quarantine
 from market_data_pipeline.cli.query import sql
+from market_data_pipeline.cli.reconcile import reconcile
 from market_data_pipeline.cli.servers import sandbox, ui
 from market_data_pipeline.cli.status import status
 from market_data_pipeline.cli.universe import universe
@@ -74,7 +75,7 @@ def _keep_examples(command: click.Command) -> None:
     command.help = re.sub(r"\n\n(?=  )", "\n\n\b\n", inspect.cleandoc(command.help or ""))
 
 
-for command in (demo, add, backfill, sync, status, coverage, quarantine, verify, sql, universe, sandbox, ui):
+for command in (demo, add, backfill, sync, status, coverage, quarantine, verify, reconcile, sql, universe, sandbox, ui):
     main.add_command(command)
     _keep_examples(command)
 _keep_examples(main)

@@ -55,43 +55,43 @@ class Asked:
     last: date | None = None
 
 
-def choosing_series(command: _Command) -> _Command:
-    """Add the options that choose series to a click command."""
-    options = (
-        click.option("--market", "markets", multiple=True, type=click.Choice([str(m) for m in Market]), help="Market."),
-        click.option(
-            "--data-type",
-            "data_types",
-            multiple=True,
-            type=click.Choice([str(d) for d in DATA_TYPES]),
-            help="Data type.",
-        ),
-        click.option("--symbol", "symbols", multiple=True, metavar="SYMBOL", help="Symbol, e.g. BTCUSDT."),
-        click.option(
-            "--interval",
-            "intervals",
-            multiple=True,
-            type=click.Choice(list(INTERVALS)),
-            metavar="INTERVAL",
-            help="Kline interval, e.g. 1m; klines only, then.",
-        ),
-    )
+_MARKET = click.option(
+    "--market", "markets", multiple=True, type=click.Choice([str(m) for m in Market]), help="Market."
+)
+_DATA_TYPE = click.option(
+    "--data-type", "data_types", multiple=True, type=click.Choice([str(d) for d in DATA_TYPES]), help="Data type."
+)
+_SYMBOL = click.option("--symbol", "symbols", multiple=True, metavar="SYMBOL", help="Symbol, e.g. BTCUSDT.")
+
+
+def _interval(text: str) -> Callable[[_Command], _Command]:
+    choices = click.Choice(list(INTERVALS))
+    return click.option("--interval", "intervals", multiple=True, type=choices, metavar="INTERVAL", help=text)
+
+
+def _adding(command: _Command, *options: Callable[[_Command], _Command]) -> _Command:
     for option in reversed(options):
         command = option(command)
     return command
 
 
+def choosing_series(command: _Command) -> _Command:
+    """Add the options that choose series to a click command."""
+    return _adding(command, _MARKET, _DATA_TYPE, _SYMBOL, _interval("Kline interval, e.g. 1m; klines only, then."))
+
+
+def choosing_klines(command: _Command) -> _Command:
+    """Add the options that choose klines to a click command."""
+    return _adding(command, _MARKET, _SYMBOL, _interval("Kline interval, e.g. 1m."))
+
+
 def choosing(command: _Command) -> _Command:
     """Add the options that choose series and days to a click command."""
-    options = (
-        click.option("--from", "first", type=Day(), help="First UTC day. Left out: as universe.yaml says."),
-        click.option(
-            "--through", "last", type=Day(), help="Last UTC day, included. Left out: today, or the delisting."
-        ),
+    first = click.option("--from", "first", type=Day(), help="First UTC day. Left out: as universe.yaml says.")
+    last = click.option(
+        "--through", "last", type=Day(), help="Last UTC day, included. Left out: today, or the delisting."
     )
-    for option in reversed(options):
-        command = option(command)
-    return choosing_series(command)
+    return choosing_series(_adding(command, first, last))
 
 
 def asked(

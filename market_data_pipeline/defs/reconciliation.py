@@ -20,6 +20,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 
 from market_data_pipeline.defs.events import newest_targets, state_of
 from market_data_pipeline.defs.partitions import partition_of
+from market_data_pipeline.defs.resources import publish_views
 from market_data_pipeline.defs.runs import LIFE
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake.layout import Layout
@@ -232,6 +233,7 @@ def build_reconciliation_job(
                 yield from _compared(context, wanted, layout, settings, on_compared)
             except MarketDataError as error:
                 troubles.append(str(error))
+        publish_views(layout, context.log)
         if troubles:
             # The other series were compared, and are on record.
             raise dg.Failure("\n".join(troubles), allow_retries=False)

@@ -179,6 +179,10 @@ def statements(layout: Layout) -> list[str]:
     made.append(
         f"CREATE OR REPLACE VIEW quality.gaps AS {_GAPS.format(days=days, verdicts=verdicts, explained=explained)}"
     )
+    compared = _reconciled_days(layout)
+    made.append(f"CREATE OR REPLACE VIEW quality.reconciliation AS {_RECONCILIATION.format(days=compared)}")
+    differences = _RECONCILIATION_DIFFERENCES.format(days=compared)
+    made.append(f"CREATE OR REPLACE VIEW quality.reconciliation_differences AS {differences}")
     return made
 
 
@@ -336,6 +340,17 @@ FROM ranged
 
 def _ledger_days(layout: Layout) -> str:
     folder = layout.root / "ledger"
+    # Ledgers of older versions may lack columns.
+    every = f"{_no_ledger_days(_LEDGER_COLUMNS)} UNION ALL BY NAME SELECT * FROM {_of_series(folder)}"
+    return f"SELECT {_labels_below(folder)}, {_named(_LEDGER_COLUMNS)} FROM ({every})"
+
+
+def _of_series(folder: Path) -> str:
+    return f"read_parquet({quoted(f'{as_pattern(folder)}/**/*.parquet')}, filename = true, union_by_name = true)"
+
+
+def _labels_below(folder: Path) -> str:
+    """The labels of a series, read off the path of its one file below a folder that is laid out as the ledgers are."""
     depth = len(folder.parts)  # the leading "/" splits into one part too
     part = [f"string_split(filename, '/')[{depth + i}]" for i in range(1, 6)]
     without_suffix = "left({0}, len({0}) - len('.parquet'))"
@@ -346,11 +361,42 @@ def _ledger_days(layout: Layout) -> str:
         f"CASE WHEN {part[2]} = 'klines' THEN {part[3]} ELSE {without_suffix.format(part[3])} END",
         f"CASE WHEN {part[2]} = 'klines' THEN {without_suffix.format(part[4])} END",
     )
-    named = ", ".join(f'{sql} AS "{name}"' for sql, name in zip(labels, _LEDGER_LABELS, strict=True))
-    ledgers = f"read_parquet({quoted(f'{as_pattern(folder)}/**/*.parquet')}, filename = true, union_by_name = true)"
-    # Ledgers of older versions may lack columns.
-    every = f"{_no_ledger_days(_LEDGER_COLUMNS)} UNION ALL BY NAME SELECT * FROM {ledgers}"
-    return f"SELECT {named}, {_named(_LEDGER_COLUMNS)} FROM ({every})"
+    return ", ".join(f'{sql} AS "{name}"' for sql, name in zip(labels, _LEDGER_LABELS, strict=True))
+
+
+_RECONCILED_TYPES = {
+    "day": "DATE",
+    "source": "VARCHAR",
+    **dict.fromkeys(("bars", "differing", "explained"), "BIGINT"),
+    "contract_size": "DOUBLE",
+    "compared_at": "TIMESTAMP",
+    **dict.fromkeys(("klines_sha256", "source_sha256"), "VARCHAR"),
+    "differences": (
+        'STRUCT("open_time" TIMESTAMP, "column" VARCHAR, "klines" DOUBLE, "rebuilt" DOUBLE, "reason" VARCHAR, '
+        '"ids" VARCHAR)[]'
+    ),
+}
+_RECONCILIATION = """
+SELECT exchange, market, data_type, symbol, "interval", day, source, bars, differing, explained,
+    differing - explained AS unexplained, contract_size, compared_at, klines_sha256, source_sha256
+FROM ({days})
+"""
+_RECONCILIATION_DIFFERENCES = """
+WITH found AS (SELECT exchange, market, data_type, symbol, "interval", day, unnest(differences) AS d FROM ({days}))
+SELECT exchange, market, data_type, symbol, "interval", day, d.open_time AS open_time, d."column" AS column_name,
+    d.klines AS klines, d.rebuilt AS rebuilt, nullif(d.reason, '') AS reason, nullif(d.ids, '') AS ids
+FROM found
+"""
+
+
+def _reconciled_days(layout: Layout) -> str:
+    folder = layout.reconciliation
+    named = _named(_RECONCILED_TYPES)
+    types = {**dict.fromkeys(_LEDGER_LABELS, "VARCHAR"), **_RECONCILED_TYPES}
+    nothing = ", ".join(f'CAST(NULL AS {type_}) AS "{name}"' for name, type_ in types.items())
+    if not any(folder.rglob("*.parquet")):
+        return f"SELECT {nothing} WHERE false"
+    return f"SELECT {_labels_below(folder)}, {named} FROM {_of_series(folder)}"
 
 
 # --- publication -------------------------------------------------------------------------------------------

@@ -44,9 +44,14 @@ class Layout:
         """Folder of all that was refused, of every series."""
         return self.root / "quarantine"
 
+    @property
+    def reconciliation(self) -> Path:
+        """Folder of the records of what was reconciled, of every series."""
+        return self.root / "quality" / "reconciliation"
+
     def reconciled(self, key: SeriesKey) -> Path:
         """The record of what a series' days were reconciled with."""
-        return self.root / key.ledger.replace("ledger/", "quality/reconciliation/", 1)
+        return self.reconciliation / key.ledger.removeprefix("ledger/")
 
     def judged(self, market: Market) -> Path:
         """What the flat candles of a market were last judged from."""

@@ -1,0 +1,225 @@
+"""``market-data reconcile``: are the klines what their trades make of them?"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from market_data_pipeline.cli.choice import Day, asked, check_days, choosing_klines, series_among
+from market_data_pipeline.cli.collect import end
+from market_data_pipeline.cli.screen import aside, counted, out
+from market_data_pipeline.errors import UsageError
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.reconciled import DayReconciled, Difference
+from market_data_pipeline.reconciling import comparable, plan
+from market_data_pipeline.series import EXCHANGE, SeriesKey
+from market_data_pipeline.settings import Settings, load_settings
+from market_data_pipeline.universe import Universe, load_universe
+
+if TYPE_CHECKING:
+    from market_data_pipeline.defs.reconciliation import OnCompared
+
+SHOWN = 50
+"""Lines of the table of values; the sentence below it counts all."""
+
+Found = Mapping[SeriesKey, Sequence[DayReconciled]]
+
+
+@click.command()
+@choosing_klines
+@click.option("--from", "first", type=Day(), help="First UTC day. Left out: the first that is held on both sides.")
+@click.option("--through", "last", type=Day(), help="Last UTC day, included. Left out: yesterday.")
+@click.option("--again", is_flag=True, help="Compare days again that have not changed since they were compared.")
+def reconcile(
+    markets: Sequence[str],
+    symbols: Sequence[str],
+    intervals: Sequence[str],
+    first: date | None,
+    last: date | None,
+    again: bool,
+) -> None:
+    """Compare klines with what they can be rebuilt from.
+
+    Klines of 1s and 1m are rebuilt from aggTrades, longer intervals from klines of 1m, for each day of which both are
+    held. Prices and numbers of trades must be equal, volumes within 1e-9. Where both may differ without a fault, e.g.
+    because Binance leaves trades of the insurance fund out of aggTrades, the reason is said. Nothing is downloaded;
+    days that have not changed since are not compared again. It is on record in Dagster as the check `reconciliation`.
+
+    Exit code 1 where candles differ for no known reason.
+
+      market-data reconcile
+      market-data reconcile --market um --symbol BTCUSDT --interval 1m --from 2024-01-01 --through 2024-01-31
+      market-data sql "FROM quality.reconciliation WHERE unexplained > 0"
+    """
+    check_days(first, last)
+    settings = load_settings()
+    universe = load_universe(settings.universe)
+    keys = _chosen(universe, markets, symbols, intervals)
+    found, complete = _compared(settings, universe, keys, first, last, again=again)
+    console = aside()
+    if not any(found.values()):
+        console.print("There is no day of which both sides are held, so there is nothing to compare.")
+        end(complete)
+        return
+    out().print(_by_series(found))
+    differences = _ordered(found)
+    if differences:
+        out().print()
+        out().print(_values(differences))
+    _sum_up(found, len(differences), console)
+    end(complete and not any(day.unexplained for days in found.values() for day in days))
+
+
+def _chosen(
+    universe: Universe, markets: Sequence[str], symbols: Sequence[str], intervals: Sequence[str]
+) -> list[SeriesKey]:
+    there = comparable(universe.series())
+    advice = "1s and 1m are compared where aggTrades of the symbol are collected, longer intervals where 1m is."
+    if not there:
+        raise UsageError(f"{universe.path} has no klines that can be compared with anything. {advice}")
+    return series_among(there, asked(markets, (), symbols, intervals), str(universe.path), advice)
+
+
+def _compared(
+    settings: Settings,
+    universe: Universe,
+    keys: Sequence[SeriesKey],
+    first: date | None,
+    last: date | None,
+    *,
+    again: bool,
+) -> tuple[Found, bool]:
+    """What is found on all chosen days, of which those that are due are compared now; and whether all could be."""
+    from market_data_pipeline.definitions import ignore_notices
+    from market_data_pipeline.defs.home import open_instance, run_reconciliation
+    from market_data_pipeline.defs.reconciliation import build_reconciliation_job, run_config
+    from market_data_pipeline.sync import reasons, stop_if_interrupted
+
+    layout = Layout(settings.root)
+    plans = {key: plan(layout, key, first, last, again=again) for key in keys}
+    found = {key: list(one.known) for key, one in plans.items()}
+    due = {key: len(one.days) for key, one in plans.items() if one.days}
+    if not due:
+        return found, True
+    with _bar(sum(due.values())) as advance, warnings.catch_warnings():
+        ignore_notices()
+
+        def told(key: SeriesKey, days: Sequence[DayReconciled]) -> None:
+            found[key] += days
+            advance(key, days)
+
+        job = build_reconciliation_job(universe.series(), settings, told)
+        if job is None:  # nothing of the universe can be compared
+            return found, True
+        with open_instance(layout) as instance:
+            config = run_config([str(key) for key in due], first, last, again=again)
+            run = run_reconciliation(instance, job, config, log_level="CRITICAL")
+    stop_if_interrupted(run)
+    for reason in reasons(run):
+        aside().print(f"[red]Not all could be compared.[/red] {escape(reason)}", soft_wrap=True)
+    return {key: sorted(days, key=lambda one: one.day) for key, days in found.items()}, run.success
+
+
+@contextmanager
+def _bar(days: int) -> Iterator[OnCompared]:
+    console = aside()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("days"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("comparing", total=days)
+
+        def advance(key: SeriesKey, found: Sequence[DayReconciled]) -> None:
+            progress.update(task, advance=len(found), description=_short(key))
+
+        yield advance
+
+
+# --- what is shown -------------------------------------------------------------------------------------------------
+
+
+def _by_series(found: Found) -> Table:
+    table = Table(title="Klines and what they can be rebuilt from", title_justify="left", box=None, pad_edge=False)
+    for name in ("series", "from", "through"):
+        table.add_column(name, no_wrap=True)
+    for name in ("days", "candles", "differ", "explained", "unexplained"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for key, days in found.items():
+        if days:
+            unexplained = sum(one.unexplained for one in days)
+            table.add_row(
+                _short(key),
+                str(days[0].day),
+                str(days[-1].day),
+                f"{len(days):,}",
+                f"{sum(one.bars for one in days):,}",
+                f"{sum(one.differing for one in days):,}",
+                f"{sum(one.explained for one in days):,}",
+                f"[red]{unexplained:,}[/red]" if unexplained else "0",
+            )
+    return table
+
+
+def _ordered(found: Found) -> list[tuple[SeriesKey, Difference]]:
+    """The values that differ, those that nothing explains first."""
+    every = [(key, one) for key, days in found.items() for day in days for one in day.differences]
+    return sorted(every, key=lambda pair: bool(pair[1].reason))
+
+
+def _values(differences: Sequence[tuple[SeriesKey, Difference]]) -> Table:
+    table = Table(title="Values that differ", title_justify="left", box=None, pad_edge=False)
+    for name in ("series", "open time", "column"):
+        table.add_column(name, no_wrap=True)
+    for name in ("klines", "rebuilt"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("reason", no_wrap=True)
+    table.add_column("ids", overflow="fold")
+    for key, one in differences[:SHOWN]:
+        table.add_row(
+            _short(key),
+            f"{one.open_time:%Y-%m-%d %H:%M:%S}",
+            one.column,
+            _number(one.klines),
+            _number(one.rebuilt),
+            one.reason or "[red]none known[/red]",
+            one.ids,
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    # All digits: sums of floats differ in the last ones.
+    return "–" if value is None else f"{value!r}".removesuffix(".0")
+
+
+def _sum_up(found: Found, values: int, console: Console) -> None:
+    days = [one for several in found.values() for one in several]
+    unexplained = sum(one.unexplained for one in days)
+    differing = sum(one.differing for one in days)
+    text = f"{counted(sum(one.bars for one in days), 'candle')} of {counted(len(days), 'day')} compared: "
+    if not differing:
+        text += "all are what they can be rebuilt from."
+    elif not unexplained:
+        text += f"{differing:,} differ, all for a known reason."
+    else:
+        text += f"{differing:,} differ, {unexplained:,} of them for no known reason."
+    console.print(text, soft_wrap=True)
+    if values > SHOWN:
+        console.print(f"{SHOWN} of {values:,} values are shown; SQL has them: quality.reconciliation_differences.")
+
+
+def _short(key: SeriesKey) -> str:
+    return str(key).removeprefix(f"{EXCHANGE}/")
