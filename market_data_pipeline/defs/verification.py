@@ -33,7 +33,6 @@ def build_verify_job(keys: Sequence[SeriesKey], settings: Settings, name: str, d
         out=dg.Out(dg.Nothing),
         required_resource_keys={LIFE},
         description=description,
-        tags={"binance": ""},
     )
     def sweep_op(context: dg.OpExecutionContext) -> None:
         # Imported by runs only: a code location that is merely looked at needs no HTTP.
