@@ -13,14 +13,34 @@ not have at all comes from REST and is provisional.
 ``asked.py``       a day's rows from REST
 ``healing.py``     what the archive lacks and REST has, filled in by row
 ``midnight.py``    ids that lack, or stand twice, between two days
+``encoding.py``    a zip's days, checked, as bytes of their files: pure, for any process
 ``shelf.py``       a day's rows with their findings into its file, and back
 ``dayrows.py``     a day's rows on their way, with where each came from
 ``memory.py``      the bound of memory
 =================  =====================================================================================
 """
 
-from market_data_pipeline.ingest.run import ingest
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
-from market_data_pipeline.sources.hosts import Sources
+
+if TYPE_CHECKING:
+    from market_data_pipeline.ingest.run import ingest as ingest
+    from market_data_pipeline.sources.hosts import Sources as Sources
 
 __all__ = ["Action", "DayFailure", "DayOutcome", "Sources", "ingest"]
+
+
+def __getattr__(name: str) -> object:
+    # Imported when asked for: a process that only encodes days needs no network, nor what that imports.
+    if name == "ingest":
+        from market_data_pipeline.ingest.run import ingest
+
+        return ingest
+    if name == "Sources":
+        from market_data_pipeline.sources.hosts import Sources
+
+        return Sources
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,28 +9,24 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 
-import pyarrow as pa
-
 from market_data_pipeline import clock
-from market_data_pipeline.findings import Severity
 from market_data_pipeline.ingest.dayrows import DayRows
+from market_data_pipeline.ingest.encoding import Encoded, is_complete, read_days
 from market_data_pipeline.ingest.memory import MemoryBudget, Reservation
 from market_data_pipeline.lake import quarantine
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Source
-from market_data_pipeline.quality.integrity import check_integrity, checksum_accepted, checksum_missing
-from market_data_pipeline.quality.rows import in_order
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.sources.archive import read_zip, split_days
+from market_data_pipeline.lake.provenance import ChecksumStatus
+from market_data_pipeline.processes import Processes
+from market_data_pipeline.series import Listing, SeriesKey
 from market_data_pipeline.sources.errors import ChecksumError, ConflictError, MalformedError, SourceError
-from market_data_pipeline.sources.vision import Archive, ArchiveFile
-from market_data_pipeline.specs import expected_rows, monthly_may_stand, spec_of
+from market_data_pipeline.sources.file import ArchiveFile
+from market_data_pipeline.sources.vision import Archive
+from market_data_pipeline.specs import monthly_may_stand
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +41,9 @@ class ArchivedDays:
     Attributes:
         key: The series.
         layout: Where quarantine lies.
+        listing: When the symbol was listed.
         archive: The archive.
+        processes: Where much is computed.
         memory: What all workers may take together.
         months_held: How many months' rows are kept until their days were asked for.
         refused: ETags of the zips that were refused, by day.
@@ -53,18 +51,21 @@ class ArchivedDays:
 
     key: SeriesKey
     layout: Layout
+    listing: Listing
     archive: Archive
+    processes: Processes
     memory: MemoryBudget
     months_held: int
     refused: dict[date, str | None] = field(default_factory=dict)
-    _months: dict[date, Future[dict[date, DayRows]]] = field(default_factory=dict)
+    _months: dict[date, Future[Mapping[date, DayRows | Encoded]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def rows(self, day: date, whole_month: bool, memory: Reservation) -> DayRows | None:
-        """The rows of a day; None where the archive has none.
+    def rows(self, day: date, fresh: bool, whole_month: bool, memory: Reservation) -> DayRows | Encoded | None:
+        """The rows of a day, perhaps encoded already; None where the archive has none.
 
         Args:
             day: The UTC day, which is over.
+            fresh: Whether nothing is held of the day, so that a day that lacks nothing may be encoded at once.
             whole_month: Whether all days of its month are asked for, so that the monthly zip saves requests.
             memory: The worker's share.
 
@@ -72,24 +73,21 @@ class ArchivedDays:
             SourceError: the zip is damaged or does not match its checksum, or no whole answer came.
             StorageError: what was refused cannot be put into quarantine.
         """
-        if whole_month and (rows := self._month(day).get(day)) is not None and self._complete(rows):
-            return rows
-        if (daily := self._daily(day, memory)) is not None:
+        of_month = self._month(day).get(day) if whole_month else None
+        if isinstance(of_month, Encoded) or (of_month is not None and is_complete(self.key, of_month)):
+            return of_month
+        if (daily := self._daily(day, fresh, memory)) is not None:
             return daily
         memory.give_back()  # a worker that waits for a month's zip may not hold what that zip waits for
         month_over = days_of_month(day)[-1] < clock.today()
         return self._month(day).get(day) if month_over and monthly_may_stand(self.key) else None
 
-    def _daily(self, day: date, memory: Reservation) -> DayRows | None:
+    def _daily(self, day: date, fresh: bool, memory: Reservation) -> DayRows | Encoded | None:
         path = self.key.archive_daily(day)
         file = self._fetch(path, memory, day)
-        if file is None:
-            return None
-        with self._refusing(path, file, day):
-            table = self._read(file, path, day, day)
-            return self._day(table, file, Source.ARCHIVE_DAILY, day, len(file.data))
+        return None if file is None else self._read(file, path, day, day, encode=fresh)[day]
 
-    def _month(self, day: date) -> dict[date, DayRows]:
+    def _month(self, day: date) -> Mapping[date, DayRows | Encoded]:
         """The days of a month's zip; nothing where the archive has none that can be trusted."""
         month = days_of_month(day)
         with self._lock:
@@ -107,31 +105,18 @@ class ArchivedDays:
                 raise
         return found.result()
 
-    def _read_month(self, month: tuple[date, ...]) -> dict[date, DayRows]:
+    def _read_month(self, month: tuple[date, ...]) -> Mapping[date, DayRows | Encoded]:
         path = self.key.archive_monthly(month[0])
         try:
             with self.memory.reservation() as memory:
                 file = self._fetch(path, memory, None)
                 if file is None or file.checksum is not ChecksumStatus.VERIFIED:
                     return {}
-                with self._refusing(path, file, None):
-                    table = self._read(file, path, month[0], month[-1])
-                    days = split_days(table, spec_of(self.key).time)
-                    share = len(file.data) / table.num_rows
-                    return {
-                        day: self._day(rows, file, Source.ARCHIVE_MONTHLY, day, round(share * rows.num_rows))
-                        for day, rows in days.items()
-                    }
+                return self._read(file, path, month[0], month[-1], encode=True)
         except SourceError as error:
             # The daily archives are the better witness: a bad monthly zip only costs time.
             logger.warning("%s: the monthly zip is not used: %s", self.key, error)
             return {}
-
-    def _complete(self, rows: DayRows) -> bool:
-        """Whether a monthly zip's day may stand for the daily archive: complete and without fault."""
-        faults = [*rows.findings, *check_integrity(self.key, rows.table)]
-        sound = all(finding.severity is not Severity.ERROR for finding in faults)
-        return sound and rows.table.num_rows == expected_rows(self.key)
 
     # --- one zip ------------------------------------------------------------------------------------------------
 
@@ -143,16 +128,15 @@ class ArchivedDays:
             self._quarantine(path, error.file, error, day)
             raise
 
-    def _read(self, file: ArchiveFile, path: str, first: date, last: date) -> pa.Table:
-        return read_zip(file.data, self.key, path.rsplit("/", 1)[-1].removesuffix(".zip"), first, last)
-
-    @contextmanager
-    def _refusing(self, path: str, file: ArchiveFile, day: date | None) -> Iterator[None]:
-        """Bytes that turn out to be no good go into quarantine."""
+    def _read(
+        self, file: ArchiveFile, path: str, first: date, last: date, *, encode: bool
+    ) -> Mapping[date, DayRows | Encoded]:
         try:
-            yield
+            return self.processes.compute(
+                len(file.data), read_days, self.key, file, first, last, self.listing if encode else None
+            )
         except (MalformedError, ConflictError) as error:
-            self._quarantine(path, file, error, day)
+            self._quarantine(path, file, error, first if first == last else None)
             raise
 
     def _quarantine(self, path: str, file: ArchiveFile, error: SourceError, day: date | None) -> None:
@@ -169,36 +153,6 @@ class ArchivedDays:
         )
         if day is not None:
             self.refused[day] = file.etag
-
-    def _day(self, table: pa.Table, file: ArchiveFile, source: Source, day: date, size: int) -> DayRows:
-        ordered, findings, conflict = in_order(table, spec_of(self.key))
-        if conflict is not None:
-            raise ConflictError(
-                f"two different rows have {spec_of(self.key).key} {conflict.key}: "
-                f"{conflict.rows[0]} and {conflict.rows[1]}."
-            )
-        proven = file.checksum is not ChecksumStatus.MISSING
-        if file.checksum is not ChecksumStatus.VERIFIED:
-            findings.append(checksum_accepted() if proven else checksum_missing())
-        part = Part(
-            source=source,
-            url=file.url,
-            first_row=0,
-            rows=ordered.num_rows,
-            fetched_at=file.fetched_at,
-            sha256=file.sha256,
-            etag=file.etag,
-            last_modified=file.last_modified,
-            checksum=file.checksum,
-        )
-        return DayRows(
-            table=ordered,
-            parts=(part,),
-            final=proven,
-            known_until_us=clock.day_start_us(day) + clock.US_PER_DAY,
-            findings=tuple(findings),
-            downloaded=size,
-        )
 
 
 def days_of_month(day: date) -> tuple[date, ...]:

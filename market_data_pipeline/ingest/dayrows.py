@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
-from market_data_pipeline.findings import Finding
-from market_data_pipeline.lake.provenance import Part, Source
+from market_data_pipeline import clock
+from market_data_pipeline.findings import HISTORY, Finding
+from market_data_pipeline.lake.provenance import Part, Provenance, Source
 from market_data_pipeline.outcomes import Action
 from market_data_pipeline.quality.rows import Ints, ints
-from market_data_pipeline.quality.verdicts import Asked
+from market_data_pipeline.quality.verdicts import CUT, Asked
 from market_data_pipeline.specs import Spec
 
 
@@ -42,6 +44,20 @@ class DayRows:
     asked: Asked | None = None
     cut: bool = False
     before: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of_file(cls, record: Provenance, table: pa.Table, downloaded: int = 0) -> Self:
+        """The rows of a day's file, to go on from; what can be worked out again from them is left out."""
+        over = clock.day_start_us(record.day) + clock.US_PER_DAY
+        return cls(
+            table=table,
+            parts=record.parts,
+            final=record.final,
+            known_until_us=over if record.final else clock.to_us(record.fetched_at),
+            findings=tuple(finding for finding in record.findings if finding.rule in HISTORY),
+            downloaded=downloaded,
+            cut=any(finding.evidence == CUT for finding in record.findings),
+        )
 
     def from_rest(self) -> pa.Table:
         """The rows that came from REST."""

@@ -14,6 +14,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.ingest.archived import ArchivedDays, days_of_month
 from market_data_pipeline.ingest.asked import AskedDays, Nothing
 from market_data_pipeline.ingest.dayrows import DayRows
+from market_data_pipeline.ingest.encoding import Encoded, decode
 from market_data_pipeline.ingest.healing import Healer, with_what_was_held
 from market_data_pipeline.ingest.memory import MemoryBudget, Reservation
 from market_data_pipeline.ingest.midnight import Midnight
@@ -88,7 +89,13 @@ class _Run:
         self._memory = MemoryBudget(self.settings.memory_mb << 20)
         self._shelf = Shelf(self.key, self.layout, self.listing)
         self._archived = ArchivedDays(
-            self.key, self.layout, self.sources.archive, self._memory, self.settings.download_threads
+            self.key,
+            self.layout,
+            self.listing,
+            self.sources.archive,
+            self.sources.processes,
+            self._memory,
+            self.settings.download_threads,
         )
         self._asked = AskedDays(self.key, self._rest, self.listing)
         self._healer = Healer(self.key, self._rest, self.listing)
@@ -201,6 +208,8 @@ class _Run:
                 raise self._refusal
             with self._memory.reservation() as memory:
                 rows = self._obtain(day, known, whole_month, memory)
+                if isinstance(rows, Encoded):
+                    return self._shelf.put(day, known, rows, started)
                 if isinstance(rows, DayRows):
                     downloaded = rows.downloaded
                     return self._shelf.store(day, known, rows, started)
@@ -216,7 +225,9 @@ class _Run:
                 downloaded = len(error.file.data)
             return self._failed(day, known, error.kind, str(error), started, downloaded)
 
-    def _obtain(self, day: date, known: LedgerRow | None, whole_month: bool, memory: Reservation) -> DayRows | Nothing:
+    def _obtain(
+        self, day: date, known: LedgerRow | None, whole_month: bool, memory: Reservation
+    ) -> DayRows | Encoded | Nothing:
         """A day's rows: of the archive where it has them, with what it lacks from REST; else of REST."""
         if day > clock.today():
             raise AbsentError(f"the day lies in the future; today is {clock.today()} (UTC).")
@@ -225,7 +236,12 @@ class _Run:
                 held = self._shelf.rows(day)
                 if held is not None:
                     return self._healer.heal(day, replace(held, action=Action.EXTENDED))
-            rows = self._archived.rows(day, whole_month, memory)
+            fresh = known is None or known.outcome != HELD
+            rows = self._archived.rows(day, fresh, whole_month, memory)
+            if isinstance(rows, Encoded):
+                if fresh:
+                    return rows
+                rows = decode(rows)
             if rows is not None:
                 return self._completed(day, known, rows)
         held = self._shelf.rows(day) if known is not None and known.outcome == HELD else None

@@ -11,20 +11,17 @@ from dataclasses import dataclass, replace
 from datetime import date
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import HISTORY, Finding
 from market_data_pipeline.ingest.dayrows import DayRows
+from market_data_pipeline.ingest.encoding import Encoded, describe, encode, lacking
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, LedgerRow, row_from_provenance
-from market_data_pipeline.lake.provenance import Provenance, content_sha256
+from market_data_pipeline.lake.provenance import Provenance
 from market_data_pipeline.outcomes import Action, DayOutcome
-from market_data_pipeline.quality.gaps import flat_candles, missing_candles, missing_ids
-from market_data_pipeline.quality.integrity import check_integrity
 from market_data_pipeline.quality.rows import ints
-from market_data_pipeline.quality.verdicts import CUT, TradeRecord, judge_candles, judge_trades
+from market_data_pipeline.quality.verdicts import TradeRecord
 from market_data_pipeline.series import DataType, Listing, SeriesKey
-from market_data_pipeline.specs import spec_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +40,11 @@ class Shelf:
 
     def rows(self, day: date) -> DayRows | None:
         """The rows of a day that is held; None where its file is damaged."""
-        path = self.layout.file(self.key, day)
         try:
-            record, table = files.read_provenance(path), files.read_table(path)
+            record, table = files.read_whole(self.layout.file(self.key, day))
         except DamagedFileError:
             return None
-        known_until = clock.day_start_us(day) + clock.US_PER_DAY if record.final else clock.to_us(record.fetched_at)
-        return DayRows(
-            table=table,
-            parts=record.parts,
-            final=record.final,
-            known_until_us=known_until,
-            findings=tuple(finding for finding in record.findings if finding.rule in HISTORY),
-            cut=any(finding.evidence == CUT for finding in record.findings),
-        )
+        return DayRows.of_file(record, table)
 
     def store(self, day: date, known: LedgerRow | None, rows: DayRows, started: float) -> DayOutcome:
         """Check a day's rows and write them, unless the file that is held is the better one.
@@ -73,18 +61,27 @@ class Shelf:
         path = self.layout.file(self.key, day)
         # A file that the ledger does not count as held was found to be damaged: its footer proves nothing.
         held = self._record_on_disk(day) if known is not None and known.outcome == HELD else None
-        record = self._record(day, rows)
-        attempts = (known.attempts if known else 0) + 1
+        trades = self._trades_held(day) if rows.final and lacking(self.key, day, rows, self.listing) else None
+        record = describe(self.key, day, rows, self.listing, trades)
         if held is not None and _keep(held, record):
             stat = files.stat(path)
             if stat is not None:
-                row = row_from_provenance(held, stat, attempts=attempts)
+                row = row_from_provenance(held, stat, attempts=(known.attempts if known else 0) + 1)
                 row = replace(row, asked_at=clock.naive_utc(clock.now()))
                 return DayOutcome(self.key, day, row, Action.HELD, time.perf_counter() - started, rows.downloaded)
-        spec = spec_of(self.key)
-        stat = files.write_table(path, rows.table, record, delta=spec.delta, dictionary=spec.dictionary)
-        row = row_from_provenance(record, stat, attempts=attempts)
-        return DayOutcome(self.key, day, row, rows.action, time.perf_counter() - started, rows.downloaded)
+        return self.put(day, known, encode(self.key, rows, record), started, rows.action)
+
+    def put(
+        self, day: date, known: LedgerRow | None, encoded: Encoded, started: float, action: Action = Action.FETCHED
+    ) -> DayOutcome:
+        """Write a day's file.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        stat = files.write_bytes(self.layout.file(self.key, day), encoded.parquet)
+        row = row_from_provenance(encoded.record, stat, attempts=(known.attempts if known else 0) + 1)
+        return DayOutcome(self.key, day, row, action, time.perf_counter() - started, encoded.downloaded)
 
     def _record_on_disk(self, day: date) -> Provenance | None:
         try:
@@ -92,38 +89,10 @@ class Shelf:
         except DamagedFileError:
             return None
 
-    def _record(self, day: date, rows: DayRows) -> Provenance:
-        keys = ints(rows.table, spec_of(self.key).key)
-        findings = (
-            *rows.findings,
-            *check_integrity(self.key, rows.table),
-            *self._gaps(day, rows),
-        )
-        return Provenance(
-            series=str(self.key),
-            day=day,
-            parts=rows.parts,
-            final=rows.final,
-            fetched_at=max(part.fetched_at for part in rows.parts),
-            rows=rows.table.num_rows,
-            first_key=int(keys[0]),
-            last_key=int(keys[-1]),
-            content_sha256=content_sha256(rows.table),
-            findings=findings,
-        )
-
-    def _gaps(self, day: date, rows: DayRows) -> list[Finding]:
-        healed = rows.healed(spec_of(self.key))
-        if self.key.interval is None:
-            missing = [*rows.before, *missing_ids(rows.table)]
-            return judge_trades(missing, healed, final=rows.final, asked=rows.asked, cut=rows.cut)
-        lacking = missing_candles(self.key, rows.table, day, rows.known_until_us, self.listing)
-        trades = self._trades_held(day) if len(lacking.lacking) and rows.final else None
-        flat = flat_candles(rows.table)
-        return judge_candles(self.key, lacking, healed, flat, final=rows.final, asked=rows.asked, trades=trades)
-
     def _trades_held(self, day: date) -> TradeRecord | None:
-        """The symbol's aggTrades of a day as witnesses, where the lake has them."""
+        """The symbol's aggTrades of a day as witnesses for its candles, where the lake has them."""
+        if self.key.interval is None:
+            return None
         path = self.layout.file(replace(self.key, data_type=DataType.AGG_TRADES, interval=None), day)
         if not path.exists():
             return None

@@ -108,23 +108,21 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, data: bytes) -> FileStat:
+def write_bytes(path: Path, data: bytes | pa.Buffer) -> FileStat:
     """Write a file whole, atomically."""
     return replace_atomically(path, lambda file: file.write(data))
 
 
-def write_table(
-    path: Path,
+def encode_table(
     table: pa.Table,
     provenance: Provenance | None = None,
     *,
     delta: tuple[str, ...] = (),
     dictionary: tuple[str, ...] = (),
-) -> FileStat:
-    """Write a table as zstd Parquet, atomically, with provenance in the footer.
+) -> pa.Buffer:
+    """A table as zstd Parquet, with provenance in the footer.
 
     Args:
-        path: The file's final place.
         table: What to write.
         provenance: The record for the footer.
         delta: Integer and time columns to write with DELTA_BINARY_PACKED.
@@ -134,7 +132,6 @@ def write_table(
         stamped = provenance.model_copy(update={"writer_version": __version__})
         table = table.replace_schema_metadata({FOOTER_KEY: stamped.model_dump_json(exclude_none=True).encode()})
     labels = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
-
     # Encoded in memory and written in one piece: Arrow would call back into Python for each of some hundred small ones.
     encoded = pa.BufferOutputStream()
     pq.write_table(
@@ -146,8 +143,23 @@ def write_table(
         use_dictionary=[*labels, *dictionary],
         column_encoding=dict.fromkeys(delta, "DELTA_BINARY_PACKED") or None,
     )
-    buffer = encoded.getvalue()
-    return replace_atomically(path, lambda file: file.write(buffer))
+    return encoded.getvalue()
+
+
+def write_table(
+    path: Path,
+    table: pa.Table,
+    provenance: Provenance | None = None,
+    *,
+    delta: tuple[str, ...] = (),
+    dictionary: tuple[str, ...] = (),
+) -> FileStat:
+    """Write a table as :func:`encode_table` has it, atomically.
+
+    Raises:
+        StorageError: the disk refuses; ``path`` is as it was.
+    """
+    return write_bytes(path, encode_table(table, provenance, delta=delta, dictionary=dictionary))
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -161,6 +173,11 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
             return pq.read_table(file, columns=columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise damaged(path, error) from error
+
+
+def read_encoded(parquet: pa.Buffer) -> pa.Table:
+    """The rows of a file that :func:`encode_table` made."""
+    return pq.read_table(pa.BufferReader(parquet), use_threads=False)
 
 
 def read_provenance(path: Path) -> Provenance:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from market_data_pipeline.errors import MarketDataError
 
 if TYPE_CHECKING:
-    from market_data_pipeline.sources.vision import ArchiveFile
+    from market_data_pipeline.sources.file import ArchiveFile
 
 
 class SourceError(MarketDataError):

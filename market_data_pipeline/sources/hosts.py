@@ -1,4 +1,4 @@
-"""The archive and the REST hosts as one run uses them: what is off or used up stays so until the run ends."""
+"""The archive, the REST hosts and the processes of one run: what is off or used up stays so until the run ends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from market_data_pipeline.processes import Processes
 from market_data_pipeline.series import Market
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.rest import RestApi
@@ -17,10 +18,12 @@ class Sources:
 
     Attributes:
         archive: data.binance.vision.
+        processes: Read what the archive gives, where that is much.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.archive = Archive(settings)
+        self.processes = Processes(settings.processes)
         self._settings = settings
         self._rest: dict[Market, RestApi] = {}
         self._lock = threading.Lock()
@@ -33,7 +36,8 @@ class Sources:
             return self._rest[market]
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and end the processes."""
+        self.processes.close()
         self.archive.close()
         for api in self._rest.values():
             api.close()

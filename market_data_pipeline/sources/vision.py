@@ -9,40 +9,17 @@ import hashlib
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime
 from xml.etree import ElementTree as ET
 
 from market_data_pipeline import clock
 from market_data_pipeline.lake.provenance import ChecksumStatus
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.errors import ChecksumError, NetworkError
+from market_data_pipeline.sources.file import ArchiveFile
 from market_data_pipeline.sources.http import OK, PASSING, Answer, Host
 
 ABSENT = (403, 404)
 _S3 = "{http://s3.amazonaws.com/doc/2006-03-01/}"
-
-
-@dataclass(frozen=True, slots=True)
-class ArchiveFile:
-    """A zip as the archive serves it, proven as far as the archive allows.
-
-    Attributes:
-        url: Its address.
-        data: Its bytes.
-        sha256: Of the bytes, in hex.
-        etag: The archive's, without quotes.
-        last_modified: The archive's (HTTP date).
-        checksum: ``verified``; ``missing`` where no ``.CHECKSUM`` is published; ``accepted`` where a person did.
-        fetched_at: When the answer came (UTC).
-    """
-
-    url: str
-    data: bytes
-    sha256: str
-    etag: str | None
-    last_modified: str | None
-    checksum: ChecksumStatus
-    fetched_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

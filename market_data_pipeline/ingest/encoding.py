@@ -1,0 +1,166 @@
+"""From an archive's zip to the days in it, checked, and to the bytes of their files: pure, so any process can do it.
+
+What belongs here: everything that takes computing. What does not: asking anybody for what a day lacks, and the disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+
+import pyarrow as pa
+
+from market_data_pipeline import clock
+from market_data_pipeline.findings import Finding, Severity
+from market_data_pipeline.ingest.dayrows import DayRows
+from market_data_pipeline.lake.files import encode_table, read_encoded
+from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
+from market_data_pipeline.quality.gaps import flat_candles, missing_candles, missing_ids, seems_cut
+from market_data_pipeline.quality.integrity import check_integrity, checksum_accepted, checksum_missing
+from market_data_pipeline.quality.rows import in_order, ints
+from market_data_pipeline.quality.verdicts import TradeRecord, judge_candles, judge_trades
+from market_data_pipeline.series import Listing, SeriesKey
+from market_data_pipeline.sources.archive import read_zip, split_days
+from market_data_pipeline.sources.errors import ConflictError
+from market_data_pipeline.sources.file import ArchiveFile
+from market_data_pipeline.specs import expected_rows, spec_of
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A day's file as it will lie in the lake.
+
+    Attributes:
+        parquet: Its bytes.
+        record: What its footer says.
+        downloaded: Bytes of the archive that it was made of.
+    """
+
+    parquet: pa.Buffer
+    record: Provenance
+    downloaded: int
+
+
+def read_days(
+    key: SeriesKey, file: ArchiveFile, first: date, last: date, listing: Listing | None = None
+) -> dict[date, DayRows | Encoded]:
+    """The days of a zip, as far as they can be had without asking anybody.
+
+    Args:
+        key: The series.
+        file: The zip; a daily one where ``first`` is ``last``, else a monthly one.
+        first: First UTC day that it may have.
+        last: Last such day.
+        listing: When the symbol was listed, if days that lack nothing should come encoded; else rows come.
+
+    Raises:
+        MalformedError: it is not what the archive publishes.
+        ConflictError: two different rows of a day have one key.
+    """
+    table = read_zip(file.data, key, file.stem, first, last)
+    days = {first: table} if first == last else split_days(table, spec_of(key).time)
+    source = Source.ARCHIVE_DAILY if first == last else Source.ARCHIVE_MONTHLY
+    share = len(file.data) / table.num_rows
+    found: dict[date, DayRows | Encoded] = {}
+    for day, of_day in days.items():
+        rows = _rows(key, of_day, file, source, day, round(share * of_day.num_rows))
+        may_stand = first == last or is_complete(key, rows)
+        if listing is None or not may_stand or lacking(key, day, rows, listing):
+            found[day] = rows
+        else:
+            found[day] = encode(key, rows, describe(key, day, rows, listing))
+    return found
+
+
+def _rows(key: SeriesKey, table: pa.Table, file: ArchiveFile, source: Source, day: date, size: int) -> DayRows:
+    ordered, findings, conflict = in_order(table, spec_of(key))
+    if conflict is not None:
+        raise ConflictError(
+            f"two different rows have {spec_of(key).key} {conflict.key}: {conflict.rows[0]} and {conflict.rows[1]}."
+        )
+    proven = file.checksum is not ChecksumStatus.MISSING
+    if file.checksum is not ChecksumStatus.VERIFIED:
+        findings.append(checksum_accepted() if proven else checksum_missing())
+    part = Part(
+        source=source,
+        url=file.url,
+        first_row=0,
+        rows=ordered.num_rows,
+        fetched_at=file.fetched_at,
+        sha256=file.sha256,
+        etag=file.etag,
+        last_modified=file.last_modified,
+        checksum=file.checksum,
+    )
+    return DayRows(
+        table=ordered,
+        parts=(part,),
+        final=proven,
+        known_until_us=clock.day_start_us(day) + clock.US_PER_DAY,
+        findings=tuple(findings),
+        downloaded=size,
+    )
+
+
+def is_complete(key: SeriesKey, rows: DayRows) -> bool:
+    """Whether a monthly zip's day may stand for the daily archive: complete and without fault."""
+    faults = [*rows.findings, *check_integrity(key, rows.table)]
+    sound = all(finding.severity is not Severity.ERROR for finding in faults)
+    return sound and rows.table.num_rows == expected_rows(key)
+
+
+def lacking(key: SeriesKey, day: date, rows: DayRows, listing: Listing) -> bool:
+    """Whether a day has rows to ask REST for, or seems to."""
+    if key.interval is None:
+        return bool(missing_ids(rows.table)) or seems_cut(rows.table, day)
+    return len(missing_candles(key, rows.table, day, rows.known_until_us, listing).lacking) > 0
+
+
+def describe(
+    key: SeriesKey, day: date, rows: DayRows, listing: Listing, trades: TradeRecord | None = None
+) -> Provenance:
+    """Check a day's rows, and say where they came from and what was found.
+
+    Args:
+        key: The series.
+        day: The UTC day.
+        rows: Its rows, at least one.
+        listing: When the symbol was listed.
+        trades: The symbol's aggTrades of that day as witnesses for candles that lack, where they are held.
+    """
+    keys = ints(rows.table, spec_of(key).key)
+    findings = (*rows.findings, *check_integrity(key, rows.table), *_gaps(key, day, rows, listing, trades))
+    return Provenance(
+        series=str(key),
+        day=day,
+        parts=rows.parts,
+        final=rows.final,
+        fetched_at=max(part.fetched_at for part in rows.parts),
+        rows=rows.table.num_rows,
+        first_key=int(keys[0]),
+        last_key=int(keys[-1]),
+        content_sha256=content_sha256(rows.table),
+        findings=findings,
+    )
+
+
+def _gaps(key: SeriesKey, day: date, rows: DayRows, listing: Listing, trades: TradeRecord | None) -> list[Finding]:
+    healed = rows.healed(spec_of(key))
+    if key.interval is None:
+        missing = [*rows.before, *missing_ids(rows.table)]
+        return judge_trades(missing, healed, final=rows.final, asked=rows.asked, cut=rows.cut)
+    missing_rows = missing_candles(key, rows.table, day, rows.known_until_us, listing)
+    flat = flat_candles(rows.table)
+    return judge_candles(key, missing_rows, healed, flat, final=rows.final, asked=rows.asked, trades=trades)
+
+
+def encode(key: SeriesKey, rows: DayRows, record: Provenance) -> Encoded:
+    """The bytes of a day's file."""
+    spec = spec_of(key)
+    parquet = encode_table(rows.table, record, delta=spec.delta, dictionary=spec.dictionary)
+    return Encoded(parquet, record, rows.downloaded)
+
+
+def decode(encoded: Encoded) -> DayRows:
+    """The inverse of :func:`encode`."""
+    return DayRows.of_file(encoded.record, read_encoded(encoded.parquet), encoded.downloaded)

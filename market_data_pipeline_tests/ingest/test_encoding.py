@@ -1,0 +1,43 @@
+"""What other processes read and encode is what the run would have stored by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date
+
+import pyarrow as pa
+import pytest
+
+from market_data_pipeline import processes
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.ledger import LedgerRow
+from market_data_pipeline.sandbox import Damage, DamagedArchive, MissingChecksum, MissingRows
+from market_data_pipeline.series import SeriesKey
+from market_data_pipeline_tests.world import Result, World, agg_trades, days, klines, utc
+
+
+def told(world: World, result: Result) -> tuple[date, LedgerRow, str, int, pa.Table | None]:
+    """What a result says, without what another time or place of bringing it changes."""
+    at_once = replace(result.row, fetched_at=None, asked_at=None, mtime_ns=0, bytes=0)
+    reason = getattr(result, "reason", "")
+    path = world.layout.file(result.key, result.day)
+    return (result.day, at_once, reason, result.downloaded, files.read_table(path) if path.exists() else None)
+
+
+@pytest.mark.parametrize("key", [klines("BTCUSDT", "1m"), agg_trades("BTCUSDT")], ids=str)
+def test_days_from_other_processes_are_the_same(world: World, key: SeriesKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = world.sandbox.faults
+    faults.add(MissingRows(start=utc("2026-02-05T10:00"), end=utc("2026-02-05T10:20")))
+    faults.add(MissingChecksum(days=[date(2026, 2, 6)]))
+    faults.add(DamagedArchive(days=[date(2026, 2, 7)], damage=Damage.NOT_A_ZIP))
+    faults.add(DamagedArchive(days=[date(2026, 2, 9)], damage=Damage.DUPLICATES))
+    faults.add(DamagedArchive(days=[date(2026, 2, 10)], damage=Damage.CONFLICTING_DUPLICATES))
+    wanted = days("2026-01-01", "2026-02-12") if key.interval else days("2026-02-03", "2026-02-12")
+    world.set(processes=1)
+    here = [told(world, result) for result in world.ingest(key, wanted)]
+    elsewhere = World(world.root / "elsewhere", world.sandbox, monkeypatch)
+    elsewhere.set(processes=2)
+    monkeypatch.setattr(processes, "_WORTH_BYTES", 1)
+    there = [told(elsewhere, result) for result in elsewhere.ingest(key, wanted)]
+    assert there == here
+    assert {row.failure for _, row, *_ in here} == {None, "malformed", "conflict"}
