@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import re
 import subprocess
 import sys
 import warnings
@@ -26,7 +25,6 @@ import pytest
 from market_data_pipeline import MarketData, clock
 from market_data_pipeline.client import Result
 from market_data_pipeline.errors import MarketDataError, UsageError
-from market_data_pipeline.findings import Finding, Range, Severity
 from market_data_pipeline.lake import catalog, files, reading
 from market_data_pipeline.lake.catalog import publish_catalog
 from market_data_pipeline.lake.files import DamagedFileError
@@ -40,16 +38,6 @@ from market_data_pipeline_tests.world import World, klines
 BTC, ETH = series("BTCUSDT", "1h"), series("ETHUSDT", "1h")
 TRADES = series("BTCUSDT")
 PROFILE = series("BTCUSDT", data_type="tradeProfile")
-OUTAGE = Finding(
-    check="gaps",
-    rule="outage",
-    severity=Severity.INFO,
-    count=2,
-    message="2 of 24 candles are missing: no trade took place.",
-    ranges=(Range(first=1704164400000000, last=1704168000000000, count=2),),
-    evidence="REST has no candle either.",
-)
-"""At 03:00 and 04:00 of 2024-01-02."""
 FACES = ("arrow", "df", "pl", "relation")
 at = datetime.fromisoformat
 
@@ -498,50 +486,6 @@ def test_an_empty_lake_answers_sql_and_coverage(tmp_path: Path) -> None:
     assert market.sql("FROM binance_spot.klines").df().empty
     assert market.coverage().df().empty
     assert not (tmp_path / "nowhere").exists()
-
-
-# --- docs/sql.md -------------------------------------------------------------------------------------------------
-
-DOCUMENT = Path(__file__).parents[1] / "docs" / "sql.md"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
-
-
-@pytest.fixture
-def documented(tmp_path: Path) -> SmallLake:
-    lake = SmallLake(tmp_path / "data")
-    for key in (series("BTCUSDT", "1m"), series("ETHUSDT", "1m"), BTC, TRADES, PROFILE):
-        lake.put(key, days_from("2024-01-01", 3), version=1)
-    lake.put(BTC, [date(2024, 1, 2)], version=1, findings=(OUTAGE,))
-    lake.note(BTC, LedgerRow(day=date(2024, 1, 4), outcome=FAILED, failure="absent", reason="It is not there."))
-    return lake
-
-
-@pytest.mark.parametrize("query", blocks("sql"))
-def test_every_query_of_the_document_has_an_answer(documented: SmallLake, query: str) -> None:
-    assert MarketData(documented.root).sql(query).arrow().num_rows > 0
-
-
-@pytest.mark.parametrize("code", blocks("python"))
-def test_every_line_of_python_in_the_document_runs(
-    documented: SmallLake, monkeypatch: pytest.MonkeyPatch, code: str
-) -> None:
-    monkeypatch.chdir(documented.root.parent)
-    names: dict[str, Any] = {}
-    exec(code, names)
-    assert len(names["candles"].df()) == 2 * 2 * 1440
-    assert len(names["held"]) == 16
-    assert names["trades"].height > 0
-
-
-def test_the_document_names_every_column_of_every_view(market: MarketData) -> None:
-    text = DOCUMENT.read_text()
-    views = [f"binance_{m}.{view}" for m in ("spot", "cm") for view in ("klines", "agg_trades", "trade_profile")]
-    for view in [*views, "quality.coverage", "quality.gaps", "quality.findings"]:
-        columns = market.sql(f"DESCRIBE {view}").arrow()["column_name"].to_pylist()
-        assert [name for name in columns if f"`{name}`" not in text] == [], view
 
 
 # --- sync --------------------------------------------------------------------------------------------------------
