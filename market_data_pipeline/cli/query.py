@@ -30,7 +30,7 @@ def sql(query: str, form: str | None) -> None:
       market-data sql --csv "SELECT day, reason FROM quality.coverage WHERE outcome = 'failed'" > failed.csv
 
     The views klines, agg_trades and trade_profile are in the schemas binance_spot, binance_um and binance_cm; what is
-    held and what checks found is in quality.coverage and quality.findings.
+    held and what checks found is in quality.coverage, quality.gaps and quality.findings.
     """
     run_query(load_settings().root, query, form)
 
