@@ -88,7 +88,7 @@ def test_a_candle_that_differs_is_shown_with_both_values_and_is_on_record(
         assert result.exit_code == 1
         shown = ["um/klines/BTCUSDT/1m", "2026-03-03", "10:00:00", "high", f"{true + 1:.8g}", f"{true:.8g}"]
         assert [*shown, "none", "known"] in lines(result.stdout)
-        assert "2,880 candles of 2 days compared: 1 differ, 1 of them for no known reason." in result.stderr
+        assert "2,880 candles of 2 days compared: 1 differs, 1 of them for no known reason." in result.stderr
     with open_instance(world.layout) as instance:
         assert len(instance.get_runs()) == 1
         check = dg.AssetCheckKey(asset_key_of(MINUTES), "reconciliation")

@@ -99,34 +99,38 @@ def _compared(
     again: bool,
 ) -> tuple[Found, bool]:
     """What is found on all chosen days, of which those that are due are compared now; and whether all could be."""
+    layout = Layout(settings.root)
+    plans = {key: plan(layout, key, first, last, again=again) for key in keys}
+    found = {key: {day.day: day for day in one.known} for key, one in plans.items()}
+    due = {key: len(one.days) for key, one in plans.items() if one.days}
+    if not due:
+        return _by_day(found), True
     from market_data_pipeline.definitions import ignore_notices
     from market_data_pipeline.defs.home import open_instance, run_reconciliation
     from market_data_pipeline.defs.reconciliation import build_reconciliation_job, run_config
     from market_data_pipeline.sync import reasons, stop_if_interrupted
 
-    layout = Layout(settings.root)
-    plans = {key: plan(layout, key, first, last, again=again) for key in keys}
-    found = {key: list(one.known) for key, one in plans.items()}
-    due = {key: len(one.days) for key, one in plans.items() if one.days}
-    if not due:
-        return found, True
     with _bar(sum(due.values())) as advance, warnings.catch_warnings():
         ignore_notices()
 
         def told(key: SeriesKey, days: Sequence[DayReconciled]) -> None:
-            found[key] += days
+            found[key].update((day.day, day) for day in days)
             advance(key, days)
 
         job = build_reconciliation_job(universe.series(), settings, told)
         if job is None:  # nothing of the universe can be compared
-            return found, True
+            return _by_day(found), True
         with open_instance(layout) as instance:
             config = run_config([str(key) for key in due], first, last, again=again)
             run = run_reconciliation(instance, job, config, log_level="CRITICAL")
     stop_if_interrupted(run)
     for reason in reasons(run):
         aside().print(f"[red]Not all could be compared.[/red] {escape(reason)}", soft_wrap=True)
-    return {key: sorted(days, key=lambda one: one.day) for key, days in found.items()}, run.success
+    return _by_day(found), run.success
+
+
+def _by_day(found: Mapping[SeriesKey, Mapping[date, DayReconciled]]) -> Found:
+    return {key: [days[day] for day in sorted(days)] for key, days in found.items()}
 
 
 @contextmanager
@@ -209,13 +213,14 @@ def _sum_up(found: Found, values: int, console: Console) -> None:
     days = [one for several in found.values() for one in several]
     unexplained = sum(one.unexplained for one in days)
     differing = sum(one.differing for one in days)
+    verb = "differs" if differing == 1 else "differ"
     text = f"{counted(sum(one.bars for one in days), 'candle')} of {counted(len(days), 'day')} compared: "
     if not differing:
         text += "all are what they can be rebuilt from."
     elif not unexplained:
-        text += f"{differing:,} differ, all for a known reason."
+        text += f"{differing:,} {verb}, all for a known reason."
     else:
-        text += f"{differing:,} differ, {unexplained:,} of them for no known reason."
+        text += f"{differing:,} {verb}, {unexplained:,} of them for no known reason."
     console.print(text, soft_wrap=True)
     if values > SHOWN:
         console.print(f"{SHOWN} of {values:,} values are shown; SQL has them: quality.reconciliation_differences.")

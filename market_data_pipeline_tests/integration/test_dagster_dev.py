@@ -183,6 +183,7 @@ def test_a_backfill_from_the_ui_with_bad_days_and_a_second_one_for_those(tmp_pat
             assert zips(sandbox) == {f"BTCUSDT-1m-{day}.zip" for day in BAD}
             assert len(sandbox.requests) == 4  # each zip and its CHECKSUM, and nothing else
             all_days_are_good(ui)
+            klines_are_compared_with_their_trades_day_by_day(desk, ui)
             assert {files.read_table(desk.layout.file(BTC, day)).num_rows for day in MONTH} == {1440}
             any_sql_tool_finds_the_rows(desk)
             the_daemons_are_well(ui)
@@ -241,6 +242,18 @@ def all_days_are_good(ui: Ui) -> None:
     for key in (BTC, ETH):
         assert ui.numbers(key) == {"numMaterialized": 31, "numFailed": 0, "numMaterializing": 0}
         assert ui.checks(key) == {name: {"SUCCEEDED": set(MONTH)} for name in CHECKS}
+
+
+def klines_are_compared_with_their_trades_day_by_day(desk: Desk, ui: Ui) -> None:
+    assert "Not compared yet" in ui.evaluation(BTC, "reconciliation", MONTH[0])["description"]
+    day = str(MONTH[0])
+    desk.run("backfill", "--data-type", "aggTrades", "--symbol", "BTCUSDT", "--from", day, "--through", day)
+    desk.run("reconcile")
+    compared = ui.evaluation(BTC, "reconciliation", MONTH[0])
+    assert compared["description"].startswith("All 1,440 candles are what binance/spot/aggTrades/BTCUSDT")
+    assert compared["targetMaterialization"] is not None
+    assert ui.checks(BTC)["reconciliation"] == {"SUCCEEDED": set(MONTH)}
+    assert "Not compared yet" in ui.evaluation(BTC, "reconciliation", MONTH[1])["description"]
 
 
 def any_sql_tool_finds_the_rows(desk: Desk) -> None:
