@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from datetime import UTC, date, datetime
@@ -11,11 +12,15 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from market_data_pipeline import clock
 from market_data_pipeline.cli import main
+from market_data_pipeline.cli.coverage import show
 from market_data_pipeline.findings import Verdict
 from market_data_pipeline.lake.ledger import FAILED, LedgerRow
+from market_data_pipeline.lake.states import DayState
+from market_data_pipeline.quality.calendar import calendar_of
 from market_data_pipeline.quality.verdicts import verdict_finding
 from market_data_pipeline_tests.small_lake import SmallLake, days_from, series
 
@@ -51,25 +56,44 @@ def run(*arguments: str) -> Result:
     return result
 
 
-def lines(text: str) -> dict[str, list[str]]:
-    """The table's rows, by series."""
-    rows = [line.strip().split(maxsplit=9) for line in text.splitlines()[2:] if line.strip()]
-    return {row[0]: row[1:] for row in rows}
+def table(text: str) -> dict[str, dict[str, str]]:
+    """The table's rows by series; a cell that is not there is empty."""
+    head, *rows = [line.rstrip() for line in text.splitlines()[1:] if "  " in line.strip()]
+    names = ["series", *head.split()[1:]]
+    found = {}
+    for row in rows:
+        cells = row.split(maxsplit=len(names) - 1 if "rows by verdict" not in head else len(names) - 3)
+        found[cells[0]] = dict(zip(names, [*cells, "", "", ""], strict=False))
+    return found
 
 
 def test_the_table_counts_days_by_state_and_rows_by_verdict(lake: SmallLake) -> None:
     result = run()
     assert result.exit_code == 0
-    found = lines(result.output)
-    assert found["spot/klines/BTCUSDT/1h"][:9] == ["9", "0", "0", "1", "0", "0", "0", "0", "1,200 outage"]
-    assert found["spot/klines/ETHUSDT/1h"] == ["7", "1", "0", "0", "0", "3", "0", "0"]
-    assert found["um/klines/LUNAUSDT/1h"] == ["2", "0", "0", "0", "0", "0", "0", "0"]
-    assert found["total"][:5] == ["18", "1", "0", "1", "0"]
+    assert result.output.splitlines()[1].split() == [
+        "series", "final", "prov.", "outage", "failed", "missing", "rows", "by", "verdict"
+    ]  # fmt: skip
+    found = {name: list(row.values())[1:7] for name, row in table(result.output).items()}
+    assert found == {
+        "spot/klines/BTCUSDT/1h": ["9", "0", "1", "0", "0", "1,200 outage"],
+        "spot/klines/ETHUSDT/1h": ["7", "1", "0", "3", "0", ""],
+        "um/klines/LUNAUSDT/1h": ["2", "0", "0", "0", "0", ""],
+        "total": ["18", "1", "1", "3", "0", "1,200 outage"],
+    }
+
+
+def test_a_narrow_screen_has_the_gaps_below_the_table(lake: SmallLake) -> None:
+    calendars = [calendar_of(BTC, {date(2024, 1, 1): DayState.OUTAGE}, [], date(2024, 1, 2), {"outage": 1200})]
+    console = Console(file=io.StringIO(), width=80)
+    show(calendars, "data", console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    assert "…" not in text
+    assert text.splitlines()[-1] == "Rows by verdict: 1,200 outage"
 
 
 def test_series_can_be_chosen_and_what_is_not_there_is_refused(lake: SmallLake) -> None:
-    assert list(lines(run("--symbol", "ETHUSDT").output)) == ["spot/klines/ETHUSDT/1h"]
-    assert list(lines(run("--market", "um", "--interval", "1h").output)) == ["um/klines/LUNAUSDT/1h"]
+    assert list(table(run("--symbol", "ETHUSDT").output)) == ["spot/klines/ETHUSDT/1h"]
+    assert list(table(run("--market", "um", "--interval", "1h").output)) == ["um/klines/LUNAUSDT/1h"]
     refused = run("--symbol", "ETHUSD")
     assert refused.exit_code == 2
     assert "has no symbol 'ETHUSD'" in refused.output
@@ -77,9 +101,9 @@ def test_series_can_be_chosen_and_what_is_not_there_is_refused(lake: SmallLake) 
 
 
 def test_a_lost_ledger_does_not_look_like_missing_days(lake: SmallLake) -> None:
-    before = lines(run("--symbol", "BTCUSDT").output)
+    before = table(run("--symbol", "BTCUSDT").output)
     lake.layout.ledger(BTC).unlink()
-    assert lines(run("--symbol", "BTCUSDT").output) == before
+    assert table(run("--symbol", "BTCUSDT").output) == before
 
 
 class Page(HTMLParser):
@@ -165,6 +189,6 @@ def test_a_page_that_cannot_be_written_is_said_in_words(lake: SmallLake, tmp_pat
 
 def test_an_empty_lake_has_its_missing_days(tmp_path: Path, lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MARKET_DATA_DIR", str(tmp_path / "nowhere"))
-    found = lines(run("--html", str(tmp_path / "page.html")).output)
-    assert found["spot/klines/BTCUSDT/1h"] == ["0", "0", "0", "0", "0", "0", "10", "0"]
+    found = table(run("--html", str(tmp_path / "page.html")).output)
+    assert found["spot/klines/BTCUSDT/1h"]["missing"] == "10"
     assert not (tmp_path / "nowhere").exists()

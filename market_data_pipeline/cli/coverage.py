@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -33,6 +33,7 @@ _HEADS = {
     DayState.MISSING: "missing",
     DayState.NOT_LISTED: "not listed",
 }
+_ALWAYS = (DayState.FINAL, DayState.PROVISIONAL, DayState.FAILED, DayState.MISSING)
 _WRONG = (DayState.INCOMPLETE, DayState.FAILED)
 _WIDTH_WITH_GAPS = 130
 
@@ -77,34 +78,35 @@ def coverage(
 
 
 def show(calendars: Sequence[SeriesCalendar], root: str, console: Console) -> None:
-    """Print the table; a narrow screen has the gaps below it, all series together."""
+    """Print the table, with those states that there are; a narrow screen has the gaps below it, all series together."""
     wide = console.width >= _WIDTH_WITH_GAPS
+    days: Counter[DayState] = Counter()
+    for one in calendars:
+        days += one.counts()
+    states = [state for state in _HEADS if state in _ALWAYS or days[state]]
     table = Table(title=f"Days in {root}", title_justify="left", box=None, header_style="bold", pad_edge=False)
     table.add_column("series", no_wrap=True)
-    for head in _HEADS.values():
-        table.add_column(head, justify="right", no_wrap=True)
+    for state in states:
+        table.add_column(_HEADS[state], justify="right", no_wrap=True)
     if wide:
         table.add_column("rows by verdict")
-    days: Counter[DayState] = Counter()
     rows: Counter[str] = Counter()
     for one in calendars:
-        counts = one.counts()
-        days += counts
         rows.update(one.verdicts)
         name = str(one.key).removeprefix(f"{EXCHANGE}/")
-        table.add_row(name, *_numbers(counts), *([_verdicts(one.verdicts)] if wide else []))
+        table.add_row(name, *_numbers(one.counts(), states), *([_verdicts(one.verdicts)] if wide else []))
     if len(calendars) > 1:
         table.add_section()
-        table.add_row("total", *_numbers(days), *([_verdicts(rows)] if wide else []), style="bold")
+        table.add_row("total", *_numbers(days, states), *([_verdicts(rows)] if wide else []), style="bold")
     console.print(table)
     if not wide and rows:
         console.print(f"Rows by verdict: {_verdicts(rows)}", soft_wrap=True)
 
 
-def _numbers(counts: Mapping[DayState, int]) -> list[str]:
+def _numbers(counts: Mapping[DayState, int], states: Iterable[DayState]) -> list[str]:
     return [
         f"[red]{counts[state]:,}[/red]" if state in _WRONG and counts[state] else f"{counts[state]:,}"
-        for state in _HEADS
+        for state in states
     ]
 
 
