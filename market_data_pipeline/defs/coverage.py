@@ -140,13 +140,18 @@ def failed_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult
     metadata: dict[str, Any] = {"days": len(failed)}
     if failed:
         metadata["failed"] = _table([_failure(key, row) for key, row in newest], SHOWN_FAILURES)
+    # A long text makes a table unreadable, and the days of a kind mostly have one reason.
+    for key, row in failed:
+        kind = row.failure or "failed"
+        metadata[f"{kind}: newest reason"] = _short(row.reason or "")
+        metadata[f"{kind}: to recover"] = dg.MetadataValue.md(how_to_recover(key, row))
     return dg.AssetCheckResult(
         check_name="failed_days",
         passed=not failed,
         severity=dg.AssetCheckSeverity.ERROR,
         description=(
-            f"{len(failed)} days of {len({key for key, _ in failed})} series failed and are not held; the newest "
-            f"{min(len(failed), SHOWN_FAILURES)} are in the metadata, each with the way to recover it. All of them: "
+            f"{len(failed)} days of {len({key for key, _ in failed})} series failed and are not held. The metadata has "
+            f"the newest of them, at most {SHOWN_FAILURES}, and for each kind the way to recover. All of them: "
             "`market-data sql \"FROM quality.coverage WHERE outcome = 'failed'\"`."
             if failed
             else "No day that was asked for is without a file."
@@ -159,15 +164,13 @@ def _failure(key: SeriesKey, row: LedgerRow) -> dict[str, str | int]:
     return {
         "series": str(key),
         "day": row.day.isoformat(),
-        "kind": row.failure or "",
-        "reason": _short(row.reason or ""),
+        "kind": row.failure or "failed",
         "attempts": row.attempts,
-        "to recover": how_to_recover(key, row),
     }
 
 
 def how_to_recover(key: SeriesKey, row: LedgerRow) -> str:
-    """What a person can do about a failed day: a command, or to wait."""
+    """What a person can do about a failed day: a command, as Markdown, or to wait."""
     asked = f"--market {key.market} --data-type {key.data_type} --symbol {key.symbol}"
     interval = f" --interval {key.interval}" if key.interval else ""
     backfill = f"`market-data backfill {asked}{interval} --from {row.day} --through {row.day}`"
