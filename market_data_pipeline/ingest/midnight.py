@@ -1,20 +1,23 @@
 """From one day of aggTrades to the next: ids run on over midnight, so that neighbours prove each other.
 
-A trade at midnight may lack on both sides, or stand on both (binance-public-data #353).
+A trade at midnight may lack on both sides, or stand on both (binance-public-data #353). Days are looked at when they
+are brought; those of a run that was killed in between, when they are asked for again (``quality.repair``).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
+from market_data_pipeline import clock
 from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.ingest.healing import Healer, without_repeated
 from market_data_pipeline.ingest.shelf import Shelf
 from market_data_pipeline.lake.ledger import Ledger, LedgerRow
 from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
+from market_data_pipeline.quality.repair import unmet_midnights
 
 _DAY = timedelta(days=1)
 _BROUGHT = (Action.FETCHED, Action.EXTENDED)
@@ -37,25 +40,30 @@ class Midnight:
     def across(self, results: Iterator[DayOutcome | DayFailure]) -> Iterator[DayOutcome | DayFailure]:
         """Results in order, each day that was brought looked at together with its neighbours, and mended."""
         before: DayOutcome | DayFailure | None = None
+        unmet = set(unmet_midnights(self.shelf.key, self.ledger.rows, clock.now()))
         for result in results:
             mended: dict[date, DayOutcome] = {}
             if before is not None and before.day + _DAY == result.day:
-                mended = self._meet((before, result), before.row, result.row)
+                mended = self._meet((before, result), before.row, result.row, unmet)
             else:
                 if before is not None:
-                    mended = self._meet((before,), before.row, self.ledger.get(before.day + _DAY))
-                mended |= self._meet((result,), self.ledger.get(result.day - _DAY), result.row)
+                    mended = self._meet((before,), before.row, self.ledger.get(before.day + _DAY), unmet)
+                mended |= self._meet((result,), self.ledger.get(result.day - _DAY), result.row, unmet)
             if before is not None:
                 yield mended.get(before.day, before)
             before = mended.get(result.day, result)
         if before is not None:
-            yield self._meet((before,), before.row, self.ledger.get(before.day + _DAY)).get(before.day, before)
+            yield self._meet((before,), before.row, self.ledger.get(before.day + _DAY), unmet).get(before.day, before)
 
     def _meet(
-        self, results: Sequence[DayOutcome | DayFailure], first: LedgerRow | None, second: LedgerRow | None
+        self,
+        results: Sequence[DayOutcome | DayFailure],
+        first: LedgerRow | None,
+        second: LedgerRow | None,
+        unmet: Set[date],
     ) -> dict[date, DayOutcome]:
         """Of two neighbouring days, those of this run's results that had to be mended for what midnight shows."""
-        brought = [r for r in results if isinstance(r, DayOutcome) and r.action in _BROUGHT]
+        brought = [r for r in results if isinstance(r, DayOutcome) and (r.action in _BROUGHT or r.day in unmet)]
         if not brought or first is None or second is None or not (first.held and second.held):
             return {}
         if first.last_key is None or second.first_key is None:
@@ -87,7 +95,6 @@ class Midnight:
         return outcome if mended is rows else self._stored_again(outcome, mended)
 
     def _stored_again(self, outcome: DayOutcome, rows: DayRows) -> DayOutcome:
-        stored = self.shelf.store(outcome.day, outcome.row, replace(rows, action=outcome.action), time.perf_counter())
-        return replace(
-            stored, seconds=outcome.seconds + stored.seconds, downloaded=outcome.downloaded, action=outcome.action
-        )
+        action = outcome.action if outcome.action in _BROUGHT else Action.EXTENDED
+        stored = self.shelf.store(outcome.day, outcome.row, replace(rows, action=action), time.perf_counter())
+        return replace(stored, seconds=outcome.seconds + stored.seconds, downloaded=outcome.downloaded, action=action)

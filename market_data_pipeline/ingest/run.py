@@ -22,7 +22,16 @@ from market_data_pipeline.ingest.shelf import Shelf
 from market_data_pipeline.lake import files, quarantine
 from market_data_pipeline.lake.files import StorageError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, Ledger, LedgerRow, failed_row, reconcile
+from market_data_pipeline.lake.ledger import (
+    EMPTY,
+    HELD,
+    NOT_LISTED,
+    Ledger,
+    LedgerRow,
+    failed_row,
+    next_attempt,
+    reconcile,
+)
 from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.quality.repair import is_settled
 from market_data_pipeline.series import Listing, SeriesKey
@@ -215,7 +224,9 @@ class _Run:
                     return self._shelf.store(day, known, rows, started)
             seconds = time.perf_counter() - started
             if rows.action is Action.HELD and known is not None:
-                return DayOutcome(self.key, day, known, Action.HELD, seconds)
+                asked_at = clock.naive_utc(clock.now())
+                row = replace(known, attempts=next_attempt(known), failure=None, reason=None, asked_at=asked_at)
+                return DayOutcome(self.key, day, row, Action.HELD, seconds)
             return self._without_rows(day, rows.action, seconds)
         except StorageError as error:
             self._refusal = error

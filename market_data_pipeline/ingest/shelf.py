@@ -16,7 +16,7 @@ from market_data_pipeline.ingest.encoding import Encoded, describe, encode, lack
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import HELD, LedgerRow, row_from_provenance
+from market_data_pipeline.lake.ledger import HELD, LedgerRow, next_attempt, row_from_provenance
 from market_data_pipeline.lake.provenance import Provenance
 from market_data_pipeline.outcomes import Action, DayOutcome
 from market_data_pipeline.quality.rows import ints
@@ -66,7 +66,7 @@ class Shelf:
         if held is not None and _keep(held, record):
             stat = files.stat(path)
             if stat is not None:
-                row = row_from_provenance(held, stat, attempts=(known.attempts if known else 0) + 1)
+                row = row_from_provenance(held, stat, attempts=next_attempt(known))
                 row = replace(row, asked_at=clock.naive_utc(clock.now()))
                 return DayOutcome(self.key, day, row, Action.HELD, time.perf_counter() - started, rows.downloaded)
         return self.put(day, known, encode(self.key, rows, record), started, rows.action)
@@ -80,7 +80,7 @@ class Shelf:
             StorageError: the disk refuses.
         """
         stat = files.write_bytes(self.layout.file(self.key, day), encoded.parquet)
-        row = row_from_provenance(encoded.record, stat, attempts=(known.attempts if known else 0) + 1)
+        row = row_from_provenance(encoded.record, stat, attempts=next_attempt(known))
         return DayOutcome(self.key, day, row, action, time.perf_counter() - started, encoded.downloaded)
 
     def _record_on_disk(self, day: date) -> Provenance | None:

@@ -87,7 +87,7 @@ class LedgerRow:
         verdicts: The distinct verdicts of the gaps check, joined by ``+``.
         replaced_by: ETag of an archive that was published in place of the one that the rows came from, as the sweep
             over the listing found it; the day is fetched again. None where the archive is the one that is held.
-        attempts: How often the day was asked of a source.
+        attempts: How often the day was asked of a source since it last was as it should be; pauses grow by it.
         failure: Kind of the newest attempt's failure; None when it succeeded. A held day whose newest attempt
             failed stays held.
         reason: The failure in words.
@@ -222,6 +222,17 @@ class Ledger:
         return sorted(day for day, row in self.rows.items() if row.outcome == outcome)
 
 
+def next_attempt(known: LedgerRow | None) -> int:
+    """The number of the next attempt at a day. Those of a day that is as it should be, e.g. still grows, are no matter.
+
+    Args:
+        known: The day's row so far.
+    """
+    if known is None or (known.outcome == HELD and known.failure is None and not known.open):
+        return 1
+    return known.attempts + 1
+
+
 def failed_row(
     previous: LedgerRow | None, day: date, failure: str, reason: str, asked_at: datetime, etag: str | None = None
 ) -> LedgerRow:
@@ -240,7 +251,7 @@ def failed_row(
     return replace(
         row,
         outcome=outcome,
-        attempts=row.attempts + 1,
+        attempts=next_attempt(previous),
         failure=failure,
         reason=reason,
         etag=row.etag if outcome == HELD else etag,
