@@ -252,7 +252,7 @@ changes = st.dictionaries(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(
     interval=st.sampled_from(["1m", "1h"]),
     count=st.integers(1, 80),
