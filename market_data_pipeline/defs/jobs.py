@@ -41,7 +41,7 @@ def build_jobs(keys: Sequence[SeriesKey], settings: Settings) -> Jobs:
     }
     if keys:
         markets = dict.fromkeys(key.market for key in keys)
-        description = "What is held of each market, with the standing checks: missing days and continuity."
+        description = "What is held of each market, with the standing checks and a calendar."
         jobs[COVERAGE] = _job(COVERAGE, [coverage_key(market) for market in markets], description)
         description = "Which archives were replaced since they were fetched, by the listing; the days are marked."
         jobs[VERIFY] = build_verify_job(keys, settings, VERIFY, description)
