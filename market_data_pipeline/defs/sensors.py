@@ -31,7 +31,7 @@ EARLIEST = timedelta(hours=2)
 
 PAUSES = (
     (timedelta(hours=12), timedelta(0)),
-    (timedelta(days=2), timedelta(hours=1)),
+    (timedelta(days=10), timedelta(hours=2)),
     (timedelta(days=30), timedelta(hours=6)),
     (timedelta(days=90), timedelta(days=1)),
 )
