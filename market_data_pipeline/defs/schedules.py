@@ -21,7 +21,7 @@ from market_data_pipeline.defs.requests import run_requests
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import UNSETTLED, Ledger
 from market_data_pipeline.profile import profile_is_due, profile_of
-from market_data_pipeline.quality.repair import is_due, is_worth_asking, unmet_midnights
+from market_data_pipeline.quality.repair import is_due, is_refused, is_worth_asking, unmet_midnights
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe
@@ -183,7 +183,9 @@ def recent_days(at: datetime, count: int, universe: Universe, layout: Layout) ->
 
     def asked(key: SeriesKey, ledger: Ledger, day: date) -> bool:
         row = ledger.get(day)
-        return _collected(universe, key, day) and (day == yesterday or row is None or is_worth_asking(row, at))
+        if not _collected(universe, key, day):
+            return False
+        return row is None or is_worth_asking(row, at) or (day == yesterday and not is_refused(row))
 
     return [
         (day, [key for key, ledger in ledgers.items() if asked(key, ledger, day)])

@@ -90,8 +90,12 @@ def is_worth_asking(row: LedgerRow, now: datetime) -> bool:
         row: The day's row in the ledger.
         now: The present moment, zone-aware.
     """
-    refused = row.failure in LASTING and row.failure not in WITHOUT_ARCHIVE
-    return is_due(row, now) or (waits_for_archive(row, now) and not refused)
+    return is_due(row, now) or (waits_for_archive(row, now) and not is_refused(row))
+
+
+def is_refused(row: LedgerRow) -> bool:
+    """Whether the archive of a day was fetched and refused, so that only other bytes bring it further."""
+    return not row.final and row.failure in LASTING - WITHOUT_ARCHIVE and not (row.replaced_by and row.attempts == 0)
 
 
 def unmet_midnights(key: SeriesKey, rows: Mapping[date, LedgerRow], now: datetime) -> list[date]:
