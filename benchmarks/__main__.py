@@ -18,6 +18,7 @@ from benchmarks.ingestion import ingest_klines, ingest_klines_of_months, ingest_
 from benchmarks.reading import queries
 from benchmarks.reconciling import reconcile
 from benchmarks.report import Row, save, show
+from benchmarks.verifying import verify
 
 BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "ingest-klines": ingest_klines,
@@ -26,6 +27,7 @@ BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "backfill": backfill,
     "queries": queries,
     "reconcile": reconcile,
+    "verify": verify,
     "load": load,
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -439,30 +439,14 @@ def test_rows_that_were_changed_and_written_again_are_found(world: World) -> Non
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_not_flushed")
-@pytest.mark.parametrize(
-    ("key", "rows", "number"),
-    [(klines("BTCUSDT", "1s"), 86_400, 60), (agg_trades("BTCUSDT"), 1_000_000, 8)],
-    ids=["1s klines", "aggTrades"],
-)
-def test_two_million_rows_a_second_are_proven(world: World, key: SeriesKey, rows: int, number: int) -> None:
-    for n in range(number):
-        write_day(world, key, date(2024, 1, 1) + timedelta(days=n), rows)
-    report = prove_local(world.settings, [key])
-    assert report.all_well
-    assert report.rows == rows * number
-    assert report.rows / report.seconds > 2_000_000
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("_not_flushed")
-def test_small_files_are_proven_by_two_processes_to_the_same_end(world: World) -> None:
-    key = klines("BTCUSDT", "1m")
-    wanted = days("2020-01-01", "2023-01-01")
+def test_many_files_are_proven_by_two_processes_to_the_same_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "_PROCESSES_FROM", 100)
+    wanted = days("2020-01-01", "2020-06-01")
     for day in wanted:
-        write_day(world, key, day, 1440)
-    damage(world.layout.file(key, wanted[700]))
-    report = prove_local(world.settings, [key], processes=2)
-    assert report.files == {key: len(wanted)}
-    assert report.to_bring == {key: [wanted[700]]}
-    assert world.ledger(key).rows[wanted[700]].failure == "damaged"
-    assert len(world.ledger(key).days(HELD)) == len(wanted) - 1
+        write_day(world, BTC, day, 24)
+    damage(world.layout.file(BTC, wanted[70]))
+    report = prove_local(world.settings, [BTC], processes=2)
+    assert report.files == {BTC: len(wanted)}
+    assert report.to_bring == {BTC: [wanted[70]]}
+    assert world.ledger(BTC).rows[wanted[70]].failure == "damaged"
+    assert len(world.ledger(BTC).days(HELD)) == len(wanted) - 1
