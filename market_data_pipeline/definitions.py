@@ -49,10 +49,7 @@ def build_definitions(
     keys = universe.series()
     partitions_def = daily_partitions(universe.first_day())
     reconciled = set(comparable(keys))
-    series = {
-        key: build_series_asset(key, partitions_def, settings, universe.listing(key), reconciled=key in reconciled)
-        for key in keys
-    }
+    series = {key: build_series_asset(key, partitions_def, settings, reconciled=key in reconciled) for key in keys}
     profiles = [
         build_trade_profile_asset(key, partitions_def, settings) for key in keys if key.data_type is DataType.AGG_TRADES
     ]
@@ -70,7 +67,7 @@ def build_definitions(
         resources={
             IO_MANAGER: DuckDBParquetIOManager(root=str(settings.root), lock_wait_seconds=settings.lock_wait_seconds),
             INGESTION: ingestion_resource(
-                settings, open_sources=open_sources, ingest_days=ingest_days, on_result=on_result
+                settings, universe, open_sources=open_sources, ingest_days=ingest_days, on_result=on_result
             ),
             LIFE: life_resource(),
         },

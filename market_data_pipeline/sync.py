@@ -96,12 +96,15 @@ def bring(
 
     definitions = build_definitions(settings, universe, on_result=told)
     with open_instance(layout) as instance:
-        for key, days in wanted.items():
-            needed = _report_settled(key, days, universe.listing(key), layout, days_on_record(instance, key), told)
-            for first, last in contiguous_ranges(needed, settings.max_partitions_per_run):
-                run = materialize_days(instance, definitions, [key], first, last, log_level="CRITICAL")
-                if not run.success:
-                    stop_if_interrupted(run)
+        needed = {
+            key: _report_settled(key, days, universe.listing(key), layout, days_on_record(instance, key), told)
+            for key, days in wanted.items()
+        }
+        for (first, last), keys in _runs(needed, settings.max_partitions_per_run):
+            run = materialize_days(instance, definitions, keys, first, last, log_level="CRITICAL")
+            if not run.success:
+                stop_if_interrupted(run)
+                for key in keys:
                     _report_lost(key, days_between(first, last), report, run, told)
         if profiles:
             for key in wanted:
@@ -112,6 +115,20 @@ def bring(
             stop_if_interrupted(materialize_coverage(instance, definitions, markets, log_level="CRITICAL"))
     publish_views(layout)
     return report
+
+
+def _runs(
+    needed: Mapping[SeriesKey, Sequence[date]], at_most: int
+) -> Iterator[tuple[tuple[date, date], list[SeriesKey]]]:
+    """Series that need the same days go into one run, as far as all their days are no more than ``at_most``."""
+    alike: dict[tuple[date, date], list[SeriesKey]] = {}
+    for key, days in needed.items():
+        for span in contiguous_ranges(days, at_most):
+            alike.setdefault(span, []).append(key)
+    for (first, last), keys in alike.items():
+        together = max(1, at_most // ((last - first).days + 1))
+        for n in range(0, len(keys), together):
+            yield (first, last), keys[n : n + together]
 
 
 def _refuse_unknown(universe: Universe, wanted: Mapping[SeriesKey, Sequence[date]]) -> None:

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from market_data_pipeline.cli import main
-from market_data_pipeline.defs.assets import asset_key_of
 from market_data_pipeline.defs.home import open_instance
+from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline_tests.world import World, agg_trades, days, klines

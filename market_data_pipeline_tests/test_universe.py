@@ -162,9 +162,9 @@ def test_loading_2000_symbols_takes_no_second(tmp_path: Path) -> None:
     path = tmp_path / "universe.yaml"
     path.write_text(PATTERN.replace("[1h]", "[1m, 1h, 1d]"))
     write_lock(path, {(Market.SPOT, f"C{n}USDT"): Listing(((date(2020, 1, 1), None),)) for n in range(2000)})
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert len(load_universe(path).series()) == 6000
-    assert time.perf_counter() - begin < 1.5
+    assert time.process_time() - begin < 1.5
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------

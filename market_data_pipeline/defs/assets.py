@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from market_data_pipeline.defs import events
 from market_data_pipeline.defs.candles import candles_markdown
+from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.partitions import day_of
 from market_data_pipeline.defs.reconciliation import reconciliation_spec, with_reconciliation
 from market_data_pipeline.defs.resources import Ingestion
@@ -21,7 +22,7 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.outcomes import DayOutcome
 from market_data_pipeline.profile import profile_of, source_of, trade_profile
-from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
+from market_data_pipeline.series import DataType, Market, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.specs import MARKETS, lake_schema
 
@@ -34,20 +35,6 @@ MARKET_NAMES: Mapping[Market, str] = {
     Market.UM: "USDⓈ-margined futures (um)",
     Market.CM: "coin-margined futures (cm)",
 }
-
-
-def asset_key_of(key: SeriesKey) -> dg.AssetKey:
-    """The Dagster asset key of a series, e.g. ``binance/spot/klines/BTCUSDT/1m``."""
-    return dg.AssetKey(list(key.asset_path))
-
-
-def series_of(asset_key: dg.AssetKey) -> SeriesKey:
-    """The inverse of :func:`asset_key_of`.
-
-    Raises:
-        ValueError: the asset is not a series.
-    """
-    return SeriesKey.from_asset_path(list(asset_key.path))
 
 
 def backfill_policy(settings: Settings, *, derived: bool) -> dg.BackfillPolicy:
@@ -63,7 +50,6 @@ def build_series_asset(
     key: SeriesKey,
     partitions_def: dg.DailyPartitionsDefinition,
     settings: Settings,
-    listing: Listing,
     *,
     reconciled: bool = False,
 ) -> dg.AssetsDefinition:
@@ -73,7 +59,6 @@ def build_series_asset(
         key: The series.
         partitions_def: Of the project.
         settings: Where the lake is.
-        listing: When the symbol was listed.
         reconciled: Whether it has the check ``reconciliation``: what it is rebuilt from is collected, too.
     """
     asset_key = asset_key_of(key)
@@ -101,7 +86,7 @@ def build_series_asset(
         ingestion: Ingestion = getattr(context.resources, INGESTION)
         began = time.monotonic()
         try:
-            results = list(ingestion.days(key, [day_of(name) for name in context.partition_keys], listing))
+            results = list(ingestion.days(key, [day_of(name) for name in context.partition_keys]))
         except (MarketDataError, OSError) as error:
             # Days that were written by then are held, and the next run puts them on record. The system's words name a
             # path that cannot be used, e.g. that of the shared budget.

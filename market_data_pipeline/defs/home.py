@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 import dagster as dg
 from dagster._core.utils import make_new_run_id
 
-from market_data_pipeline.defs.assets import asset_key_of
 from market_data_pipeline.defs.coverage import coverage_key
-from market_data_pipeline.defs.partitions import day_of, partition_of
+from market_data_pipeline.defs.keys import asset_key_of
+from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START, day_of, partition_of
 from market_data_pipeline.defs.runs import LIFE, close_dead_runs, life_resource, says_it_lives
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 CONFIG = Path(__file__).with_name("dagster.yaml")
 DEFINITIONS_MODULE = "market_data_pipeline.definitions"
-
-RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 
 
 # --- the home ------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from market_data_pipeline.defs.assets import asset_key_of
 from market_data_pipeline.defs.coverage import coverage_key
+from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.verification import build_verify_job
 from market_data_pipeline.profile import profile_of
 from market_data_pipeline.series import DataType, SeriesKey

@@ -9,6 +9,10 @@ import dagster as dg
 
 DAY = timedelta(days=1)
 
+PARTITION = "dagster/partition"
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+"""Tags of a run that say which days it is of."""
+
 
 def daily_partitions(first: date) -> dg.DailyPartitionsDefinition:
     """A partition for each UTC day from ``first`` to today.

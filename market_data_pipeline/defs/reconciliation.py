@@ -19,6 +19,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 )
 
 from market_data_pipeline.defs.events import newest_targets, state_of
+from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.partitions import partition_of
 from market_data_pipeline.defs.resources import publish_views
 from market_data_pipeline.defs.runs import LIFE
@@ -77,7 +78,7 @@ def evaluations(
     instance: dg.DagsterInstance, key: SeriesKey, found: Sequence[DayReconciled]
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """What was found, as evaluations of the check, each on its day and its newest materialization."""
-    asset_key = _asset_key(key)
+    asset_key = asset_key_of(key)
     targets = _targets(instance, asset_key, [partition_of(one.day) for one in found])
     for one in found:
         yield dg.AssetCheckEvaluation(
@@ -184,21 +185,17 @@ def _on_record(
     wanted = plan(layout, key, min(days), max(days))
     known = {one.day: one for one in wanted.known}
     yield from evaluations(instance, key, [known[day] for day in days if day in known])
-    targets = _targets(instance, _asset_key(key), [partition_of(day) for day in days if day not in known])
+    targets = _targets(instance, asset_key_of(key), [partition_of(day) for day in days if day not in known])
     for result in good:
         if result.day not in known:
             yield dg.AssetCheckEvaluation(
-                asset_key=_asset_key(key),
+                asset_key=asset_key_of(key),
                 check_name=RECONCILIATION,
                 passed=True,
                 description=NOT_COMPARED if result.row.outcome == HELD else state_of(result.row),
                 partition=partition_of(result.day),
                 target_materialization_data=targets.get(partition_of(result.day)),
             )
-
-
-def _asset_key(key: SeriesKey) -> dg.AssetKey:
-    return dg.AssetKey(list(key.asset_path))
 
 
 # --- the job -------------------------------------------------------------------------------------------------------

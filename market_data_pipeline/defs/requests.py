@@ -8,9 +8,8 @@ from datetime import date
 
 import dagster as dg
 
-from market_data_pipeline.defs.assets import asset_key_of
-from market_data_pipeline.defs.home import RANGE_END, RANGE_START
-from market_data_pipeline.defs.partitions import contiguous_ranges, partition_of
+from market_data_pipeline.defs.keys import asset_key_of
+from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START, contiguous_ranges, partition_of
 from market_data_pipeline.series import SeriesKey
 
 

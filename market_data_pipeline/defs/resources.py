@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from datetime import date
 from typing import TYPE_CHECKING, Protocol
 
 import dagster as dg
 
+from market_data_pipeline.defs.keys import series_of
+from market_data_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, day_of, days_between
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake.catalog import publish_catalog
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.outcomes import DayFailure, DayOutcome
-from market_data_pipeline.series import Listing, SeriesKey
+from market_data_pipeline.series import DataType, Listing, SeriesKey
 from market_data_pipeline.settings import Settings
+from market_data_pipeline.universe import Universe
 
 if TYPE_CHECKING:
     from market_data_pipeline.ingest import Sources
+    from market_data_pipeline.ingest.ahead import Ahead
 
 DayResult = DayOutcome | DayFailure
 OnResult = Callable[[DayResult], None]
@@ -42,25 +46,24 @@ class Ingest(Protocol):
 
 
 class Ingestion:
-    """The way into ``ingest`` for one run: its HTTP sessions and the hosts that are off are shared by its assets."""
+    """The way into ``ingest`` for one run, whose assets share what it opened.
 
-    def __init__(self, settings: Settings, sources: Sources, ingest_days: Ingest, on_result: OnResult | None) -> None:
-        self.settings = settings
-        self.layout = Layout(settings.root)
-        self._sources = sources
-        self._ingest = ingest_days
+    Args:
+        ahead: Brings days of a series, and series ahead of those that were asked for.
+        on_result: Told of each day as soon as it is done.
+    """
+
+    def __init__(self, ahead: Ahead[DayResult], on_result: OnResult | None) -> None:
+        self._ahead = ahead
         self._on_result = on_result
 
-    def days(self, key: SeriesKey, days: Sequence[date], listing: Listing) -> Iterator[DayResult]:
+    def days(self, key: SeriesKey, days: Sequence[date]) -> Iterator[DayResult]:
         """Bring days of one series into the lake; one result for each day, in order.
 
         Raises:
             MarketDataError: the series is being written by another run, or the disk refuses.
         """
-        results = self._ingest(
-            key, days, layout=self.layout, sources=self._sources, listing=listing, settings=self.settings
-        )
-        for result in results:
+        for result in self._ahead.days(key, days):
             if self._on_result is not None:
                 self._on_result(result)
             yield result
@@ -68,6 +71,7 @@ class Ingestion:
 
 def ingestion_resource(
     settings: Settings,
+    universe: Universe,
     *,
     open_sources: Callable[[Settings], Sources] | None = None,
     ingest_days: Ingest | None = None,
@@ -77,22 +81,48 @@ def ingestion_resource(
 
     Args:
         settings: Where to write and how to ask.
+        universe: When symbols were listed.
         open_sources: Opens what a run asks; ``ingest.Sources`` by default.
         ingest_days: Stands in for :func:`market_data_pipeline.ingest.ingest`.
         on_result: Told of each day as soon as it is done.
     """
+    layout = Layout(settings.root)
 
     def open_for_run(context: dg.InitResourceContext) -> Iterator[Ingestion]:
         # Imported by runs only: a code location that is merely looked at needs no HTTP, inflating or rate limits.
         from market_data_pipeline.ingest import Sources, ingest
+        from market_data_pipeline.ingest.ahead import Ahead
 
         with closing((open_sources or Sources)(settings)) as sources:
-            yield Ingestion(settings, sources, ingest_days or ingest, on_result)
-        publish_views(Layout(settings.root), context.log)
+
+            def bring(key: SeriesKey, days: Sequence[date]) -> Generator[DayResult]:
+                yield from (ingest_days or ingest)(
+                    key, days, layout=layout, sources=sources, listing=universe.listing(key), settings=settings
+                )
+
+            wanted = series_wanted(context.run)
+            longest = max((len(days) for _, days in wanted), default=1)
+            # Days of one series are brought side by side, too; the next is begun while one reports its days.
+            with closing(Ahead(bring, wanted, max(2, settings.download_threads // longest))) as ahead:
+                yield Ingestion(ahead, on_result)
+        publish_views(layout, context.log)
 
     return dg.ResourceDefinition(
         resource_fn=open_for_run, description="Binance's archive and REST API, and the lake that days are written to."
     )
+
+
+def series_wanted(run: dg.DagsterRun | None) -> list[tuple[SeriesKey, list[date]]]:
+    """The series that a run will bring, in the order of its steps, with the days of each."""
+    if run is None or not run.asset_selection:
+        return []
+    first = run.tags.get(RANGE_START) or run.tags.get(PARTITION)
+    last = run.tags.get(RANGE_END) or first
+    if first is None or last is None:
+        return []
+    found = (series_of(asset) for asset in run.asset_selection if asset.path[-1] != "coverage")
+    days = days_between(day_of(first), day_of(last))
+    return [(key, days) for key in sorted(found) if key.data_type is not DataType.TRADE_PROFILE]
 
 
 def publish_views(layout: Layout, log: logging.Logger | None = None) -> None:

@@ -14,8 +14,8 @@ from datetime import UTC, date, datetime, timedelta
 import dagster as dg
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
-from market_data_pipeline.defs.assets import asset_key_of
 from market_data_pipeline.defs.jobs import COVERAGE, INGEST_ALL, TRADE_PROFILES, VERIFY, Jobs
+from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.partitions import DAY, days_between, partition_of
 from market_data_pipeline.defs.requests import run_requests
 from market_data_pipeline.lake.layout import Layout

@@ -28,7 +28,7 @@ from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
 
 if TYPE_CHECKING:
     from market_data_pipeline.ingest.run import ingest as ingest
-    from market_data_pipeline.sources.hosts import Sources as Sources
+    from market_data_pipeline.ingest.sources import Sources as Sources
 
 __all__ = ["Action", "DayFailure", "DayOutcome", "Sources", "ingest"]
 
@@ -40,7 +40,7 @@ def __getattr__(name: str) -> object:
 
         return ingest
     if name == "Sources":
-        from market_data_pipeline.sources.hosts import Sources
+        from market_data_pipeline.ingest.sources import Sources
 
         return Sources
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

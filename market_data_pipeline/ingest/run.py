@@ -16,9 +16,10 @@ from market_data_pipeline.ingest.asked import AskedDays, Nothing
 from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.ingest.encoding import Encoded, decode
 from market_data_pipeline.ingest.healing import Healer, with_what_was_held
-from market_data_pipeline.ingest.memory import MemoryBudget, Reservation
+from market_data_pipeline.ingest.memory import Reservation
 from market_data_pipeline.ingest.midnight import Midnight
 from market_data_pipeline.ingest.shelf import Shelf
+from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake import files, quarantine
 from market_data_pipeline.lake.files import StorageError
 from market_data_pipeline.lake.layout import Layout
@@ -37,7 +38,6 @@ from market_data_pipeline.quality.repair import is_settled
 from market_data_pipeline.series import Listing, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.errors import AbsentError, ChecksumError, SourceError
-from market_data_pipeline.sources.hosts import Sources
 from market_data_pipeline.sources.rest import RestApi
 from market_data_pipeline.specs import monthly_may_stand, spec_of
 
@@ -95,7 +95,6 @@ class _Run:
     _stopped: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __post_init__(self) -> None:
-        self._memory = MemoryBudget(self.settings.memory_mb << 20)
         self._shelf = Shelf(self.key, self.layout, self.listing)
         self._archived = ArchivedDays(
             self.key,
@@ -103,7 +102,7 @@ class _Run:
             self.listing,
             self.sources.archive,
             self.sources.processes,
-            self._memory,
+            self.sources.memory,
             self.settings.download_threads,
         )
         self._asked = AskedDays(self.key, self._rest, self.listing)
@@ -206,7 +205,13 @@ class _Run:
     # --- one worker -------------------------------------------------------------------------------------------
 
     def _work(self, job: _Job) -> list[DayOutcome | DayFailure]:
-        return [self._day(day, job.whole_month) for day in job.days if not self._stopped.is_set()]
+        results = []
+        for day in job.days:
+            with self.sources.places:  # shared with other series of the run
+                if self._stopped.is_set():
+                    break
+                results.append(self._day(day, job.whole_month))
+        return results
 
     def _day(self, day: date, whole_month: bool) -> DayOutcome | DayFailure:
         started = time.perf_counter()
@@ -215,7 +220,7 @@ class _Run:
         try:
             if self._refusal is not None:
                 raise self._refusal
-            with self._memory.reservation() as memory:
+            with self.sources.memory.reservation() as memory:
                 rows = self._obtain(day, known, whole_month, memory)
                 if isinstance(rows, Encoded):
                     return self._shelf.put(day, known, rows, started)

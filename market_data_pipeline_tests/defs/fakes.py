@@ -12,8 +12,8 @@ import dagster as dg
 import pyarrow as pa
 
 from market_data_pipeline.definitions import build_definitions
-from market_data_pipeline.defs.assets import asset_key_of
 from market_data_pipeline.defs.home import materialize_days
+from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.resources import DayResult, OnResult
 from market_data_pipeline.findings import Finding
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, Sources

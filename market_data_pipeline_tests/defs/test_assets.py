@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,8 +14,11 @@ import duckdb
 import pytest
 from dagster._serdes import serialize_value
 
+from market_data_pipeline.definitions import build_definitions
 from market_data_pipeline.defs import resources
-from market_data_pipeline.defs.assets import asset_key_of, column_schema, series_of
+from market_data_pipeline.defs.assets import column_schema
+from market_data_pipeline.defs.keys import asset_key_of, series_of
+from market_data_pipeline.defs.resources import DayResult
 from market_data_pipeline.findings import Finding, Range, Severity
 from market_data_pipeline.lake.files import SeriesBusyError, StorageError
 from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
@@ -338,3 +344,18 @@ def test_series_and_derived_assets_never_share_a_run_of_a_backfill(project: Proj
 def test_an_unknown_market_is_no_series() -> None:
     with pytest.raises(ValueError, match="options"):
         series_of(dg.AssetKey(["binance", "options", "klines", "BTCUSDT", "1m"]))
+
+
+def test_a_run_of_several_series_begins_the_next_while_one_is_at_work(tmp_path: Path) -> None:
+    project, begun = Project(tmp_path), {KLINES: threading.Event(), OTHER: threading.Event()}
+    plain = project.ingest
+
+    def ingest_days(key: SeriesKey, days: Sequence[date], **more: Any) -> Iterator[DayResult]:
+        begun[key].set()
+        assert begun[OTHER].wait(20)  # which comes after, and would never begin if series went one after another
+        yield from plain(key, days, **more)
+
+    project.definitions = build_definitions(project.settings, project.universe, ingest_days=ingest_days)
+    assert project.run(5, 6, KLINES, OTHER).success
+    assert plain.fetched.count((KLINES, day(5))) == 1
+    assert project.status(KLINES) == project.status(OTHER) == {"MATERIALIZED": {5, 6}}

@@ -14,7 +14,6 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from market_data_pipeline.defs.assets import asset_key_of
 from market_data_pipeline.defs.io_manager import (
     NotHeldError,
     as_arrow,
@@ -22,6 +21,7 @@ from market_data_pipeline.defs.io_manager import (
     split_by_day,
     write_derived,
 )
+from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, NOT_LISTED, Ledger, LedgerRow

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from market_data_pipeline import clock
-from market_data_pipeline.defs.assets import asset_key_of
 from market_data_pipeline.defs.home import run_reconciliation
+from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.reconciliation import (
     NOT_COMPARED,
     RECONCILIATION,

@@ -12,8 +12,9 @@ import pytest
 
 from market_data_pipeline import clock
 from market_data_pipeline.definitions import build_definitions
-from market_data_pipeline.defs.assets import asset_key_of
-from market_data_pipeline.defs.home import RANGE_END, RANGE_START, open_instance
+from market_data_pipeline.defs.home import open_instance
+from market_data_pipeline.defs.keys import asset_key_of
+from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START
 from market_data_pipeline.defs.schedules import HOUR, MOST_REPAIRS
 from market_data_pipeline.lake.ledger import FAILED, NOT_LISTED, LedgerRow
 from market_data_pipeline.quality.repair import marked

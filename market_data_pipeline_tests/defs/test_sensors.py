@@ -10,8 +10,8 @@ import dagster as dg
 import pytest
 
 from market_data_pipeline.definitions import build_definitions
-from market_data_pipeline.defs.assets import series_of
-from market_data_pipeline.defs.home import RANGE_END, RANGE_START
+from market_data_pipeline.defs.keys import series_of
+from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START
 from market_data_pipeline.defs.sensors import is_time
 from market_data_pipeline.sandbox import LateArchive, Status, WrongChecksum
 from market_data_pipeline.series import SeriesKey

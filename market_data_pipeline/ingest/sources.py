@@ -1,4 +1,4 @@
-"""The archive, the REST hosts and the processes of one run: what is off or used up stays so until the run ends."""
+"""What one run shares, however many series it brings: hosts, processes, and what may be in work at a time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from market_data_pipeline.ingest.memory import MemoryBudget
 from market_data_pipeline.processes import Processes
 from market_data_pipeline.series import Market
 from market_data_pipeline.settings import Settings
@@ -14,16 +15,20 @@ from market_data_pipeline.sources.vision import Archive
 
 
 class Sources:
-    """Where data comes from, for one run.
+    """Where data comes from, for one run: what is off or used up stays so until the run ends.
 
     Attributes:
         archive: data.binance.vision.
         processes: Read what the archive gives, where that is much.
+        memory: What the days in work may take together.
+        places: One for each day that may be in work at a time.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.archive = Archive(settings)
         self.processes = Processes(settings.processes)
+        self.memory = MemoryBudget(settings.memory_mb << 20)
+        self.places = threading.Semaphore(settings.download_threads)
         self._settings = settings
         self._rest: dict[Market, RestApi] = {}
         self._lock = threading.Lock()
