@@ -20,7 +20,8 @@ def verify(archives: Archives, work: Path) -> list[Row]:
     """``market-data verify --local`` over a week of a million aggTrades a day, and over many small files of 1m klines.
 
     Schema, order and first and last key of the rows, and the sha256 of their values. As many processes read as the
-    machine has cores where files are many, as the command does; pandas reads the same files and compares nothing.
+    machine has cores where files are many, as the command does; pandas reads the same files and compares nothing. Of
+    small files, a thousand of which are read in a second, opening and the start of those processes are the most part.
     """
     scale = archives.scale
     first, *others = symbol_names(scale.symbols)
@@ -29,13 +30,19 @@ def verify(archives: Archives, work: Path) -> list[Row]:
     with serving(archives.daily) as origin:
         apart(ingest_into, work, origin.env, {**trades, **candles})
     return [
-        _row("verify-trades", "aggTrades", work, origin.env, trades, scale.repetitions),
+        _row("verify-trades", "aggTrades", work, origin.env, trades, scale.repetitions, target=2e6),
         _row("verify-klines", "1m klines", work, origin.env, candles, scale.repetitions),
     ]
 
 
 def _row(
-    name: str, what: str, lake: Path, env: Mapping[str, str], days: Mapping[SeriesKey, Sequence[date]], times: int
+    name: str,
+    what: str,
+    lake: Path,
+    env: Mapping[str, str],
+    days: Mapping[SeriesKey, Sequence[date]],
+    times: int,
+    target: float | None = None,
 ) -> Row:
     keys = list(days)
     runs = [apart(_prove, lake, env, keys) for _ in range(times)]
@@ -47,7 +54,7 @@ def _row(
         f"prove {files:,} files with {rows / 1e6:.2g} million {what} against their footers",
         "rows/s",
         [rows / cost.seconds for _, cost in runs],
-        target=2e6,
+        target=target,
         better="higher",
         baselines=[Baseline("pandas, file by file, nothing compared", [rows / with_pandas.seconds])],
         details={"peak_mb": runs[0][1].peak_mb},
