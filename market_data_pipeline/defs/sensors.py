@@ -122,7 +122,7 @@ def build_sensors(jobs: Jobs, settings: Settings, universe: Universe) -> list[dg
             number = sum(map(len, due.values()))
             said = f"{counted(number)} for their archive; {report.requests} pages of the listing have no new one."
             return dg.SensorResult(skip_reason=said, cursor=cursor)
-        stamp = f"archive_published {seen.looked_at:%Y-%m-%dT%H:%M:%S}" if seen.looked_at else "archive_published"
+        stamp = f"archive_published {seen.looked_at or now:%Y-%m-%dT%H:%M:%S}"
         return dg.SensorResult(run_requests(stamp, wanted, settings.max_partitions_per_run), cursor=cursor)
 
     return [archive_published]
