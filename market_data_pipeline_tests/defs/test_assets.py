@@ -356,6 +356,7 @@ def test_a_run_of_several_series_begins_the_next_while_one_is_at_work(tmp_path: 
         yield from plain(key, days, **more)
 
     project.definitions = build_definitions(project.settings, project.universe, ingest_days=ingest_days)
-    assert project.run(5, 6, KLINES, OTHER).success
-    assert plain.fetched.count((KLINES, day(5))) == 1
-    assert project.status(KLINES) == project.status(OTHER) == {"MATERIALIZED": {5, 6}}
+    with project.instance:
+        assert project.run(5, 6, KLINES, OTHER).success
+        assert plain.fetched.count((KLINES, day(5))) == 1
+        assert project.status(KLINES) == project.status(OTHER) == {"MATERIALIZED": {5, 6}}
