@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks.backfilling import backfill, load
+from benchmarks.backfilling import backfill, load, yesterday
 from benchmarks.data import FULL, QUICK, Archives, Scale, make_archives
 from benchmarks.ingestion import ingest_klines, ingest_klines_of_months, ingest_trades
 from benchmarks.reading import queries
@@ -25,6 +25,7 @@ BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "ingest-months": ingest_klines_of_months,
     "ingest-trades": ingest_trades,
     "backfill": backfill,
+    "yesterday": yesterday,
     "queries": queries,
     "reconcile": reconcile,
     "verify": verify,

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.data import Archives, serving, settings_of, symbol_names
+from benchmarks.baselines import pandas_ingest_each
+from benchmarks.data import ROUND_TRIP_SECONDS, Archives, serving, settings_of
 from benchmarks.measure import Cost, apart, measured
 from benchmarks.report import Baseline, Row
 from market_data_pipeline.lake.layout import Layout
@@ -38,17 +39,32 @@ def backfill(archives: Archives, work: Path) -> list[Row]:
     return [Row("backfill", what, "ms", ours, target=60, baselines=[Baseline("Dagster's own event log", stock)])]
 
 
+def yesterday(archives: Archives, work: Path) -> list[Row]:
+    """A day of 400 series as one Dagster run, each answer of the archive 50 ms late; both checks on each day.
+
+    What the daily schedule's run does after its imports. Beside it, a script that fetches the zips one after another.
+    """
+    keys, day = archives.many_series, archives.query_days[-1]
+    with serving(archives.many, ROUND_TRIP_SECONDS) as origin:
+        ours = [
+            apart(_one_day, work / f"yesterday-{n}", origin.env, keys, day).seconds
+            for n in range(archives.scale.repetitions)
+        ]
+        in_turn = apart(pandas_ingest_each, keys, day, origin.url, work / "yesterday-pandas")
+    what = f"yesterday for {len(keys)} series as one Dagster run, with 50 ms to each answer"
+    return [Row("yesterday", what, "s", ours, target=40, baselines=[Baseline("pandas script", [in_turn])])]
+
+
 def load(archives: Archives, work: Path) -> list[Row]:
     """A code location of 400 assets, from Dagster's import to the snapshot that its server is asked for.
 
     In a fresh process, with the project's own imports. The import of Dagster, which no code location can do without and
     which a slow moment of the machine doubles, stands beside it.
     """
-    assets = archives.scale.assets
+    assets = len(archives.many_series)
     universe = work / "universe.yaml"
     universe.parent.mkdir(parents=True, exist_ok=True)
-    intervals = ("1m", "5m", "1h", "1d")
-    _write_universe(universe, symbol_names(assets // len(intervals)), intervals)
+    _write_universe(universe, archives.many_series)
     env = os.environ | {"MARKET_DATA_UNIVERSE": str(universe), "MARKET_DATA_DIR": str(work)}
     loads = [_load_seconds(env, assets) for _ in range(archives.scale.repetitions)]
     what = f"load a code location of {assets} klines assets with {2 * assets} checks, after Dagster's import"
@@ -82,13 +98,29 @@ def _load_seconds(env: Mapping[str, str], assets: int) -> tuple[float, float]:
     return float(dagster), float(ours)
 
 
-def _write_universe(path: Path, symbols: Sequence[str], intervals: Sequence[str]) -> None:
-    entry = {
-        "market": "spot",
-        "symbols": list(symbols),
-        "klines": {"intervals": list(intervals), "from": date(2020, 1, 1)},
-    }
-    path.write_text(yaml.safe_dump({"collect": [entry]}))
+def _write_universe(path: Path, keys: Sequence[SeriesKey]) -> None:
+    klines = {"intervals": list(dict.fromkeys(key.interval for key in keys)), "from": date(2020, 1, 1)}
+    symbols = list(dict.fromkeys(key.symbol for key in keys))
+    path.write_text(yaml.safe_dump({"collect": [{"market": "spot", "symbols": symbols, "klines": klines}]}))
+
+
+def _one_day(root: Path, env: Mapping[str, str], keys: Sequence[SeriesKey], day: date) -> Cost:
+    from market_data_pipeline.definitions import build_definitions, ignore_notices
+    from market_data_pipeline.defs.home import days_on_record, materialize_days, open_instance
+    from market_data_pipeline.universe import load_universe
+
+    os.environ.pop("DAGSTER_HOME", None)
+    ignore_notices()
+    layout, universe = Layout(root), root / "universe.yaml"
+    root.mkdir(parents=True)
+    _write_universe(universe, keys)
+    definitions = build_definitions(settings_of(env, root, universe), load_universe(universe))
+    with open_instance(layout) as instance:
+        with measured() as cost:
+            run = materialize_days(instance, definitions, keys, day, day, log_level="CRITICAL")
+        if not run.success or any(days_on_record(instance, key) != {day} for key in keys):
+            raise RuntimeError("Not every series has its day on record.")
+    return cost
 
 
 def _bring(root: Path, env: Mapping[str, str], key: SeriesKey, days: list[date], *, stock: bool) -> Cost:
@@ -102,7 +134,7 @@ def _bring(root: Path, env: Mapping[str, str], key: SeriesKey, days: list[date],
     warnings.simplefilter("ignore", dg.BetaWarning)
     layout, universe = Layout(root), root / "universe.yaml"
     layout.dagster_home.mkdir(parents=True)
-    _write_universe(universe, [key.symbol], [str(key.interval)])
+    _write_universe(universe, [key])
     if stock:
         # Without the first line of ours it counts as the user's own, and is left as it is.
         config = yaml.safe_load(CONFIG.read_text())

@@ -41,6 +41,11 @@ def pandas_ingest(key: SeriesKey, days: Sequence[date], url: str, folder: Path) 
     return cost
 
 
+def pandas_ingest_each(keys: Sequence[SeriesKey], day: date, url: str, folder: Path) -> float:
+    """The same script, for a day of one series after another; seconds."""
+    return sum(pandas_ingest(key, [day], url, folder / str(n)).seconds for n, key in enumerate(keys))
+
+
 def bare_libraries(key: SeriesKey, days: Sequence[date], mirror: Path, folder: Path) -> Cost:
     """isal, Arrow's CSV reader and its Parquet writer on files of this disk, a thread for each core.
 

@@ -23,6 +23,12 @@ FRESH = multiprocessing.get_context("spawn")
 KLINES_FROM, TRADES_FROM = date(2024, 7, 1), date(2025, 3, 1)
 """First days: a year with both of spot's time units (milliseconds until 2024-12-31), and a week of microseconds."""
 
+INTERVALS = ("1m", "5m", "1h", "1d")
+"""Of the series of which there are many."""
+
+ROUND_TRIP_SECONDS = 0.05
+"""To an exchange far away."""
+
 _Cadence = Literal["daily", "monthly"]
 _LISTED = date(2017, 8, 17)
 
@@ -79,6 +85,17 @@ class Archives:
         return self.folder / "monthly"
 
     @property
+    def many(self) -> Path:
+        """The mirror that has one day of :attr:`many_series`."""
+        return self.folder / "many"
+
+    @property
+    def many_series(self) -> list[SeriesKey]:
+        """As many series of klines as a code location has assets, of symbols of their own."""
+        symbols = symbol_names(self.scale.assets // len(INTERVALS))
+        return [klines(symbol, interval) for symbol in symbols for interval in INTERVALS]
+
+    @property
     def kline_days(self) -> list[date]:
         """The days of klines of :attr:`kline_series`."""
         return days_from(KLINES_FROM, self.scale.kline_days)
@@ -117,9 +134,9 @@ def symbol_names(count: int) -> list[str]:
     return [f"COIN{n:03d}USDT" for n in range(count)]
 
 
-def klines(symbol: str) -> SeriesKey:
-    """The series of a symbol's 1m klines in spot."""
-    return SeriesKey(EXCHANGE, Market.SPOT, DataType.KLINES, symbol, "1m")
+def klines(symbol: str, interval: str = "1m") -> SeriesKey:
+    """The series of a symbol's klines in spot."""
+    return SeriesKey(EXCHANGE, Market.SPOT, DataType.KLINES, symbol, interval)
 
 
 def make_archives(folder: Path, scale: Scale) -> Archives:
@@ -134,6 +151,7 @@ def make_archives(folder: Path, scale: Scale) -> Archives:
         (archives.daily, [archives.kline_series], archives.kline_days, 20_000, ("daily",)),
         (archives.monthly, [archives.kline_series], archives.kline_days, 20_000, ("daily", "monthly")),
         *((archives.daily, [key], archives.query_days, 20_000, ("daily",)) for key in others),
+        (archives.many, archives.many_series, archives.query_days[-1:], 500, ("daily",)),
     ]
     with ProcessPoolExecutor(mp_context=FRESH) as pool:
         for made in [pool.submit(_write, *job) for job in jobs]:
@@ -150,7 +168,7 @@ def _write(folder: Path, keys: list[SeriesKey], days: list[date], trades: int, c
 
     symbols = [
         GeneratedSymbol(key.market, key.symbol, _LISTED, trades_per_day=trades, price=60_000.0, quantity_decimals=5)
-        for key in keys
+        for key in {key.symbol: key for key in keys}.values()
     ]
     write_mirror(folder, keys, days, symbols=symbols, cadences=cadences)
 
@@ -186,10 +204,15 @@ def settings_of(env: Mapping[str, str], root: Path, universe: Path = Path("unive
 
 
 @contextmanager
-def serving(mirror: Path) -> Iterator[Origin]:
-    """The sandbox in a process of its own, so that its CPU is apart; it still shares the machine's cores."""
+def serving(mirror: Path, latency: float = 0.0) -> Iterator[Origin]:
+    """The sandbox in a process of its own, so that its CPU is apart; it still shares the machine's cores.
+
+    Args:
+        mirror: The archives.
+        latency: Seconds that each answer is late.
+    """
     ours, theirs = FRESH.Pipe()
-    process = FRESH.Process(target=_serve, args=(mirror, theirs), daemon=True)
+    process = FRESH.Process(target=_serve, args=(mirror, latency, theirs), daemon=True)
     process.start()
     try:
         yield Origin(ours.recv(), psutil.Process(process.pid))
@@ -198,10 +221,12 @@ def serving(mirror: Path) -> Iterator[Origin]:
         process.join(10)
 
 
-def _serve(mirror: Path, to_parent: Connection) -> None:
-    from market_data_pipeline.sandbox import Sandbox
+def _serve(mirror: Path, latency: float, to_parent: Connection) -> None:
+    from market_data_pipeline.sandbox import Delay, Sandbox
 
     with Sandbox(mirror=mirror) as sandbox:
+        if latency:
+            sandbox.faults.add(Delay(path="", latency=latency))
         to_parent.send(sandbox.settings_env())
         # The parent sends nothing: its end of the pipe closes when it is done, or dies.
         to_parent.poll(None)
