@@ -107,6 +107,9 @@ class Finding(BaseModel):
     evidence: str = ""
 
 
+ACROSS_MIDNIGHT = "across_midnight"
+"""Rule that tells of trades on both sides of midnight."""
+
 HISTORY = frozenset(
     {
         "order",
@@ -116,7 +119,7 @@ HISTORY = frozenset(
         "disagreement",
         "became_final",
         "replaced",
-        "across_midnight",
+        ACROSS_MIDNIGHT,
     }
 )
 """Rules that tell what was done to a day; what all others say can be worked out again from its rows."""

@@ -23,9 +23,9 @@ from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import SeriesBusyError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import HELD, NOT_LISTED, Ledger, LedgerRow, failed_row, reconcile
+from market_data_pipeline.lake.ledger import HELD, Ledger, LedgerRow, failed_row, reconcile
 from market_data_pipeline.profile import profile_is_due, profile_of
-from market_data_pipeline.quality.repair import is_settled
+from market_data_pipeline.quality.repair import is_not_listed, is_settled
 from market_data_pipeline.series import DataType, Listing, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.specs import lake_schema
@@ -158,18 +158,13 @@ def _report_settled(
     needed, now = [], clock.now()
     for day in days:
         row = ledger.get(day)
-        if row is not None and day in on_record and (is_settled(row, now) or _is_not_listed(row, listing)):
+        if row is not None and day in on_record and (is_settled(row, now) or is_not_listed(row, listing)):
             told(DayOutcome(key, day, row, Action.HELD if row.held else Action.NOT_LISTED))
         else:
             needed.append(day)
     if behind and not needed:
         _mend_ledger(key, layout)
     return needed
-
-
-def _is_not_listed(row: LedgerRow, listing: Listing) -> bool:
-    """Whether a day is still known not to be listed: the listing may have been refreshed since it was asked for."""
-    return row.outcome == NOT_LISTED and not (listing.spans and listing.covers(row.day))
 
 
 def _mend_ledger(key: SeriesKey, layout: Layout) -> None:

@@ -30,8 +30,12 @@ from market_data_pipeline.specs import monthly_may_stand
 
 logger = logging.getLogger(__name__)
 
-_MEMORY_PER_ZIP_BYTE = 7
+MEMORY_PER_BYTE = 7
 """Peak memory of a day beside the size of its zip: the zip, its Arrow table (4 times), checks and encoding."""
+
+
+_MONTHS_KEPT = 4
+"""Months whose days are asked for one by one, since they have no daily zips, that are kept meanwhile."""
 
 
 @dataclass
@@ -45,7 +49,6 @@ class ArchivedDays:
         archive: The archive.
         processes: Where much is computed.
         memory: What all workers may take together.
-        months_held: How many months' rows are kept until their days were asked for.
         refused: ETags of the zips that were refused, by day.
     """
 
@@ -55,8 +58,8 @@ class ArchivedDays:
     archive: Archive
     processes: Processes
     memory: MemoryBudget
-    months_held: int
     refused: dict[date, str | None] = field(default_factory=dict)
+    _in_work: set[date] = field(default_factory=set)
     _months: dict[date, Future[Mapping[date, DayRows | Encoded]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -73,6 +76,8 @@ class ArchivedDays:
             SourceError: the zip is damaged or does not match its checksum, or no whole answer came.
             StorageError: what was refused cannot be put into quarantine.
         """
+        if whole_month:
+            self._in_work.add(day.replace(day=1))
         of_month = self._month(day).get(day) if whole_month else None
         if isinstance(of_month, Encoded) or (of_month is not None and is_complete(self.key, of_month)):
             return of_month
@@ -94,8 +99,9 @@ class ArchivedDays:
             found = self._months.get(month[0])
             mine = found is None
             if found is None:
-                while len(self._months) >= self.months_held:
-                    del self._months[next(iter(self._months))]
+                idle = [known for known in self._months if known not in self._in_work]
+                if len(idle) >= _MONTHS_KEPT:
+                    del self._months[idle[0]]
                 found = self._months[month[0]] = Future()
         if mine:  # outside of the lock: other months are fetched meanwhile, and whoever wants this one waits
             try:
@@ -104,6 +110,16 @@ class ArchivedDays:
                 found.set_exception(error)
                 raise
         return found.result()
+
+    def release(self, month: date) -> None:
+        """Let go of a month, all of whose days were taken.
+
+        Args:
+            month: Its first day.
+        """
+        with self._lock:
+            self._in_work.discard(month)
+            self._months.pop(month, None)
 
     def _read_month(self, month: tuple[date, ...]) -> Mapping[date, DayRows | Encoded]:
         path = self.key.archive_monthly(month[0])
@@ -123,7 +139,7 @@ class ArchivedDays:
     def _fetch(self, path: str, memory: Reservation, day: date | None) -> ArchiveFile | None:
         accepted = quarantine.accepted_sha256(self.layout, self.key, path)
         try:
-            return self.archive.fetch(path, lambda size: memory.take(size * _MEMORY_PER_ZIP_BYTE), accepted)
+            return self.archive.fetch(path, lambda size: memory.take(size * MEMORY_PER_BYTE), accepted)
         except ChecksumError as error:
             self._quarantine(path, error.file, error, day)
             raise

@@ -14,7 +14,7 @@ from market_data_pipeline.lake.provenance import Part, Source
 from market_data_pipeline.outcomes import Action
 from market_data_pipeline.quality.rows import in_order, ints
 from market_data_pipeline.series import Listing, SeriesKey, interval_us
-from market_data_pipeline.sources.errors import AbsentError, ConflictError, SourceError, UnpublishedError
+from market_data_pipeline.sources.errors import AbsentError, RestAnswerError, SourceError, UnpublishedError
 from market_data_pipeline.sources.rest import RestApi, RestRows
 from market_data_pipeline.specs import spec_of
 
@@ -77,7 +77,7 @@ class AskedDays:
         )
         ordered, findings, conflict = in_order(table, spec_of(self.key))
         if conflict is not None:
-            raise ConflictError(f"REST gave two different rows: {conflict.rows[0]} and {conflict.rows[1]}.")
+            raise RestAnswerError(f"REST gave two different rows: {conflict.rows[0]} and {conflict.rows[1]}.")
         return DayRows(
             table=ordered,
             parts=joined((*parts, part)),

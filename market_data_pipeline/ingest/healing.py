@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import Finding, Severity
+from market_data_pipeline.findings import ACROSS_MIDNIGHT, Finding, Severity
 from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.lake.provenance import Part, Source
 from market_data_pipeline.quality.difference import change_finding, difference, disagreement, said
 from market_data_pipeline.quality.gaps import missing_candles, missing_ids, seems_cut
 from market_data_pipeline.quality.rows import Ints, ints, key_ranges
-from market_data_pipeline.quality.verdicts import Asked
+from market_data_pipeline.quality.verdicts import CUT, Asked, AskedIds
 from market_data_pipeline.series import Listing, SeriesKey, interval_us
 from market_data_pipeline.sources.errors import SourceError
 from market_data_pipeline.sources.rest import RestApi, RestRows
@@ -61,7 +61,7 @@ class Healer:
         page = spec_of(self.key).rest.page
         try:
             for first, last in _spans(lacking, page * step):
-                rows = self._filled_in(rows, self.rest().klines(self.key, first, last + step))
+                rows = self.filled_in(rows, self.rest().klines(self.key, first, last + step))
         except SourceError as error:
             return replace(rows, asked=Asked(False, str(error)))
         return replace(rows, asked=Asked(True))
@@ -70,44 +70,37 @@ class Healer:
 
     def _trades(self, day: date, rows: DayRows) -> DayRows:
         missing = missing_ids(rows.table)
-        rows = self.ids(rows, missing) if missing else rows
-        return self._rest_of_day(day, rows) if seems_cut(rows.table, day) else rows
+        rows = self._ids(day, rows, missing) if missing else rows
+        return self._rest_of_day(day, rows) if rows.cut or seems_cut(rows.table, day) else rows
 
-    def ids(self, rows: DayRows, missing: Sequence[tuple[int, int]]) -> DayRows:
+    def _ids(self, day: date, rows: DayRows, missing: Sequence[tuple[int, int]]) -> DayRows:
         """A day of aggTrades with those of the ids that REST has and that belong into it."""
-        cut = ""
-        try:
-            for first, last in missing[:_RANGES_ASKED]:
-                answer = self.rest().agg_trades_of_ids(self.key, first, last)
-                rows = self._filled_in(rows, answer)
-                if answer.cut:
-                    cut = "the run's REST weight for aggTrades was used up"
-                    break
-        except SourceError as error:
-            return replace(rows, asked=Asked(False, str(error)))
+        before = [one for one in rows.asked_ids if one.last < missing[0][0]]
+        asked: list[AskedIds] = []
         if len(missing) > _RANGES_ASKED:
-            cut = f"the ids jump at {len(missing)} places, which is more than a day may ask REST for"
-        return replace(rows, asked=Asked(not cut, cut))
+            why = f"the ids jump at {len(missing)} places, which is more than a day may ask REST for"
+            asked.append(AskedIds(missing[_RANGES_ASKED][0], missing[-1][1], Asked(False, why)))
+        for first, last in missing[:_RANGES_ASKED]:
+            answer = self.of_ids(first, last)
+            if answer.why_not:  # nor would the others be answered now
+                asked.append(AskedIds(answer.until, missing[-1][1], Asked(False, answer.why_not)))
+            elif answer.until <= last:
+                asked.append(AskedIds(answer.until, last, Asked(True)))
+            mine, elsewhere = answer.of_day(day, self.key)
+            rows = self.filled_in(rows, mine)
+            asked += elsewhere
+            if answer.why_not:
+                break
+        return replace(rows, asked_ids=(*before, *asked))
 
-    def ids_between(self, rows: DayRows, day: date, first: int, last: int) -> DayRows:
-        """A day with those trades that lack between it and its neighbour and belong into it; ``first`` to ``last``.
-
-        What REST does not have, or could not be asked for, is told in the later of the two days.
-        """
-        start = clock.day_start_us(day)
-        later = int(ints(rows.table, "agg_trade_id")[0]) > last
+    def of_ids(self, first: int, last: int) -> IdsAnswer:
+        """Ask REST for trades by their ids, from ``first`` to ``last``."""
         try:
             answer = self.rest().agg_trades_of_ids(self.key, first, last)
         except SourceError as error:
-            return replace(rows, before=((first, last),), asked=Asked(False, str(error))) if later else rows
-        times = ints(answer.table, "transact_time")
-        mine = answer.table.filter(pa.array((times >= start) & (times < start + clock.US_PER_DAY)))
-        filled = self._filled_in(rows, replace(answer, table=mine))
-        lacking_from = first + answer.table.num_rows
-        if later and lacking_from <= last:
-            why = "the run's REST weight for aggTrades was used up" if answer.cut else ""
-            filled = replace(filled, before=((lacking_from, last),), asked=Asked(not why, why))
-        return filled
+            return IdsAnswer(None, first, str(error))
+        until = first + answer.table.num_rows
+        return IdsAnswer(answer, until, CUT if answer.cut else "")
 
     def _rest_of_day(self, day: date, rows: DayRows) -> DayRows:
         start = clock.day_start_us(day)
@@ -118,22 +111,51 @@ class Healer:
             # The day only seemed cut; where it is, the next day's first id tells (see ``ingest``).
             logger.info("%s %s: whether the archive is cut short could not be asked: %s", self.key, day, error)
             return rows
-        return replace(self._filled_in(rows, answer), cut=answer.cut)
+        return replace(self.filled_in(rows, answer), cut=answer.cut)
 
     # --- both ---------------------------------------------------------------------------------------------------
 
-    def _filled_in(self, rows: DayRows, answer: RestRows) -> DayRows:
+    def filled_in(self, rows: DayRows, answer: RestRows | None) -> DayRows:
+        """A day with those rows of an answer that it does not have; where both have one, the day's stands."""
+        if answer is None:
+            return rows
         spec = spec_of(self.key)
         known = ints(rows.table, spec.key)
         theirs = ints(answer.table, spec.key)
         new = answer.table.filter(pa.array(~np.isin(theirs, known)))
         common = answer.table.filter(pa.array(np.isin(theirs, known)))
         if common.num_rows:
-            rows = replace(rows, findings=(*rows.findings, *disagreement(self.key, common, rows.table)))
+            told = (one for one in disagreement(self.key, common, rows.table) if one not in rows.findings)
+            rows = replace(rows, findings=(*rows.findings, *told))
         if new.num_rows == 0:
             return rows
         part = Part(source=Source.REST, url=answer.url, first_row=0, rows=new.num_rows, fetched_at=answer.asked_at)
         return rows.with_more(new, part, spec)
+
+
+@dataclass(frozen=True, slots=True)
+class IdsAnswer:
+    """What came of asking REST for a run of trades.
+
+    Attributes:
+        rows: The answer; None where there was none.
+        until: The first id that it does not have.
+        why_not: Why ids from there on were not asked for; empty where REST does not have them.
+    """
+
+    rows: RestRows | None
+    until: int
+    why_not: str
+
+    def of_day(self, day: date, key: SeriesKey) -> tuple[RestRows | None, list[AskedIds]]:
+        """The trades that took place on a day, and which ones did not."""
+        if self.rows is None:
+            return None, []
+        times, start = ints(self.rows.table, "transact_time"), clock.day_start_us(day)
+        inside = (times >= start) & (times < start + clock.US_PER_DAY)
+        others = ints(self.rows.table, spec_of(key).key)[~inside]
+        elsewhere = [AskedIds(one.first, one.last, Asked(True, elsewhere=True)) for one in key_ranges(others, 1)]
+        return replace(self.rows, table=self.rows.table.filter(pa.array(inside))), elsewhere
 
 
 def with_what_was_held(key: SeriesKey, held: DayRows, rows: DayRows) -> DayRows:
@@ -172,8 +194,12 @@ def without_repeated(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows
     """
     spec = spec_of(key)
     repeated = np.intersect1d(ints(before, spec.key), ints(rows.table, spec.key))
-    if len(repeated) == 0:
+    if len(repeated) == rows.table.num_rows or (len(repeated) == 0 and _tells_of_midnight(rows)):
         return rows
+    if len(repeated) == 0:
+        message = "Ids of this day and of the day before lie between each other; none stands on both sides of midnight."
+        told = Finding(check="integrity", rule=ACROSS_MIDNIGHT, severity=Severity.INFO, count=0, message=message)
+        return replace(rows, findings=(*rows.findings, told))
     found = difference(
         before.filter(pa.array(np.isin(ints(before, spec.key), repeated))),
         rows.table.filter(pa.array(np.isin(ints(rows.table, spec.key), repeated))),
@@ -184,7 +210,7 @@ def without_repeated(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows
     message = f"{len(repeated)} trades stood on both sides of midnight; they were kept in the day before only.{unlike}"
     finding = Finding(
         check="integrity",
-        rule="across_midnight",
+        rule=ACROSS_MIDNIGHT,
         severity=Severity.ERROR if found else Severity.WARN,
         count=len(repeated),
         message=message,
@@ -192,6 +218,10 @@ def without_repeated(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows
     )
     mended = rows.without(repeated, spec)
     return replace(mended, findings=(*mended.findings, finding))
+
+
+def _tells_of_midnight(rows: DayRows) -> bool:
+    return any(finding.rule == ACROSS_MIDNIGHT for finding in rows.findings)
 
 
 def _spans(lacking: Ints, longest_us: int) -> list[tuple[int, int]]:

@@ -6,18 +6,26 @@ are brought; those of a run that was killed in between, when they are asked for 
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+
+import numpy as np
 
 from market_data_pipeline import clock
 from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.ingest.healing import Healer, without_repeated
 from market_data_pipeline.ingest.shelf import Shelf
+from market_data_pipeline.lake.files import StorageError
 from market_data_pipeline.lake.ledger import Ledger, LedgerRow
 from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.quality.repair import unmet_midnights
+from market_data_pipeline.quality.rows import ints, key_ranges
+from market_data_pipeline.quality.verdicts import Asked, AskedIds, asked_before
+
+logger = logging.getLogger(__name__)
 
 _DAY = timedelta(days=1)
 _BROUGHT = (Action.FETCHED, Action.EXTENDED)
@@ -63,31 +71,53 @@ class Midnight:
         unmet: Set[date],
     ) -> dict[date, DayOutcome]:
         """Of two neighbouring days, those of this run's results that had to be mended for what midnight shows."""
-        brought = [r for r in results if isinstance(r, DayOutcome) and (r.action in _BROUGHT or r.day in unmet)]
-        if not brought or first is None or second is None or not (first.held and second.held):
+        ours = {r.day: r for r in results if isinstance(r, DayOutcome)}
+        if not any(r.action in _BROUGHT or r.day in unmet for r in ours.values()):
+            return {}
+        if first is None or second is None or not (first.held and second.held):
             return {}
         if first.last_key is None or second.first_key is None:
             return {}
+        later = ours.get(second.day)
         if second.first_key > first.last_key + 1:
-            return self._fill(brought, first.last_key + 1, second.first_key - 1)
-        if second.first_key <= first.last_key:
-            return {r.day: self._without_repeated(first.day, r) for r in brought if r.day == second.day}
-        return {}
+            return self._fill(ours, second.day, first.last_key + 1, second.first_key - 1)
+        if later is None:
+            return {}
+        mended = self._forget(later) if second.first_key == first.last_key + 1 else self._apart(first.day, later)
+        return {} if mended is later else {later.day: mended}
 
-    def _fill(self, days: Sequence[DayOutcome], first: int, last: int) -> dict[date, DayOutcome]:
-        """Bring the ids that lack between two days, and say of the later one what REST does not have."""
+    def _fill(self, ours: Mapping[date, DayOutcome], later: date, first: int, last: int) -> dict[date, DayOutcome]:
+        """Bring the ids that lack between two days, and say of the later one which still do, and why."""
+        answer = self.healer.of_ids(first, last)
+        rest = Asked(not answer.why_not, answer.why_not)
+        asked = [AskedIds(answer.until, last, rest)] if answer.until <= last else []
+        lacking = np.arange(first, last + 1)
         stored: dict[date, DayOutcome] = {}
-        for outcome in days:
-            rows = self.shelf.rows(outcome.day)
+        for day, outcome in sorted(ours.items()):
+            rows = self.shelf.rows(day)
             if rows is None:
                 continue
-            filled = self.healer.ids_between(rows, outcome.day, first, last)
+            mine, elsewhere = answer.of_day(day, self.shelf.key)
+            filled = self.healer.filled_in(rows, mine)
+            lacking = np.setdiff1d(lacking, ints(filled.table, "agg_trade_id"))
+            if day == later:
+                before = tuple((one.first, one.last) for one in key_ranges(lacking, 1))
+                inside = [one for one in rows.asked_ids if one.first > last]
+                known = [*asked, *(elsewhere if len(ours) > 1 else _of_day_before(elsewhere))]
+                filled = replace(filled, before=before, asked_ids=(*known, *inside))
             if filled is not rows:
-                stored[outcome.day] = self._stored_again(outcome, filled)
+                stored[day] = self._stored_again(outcome, filled)
         return stored
 
-    def _without_repeated(self, earlier: date, outcome: DayOutcome) -> DayOutcome:
-        """The later day without the trades that stand in the earlier one, too."""
+    def _forget(self, outcome: DayOutcome) -> DayOutcome:
+        """A day that meets the one before, of which it may have said that trades lack in between."""
+        if not any(one.last < (outcome.row.first_key or 0) for one in asked_before(outcome.row.findings_list())):
+            return outcome
+        rows = self.shelf.rows(outcome.day)
+        return outcome if rows is None else self._stored_again(outcome, replace(rows, before=()))
+
+    def _apart(self, earlier: date, outcome: DayOutcome) -> DayOutcome:
+        """The later of two days that overlap, without the trades that stand in the earlier one, too."""
         rows, before = self.shelf.rows(outcome.day), self.shelf.rows(earlier)
         if rows is None or before is None:
             return outcome
@@ -96,5 +126,15 @@ class Midnight:
 
     def _stored_again(self, outcome: DayOutcome, rows: DayRows) -> DayOutcome:
         action = outcome.action if outcome.action in _BROUGHT else Action.EXTENDED
-        stored = self.shelf.store(outcome.day, outcome.row, replace(rows, action=action), time.perf_counter())
+        try:
+            stored = self.shelf.store(outcome.day, outcome.row, replace(rows, action=action), time.perf_counter())
+        except StorageError as error:
+            logger.warning("%s: %s is left as it was brought: %s", self.shelf.key, outcome.day, error)
+            return outcome
         return replace(stored, seconds=outcome.seconds + stored.seconds, downloaded=outcome.downloaded, action=action)
+
+
+def _of_day_before(elsewhere: Iterable[AskedIds]) -> list[AskedIds]:
+    """Trades that REST has and that belong into a day that this run was not asked for: they are still to be brought."""
+    why = Asked(False, "they belong into the day before, which was not asked for")
+    return [replace(one, asked=why) for one in elsewhere]

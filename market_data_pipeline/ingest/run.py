@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 
 from market_data_pipeline import clock
-from market_data_pipeline.ingest.archived import ArchivedDays, days_of_month
+from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE, ArchivedDays, days_of_month
 from market_data_pipeline.ingest.asked import AskedDays, Nothing
 from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.ingest.encoding import Encoded, decode
@@ -33,11 +33,12 @@ from market_data_pipeline.lake.ledger import (
     next_attempt,
     reconcile,
 )
+from market_data_pipeline.lake.provenance import Source
 from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
-from market_data_pipeline.quality.repair import is_settled
+from market_data_pipeline.quality.repair import is_not_listed, is_settled
 from market_data_pipeline.series import Listing, SeriesKey
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.sources.errors import AbsentError, ChecksumError, SourceError
+from market_data_pipeline.sources.errors import AbsentError, ChecksumError, SourceError, UnprovenError
 from market_data_pipeline.sources.rest import RestApi
 from market_data_pipeline.specs import monthly_may_stand, spec_of
 
@@ -103,7 +104,6 @@ class _Run:
             self.sources.archive,
             self.sources.processes,
             self.sources.memory,
-            self.settings.download_threads,
         )
         self._asked = AskedDays(self.key, self._rest, self.listing)
         self._healer = Healer(self.key, self._rest, self.listing)
@@ -145,6 +145,8 @@ class _Run:
         row = self._ledger.get(day)
         if row is not None and is_settled(row, clock.now()):
             return DayOutcome(self.key, day, row, Action.HELD)
+        if row is not None and is_not_listed(row, self.listing):
+            return DayOutcome(self.key, day, row, Action.NOT_LISTED)
         if not self.listing.covers(day) and (row is None or row.outcome != HELD):
             return self._without_rows(day, Action.NOT_LISTED)
         return None
@@ -190,7 +192,9 @@ class _Run:
         """Days to fetch, with whole months together where a monthly zip may stand for them."""
         if not monthly_may_stand(self.key):
             return [_Job((day,)) for day in days]
-        wanted, jobs, done = set(days), [], set[date]()
+        # A day whose daily zip was replaced is not in that of the month, which may be older.
+        wanted = {day for day in days if not self._is_replaced(day)}
+        jobs, done = [], set[date]()
         for day in days:
             month = days_of_month(day)
             if day in done:
@@ -202,6 +206,10 @@ class _Run:
                 jobs.append(_Job((day,)))
         return jobs
 
+    def _is_replaced(self, day: date) -> bool:
+        row = self._ledger.get(day)
+        return row is not None and row.replaced_by is not None and Source.ARCHIVE_DAILY in (row.source or "")
+
     # --- one worker -------------------------------------------------------------------------------------------
 
     def _work(self, job: _Job) -> list[DayOutcome | DayFailure]:
@@ -211,6 +219,8 @@ class _Run:
                 if self._stopped.is_set():
                     break
                 results.append(self._day(day, job.whole_month))
+        if job.whole_month:
+            self._archived.release(job.days[0])
         return results
 
     def _day(self, day: date, whole_month: bool) -> DayOutcome | DayFailure:
@@ -249,6 +259,7 @@ class _Run:
             raise AbsentError(f"the day lies in the future; today is {clock.today()} (UTC).")
         if day < clock.today():
             if known is not None and known.held and not known.replaced_by:  # what lacks is asked for, and no more
+                memory.take(known.bytes * MEMORY_PER_BYTE)
                 held = self._shelf.rows(day)
                 if held is not None:
                     return self._healer.heal(day, replace(held, action=Action.EXTENDED))
@@ -266,6 +277,10 @@ class _Run:
     def _completed(self, day: date, known: LedgerRow | None, rows: DayRows) -> DayRows:
         """What the archive has of a day, with what it lacks and was held from REST, or REST has now."""
         if not rows.final:
+            if known is not None and known.held:
+                raise UnprovenError(
+                    "the archive was published again without a checksum; the rows held, which were proven, stay."
+                )
             return rows
         if known is not None and known.outcome == HELD and (held := self._shelf.rows(day)) is not None:
             rows = with_what_was_held(self.key, held, rows)

@@ -66,8 +66,15 @@ class Shelf:
         if held is not None and _keep(held, record):
             stat = files.stat(path)
             if stat is not None:
-                row = row_from_provenance(held, stat, attempts=next_attempt(known))
-                row = replace(row, asked_at=clock.naive_utc(clock.now()))
+                # What the ledger says of the file goes further than its footer: flat candles were judged since.
+                row = replace(
+                    known or row_from_provenance(held, stat),
+                    attempts=next_attempt(known),
+                    failure=None,
+                    reason=None,
+                    replaced_by=None,
+                    asked_at=clock.naive_utc(clock.now()),
+                )
                 return DayOutcome(self.key, day, row, Action.HELD, time.perf_counter() - started, rows.downloaded)
         return self.put(day, known, encode(self.key, rows, record), started, rows.action)
 
@@ -81,6 +88,7 @@ class Shelf:
         """
         stat = files.write_bytes(self.layout.file(self.key, day), encoded.parquet)
         row = row_from_provenance(encoded.record, stat, attempts=next_attempt(known))
+        row = replace(row, asked_at=clock.naive_utc(clock.now()))  # which may have brought no new row
         return DayOutcome(self.key, day, row, action, time.perf_counter() - started, encoded.downloaded)
 
     def _record_on_disk(self, day: date) -> Provenance | None:
@@ -109,5 +117,6 @@ def _keep(held: Provenance, new: Provenance) -> bool:
         return True
     same_source = [(part.sha256, part.etag) for part in held.parts] == [(part.sha256, part.etag) for part in new.parts]
     if held.final == new.final and held.content_sha256 == new.content_sha256 and held.findings == new.findings:
-        return same_source or not new.final
+        over = clock.naive_utc(held.fetched_at).date() > held.day  # else the newer one knows that no row came after
+        return same_source if new.final else over or clock.naive_utc(new.fetched_at).date() == new.day
     return new.rows < held.rows and not new.final

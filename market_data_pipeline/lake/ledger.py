@@ -7,6 +7,7 @@ days where the folder and the ledger differ (a crash between file and ledger, a 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -21,7 +22,7 @@ from market_data_pipeline import clock
 from market_data_pipeline import findings as findings_
 from market_data_pipeline.findings import FLAT, LACKING, OPEN, Finding
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.files import DamagedFileError, FileStat
+from market_data_pipeline.lake.files import DamagedFileError, FileStat, StorageError
 from market_data_pipeline.lake.provenance import Provenance, content_sha256
 
 HELD, FAILED, EMPTY, NOT_LISTED = "held", "failed", "empty", "not_listed"
@@ -200,7 +201,13 @@ class Ledger:
                     table = table.filter(where)
             known = [name for name in _FIELDS if name in table.column_names]
             return cls(LedgerRow(**row) for row in table.select(known).to_pylist())
-        except (DamagedFileError, TypeError):
+        except DamagedFileError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
+                # Not its fault: what it says of failed days is nowhere else.
+                raise StorageError(f"{path} cannot be read ({cause.strerror}). Nothing was changed.") from cause
+            return cls()
+        except TypeError:
             return cls()
 
     def write(self, path: Path) -> None:

@@ -13,16 +13,17 @@ from dataclasses import replace
 from datetime import date, datetime, timedelta
 
 from market_data_pipeline import clock
-from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, LedgerRow
+from market_data_pipeline.findings import ACROSS_MIDNIGHT, OPEN
+from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
 from market_data_pipeline.quality.standing import Break, continuity
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.series import Listing, SeriesKey
 
 _DAY = timedelta(days=1)
 
-LASTING = frozenset({"checksum", "malformed", "conflict", "absent"})
+LASTING = frozenset({"checksum", "malformed", "conflict", "absent", "unproven"})
 """Kinds of failure that the same answer of the archive would only bring again."""
 
-WITHOUT_ARCHIVE = frozenset({"absent", "unpublished", "host_off"})
+WITHOUT_ARCHIVE = frozenset({"absent", "unpublished", "host_off", "rest_answer"})
 """Kinds of failure of a day for which the archive had nothing and REST did not stand in."""
 
 FIRST_PAUSE = timedelta(hours=1)
@@ -98,6 +99,11 @@ def is_refused(row: LedgerRow) -> bool:
     return not row.final and row.failure in LASTING - WITHOUT_ARCHIVE and not (row.replaced_by and row.attempts == 0)
 
 
+def is_not_listed(row: LedgerRow, listing: Listing) -> bool:
+    """Whether a day is still known not to be listed: the listing may have been refreshed since it was asked for."""
+    return row.outcome == NOT_LISTED and not (listing.spans and listing.covers(row.day))
+
+
 def unmet_midnights(key: SeriesKey, rows: Mapping[date, LedgerRow], now: datetime) -> list[date]:
     """Days of aggTrades that are due because ids do not run on from one to the next, and no verdict says why.
 
@@ -123,8 +129,11 @@ def unmet_midnights(key: SeriesKey, rows: Mapping[date, LedgerRow], now: datetim
 
 
 def _is_told(found: Break, row: LedgerRow) -> bool:
-    """Whether a finding of the later day speaks of the ids that lack before it."""
-    ranges = [range_ for finding in row.findings_list() if finding.check == "gaps" for range_ in finding.ranges]
+    """Whether a finding of the later day speaks for good of what is not as it should be before it."""
+    if found.overlap:
+        return any(finding.rule == ACROSS_MIDNIGHT for finding in row.findings_list())
+    said = (f for f in row.findings_list() if f.check == "gaps" and f.rule not in OPEN)
+    ranges = [range_ for finding in said for range_ in finding.ranges]
     return any(range_.first <= found.expected <= found.found - 1 <= range_.last for range_ in ranges)
 
 

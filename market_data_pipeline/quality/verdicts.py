@@ -15,7 +15,7 @@ The order of precedence, first what fits (:class:`~market_data_pipeline.findings
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,10 +38,27 @@ class Asked:
     Attributes:
         answered: Whether it was asked and answered.
         why_not: Why it was not asked, or could not answer.
+        elsewhere: Whether it has them with times of another day.
     """
 
     answered: bool
     why_not: str = ""
+    elsewhere: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AskedIds:
+    """What came of asking REST for a run of agg_trade_ids that are not in the lake.
+
+    Attributes:
+        first: Its first id.
+        last: Its last id.
+        asked: What came of it.
+    """
+
+    first: int
+    last: int
+    asked: Asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +183,12 @@ def _runs(keys: Ints, step: int) -> list[Ints]:
 
 
 def judge_trades(
-    missing: Sequence[tuple[int, int]], healed: Ints, *, final: bool, asked: Asked | None, cut: bool = False
+    missing: Sequence[tuple[int, int]],
+    healed: Ints,
+    *,
+    final: bool,
+    asked: Sequence[AskedIds] = (),
+    cut: bool = False,
 ) -> list[Finding]:
     """Verdicts on the agg_trade_ids of a day that are missing or were filled in.
 
@@ -174,29 +196,69 @@ def judge_trades(
         missing: Runs of ids that are not there, both ends included.
         healed: Ids of rows that came from REST though the day comes from the archive.
         final: Whether the day is settled by its archive.
-        asked: What came of asking REST; None where it was not asked.
+        asked: What came of asking REST for them, or for some.
         cut: Whether later trades were left out, since the run's REST weight for aggTrades was used up.
     """
     findings = []
     if len(healed):
-        ranges = key_ranges(healed, 1)
-        findings.append(verdict_finding(Verdict.HEALED, "aggregated trades", len(healed), ranges, "REST has them"))
-    if missing:
-        verdict, evidence = _judge_ids(final, asked)
-        count = sum(last - first + 1 for first, last in missing)
-        ranges = tuple(Range(first=a, last=b, count=b - a + 1) for a, b in missing[:MAX_RANGES])
+        healed_ranges = key_ranges(healed, 1)
+        findings.append(
+            verdict_finding(Verdict.HEALED, "aggregated trades", len(healed), healed_ranges, "REST has them")
+        )
+    found: dict[tuple[Verdict, str], list[Range]] = {}
+    for first, last in missing:
+        for a, b, answer in _pieces(first, last, asked):
+            found.setdefault(_judge_ids(final, answer), []).append(Range(first=a, last=b, count=b - a + 1))
+    for (verdict, evidence), ranges in found.items():
+        count = sum(range_.count for range_ in ranges)
         findings.append(verdict_finding(verdict, "aggregated trades", count, ranges, evidence))
     if cut:
         findings.append(_unpublished_rest())
     return findings
 
 
+def _pieces(first: int, last: int, asked: Sequence[AskedIds]) -> Iterator[tuple[int, int, Asked | None]]:
+    """A run of ids, cut where what came of asking for them changes."""
+    at = first
+    for answer in sorted(asked, key=lambda one: one.first):
+        if answer.last < at or answer.first > last:
+            continue
+        if answer.first > at:
+            yield at, answer.first - 1, None
+        end = min(last, answer.last)
+        yield max(at, answer.first), end, answer.asked
+        at = end + 1
+    if at <= last:
+        yield at, last, None
+
+
+_NOT_ASKED = "REST was not asked"
+
+
 def _judge_ids(final: bool, asked: Asked | None) -> tuple[Verdict, str]:
     if not final:
         return Verdict.UNPUBLISHED, PROVISIONAL
+    if asked is not None and asked.elsewhere:
+        return Verdict.OUTAGE, "REST has these ids with times of another day"
     if asked is not None and asked.answered:
         return Verdict.UNEXPLAINED, "the ids jump, and REST does not have the ids in between either"
-    return Verdict.UNPUBLISHED, f"REST was not asked: {asked.why_not}" if asked else "REST was not asked"
+    return Verdict.UNPUBLISHED, f"{_NOT_ASKED}: {asked.why_not}" if asked else _NOT_ASKED
+
+
+def asked_before(findings: Iterable[Finding]) -> tuple[AskedIds, ...]:
+    """What came of asking REST for ids that lack in a final day, read off its verdicts."""
+    found = []
+    for finding in findings:
+        if finding.check != "gaps":
+            continue
+        if finding.rule in (Verdict.UNEXPLAINED, Verdict.OUTAGE):
+            asked = Asked(True, elsewhere=finding.rule == Verdict.OUTAGE)
+        elif finding.evidence.startswith(f"{_NOT_ASKED}: "):
+            asked = Asked(False, finding.evidence.removeprefix(f"{_NOT_ASKED}: "))
+        else:
+            continue
+        found += [AskedIds(range_.first, range_.last, asked) for range_ in finding.ranges]
+    return tuple(found)
 
 
 def _unpublished_rest() -> Finding:

@@ -26,6 +26,18 @@ class MalformedError(SourceError):
     kind = "malformed"
 
 
+class RestAnswerError(SourceError):
+    """REST answered something that is not understood; another time it may answer otherwise."""
+
+    kind = "rest_answer"
+
+
+class UnprovenError(SourceError):
+    """The archive was published again without a checksum, and cannot stand for rows that were proven."""
+
+    kind = "unproven"
+
+
 class ChecksumError(SourceError):
     """The bytes do not match their published checksum.
 

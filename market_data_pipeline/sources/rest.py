@@ -22,7 +22,7 @@ from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey, i
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.sources.archive import table_from_rest
 from market_data_pipeline.sources.budget import WeightBudget, shared_folder
-from market_data_pipeline.sources.errors import AbsentError, HostOffError, MalformedError, NetworkError
+from market_data_pipeline.sources.errors import AbsentError, HostOffError, MalformedError, NetworkError, RestAnswerError
 from market_data_pipeline.sources.http import OK, TOO_MANY, Answer, Host
 from market_data_pipeline.specs import MARKETS, RestEndpoint, spec_of
 
@@ -87,7 +87,7 @@ class RestApi:
         Raises:
             HostOffError: the host refuses, or did so before in this run.
             NetworkError: no answer.
-            MalformedError: an answer is not understood.
+            RestAnswerError: an answer is not understood.
         """
         endpoint = spec_of(key).rest
         step = interval_us(key.interval or "")
@@ -108,7 +108,7 @@ class RestApi:
             )
             if not rows:
                 break
-            table = table_from_rest(rows, key, self._unit)
+            table = self._table(rows, key)
             tables.append(table)
             cursor = _last(table, "open_time") + step
             if len(rows) < limit:
@@ -125,7 +125,7 @@ class RestApi:
         Raises:
             HostOffError: the host refuses, or did so before in this run.
             NetworkError: no answer.
-            MalformedError: an answer is not understood, or does not begin where it was asked to.
+            RestAnswerError: an answer is not understood, or does not begin where it was asked to.
         """
         endpoint = spec_of(key).rest
         now = self._server_now()
@@ -147,11 +147,11 @@ class RestApi:
                 rows = self._rows(endpoint, _by_id(key, from_id, endpoint))
                 if not rows:
                     break
-            table = table_from_rest(rows, key, self._unit)
+            table = self._table(rows, key)
             first, last = _first(table, "agg_trade_id"), _last(table, "agg_trade_id")
             if from_id is not None and first != from_id:
                 # Answers by fromId can be silently cut (binance-public-data #376).
-                raise MalformedError(
+                raise RestAnswerError(
                     f"REST was asked for the trades of {key} from id {from_id} on, and answered from {first} on."
                 )
             tables.append(table)
@@ -169,7 +169,7 @@ class RestApi:
         Raises:
             HostOffError: the host refuses, or did so before in this run.
             NetworkError: no answer.
-            MalformedError: an answer is not understood.
+            RestAnswerError: an answer is not understood.
         """
         endpoint = spec_of(key).rest
         now = self._server_now()
@@ -181,7 +181,7 @@ class RestApi:
                 cut = True
                 break
             rows = self._rows(endpoint, _by_id(key, cursor, endpoint))
-            table = table_from_rest(rows, key, self._unit) if rows else None
+            table = self._table(rows, key) if rows else None
             # An answer that begins elsewhere proves nothing about what it leaves out: it can be silently cut (#376).
             if table is None or _first(table, "agg_trade_id") != cursor:
                 break
@@ -207,7 +207,7 @@ class RestApi:
         rows = self._rows(endpoint, {"symbol": key.symbol, "interval": "1d", "startTime": "0", "limit": "1"})
         if not rows:
             return None
-        return clock.day_of_us(_first(table_from_rest(rows, daily, self._unit), "open_time"))
+        return clock.day_of_us(_first(self._table(rows, daily), "open_time"))
 
     # --- how it is asked ------------------------------------------------------------------------------------
 
@@ -220,7 +220,7 @@ class RestApi:
                     # Time is in the unit of the header, like all others.
                     server = datetime.fromtimestamp(int(_json(answer)["serverTime"]) * self._unit / 1e6, UTC)
                 except (KeyError, TypeError, ValueError, OverflowError) as error:
-                    raise MalformedError(f"{answer.url} answered no server time: {answer.text!r}.") from error
+                    raise RestAnswerError(f"{answer.url} answered no server time: {answer.text!r}.") from error
                 self._offset = server - clock.now()
         return clock.now() + self._offset
 
@@ -228,8 +228,14 @@ class RestApi:
         answer = self._request(endpoint.path, params, endpoint.weight)
         rows = _json(answer)
         if not isinstance(rows, list):
-            raise MalformedError(f"{answer.url} answered {str(rows)[:200]}.")
+            raise RestAnswerError(f"{answer.url} answered {str(rows)[:200]}.")
         return rows
+
+    def _table(self, rows: list[Any], key: SeriesKey) -> pa.Table:
+        try:
+            return table_from_rest(rows, key, self._unit)
+        except MalformedError as error:
+            raise RestAnswerError(str(error)) from error
 
     def _request(self, path: str, params: Mapping[str, str], weight: int) -> Answer:
         self._refuse_if_off()
@@ -295,7 +301,7 @@ def _json(answer: Answer) -> Any:
     try:
         return json.loads(answer.body)
     except ValueError as error:
-        raise MalformedError(f"{answer.url} answered no JSON: {answer.text[:80]!r}.") from error
+        raise RestAnswerError(f"{answer.url} answered no JSON: {answer.text[:80]!r}.") from error
 
 
 def _way_out(market: Market) -> str:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
+from collections import Counter
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from market_data_pipeline import clock
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
+from market_data_pipeline.judging import judge_flat_candles
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.files import SeriesBusyError
+from market_data_pipeline.lake.files import SeriesBusyError, StorageError
 from market_data_pipeline.lake.provenance import content_sha256
+from market_data_pipeline.quality.repair import is_known, is_worth_asking, marked
 from market_data_pipeline.sandbox import (
     CutBody,
     Damage,
     DamagedArchive,
     LateArchive,
+    MarketOutage,
     MissingChecksum,
     MissingDay,
     MissingRows,
@@ -28,7 +35,7 @@ from market_data_pipeline.sandbox import (
     Status,
     WrongChecksum,
 )
-from market_data_pipeline.series import Listing
+from market_data_pipeline.series import Listing, Market
 from market_data_pipeline_tests.world import World, agg_trades, days, klines, utc
 
 BTC = klines("BTCUSDT", "1m")
@@ -520,3 +527,112 @@ def test_a_second_writer_waits_or_says_who_is_busy(world: World) -> None:
         done.set()
         thread.join()
     assert outcome(world.one(BTC, "2026-03-01")).action == "fetched"
+
+
+# --- again and again ----------------------------------------------------------------------------------------------
+
+
+def test_each_monthly_zip_is_asked_for_once(world: World) -> None:
+    hours = klines("BTCUSDT", "1h")
+    world.set(download_threads=4)
+    world.ingest(hours, days("2025-03-01", "2026-01-31"))
+    asked = Counter(path for path in world.asked("/monthly/") if path.endswith(".zip"))
+    assert len(asked) == 11
+    assert set(asked.values()) == {1}
+
+
+def test_days_that_were_replaced_do_not_come_from_an_older_monthly_zip(world: World) -> None:
+    hours, january = klines("BTCUSDT", "1h"), days("2026-01-01", "2026-01-31")
+    late = world.sandbox.faults.add(MissingDay(days=january, cadence="monthly"))
+    assert {outcome(result).row.source for result in world.ingest(hours, january)} == {"archive_daily"}
+    world.sandbox.faults.remove(late)
+    ledger = world.ledger(hours)
+    for day in january:
+        ledger.put(marked(ledger.rows[day], "another"))
+    ledger.write(world.layout.ledger(hours))
+    world.forget()
+    assert {outcome(result).row.source for result in world.ingest(hours, january)} == {"archive_daily"}
+    assert world.asked("/monthly/") == []
+
+
+def test_a_replaced_archive_without_a_checksum_leaves_what_was_proven_and_is_not_fetched_again(world: World) -> None:
+    row = outcome(world.one(BTC, "2026-03-03")).row
+    world.sandbox.faults.add(MissingChecksum(days=[date(2026, 3, 3)]))
+    ledger = world.ledger(BTC)
+    ledger.put(marked(row, "another"))
+    ledger.write(world.layout.ledger(BTC))
+    found = failure(world.one(BTC, "2026-03-03"))
+    assert found.failure == "unproven"
+    assert (found.row.outcome, found.row.final, found.row.content_sha256) == ("held", True, row.content_sha256)
+    assert is_known(found.row, "another")
+    world.forget()
+    world.at("2026-06-05T12:00:00")
+    world.one(BTC, "2026-03-03")
+    assert world.asked() == []
+
+
+def test_a_provisional_day_that_ended_quietly_is_whole(world: World) -> None:
+    """No trade came after the last look at the day; that none came until midnight is known by the next look."""
+    day = "2026-03-03"
+    world.sandbox.faults.add(LateArchive(days=[date(2026, 3, 3)], days_late=9))
+    world.sandbox.faults.add(MarketOutage(start=utc(f"{day}T20:00"), end=utc("2026-03-04T00:00")))
+    for moment in (f"{day}T23:05:00", "2026-03-04T00:05:00"):
+        world.at(moment)
+        world.one(TRADES, day)
+    world.forget()
+    world.at("2026-03-05T10:00:00")
+    world.one(TRADES, day)
+    assert world.asked("/api/") == []
+
+
+def test_an_answer_of_rest_that_is_not_understood_fails_the_day_until_it_is(world: World) -> None:
+    world.sandbox.faults.add(LateArchive(days=[date(2026, 3, 4)], days_late=9))
+    garbage = world.sandbox.faults.add(Status(path="/api/v3/klines", status=200))
+    found = failure(world.one(BTC, "2026-03-04"))
+    assert found.failure == "rest_answer"
+    world.sandbox.faults.remove(garbage)
+    world.at("2026-03-05T14:00:00")
+    assert is_worth_asking(found.row, clock.now())
+    assert outcome(world.one(BTC, "2026-03-04")).row.rows == 1440
+
+
+def test_a_day_before_any_listing_is_asked_for_once(world: World) -> None:
+    assert outcome(world.one(BTC, "2017-01-01")).action == "not_listed"
+    world.forget()
+    assert outcome(world.one(BTC, "2017-01-01")).action == "not_listed"
+    assert world.asked() == []
+
+
+def test_a_ledger_that_the_system_does_not_let_read_is_not_taken_for_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.sandbox.faults.add(WrongChecksum(path="BTCUSDT-1m-2026-03-03"))
+    world.one(BTC, "2026-03-03")
+    opened = Path.open
+
+    def refuses(path: Path, *more: Any, **named: Any) -> Any:
+        if path == world.layout.ledger(BTC):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(path, *more, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuses)
+        with pytest.raises(StorageError, match=r"cannot be read \(Too many open files\)"):
+            world.one(BTC, "2026-03-02")
+    world.one(BTC, "2026-03-02")
+    assert {day.day: row.outcome for day, row in world.ledger(BTC).rows.items()} == {2: "held", 3: "failed"}
+
+
+def test_a_look_that_changes_nothing_keeps_what_the_market_was_judged_to_do(world: World) -> None:
+    keys = [klines(symbol, "1m", "um") for symbol in ("BTCUSDT", "ETHUSDT")]
+    world.sandbox.faults.add(MarketOutage(start=utc("2026-03-03T10:00"), end=utc("2026-03-03T10:20"), series="/um/"))
+    world.sandbox.faults.add(
+        MissingRows(start=utc("2026-03-03T12:00"), end=utc("2026-03-03T12:05"), series="um/klines/BTC", where="archive")
+    )
+    world.sandbox.faults.add(Status(path="/fapi/", status=451))
+    for key in keys:
+        world.one(key, "2026-03-03")
+    judge_flat_candles(world.layout, Market.UM)
+    assert "suspended" in world.ledger(keys[0]).rows[date(2026, 3, 3)].verdicts
+    world.at("2026-03-05T14:00:00")
+    assert "suspended" in outcome(world.one(keys[0], "2026-03-03")).row.verdicts

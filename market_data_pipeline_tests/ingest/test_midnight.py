@@ -1,16 +1,26 @@
-"""Neighbouring days of aggTrades that a killed run left without a look at what lies between them."""
+"""Neighbouring days of aggTrades: what lies between them is brought once, and told apart from what lacks inside."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
+from itertools import count
 
+import pyarrow as pa
 import pytest
 
 from market_data_pipeline import clock
+from market_data_pipeline.ingest import encoding, healing
 from market_data_pipeline.ingest.midnight import Midnight
+from market_data_pipeline.ingest.shelf import Shelf
 from market_data_pipeline.outcomes import Action, DayOutcome
 from market_data_pipeline.quality.repair import unmet_midnights
+from market_data_pipeline.quality.rows import ints
 from market_data_pipeline.sandbox import MissingRows, RepeatedAtMidnight, Status
+from market_data_pipeline.series import Listing, SeriesKey
+from market_data_pipeline.sources.errors import NetworkError
+from market_data_pipeline.sources.rest import RestApi, RestRows
+from market_data_pipeline.specs import spec_of
 from market_data_pipeline_tests.world import World, agg_trades, utc
 
 TRADES = agg_trades("SOLUSDT")
@@ -63,7 +73,9 @@ def test_while_rest_refuses_the_later_day_says_so_and_rests(world: World, monkey
     refusal = world.sandbox.faults.add(Status(path="/api/v3/", status=451))
     world.ingest(TRADES, PAIR)
     assert world.ledger(TRADES).rows[PAIR[1]].verdicts == "unpublished"
-    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, utc("2026-03-20T14:00:00")) == []
+    # What lacks belongs into both of them.
+    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
+    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, utc("2026-03-20T14:00:00")) == PAIR
     world.sandbox.faults.remove(refusal)
     world.at("2026-03-05T16:00:00")
     world.ingest(TRADES, PAIR)
@@ -75,3 +87,141 @@ def test_a_trade_on_both_sides_stays_on_one(world: World, monkeypatch: pytest.Mo
     leave_unmet(world, monkeypatch)
     world.ingest(TRADES, PAIR)
     assert goes_on(world)
+
+
+def test_what_lacks_between_two_days_is_asked_for_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.sandbox.faults.add(MISSING)
+    for module in (encoding, healing):
+        monkeypatch.setattr(module, "seems_cut", lambda *_: False)
+    world.ingest(TRADES, PAIR)
+    assert goes_on(world)
+    asked = [str(request.query) for request in world.sandbox.requests if request.path.endswith("/aggTrades")]
+    assert len(asked) == len(set(asked))
+
+
+def test_a_hole_inside_that_could_not_be_asked_for_is_told_apart_from_one_at_midnight(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.sandbox.faults.add(
+        MissingRows(start=utc("2026-02-10T23:58:00"), end=utc("2026-02-11T00:02:00"), series="aggTrades", where="both")
+    )
+    inside = MissingRows(
+        start=utc("2026-02-11T10:00"), end=utc("2026-02-11T10:20"), series="aggTrades", where="archive"
+    )
+    world.sandbox.faults.add(inside)
+    real, calls = RestApi.agg_trades_of_ids, count()
+
+    def first_one_fails(api: RestApi, key: SeriesKey, first: int, last: int) -> RestRows:
+        if next(calls) == 0:
+            raise NetworkError("503 in every attempt")
+        return real(api, key, first, last)
+
+    monkeypatch.setattr(RestApi, "agg_trades_of_ids", first_one_fails)
+    world.ingest(TRADES, PAIR)
+    verdicts = {f.rule: f.evidence for f in world.ledger(TRADES).rows[PAIR[1]].findings_list() if f.check == "gaps"}
+    assert set(verdicts) == {"unexplained", "unpublished"}
+    assert "503 in every attempt" in verdicts["unpublished"]
+
+    world.at("2026-03-05T16:00:00")
+    world.ingest(TRADES, PAIR)
+    row = world.ledger(TRADES).rows[PAIR[1]]
+    assert row.verdicts.split("+") == ["healed", "unexplained"]  # what nobody has is still told of
+
+
+def test_a_trade_on_both_sides_does_not_change_what_is_known_of_a_hole_inside(world: World) -> None:
+    world.sandbox.faults.add(
+        MissingRows(start=utc("2026-02-11T10:00"), end=utc("2026-02-11T10:20"), series="aggTrades", where="both")
+    )
+    world.sandbox.faults.add(RepeatedAtMidnight(days=[PAIR[1]]))
+    world.ingest(TRADES, PAIR)
+    row = world.ledger(TRADES).rows[PAIR[1]]
+    assert (row.verdicts, row.gaps) == ("unexplained", "error")
+    world.at("2026-03-20T14:00:00")
+    world.forget()
+    world.ingest(TRADES, PAIR)
+    assert world.asked() == []
+
+
+def test_the_later_day_alone_keeps_telling_of_trades_that_belong_before_it(world: World) -> None:
+    world.sandbox.faults.add(MISSING)
+    refusal = world.sandbox.faults.add(Status(path="/api/v3/", status=451))
+    world.ingest(TRADES, PAIR)
+    world.sandbox.faults.remove(refusal)
+    world.at("2026-03-05T14:00:00")
+    world.ingest(TRADES, PAIR[1:])
+    row = world.ledger(TRADES).rows[PAIR[1]]
+    assert not goes_on(world)
+    assert row.verdicts.split("+") == ["healed", "unpublished"]
+    assert "belong into the day before" in row.findings
+    world.at("2026-03-06T14:00:00")
+    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == PAIR
+    world.ingest(TRADES, PAIR)
+    assert goes_on(world)
+    assert [world.ledger(TRADES).rows[day].verdicts for day in PAIR] == ["healed", "healed"]
+
+
+def test_a_day_that_rest_completed_in_part_is_gone_on_with(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weight of a run was used up minutes before midnight: the day does not look cut short any more."""
+    [day] = PAIR[:1]
+    truth = World(world.root / "truth", world.sandbox, monkeypatch).one(TRADES, str(day)).row
+    world.sandbox.faults.add(
+        MissingRows(start=utc("2026-02-10T10:00"), end=utc("2026-02-11T00:00"), series="aggTrades", where="archive")
+    )
+    page = RestApi.agg_trades
+
+    def all_but_the_last_ten(api: RestApi, key: SeriesKey, start: int, end: int, from_id: int | None) -> RestRows:
+        answer = page(api, key, start, end, from_id)
+        return replace(answer, table=answer.table.slice(0, answer.table.num_rows - 10), cut=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RestApi, "agg_trades", all_but_the_last_ten)
+        row = world.one(TRADES, str(day)).row
+    assert (row.rows, row.verdicts.split("+")) == (truth.rows - 10, ["healed", "unpublished"])
+    world.at("2026-03-05T16:00:00")
+    row = world.one(TRADES, str(day)).row
+    assert (row.rows, row.verdicts, row.last_key) == (truth.rows, "healed", truth.last_key)
+
+
+def test_trades_whose_times_lie_beyond_midnight_stay_in_their_own_day(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids that lie between each other on two days: none is put into both, and nobody asks again and again."""
+    world.ingest(TRADES, PAIR)
+    shelf = Shelf(TRADES, world.layout, Listing())
+    spec, midnight = spec_of(TRADES), clock.day_start_us(PAIR[1])
+    before, after = (shelf.rows(day) for day in PAIR)
+    assert before is not None
+    assert after is not None
+
+    def at(table: pa.Table, us: int) -> pa.Table:
+        time = table.schema.get_field_index("transact_time")
+        return table.set_column(time, table.schema.field(time), pa.array([us]).cast(pa.timestamp("us")))
+
+    late = at(before.table.slice(before.table.num_rows - 1), midnight + 500)
+    early = at(after.table.slice(0, 1), midnight - 500)
+    exchanged = {
+        PAIR[0]: before.without(ints(late, "agg_trade_id"), spec).with_more(early, before.parts[0], spec),
+        PAIR[1]: after.without(ints(early, "agg_trade_id"), spec).with_more(late, after.parts[0], spec),
+    }
+    for day, rows in exchanged.items():
+        shelf.put(day, None, encoding.encode(TRADES, rows, encoding.describe(TRADES, day, rows, Listing())), 0.0)
+    real = RestApi.agg_trades_of_ids
+
+    def as_stored(api: RestApi, key: SeriesKey, first: int, last: int) -> RestRows:
+        both = pa.concat_tables([late, early])
+        ids = ints(both, "agg_trade_id")
+        answer = real(api, key, first, last)
+        return replace(answer, table=both.filter(pa.array((ids >= first) & (ids <= last))))
+
+    monkeypatch.setattr(RestApi, "agg_trades_of_ids", as_stored)
+    for hours in ("2026-03-06T12:00:00", "2026-03-06T14:00:00"):
+        world.at(hours)
+        world.ingest(TRADES, PAIR)
+    times = [ints(world.table(TRADES, str(day)), "transact_time") // clock.US_PER_DAY for day in PAIR]
+    assert [set(found) for found in times] == [{midnight // clock.US_PER_DAY - 1}, {midnight // clock.US_PER_DAY}]
+    assert [world.ledger(TRADES).rows[day].verdicts for day in PAIR] == ["outage", "outage"]
+    world.at("2026-04-20T12:00:00")
+    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
+    world.forget()
+    world.ingest(TRADES, PAIR)
+    assert world.asked() == []

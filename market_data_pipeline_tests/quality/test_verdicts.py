@@ -8,7 +8,14 @@ import pytest
 from market_data_pipeline.findings import VERDICT_SEVERITY, Severity, Verdict
 from market_data_pipeline.quality.gaps import Missing
 from market_data_pipeline.quality.rows import Ints
-from market_data_pipeline.quality.verdicts import Asked, TradeRecord, judge_candles, judge_trades
+from market_data_pipeline.quality.verdicts import (
+    Asked,
+    AskedIds,
+    TradeRecord,
+    asked_before,
+    judge_candles,
+    judge_trades,
+)
 from market_data_pipeline_tests.world import klines
 
 KEY = klines("BTCUSDT", "1m")
@@ -94,13 +101,28 @@ def test_each_range_has_its_own_verdict() -> None:
     ],
 )
 def test_missing_ids(final: bool, asked: Asked | None, verdict: Verdict) -> None:
-    (found,) = judge_trades([(5, 7), (10, 10)], NONE, final=final, asked=asked)
+    answers = [AskedIds(1, 20, asked)] if asked else []
+    (found,) = judge_trades([(5, 7), (10, 10)], NONE, final=final, asked=answers)
     assert (found.rule, found.count) == (verdict, 4)
     assert [(r.first, r.last) for r in found.ranges] == [(5, 7), (10, 10)]
 
 
 def test_ids_filled_in_and_weight_used_up_are_told_apart() -> None:
-    healed, cut = judge_trades([], np.array([5, 6, 9]), final=True, asked=ANSWERED, cut=True)
+    healed, cut = judge_trades([], np.array([5, 6, 9]), final=True, asked=[AskedIds(5, 9, ANSWERED)], cut=True)
     assert (healed.rule, healed.count, len(healed.ranges)) == ("healed", 3, 2)
     assert (cut.rule, cut.severity) == ("unpublished", Severity.WARN)
     assert "MARKET_DATA_REST_TRADES_WEIGHT" in cut.message
+
+
+def test_each_run_of_ids_is_judged_by_what_was_asked_of_it() -> None:
+    answers = [AskedIds(11, 12, NO_ANSWER), AskedIds(5, 7, ANSWERED), AskedIds(8, 8, Asked(True, elsewhere=True))]
+    found = judge_trades([(5, 12), (20, 21)], NONE, final=True, asked=answers)
+    assert {(one.rule, tuple((r.first, r.last) for r in one.ranges)) for one in found} == {
+        ("unexplained", ((5, 7),)),
+        ("outage", ((8, 8),)),
+        ("unpublished", ((9, 10), (20, 21))),
+        ("unpublished", ((11, 12),)),
+    }
+    again = judge_trades([(5, 12), (20, 21)], NONE, final=True, asked=asked_before(found))
+    assert {one.rule: one.count for one in again if one.rule != "unpublished"} == {"unexplained": 3, "outage": 1}
+    assert sorted(found, key=str) == sorted(again, key=str)

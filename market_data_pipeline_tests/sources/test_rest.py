@@ -20,7 +20,7 @@ from market_data_pipeline.sandbox import MissingRows, Status
 from market_data_pipeline.series import Market, SeriesKey
 from market_data_pipeline.sources.archive import table_from_rest
 from market_data_pipeline.sources.budget import WeightBudget
-from market_data_pipeline.sources.errors import AbsentError, MalformedError, NetworkError
+from market_data_pipeline.sources.errors import AbsentError, MalformedError, NetworkError, RestAnswerError
 from market_data_pipeline.sources.rest import RestApi
 from market_data_pipeline_tests.world import World, agg_trades, klines, utc
 
@@ -75,7 +75,7 @@ def test_an_answer_that_begins_elsewhere_than_asked_is_refused(world: World, res
     world.sandbox.faults.add(MissingRows(start=gap, end=utc("2026-03-03T06:30"), series="aggTrades", where="rest"))
     times = [t.as_py() for t in whole.column("transact_time")]
     lost = first + next(n for n, at in enumerate(times) if at >= gap.replace(tzinfo=None))
-    with pytest.raises(MalformedError, match=rf"from id {lost} on, and answered from"):
+    with pytest.raises(RestAnswerError, match=rf"from id {lost} on, and answered from"):
         api.agg_trades(key, START, END, from_id=lost)
 
 
@@ -90,7 +90,7 @@ def test_the_first_candle_tells_the_listing(rest: dict[Market, RestApi]) -> None
 
 def test_an_answer_that_is_something_else_is_said_to_be_so(rest: dict[Market, RestApi], world: World) -> None:
     world.sandbox.faults.add(Status(path="/api/v3/time", status=200))
-    with pytest.raises(MalformedError, match="answered no server time"):
+    with pytest.raises(RestAnswerError, match="answered no server time"):
         rest[Market.SPOT].klines(klines("BTCUSDT", "1h"), START, END)
 
 
