@@ -22,6 +22,7 @@ from market_data_pipeline.defs.partitions import day_of
 from market_data_pipeline.defs.resources import publish_views
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import files
+from market_data_pipeline.lake.catalog import as_pattern
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, Ledger, LedgerRow, row_from_provenance
 from market_data_pipeline.lake.provenance import Part, Provenance, Source, content_sha256
@@ -138,7 +139,7 @@ def load_files(paths: Sequence[Path], schema: pa.Schema, wanted: Any) -> Any:
         import polars as pl
 
         if name == "LazyFrame" and paths:
-            return pl.scan_parquet([str(path) for path in paths])
+            return pl.scan_parquet([str(path) for path in paths], glob=False)
         frame = pl.DataFrame(_arrow(paths, schema))
         return frame.lazy() if name == "LazyFrame" else frame
     if module not in ("duckdb", "_duckdb", "typing", "builtins", ""):
@@ -152,7 +153,7 @@ def load_files(paths: Sequence[Path], schema: pa.Schema, wanted: Any) -> Any:
     connection.execute("SET TimeZone = 'UTC'")
     if not paths:
         return connection.from_arrow(schema.empty_table())
-    return connection.read_parquet([str(path) for path in paths])
+    return connection.read_parquet([as_pattern(path) for path in paths])
 
 
 def _arrow(paths: Sequence[Path], schema: pa.Schema) -> pa.Table:

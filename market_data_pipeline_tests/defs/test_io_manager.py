@@ -24,6 +24,7 @@ from market_data_pipeline.defs.io_manager import (
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import files
+from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, NOT_LISTED, Ledger, LedgerRow
 from market_data_pipeline.lake.provenance import Source
 from market_data_pipeline.series import SeriesKey
@@ -54,6 +55,17 @@ def test_a_range_loads_as_the_type_that_is_asked_for(project: Project, kind: Any
     assert [moment.date() for moment in frame["open_time"].to_pylist()] == [day(2)] * 24 + [day(3)] * 24
     assert frame["symbol"].to_pylist() == ["BTCUSDT"] * 48
     assert frame["open"].to_pylist() == [102.0 + n for n in range(24)] + [103.0 + n for n in range(24)]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_folder_that_reads_like_a_pattern_is_taken_at_its_word(tmp_path: Path, kind: Any) -> None:
+    """Below ``a[b]``, a reader that takes paths for patterns looks into ``ab``."""
+    project, other = Project(tmp_path / "a[b]"), Layout(tmp_path / "ab")
+    hold(project.layout, KLINES, day(2))
+    other.file(KLINES, day(2)).parent.mkdir(parents=True)
+    files.write_table(other.file(KLINES, day(2)), lake_schema(KLINES.market, KLINES.data_type).empty_table())
+    with project.instance:
+        assert as_arrow(load(project, KLINES, kind, 2)).num_rows == 24
 
 
 def test_one_day_loads(project: Project) -> None:
