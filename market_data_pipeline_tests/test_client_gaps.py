@@ -332,3 +332,17 @@ def test_gaps_of_what_is_not_there_are_refused_in_words(
 
 def test_an_empty_lake_has_no_gaps(tmp_path: Path) -> None:
     assert MarketData(tmp_path / "nowhere").gaps().df().empty
+    assert MarketData(tmp_path / "nowhere").gaps(market="um").df().empty
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"market": "foo"}, r"There is no market 'foo'\. There are: spot, um, cm\."),
+        ({"interval": "7m"}, r"No interval '7m' is held\."),
+        ({"symbols": "BTCUSDT"}, r"No symbol 'BTCUSDT' is held\."),
+    ],
+)
+def test_an_empty_lake_refuses_what_it_cannot_know(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        MarketData(tmp_path / "nowhere").gaps(**options)

@@ -281,14 +281,14 @@ def gaps_query(
         UsageError: a symbol, interval or market is not held, or a moment cannot be meant.
     """
     first, last = range_of(date.min if start is None else start, end)
-    held = [key for key in series_held(layout) if market is None or key.market is market_of(market)]
+    in_market = None if market is None else market_of(market)
+    held = [key for key in series_held(layout) if in_market in (None, key.market)]
     if interval is not None:
-        held = [
-            key for key in held if key.interval == _one_of(interval, [key.interval or "" for key in held], "interval")
-        ]
+        _check_one_of(interval, [key.interval or "" for key in held], "interval")
+        held = [key for key in held if key.interval == interval]
     names = [] if symbols is None else symbols_of(symbols)
     for name in names:
-        _one_of(name, [key.symbol for key in held], "symbol")
+        _check_one_of(name, [key.symbol for key in held], "symbol")
     conditions = [
         f"day >= DATE '{first.date()}' AND coalesce(last, day + INTERVAL 1 DAY) >= TIMESTAMP '{first}'",
         f"coalesce(first, day) < TIMESTAMP '{last}'",
@@ -303,8 +303,7 @@ def gaps_query(
     )
 
 
-def _one_of(name: str, names: Iterable[str], what: str) -> str:
+def _check_one_of(name: str, names: Iterable[str], what: str) -> None:
     known = sorted({one for one in names if one})
     if name not in known:
         raise UsageError(f"No {what} {name!r} is held. {there_are(name, known) if known else ''}".strip())
-    return name
