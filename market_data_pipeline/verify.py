@@ -11,15 +11,17 @@ What belongs here: finding and marking. What does not: fetching again (``ingest`
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from math import inf
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Event
+from time import monotonic, perf_counter
 from typing import Protocol
 
 import pyarrow as pa
@@ -107,6 +109,7 @@ class SweepReport:
         requests: Pages of the listing that were asked for.
         unproven: Days of held archives of which neither ETag nor Last-Modified is on record, so nothing can be said.
         troubles: Series that could not be compared or marked, with the reason.
+        not_reached: Series that were not compared because it ended early, in the order in which they were to be.
     """
 
     archives: dict[SeriesKey, int] = field(default_factory=dict)
@@ -114,6 +117,16 @@ class SweepReport:
     requests: int = 0
     unproven: int = 0
     troubles: dict[SeriesKey, str] = field(default_factory=dict)
+    not_reached: list[SeriesKey] = field(default_factory=list)
+
+    def add(self, other: SweepReport) -> None:
+        """Take in what was found of further series."""
+        self.archives |= other.archives
+        self.discoveries += other.discoveries
+        self.requests += other.requests
+        self.unproven += other.unproven
+        self.troubles |= other.troubles
+        self.not_reached += other.not_reached
 
     def of(self, kind: Kind) -> list[Discovery]:
         """The discoveries of a kind."""
@@ -127,11 +140,6 @@ class SweepReport:
             if found.kind is not Kind.VANISHED:
                 wanted.setdefault(found.key, set()).update(found.days)
         return {key: sorted(days) for key, days in wanted.items()}
-
-    @property
-    def all_well(self) -> bool:
-        """Whether every archive is the one that is held."""
-        return not self.discoveries and not self.troubles
 
 
 def sweep(
@@ -160,63 +168,62 @@ def sweep(
     asked = [key for key in keys if key.data_type is not DataType.TRADE_PROFILE]
     with ThreadPoolExecutor(settings.download_threads, thread_name_prefix="sweep") as pool:
         for key, found in zip(asked, pool.map(lambda key: _sweep_series(layout, key, archive), asked), strict=True):
-            report.requests += found.requests
-            report.unproven += found.unproven
-            report.archives[key] = found.archives
-            report.discoveries += found.discoveries
-            if found.trouble:
-                report.troubles[key] = found.trouble
+            report.add(found)
             if mark and found.discoveries:
                 try:
                     mark_days(layout, key, found.discoveries, settings.lock_wait_seconds)
                 except SeriesBusyError as error:
                     report.troubles[key] = str(error)
             if on_progress is not None:
-                on_progress(found.archives)
+                on_progress(found.archives[key])
     return report
 
 
-@dataclass
-class _Swept:
-    archives: int = 0
-    discoveries: list[Discovery] = field(default_factory=list)
-    requests: int = 0
-    unproven: int = 0
-    trouble: str = ""
-
-    def of(self, kind: Kind) -> list[Discovery]:
-        return [found for found in self.discoveries if found.kind is kind]
-
-
-def look_for(waiting: Mapping[SeriesKey, Iterable[LedgerRow]], archive: Listing, *, threads: int = 1) -> SweepReport:
+def look_for(
+    waiting: Mapping[SeriesKey, Iterable[LedgerRow]],
+    archive: Listing,
+    *,
+    threads: int = 1,
+    seconds: float = inf,
+) -> SweepReport:
     """Look in the listing for the archives of days that wait for theirs; nothing is marked.
 
+    No further series is begun after one that could not be listed, since its host is mostly down for the others as well,
+    nor when the time is up: the report has those that were not reached.
+
     Args:
-        waiting: Rows of the days, by series; see ``quality.repair.waits_for_archive``.
+        waiting: Rows of the days, by series, in the order in which they are looked for; see
+            ``quality.repair.waits_for_archive``.
         archive: The archive's listing.
         threads: How many series are asked for at the same time.
+        seconds: How long to go on with further series.
     """
     report = SweepReport()
+    until = monotonic() + seconds
+    ended = Event()
+
+    def look(key: SeriesKey) -> SweepReport:
+        if ended.is_set() or monotonic() >= until:
+            return SweepReport(not_reached=[key])
+        found = _compare_rows(key, waiting[key], archive)
+        if found.troubles:
+            ended.set()
+        return replace(found, discoveries=found.of(Kind.PUBLISHED))
+
     with ThreadPoolExecutor(threads, thread_name_prefix="look") as pool:
-        for key, found in zip(
-            waiting, pool.map(lambda key: _compare_rows(key, waiting[key], archive), waiting), strict=True
-        ):
-            report.requests += found.requests
-            report.archives[key] = found.archives
-            report.discoveries += found.of(Kind.PUBLISHED)
-            if found.trouble:
-                report.troubles[key] = found.trouble
+        for found in pool.map(look, waiting):
+            report.add(found)
     return report
 
 
-def _sweep_series(layout: Layout, key: SeriesKey, archive: Listing) -> _Swept:
+def _sweep_series(layout: Layout, key: SeriesKey, archive: Listing) -> SweepReport:
     ledger = Ledger.read(layout.ledger(key))
     reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type))  # in memory: it may be behind
     return _compare_rows(key, ledger.rows.values(), archive)
 
 
-def _compare_rows(key: SeriesKey, rows: Iterable[LedgerRow], archive: Listing) -> _Swept:
-    swept = _Swept()
+def _compare_rows(key: SeriesKey, rows: Iterable[LedgerRow], archive: Listing) -> SweepReport:
+    swept = SweepReport(archives={key: 0})
     now = clock.now()
     in_order = sorted(rows, key=lambda row: row.day)
     try:
@@ -228,11 +235,11 @@ def _compare_rows(key: SeriesKey, rows: Iterable[LedgerRow], archive: Listing) -
             pages = Pages(archive)
             listed = pages.find(key.archive_folder(cadence), by_archive)
             swept.requests += pages.requests
-            swept.archives += len(by_archive)
+            swept.archives[key] += len(by_archive)
             for name, days in by_archive.items():
                 _compare(key, name, days, listed, swept)
     except MarketDataError as error:
-        swept.trouble = str(error)
+        swept.troubles[key] = str(error)
     return swept
 
 
@@ -250,7 +257,9 @@ def _cadences(key: SeriesKey, row: LedgerRow, now: datetime) -> tuple[str, ...]:
     return ("daily", "monthly") if month_over and monthly_may_stand(key) else ("daily",)
 
 
-def _compare(key: SeriesKey, name: str, rows: Sequence[LedgerRow], listed: Mapping[str, Listed], swept: _Swept) -> None:
+def _compare(
+    key: SeriesKey, name: str, rows: Sequence[LedgerRow], listed: Mapping[str, Listed], swept: SweepReport
+) -> None:
     file = listed.get(name)
     came_from_it = [row for row in rows if row.outcome == HELD and row.archive_sha256 is not None]
     if file is None:
@@ -455,7 +464,7 @@ def prove_local(
     """
     layout = Layout(settings.root)
     report = LocalReport()
-    began = time.perf_counter()
+    began = perf_counter()
     wanted = {key: _days_to_prove(layout, key) for key in keys}
     bundles = [(key, days[n : n + _FILES_AT_ONCE]) for key, days in wanted.items() for n in _starts(days)]
     with _readers(processes if sum(map(len, wanted.values())) >= _PROCESSES_FROM else 1) as readers:
@@ -481,7 +490,7 @@ def prove_local(
                     _mark_damaged(layout, key, faults.values(), settings.lock_wait_seconds)
                 except SeriesBusyError as error:
                     report.troubles[key] = str(error)
-    report.seconds = time.perf_counter() - began
+    report.seconds = perf_counter() - began
     return report
 
 

@@ -7,7 +7,8 @@ days whose archive is in it: no other day costs a download.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, date, datetime, time, timedelta
 
@@ -37,7 +38,12 @@ PAUSES = (
 )
 """How long after a day's end its archive is looked for how often; older ones are left to the sweep."""
 
-_SHOWN = 5
+SECONDS = 30
+"""How long a tick goes on looking for further series; Dagster ends a tick after 60 s."""
+
+ANSWER_SECONDS = 10
+"""How long one page of the listing may keep a tick waiting; a later tick asks again for what did not come."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -46,10 +52,12 @@ class Seen(BaseModel):
 
     Attributes:
         looked_at: When the listing was looked at last.
+        left: Series that could not be looked for then, in the order in which the next tick looks for them.
         asked: ETags of the archives whose days were requested and have not become final yet, by series and day.
     """
 
     looked_at: datetime | None = None
+    left: list[str] = []
     asked: dict[str, dict[date, str]] = {}
 
     @classmethod
@@ -59,6 +67,21 @@ class Seen(BaseModel):
             return cls.model_validate_json(cursor) if cursor else cls()
         except ValidationError:
             return cls()
+
+    def due(self, waiting: Mapping[SeriesKey, Sequence[LedgerRow]], now: datetime) -> dict[SeriesKey, list[LedgerRow]]:
+        """The days to look for now, by series, those first that could not be looked for the last time.
+
+        Args:
+            waiting: All days that wait.
+            now: The present moment, zone-aware.
+        """
+        place = {name: number for number, name in enumerate(self.left)}
+        found = {}
+        for key in sorted(waiting, key=lambda key: place.get(str(key), len(place))):
+            looked_at = None if str(key) in place else self.looked_at
+            if chosen := [row for row in waiting[key] if is_time(row.day, looked_at, now)]:
+                found[key] = chosen
+        return found
 
     def after(
         self, waiting: Mapping[SeriesKey, Iterable[LedgerRow]], report: SweepReport
@@ -99,33 +122,49 @@ def build_sensors(jobs: Jobs, settings: Settings, universe: Universe) -> list[dg
     def archive_published(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         now, seen = clock.now(), Seen.of(context.cursor)
         waiting = days_that_wait(universe, layout, now)
-        due = {
-            key: chosen
-            for key, rows in waiting.items()
-            if (chosen := [row for row in rows if is_time(row.day, seen.looked_at, now)])
-        }
+        due = seen.due(waiting, now)
         if not due:
             number = sum(map(len, waiting.values()))
             return dg.SkipReason(f"{counted(number)} for their archive; it is too early to look for any of them again.")
         # Imported by ticks only: a code location that is merely looked at needs no HTTP.
         from market_data_pipeline.sources.vision import Archive
 
-        with closing(Archive(settings)) as archive:
-            report = look_for(due, archive, threads=settings.download_threads)
-        for key, trouble in list(report.troubles.items())[:_SHOWN]:
+        with closing(Archive(_for_a_tick(settings))) as archive:
+            report = look_for(due, archive, threads=settings.download_threads, seconds=SECONDS)
+        for key, trouble in report.troubles.items():
             context.log.warning("%s could not be looked for: %s", key, trouble)
         asked, wanted = seen.after(waiting, report)
-        # After a listing that could not be had, all are looked for again at the next tick.
-        looked_at = seen.looked_at if report.troubles else now
-        cursor = Seen(looked_at=looked_at, asked=asked).model_dump_json()
+        # What failed comes after what was not reached, which would else never be.
+        left = [str(key) for key in (*report.not_reached, *report.troubles)]
+        cursor = Seen(looked_at=now, left=left, asked=asked).model_dump_json()
         if not wanted:
             number = sum(map(len, due.values()))
             said = f"{counted(number)} for their archive; {report.requests} pages of the listing have no new one."
-            return dg.SensorResult(skip_reason=said, cursor=cursor)
-        stamp = f"archive_published {seen.looked_at or now:%Y-%m-%dT%H:%M:%S}"
+            return dg.SensorResult(skip_reason=f"{said}{_said_of(left)}", cursor=cursor)
+        # The same for a tick that is evaluated twice; another one for another archive of the same day.
+        stamp = f"archive_published {seen.looked_at or now:%Y-%m-%dT%H:%M:%S} {_digest(asked, wanted)}"
         return dg.SensorResult(run_requests(stamp, wanted, settings.max_partitions_per_run), cursor=cursor)
 
     return [archive_published]
+
+
+def _for_a_tick(settings: Settings) -> Settings:
+    """With few attempts and short waits: the next tick is another attempt."""
+    shorter = {
+        "retries": min(settings.retries, 1),
+        "timeout_seconds": min(settings.timeout_seconds, ANSWER_SECONDS),
+    }
+    return settings.model_copy(update=shorter)
+
+
+def _said_of(left: Sequence[str]) -> str:
+    return f" {len(left):,} series {'is' if len(left) == 1 else 'are'} looked for by the next tick." if left else ""
+
+
+def _digest(asked: Mapping[str, Mapping[date, str]], wanted: Mapping[SeriesKey, Iterable[date]]) -> str:
+    """What tells archives that are requested from others of the same days."""
+    etags = "\n".join(asked[str(key)][day] for key, days in wanted.items() for day in days)
+    return hashlib.sha256(etags.encode()).hexdigest()[:16]
 
 
 def counted(number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -9,11 +10,12 @@ from datetime import date, timedelta
 import dagster as dg
 import pytest
 
+from market_data_pipeline import verify
 from market_data_pipeline.definitions import build_definitions
 from market_data_pipeline.defs.keys import series_of
 from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START
 from market_data_pipeline.defs.sensors import is_time
-from market_data_pipeline.sandbox import LateArchive, Status, WrongChecksum
+from market_data_pipeline.sandbox import LateArchive, ReplacedArchive, Status, WrongChecksum
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.universe import load_universe
 from market_data_pipeline_tests.world import World, days, klines, utc
@@ -197,6 +199,71 @@ def test_a_listing_that_cannot_be_had_is_asked_again_at_the_next_tick(
     assert "503" in capfd.readouterr().err
     watch.world.sandbox.faults.remove(down)
     assert asked(watch.tick("2026-03-05T14:30:00")) == {("2026-03-04", "2026-03-04"): {ETH}}
+
+
+def test_a_listing_that_is_down_is_given_up_after_the_first_series_and_the_next_tick_begins_with_the_others(
+    watch: Watch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    watch.world.set(download_threads=1)
+    watch.definitions = build_definitions(watch.world.settings, load_universe(watch.world.settings.universe))
+    watch.world.at("2026-03-05T00:05:00")
+    for key in (BTC, ETH, UM):
+        watch.world.one(key, "2026-03-04")
+    down = watch.world.sandbox.faults.add(Status(path="^/$", status=503))
+
+    assert watch.tick("2026-03-05T14:00:00") == []
+    assert watch.requests <= 2, "400 series with all retries each would outlast the tick"
+    assert watch.said is not None
+    assert "3 series are looked for by the next tick" in watch.said
+    assert "503" in capfd.readouterr().err
+
+    watch.world.sandbox.faults.remove(down)
+    down = watch.world.sandbox.faults.add(Status(path="^/$", query="spot.*BTCUSDT", status=503))
+    assert asked(watch.tick("2026-03-05T14:30:00")) == {("2026-03-04", "2026-03-04"): {ETH, UM}}, "none waits for ever"
+    watch.world.sandbox.faults.remove(down)
+    assert asked(watch.tick("2026-03-05T15:00:00")) == {("2026-03-04", "2026-03-04"): {BTC}}
+
+
+def test_a_look_that_takes_too_long_for_a_tick_goes_on_in_the_next(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch.world.set(download_threads=1)
+    watch.definitions = build_definitions(watch.world.settings, load_universe(watch.world.settings.universe))
+    watch.world.at("2026-03-05T00:05:00")
+    for key in (BTC, ETH, UM):
+        watch.world.one(key, "2026-03-04")
+    moments = itertools.count(step=20)
+    monkeypatch.setattr(verify, "monotonic", lambda: next(moments))
+
+    found = [asked(watch.tick(f"2026-03-05T{hour}:00:00")) for hour in (14, 15, 16)]
+
+    assert found == [{("2026-03-04", "2026-03-04"): {key}} for key in (BTC, ETH, UM)]
+
+
+def test_a_second_archive_of_a_day_is_requested_although_another_series_cannot_be_looked_for(watch: Watch) -> None:
+    watch.world.at("2026-03-05T00:05:00")
+    for key in (BTC, UM):
+        watch.world.one(key, "2026-03-04")
+    assert watch.tick("2026-03-05T02:30:00") == []
+    watch.world.sandbox.faults.add(Status(path="^/$", query="futures", status=503))
+    day = [date(2026, 3, 4)]
+    watch.world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=day, at=utc("2026-03-05T09:10:00")))
+
+    [first] = watch.tick("2026-03-05T09:00:00")
+    [second] = watch.tick("2026-03-05T09:30:00")
+
+    assert asked([first]) == asked([second]) == {("2026-03-04", "2026-03-04"): {BTC}}
+    assert first.run_key != second.run_key, "Dagster would skip it"
+
+
+def test_a_tick_that_is_evaluated_twice_requests_a_run_once(watch: Watch) -> None:
+    watch.world.at("2026-03-05T00:05:00")
+    watch.world.one(BTC, "2026-03-04")
+    before = watch.cursor
+    [first] = watch.tick("2026-03-05T08:30:00")
+    watch.cursor = before
+    [second] = watch.tick("2026-03-05T08:30:00")
+    assert first.run_key == second.run_key
 
 
 def test_a_cursor_of_another_version_is_begun_anew(watch: Watch) -> None:
