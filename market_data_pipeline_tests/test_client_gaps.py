@@ -8,13 +8,19 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from market_data_pipeline import GapError, GapWarning, MarketData, clock
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.findings import MAX_RANGES, Finding, Range, Verdict
+from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, NOT_LISTED, LedgerRow
 from market_data_pipeline.quality.verdicts import verdict_finding
+from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.settings import Settings
+from market_data_pipeline.verify import prove_local
 from market_data_pipeline_tests.small_lake import SmallLake, days_from, series
 
 BTC, ETH, TRADES = series("BTCUSDT", "1h"), series("ETHUSDT", "1h"), series("BTCUSDT")
@@ -77,6 +83,55 @@ def test_what_is_final_is_known_from_the_file_where_its_ledger_does_not_tell(
     if ledger == "lost":
         lake.layout.ledger(BTC).unlink()
     assert market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05", final_only=True).arrow().num_rows == 48
+
+
+def spoil(lake: SmallLake, key: SeriesKey, day: date) -> None:
+    """Raise the closes of a day's file, whose footer still speaks of what they were."""
+    path = lake.layout.file(key, day)
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("close")
+    higher = table.set_column(at, table.schema.field(at), pc.add(table["close"], 1.0))
+    pq.write_table(higher.replace_schema_metadata(pq.read_schema(path).metadata), path)
+
+
+@pytest.mark.parametrize("found", ["by verify", "by whoever reads"])
+def test_a_file_that_is_not_what_its_footer_says_is_not_handed_out_as_good(
+    lake: SmallLake, market: MarketData, found: str
+) -> None:
+    bad = date(2024, 1, 3)
+    spoil(lake, BTC, bad)
+    if found == "by verify":
+        prove_local(Settings(dir=lake.root, _env_file=None), [BTC])  # type: ignore[call-arg]  # pydantic's own
+    (line,) = told(market, "BTCUSDT", "1h", "2024-01-02", "2024-01-05", final_only=True)
+    assert line.startswith("spot BTCUSDT 1h, 2024-01-03: failed (damaged: ")
+    assert told(market, "BTCUSDT", "1h", "2024-01-02", "2024-01-05") == [line]
+    path = str(lake.layout.file(BTC, bad))
+    final = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05", final_only=True)
+    with pytest.raises(DamagedFileError, match=path):
+        final.arrow()
+    assert path in repr(final)
+    with pytest.raises(DamagedFileError, match=path):
+        _ = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05").version
+    assert market.klines("BTCUSDT", "1h", "2024-01-04", "2024-01-05", final_only=True, on_gap="raise").arrow().num_rows
+
+
+def test_a_file_that_was_put_right_is_good_before_its_ledger_knows(lake: SmallLake, market: MarketData) -> None:
+    path = lake.layout.file(BTC, date(2024, 1, 3))
+    good = path.read_bytes()
+    before = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05").version
+    spoil(lake, BTC, date(2024, 1, 3))
+    prove_local(Settings(dir=lake.root, _env_file=None), [BTC])  # type: ignore[call-arg]  # pydantic's own
+    path.write_bytes(good)
+    result = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05", final_only=True, on_gap="raise")
+    assert (result.arrow().num_rows, result.version) == (72, before)
+
+
+def test_a_ledger_of_an_older_version_which_lacks_a_column_still_tells(lake: SmallLake, market: MarketData) -> None:
+    path = lake.layout.ledger(BTC)
+    lake.note(BTC, LedgerRow(day=date(2024, 1, 11), outcome=FAILED, failure="checksum", reason="The bytes differ."))
+    pq.write_table(pq.read_table(path).drop_columns(["replaced_by", "verdicts"]), path)
+    (line,) = told(market, "BTCUSDT", "1h", "2024-01-09", "2024-01-12")
+    assert line == "spot BTCUSDT 1h, 2024-01-11: failed (checksum: The bytes differ.)"
 
 
 # --- on_gap --------------------------------------------------------------------------------------------------------

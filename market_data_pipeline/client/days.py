@@ -1,74 +1,25 @@
-"""What is on record of days that are read: final or provisional, hashes, findings.
-
-Ledgers are read for this, and the footers of files that a ledger does not speak of yet. Reading rows needs neither.
-"""
+"""Which of the days that are read are final, and the version of what was read."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
-from datetime import date
+from collections.abc import Iterable, Sequence
 from itertools import groupby
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import FAILED, HELD, LedgerRow, row_from_provenance
+from market_data_pipeline.lake.ledger import FAILED, LedgerRow
+from market_data_pipeline.lake.on_record import rows_on_record
 from market_data_pipeline.lake.reading import DayFile
-from market_data_pipeline.series import SeriesKey
-
-_FIELDS = [field.name for field in fields(LedgerRow)]
-
-
-def rows_on_record(
-    layout: Layout, key: SeriesKey, held: Mapping[date, DayFile], first: date, last: date
-) -> dict[date, LedgerRow]:
-    """What is known of the days of a series, as they lie on the disk.
-
-    Args:
-        layout: Where the lake lies.
-        key: The series.
-        held: The files of the days.
-        first: First UTC day.
-        last: Last UTC day, included.
-
-    Raises:
-        DamagedFileError: a file that the ledger does not know has no valid record in its footer.
-    """
-    known = {row.day: row for row in _ledger_rows(layout, key, first, last)}
-    for day, row in known.items():
-        if row.outcome == HELD and day not in held:
-            known[day] = LedgerRow(day=day, outcome=FAILED, failure="gone", reason="its file is gone")
-    for day, file in held.items():
-        found = known.get(day)
-        same = found is not None and (found.bytes, found.mtime_ns) == (file.stat.bytes, file.stat.mtime_ns)
-        if found is None or found.outcome != HELD or not same:
-            known[day] = row_from_provenance(files.read_provenance(file.path), file.stat)
-    return known
-
-
-def _ledger_rows(layout: Layout, key: SeriesKey, first: date, last: date) -> list[LedgerRow]:
-    try:
-        rows = files.read_table(layout.ledger(key), _FIELDS)
-    except DamagedFileError:  # or lost: the footers tell
-        return []
-    bounds = (pa.scalar(day, pa.date32()) for day in (first, last))
-    inside = pc.and_(*(compare(rows["day"], day) for compare, day in zip(_BETWEEN, bounds, strict=True)))
-    return [LedgerRow(**row) for row in rows.filter(inside).to_pylist()]
-
-
-_BETWEEN = (pc.greater_equal, pc.less_equal)
 
 
 def final_only(layout: Layout, days: Iterable[DayFile]) -> list[DayFile]:
     """Those of some days that are final.
 
     Raises:
-        DamagedFileError: a file that the ledger does not know has no valid record in its footer.
+        DamagedFileError: a file is not what it says; the text names it.
+        StorageError: the system refuses to read a ledger.
     """
     return [file for file, row in _with_rows(layout, days) if row.final]
 
@@ -79,7 +30,8 @@ def version_of(layout: Layout, days: Sequence[DayFile]) -> str | None:
     The content's hash is over the values in the columns: a day that is fetched again and is the same keeps it.
 
     Raises:
-        DamagedFileError: a file that the ledger does not know has no valid record in its footer.
+        DamagedFileError: a file is not what it says; the text names it.
+        StorageError: the system refuses to read a ledger.
     """
     told = hashlib.sha256()
     for file, row in _with_rows(layout, days):
@@ -93,6 +45,10 @@ def _with_rows(layout: Layout, days: Iterable[DayFile]) -> list[tuple[DayFile, L
     found: list[tuple[DayFile, LedgerRow]] = []
     for key, some in groupby(days, key=lambda file: file.key):
         held = {file.day: file for file in some}
-        rows = rows_on_record(layout, key, held, min(held), max(held))
-        found += [(file, rows[day]) for day, file in held.items()]
+        on_disk = {day: file.stat for day, file in held.items()}
+        rows = rows_on_record(layout, key, on_disk, min(held), max(held))
+        for day, file in held.items():
+            if rows[day].outcome == FAILED:
+                raise DamagedFileError(rows[day].reason or f"{file.path} is damaged.")
+            found.append((file, rows[day]))
     return found

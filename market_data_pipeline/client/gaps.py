@@ -19,13 +19,13 @@ from market_data_pipeline.client.asking import (
     symbols_of,
     there_are,
 )
-from market_data_pipeline.client.days import rows_on_record
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.findings import Finding, Verdict
 from market_data_pipeline.lake import reading
 from market_data_pipeline.lake.catalog import quoted, series_held
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
+from market_data_pipeline.lake.on_record import rows_on_record
 from market_data_pipeline.lake.states import EXPLAINED
 from market_data_pipeline.series import DataType, Listing, SeriesKey, interval_us
 from market_data_pipeline.universe.collected import Listings
@@ -146,15 +146,15 @@ def gaps_in(layout: Layout, wanted: Wanted, listings: Listings, *, final_only: b
         final_only: Whether days that are not final will be left out.
 
     Raises:
-        DamagedFileError: a file that the ledger does not know has no valid record in its footer.
+        StorageError: the system refuses to read a ledger.
     """
     found: list[Gap] = []
     now = clock.naive_utc(clock.now())
     days = wanted.days_through(now.date())
     for key in wanted.keys if days else ():
         listing = listings.get((key.market, key.symbol), Listing())
-        held = {file.day: file for file in reading.days_held(layout, key, days[0], days[-1])}
-        rows = rows_on_record(layout, key, held, days[0], days[-1])
+        on_disk = {file.day: file.stat for file in reading.days_held(layout, key, days[0], days[-1])}
+        rows = rows_on_record(layout, key, on_disk, days[0], days[-1])
         for day in days:
             part = _Part(key, day, max(wanted.start, midnight(day)), min(wanted.end, midnight(day + _DAY), now))
             if part.start < part.end:

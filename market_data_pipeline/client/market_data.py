@@ -68,7 +68,7 @@ class MarketData:
             market: ``spot``, ``um`` or ``cm``.
             columns: Columns beside symbol, interval and open_time; None means all.
             sync: First bring what the range lacks, through Dagster and on record.
-            final_only: Leave out days that are provisional.
+            final_only: Leave out days that are provisional, and refuse those whose file was found damaged.
             on_gap: What to do, before any row is read, about gaps that nothing explains: ``raise`` a :class:`GapError`
                 that names them, ``warn`` with a :class:`GapWarning`, or ``ignore`` them, which reads fastest.
 
@@ -99,7 +99,7 @@ class MarketData:
             market: ``spot``, ``um`` or ``cm``.
             columns: Columns beside symbol and transact_time; None means all.
             sync: First bring what the range lacks, through Dagster and on record.
-            final_only: Leave out days that are provisional.
+            final_only: Leave out days that are provisional, and refuse those whose file was found damaged.
             on_gap: What to do, before any row is read, about gaps that nothing explains: ``raise`` a :class:`GapError`
                 that names them, ``warn`` with a :class:`GapWarning`, or ``ignore`` them, which reads fastest.
 

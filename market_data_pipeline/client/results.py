@@ -100,7 +100,7 @@ class StoredRows(Result):
 
         Raises:
             MarketDataError: a day was replaced since its rows were taken, so that what they were is not known any more.
-            DamagedFileError: a file has no valid record of its content.
+            DamagedFileError: a file is not what it says; the text names it.
         """
         days = self._held() if self._taken is None else self._taken
         version = day_records.version_of(self._layout, days)
@@ -162,10 +162,11 @@ class StoredRows(Result):
         asked = len(wanted.keys) * max(0, (wanted.last_day - wanted.first_day).days + 1)
         name = " ".join(filter(None, (first.market, first.data_type, first.interval)))
         symbols = listed([key.symbol for key in wanted.keys], 5)
-        return (
-            f"<{name} of {symbols} from {plain(wanted.start)} to {plain(wanted.end)} UTC: "
-            f"{len(self._held())} of {asked} days held{' and final' if self._final_only else ''}>"
-        )
+        try:
+            held = f"{len(self._held())} of {asked} days held{' and final' if self._final_only else ''}"
+        except MarketDataError as error:
+            held = str(error)
+        return f"<{name} of {symbols} from {plain(wanted.start)} to {plain(wanted.end)} UTC: {held}>"
 
 
 class Answer(Result):

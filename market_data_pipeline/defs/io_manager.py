@@ -25,6 +25,7 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import as_pattern
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, Ledger, LedgerRow, row_from_provenance
+from market_data_pipeline.lake.on_record import rows_on_record
 from market_data_pipeline.lake.provenance import Part, Provenance, Source, content_sha256
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import lake_schema
@@ -99,25 +100,28 @@ def held_files(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[Pat
     """The files of days, in the days' order; days that are empty or not listed have none.
 
     Raises:
-        NotHeldError: a day has neither a file nor a ledger row that says why; the text names it.
+        NotHeldError: a day has no file, or a damaged one, and no ledger row that says why it needs none; the text names
+            it.
+        StorageError: the system refuses to read the ledger.
     """
-    on_disk = files.days_on_disk(layout.folder(key))
-    absent = [day for day in days if day not in on_disk]
-    if absent:
-        ledger = Ledger.read(layout.ledger(key))
-        lacking = [day for day in absent if not _explained(ledger.get(day))]
-        if lacking:
-            raise NotHeldError(_not_held(key, lacking, ledger))
+    if not days:
+        return []
+    asked = set(days)
+    on_disk = {day: stat for day, stat in files.days_on_disk(layout.folder(key)).items() if day in asked}
+    rows = rows_on_record(layout, key, on_disk, min(days), max(days))
+    lacking = [day for day in days if not _held_or_explained(rows.get(day))]
+    if lacking:
+        raise NotHeldError(_not_held(key, lacking, rows))
     return [layout.file(key, day) for day in days if day in on_disk]
 
 
-def _explained(row: LedgerRow | None) -> bool:
-    return row is not None and row.outcome in (EMPTY, NOT_LISTED)
+def _held_or_explained(row: LedgerRow | None) -> bool:
+    return row is not None and row.outcome in (HELD, EMPTY, NOT_LISTED)
 
 
-def _not_held(key: SeriesKey, days: Sequence[date], ledger: Ledger) -> str:
+def _not_held(key: SeriesKey, days: Sequence[date], rows: Mapping[date, LedgerRow]) -> str:
     named = ", ".join(str(day) for day in days[:10]) + (f" and {len(days) - 10} more" if len(days) > 10 else "")
-    row = ledger.get(days[0])
+    row = rows.get(days[0])
     why = f" Last attempt at {days[0]}: {row.reason}" if row is not None and row.reason else ""
     return f"{key}: not held in the lake: {named}.{why} Materialize those partitions first, or leave the days out."
 

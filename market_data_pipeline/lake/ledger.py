@@ -278,19 +278,8 @@ def reconcile(ledger: Ledger, folder: Path, schema: pa.Schema) -> list[date]:
         row = ledger.get(day)
         if row is not None and row.outcome == HELD and (row.bytes, row.mtime_ns) == (stat.bytes, stat.mtime_ns):
             continue
-        path = folder / f"{day.isoformat()}.parquet"
         changed.append(day)
-        try:
-            record = files.read_provenance(path)
-            if record.day != day:
-                raise DamagedFileError(f"{path} is the file of {record.day}. Backfill that day to replace it.")
-            if row is not None:
-                _prove(path, record, schema)
-        except DamagedFileError as error:
-            attempts = row.attempts if row else 0
-            ledger.put(LedgerRow(day=day, outcome=FAILED, failure="damaged", reason=str(error), attempts=attempts))
-        else:
-            ledger.put(row_from_provenance(record, stat, attempts=max(1, row.attempts if row else 1)))
+        ledger.put(row_of_file(folder / f"{day.isoformat()}.parquet", day, stat, row, schema))
     for day in ledger.days(HELD):
         if day not in on_disk:
             changed.append(day)
@@ -303,10 +292,30 @@ def reconcile(ledger: Ledger, folder: Path, schema: pa.Schema) -> list[date]:
     return changed
 
 
-def _prove(path: Path, record: Provenance, schema: pa.Schema) -> None:
-    table = files.read_table(path)
-    if not table.schema.equals(schema) or content_sha256(table) != record.content_sha256:
-        raise DamagedFileError(
-            f"{path} does not hold what its footer says: it was changed after it was written. "
-            "Backfill that day to replace it."
-        )
+def row_of_file(path: Path, day: date, stat: FileStat, row: LedgerRow | None, schema: pa.Schema) -> LedgerRow:
+    """The row of a day by its file, where the ledger does not speak of that file: held, or failed as damaged.
+
+    Args:
+        path: The file.
+        day: The UTC day that it should be of.
+        stat: The file's size and time.
+        row: What the ledger says of the day. Where it knows nothing, the file is believed by its footer; else, since
+            the file was changed or found damaged before, it is read whole and proven against its footer.
+        schema: The columns that it should have.
+    """
+    try:
+        if row is None:
+            record = files.read_provenance(path)
+        else:
+            record, table = files.read_whole(path)
+            if not table.schema.equals(schema) or content_sha256(table) != record.content_sha256:
+                raise DamagedFileError(
+                    f"{path} does not hold what its footer says: it was changed after it was written. "
+                    "Backfill that day to replace it."
+                )
+        if record.day != day:
+            raise DamagedFileError(f"{path} is the file of {record.day}. Backfill that day to replace it.")
+    except DamagedFileError as error:
+        attempts = row.attempts if row else 0
+        return LedgerRow(day=day, outcome=FAILED, failure="damaged", reason=str(error), attempts=attempts)
+    return row_from_provenance(record, stat, attempts=max(1, row.attempts if row else 1))

@@ -29,6 +29,7 @@ from market_data_pipeline.lake.ledger import EMPTY, FAILED, NOT_LISTED, Ledger, 
 from market_data_pipeline.lake.provenance import Source
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import TRADE_PROFILE_SCHEMA, lake_schema
+from market_data_pipeline.verify import prove_local
 from market_data_pipeline_tests.defs.fakes import KLINES, PROFILE, TRADES, Project, day, hold, put
 
 TYPES = [duckdb.DuckDBPyRelation, pa.Table, pd.DataFrame, pl.DataFrame, pl.LazyFrame, object]
@@ -91,6 +92,19 @@ def test_days_that_are_not_held_are_named_with_the_reason(project: Project) -> N
 
     with pytest.raises(NotHeldError, match=r"1h: not held in the lake: 2024-01-02, 2024-01-03.*It does not match"):
         load(project, KLINES, pa.Table, 1, 3)
+
+
+def test_a_day_whose_file_was_found_damaged_is_not_loaded(project: Project) -> None:
+    for number in (1, 2):
+        hold(project.layout, KLINES, day(number))
+    path = project.layout.file(KLINES, day(2))
+    record, table = files.read_whole(path)
+    files.write_table(path, table.slice(1), record)
+    prove_local(project.settings, [KLINES])
+
+    with pytest.raises(NotHeldError, match=r"not held in the lake: 2024-01-02\. .*does not hold what its footer says"):
+        load(project, KLINES, pa.Table, 1, 2)
+    assert load(project, KLINES, pa.Table, 1).num_rows == 24
 
 
 def test_a_held_day_loads_where_the_ledger_was_deleted(project: Project) -> None:
