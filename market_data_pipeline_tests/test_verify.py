@@ -16,7 +16,7 @@ import pytest
 
 from market_data_pipeline import clock, verify
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.ledger import FAILED, HELD, Ledger, LedgerRow
+from market_data_pipeline.lake.ledger import FAILED, HELD, Ledger, LedgerRow, row_from_provenance
 from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
 from market_data_pipeline.quality.repair import is_due
 from market_data_pipeline.sandbox import (
@@ -63,8 +63,8 @@ def _not_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-def write_day(world: World, key: SeriesKey, day: date, rows: int, etag: str | None = None) -> None:
-    """Write a made-up day as ``ingest`` would."""
+def write_day(world: World, key: SeriesKey, day: date, rows: int, etag: str | None = None) -> LedgerRow:
+    """Write a made-up day as ``ingest`` would; return what its ledger should say."""
     schema, spec = lake_schema(key.market, key.data_type), spec_of(key)
     random = np.random.default_rng(day.toordinal())
     prices = np.round(50_000 + np.cumsum(random.normal(size=rows)), 2)
@@ -106,7 +106,10 @@ def write_day(world: World, key: SeriesKey, day: date, rows: int, etag: str | No
         last_key=keys[-1].as_py(),
         content_sha256=content_sha256(table),
     )
-    files.write_table(world.layout.file(key, day), table, record, delta=spec.delta, dictionary=spec.dictionary)
+    path = world.layout.file(key, day)
+    return row_from_provenance(
+        record, files.write_table(path, table, record, delta=spec.delta, dictionary=spec.dictionary)
+    )
 
 
 def test_a_lake_that_is_what_the_archive_has_is_said_to_be_so_by_a_page_for_each_series(world: World) -> None:
@@ -350,10 +353,16 @@ def test_three_replaced_archives_of_ten_symbols_and_a_year_are_found_and_mended_
         year = days("2024-12-31", "2025-12-30")
         assert len(year) == 365
         for key in keys:
-            # As downloads would have left them, whose ETags are those of the listing.
+            # As downloads would have left them: the ETags are those of the listing, and the ledger knows every file.
             listed = Pages(Archive(world.settings)).find(key.archive_folder(), map(key.archive_daily, year))
+            etags = {day: listed[key.archive_daily(day)].etag for day in year}
+            brought = replaced.get(key, year[0])
+            of_day = write_day(world, key, brought, 24, etag=etags[brought])
             for day in year:
-                write_day(world, key, day, 24, etag=listed[key.archive_daily(day)].etag)
+                if day != brought:
+                    world.layout.file(key, day).hardlink_to(world.layout.file(key, brought))
+            rows = [replace(of_day, day=day, etag=etags[day]) for day in year]
+            Ledger(rows).write(world.layout.ledger(key))
         world.at("2025-12-31T14:00:00")
         world.forget()
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -15,7 +16,7 @@ from market_data_pipeline.definitions import build_definitions
 from market_data_pipeline.defs.keys import series_of
 from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START
 from market_data_pipeline.defs.sensors import is_time
-from market_data_pipeline.sandbox import LateArchive, ReplacedArchive, Status, WrongChecksum
+from market_data_pipeline.sandbox import GeneratedSymbol, LateArchive, ReplacedArchive, Sandbox, Status, WrongChecksum
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.universe import load_universe
 from market_data_pipeline_tests.world import World, days, klines, utc
@@ -68,6 +69,14 @@ class Watch:
                 asset_selection=list(request.asset_selection or ()),
             )
             assert done.success
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Symbols that were listed not long ago, whose listing is made in no time."""
+    symbols = [GeneratedSymbol(key.market, key.symbol, date(2025, 12, 1)) for key in (BTC, ETH, UM)]
+    with Sandbox(symbols=symbols) as sandbox:
+        yield World(tmp_path, sandbox, monkeypatch)
 
 
 @pytest.fixture
