@@ -47,3 +47,10 @@ def naive_utc(moment: datetime) -> datetime:
 def naive_from_us(microseconds: int) -> datetime:
     """A moment as tables keep it, UTC without zone, from microseconds since 1970."""
     return (_EPOCH + timedelta(microseconds=microseconds)).replace(tzinfo=None)
+
+
+def days_of_month(day: date) -> tuple[date, ...]:
+    """All days of the month of a day."""
+    first = day.replace(day=1)
+    following = (first + timedelta(days=32)).replace(day=1)
+    return tuple(first + timedelta(days=n) for n in range((following - first).days))

@@ -20,7 +20,7 @@ class Severity(StrEnum):
 class Verdict(StrEnum):
     """Why rows are not there, or stand still; the rules of the gaps check. Each comes from evidence, never from a date.
 
-    In order of precedence: the first that the evidence allows is given (``quality/verdicts.py``).
+    Which is given where evidence allows several is said in ``quality/verdicts.py``.
     """
 
     NOT_LISTED = "not_listed"
@@ -28,7 +28,7 @@ class Verdict(StrEnum):
     HEALED = "healed"
     """The archive lacks them, REST had them: they were filled in from there."""
     OUTAGE = "outage"
-    """No trade took place: REST has no candle either, or the ids of aggTrades run on across the range."""
+    """No trade took place: REST has no candle either, or the ids of aggTrades run on, or are those of another day."""
     ARCHIVE_DEFECT = "archive_defect"
     """Trades took place, the archive lacks the rows, and REST was not able to fill them in."""
     UNEXPLAINED = "unexplained"
@@ -138,6 +138,11 @@ def to_json(findings: Iterable[Finding]) -> str:
 def from_json(text: str) -> tuple[Finding, ...]:
     """The inverse of :func:`to_json`."""
     return _FINDINGS.validate_json(text or "[]")
+
+
+def verdicts_of(findings: Iterable[Finding]) -> str:
+    """The distinct verdicts of the gaps check, joined by ``+``, as they stand in a ledger."""
+    return "+".join(dict.fromkeys(finding.rule for finding in findings if finding.check == "gaps"))
 
 
 def worst(findings: Iterable[Finding], check: CheckName) -> Severity:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from market_data_pipeline.findings import FLAT, Finding, from_json, to_json
+from market_data_pipeline.findings import FLAT, Finding, from_json, to_json, verdicts_of
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import series_held
 from market_data_pipeline.lake.files import DamagedFileError, SeriesBusyError
@@ -208,8 +208,7 @@ def _write(layout: Layout, key: SeriesKey, verdicts: Mapping[date, tuple[str, st
         for day, (before, after) in verdicts.items():
             row = ledger.get(day)
             if row is not None and row.findings == before:
-                rules = (finding.rule for finding in from_json(after) if finding.check == "gaps")
-                ledger.put(replace(row, findings=after, verdicts="+".join(dict.fromkeys(rules))))
+                ledger.put(replace(row, findings=after, verdicts=verdicts_of(from_json(after))))
                 written += 1
         if written:
             ledger.write(layout.ledger(key))

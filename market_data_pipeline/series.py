@@ -61,7 +61,6 @@ INTERVALS: dict[str, int] = {
 }
 """Kline intervals that have daily archives, with their length in seconds (3d, 1w and 1mo exist monthly only)."""
 
-DAY_SECONDS = 86_400
 
 
 def interval_us(interval: str) -> int:

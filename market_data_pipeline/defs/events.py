@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from textwrap import shorten
 from typing import Any
 
 import dagster as dg
@@ -27,8 +28,11 @@ from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, LedgerRow
 from market_data_pipeline.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.series import DataType, SeriesKey
 
-SHOWN_RANGES = 15
+SHOWN_RANGES = 10
 """Ranges in a table of metadata: an event keeps its own copy, and a day's metadata stays under 4 KB."""
+
+SHOWN_EVIDENCE = 40
+"""Characters of the evidence in that table."""
 
 SHOWN_FAILURES = 50
 CHANGES = ("became_final", "replaced", "disagreement")
@@ -119,11 +123,11 @@ def _evaluations(
                 partition=partition_of(result.day),
                 target_materialization_data=written.get(partition_of(result.day)),
             )
+    # A bad day whose older file is still held speaks of that file's materialization; one never held has none.
+    older = newest_targets(instance, asset_key, [partition_of(one.day) for one in bad if one.row.outcome == HELD])
     for failure in bad:
-        # A bad day whose older file is still held speaks of that file's materialization; one never held has none.
         key = partition_of(failure.day)
         held = failure.row.outcome == HELD
-        target = newest_targets(instance, asset_key, [key]).get(key) if held else None
         yield dg.AssetCheckEvaluation(
             asset_key=asset_key,
             check_name="integrity",
@@ -132,7 +136,7 @@ def _evaluations(
             description=_short(failure.reason),
             metadata={"failure": failure.failure, "older file": "stays" if held else "there is none"},
             partition=key,
-            target_materialization_data=target,
+            target_materialization_data=older.get(key),
         )
 
 
@@ -166,7 +170,7 @@ def day_metadata(result: DayOutcome, layout: Layout, picture: str | None = None)
     row = result.row
     facts: dict[str, Any] = {
         "dagster/partition_row_count": row.rows,
-        "state": state_of(row),
+        "state": state_in_words(row),
         "action": result.action.value,
         "seconds": round(result.seconds, 3),
         "downloaded bytes": result.downloaded,
@@ -188,7 +192,7 @@ def day_metadata(result: DayOutcome, layout: Layout, picture: str | None = None)
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def state_of(row: LedgerRow) -> str:
+def state_in_words(row: LedgerRow) -> str:
     """A day's state in words."""
     if row.outcome == HELD:
         return "final" if row.final else "provisional: fetched again when the archive is there"
@@ -207,7 +211,7 @@ def findings_metadata(findings: Iterable[Finding], key: SeriesKey) -> dict[str, 
         told = f"{finding.severity.value}: {_short(finding.message)}"
         before = metadata.get(finding.rule)
         metadata[finding.rule] = _short(f"{before}\n{told}") if before else told
-    ranges = [(finding.rule, range_) for finding in ordered for range_ in finding.ranges]
+    ranges = [(finding, range_) for finding in ordered for range_ in finding.ranges]
     if ranges:
         metadata["ranges"] = _ranges_table(ranges, key)
         if len(ranges) > SHOWN_RANGES:
@@ -215,16 +219,22 @@ def findings_metadata(findings: Iterable[Finding], key: SeriesKey) -> dict[str, 
     return metadata
 
 
-def _ranges_table(ranges: Sequence[tuple[str, Range]], key: SeriesKey) -> dg.TableMetadataValue:
+def _ranges_table(ranges: Sequence[tuple[Finding, Range]], key: SeriesKey) -> dg.TableMetadataValue:
     said: Callable[[int], str | int] = iso_time if key.data_type is DataType.KLINES else int
-    return dg.MetadataValue.table(
-        [
-            dg.TableRecord(
-                {"rule": rule, "first": said(range_.first), "last": said(range_.last), "count": range_.count}
-            )
-            for rule, range_ in ranges[:SHOWN_RANGES]
-        ]
-    )
+    with_evidence = any(finding.evidence for finding, _ in ranges)
+
+    def record(finding: Finding, range_: Range) -> dg.TableRecord:
+        columns = {
+            "rule": finding.rule,
+            "first": said(range_.first),
+            "last": said(range_.last),
+            "count": range_.count,
+        }
+        if with_evidence:
+            columns["evidence"] = shorten(finding.evidence, SHOWN_EVIDENCE, placeholder=" …")
+        return dg.TableRecord(columns)
+
+    return dg.MetadataValue.table([record(*one) for one in ranges[:SHOWN_RANGES]])
 
 
 def iso_time(microseconds: int) -> str:
@@ -244,7 +254,7 @@ def _failures_table(failures: Sequence[DayFailure]) -> dg.TableMetadataValue:
 
 def _description(findings: Sequence[Finding], row: LedgerRow) -> str:
     if row.outcome != HELD:
-        return state_of(row)
+        return state_in_words(row)
     return _short(" ".join(finding.message for finding in findings)) or "Nothing was found wrong."
 
 

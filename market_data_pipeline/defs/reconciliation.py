@@ -18,7 +18,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData as Target,
 )
 
-from market_data_pipeline.defs.events import newest_targets, state_of
+from market_data_pipeline.defs.events import newest_targets, state_in_words
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.partitions import partition_of
 from market_data_pipeline.defs.resources import publish_views
@@ -192,7 +192,7 @@ def _on_record(
                 asset_key=asset_key_of(key),
                 check_name=RECONCILIATION,
                 passed=True,
-                description=NOT_COMPARED if result.row.outcome == HELD else state_of(result.row),
+                description=NOT_COMPARED if result.row.outcome == HELD else state_in_words(result.row),
                 partition=partition_of(result.day),
                 target_materialization_data=targets.get(partition_of(result.day)),
             )

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 
 from market_data_pipeline import clock
 from market_data_pipeline.ingest.dayrows import DayRows
@@ -84,7 +84,7 @@ class ArchivedDays:
         if (daily := self._daily(day, fresh, memory)) is not None:
             return daily
         memory.give_back()  # a worker that waits for a month's zip may not hold what that zip waits for
-        month_over = days_of_month(day)[-1] < clock.today()
+        month_over = clock.days_of_month(day)[-1] < clock.today()
         return self._month(day).get(day) if month_over and monthly_may_stand(self.key) else None
 
     def _daily(self, day: date, fresh: bool, memory: Reservation) -> DayRows | Encoded | None:
@@ -94,7 +94,7 @@ class ArchivedDays:
 
     def _month(self, day: date) -> Mapping[date, DayRows | Encoded]:
         """The days of a month's zip; nothing where the archive has none that can be trusted."""
-        month = days_of_month(day)
+        month = clock.days_of_month(day)
         with self._lock:
             found = self._months.get(month[0])
             mine = found is None
@@ -169,10 +169,3 @@ class ArchivedDays:
         )
         if day is not None:
             self.refused[day] = file.etag
-
-
-def days_of_month(day: date) -> tuple[date, ...]:
-    """All days of the month of a day."""
-    first = day.replace(day=1)
-    following = (first + timedelta(days=32)).replace(day=1)
-    return tuple(first + timedelta(days=n) for n in range((following - first).days))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 
 from market_data_pipeline import clock
-from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE, ArchivedDays, days_of_month
+from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE, ArchivedDays
 from market_data_pipeline.ingest.asked import AskedDays, Nothing
 from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.ingest.encoding import Encoded, decode
@@ -196,7 +196,7 @@ class _Run:
         wanted = {day for day in days if not self._is_replaced(day)}
         jobs, done = [], set[date]()
         for day in days:
-            month = days_of_month(day)
+            month = clock.days_of_month(day)
             if day in done:
                 continue
             if month[-1] < clock.today() and wanted.issuperset(month):

@@ -172,7 +172,7 @@ def row_from_provenance(record: Provenance, stat: FileStat, *, attempts: int = 1
         missing=sum(f.count for f in record.findings if f.check == "gaps" and f.rule in LACKING),
         quiet=sum(f.count for f in record.findings if f.check == "gaps" and f.rule in FLAT),
         findings=findings_.to_json(record.findings),
-        verdicts="+".join(dict.fromkeys(f.rule for f in record.findings if f.check == "gaps")),
+        verdicts=findings_.verdicts_of(record.findings),
         attempts=attempts,
         fetched_at=clock.naive_utc(newest.fetched_at if newest else record.fetched_at),
         asked_at=clock.naive_utc(record.fetched_at),

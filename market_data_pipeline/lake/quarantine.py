@@ -14,11 +14,12 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError
@@ -119,8 +120,7 @@ class Entry:
         """The UTC days that it is about: one, or those of a month."""
         if self.day is not None:
             return [self.day]
-        following = (self.first + timedelta(days=32)).replace(day=1)
-        return [self.first + timedelta(days=n) for n in range((following - self.first).days)]
+        return list(clock.days_of_month(self.first))
 
     @property
     def published_sha256(self) -> str | None:

@@ -12,15 +12,12 @@ import pyarrow as pa
 
 from market_data_pipeline import clock
 from market_data_pipeline.findings import Finding, Severity
-from market_data_pipeline.quality.rows import Ints, ints, key_ranges
+from market_data_pipeline.quality.rows import SAME_FLOAT, Ints, ints, key_ranges
 from market_data_pipeline.series import SeriesKey, interval_us
 from market_data_pipeline.specs import Spec, spec_of
 
 _Values = npt.NDArray[Any]
 _Mask = npt.NDArray[np.bool_]
-
-_RELATIVE = 1e-9
-"""Floats that differ by less are the same number, rounded in another place."""
 
 _SHOWN = 3
 """Changed rows that are shown with both values."""
@@ -145,7 +142,7 @@ def _values(table: pa.Table, name: str, kind: str) -> _Values:
 
 def _differs(a: _Values, b: _Values, kind: str) -> _Mask:
     if kind == "float":
-        unequal = ~(np.abs(a - b) <= _RELATIVE * np.maximum(np.abs(a), np.abs(b)))
+        unequal = ~(np.abs(a - b) <= SAME_FLOAT * np.maximum(np.abs(a), np.abs(b)))
         return np.asarray(unequal & ~(np.isnan(a) & np.isnan(b)))
     if kind == "time" and (_in_milliseconds(a) or _in_milliseconds(b)):
         return np.asarray(a // 1000 != b // 1000)

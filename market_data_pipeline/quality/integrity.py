@@ -13,14 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from market_data_pipeline.findings import Finding, Severity
-from market_data_pipeline.quality.rows import floats, ints, key_ranges
+from market_data_pipeline.quality.rows import SAME_FLOAT, floats, ints, key_ranges
 from market_data_pipeline.series import DataType, SeriesKey, interval_us
 from market_data_pipeline.specs import spec_of
 
 Mask = npt.NDArray[np.bool_]
-
-_RELATIVE = 1e-9
-"""Rounding of float64 sums: a taker volume above the total by less than this is no finding."""
 
 
 def check_integrity(key: SeriesKey, table: pa.Table) -> list[Finding]:
@@ -114,5 +111,5 @@ def _agg_trades(key: SeriesKey, table: pa.Table) -> list[Finding]:
 
 
 def _above(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> Mask:
-    above: Mask = part > whole * (1 + _RELATIVE)
+    above: Mask = part > whole * (1 + SAME_FLOAT)
     return above

@@ -161,17 +161,3 @@ class MarketDay:
         number = f"{'' if least == traded.max() else 'at least '}{least} of {int(known.max())}"
         how = "e.g." if by_symbol[busiest] == len(at) else "most often"
         return f"{number} other symbols that are held traded meanwhile, {how} {self._names[busiest]}"
-
-
-def judge_flat(key: SeriesKey, times: Ints, others: Mapping[str, Stillness]) -> list[Finding]:
-    """Verdicts on the flat candles of one symbol's day: ``suspended``, or ``quiet``.
-
-    Args:
-        key: The series.
-        times: Open times of its flat candles in microseconds UTC, ordered, all of one UTC day.
-        others: The other symbols of its market that are held on that day with its interval, and when they did not
-            trade.
-    """
-    if not len(times):
-        return []
-    return MarketDay(key.interval or "", clock.day_of_us(int(times[0])), others).judge(key, times)

@@ -29,6 +29,10 @@ class KeyConflict:
     rows: tuple[str, str]
 
 
+SAME_FLOAT = 1e-9
+"""Floats that differ by less, relatively, are the same number, rounded in another place."""
+
+
 def ints(table: pa.Table, column: str) -> Ints:
     """An integer or time column (then microseconds since 1970) as numpy."""
     values: Ints = pc.cast(table.column(column), pa.int64()).to_numpy()

@@ -140,7 +140,9 @@ class Archive:
     def _page(self, prefix: str, marker: str) -> ET.Element:
         answer = self._get(self._listing, "", {"delimiter": "/", "prefix": prefix, "marker": marker})
         if answer is None:
-            raise NetworkError(f"{self._listing.url} refuses to list {prefix} (403 or 404). Check VISION_LISTING_URL.")
+            raise NetworkError(
+                f"{self._listing.url} refuses to list {prefix} (403 or 404). Check MARKET_DATA_VISION_LISTING_URL."
+            )
         try:
             # Expat limits entity expansion itself, and the bucket is the only writer of what is parsed here.
             return ET.fromstring(answer.body)  # noqa: S314

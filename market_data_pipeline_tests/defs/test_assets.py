@@ -183,6 +183,20 @@ def test_gaps_are_shown_as_exact_ranges_with_their_verdicts(project: Project) ->
     assert metadata["quiet"].value == "info: 1 candle is flat."
 
 
+def test_evidence_stands_beside_the_range_that_it_is_of(project: Project) -> None:
+    def quiet(n: int, evidence: str) -> Finding:
+        at = MARCH_12 + n * HOUR_US
+        ranges = (Range(first=at, last=at, count=1),)
+        return Finding(
+            check="gaps", rule="quiet", severity=Severity.INFO, count=1, message="!", ranges=ranges, evidence=evidence
+        )
+
+    project.ingest.findings[KLINES, day(1)] = (quiet(1, "e.g. BTCUSDT traded"), quiet(2, "word " * 20))
+    project.run(1, 1)
+    shown = [record.data["evidence"] for record in project.evaluation("gaps", 1).metadata["ranges"].records]
+    assert shown == ["e.g. BTCUSDT traded", "word word word word word word word …"]
+
+
 def test_gaps_of_trades_are_ranges_of_ids(project: Project) -> None:
     ranges = tuple(Range(first=n * 10, last=n * 10 + 4, count=5) for n in range(30))
     project.ingest.findings[TRADES, day(1)] = (
@@ -211,7 +225,15 @@ def test_metadata_of_a_day_says_what_came_from_where_in_under_4_kb(project: Proj
     project.ingest.provisional = {day(2)}
     many = tuple(Range(first=MARCH_12 + n, last=MARCH_12 + n, count=1) for n in range(100))
     project.ingest.findings[KLINES, day(1)] = (
-        Finding(check="gaps", rule="quiet", severity=Severity.INFO, count=100, message="x" * 5000, ranges=many),
+        Finding(
+            check="gaps",
+            rule="quiet",
+            severity=Severity.INFO,
+            count=100,
+            message="x" * 5000,
+            ranges=many,
+            evidence="at least 3 of 400 other symbols that are held traded meanwhile, most often BTCUSDT",
+        ),
     )
     project.run(1, 3)
 

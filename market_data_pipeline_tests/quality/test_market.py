@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import date
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from market_data_pipeline import clock
 from market_data_pipeline.findings import VERDICT_SEVERITY, Finding, Range, Verdict
-from market_data_pipeline.quality.market import MarketDay, Stillness, judge_flat, stillness
+from market_data_pipeline.quality.market import MarketDay, Stillness, stillness
 from market_data_pipeline_tests.small_lake import series
 
 DAY = date(2024, 1, 1)
@@ -43,6 +44,10 @@ def symbol(*findings: Finding, last: int = LAST) -> Stillness:
     return stillness(findings, MIDNIGHT, last)
 
 
+def judged(flat: np.ndarray, others: Mapping[str, Stillness]) -> list[Finding]:
+    return MarketDay("1m", DAY, others).judge(NEAR, flat)
+
+
 def told(findings: list[Finding]) -> list[tuple[str, list[tuple[int, int]], str]]:
     """Verdict, minutes and evidence."""
     return [
@@ -53,7 +58,7 @@ def told(findings: list[Finding]) -> list[tuple[str, list[tuple[int, int]], str]
 
 def test_a_range_is_split_where_others_begin_to_trade() -> None:
     others = {"AVAXUSDT": symbol(gap("quiet", (10, 19))), "BTCUSDT": symbol(gap("outage", (12, 30)))}
-    assert told(judge_flat(NEAR, minutes(*range(10, 25), 700), others)) == [
+    assert told(judged(minutes(*range(10, 25), 700), others)) == [
         (
             "suspended",
             [(12, 19)],
@@ -68,19 +73,17 @@ def test_a_range_is_split_where_others_begin_to_trade() -> None:
 
 
 def test_with_no_other_symbol_it_is_quiet_and_unconfirmed() -> None:
-    assert told(judge_flat(NEAR, minutes(5, 6), {})) == [
-        ("quiet", [(5, 6)], "unconfirmed: no other 1m series of um tells")
-    ]
+    assert told(judged(minutes(5, 6), {})) == [("quiet", [(5, 6)], "unconfirmed: no other 1m series of um tells")]
 
 
 @pytest.mark.parametrize("verdict", ["archive_defect", "unpublished", "unexplained", "not_listed"])
 def test_rows_that_lack_for_other_reasons_neither_confirm_nor_deny(verdict: str) -> None:
     lacking = symbol(gap(verdict, (0, 100)))
-    assert [one[0:1] + one[2:] for one in told(judge_flat(NEAR, minutes(5), {"AVAXUSDT": lacking}))] == [
+    assert [one[0:1] + one[2:] for one in told(judged(minutes(5), {"AVAXUSDT": lacking}))] == [
         ("quiet", "unconfirmed: no other 1m series of um tells")
     ]
     others = {"AVAXUSDT": lacking, "BTCUSDT": symbol(gap("quiet", (5, 5)))}
-    [(rule, _, evidence)] = told(judge_flat(NEAR, minutes(5), others))
+    [(rule, _, evidence)] = told(judged(minutes(5), others))
     assert (rule, evidence) == (
         "suspended",
         "every other symbol that is held was flat or missing, too (1: BTCUSDT)",
@@ -89,7 +92,7 @@ def test_rows_that_lack_for_other_reasons_neither_confirm_nor_deny(verdict: str)
 
 def test_what_lies_beyond_the_ranges_of_a_finding_is_unknown() -> None:
     others = {"AVAXUSDT": symbol(gap("quiet", (5, 5), beyond=3))}
-    found = told(judge_flat(NEAR, minutes(4, 5, 6), others))
+    found = told(judged(minutes(4, 5, 6), others))
     assert [(rule, bounds) for rule, bounds, _ in found] == [
         ("suspended", [(5, 5)]),
         ("quiet", [(4, 4)]),
@@ -100,21 +103,21 @@ def test_what_lies_beyond_the_ranges_of_a_finding_is_unknown() -> None:
 
 def test_a_symbol_tells_nothing_of_candles_after_its_last_one() -> None:
     others = {"AVAXUSDT": symbol(last=MIDNIGHT + 10 * MINUTE)}
-    found = told(judge_flat(NEAR, minutes(10, 11), others))
+    found = told(judged(minutes(10, 11), others))
     assert [(rule, bounds) for rule, bounds, _ in found] == [("quiet", [(10, 10)]), ("quiet", [(11, 11)])]
     assert [evidence.startswith("unconfirmed") for *_, evidence in found] == [False, True]
 
 
 def test_evidence_names_three_symbols_and_counts_the_others() -> None:
     others = {f"S{n}USDT": symbol(gap("suspended", (5, 5))) for n in range(9)}
-    [(_, _, evidence)] = told(judge_flat(NEAR, minutes(5), others))
+    [(_, _, evidence)] = told(judged(minutes(5), others))
     assert evidence == (
         "every other symbol that is held was flat or missing, too (9: S0USDT, S1USDT, S2USDT and 6 more)"
     )
 
 
 def test_nothing_is_said_of_a_day_without_flat_candles() -> None:
-    assert judge_flat(NEAR, minutes(), {"AVAXUSDT": symbol()}) == []
+    assert judged(minutes(), {"AVAXUSDT": symbol()}) == []
 
 
 flat_minutes = st.sets(st.integers(0, 30), max_size=20)
