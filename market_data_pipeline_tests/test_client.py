@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -26,7 +27,7 @@ from market_data_pipeline import MarketData, clock
 from market_data_pipeline.client import Result
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake import catalog, files, reading
-from market_data_pipeline.lake.catalog import publish_catalog
+from market_data_pipeline.lake.catalog import as_pattern, publish_catalog
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.ledger import FAILED, LedgerRow
 from market_data_pipeline.sandbox import LateArchive, WrongChecksum
@@ -373,6 +374,19 @@ def test_a_file_that_is_damaged_after_the_views_were_made_is_named(
     damage_file(path, damage)
     with pytest.raises(DamagedFileError, match=str(path)):
         result.df()
+
+
+def test_a_file_of_the_lake_that_is_gone_is_told_from_one_that_was_never_there(tmp_path: Path) -> None:
+    lake = SmallLake(tmp_path / "a[b] *?")
+    lake.put(BTC, [date(2024, 1, 1)])
+    gone, never = lake.layout.file(BTC, date(2024, 1, 2)), tmp_path / "never.parquet"
+    market = MarketData(lake.root)
+    with pytest.raises(DamagedFileError, match=re.escape(f"{gone} is gone. Backfill that day")):
+        market.sql(f"FROM read_parquet('{as_pattern(gone)}')")
+    with pytest.raises(UsageError, match="The query cannot be run"):
+        market.sql(f"FROM read_parquet('{never}')")
+    with pytest.raises(UsageError, match="The query cannot be run"):
+        market.sql(f"FROM read_parquet('{as_pattern(lake.root)}/*.parquet')")
 
 
 @pytest.mark.parametrize("face", ["arrow", "df", "pl"])

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_TRIES = 3
-"""How often DuckDB is asked where a file may have been replaced while it read."""
-
 _QUERIES = frozenset({"SELECT", "EXPLAIN", "MULTI", "CALL", "PRAGMA"})
 """DuckDB's kinds of statements that only answer; MULTI is PIVOT."""
 
@@ -66,17 +63,11 @@ class DuckDB:
         import duckdb
 
         try:
-            for _ in range(_TRIES - 1):
-                try:
-                    return read()
-                except duckdb.Error as error:
-                    if not catalog.may_have_been_replaced(error):
-                        raise
-            return read()
-        except duckdb.CatalogException as error:
-            raise self._broken or catalog.lake_error(error, self._layout) from error
-        except duckdb.Error as error:
-            raise catalog.lake_error(error, self._layout) from error
+            return catalog.retrying(read, self._layout)
+        except MarketDataError as error:
+            if self._broken is not None and isinstance(error.__cause__, duckdb.CatalogException):
+                raise self._broken from error  # the view could not be made
+            raise
 
     def _session(self) -> duckdb.DuckDBPyConnection:
         import duckdb

@@ -14,9 +14,9 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
@@ -25,7 +25,7 @@ from market_data_pipeline.findings import Verdict
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.lake.ledger import HELD, Ledger
 from market_data_pipeline.lake.reading import labels_of, time_column
 from market_data_pipeline.lake.states import EXPLAINED, STATE_SQL
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
@@ -34,7 +34,12 @@ from market_data_pipeline.specs import lake_schema
 if TYPE_CHECKING:
     import duckdb
 
+_T = TypeVar("_T")
+
 LOCK_WAIT_SECONDS = 60.0
+
+_TRIES = 3
+"""How often DuckDB is asked where a file may have been replaced while it read."""
 
 _DAY_FILE = "????-??-??.parquet"
 _IS_DAY_FILE = re.compile(r"\d{4}-\d{2}-\d{2}\.parquet")
@@ -114,6 +119,13 @@ def as_pattern(path: str | Path) -> str:
     return re.sub(r"([*?\[])", r"[\1]", str(path))
 
 
+def _as_path(pattern: str) -> Path | None:
+    """The path that :func:`as_pattern` made a pattern of; None for one with wildcards, which stands for many files."""
+    if re.search(r"[*?\[]", re.sub(r"\[[*?\[]\]", "", pattern)):
+        return None
+    return Path(re.sub(r"\[([*?\[])\]", r"\1", pattern))
+
+
 def scan(market: Market, data_type: DataType, paths: Sequence[Path], columns: Iterable[str]) -> str:
     """A query that reads given files, in their order, with symbol and interval taken from their paths.
 
@@ -173,6 +185,7 @@ def statements(layout: Layout) -> list[str]:
                 made.append(_macro(layout, schema, market, data_type, keys))
     made.append("CREATE SCHEMA IF NOT EXISTS quality")
     days = _ledger_days(layout) if any(_series_in_ledgers(layout)) else _no_ledger_days(_LEDGER_NAMES)
+    held = f"SELECT * FROM ({days}) WHERE outcome = {quoted(HELD)}"
     verdicts, explained = (", ".join(map(quoted, sorted(some))) for some in (Verdict, EXPLAINED))
     made.append(f"CREATE OR REPLACE VIEW quality.coverage AS {_coverage(days)}")
     made.append(f"CREATE OR REPLACE VIEW quality.findings AS {_FINDINGS.format(days=days)}")
@@ -180,7 +193,7 @@ def statements(layout: Layout) -> list[str]:
         f"CREATE OR REPLACE VIEW quality.gaps AS {_GAPS.format(days=days, verdicts=verdicts, explained=explained)}"
     )
     compared = _reconciled_days(layout)
-    made.append(f"CREATE OR REPLACE VIEW quality.reconciliation AS {_RECONCILIATION.format(days=compared)}")
+    made.append(f"CREATE OR REPLACE VIEW quality.reconciliation AS {_RECONCILIATION.format(days=compared, held=held)}")
     differences = _RECONCILIATION_DIFFERENCES.format(days=compared)
     made.append(f"CREATE OR REPLACE VIEW quality.reconciliation_differences AS {differences}")
     return made
@@ -291,14 +304,18 @@ def _no_ledger_days(names: Iterable[str]) -> str:
     return f"SELECT {', '.join(typed)} WHERE false"
 
 
-_FINDINGS = """
+_FOUND = """
 WITH found AS (
     SELECT exchange, market, data_type, symbol, "interval", day, unnest(from_json(findings, '[{{
         "check": "VARCHAR", "rule": "VARCHAR", "severity": "VARCHAR", "count": "BIGINT", "message": "VARCHAR",
         "ranges": [{{"first": "BIGINT", "last": "BIGINT", "count": "BIGINT"}}], "evidence": "VARCHAR"
     }}]')) AS f
     FROM ({days}) WHERE findings <> '[]'
-), ranged AS (
+)"""
+
+_FINDINGS = (
+    _FOUND
+    + """, ranged AS (
     SELECT *, unnest(CASE WHEN len(f.ranges) > 0 THEN f.ranges ELSE [NULL] END) AS r FROM found
 )
 SELECT exchange, market, data_type, symbol, "interval", day,
@@ -309,17 +326,13 @@ SELECT exchange, market, data_type, symbol, "interval", day,
     CASE WHEN data_type = 'klines' THEN make_timestamp(r."last") END AS last_time
 FROM ranged
 """
+)
 
 # A finding keeps its first ranges only, and its count is of all: the rest has a row without bounds, so that sums are
 # right.
-_GAPS = """
-WITH found AS (
-    SELECT exchange, market, data_type, symbol, "interval", day, unnest(from_json(findings, '[{{
-        "check": "VARCHAR", "rule": "VARCHAR", "severity": "VARCHAR", "count": "BIGINT",
-        "ranges": [{{"first": "BIGINT", "last": "BIGINT", "count": "BIGINT"}}], "evidence": "VARCHAR"
-    }}]')) AS f
-    FROM ({days}) WHERE findings <> '[]'
-), gap AS (
+_GAPS = (
+    _FOUND
+    + """, gap AS (
     SELECT *, f."count" - coalesce(list_sum([r."count" FOR r IN f.ranges]), 0) AS beyond
     FROM found WHERE f."check" = 'gaps' AND f.rule IN ({verdicts})
 ), ranged AS (
@@ -336,6 +349,7 @@ SELECT exchange, market, data_type, symbol, "interval", day, f.rule AS verdict,
     coalesce(f.evidence, '') AS evidence
 FROM ranged
 """
+)
 
 
 def _ledger_days(layout: Layout) -> str:
@@ -376,10 +390,18 @@ _RECONCILED_TYPES = {
         '"ids" VARCHAR)[]'
     ),
 }
+# Both sides are looked up by the name of their series: a plain key, so that DuckDB joins by hash.
 _RECONCILIATION = """
-SELECT exchange, market, data_type, symbol, "interval", day, source, bars, differing, explained,
-    differing - explained AS unexplained, contract_size, compared_at, klines_sha256, source_sha256
-FROM ({days})
+WITH known AS (
+    SELECT concat_ws('/', exchange, market, data_type, symbol, "interval") AS series, day, content_sha256 FROM ({held})
+)
+SELECT exchange, market, data_type, symbol, "interval", r.day AS day, r.source AS source, bars, differing, explained,
+    differing - explained AS unexplained, contract_size, compared_at, klines_sha256, source_sha256,
+    coalesce(k.content_sha256 = klines_sha256 AND s.content_sha256 = source_sha256, false) AS "current"
+FROM ({days}) AS r
+LEFT JOIN known AS k
+    ON k.series = concat_ws('/', exchange, market, data_type, symbol, "interval") AND k.day = r.day
+LEFT JOIN known AS s ON s.series = r.source AND s.day = r.day
 """
 _RECONCILIATION_DIFFERENCES = """
 WITH found AS (SELECT exchange, market, data_type, symbol, "interval", day, unnest(differences) AS d FROM ({days}))
@@ -458,12 +480,33 @@ def may_have_been_replaced(error: duckdb.Error) -> bool:
     return type(error) is duckdb.Error or isinstance(error, duckdb.IOException) or bool(_NAMED_FILE.search(str(error)))
 
 
+def retrying(read: Callable[[], _T], layout: Layout) -> _T:
+    """What DuckDB reads; asked again where a file may have been replaced while it read.
+
+    Raises:
+        DamagedFileError: a file cannot be read, or is gone; the text names it.
+        UsageError: the query cannot be run.
+    """
+    import duckdb
+
+    try:
+        for _ in range(_TRIES - 1):
+            try:
+                return read()
+            except duckdb.Error as error:
+                if not may_have_been_replaced(error):
+                    raise
+        return read()
+    except duckdb.Error as error:
+        raise lake_error(error, layout) from error
+
+
 def lake_error(error: duckdb.Error, layout: Layout | None = None) -> MarketDataError:
     """What an error of DuckDB means to people: a damaged file, or a query that cannot be run.
 
     Args:
         error: What DuckDB raised.
-        layout: Where to look for the damaged file if DuckDB does not name it.
+        layout: The lake: which files are its own, and where to look for the damaged one if DuckDB does not name it.
     """
     import duckdb
 
@@ -471,6 +514,9 @@ def lake_error(error: duckdb.Error, layout: Layout | None = None) -> MarketDataE
     named = _NAMED_FILE.search(text)
     if named and "No files found" not in text:
         return files.damaged(Path(named[1]), error)
+    path = _as_path(named[1]) if named else None
+    if layout is not None and path is not None and path.is_relative_to(layout.root):
+        return DamagedFileError(f"{path} is gone. Backfill that day to bring it back.")
     if type(error) is duckdb.Error:  # a footer or a page that makes no sense; DuckDB does not say whose
         return (layout and _first_damaged(layout)) or DamagedFileError(
             f"A file of the lake cannot be read: {text}. If it was being replaced, ask again."

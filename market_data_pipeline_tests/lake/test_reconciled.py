@@ -12,7 +12,7 @@ import pytest
 
 from market_data_pipeline import clock
 from market_data_pipeline.lake.catalog import publish_catalog
-from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.lake.ledger import FAILED, Ledger
 from market_data_pipeline.lake.reconciled import DayReconciled, Difference, Reason, read_reconciled, write_reconciled
 from market_data_pipeline.quality.reconciliation import source_of
 from market_data_pipeline.reconciling import plan
@@ -104,3 +104,31 @@ def test_what_was_excused_by_a_lack_is_compared_again_when_the_day_beside_it_com
         ledger = Ledger.read(lake.layout.ledger(minutes))
         del ledger.rows[date(2024, 1, 3)]
         ledger.write(lake.layout.ledger(minutes))
+
+
+def test_sql_tells_which_days_are_still_as_they_were_compared(lake: SmallLake) -> None:
+    minutes = source_of(BTC)
+    days = days_from("2024-01-02", 5)
+    same, klines_changed, source_changed, failed, lost = days
+    for key in (BTC, minutes):
+        lake.put(key, days[:4])
+    klines, source = (Ledger.read(lake.layout.ledger(key)).rows for key in (BTC, minutes))
+    write_reconciled(
+        lake.layout.reconciled(BTC),
+        [
+            replace(day_found(day), klines_sha256=klines[day].content_sha256, source_sha256=source[day].content_sha256)
+            for day in days[:4]
+        ]
+        + [day_found(lost)],
+    )
+    lake.put(BTC, [klines_changed], version=2)
+    lake.put(minutes, [source_changed], version=2)
+    lake.note(BTC, replace(klines[failed], outcome=FAILED))
+    assert ask(lake, 'SELECT day, "current" FROM quality.reconciliation ORDER BY day') == [
+        (same, True),
+        (klines_changed, False),
+        (source_changed, False),
+        (failed, False),
+        (lost, False),
+    ]
+    assert ask(lake, "SELECT count(*) FROM quality.reconciliation") == [(5,)]
