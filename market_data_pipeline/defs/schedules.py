@@ -10,18 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
 from market_data_pipeline.defs.jobs import COVERAGE, INGEST_ALL, TRADE_PROFILES, VERIFY, Jobs
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.partitions import DAY, days_between, partition_of
 from market_data_pipeline.defs.requests import run_requests
+from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import UNSETTLED, Ledger
+from market_data_pipeline.lake.ledger import NOT_LISTED, UNSETTLED, Ledger
 from market_data_pipeline.profile import profile_is_due, profile_of
-from market_data_pipeline.quality.repair import is_due, is_refused, is_worth_asking, unmet_midnights
+from market_data_pipeline.quality.repair import is_due, is_not_listed, is_refused, is_worth_asking, unmet_midnights
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe
@@ -169,6 +173,8 @@ def _collected(universe: Universe, key: SeriesKey, day: date) -> bool:
 def recent_days(at: datetime, count: int, universe: Universe, layout: Layout) -> list[tuple[date, list[SeriesKey]]]:
     """Yesterday for every series, and of the days before, those that are not final and may have come since.
 
+    Nor is a day final that was thought not to be listed, and is by the listing as refreshed since.
+
     A day whose bytes were refused is not: the same would come again. The sweep sees when others are published.
 
     Args:
@@ -179,13 +185,16 @@ def recent_days(at: datetime, count: int, universe: Universe, layout: Layout) ->
     """
     today = at.date()
     yesterday = today - DAY
-    ledgers = {key: Ledger.read(layout.ledger(key)) for key in universe.series()}
+    recent = pc.field("day") >= today - count * DAY
+    ledgers = {key: Ledger.read(layout.ledger(key), recent) for key in universe.series()}
 
     def asked(key: SeriesKey, ledger: Ledger, day: date) -> bool:
         row = ledger.get(day)
         if not _collected(universe, key, day):
             return False
-        return row is None or is_worth_asking(row, at) or (day == yesterday and not is_refused(row))
+        if row is None or (row.outcome == NOT_LISTED and not is_not_listed(row, universe.listing(key))):
+            return True
+        return is_worth_asking(row, at) or (day == yesterday and not is_refused(row))
 
     return [
         (day, [key for key, ledger in ledgers.items() if asked(key, ledger, day)])
@@ -221,15 +230,30 @@ def days_to_repair(at: datetime, universe: Universe, layout: Layout) -> dict[Ser
 
 def changed_profiles(today: date, count: int, universe: Universe, layout: Layout) -> list[tuple[date, list[SeriesKey]]]:
     """Days whose aggTrades are held and are not those that the day's tradeProfile was made of."""
-    pairs = [
-        (profile_of(key), Ledger.read(layout.ledger(key)), Ledger.read(layout.ledger(profile_of(key))))
-        for key in universe.series()
-        if key.data_type is DataType.AGG_TRADES
-    ]
-
-    # Further back, those only that there are already: a replaced archive may have changed the trades of any day.
-    days = {*days_between(today - count * DAY, today - DAY), *(day for *_, made in pairs for day in made.rows)}
+    recent = days_between(today - count * DAY, today - DAY)
+    ledgers: dict[SeriesKey, tuple[Ledger, Ledger]] = {}
+    days = set(recent)
+    for key in universe.series():
+        if key.data_type is DataType.AGG_TRADES:
+            paths = layout.ledger(key), layout.ledger(profile_of(key))
+            # Further back, those only that there are already: a replaced archive may have changed the trades of any
+            # day. Of years of days, whole rows are read of those few that are not alike.
+            source, made = _hashes(paths[0], "content_sha256"), _hashes(paths[1], "archive_sha256")
+            differing = {day for day, hashed in made.items() if source.get(day) != hashed}
+            days |= differing
+            where = pc.field("day").isin(pa.array({*recent, *differing}, pa.date32()))
+            ledgers[profile_of(key)] = (Ledger.read(paths[0], where), Ledger.read(paths[1], where))
     return [
-        (day, [key for key, source, profile in pairs if profile_is_due(source.get(day), profile.get(day))])
+        (day, [key for key, (source, made) in ledgers.items() if profile_is_due(source.get(day), made.get(day))])
         for day in sorted(days)
     ]
+
+
+def _hashes(ledger: Path, column: str) -> dict[date, tuple[bool, str | None]]:
+    """Whether each day is final, and one of its hashes; nothing where there is no ledger."""
+    try:
+        table = files.read_table(ledger, ["day", "final", column])
+    except files.DamagedFileError:
+        return {}
+    days, final, hashes = (table[name].to_pylist() for name in ("day", "final", column))
+    return dict(zip(days, zip(final, hashes, strict=True), strict=True))

@@ -6,17 +6,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import dagster as dg
 import pytest
 
 from market_data_pipeline import clock
 from market_data_pipeline.definitions import build_definitions
+from market_data_pipeline.defs import schedules
 from market_data_pipeline.defs.home import open_instance
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START
+from market_data_pipeline.defs.partitions import DAY, RANGE_END, RANGE_START
 from market_data_pipeline.defs.schedules import HOUR, MOST_REPAIRS
-from market_data_pipeline.lake.ledger import FAILED, NOT_LISTED, LedgerRow
+from market_data_pipeline.lake.ledger import FAILED, HELD, NOT_LISTED, Ledger, LedgerRow
 from market_data_pipeline.quality.repair import marked
 from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.settings import Settings
@@ -90,6 +93,42 @@ def test_daily_asks_for_yesterday_and_recent_days_that_are_not_final(tmp_path: P
         "2024-01-08": names(TRADES),
         "2024-01-09": names(KLINES, OTHER, TRADES, CM),
     }
+
+
+def test_daily_asks_again_for_days_that_are_listed_as_the_listing_knows_by_now(tmp_path: Path) -> None:
+    listed = Listing(((day(1), None),))
+    project = Project(tmp_path, universe_of(listings={(Market.SPOT, "BTCUSDT"): listed}), recent_days=4)
+    for number in (6, 7, 8, 9):
+        for key in (KLINES, OTHER, TRADES, CM):
+            outcome = NOT_LISTED if number == 7 and key in (KLINES, OTHER) else HELD
+            put(project.layout, key, LedgerRow(day=day(number), outcome=outcome, final=True))
+    requests = tick(project, "daily", datetime(2024, 1, 10, 10, tzinfo=UTC))
+    assert asked(requests)["2024-01-07"] == names(KLINES), "of the other, the listing is not known"
+    assert list(asked(requests)) == ["2024-01-07", "2024-01-09"]
+
+
+@pytest.mark.parametrize("schedule", ["daily", "trade_profiles_daily"])
+def test_no_more_than_the_days_in_question_are_read_of_a_long_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    project = Project(tmp_path, recent_days=4)
+    held = LedgerRow(day=day(1), outcome=HELD, final=True, content_sha256="ab", archive_sha256="ab")
+    rows = [replace(held, day=day(10) - DAY * n) for n in range(3000)]
+    for key in (TRADES, PROFILE):
+        Ledger(rows).write(project.layout.ledger(key))
+    changed = day(10) - DAY * 2000
+    put(project.layout, TRADES, replace(held, day=changed, content_sha256="cd"))
+    read: list[int] = []
+
+    def counted(*arguments: Any) -> Ledger:
+        found = Ledger.read(*arguments)
+        read.append(len(found.rows))
+        return found
+
+    monkeypatch.setattr(schedules, "Ledger", SimpleNamespace(read=counted))
+    requests = asked(tick(project, schedule, datetime(2024, 1, 10, 11, tzinfo=UTC)))
+    assert max(read) <= 6
+    assert (str(changed) in requests) is (schedule == "trade_profiles_daily")
 
 
 def test_daily_reaches_back_to_the_start_of_each_series_only(tmp_path: Path) -> None:
