@@ -116,7 +116,7 @@ def test_no_more_than_the_days_in_question_are_read_of_a_long_ledger(
     rows = [replace(held, day=day(10) - DAY * n) for n in range(3000)]
     for key in (TRADES, PROFILE):
         Ledger(rows).write(project.layout.ledger(key))
-    changed = day(10) - DAY * 2000
+    changed = day(2)
     put(project.layout, TRADES, replace(held, day=changed, content_sha256="cd"))
     read: list[int] = []
 
