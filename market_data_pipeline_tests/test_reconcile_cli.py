@@ -125,6 +125,25 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_compared(world: 
     assert "2,880 candles of 2 days compared: all are what they can be rebuilt from." in result.stderr
 
 
+def test_a_file_that_is_gone_is_named_and_the_other_days_are_compared(world: World, market_data: MarketData) -> None:
+    assert market_data("reconcile").exit_code == 0
+    gone = world.layout.file(MINUTES, WANTED[0])
+    gone.unlink()
+
+    again = market_data("reconcile", "--again")
+
+    assert again.exit_code == 1
+    for key in (MINUTES, FIVE):  # five minutes of the day are made of the same file
+        assert f"{key} is not compared on every day: {gone} is gone. Backfill that day" in again.stderr
+    assert "1,728 candles of 2 days compared: all are what they can be rebuilt from." in again.stderr
+
+    nothing = market_data("reconcile", "--again", "--through", str(WANTED[0]))
+    assert nothing.exit_code == 1
+    assert f"{gone} is gone" in nothing.stderr
+    assert "There is no day" not in nothing.stderr
+    assert market_data("reconcile").exit_code == 0  # all days are as they were compared, and on record
+
+
 def test_what_cannot_be_compared_is_said_with_the_reason(world: World, market_data: MarketData) -> None:
     no_such = market_data("reconcile", "--interval", "1h")
     assert no_such.exit_code == 2

@@ -20,7 +20,7 @@ from market_data_pipeline.cli.screen import aside, counted, out
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.reconciled import DayReconciled, Difference
-from market_data_pipeline.reconciling import comparable, plan
+from market_data_pipeline.reconciling import comparable, found_before, plan
 from market_data_pipeline.series import EXCHANGE, SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
@@ -54,7 +54,7 @@ def reconcile(
     because Binance leaves trades of the insurance fund out of aggTrades, the reason is said. Nothing is downloaded;
     days that have not changed since are not compared again. It is on record in Dagster as the check `reconciliation`.
 
-    Exit code 1 where candles differ for no known reason.
+    Exit code 1 where candles differ for no known reason, or not all could be compared.
 
       market-data reconcile
       market-data reconcile --market um --symbol BTCUSDT --interval 1m --from 2024-01-01 --through 2024-01-31
@@ -67,7 +67,8 @@ def reconcile(
     found, complete = _compared(settings, universe, keys, first, last, again=again)
     console = aside()
     if not any(found.values()):
-        console.print("There is no day of which both sides are held, so there is nothing to compare.")
+        if complete:
+            console.print("There is no day of which both sides are held, so there is nothing to compare.")
         end(complete)
         return
     out().print(_by_series(found))
@@ -101,10 +102,12 @@ def _compared(
     """What is found on all chosen days, of which those that are due are compared now; and whether all could be."""
     layout = Layout(settings.root)
     plans = {key: plan(layout, key, first, last, again=again) for key in keys}
-    found = {key: {day.day: day for day in one.known} for key, one in plans.items()}
+    found = {key: {day.day: day for day in found_before(layout, one)} for key, one in plans.items()}
     due = {key: len(one.days) for key, one in plans.items() if one.days}
+    troubles = [trouble for one in plans.values() if (trouble := one.trouble())]
     if not due:
-        return _by_day(found), True
+        _tell(troubles)
+        return _by_day(found), not troubles
     from market_data_pipeline.definitions import ignore_notices
     from market_data_pipeline.defs.home import open_instance, run_reconciliation
     from market_data_pipeline.defs.reconciliation import build_reconciliation_job, run_config
@@ -124,9 +127,13 @@ def _compared(
             config = run_config([str(key) for key in due], first, last, again=again)
             run = run_reconciliation(instance, job, config, log_level="CRITICAL")
     stop_if_interrupted(run)
-    for reason in reasons(run):
-        aside().print(f"[red]Not all could be compared.[/red] {escape(reason)}", soft_wrap=True)
-    return _by_day(found), run.success
+    _tell([*troubles, *reasons(run)])
+    return _by_day(found), run.success and not troubles
+
+
+def _tell(troubles: Sequence[str]) -> None:
+    for trouble in troubles:
+        aside().print(f"[red]Not all could be compared.[/red] {escape(trouble)}", soft_wrap=True)
 
 
 def _by_day(found: Mapping[SeriesKey, Mapping[date, DayReconciled]]) -> Found:

@@ -29,7 +29,7 @@ from market_data_pipeline.lake.ledger import HELD
 from market_data_pipeline.lake.reconciled import DayReconciled, Difference
 from market_data_pipeline.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.quality.reconciliation import source_of
-from market_data_pipeline.reconciling import Comparison, comparable, compare, plan
+from market_data_pipeline.reconciling import Comparison, comparable, compare, found_before, plan
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings
 
@@ -183,7 +183,7 @@ def _on_record(
         return
     key, days = good[0].key, [result.day for result in good]
     wanted = plan(layout, key, min(days), max(days))
-    known = {one.day: one for one in wanted.known}
+    known = {one.day: one for one in found_before(layout, wanted)}
     yield from evaluations(instance, key, [known[day] for day in days if day in known])
     targets = _targets(instance, asset_key_of(key), [partition_of(day) for day in days if day not in known])
     for result in good:
@@ -260,6 +260,8 @@ def _compared(
     on_compared: OnCompared | None,
 ) -> Iterator[dg.AssetCheckEvaluation]:
     key, bars, differing, unexplained = wanted.key, 0, 0, 0
+    if trouble := wanted.trouble():
+        context.log.warning(trouble)
     for found in compare(
         layout, key, wanted.days, memory_mb=settings.memory_mb, wait_seconds=settings.lock_wait_seconds
     ):

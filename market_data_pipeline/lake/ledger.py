@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -194,19 +194,15 @@ class Ledger:
             where: Which of its rows; all by default. Of ten years, those few days that are not settled are read thirty
                 times as fast. An older version's ledger, which lacks a column, is read whole.
         """
-        try:
-            table = files.read_table(path)
-            if where is not None:
-                with suppress(pa.ArrowInvalid):
-                    table = table.filter(where)
-            known = [name for name in _FIELDS if name in table.column_names]
-            return cls(LedgerRow(**row) for row in table.select(known).to_pylist())
-        except DamagedFileError as error:
-            cause = error.__cause__
-            if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
-                # Not its fault: what it says of failed days is nowhere else.
-                raise StorageError(f"{path} cannot be read ({cause.strerror}). Nothing was changed.") from cause
+        table = _read_table(path)
+        if table is None:
             return cls()
+        if where is not None:
+            with suppress(pa.ArrowInvalid):
+                table = table.filter(where)
+        known = [name for name in _FIELDS if name in table.column_names]
+        try:
+            return cls(LedgerRow(**row) for row in table.select(known).to_pylist())
         except TypeError:
             return cls()
 
@@ -227,6 +223,47 @@ class Ledger:
     def days(self, outcome: str = HELD) -> list[date]:
         """Days with an outcome, in order."""
         return sorted(day for day, row in self.rows.items() if row.outcome == outcome)
+
+
+def _read_table(path: Path) -> pa.Table | None:
+    try:
+        return files.read_table(path)
+    except DamagedFileError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
+            # Not its fault: what it says of failed days is nowhere else.
+            raise StorageError(f"{path} cannot be read ({cause.strerror}). Nothing was changed.") from cause
+        return None
+
+
+class Content(NamedTuple):
+    """What is held of a day: the hash of the values in its columns, and when its rows were fetched (us, UTC)."""
+
+    sha256: str | None
+    fetched_us: int | None
+
+
+def contents_held(path: Path, first: date, last: date) -> dict[date, Content]:
+    """The content of each day that is held; eight times as fast as all that a ledger says of ten years.
+
+    Args:
+        path: The ledger; one that is absent or damaged knows of no day.
+        first: First UTC day.
+        last: Last UTC day, included.
+
+    Raises:
+        StorageError: the system refuses to read the ledger.
+    """
+    table = _read_table(path)
+    try:
+        if table is None:
+            return {}
+        inside = (pc.field("outcome") == HELD) & (pc.field("day") >= first) & (pc.field("day") <= last)
+        held = table.select(["day", "outcome", "content_sha256", "fetched_at"]).filter(inside)
+        columns = files.days_of(held), held["content_sha256"].to_pylist(), files.us_of(held, "fetched_at")
+        return {day: Content(sha256, at) for day, sha256, at in zip(*columns, strict=True)}
+    except (KeyError, pa.ArrowInvalid):  # of no version that there was
+        return {}
 
 
 def next_attempt(known: LedgerRow | None) -> int:
