@@ -6,17 +6,18 @@ What belongs here: reading the ledgers for it. What is worked out of them is in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
 
 from market_data_pipeline import clock
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import Ledger, LedgerRow, reconcile
-from market_data_pipeline.lake.states import DayState, state_of
+from market_data_pipeline.lake.ledger import NOT_LISTED, Ledger, LedgerRow, reconcile
+from market_data_pipeline.lake.states import DayState
 from market_data_pipeline.quality.calendar import SeriesCalendar, calendar_of
-from market_data_pipeline.quality.standing import SeriesCoverage, cover
+from market_data_pipeline.quality.repair import is_not_listed
+from market_data_pipeline.quality.standing import SeriesCoverage, cover, states_of
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import lake_schema
 from market_data_pipeline.universe import Universe
@@ -57,23 +58,22 @@ def survey(layout: Layout, universe: Universe, keys: Iterable[SeriesKey], provis
     for key in keys:
         ledger = Ledger.read(layout.ledger(key))
         reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type))
-        collected = key in universe
-        coverage = cover(key, ledger.rows, universe.days(key) if collected else [], today, provisional_days)
-        states = {day: state_of(row.outcome, row.final, row.verdicts) for day, row in ledger.rows.items()}
-        calendar = calendar_of(
-            key,
-            states,
-            universe.spans(key) if collected else [],
-            today,
-            {gap.verdict.value: gap.rows for gap in coverage.gaps},
-            dict(_notes(ledger.rows.values(), states)),
-        )
+        # A day that was not listed when it was asked for may be, as the listing knows by now.
+        listing = universe.listing(key)
+        rows = {
+            day: row for day, row in ledger.rows.items() if row.outcome != NOT_LISTED or is_not_listed(row, listing)
+        }
+        wanted = universe.spans(key) if key in universe else []
+        states = states_of(rows, wanted, today)
+        coverage = cover(key, rows, states, wanted, today, provisional_days)
+        verdicts = {gap.verdict.value: gap.rows for gap in coverage.gaps}
+        calendar = calendar_of(key, states, verdicts, dict(_notes(rows.values(), states)))
         yield Surveyed(coverage, calendar)
 
 
-def _notes(rows: Iterable[LedgerRow], states: dict[date, DayState]) -> Iterator[tuple[date, str]]:
+def _notes(rows: Iterable[LedgerRow], states: Mapping[date, DayState]) -> Iterator[tuple[date, str]]:
     for row in rows:
-        state = states[row.day]
+        state = states.get(row.day)
         if state is DayState.FAILED:
             note = ": ".join(filter(None, (row.failure, row.reason)))
         elif state in (DayState.INCOMPLETE, DayState.OUTAGE, DayState.HEALED):

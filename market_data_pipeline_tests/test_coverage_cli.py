@@ -18,7 +18,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.cli import main
 from market_data_pipeline.cli.coverage import show
 from market_data_pipeline.findings import Verdict
-from market_data_pipeline.lake.ledger import FAILED, LedgerRow
+from market_data_pipeline.lake.ledger import EMPTY, FAILED, NOT_LISTED, LedgerRow
 from market_data_pipeline.lake.states import DayState
 from market_data_pipeline.quality.calendar import calendar_of
 from market_data_pipeline.quality.verdicts import verdict_finding
@@ -83,12 +83,45 @@ def test_the_table_counts_days_by_state_and_rows_by_verdict(lake: SmallLake) -> 
 
 
 def test_a_narrow_screen_has_the_gaps_below_the_table(lake: SmallLake) -> None:
-    calendars = [calendar_of(BTC, {date(2024, 1, 1): DayState.OUTAGE}, [], date(2024, 1, 2), {"outage": 1200})]
+    calendars = [calendar_of(BTC, {date(2024, 1, 1): DayState.OUTAGE}, {"outage": 1200})]
     console = Console(file=io.StringIO(), width=80)
     show(calendars, "data", console)
     text = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
     assert "…" not in text
     assert text.splitlines()[-1] == "Rows by verdict: 1,200 outage"
+
+
+def of_status() -> dict[str, dict[str, Any]]:
+    """What `market-data status` says, by series as coverage names them."""
+    found = json.loads(CliRunner().invoke(main, ["status", "--json"]).output)
+    return {one["series"].removeprefix("binance/"): one for one in found}
+
+
+def lacking(coverage: dict[str, dict[str, str]]) -> dict[str, tuple[int, int]]:
+    return {name: (int(row["failed"]), int(row["missing"])) for name, row in coverage.items() if name != "total"}
+
+
+def test_failed_and_missing_are_as_in_status(lake: SmallLake) -> None:
+    lake.note(BTC, LedgerRow(day=date(2024, 1, 2), outcome=EMPTY), LedgerRow(day=date(2024, 1, 11), outcome=EMPTY))
+    lake.layout.file(BTC, date(2024, 1, 2)).unlink()
+    lake.note(ETH, LedgerRow(day=date(2024, 1, 7), outcome=EMPTY, final=True))
+    lake.layout.file(ETH, date(2024, 1, 7)).unlink()
+    lake.note(ETH, LedgerRow(day=date(2024, 1, 8), outcome=NOT_LISTED, final=True))
+    lake.layout.file(ETH, date(2024, 1, 8)).unlink()
+    lake.note(ETH, *(LedgerRow(day=date(2024, 1, n), outcome=FAILED, failure="gone") for n in (5, 6)))
+    found = lacking(table(run().output))
+    assert found["spot/klines/BTCUSDT/1h"] == (0, 1)
+    assert found == {name: (one["failed"], one["missing"]) for name, one in of_status().items()}
+
+
+def test_a_day_that_is_listed_as_the_listing_knows_by_now_is_missing(lake: SmallLake, tmp_path: Path) -> None:
+    lake.note(BTC, LedgerRow(day=date(2024, 1, 2), outcome=NOT_LISTED, final=True))
+    lake.layout.file(BTC, date(2024, 1, 2)).unlink()
+    assert lacking(table(run().output))["spot/klines/BTCUSDT/1h"] == (0, 0)
+    (tmp_path / "universe.lock.yaml").write_text("spot: {BTCUSDT: [{from: 2023-01-01, until: null}]}")
+    found = lacking(table(run().output))["spot/klines/BTCUSDT/1h"]
+    assert found == (0, 1)
+    assert (of_status()["spot/klines/BTCUSDT/1h"]["failed"], of_status()["spot/klines/BTCUSDT/1h"]["missing"]) == found
 
 
 def test_series_can_be_chosen_and_what_is_not_there_is_refused(lake: SmallLake) -> None:

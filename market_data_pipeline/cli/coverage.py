@@ -57,7 +57,8 @@ def coverage(
 
     Of days that are held, final ones are settled, healed ones have rows from REST that the archive lacks, in those with
     an outage the exchange stood still, and of incomplete ones (incompl.) rows are missing that nothing explains.
-    Provisional (prov.), failed and missing are as in `market-data status`. What is left out is all series.
+    Failed and missing are as in `market-data status`, and so is provisional (prov.), but for days that are incomplete.
+    What is left out is all series.
 
       market-data coverage --market um --interval 1m
       market-data coverage --html coverage.html

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import FAILED, HELD, Ledger, reconcile
+from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, Ledger, reconcile
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.specs import expected_rows, lake_schema
 
@@ -29,6 +29,8 @@ class Holding:
         held: Whether a file is there.
         final: Whether that file is settled.
         failed: Whether the newest attempt failed and nothing is held.
+        empty: Whether it is settled that there is nothing to hold.
+        not_listed: Whether the symbol was not listed, as far as was known when the day was asked for.
         rows: Rows in the file.
         bytes: Its size.
     """
@@ -37,6 +39,8 @@ class Holding:
     held: npt.NDArray[np.bool_]
     final: npt.NDArray[np.bool_]
     failed: npt.NDArray[np.bool_]
+    empty: npt.NDArray[np.bool_]
+    not_listed: npt.NDArray[np.bool_]
     rows: npt.NDArray[np.int64]
     bytes: npt.NDArray[np.int64]
 
@@ -45,10 +49,22 @@ class Holding:
         """Days that are final: nothing is downloaded for them again."""
         return {day_of(day) for day in self.day[self.held & self.final].tolist()}
 
-    def known_in(self, spans: Sequence[tuple[date, date]]) -> int:
-        """How many days inside spans (both ends included) have a row."""
+    def missing_in(self, spans: Sequence[tuple[date, date]], *, listing_known: bool) -> int:
+        """How many days inside spans (both ends included) are neither held nor failed, though they should be.
+
+        Args:
+            spans: Days to collect, which are over.
+            listing_known: Whether the spans are those of the listing: a day inside them that was not listed when it
+                was asked for is, as the listing knows by now.
+        """
+        known = self.held | self.failed | self.empty
+        if not listing_known:
+            known |= self.not_listed
+        days = self.day[known]
         return sum(
-            int(np.count_nonzero((self.day >= (first - _EPOCH).days) & (self.day <= (last - _EPOCH).days)))
+            (last - first).days
+            + 1
+            - int(np.count_nonzero((days >= (first - _EPOCH).days) & (days <= (last - _EPOCH).days)))
             for first, last in spans
         )
 
@@ -75,6 +91,8 @@ def holding(layout: Layout, key: SeriesKey) -> Holding:
         held=np.asarray(held, dtype=bool),
         final=final,
         failed=np.asarray(outcome == FAILED, dtype=bool),
+        empty=np.asarray((outcome == EMPTY) & final, dtype=bool),
+        not_listed=np.asarray(outcome == NOT_LISTED, dtype=bool),
         rows=np.asarray(table["rows"].to_pylist(), dtype=np.int64),
         bytes=np.asarray(table["bytes"].to_pylist(), dtype=np.int64),
     )
@@ -109,7 +127,7 @@ def day_size(key: SeriesKey, held: Holding) -> tuple[float, float]:
     """Bytes of a day's zip and of its file: from the newest days that are held, else from what is usual.
 
     >>> from market_data_pipeline.series import Market
-    >>> nothing = Holding(*(np.empty(0, dtype=t) for t in (int, bool, bool, bool, int, int)))
+    >>> nothing = Holding(*(np.empty(0, dtype=t) for t in (int, *[bool] * 5, int, int)))
     >>> key = SeriesKey("binance", Market.SPOT, DataType.KLINES, "BTCUSDT", "1m")
     >>> [round(size) for size in day_size(key, nothing)]
     [69620, 84582]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from datetime import date
+from datetime import date, timedelta
 
 import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from market_data_pipeline import clock
 from market_data_pipeline.cli.holdings import Holding, day_of, holding
 from market_data_pipeline.cli.screen import in_bytes, out
 from market_data_pipeline.lake.layout import Layout
@@ -34,7 +35,7 @@ class SeriesStatus:
         held: Days that are final.
         provisional: Days with a file that is not final yet.
         failed: Days that were asked for and are not there.
-        missing: Days that the universe wants and that were never asked for.
+        missing: Days that the universe wants, that are over and that were never brought.
         rows: Rows in all files.
         bytes: Size of all files.
     """
@@ -54,7 +55,9 @@ class SeriesStatus:
 def status_of(key: SeriesKey, found: Holding, universe: Universe) -> SeriesStatus:
     """What is held of a series, and what its universe wants beyond that."""
     collected = key in universe
-    wanted = universe.spans(key) if collected else []
+    yesterday = clock.today() - timedelta(days=1)
+    spans = universe.spans(key) if collected else []
+    over = [(first, min(last, yesterday)) for first, last in spans if first <= yesterday]
     days = found.day[found.held]
     return SeriesStatus(
         series=str(key),
@@ -64,7 +67,7 @@ def status_of(key: SeriesKey, found: Holding, universe: Universe) -> SeriesStatu
         held=int(np.count_nonzero(found.held & found.final)),
         provisional=int(np.count_nonzero(found.held & ~found.final)),
         failed=int(np.count_nonzero(found.failed)),
-        missing=sum((last - first).days + 1 for first, last in wanted) - found.known_in(wanted),
+        missing=found.missing_in(over, listing_known=bool(universe.listing(key).spans)),
         rows=int(found.rows[found.held].sum()),
         bytes=int(found.bytes[found.held].sum()),
     )
@@ -118,7 +121,7 @@ def status(as_json: bool) -> None:
 
     Days that are held are final and verified; provisional (prov.) ones came from REST, or without a checksum, and are
     fetched again when their archive is there; failed ones were asked for and are not there; missing ones are wanted by
-    universe.yaml and were never asked for. Reasons of failures are in SQL:
+    universe.yaml, are over and were never brought. Reasons of failures are in SQL:
 
       market-data sql "FROM quality.coverage WHERE failure IS NOT NULL"
     """

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from html import escape
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 from market_data_pipeline.lake.states import DayState
 from market_data_pipeline.series import SeriesKey
@@ -29,7 +29,7 @@ SHOWN_STATES = (
     DayState.MISSING,
     DayState.NOT_LISTED,
 )
-"""The states that a calendar knows, in the order of its legend; a day that was empty is missing once it is over."""
+"""The states that a calendar knows, in the order of its legend."""
 
 MEANING: Mapping[DayState, str] = {
     DayState.FINAL: "final",
@@ -115,8 +115,6 @@ class SeriesCalendar:
 def calendar_of(
     key: SeriesKey,
     states: Mapping[date, DayState],
-    wanted: Sequence[tuple[date, date]],
-    today: date,
     verdicts: Mapping[str, int] | None = None,
     notes: Mapping[date, str] | None = None,
 ) -> SeriesCalendar:
@@ -124,24 +122,13 @@ def calendar_of(
 
     Args:
         key: The series.
-        states: What the ledger knows of its days.
-        wanted: Spans of days to collect, both ends included, in order; between them the symbol was not listed.
-        today: The present day in UTC: what is not there of it, or after it, is not missing.
+        states: What its days are, see ``quality.standing.states_of``; those on which nothing is to be held are left
+            out.
         verdicts: Rows by verdict of the gaps check.
         notes: What is to be said of days.
     """
-    found = {day: state for day, state in states.items() if state is not DayState.EMPTY}
-    for first, last in wanted:
-        for day in _days(first, min(last, today - _DAY)):
-            found.setdefault(day, DayState.MISSING)
-    for (_, last), (first, _) in pairwise(wanted):
-        for day in _days(last + _DAY, first - _DAY):
-            found.setdefault(day, DayState.NOT_LISTED)
-    return SeriesCalendar(key, tuple(_runs(found)), dict(verdicts or {}), dict(notes or {}))
-
-
-def _days(first: date, last: date) -> Iterator[date]:
-    return (first + timedelta(days=n) for n in range((last - first).days + 1))
+    shown = {day: state for day, state in states.items() if state in MEANING}
+    return SeriesCalendar(key, tuple(_runs(shown)), dict(verdicts or {}), dict(notes or {}))
 
 
 def _runs(states: Mapping[date, DayState]) -> Iterator[Run]:

@@ -6,12 +6,14 @@ the gaps inside of them come to, and whether each day goes on where the day befo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from itertools import pairwise
 
 from market_data_pipeline.findings import Finding, Verdict
-from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
+from market_data_pipeline.lake.ledger import EMPTY, HELD, LedgerRow
+from market_data_pipeline.lake.states import DayState, state_of
 from market_data_pipeline.series import SeriesKey, interval_us
 
 _DAY = timedelta(days=1)
@@ -87,41 +89,63 @@ class SeriesCoverage:
         return len(self.failed) + len(self.missing)
 
 
+def states_of(rows: Mapping[date, LedgerRow], wanted: Sequence[tuple[date, date]], today: date) -> dict[date, DayState]:
+    """What each day of a series is that is known, or that should be held. A day that is in none is neither.
+
+    A past day that was empty when it was asked for, and is not settled, was never brought: it is missing. Nothing is
+    missing of today, which is still growing.
+
+    Args:
+        rows: The series' ledger, by day, without days that are only thought not to be listed.
+        wanted: Spans of days to collect, both ends included, in order; between them the symbol was not listed.
+        today: The present day in UTC.
+    """
+    states = {
+        day: state_of(row.outcome, row.final, row.verdicts)
+        for day, row in rows.items()
+        if row.outcome != EMPTY or row.final
+    }
+    for first, last in wanted:
+        for day in _days(first, min(last, today - _DAY)):
+            states.setdefault(day, DayState.MISSING)
+    for (_, last), (first, _) in pairwise(wanted):
+        for day in _days(last + _DAY, first - _DAY):
+            states.setdefault(day, DayState.NOT_LISTED)
+    return states
+
+
+def _days(first: date, last: date) -> Iterator[date]:
+    return (first + timedelta(days=n) for n in range((last - first).days + 1))
+
+
 def cover(
-    key: SeriesKey, rows: Mapping[date, LedgerRow], expected: Iterable[date], today: date, provisional_days: int
+    key: SeriesKey,
+    rows: Mapping[date, LedgerRow],
+    states: Mapping[date, DayState],
+    wanted: Sequence[tuple[date, date]],
+    today: date,
+    provisional_days: int,
 ) -> SeriesCoverage:
     """Work out the coverage of a series.
 
     Args:
         key: The series.
         rows: Its ledger, by day.
-        expected: Days that should be held; today, which is still growing, may be among them and is left out.
+        states: What its days are, see :func:`states_of`.
+        wanted: Spans of days that should be held, both ends included; today, which is still growing, is left out.
         today: The present day in UTC.
         provisional_days: After how many days a day that is still provisional is overdue.
     """
-    final = 0
-    provisional: list[date] = []
-    failed: list[LedgerRow] = []
-    missing: list[date] = []
-    for day in expected:
-        row = rows.get(day)
-        if day >= today or (row is not None and _nothing_to_hold(row)):
-            continue
-        if row is None or row.outcome not in (HELD, FAILED):
-            missing.append(day)
-        elif row.outcome == FAILED:
-            failed.append(row)
-        elif row.final:
-            final += 1
-        else:
-            provisional.append(day)
+    expected = [day for first, last in wanted for day in _days(first, min(last, today - _DAY))]
+    held = [rows[day] for day in expected if day in rows and rows[day].outcome == HELD]
+    provisional = [row.day for row in held if not row.final]
     return SeriesCoverage(
         key,
-        final,
+        len(held) - len(provisional),
         len(provisional),
         tuple(day for day in provisional if (today - day).days > provisional_days),
-        tuple(failed),
-        tuple(missing),
+        tuple(rows[day] for day in expected if states.get(day) is DayState.FAILED),
+        tuple(day for day in expected if states.get(day) is DayState.MISSING),
         continuity(key, rows, today),
         sum_of_gaps(rows.values()),
     )
@@ -148,10 +172,6 @@ def sum_of_gaps(rows: Iterable[LedgerRow]) -> tuple[GapSum, ...]:
                 findings[0].evidence if before is None or newer else before.evidence,
             )
     return tuple(sums[verdict] for verdict in Verdict if verdict in sums)
-
-
-def _nothing_to_hold(row: LedgerRow) -> bool:
-    return row.outcome == NOT_LISTED or (row.outcome == EMPTY and row.final)
 
 
 def continuity(key: SeriesKey, rows: Mapping[date, LedgerRow], today: date) -> tuple[Break, ...]:

@@ -43,31 +43,18 @@ def calendar(symbol: str, first: date, states: list[DayState]) -> SeriesCalendar
     """A series' calendar, a day after another."""
     days = days_from(first.isoformat(), len(states))
     known = dict(zip(days, states, strict=True))
-    return calendar_of(series(symbol, "1h"), known, [], days[-1] + timedelta(days=1))
+    return calendar_of(series(symbol, "1h"), known)
 
 
 # --- what each day is ----------------------------------------------------------------------------------------------
 
 
-def test_days_that_are_wanted_and_not_known_are_missing_and_those_between_listings_are_not_listed() -> None:
-    states = {FIRST: FINAL, date(2024, 1, 2): FAILED, date(2024, 1, 6): DayState.EMPTY, TODAY: DayState.EMPTY}
-    wanted = [(FIRST, date(2024, 1, 3)), (date(2024, 1, 6), TODAY)]
-    found = calendar_of(KEY, states, wanted, TODAY)
-    assert found.runs == (
-        Run(FINAL, FIRST, FIRST),
-        Run(FAILED, date(2024, 1, 2), date(2024, 1, 2)),
-        Run(MISSING, date(2024, 1, 3), date(2024, 1, 3)),
-        Run(NOT_LISTED, date(2024, 1, 4), date(2024, 1, 5)),
-        Run(MISSING, date(2024, 1, 6), date(2024, 1, 7)),
-    )
-    assert found.counts() == {FINAL: 1, FAILED: 1, MISSING: 3, NOT_LISTED: 2}
-    assert found.lacking == 4
-
-
-def test_today_is_shown_where_something_of_it_is_held() -> None:
-    found = calendar_of(KEY, {TODAY: DayState.PROVISIONAL}, [(TODAY, TODAY)], TODAY)
-    assert found.runs == (Run(DayState.PROVISIONAL, TODAY, TODAY),)
-    assert calendar_of(KEY, {}, [(TODAY, TODAY)], TODAY).runs == ()
+def test_days_in_a_row_that_are_alike_are_one_run_and_those_with_nothing_to_hold_are_in_none() -> None:
+    first, second, third, fourth, fifth = days_from("2024-01-01", 5)
+    found = calendar_of(KEY, {fifth: MISSING, first: FINAL, second: FINAL, third: FAILED, fourth: DayState.EMPTY})
+    assert found.runs == (Run(FINAL, first, second), Run(FAILED, third, third), Run(MISSING, fifth, fifth))
+    assert found.counts() == {FINAL: 2, FAILED: 1, MISSING: 1}
+    assert found.lacking == 2
 
 
 # --- where it is drawn ---------------------------------------------------------------------------------------------

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from market_data_pipeline.findings import Verdict, to_json
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
-from market_data_pipeline.quality.standing import Break, GapSum, continuity, cover, sum_of_gaps
+from market_data_pipeline.lake.states import DayState
+from market_data_pipeline.quality.calendar import calendar_of
+from market_data_pipeline.quality.standing import (
+    Break,
+    GapSum,
+    SeriesCoverage,
+    continuity,
+    cover,
+    states_of,
+    sum_of_gaps,
+)
 from market_data_pipeline.quality.verdicts import verdict_finding
 from market_data_pipeline.series import DataType, Market, SeriesKey
 
@@ -30,6 +40,12 @@ def by_day(*rows: LedgerRow) -> dict[date, LedgerRow]:
     return {row.day: row for row in rows}
 
 
+def covered(rows: dict[date, LedgerRow], last: date, provisional_days: int = 10) -> SeriesCoverage:
+    """The coverage of a series that is collected from the first of the week on."""
+    wanted = [(FIRST, last)]
+    return cover(TRADES, rows, states_of(rows, wanted, TODAY), wanted, TODAY, provisional_days)
+
+
 def test_days_are_counted_by_what_is_held_of_them() -> None:
     rows = by_day(
         held(WEEK[0], 0, 9),
@@ -39,7 +55,7 @@ def test_days_are_counted_by_what_is_held_of_them() -> None:
         LedgerRow(day=WEEK[4], outcome=EMPTY),
     )
 
-    found = cover(TRADES, rows, [*WEEK, TODAY], TODAY, 10)
+    found = covered(rows, TODAY)
 
     assert (found.final, found.provisional, found.overdue) == (1, 1, ())
     assert found.failed == (rows[WEEK[2]],)
@@ -48,15 +64,46 @@ def test_days_are_counted_by_what_is_held_of_them() -> None:
 
 
 def test_today_is_neither_missing_nor_compared() -> None:
-    rows = by_day(held(WEEK[6], 0, 9), held(TODAY, 50, 59))
-    found = cover(TRADES, rows, [WEEK[6], TODAY], TODAY, 10)
+    rows = by_day(*(held(day, 0, 9) for day in WEEK[6:]), held(TODAY, 50, 59))
+    found = cover(TRADES, rows, states_of(rows, [(WEEK[6], TODAY)], TODAY), [(WEEK[6], TODAY)], TODAY, 10)
     assert (found.final, found.lacking, found.breaks) == (1, 0, ())
+    assert covered({}, TODAY).missing == tuple(WEEK)
+
+
+def test_days_that_are_wanted_and_not_known_are_missing_and_those_between_listings_are_not_listed() -> None:
+    rows = by_day(
+        held(WEEK[0], 0, 9),
+        LedgerRow(day=WEEK[1], outcome=FAILED),
+        LedgerRow(day=WEEK[5], outcome=EMPTY),
+        LedgerRow(day=WEEK[6], outcome=EMPTY, final=True),
+        LedgerRow(day=TODAY, outcome=EMPTY),
+    )
+    assert states_of(rows, [(WEEK[0], WEEK[2]), (WEEK[5], TODAY)], TODAY) == {
+        WEEK[0]: DayState.FINAL,
+        WEEK[1]: DayState.FAILED,
+        WEEK[2]: DayState.MISSING,
+        WEEK[3]: DayState.NOT_LISTED,
+        WEEK[4]: DayState.NOT_LISTED,
+        WEEK[5]: DayState.MISSING,
+        WEEK[6]: DayState.EMPTY,
+    }
+
+
+@pytest.mark.parametrize(
+    ("outcome", "final", "lacking"),
+    [(HELD, True, 0), (HELD, False, 0), (FAILED, False, 1), (EMPTY, False, 1), (EMPTY, True, 0), (NOT_LISTED, True, 0)],
+)
+def test_sums_and_calendar_tell_the_same_of_a_day(outcome: str, final: bool, lacking: int) -> None:
+    rows = by_day(LedgerRow(day=FIRST, outcome=outcome, final=final))
+    states = states_of(rows, [(FIRST, FIRST)], TODAY)
+    assert cover(TRADES, rows, states, [(FIRST, FIRST)], TODAY, 10).lacking == lacking
+    assert calendar_of(TRADES, states).lacking == lacking
 
 
 @pytest.mark.parametrize(("after", "overdue"), [(7, 0), (6, 1), (5, 2), (1, 2)])
 def test_a_day_is_overdue_when_it_has_been_provisional_for_longer_than_allowed(after: int, overdue: int) -> None:
     rows = by_day(*(held(WEEK[n], 10 * n, 10 * n + 9, final=n > 1) for n in range(7)))
-    found = cover(TRADES, rows, WEEK, TODAY, after)
+    found = covered(rows, WEEK[6], after)
     assert found.overdue == tuple(WEEK[:overdue])
     assert (found.final, found.provisional) == (5, 2)
 
