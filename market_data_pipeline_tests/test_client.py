@@ -436,9 +436,11 @@ def test_the_next_read_sees_a_day_that_was_replaced(lake: SmallLake, market: Mar
 @pytest.mark.slow
 def test_four_processes_read_while_another_replaces_files(lake: SmallLake) -> None:
     publish_catalog(lake.layout)
-    spawn = multiprocessing.get_context("spawn")
-    reading_now, stop, wrong = spawn.Semaphore(0), spawn.Event(), spawn.Queue()
-    readers = [spawn.Process(target=read_until, args=(str(lake.root), reading_now, stop, wrong)) for _ in range(4)]
+    # Forked from a server that has imported what they need, and nothing else: they share that time.
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([read_until.__module__])
+    reading_now, stop, wrong = server.Semaphore(0), server.Event(), server.Queue()
+    readers = [server.Process(target=read_until, args=(str(lake.root), reading_now, stop, wrong)) for _ in range(4)]
     for reader in readers:
         reader.start()
     try:
@@ -446,8 +448,9 @@ def test_four_processes_read_while_another_replaces_files(lake: SmallLake) -> No
         for version in range(12):
             for key in (BTC, ETH):
                 lake.put(key, days_from("2024-01-01", 10), version=version)
-            lake.put(series(f"S{version}USDT"), [date(2024, 1, 1)])  # so that the catalog is swapped, too
-            publish_catalog(lake.layout)
+            if version % 2 == 0:
+                lake.put(series(f"S{version}USDT"), [date(2024, 1, 1)])  # so that the catalog is swapped, too
+                publish_catalog(lake.layout)
     finally:
         stop.set()
         for reader in readers:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from market_data_pipeline import clock
+from market_data_pipeline.defs import resources
 from market_data_pipeline.defs.home import run_reconciliation
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.reconciliation import (
@@ -26,7 +27,7 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.reconciled import read_reconciled
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
-from market_data_pipeline_tests.defs.fakes import Project, day, put, universe_of
+from market_data_pipeline_tests.defs.fakes import Project, day, hold, put, universe_of
 
 HOURS, MINUTES, FIVE = (
     SeriesKey(EXCHANGE, Market.SPOT, DataType.KLINES, "BTCUSDT", interval) for interval in ("1h", "1m", "5m")
@@ -43,9 +44,18 @@ collect:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
     """A project at the end of January 2024, whose hours are collected with the minutes that they are made of."""
     monkeypatch.setattr(clock, "now", lambda: datetime(2024, 1, 31, 12, tzinfo=UTC))
+    # DuckDB takes longer to write the views, which nobody reads here, than to compare the days.
+    monkeypatch.setattr(resources, "publish_catalog", lambda layout: layout.catalog)
     project = Project(tmp_path, universe_of(UNIVERSE))
     with project.instance:
         yield project
+
+
+def held(project: Project, first: int, last: int, *keys: SeriesKey) -> None:
+    """Days of January 2024 that an earlier run brought, of whose materializations Dagster knows no more."""
+    for key in keys:
+        for number in range(first, last + 1):
+            hold(project.layout, key, day(number))
 
 
 def reconcile(project: Project, **asked: Any) -> dg.ExecuteInProcessResult:
@@ -92,7 +102,7 @@ def test_the_check_stands_on_klines_whose_source_is_collected(project: Project) 
 
 
 def test_days_held_on_both_sides_are_compared_each_on_its_partition(project: Project) -> None:
-    project.run(1, 3, MINUTES)
+    held(project, 1, 3, MINUTES)
     project.run(2, 5, HOURS)
 
     run = reconcile(project)
@@ -109,7 +119,7 @@ def test_days_held_on_both_sides_are_compared_each_on_its_partition(project: Pro
 
 
 def test_a_candle_that_nothing_explains_fails_its_day_with_both_values(project: Project) -> None:
-    project.run(1, 3, MINUTES, HOURS)
+    held(project, 1, 3, MINUTES, HOURS)
     alter(project, HOURS, 2, 5, high=107.75, volume=0.5)
 
     assert reconcile(project).success  # the job did its work; the check says what it found
@@ -127,7 +137,7 @@ def test_a_candle_that_nothing_explains_fails_its_day_with_both_values(project: 
 
 
 def test_a_run_of_the_klines_has_no_further_step_and_repeats_what_is_on_record(project: Project) -> None:
-    project.run(1, 4, MINUTES)
+    held(project, 1, 4, MINUTES)
     project.run(1, 3, HOURS)
     reconcile(project)
 
@@ -140,7 +150,7 @@ def test_a_run_of_the_klines_has_no_further_step_and_repeats_what_is_on_record(p
 
 
 def test_one_partition_run_by_hand_repeats_it_too(project: Project) -> None:
-    project.run(1, 2, MINUTES, HOURS)
+    held(project, 1, 2, MINUTES, HOURS)
     reconcile(project)
 
     assert project.run_one_partition(2, HOURS).success
@@ -150,7 +160,7 @@ def test_one_partition_run_by_hand_repeats_it_too(project: Project) -> None:
 
 def test_a_run_in_which_a_day_fails_speaks_of_the_others(project: Project) -> None:
     """Also of those of another series in the same run: Dagster shows what was planned, and not told, as failed."""
-    project.run(1, 3, MINUTES, HOURS)
+    held(project, 1, 3, MINUTES, HOURS)
     reconcile(project)
     project.ingest.bad[HOURS, day(4)] = ("http", "status 503")
 
@@ -164,7 +174,7 @@ def test_a_run_in_which_a_day_fails_speaks_of_the_others(project: Project) -> No
 
 def test_what_was_compared_is_compared_again_only_when_a_side_has_changed(project: Project) -> None:
     assert requested(project) == []
-    project.run(1, 3, MINUTES, HOURS)
+    held(project, 1, 3, MINUTES, HOURS)
     [request] = requested(project)
     assert request.run_config["ops"]["compare"]["config"]["series"] == [str(HOURS)]
     reconcile(project)
@@ -181,14 +191,14 @@ def test_what_was_compared_is_compared_again_only_when_a_side_has_changed(projec
 
 
 def test_today_is_left_alone(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    project.run(1, 3, MINUTES, HOURS)
+    held(project, 1, 3, MINUTES, HOURS)
     monkeypatch.setattr(clock, "now", lambda: datetime(2024, 1, 3, 12, tzinfo=UTC))
     reconcile(project)
     assert checked(project) == {"SUCCEEDED": {1, 2}}
 
 
 def test_days_can_be_asked_for_and_compared_again(project: Project) -> None:
-    project.run(1, 4, MINUTES, HOURS)
+    held(project, 1, 4, MINUTES, HOURS)
     reconcile(project, series=[str(HOURS)], first=day(2), last=day(3))
     assert set(read_reconciled(project.layout.reconciled(HOURS))) == {day(2), day(3)}
 
@@ -200,7 +210,7 @@ def test_days_can_be_asked_for_and_compared_again(project: Project) -> None:
 
 
 def test_a_damaged_file_fails_the_run_by_name_and_the_other_series_are_compared(project: Project) -> None:
-    project.run(1, 2, MINUTES, HOURS, FIVE)
+    held(project, 1, 2, MINUTES, HOURS, FIVE)
     project.layout.file(FIVE, day(2)).write_bytes(b"PAR1 and no more")
 
     run = reconcile(project)
