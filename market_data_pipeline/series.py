@@ -62,7 +62,6 @@ INTERVALS: dict[str, int] = {
 """Kline intervals that have daily archives, with their length in seconds (3d, 1w and 1mo exist monthly only)."""
 
 
-
 def interval_us(interval: str) -> int:
     """Length of a kline interval in microseconds."""
     return INTERVALS[interval] * 1_000_000
@@ -175,6 +174,11 @@ class SeriesKey:
     def sql_schema(self) -> str:
         """Schema of the view that shows this series, e.g. ``binance_spot``."""
         return f"{self.exchange}_{self.market}"
+
+    @property
+    def short(self) -> str:
+        """The name for tables, where the exchange goes without saying, e.g. ``spot/klines/BTCUSDT/1m``."""
+        return str(self).removeprefix(f"{self.exchange}/")
 
     def __str__(self) -> str:
         """The name for people: the asset key with the symbol as Binance spells it."""

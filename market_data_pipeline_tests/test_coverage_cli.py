@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from datetime import UTC, date, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -89,6 +90,27 @@ def test_a_narrow_screen_has_the_gaps_below_the_table(lake: SmallLake) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
     assert "…" not in text
     assert text.splitlines()[-1] == "Rows by verdict: 1,200 outage"
+
+
+def test_brackets_in_a_path_are_no_markup(lake: SmallLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = tmp_path / "[" / "x] [red]"
+    odd.parent.mkdir()
+    lake.root.rename(odd)
+    monkeypatch.setenv("MARKET_DATA_DIR", str(odd))
+    for command in (["coverage"], ["status"], ["verify", "--local"], ["quarantine", "list"]):
+        found = CliRunner().invoke(main, command)
+        assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
+        assert "".join(str(odd).split()) in "".join(found.output.split()), "a table wraps its title"
+
+
+def test_without_its_universe_coverage_shows_what_is_held(lake: SmallLake, tmp_path: Path) -> None:
+    (tmp_path / "universe.yaml").write_text(UNIVERSE.replace("[BTCUSDT, ETHUSDT]", "['*USDT']"))
+    result = run()
+    assert result.exit_code == 0
+    assert "`market-data universe refresh` writes it" in result.stderr
+    assert table(result.stdout)["spot/klines/BTCUSDT/1h"]["final"] == "9"
+    shutil.rmtree(lake.root)
+    assert run().exit_code == 2
 
 
 def of_status() -> dict[str, dict[str, Any]]:
@@ -195,6 +217,14 @@ def test_the_page_shows_every_series_with_its_days_and_why(page: Page) -> None:
     assert "2024-01-01 to 2024-01-10: 9 final, 1 outage inside. Rows by verdict: 1,200 outage." in page.texts
     assert "2024-01-09: failed. checksum: It <differs>." in page.texts
     assert "2024-01-03: outage inside. 1,200 rows outage (REST has no candle either </script><b>)" in page.texts
+
+
+def test_a_day_that_is_provisional_lacks_nothing(lake: SmallLake, tmp_path: Path) -> None:
+    lake.put(BTC, [date(2024, 1, 11)], final=False)
+    run("--html", "coverage.html")
+    found = Page((tmp_path / "coverage.html").read_text("utf-8"))
+    whole = [attributes["data-name"] for tag, attributes in found.elements if "data-whole" in attributes]
+    assert whole == ["spot/klines/BTCUSDT/1h", "um/klines/LUNAUSDT/1h"]
 
 
 def test_the_script_knows_what_every_day_is(page: Page) -> None:

@@ -289,6 +289,25 @@ def test_a_bad_monthly_zip_is_shown_and_let_go_but_never_accepted(world: World, 
     assert quarantine.entries(world.layout) == []
 
 
+def test_what_is_not_collected_does_not_keep_retry_from_all_else(world: World, market_data: MarketData) -> None:
+    fault = world.sandbox.faults.add(WRONG)
+    world.sandbox.faults.add(WrongChecksum(path=r"ETHUSDT-aggTrades-2026-02-04\.zip"))
+    world.sandbox.faults.add(WrongChecksum(path=r"BTCUSDT-1h-2021-12-01\.zip"))
+    bring(world)
+    bring(world, TRADES)
+    world.one(BTC, "2021-12-01")
+    world.sandbox.faults.remove(fault)
+    (world.root / "universe.yaml").write_text(UNIVERSE.partition("  - market: um")[0])
+
+    result = market_data("quarantine", "retry", "--all")
+
+    assert result.exit_code == 1
+    assert row(world).held
+    assert result.stderr.count(" is left out: ") == 2
+    assert "binance/spot/klines/BTCUSDT/1h 2021-12-01 is before all that" in result.stderr
+    assert [entry.key for entry in quarantine.entries(world.layout)] == [BTC, TRADES]
+
+
 def test_trades_are_treated_alike_and_what_is_no_longer_collected_is_named(
     world: World, market_data: MarketData
 ) -> None:
@@ -296,10 +315,13 @@ def test_trades_are_treated_alike_and_what_is_no_longer_collected_is_named(
     assert isinstance(bring(world, TRADES), DayFailure)
     universe = world.root / "universe.yaml"
     universe.write_text(UNIVERSE.partition("  - market: um")[0])
-    for command in (["retry", "--all"], ["accept", "ETHUSDT-aggTrades-2026-02-04", "--yes"]):
-        result = market_data("quarantine", *command)
+    for command in (["retry"], ["accept", "--yes"]):
+        result = market_data("quarantine", *command, "ETHUSDT-aggTrades-2026-02-04")
         assert result.exit_code == 2
         assert "binance/um/aggTrades/ETHUSDT is no longer in" in result.stderr
+    everything = market_data("quarantine", "retry", "--all")
+    assert everything.exit_code == 1
+    assert " is left out: binance/um/aggTrades/ETHUSDT is no longer in" in everything.stderr
     universe.write_text(UNIVERSE)
     assert market_data("quarantine", "accept", "ETHUSDT-aggTrades-2026-02-04", "--yes").exit_code == 0
     assert row(world, TRADES).checksum == "accepted"

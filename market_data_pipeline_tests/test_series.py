@@ -86,3 +86,8 @@ def test_a_relisted_symbol_is_not_listed_in_between() -> None:
     assert [listing.covers(date.fromisoformat(day)) for day in tried] == [False, True, True, False]
     assert listing.covers(date(2030, 1, 1))
     assert Listing().covers(date(2010, 1, 1))
+
+
+def test_the_short_name_goes_without_the_exchange() -> None:
+    key = SeriesKey("binance", Market.UM, DataType.KLINES, "BTCUSDT", "1m")
+    assert (str(key), key.short) == ("binance/um/klines/BTCUSDT/1m", "um/klines/BTCUSDT/1m")

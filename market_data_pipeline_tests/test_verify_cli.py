@@ -158,6 +158,13 @@ def test_local_proves_files_and_a_backfill_replaces_the_damaged_one(world: World
     assert market_data("verify", "--local").exit_code == 0
 
 
+def test_local_needs_no_universe(world: World, market_data: MarketData) -> None:
+    world.ingest(BTC, WEEK)
+    (world.root / "universe.yaml").write_text(UNIVERSE.replace("[BTCUSDT]", "['*USDT']"))
+    assert market_data("verify").exit_code == 2
+    assert market_data("verify", "--local").exit_code == 0
+
+
 def test_a_command_reads_many_files_with_processes(
     world: World, market_data: MarketData, monkeypatch: pytest.MonkeyPatch
 ) -> None:

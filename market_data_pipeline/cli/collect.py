@@ -14,7 +14,7 @@ from rich.console import Console
 
 from market_data_pipeline.cli.choice import Asked, Chosen, Day, asked, check_days, choose, choosing
 from market_data_pipeline.cli.holdings import Size, holding, size_of
-from market_data_pipeline.cli.screen import aside, counted, in_bytes, watching
+from market_data_pipeline.cli.screen import aside, counted, in_bytes, red, watching
 from market_data_pipeline.cli.universe import listing_sources
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import files
@@ -219,10 +219,10 @@ def existing(path: Path) -> Path:
 
 def tell_failures(failures: Sequence[DayFailure], console: Console) -> None:
     """Say which days failed and why."""
-    console.print(f"[red]{counted(len(failures), 'day')} failed:[/red]")
+    console.print(red(f"{counted(len(failures), 'day')} failed:"))
     for failure in failures[:SHOWN_FAILURES]:
         named = f"{failure.key} {failure.day}: "
-        console.print(f"  {named}{failure.failure}: {failure.reason.removeprefix(named)}", soft_wrap=True, markup=False)
+        console.print(f"  {named}{failure.failure}: {failure.reason.removeprefix(named)}", soft_wrap=True)
     if len(failures) > SHOWN_FAILURES:
         console.print(f"  and {len(failures) - SHOWN_FAILURES:,} more.")
     console.print("What is held stays. The same command tries the failed days again.")

@@ -9,19 +9,20 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from market_data_pipeline import clock
 from market_data_pipeline.cli.choice import asked, choosing_series, series_among
 from market_data_pipeline.cli.coverage_page import coverage_page
-from market_data_pipeline.cli.screen import counted, out
+from market_data_pipeline.cli.screen import aside, counted, out, red
+from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.states import DayState
 from market_data_pipeline.quality.calendar import SeriesCalendar
-from market_data_pipeline.series import EXCHANGE
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.survey import survey
-from market_data_pipeline.universe import load_universe
+from market_data_pipeline.universe import Universe, load_universe
 
 _HEADS = {
     DayState.FINAL: "final",
@@ -66,8 +67,10 @@ def coverage(
     from market_data_pipeline.lake.catalog import series_held
 
     settings = load_settings()
-    universe, layout = load_universe(settings.universe), Layout(settings.root)
-    there = list(dict.fromkeys([*universe.series(), *series_held(layout)]))
+    layout = Layout(settings.root)
+    held = series_held(layout)
+    universe = _universe(settings.universe, or_without=bool(held))
+    there = list(dict.fromkeys([*universe.series(), *held]))
     what = asked(markets, data_types, symbols, intervals)
     keys = series_among(there, what, str(settings.root), "`market-data add` puts a series into the universe.")
     calendars = [one.calendar for one in survey(layout, universe, keys, settings.provisional_days)]
@@ -76,6 +79,17 @@ def coverage(
         text = coverage_page(calendars, str(settings.root), clock.now())
         files.write_bytes(page.absolute(), text.encode())
         out().print(f"{page} shows {counted(len(calendars), 'calendar')}.", soft_wrap=True)
+
+
+def _universe(path: Path, *, or_without: bool) -> Universe:
+    """The universe; where it cannot be read, and it may do without, one that collects nothing."""
+    try:
+        return load_universe(path)
+    except UsageError as error:
+        if not or_without:
+            raise
+        aside().print(f"{error} What is held is shown without it, so that no day is missing.", soft_wrap=True)
+        return Universe((), {}, path)
 
 
 def show(calendars: Sequence[SeriesCalendar], root: str, console: Console) -> None:
@@ -94,8 +108,7 @@ def show(calendars: Sequence[SeriesCalendar], root: str, console: Console) -> No
     rows: Counter[str] = Counter()
     for one in calendars:
         rows.update(one.verdicts)
-        name = str(one.key).removeprefix(f"{EXCHANGE}/")
-        table.add_row(name, *_numbers(one.counts(), states), *([_verdicts(one.verdicts)] if wide else []))
+        table.add_row(one.key.short, *_numbers(one.counts(), states), *([_verdicts(one.verdicts)] if wide else []))
     if len(calendars) > 1:
         table.add_section()
         table.add_row("total", *_numbers(days, states), *([_verdicts(rows)] if wide else []), style="bold")
@@ -104,10 +117,9 @@ def show(calendars: Sequence[SeriesCalendar], root: str, console: Console) -> No
         console.print(f"Rows by verdict: {_verdicts(rows)}", soft_wrap=True)
 
 
-def _numbers(counts: Mapping[DayState, int], states: Iterable[DayState]) -> list[str]:
+def _numbers(counts: Mapping[DayState, int], states: Iterable[DayState]) -> list[str | Text]:
     return [
-        f"[red]{counts[state]:,}[/red]" if state in _WRONG and counts[state] else f"{counts[state]:,}"
-        for state in states
+        red(f"{counts[state]:,}") if state in _WRONG and counts[state] else f"{counts[state]:,}" for state in states
     ]
 
 

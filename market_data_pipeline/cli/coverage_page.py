@@ -26,12 +26,10 @@ from market_data_pipeline.quality.calendar import (
     shapes,
     strips_of,
 )
-from market_data_pipeline.series import EXCHANGE
 
 _CELL, _YEARS, _TICKS = 8, 2, 16
 _TOLD = (DayState.INCOMPLETE, DayState.FAILED, DayState.MISSING, DayState.OUTAGE, DayState.HEALED)
 _MOST_TOLD = 50
-_AS_IT_SHOULD_BE = frozenset({DayState.FINAL, DayState.HEALED, DayState.OUTAGE, DayState.NOT_LISTED})
 
 
 def coverage_page(calendars: Sequence[SeriesCalendar], root: str, made_at: datetime) -> str:
@@ -59,7 +57,7 @@ def coverage_page(calendars: Sequence[SeriesCalendar], root: str, made_at: datet
         f"<p>{escape(root)}, at {made_at:%Y-%m-%d %H:%M} UTC. {len(calendars):,} series: {in_words(days) or 'no day'}."
         f'</p><ul class="legend" aria-label="Legend">{legend}</ul><form><label>Series <input id="name" type="search" '
         'placeholder="BTCUSDT 1m" autocomplete="off"></label><label><input id="lacking" type="checkbox"> only those '
-        'that are not as they should be</label> <output id="shown"></output></form></header>'
+        'in which something lacks</label> <output id="shown"></output></form></header>'
         f'<svg width="0" height="0" aria-hidden="true"><defs><pattern id="grid" width="{_CELL}" height="{_CELL}" '
         f'patternUnits="userSpaceOnUse"><path d="M0 {_CELL}H{_CELL}V0"/></pattern></defs></svg><main>{series}</main>'
         '<div id="tip" role="tooltip" hidden></div>'
@@ -74,14 +72,13 @@ def _json(data: Mapping[str, Any]) -> str:
 
 
 def _section(number: int, one: SeriesCalendar) -> str:
-    name = escape(str(one.key).removeprefix(f"{EXCHANGE}/"))
+    name = escape(one.key.short)
     verdicts = ", ".join(f"{rows:,} {verdict}" for verdict, rows in one.verdicts.items())
     gaps = f" Rows by verdict: {escape(verdicts)}." if verdicts else ""
-    whole = not set(one.counts()) - _AS_IT_SHOULD_BE
     if not one.runs:
         return f'<section data-name="{name}"><h2>{name}</h2><p>No day is held or collected yet.</p></section>'
     return (
-        f'<section data-name="{name}"{" data-whole" if whole else ""}><h2>{name}</h2>'
+        f'<section data-name="{name}"{"" if one.lacking else " data-whole"}><h2>{name}</h2>'
         f"<p>{one.runs[0].first} to {one.runs[-1].last}: {in_words(one.counts())}.{gaps}</p>"
         f"{_picture(number, one, name)}{_details(one)}</section>"
     )

@@ -28,7 +28,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, Ledger
 from market_data_pipeline.lake.quarantine import Entry
 from market_data_pipeline.quality.repair import marked
-from market_data_pipeline.series import EXCHANGE, SeriesKey
+from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
 
@@ -89,7 +89,8 @@ def show(name: str) -> None:
 def retry(names: Sequence[str], everything: bool) -> None:
     """Fetch the days of refused files again.
 
-    Files whose days are held by good ones meanwhile are let go. Ends with exit code 0 only when all days are there.
+    Files whose days are held by good ones meanwhile are let go. With --all, those whose days are no longer collected
+    are left out, and named. Ends with exit code 0 only when all days are there.
     """
     settings = load_settings()
     layout = Layout(settings.root)
@@ -102,7 +103,12 @@ def retry(names: Sequence[str], everything: bool) -> None:
     if not chosen:
         aside().print("Nothing in quarantine is to be retried.")
         return
-    end(_bring(settings, chosen))
+    universe = load_universe(settings.universe)
+    left_out = _not_collected(universe, chosen) if everything else {}
+    for entry, why in left_out.items():
+        aside().print(f"{entry.name} is left out: {why}", soft_wrap=True)
+    all_there = _bring(settings, universe, [entry for entry in chosen if entry not in left_out])
+    end(all_there and not left_out)
 
 
 @quarantine.command()
@@ -122,13 +128,14 @@ def accept(name: str, reason: str, yes: bool) -> None:
     content = read_content(entry)
     if content.fault:
         raise UsageError(f"{entry.name} cannot be accepted: {content.fault}")
-    _refuse_uncollected(load_universe(settings.universe), [entry])
+    universe = load_universe(settings.universe)
+    _refuse_uncollected(universe, [entry])
     if not yes:
         _show(entry, layout, aside())
         click.confirm("Load this day although its checksum is wrong?", abort=True, err=True)
     kept.accept(layout, entry, by=_who(), at=clock.now(), reason=reason)
     aside().print(f"{entry.name} is accepted for {entry.key} {entry.day}.", soft_wrap=True)
-    end(_bring(settings, [entry]))
+    end(_bring(settings, universe, [entry]))
 
 
 # --- which ones -------------------------------------------------------------------------------------------------------
@@ -154,7 +161,7 @@ def _the_one(layout: Layout, name: str) -> Entry:
 def _what_there_is(found: Sequence[Entry]) -> str:
     if not found:
         return "Nothing is in quarantine."
-    shown = [f"{entry.sha256[:_DIGITS]} ({_series(entry)} {_period(entry)})" for entry in found[:_LISTED]]
+    shown = [f"{entry.sha256[:_DIGITS]} ({entry.key.short} {_period(entry)})" for entry in found[:_LISTED]]
     more = f" and {len(found) - _LISTED:,} more" if len(found) > _LISTED else ""
     return f"There are: {', '.join(shown)}{more}."
 
@@ -173,12 +180,26 @@ def _refuse_unacceptable(entry: Entry) -> None:
 
 
 def _refuse_uncollected(universe: Universe, found: Iterable[Entry]) -> None:
+    for why in _not_collected(universe, found).values():
+        raise UsageError(why)
+
+
+def _not_collected(universe: Universe, found: Iterable[Entry]) -> dict[Entry, str]:
+    """Those entries whose days cannot be brought, since nobody collects them, and why."""
+    first = universe.first_day()
+    why = {}
     for entry in found:
         if entry.key not in universe:
-            raise UsageError(
+            why[entry] = (
                 f"{entry.key} is no longer in {universe.path}, so its days cannot be brought. "
                 "`market-data add` puts it there again."
             )
+        elif entry.days[-1] < first:
+            why[entry] = (
+                f"{entry.key} {_period(entry)} is before all that {universe.path} collects, which begins on {first}. "
+                "Set an earlier `from:` there first."
+            )
+    return why
 
 
 def _who() -> str:
@@ -261,10 +282,6 @@ def difference_to_held(entry: Entry, content: Content, layout: Layout) -> str:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def _series(entry: Entry) -> str:
-    return str(entry.key).removeprefix(f"{EXCHANGE}/")
-
-
 def _period(entry: Entry) -> str:
     return entry.day.isoformat() if entry.day else f"{entry.first:%Y-%m}"
 
@@ -288,7 +305,7 @@ def _table(found: Sequence[Entry], console: Console) -> Table:
     for entry in found:
         when = (f"{entry.at:%Y-%m-%d %H:%M}", in_bytes(entry.size)) if everything else ()
         accepted = entry.accepted.by if entry.accepted else "no"
-        table.add_row(entry.sha256[:_DIGITS], _series(entry), _period(entry), entry.kind, *when, accepted)
+        table.add_row(entry.sha256[:_DIGITS], entry.key.short, _period(entry), entry.kind, *when, accepted)
     return table
 
 
@@ -325,9 +342,9 @@ def _show(entry: Entry, layout: Layout, console: Console) -> None:
     }
     for name, text in facts.items():
         if text:
-            console.print(f"{name:<11}{text}", soft_wrap=True, markup=False)
+            console.print(f"{name:<11}{text}", soft_wrap=True)
     for line in content.lines:
-        console.print(f"  {line}", soft_wrap=True, markup=False)
+        console.print(f"  {line}", soft_wrap=True)
     console.print()
 
 
@@ -350,9 +367,9 @@ def _said_content(content: Content) -> str:
 # --- bringing the days ------------------------------------------------------------------------------------------------
 
 
-def _bring(settings: Settings, chosen: Sequence[Entry]) -> bool:
+def _bring(settings: Settings, universe: Universe, chosen: Sequence[Entry]) -> bool:
     """Fetch the days of entries again, and let go of those that are mended; return whether all days are there."""
-    layout, universe, console = Layout(settings.root), load_universe(settings.universe), aside()
+    layout, console = Layout(settings.root), aside()
     _refuse_uncollected(universe, chosen)
     collected = {key: set(universe.days(key)) for key in {entry.key for entry in chosen}}
     days = {entry.path: _days_that_matter(entry, collected[entry.key]) for entry in chosen}
@@ -362,7 +379,6 @@ def _bring(settings: Settings, chosen: Sequence[Entry]) -> bool:
         wanted[entry.key] = sorted({*wanted.get(entry.key, ()), *days[entry.path]})
     if not wanted:
         return True
-    universe.refuse_before_first(min(wanted_days[0] for wanted_days in wanted.values()))
     for key in wanted:
         _make_due(layout, key, [entry for entry in left if entry.key == key], settings.lock_wait_seconds)
     all_there = fetch(settings, Chosen(wanted), yes=True)
@@ -381,7 +397,7 @@ def _let_go(chosen: Iterable[Entry], days: Mapping[Path, list[date]], layout: La
     for entry in chosen:
         if kept.is_mended(entry, Ledger.read(layout.ledger(entry.key)), days[entry.path]):
             kept.release(entry)
-            what = f"{_series(entry)} {_period(entry)}"
+            what = f"{entry.key.short} {_period(entry)}"
             console.print(f"{entry.name} is let go: {what} is held by good files.", soft_wrap=True)
         else:
             left.append(entry)

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import date
-from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from market_data_pipeline.cli.choice import Day, asked, check_days, choosing_klines, series_among
 from market_data_pipeline.cli.collect import end
-from market_data_pipeline.cli.screen import aside, counted, out
+from market_data_pipeline.cli.screen import aside, counted, out, progress_bar, red
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.reconciled import DayReconciled, Difference
 from market_data_pipeline.reconciling import comparable, found_before, plan
-from market_data_pipeline.series import EXCHANGE, SeriesKey
+from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
-
-if TYPE_CHECKING:
-    from market_data_pipeline.defs.reconciliation import OnCompared
 
 SHOWN = 50
 """Lines of the table of values; the sentence below it counts all."""
@@ -113,12 +106,12 @@ def _compared(
     from market_data_pipeline.defs.reconciliation import build_reconciliation_job, run_config
     from market_data_pipeline.sync import reasons, stop_if_interrupted
 
-    with _bar(sum(due.values())) as advance, warnings.catch_warnings():
+    with progress_bar(sum(due.values()), "days", "comparing", aside()) as bar, warnings.catch_warnings():
         ignore_notices()
 
         def told(key: SeriesKey, days: Sequence[DayReconciled]) -> None:
             found[key].update((day.day, day) for day in days)
-            advance(key, days)
+            bar.advance(len(days), key.short)
 
         job = build_reconciliation_job(universe.series(), settings, told)
         if job is None:  # nothing of the universe can be compared
@@ -133,30 +126,11 @@ def _compared(
 
 def _tell(troubles: Sequence[str]) -> None:
     for trouble in troubles:
-        aside().print(f"[red]Not all could be compared.[/red] {escape(trouble)}", soft_wrap=True)
+        aside().print(red("Not all could be compared."), trouble, soft_wrap=True)
 
 
 def _by_day(found: Mapping[SeriesKey, Mapping[date, DayReconciled]]) -> Found:
     return {key: [days[day] for day in sorted(days)] for key, days in found.items()}
-
-
-@contextmanager
-def _bar(days: int) -> Iterator[OnCompared]:
-    console = aside()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("days"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("comparing", total=days)
-
-        def advance(key: SeriesKey, found: Sequence[DayReconciled]) -> None:
-            progress.update(task, advance=len(found), description=_short(key))
-
-        yield advance
 
 
 # --- what is shown -------------------------------------------------------------------------------------------------
@@ -172,14 +146,14 @@ def _by_series(found: Found) -> Table:
         if days:
             unexplained = sum(one.unexplained for one in days)
             table.add_row(
-                _short(key),
+                key.short,
                 str(days[0].day),
                 str(days[-1].day),
                 f"{len(days):,}",
                 f"{sum(one.bars for one in days):,}",
                 f"{sum(one.differing for one in days):,}",
                 f"{sum(one.explained for one in days):,}",
-                f"[red]{unexplained:,}[/red]" if unexplained else "0",
+                red(f"{unexplained:,}") if unexplained else "0",
             )
     return table
 
@@ -200,12 +174,12 @@ def _values(differences: Sequence[tuple[SeriesKey, Difference]]) -> Table:
     table.add_column("ids", overflow="fold")
     for key, one in differences[:SHOWN]:
         table.add_row(
-            _short(key),
+            key.short,
             f"{one.open_time:%Y-%m-%d %H:%M:%S}",
             one.column,
             _number(one.klines),
             _number(one.rebuilt),
-            one.reason or "[red]none known[/red]",
+            one.reason or red("none known"),
             one.ids,
         )
     return table
@@ -231,7 +205,3 @@ def _sum_up(found: Found, values: int, console: Console) -> None:
     console.print(text, soft_wrap=True)
     if values > SHOWN:
         console.print(f"{SHOWN} of {values:,} values are shown; SQL has them: quality.reconciliation_differences.")
-
-
-def _short(key: SeriesKey) -> str:
-    return str(key).removeprefix(f"{EXCHANGE}/")

@@ -26,14 +26,14 @@ WIDE = 200
 
 
 def out() -> Console:
-    """Where results go: tables, answers."""
+    """Where results go: tables, answers. Brackets are brackets there: paths and reasons may have some."""
     # What goes into a file or a pipe is not cut to the width of a screen.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 def aside() -> Console:
     """Where everything about the work goes: progress, notes, failures."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 def in_bytes(number: float) -> str:
@@ -56,6 +56,45 @@ def counted(number: int, thing: str) -> str:
     ('1 day', '12,345 days')
     """
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def red(text: str) -> Text:
+    """What is not as it should be."""
+    return Text(text, style="red")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A progress bar that is shown."""
+
+    _progress: Progress
+    _task: TaskID
+
+    def advance(self, number: int, doing: str | None = None, *, rate: str = "") -> None:
+        """Move it on by a number of things; what is done now, and how fast, is written beside it."""
+        self._progress.update(self._task, advance=number, description=doing, rate=rate)
+
+
+@contextmanager
+def progress_bar(total: int, things: str, doing: str, console: Console) -> Iterator[Bar]:
+    """A bar with how many things of all are done, and the time left; none where the console is no terminal.
+
+    Args:
+        total: Number of things.
+        things: What is counted, e.g. ``days``.
+        doing: What is done first.
+        console: Where it is shown.
+    """
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn(things),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield Bar(progress, progress.add_task(doing, total=total, rate=""))
 
 
 @dataclass
@@ -94,12 +133,11 @@ class Tally:
 class Watch:
     """Hears of each day, moves the bar and logs a line when a series is done."""
 
-    def __init__(self, wanted: Mapping[SeriesKey, Sequence[date]], progress: Progress, task: TaskID) -> None:
+    def __init__(self, wanted: Mapping[SeriesKey, Sequence[date]], bar: Bar) -> None:
         self.tallies = {key: Tally(len(days)) for key, days in wanted.items()}
         self.failures: list[DayFailure] = []
         self.rows = 0
-        self._progress = progress
-        self._task = task
+        self._bar = bar
         self._began = self._series_began = time.monotonic()
 
     def __call__(self, result: DayOutcome | DayFailure) -> None:
@@ -115,12 +153,7 @@ class Watch:
                 self.rows += result.row.rows
                 tally.rows += result.row.rows
         now = time.monotonic()
-        self._progress.update(
-            self._task,
-            advance=1,
-            description=str(result.key).removeprefix(f"{result.key.exchange}/"),
-            rate=f"{self.rows / max(now - self._began, 1e-3):,.0f} rows/s",
-        )
+        self._bar.advance(1, result.key.short, rate=f"{self.rows / max(now - self._began, 1e-3):,.0f} rows/s")
         if tally.done == tally.days:
             tally.seconds = now - self._series_began
             self._series_began = now
@@ -139,23 +172,14 @@ class _OnConsole(logging.Handler):
 @contextmanager
 def watching(wanted: Mapping[SeriesKey, Sequence[date]], console: Console) -> Iterator[Watch]:
     """Show a bar with days, rows a second and time left while days of series are brought; yields what hears of them."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("days"),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
     handler = _OnConsole(console)
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("starting", total=sum(map(len, wanted.values())), rate="")
-            yield Watch(wanted, progress, task)
+        with progress_bar(sum(map(len, wanted.values())), "days", "starting", console) as bar:
+            yield Watch(wanted, bar)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

@@ -11,10 +11,11 @@ import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from market_data_pipeline import clock
 from market_data_pipeline.cli.holdings import Holding, day_of, holding
-from market_data_pipeline.cli.screen import in_bytes, out
+from market_data_pipeline.cli.screen import in_bytes, out, red
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.series import EXCHANGE, SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
@@ -109,8 +110,8 @@ def _total(statuses: Iterable[SeriesStatus]) -> SeriesStatus:
     return SeriesStatus(series="total", collected=True, first=None, last=None, **sums)
 
 
-def _numbers(s: SeriesStatus) -> tuple[str, ...]:
-    failed = f"[red]{s.failed:,}[/red]" if s.failed else "0"
+def _numbers(s: SeriesStatus) -> tuple[str | Text, ...]:
+    failed = red(f"{s.failed:,}") if s.failed else "0"
     return (f"{s.held:,}", f"{s.provisional:,}", failed, f"{s.missing:,}", f"{s.rows:,}", in_bytes(s.bytes))
 
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import date
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from market_data_pipeline.cli.choice import Chosen, asked, choosing_series, series_among
 from market_data_pipeline.cli.collect import end, fetch
-from market_data_pipeline.cli.screen import aside, counted, in_bytes, out
+from market_data_pipeline.cli.screen import aside, counted, in_bytes, out, progress_bar
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.series import EXCHANGE, SeriesKey
+from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
 from market_data_pipeline.verify import Discovery, Kind, LocalReport, SweepReport, prove_local, sweep
@@ -51,7 +49,8 @@ def verify(
     nothing is asked of Binance: every file is read and compared with the checksum of its rows; damaged ones are noted
     as failed, and the next backfill or sync replaces them.
 
-    Exit code 1 where something is wrong and was not mended.
+    Exit code 1 where something is wrong and was not mended. An archive that vanished is told, and is no fault of the
+    lake: its days stay, as they were proven.
 
       market-data verify
       market-data verify --market um --check-only
@@ -60,7 +59,6 @@ def verify(
     from market_data_pipeline.lake.catalog import series_held
 
     settings = load_settings()
-    universe = load_universe(settings.universe)
     held = series_held(Layout(settings.root))
     if not held:
         aside().print(f"Nothing is held in {settings.root} yet, so there is nothing to verify.", soft_wrap=True)
@@ -71,7 +69,7 @@ def verify(
     if local:
         end(_local(settings, keys, mark=not check_only))
     else:
-        end(_listing(settings, keys, universe, mend=not check_only, yes=yes))
+        end(_listing(settings, keys, load_universe(settings.universe), mend=not check_only, yes=yes))
 
 
 # --- against the listing ------------------------------------------------------------------------------------------
@@ -82,8 +80,8 @@ def _listing(settings: Settings, keys: Sequence[SeriesKey], universe: Universe, 
 
     archive = Archive(settings)
     try:
-        with _bar("series", len(keys)) as advance:
-            report = sweep(settings, keys, archive, mark=mend, on_progress=lambda _: advance(1))
+        with progress_bar(len(keys), "series", "comparing", aside()) as bar:
+            report = sweep(settings, keys, archive, mark=mend, on_progress=lambda _: bar.advance(1))
     finally:
         archive.close()
     console = aside()
@@ -112,7 +110,7 @@ def _discoveries(report: SweepReport) -> Table:
     for found in report.discoveries[:SHOWN]:
         table.add_row(
             found.kind.value,
-            _short(found.key),
+            found.key.short,
             _days(found.days),
             found.archive.rsplit("/", 1)[-1],
             style=_style(found),
@@ -163,7 +161,7 @@ def _tell_changes(layout: Layout, report: SweepReport, console: Console) -> None
         for day in days:
             for finding in rows[day].findings_list() if day in rows else ():
                 if finding.rule in ("replaced", "became_final") and (told := told + 1) <= SHOWN:
-                    console.print(f"{_short(key)} {day}: {finding.message}", soft_wrap=True, markup=False)
+                    console.print(f"{key.short} {day}: {finding.message}", soft_wrap=True)
     if told > SHOWN:
         console.print(f"and {told - SHOWN:,} more; they stand in quality.findings.")
 
@@ -175,8 +173,8 @@ def _local(settings: Settings, keys: Sequence[SeriesKey], *, mark: bool) -> bool
     layout = Layout(settings.root)
     total = sum(len(files.days_on_disk(layout.folder(key))) for key in keys)
     processes = max(1, min(os.cpu_count() or 1, settings.memory_mb // _PROCESS_MEMORY_MB))
-    with _bar("files", total) as advance:
-        report = prove_local(settings, keys, mark=mark, processes=processes, on_progress=advance)
+    with progress_bar(total, "files", "reading", aside()) as bar:
+        report = prove_local(settings, keys, mark=mark, processes=processes, on_progress=bar.advance)
     console = aside()
     if report.faults:
         out().print(_faults(report))
@@ -200,29 +198,16 @@ def _faults(report: LocalReport) -> Table:
     table.add_column("reason", overflow="fold")
     faults = [(key, day, reason) for key, days in report.faults.items() for day, reason in sorted(days.items())]
     for key, day, reason in faults[:SHOWN]:
-        table.add_row(_short(key), str(day), reason)
+        table.add_row(key.short, str(day), reason)
     return table
 
 
 # --- words --------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _bar(thing: str, total: int) -> Iterator[Callable[[int], None]]:
-    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn(thing), TimeRemainingColumn())
-    console = aside()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(thing, total=total)
-        yield lambda number: progress.advance(task, number)
-
-
 def _tell_troubles(troubles: Mapping[SeriesKey, str], console: Console) -> None:
     for key, reason in list(troubles.items())[:SHOWN]:
-        console.print(f"{_short(key)}: {reason}", soft_wrap=True, markup=False, style="red")
-
-
-def _short(key: SeriesKey) -> str:
-    return str(key).removeprefix(f"{EXCHANGE}/")
+        console.print(f"{key.short}: {reason}", soft_wrap=True, style="red")
 
 
 def _days(days: Sequence[date]) -> str:

@@ -361,8 +361,7 @@ def _drawn(calendars: Sequence[SeriesCalendar], strips: Sequence[Strip], cell: i
 
 
 def _label(one: SeriesCalendar) -> str:
-    name = "/".join(str(one.key).split("/")[1:])
-    return f"{name} · {one.runs[0].first} to {one.runs[-1].last} · {in_words(one.counts())}"
+    return f"{one.key.short} · {one.runs[0].first} to {one.runs[-1].last} · {in_words(one.counts())}"
 
 
 def _legend(states: Sequence[DayState]) -> str:
