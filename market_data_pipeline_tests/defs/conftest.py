@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from market_data_pipeline_tests.defs.fakes import Project
+from market_data_pipeline_tests.defs.fakes import OPENED, Project
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Project]:
+def project(tmp_path: Path) -> Project:
     """Definitions of a small universe over an empty folder, with an instance that keeps nothing."""
-    project = Project(tmp_path)
-    with project.instance:
-        yield project
+    return Project(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _instances_are_closed() -> Iterator[None]:
+    yield
+    while OPENED:
+        OPENED.pop().dispose()

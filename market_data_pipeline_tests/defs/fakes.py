@@ -188,6 +188,10 @@ class FakeIngest:
         return DayOutcome(key, when, row, Action.FETCHED, 0.1, 1000)
 
 
+OPENED: list[dg.DagsterInstance] = []
+"""Instances that the fixture ``_instances_are_closed`` closes after each test: one that is left warns, in any test."""
+
+
 class Project:
     """The definitions of a small universe over a folder, with a fake ``ingest`` and an ephemeral instance."""
 
@@ -203,6 +207,7 @@ class Project:
             self.settings, self.universe, ingest_days=self.ingest, on_result=on_result or self.seen.append
         )
         self.instance = dg.DagsterInstance.ephemeral()
+        OPENED.append(self.instance)
 
     def schedules(self) -> list[dg.ScheduleDefinition]:
         """All schedules."""

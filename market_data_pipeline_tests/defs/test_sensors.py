@@ -83,7 +83,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 def watch(world: World) -> Iterator[Watch]:
     universe = world.root / "universe.yaml"
     universe.write_text(UNIVERSE)
-    world.set(universe=universe)
+    world.set(universe=universe, download_threads=1)  # series are looked for in turn, so that tests know the order
     definitions = build_definitions(world.settings, load_universe(universe))
     with dg.DagsterInstance.ephemeral() as instance:
         yield Watch(world, definitions, instance)
