@@ -52,12 +52,14 @@ class Seen(BaseModel):
 
     Attributes:
         looked_at: When the listing was looked at last.
-        left: Series that could not be looked for then, in the order in which the next tick looks for them.
+        left: Series that were not reached then: the next tick looks for them first.
+        failed: Series that could not be looked for then: the next tick looks for them last.
         asked: ETags of the archives whose days were requested and have not become final yet, by series and day.
     """
 
     looked_at: datetime | None = None
     left: list[str] = []
+    failed: list[str] = []
     asked: dict[str, dict[date, str]] = {}
 
     @classmethod
@@ -69,15 +71,15 @@ class Seen(BaseModel):
             return cls()
 
     def due(self, waiting: Mapping[SeriesKey, Sequence[LedgerRow]], now: datetime) -> dict[SeriesKey, list[LedgerRow]]:
-        """The days to look for now, by series, those first that could not be looked for the last time.
+        """The days to look for now, by series: first those that were not reached the last time, last those that failed.
 
         Args:
             waiting: All days that wait.
             now: The present moment, zone-aware.
         """
-        place = {name: number for number, name in enumerate(self.left)}
+        place = dict.fromkeys(self.left, -1) | dict.fromkeys(self.failed, 1)
         found = {}
-        for key in sorted(waiting, key=lambda key: place.get(str(key), len(place))):
+        for key in sorted(waiting, key=lambda key: place.get(str(key), 0)):
             looked_at = None if str(key) in place else self.looked_at
             if chosen := [row for row in waiting[key] if is_time(row.day, looked_at, now)]:
                 found[key] = chosen
@@ -134,13 +136,12 @@ def build_sensors(jobs: Jobs, settings: Settings, universe: Universe) -> list[dg
         for key, trouble in report.troubles.items():
             context.log.warning("%s could not be looked for: %s", key, trouble)
         asked, wanted = seen.after(waiting, report)
-        # What failed comes after what was not reached, which would else never be.
-        left = [str(key) for key in (*report.not_reached, *report.troubles)]
-        cursor = Seen(looked_at=now, left=left, asked=asked).model_dump_json()
+        left, failed = (list(map(str, keys)) for keys in (report.not_reached, report.troubles))
+        cursor = Seen(looked_at=now, left=left, failed=failed, asked=asked).model_dump_json()
         if not wanted:
             number = sum(map(len, due.values()))
             said = f"{counted(number)} for their archive; {report.requests} pages of the listing have no new one."
-            return dg.SensorResult(skip_reason=f"{said}{_said_of(left)}", cursor=cursor)
+            return dg.SensorResult(skip_reason=f"{said}{_said_of(len(left) + len(failed))}", cursor=cursor)
         # The same for a tick that is evaluated twice; another one for another archive of the same day.
         stamp = f"archive_published {seen.looked_at or now:%Y-%m-%dT%H:%M:%S} {_digest(asked, wanted)}"
         return dg.SensorResult(run_requests(stamp, wanted, settings.max_partitions_per_run), cursor=cursor)
@@ -157,8 +158,8 @@ def _for_a_tick(settings: Settings) -> Settings:
     return settings.model_copy(update=shorter)
 
 
-def _said_of(left: Sequence[str]) -> str:
-    return f" {len(left):,} series {'is' if len(left) == 1 else 'are'} looked for by the next tick." if left else ""
+def _said_of(left: int) -> str:
+    return f" {left:,} series {'is' if left == 1 else 'are'} looked for by the next tick." if left else ""
 
 
 def _digest(asked: Mapping[str, Mapping[date, str]], wanted: Mapping[SeriesKey, Iterable[date]]) -> str:
