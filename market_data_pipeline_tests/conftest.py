@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dagster._core.storage.defs_state.base import set_defs_state_storage
 from hypothesis import settings
 
 from market_data_pipeline.sandbox import Sandbox
@@ -27,6 +28,13 @@ def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     for name in list(os.environ):
         if name.startswith(PREFIX) or name == "DAGSTER_HOME":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _no_instance_is_left() -> Iterator[None]:
+    """A Dagster instance that a context opened and nobody closed is not met by the definitions of the next test."""
+    with set_defs_state_storage(None):
+        yield
 
 
 @pytest.fixture

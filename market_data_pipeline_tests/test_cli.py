@@ -12,6 +12,7 @@ import sys
 import time
 from collections import namedtuple
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -114,7 +115,7 @@ def test_failed_day_is_named_with_its_reason_and_ends_with_exit_code_1(world: Wo
     world.sandbox.faults.clear()
     world.forget()
     assert market_data(*ONE_WEEK).exit_code == 0
-    assert [p for p in world.asked(".zip") if p.endswith(".zip")] == [
+    assert sorted(p for p in world.asked(".zip") if p.endswith(".zip")) == [
         f"/{BTC.archive_daily(day)}" for day in days("2026-02-04", "2026-02-05")
     ]
 
@@ -543,7 +544,11 @@ def test_sandbox_prints_the_lines_that_point_at_it_and_ends_with_ctrl_c(realdata
         "--mirror",
         str(realdata / "mirror"),
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # Ctrl-C is heard even where whoever runs the tests in the background does not.
+    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("# Sandbox at http://127.0.0.1:")
         lines = dict(process.stdout.readline().removeprefix("export ").strip().split("=", 1) for _ in range(6))

@@ -424,7 +424,7 @@ def test_a_scrambled_archive_has_rows_of_the_day_only_and_is_the_same_each_time(
 def test_how_an_archive_is_scrambled_can_be_chosen(get: Get, sandbox: Sandbox) -> None:
     plain = csv_rows(get(TRADES).content)
     seen = {"dropped": 0, "repeated": 0, "shuffled": 0}
-    for seed in range(12):
+    for seed in range(6):
         for drop, repeat, shuffle in ((True, False, False), (False, True, False), (False, False, True)):
             fault = sandbox.faults.add(
                 ScrambledArchive(days=(DAY,), seed=seed, drop=drop, repeat=repeat, shuffle=shuffle, drop_ends=False)
@@ -443,10 +443,10 @@ def test_how_an_archive_is_scrambled_can_be_chosen(get: Get, sandbox: Sandbox) -
             else:
                 seen["shuffled"] += rows != plain
                 assert sorted(rows) == sorted(plain)
-    assert min(seen.values()) >= 4, seen
+    assert min(seen.values()) >= 2, seen
     sandbox.faults.add(ScrambledArchive(days=(DAY,), seed=1, drop=False, repeat=False, shuffle=False, conflict=True))
     rows = csv_rows(get(TRADES).content)
-    (odd,) = [row for row in rows if row not in plain]
+    (odd,) = {tuple(row) for row in rows} - {tuple(row) for row in plain}
     assert len(rows) == len(plain) + 1
     assert odd[0] in {row[0] for row in plain}
 
