@@ -78,8 +78,8 @@ def compared(project: Project, number: int, key: SeriesKey = HOURS) -> bool:
 
 def requested(project: Project) -> list[dg.RunRequest]:
     """What the schedule asks for now."""
-    context = dg.build_schedule_context(instance=project.instance, scheduled_execution_time=clock.now())
-    data = project.definitions.resolve_schedule_def(SCHEDULE).evaluate_tick(context)
+    with dg.build_schedule_context(instance=project.instance, scheduled_execution_time=clock.now()) as context:
+        data = project.definitions.resolve_schedule_def(SCHEDULE).evaluate_tick(context)
     return list(data.run_requests or [])
 
 

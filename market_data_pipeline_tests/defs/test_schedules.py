@@ -35,12 +35,12 @@ def _end_of_january(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tick(project: Project, schedule: str, at: datetime) -> Sequence[dg.RunRequest]:
     """What a schedule asks for at a moment."""
-    context = dg.build_schedule_context(
+    with dg.build_schedule_context(
         instance=project.instance,
         scheduled_execution_time=at,
         repository_def=project.definitions.get_repository_def(),
-    )
-    data = project.definitions.resolve_schedule_def(schedule).evaluate_tick(context)
+    ) as context:
+        data = project.definitions.resolve_schedule_def(schedule).evaluate_tick(context)
     assert bool(data.run_requests) is (data.skip_message is None)
     return data.run_requests or []
 

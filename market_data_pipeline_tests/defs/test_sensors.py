@@ -49,10 +49,10 @@ class Watch:
         """What it requests at a moment; ``requests`` then has how often the exchange was asked."""
         self.world.at(at)
         self.world.forget()
-        context = dg.build_sensor_context(
+        with dg.build_sensor_context(
             instance=self.instance, cursor=self.cursor, repository_def=self.definitions.get_repository_def()
-        )
-        found = self.definitions.resolve_sensor_def("archive_published").evaluate_tick(context)
+        ) as context:
+            found = self.definitions.resolve_sensor_def("archive_published").evaluate_tick(context)
         self.cursor = found.cursor or self.cursor
         self.requests, self.said = len(self.world.sandbox.requests), found.skip_message
         assert bool(found.run_requests) is (found.skip_message is None)

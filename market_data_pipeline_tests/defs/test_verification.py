@@ -56,10 +56,10 @@ def run(definitions: dg.Definitions, instance: dg.DagsterInstance) -> tuple[bool
 
 
 def to_repair(definitions: dg.Definitions, instance: dg.DagsterInstance, at: str) -> list[str | None]:
-    context = dg.build_schedule_context(
+    with dg.build_schedule_context(
         instance=instance, scheduled_execution_time=utc(at), repository_def=definitions.get_repository_def()
-    )
-    requests = definitions.resolve_schedule_def("repair").evaluate_tick(context).run_requests or []
+    ) as context:
+        requests = definitions.resolve_schedule_def("repair").evaluate_tick(context).run_requests or []
     return [request.partition_key for request in requests]
 
 

@@ -16,6 +16,7 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.sandbox import GeneratedSymbol, Sandbox, ScrambledArchive
 from market_data_pipeline.series import Market, SeriesKey
+from market_data_pipeline.sources.budget import WeightBudget
 from market_data_pipeline_tests.world import World, agg_trades, days, klines
 
 DAYS = days("2026-02-01", "2026-02-10")
@@ -36,8 +37,6 @@ class Exchange:
         """Bring all days into a new lake while faults are in force."""
         self._runs += 1
         layout = Layout(self._world.root / str(self._runs))
-        # Each run has a minute's weight of its own: waiting for the next minute would show nothing.
-        self._world.set(budget_dir=self._world.root / f"budget-{self._runs}")
         for fault in faults:
             self._world.sandbox.faults.add(fault)
         try:
@@ -59,7 +58,9 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exchange]:
     with Sandbox(symbols=symbols) as sandbox, pytest.MonkeyPatch.context() as monkeypatch:
         world = World(root, sandbox, monkeypatch)
         world.at("2026-03-05T12:00:30")
-        world.set(weight_share=1.0, rest_trades_weight=10**9)
+        world.set(rest_trades_weight=10**9)
+        # Waiting for the next minute's weight would show nothing.
+        monkeypatch.setattr(WeightBudget, "acquire", lambda *_: None)
         sandbox.weights.budgets.update(dict.fromkeys(Market, 10**9))
         yield Exchange(world)
 
@@ -71,13 +72,15 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exchange]:
 def test_the_lake_is_what_the_exchange_had_or_the_day_failed(
     exchange: Exchange, key: SeriesKey, seed: int, conflicts: set[date]
 ) -> None:
+    beside_a_failed_day = {day + step * timedelta(days=1) for day in conflicts for step in (-1, 1)}
+    ends = {DAYS[0], DAYS[-1], *beside_a_failed_day}
     scrambled = tuple(
         ScrambledArchive(
             days=[day],
             seed=seed + n,
             conflict=day in conflicts,
             # What lacks at the end of a day of trades is told by its neighbour, which has to be there.
-            drop_ends=key.interval is not None or day not in (DAYS[0], DAYS[-1]),
+            drop_ends=key.interval is not None or day not in ends,
         )
         for n, day in enumerate(DAYS)
     )

@@ -107,14 +107,14 @@ class Daemon:
     def _requested(self, name: str, moment: datetime) -> Sequence[dg.RunRequest]:
         repository = self.definitions.get_repository_def()
         if repository.has_schedule_def(name):
-            context = dg.build_schedule_context(
+            with dg.build_schedule_context(
                 instance=self.instance, scheduled_execution_time=moment, repository_def=repository
-            )
-            return repository.get_schedule_def(name).evaluate_tick(context).run_requests or []
-        watching = dg.build_sensor_context(
+            ) as context:
+                return repository.get_schedule_def(name).evaluate_tick(context).run_requests or []
+        with dg.build_sensor_context(
             instance=self.instance, cursor=self._cursors.get(name), repository_def=repository
-        )
-        tick = repository.get_sensor_def(name).evaluate_tick(watching)
+        ) as watching:
+            tick = repository.get_sensor_def(name).evaluate_tick(watching)
         self._cursors[name] = tick.cursor or self._cursors.get(name)
         return tick.run_requests or []
 
