@@ -214,6 +214,7 @@ def serving(mirror: Path, latency: float = 0.0) -> Iterator[Origin]:
     ours, theirs = FRESH.Pipe()
     process = FRESH.Process(target=_serve, args=(mirror, latency, theirs), daemon=True)
     process.start()
+    theirs.close()  # so that ours ends where the server could not start
     try:
         yield Origin(ours.recv(), psutil.Process(process.pid))
     finally:

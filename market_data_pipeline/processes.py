@@ -1,8 +1,7 @@
 """Processes beside this one, for a run that has much to compute: they are handed values, and hand back values.
 
 Threads share Python's lock and the memory of one process, whose pages the kernel hands out to one thread at a time.
-Processes cost half a second to start, so a run begins by itself, and goes on with processes once it has seen that there
-is much to do.
+Processes cost half a second to start, so only a run that has much to do starts them, and begins without.
 
 Python's own pools are no help here: they begin each process by importing the program's main script again, which in a
 user's script without a guard starts everything anew. These processes import what they are asked to compute and nothing
@@ -11,6 +10,7 @@ else, end with this one even if it is killed, and leave Ctrl-C to it.
 
 from __future__ import annotations
 
+import importlib.abc
 import logging
 import os
 import pickle
@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar, cast
 
+from typing_extensions import override
+
 logger = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
@@ -31,13 +33,20 @@ _Answer = tuple[Exception | None, Any]
 """What went wrong, or the value."""
 
 _WORTH_BYTES = 24 << 20
-"""Bytes that a run computes by itself first: a second's work, twice what the processes cost to start."""
+"""Bytes that a run reads by itself: a second's work, about what starting the processes costs."""
 
 _COMMAND = (sys.executable, "-c", "from market_data_pipeline.processes import serve; serve()")
 
+_KEEP_MEMORY = {
+    "MIMALLOC_PURGE_DELAY": "-1",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+}
+"""Arrow's allocator and glibc's keep what is freed for the next archive; getting it back takes a tenth of the time."""
+
 
 class Processes:
-    """Computes, in this process and others, as many things at a time as there are CPUs. Threads share one.
+    """Computes as many things at a time as there are CPUs: one here, each of the others in a process of its own.
 
     Args:
         number: How many processes, this one counted; 0 takes one for each CPU that this process may use.
@@ -45,17 +54,35 @@ class Processes:
 
     def __init__(self, number: int = 0) -> None:
         self._to_start = (number or _cpus()) - 1
-        self._seen = 0
+        self._expected = 0
         self._here = 0
-        self._idle: list[_Worker] = []
         self._all: list[_Worker] = []
+        self._idle: list[_Worker] = []
         self._changed = threading.Condition()
 
-    def compute(self, size: int, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """The function's value; where there is much to do, one call at a time is computed here, others elsewhere.
+    def expect(self, size: int) -> None:
+        """Say as early as it is known that there will be something to compute, lest it wait for processes to start.
 
         Args:
-            size: Bytes that it has to read, which tell whether other processes are worth it.
+            size: Bytes that will have to be read, which tell whether processes are worth it.
+        """
+        with self._changed:
+            self._expected += size
+            if self._expected < _WORTH_BYTES:
+                return
+            try:
+                while self._to_start:
+                    self._to_start -= 1
+                    self._all.append(_Worker())
+                    threading.Thread(target=self._welcome, args=(self._all[-1],), daemon=True).start()
+            except OSError as error:
+                logger.warning("No process could be started (%s); the run goes on without.", error)
+                self._to_start = 0
+
+    def compute(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """The function's value. Waits while as much is being computed as may be.
+
+        Args:
             function: A function of a module; it, its arguments and its value are pickled.
             args: Its arguments.
             kwargs: Its arguments by name.
@@ -63,7 +90,7 @@ class Processes:
         Raises:
             Exception: whatever the function raises.
         """
-        worker = self._place(size)
+        worker = self._place()
         try:
             if worker is None:
                 return function(*args, **kwargs)
@@ -72,7 +99,7 @@ class Processes:
             except (OSError, EOFError, pickle.UnpicklingError):
                 logger.warning("A process that reads archives ended before it answered; the run goes on without it.")
                 self._lose(worker)
-                return self.compute(0, function, *args, **kwargs)
+                return self.compute(function, *args, **kwargs)
         finally:
             self._leave(worker)
         if error is not None:
@@ -80,19 +107,20 @@ class Processes:
         result: _T = value
         return result
 
-    def _place(self, size: int) -> _Worker | None:
+    def _welcome(self, worker: _Worker) -> None:
+        """Wait until a process is there."""
+        try:
+            worker.greet()
+        except (OSError, EOFError, pickle.UnpicklingError):
+            self._lose(worker)
+        else:
+            self._leave(worker)
+
+    def _place(self) -> _Worker | None:
         """A process with nothing to do, or None for this one; waits until there is either."""
         with self._changed:
-            self._seen += size
-            if self._to_start and self._seen >= _WORTH_BYTES:
-                self._to_start -= 1
-                try:
-                    self._all.append(_Worker())
-                    self._idle.append(self._all[-1])
-                except OSError as error:
-                    logger.warning("No process could be started (%s); the run goes on without.", error)
-                    self._to_start = 0
-            self._changed.wait_for(lambda: self._idle or not self._all or not self._here)
+            # One at a time here: threads share Python's lock.
+            self._changed.wait_for(lambda: self._idle or not self._here)
             if self._idle:
                 return self._idle.pop()
             self._here += 1
@@ -107,17 +135,19 @@ class Processes:
             self._changed.notify()
 
     def _lose(self, worker: _Worker) -> None:
-        worker.end()
         with self._changed:
+            if worker not in self._all:  # closed meanwhile
+                return
             self._all.remove(worker)
             self._changed.notify_all()
+        worker.end()
 
     def close(self) -> None:
         """End the other processes, which have nothing to do."""
         with self._changed:
-            for worker in self._all:
-                worker.end()
-            self._all, self._idle, self._to_start = [], [], 0
+            ended, self._all, self._idle, self._to_start = self._all, [], [], 0
+        for worker in ended:
+            worker.end()
 
 
 def _cpus() -> int:
@@ -131,12 +161,24 @@ class _Worker:
     def __init__(self) -> None:
         folder = str(Path(__file__).resolve().parents[1])
         known = os.environ.get("PYTHONPATH")
-        environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{known}" if known else folder}
+        path = {"PYTHONPATH": f"{folder}{os.pathsep}{known}" if known else folder}
         self._process = subprocess.Popen(  # noqa: S603 - this Python
-            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=1 << 16
+            _COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=_KEEP_MEMORY | os.environ | path,
+            bufsize=1 << 16,
         )
         self._questions = cast("IO[bytes]", self._process.stdin)
         self._answers = cast("IO[bytes]", self._process.stdout)
+        self._greeted = threading.Event()
+
+    def greet(self) -> None:
+        """Wait until it has imported what it needs."""
+        try:
+            pickle.load(self._answers)  # noqa: S301 - our own process wrote it
+        finally:
+            self._greeted.set()
 
     def ask(self, what: object) -> _Answer:
         """Have it computed there."""
@@ -147,7 +189,17 @@ class _Worker:
 
     def end(self) -> None:
         self._process.kill()
+        self._greeted.wait()  # nobody may be reading what is closed
         self._process.communicate()
+
+
+class _WithoutPandas(importlib.abc.MetaPathFinder):
+    """Arrow imports pandas where it is installed, which takes 0.4 s, to tell whether an argument is of it."""
+
+    @override
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError(fullname)
 
 
 def serve() -> None:
@@ -155,6 +207,10 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run finishes the days that are in work
     answers = os.fdopen(os.dup(1), "wb", buffering=1 << 16)
     os.dup2(2, 1)  # whatever is printed is no answer
+    sys.meta_path.insert(0, _WithoutPandas())
+    import market_data_pipeline.ingest.encoding  # noqa: F401 - what it will be asked for
+
+    _answer(answers, "ready")
     while True:
         try:
             function, args, kwargs = pickle.load(sys.stdin.buffer)  # noqa: S301 - the process that started us wrote it
@@ -163,6 +219,19 @@ def serve() -> None:
         try:
             answer: _Answer = (None, function(*args, **kwargs))
         except Exception as error:  # noqa: BLE001 - it is raised over there
-            answer = (error, None)
-        pickle.dump(answer, answers, protocol=5)
-        answers.flush()
+            answer = (_sendable(error), None)
+        _answer(answers, answer)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or what it says where it cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - ours
+    except Exception:  # noqa: BLE001 - whatever its class does
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _answer(answers: IO[bytes], what: object) -> None:
+    pickle.dump(what, answers, protocol=5)
+    answers.flush()

@@ -26,54 +26,76 @@ def processes() -> Iterator[Processes]:
 
 
 def elsewhere(processes: Processes) -> int:
-    """The pid of the other process."""
-    pid = processes.compute(MUCH, os.getpid)
-    assert pid != os.getpid()
+    """The pid of the other process, once it is there."""
+    processes.expect(MUCH)
+    while (pid := processes.compute(os.getpid)) == os.getpid():
+        pass
     return pid
 
 
 def test_a_little_is_computed_here(processes: Processes) -> None:
-    assert processes.compute(1 << 20, os.getpid) == os.getpid()
+    before = psutil.Process().children()
+    processes.expect(1 << 20)
+    assert processes.compute(os.getpid) == os.getpid()
+    assert psutil.Process().children() == before
 
 
 def test_one_process_computes_all_by_itself() -> None:
-    assert {Processes(1).compute(MUCH, os.getpid) for _ in range(3)} == {os.getpid()}
+    before = psutil.Process().children()
+    processes = Processes(1)
+    processes.expect(MUCH)
+    assert processes.compute(os.getpid) == os.getpid()
+    assert psutil.Process().children() == before
+
+
+def test_nothing_waits_for_a_process_that_starts(processes: Processes) -> None:
+    processes.expect(MUCH)
+    assert processes.compute(os.getpid) == os.getpid()
 
 
 def test_much_is_computed_elsewhere_too(processes: Processes) -> None:
+    pid = elsewhere(processes)
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda n: processes.compute(MUCH, math.factorial, n), range(50)))
-        pids = set(threads.map(lambda _: processes.compute(0, os.getpid), range(200)))
+        found = list(threads.map(lambda n: processes.compute(math.factorial, n), range(50)))
+        pids = set(threads.map(lambda _: processes.compute(os.getpid), range(200)))
     assert found == [math.factorial(n) for n in range(50)]
-    assert elsewhere(processes) in pids
+    assert pid in pids
 
 
 def test_an_error_is_raised_as_if_it_were_ours(processes: Processes) -> None:
-    processes.compute(MUCH, math.factorial, 3)
-    with ThreadPoolExecutor(2) as threads:
-        for answer in [threads.submit(processes.compute, MUCH, math.factorial, -1) for _ in range(4)]:
-            with pytest.raises(ValueError, match="negative"):
-                answer.result()
+    elsewhere(processes)
+    with pytest.raises(ValueError, match="negative"):
+        processes.compute(math.factorial, -1)
+
+
+def test_an_error_that_cannot_be_pickled_says_what_it_was(processes: Processes) -> None:
+    elsewhere(processes)
+    with pytest.raises(RuntimeError, match="IncompleteRead: 3"):
+        processes.compute(exec, "class IncompleteRead(Exception): pass\nraise IncompleteRead(3)")
 
 
 def test_a_process_that_is_killed_costs_nothing_but_time(processes: Processes) -> None:
     os.kill(elsewhere(processes), signal.SIGKILL)
     with ThreadPoolExecutor(4) as threads:
-        assert list(threads.map(lambda n: processes.compute(MUCH, abs, -n), range(20))) == list(range(20))
+        assert list(threads.map(lambda n: processes.compute(abs, -n), range(20))) == list(range(20))
 
 
 def test_none_is_left_after_the_run(processes: Processes) -> None:
     pid = elsewhere(processes)
     processes.close()
     assert not psutil.pid_exists(pid)
-    assert processes.compute(MUCH, os.getpid) == os.getpid()
+    processes.expect(MUCH)
+    assert processes.compute(os.getpid) == os.getpid()
 
 
 OWNER = """
 import os
 from market_data_pipeline.processes import Processes
 processes = Processes(2)
-print(processes.compute(1 << 30, os.getpid), flush=True)
+processes.expect(1 << 30)
+while (pid := processes.compute(os.getpid)) == os.getpid():
+    pass
+print(pid, flush=True)
 input()
 """
 

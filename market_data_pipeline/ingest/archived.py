@@ -139,18 +139,20 @@ class ArchivedDays:
     def _fetch(self, path: str, memory: Reservation, day: date | None) -> ArchiveFile | None:
         accepted = quarantine.accepted_sha256(self.layout, self.key, path)
         try:
-            return self.archive.fetch(path, lambda size: memory.take(size * MEMORY_PER_BYTE), accepted)
+            return self.archive.fetch(path, lambda size: self._admit(size, memory), accepted)
         except ChecksumError as error:
             self._quarantine(path, error.file, error, day)
             raise
+
+    def _admit(self, size: int, memory: Reservation) -> None:
+        self.processes.expect(size)
+        memory.take(size * MEMORY_PER_BYTE)
 
     def _read(
         self, file: ArchiveFile, path: str, first: date, last: date, *, encode: bool
     ) -> Mapping[date, DayRows | Encoded]:
         try:
-            return self.processes.compute(
-                len(file.data), read_days, self.key, file, first, last, self.listing if encode else None
-            )
+            return self.processes.compute(read_days, self.key, file, first, last, self.listing if encode else None)
         except (MalformedError, ConflictError) as error:
             self._quarantine(path, file, error, first if first == last else None)
             raise

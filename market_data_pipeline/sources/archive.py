@@ -176,7 +176,10 @@ def _parse(block: memoryview, spec: Spec, header: bool, stem: str) -> pa.Table:
         return pa_csv.read_csv(
             pa.BufferReader(block),
             read_options=pa_csv.ReadOptions(
-                column_names=[c.name for c in spec.columns], skip_rows=int(header), block_size=max(len(block), 1)
+                column_names=[c.name for c in spec.columns],
+                skip_rows=int(header),
+                block_size=max(len(block), 1),
+                use_threads=False,
             ),
             parse_options=pa_csv.ParseOptions(quote_char=False),
             convert_options=pa_csv.ConvertOptions(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
 
 import pyarrow as pa
 import pytest
 
-from market_data_pipeline import processes
+from market_data_pipeline.ingest import Sources, ingest
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.ledger import LedgerRow
 from market_data_pipeline.sandbox import Damage, DamagedArchive, MissingChecksum, MissingRows
@@ -37,7 +39,13 @@ def test_days_from_other_processes_are_the_same(world: World, key: SeriesKey, mo
     here = [told(world, result) for result in world.ingest(key, wanted)]
     elsewhere = World(world.root / "elsewhere", world.sandbox, monkeypatch)
     elsewhere.set(processes=2)
-    monkeypatch.setattr(processes, "_WORTH_BYTES", 1)
-    there = [told(elsewhere, result) for result in elsewhere.ingest(key, wanted)]
+    with Sources(elsewhere.settings) as sources, ThreadPoolExecutor(1) as pool:
+        found = threading.Event()
+        busy = pool.submit(sources.processes.compute, found.wait)  # so that nothing else is computed here
+        sources.processes.expect(1 << 30)
+        results = list(ingest(key, wanted, layout=elsewhere.layout, sources=sources, settings=elsewhere.settings))
+        assert busy.running()
+        found.set()
+    there = [told(elsewhere, result) for result in results]
     assert there == here
     assert {row.failure for _, row, *_ in here} == {None, "malformed", "conflict"}
