@@ -20,7 +20,7 @@ from enum import StrEnum
 from math import inf
 from multiprocessing import get_context
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from time import monotonic, perf_counter
 from typing import Protocol
 
@@ -67,6 +67,13 @@ class Listing(Protocol):
 
 
 # --- the archive's listing ----------------------------------------------------------------------------------------
+
+
+FAILED_IN_A_ROW = 3
+"""Series that could not be listed, one after another, from which on the listing's host is taken to be down."""
+
+_NAMED = 5
+"""Series that a text names before it says that there are more."""
 
 
 class Kind(StrEnum):
@@ -132,6 +139,17 @@ class SweepReport:
         """The discoveries of a kind."""
         return [found for found in self.discoveries if found.kind is kind]
 
+    def said_of_not_reached(self) -> str:
+        """What to tell people of the series that were not compared, with the first of them; empty where all were."""
+        if not self.not_reached:
+            return ""
+        names = ", ".join(map(str, self.not_reached[:_NAMED]))
+        more = ", …" if len(self.not_reached) > _NAMED else ""
+        return (
+            f"{len(self.not_reached)} series were not compared, since the archive's listing could not be had for those "
+            f"before: {names}{more}. Try again later."
+        )
+
     @property
     def to_bring(self) -> dict[SeriesKey, list[date]]:
         """The days that are to be fetched again, by series."""
@@ -156,6 +174,9 @@ def sweep(
     are compared with that one. Days that wait for their archive, and days that failed for what was in it, are looked
     for as well.
 
+    No further series is begun after :data:`FAILED_IN_A_ROW` that could not be listed, since the host is down for the
+    others as well, and each would wait through all retries; the report has those that were not reached.
+
     Args:
         settings: Where the lake is, and how many series are asked for at the same time.
         keys: The series; derived ones, which have no archive, are passed over.
@@ -166,8 +187,26 @@ def sweep(
     layout = Layout(settings.root)
     report = SweepReport()
     asked = [key for key in keys if key.data_type is not DataType.TRADE_PROFILE]
+    unlisted = 0
+    ended = Event()
+    lock = Lock()
+
+    def compare(key: SeriesKey) -> SweepReport:
+        nonlocal unlisted
+        if ended.is_set():
+            return SweepReport(not_reached=[key])
+        found = _sweep_series(layout, key, archive)
+        with lock:
+            if found.troubles:
+                unlisted += 1
+            elif found.requests:
+                unlisted = 0
+            if unlisted >= FAILED_IN_A_ROW:
+                ended.set()
+        return found
+
     with ThreadPoolExecutor(settings.download_threads, thread_name_prefix="sweep") as pool:
-        for key, found in zip(asked, pool.map(lambda key: _sweep_series(layout, key, archive), asked), strict=True):
+        for key, found in zip(asked, pool.map(compare, asked), strict=True):
             report.add(found)
             if mark and found.discoveries:
                 try:
@@ -175,7 +214,7 @@ def sweep(
                 except SeriesBusyError as error:
                     report.troubles[key] = str(error)
             if on_progress is not None:
-                on_progress(found.archives[key])
+                on_progress(found.archives.get(key, 0))
     return report
 
 

@@ -328,6 +328,35 @@ def test_a_series_that_cannot_be_listed_does_not_stop_the_others(world: World) -
     assert report.archives[ETH] == 6
 
 
+def test_while_the_listing_is_down_not_every_series_waits_through_all_retries(world: World) -> None:
+    world.set(retries=2, download_threads=1)
+    keys = [klines("BTCUSDT", interval) for interval in ("5m", "15m", "30m", "1h", "2h", "4h", "6h")]
+    for key in keys:
+        world.one(key, "2026-02-05")
+    down = world.sandbox.faults.add(Status(path="^/$", status=503))
+    world.forget()
+    told: list[int] = []
+    report = sweep(world.settings, keys, Archive(world.settings), on_progress=told.append)
+    assert len(world.asked()) == 3 * 3
+    assert list(report.troubles) == keys[:3]
+    assert report.not_reached == keys[3:]
+    assert told == [0] * len(keys)
+    world.sandbox.faults.remove(down)
+    assert well(swept(world, *keys))
+
+
+def test_series_without_archives_tell_nothing_of_a_listing_that_is_down(world: World) -> None:
+    world.set(retries=0, download_threads=1)
+    held = [klines("BTCUSDT", interval) for interval in ("15m", "30m", "1h", "2h")]
+    for key in held:
+        world.one(key, "2026-02-05")
+    world.sandbox.faults.add(Status(path="^/$", status=503))
+    [first, second, third, fourth] = held
+    empty = [klines("ETHUSDT", interval) for interval in ("15m", "30m")]
+    report = sweep(world.settings, [first, empty[0], second, empty[1], third, fourth], Archive(world.settings))
+    assert report.not_reached == [fourth]
+
+
 def test_days_are_known_from_their_footers_where_the_ledger_is_lost(world: World) -> None:
     world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=[date(2026, 2, 5)], at=utc("2026-03-06T00:00:00")))
     world.ingest(BTC, days("2026-02-03", "2026-02-08"))

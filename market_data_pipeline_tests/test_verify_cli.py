@@ -117,6 +117,20 @@ def test_a_listing_that_cannot_be_had_is_no_success(world: World, market_data: M
     assert "503" in result.stderr
 
 
+def test_series_that_were_not_compared_are_named_with_the_reason(
+    world: World, market_data: MarketData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MARKET_DATA_DOWNLOAD_THREADS", "1")
+    for interval in ("15m", "30m", "1h", "2h", "4h"):
+        world.ingest(klines("BTCUSDT", interval), WEEK[:1])
+    world.sandbox.faults.add(Status(path="^/$", status=503))
+    world.forget()
+    result = market_data("verify")
+    assert result.exit_code == 1
+    assert "2 series were not compared, since the archive's listing could not be had for those before" in result.stderr
+    assert len(world.asked()) == 3
+
+
 def test_only_the_series_that_are_asked_for_are_looked_at(world: World, market_data: MarketData) -> None:
     world.ingest(BTC, WEEK)
     world.ingest(ETH, WEEK)

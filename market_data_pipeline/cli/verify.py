@@ -89,6 +89,8 @@ def _listing(settings: Settings, keys: Sequence[SeriesKey], universe: Universe, 
         out().print(_discoveries(report))
     console.print(_said_of(report), soft_wrap=True)
     _tell_troubles(report.troubles, console)
+    if report.not_reached:
+        console.print(report.said_of_not_reached(), soft_wrap=True, style="red")
     wanted = report.to_bring
     if not wanted:
         return not report.troubles

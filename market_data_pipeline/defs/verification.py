@@ -50,8 +50,9 @@ def build_verify_job(keys: Sequence[SeriesKey], settings: Settings, name: str, d
         )
         if report.troubles:
             raise dg.Failure(
-                description=f"{len(report.troubles)} series could not be compared or marked; the others were. "
-                + " ".join(f"{key}: {reason}" for key, reason in list(report.troubles.items())[:5]),
+                description=f"{len(report.troubles)} series could not be compared or marked. "
+                + " ".join(f"{key}: {reason}" for key, reason in list(report.troubles.items())[:5])
+                + (f" {report.said_of_not_reached()}" if report.not_reached else " The others were."),
                 metadata=metadata,
                 allow_retries=False,
             )
@@ -71,6 +72,7 @@ def report_metadata(report: SweepReport) -> dict[str, dg.MetadataValue]:
         "requests": report.requests,
         **{kind.value: len(report.of(kind)) for kind in Kind},
         "days without an ETag on record": report.unproven,
+        **({"not compared": len(report.not_reached)} if report.not_reached else {}),
     }
     metadata: dict[str, dg.MetadataValue] = {name: dg.MetadataValue.int(number) for name, number in numbers.items()}
     if report.discoveries:
