@@ -1,18 +1,23 @@
 """The event log that keeps its connections: no event is lost, whatever happens to files and processes."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Dagster reads the annotation of `context` itself, not its text.
 
 import multiprocessing
 import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.event_log import SqliteEventLogStorage
 from dagster._core.utils import make_new_run_id
+from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from market_data_pipeline.defs.event_log import KEPT_SHARDS, KeptConnectionEventLogStorage
@@ -164,6 +169,130 @@ def test_two_processes_write_at_once_and_no_event_is_lost(layout: Layout) -> Non
     assert [child.exitcode for child in children] == [0, 0]
     with open_instance(layout) as instance:
         assert len(on_record(instance)) == 30
+
+
+DAYS = dg.DailyPartitionsDefinition("2024-01-01", end_date="2024-01-06")
+CHECK = dg.AssetCheckSpec("gaps", asset=ASSET, partitions_def=DAYS)
+
+
+@dg.asset(
+    key=ASSET, partitions_def=DAYS, backfill_policy=dg.BackfillPolicy.single_run(), check_specs=[CHECK], tags={"a": "b"}
+)
+def candles(context: dg.AssetExecutionContext) -> Iterator[object]:
+    """Five days of an asset in one run, each with a check."""
+    for day in context.partition_keys:
+        context.add_asset_metadata({"day": day}, partition_key=day)
+    yield dg.MaterializeResult(asset_key=ASSET)
+    for day in context.partition_keys:
+        yield dg.AssetCheckEvaluation(ASSET, "gaps", passed=day != "2024-01-03", partition=day)
+        if "looks back" in context.run.tags:
+            evaluated = {AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED}
+            history = context.instance.event_log_storage.get_asset_check_execution_history(CHECK.key, limit=10)
+            context.log.info("%d on record", sum(record.status in evaluated for record in history))
+    yield dg.Output(None, output_name=CHECK.get_python_identifier())
+
+
+def materialize(instance: dg.DagsterInstance, **tags: str) -> str:
+    """One run over all days."""
+    first, last = DAYS.get_partition_keys()[0], DAYS.get_partition_keys()[-1]
+    span = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+    job = dg.Definitions(assets=[candles], jobs=[dg.define_asset_job("all_days", [candles])]).resolve_job_def(
+        "all_days"
+    )
+    return job.execute_in_process(instance=instance, tags=span | tags).run_id
+
+
+def stored(home: Path, run_id: str) -> dict[str, list[tuple[object, ...]]]:
+    """What the tables say of a run, without what another run would say otherwise."""
+    said: dict[str, list[tuple[object, ...]]] = {}
+    for name in (run_id, "index"):
+        with closing(sqlite3.connect(home / "history" / "runs" / f"{name}.db")) as file:
+            which = "index" if name == "index" else "run"
+            said[which] = file.execute(
+                "SELECT id, dagster_event_type, step_key, asset_key, partition FROM event_logs "
+                "WHERE run_id = ? AND dagster_event_type IS NOT NULL ORDER BY id",
+                [run_id],
+            ).fetchall()
+            if which == "index":
+                said["checks"] = file.execute(
+                    "SELECT check_name, c.partition, execution_status, e.dagster_event_type, e.partition, "
+                    "json_extract(evaluation_event, '$.dagster_event.event_specific_data.passed') "
+                    "FROM asset_check_executions c JOIN event_logs e ON e.id = evaluation_event_storage_id "
+                    "WHERE c.run_id = ? ORDER BY c.id",
+                    [run_id],
+                ).fetchall()
+                said["assets"] = file.execute(
+                    "SELECT asset_key, last_run_id = ?, json_extract(last_materialization, '$.storage_id') "
+                    "FROM asset_keys",
+                    [run_id],
+                ).fetchall()
+                said["tags"] = file.execute("SELECT event_id, key FROM asset_event_tags").fetchall()
+    return said
+
+
+def test_what_is_stored_is_what_the_stock_class_stores(
+    instance: dg.DagsterInstance, layout: Layout, tmp_path: Path
+) -> None:
+    ours = stored(layout.dagster_home, materialize(instance))
+    home = tmp_path / "stock"
+    home.mkdir()
+    with dg.DagsterInstance.from_config(str(home)) as stock:
+        assert type(stock.event_log_storage) is SqliteEventLogStorage
+        theirs = stored(home, materialize(stock))
+    assert ours == theirs
+    assert [len(ours[table]) for table in ("checks", "assets")] == [5, 1]
+
+
+def test_events_of_a_run_are_written_together(instance: dg.DagsterInstance) -> None:
+    commits: list[object] = []
+    count = commits.append
+    sa.event.listen(Engine, "commit", count)
+    try:
+        run_id = materialize(instance)
+    finally:
+        sa.event.remove(Engine, "commit", count)
+    events = instance.all_logs(run_id)
+    assert sum(event.is_dagster_event for event in events) > 25
+    # What is planned, what is materialized and what is checked take one transaction each in the run's file and in the
+    # index, however many days there are; the rest are the run's own events and its row.
+    assert len(commits) < 45
+
+
+def test_who_reads_in_a_run_finds_what_the_run_has_told(instance: dg.DagsterInstance) -> None:
+    run_id = materialize(instance, **{"looks back": "yes"})
+    seen = [event.user_message for event in instance.all_logs(run_id) if event.user_message.endswith("on record")]
+    assert seen == [f"{number} on record" for number in range(1, 6)]
+
+
+def _run_until_killed(root: Path, told: Connection) -> None:
+    with open_instance(Layout(root)) as instance:
+        while True:
+            told.send(materialize(instance))
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_it_writes_loses_nothing_of_the_runs_before(layout: Layout) -> None:
+    with open_instance(layout):
+        pass
+    finished: list[str] = []
+    for _ in range(3):
+        ours, theirs = SPAWN.Pipe(duplex=False)
+        child = SPAWN.Process(target=_run_until_killed, args=(layout.root, theirs))
+        child.start()
+        theirs.close()
+        finished += [ours.recv(), ours.recv()]
+        child.kill()
+        child.join()
+        while ours.poll():
+            try:
+                finished.append(ours.recv())
+            except EOFError:
+                break
+    with open_instance(layout) as instance:
+        for run_id in finished:
+            assert len(stored(layout.dagster_home, run_id)["checks"]) == 5
+        report(instance, "2024-02-01")
+        assert on_record(instance) == {*DAYS.get_partition_keys(), "2024-02-01"}
 
 
 def test_a_watcher_hears_of_every_event(instance: dg.DagsterInstance) -> None:
