@@ -128,7 +128,7 @@ def _bring(root: Path, env: Mapping[str, str], key: SeriesKey, days: list[date],
 
     # Dagster imports its storages, SQLAlchemy and Alembic with them, when it opens the first instance.
     import dagster._core.storage.runs
-    import dagster._core.storage.schedules  # noqa: F401
+    import dagster._core.storage.schedules
 
     import market_data_pipeline.defs.event_log  # noqa: F401
     from market_data_pipeline.defs.home import CONFIG, days_on_record, open_instance
