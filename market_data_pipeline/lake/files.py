@@ -167,14 +167,28 @@ def write_table(
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read a file of the lake whole.
 
+    Args:
+        path: The file.
+        columns: Those to read, in order; all where not given.
+
     Raises:
-        DamagedFileError: it is not there or not readable; the text names it and says what to do.
+        DamagedFileError: it is not there or not readable, or lacks a column; the text names it and says what to do.
     """
     try:
-        with path.open("rb") as file:
-            return pq.read_table(file, columns=columns, use_threads=False)
+        table = _read_parquet(path, columns)
+        return table if columns is None else table.select(columns)
+    except KeyError as error:
+        raise damaged(path, ValueError(f"it lacks a column ({error.args[0]})")) from error
     except (OSError, pa.ArrowException) as error:
         raise damaged(path, error) from error
+
+
+def _read_parquet(source: Path | pa.NativeFile, columns: list[str] | None = None) -> pa.Table:
+    # In this thread, of a file that Arrow opened itself. Arrow's `read_table` reads in threads of Arrow's, which let go
+    # of a Python file after the rows are there: where the script ends meanwhile, that ends the process by SIGABRT
+    # ("terminate called without an active exception").
+    with pq.ParquetFile(source, pre_buffer=False) as file:
+        return file.read(columns=columns, use_threads=False)
 
 
 def days_of(table: pa.Table) -> list[date]:
@@ -190,7 +204,7 @@ def us_of(table: pa.Table, name: str) -> list[int | None]:
 
 def read_encoded(parquet: pa.Buffer) -> pa.Table:
     """The rows of a file that :func:`encode_table` made."""
-    return pq.read_table(pa.BufferReader(parquet), use_threads=False)
+    return _read_parquet(pa.BufferReader(parquet))
 
 
 def read_provenance(path: Path) -> Provenance:

@@ -1,0 +1,57 @@
+"""How files of the lake are read: which columns, in whose threads, and what is said of files that are not right."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.files import DamagedFileError
+
+COUNTING = """
+import os, sys
+from pathlib import Path
+from market_data_pipeline.lake import files
+path = Path(sys.argv[1])
+before = set(os.listdir("/proc/self/task"))
+rows = files.read_table(path).num_rows, files.read_table(path, ["b"]).num_rows
+rows += (files.read_encoded(files.encode_table(files.read_table(path))).num_rows,)
+print(rows, len(set(os.listdir("/proc/self/task")) - before))
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "2026-02-05.parquet"
+    files.write_table(path, pa.table({"a": [1, 2, 3], "b": ["x", "y", "z"], "c": [0.1, 0.2, 0.3]}))
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process's threads are counted in /proc")
+def test_reading_leaves_no_thread_behind_that_could_outlive_the_script(path: Path) -> None:
+    """A script ended by SIGABRT after its right answers: a thread of Arrow's let go of a Python file too late."""
+    done = subprocess.run([sys.executable, "-c", COUNTING, path], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "(3, 3, 3) 0"
+
+
+def test_columns_come_in_the_order_in_which_they_are_asked_for(path: Path) -> None:
+    assert files.read_table(path, ["c", "a"]).to_pydict() == {"c": [0.1, 0.2, 0.3], "a": [1, 2, 3]}
+    assert files.read_table(path).column_names == ["a", "b", "c"]
+
+
+def test_a_file_without_a_column_is_named(path: Path) -> None:
+    with pytest.raises(DamagedFileError, match=r"2026-02-05\.parquet is damaged .*lacks a column.*nowhere"):
+        files.read_table(path, ["a", "nowhere"])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no Parquet at all"])
+def test_a_file_that_is_none_is_named(path: Path, content: bytes | None) -> None:
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"2026-02-05\.parquet"):
+        files.read_table(path)
