@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 import numpy as np
 
 from market_data_pipeline import clock
+from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE
 from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.ingest.healing import Healer, without_repeated
+from market_data_pipeline.ingest.memory import MemoryBudget
 from market_data_pipeline.ingest.shelf import Shelf
 from market_data_pipeline.lake.files import StorageError
 from market_data_pipeline.lake.ledger import Ledger, LedgerRow
@@ -39,11 +42,13 @@ class Midnight:
         shelf: Where its days lie.
         healer: Asks REST for what lacks.
         ledger: Of the series.
+        memory: What all days in work may take together.
     """
 
     shelf: Shelf
     healer: Healer
     ledger: Ledger
+    memory: MemoryBudget
 
     def across(self, results: Iterator[DayOutcome | DayFailure]) -> Iterator[DayOutcome | DayFailure]:
         """Results in order, each day that was brought looked at together with its neighbours, and mended."""
@@ -83,7 +88,7 @@ class Midnight:
             return self._fill(ours, second.day, first.last_key + 1, second.first_key - 1)
         if later is None:
             return {}
-        mended = self._forget(later) if second.first_key == first.last_key + 1 else self._apart(first.day, later)
+        mended = self._forget(later) if second.first_key == first.last_key + 1 else self._apart(first, later)
         return {} if mended is later else {later.day: mended}
 
     def _fill(self, ours: Mapping[date, DayOutcome], later: date, first: int, last: int) -> dict[date, DayOutcome]:
@@ -94,35 +99,46 @@ class Midnight:
         lacking = np.arange(first, last + 1)
         stored: dict[date, DayOutcome] = {}
         for day, outcome in sorted(ours.items()):
-            rows = self.shelf.rows(day)
-            if rows is None:
-                continue
-            mine, elsewhere = answer.of_day(day, self.shelf.key)
-            filled = self.healer.filled_in(rows, mine)
-            lacking = np.setdiff1d(lacking, ints(filled.table, "agg_trade_id"))
-            if day == later:
-                before = tuple((one.first, one.last) for one in key_ranges(lacking, 1))
-                inside = [one for one in rows.asked_ids if one.first > last]
-                known = [*asked, *(elsewhere if len(ours) > 1 else _of_day_before(elsewhere))]
-                filled = replace(filled, before=before, asked_ids=(*known, *inside))
-            if filled is not rows:
-                stored[day] = self._stored_again(outcome, filled)
+            with self._room_for(outcome.row):
+                rows = self.shelf.rows(day)
+                if rows is None:
+                    continue
+                mine, elsewhere = answer.of_day(day, self.shelf.key)
+                filled = self.healer.filled_in(rows, mine)
+                lacking = np.setdiff1d(lacking, ints(filled.table, "agg_trade_id"))
+                if day == later:
+                    before = tuple((one.first, one.last) for one in key_ranges(lacking, 1))
+                    inside = [one for one in rows.asked_ids if one.first > last]
+                    known = [*asked, *(elsewhere if len(ours) > 1 else _of_day_before(elsewhere))]
+                    filled = replace(filled, before=before, asked_ids=(*known, *inside))
+                if filled is not rows:
+                    stored[day] = self._stored_again(outcome, filled)
+                del rows, filled  # before the room is given back
         return stored
 
     def _forget(self, outcome: DayOutcome) -> DayOutcome:
         """A day that meets the one before, of which it may have said that trades lack in between."""
         if not any(one.last < (outcome.row.first_key or 0) for one in asked_before(outcome.row.findings_list())):
             return outcome
-        rows = self.shelf.rows(outcome.day)
-        return outcome if rows is None else self._stored_again(outcome, replace(rows, before=()))
+        with self._room_for(outcome.row):
+            rows = self.shelf.rows(outcome.day)
+            return outcome if rows is None else self._stored_again(outcome, replace(rows, before=()))
 
-    def _apart(self, earlier: date, outcome: DayOutcome) -> DayOutcome:
+    def _apart(self, earlier: LedgerRow, outcome: DayOutcome) -> DayOutcome:
         """The later of two days that overlap, without the trades that stand in the earlier one, too."""
-        rows, before = self.shelf.rows(outcome.day), self.shelf.rows(earlier)
-        if rows is None or before is None:
-            return outcome
-        mended = without_repeated(self.shelf.key, before.table, rows)
-        return outcome if mended is rows else self._stored_again(outcome, mended)
+        with self._room_for(earlier, outcome.row):
+            rows, before = self.shelf.rows(outcome.day), self.shelf.rows(earlier.day)
+            if rows is None or before is None:
+                return outcome
+            mended = without_repeated(self.shelf.key, before.table, rows)
+            return outcome if mended is rows else self._stored_again(outcome, mended)
+
+    @contextmanager
+    def _room_for(self, *days: LedgerRow) -> Iterator[None]:
+        """Wait until days that are held may be read at the same time."""
+        with self.memory.reservation() as memory:
+            memory.take(sum(day.bytes for day in days) * MEMORY_PER_BYTE)
+            yield
 
     def _stored_again(self, outcome: DayOutcome, rows: DayRows) -> DayOutcome:
         action = outcome.action if outcome.action in _BROUGHT else Action.EXTENDED

@@ -125,7 +125,7 @@ class _Run:
         try:
             results = self._in_order(days, settled)
             if self.key.interval is None:
-                results = Midnight(self._shelf, self._healer, self._ledger).across(results)
+                results = Midnight(self._shelf, self._healer, self._ledger, self.sources.memory).across(results)
             for result in results:
                 if result.row is not self._ledger.get(result.day):
                     self._ledger.put(result.row)

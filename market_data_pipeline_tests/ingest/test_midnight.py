@@ -10,13 +10,15 @@ import pyarrow as pa
 import pytest
 
 from market_data_pipeline import clock
-from market_data_pipeline.ingest import encoding, healing
+from market_data_pipeline.ingest import Sources, encoding, healing, ingest
+from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE
+from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.ingest.midnight import Midnight
 from market_data_pipeline.ingest.shelf import Shelf
 from market_data_pipeline.outcomes import Action, DayOutcome
 from market_data_pipeline.quality.repair import unmet_midnights
 from market_data_pipeline.quality.rows import ints
-from market_data_pipeline.sandbox import MissingRows, RepeatedAtMidnight, Status
+from market_data_pipeline.sandbox import Fault, MissingRows, RepeatedAtMidnight, Status
 from market_data_pipeline.series import Listing, SeriesKey
 from market_data_pipeline.sources.errors import NetworkError
 from market_data_pipeline.sources.rest import RestApi, RestRows
@@ -65,6 +67,33 @@ def test_ids_that_lack_between_them_are_healed_when_they_are_asked_for_again(
     assert unmet_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
     world.ingest(TRADES, PAIR)
     assert world.asked() == []
+
+
+@pytest.mark.parametrize("fault", [MISSING, RepeatedAtMidnight(days=[PAIR[1]])], ids=["ids lack", "ids stand twice"])
+def test_days_that_are_read_again_are_read_within_the_bound_of_memory(
+    world: World, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    world.sandbox.faults.add(fault)
+    leave_unmet(world, monkeypatch)
+    sizes = {day: row.bytes * MEMORY_PER_BYTE for day, row in world.ledger(TRADES).rows.items()}
+    read = Shelf.rows
+    taken: dict[date, int] = {}
+
+    with Sources(world.settings) as sources:
+
+        def watched(shelf: Shelf, day: date) -> DayRows | None:
+            taken[day] = sources.memory._used
+            return read(shelf, day)
+
+        monkeypatch.setattr(Shelf, "rows", watched)
+        list(ingest(TRADES, PAIR, layout=world.layout, sources=sources, settings=world.settings))
+
+        assert goes_on(world)
+        assert taken
+        assert all(taken[day] >= sizes[day] for day in taken)
+        if isinstance(fault, RepeatedAtMidnight):  # one day is compared with the other
+            assert taken[PAIR[0]] >= sum(sizes.values())
+        assert sources.memory._used == 0
 
 
 def test_while_rest_refuses_the_later_day_says_so_and_rests(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
