@@ -25,7 +25,7 @@ from market_data_pipeline.lake.files import StorageError
 from market_data_pipeline.lake.ledger import Ledger, LedgerRow
 from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.quality.repair import unmet_midnights
-from market_data_pipeline.quality.rows import ints, key_ranges
+from market_data_pipeline.quality.rows import Ints, ints
 from market_data_pipeline.quality.verdicts import Asked, AskedIds, asked_before
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Midnight:
         answer = self.healer.of_ids(first, last)
         rest = Asked(not answer.why_not, answer.why_not)
         asked = [AskedIds(answer.until, last, rest)] if answer.until <= last else []
-        lacking = np.arange(first, last + 1)
+        there: Ints = np.zeros(0, dtype=np.int64)
         stored: dict[date, DayOutcome] = {}
         for day, outcome in sorted(ours.items()):
             with self._room_for(outcome.row):
@@ -105,9 +105,10 @@ class Midnight:
                     continue
                 mine, elsewhere = answer.of_day(day, self.shelf.key)
                 filled = self.healer.filled_in(rows, mine)
-                lacking = np.setdiff1d(lacking, ints(filled.table, "agg_trade_id"))
+                ids = ints(filled.table, "agg_trade_id")
+                there = np.union1d(there, ids[(ids >= first) & (ids <= last)])
                 if day == later:
-                    before = tuple((one.first, one.last) for one in key_ranges(lacking, 1))
+                    before = _left_out(first, last, there)
                     inside = [one for one in rows.asked_ids if one.first > last]
                     known = [*asked, *(elsewhere if len(ours) > 1 else _of_day_before(elsewhere))]
                     filled = replace(filled, before=before, asked_ids=(*known, *inside))
@@ -148,6 +149,12 @@ class Midnight:
             logger.warning("%s: %s is left as it was brought: %s", self.shelf.key, outcome.day, error)
             return outcome
         return replace(stored, seconds=outcome.seconds + stored.seconds, downloaded=outcome.downloaded, action=action)
+
+
+def _left_out(first: int, last: int, there: Ints) -> tuple[tuple[int, int], ...]:
+    """Runs of ids from one to another, both included, that are not there: of a jump, however far it goes."""
+    edges = np.concatenate(([first - 1], there, [last + 1]))
+    return tuple((int(edges[n]) + 1, int(edges[n + 1]) - 1) for n in np.flatnonzero(np.diff(edges) > 1))
 
 
 def _of_day_before(elsewhere: Iterable[AskedIds]) -> list[AskedIds]:

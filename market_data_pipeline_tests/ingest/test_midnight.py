@@ -96,6 +96,25 @@ def test_days_that_are_read_again_are_read_within_the_bound_of_memory(
         assert sources.memory._used == 0
 
 
+def test_a_jump_of_more_ids_than_memory_has_room_for_is_told_like_any_other(world: World) -> None:
+    world.ingest(TRADES, PAIR)
+    shelf = Shelf(TRADES, world.layout, Listing())
+    rows = shelf.rows(PAIR[1])
+    assert rows is not None
+    place = rows.table.schema.get_field_index("agg_trade_id")
+    ids = pa.array(ints(rows.table, "agg_trade_id") + 10**13)
+    far = replace(rows, table=rows.table.set_column(place, rows.table.schema.field(place), ids))
+    shelf.put(PAIR[1], None, encoding.encode(TRADES, far, encoding.describe(TRADES, PAIR[1], far, Listing())), 0.0)
+    world.sandbox.faults.add(Status(path="/api/v3/", status=451))
+    world.at("2026-03-05T14:00:00")
+
+    world.ingest(TRADES, PAIR)
+
+    row = world.ledger(TRADES).rows[PAIR[1]]
+    assert (row.verdicts, row.first_key) == ("unpublished", int(ids[0].as_py()))
+    assert row.missing >= 10**12
+
+
 def test_while_rest_refuses_the_later_day_says_so_and_rests(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.sandbox.faults.add(MISSING)
     leave_unmet(world, monkeypatch)
