@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
@@ -40,6 +41,7 @@ class AskedDays:
     rest: Callable[[], RestApi]
     listing: Listing
     _first_candle: tuple[date | None] | None = field(default=None, init=False)
+    _asking: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def rows(self, day: date, held: DayRows | None) -> DayRows | Nothing:
         """What REST has of a day, added to what is held.
@@ -123,12 +125,13 @@ class AskedDays:
         """The day of the symbol's first candle by REST, asked for once; None where REST does not say."""
         if self.listing.first is not None:
             return self.listing.first
-        if self._first_candle is None:
-            try:
-                self._first_candle = (self.rest().first_candle_day(self.key),)
-            except SourceError:
-                self._first_candle = (None,)
-        return self._first_candle[0]
+        with self._asking:  # days of the series are in work by several threads
+            if self._first_candle is None:
+                try:
+                    self._first_candle = (self.rest().first_candle_day(self.key),)
+                except SourceError:
+                    self._first_candle = (None,)
+            return self._first_candle[0]
 
 
 def _with_archive_answer(error: SourceError) -> SourceError:

@@ -25,6 +25,7 @@ from market_data_pipeline.sandbox import (
     CutBody,
     Damage,
     DamagedArchive,
+    Delay,
     LateArchive,
     MarketOutage,
     MissingChecksum,
@@ -119,7 +120,8 @@ def test_a_day_before_the_listing_is_found_out_where_no_listing_is_known(world: 
 
 
 def test_trades_before_the_listing_are_not_looked_for_hour_by_hour(world: World) -> None:
-    world.set(download_threads=1)
+    world.set(download_threads=4)
+    world.sandbox.faults.add(Delay(path="^/fapi/", latency=0.2))  # all threads have the question by then
     results = world.ingest(agg_trades("SOLUSDT", "um"), days("2019-06-01", "2019-06-12"))
     assert {outcome(r).action for r in results} == {"not_listed"}
     assert len(world.asked("/fapi/")) == 1
