@@ -47,7 +47,8 @@ class RestRows:
     Attributes:
         table: With :attr:`Spec.schema`, ordered by key.
         url: The endpoint asked.
-        asked_at: The server's time (UTC) when the first request was sent: what had happened until then is in the table.
+        asked_at: The time (UTC) when the first request was sent: what had happened until then is in the table. It is
+            the server's, but where trades were asked for by their ids.
         cut: Whether rows are lacking because the run's weight for aggTrades was used up.
     """
 
@@ -166,13 +167,16 @@ class RestApi:
     def agg_trades_of_ids(self, key: SeriesKey, first: int, last: int) -> RestRows:
         """The trades with ids from ``first`` to ``last``, as far as REST has them without a hole.
 
+        Others with higher ids are known, so that all of these have happened, whatever the server's clock says: it is
+        not asked for.
+
         Raises:
             HostOffError: the host refuses, or did so before in this run.
             NetworkError: no answer.
             RestAnswerError: an answer is not understood.
         """
         endpoint = spec_of(key).rest
-        now = self._server_now()
+        now = clock.now()
         tables: list[pa.Table] = []
         cut = False
         cursor = first

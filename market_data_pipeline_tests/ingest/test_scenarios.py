@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from market_data_pipeline.sandbox import (
     QuietSymbol,
     RepeatedAtMidnight,
     ReplacedArchive,
+    Request,
     Sandbox,
     Status,
     WrongChecksum,
@@ -42,8 +43,51 @@ from market_data_pipeline_tests.world import Result, World, agg_trades, days, kl
 
 BTC, TRADES = klines("BTCUSDT", "1m"), agg_trades("BTCUSDT")
 DAY, BEFORE = date(2026, 3, 3), date(2026, 3, 2)
-ZIP, REST = 2, 2
-"""Requests: a zip comes with its CHECKSUM; the first question to REST with one for its clock."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How many requests of each kind were made; a 404 or a refusal counts, too."""
+
+    zips: int = 0
+    checksums: int = 0
+    clocks: int = 0
+    pages: int = 0
+    """Of candles or of trades, by REST."""
+    others: int = 0
+
+    def __add__(self, other: Asked) -> Asked:
+        return Asked(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+    def __rmul__(self, times: int) -> Asked:
+        return Asked(*(times * mine for mine in astuple(self)))
+
+    @classmethod
+    def of(cls, requests: Iterable[Request]) -> Asked:
+        """The requests that the exchange saw."""
+        return sum((_kind(request.path) for request in requests), cls())
+
+
+def _kind(path: str) -> Asked:
+    name = path.rsplit("/", 1)[-1]
+    if name.endswith(".zip"):
+        return Asked(zips=1)
+    if name.endswith(".CHECKSUM"):
+        return Asked(checksums=1)
+    kinds = {"time": CLOCK, "klines": PAGE, "aggTrades": PAGE}
+    return kinds.get(name, Asked(others=1))
+
+
+NOTHING, ABSENT = Asked(), Asked(zips=1)
+ZIP = Asked(zips=1, checksums=1)
+"""A zip that is there comes with its CHECKSUM; of one that is not, none is asked for."""
+CLOCK, PAGE = Asked(clocks=1), Asked(pages=1)
+"""REST is asked for its clock before the first page of a run, since only candles that have closed by it count."""
+REST = CLOCK + PAGE
+CANDLES, TRADES_A_PAGE = 1000, 1000
+"""Rows that spot's REST gives at most in one answer."""
+WHOLE_DAY = CLOCK + -(-1440 // CANDLES) * PAGE
+"""Of candles of a minute."""
 
 
 @dataclass
@@ -81,8 +125,9 @@ class Story:
         return files.read_table(self.world.layout.file(key, day))
 
     @property
-    def requests(self) -> int:
-        return len(self.world.sandbox.requests)
+    def requests(self) -> Asked:
+        """Made since the last :meth:`bring` began."""
+        return Asked.of(self.world.sandbox.requests)
 
 
 @pytest.fixture
@@ -146,6 +191,8 @@ def test_an_outage_in_spot_is_proven_by_the_ids_of_its_trades(story: Story) -> N
     last = int(ids[times < at("10:00")][-1])
     assert (found.rule, row.gaps) == ("outage", "info")
     assert f"the ids of aggTrades run on across it, {last} to {last + 1}; REST was not asked" in found.evidence
+    assert story.held(BTC).num_rows == 1420
+    assert story.requests == ZIP + CLOCK  # which was refused; no page was asked for after that
 
 
 def test_an_outage_in_um_is_flat_rows_in_every_symbol(story: Story) -> None:
@@ -154,7 +201,9 @@ def test_an_outage_in_um_is_flat_rows_in_every_symbol(story: Story) -> None:
     for key in keys:
         assert good(story.bring(key)).verdicts == "quiet"
         assert story.requests == ZIP
+    story.world.forget()
     assert judge_flat_candles(story.world.layout, Market.UM).days == 3
+    assert story.requests == NOTHING  # the lake knows all symbols
     for key in keys:
         row = story.world.ledger(key).rows[DAY]
         found = finding(row, "suspended")
@@ -171,11 +220,20 @@ def test_a_quiet_symbol_is_flat_while_others_trade(story: Story) -> None:
     found = the_gap(good(story.bring(quiet)))
     assert (found.rule, found.count) == ("quiet", 20)
     assert found.evidence.startswith("unconfirmed")
+    assert story.requests == ZIP  # no row lacks, so there is nothing to ask REST for
     assert gaps(good(story.bring(other))) == []
+    assert story.requests == ZIP
+    story.world.forget()
     judge_flat_candles(story.world.layout, Market.UM)
-    found = the_gap(story.world.ledger(quiet).rows[DAY])
-    assert (found.rule, found.count) == ("quiet", 20)
+    assert story.requests == NOTHING
+    row = story.world.ledger(quiet).rows[DAY]
+    found = the_gap(row)
+    assert (found.rule, found.count, span(found)) == ("quiet", 20, [(at("10:00"), at("10:19"), 20)])
+    assert (row.gaps, row.final) == ("info", True)
     assert "BTCUSDT" in found.evidence
+    held = story.held(quiet)
+    flat = (ints(held, "count") == 0).nonzero()[0]
+    assert (held.num_rows, flat.tolist()) == (1440, list(range(600, 620)))
 
 
 # --- the archive lacks what the exchange had ------------------------------------------------------------------------
@@ -198,9 +256,9 @@ def test_twenty_minutes_that_the_archive_lacks_come_from_rest(story: Story) -> N
         ("rest", 600, 20),
         ("archive_daily", 620, 820),
     ]
-    assert story.requests == ZIP + REST
+    assert story.requests == ZIP + REST  # twenty minutes are a page
     story.bring(BTC)
-    assert story.requests == 0
+    assert story.requests == NOTHING
 
 
 def test_what_the_archive_lacks_while_rest_refuses_is_asked_for_later_and_without_the_zip(story: Story) -> None:
@@ -214,15 +272,17 @@ def test_what_the_archive_lacks_while_rest_refuses_is_asked_for_later_and_withou
     assert (found.rule, row.gaps, row.final) == ("unpublished", "warn", True)
     assert "REST was not asked" in found.evidence
     assert "refuses this country" in found.evidence
+    assert story.held(BTC).num_rows == 1420
+    assert story.requests == ZIP + CLOCK
     story.world.sandbox.faults.remove(refusal)
     assert [r.action for r in story.bring(BTC) if isinstance(r, DayOutcome)] == [Action.HELD]
-    assert story.requests == 0  # it rests for an hour
+    assert story.requests == NOTHING  # it rests for an hour
     refusal = story.world.sandbox.faults.add(refusal)
     story.world.at("2026-03-05T13:30:00")
-    assert (good(story.bring(BTC)).attempts, story.requests) == (2, 1)
+    assert (good(story.bring(BTC)).attempts, story.requests) == (2, CLOCK)
     story.world.sandbox.faults.remove(refusal)
     story.world.at("2026-03-05T15:00:00")
-    assert (good(story.bring(BTC)).attempts, story.requests) == (2, 0)  # and then for two
+    assert (good(story.bring(BTC)).attempts, story.requests) == (2, NOTHING)  # and then for two
     story.world.at("2026-03-05T15:31:00")
     assert the_gap(good(story.bring(BTC))).rule == "healed"
     assert story.requests == REST
@@ -230,6 +290,7 @@ def test_what_the_archive_lacks_while_rest_refuses_is_asked_for_later_and_withou
 
 
 def test_candles_that_lack_although_trades_took_place_are_a_defect_until_healed(story: Story) -> None:
+    truth = story.truth(BTC)
     good(story.bring(TRADES))
     story.world.sandbox.faults.add(
         MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="klines", where="archive")
@@ -238,9 +299,14 @@ def test_candles_that_lack_although_trades_took_place_are_a_defect_until_healed(
     row = good(story.bring(BTC))
     assert (the_gap(row).rule, row.gaps) == ("archive_defect", "error")
     assert "aggTrades held took place there" in the_gap(row).evidence
+    assert story.held(BTC).num_rows == 1420
+    assert story.requests == ZIP + CLOCK  # refused
     story.world.sandbox.faults.remove(refusal)
     story.world.at("2026-03-05T13:30:00")
-    assert good(story.bring(BTC)).gaps == "info"
+    row = good(story.bring(BTC))
+    assert (the_gap(row).rule, the_gap(row).evidence, row.gaps) == ("healed", "REST has them", "info")
+    assert story.held(BTC).equals(truth)
+    assert story.requests == REST  # the zip has told all that it knows
 
 
 def test_candles_that_no_source_has_although_trades_took_place_are_unexplained(story: Story) -> None:
@@ -249,6 +315,8 @@ def test_candles_that_no_source_has_although_trades_took_place_are_unexplained(s
     row = good(story.bring(BTC))
     assert (the_gap(row).rule, row.gaps) == ("unexplained", "error")
     assert "REST has no candle either, yet" in the_gap(row).evidence
+    assert story.held(BTC).num_rows == 1420
+    assert story.requests == ZIP + REST
 
 
 @pytest.mark.parametrize("key", [BTC, TRADES], ids=str)
@@ -256,8 +324,18 @@ def test_a_whole_day_that_the_archive_lacks_comes_from_rest_and_is_provisional(s
     truth = story.truth(key)
     story.world.sandbox.faults.add(MissingDay(days=[DAY]))
     row = good(story.bring(key))
-    assert (row.source, row.final, gaps(row)) == ("rest", False, [])
+    assert (row.source, row.final, gaps(row), row.checksum) == ("rest", False, [], None)
     assert story.held(key).equals(truth)
+    [part] = files.read_provenance(story.world.layout.file(key, DAY)).parts
+    assert (part.source.value, part.first_row, part.rows) == ("rest", 0, truth.num_rows)
+    if key == BTC:
+        assert story.requests == ABSENT + WHOLE_DAY
+    else:
+        # One candle tells whether the symbol was listed yet, which spares 24 requests where it was not. The first page
+        # is asked for by time, and is of one hour at most; from then on by id, until one holds a trade of the next day.
+        first_page = min(int((ints(truth, "transact_time") < at("01:00")).sum()), TRADES_A_PAGE)
+        by_id = (truth.num_rows - first_page) // TRADES_A_PAGE + 1
+        assert story.requests == ABSENT + PAGE + CLOCK + PAGE + by_id * PAGE
 
 
 @pytest.mark.parametrize("cut_at", ["09:29", "23:55"])
@@ -275,8 +353,11 @@ def test_a_day_of_trades_that_the_archive_cut_short_is_completed(story: Story, c
     assert (found.count, row.gaps, row.final) == (lacked, "info", True)
     assert story.held(TRADES).equals(truth)
     assert row.content_sha256 == story.world.ledger(TRADES).rows[DAY].content_sha256
-    pages = -(-lacked // 1000)
-    assert 2 * ZIP + 1 + pages <= story.requests <= 2 * ZIP + 2 + pages
+    # REST is asked from the first id that lacks, page after page. Where the day itself shows the cut, up to the first
+    # trade after the day's end, which takes the clock, too; else up to the next day's first id.
+    assert lacked % TRADES_A_PAGE != 0
+    clock_asked = CLOCK if cut_at == "09:29" else NOTHING
+    assert story.requests == 2 * ZIP + clock_asked + -(-lacked // TRADES_A_PAGE) * PAGE
 
 
 def test_a_monthly_zip_that_lacks_a_day_gives_way_to_the_daily_one(story: Story) -> None:
@@ -347,6 +428,7 @@ def test_an_id_on_both_sides_of_midnight_stays_on_one(story: Story, together: bo
     found = finding(row, "across_midnight")
     last = int(ints(story.held(TRADES, BEFORE), "agg_trade_id")[-1])
     assert (found.count, found.severity.value, span(found)) == (1, "warn", [(last, last, 1)])
+    assert "stood on both sides of midnight; they were kept in the day before only" in found.message
     assert story.held(TRADES).equals(truth)
     assert story.requests == (2 if together else 1) * ZIP
 
@@ -358,21 +440,26 @@ def test_trades_that_lack_inside_a_day_are_asked_for_by_id(story: Story) -> None
     )
     row = good(story.bring(TRADES))
     lacked = int(((ints(truth, "transact_time") >= at("10:00")) & (ints(truth, "transact_time") < at("10:20"))).sum())
-    assert (the_gap(row).rule, the_gap(row).count) == ("healed", lacked)
+    assert lacked < TRADES_A_PAGE
+    assert (the_gap(row).rule, the_gap(row).count, the_gap(row).evidence) == ("healed", lacked, "REST has them")
     assert story.held(TRADES).equals(truth)
-    assert story.requests == ZIP + REST
+    assert story.requests == ZIP + PAGE  # what has an id has happened, whatever REST's clock says
 
 
 def test_ids_that_rest_lacks_too_are_unexplained(story: Story) -> None:
+    truth = story.truth(TRADES)
     story.world.sandbox.faults.add(
         MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="aggTrades", where="both")
     )
     row = good(story.bring(TRADES))
     assert (the_gap(row).rule, row.gaps, row.final) == ("unexplained", "error", True)
-    assert story.requests == ZIP + REST
+    assert "REST" in the_gap(row).evidence
+    assert story.held(TRADES).num_rows == row.rows < truth.num_rows
+    assert story.requests == ZIP + PAGE  # which begins elsewhere, and so tells that they are not there
 
 
 def test_ids_beyond_the_weight_of_a_run_are_unpublished(story: Story) -> None:
+    truth = story.truth(TRADES)
     story.world.set(rest_trades_weight=0)
     story.world.sandbox.faults.add(
         MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="aggTrades", where="archive")
@@ -380,6 +467,8 @@ def test_ids_beyond_the_weight_of_a_run_are_unpublished(story: Story) -> None:
     row = good(story.bring(TRADES))
     assert (the_gap(row).rule, row.gaps) == ("unpublished", "warn")
     assert "weight" in the_gap(row).evidence
+    assert story.held(TRADES).num_rows == row.rows < truth.num_rows
+    assert story.requests == ZIP  # no trade may be asked for
 
 
 # --- late, replaced, wrong ------------------------------------------------------------------------------------------
@@ -388,13 +477,17 @@ def test_ids_beyond_the_weight_of_a_run_are_unpublished(story: Story) -> None:
 def test_an_archive_that_is_late_by_nine_days_makes_the_day_final_when_it_comes(story: Story) -> None:
     truth = story.truth(BTC)
     story.world.sandbox.faults.add(LateArchive(days=[DAY], days_late=9))
-    assert not good(story.bring(BTC)).final
+    row = good(story.bring(BTC))
+    assert (row.final, row.source, gaps(row)) == (False, "rest", [])
+    assert story.requests == ABSENT + WHOLE_DAY
+    assert story.held(BTC).equals(truth)
     story.world.at("2026-03-12T12:00:00")
     assert not good(story.bring(BTC)).final
-    assert story.requests == 1  # the archive's 404; the day is whole, so REST is left alone
+    assert story.requests == ABSENT  # the day is whole, so REST is left alone
     story.world.at("2026-03-13T12:00:00")
     row = good(story.bring(BTC))
-    assert (row.final, row.source) == (True, "archive_daily")
+    assert (row.final, row.source, row.checksum, gaps(row)) == (True, "archive_daily", "verified", [])
+    assert story.requests == ZIP
     assert not [f for f in row.findings_list() if f.rule in ("became_final", "disagreement")]
     assert story.held(BTC).equals(truth)
 
@@ -404,6 +497,7 @@ def test_an_archive_that_was_replaced_is_fetched_again_and_the_difference_told(s
     story.world.sandbox.faults.add(ReplacedArchive(days=[DAY], at=utc("2026-03-05T18:00"), short_by=30))
     row = good(story.bring(BTC))
     assert (row.rows, finding(row, "healed").count) == (1440, 30)
+    assert story.requests == ZIP + REST
     story.world.sandbox.faults.add(Status(path="/api/v3/", status=451))
     story.world.at("2026-03-06T12:00:00")
     ledger = story.world.ledger(BTC)
@@ -417,8 +511,11 @@ def test_an_archive_that_was_replaced_is_fetched_again_and_the_difference_told(s
 
 
 def test_the_rows_that_a_replaced_archive_changed_are_counted(story: Story) -> None:
+    truth = story.truth(TRADES)
     story.world.sandbox.faults.add(ReplacedArchive(days=[DAY], at=utc("2026-03-05T18:00")))
     row = good(story.bring(TRADES))
+    assert story.requests == ZIP
+    assert story.held(TRADES).equals(truth)
     story.world.at("2026-03-06T12:00:00")
     ledger = story.world.ledger(TRADES)
     ledger.put(marked(row, "another-etag"))
@@ -428,6 +525,10 @@ def test_the_rows_that_a_replaced_archive_changed_are_counted(story: Story) -> N
     assert "0 rows added, 0 removed, 1 changed" in found.message
     assert "quantity" in found.message
     assert span(found) == [(row.last_key, row.last_key, 1)]
+    held = story.held(TRADES)
+    assert held.slice(0, held.num_rows - 1).equals(truth.slice(0, truth.num_rows - 1))
+    assert held.column("quantity")[-1] != truth.column("quantity")[-1]
+    assert story.requests == ZIP  # nothing lacks in either archive, and the neighbouring days are not held
 
 
 def test_a_checksum_that_is_wrong_for_good_fails_until_a_person_accepts(story: Story) -> None:
@@ -437,6 +538,8 @@ def test_a_checksum_that_is_wrong_for_good_fails_until_a_person_accepts(story: S
     assert isinstance(result, DayFailure)
     assert (result.failure, result.row.etag is not None) == ("checksum", True)
     assert story.requests == 2 * ZIP  # it may have been replaced between the zip and its checksum
+    assert "does not match its published checksum" in result.reason
+    assert not story.world.layout.file(BTC, DAY).exists()
     [entry] = quarantine.entries(story.world.layout)
     quarantine.accept(story.world.layout, entry, by="trader", at=clock.now(), reason="as Binance has it")
     row = good(story.bring(BTC))
@@ -482,6 +585,7 @@ def test_where_rest_and_archive_disagree_the_archive_wins_and_both_are_told(stor
     if way == "became final":
         faults.append(story.world.sandbox.faults.add(MissingDay(days=[DAY])))
         assert not good(story.bring(BTC)).final
+        assert story.requests == ABSENT + WHOLE_DAY
         story.world.sandbox.faults.remove(faults[0])
     else:
         for minute in ("07:50", "08:10"):
@@ -496,4 +600,6 @@ def test_where_rest_and_archive_disagree_the_archive_wins_and_both_are_told(stor
     assert f"{DAY} 08:00:00 volume {volume + 1}" in found.message
     assert f"→ {volume}" in found.message
     assert story.held(BTC).equals(truth)
+    # Where candles lack, one page spans both of them, and with them the one that differs; else REST has told already.
+    assert story.requests == (ZIP if way == "became final" else ZIP + REST)
     assert (row.final, Ledger.read(story.world.layout.ledger(BTC)).rows[DAY]) == (True, row)
