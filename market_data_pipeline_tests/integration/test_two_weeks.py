@@ -1,4 +1,4 @@
-"""Two weeks go by in a minute: every schedule and sensor is evaluated tick by tick, and what they request is run.
+"""Two weeks go by in a minute: every schedule and sensor is evaluated tick by tick, and all that they request is run.
 
 Archives come late and out of order, one is replaced, one never matches its checksum, trading stops once, and REST and
 the archive fail at times. In the end every day is final or it is said why not, and nothing was fetched without need.
@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.execute_in_process import core_execute_in_process, merge_run_tags
+from dagster._core.instance.types import InstanceType
+from dagster._core.launcher.sync_in_memory_run_launcher import SyncInMemoryRunLauncher
+from dagster._core.run_coordinator import DefaultRunCoordinator
+from dagster._core.storage.event_log import InMemoryEventLogStorage
+from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
+from dagster._core.storage.root import LocalArtifactStorage
+from dagster._core.storage.runs import InMemoryRunStorage
 from dagster._utils.schedules import cron_string_iterator
+from sqlalchemy.engine import Connection
 
 from market_data_pipeline import clock
 from market_data_pipeline.definitions import build_definitions
@@ -26,6 +37,7 @@ from market_data_pipeline.sandbox import (
     LateArchive,
     MarketOutage,
     ReplacedArchive,
+    Request,
     Sandbox,
     Status,
     WrongChecksum,
@@ -42,12 +54,9 @@ collect:
     symbols: [BTCUSDT]
     klines: {intervals: [1h], from: 2026-02-20}
     aggTrades: {from: 2026-02-20}
-  - market: um
-    symbols: [BTCUSDT]
-    klines: {intervals: [1h], from: 2026-02-20}
 """
-BTC, TRADES, UM = klines("BTCUSDT", "1h"), agg_trades("BTCUSDT"), klines("BTCUSDT", "1h", "um")
-KEYS = (BTC, TRADES, UM)
+BTC, TRADES = klines("BTCUSDT", "1h"), agg_trades("BTCUSDT")
+KEYS = (BTC, TRADES)
 FORTNIGHT = days("2026-02-20", "2026-03-05")
 
 LATE = {date(2026, 2, 22): 9, date(2026, 2, 23): 4, date(2026, 2, 26): 2}
@@ -56,11 +65,17 @@ REPLACED = date(2026, 2, 24)
 OUTAGE = date(2026, 2, 25)
 REFUSED = date(2026, 3, 3)
 
-SENSOR_EVERY = timedelta(hours=2)
-"""By default it looks every half hour; archives appear at full hours here, so that nothing is seen the sooner."""
+DAYS, EVERY = 14.5, timedelta(minutes=30)
+"""How long it lasts, and how often the sensor looks."""
 
-HOURLY_IS_ON = (("2026-02-20T00:00", "2026-02-21T02:00"), ("2026-02-26T22:00", "2026-02-27T02:00"))
-"""When somebody wants today as well: each of its runs takes a fifth of a second here."""
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, when it was sent by the moved clock, and for which schedule or sensor."""
+
+    at: datetime
+    by: str
+    request: Request
 
 
 @dataclass
@@ -70,19 +85,23 @@ class Daemon:
     world: World
     instance: dg.DagsterInstance
     definitions: dg.Definitions
+    ticks: Counter[str] = field(default_factory=Counter)
     runs: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
     _cursors: dict[str, str | None] = field(default_factory=dict)
-    _asked: set[tuple[str, str]] = field(default_factory=set)
+    _run_keys: set[tuple[str, str]] = field(default_factory=set)
+    _jobs: dict[tuple[str, frozenset[dg.AssetKey]], dg.JobDefinition] = field(default_factory=dict)
 
     def live(self, start: str, end: str) -> None:
         """Let time go by."""
         for moment, name in self._ticks(utc(start), utc(end)):
-            if name == "hourly" and not any(utc(on) <= moment < utc(off) for on, off in HOURLY_IS_ON):
-                continue
+            self.ticks[name] += 1
             self.world.at(moment.replace(tzinfo=None).isoformat())
             for request in self._requested(name, moment):
                 self._run(name, request)
+            self.asked += [Asked(moment, name, request) for request in self.world.sandbox.requests]
+            self.world.forget()
 
     def names(self) -> set[str]:
         """Of all schedules and sensors."""
@@ -96,7 +115,8 @@ class Daemon:
 
         def often(sensor: dg.SensorDefinition) -> Iterator[tuple[datetime, str]]:
             # Beside the minutes of the schedules.
-            return ((start + timedelta(minutes=1) + SENSOR_EVERY * n, sensor.name) for n in range(10**6))
+            every = timedelta(seconds=sensor.minimum_interval_seconds or 30)
+            return ((start + timedelta(minutes=1) + every * n, sensor.name) for n in range(10**6))
 
         repository = self.definitions.get_repository_def()
         for tick in heapq.merge(*map(of, repository.schedule_defs), *map(often, repository.sensor_defs)):
@@ -120,32 +140,75 @@ class Daemon:
 
     def _run(self, name: str, request: dg.RunRequest) -> None:
         if request.run_key is not None:
-            if (name, request.run_key) in self._asked:
+            if (name, request.run_key) in self._run_keys:
                 return
-            self._asked.add((name, request.run_key))
-        repository = self.definitions.get_repository_def()
-        asking = repository.get_schedule_def if repository.has_schedule_def(name) else repository.get_sensor_def
-        job = self.definitions.resolve_job_def(str(request.job_name or asking(name).job_name))
-        quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-        result = job.execute_in_process(
+            self._run_keys.add((name, request.run_key))
+        # As JobDefinition.execute_in_process does, which builds the job and its snapshot anew for each run.
+        job = self._job(name, request)
+        run_config = {**request.run_config, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+        tags = merge_run_tags(job, request.partition_key, dict(request.tags), (), self.instance, run_config)
+        result = core_execute_in_process(
+            run_config=run_config,
+            job=InMemoryJob(job_def=job),
             instance=self.instance,
-            partition_key=request.partition_key,
-            tags=dict(request.tags),
-            run_config={**request.run_config, **quiet},
-            asset_selection=list(request.asset_selection) if request.asset_selection else None,
+            output_capturing_enabled=False,
             raise_on_error=False,
+            run_tags=tags,
         )
         self.runs[name] += 1
         if not result.success:
             self.failed.append(f"{name} {request.partition_key or request.run_key}")
 
+    def _job(self, name: str, request: dg.RunRequest) -> dg.JobDefinition:
+        """The job of a request, with the selection that it asks for, made once."""
+        repository = self.definitions.get_repository_def()
+        asking = repository.get_schedule_def if repository.has_schedule_def(name) else repository.get_sensor_def
+        job, selection = str(request.job_name or asking(name).job_name), frozenset(request.asset_selection or ())
+        if (job, selection) not in self._jobs:
+            whole = self.definitions.resolve_job_def(job)
+            self._jobs[job, selection] = whole.as_ephemeral_job({}, {}, asset_selection=list(selection) or None)
+        return self._jobs[job, selection]
+
+
+class _Events(InMemoryEventLogStorage):
+    """Events in memory by one connection: the stock class opens one for each statement, a third of a run's time."""
+
+    @contextmanager
+    def _connect(self) -> Iterator[Connection]:
+        with self._db_lock, self._held_conn.begin():
+            yield self._held_conn
+
+    def has_table(self, table_name: str) -> bool:
+        """All tables are made at the start."""
+        return True
+
+
+class _Runs(InMemoryRunStorage):
+    """Runs in memory, likewise."""
+
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        with self._held_conn.begin():
+            yield self._held_conn
+
+
+def in_memory(root: Path) -> dg.DagsterInstance:
+    """As :meth:`dagster.DagsterInstance.ephemeral`, but with storages that keep their connection."""
+    return dg.DagsterInstance(
+        instance_type=InstanceType.EPHEMERAL,
+        local_artifact_storage=LocalArtifactStorage(str(root)),
+        run_storage=_Runs(),
+        event_storage=_Events(),
+        compute_log_manager=NoOpComputeLogManager(),
+        run_coordinator=DefaultRunCoordinator(),
+        run_launcher=SyncInMemoryRunLauncher(),
+    )
+
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A quiet exchange: what takes time here is Dagster."""
-    symbols = [
-        GeneratedSymbol(market, "BTCUSDT", date(2026, 1, 1), trades_per_day=500) for market in (Market.SPOT, Market.UM)
-    ]
+    symbols = [GeneratedSymbol(Market.SPOT, "BTCUSDT", date(2026, 1, 1), trades_per_day=500)]
     with Sandbox(symbols=symbols) as sandbox:
         yield World(tmp_path, sandbox, monkeypatch)
 
@@ -156,7 +219,7 @@ def daemon(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
     universe.write_text(UNIVERSE)
     world.set(universe=universe, retries=1)
     world.at("2026-02-20T00:00:00")
-    with dg.DagsterInstance.ephemeral() as instance:
+    with in_memory(world.root / "dagster") as instance:
         # A schedule opens records on disk by their address only; those in memory are a third of the time.
         monkeypatch.setattr(dg.ScheduleEvaluationContext, "instance", property(lambda _: instance))
         yield Daemon(world, instance, build_definitions(world.settings, load_universe(universe)))
@@ -166,13 +229,33 @@ def row(world: World, key: SeriesKey, day: date) -> LedgerRow:
     return world.ledger(key).rows[day]
 
 
-def zips(world: World, status: int) -> Counter[str]:
-    """How often each zip was asked for and answered so, by market and name."""
-    return Counter(
-        f"{'spot' if '/spot/' in request.path else 'um'} {request.path.rsplit('/', 1)[-1]}"
-        for request in world.sandbox.requests
-        if request.path.endswith(".zip") and request.status == status
-    )
+def name_of(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def zip_of(key: SeriesKey, day: date) -> str:
+    return name_of(key.archive_daily(day))
+
+
+def files(asked: Iterable[Asked], ending: str, status: int) -> Counter[str]:
+    """How often each file of the archive was asked for and answered so."""
+    paths = [one.request.path for one in asked if one.request.status == status]
+    return Counter(name_of(path) for path in paths if path.endswith(ending))
+
+
+def rest(asked: Iterable[Asked], endpoint: str) -> list[Asked]:
+    """What REST was asked for and answered."""
+    return [one for one in asked if name_of(one.request.path) == endpoint and one.request.status == 200]
+
+
+def waits(key: SeriesKey, at: datetime) -> bool:
+    """Whether a day has been over for two hours and is not final: its archive is to come, or was refused."""
+    for day in FORTNIGHT:
+        midnight = utc(str(day)) + timedelta(days=1)
+        published = midnight + timedelta(days=LATE.get(day, 0), hours=8)
+        if at >= midnight + timedelta(hours=2) and (at < published + EVERY or (key, day) == (BTC, REFUSED)):
+            return True
+    return False
 
 
 def test_two_weeks_by_schedules_and_sensors_alone(world: World, daemon: Daemon) -> None:
@@ -193,6 +276,28 @@ def test_two_weeks_by_schedules_and_sensors_alone(world: World, daemon: Daemon) 
     faults.remove(no_archive)
     daemon.live("2026-03-01T12:00", "2026-03-06T12:00")
 
+    assert daemon.ticks == {
+        "hourly": 24 * DAYS,
+        "repair": 24 * DAYS,
+        "archive_published": 48 * DAYS,  # every half hour, see the settings
+        **dict.fromkeys(["daily", "trade_profiles_daily", "coverage_daily"], 15),
+        "verify": 2,  # on Sundays
+    }
+    assert set(daemon.runs) == daemon.names()
+    assert Counter(daemon.failed) == {
+        "hourly 2026-02-23": 4,  # REST is off
+        "daily 2026-02-22": 1,  # the archive is late, and on March 1st it is off
+        "repair 2026-02-22": 1,
+        f"archive_published {REFUSED}": 1,  # its checksum is wrong
+    }
+
+    every_day_is_final_or_explained(world)
+    no_file_was_fetched_without_need(daemon.asked)
+    rest_was_asked_for_what_was_new(daemon)
+    the_listing_was_looked_at_while_a_day_waited(daemon.asked)
+
+
+def every_day_is_final_or_explained(world: World) -> None:
     for key in KEYS:
         for day in FORTNIGHT:
             if (key, day) != (BTC, REFUSED):
@@ -201,37 +306,68 @@ def test_two_weeks_by_schedules_and_sensors_alone(world: World, daemon: Daemon) 
                     found
                 )
     refused = row(world, BTC, REFUSED)
-    assert (refused.outcome, refused.failure) == ("failed", "checksum")
-    assert [row(world, key, OUTAGE).verdicts for key in KEYS] == ["outage", "", ""]
+    assert (refused.outcome, refused.final, refused.source, refused.rows) == ("held", False, "rest", 24)
+    assert refused.failure == "checksum"
+    assert "does not match its published checksum" in str(refused.reason)
+    assert [row(world, key, OUTAGE).verdicts for key in KEYS] == ["outage", ""]
     replaced = row(world, BTC, REPLACED)
     assert "replaced" in [finding.rule for finding in replaced.findings_list()]
     assert replaced.rows == 24
     assert world.ledger(profile_of(TRADES)).days() == FORTNIGHT
 
-    assert set(daemon.runs) == daemon.names()
-    assert set(daemon.failed) == {
-        "daily 2026-02-22",  # REST is off, and the archive late; on March 1st the archive is off, too
-        "repair 2026-02-22",
-        "daily 2026-02-28",  # the archive is off
-        "repair 2026-02-28",
-        "daily 2026-03-03",  # its checksum is wrong
-    }
 
-    # Each zip once; again the one that was replaced, and, within its one attempt, the one that does not match.
-    assert {name: times for name, times in zips(world, 200).items() if times > 1} == {
-        f"spot {BTC.archive_daily(REPLACED).rsplit('/', 1)[-1]}": 2,
-        f"spot {BTC.archive_daily(REFUSED).rsplit('/', 1)[-1]}": 2,
+def no_file_was_fetched_without_need(asked: Sequence[Asked]) -> None:
+    # Each zip once with its checksum; again the one that was replaced, and, within its one attempt, the one that does
+    # not match. None of a month.
+    again = {zip_of(BTC, REPLACED), zip_of(BTC, REFUSED)}
+    fetched = {zip_of(key, day): 1 for key in KEYS for day in FORTNIGHT} | dict.fromkeys(again, 2)
+    assert files(asked, ".zip", 200) == fetched
+    assert files(asked, ".CHECKSUM", 200) == {f"{name}.CHECKSUM": times for name, times in fetched.items()}
+    # In vain by `hourly` right after midnight, and by `daily` once a day while a day is late: `daily` looks at no
+    # listing. The month's zip might stand in for a day of February that is asked for in March.
+    in_vain = {zip_of(key, day): 1 + LATE.get(day, 0) for key in KEYS for day in FORTNIGHT}
+    since_march = [one for one in asked if one.at >= utc("2026-03-01")]
+    of_february = files(since_march, ".zip", 404)
+    month = name_of(BTC.archive_monthly(date(2026, 2, 1)))
+    asked_late = sum(times for name, times in of_february.items() if name.startswith("BTCUSDT-1h-2026-02-"))
+    assert files(asked, ".zip", 404) == {**in_vain, month: asked_late}
+
+
+def rest_was_asked_for_what_was_new(daemon: Daemon) -> None:
+    # One page of each series an hour, for the hour just over; hours without REST are made up for by the next page.
+    answered = daemon.runs["hourly"] - 4
+    candles, trades = rest(daemon.asked, "klines"), rest(daemon.asked, "aggTrades")
+    # One more for what the archive lacks of the day of the outage.
+    assert [one.by for one in candles if one.by != "hourly"] == ["archive_published"]
+    assert len(candles) == answered + 1
+    starts = Counter(clock.naive_from_us(int(one.request.query["startTime"]) * 1000) for one in candles)
+    assert {start: times for start, times in starts.items() if times > 1} == {
+        datetime.combine(OUTAGE, time(10)): 4,  # at 11:05, 12:05, 13:05, and in healing
     }
-    # In vain once a day while a day is late, and where something else was amiss. The month's zip stands in for a day.
-    in_vain = zips(world, 404)
-    assert {name[-14:-4] for name in in_vain} == {"2026-02-20", *map(str, LATE), "1h-2026-02"}
-    assert max(in_vain.values()) <= max(LATE.values()) + 3
-    # No candle was asked of REST twice, and of days whose archive was there only what it lacks.
-    starts = Counter(
-        (request.path, clock.naive_from_us(int(request.query["startTime"]) * 1000))
-        for request in world.sandbox.requests
-        if request.path.endswith("/klines") and request.query["startTime"] != "0"
-    )
-    assert set(starts.values()) == {1}
-    by_the_hour = {date(2026, 2, 20), date(2026, 2, 21), date(2026, 2, 26), date(2026, 2, 27)}
-    assert {start.date() for _, start in starts} == {*by_the_hour, *LATE, OUTAGE}
+    # Of trades a day's first hour is asked for by time, which is one page; the next goes on by id.
+    by_time = [one for one in trades if "startTime" in one.request.query]
+    assert {one.by for one in trades} == {"hourly"}
+    assert [clock.naive_from_us(int(one.request.query["startTime"]) * 1000).date() for one in by_time] == [
+        *FORTNIGHT,
+        FORTNIGHT[-1] + timedelta(days=1),
+    ]
+    assert len(trades) == answered + len(by_time)
+    # The clock once a run that asks REST at all; two series share it.
+    assert len(rest(daemon.asked, "time")) == answered + 1
+
+
+def the_listing_was_looked_at_while_a_day_waited(asked: Sequence[Asked]) -> None:
+    looks = [one for one in asked if "prefix" in one.request.query]
+    assert {one.by for one in looks} == {"archive_published", "verify"}
+    # One page holds a series, of days or of months.
+    assert set(Counter((one.at, one.request.query["prefix"]) for one in looks).values()) == {1}
+    for one in looks:
+        if one.by == "archive_published":
+            [key] = [key for key in KEYS if f"/{key.data_type}/" in one.request.query["prefix"]]
+            assert waits(key, one.at), one
+            # A day is published between 02:00 and noon; older ones are looked for every two hours.
+            assert 2 <= one.at.hour < 12 or (one.at.hour % 2 == 0 and one.at.minute < 30), one
+    assert Counter(one.at.date() for one in looks if one.by == "verify") == {
+        date(2026, 2, 22): 2,
+        date(2026, 3, 1): 3,  # the month is over
+    }
