@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar, cast
 
@@ -32,8 +33,8 @@ _T = TypeVar("_T")
 _Answer = tuple[Exception | None, Any]
 """What went wrong, or the value."""
 
-_WORTH_BYTES = 24 << 20
-"""Bytes that a run reads by itself: a second's work, about what starting the processes costs."""
+WORTH_BYTES = 24 << 20
+"""Bytes of archives that a run reads by itself: a second's work, about what starting the processes costs."""
 
 _COMMAND = (sys.executable, "-c", "from market_data_pipeline.processes import serve; serve()")
 
@@ -50,10 +51,20 @@ class Processes:
 
     Args:
         number: How many processes, this one counted; 0 takes one for each CPU that this process may use.
+        ahead: Module that they import before they are asked for anything.
+        worth_bytes: How much is to be read before processes are started.
     """
 
-    def __init__(self, number: int = 0) -> None:
-        self._to_start = (number or _cpus()) - 1
+    def __init__(
+        self,
+        number: int = 0,
+        *,
+        ahead: str = "market_data_pipeline.ingest.encoding",
+        worth_bytes: int = WORTH_BYTES,
+    ) -> None:
+        self._to_start = (number or cpus()) - 1
+        self._ahead = ahead
+        self._worth_bytes = worth_bytes
         self._expected = 0
         self._here = 0
         self._all: list[_Worker] = []
@@ -68,12 +79,12 @@ class Processes:
         """
         with self._changed:
             self._expected += size
-            if self._expected < _WORTH_BYTES:
+            if self._expected < self._worth_bytes:
                 return
             try:
                 while self._to_start:
                     self._to_start -= 1
-                    self._all.append(_Worker())
+                    self._all.append(_Worker(self._ahead))
                     threading.Thread(target=self._welcome, args=(self._all[-1],), daemon=True).start()
             except OSError as error:
                 logger.warning("No process could be started (%s); the run goes on without.", error)
@@ -97,7 +108,9 @@ class Processes:
             try:
                 error, value = worker.ask((function, args, kwargs))
             except (OSError, EOFError, pickle.UnpicklingError):
-                logger.warning("A process that reads archives ended before it answered; the run goes on without it.")
+                logger.warning(
+                    "A process that computes beside this one ended before it answered; the run goes on without it."
+                )
                 self._lose(worker)
                 return self.compute(function, *args, **kwargs)
         finally:
@@ -150,7 +163,7 @@ class Processes:
             worker.end()
 
 
-def _cpus() -> int:
+def cpus() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -158,12 +171,12 @@ def _cpus() -> int:
 class _Worker:
     """A process that computes one thing at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: str) -> None:
         folder = str(Path(__file__).resolve().parents[1])
         known = os.environ.get("PYTHONPATH")
         path = {"PYTHONPATH": f"{folder}{os.pathsep}{known}" if known else folder}
         self._process = subprocess.Popen(  # noqa: S603 - this Python
-            _COMMAND,
+            (*_COMMAND, ahead),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=_KEEP_MEMORY | os.environ | path,
@@ -208,8 +221,7 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "wb", buffering=1 << 16)
     os.dup2(2, 1)  # whatever is printed is no answer
     sys.meta_path.insert(0, _WithoutPandas())
-    import market_data_pipeline.ingest.encoding  # noqa: F401 - what it will be asked for
-
+    import_module(sys.argv[1])  # what it will be asked for
     _answer(answers, "ready")
     while True:
         try:

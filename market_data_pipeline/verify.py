@@ -10,34 +10,31 @@ What belongs here: finding and marking. What does not: fetching again (``ingest`
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from math import inf
-from multiprocessing import get_context
-from pathlib import Path
 from threading import Event, Lock
 from time import monotonic, perf_counter
 from typing import Protocol
 
-import pyarrow as pa
-
 from market_data_pipeline import clock
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.files import DamagedFileError, FileStat, SeriesBusyError
+from market_data_pipeline.lake.files import SeriesBusyError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import FAILED, HELD, Ledger, LedgerRow, reconcile
-from market_data_pipeline.lake.provenance import ChecksumStatus, Provenance, Source, content_sha256
+from market_data_pipeline.lake.ledger import FAILED, HELD, Ledger, LedgerRow, days_held, reconcile
+from market_data_pipeline.lake.provenance import ChecksumStatus, Source
+from market_data_pipeline.lake.proving import Proof, prove_days
+from market_data_pipeline.processes import Processes, cpus
 from market_data_pipeline.quality.repair import LASTING, WITHOUT_ARCHIVE, is_known, marked, waits_for_archive
-from market_data_pipeline.quality.rows import ints
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.specs import lake_schema, monthly_may_stand, spec_of
+from market_data_pipeline.specs import lake_schema, monthly_may_stand
 
 OnProgress = Callable[[int], None]
 """Told how many more days are done."""
@@ -464,19 +461,12 @@ class LocalReport:
         return not self.faults and not self.troubles
 
 
-@dataclass(frozen=True, slots=True)
-class _Proof:
-    """What reading one file came to; ``stat`` is None where it is gone."""
+_FILES_AT_ONCE = 32
+_BYTES_AT_ONCE = 4 << 20
+"""What a process is handed at a time: little enough that none waits long for another at the end."""
 
-    day: date
-    stat: FileStat | None
-    rows: int = 0
-    fault: str | None = None
-
-
-_FILES_AT_ONCE = 64
-_PROCESSES_FROM = 1_000
-"""Files from which on further processes are worth their start of a second."""
+_WORTH_BYTES = 32 << 20
+"""Bytes that one process reads by itself, in about the time that another takes to start."""
 
 
 def prove_local(
@@ -496,20 +486,23 @@ def prove_local(
         settings: Where the lake is, and how long to wait for a series that is being written.
         keys: The series, derived ones too.
         mark: Whether to write what was found into the ledgers.
-        processes: How many processes may read. In one, threads do; small files (1m klines) take Python's lock half of
-            the time, so that two processes read them twice as fast. More than one needs a main module that can be
-            imported, as scripts and commands have.
+        processes: How many processes may read, this one counted; 0 takes one for each CPU. Small files (1m klines) take
+            Python's lock half of the time, so threads would wait for one another. Others are started where there is
+            much to read.
         on_progress: Told how many more files were read.
     """
     layout = Layout(settings.root)
     report = LocalReport()
     began = perf_counter()
     wanted = {key: _days_to_prove(layout, key) for key in keys}
-    bundles = [(key, days[n : n + _FILES_AT_ONCE]) for key, days in wanted.items() for n in _starts(days)]
-    with _readers(processes if sum(map(len, wanted.values())) >= _PROCESSES_FROM else 1) as readers:
-        tasks = [readers.submit(_prove_days, layout, key, days) for key, days in bundles]
+    bundles = [(key, days) for key, sizes in wanted.items() for days in _bundles(sizes)]
+    processes = processes or cpus()
+    beside = Processes(processes, ahead=prove_days.__module__, worth_bytes=_WORTH_BYTES)
+    with closing(beside), ThreadPoolExecutor(processes, thread_name_prefix="prove") as readers:
+        beside.expect(sum(sum(sizes.values()) for sizes in wanted.values()))
+        tasks = [readers.submit(beside.compute, prove_days, layout, key, days) for key, days in bundles]
         try:
-            found: dict[SeriesKey, dict[date, _Proof]] = {key: {} for key in wanted}
+            found: dict[SeriesKey, dict[date, Proof]] = {key: {} for key in wanted}
             for (key, _), task in zip(bundles, tasks, strict=True):
                 proofs = task.result()
                 report.files[key] = report.files.get(key, 0) + len(proofs)
@@ -533,61 +526,26 @@ def prove_local(
     return report
 
 
-def _starts(days: Sequence[date]) -> range:
-    return range(0, len(days), _FILES_AT_ONCE)
+def _days_to_prove(layout: Layout, key: SeriesKey) -> dict[date, int]:
+    """The days that have a file, and those that should have one by the ledger, with its size in bytes; in order."""
+    sizes = dict.fromkeys(days_held(layout.ledger(key)), 0)
+    sizes |= {day: stat.bytes for day, stat in files.days_on_disk(layout.folder(key)).items()}
+    return dict(sorted(sizes.items()))
 
 
-def _readers(processes: int) -> Executor:
-    if processes > 1:
-        # Not forked: the parent has threads, of Arrow and of whoever calls.
-        return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="prove")
+def _bundles(sizes: Mapping[date, int]) -> list[list[date]]:
+    bundles: list[list[date]] = []
+    bytes_in_last = 0
+    for day, size in sizes.items():
+        if not bundles or len(bundles[-1]) == _FILES_AT_ONCE or bytes_in_last + size > _BYTES_AT_ONCE:
+            bundles.append([])
+            bytes_in_last = 0
+        bundles[-1].append(day)
+        bytes_in_last += size
+    return bundles
 
 
-def _days_to_prove(layout: Layout, key: SeriesKey) -> list[date]:
-    """The days that have a file, and those that should have one by the ledger."""
-    held = Ledger.read(layout.ledger(key)).days(HELD)
-    return sorted({*files.days_on_disk(layout.folder(key)), *held})
-
-
-def _prove_days(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[_Proof]:
-    schema = lake_schema(key.market, key.data_type)
-    return [_prove_day(layout.file(key, day), key, day, schema) for day in days]
-
-
-def _prove_day(path: Path, key: SeriesKey, day: date, schema: pa.Schema) -> _Proof:
-    stat = files.stat(path)
-    if stat is None:
-        return _Proof(day, None, fault=f"{path} is gone. Backfill that day to bring it back.")
-    try:
-        record, table = files.read_whole(path)
-    except DamagedFileError as error:
-        return _Proof(day, stat, fault=str(error))
-    wrong = _difference(record, table, key, day, schema)
-    advice = "it was changed after it was written. Backfill that day to replace it."
-    return _Proof(
-        day, stat, table.num_rows, f"{path} does not hold what its footer says ({wrong}): {advice}" if wrong else None
-    )
-
-
-def _difference(record: Provenance, table: pa.Table, key: SeriesKey, day: date, schema: pa.Schema) -> str | None:
-    """What of a file is not as its footer says, in words; None where all is."""
-    if (record.series, record.day) != (str(key), day):
-        return f"it is {record.day} of {record.series}"
-    if not table.schema.equals(schema):
-        return "its columns are others"
-    if table.num_rows != record.rows:
-        return f"it has {table.num_rows} rows instead of {record.rows}"
-    if key.data_type is not DataType.TRADE_PROFILE:
-        keys = ints(table, spec_of(key).key)
-        if not (keys[1:] > keys[:-1]).all():
-            return f"{spec_of(key).key} does not rise from row to row"
-        if keys.size and (keys[0], keys[-1]) != (record.first_key, record.last_key):
-            return f"{spec_of(key).key} begins or ends elsewhere"
-    return None if content_sha256(table) == record.content_sha256 else "its values have another sha256"
-
-
-def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[_Proof], wait_seconds: float) -> None:
+def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[Proof], wait_seconds: float) -> None:
     """Note files that are not what they say as failed days.
 
     Raises:

@@ -25,9 +25,9 @@ def processes() -> Iterator[Processes]:
     found.close()
 
 
-def elsewhere(processes: Processes) -> int:
+def elsewhere(processes: Processes, size: int = MUCH) -> int:
     """The pid of the other process, once it is there."""
-    processes.expect(MUCH)
+    processes.expect(size)
     while (pid := processes.compute(os.getpid)) == os.getpid():
         pass
     return pid
@@ -38,6 +38,25 @@ def test_a_little_is_computed_here(processes: Processes) -> None:
     processes.expect(1 << 20)
     assert processes.compute(os.getpid) == os.getpid()
     assert psutil.Process().children() == before
+
+
+def test_who_asks_says_how_much_is_worth_a_process_and_what_it_imports() -> None:
+    processes = Processes(2, ahead="market_data_pipeline.lake.proving", worth_bytes=1 << 10)
+    try:
+        processes.expect(1 << 9)
+        assert not psutil.Process().children()
+        elsewhere(processes, 1 << 10)
+        with ThreadPoolExecutor(8) as threads:
+            imported = set(
+                threads.map(lambda _: processes.compute(_has_imported, "pyarrow.parquet", "pandas"), range(99))
+            )
+    finally:
+        processes.close()
+    assert (True, False) in imported
+
+
+def _has_imported(*names: str) -> tuple[bool, ...]:
+    return tuple(name in sys.modules for name in names)
 
 
 def test_one_process_computes_all_by_itself() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -479,16 +480,135 @@ def test_rows_that_were_changed_and_written_again_are_found(world: World) -> Non
     assert world.ledger(BTC).rows[date(2026, 2, 4)].failure is None
 
 
+def rewrite(
+    path: Path,
+    change: Callable[[pa.Table], pa.Table],
+    record: Callable[[Provenance, pa.Table], Provenance] | None = None,
+) -> None:
+    """Write a file again with other rows; with its footer as it was, or with what ``record`` makes of it."""
+    held, table = files.read_whole(path)
+    changed = change(table).replace_schema_metadata(None)
+    spec = spec_of(BTC)
+    files.write_table(
+        path, changed, record(held, changed) if record else held, delta=spec.delta, dictionary=spec.dictionary
+    )
+
+
+def hashed(record: Provenance, table: pa.Table) -> Provenance:
+    return record.model_copy(update={"content_sha256": content_sha256(table)})
+
+
+def labelled(label: str) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        labels = pa.DictionaryArray.from_arrays(pa.array(np.zeros(table.num_rows, np.int32)), pa.array([label]))
+        return table.set_column(0, table.schema.field(0), labels)
+
+    return change
+
+
+def of_other_labels_here_and_there(table: pa.Table) -> pa.Table:
+    which = pa.array(np.arange(table.num_rows, dtype=np.int32) % 2)
+    labels = pa.DictionaryArray.from_arrays(which, pa.array(["BTCUSDT", "ETHUSDT"]))
+    return table.set_column(0, table.schema.field(0), labels)
+
+
+def swapped(table: pa.Table) -> pa.Table:
+    return table.take([*range(10), 11, 10, *range(12, table.num_rows)])
+
+
+def with_bit_lost_in(label: bytes) -> Callable[[Path], None]:
+    """Changes a bit of a label where it is first written, which is in the dictionary that the rows refer to."""
+
+    def change(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[data.index(label)] ^= 0x02
+        path.write_bytes(data)
+
+    return change
+
+
+def same(table: pa.Table) -> pa.Table:
+    return table
+
+
+def with_text(table: pa.Table) -> pa.Table:
+    return table.set_column(0, "symbol", table["symbol"].cast(pa.string()))
+
+
+def saying(**what: object) -> Callable[[Provenance, pa.Table], Provenance]:
+    return lambda held, _: held.model_copy(update=what)
+
+
+_FAULTS: tuple[tuple[Callable[[Path], object], str], ...] = (
+    (with_bit_lost_in(b"BTCUSDT"), "its values have another sha256"),
+    (with_bit_lost_in(b"1h"), "its values have another sha256"),
+    (damage, "Backfill that day to replace it"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged or was not written by this pipeline"),
+    (lambda path: path.write_bytes(b""), "is damaged or was not written by this pipeline"),
+    (lambda path: rewrite(path, swapped, hashed), "open_time does not rise from row to row"),
+    (lambda path: rewrite(path, lambda table: table.slice(0, 23), hashed), "it has 23 rows instead of 24"),
+    (lambda path: rewrite(path, labelled("ETHUSDT")), "its values have another sha256"),
+    (lambda path: rewrite(path, of_other_labels_here_and_there), "its values have another sha256"),
+    (lambda path: rewrite(path, same, saying(content_sha256="ab")), "its values have another sha256"),
+    (lambda path: rewrite(path, same, saying(last_key=1)), "open_time begins or ends elsewhere"),
+    (lambda path: rewrite(path, same, saying(series=str(ETH))), "of binance/spot/klines/ETHUSDT/1h"),
+    (lambda path: rewrite(path, lambda table: table.drop_columns(["count"])), "its columns are others"),
+    (lambda path: rewrite(path, with_text), "its columns are others"),
+    (lambda path: files.write_table(path, files.read_table(path).replace_schema_metadata(None)), "it has no record"),
+)
+"""What can be wrong with a file, and what is said of it."""
+
+
+@pytest.mark.usefixtures("_not_flushed")
+@pytest.mark.parametrize("faults", [_FAULTS, _FAULTS[::-1]], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("between", [0, 1, 4])
+def test_among_many_each_file_that_is_wrong_is_named_with_what_is_wrong(
+    world: World, faults: Sequence[tuple[Callable[[Path], object], str]], between: int
+) -> None:
+    wanted = days("2020-01-01", "2020-03-16")
+    wrong = dict(zip(wanted[:: between + 1], faults, strict=False))
+    for day in wanted:
+        write_day(world, BTC, day, 24)
+    for day, (break_it, _) in wrong.items():
+        break_it(world.layout.file(BTC, day))
+    report = prove_local(world.settings, [BTC])
+    assert report.files == {BTC: len(wanted)}
+    assert report.to_bring == {BTC: list(wrong)}
+    for day, (_, reason) in wrong.items():
+        assert str(world.layout.file(BTC, day)) in report.faults[BTC][day]
+        assert reason in report.faults[BTC][day]
+
+
+@pytest.mark.usefixtures("_not_flushed")
+def test_files_of_several_row_groups_and_of_other_numbers_of_rows_are_proven(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = days("2020-01-01", "2020-01-08")
+    for day in wanted[:4]:
+        write_day(world, BTC, day, 20 + day.day % 2)
+    monkeypatch.setattr(files, "ROW_GROUP_ROWS", 10)
+    for day in wanted[4:]:
+        write_day(world, BTC, day, 24)
+    assert pq.read_metadata(world.layout.file(BTC, wanted[-1])).num_row_groups == 3
+    report = prove_local(world.settings, [BTC])
+    assert report.all_well
+    assert report.rows == 2 * 20 + 2 * 21 + 4 * 24
+    rewrite(world.layout.file(BTC, wanted[-1]), swapped, hashed)
+    assert "does not rise" in prove_local(world.settings, [BTC], mark=False).faults[BTC][wanted[-1]]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("_not_flushed")
 def test_many_files_are_proven_by_two_processes_to_the_same_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "_PROCESSES_FROM", 100)
+    monkeypatch.setattr(verify, "_WORTH_BYTES", 1)
     wanted = days("2020-01-01", "2020-06-01")
     for day in wanted:
         write_day(world, BTC, day, 24)
     damage(world.layout.file(BTC, wanted[70]))
+    before = psutil.Process().children()
     report = prove_local(world.settings, [BTC], processes=2)
     assert report.files == {BTC: len(wanted)}
     assert report.to_bring == {BTC: [wanted[70]]}
     assert world.ledger(BTC).rows[wanted[70]].failure == "damaged"
     assert len(world.ledger(BTC).days(HELD)) == len(wanted) - 1
+    assert psutil.Process().children() == before, "none is left behind"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from datetime import date
 
@@ -16,6 +15,7 @@ from market_data_pipeline.cli.screen import aside, counted, in_bytes, out, progr
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.processes import cpus
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
@@ -174,7 +174,7 @@ def _tell_changes(layout: Layout, report: SweepReport, console: Console) -> None
 def _local(settings: Settings, keys: Sequence[SeriesKey], *, mark: bool) -> bool:
     layout = Layout(settings.root)
     total = sum(len(files.days_on_disk(layout.folder(key))) for key in keys)
-    processes = max(1, min(os.cpu_count() or 1, settings.memory_mb // _PROCESS_MEMORY_MB))
+    processes = max(1, min(cpus(), settings.memory_mb // _PROCESS_MEMORY_MB))
     with progress_bar(total, "files", "reading", aside()) as bar:
         report = prove_local(settings, keys, mark=mark, processes=processes, on_progress=bar.advance)
     console = aside()

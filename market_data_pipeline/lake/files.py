@@ -228,11 +228,33 @@ def read_whole(path: Path) -> tuple[Provenance, pa.Table]:
         DamagedFileError: the file is not there, not readable, or has no valid record.
     """
     try:
-        with pq.ParquetFile(pa.BufferReader(path.read_bytes())) as file:
-            record = Provenance.model_validate_json((file.metadata.metadata or {})[FOOTER_KEY])
-            return record, file.read(use_threads=False)
-    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        with opened(path.read_bytes()) as (reader, metadata):
+            return record_in(metadata), reader.read_all(use_threads=False)
+    except UNREADABLE as error:
         raise damaged(path, error) from error
+
+
+UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError)
+"""What is raised in reading a file that is not what it should be; see :func:`damaged`."""
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[tuple[pq.ParquetReader, pq.FileMetaData]]:
+    """A reader of a file's bytes, and what its footer says.
+
+    Not a ``ParquetFile``, which makes an index of nested columns first, in the time of decoding one.
+    """
+    reader = pq.ParquetReader()
+    reader.open(pa.BufferReader(data), use_memory_map=False, pre_buffer=False)
+    try:
+        yield reader, reader.metadata
+    finally:
+        reader.close()
+
+
+def record_in(metadata: pq.FileMetaData) -> Provenance:
+    """The record that a footer has."""
+    return Provenance.model_validate_json((metadata.metadata or {})[FOOTER_KEY])
 
 
 def damaged(path: Path, error: Exception) -> DamagedFileError:
