@@ -25,6 +25,7 @@ from pydantic_core import PydanticUndefined
 from market_data_pipeline.cli import main
 from market_data_pipeline.cli.choice import Asked, choose
 from market_data_pipeline.cli.collect import concern_about
+from market_data_pipeline.cli.demo import as_typed
 from market_data_pipeline.cli.holdings import Holding, Size, day_size, holding, size_of
 from market_data_pipeline.defs.coverage import coverage_key
 from market_data_pipeline.defs.home import open_instance
@@ -565,6 +566,34 @@ def test_sandbox_says_when_its_port_is_taken(world: World) -> None:
     result = CliRunner().invoke(main, ["sandbox", "--port", port])
     assert result.exit_code == 2
     assert port in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("on_path", "below", "typed"),
+    [
+        ("env/bin", ".", "market-data"),  # an environment that is active, or pipx
+        ("elsewhere", ".", "env/bin/market-data"),  # `make` calls it in an environment of its own
+        (".", ".", "env/bin/market-data"),
+        (".", "other folder", "'{root}/env/bin/market-data'"),
+    ],
+)
+def test_hints_name_the_command_as_this_shell_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_path: str, below: str, typed: str
+) -> None:
+    root = tmp_path / "with a space"
+    for folder in ("env/bin", "elsewhere", "other folder"):
+        (root / folder).mkdir(parents=True)
+    for command in ("env/bin/market-data", "elsewhere/market-data"):
+        (root / command).touch(0o755)
+    monkeypatch.chdir(root / below)
+    monkeypatch.setenv("PATH", str(root / on_path))
+    monkeypatch.setattr(sys, "executable", str(root / "env" / "bin" / "python"))
+    assert as_typed() == typed.format(root=root)
+
+
+def test_hints_name_the_command_where_only_the_module_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert as_typed() == "market-data"
 
 
 @pytest.mark.slow

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -92,13 +95,14 @@ def demo(then_ui: bool, port: int) -> None:
             _run_ui(settings, port, sandbox.settings_env())
             end(all_there)
             return
+    command = as_typed()
     click.echo(
         "\nThe same in Dagster's UI, with the made-up Binance beside it:\n"
-        "  .venv/bin/market-data demo --ui\n"
+        f"  {command} demo --ui\n"
         "More questions:\n"
-        f'  MARKET_DATA_DIR={_short(root)} .venv/bin/market-data sql "FROM quality.coverage LIMIT 5"\n'
+        f'  MARKET_DATA_DIR={shlex.quote(_short(root))} {command} sql "FROM quality.coverage LIMIT 5"\n'
         "The real Binance, into ./data:\n"
-        "  .venv/bin/market-data backfill --symbol BTCUSDT --interval 1h --from 2024-01-01 --through 2024-01-31"
+        f"  {command} backfill --symbol BTCUSDT --interval 1h --from 2024-01-01 --through 2024-01-31"
     )
     end(all_there)
 
@@ -126,6 +130,15 @@ def demo_settings(root: Path, universe: Path, url: str) -> Settings:
     """The settings in force, with the demo's root and universe and the sandbox's address."""
     hosts = ("vision_url", "vision_listing_url", "spot_url", "um_url", "cm_url")
     return load_settings(dir=root, universe=universe, **dict.fromkeys(hosts, url))
+
+
+def as_typed() -> str:
+    """How this command is called from this shell: by its name where that finds it, else by where it is installed."""
+    installed = Path(sys.executable).with_name("market-data")
+    by_name = shutil.which("market-data")
+    if not installed.exists() or (by_name is not None and Path(by_name).resolve() == installed.resolve()):
+        return "market-data"
+    return shlex.quote(_short(installed))
 
 
 def _short(path: Path) -> str:
