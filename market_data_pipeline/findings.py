@@ -145,6 +145,11 @@ def verdicts_of(findings: Iterable[Finding]) -> str:
     return "+".join(dict.fromkeys(finding.rule for finding in findings if finding.check == "gaps"))
 
 
+def shortened(text: str, most: int) -> str:
+    """A text for where there is room for ``most`` characters; that some are left out is seen."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def worst(findings: Iterable[Finding], check: CheckName) -> Severity:
     """The gravest severity among a check's findings; ``info`` where there are none."""
     ranks = list(Severity)

@@ -12,6 +12,7 @@ from datetime import date
 from itertools import groupby
 
 from market_data_pipeline import clock
+from market_data_pipeline.findings import shortened
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import NOT_LISTED, Ledger, LedgerRow, reconcile
 from market_data_pipeline.lake.states import DayState
@@ -87,4 +88,4 @@ def _notes(rows: Iterable[LedgerRow], states: Mapping[date, DayState]) -> Iterat
             note = "; ".join(told)
         else:
             continue
-        yield row.day, note if len(note) <= _NOTE else f"{note[: _NOTE - 1]}…"
+        yield row.day, shortened(note, _NOTE)

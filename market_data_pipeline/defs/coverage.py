@@ -6,7 +6,8 @@ planned rows for each day, and are blanked by each materialization.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
 from typing import Any
 
 import dagster as dg
@@ -14,7 +15,7 @@ import dagster as dg
 from market_data_pipeline.defs.assets import OWNER
 from market_data_pipeline.defs.events import iso_time, spans
 from market_data_pipeline.defs.runs import LIFE
-from market_data_pipeline.findings import VERDICT_SEVERITY, Severity
+from market_data_pipeline.findings import VERDICT_SEVERITY, Severity, shortened
 from market_data_pipeline.judging import judge_flat_candles
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import LedgerRow
@@ -115,10 +116,7 @@ def missing_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResul
     lacking = [one for one in covered if one.missing]
     metadata: dict[str, Any] = {"days": days}
     if days:
-        table: list[Mapping[str, str | int]] = [
-            {"series": str(one.key), "days": len(one.missing), "which": spans(one.missing)} for one in lacking
-        ]
-        metadata["missing"] = _table(table, SHOWN_ROWS)
+        metadata["missing"] = _days_table((one.key, one.missing) for one in lacking)
     return dg.AssetCheckResult(
         check_name="missing_days",
         passed=not days,
@@ -143,7 +141,7 @@ def failed_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult
     # A long text makes a table unreadable, and the days of a kind mostly have one reason.
     for key, row in failed:
         kind = row.failure or "failed"
-        metadata[f"{kind}: newest reason"] = _short(row.reason or "")
+        metadata[f"{kind}: newest reason"] = shortened(row.reason or "", SHOWN_TEXT)
         metadata[f"{kind}: to recover"] = dg.MetadataValue.md(how_to_recover(key, row))
     return dg.AssetCheckResult(
         check_name="failed_days",
@@ -192,10 +190,7 @@ def provisional_days_result(covered: Sequence[SeriesCoverage], after: int) -> dg
     late = [one for one in covered if one.overdue]
     metadata: dict[str, Any] = {"days": days, "reported after days": after}
     if days:
-        table: list[Mapping[str, str | int]] = [
-            {"series": str(one.key), "days": len(one.overdue), "which": spans(one.overdue)} for one in late
-        ]
-        metadata["overdue"] = _table(table, SHOWN_ROWS)
+        metadata["overdue"] = _days_table((one.key, one.overdue) for one in late)
     return dg.AssetCheckResult(
         check_name="provisional_days",
         passed=not days,
@@ -244,7 +239,7 @@ def _gap_record(key: SeriesKey, gap: GapSum) -> dict[str, str | int]:
         "rows": gap.rows,
         "days": gap.days,
         "newest": gap.newest.isoformat(),
-        "evidence there": _short(gap.evidence),
+        "evidence there": shortened(gap.evidence, SHOWN_TEXT),
     }
 
 
@@ -278,6 +273,11 @@ def _break_record(key: SeriesKey, found: Break) -> dict[str, str | int]:
     }
 
 
+def _days_table(days: Iterable[tuple[SeriesKey, Sequence[date]]]) -> dg.TableMetadataValue:
+    """Days by series, at least one: how many, and which."""
+    return _table([{"series": str(key), "days": len(some), "which": spans(some)} for key, some in days], SHOWN_ROWS)
+
+
 def _table(records: Sequence[Mapping[str, str | int]], most: int) -> dg.TableMetadataValue:
     """A table of at least one record; where there are more than are shown, its last row says how many."""
     shown = [dg.TableRecord(dict(record)) for record in records[:most]]
@@ -286,7 +286,3 @@ def _table(records: Sequence[Mapping[str, str | int]], most: int) -> dg.TableMet
         shown.append(dg.TableRecord({first: f"… and {len(records) - most} more", **dict.fromkeys(others, "")}))
     columns = [dg.TableColumn(name) for name in records[0]]
     return dg.MetadataValue.table(shown, schema=dg.TableSchema(columns=columns))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= SHOWN_TEXT else f"{text[: SHOWN_TEXT - 1]}…"

@@ -22,7 +22,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 )
 
 from market_data_pipeline.defs.partitions import contiguous_ranges, partition_of
-from market_data_pipeline.findings import CHECKS, Finding, Range, Severity
+from market_data_pipeline.findings import CHECKS, Finding, Range, Severity, shortened
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, LedgerRow
 from market_data_pipeline.outcomes import DayFailure, DayOutcome
@@ -133,7 +133,7 @@ def _evaluations(
             check_name="integrity",
             passed=False,
             severity=dg.AssetCheckSeverity.ERROR,
-            description=_short(failure.reason),
+            description=shortened(failure.reason, SHOWN_TEXT),
             metadata={"failure": failure.failure, "older file": "stays" if held else "there is none"},
             partition=key,
             target_materialization_data=older.get(key),
@@ -178,7 +178,7 @@ def day_metadata(result: DayOutcome, layout: Layout, picture: str | None = None)
     if row.outcome == HELD:
         changes = [f.message for f in row.findings_list() if f.rule in CHANGES] if row.findings != "[]" else []
         facts |= {
-            "changes": _short(" ".join(changes)) or None,
+            "changes": shortened(" ".join(changes), SHOWN_TEXT) or None,
             "verdicts": row.verdicts or None,
             "bytes": row.bytes,
             "path": dg.MetadataValue.path(str(layout.file(result.key, result.day))),
@@ -208,9 +208,9 @@ def findings_metadata(findings: Iterable[Finding], key: SeriesKey) -> dict[str, 
     ordered = sorted(findings, key=lambda finding: -ranks.index(finding.severity))
     metadata: dict[str, Any] = {}
     for finding in ordered:
-        told = f"{finding.severity.value}: {_short(finding.message)}"
+        told = f"{finding.severity.value}: {shortened(finding.message, SHOWN_TEXT)}"
         before = metadata.get(finding.rule)
-        metadata[finding.rule] = _short(f"{before}\n{told}") if before else told
+        metadata[finding.rule] = shortened(f"{before}\n{told}", SHOWN_TEXT) if before else told
     ranges = [(finding, range_) for finding in ordered for range_ in finding.ranges]
     if ranges:
         metadata["ranges"] = _ranges_table(ranges, key)
@@ -246,7 +246,7 @@ def iso_time(microseconds: int) -> str:
 def _failures_table(failures: Sequence[DayFailure]) -> dg.TableMetadataValue:
     return dg.MetadataValue.table(
         [
-            dg.TableRecord({"day": partition_of(f.day), "kind": f.failure, "reason": _short(f.reason)})
+            dg.TableRecord({"day": partition_of(f.day), "kind": f.failure, "reason": shortened(f.reason, SHOWN_TEXT)})
             for f in failures[:SHOWN_FAILURES]
         ]
     )
@@ -255,11 +255,7 @@ def _failures_table(failures: Sequence[DayFailure]) -> dg.TableMetadataValue:
 def _description(findings: Sequence[Finding], row: LedgerRow) -> str:
     if row.outcome != HELD:
         return state_in_words(row)
-    return _short(" ".join(finding.message for finding in findings)) or "Nothing was found wrong."
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= SHOWN_TEXT else f"{text[: SHOWN_TEXT - 1]}…"
+    return shortened(" ".join(finding.message for finding in findings), SHOWN_TEXT) or "Nothing was found wrong."
 
 
 # --- words for logs ------------------------------------------------------------------------------------------------
@@ -281,7 +277,9 @@ def failure_text(results: Sequence[DayOutcome | DayFailure]) -> str:
     first_of_kind: dict[str, DayFailure] = {}
     for failure in bad:
         first_of_kind.setdefault(failure.failure, failure)
-    reasons = "\n".join(f"- {kind}, {failure.day}: {_short(failure.reason)}" for kind, failure in first_of_kind.items())
+    reasons = "\n".join(
+        f"- {kind}, {failure.day}: {shortened(failure.reason, SHOWN_TEXT)}" for kind, failure in first_of_kind.items()
+    )
     return (
         f"{bad[0].key}: {len(bad)} of {len(results)} days failed ({spans(failure.day for failure in bad)}). "
         f"The other days are in the lake and on record; a backfill of the failed days asks for those only.\n{reasons}"

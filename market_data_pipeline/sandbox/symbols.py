@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time
 
 from market_data_pipeline.errors import UsageError
@@ -95,17 +95,8 @@ def _spot(symbol: str, listed: date, price: float, decimals: tuple[int, int], tr
 
 
 def _um(symbol: str, listed: date, price: float, decimals: tuple[int, int], trades: int) -> GeneratedSymbol:
-    return GeneratedSymbol(
-        Market.UM,
-        symbol,
-        listed,
-        price=price,
-        price_decimals=decimals[0],
-        quantity_decimals=decimals[1],
-        trades_per_day=trades,
-        notional=3_000.0,
-        archived_from=date(2020, 1, 1),
-    )
+    spot = _spot(symbol, listed, price, decimals, trades)
+    return replace(spot, market=Market.UM, notional=3_000.0, archived_from=date(2020, 1, 1))
 
 
 DEFAULT_SYMBOLS: tuple[GeneratedSymbol, ...] = (
