@@ -2,37 +2,60 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
 
-from benchmarks.data import Archives, klines, serving, settings_of, symbol_names
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.data import FRESH, Archives, klines, serving, settings_of, symbol_names
 from benchmarks.ingestion import ingest_into
 from benchmarks.measure import Cost, apart, measured
 from benchmarks.report import Baseline, Row
+from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.provenance import content_sha256
 from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.specs import spec_of
 from market_data_pipeline.verify import prove_local
 
 
 def verify(archives: Archives, work: Path) -> list[Row]:
-    """``market-data verify --local`` over a week of a million aggTrades a day, and over many small files of 1m klines.
+    """``market-data verify --local`` over a week of a million aggTrades a day, and a year of ten symbols' 1m klines.
 
     Schema, order and first and last key of the rows, and the sha256 of their values. As many processes read as the
-    machine has cores where files are many, as the command does; pandas reads the same files and compares nothing. Of
-    small files, a thousand of which are read in a second, opening and the start of those processes are the most part.
+    machine has cores where there is much to read, as in the command, and their start is timed; pandas reads the same
+    files and compares nothing. The year of 1m klines is that of one symbol, under each of their names.
     """
     scale = archives.scale
-    first, *others = symbol_names(scale.symbols)
+    first, *others = map(klines, symbol_names(scale.symbols))
     trades = {archives.trade_series: archives.trade_days}
-    candles = {klines(first): archives.kline_days, **{klines(name): archives.query_days for name in others}}
+    candles = dict.fromkeys([first, *others], archives.kline_days)
     with serving(archives.daily) as origin:
-        apart(ingest_into, work, origin.env, {**trades, **candles})
+        apart(ingest_into, work, origin.env, {**trades, first: archives.kline_days})
+    with ProcessPoolExecutor(mp_context=FRESH) as pool:
+        for made in [pool.submit(_copy, work, first, other, archives.kline_days) for other in others]:
+            made.result()
     return [
-        _row("verify-trades", "aggTrades", work, origin.env, trades, scale.repetitions, target=2e6),
+        _row("verify-trades", "aggTrades", work, origin.env, trades, scale.repetitions),
         _row("verify-klines", "1m klines", work, origin.env, candles, scale.repetitions),
     ]
+
+
+def _copy(lake: Path, key: SeriesKey, other: SeriesKey, days: Sequence[date]) -> None:
+    """Write the days of a series as those of another symbol."""
+    layout, spec = Layout(lake), spec_of(key)
+    layout.folder(other).mkdir(parents=True)
+    for day in days:
+        record, table = files.read_whole(layout.file(key, day))
+        labels = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(table), np.int32)), pa.array([other.symbol]))
+        number = table.schema.get_field_index("symbol")
+        table = table.set_column(number, table.schema.field(number), labels)
+        record = record.model_copy(update={"series": str(other), "content_sha256": content_sha256(table)})
+        encoded = files.encode_table(table, record, delta=spec.delta, dictionary=spec.dictionary)
+        layout.file(other, day).write_bytes(encoded)
 
 
 def _row(
@@ -42,19 +65,18 @@ def _row(
     env: Mapping[str, str],
     days: Mapping[SeriesKey, Sequence[date]],
     times: int,
-    target: float | None = None,
 ) -> Row:
     keys = list(days)
     runs = [apart(_prove, lake, env, keys) for _ in range(times)]
     rows = runs[0][0]
     with_pandas = apart(_read_by_pandas, lake, days)
-    files = sum(map(len, days.values()))
+    number = sum(map(len, days.values()))
     return Row(
         name,
-        f"prove {files:,} files with {rows / 1e6:.2g} million {what} against their footers",
+        f"prove {number:,} files with {rows / 1e6:.2g} million {what} against their footers",
         "rows/s",
         [rows / cost.seconds for _, cost in runs],
-        target=target,
+        target=2e6,
         better="higher",
         baselines=[Baseline("pandas, file by file, nothing compared", [rows / with_pandas.seconds])],
         details={"peak_mb": runs[0][1].peak_mb},
@@ -63,7 +85,7 @@ def _row(
 
 def _prove(lake: Path, env: Mapping[str, str], keys: Sequence[SeriesKey]) -> tuple[int, Cost]:
     with measured() as cost:
-        report = prove_local(settings_of(env, lake), keys, processes=os.cpu_count() or 1)
+        report = prove_local(settings_of(env, lake), keys, processes=0)
     if not report.all_well:
         raise RuntimeError(f"Files that were just written are not what they say: {report.faults}")
     return report.rows, cost

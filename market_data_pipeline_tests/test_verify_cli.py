@@ -183,7 +183,7 @@ def test_a_command_reads_many_files_with_processes(
     world: World, market_data: MarketData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.ingest(BTC, WEEK)
-    monkeypatch.setattr(verify, "_PROCESSES_FROM", 1)
+    monkeypatch.setattr(verify, "_WORTH_BYTES", 1)
     result = market_data("verify", "--local")
     assert result.exit_code == 0
     assert "7 files of 1 series with 168 rows" in result.stderr
