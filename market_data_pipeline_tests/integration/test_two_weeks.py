@@ -1,4 +1,4 @@
-"""Two weeks go by in a minute: every schedule and sensor is evaluated tick by tick, and all that they request is run.
+"""Two weeks go by in a minute or two: every schedule and sensor is evaluated tick by tick, and all that they request is run.
 
 Archives come late and out of order, one is replaced, one never matches its checksum, trading stops once, and REST and
 the archive fail at times. In the end every day is final or it is said why not, and nothing was fetched without need.
@@ -170,8 +170,25 @@ class Daemon:
         return self._jobs[job, selection]
 
 
+_OF_STEPS = {
+    dg.DagsterEventType.ENGINE_EVENT,
+    dg.DagsterEventType.RESOURCE_INIT_STARTED,
+    dg.DagsterEventType.RESOURCE_INIT_SUCCESS,
+    dg.DagsterEventType.LOGS_CAPTURED,
+    dg.DagsterEventType.STEP_START,
+    dg.DagsterEventType.STEP_OUTPUT,
+    dg.DagsterEventType.STEP_SUCCESS,
+}
+"""How a run went, for the eyes of whoever looks at it in the UI: no schedule and no asset reads it."""
+
+
 class _Events(InMemoryEventLogStorage):
-    """Events in memory by one connection: the stock class opens one for each statement, a third of a run's time."""
+    """Events in memory by one connection: the stock class opens one for each statement."""
+
+    def store_event(self, event: dg.EventLogEntry) -> None:
+        """Keep what is told of assets, checks and runs."""
+        if event.dagster_event is not None and event.dagster_event.event_type not in _OF_STEPS:
+            super().store_event(event)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def _connect(self) -> Iterator[Connection]:
