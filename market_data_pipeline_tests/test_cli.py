@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -35,10 +34,10 @@ from market_data_pipeline.sandbox import Delay, Status, WrongChecksum
 from market_data_pipeline.series import Market
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.universe import Universe, load_universe, parse_lock, parse_universe
+from market_data_pipeline_tests.shell import MarketData, shell
 from market_data_pipeline_tests.world import World, agg_trades, days, klines
 
 PROJECT = Path(__file__).parents[1]
-MarketData = Callable[..., Result]
 
 UNIVERSE = """\
 # mine
@@ -65,27 +64,7 @@ BTC = klines("BTCUSDT", "1h")
 @pytest.fixture
 def market_data(world: World, monkeypatch: pytest.MonkeyPatch) -> MarketData:
     """Run the command in a world of its own: today is 2026-03-05."""
-    (world.root / "universe.yaml").write_text(UNIVERSE)
-    (world.root / "universe.lock.yaml").write_text(LOCK)
-    environment = {
-        **world.sandbox.settings_env(),
-        "MARKET_DATA_DIR": str(world.root / "data"),
-        "MARKET_DATA_UNIVERSE": str(world.root / "universe.yaml"),
-        "MARKET_DATA_BUDGET_DIR": str(world.root / "budget"),
-        "MARKET_DATA_RETRY_BACKOFF_SECONDS": "0.01",
-        "DAGSTER_HOME": "",
-    }
-    world.layout = type(world.layout)(world.root / "data")
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-
-    def run(*arguments: str, input: str | None = None) -> Result:  # noqa: A002 - click's word
-        result = CliRunner().invoke(main, arguments, input=input)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-        assert "Traceback" not in result.output
-        return result
-
-    return run
+    return shell(world, monkeypatch, UNIVERSE, LOCK)
 
 
 # --- backfill and sync -------------------------------------------------------------------------------------------

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from datetime import date
 
 import pytest
-from click.testing import CliRunner, Result
 
-from market_data_pipeline.cli import main
 from market_data_pipeline.lake import quarantine
-from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import FAILED, HELD, LedgerRow
 from market_data_pipeline.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.quality.repair import marked
@@ -25,9 +21,9 @@ from market_data_pipeline.sandbox import (
     WrongChecksum,
 )
 from market_data_pipeline.series import SeriesKey
+from market_data_pipeline_tests.shell import MarketData, shell
 from market_data_pipeline_tests.world import World, agg_trades, days, klines, utc
 
-MarketData = Callable[..., Result]
 BTC = klines("BTCUSDT", "1h")
 TRADES = agg_trades("ETHUSDT", "um")
 DAY = date(2026, 2, 4)
@@ -53,28 +49,8 @@ um:
 @pytest.fixture
 def market_data(world: World, monkeypatch: pytest.MonkeyPatch) -> MarketData:
     """Run the command in a world of its own: today is 2026-03-05."""
-    (world.root / "universe.yaml").write_text(UNIVERSE)
-    (world.root / "universe.lock.yaml").write_text(LOCK)
-    world.layout = Layout(world.root / "data")
-    world.set(dir=world.layout.root)
-    environment = {
-        **world.sandbox.settings_env(),
-        "MARKET_DATA_DIR": str(world.layout.root),
-        "MARKET_DATA_UNIVERSE": str(world.root / "universe.yaml"),
-        "MARKET_DATA_BUDGET_DIR": str(world.root / "budget"),
-        "MARKET_DATA_RETRY_BACKOFF_SECONDS": "0.01",
-        "LOGNAME": "somebody",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-
-    def run(*arguments: str, input: str | None = None) -> Result:  # noqa: A002 - click's word
-        result = CliRunner().invoke(main, arguments, input=input)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-        assert "Traceback" not in result.output
-        return result
-
-    return run
+    monkeypatch.setenv("LOGNAME", "somebody")
+    return shell(world, monkeypatch, UNIVERSE, LOCK)
 
 
 def bring(world: World, key: SeriesKey = BTC) -> DayOutcome | DayFailure:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import dagster as dg
 import pyarrow as pa
 import pytest
-from click.testing import CliRunner, Result
 
-from market_data_pipeline.cli import main
 from market_data_pipeline.defs.home import open_instance
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline_tests.shell import MarketData, shell
 from market_data_pipeline_tests.world import World, agg_trades, days, klines
 
-MarketData = Callable[..., Result]
 MINUTES, FIVE, TRADES = klines("BTCUSDT", "1m", "um"), klines("BTCUSDT", "5m", "um"), agg_trades("BTCUSDT", "um")
 WANTED = days("2026-03-02", "2026-03-03")
 
@@ -33,21 +29,11 @@ collect:
 @pytest.fixture
 def market_data(world: World, monkeypatch: pytest.MonkeyPatch) -> MarketData:
     """Run the command in a world of its own: today is 2026-03-05, and klines and trades of two days are held."""
-    (world.root / "universe.yaml").write_text(UNIVERSE)
-    world.layout = Layout(world.root / "data")
-    world.set(dir=world.layout.root)
-    monkeypatch.setenv("MARKET_DATA_DIR", str(world.layout.root))
-    monkeypatch.setenv("MARKET_DATA_UNIVERSE", str(world.root / "universe.yaml"))
+    command = shell(world, monkeypatch, UNIVERSE)
     for key in (MINUTES, FIVE, TRADES):
         world.ingest(key, WANTED)
     world.forget()
-
-    def run(*arguments: str) -> Result:
-        result = CliRunner().invoke(main, arguments)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-        return result
-
-    return run
+    return command
 
 
 def alter(world: World, row: int, column: str, value: float) -> None:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from datetime import date
 
 import pytest
-from click.testing import CliRunner, Result
 
 from market_data_pipeline import verify
-from market_data_pipeline.cli import main
-from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.sandbox import LateArchive, MissingDay, ReplacedArchive, Status
+from market_data_pipeline_tests.shell import MarketData, shell
 from market_data_pipeline_tests.world import World, days, klines, utc
 
-MarketData = Callable[..., Result]
 BTC, ETH = klines("BTCUSDT", "1h"), klines("ETHUSDT", "1h")
 WEEK = days("2026-02-02", "2026-02-08")
 
@@ -29,26 +25,8 @@ collect:
 
 @pytest.fixture
 def market_data(world: World, monkeypatch: pytest.MonkeyPatch) -> MarketData:
-    """Run the command in a world of its own: today is 2026-03-05, and a week of BTCUSDT is held."""
-    (world.root / "universe.yaml").write_text(UNIVERSE)
-    world.layout = Layout(world.root / "data")
-    world.set(dir=world.layout.root)
-    environment = {
-        **world.sandbox.settings_env(),
-        "MARKET_DATA_DIR": str(world.layout.root),
-        "MARKET_DATA_UNIVERSE": str(world.root / "universe.yaml"),
-        "MARKET_DATA_BUDGET_DIR": str(world.root / "budget"),
-        "MARKET_DATA_RETRIES": "0",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-
-    def run(*arguments: str) -> Result:
-        result = CliRunner().invoke(main, arguments)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-        return result
-
-    return run
+    """Run the command in a world of its own: today is 2026-03-05."""
+    return shell(world, monkeypatch, UNIVERSE, retries="0")
 
 
 def test_a_replaced_archive_is_fetched_again_and_what_changed_is_said(world: World, market_data: MarketData) -> None:
