@@ -1,4 +1,4 @@
-"""Two weeks go by in a minute or two: every schedule and sensor is evaluated tick by tick, and all that they request is run.
+"""Two weeks go by in a minute or two: each schedule and sensor is evaluated tick by tick, and what it requests is run.
 
 Archives come late and out of order, one is replaced, one never matches its checksum, trading stops once, and REST and
 the archive fail at times. In the end every day is final or it is said why not, and nothing was fetched without need.
