@@ -6,7 +6,6 @@ Small, since processes that do nothing else import it (``processes.py``).
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -70,7 +69,7 @@ class _Prover:
     def prove(self, path: str, day: date) -> Proof:
         """Read a file and compare it with its footer."""
         try:
-            data, stat = _read(path)
+            data, stat = files.read_bytes(path)
         except FileNotFoundError:
             return Proof(day, None, fault=f"{path} is gone. Backfill that day to bring it back.")
         except OSError as error:
@@ -168,15 +167,3 @@ def _encoded(data: bytes, chunk: pq.ColumnChunkMetaData) -> bytes:
     """A column as it is in the file: its dictionary, then its values."""
     begin = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
     return data[begin : begin + chunk.total_compressed_size]
-
-
-def _read(path: str) -> tuple[bytes, FileStat]:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        found = os.fstat(file)
-        data = os.read(file, found.st_size)
-        while 0 < len(data) < found.st_size and (more := os.read(file, found.st_size - len(data))):
-            data += more
-    finally:
-        os.close(file)
-    return data, FileStat(found.st_size, found.st_mtime_ns)
