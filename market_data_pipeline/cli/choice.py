@@ -131,6 +131,15 @@ class Chosen:
         return sum(map(len, self.wanted.values()))
 
 
+def collected(universe: Universe, what: Asked) -> list[SeriesKey]:
+    """The series of a universe that were asked for; its days are not looked at.
+
+    Raises:
+        UsageError: something asked for is not in the universe; the text lists what there is.
+    """
+    return series_among(universe.series(), what, str(universe.path), "`market-data add` puts a series into it.")
+
+
 def choose(universe: Universe, what: Asked) -> Chosen:
     """Work out series and days from what was asked for.
 
@@ -141,11 +150,9 @@ def choose(universe: Universe, what: Asked) -> Chosen:
             first, or nothing is left; the text lists what there is.
     """
     check_days(what.first, what.last)
-    advice = "`market-data add` puts a series into it."
-    keys = series_among(universe.series(), what, str(universe.path), advice)
     wanted: dict[SeriesKey, list[date]] = {}
     notes: list[str] = []
-    for key in keys:
+    for key in collected(universe, what):
         first, last = what.first or universe.start(key), what.last or universe.end(key)
         listing = universe.listing(key)
         days = [first + timedelta(days=n) for n in range((last - first).days + 1)]

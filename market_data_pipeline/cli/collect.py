@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from market_data_pipeline.cli.choice import Asked, Chosen, Day, asked, check_days, choose, choosing
+from market_data_pipeline.cli.choice import Asked, Chosen, Day, asked, check_days, choose, choosing, collected
 from market_data_pipeline.cli.holdings import Size, holding, size_of
 from market_data_pipeline.cli.screen import aside, counted, in_bytes, red, watching
-from market_data_pipeline.cli.universe import listing_sources
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.listed import listing_sources, with_listings
 from market_data_pipeline.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import load_universe
@@ -59,9 +59,7 @@ def backfill(
       market-data backfill --market um --data-type aggTrades --from 2024-05-01 --through 2024-05-01
     """
     settings = load_settings()
-    universe = load_universe(settings.universe)
-    chosen = choose(universe, asked(markets, data_types, symbols, intervals, first, last))
-    end(fetch(settings, chosen, yes=yes))
+    end(fetch(settings, _chosen(settings, asked(markets, data_types, symbols, intervals, first, last)), yes=yes))
 
 
 @click.command()
@@ -74,7 +72,12 @@ def sync(yes: bool) -> None:
     runs.
     """
     settings = load_settings()
-    end(fetch(settings, choose(load_universe(settings.universe), Asked()), yes=yes, everything=True))
+    end(fetch(settings, _chosen(settings, Asked()), yes=yes, everything=True))
+
+
+def _chosen(settings: Settings, what: Asked) -> Chosen:
+    universe = load_universe(settings.universe)
+    return choose(with_listings(settings, universe, collected(universe, what), aside().print), what)
 
 
 @click.command()
@@ -115,7 +118,7 @@ def add(symbol: str, what: Sequence[str], market: str, since: str, last: date | 
         text = add_series(text, key, begin, str(path))
     known = load_universe(path, resolve=False).listings if before else {}
     if (Market(market), symbol) not in known:
-        with listing_sources(settings) as (archive, rest):
+        with listing_sources(settings, console.print) as (archive, rest):
             found = look_up(Market(market), symbol, archive, rest)
         write_lock(path, {**known, **found})
     if text != before:

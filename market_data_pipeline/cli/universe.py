@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
 from datetime import date
-from typing import TYPE_CHECKING
 
 import click
 from rich.progress import Progress
 from rich.table import Table
 
 from market_data_pipeline.cli.screen import aside, counted, out
-from market_data_pipeline.errors import MarketDataError, UsageError
-from market_data_pipeline.series import Listing, Market, SeriesKey
-from market_data_pipeline.settings import Settings, load_settings
+from market_data_pipeline.errors import UsageError
+from market_data_pipeline.listed import listing_sources
+from market_data_pipeline.series import Listing, Market
+from market_data_pipeline.settings import load_settings
 from market_data_pipeline.universe import load_universe
 from market_data_pipeline.universe.collected import is_pattern, lock_path
-from market_data_pipeline.universe.listing import FirstCandle, refresh
+from market_data_pipeline.universe.listing import refresh
 from market_data_pipeline.universe.writing import write_lock
-
-if TYPE_CHECKING:
-    from market_data_pipeline.sources.vision import Archive
 
 
 @click.group()
@@ -60,7 +56,7 @@ def refresh_command() -> None:
     found = load_universe(settings.universe, resolve=False)
     console = aside()
     with (
-        listing_sources(settings) as (archive, rest),
+        listing_sources(settings, console.print) as (archive, rest),
         Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task("asking the archive", total=None)
@@ -105,29 +101,3 @@ def check() -> None:
         )
     symbols = {(key.market, key.symbol) for key in found.series()}
     out().print(f"{found.path} is in order: {len(found.series()):,} series of {counted(len(symbols), 'symbol')}.")
-
-
-class _PatientRest:
-    """The first candle of a symbol, where REST lets us ask; a refusal costs only the days before um's daily files."""
-
-    def __init__(self, rest: FirstCandle) -> None:
-        self._rest = rest
-
-    def first_candle_day(self, key: SeriesKey) -> date | None:
-        try:
-            return self._rest.first_candle_day(key)
-        except MarketDataError as error:
-            aside().print(
-                f"{key.market} {key.symbol}: listed from its first daily file on, as far as is known: {error}"
-            )
-            return None
-
-
-@contextmanager
-def listing_sources(settings: Settings) -> Iterator[tuple[Archive, FirstCandle]]:
-    """The archive's listing, and REST for the symbols that are older than it."""
-    from market_data_pipeline.sources.rest import RestApi
-    from market_data_pipeline.sources.vision import Archive
-
-    with closing(Archive(settings)) as archive, closing(RestApi(Market.UM, settings)) as rest:
-        yield archive, _PatientRest(rest)

@@ -13,6 +13,7 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import FileStat
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import FAILED, HELD, NOT_LISTED, Ledger, LedgerRow
+from market_data_pipeline.listed import with_listings
 from market_data_pipeline.series import EXCHANGE, DataType, SeriesKey, interval_us
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe, load_universe
@@ -31,7 +32,8 @@ def bring_lacking(settings: Settings, layout: Layout, wanted: Wanted) -> None:
     """Bring the days of what is wanted for which a source may have more than the lake.
 
     Raises:
-        UsageError: a series is not in the universe, or a day is before all that it collects.
+        UsageError: a series is not in the universe, its symbol does not exist, or a day is before all that the universe
+            collects.
         MarketDataError: days could not be brought; the text says why.
     """
     now = clock.naive_utc(clock.now())
@@ -46,7 +48,8 @@ def bring_lacking(settings: Settings, layout: Layout, wanted: Wanted) -> None:
         if found:
             lacking[source] = sorted(found)
     if lacking:
-        lacking = _partitions_of(load_universe(settings.universe), lacking)
+        universe = with_listings(settings, load_universe(settings.universe), lacking, warnings.warn)
+        lacking = _partitions_of(universe, lacking)
     if not lacking:
         return
     from market_data_pipeline.definitions import ignore_notices

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import date, timedelta
 from difflib import get_close_matches
 from typing import Protocol
@@ -114,6 +115,24 @@ def refresh(
     return _listings_of(wanted, archive, rest, threads=threads, on_progress=on_progress)
 
 
+def only_unlisted(universe: Universe, keys: Iterable[SeriesKey]) -> Universe:
+    """The universe without all that its lock knows: symbols of some series that are named, but not in the lock.
+
+    Args:
+        universe: The universe; its lock is kept.
+        keys: The series; those that are not collected are passed over.
+    """
+    wanted = {(key.market, key.symbol) for key in keys if key in universe} - universe.listings.keys()
+    entries = tuple(
+        replace(entry, markets=(market,), symbols=((symbol, line),))
+        for entry in universe.entries
+        for market in entry.markets
+        for symbol, line in entry.symbols
+        if (market, symbol) in wanted
+    )
+    return replace(universe, entries=entries)
+
+
 def look_up(
     market: Market, symbol: str, archive: ArchiveListing, rest: FirstCandle | None = None
 ) -> dict[tuple[Market, str], Listing]:
@@ -179,8 +198,13 @@ def _choose(
 def _no_such_symbol(market: Market, symbol: str, there: Sequence[str]) -> str:
     if not there:
         return f"the archive has no symbol of {market} at all."
+    return f"{market} has no symbol {symbol}. Near to it: {near_to(symbol, there)}."
+
+
+def near_to(symbol: str, there: Sequence[str]) -> str:
+    """The symbols that are spelt most like one, and how many there are."""
     near = get_close_matches(symbol, there, n=5, cutoff=0.5) or list(there[:5])
-    return f"{market} has no symbol {symbol}. Near to it: {', '.join(near)} ({len(there)} symbols in all)."
+    return f"{', '.join(near)} ({len(there)} symbols in all)"
 
 
 def _listed_days(archive: ArchiveListing, market: Market, symbol: str) -> list[date]:

@@ -1,0 +1,84 @@
+"""Symbols that are collected and not in the lock: refused where they do not exist, before any of their days."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import pytest
+
+from market_data_pipeline.client import MarketData
+from market_data_pipeline.errors import UsageError
+from market_data_pipeline.listed import with_listings
+from market_data_pipeline.sandbox import Status
+from market_data_pipeline.series import Market
+from market_data_pipeline.universe import load_universe
+from market_data_pipeline_tests.shell import shell
+from market_data_pipeline_tests.world import World, klines
+
+UNIVERSE = """\
+collect:
+  - market: spot
+    symbols: [{symbols}]
+    klines: {{intervals: [1d], from: 2026-02-01}}
+"""
+LOCK = "spot:\n  ETHUSDT: [{from: 2017-08-17, until: null}]\n"
+MISSPELT = UNIVERSE.format(symbols="ETHUSDT, BTCUSTD")
+MISTAKE = r"universe\.yaml, line 3: spot has no symbol BTCUSTD\. Near to it: BTCUSDT.*market-data universe refresh"
+
+
+@pytest.mark.parametrize("lock", [LOCK, None], ids=["lock", "no lock"])
+@pytest.mark.parametrize("command", ["sync", "backfill"])
+def test_a_misspelt_symbol_is_refused_and_none_of_its_days_asked_for(
+    world: World, monkeypatch: pytest.MonkeyPatch, command: str, lock: str | None
+) -> None:
+    market_data = shell(world, monkeypatch, MISSPELT, lock)
+    result = market_data(command)
+    assert result.exit_code == 2, result.output
+    assert " ".join(result.stderr.split()).find("line 3: spot has no symbol BTCUSTD. Near to it: BTCUSDT") >= 0
+    assert "market-data universe refresh" in result.stderr
+    assert not world.asked("BTCUSTD")
+    assert len(world.asked()) <= 4
+    assert not world.layout.root.joinpath("lake").exists()
+
+
+def test_what_does_exist_can_be_brought_beside_a_misspelt_symbol(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    market_data = shell(world, monkeypatch, MISSPELT, LOCK)
+    result = market_data("backfill", "--symbol", "ETHUSDT", "--from", "2026-03-01", "--through", "2026-03-03")
+    assert result.exit_code == 0, result.output
+
+
+def test_sync_of_a_notebook_refuses_a_misspelt_symbol(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell(world, monkeypatch, MISSPELT, LOCK)
+    with pytest.raises(UsageError, match=f"(?s){MISTAKE}"):
+        MarketData(world.layout.root).klines("BTCUSTD", "1d", "2026-03-01", "2026-03-03", sync=True)
+    assert not world.asked("BTCUSTD")
+
+
+def test_a_symbol_that_was_added_by_hand_is_looked_up_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    market_data = shell(world, monkeypatch, UNIVERSE.format(symbols="ETHUSDT, SOLUSDT"), LOCK)
+    few_days = ("backfill", "--symbol", "SOLUSDT", "--from", "2026-03-01", "--through", "2026-03-03")
+    assert market_data(*few_days).exit_code == 0
+    assert load_universe(world.root / "universe.yaml").listings.keys() == {
+        (Market.SPOT, "ETHUSDT"),
+        (Market.SPOT, "SOLUSDT"),
+    }
+    world.forget()
+    assert market_data(*few_days).exit_code == 0
+    assert not world.asked()
+
+
+def test_without_network_the_lock_decides_and_without_both_nothing_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market_data = shell(world, monkeypatch, MISSPELT, LOCK)
+    world.sandbox.faults.add(Status(path="/", status=503))
+    result = market_data("sync")
+    assert result.exit_code == 2, result.output
+    said = " ".join(result.stderr.split())
+    assert "line 3: universe.lock.yaml does not have BTCUSTD of spot. It has ETHUSDT (1 symbols in all)." in said
+    assert "`market-data universe refresh`" in said
+    assert "cannot be looked up now" in said
+    (world.root / "universe.lock.yaml").unlink()
+    universe = load_universe(world.root / "universe.yaml")
+    assert with_listings(world.settings, universe, [klines("BTCUSTD", "1d")], pytest.fail) == universe
+    assert universe.start(klines("BTCUSTD", "1d")) == date(2026, 2, 1)
