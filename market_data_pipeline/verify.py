@@ -302,14 +302,13 @@ def _compare(
         if came_from_it:
             swept.discoveries.append(Discovery(Kind.VANISHED, key, _days(came_from_it), name))
         return
-    etag = identity(file)
+    etag, checksum = identity(file), listed.get(f"{name}.CHECKSUM")
     replaced = []
     for row in came_from_it:
         same = _is_same(row, file)
         swept.unproven += same is None
-        if same is False and not is_known(row, etag):
+        if (same is False and (not is_known(row, etag) or _is_proven_anew(row, checksum))) or _is_back(row, same):
             replaced.append(row)
-    checksum = listed.get(f"{name}.CHECKSUM")
     published = [
         row
         for row in rows
@@ -358,11 +357,30 @@ def is_published(row: LedgerRow, file: Listed, checksum: Listed | None) -> bool:
     """
     if row.final:
         return False
+    if _is_proven_anew(row, checksum):
+        return True
     if row.outcome == HELD and row.checksum == ChecksumStatus.MISSING and row.etag == file.etag:
-        return checksum is not None  # the same archive, which only lacked its proof
-    if row.failure == "checksum" and checksum is not None and _is_newer(checksum, row):
-        return True  # the bytes may be the same: what they are to match is another
+        return checksum is not None and row.failure != "checksum"  # the same archive, which only lacked its proof
     return not is_known(row, identity(file))
+
+
+def _is_proven_anew(row: LedgerRow, checksum: Listed | None) -> bool:
+    """Whether the archive of a day was refused for want of proof, and another ``.CHECKSUM`` is there than was then.
+
+    The bytes may be the same: what they are to match is another.
+    """
+    if checksum is None or row.failure not in ("checksum", "unproven"):
+        return False
+    if row.failure == "unproven":
+        return True
+    if row.checksum_etag and checksum.etag:
+        return row.checksum_etag != checksum.etag
+    return _is_newer(checksum, row)
+
+
+def _is_back(row: LedgerRow, same: bool | None) -> bool:
+    """Whether an archive that was refused is gone again, and the one that a day's rows came from is back."""
+    return same is True and row.final and row.failure in LASTING - WITHOUT_ARCHIVE
 
 
 def _is_newer(file: Listed, row: LedgerRow) -> bool:
@@ -421,7 +439,7 @@ def mark_days(layout: Layout, key: SeriesKey, discoveries: Iterable[Discovery], 
             for day in found.days if found.etag else ():
                 row = ledger.get(day)
                 # A run may have fetched the day since it was compared.
-                if row is not None and not (row.final and row.etag == found.etag):
+                if row is not None and not (row.final and row.etag == found.etag and row.failure is None):
                     ledger.put(marked(row, found.etag))
         if ledger.rows != before:
             ledger.write(layout.ledger(key))

@@ -206,7 +206,7 @@ def test_a_day_without_checksum_waits_for_the_checksum(world: World) -> None:
 
 def test_a_day_whose_checksum_is_wrong_is_asked_for_again_only_when_other_bytes_are_there(world: World) -> None:
     day = date(2026, 2, 5)
-    world.sandbox.faults.add(WrongChecksum(path="BTCUSDT-1h-2026-02-05", times=4))
+    world.sandbox.faults.add(WrongChecksum(path="BTCUSDT-1h-2026-02-05"))
     world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=[day], at=utc("2026-03-06T00:00:00")))
     assert world.one(BTC, "2026-02-05").row.failure == "checksum"
     for _ in range(2):
@@ -226,10 +226,67 @@ def test_a_checksum_that_is_mended_for_the_same_bytes_is_seen_by_its_time(world:
     assert (row.failure, row.asked_at) == ("checksum", clock.naive_utc(clock.now()))
     name = BTC.archive_daily(row.day)
     zip_file = Line(name, row.etag or "", "2026-02-06T08:00:00.000Z")
-    before, after = (Line(f"{name}.CHECKSUM", "ab", f"2026-03-05T12:0{minute}:00.000Z") for minute in (0, 1))
+    before, after = (Line(f"{name}.CHECKSUM", "", f"2026-03-05T12:0{minute}:00.000Z") for minute in (0, 1))
     assert well(sweep(world.settings, [BTC], OnePage(zip_file, before)))
     assert found(sweep(world.settings, [BTC], OnePage(zip_file, after))) == [(Kind.PUBLISHED, BTC, ["2026-02-05"])]
     assert is_due(world.ledger(BTC).rows[row.day], clock.now())
+
+
+@pytest.mark.parametrize("refused", ["checksum", "unproven"])
+def test_a_replaced_archive_whose_proof_comes_later_is_taken_for_a_day_that_is_final(
+    world: World, refused: str
+) -> None:
+    day = date(2026, 2, 5)
+    old = world.one(BTC, str(day)).row
+    assert old.held
+    world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=[day], at=utc("2026-03-06T00:00:00")))
+    wrong = WrongChecksum(path=f"BTCUSDT-1h-{day}")
+    proof = world.sandbox.faults.add(wrong if refused == "checksum" else MissingChecksum(days=[day]))
+    world.at("2026-03-06T12:00:00")
+    assert swept(world, BTC).to_bring == {BTC: [day]}
+    kept = world.one(BTC, str(day)).row
+    assert (kept.failure, kept.held, kept.content_sha256) == (refused, True, old.content_sha256)
+    world.at("2026-03-20T12:00:00")
+    assert well(swept(world, BTC)), "the same answer would come again"
+    world.forget()
+    assert world.one(BTC, str(day)).row.failure == refused
+    assert world.asked() == []
+
+    world.sandbox.faults.remove(proof)
+
+    assert found(swept(world, BTC)) == [(Kind.REPLACED, BTC, [str(day)])]
+    assert is_due(world.ledger(BTC).rows[day], clock.now())
+    new = world.one(BTC, str(day)).row
+    assert (new.failure, new.held, new.replaced_by) == (None, True, None)
+    assert new.etag != old.etag
+    assert well(swept(world, BTC))
+
+
+def test_where_no_etag_of_the_checksum_is_on_record_its_time_tells_also_for_a_final_day(world: World) -> None:
+    day = date(2026, 2, 5)
+    row = replace(world.one(BTC, str(day)).row, replaced_by="new", failure="checksum", attempts=1)
+    name = BTC.archive_daily(day)
+    new = Line(name, "new", "2026-03-04T08:00:00.000Z")
+    for minute, kinds in ((0, []), (1, [Kind.REPLACED])):
+        Ledger([row]).write(world.layout.ledger(BTC))
+        line = Line(f"{name}.CHECKSUM", "ab", f"2026-03-05T12:0{minute}:00.000Z")
+        assert [one.kind for one in sweep(world.settings, [BTC], OnePage(new, line)).discoveries] == kinds
+
+
+def test_an_archive_that_is_back_after_a_refused_one_settles_the_day(world: World) -> None:
+    day = date(2026, 2, 5)
+    row = world.one(BTC, str(day)).row
+    replacement = world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=[day], at=utc("2026-03-06T00:00:00")))
+    wrong = world.sandbox.faults.add(WrongChecksum(path=f"BTCUSDT-1h-{day}"))
+    world.at("2026-03-06T12:00:00")
+    swept(world, BTC)
+    assert world.one(BTC, str(day)).row.failure == "checksum"
+    for fault in (replacement, wrong):
+        world.sandbox.faults.remove(fault)
+    assert found(swept(world, BTC)) == [(Kind.REPLACED, BTC, [str(day)])]
+    settled = world.one(BTC, str(day)).row
+    assert (settled.failure, settled.content_sha256) == (None, row.content_sha256)
+    assert well(swept(world, BTC))
 
 
 def test_a_day_whose_own_archive_stays_away_is_found_in_that_of_its_month(world: World) -> None:

@@ -111,33 +111,57 @@ def _evaluations(
     written = newest_targets(instance, asset_key, [partition_of(result.day) for result in good])
     for name in CHECKS:
         for result in good:
-            severity = Severity(getattr(result.row, name) or Severity.INFO)
-            findings = [finding for finding in result.row.findings_list() if finding.check == name]
-            yield dg.AssetCheckEvaluation(
-                asset_key=asset_key,
-                check_name=name,
-                passed=severity is Severity.INFO,
-                severity=dg.AssetCheckSeverity.WARN if severity is Severity.WARN else dg.AssetCheckSeverity.ERROR,
-                description=_description(findings, result.row),
-                metadata=findings_metadata(findings, result.key),
-                partition=partition_of(result.day),
-                target_materialization_data=written.get(partition_of(result.day)),
-            )
+            target = written.get(partition_of(result.day))
+            # A day that is reported again may be held from before, while what was published since is refused.
+            if name == "integrity" and result.row.failure is not None:
+                reason = result.row.reason or result.row.failure
+                yield _failed(asset_key, result.key, result.row, result.row.failure, reason, target)
+            else:
+                yield _evaluation(asset_key, result.key, result.row, name, target)
     # A bad day whose older file is still held speaks of that file's materialization; one never held has none.
     older = newest_targets(instance, asset_key, [partition_of(one.day) for one in bad if one.row.outcome == HELD])
-    for failure in bad:
-        key = partition_of(failure.day)
-        held = failure.row.outcome == HELD
-        yield dg.AssetCheckEvaluation(
-            asset_key=asset_key,
-            check_name="integrity",
-            passed=False,
-            severity=dg.AssetCheckSeverity.ERROR,
-            description=shortened(failure.reason, SHOWN_TEXT),
-            metadata={"failure": failure.failure, "older file": "stays" if held else "there is none"},
-            partition=key,
-            target_materialization_data=older.get(key),
-        )
+    for one in bad:
+        yield _failed(asset_key, one.key, one.row, one.failure, one.reason, older.get(partition_of(one.day)))
+
+
+def _evaluation(
+    asset_key: dg.AssetKey, key: SeriesKey, row: LedgerRow, name: str, target: Target | None
+) -> dg.AssetCheckEvaluation:
+    """What a check found of a day."""
+    severity = Severity(getattr(row, name) or Severity.INFO)
+    findings = [finding for finding in row.findings_list() if finding.check == name]
+    return dg.AssetCheckEvaluation(
+        asset_key=asset_key,
+        check_name=name,
+        passed=severity is Severity.INFO,
+        severity=dg.AssetCheckSeverity.WARN if severity is Severity.WARN else dg.AssetCheckSeverity.ERROR,
+        description=_description(findings, row),
+        metadata=findings_metadata(findings, key),
+        partition=partition_of(row.day),
+        target_materialization_data=target,
+    )
+
+
+def _failed(
+    asset_key: dg.AssetKey, key: SeriesKey, row: LedgerRow, failure: str, reason: str, target: Target | None
+) -> dg.AssetCheckEvaluation:
+    """The integrity of a day whose newest attempt failed, with what was found of the file that stays."""
+    held = row.outcome == HELD
+    findings = [finding for finding in row.findings_list() if finding.check == "integrity"] if held else []
+    return dg.AssetCheckEvaluation(
+        asset_key=asset_key,
+        check_name="integrity",
+        passed=False,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=shortened(reason, SHOWN_TEXT),
+        metadata={
+            "failure": failure,
+            "older file": "stays" if held else "there is none",
+            **findings_metadata(findings, key),
+        },
+        partition=partition_of(row.day),
+        target_materialization_data=target,
+    )
 
 
 def newest_targets(

@@ -49,7 +49,7 @@ class ArchivedDays:
         archive: The archive.
         processes: Where much is computed.
         memory: What all workers may take together.
-        refused: ETags of the zips that were refused, by day.
+        refused: ETags of the zips that were refused, and of their ``.CHECKSUM`` files, by day.
     """
 
     key: SeriesKey
@@ -58,7 +58,7 @@ class ArchivedDays:
     archive: Archive
     processes: Processes
     memory: MemoryBudget
-    refused: dict[date, str | None] = field(default_factory=dict)
+    refused: dict[date, tuple[str | None, str | None]] = field(default_factory=dict)
     _in_work: set[date] = field(default_factory=set)
     _months: dict[date, Future[Mapping[date, DayRows | Encoded]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -170,4 +170,4 @@ class ArchivedDays:
             etag=file.etag,
         )
         if day is not None:
-            self.refused[day] = file.etag
+            self.refused[day] = file.etag, file.checksum_etag

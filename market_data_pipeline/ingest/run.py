@@ -290,5 +290,6 @@ class _Run:
         self, day: date, known: LedgerRow | None, kind: str, reason: str, started: float, downloaded: int
     ) -> DayFailure:
         text = f"{self.key} {day}: {reason}"
-        row = failed_row(known, day, kind, text, clock.now(), self._archived.refused.get(day))
+        etag, checksum_etag = self._archived.refused.get(day, (None, None))
+        row = failed_row(known, day, kind, text, clock.now(), etag, checksum_etag)
         return DayFailure(self.key, day, kind, text, row, time.perf_counter() - started, downloaded)

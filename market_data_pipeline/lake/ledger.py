@@ -51,6 +51,7 @@ SCHEMA = pa.schema(
         ("findings", pa.string()),
         ("verdicts", pa.string()),
         ("replaced_by", pa.string()),
+        ("checksum_etag", pa.string()),
         ("attempts", pa.int64()),
         ("failure", pa.string()),
         ("reason", pa.string()),
@@ -88,6 +89,8 @@ class LedgerRow:
         verdicts: The distinct verdicts of the gaps check, joined by ``+``.
         replaced_by: ETag of an archive that was published in place of the one that the rows came from, as the sweep
             over the listing found it; the day is fetched again. None where the archive is the one that is held.
+        checksum_etag: ETag of the ``.CHECKSUM`` that came with the zip that the newest attempt refused; None where it
+            refused none, or none had come.
         attempts: How often the day was asked of a source since it last was as it should be; pauses grow by it.
         failure: Kind of the newest attempt's failure; None when it succeeded. A held day whose newest attempt
             failed stays held.
@@ -117,6 +120,7 @@ class LedgerRow:
     findings: str = "[]"
     verdicts: str = ""
     replaced_by: str | None = None
+    checksum_etag: str | None = None
     attempts: int = 0
     failure: str | None = None
     reason: str | None = None
@@ -294,7 +298,13 @@ def next_attempt(known: LedgerRow | None) -> int:
 
 
 def failed_row(
-    previous: LedgerRow | None, day: date, failure: str, reason: str, asked_at: datetime, etag: str | None = None
+    previous: LedgerRow | None,
+    day: date,
+    failure: str,
+    reason: str,
+    asked_at: datetime,
+    etag: str | None = None,
+    checksum_etag: str | None = None,
 ) -> LedgerRow:
     """The row after a failed attempt: what was held stays held, with the failure on record.
 
@@ -305,6 +315,7 @@ def failed_row(
         reason: The failure in words.
         asked_at: When the attempt was made.
         etag: Of the zip that was refused, so that another one is told apart; a held day keeps that of its rows.
+        checksum_etag: Of the ``.CHECKSUM`` that came with it.
     """
     row = previous or LedgerRow(day=day, outcome=FAILED)
     outcome = row.outcome if row.outcome == HELD else FAILED
@@ -315,6 +326,7 @@ def failed_row(
         failure=failure,
         reason=reason,
         etag=row.etag if outcome == HELD else etag,
+        checksum_etag=checksum_etag,
         asked_at=clock.naive_utc(asked_at),
     )
 

@@ -10,7 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from calendar import monthrange
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from typing import Literal, overload
@@ -232,9 +232,11 @@ class Exchange(ABC):
             return None
         if _changes(archive, faults, self.now()) and archive is not None:
             file = self.file(key)
-            return None if file is None else ListedFile(key, len(file.body), file.etag, file.last_modified)
+            if file is None:
+                return None
+            return self._as_listed(ListedFile(key, len(file.body), file.etag, file.last_modified))
         plain = self._describe_plain(zip_key)
-        return plain if plain is None or key == zip_key else self._describe_checksum(plain)
+        return plain if plain is None or key == zip_key else self._as_listed(self._describe_checksum(plain))
 
     def published_at(self, archive: Archive) -> datetime:
         """When a zip first appears.
@@ -283,6 +285,10 @@ class Exchange(ABC):
         if archive is None or _changes(archive, self._faults_of(archive), self.now()):
             return make()
         return self._files.get(f"{zip_key}.CHECKSUM", make)
+
+    def _as_listed(self, file: ListedFile) -> ListedFile:
+        wrong = file.key.endswith(".CHECKSUM") and self.faults.is_checksum_wrong(f"/{file.key}")
+        return replace(file, etag=etag_of_wrong(file.etag)) if wrong else file
 
     def _describe_checksum(self, zip_file: ListedFile) -> ListedFile:
         size = 64 + 2 + len(zip_file.key.rsplit("/", 1)[1].encode()) + 1
@@ -339,6 +345,11 @@ class Exchange(ABC):
     def _version(self, archive: Archive, changes: tuple[object, ...]) -> str:
         """An ETag that names the bytes without making them, so that a listing costs nothing."""
         return _tag(repr(self), archive.key, *changes)
+
+
+def etag_of_wrong(etag: str) -> str:
+    """The ETag of a ``.CHECKSUM`` that is not the one with this ETag, since it is wrong."""
+    return _tag(etag, "wrong")
 
 
 def _tag(*words: object) -> str:

@@ -85,7 +85,10 @@ class Reset(AnswerFault):
 
 @dataclass(frozen=True, kw_only=True)
 class WrongChecksum(AnswerFault):
-    """A ``.CHECKSUM`` names another sha256 than the zip has; its path is matched, e.g. ``BTCUSDT-1m-2024-01-03``."""
+    """A ``.CHECKSUM`` names another sha256 than the zip has; its path is matched, e.g. ``BTCUSDT-1m-2024-01-03``.
+
+    Being another file, it has another ETag, in answers and in the listing.
+    """
 
     def meets(self, path: str, query: str) -> bool:
         """Whether a request is for a CHECKSUM that this fault is about."""
@@ -357,6 +360,13 @@ class Faults:
                     entry.left -= 1
                 met.append(fault)
         return met
+
+    def is_checksum_wrong(self, path: str) -> bool:
+        """Whether a ``.CHECKSUM`` would be spoilt if it were asked for now, which it is not."""
+        return any(
+            entry.left != 0 and isinstance(entry.fault, WrongChecksum) and entry.fault.meets(path, "")
+            for entry in self._entries
+        )
 
     def of_data(self, series: str) -> tuple[DataFault, ...]:
         """The faults that a series has."""

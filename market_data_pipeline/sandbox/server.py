@@ -27,7 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.sandbox.exchange import ArchiveFile, Exchange, GeneratedExchange
+from market_data_pipeline.sandbox.exchange import ArchiveFile, Exchange, GeneratedExchange, etag_of_wrong
 from market_data_pipeline.sandbox.faults import (
     AnswerFault,
     CutBody,
@@ -331,6 +331,12 @@ def _slow(send: Send, seconds: float, pieces: int = 20) -> Send:
 def _with_wrong_checksum(send: Send) -> Send:
     async def wrong(message: MutableMapping[str, Any]) -> None:
         body = message.get("body", b"")
+        if message["type"] == "http.response.start":
+            headers = [
+                (name, f'"{etag_of_wrong(value.decode().strip(chr(34)))}"'.encode() if name == b"etag" else value)
+                for name, value in message["headers"]
+            ]
+            message = {**message, "headers": headers}
         if message["type"] == "http.response.body" and len(body) > 64:
             message = {**message, "body": hashlib.sha256(body).hexdigest().encode() + body[64:]}
         await send(message)

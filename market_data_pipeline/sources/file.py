@@ -20,6 +20,7 @@ class ArchiveFile:
         last_modified: The archive's (HTTP date).
         checksum: ``verified``; ``missing`` where no ``.CHECKSUM`` is published; ``accepted`` where a person did.
         fetched_at: When the answer came (UTC).
+        checksum_etag: Of its ``.CHECKSUM``, without quotes; None where none is published.
     """
 
     url: str
@@ -29,6 +30,7 @@ class ArchiveFile:
     last_modified: str | None
     checksum: ChecksumStatus
     fetched_at: datetime
+    checksum_etag: str | None = None
 
     @property
     def stem(self) -> str:

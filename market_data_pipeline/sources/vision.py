@@ -82,10 +82,11 @@ class Archive:
             url=f"{self._files.url}/{path}",
             data=answer.body,
             sha256=sha256,
-            etag=answer.headers.get("ETag", "").strip('"') or None,
+            etag=_etag(answer),
             last_modified=answer.headers.get("Last-Modified"),
             checksum=ChecksumStatus.MISSING if published is None else ChecksumStatus.VERIFIED,
             fetched_at=clock.now(),
+            checksum_etag=None if published is None else _etag(published),
         )
         if published is not None:
             expected = re.match(rb"\s*([0-9a-fA-F]{64})\b", published.body)
@@ -169,6 +170,10 @@ class Archive:
         """Close all connections."""
         self._files.close()
         self._listing.close()
+
+
+def _etag(answer: Answer) -> str | None:
+    return answer.headers.get("ETag", "").strip('"') or None
 
 
 def _files_on(page: ET.Element) -> list[ListedFile]:

@@ -123,6 +123,25 @@ def test_a_held_day_that_fails_later_speaks_of_the_file_that_stays(project: Proj
     assert evaluation.target_materialization_data.storage_id == storage_id
 
 
+@pytest.mark.parametrize("kind", ["checksum", "unproven"])
+def test_a_newer_archive_that_is_refused_is_said_as_often_as_the_older_day_is_reported(
+    project: Project, kind: str
+) -> None:
+    project.run(1, 3)
+    project.ingest.bad = {(KLINES, day(2)): (kind, "the newer one cannot be trusted")}
+    project.run(1, 3)
+    project.ingest.bad = {}
+
+    assert project.run(1, 3).success
+
+    assert project.materializations()[2][0].metadata["action"].value == "held"
+    assert project.checks("integrity") == {"SUCCEEDED": {1, 3}, "FAILED": {2}}
+    evaluation = project.evaluation("integrity", 2)
+    assert evaluation.description == "the newer one cannot be trusted"
+    assert {name: one.value for name, one in evaluation.metadata.items()} == {"failure": kind, "older file": "stays"}
+    assert evaluation.target_materialization_data is not None
+
+
 @pytest.mark.parametrize("bad", [False, True])
 def test_a_run_of_a_single_partition(project: Project, bad: bool) -> None:
     project.ingest.bad = {(KLINES, day(2)): CHECKSUM} if bad else {}
