@@ -175,7 +175,8 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         DamagedFileError: it is not there or not readable, or lacks a column; the text names it and says what to do.
     """
     try:
-        table = _read_parquet(path, columns)
+        with path.open("rb") as file:
+            table = _read_parquet(file, columns)
         return table if columns is None else table.select(columns)
     except KeyError as error:
         raise damaged(path, ValueError(f"it lacks a column ({error.args[0]})")) from error
@@ -183,10 +184,10 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         raise damaged(path, error) from error
 
 
-def _read_parquet(source: Path | pa.NativeFile, columns: list[str] | None = None) -> pa.Table:
-    # In this thread, of a file that Arrow opened itself. Arrow's `read_table` reads in threads of Arrow's, which let go
-    # of a Python file after the rows are there: where the script ends meanwhile, that ends the process by SIGABRT
-    # ("terminate called without an active exception").
+def _read_parquet(source: IO[bytes] | pa.NativeFile, columns: list[str] | None = None) -> pa.Table:
+    # In this thread. Those of Arrow, in which its `read_table` reads, let go of a Python file only after the rows are
+    # there: where the script ends meanwhile, the process ends by SIGABRT ("terminate called without an active
+    # exception").
     with pq.ParquetFile(source, pre_buffer=False) as file:
         return file.read(columns=columns, use_threads=False)
 

@@ -48,6 +48,14 @@ def test_a_file_without_a_column_is_named(path: Path) -> None:
         files.read_table(path, ["a", "nowhere"])
 
 
+def test_what_the_system_says_of_a_file_that_it_does_not_open_can_be_told_from_damage(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DamagedFileError) as refused:
+        files.read_table(path)
+    assert isinstance(refused.value.__cause__, IsADirectoryError)
+
+
 @pytest.mark.parametrize("content", [None, b"", b"no Parquet at all"])
 def test_a_file_that_is_none_is_named(path: Path, content: bytes | None) -> None:
     path.unlink()
