@@ -113,7 +113,7 @@ def lacking(key: SeriesKey, day: date, rows: DayRows, listing: Listing) -> bool:
     """Whether a day has rows to ask REST for, or seems to."""
     if key.interval is None:
         return bool(missing_ids(rows.table)) or seems_cut(rows.table, day)
-    return len(missing_candles(key, rows.table, day, rows.known_until_us, listing).lacking) > 0
+    return len(missing_candles(key, rows.table, day, rows.known_until_us, listing)) > 0
 
 
 def describe(

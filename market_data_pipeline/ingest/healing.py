@@ -54,13 +54,15 @@ class Healer:
     # --- candles ------------------------------------------------------------------------------------------------
 
     def _candles(self, day: date, rows: DayRows) -> DayRows:
-        lacking = missing_candles(self.key, rows.table, day, rows.known_until_us, self.listing).lacking
-        if len(lacking) == 0:
+        missing = missing_candles(self.key, rows.table, day, rows.known_until_us, self.listing)
+        if len(missing) == 0:
             return rows
         step = interval_us(self.key.interval or "")
         page = spec_of(self.key).rest.page
         try:
-            for first, last in _spans(lacking, page * step):
+            # Before and after trading REST has nothing, which it says in one answer, however long that is.
+            ends = [(int(times[0]), int(times[-1])) for times in (missing.before, missing.after) if len(times)]
+            for first, last in (*_spans(missing.lacking, page * step), *ends):
                 rows = self.filled_in(rows, self.rest().klines(self.key, first, last + step))
         except SourceError as error:
             return replace(rows, asked=Asked(False, str(error)))

@@ -5,7 +5,7 @@ Pure; tables are ordered by key. Why rows are missing is for ``verdicts``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 
 import numpy as np
@@ -16,17 +16,27 @@ from market_data_pipeline.quality.rows import Ints, floats, ints
 from market_data_pipeline.series import Listing, SeriesKey, interval_us
 
 
+def _none() -> Ints:
+    return np.zeros(0, dtype=np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class Missing:
     """Open times (microseconds UTC) of candles that are not there.
 
     Attributes:
         lacking: Those that should be there.
-        not_listed: Those before trading began on the first listed day, or after it ended on the last.
+        before: On the first listed day, those before the first one that is there: trading may have begun with it.
+        after: On the last listed day, those after the last one that is there: trading may have ended with it.
     """
 
     lacking: Ints
-    not_listed: Ints
+    before: Ints = field(default_factory=_none)
+    after: Ints = field(default_factory=_none)
+
+    def __len__(self) -> int:
+        """How many are not there, whether they should be or not."""
+        return len(self.lacking) + len(self.before) + len(self.after)
 
 
 def expected_open_times(key: SeriesKey, day: date, known_until_us: int) -> Ints:
@@ -45,17 +55,17 @@ def missing_candles(key: SeriesKey, table: pa.Table, day: date, known_until_us: 
         day: The UTC day.
         known_until_us: Until when the day is over, as the source saw it (microseconds UTC): of today only candles
             closed by then are expected.
-        listing: On the first and the last listed day the candles before and after trading are not missing.
+        listing: On the first and the last listed day there may be none before and after those that are there.
     """
     expected, present = expected_open_times(key, day, known_until_us), ints(table, "open_time")
     missing = np.setdiff1d(expected, present, assume_unique=True)
-    not_listed = np.zeros(len(missing), dtype=bool)
+    before, after = np.zeros((2, len(missing)), dtype=bool)
     if len(present):
         if any(first == day for first, _ in listing.spans):
-            not_listed |= missing < present[0]
+            before = missing < present[0]
         if any(last == day for _, last in listing.spans):
-            not_listed |= missing > present[-1]
-    return Missing(missing[~not_listed], missing[not_listed])
+            after = missing > present[-1]
+    return Missing(missing[~before & ~after], missing[before], missing[after])
 
 
 def flat_candles(table: pa.Table) -> Ints:

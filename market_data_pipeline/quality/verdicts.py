@@ -2,7 +2,8 @@
 
 The order of precedence, first what fits (:class:`~market_data_pipeline.findings.Verdict` says what each means):
 
-1. ``not_listed``: the candles lie before the listing or after its end.
+1. ``not_listed``: the candles lie before the first one of the listing or after its last, REST, where it could be asked,
+   has none there either, and no trade that is held took place there.
 2. ``healed``: the rows are there, and came from REST because the archive lacks them.
 3. ``unpublished``: the day is provisional, so its archive may still bring them.
 4. REST was asked and has no row: ``outage``, unless aggTrades held of the same symbol took place there
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from market_data_pipeline import clock
 from market_data_pipeline.findings import MAX_RANGES, VERDICT_SEVERITY, Finding, Range, Verdict
 from market_data_pipeline.quality.gaps import Missing
 from market_data_pipeline.quality.rows import Ints, key_ranges
@@ -147,7 +149,10 @@ def judge_candles(
         if len(times):
             found.setdefault((verdict, evidence), []).append(times)
 
-    say(Verdict.NOT_LISTED, "trading began or ended on this day", missing.not_listed)
+    if len(missing.before):
+        say(*_judge_end(missing.before, step, final, asked, trades, began=True), missing.before)
+    if len(missing.after):
+        say(*_judge_end(missing.after, step, final, asked, trades, began=False), missing.after)
     say(Verdict.HEALED, "REST has them", healed)
     if not final:
         say(Verdict.UNPUBLISHED, PROVISIONAL, missing.lacking)
@@ -161,6 +166,20 @@ def judge_candles(
         times = np.concatenate(parts)
         findings.append(verdict_finding(verdict, "candles", len(times), key_ranges(times, step), evidence))
     return findings
+
+
+def _judge_end(
+    times: Ints, step: int, final: bool, asked: Asked | None, trades: TradeRecord | None, *, began: bool
+) -> tuple[Verdict, str]:
+    """Why candles lack before the first one of a listing, or after its last."""
+    start, end = int(times[0]), int(times[-1]) + step
+    if final and trades is not None and trades.between(start, end)[0]:
+        return _judge_run(start, end, asked, trades)
+    if asked is not None and asked.answered:
+        edge = clock.naive_from_us(end if began else start - step).isoformat(sep=" ", timespec="minutes")
+        return Verdict.NOT_LISTED, f"REST has no candle {'before' if began else 'after'} {edge} either"
+    told = f"trading {'began' if began else 'ended'} on this day by the listing"
+    return Verdict.NOT_LISTED, told + (f"; {_NOT_ASKED}: {asked.why_not}" if asked else "")
 
 
 def _judge_run(start_us: int, end_us: int, asked: Asked | None, trades: TradeRecord | None) -> tuple[Verdict, str]:

@@ -574,6 +574,46 @@ def test_a_delisted_and_relisted_symbol_is_not_missing_in_between(
         assert story.requests == 4 * ZIP
 
 
+@pytest.mark.parametrize(
+    ("lost", "listing"),
+    [(("00:00", "02:00"), ((DAY, None),)), (("20:00", "23:59"), ((date(2020, 1, 1), DAY),))],
+    ids=["first day", "last day"],
+)
+def test_what_the_archive_lacks_of_the_first_or_last_listed_day_comes_from_rest(
+    story: Story, lost: tuple[str, str], listing: tuple[tuple[date, date | None]]
+) -> None:
+    truth = story.truth(BTC)
+    start, end = (utc(f"{DAY}T{one}") for one in lost)
+    story.world.sandbox.faults.add(MissingRows(start=start, end=end, series="klines", where="archive"))
+    row = good(story.bring(BTC, listing=Listing(listing)))
+    assert story.requests == ZIP + REST
+    assert story.held(BTC).equals(truth)
+    assert [f.rule for f in gaps(row)] == ["healed"]
+    assert sum(r.count for r in the_gap(row).ranges) == (end - start) // timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_candles_before_the_first_trade_of_a_symbol_are_not_listed_and_cost_one_request(
+    story: Story, refused: bool
+) -> None:
+    start, end = utc(f"{DAY}T00:00"), utc(f"{DAY}T19:00")
+    story.world.sandbox.faults.add(MissingRows(start=start, end=end, series="klines", where="both"))
+    if refused:
+        story.world.sandbox.faults.add(Status(path="/api/v3/", status=451))
+    row = good(story.bring(BTC, listing=Listing(((DAY, None),))))
+    assert story.requests == (ZIP + CLOCK if refused else ZIP + REST)
+    found = the_gap(row)
+    assert (found.rule, span(found)) == ("not_listed", [(at("00:00"), at("18:59"), 19 * 60)])
+    if refused:
+        assert found.evidence.startswith("trading began on this day by the listing; REST was not asked: ")
+        assert "451" in found.evidence
+    else:
+        assert found.evidence == f"REST has no candle before {DAY} 19:00 either"
+    story.world.forget()
+    assert story.bring(BTC, listing=Listing(((DAY, None),)))[0].row == row
+    assert story.requests == NOTHING, "it is settled"
+
+
 @pytest.mark.parametrize("way", ["became final", "healed"])
 def test_where_rest_and_archive_disagree_the_archive_wins_and_both_are_told(story: Story, way: str) -> None:
     truth = story.truth(BTC)

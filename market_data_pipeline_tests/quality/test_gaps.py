@@ -62,7 +62,7 @@ def test_missing_and_present_make_up_the_day(interval: str, data: st.DataObject)
     table = candles(key, present, flat)
     missing = missing_candles(key, table, DAY, END, Listing())
     assert sorted([*present, *missing.lacking.tolist()]) == whole
-    assert missing.not_listed.tolist() == []
+    assert len(missing) == len(missing.lacking)
     assert frozenset(flat_candles(table).tolist()) == flat
 
 
@@ -86,7 +86,8 @@ def test_before_the_first_candle_of_the_listing_day_nothing_is_missing() -> None
     key = klines("BTCUSDT", "1h")
     present = [START + n * interval_us("1h") for n in range(7, 24) if n != 9]
     missing = missing_candles(key, candles(key, present), DAY, END, Listing(((DAY, None),)))
-    assert missing.not_listed.tolist() == [START + n * interval_us("1h") for n in range(7)]
+    assert missing.before.tolist() == [START + n * interval_us("1h") for n in range(7)]
+    assert missing.after.tolist() == []
     assert missing.lacking.tolist() == [START + 9 * interval_us("1h")]
 
 

@@ -56,10 +56,35 @@ RAN_ON = trades_at(0.5, 3.9, 6.1, 9.5)
 def test_missing_candles(
     final: bool, asked: Asked, trades: TradeRecord | None, verdict: Verdict, evidence: str
 ) -> None:
-    (found,) = judge_candles(KEY, Missing(minutes(4, 5), NONE), NONE, NONE, final=final, asked=asked, trades=trades)
+    (found,) = judge_candles(KEY, Missing(minutes(4, 5)), NONE, NONE, final=final, asked=asked, trades=trades)
     assert found.rule == verdict
     assert evidence in found.evidence
     assert evidence in found.message
+    assert [(r.first, r.last, r.count) for r in found.ranges] == [(4 * MINUTE, 5 * MINUTE, 2)]
+
+
+@pytest.mark.parametrize(
+    ("final", "asked", "trades", "verdict", "evidence"),
+    [
+        (True, ANSWERED, None, Verdict.NOT_LISTED, "REST has no candle {} either"),
+        (True, NO_ANSWER, None, Verdict.NOT_LISTED, "by the listing; REST was not asked: its firewall"),
+        (True, None, None, Verdict.NOT_LISTED, "trading {} on this day by the listing"),
+        (False, None, TRADED, Verdict.NOT_LISTED, "trading {} on this day by the listing"),
+        (True, ANSWERED, TRADED, Verdict.UNEXPLAINED, "2 aggTrades held took place there"),
+        (True, NO_ANSWER, TRADED, Verdict.ARCHIVE_DEFECT, "2 aggTrades held took place there; REST was not asked"),
+        (True, ANSWERED, RAN_ON, Verdict.NOT_LISTED, "REST has no candle {} either"),
+    ],
+)
+@pytest.mark.parametrize("end", ["before", "after"])
+def test_candles_before_the_first_or_after_the_last_one_of_a_listing(
+    final: bool, asked: Asked | None, trades: TradeRecord | None, verdict: Verdict, evidence: str, end: str
+) -> None:
+    missing = Missing(NONE, **{end: minutes(4, 5)})
+    (found,) = judge_candles(KEY, missing, NONE, NONE, final=final, asked=asked, trades=trades)
+    assert found.rule == verdict
+    if "REST" in evidence:
+        evidence = evidence.format({"before": "before 1970-01-01 00:06", "after": "after 1970-01-01 00:03"}[end])
+    assert evidence.format({"before": "began", "after": "ended"}[end]) in found.evidence
     assert [(r.first, r.last, r.count) for r in found.ranges] == [(4 * MINUTE, 5 * MINUTE, 2)]
 
 
@@ -76,7 +101,7 @@ def test_what_a_verdict_means_for_the_check(verdict: str, severity: Severity) ->
 
 
 def test_each_range_has_its_own_verdict() -> None:
-    missing = Missing(minutes(4, 5, 8, 20), minutes(0, 1))
+    missing = Missing(minutes(4, 5, 8, 20), before=minutes(0, 1))
     found = judge_candles(
         KEY, missing, minutes(11, 12), minutes(15), final=True, asked=NO_ANSWER, trades=trades_at(3, 4.5, 7, 9, 11)
     )
