@@ -12,6 +12,7 @@ import re
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from filelock import FileLock
 from pyrate_limiter import Duration, Limiter, Rate, SQLiteBucket
 
 from market_data_pipeline.lake import files
+
+LOOK_AGAIN_SECONDS = 0.5
+"""How long whoever waits does so before it looks whether there is still something to wait for."""
 
 _NEARLY = 0.95
 """Part of the whole limit at which we wait for the next minute, whoever used it."""
@@ -54,11 +58,20 @@ class WeightBudget:
         self._lock = threading.Lock()
         self._used, self._minute = 0, -1
 
-    def acquire(self, weight: int) -> None:
-        """Wait until a request of this weight may be sent."""
+    def acquire(self, weight: int, refuse: Callable[[], None] = lambda: None) -> None:
+        """Wait until a request of this weight may be sent.
+
+        Args:
+            weight: Of the request.
+            refuse: Called before and again and again while waiting; it raises where the request is not to be sent any
+                more, so that nobody waits a minute for nothing.
+        """
+        refuse()
         while (pause := self._pause_for_others(weight)) > 0:
-            time.sleep(pause)
-        self._limiter.try_acquire("rest", min(weight, self.ours))
+            time.sleep(min(pause, LOOK_AGAIN_SECONDS))
+            refuse()
+        while not self._limiter.try_acquire("rest", min(weight, self.ours), timeout=LOOK_AGAIN_SECONDS):
+            refuse()
 
     def observe(self, used: int) -> None:
         """Take over Binance's count of what this address has used in the present minute."""

@@ -21,7 +21,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey, interval_us
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.sources.archive import table_from_rest
-from market_data_pipeline.sources.budget import WeightBudget, shared_folder
+from market_data_pipeline.sources.budget import LOOK_AGAIN_SECONDS, WeightBudget, shared_folder
 from market_data_pipeline.sources.errors import AbsentError, HostOffError, MalformedError, NetworkError, RestAnswerError
 from market_data_pipeline.sources.http import OK, TOO_MANY, Answer, Host
 from market_data_pipeline.specs import MARKETS, RestEndpoint, spec_of
@@ -242,10 +242,10 @@ class RestApi:
             raise RestAnswerError(str(error)) from error
 
     def _request(self, path: str, params: Mapping[str, str], weight: int) -> Answer:
-        self._refuse_if_off()
         for _ in range(_PATIENCE):
-            self._budget.acquire(weight)
+            self._budget.acquire(weight, self._refuse_if_off)
             self._sit_out_pause()
+            self._refuse_if_off()  # another thread, or process, may have been banned while this one waited
             answer = self._host.get(path, dict(params), self._headers)
             if used := answer.headers.get(_USED_WEIGHT):
                 self._budget.observe(int(used))
@@ -261,7 +261,8 @@ class RestApi:
     def _sit_out_pause(self) -> None:
         """Wait as long as the host asked any thread of this run to: whoever asks on meanwhile is banned."""
         while (left := self._resume_at - time.monotonic()) > 0:
-            time.sleep(left)
+            time.sleep(min(left, LOOK_AGAIN_SECONDS))
+            self._refuse_if_off()
 
     def _refuse_if_off(self) -> None:
         banned = None if self._off else self._budget.banned_until()

@@ -7,11 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import date
 from functools import partial
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,7 +23,7 @@ from market_data_pipeline.sandbox import MissingRows, Status
 from market_data_pipeline.series import Market, SeriesKey
 from market_data_pipeline.sources.archive import table_from_rest
 from market_data_pipeline.sources.budget import WeightBudget
-from market_data_pipeline.sources.errors import AbsentError, MalformedError, NetworkError, RestAnswerError
+from market_data_pipeline.sources.errors import AbsentError, HostOffError, MalformedError, NetworkError, RestAnswerError
 from market_data_pipeline.sources.rest import RestApi
 from market_data_pipeline_tests.world import World, agg_trades, klines, utc
 
@@ -123,6 +126,52 @@ def test_while_the_host_wants_a_pause_no_thread_asks(
     assert [(r.at - refused.at).total_seconds() >= 0.9 for r in later] == [True, True]
 
 
+def test_threads_that_waited_for_weight_send_nothing_once_the_host_has_banned_us(
+    world: World, rest: dict[Market, RestApi], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = partial(rest[Market.SPOT].klines, klines("BTCUSDT", "1h"), START, END)
+    ask()
+    world.forget()
+    world.sandbox.faults.add(Status(path="/api/v3/klines", status=418, retry_after=120))
+    real, calls = WeightBudget.acquire, count()
+    all_here, banned = threading.Barrier(8), threading.Event()
+
+    def acquire(budget: WeightBudget, *args: Any) -> None:
+        real(budget, *args)
+        all_here.wait(20)
+        if next(calls) > 0:
+            assert banned.wait(20)
+
+    monkeypatch.setattr(WeightBudget, "acquire", acquire)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask) for _ in range(8)]
+        assert len(wait(asked, 20, FIRST_COMPLETED).done) == 1
+        banned.set()
+        assert all(isinstance(one.exception(20), HostOffError) for one in asked)
+    assert len(world.asked()) == 1
+
+
+def test_who_sits_out_a_pause_sends_nothing_once_another_process_was_banned(
+    world: World, rest: dict[Market, RestApi], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = rest[Market.SPOT]
+    elsewhere = WeightBudget(urlsplit(world.settings.spot_url).netloc, 6000, 0.5, world.root / "budget")
+
+    def sleep(seconds: float) -> None:
+        elsewhere.ban(120)
+        time.sleep(seconds)
+
+    stub = SimpleNamespace(monotonic=time.monotonic, sleep=sleep)
+    monkeypatch.setattr("market_data_pipeline.sources.rest.time", stub)
+    world.sandbox.faults.add(Status(path="/api/v3/klines", status=429, retry_after=60, times=1))
+    started = time.monotonic()
+    with pytest.raises(HostOffError, match="banned this address until"):
+        api.klines(klines("BTCUSDT", "1h"), START, END)
+    assert time.monotonic() - started < 30, "nobody waits for the end of a pause that leads nowhere"
+    assert len(world.asked("klines")) == 1
+    elsewhere.close()
+
+
 def test_fields_that_binance_adds_are_ignored_and_fields_that_lack_are_named() -> None:
     row = {"a": 1, "p": "2.5", "q": "3", "f": 4, "l": 5, "T": 1_700_000_000_000, "m": True, "nq": "3"}
     table = table_from_rest([row], agg_trades("BTCUSDT", "um"), 1000)
@@ -196,4 +245,19 @@ def test_what_others_behind_the_address_used_is_waited_for(tmp_path: Path, monke
     budget.observe(90)
     budget.acquire(10)
     budget.close()
-    assert slept == [48.0]
+    assert sum(slept) == pytest.approx(48.0)
+
+
+def test_who_waits_for_weight_goes_as_soon_as_there_is_nothing_to_wait_for(tmp_path: Path) -> None:
+    budget, looks = WeightBudget("example.org", 100, 0.5, tmp_path), count()
+
+    def refuse() -> None:
+        if next(looks) > 1:
+            raise HostOffError("banned")
+
+    budget.acquire(50)
+    started = time.monotonic()
+    with pytest.raises(HostOffError):
+        budget.acquire(10, refuse)
+    assert time.monotonic() - started < 20
+    budget.close()
