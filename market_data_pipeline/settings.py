@@ -40,7 +40,8 @@ class Settings(BaseSettings):
         0.5, gt=0, le=1, description="Share of Binance's REST limit to use: bots often sit behind the same address."
     )
     budget_dir: Path | None = Field(
-        None, description="Where all processes of this machine share the REST budget; by default the temporary folder."
+        None,
+        description="Where processes share the REST budget; by default all of one user's, below the temporary folder.",
     )
     rest_trades_weight: int = Field(
         4000,

@@ -1,8 +1,11 @@
 """The weight that REST requests may cost: one budget for all processes of a machine, since Binance counts by address.
 
-Weight is taken from a bucket in a SQLite file that all processes share; each host has its own. Binance's own count
-(``X-MBX-USED-WEIGHT-1M``), which includes other programs behind the same address, sets it right. A ban (418) is on
-record beside the bucket, so that no process asks into it.
+Weight is taken from a bucket in a SQLite file that all processes share, whatever share of the limit each may use; each
+host has its own. Binance's own count (``X-MBX-USED-WEIGHT-1M``), which includes other programs behind the same address,
+sets it right. A ban (418) is on record beside the bucket, so that no process asks into it.
+
+By default the bucket is one user's, since a folder that all users write to would let any of them put what they like in
+its place.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class WeightBudget:
     Args:
         host: Name of the host.
         per_minute: Binance's limit for one address.
-        share: Part of it that we take.
+        share: Part of it that all processes together may have used when we take more.
         folder: Where the budget is kept, for all processes.
     """
 
@@ -49,7 +52,7 @@ class WeightBudget:
         self._limit = per_minute
         self.ours = max(1, int(per_minute * share))
         self._ban = folder / f"{stem}.banned-until"
-        path = folder / f"{stem}-{self.ours}.sqlite"
+        path = folder / f"{stem}.sqlite"
         with FileLock(folder / f"{stem}.setup.lock"):  # two processes may not make the table at the same time
             bucket = SQLiteBucket.init_from_file(
                 [Rate(self.ours, Duration.MINUTE)], db_path=str(path), use_file_lock=True

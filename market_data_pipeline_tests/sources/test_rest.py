@@ -232,6 +232,33 @@ def test_two_processes_share_one_budget(tmp_path: Path) -> None:
             process.stdout.close()
 
 
+def granted(budget: WeightBudget, weight: int) -> bool:
+    """Whether a budget has weight left now."""
+
+    def refuse() -> None:
+        if next(looks) > 0:
+            raise HostOffError("it would have to wait")
+
+    looks = count()
+    try:
+        budget.acquire(weight, refuse)
+    except HostOffError:
+        return False
+    return True
+
+
+def test_processes_with_different_shares_take_from_one_budget(tmp_path: Path) -> None:
+    half, most = (WeightBudget("example.org", 100, share, tmp_path) for share in (0.5, 0.9))
+    assert granted(most, 40)
+    assert granted(half, 10)
+    assert not granted(half, 1), "half of the limit is used up, whoever used it"
+    assert granted(most, 40)
+    assert not granted(most, 1)
+    assert not granted(half, 1)
+    half.close()
+    most.close()
+
+
 def test_what_others_behind_the_address_used_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     budget = WeightBudget("example.org", 100, 0.5, tmp_path)
     now, slept = [60_000_000.0 * 60 + 12.0], list[float]()
