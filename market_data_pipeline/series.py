@@ -43,6 +43,14 @@ class DataType(StrEnum):
         """The name in SQL: ``klines``, ``agg_trades``, ``trade_profile``."""
         return re.sub(r"(?<!^)([A-Z])", r"_\1", self.value).lower()
 
+    @property
+    def has_interval(self) -> bool:
+        """Whether its series are candles of an interval, each in a folder of its own, on a grid of times."""
+        return self in _OF_CANDLES
+
+
+_OF_CANDLES = frozenset({DataType.KLINES})
+
 
 INTERVALS: dict[str, int] = {
     "1s": 1,
@@ -88,7 +96,7 @@ def decode_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class SeriesKey:
-    """One series: an exchange, a market, a data type, a symbol and, for klines, an interval.
+    """One series: an exchange, a market, a data type, a symbol and, for candles, an interval.
 
     All four faces (asset key, files, archive, SQL) are derived from these fields; none is configured.
 
@@ -108,7 +116,7 @@ class SeriesKey:
             raise UsageError(
                 f"{self.symbol!r} cannot be a symbol: it is empty or has a space, a slash or a leading dot."
             )
-        if self.data_type is DataType.KLINES:
+        if self.data_type.has_interval:
             allowed = intervals_of(self.market)
             if self.interval not in allowed:
                 raise UsageError(

@@ -70,7 +70,6 @@ class MarketSpec:
     """
 
     time_path: str
-    exchange_info_path: str
     weight_per_minute: int
     microseconds: bool
     inverse: bool
@@ -78,9 +77,9 @@ class MarketSpec:
 
 
 MARKETS: dict[Market, MarketSpec] = {
-    Market.SPOT: MarketSpec("/api/v3/time", "/api/v3/exchangeInfo", 6000, True, False, 0),
-    Market.UM: MarketSpec("/fapi/v1/time", "/fapi/v1/exchangeInfo", 2400, False, False, 1),
-    Market.CM: MarketSpec("/dapi/v1/time", "/dapi/v1/exchangeInfo", 2400, False, True, 1),
+    Market.SPOT: MarketSpec("/api/v3/time", 6000, True, False, 0),
+    Market.UM: MarketSpec("/fapi/v1/time", 2400, False, False, 1),
+    Market.CM: MarketSpec("/dapi/v1/time", 2400, False, True, 1),
 }
 
 
@@ -112,7 +111,7 @@ class Spec:
     @property
     def schema(self) -> pa.Schema:
         """The Arrow schema of a file in the lake: symbol (and interval), then the columns that are kept."""
-        labels = ("symbol", "interval") if self.data_type is DataType.KLINES else ("symbol",)
+        labels = ("symbol", "interval") if self.data_type.has_interval else ("symbol",)
         return pa.schema(
             [(label, WORD) for label in labels]
             + [(c.name, ARROW_TYPES[c.kind]) for c in self.columns if c.kind != "ignore"]
@@ -202,6 +201,15 @@ TRADE_PROFILE_SCHEMA = pa.schema(
 def spec_of(key: SeriesKey) -> Spec:
     """The row of the table for a series that Binance publishes."""
     return SPECS[key.market, key.data_type]
+
+
+def data_types_of(market: Market) -> tuple[DataType, ...]:
+    """The data types that a market has, derived ones included, in the order of :class:`DataType`."""
+    return tuple(
+        data_type
+        for data_type in DataType
+        if (market, DataType.AGG_TRADES if data_type is DataType.TRADE_PROFILE else data_type) in SPECS
+    )
 
 
 def lake_schema(market: Market, data_type: DataType) -> pa.Schema:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from datetime import date
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.lake.catalog import statements
 from market_data_pipeline.series import (
     EXCHANGE,
     DataType,
@@ -20,7 +22,9 @@ from market_data_pipeline.series import (
     encode_name,
     intervals_of,
 )
-from market_data_pipeline_tests.world import agg_trades, klines
+from market_data_pipeline.specs import SPECS, Spec, expected_rows
+from market_data_pipeline.universe import parse_universe
+from market_data_pipeline_tests.world import World, agg_trades, klines
 
 DAY = date(2024, 1, 1)
 
@@ -91,3 +95,32 @@ def test_a_relisted_symbol_is_not_listed_in_between() -> None:
 def test_the_short_name_goes_without_the_exchange() -> None:
     key = SeriesKey("binance", Market.UM, DataType.KLINES, "BTCUSDT", "1m")
     assert (str(key), key.short) == ("binance/um/klines/BTCUSDT/1m", "um/klines/BTCUSDT/1m")
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: f"{spec.market}-{spec.data_type}")
+def test_every_row_of_the_table_says_by_its_key_whether_its_series_have_intervals(spec: Spec) -> None:
+    """Rows whose key is a time are candles of an interval; the name, the labels and the paths follow."""
+    of_candles = spec.key == spec.time
+    right, wrong = ("1h", None) if of_candles else (None, "1h")
+    key = SeriesKey(EXCHANGE, spec.market, spec.data_type, "BTCUSDT", right)
+    with pytest.raises(UsageError, match="interval"):
+        SeriesKey(EXCHANGE, spec.market, spec.data_type, "BTCUSDT", wrong)
+    assert SeriesKey.from_asset_path(key.asset_path) == key
+    assert ("interval" in spec.schema.names) == of_candles
+    assert (expected_rows(key) == 24) if of_candles else (expected_rows(key) is None)
+    assert len(Path(key.folder).parts) == (7 if of_candles else 6)
+    text = f"collect:\n  - {{market: {spec.market}, symbols: [BTCUSDT], {spec.data_type}: {{%sfrom: 2024-01-01}}}}"
+    (entry,) = parse_universe(text % ("intervals: [1h], " if of_candles else ""))
+    assert [wanted.intervals for wanted in entry.wanted] == [(right,)]
+
+
+def test_a_market_may_lack_a_data_type(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As spot lacks the mark price: the universe refuses it with its line, and the catalog does without the view."""
+    with monkeypatch.context() as patch:
+        patch.delitem(SPECS, (Market.SPOT, DataType.AGG_TRADES))
+        text = "collect:\n  - {market: [spot, um], symbols: [BTCUSDT], aggTrades: {from: 2024-01-01}}"
+        with pytest.raises(UsageError, match=r"line 2: spot has no aggTrades\. Allowed: klines\."):
+            parse_universe(text)
+        views = [sql for sql in statements(world.layout) if sql.startswith("CREATE OR REPLACE VIEW binance_")]
+    assert not any("binance_spot.agg_trades" in sql or "binance_spot.trade_profile" in sql for sql in views)
+    assert any("binance_um.agg_trades" in sql for sql in views)

@@ -42,7 +42,7 @@ class Asked:
         markets: Markets.
         data_types: Data types.
         symbols: Symbols as Binance spells them.
-        intervals: Kline intervals; where there are some, only klines are meant.
+        intervals: Kline intervals; where there are some, and no data types, only candles are meant.
         first: First UTC day.
         last: Last UTC day, included.
     """
@@ -195,15 +195,17 @@ def series_among(keys: Sequence[SeriesKey], what: Asked, where: str, advice: str
     """
     narrow = _Narrowing(where, advice)
     keys = narrow(keys, "market", what.markets, lambda key: key.market)
-    data_types = what.data_types or ((DataType.KLINES,) if what.intervals else ())
-    if what.intervals and DataType.KLINES not in data_types:
-        raise UsageError(f"{', '.join(data_types)} has no interval; leave --interval out, or add --data-type klines.")
-    keys = narrow(keys, "data type", data_types, lambda key: key.data_type)
+    if what.intervals and not what.data_types:
+        keys = [key for key in keys if key.interval]
+    elif what.intervals and not any(data_type.has_interval for data_type in what.data_types):
+        raise UsageError(
+            f"{', '.join(what.data_types)} has no interval; leave --interval out, or add --data-type klines."
+        )
+    keys = narrow(keys, "data type", what.data_types, lambda key: key.data_type)
     keys = narrow(keys, "symbol", what.symbols, lambda key: key.symbol)
     if what.intervals:
-        klines = [key for key in keys if key.data_type is DataType.KLINES]
-        other = [key for key in keys if key.data_type is not DataType.KLINES]
-        keys = narrow(klines, "interval", what.intervals, lambda key: key.interval or "") + other
+        candles, other = [key for key in keys if key.interval], [key for key in keys if not key.interval]
+        keys = narrow(candles, "interval", what.intervals, lambda key: key.interval or "") + other
     return keys
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, Ledger, reconcile
-from market_data_pipeline.series import DataType, SeriesKey
+from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import expected_rows, lake_schema
 
 _COLUMNS = ["day", "outcome", "final", "rows", "bytes"]
@@ -101,7 +101,7 @@ def holding(layout: Layout, key: SeriesKey) -> Holding:
 # Sizes of what Binance publishes and of the files made of it, as measured: 1,440 candles are a zip of 60-75 kB, a day
 # of 1s candles 2.4 MB, a million aggTrades 15 MB.
 _ZIP_BYTES_A_CANDLE, _ZIP_BYTES_A_SECOND_CANDLE, _ZIP_OVERHEAD = 48, 28, 500
-_FILE_TO_ZIP = {DataType.KLINES: 1.1, DataType.AGG_TRADES: 0.9}
+_CANDLES_FILE_TO_ZIP, _TRADES_FILE_TO_ZIP = 1.1, 0.9
 _FILE_OVERHEAD = 8_000
 _AGG_TRADES_ZIP = 12_000_000
 """A day of a busy symbol's trades: what a symbol is taken for of which nothing is held."""
@@ -137,7 +137,7 @@ def day_size(key: SeriesKey, held: Holding) -> tuple[float, float]:
         usual = float(_AGG_TRADES_ZIP)
     else:
         usual = _ZIP_OVERHEAD + rows * (_ZIP_BYTES_A_SECOND_CANDLE if key.interval == "1s" else _ZIP_BYTES_A_CANDLE)
-    file = _FILE_OVERHEAD + usual * _FILE_TO_ZIP[key.data_type]
+    file = _FILE_OVERHEAD + usual * (_CANDLES_FILE_TO_ZIP if key.interval else _TRADES_FILE_TO_ZIP)
     sample = held.bytes[held.held & held.final][-_SAMPLE:]
     if not sample.size:
         return usual, file

@@ -78,7 +78,7 @@ def wanted_of(
         UsageError: there is no such market, interval or column, or a moment cannot be meant.
     """
     in_market = market_of(market)
-    if data_type is DataType.KLINES:
+    if data_type.has_interval:
         _check_interval(in_market, interval)
     return Wanted(
         tuple(SeriesKey(EXCHANGE, in_market, data_type, symbol, interval) for symbol in symbols_of(symbols)),

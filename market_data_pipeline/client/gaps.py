@@ -27,7 +27,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
 from market_data_pipeline.lake.on_record import rows_on_record
 from market_data_pipeline.lake.states import EXPLAINED
-from market_data_pipeline.series import DataType, Listing, SeriesKey, interval_us
+from market_data_pipeline.series import Listing, SeriesKey, interval_us
 from market_data_pipeline.universe.collected import Listings
 
 OnGap = Literal["raise", "warn", "ignore"]
@@ -199,7 +199,7 @@ def _gaps_of_day(part: _Part, row: LedgerRow | None, listing: Listing, *, final_
 
 def _gaps_of_finding(part: _Part, finding: Finding) -> Iterator[Gap]:
     for range_ in finding.ranges:
-        if part.key.data_type is not DataType.KLINES:
+        if part.key.interval is None:
             yield replace(part.whole(finding.rule, finding.evidence, range_.count), ids=(range_.first, range_.last))
             continue
         step = interval_us(str(part.key.interval))
@@ -219,7 +219,7 @@ def _not_yet_fetched(part: _Part, row: LedgerRow) -> Iterator[Gap]:
     if known is None or known >= part.end:
         return
     evidence = f"fetched at {plain(known.replace(microsecond=0))}, and not since"
-    if part.key.data_type is not DataType.KLINES:
+    if part.key.interval is None:
         yield part.whole(Verdict.UNPUBLISHED, evidence)
         return
     step = interval_us(str(part.key.interval))

@@ -5,7 +5,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, assert_never
 
 import dagster as dg
 import pyarrow as pa
@@ -192,6 +192,8 @@ def _describe(key: SeriesKey, layout: Layout) -> str:
                 "most volume), volume bought and sold by takers, cumulative delta and the number of trades."
             )
             python = f"MarketData().sql(\"FROM {view} WHERE symbol = '{key.symbol}'\").df()"
+        case other:
+            assert_never(other)
     units = (
         "Contracts are inverse: `volume` is in contracts, VWAP is Σq / Σ(q/p)."
         if MARKETS[key.market].inverse

@@ -29,7 +29,7 @@ from market_data_pipeline.lake.ledger import HELD, Ledger
 from market_data_pipeline.lake.reading import labels_of, time_column
 from market_data_pipeline.lake.states import EXPLAINED, STATE_SQL
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
-from market_data_pipeline.specs import lake_schema
+from market_data_pipeline.specs import data_types_of, lake_schema
 
 if TYPE_CHECKING:
     import duckdb
@@ -59,26 +59,26 @@ def series_with_files(layout: Layout) -> list[SeriesKey]:
     """The series that have at least one day's file, in order."""
     found = []
     for market in Market:
-        for data_type in DataType:
+        for data_type in data_types_of(market):
             symbols = layout.root / "lake" / EXCHANGE / market / data_type / "daily"
             for symbol in _names(symbols):
                 # Without an interval, the days lie in the symbol's own folder.
-                intervals = _names(symbols / symbol) if data_type is DataType.KLINES else [None]
+                intervals = _names(symbols / symbol) if data_type.has_interval else [None]
                 found += [key for i in intervals if (key := _series(market, data_type, symbol, i))]
     return sorted(key for key in found if _has_days(layout.folder(key)))
 
 
 def _series_in_ledgers(layout: Layout) -> Iterator[SeriesKey]:
     for market in Market:
-        for data_type in DataType:
+        for data_type in data_types_of(market):
             folder = layout.root / "ledger" / EXCHANGE / market / data_type
             for name in _names(folder):
-                in_it = _names(folder / name) if data_type is DataType.KLINES else [name]
+                in_it = _names(folder / name) if data_type.has_interval else [name]
                 for ledger in in_it:
                     stem = ledger.removesuffix(".parquet")
                     if stem == ledger:
                         continue  # e.g. the series' lock
-                    labels = (name, stem) if data_type is DataType.KLINES else (stem, None)
+                    labels = (name, stem) if data_type.has_interval else (stem, None)
                     key = _series(market, data_type, *labels)
                     if key is not None:
                         yield key
@@ -177,7 +177,7 @@ def statements(layout: Layout) -> list[str]:
     for market in Market:
         schema = f"{EXCHANGE}_{market}"
         made.append(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-        for data_type in DataType:
+        for data_type in data_types_of(market):
             keys = [key for key in with_files if (key.market, key.data_type) == (market, data_type)]
             view = f"CREATE OR REPLACE VIEW {schema}.{data_type.sql_name}"
             made.append(f"{view} AS {_view(layout, market, data_type, bool(keys))}")
@@ -322,8 +322,8 @@ SELECT exchange, market, data_type, symbol, "interval", day,
     f."check" AS check_name, f.rule AS rule, f.severity AS severity, f."count" AS "count", f.message AS message,
     coalesce(f.evidence, '') AS evidence,
     r."first" AS first_key, r."last" AS last_key, r."count" AS range_count,
-    CASE WHEN data_type = 'klines' THEN make_timestamp(r."first") END AS first_time,
-    CASE WHEN data_type = 'klines' THEN make_timestamp(r."last") END AS last_time
+    CASE WHEN "interval" IS NOT NULL THEN make_timestamp(r."first") END AS first_time,
+    CASE WHEN "interval" IS NOT NULL THEN make_timestamp(r."last") END AS last_time
 FROM ranged
 """
 )
@@ -341,10 +341,10 @@ _GAPS = (
     FROM gap
 )
 SELECT exchange, market, data_type, symbol, "interval", day, f.rule AS verdict,
-    CASE WHEN data_type = 'klines' THEN make_timestamp(r."first") END AS "first",
-    CASE WHEN data_type = 'klines' THEN make_timestamp(r."last") END AS "last",
-    CASE WHEN data_type <> 'klines' THEN r."first" END AS first_id,
-    CASE WHEN data_type <> 'klines' THEN r."last" END AS last_id,
+    CASE WHEN "interval" IS NOT NULL THEN make_timestamp(r."first") END AS "first",
+    CASE WHEN "interval" IS NOT NULL THEN make_timestamp(r."last") END AS "last",
+    CASE WHEN "interval" IS NULL THEN r."first" END AS first_id,
+    CASE WHEN "interval" IS NULL THEN r."last" END AS last_id,
     CAST(r."count" AS BIGINT) AS "count", f.severity AS severity, f.rule IN ({explained}) AS explained,
     coalesce(f.evidence, '') AS evidence
 FROM ranged
@@ -368,12 +368,13 @@ def _labels_below(folder: Path) -> str:
     depth = len(folder.parts)  # the leading "/" splits into one part too
     part = [f"string_split(filename, '/')[{depth + i}]" for i in range(1, 6)]
     without_suffix = "left({0}, len({0}) - len('.parquet'))"
+    of_candles = f"{part[2]} IN ({', '.join(quoted(data_type) for data_type in DataType if data_type.has_interval)})"
     labels = (
         part[0],
         part[1],
         part[2],
-        f"CASE WHEN {part[2]} = 'klines' THEN {part[3]} ELSE {without_suffix.format(part[3])} END",
-        f"CASE WHEN {part[2]} = 'klines' THEN {without_suffix.format(part[4])} END",
+        f"CASE WHEN {of_candles} THEN {part[3]} ELSE {without_suffix.format(part[3])} END",
+        f"CASE WHEN {of_candles} THEN {without_suffix.format(part[4])} END",
     )
     return ", ".join(f'{sql} AS "{name}"' for sql, name in zip(labels, _LEDGER_LABELS, strict=True))
 

@@ -36,7 +36,7 @@ _LONG_RANGE = 1000
 
 def labels_of(data_type: DataType) -> tuple[str, ...]:
     """The columns that are the same in every row of a file and follow from its path."""
-    return ("symbol", "interval") if data_type is DataType.KLINES else ("symbol",)
+    return ("symbol", "interval") if data_type.has_interval else ("symbol",)
 
 
 def time_column(data_type: DataType) -> str:
@@ -98,11 +98,11 @@ def read_days(
         return [_read_file(path, stat.bytes, wanted, time, *_bounds(day, start, end)) for _, day, path, stat in some]
 
     tasks = [days[n : n + _FILES_A_TASK] for n in range(0, len(days), _FILES_A_TASK)]
-    if len(tasks) == 1 and data_type is DataType.KLINES:
+    if len(tasks) == 1 and data_type.has_interval:
         tables = read(days)
     else:
         # A day of trades is worth a task.
-        tasks = tasks if data_type is DataType.KLINES else [[one] for one in days]
+        tasks = tasks if data_type.has_interval else [[one] for one in days]
         with ThreadPoolExecutor(min(len(tasks), os.cpu_count() or 1)) as threads:
             tables = [table for part in threads.map(read, tasks) for table in part]
     rows = pa.concat_tables(tables)

@@ -14,6 +14,7 @@ import yaml
 from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.series import DataType, Listing, Market, SeriesKey, intervals_of
+from market_data_pipeline.specs import data_types_of
 from market_data_pipeline.universe.collected import (
     DATA_TYPES,
     Entry,
@@ -197,6 +198,7 @@ def _entry(node: yaml.Node, mistakes: _Mistakes) -> Entry | None:
         found
         for data_type in DATA_TYPES
         if data_type.value in parts
+        if _there_is(data_type, markets, parts[data_type.value], mistakes)
         for found in [_wanted(data_type, parts[data_type.value], markets, mistakes)]
         if found
     )
@@ -239,11 +241,19 @@ def _symbols(node: yaml.Node, what: str, mistakes: _Mistakes) -> tuple[tuple[str
     return tuple(found.items())
 
 
+def _there_is(data_type: DataType, markets: tuple[Market, ...], node: yaml.Node, mistakes: _Mistakes) -> bool:
+    without = [market for market in markets if data_type not in data_types_of(market)]
+    for market in without:
+        allowed = ", ".join(known for known in DATA_TYPES if known in data_types_of(market))
+        mistakes.add(node, f"{market} has no {data_type}. Allowed: {allowed}.")
+    return not without
+
+
 def _wanted(data_type: DataType, node: yaml.Node, markets: tuple[Market, ...], mistakes: _Mistakes) -> Wanted | None:
-    allowed = ("intervals", "from") if data_type is DataType.KLINES else ("from",)
+    allowed = ("intervals", "from") if data_type.has_interval else ("from",)
     parts = _mapping(node, f"`{data_type}:`", allowed, allowed, mistakes)
     intervals: tuple[str | None, ...] = (None,)
-    if data_type is DataType.KLINES and "intervals" in parts:
+    if data_type.has_interval and "intervals" in parts:
         intervals = _intervals(parts["intervals"], markets, mistakes)
     since = _since(parts["from"], mistakes) if "from" in parts else None
     return Wanted(data_type, intervals, since, _line(node)) if since and intervals else None
