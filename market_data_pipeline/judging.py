@@ -13,23 +13,24 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from market_data_pipeline.findings import FLAT, Finding, from_json, to_json, verdicts_of
+from market_data_pipeline.findings import FLAT, LACKING, Finding, from_json, to_json, verdicts_of
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import series_held
 from market_data_pipeline.lake.files import DamagedFileError, SeriesBusyError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, Ledger
 from market_data_pipeline.quality.gaps import flat_candles
-from market_data_pipeline.quality.market import MarketDay, Stillness, is_cut, stillness
-from market_data_pipeline.quality.rows import Ints
+from market_data_pipeline.quality.market import MarketDay, Stillness, TradedIn, is_contested, is_cut, stillness
+from market_data_pipeline.quality.rows import Ints, ints
 from market_data_pipeline.quality.verdicts import UNCONFIRMED
-from market_data_pipeline.series import Market, SeriesKey, interval_us
+from market_data_pipeline.series import DataType, Market, SeriesKey, interval_us
 
 logger = logging.getLogger(__name__)
 
@@ -62,17 +63,20 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
         StorageError: a ledger cannot be written.
     """
     seen = _read_seen(layout.judged(market))
+    every = _ledgers(layout, market)
+    versions = _versions(every)
     changed: dict[SeriesKey, dict[date, tuple[str, str]]] = {}
     looked_at: dict[str, int] = {}
-    for interval, ledgers in _ledgers(layout, market).items():
-        versions = _versions(ledgers)
+    for interval in sorted({key.interval for key in every if key.interval is not None}):
+        ledgers = {key: rows for key, rows in every.items() if key.interval == interval}
+        others = {key: rows for key, rows in every.items() if key.interval != interval}
         due = _days_with(ledgers, "findings", UNCONFIRMED)
         for verdict in FLAT:
             flat = _days_with(ledgers, "verdicts", verdict)
             due |= {day for day in flat if seen.get(f"{interval} {day}") != versions[day]}
         for day, held in _held_on(ledgers, due).items():
             looked_at[f"{interval} {day}"] = versions[day]
-            for key, before, after in _judge_day(layout, day, held):
+            for key, before, after in _judge_day(layout, day, held, others):
                 changed.setdefault(key, {})[day] = (before, after)
     days, busy = 0, list[SeriesKey]()
     for key, verdicts in changed.items():
@@ -90,7 +94,7 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A held day as its ledger has it: first and last open time, and the findings as JSON."""
+    """A held day as its ledger has it: first and last open time (of aggTrades: id), and the findings as JSON."""
 
     key: SeriesKey
     first: int
@@ -107,13 +111,15 @@ def _read_seen(path: Path) -> dict[str, int]:
     return found
 
 
-def _ledgers(layout: Layout, market: Market) -> dict[str, dict[SeriesKey, pa.Table]]:
-    """The held days of a market's klines series, by interval and series."""
-    found: dict[str, dict[SeriesKey, pa.Table]] = {}
-    for key in series_held(layout):
-        if key.market is market and key.interval is not None and (rows := _held_rows(layout, key)) is not None:
-            found.setdefault(key.interval, {})[key] = rows
-    return found
+def _ledgers(layout: Layout, market: Market) -> dict[SeriesKey, pa.Table]:
+    """The held days of a market's series that tell whether there was trading: klines and aggTrades."""
+    return {
+        key: rows
+        for key in series_held(layout)
+        if key.market is market
+        and key.data_type in (DataType.KLINES, DataType.AGG_TRADES)
+        and (rows := _held_rows(layout, key)) is not None
+    }
 
 
 def _held_rows(layout: Layout, key: SeriesKey) -> pa.Table | None:
@@ -130,7 +136,7 @@ def _versions(ledgers: Mapping[SeriesKey, pa.Table]) -> dict[date, int]:
     """A number for each day that changes when a file of it is written, or one comes or goes."""
     found: dict[date, int] = {}
     for key, rows in ledgers.items():
-        name = zlib.crc32(key.symbol.encode())
+        name = zlib.crc32(str(key).encode())
         for day, size, written in zip(*(rows[name].to_pylist() for name in ("day", "bytes", "mtime_ns")), strict=True):
             found[day] = found.get(day, 0) ^ hash((name, size, written))
     return found
@@ -154,8 +160,18 @@ def _held_on(ledgers: Mapping[SeriesKey, pa.Table], days: Iterable[date]) -> dic
     return found
 
 
-def _judge_day(layout: Layout, day: date, held: Sequence[_Held]) -> Iterator[tuple[SeriesKey, str, str]]:
-    """Series whose findings of a day change, with the findings as they are and as they should be."""
+def _judge_day(
+    layout: Layout, day: date, held: Sequence[_Held], others: Mapping[SeriesKey, pa.Table]
+) -> Iterator[tuple[SeriesKey, str, str]]:
+    """Series whose findings of a day change, with the findings as they are and as they should be.
+
+    Args:
+        layout: Where the lake lies.
+        day: The UTC day.
+        held: What is held of it in one interval.
+        others: Held days of series of other intervals, and of aggTrades. They are looked at only where no series of the
+            same interval shows trading, which in a market of many symbols is seldom.
+    """
     symbols: dict[str, Stillness] = {}
     flat: dict[SeriesKey, tuple[Ints, tuple[Finding, ...]]] = {}
     for one in held:
@@ -169,13 +185,49 @@ def _judge_day(layout: Layout, day: date, held: Sequence[_Held]) -> Iterator[tup
         symbols[one.key.symbol] = stillness(findings, one.first, one.last, times)
         if ours:
             flat[one.key] = times, findings
-    market = MarketDay(held[0].key.interval or "", day, symbols)
+    interval = held[0].key.interval or ""
+    market = MarketDay(interval, day, symbols)
+    judged = {key: market.judge(key, times) for key, (times, _) in flat.items()}
+    if any(map(is_contested, chain.from_iterable(judged.values()))):
+        also = [one for those in _held_on(others, [day]).values() for one in those]
+        if also:
+            market = MarketDay(interval, day, symbols, _elsewhere(also), _trades(layout, day, symbols, also, interval))
+            judged = {key: market.judge(key, times) for key, (times, _) in flat.items()}
     before = {one.key: one.findings for one in held}
-    for key, (times, findings) in flat.items():
+    for key, (_, findings) in flat.items():
         kept = [finding for finding in findings if not _is_flat(finding)]
-        after = to_json([*kept, *market.judge(key, times)])
+        after = to_json([*kept, *judged[key]])
         if after != before[key]:
             yield key, before[key], after
+
+
+def _elsewhere(held: Iterable[_Held]) -> dict[str, dict[str, Stillness]]:
+    """What series of other intervals tell of a day by their findings alone, by interval and symbol."""
+    found: dict[str, dict[str, Stillness]] = {}
+    for one in held:
+        if one.key.interval is not None:
+            known = stillness(from_json(one.findings), one.first, one.last)
+            found.setdefault(one.key.interval, {})[one.key.symbol] = known
+    return found
+
+
+def _trades(
+    layout: Layout, day: date, symbols: Iterable[str], held: Sequence[_Held], interval: str
+) -> dict[str, TradedIn]:
+    """What aggTrades tell of those symbols of which no candles are held that tell as much."""
+    step = interval_us(interval)
+    known = {*symbols, *(one.key.symbol for one in held if one.key.interval and interval_us(one.key.interval) <= step)}
+    found: dict[str, TradedIn] = {}
+    for one in held:
+        if one.key.interval is None and one.key.symbol not in known:
+            try:
+                table = files.read_table(layout.file(one.key, day), ["transact_time"])
+            except DamagedFileError:
+                continue
+            times = ints(table, "transact_time")
+            whole = not any(f.check == "gaps" and f.rule in LACKING for f in from_json(one.findings))
+            found[one.key.symbol] = TradedIn(np.unique(times // step * step), whole)
+    return found
 
 
 def _is_flat(finding: Finding) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import dagster as dg
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from market_data_pipeline import clock
@@ -36,16 +37,18 @@ def lake(tmp_path: Path) -> SmallLake:
     return SmallLake(tmp_path / "data")
 
 
-def hold(lake: SmallLake, key: SeriesKey, *flat: int, day: date = DAY, others: tuple[Finding, ...] = ()) -> None:
-    """Put a day into the lake as ``ingest`` does, whose candles of these minutes are flat."""
+def hold(
+    lake: SmallLake, key: SeriesKey, *flat: int, day: date = DAY, others: tuple[Finding, ...] = (), step: int = 1
+) -> None:
+    """Put a day into the lake as ``ingest`` does, whose candles at these minutes, of ``step`` each, are flat."""
     table = day_table(key, day, version=1)
-    is_flat = np.isin(np.arange(table.num_rows), flat)
+    is_flat = np.isin(step * np.arange(table.num_rows), flat)
     for name in ("volume", "count"):
         at = table.schema.get_field_index(name)
         values = np.where(is_flat, 0, table[name].to_numpy())
         table = table.set_column(at, table.schema.field(name), [values])
     times = clock.day_start_us(day) + 60_000_000 * np.array(sorted(flat), dtype=np.int64)
-    found = verdict_finding(Verdict.QUIET, "candles", len(flat), key_ranges(times, 60_000_000), UNCONFIRMED)
+    found = verdict_finding(Verdict.QUIET, "candles", len(flat), key_ranges(times, step * 60_000_000), UNCONFIRMED)
     lake.put(key, [day], version=1)
     path = lake.layout.file(key, day)
     record = files.read_provenance(path).model_copy(
@@ -106,6 +109,100 @@ def test_a_symbol_that_comes_later_changes_the_verdict(lake: SmallLake) -> None:
     hold(lake, BTC)
     judge_flat_candles(lake.layout, Market.UM)
     assert gaps(lake, NEAR) == [("quiet", "00:01", 2)]
+
+
+FIVE, TRADES = series("BTCUSDT", "5m", "um"), series("BTCUSDT", None, "um")
+BY_MINUTES = tuple(range(600, 620))
+
+
+def test_a_symbol_that_traded_in_candles_of_another_interval_refutes_a_suspension(lake: SmallLake) -> None:
+    for key in (NEAR, AVAX):
+        hold(lake, key, *BY_MINUTES)
+    judge_flat_candles(lake.layout, Market.UM)
+    assert gaps(lake, NEAR) == [("suspended", "10:00", 20)]
+    hold(lake, FIVE)
+    assert judge_flat_candles(lake.layout, Market.UM).days == 2
+    assert gaps(lake, NEAR) == [("quiet", "10:00", 20)]
+    [found] = Ledger.read(lake.layout.ledger(NEAR)).rows[DAY].findings_list()
+    assert found.evidence == "1 of 2 other symbols that are held traded meanwhile, e.g. BTCUSDT"
+    assert judge_flat_candles(lake.layout, Market.UM).days == 0
+
+
+def test_a_candle_of_another_interval_tells_of_stillness_only_as_far_as_it_lasts(lake: SmallLake) -> None:
+    for key in (NEAR, AVAX):
+        hold(lake, key, *range(602, 618))
+    hold_five(lake, flat=(121, 122))  # 10:05 and 10:10; those at 10:00 and 10:15 traded, perhaps outside the outage
+    judge_flat_candles(lake.layout, Market.UM)
+    assert gaps(lake, NEAR) == [("suspended", "10:02", 16)]
+    hold_five(lake, flat=(121,))
+    judge_flat_candles(lake.layout, Market.UM)
+    assert gaps(lake, NEAR) == [("suspended", "10:02", 8), ("quiet", "10:10", 5), ("suspended", "10:15", 3)]
+
+
+def hold_five(lake: SmallLake, flat: tuple[int, ...]) -> None:
+    times = clock.day_start_us(DAY) + 300_000_000 * np.array(flat, dtype=np.int64)
+    found = verdict_finding(Verdict.QUIET, "candles", len(flat), key_ranges(times, 300_000_000), UNCONFIRMED)
+    hold(lake, FIVE, others=(found,))
+
+
+def test_flat_candles_are_told_apart_by_those_of_shorter_intervals_of_another_symbol(lake: SmallLake) -> None:
+    hour = series("NEARUSDT", "1h", "um")
+    hold(lake, hour, *(60 * n for n in (3, 10)), step=60)
+    hold(lake, AVAX, *range(180, 240), 600)
+    judge_flat_candles(lake.layout, Market.UM)
+    assert gaps(lake, hour) == [("suspended", "03:00", 1), ("quiet", "10:00", 1)]
+
+
+@pytest.mark.parametrize("held_as_well", [True, False])
+def test_trades_of_another_symbol_tell_whether_the_market_stood_still(lake: SmallLake, held_as_well: bool) -> None:
+    # Trades come every 864 s: in minute 604 (10:04:48), none before 10:19:12.
+    hold(lake, NEAR, *range(602, 619))
+    if held_as_well:
+        hold(lake, AVAX, *range(602, 619))
+    lake.put(TRADES, [DAY])
+    judge_flat_candles(lake.layout, Market.UM)
+    assert gaps(lake, NEAR) == [("suspended", "10:02", 2), ("quiet", "10:04", 1), ("suspended", "10:05", 14)]
+    evidence = {one.rule: one.evidence for one in Ledger.read(lake.layout.ledger(NEAR)).rows[DAY].findings_list()}
+    number, names = ("2", "AVAXUSDT, BTCUSDT") if held_as_well else ("1", "BTCUSDT")
+    assert evidence == {
+        "suspended": f"every other symbol that is held was flat or missing, too ({number}: {names})",
+        "quiet": f"1 of {number} other symbols that are held traded meanwhile, e.g. BTCUSDT",
+    }
+
+
+def test_trades_of_which_some_lack_do_not_prove_that_there_were_none(lake: SmallLake) -> None:
+    hold(lake, NEAR, 602, 604)
+    lacking = verdict_finding(Verdict.UNPUBLISHED, "aggregated trades", 3, (), "REST was not asked")
+    lake.put(TRADES, [DAY], findings=(lacking,))
+    judge_flat_candles(lake.layout, Market.UM)
+    assert gaps(lake, NEAR) == [("quiet", "10:02", 1), ("quiet", "10:04", 1)]
+
+
+def test_the_own_trades_and_other_intervals_of_a_symbol_are_no_witnesses(lake: SmallLake) -> None:
+    hold(lake, series("BTCUSDT", "1m", "um"), *BY_MINUTES)
+    hold(lake, FIVE)
+    lake.put(TRADES, [DAY])
+    judge_flat_candles(lake.layout, Market.UM)
+    [found] = Ledger.read(lake.layout.ledger(series("BTCUSDT", "1m", "um"))).rows[DAY].findings_list()
+    assert found.evidence == "unconfirmed: no other series held of um tells"
+
+
+def test_trades_are_not_read_where_candles_tell(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(lake, NEAR, 602)
+    hold(lake, AVAX)
+    lake.put(TRADES, [DAY])
+    read: list[Path] = []
+    table = files.read_table
+
+    def noted(path: Path, columns: list[str] | None = None) -> pa.Table:
+        read.append(path)
+        return table(path, columns)
+
+    monkeypatch.setattr(files, "read_table", noted)
+    judge_flat_candles(lake.layout, Market.UM)
+    assert lake.layout.ledger(TRADES) in read
+    assert lake.layout.file(TRADES, DAY) not in read
+    assert gaps(lake, NEAR) == [("quiet", "10:02", 1)]
 
 
 def test_more_ranges_than_a_finding_keeps_are_judged_by_the_rows(lake: SmallLake) -> None:

@@ -2,15 +2,17 @@
 
 In an outage of the futures markets Binance writes flat rows (volume 0, count 0) for every symbol, and a minute in which
 nobody traded looks the same. What tells them apart is the rest of the market: ``suspended`` where every other symbol
-that is held was flat or missing in the same candles, ``quiet`` where others traded. With no other symbol to compare, a
-flat candle is quiet and unconfirmed.
+that is held was flat or missing in the same candles, ``quiet`` where others traded. Whatever is held of a symbol tells:
+candles of the same interval or of another one, or aggTrades. With no other symbol to compare, a flat candle is quiet
+and unconfirmed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
+from math import gcd
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,9 @@ from market_data_pipeline.findings import FLAT, LACKING, Finding, Range, Verdict
 from market_data_pipeline.quality.rows import Ints, key_ranges
 from market_data_pipeline.quality.verdicts import verdict_finding
 from market_data_pipeline.series import SeriesKey, interval_us
+
+ALONE = "unconfirmed: no other series held"
+"""How the evidence of a flat candle begins where nothing that is held tells whether others traded."""
 
 _NAMED = 3
 _UNKNOWN, _STILL, _TRADED = -1, 0, 1
@@ -83,40 +88,121 @@ def _bounds(ranges: Iterable[Range]) -> list[tuple[int, int]]:
     return [(range_.first, range_.last) for range_ in ranges]
 
 
+@dataclass(frozen=True, slots=True)
+class TradedIn:
+    """When a symbol traded on a day, by its aggTrades.
+
+    Attributes:
+        times: Times of trades, in microseconds UTC, ordered; of those in one candle one is enough.
+        whole: Whether none is missing between them, so that no trade took place where there is none.
+    """
+
+    times: Ints
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Elsewhere:
+    """What symbols did by their candles of another interval: for each of ``rows`` the candles in which it traded."""
+
+    step: int
+    rows: Ints
+    traded: npt.NDArray[np.bool_]
+
+
 class MarketDay:
-    """What symbols of one market and interval did on one day, candle by candle.
+    """What symbols of one market did on one day, by candles of one interval.
 
     Args:
         interval: Kline interval.
         day: The UTC day.
-        symbols: The symbols that are held on that day, and when they did not trade.
+        symbols: The symbols that are held in that interval on that day, and when they did not trade.
+        elsewhere: The same of series of other intervals, by interval and symbol. A candle of another interval tells
+            that its symbol traded somewhere in it, so it speaks against stillness that lasted for all of it.
+        trades: Symbols that are held as aggTrades.
     """
 
-    def __init__(self, interval: str, day: date, symbols: Mapping[str, Stillness]) -> None:
+    def __init__(
+        self,
+        interval: str,
+        day: date,
+        symbols: Mapping[str, Stillness],
+        elsewhere: Mapping[str, Mapping[str, Stillness]] | None = None,
+        trades: Mapping[str, TradedIn] | None = None,
+    ) -> None:
         self._step, self._start = interval_us(interval), clock.day_start_us(day)
-        self._names = sorted(symbols)
+        elsewhere, trades = elsewhere or {}, trades or {}
+        self._names = sorted({*symbols, *trades, *(name for those in elsewhere.values() for name in those)})
+        self._row = {name: row for row, name in enumerate(self._names)}
         shape = len(self._names), clock.US_PER_DAY // self._step
         self._did: npt.NDArray[np.int8] = np.full(shape, _UNKNOWN, dtype=np.int8)
-        for row, name in zip(self._did, self._names, strict=True):
-            known = symbols[name]
-            self._fill(row, (known.first, known.last), _TRADED)
-            for bounds in known.unknown:
-                self._fill(row, bounds, _UNKNOWN)
-            for bounds in known.still:
-                self._fill(row, bounds, _STILL)
-            if known.flat is not None:
-                row[self._slots(known.flat)] = _STILL
-        self._traded: Ints = (self._did == _TRADED).sum(axis=0, dtype=np.int64)
-        self._known: Ints = (self._did != _UNKNOWN).sum(axis=0, dtype=np.int64)
+        for name, known in symbols.items():
+            self._did[self._row[name]] = self._states(known, self._step)
+        self._elsewhere = [self._take_in(interval_us(other), those) for other, those in elsewhere.items() if those]
+        for name, those in trades.items():
+            self._take_in_trades(self._did[self._row[name]], those)
 
-    def _fill(self, row: npt.NDArray[np.int8], bounds: tuple[int, int], value: int) -> None:
-        first, last = (max(0, (bound - self._start) // self._step) for bound in bounds)
-        row[first : last + 1] = value
+    def _states(self, known: Stillness, step: int) -> npt.NDArray[np.int8]:
+        """What a symbol did, candle by candle of a length in microseconds."""
+        row = np.full(clock.US_PER_DAY // step, _UNKNOWN, dtype=np.int8)
 
-    def _slots(self, times: Ints) -> Ints:
+        def fill(bounds: tuple[int, int], value: int) -> None:
+            first, last = (max(0, (bound - self._start) // step) for bound in bounds)
+            row[first : last + 1] = value
+
+        fill((known.first, known.last), _TRADED)
+        for bounds in known.unknown:
+            fill(bounds, _UNKNOWN)
+        for bounds in known.still:
+            fill(bounds, _STILL)
+        if known.flat is not None:
+            row[self._slots(known.flat, step)] = _STILL
+        return row
+
+    def _take_in(self, step: int, symbols: Mapping[str, Stillness]) -> _Elsewhere:
+        """Symbols by candles of another length: where they stood still, and candles in which they traded."""
+        rows = np.array([self._row[name] for name in symbols])
+        states = np.array([self._states(known, step) for known in symbols.values()])
+        still = self._any_of(states != _STILL, step) == 0
+        self._did[rows] = np.where(still & (self._did[rows] == _UNKNOWN), _STILL, self._did[rows])
+        return _Elsewhere(step, rows, states == _TRADED)
+
+    def _take_in_trades(self, row: npt.NDArray[np.int8], trades: TradedIn) -> None:
+        slots = self._slots(trades.times, self._step)
+        if len(slots) and trades.whole:
+            within = row[slots[0] : slots[-1] + 1]
+            within[within == _UNKNOWN] = _STILL
+        row[slots] = _TRADED
+
+    def _slots(self, times: Ints, step: int) -> Ints:
         # Some candles of 2018 are off the grid: they count where they begin.
-        slots: Ints = (times - self._start) // self._step
+        slots: Ints = (times - self._start) // step
         return slots
+
+    def _any_of(self, said: npt.NDArray[np.bool_], step: int) -> npt.NDArray[np.bool_]:
+        """Of rows by candles of another length, for each of ours whether it is said of any that it overlaps."""
+        cell = gcd(step, self._step)
+        cells = np.repeat(said, step // cell, axis=1)
+        return np.asarray(cells.reshape(len(said), -1, self._step // cell).any(axis=2))
+
+    def _traded_elsewhere(self, symbol: str, still: Ints) -> Iterator[tuple[Ints, npt.NDArray[np.bool_]]]:
+        """Other symbols that traded in candles of other lengths all of which seemed still.
+
+        Args:
+            symbol: The one that is judged.
+            still: Its candles in which it was flat and no other is known to have traded.
+
+        Yields:
+            Rows of symbols, and for each of our candles whether they traded then.
+        """
+        seemed = np.zeros(self._did.shape[1], dtype=bool)
+        seemed[still] = True
+        for one in self._elsewhere:
+            cell = gcd(one.step, self._step)
+            cells = np.repeat(seemed, self._step // cell)
+            inside = cells.reshape(-1, one.step // cell).all(axis=1)
+            if inside.any() and (hit := one.traded[:, inside].any(axis=1) & (one.rows != self._row.get(symbol))).any():
+                yield one.rows[hit], self._any_of(one.traded[hit] & inside, one.step)
 
     def judge(self, key: SeriesKey, times: Ints) -> list[Finding]:
         """Verdicts on the flat candles of a symbol: ``suspended``, then ``quiet``; one finding for each evidence.
@@ -125,39 +211,45 @@ class MarketDay:
             key: The series; whether it is among the symbols of the day makes no difference.
             times: Open times of its flat candles in microseconds UTC, ordered.
         """
-        at = self._slots(times)
-        traded, known = self._traded[at], self._known[at]
-        others = np.ones(len(self._names), dtype=bool)
-        if key.symbol in self._names:
-            own = self._did[self._names.index(key.symbol), at]
-            traded, known = traded - (own == _TRADED), known - (own != _UNKNOWN)
-            others[self._names.index(key.symbol)] = False
+        at = self._slots(times, self._step)
+        did = self._did[:, at]
+        if key.symbol in self._row:
+            did[self._row[key.symbol]] = _UNKNOWN
+        for rows, slots in self._traded_elsewhere(key.symbol, at[(did != _TRADED).all(axis=0)]):
+            did[rows] = np.where(slots[:, at], _TRADED, did[rows])
+        traded: Ints = (did == _TRADED).sum(axis=0, dtype=np.int64)
+        known: Ints = (did != _UNKNOWN).sum(axis=0, dtype=np.int64)
         suspended, quiet, alone = (known > 0) & (traded == 0), traded > 0, known == 0
         evidence: dict[tuple[Verdict, str], npt.NDArray[np.bool_]] = {}
         if suspended.any():
-            evidence[Verdict.SUSPENDED, self._all_still(at[suspended], others, known[suspended])] = suspended
+            evidence[Verdict.SUSPENDED, self._all_still(did[:, suspended], known[suspended])] = suspended
         if quiet.any():
-            evidence[Verdict.QUIET, self._some_traded(at[quiet], others, traded[quiet], known[quiet])] = quiet
+            evidence[Verdict.QUIET, self._some_traded(did[:, quiet], traded[quiet], known[quiet])] = quiet
         if alone.any():
-            evidence[Verdict.QUIET, f"unconfirmed: no other {key.interval} series of {key.market} tells"] = alone
+            evidence[Verdict.QUIET, f"{ALONE} of {key.market} tells"] = alone
         return [
             verdict_finding(verdict, "candles", int(which.sum()), key_ranges(times[which], self._step), told)
             for (verdict, told), which in evidence.items()
         ]
 
-    def _all_still(self, at: Ints, others: npt.NDArray[np.bool_], known: Ints) -> str:
+    def _all_still(self, did: npt.NDArray[np.int8], known: Ints) -> str:
         # Named are those of which most candles are known.
-        seen = np.where(others, (self._did[:, at] == _STILL).sum(axis=1), 0)
+        seen = (did == _STILL).sum(axis=1)
         names = [self._names[n] for n in np.argsort(-seen, kind="stable") if seen[n]]
         least = int(known.min())
         number = f"{'' if least == known.max() else 'at least '}{least}"
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         return f"every other symbol that is held was flat or missing, too ({number}: {', '.join(names[:_NAMED])}{more})"
 
-    def _some_traded(self, at: Ints, others: npt.NDArray[np.bool_], traded: Ints, known: Ints) -> str:
-        by_symbol = np.where(others, (self._did[:, at] == _TRADED).sum(axis=1), 0)
+    def _some_traded(self, did: npt.NDArray[np.int8], traded: Ints, known: Ints) -> str:
+        by_symbol = (did == _TRADED).sum(axis=1)
         busiest = int(np.argmax(by_symbol))
         least = int(traded.min())
         number = f"{'' if least == traded.max() else 'at least '}{least} of {int(known.max())}"
-        how = "e.g." if by_symbol[busiest] == len(at) else "most often"
+        how = "e.g." if by_symbol[busiest] == did.shape[1] else "most often"
         return f"{number} other symbols that are held traded meanwhile, {how} {self._names[busiest]}"
+
+
+def is_contested(finding: Finding) -> bool:
+    """Whether a verdict rests on no other symbol having traded, so that any that is held may refute it."""
+    return finding.rule == Verdict.SUSPENDED or finding.evidence.startswith(ALONE)

@@ -73,14 +73,14 @@ def test_a_range_is_split_where_others_begin_to_trade() -> None:
 
 
 def test_with_no_other_symbol_it_is_quiet_and_unconfirmed() -> None:
-    assert told(judged(minutes(5, 6), {})) == [("quiet", [(5, 6)], "unconfirmed: no other 1m series of um tells")]
+    assert told(judged(minutes(5, 6), {})) == [("quiet", [(5, 6)], "unconfirmed: no other series held of um tells")]
 
 
 @pytest.mark.parametrize("verdict", ["archive_defect", "unpublished", "unexplained", "not_listed"])
 def test_rows_that_lack_for_other_reasons_neither_confirm_nor_deny(verdict: str) -> None:
     lacking = symbol(gap(verdict, (0, 100)))
     assert [one[0:1] + one[2:] for one in told(judged(minutes(5), {"AVAXUSDT": lacking}))] == [
-        ("quiet", "unconfirmed: no other 1m series of um tells")
+        ("quiet", "unconfirmed: no other series held of um tells")
     ]
     others = {"AVAXUSDT": lacking, "BTCUSDT": symbol(gap("quiet", (5, 5)))}
     [(rule, _, evidence)] = told(judged(minutes(5), others))
