@@ -69,9 +69,14 @@ class DayRows:
         table: pa.Table = self.table.filter(pa.array(_origins(self.parts, Source.REST)))
         return table
 
+    @property
+    def of_archive(self) -> bool:
+        """Whether its archive was there, if only without proof, so that what lacks is lacking there."""
+        return self.final or any(part.source is not Source.REST for part in self.parts)
+
     def healed(self, spec: Spec) -> Ints:
         """Keys of the rows that REST gave because the archive lacks them; none of a day that is REST's altogether."""
-        if not self.final:
+        if not self.of_archive:
             return np.zeros(0, dtype=np.int64)
         keys: Ints = ints(self.table, spec.key)[_origins(self.parts, Source.REST)]
         return keys

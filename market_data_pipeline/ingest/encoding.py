@@ -148,10 +148,10 @@ def _gaps(key: SeriesKey, day: date, rows: DayRows, listing: Listing, trades: Tr
     healed = rows.healed(spec_of(key))
     if key.interval is None:
         missing = [*rows.before, *missing_ids(rows.table)]
-        return judge_trades(missing, healed, final=rows.final, asked=rows.asked_ids, cut=rows.cut)
+        return judge_trades(missing, healed, archived=rows.of_archive, asked=rows.asked_ids, cut=rows.cut)
     missing_rows = missing_candles(key, rows.table, day, rows.known_until_us, listing)
     flat = flat_candles(rows.table)
-    return judge_candles(key, missing_rows, healed, flat, final=rows.final, asked=rows.asked, trades=trades)
+    return judge_candles(key, missing_rows, healed, flat, archived=rows.of_archive, asked=rows.asked, trades=trades)
 
 
 def encode(key: SeriesKey, rows: DayRows, record: Provenance) -> Encoded:

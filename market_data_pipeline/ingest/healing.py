@@ -174,7 +174,7 @@ def with_what_was_held(key: SeriesKey, held: DayRows, rows: DayRows) -> DayRows:
     found = difference(held.table, rows.table, spec, said(key))
     kept = replace(found, removed=np.setdiff1d(found.removed, ints(only_rest, spec.key)))
     findings: list[Finding] = []
-    if held.final:
+    if held.of_archive:
         findings += [change_finding(key, "replaced", kept, "The archive was replaced")] if kept else []
     else:
         findings += disagreement(key, held.table, rows.table)

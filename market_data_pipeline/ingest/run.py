@@ -276,12 +276,10 @@ class _Run:
 
     def _completed(self, day: date, known: LedgerRow | None, rows: DayRows) -> DayRows:
         """What the archive has of a day, with what it lacks and was held from REST, or REST has now."""
-        if not rows.final:
-            if known is not None and known.held:
-                raise UnprovenError(
-                    "the archive was published again without a checksum; the rows held, which were proven, stay."
-                )
-            return rows
+        if not rows.final and known is not None and known.held:
+            raise UnprovenError(
+                "the archive was published again without a checksum; the rows held, which were proven, stay."
+            )
         if known is not None and known.outcome == HELD and (held := self._shelf.rows(day)) is not None:
             rows = with_what_was_held(self.key, held, rows)
         return self._healer.heal(day, rows)

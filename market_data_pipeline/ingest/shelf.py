@@ -61,7 +61,7 @@ class Shelf:
         path = self.layout.file(self.key, day)
         # A file that the ledger does not count as held was found to be damaged: its footer proves nothing.
         held = self._record_on_disk(day) if known is not None and known.outcome == HELD else None
-        trades = self._trades_held(day) if rows.final and lacking(self.key, day, rows, self.listing) else None
+        trades = self._trades_held(day) if rows.of_archive and lacking(self.key, day, rows, self.listing) else None
         record = describe(self.key, day, rows, self.listing, trades)
         if held is not None and _keep(held, record):
             stat = files.stat(path)

@@ -5,7 +5,7 @@ The order of precedence, first what fits (:class:`~market_data_pipeline.findings
 1. ``not_listed``: the candles lie before the first one of the listing or after its last, REST, where it could be asked,
    has none there either, and no trade that is held took place there.
 2. ``healed``: the rows are there, and came from REST because the archive lacks them.
-3. ``unpublished``: the day is provisional, so its archive may still bring them.
+3. ``unpublished``: the day has come from REST alone, so its archive may still bring them.
 4. REST was asked and has no row: ``outage``, unless aggTrades held of the same symbol took place there
    (``unexplained``). A trade id that REST lacks, too, is ``unexplained``: ids have no holes of their own.
 5. REST could not be asked: ``outage`` where the ids of aggTrades held run on across the range, ``archive_defect`` where
@@ -127,7 +127,7 @@ def judge_candles(
     healed: Ints,
     flat: Ints,
     *,
-    final: bool,
+    archived: bool,
     asked: Asked | None,
     trades: TradeRecord | None,
 ) -> list[Finding]:
@@ -138,7 +138,7 @@ def judge_candles(
         missing: What is not there.
         healed: Open times (microseconds UTC) of rows that came from REST though the day comes from the archive.
         flat: Open times of flat rows.
-        final: Whether the day is settled by its archive.
+        archived: Whether its archive was there; else the day is what REST has of it so far.
         asked: What came of asking REST; None where it was not asked.
         trades: The symbol's aggTrades of the day, if held.
     """
@@ -150,11 +150,11 @@ def judge_candles(
             found.setdefault((verdict, evidence), []).append(times)
 
     if len(missing.before):
-        say(*_judge_end(missing.before, step, final, asked, trades, began=True), missing.before)
+        say(*_judge_end(missing.before, step, archived, asked, trades, began=True), missing.before)
     if len(missing.after):
-        say(*_judge_end(missing.after, step, final, asked, trades, began=False), missing.after)
+        say(*_judge_end(missing.after, step, archived, asked, trades, began=False), missing.after)
     say(Verdict.HEALED, "REST has them", healed)
-    if not final:
+    if not archived:
         say(Verdict.UNPUBLISHED, PROVISIONAL, missing.lacking)
     else:
         for times in _runs(missing.lacking, step):
@@ -169,11 +169,11 @@ def judge_candles(
 
 
 def _judge_end(
-    times: Ints, step: int, final: bool, asked: Asked | None, trades: TradeRecord | None, *, began: bool
+    times: Ints, step: int, archived: bool, asked: Asked | None, trades: TradeRecord | None, *, began: bool
 ) -> tuple[Verdict, str]:
     """Why candles lack before the first one of a listing, or after its last."""
     start, end = int(times[0]), int(times[-1]) + step
-    if final and trades is not None and trades.between(start, end)[0]:
+    if archived and trades is not None and trades.between(start, end)[0]:
         return _judge_run(start, end, asked, trades)
     if asked is not None and asked.answered:
         edge = clock.naive_from_us(end if began else start - step).isoformat(sep=" ", timespec="minutes")
@@ -205,7 +205,7 @@ def judge_trades(
     missing: Sequence[tuple[int, int]],
     healed: Ints,
     *,
-    final: bool,
+    archived: bool,
     asked: Sequence[AskedIds] = (),
     cut: bool = False,
 ) -> list[Finding]:
@@ -214,7 +214,7 @@ def judge_trades(
     Args:
         missing: Runs of ids that are not there, both ends included.
         healed: Ids of rows that came from REST though the day comes from the archive.
-        final: Whether the day is settled by its archive.
+        archived: Whether its archive was there; else the day is what REST has of it so far.
         asked: What came of asking REST for them, or for some.
         cut: Whether later trades were left out, since the run's REST weight for aggTrades was used up.
     """
@@ -227,7 +227,7 @@ def judge_trades(
     found: dict[tuple[Verdict, str], list[Range]] = {}
     for first, last in missing:
         for a, b, answer in _pieces(first, last, asked):
-            found.setdefault(_judge_ids(final, answer), []).append(Range(first=a, last=b, count=b - a + 1))
+            found.setdefault(_judge_ids(archived, answer), []).append(Range(first=a, last=b, count=b - a + 1))
     for (verdict, evidence), ranges in found.items():
         count = sum(range_.count for range_ in ranges)
         findings.append(verdict_finding(verdict, "aggregated trades", count, ranges, evidence))
@@ -254,8 +254,8 @@ def _pieces(first: int, last: int, asked: Sequence[AskedIds]) -> Iterator[tuple[
 _NOT_ASKED = "REST was not asked"
 
 
-def _judge_ids(final: bool, asked: Asked | None) -> tuple[Verdict, str]:
-    if not final:
+def _judge_ids(archived: bool, asked: Asked | None) -> tuple[Verdict, str]:
+    if not archived:
         return Verdict.UNPUBLISHED, PROVISIONAL
     if asked is not None and asked.elsewhere:
         return Verdict.OUTAGE, "REST has these ids with times of another day"

@@ -28,6 +28,7 @@ from market_data_pipeline.sandbox import (
     GeneratedSymbol,
     LateArchive,
     MarketOutage,
+    MissingChecksum,
     MissingDay,
     MissingRows,
     QuietSymbol,
@@ -259,6 +260,41 @@ def test_twenty_minutes_that_the_archive_lacks_come_from_rest(story: Story) -> N
     assert story.requests == ZIP + REST  # twenty minutes are a page
     story.bring(BTC)
     assert story.requests == NOTHING
+
+
+@pytest.mark.parametrize("key", [BTC, TRADES])
+def test_what_an_archive_without_checksum_lacks_comes_from_rest_too(story: Story, key: SeriesKey) -> None:
+    truth = story.truth(key)
+    proof = story.world.sandbox.faults.add(MissingChecksum(days=[DAY]))
+    story.world.sandbox.faults.add(
+        MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="BTCUSDT", where="archive")
+    )
+    row = good(story.bring(key))
+    assert (row.final, row.checksum, row.source) == (False, "missing", "archive_daily+rest")
+    assert the_gap(row).rule == "healed"
+    assert the_gap(row).evidence == "REST has them"
+    assert story.held(key).equals(truth)
+
+    # Without an answer of REST, what it gave stays.
+    refusal = story.world.sandbox.faults.add(Status(path="/api/v3/", status=451))
+    assert good(story.bring(key)).rows == truth.num_rows
+    assert story.held(key).equals(truth)
+    story.world.sandbox.faults.remove(refusal)
+
+    story.world.sandbox.faults.remove(proof)
+    row = good(story.bring(key))
+    assert (row.final, row.checksum, row.source) == (True, "verified", "archive_daily+rest")
+    assert [f.rule for f in row.findings_list()] == ["healed"], "nothing changed"
+    assert story.held(key).equals(truth)
+
+
+def test_what_an_archive_without_checksum_and_rest_lack_has_a_true_evidence(story: Story) -> None:
+    story.world.sandbox.faults.add(MissingChecksum(days=[DAY]))
+    gone = MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="klines", where="both")
+    story.world.sandbox.faults.add(gone)
+    found = the_gap(good(story.bring(BTC)))
+    assert (found.rule, found.count, found.evidence) == ("outage", 20, "REST has no candle either")
+    assert story.requests == ZIP + REST
 
 
 def test_what_the_archive_lacks_while_rest_refuses_is_asked_for_later_and_without_the_zip(story: Story) -> None:

@@ -41,7 +41,7 @@ RAN_ON = trades_at(0.5, 3.9, 6.1, 9.5)
 
 
 @pytest.mark.parametrize(
-    ("final", "asked", "trades", "verdict", "evidence"),
+    ("archived", "asked", "trades", "verdict", "evidence"),
     [
         (False, ANSWERED, TRADED, Verdict.UNPUBLISHED, "provisional"),
         (True, ANSWERED, None, Verdict.OUTAGE, "REST has no candle either"),
@@ -54,9 +54,9 @@ RAN_ON = trades_at(0.5, 3.9, 6.1, 9.5)
     ],
 )
 def test_missing_candles(
-    final: bool, asked: Asked, trades: TradeRecord | None, verdict: Verdict, evidence: str
+    archived: bool, asked: Asked, trades: TradeRecord | None, verdict: Verdict, evidence: str
 ) -> None:
-    (found,) = judge_candles(KEY, Missing(minutes(4, 5)), NONE, NONE, final=final, asked=asked, trades=trades)
+    (found,) = judge_candles(KEY, Missing(minutes(4, 5)), NONE, NONE, archived=archived, asked=asked, trades=trades)
     assert found.rule == verdict
     assert evidence in found.evidence
     assert evidence in found.message
@@ -64,7 +64,7 @@ def test_missing_candles(
 
 
 @pytest.mark.parametrize(
-    ("final", "asked", "trades", "verdict", "evidence"),
+    ("archived", "asked", "trades", "verdict", "evidence"),
     [
         (True, ANSWERED, None, Verdict.NOT_LISTED, "REST has no candle {} either"),
         (True, NO_ANSWER, None, Verdict.NOT_LISTED, "by the listing; REST was not asked: its firewall"),
@@ -77,10 +77,10 @@ def test_missing_candles(
 )
 @pytest.mark.parametrize("end", ["before", "after"])
 def test_candles_before_the_first_or_after_the_last_one_of_a_listing(
-    final: bool, asked: Asked | None, trades: TradeRecord | None, verdict: Verdict, evidence: str, end: str
+    archived: bool, asked: Asked | None, trades: TradeRecord | None, verdict: Verdict, evidence: str, end: str
 ) -> None:
     missing = Missing(NONE, **{end: minutes(4, 5)})
-    (found,) = judge_candles(KEY, missing, NONE, NONE, final=final, asked=asked, trades=trades)
+    (found,) = judge_candles(KEY, missing, NONE, NONE, archived=archived, asked=asked, trades=trades)
     assert found.rule == verdict
     if "REST" in evidence:
         evidence = evidence.format({"before": "before 1970-01-01 00:06", "after": "after 1970-01-01 00:03"}[end])
@@ -103,7 +103,7 @@ def test_what_a_verdict_means_for_the_check(verdict: str, severity: Severity) ->
 def test_each_range_has_its_own_verdict() -> None:
     missing = Missing(minutes(4, 5, 8, 20), before=minutes(0, 1))
     found = judge_candles(
-        KEY, missing, minutes(11, 12), minutes(15), final=True, asked=NO_ANSWER, trades=trades_at(3, 4.5, 7, 9, 11)
+        KEY, missing, minutes(11, 12), minutes(15), archived=True, asked=NO_ANSWER, trades=trades_at(3, 4.5, 7, 9, 11)
     )
     told = {(f.rule, f.count, tuple((r.first // MINUTE, r.last // MINUTE) for r in f.ranges)) for f in found}
     assert told == {
@@ -117,7 +117,7 @@ def test_each_range_has_its_own_verdict() -> None:
 
 
 @pytest.mark.parametrize(
-    ("final", "asked", "verdict"),
+    ("archived", "asked", "verdict"),
     [
         (True, ANSWERED, Verdict.UNEXPLAINED),
         (True, NO_ANSWER, Verdict.UNPUBLISHED),
@@ -125,15 +125,15 @@ def test_each_range_has_its_own_verdict() -> None:
         (False, ANSWERED, Verdict.UNPUBLISHED),
     ],
 )
-def test_missing_ids(final: bool, asked: Asked | None, verdict: Verdict) -> None:
+def test_missing_ids(archived: bool, asked: Asked | None, verdict: Verdict) -> None:
     answers = [AskedIds(1, 20, asked)] if asked else []
-    (found,) = judge_trades([(5, 7), (10, 10)], NONE, final=final, asked=answers)
+    (found,) = judge_trades([(5, 7), (10, 10)], NONE, archived=archived, asked=answers)
     assert (found.rule, found.count) == (verdict, 4)
     assert [(r.first, r.last) for r in found.ranges] == [(5, 7), (10, 10)]
 
 
 def test_ids_filled_in_and_weight_used_up_are_told_apart() -> None:
-    healed, cut = judge_trades([], np.array([5, 6, 9]), final=True, asked=[AskedIds(5, 9, ANSWERED)], cut=True)
+    healed, cut = judge_trades([], np.array([5, 6, 9]), archived=True, asked=[AskedIds(5, 9, ANSWERED)], cut=True)
     assert (healed.rule, healed.count, len(healed.ranges)) == ("healed", 3, 2)
     assert (cut.rule, cut.severity) == ("unpublished", Severity.WARN)
     assert "MARKET_DATA_REST_TRADES_WEIGHT" in cut.message
@@ -141,13 +141,13 @@ def test_ids_filled_in_and_weight_used_up_are_told_apart() -> None:
 
 def test_each_run_of_ids_is_judged_by_what_was_asked_of_it() -> None:
     answers = [AskedIds(11, 12, NO_ANSWER), AskedIds(5, 7, ANSWERED), AskedIds(8, 8, Asked(True, elsewhere=True))]
-    found = judge_trades([(5, 12), (20, 21)], NONE, final=True, asked=answers)
+    found = judge_trades([(5, 12), (20, 21)], NONE, archived=True, asked=answers)
     assert {(one.rule, tuple((r.first, r.last) for r in one.ranges)) for one in found} == {
         ("unexplained", ((5, 7),)),
         ("outage", ((8, 8),)),
         ("unpublished", ((9, 10), (20, 21))),
         ("unpublished", ((11, 12),)),
     }
-    again = judge_trades([(5, 12), (20, 21)], NONE, final=True, asked=asked_before(found))
+    again = judge_trades([(5, 12), (20, 21)], NONE, archived=True, asked=asked_before(found))
     assert {one.rule: one.count for one in again if one.rule != "unpublished"} == {"unexplained": 3, "outage": 1}
     assert sorted(found, key=str) == sorted(again, key=str)
