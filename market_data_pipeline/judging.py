@@ -11,7 +11,7 @@ import json
 import logging
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from market_data_pipeline.findings import FLAT, LACKING, Finding, from_json, to_json, verdicts_of
+from market_data_pipeline.findings import FLAT, LACKING, Finding, Range, from_json, to_json, verdicts_of
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import series_held
 from market_data_pipeline.lake.files import DamagedFileError, SeriesBusyError
@@ -29,7 +29,7 @@ from market_data_pipeline.lake.ledger import HELD, Ledger
 from market_data_pipeline.quality.gaps import flat_candles
 from market_data_pipeline.quality.market import MarketDay, Stillness, TradedIn, is_contested, is_cut, stillness
 from market_data_pipeline.quality.rows import Ints, ints
-from market_data_pipeline.quality.verdicts import UNCONFIRMED
+from market_data_pipeline.quality.verdicts import NOTHING_TELLS, UNCONFIRMED
 from market_data_pipeline.series import DataType, Market, SeriesKey, interval_us
 
 logger = logging.getLogger(__name__)
@@ -44,10 +44,13 @@ class Judged:
     Attributes:
         days: Days of series whose verdicts, or their evidence, changed.
         busy: Series that another run was writing: they are judged the next time.
+        verdicts: Those of the days, in order, on which it is not merely other symbols, or more of them, that tell the
+            same of the same candles.
     """
 
     days: int
     busy: tuple[SeriesKey, ...]
+    verdicts: Mapping[SeriesKey, tuple[date, ...]] = field(default_factory=dict, compare=False)
 
 
 def judge_flat_candles(layout: Layout, market: Market) -> Judged:
@@ -78,10 +81,13 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
             looked_at[f"{interval} {day}"] = versions[day]
             for key, before, after in _judge_day(layout, day, held, others):
                 changed.setdefault(key, {})[day] = (before, after)
-    days, busy = 0, list[SeriesKey]()
+    days, busy, told = 0, list[SeriesKey](), dict[SeriesKey, tuple[date, ...]]()
     for key, verdicts in changed.items():
         try:
-            days += _write(layout, key, verdicts)
+            written = _write(layout, key, verdicts)
+            days += len(written)
+            if anew := tuple(day for day in written if _says(verdicts[day][0]) != _says(verdicts[day][1])):
+                told[key] = anew
         except SeriesBusyError:
             logger.info("%s is being written by another run; its flat candles are judged the next time", key)
             busy.append(key)
@@ -89,7 +95,7 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
                 looked_at.pop(f"{key.interval} {day}", None)
     if looked_at:
         files.write_bytes(layout.judged(market), json.dumps({**seen, **looked_at}, indent=0).encode())
-    return Judged(days, tuple(busy))
+    return Judged(days, tuple(busy), told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,20 +254,29 @@ def _flat_times(layout: Layout, key: SeriesKey, day: date, findings: Sequence[Fi
         return None
 
 
-def _write(layout: Layout, key: SeriesKey, verdicts: Mapping[date, tuple[str, str]]) -> int:
-    """Put verdicts into a ledger, except on days that were written since; return on how many.
+def _says(findings: str) -> list[tuple[str, int, tuple[Range, ...], bool]]:
+    """The verdicts on flat candles among findings: which, on how many, where, and whether they rest on anything."""
+    return [
+        (one.rule, one.count, one.ranges, one.evidence.startswith(NOTHING_TELLS))
+        for one in from_json(findings)
+        if _is_flat(one)
+    ]
+
+
+def _write(layout: Layout, key: SeriesKey, verdicts: Mapping[date, tuple[str, str]]) -> list[date]:
+    """Put verdicts into a ledger, except on days that were written since; return on which, in order.
 
     Raises:
         SeriesBusyError: another run is writing the series.
     """
     with files.only_writer(layout.lock(key), 0, str(key)):
         ledger = Ledger.read(layout.ledger(key))
-        written = 0
-        for day, (before, after) in verdicts.items():
+        written = []
+        for day, (before, after) in sorted(verdicts.items()):
             row = ledger.get(day)
             if row is not None and row.findings == before:
                 ledger.put(replace(row, findings=after, verdicts=verdicts_of(from_json(after))))
-                written += 1
+                written.append(day)
         if written:
             ledger.write(layout.ledger(key))
     return written

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import dagster as dg
 import pytest
 
+from market_data_pipeline.defs.home import open_instance
+from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.outcomes import Action
 from market_data_pipeline.profile import profile_of
+from market_data_pipeline.sandbox import MarketOutage
 from market_data_pipeline.sync import Report, bring
-from market_data_pipeline_tests.world import World, agg_trades, days, klines
+from market_data_pipeline_tests.world import World, agg_trades, days, klines, utc
 
 BTC = klines("BTCUSDT", "1h")
 UNIVERSE = """\
@@ -55,6 +59,39 @@ def test_days_that_turn_out_to_be_listed_are_fetched(world: World, brought: Call
     assert world.asked() == []
     relisted = brought("{from: 2017-08-17, until: 2026-02-27}, {from: 2026-03-02, until: null}")
     assert (relisted.count(Action.NOT_LISTED), relisted.count(Action.FETCHED)) == (1, 2)
+
+
+def test_the_gaps_check_of_a_day_says_what_the_market_did_as_soon_as_that_is_known(world: World) -> None:
+    keys = [klines(symbol, "1m", "um") for symbol in ("BTCUSDT", "ETHUSDT")]
+    wanted, outage = dict.fromkeys(keys, WANTED), WANTED[1]
+    world.set(universe=world.root / "universe.yaml")
+    world.settings.universe.write_text(
+        "collect: [{market: um, symbols: [BTCUSDT, ETHUSDT], klines: {intervals: [1m], from: 2026-02-01}}]"
+    )
+    world.sandbox.faults.add(
+        MarketOutage(start=utc(f"{outage}T10:00"), end=utc(f"{outage}T10:20"), series="/um/", flat=True)
+    )
+    numbers = []
+    for _ in range(2):
+        bring(world.settings, wanted, coverage=True)
+        with open_instance(world.layout) as instance:
+            for key in keys:
+                check = dg.AssetCheckKey(asset_key_of(key), "gaps")
+                records = instance.event_log_storage.get_asset_check_execution_history(check, limit=100)
+                told = [one for one in records if one.partition == str(outage)]
+                numbers.append(len(told))
+                assert told[0].event is not None
+                assert told[0].event.dagster_event is not None
+                evaluation = told[0].event.dagster_event.asset_check_evaluation_data
+                assert evaluation.passed
+                assert "suspended" in evaluation.metadata
+                assert "every other symbol that is held was flat or missing" in (evaluation.description or "")
+                [day] = instance.fetch_materializations(
+                    dg.AssetRecordsFilter(asset_key_of(key), asset_partitions=[str(outage)]), limit=10
+                ).records
+                assert evaluation.target_materialization_data is not None
+                assert evaluation.target_materialization_data.storage_id == day.storage_id
+    assert numbers == [2, 2, 2, 2], "once by its own run, once by the first that looked at the market"
 
 
 def test_a_profile_that_cannot_be_made_is_a_failure_that_names_the_file(world: World) -> None:

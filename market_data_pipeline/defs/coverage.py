@@ -4,16 +4,16 @@ It is unpartitioned and of its own: unpartitioned checks on partitioned assets a
 planned rows for each day, and are blanked by each materialization.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Dagster reads the annotation of `context` itself, not its text.
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any
 
 import dagster as dg
 
 from market_data_pipeline.defs.assets import OWNER
-from market_data_pipeline.defs.events import iso_time, spans
+from market_data_pipeline.defs.events import gaps_told_anew, iso_time, spans
 from market_data_pipeline.defs.runs import LIFE
 from market_data_pipeline.findings import VERDICT_SEVERITY, Severity, shortened
 from market_data_pipeline.judging import judge_flat_candles
@@ -68,12 +68,13 @@ def build_coverage_asset(market: Market, settings: Settings, universe: Universe)
             "it, and draws a calendar of every series."
         ),
     )
-    def coverage() -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster knows the bare class only
+    def coverage(context: dg.AssetExecutionContext) -> Iterator[Any]:
         judged = judge_flat_candles(layout, market)
+        yield from gaps_told_anew(context.instance, layout, judged.verdicts)
         keys = [key for key in universe.series() if key.market is market]
         surveyed = list(survey(layout, universe, keys, settings.provisional_days))
         covered = [one.coverage for one in surveyed]
-        return dg.MaterializeResult(
+        yield dg.MaterializeResult(
             metadata={
                 "series": len(covered),
                 "days held": sum(one.final + one.provisional for one in covered),

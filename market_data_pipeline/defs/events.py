@@ -21,10 +21,11 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData as Target,
 )
 
+from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.partitions import contiguous_ranges, partition_of
 from market_data_pipeline.findings import CHECKS, Finding, Range, Severity, shortened
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, LedgerRow
+from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, Ledger, LedgerRow
 from market_data_pipeline.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.series import DataType, SeriesKey
 
@@ -184,6 +185,38 @@ def newest_targets(
                 target = Target(storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp)
                 found.setdefault(record.partition_key, target)
     return found
+
+
+def every_target(instance: dg.DagsterInstance, asset_key: dg.AssetKey, partitions: Iterable[str]) -> dict[str, Target]:
+    """The newest materialization of each partition that has one, however long ago that was."""
+    found: dict[str, Target] = {}
+    left = list(partitions)
+    # Days that were often written, e.g. each hour, leave no place for others among the newest.
+    while left and (more := newest_targets(instance, asset_key, left)):
+        found |= more
+        left = [name for name in left if name not in more]
+    return found
+
+
+def gaps_told_anew(
+    instance: dg.DagsterInstance, layout: Layout, days: Mapping[SeriesKey, Sequence[date]]
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """Evaluations of days' ``gaps`` checks by what their ledgers say now, for any run to yield.
+
+    Days that are not on record are left out: whoever puts them there tells of their checks as well.
+
+    Args:
+        instance: With the days' materializations.
+        layout: Where the ledgers lie.
+        days: By series.
+    """
+    for key, some in days.items():
+        asset_key, ledger = asset_key_of(key), Ledger.read(layout.ledger(key))
+        targets = every_target(instance, asset_key, map(partition_of, some))
+        for day in some:
+            row, target = ledger.get(day), targets.get(partition_of(day))
+            if row is not None and row.outcome == HELD and target is not None:
+                yield _evaluation(asset_key, key, row, "gaps", target)
 
 
 # --- metadata ----------------------------------------------------------------------------------------------------

@@ -14,11 +14,8 @@ from datetime import UTC, date
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.asset_checks.asset_check_evaluation import (
-    AssetCheckEvaluationTargetMaterializationData as Target,
-)
 
-from market_data_pipeline.defs.events import newest_targets, state_in_words
+from market_data_pipeline.defs.events import every_target, state_in_words
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.partitions import partition_of
 from market_data_pipeline.defs.resources import publish_views
@@ -79,7 +76,7 @@ def evaluations(
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """What was found, as evaluations of the check, each on its day and its newest materialization."""
     asset_key = asset_key_of(key)
-    targets = _targets(instance, asset_key, [partition_of(one.day) for one in found])
+    targets = every_target(instance, asset_key, [partition_of(one.day) for one in found])
     for one in found:
         yield dg.AssetCheckEvaluation(
             asset_key=asset_key,
@@ -91,16 +88,6 @@ def evaluations(
             partition=partition_of(one.day),
             target_materialization_data=targets.get(partition_of(one.day)),
         )
-
-
-def _targets(instance: dg.DagsterInstance, asset_key: dg.AssetKey, partitions: Sequence[str]) -> dict[str, Target]:
-    found: dict[str, Target] = {}
-    left = list(partitions)
-    # Days that were often written, e.g. each hour, leave no place for others among the newest.
-    while left and (more := newest_targets(instance, asset_key, left)):
-        found |= more
-        left = [name for name in left if name not in more]
-    return found
 
 
 def describe(found: DayReconciled) -> str:
@@ -185,7 +172,7 @@ def _on_record(
     wanted = plan(layout, key, min(days), max(days))
     known = {one.day: one for one in found_before(layout, wanted)}
     yield from evaluations(instance, key, [known[day] for day in days if day in known])
-    targets = _targets(instance, asset_key_of(key), [partition_of(day) for day in days if day not in known])
+    targets = every_target(instance, asset_key_of(key), [partition_of(day) for day in days if day not in known])
     for result in good:
         if result.day not in known:
             yield dg.AssetCheckEvaluation(

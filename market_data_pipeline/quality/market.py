@@ -20,10 +20,10 @@ import numpy.typing as npt
 from market_data_pipeline import clock
 from market_data_pipeline.findings import FLAT, LACKING, Finding, Range, Verdict
 from market_data_pipeline.quality.rows import Ints, key_ranges
-from market_data_pipeline.quality.verdicts import verdict_finding
+from market_data_pipeline.quality.verdicts import NOTHING_TELLS, verdict_finding
 from market_data_pipeline.series import SeriesKey, interval_us
 
-ALONE = "unconfirmed: no other series held"
+ALONE = f"{NOTHING_TELLS}no other series held"
 """How the evidence of a flat candle begins where nothing that is held tells whether others traded."""
 
 _NAMED = 3

@@ -27,7 +27,10 @@ from market_data_pipeline.quality.gaps import Missing
 from market_data_pipeline.quality.rows import Ints, key_ranges
 from market_data_pipeline.series import SeriesKey, interval_us
 
-UNCONFIRMED = "unconfirmed: whether other symbols of the market traded meanwhile was not looked at"
+NOTHING_TELLS = "unconfirmed: "
+"""How the evidence of a quiet range begins that rests on nothing but its own series."""
+
+UNCONFIRMED = f"{NOTHING_TELLS}whether other symbols of the market traded meanwhile was not looked at"
 """Evidence of a quiet range that was judged by its own series alone."""
 
 PROVISIONAL = "the day is provisional: its archive is not there yet"
