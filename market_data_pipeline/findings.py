@@ -93,7 +93,7 @@ class Finding(BaseModel):
         count: How many rows it concerns.
         message: A sentence for people.
         ranges: Where, as far as ``MAX_RANGES`` allows.
-        evidence: Of a verdict: what it rests on, in words.
+        evidence: Of a verdict: what it rests on, in words. Of rows that changed: the values before and after.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -278,7 +278,8 @@ def findings_metadata(findings: Iterable[Finding], key: SeriesKey) -> dict[str, 
 
 def _ranges_table(ranges: Sequence[tuple[Finding, Range]], key: SeriesKey) -> dg.TableMetadataValue:
     said: Callable[[int], str | int] = iso_time if key.data_type is DataType.KLINES else int
-    with_evidence = any(finding.evidence for finding, _ in ranges)
+    # Of rows that changed, the sentence shows the first values; SQL has them all.
+    with_evidence = any(finding.evidence for finding, _ in ranges if finding.check == "gaps")
 
     def record(finding: Finding, range_: Range) -> dg.TableRecord:
         columns = {

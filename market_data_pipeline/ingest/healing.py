@@ -208,7 +208,7 @@ def without_repeated(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows
         replace(spec, columns=tuple(column for column in spec.columns if column.kind != "time")),
         said(key),
     )
-    unlike = f" Some differ: {'; '.join(found.examples)}." if found else ""
+    unlike = f" Some differ: {found.shown}." if found else ""
     message = f"{len(repeated)} trades stood on both sides of midnight; they were kept in the day before only.{unlike}"
     finding = Finding(
         check="integrity",

@@ -20,7 +20,10 @@ _Values = npt.NDArray[Any]
 _Mask = npt.NDArray[np.bool_]
 
 _SHOWN = 3
-"""Changed rows that are shown with both values."""
+"""Changed rows that a sentence shows with both values."""
+
+KEPT = 100
+"""Changed rows of a day whose values are kept: a day that differs in more of them differs as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Difference:
         added: Keys of rows that only the later one has.
         removed: Keys of rows that only the earlier one has.
         changed: Keys of rows that both have, with different values.
-        examples: The first changed rows, each value that differs in words: before and after.
+        examples: The first changed rows, at most ``KEPT``, each value that differs in words: before and after.
     """
 
     added: Ints
@@ -47,8 +50,22 @@ class Difference:
         """Keys of all rows that differ, in order."""
         return np.unique(np.concatenate([self.added, self.removed, self.changed]))
 
+    @property
+    def shown(self) -> str:
+        """The first few changed rows with both values, and how many there are beside them; empty where none changed."""
+        return self._said(_SHOWN)
+
+    @property
+    def kept(self) -> str:
+        """The changed rows with both values, as far as they are kept, joined by ``; ``, and how many there are more."""
+        return self._said(KEPT)
+
+    def _said(self, most: int) -> str:
+        more = len(self.changed) - len(self.examples[:most])
+        return "; ".join([*self.examples[:most], *([f"and {more} more"] if more else [])])
+
     def __str__(self) -> str:
-        shown = f": {'; '.join(self.examples)}" if self.examples else ""
+        shown = f": {self.shown}" if self.examples else ""
         return f"{len(self.added)} rows added, {len(self.removed)} removed, {len(self.changed)} changed{shown}"
 
 
@@ -75,7 +92,7 @@ def difference(before: pa.Table, after: pa.Table, spec: Spec, say: Callable[[int
         differs[column.name], values[column.name] = _differs(a, b, column.kind), (a, b)
     changed = np.logical_or.reduce(list(differs.values())) if len(common) else np.zeros(0, dtype=bool)
     examples = []
-    for at in np.flatnonzero(changed)[:_SHOWN]:
+    for at in np.flatnonzero(changed)[:KEPT]:
         said = ", ".join(
             f"{name} {values[name][0][at]} → {values[name][1][at]}" for name in differs if differs[name][at]
         )
@@ -110,8 +127,9 @@ def disagreement(key: SeriesKey, rest: pa.Table, archive: pa.Table) -> list[Find
             severity=Severity.WARN,
             count=len(found.changed),
             message=f"REST and the archive disagree on {len(found.changed)} rows; the archive's stand. "
-            f"REST → archive: {'; '.join(found.examples)}.",
+            f"REST → archive: {found.shown}.",
             ranges=key_ranges(found.changed, step),
+            evidence=f"REST → archive: {found.kept}",
         )
     ]
 
@@ -133,6 +151,7 @@ def change_finding(key: SeriesKey, rule: str, found: Difference, what: str) -> F
         count=len(found.keys),
         message=f"{what}: {found}.",
         ranges=key_ranges(found.keys, step),
+        evidence=f"before → after: {found.kept}" if found.examples else "",
     )
 
 

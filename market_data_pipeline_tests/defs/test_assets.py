@@ -253,6 +253,18 @@ def test_metadata_of_a_day_says_what_came_from_where_in_under_4_kb(project: Proj
             ranges=many,
             evidence="at least 3 of 400 other symbols that are held traded meanwhile, most often BTCUSDT",
         ),
+        *(
+            Finding(
+                check="integrity",
+                rule=rule,
+                severity=Severity.WARN,
+                count=100,
+                message="x" * 5000,
+                ranges=many,
+                evidence="2024-03-12 00:00:00 volume 1.0 → 2.0; " * 100,
+            )
+            for rule in ("disagreement", "became_final")
+        ),
     )
     project.run(1, 3)
 
@@ -271,7 +283,7 @@ def test_metadata_of_a_day_says_what_came_from_where_in_under_4_kb(project: Proj
     assert "candles" not in first.metadata
     assert "candles" not in second.metadata
     assert str(third.metadata["candles"].value).startswith("![candles](data:image/svg+xml;base64,")
-    for event in (first, third, project.evaluation("gaps", 1)):
+    for event in (first, third, project.evaluation("gaps", 1), project.evaluation("integrity", 1)):
         stored = serialize_value(cast("dict[str, Any]", event.metadata))
         assert 0 < len(stored) < 4096
 
