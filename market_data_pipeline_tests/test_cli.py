@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import signal
@@ -335,9 +336,10 @@ def test_status_of_400_series_takes_no_2_seconds(world: World, market_data: Mark
     assert market_data(*ONE_WEEK).exit_code == 0
     ledger = world.layout.ledger(BTC)
     for number in range(400):
-        other = world.layout.ledger(klines(f"C{number}USDT", "1h"))
-        other.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ledger, other)
+        other = klines(f"C{number}USDT", "1h")
+        world.layout.ledger(other).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ledger, world.layout.ledger(other))
+        shutil.copytree(world.layout.folder(BTC), world.layout.folder(other), copy_function=os.link)
     begin = time.process_time()
     assert market_data("status").exit_code == 0
     assert time.process_time() - begin < 2

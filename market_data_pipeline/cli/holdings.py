@@ -1,4 +1,4 @@
-"""What the lake holds of a series, from its ledger, and how much is still to be downloaded."""
+"""What the lake holds of a series, from its ledger and its folder, and how much is still to be downloaded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import date
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
@@ -16,7 +17,7 @@ from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, Le
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import expected_rows, lake_schema
 
-_COLUMNS = ["day", "outcome", "final", "rows", "bytes"]
+_COLUMNS = ["day", "outcome", "final", "rows", "bytes", "mtime_ns"]
 _EPOCH = date(1970, 1, 1)
 
 
@@ -75,13 +76,20 @@ def day_of(number: int) -> date:
 
 
 def holding(layout: Layout, key: SeriesKey) -> Holding:
-    """Read what is held of a series; where its ledger is lost, from the footers of its files."""
-    path = layout.ledger(key)
+    """Read what is held of a series: from its ledger, where that speaks of the files that lie there.
+
+    Where it does not, because it is lost or behind or a file was changed or removed by hand, it is worked out from the
+    files, in memory: their next writer writes it.
+    """
+    path, folder = layout.ledger(key), layout.folder(key)
     try:
         table = files.read_table(path, _COLUMNS)
+        is_right = _speaks_of(table, files.days_on_disk(folder))
     except files.DamagedFileError:
-        ledger = Ledger()
-        reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type))
+        is_right = False
+    if not is_right:
+        ledger = Ledger.read(path)
+        reconcile(ledger, folder, lake_schema(key.market, key.data_type))
         table = pa.table({name: [getattr(row, name) for row in ledger.rows.values()] for name in _COLUMNS})
     outcome = np.asarray(table["outcome"].to_pylist(), dtype=object)
     held = outcome == HELD
@@ -96,6 +104,13 @@ def holding(layout: Layout, key: SeriesKey) -> Holding:
         rows=np.asarray(table["rows"].to_pylist(), dtype=np.int64),
         bytes=np.asarray(table["bytes"].to_pylist(), dtype=np.int64),
     )
+
+
+def _speaks_of(ledger: pa.Table, on_disk: Mapping[date, files.FileStat]) -> bool:
+    """Whether the days that a ledger has as held are those with a file, and the files those that it knows."""
+    held = ledger.filter(pc.field("outcome") == HELD)
+    known = set(zip(files.days_of(held), held["bytes"].to_pylist(), held["mtime_ns"].to_pylist(), strict=True))
+    return known == {(day, stat.bytes, stat.mtime_ns) for day, stat in on_disk.items()}
 
 
 # Sizes of what Binance publishes and of the files made of it, as measured: 1,440 candles are a zip of 60-75 kB, a day

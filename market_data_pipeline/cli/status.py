@@ -1,4 +1,4 @@
-"""``market-data status``: what the lake holds, by series, from the ledgers."""
+"""``market-data status``: what the lake holds, by series, from the ledgers and the folders."""
 
 from __future__ import annotations
 
