@@ -1,8 +1,9 @@
 """A day's rows as the archive has them: of its daily zip, or of a monthly one.
 
 A monthly zip may be stale by a day, or have been made of a daily one that was cut (binance-public-data #459): a day of
-it stands for the daily archive only where it is complete and without fault. Where the archive has no daily zip of a
-day, what the month has of it stands. Bytes that are refused go into quarantine.
+it stands for the daily archive only where it is complete and without fault. That is decided day by day, so that one bad
+day does not cost the other thirty a download each. Where the archive has no daily zip of a day, what the month has of
+it stands. Bytes that are refused go into quarantine.
 """
 
 from __future__ import annotations
