@@ -27,7 +27,7 @@ def ingest_klines_of_months(archives: Archives, work: Path) -> list[Row]:
 
 
 def ingest_trades(archives: Archives, work: Path) -> list[Row]:
-    """7 days of a million aggTrades from daily zips: rows a second, and the peak memory of the process that does it."""
+    """7 days of a million aggTrades from daily zips: rows a second, and the peak memory of the processes that do it."""
     key, days = archives.trade_series, archives.trade_days
     with serving(archives.daily) as origin:
         runs = _ingests(origin, key, days, work / "trades", archives.scale.repetitions)
@@ -51,7 +51,7 @@ def ingest_trades(archives: Archives, work: Path) -> list[Row]:
         ),
         Row(
             "ingest-trades-memory",
-            f"{what}: peak memory of the process",
+            f"{what}: peak memory of all processes",
             "MB",
             [run.cost.peak_mb for run in runs],
             target=1500,
@@ -88,7 +88,7 @@ class Ingested:
     """What bringing days took.
 
     Attributes:
-        cost: Of the process that did it.
+        cost: Of the process that did it, and those that helped.
         rows: Rows brought.
         server_cpu_seconds: What the server of the archives took meanwhile.
     """
@@ -126,6 +126,7 @@ def ingest_into(root: Path, env: Mapping[str, str], wanted: Mapping[SeriesKey, S
     with measured() as cost, Sources(settings) as sources:
         for key, days in wanted.items():
             results += ingest(key, days, layout=Layout(root), sources=sources, settings=settings)
+        cost.look_at_helpers()
     failed = [result for result in results if isinstance(result, DayFailure)]
     if failed:
         raise RuntimeError(f"{len(failed)} days could not be ingested: {failed[0].reason}")

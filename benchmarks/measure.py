@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import statistics
 import sys
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
+
+import psutil
 
 from benchmarks.data import FRESH
 
@@ -26,13 +29,19 @@ class Cost:
 
     Attributes:
         seconds: Wall time.
-        cpu_seconds: CPU of this process, all threads.
-        peak_mb: The most memory that the process has had so far (resident, MB).
+        cpu_seconds: CPU of this process, all threads, and of the processes that it started and has ended meanwhile.
+        peak_mb: The most memory that the process has had so far (resident, MB), and its helpers.
+        helpers_mb: The sum of what each of its helpers has had at most: no less than they ever had at the same time.
     """
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     peak_mb: float = 0.0
+    helpers_mb: float = 0.0
+
+    def look_at_helpers(self) -> None:
+        """Take in the memory of the processes that this one has started: at the end of the work, while they live."""
+        self.helpers_mb = sum(map(peak_memory_mb, psutil.Process().children(recursive=True)))
 
 
 @contextmanager
@@ -40,11 +49,16 @@ def measured() -> Iterator[Cost]:
     """Measure a block; the cost is complete when the block is left."""
     cost = Cost()
     gc.collect()
-    cpu, wall = time.process_time(), time.perf_counter()
+    cpu, wall = _cpu_seconds(), time.perf_counter()
     yield cost
     cost.seconds = time.perf_counter() - wall
-    cost.cpu_seconds = time.process_time() - cpu
-    cost.peak_mb = peak_memory_mb()
+    cost.cpu_seconds = _cpu_seconds() - cpu
+    cost.peak_mb = peak_memory_mb(psutil.Process()) + cost.helpers_mb
+
+
+def _cpu_seconds() -> float:
+    times = psutil.Process().cpu_times()
+    return float(times.user + times.system + times.children_user + times.children_system)
 
 
 def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -58,12 +72,14 @@ def median(values: list[float]) -> float:
     return statistics.median(values)
 
 
-def peak_memory_mb() -> float:
-    """The most resident memory that this process has had, in MB (10⁶ bytes)."""
-    status = Path("/proc/self/status")
+def peak_memory_mb(process: psutil.Process) -> float:
+    """The most resident memory that a process has had, in MB (10⁶ bytes); what it has now where that is not known."""
+    status = Path(f"/proc/{process.pid}/status")
     if status.exists():
         # ru_maxrss of a Linux process begins with what its parent had when it was started; VmHWM is its own.
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024 / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    if process.pid == os.getpid():
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    return float(process.memory_info().rss / 1e6)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 from rich.console import Console
 
 from benchmarks.__main__ import BENCHMARKS, measure
 from benchmarks.data import Scale
+from benchmarks.measure import measured
 from benchmarks.report import Baseline, Row
 
 TINY = Scale(kline_days=3, trade_days=2, trades=2_000, symbols=2, query_days=2, assets=4, repetitions=1, judged=False)
@@ -55,3 +58,21 @@ def test_a_target_is_reached_from_the_better_side() -> None:
 def test_an_advantage_above_one_is_ours() -> None:
     assert Row("a", "", "ms", [5]).advantage(Baseline("b", [10])) == 2
     assert Row("a", "", "rows/s", [5], better="higher").advantage(Baseline("b", [10])) == 0.5
+
+
+def test_the_peak_memory_of_work_counts_the_processes_that_helped() -> None:
+    """Trades are read in processes of their own, which the memory of the one that asks them does not show."""
+    hundred_mb = "import sys; taken = b'x' * 100_000_000; print('taken', flush=True); sys.stdin.read()"
+    with measured() as alone:
+        pass
+    with measured() as together:
+        helpers = [Popen([sys.executable, "-c", hundred_mb], stdin=PIPE, stdout=PIPE) for _ in range(2)]
+        for helper in helpers:
+            assert helper.stdout is not None
+            helper.stdout.readline()
+        together.look_at_helpers()
+        for helper in helpers:
+            helper.communicate()
+    assert together.helpers_mb > 200
+    assert together.peak_mb >= alone.peak_mb + 200
+    assert together.cpu_seconds > alone.cpu_seconds
