@@ -167,6 +167,8 @@ def test_sync_brings_everything_up_to_now(world: World, market_data: MarketData)
         ("--data-type aggTrades --interval 1h", "aggTrades has no interval"),
         ("--from yesterday", r"'yesterday' is not a day. Write it as 2024-01-31 \(UTC\)"),
         ("--from 2026-02-30", "'2026-02-30' is not a day"),
+        ("--from 20260201", r"'20260201' is not a day. Write it as 2024-01-31 \(UTC\)"),
+        ("--through 2026-W09-1", r"'2026-W09-1' is not a day. Write it as 2024-01-31 \(UTC\)"),
         ("--from 2026-03-06", r"--from 2026-03-06 is in the future; today is 2026-03-05 \(UTC\)"),
         ("--through 2026-03-06", r"--through 2026-03-06 is in the future"),
         ("--from 2026-02-02 --through 2026-02-01", "--through 2026-02-01 is before --from 2026-02-02"),
@@ -280,6 +282,15 @@ def test_size_is_estimated_from_held_days_and_counts_only_what_is_not_final() ->
     assert 4e9 < size_of({key: days("2025-01-01", "2025-12-31")}, {key: nothing}).download < 6e9
     for symbol, interval, actual in (("BTCUSDT", "1m", 69_497), ("BTCUSDT", "1s", 2_363_903)):  # as Binance's zips are
         assert day_size(klines(symbol, interval), nothing)[0] == pytest.approx(actual, rel=0.1)
+
+
+@pytest.mark.parametrize("command", ["sync", "backfill"])
+def test_a_universe_that_collects_nothing_says_so(world: World, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    result = shell(world, monkeypatch, "collect: []\n")(command)
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert re.search(r"universe\.yaml collects nothing yet\. `market-data add .*` puts a series into it\.", said)
+    assert "No day is left" not in said
 
 
 # --- status ------------------------------------------------------------------------------------------------------

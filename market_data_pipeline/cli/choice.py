@@ -15,6 +15,7 @@ from market_data_pipeline.errors import UsageError
 from market_data_pipeline.series import INTERVALS, DataType, Market, SeriesKey
 from market_data_pipeline.universe import Universe
 from market_data_pipeline.universe.collected import DATA_TYPES
+from market_data_pipeline.universe.reading import day_in
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -28,10 +29,10 @@ class Day(click.ParamType[date]):
         """Read a day, or fail as click does, with exit code 2."""
         if isinstance(value, date):
             return value
-        try:
-            return date.fromisoformat(str(value))
-        except ValueError:
+        day = day_in(str(value))
+        if day is None:
             self.fail(f"{value!r} is not a day. Write it as 2024-01-31 (UTC).", param, ctx)
+        return day
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +151,15 @@ def choose(universe: Universe, what: Asked) -> Chosen:
             first, or nothing is left; the text lists what there is.
     """
     check_days(what.first, what.last)
+    keys = collected(universe, what)
+    if not keys:
+        raise UsageError(
+            f"{universe.path} collects nothing yet. "
+            "`market-data add BTCUSDT 1m --from 2024-01-01` puts a series into it."
+        )
     wanted: dict[SeriesKey, list[date]] = {}
     notes: list[str] = []
-    for key in collected(universe, what):
+    for key in keys:
         first, last = what.first or universe.start(key), what.last or universe.end(key)
         listing = universe.listing(key)
         days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
@@ -162,7 +169,7 @@ def choose(universe: Universe, what: Asked) -> Chosen:
         if listed:
             wanted[key] = listed
     if not wanted:
-        raise UsageError("No day is left of what was asked for. " + " ".join(notes[:5]))
+        raise UsageError(" ".join(["No day is left of what was asked for.", *notes[:5]]))
     universe.refuse_before_first(min(days[0] for days in wanted.values()))
     return Chosen(wanted, tuple(notes))
 
