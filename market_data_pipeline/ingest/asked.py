@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 
 import pyarrow as pa
 
 from market_data_pipeline import clock
 from market_data_pipeline.ingest.dayrows import DayRows, joined
+from market_data_pipeline.ingest.healing import Healer
 from market_data_pipeline.lake.provenance import Part, Source
 from market_data_pipeline.outcomes import Action
+from market_data_pipeline.quality.repair import pause_ended
 from market_data_pipeline.quality.rows import in_order, ints
 from market_data_pipeline.series import Listing, SeriesKey, interval_us
 from market_data_pipeline.sources.errors import AbsentError, RestAnswerError, SourceError, UnpublishedError
@@ -43,8 +45,11 @@ class AskedDays:
     _first_candle: tuple[date | None] | None = field(default=None, init=False)
     _asking: threading.Lock = field(default_factory=threading.Lock, init=False)
 
+    def __post_init__(self) -> None:
+        self._healer = Healer(self.key, self.rest, self.listing)
+
     def rows(self, day: date, held: DayRows | None) -> DayRows | Nothing:
-        """What REST has of a day, added to what is held.
+        """What REST has of a day, added to what is held: after it, and between its rows where some lack.
 
         Args:
             day: The UTC day, not in the future.
@@ -53,8 +58,9 @@ class AskedDays:
         Raises:
             SourceError: REST does not answer, may not be asked, or has nothing of a day that should have rows.
         """
-        if held is not None and self._is_whole(day, held):
-            return Nothing(Action.HELD)
+        if held is not None and self._is_over(day, held):
+            filled = self._filled(day, held, held)
+            return Nothing(Action.HELD) if filled is held else filled
         # Trades are asked for hour by hour: 24 requests a day to learn what one candle tells of all days.
         if held is None and self.key.interval is None and day < clock.today() and self._before_listing(day):
             return Nothing(Action.NOT_LISTED)
@@ -80,7 +86,7 @@ class AskedDays:
         ordered, findings, conflict = in_order(table, spec_of(self.key))
         if conflict is not None:
             raise RestAnswerError(f"REST gave two different rows: {conflict.rows[0]} and {conflict.rows[1]}.")
-        return DayRows(
+        rows = DayRows(
             table=ordered,
             parts=joined((*parts, part)),
             final=False,
@@ -89,8 +95,28 @@ class AskedDays:
             cut=fetched.cut,
             action=Action.FETCHED if held is None else Action.EXTENDED if new else Action.HELD,
         )
+        return rows if held is None else self._filled(day, held, rows)
 
-    def _is_whole(self, day: date, held: DayRows) -> bool:
+    def _filled(self, day: date, held: DayRows, rows: DayRows) -> DayRows:
+        """What is held and what came after it, with what REST lacked between the rows held, and has now.
+
+        A day that is over is asked for again after the pauses of ``quality.repair``. One that still grows is asked for
+        each hour, so that the same pauses are counted from the end of what lacks.
+        """
+        holes = self._healer.holes(day, held.table)
+        if holes is None:
+            return rows
+        seen, now = clock.naive_from_us(held.known_until_us), clock.naive_from_us(rows.known_until_us)
+        if rows is not held and not pause_ended(clock.naive_from_us(holes.until_us), seen, now):
+            return rows
+        filled = self._healer.fill_holes(day, holes, rows)
+        if filled is rows:
+            return rows
+        grown = filled.table.num_rows > held.table.num_rows
+        return replace(filled, parts=joined(filled.parts), action=Action.EXTENDED if grown else Action.HELD)
+
+    def _is_over(self, day: date, held: DayRows) -> bool:
+        """Whether nothing comes after the last row that is held."""
         end = clock.day_start_us(day) + clock.US_PER_DAY
         if self.key.interval is not None:
             return int(ints(held.table, "open_time")[-1]) == end - interval_us(self.key.interval)

@@ -118,7 +118,8 @@ def joined(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     for part in parts:
         last = made[-1] if made else None
         if last is not None and last.source is part.source is Source.REST and last.url == part.url:
-            made[-1] = last.model_copy(update={"rows": last.rows + part.rows, "fetched_at": part.fetched_at})
+            newest = max(last.fetched_at, part.fetched_at)
+            made[-1] = last.model_copy(update={"rows": last.rows + part.rows, "fetched_at": newest})
         else:
             made.append(part)
     return tuple(made)

@@ -51,6 +51,38 @@ class Healer:
         """A day that its archive settled, with the rows that it lacks and REST has."""
         return self._trades(day, rows) if self.key.interval is None else self._candles(day, rows)
 
+    # --- days that are REST's altogether ----------------------------------------------------------------------------
+
+    def holes(self, day: date, held: pa.Table) -> Holes | None:
+        """What lacks between the rows that are held of a day; None where nothing does."""
+        if self.key.interval is None:
+            lacking = missing_ids(held)
+            if not lacking:
+                return None
+            after = np.searchsorted(ints(held, "agg_trade_id"), lacking[-1][1])
+            return Holes(lacking[:_RANGES_ASKED], int(ints(held, "transact_time")[after]))
+        step, page = interval_us(self.key.interval), spec_of(self.key).rest.page
+        newest = int(ints(held, "open_time")[-1])
+        candles = missing_candles(self.key, held, day, newest, self.listing).lacking
+        return Holes(_spans(candles, page * step), int(candles[-1]) + step) if len(candles) else None
+
+    def fill_holes(self, day: date, holes: Holes, rows: DayRows) -> DayRows:
+        """A day with what REST has now and did not have when it was asked before.
+
+        Where it cannot be asked, the day stays as it is: it is provisional, and will be asked for again.
+        """
+        step = interval_us(self.key.interval) if self.key.interval else 0
+        try:
+            for first, last in holes.spans:
+                if self.key.interval is None:
+                    answer = _of_day(self.rest().agg_trades_of_ids(self.key, first, last), day)
+                else:
+                    answer = self.rest().klines(self.key, first, last + step)
+                rows = self.filled_in(rows, answer)
+        except SourceError as error:
+            logger.info("%s %s: what lacks inside the day could not be asked for: %s", self.key, day, error)
+        return rows
+
     # --- candles ------------------------------------------------------------------------------------------------
 
     def _candles(self, day: date, rows: DayRows) -> DayRows:
@@ -136,6 +168,19 @@ class Healer:
 
 
 @dataclass(frozen=True, slots=True)
+class Holes:
+    """What lacks between the rows that are held of a day.
+
+    Attributes:
+        spans: First and last keys to ask for.
+        until_us: When the last one ended (microseconds UTC).
+    """
+
+    spans: Sequence[tuple[int, int]]
+    until_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class IdsAnswer:
     """What came of asking REST for a run of trades.
 
@@ -153,11 +198,16 @@ class IdsAnswer:
         """The trades that took place on a day, and which ones did not."""
         if self.rows is None:
             return None, []
-        times, start = ints(self.rows.table, "transact_time"), clock.day_start_us(day)
-        inside = (times >= start) & (times < start + clock.US_PER_DAY)
-        others = ints(self.rows.table, spec_of(key).key)[~inside]
+        mine, name = _of_day(self.rows, day), spec_of(key).key
+        others = np.setdiff1d(ints(self.rows.table, name), ints(mine.table, name))
         elsewhere = [AskedIds(one.first, one.last, Asked(True, elsewhere=True)) for one in key_ranges(others, 1)]
-        return replace(self.rows, table=self.rows.table.filter(pa.array(inside))), elsewhere
+        return mine, elsewhere
+
+
+def _of_day(answer: RestRows, day: date) -> RestRows:
+    times, start = ints(answer.table, "transact_time"), clock.day_start_us(day)
+    inside = (times >= start) & (times < start + clock.US_PER_DAY)
+    return replace(answer, table=answer.table.filter(pa.array(inside)))
 
 
 def with_what_was_held(key: SeriesKey, held: DayRows, rows: DayRows) -> DayRows:
@@ -174,7 +224,7 @@ def with_what_was_held(key: SeriesKey, held: DayRows, rows: DayRows) -> DayRows:
     found = difference(held.table, rows.table, spec, said(key))
     kept = replace(found, removed=np.setdiff1d(found.removed, ints(only_rest, spec.key)))
     findings: list[Finding] = []
-    if held.of_archive:
+    if held.final:
         findings += [change_finding(key, "replaced", kept, "The archive was replaced")] if kept else []
     else:
         findings += disagreement(key, held.table, rows.table)

@@ -36,6 +36,23 @@ def pause_after(attempts: int) -> timedelta:
     return min(FIRST_PAUSE * (1 << doublings), LONGEST_PAUSE)
 
 
+def pause_ended(since: datetime, seen: datetime, now: datetime) -> bool:
+    """Whether one of the pauses that follow each other from a moment on has ended since one looked last.
+
+    Args:
+        since: The moment.
+        seen: When one looked last.
+        now: The present moment.
+    """
+    ends, attempts = since, 0
+    while ends <= now:
+        attempts += 1
+        ends += pause_after(attempts)
+        if seen < ends <= now:
+            return True
+    return False
+
+
 def is_due(row: LedgerRow, now: datetime) -> bool:
     """Whether a day is to be asked for again now, by itself. A day that is not over is the hourly schedule's.
 

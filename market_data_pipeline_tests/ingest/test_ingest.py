@@ -36,7 +36,7 @@ from market_data_pipeline.sandbox import (
     Status,
     WrongChecksum,
 )
-from market_data_pipeline.series import Listing, Market
+from market_data_pipeline.series import Listing, Market, SeriesKey
 from market_data_pipeline_tests.world import World, agg_trades, days, klines, utc
 
 BTC = klines("BTCUSDT", "1m")
@@ -282,6 +282,68 @@ def test_candles_that_stop_coming_are_missed_while_they_do(world: World) -> None
     world.sandbox.faults.clear()
     whole = outcome(world.one(BTC, "2026-03-05"))
     assert (whole.action, whole.row.missing, whole.row.rows) == ("extended", 0, 780)
+
+
+@pytest.mark.parametrize("key", [BTC, TRADES], ids=str)
+def test_a_hole_inside_a_day_that_grows_is_asked_for_after_growing_pauses_until_it_is_filled(
+    world: World, key: SeriesKey
+) -> None:
+    """A page of REST lacked what REST has later."""
+    day, today = "2026-03-05", date(2026, 3, 5)
+    hole = world.sandbox.faults.add(
+        MissingRows(start=utc(f"{day}T11:00"), end=utc(f"{day}T11:20"), series=key.data_type, where="rest")
+    )
+
+    def asked_into_the_hole(moment: str) -> int:
+        """How many requests were made for what lies before the last row that was held."""
+        last = world.ledger(key).rows[today].last_key or 0
+        world.at(f"{day}T{moment}")
+        world.forget()
+        assert outcome(world.one(key, day)).action == "extended"
+        asked = [r.query for r in world.sandbox.requests if r.path.endswith(f"/{key.data_type}")]
+        starts = [int(query["fromId"] if "fromId" in query else query["startTime"] + "000") for query in asked]
+        assert sum(start > last for start in starts) >= 1, "what came since is asked for whatever lacks"
+        return sum(start <= last for start in starts)
+
+    outcome(world.one(key, day))
+    assert [asked_into_the_hole(moment) for moment in ("12:10:30", "12:20:30", "13:20:30")] == [0, 1, 0]
+    world.sandbox.faults.remove(hole)
+    assert world.ledger(key).rows[today].verdicts == "unpublished"
+    assert [asked_into_the_hole(moment) for moment in ("14:20:30", "15:20:30", "18:20:30")] == [1, 0, 0]
+    assert world.ledger(key).rows[today].verdicts == ""
+    parts = files.read_provenance(world.layout.file(key, today)).parts
+    held = world.table(key, day)
+    assert [(part.source.value, part.rows) for part in parts] == [("rest", held.num_rows)]
+    world.layout.file(key, today).unlink()
+    world.one(key, day)
+    assert world.table(key, day).equals(held)
+
+
+@pytest.mark.parametrize("key", [BTC, TRADES], ids=str)
+def test_a_hole_inside_a_day_that_only_rest_has_is_all_that_is_asked_for(world: World, key: SeriesKey) -> None:
+    day = "2026-03-03"
+    world.sandbox.faults.add(LateArchive(days=[date(2026, 3, 3)], days_late=9))
+    hole = world.sandbox.faults.add(
+        MissingRows(start=utc(f"{day}T11:00"), end=utc(f"{day}T11:20"), series=key.data_type, where="rest")
+    )
+    lacks = outcome(world.one(key, day)).row
+    assert (lacks.final, lacks.verdicts) == (False, "unpublished")
+    refused = world.sandbox.faults.add(Status(path=f"/api/v3/{key.data_type}", status=451))
+    world.at("2026-03-06T10:00:00")
+    again = outcome(world.one(key, day))
+    assert (again.action, again.row.rows, again.row.attempts) == ("held", lacks.rows, 2)
+    world.sandbox.faults.remove(refused)
+    world.sandbox.faults.remove(hole)
+    world.forget()
+    world.at("2026-03-07T10:00:00")
+    whole = outcome(world.one(key, day))
+    assert (whole.action, whole.row.verdicts, whole.row.final) == ("extended", "", False)
+    assert whole.row.rows > lacks.rows
+    assert len(world.asked(f"/{key.data_type}")) == 1 + len(world.asked(".zip"))
+    world.forget()
+    world.at("2026-03-08T10:00:00")
+    assert outcome(world.one(key, day)).action == "held"
+    assert world.asked("/api/") == []
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------

@@ -354,12 +354,13 @@ def rest_was_asked_for_what_was_new(daemon: Daemon) -> None:
     # One page of each series an hour, for the hour just over; hours without REST are made up for by the next page.
     answered = daemon.runs["hourly"] - 4
     candles, trades = rest(daemon.asked, "klines"), rest(daemon.asked, "aggTrades")
-    # One more for what the archive lacks of the day of the outage.
+    # Of the day of the outage, one more for what the archive lacks, and two while that day grew: what lacked inside it
+    # was asked for again three and seven hours after the outage.
     assert [one.by for one in candles if one.by != "hourly"] == ["archive_published"]
-    assert len(candles) == answered + 1
+    assert len(candles) == answered + 3
     starts = Counter(clock.naive_from_us(int(one.request.query["startTime"]) * 1000) for one in candles)
     assert {start: times for start, times in starts.items() if times > 1} == {
-        datetime.combine(OUTAGE, time(10)): 4,  # at 11:05, 12:05, 13:05, and in healing
+        datetime.combine(OUTAGE, time(10)): 6,  # at 11:05, 12:05, 13:05, 15:05, 19:05, and in healing
     }
     # Of trades a day's first hour is asked for by time, which is one page; the next goes on by id.
     by_time = [one for one in trades if "startTime" in one.request.query]

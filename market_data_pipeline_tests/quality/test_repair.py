@@ -19,6 +19,7 @@ from market_data_pipeline.quality.repair import (
     is_worth_asking,
     marked,
     pause_after,
+    pause_ended,
     unmet_midnights,
     waits_for_archive,
 )
@@ -68,6 +69,14 @@ def test_pauses_double_up_to_a_week() -> None:
     hours = [pause_after(attempts) / timedelta(hours=1) for attempts in range(1, 12)]
     assert hours == [1, 2, 4, 8, 16, 32, 64, 128, 168, 168, 168]
     assert pause_after(100_000) == LONGEST_PAUSE
+
+
+def test_who_looks_each_hour_sees_the_same_pauses_end() -> None:
+    hours = [ASKED + timedelta(hours=n) for n in range(1, 200)]
+    ended = [n for n, at in enumerate(hours, 1) if pause_ended(ASKED, at - timedelta(hours=1), at)]
+    assert ended == [1, 3, 7, 15, 31, 63, 127]
+    assert pause_ended(ASKED, hours[3], hours[9]), "who looks less often finds one that ended meanwhile"
+    assert not pause_ended(hours[9], hours[3], hours[9])
 
 
 @given(st.integers(1, 40), st.integers(-60, 60))
