@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +76,9 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
         for verdict in FLAT:
             flat = _days_with(ledgers, "verdicts", verdict)
             due |= {day for day in flat if seen.get(f"{interval} {day}") != versions[day]}
-        for day, held in _held_on(ledgers, due).items():
+        for day, changes in _judge_days(layout, _held_on(ledgers, due), others):
             looked_at[f"{interval} {day}"] = versions[day]
-            for key, before, after in _judge_day(layout, day, held, others):
+            for key, before, after in changes:
                 changed.setdefault(key, {})[day] = (before, after)
     days, busy, told = 0, list[SeriesKey](), dict[SeriesKey, tuple[date, ...]]()
     for key, verdicts in changed.items():
@@ -166,17 +165,41 @@ def _held_on(ledgers: Mapping[SeriesKey, pa.Table], days: Iterable[date]) -> dic
     return found
 
 
-def _judge_day(
-    layout: Layout, day: date, held: Sequence[_Held], others: Mapping[SeriesKey, pa.Table]
-) -> Iterator[tuple[SeriesKey, str, str]]:
-    """Series whose findings of a day change, with the findings as they are and as they should be.
+_Change = tuple[SeriesKey, str, str]
+"""A series whose findings of a day change, with the findings as they are and as they should be."""
+
+
+def _judge_days(
+    layout: Layout, held: Mapping[date, Sequence[_Held]], others: Mapping[SeriesKey, pa.Table]
+) -> Iterator[tuple[date, list[_Change]]]:
+    """What changes on each day.
+
+    Args:
+        layout: Where the lake lies.
+        held: What is held of the days in one interval.
+        others: Held days of series of other intervals, and of aggTrades. They are looked at only on days on which no
+            series of the same interval shows trading, which in a market of many symbols are few.
+    """
+    contested = []
+    for day, of_day in held.items():
+        changes, is_clear = _judge_day(layout, day, of_day, ())
+        if is_clear:
+            yield day, changes
+        else:
+            contested.append(day)
+    also = _held_on(others, contested)
+    for day in contested:
+        yield day, _judge_day(layout, day, held[day], also.get(day, ()))[0]
+
+
+def _judge_day(layout: Layout, day: date, held: Sequence[_Held], also: Sequence[_Held]) -> tuple[list[_Change], bool]:
+    """What changes on a day, and whether no other series could change it further.
 
     Args:
         layout: Where the lake lies.
         day: The UTC day.
         held: What is held of it in one interval.
-        others: Held days of series of other intervals, and of aggTrades. They are looked at only where no series of the
-            same interval shows trading, which in a market of many symbols is seldom.
+        also: What is held of it otherwise.
     """
     symbols: dict[str, Stillness] = {}
     flat: dict[SeriesKey, tuple[Ints, tuple[Finding, ...]]] = {}
@@ -192,19 +215,16 @@ def _judge_day(
         if ours:
             flat[one.key] = times, findings
     interval = held[0].key.interval or ""
-    market = MarketDay(interval, day, symbols)
-    judged = {key: market.judge(key, times) for key, (times, _) in flat.items()}
-    if any(map(is_contested, chain.from_iterable(judged.values()))):
-        also = [one for those in _held_on(others, [day]).values() for one in those]
-        if also:
-            market = MarketDay(interval, day, symbols, _elsewhere(also), _trades(layout, day, symbols, also, interval))
-            judged = {key: market.judge(key, times) for key, (times, _) in flat.items()}
+    market = MarketDay(interval, day, symbols, _elsewhere(also), _trades(layout, day, symbols, also, interval))
     before = {one.key: one.findings for one in held}
-    for key, (_, findings) in flat.items():
-        kept = [finding for finding in findings if not _is_flat(finding)]
-        after = to_json([*kept, *judged[key]])
+    changes, is_clear = list[_Change](), True
+    for key, (times, findings) in flat.items():
+        judged = market.judge(key, times)
+        is_clear = is_clear and not any(map(is_contested, judged))
+        after = to_json([*(finding for finding in findings if not _is_flat(finding)), *judged])
         if after != before[key]:
-            yield key, before[key], after
+            changes.append((key, before[key], after))
+    return changes, is_clear
 
 
 def _elsewhere(held: Iterable[_Held]) -> dict[str, dict[str, Stillness]]:

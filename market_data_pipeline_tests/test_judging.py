@@ -22,11 +22,12 @@ from market_data_pipeline.lake.ledger import Ledger, reconcile, row_from_provena
 from market_data_pipeline.lake.provenance import content_sha256
 from market_data_pipeline.quality.rows import key_ranges
 from market_data_pipeline.quality.verdicts import UNCONFIRMED, verdict_finding
+from market_data_pipeline.sandbox import QuietSymbol
 from market_data_pipeline.series import Market, SeriesKey
 from market_data_pipeline.specs import lake_schema
 from market_data_pipeline.universe import load_universe
 from market_data_pipeline_tests.small_lake import SmallLake, day_table, days_from, series
-from market_data_pipeline_tests.world import World, klines
+from market_data_pipeline_tests.world import World, agg_trades, klines, utc
 
 DAY = date(2024, 1, 1)
 NEAR, AVAX, BTC = (series(f"{base}USDT", "1m", "um") for base in ("NEAR", "AVAX", "BTC"))
@@ -168,6 +169,34 @@ def test_trades_of_another_symbol_tell_whether_the_market_stood_still(lake: Smal
         "suspended": f"every other symbol that is held was flat or missing, too ({number}: {names})",
         "quiet": f"1 of {number} other symbols that are held traded meanwhile, e.g. BTCUSDT",
     }
+
+
+def test_a_symbol_that_traded_while_those_of_the_same_interval_paused_is_seen_as_candles_and_as_trades(
+    world: World,
+) -> None:
+    day = date(2026, 3, 3)
+    quiet = [klines(symbol, "1m", "um") for symbol in ("ETHUSDT", "SOLUSDT")]
+    world.sandbox.faults.add(
+        QuietSymbol(start=utc(f"{day}T10:00"), end=utc(f"{day}T10:20"), series="^binance/um/.*/(ETH|SOL)USDT")
+    )
+    for key in quiet:
+        world.ingest(key, [day])
+    ten = clock.to_us(utc(f"{day}T10:00"))
+
+    def at_ten() -> list[tuple[str, str]]:
+        judge_flat_candles(world.layout, Market.UM)
+        findings = [f for key in quiet for f in world.ledger(key).rows[day].findings_list()]
+        return [(f.rule, f.evidence) for f in findings if any(r.first <= ten <= r.last for r in f.ranges)]
+
+    assert [rule for rule, _ in at_ten()] == ["suspended", "suspended"], "nothing else is known yet"
+    for witness in (klines("BTCUSDT", "5m", "um"), agg_trades("BTCUSDT", "um")):
+        world.ingest(witness, [day])
+        told = at_ten()
+        assert [rule for rule, _ in told] == ["quiet", "quiet"]
+        assert all("traded meanwhile" in evidence and "BTCUSDT" in evidence for _, evidence in told)
+        world.layout.folder(witness).rename(world.root / f"away {witness.data_type}")
+        world.layout.ledger(witness).unlink()
+        assert [rule for rule, _ in at_ten()] == ["suspended", "suspended"]
 
 
 def test_trades_of_which_some_lack_do_not_prove_that_there_were_none(lake: SmallLake) -> None:
