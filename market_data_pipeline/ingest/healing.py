@@ -48,7 +48,7 @@ class Healer:
     listing: Listing
 
     def heal(self, day: date, rows: DayRows) -> DayRows:
-        """A day that its archive settled, with the rows that it lacks and REST has."""
+        """A day as its archive has it, with the rows that it lacks and REST has."""
         return self._trades(day, rows) if self.key.interval is None else self._candles(day, rows)
 
     # --- days that are REST's altogether ----------------------------------------------------------------------------
@@ -116,14 +116,11 @@ class Healer:
             asked.append(AskedIds(missing[_RANGES_ASKED][0], missing[-1][1], Asked(False, why)))
         for first, last in missing[:_RANGES_ASKED]:
             answer = self.of_ids(first, last)
-            if answer.why_not:  # nor would the others be answered now
-                asked.append(AskedIds(answer.until, missing[-1][1], Asked(False, answer.why_not)))
-            elif answer.until <= last:
-                asked.append(AskedIds(answer.until, last, Asked(True)))
             mine, elsewhere = answer.of_day(day, self.key)
             rows = self.filled_in(rows, mine)
-            asked += elsewhere
-            if answer.why_not:
+            asked += (*answer.lacks, *elsewhere)
+            if answer.why_not:  # nor would the others be answered now
+                asked.append(AskedIds(last + 1, missing[-1][1], Asked(False, answer.why_not)))
                 break
         return replace(rows, asked_ids=(*before, *asked))
 
@@ -132,9 +129,13 @@ class Healer:
         try:
             answer = self.rest().agg_trades_of_ids(self.key, first, last)
         except SourceError as error:
-            return IdsAnswer(None, first, str(error))
-        until = first + answer.table.num_rows
-        return IdsAnswer(answer, until, CUT if answer.cut else "")
+            return IdsAnswer(None, (AskedIds(first, last, Asked(False, str(error))),), str(error))
+        had = ints(answer.table, "agg_trade_id")
+        until = last if not answer.cut else int(had[-1]) if len(had) else first - 1
+        lacks = [AskedIds(*ids, Asked(True)) for ids in left_out(first, until, had)]
+        if answer.cut:
+            lacks.append(AskedIds(until + 1, last, Asked(False, CUT)))
+        return IdsAnswer(answer, tuple(lacks), CUT if answer.cut else "")
 
     def _rest_of_day(self, day: date, rows: DayRows) -> DayRows:
         start = clock.day_start_us(day)
@@ -145,7 +146,9 @@ class Healer:
             # The day only seemed cut; where it is, the next day's first id tells (see ``ingest``).
             logger.info("%s %s: whether the archive is cut short could not be asked: %s", self.key, day, error)
             return rows
-        return replace(self.filled_in(rows, answer), cut=answer.cut)
+        had = ints(answer.table, "agg_trade_id")
+        lacks = [AskedIds(*ids, Asked(True)) for ids in left_out(last + 1, int(had[-1]), had)] if len(had) else []
+        return replace(self.filled_in(rows, answer), cut=answer.cut, asked_ids=(*rows.asked_ids, *lacks))
 
     # --- both ---------------------------------------------------------------------------------------------------
 
@@ -186,12 +189,12 @@ class IdsAnswer:
 
     Attributes:
         rows: The answer; None where there was none.
-        until: The first id that it does not have.
-        why_not: Why ids from there on were not asked for; empty where REST does not have them.
+        lacks: The ids that it does not have: those that REST does not have, and those that it was not asked for.
+        why_not: Why some were not asked for; empty where all were.
     """
 
     rows: RestRows | None
-    until: int
+    lacks: tuple[AskedIds, ...]
     why_not: str
 
     def of_day(self, day: date, key: SeriesKey) -> tuple[RestRows | None, list[AskedIds]]:
@@ -202,6 +205,12 @@ class IdsAnswer:
         others = np.setdiff1d(ints(self.rows.table, name), ints(mine.table, name))
         elsewhere = [AskedIds(one.first, one.last, Asked(True, elsewhere=True)) for one in key_ranges(others, 1)]
         return mine, elsewhere
+
+
+def left_out(first: int, last: int, there: Ints) -> tuple[tuple[int, int], ...]:
+    """Runs of ids from one to another, both included, that are not there: of a jump, however far it goes."""
+    edges = np.concatenate(([first - 1], there, [last + 1]))
+    return tuple((int(edges[n]) + 1, int(edges[n + 1]) - 1) for n in np.flatnonzero(np.diff(edges) > 1))
 
 
 def _of_day(answer: RestRows, day: date) -> RestRows:
@@ -224,7 +233,7 @@ def with_what_was_held(key: SeriesKey, held: DayRows, rows: DayRows) -> DayRows:
     found = difference(held.table, rows.table, spec, said(key))
     kept = replace(found, removed=np.setdiff1d(found.removed, ints(only_rest, spec.key)))
     findings: list[Finding] = []
-    if held.final:
+    if held.of_archive:
         findings += [change_finding(key, "replaced", kept, "The archive was replaced")] if kept else []
     else:
         findings += disagreement(key, held.table, rows.table)

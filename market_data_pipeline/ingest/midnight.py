@@ -18,7 +18,7 @@ import numpy as np
 from market_data_pipeline import clock
 from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE
 from market_data_pipeline.ingest.dayrows import DayRows
-from market_data_pipeline.ingest.healing import Healer, without_repeated
+from market_data_pipeline.ingest.healing import Healer, left_out, without_repeated
 from market_data_pipeline.ingest.memory import MemoryBudget
 from market_data_pipeline.ingest.shelf import Shelf
 from market_data_pipeline.lake.files import StorageError
@@ -94,8 +94,6 @@ class Midnight:
     def _fill(self, ours: Mapping[date, DayOutcome], later: date, first: int, last: int) -> dict[date, DayOutcome]:
         """Bring the ids that lack between two days, and say of the later one which still do, and why."""
         answer = self.healer.of_ids(first, last)
-        rest = Asked(not answer.why_not, answer.why_not)
-        asked = [AskedIds(answer.until, last, rest)] if answer.until <= last else []
         there: Ints = np.zeros(0, dtype=np.int64)
         stored: dict[date, DayOutcome] = {}
         for day, outcome in sorted(ours.items()):
@@ -106,11 +104,15 @@ class Midnight:
                 mine, elsewhere = answer.of_day(day, self.shelf.key)
                 filled = self.healer.filled_in(rows, mine)
                 ids = ints(filled.table, "agg_trade_id")
+                if day != later and filled is not rows:
+                    # What lacks before the trades that REST had is now inside this day, and its own to tell of.
+                    filled = replace(filled, asked_ids=(*rows.asked_ids, *answer.lacks))
+                    first = max(first, int(ids[-1]) + 1)
                 there = np.union1d(there, ids[(ids >= first) & (ids <= last)])
                 if day == later:
-                    before = _left_out(first, last, there)
+                    before = left_out(first, min(last, int(ids[0]) - 1), there[there < ids[0]])
                     inside = [one for one in rows.asked_ids if one.first > last]
-                    known = [*asked, *(elsewhere if len(ours) > 1 else _of_day_before(elsewhere))]
+                    known = [*answer.lacks, *(elsewhere if len(ours) > 1 else _of_day_before(elsewhere))]
                     filled = replace(filled, before=before, asked_ids=(*known, *inside))
                 if filled is not rows:
                     stored[day] = self._stored_again(outcome, filled)
@@ -149,12 +151,6 @@ class Midnight:
             logger.warning("%s: %s is left as it was brought: %s", self.shelf.key, outcome.day, error)
             return outcome
         return replace(stored, seconds=outcome.seconds + stored.seconds, downloaded=outcome.downloaded, action=action)
-
-
-def _left_out(first: int, last: int, there: Ints) -> tuple[tuple[int, int], ...]:
-    """Runs of ids from one to another, both included, that are not there: of a jump, however far it goes."""
-    edges = np.concatenate(([first - 1], there, [last + 1]))
-    return tuple((int(edges[n]) + 1, int(edges[n + 1]) - 1) for n in np.flatnonzero(np.diff(edges) > 1))
 
 
 def _of_day_before(elsewhere: Iterable[AskedIds]) -> list[AskedIds]:

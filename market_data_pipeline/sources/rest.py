@@ -165,7 +165,7 @@ class RestApi:
         return RestRows(found.filter(inside), f"{self._host.url}{endpoint.path}", now, cut)
 
     def agg_trades_of_ids(self, key: SeriesKey, first: int, last: int) -> RestRows:
-        """The trades with ids from ``first`` to ``last``, as far as REST has them without a hole.
+        """The trades with ids from ``first`` to ``last`` that REST has; a cut answer has none beyond its last one.
 
         Others with higher ids are known, so that all of these have happened, whatever the server's clock says: it is
         not asked for.
@@ -186,8 +186,7 @@ class RestApi:
                 break
             rows = self._rows(endpoint, _by_id(key, cursor, endpoint))
             table = self._table(rows, key) if rows else None
-            # An answer that begins elsewhere proves nothing about what it leaves out: it can be silently cut (#376).
-            if table is None or _first(table, "agg_trade_id") != cursor:
+            if table is None or _first(table, "agg_trade_id") < cursor:
                 break
             tables.append(table)
             cursor = _last(table, "agg_trade_id") + 1

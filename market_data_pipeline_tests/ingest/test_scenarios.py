@@ -494,6 +494,43 @@ def test_ids_that_rest_lacks_too_are_unexplained(story: Story) -> None:
     assert story.requests == ZIP + PAGE  # which begins elsewhere, and so tells that they are not there
 
 
+@pytest.mark.parametrize(("start", "end"), [("10:05", "10:10"), ("10:00", "10:05"), ("10:15", "10:20")])
+def test_ids_that_rest_has_in_part_are_healed_and_the_others_unexplained_at_once(
+    story: Story, start: str, end: str
+) -> None:
+    truth = story.truth(TRADES)
+    ids, times = ints(truth, "agg_trade_id"), ints(truth, "transact_time")
+    gone = (times >= at(start)) & (times < at(end))
+    story.world.sandbox.faults.add(
+        MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="aggTrades", where="archive")
+    )
+    story.world.sandbox.faults.add(
+        MissingRows(start=utc(f"{DAY}T{start}"), end=utc(f"{DAY}T{end}"), series="aggTrades", where="both")
+    )
+    row = good(story.bring(TRADES))
+    assert sorted(found.rule for found in gaps(row)) == ["healed", "unexplained"]
+    assert span(finding(row, "unexplained")) == [(ids[gone][0], ids[gone][-1], gone.sum())]
+    assert story.held(TRADES).equals(truth.filter(pa.array(~gone)))
+    assert story.requests == ZIP + PAGE  # one page spans it all, and what it leaves out is seen
+
+
+def test_ids_that_rest_lacks_of_what_a_cut_archive_lacks_are_unexplained_at_once(story: Story) -> None:
+    truth = story.truth(TRADES)
+    ids, times = ints(truth, "agg_trade_id"), ints(truth, "transact_time")
+    gone = (times >= at("15:00")) & (times < at("15:10"))
+    midnight = utc(str(DAY + timedelta(days=1)))
+    story.world.sandbox.faults.add(
+        MissingRows(start=utc(f"{DAY}T09:29"), end=midnight, series="aggTrades", where="archive")
+    )
+    story.world.sandbox.faults.add(
+        MissingRows(start=utc(f"{DAY}T15:00"), end=utc(f"{DAY}T15:10"), series="aggTrades", where="both")
+    )
+    row = good(story.bring(TRADES))
+    assert sorted(found.rule for found in gaps(row)) == ["healed", "unexplained"]
+    assert span(finding(row, "unexplained")) == [(ids[gone][0], ids[gone][-1], gone.sum())]
+    assert story.held(TRADES).equals(truth.filter(pa.array(~gone)))
+
+
 def test_ids_beyond_the_weight_of_a_run_are_unpublished(story: Story) -> None:
     truth = story.truth(TRADES)
     story.world.set(rest_trades_weight=0)
