@@ -1,14 +1,16 @@
-"""``market-data status`` speaks of the files that lie in the lake, whatever its ledgers have it."""
+"""``market-data status`` and coverage in SQL speak of the files that lie in the lake, whatever its ledgers have it."""
 
 from __future__ import annotations
 
 import json
+import os
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from market_data_pipeline.client import MarketData as Client
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline_tests.shell import MarketData, shell
 from market_data_pipeline_tests.world import World, klines
@@ -61,3 +63,49 @@ def test_a_ledger_that_a_crash_left_behind_does_not_hide_a_file(world: World, ma
     before, path = counts(market_data), world.layout.ledger(BTC)
     Ledger(row for row in Ledger.read(path).rows.values() if row.day != DAY).write(path)
     assert counts(market_data) == before
+
+
+def states(world: World) -> dict[str, tuple[str, bool]]:
+    """The state of each day in ``quality.coverage``, and whether it is final."""
+    rows = market(world).sql("SELECT day, state, final FROM quality.coverage ORDER BY day").arrow().to_pylist()
+    return {str(row["day"]): (row["state"], row["final"]) for row in rows}
+
+
+def market(world: World) -> Client:
+    return Client(world.layout.root)
+
+
+@pytest.mark.usefixtures("market_data")
+def test_coverage_in_sql_speaks_of_the_files_that_lie_there(world: World) -> None:
+    before = states(world)
+    file = world.layout.file(BTC, DAY)
+    kept, stat = file.read_bytes(), file.stat()
+    notebook = market(world)
+
+    def shown() -> tuple[Any, ...]:
+        query = f"SELECT state, outcome, final, failure, reason FROM quality.coverage WHERE day = DATE '{DAY}'"
+        ((row),) = notebook.sql(query).arrow().to_pylist()
+        return tuple(row.values())
+
+    assert shown()[:3] == ("final", "held", True)
+    file.unlink()
+    gone = shown()
+    assert gone[:4] == ("failed", "failed", False, "gone")
+    assert "Backfill that day to bring it back" in gone[4]
+    assert states(world) == before | {str(DAY): ("failed", False)}
+    assert notebook.sql("SELECT count(*) AS n FROM binance_spot.klines").arrow()["n"].to_pylist() == [len(before) - 1]
+    file.write_bytes(kept)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert shown()[:3] == ("final", "held", True)
+    assert states(world) == before
+
+
+@pytest.mark.usefixtures("market_data")
+@pytest.mark.parametrize("lost", ["a day", "all"])
+def test_coverage_in_sql_has_days_that_a_crash_kept_from_the_ledger(world: World, lost: str) -> None:
+    before, path = states(world), world.layout.ledger(BTC)
+    if lost == "all":
+        path.unlink()
+    else:
+        Ledger(row for row in Ledger.read(path).rows.values() if row.day != DAY).write(path)
+    assert states(world) == before

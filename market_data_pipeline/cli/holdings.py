@@ -9,11 +9,11 @@ from datetime import date
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, Ledger, reconcile
+from market_data_pipeline.lake.on_record import speaks_of
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import expected_rows, lake_schema
 
@@ -84,7 +84,7 @@ def holding(layout: Layout, key: SeriesKey) -> Holding:
     path, folder = layout.ledger(key), layout.folder(key)
     try:
         table = files.read_table(path, _COLUMNS)
-        is_right = _speaks_of(table, files.days_on_disk(folder))
+        is_right = speaks_of(table, files.days_on_disk(folder))
     except files.DamagedFileError:
         is_right = False
     if not is_right:
@@ -104,13 +104,6 @@ def holding(layout: Layout, key: SeriesKey) -> Holding:
         rows=np.asarray(table["rows"].to_pylist(), dtype=np.int64),
         bytes=np.asarray(table["bytes"].to_pylist(), dtype=np.int64),
     )
-
-
-def _speaks_of(ledger: pa.Table, on_disk: Mapping[date, files.FileStat]) -> bool:
-    """Whether the days that a ledger has as held are those with a file, and the files those that it knows."""
-    held = ledger.filter(pc.field("outcome") == HELD)
-    known = set(zip(files.days_of(held), held["bytes"].to_pylist(), held["mtime_ns"].to_pylist(), strict=True))
-    return known == {(day, stat.bytes, stat.mtime_ns) for day, stat in on_disk.items()}
 
 
 # Sizes of what Binance publishes and of the files made of it, as measured: 1,440 candles are a zip of 60-75 kB, a day
@@ -141,11 +134,12 @@ class Size:
 def day_size(key: SeriesKey, held: Holding) -> tuple[float, float]:
     """Bytes of a day's zip and of its file: from the newest days that are held, else from what is usual.
 
-    >>> from market_data_pipeline.series import Market
-    >>> nothing = Holding(*(np.empty(0, dtype=t) for t in (int, *[bool] * 5, int, int)))
-    >>> key = SeriesKey("binance", Market.SPOT, DataType.KLINES, "BTCUSDT", "1m")
-    >>> [round(size) for size in day_size(key, nothing)]
-    [69620, 84582]
+        >>> from market_data_pipeline.lake.on_record import speaks_of
+    from market_data_pipeline.series import Market
+        >>> nothing = Holding(*(np.empty(0, dtype=t) for t in (int, *[bool] * 5, int, int)))
+        >>> key = SeriesKey("binance", Market.SPOT, DataType.KLINES, "BTCUSDT", "1m")
+        >>> [round(size) for size in day_size(key, nothing)]
+        [69620, 84582]
     """
     rows = expected_rows(key)
     if rows is None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake import catalog
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.on_record import CORRECTED, corrected
 
 if TYPE_CHECKING:
     import duckdb
@@ -19,6 +20,8 @@ _T = TypeVar("_T")
 
 _QUERIES = frozenset({"SELECT", "EXPLAIN", "MULTI", "CALL", "PRAGMA"})
 """DuckDB's kinds of statements that only answer; MULTI is PIVOT."""
+
+_CORRECTIONS = "main.as_on_disk"
 
 
 class DuckDB:
@@ -35,6 +38,7 @@ class DuckDB:
         self._sessions = threading.local()
         self._made: list[str] = []
         self._broken: MarketDataError | None = None
+        self._corrections = CORRECTED.empty_table()
 
     def stored(self, query: Callable[[], str]) -> duckdb.DuckDBPyRelation:
         """A lazy relation over files; the query's text is made anew if a file vanished before it was looked at."""
@@ -56,7 +60,7 @@ class DuckDB:
             raise UsageError(
                 f"One query is answered at a time (SELECT, FROM, DESCRIBE, …), and nothing else: not {what}."
             )
-        self._make_views(session)
+        self._make_views(session, as_on_disk="quality" in query.casefold())
         return session.sql(query)
 
     def _run(self, read: Callable[[], _T]) -> _T:
@@ -83,11 +87,28 @@ class DuckDB:
         own: duckdb.DuckDBPyConnection = self._sessions.own
         return own
 
-    def _make_views(self, session: duckdb.DuckDBPyConnection) -> None:
+    def _correct(self, session: duckdb.DuckDBPyConnection, corrections: pa.Table) -> None:
+        if corrections.num_rows and not corrections.equals(self._corrections):
+            session.register("found", corrections)
+            session.execute(f"CREATE OR REPLACE TABLE {_CORRECTIONS} AS FROM found")
+            session.unregister("found")
+        self._corrections = corrections
+
+    def _make_views(self, session: duckdb.DuckDBPyConnection, *, as_on_disk: bool) -> None:
+        """Bring the views up to the lake.
+
+        Args:
+            session: To make them in.
+            as_on_disk: Whether ledgers that do not speak of the files that lie there are corrected in the views, which
+                takes a look into the folder of each series.
+        """
         import duckdb
 
-        statements = catalog.statements(self._layout)
+        corrections = corrected(self._layout, catalog.series_held(self._layout)) if as_on_disk else None
         with self._lock:
+            if corrections is not None:
+                self._correct(session, corrections)
+            statements = catalog.statements(self._layout, _CORRECTIONS if self._corrections.num_rows else "")
             if statements == self._made:
                 return
             self._broken = None

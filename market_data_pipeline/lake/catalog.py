@@ -26,6 +26,7 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, Ledger
+from market_data_pipeline.lake.on_record import SERIES_LABELS
 from market_data_pipeline.lake.reading import labels_of, time_column
 from market_data_pipeline.lake.states import EXPLAINED, STATE_SQL
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
@@ -166,11 +167,16 @@ def _sql_type(arrow: pa.DataType) -> str:
     return {pa.int64(): "BIGINT", pa.float64(): "DOUBLE", pa.bool_(): "BOOLEAN", pa.date32(): "DATE"}[arrow]
 
 
-def statements(layout: Layout) -> list[str]:
+def statements(layout: Layout, corrections: str = "") -> list[str]:
     """The SQL that makes every schema, view and macro over a lake as it is now.
 
     The text changes when a series gets its first file, and not when it gets more, so it tells whether a catalog is
     still right.
+
+    Args:
+        layout: Where the lake lies.
+        corrections: Name of a table that stands for the ledgers of the series in it (``on_record.CORRECTED``). Without,
+            views of the quality are what the ledgers say.
     """
     with_files = series_with_files(layout)
     made: list[str] = []
@@ -185,6 +191,11 @@ def statements(layout: Layout) -> list[str]:
                 made.append(_macro(layout, schema, market, data_type, keys))
     made.append("CREATE SCHEMA IF NOT EXISTS quality")
     days = _ledger_days(layout) if any(_series_in_ledgers(layout)) else _no_ledger_days(_LEDGER_NAMES)
+    if corrections:
+        days = (
+            f"SELECT * FROM ({days}) WHERE concat_ws('/', {_named(_LEDGER_LABELS)}) NOT IN (SELECT series FROM "
+            f"{corrections}) UNION ALL SELECT {_named(_LEDGER_NAMES)} FROM {corrections}"
+        )
     held = f"SELECT * FROM ({days}) WHERE outcome = {quoted(HELD)}"
     verdicts, explained = (", ".join(map(quoted, sorted(some))) for some in (Verdict, EXPLAINED))
     made.append(f"CREATE OR REPLACE VIEW quality.coverage AS {_coverage(days)}")
@@ -252,7 +263,7 @@ def _macro(layout: Layout, schema: str, market: Market, data_type: DataType, key
     )
 
 
-_LEDGER_LABELS = ("exchange", "market", "data_type", "symbol", "interval")
+_LEDGER_LABELS = SERIES_LABELS
 _LEDGER_TYPES = {
     "day": "DATE",
     "final": "BOOLEAN",

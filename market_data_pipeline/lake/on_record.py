@@ -6,14 +6,17 @@ were changed or found damaged are proven against it. Reading rows (``reading.py`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from datetime import date
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import FileStat
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import FAILED, HELD, Ledger, LedgerRow, row_of_file
+from market_data_pipeline.lake.ledger import FAILED, HELD, SCHEMA, Ledger, LedgerRow, reconcile, row_of_file
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import lake_schema
 
@@ -49,3 +52,51 @@ def rows_on_record(
         if found is None or found.outcome != HELD or not same:
             known[day] = row_of_file(layout.file(key, day), day, stat, found, schema)
     return known
+
+
+SPEAKING = ("day", "outcome", "bytes", "mtime_ns")
+"""Columns of a ledger that tell which files it speaks of."""
+
+
+def speaks_of(ledger: pa.Table, on_disk: Mapping[date, FileStat]) -> bool:
+    """Whether the days that a ledger has as held are those with a file, and the files those that it knows.
+
+    Args:
+        ledger: With the columns :data:`SPEAKING`.
+        on_disk: The days of the series that have a file.
+    """
+    held = ledger.filter(pc.field("outcome") == HELD)
+    known = zip(files.days_of(held), held["bytes"].to_pylist(), held["mtime_ns"].to_pylist(), strict=True)
+    return set(known) == {(day, stat.bytes, stat.mtime_ns) for day, stat in on_disk.items()}
+
+
+SERIES_LABELS = ("exchange", "market", "data_type", "symbol", "interval")
+
+CORRECTED = pa.schema([*((name, pa.string()) for name in ("series", *SERIES_LABELS)), *SCHEMA])
+"""The name of a series for people, its labels, and what its ledger should say of a day."""
+
+
+def corrected(layout: Layout, keys: Iterable[SeriesKey]) -> pa.Table:
+    """All days of those series whose ledgers do not speak of the files that lie there, as they lie on the disk.
+
+    A folder is listed for each series. No ledger is written: the next writer of the series does.
+
+    Returns:
+        A table of :data:`CORRECTED`, empty where every ledger is right.
+
+    Raises:
+        StorageError: the system refuses to read a ledger.
+    """
+    rows = []
+    for key in keys:
+        path, folder = layout.ledger(key), layout.folder(key)
+        try:
+            is_right = speaks_of(files.read_table(path, list(SPEAKING)), files.days_on_disk(folder))
+        except files.DamagedFileError:
+            is_right = False
+        if not is_right:
+            ledger = Ledger.read(path)
+            reconcile(ledger, folder, lake_schema(key.market, key.data_type))
+            labels = {name: getattr(key, name) for name in SERIES_LABELS}
+            rows += [{"series": str(key), **labels, **asdict(row)} for row in ledger.rows.values()]
+    return pa.Table.from_pylist(rows, CORRECTED)
