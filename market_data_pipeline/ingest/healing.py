@@ -21,7 +21,7 @@ from market_data_pipeline.lake.provenance import Part, Source
 from market_data_pipeline.quality.difference import change_finding, difference, disagreement, said
 from market_data_pipeline.quality.gaps import missing_candles, missing_ids, seems_cut
 from market_data_pipeline.quality.rows import Ints, ints, key_ranges
-from market_data_pipeline.quality.verdicts import CUT, Asked, AskedIds
+from market_data_pipeline.quality.verdicts import CUT, Asked, AskedIds, pieces
 from market_data_pipeline.series import Listing, SeriesKey, interval_us
 from market_data_pipeline.sources.errors import SourceError
 from market_data_pipeline.sources.rest import RestApi, RestRows
@@ -30,7 +30,7 @@ from market_data_pipeline.specs import spec_of
 logger = logging.getLogger(__name__)
 
 _RANGES_ASKED = 50
-"""Runs of missing ids that a day may ask REST for: a day that lacks more is damaged, and costs no weight."""
+"""Runs of missing ids that one attempt at a day may ask REST for: a damaged day takes several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +110,11 @@ class Healer:
     def _ids(self, day: date, rows: DayRows, missing: Sequence[tuple[int, int]]) -> DayRows:
         """A day of aggTrades with those of the ids that REST has and that belong into it."""
         before = [one for one in rows.asked_ids if one.last < missing[0][0]]
-        asked: list[AskedIds] = []
-        if len(missing) > _RANGES_ASKED:
-            why = f"the ids jump at {len(missing)} places, which is more than a day may ask REST for"
-            asked.append(AskedIds(missing[_RANGES_ASKED][0], missing[-1][1], Asked(False, why)))
-        for first, last in missing[:_RANGES_ASKED]:
+        asked, to_ask = _asked_already(missing, [one for one in rows.asked_ids if one.last >= missing[0][0]])
+        if len(to_ask) > _RANGES_ASKED:
+            why = f"the ids jump at {len(to_ask)} places, and an attempt asks for {_RANGES_ASKED} of them"
+            asked.append(AskedIds(to_ask[_RANGES_ASKED][0], missing[-1][1], Asked(False, why)))
+        for first, last in to_ask[:_RANGES_ASKED]:
             answer = self.of_ids(first, last)
             mine, elsewhere = answer.of_day(day, self.key)
             rows = self.filled_in(rows, mine)
@@ -205,6 +205,26 @@ class IdsAnswer:
         others = np.setdiff1d(ints(self.rows.table, name), ints(mine.table, name))
         elsewhere = [AskedIds(one.first, one.last, Asked(True, elsewhere=True)) for one in key_ranges(others, 1)]
         return mine, elsewhere
+
+
+def _asked_already(
+    missing: Sequence[tuple[int, int]], known: Sequence[AskedIds]
+) -> tuple[list[AskedIds], list[tuple[int, int]]]:
+    """What REST answered for jumps in earlier attempts, and those it was not asked for yet, or did not answer for.
+
+    Jumps are asked for in their order, and a record keeps the first ranges of a verdict only: all that lie before the
+    first one that was not asked for were answered.
+    """
+    answered = [one for one in known if one.asked.answered]
+    first_left = min((one.first for one in known if not one.asked.answered), default=0)
+    to_ask = []
+    for first, last in missing:
+        for a, b, asked in pieces(first, last, tuple(answered)):
+            if asked is None and b < first_left:
+                answered.append(AskedIds(a, b, Asked(True)))
+            elif asked is None:
+                to_ask.append((a, b))
+    return answered, to_ask
 
 
 def left_out(first: int, last: int, there: Ints) -> tuple[tuple[int, int], ...]:

@@ -229,7 +229,7 @@ def judge_trades(
         )
     found: dict[tuple[Verdict, str], list[Range]] = {}
     for first, last in missing:
-        for a, b, answer in _pieces(first, last, asked):
+        for a, b, answer in pieces(first, last, asked):
             found.setdefault(_judge_ids(archived, answer), []).append(Range(first=a, last=b, count=b - a + 1))
     for (verdict, evidence), ranges in found.items():
         count = sum(range_.count for range_ in ranges)
@@ -239,7 +239,7 @@ def judge_trades(
     return findings
 
 
-def _pieces(first: int, last: int, asked: Sequence[AskedIds]) -> Iterator[tuple[int, int, Asked | None]]:
+def pieces(first: int, last: int, asked: Sequence[AskedIds]) -> Iterator[tuple[int, int, Asked | None]]:
     """A run of ids, cut where what came of asking for them changes."""
     at = first
     for answer in sorted(asked, key=lambda one: one.first):
