@@ -23,7 +23,7 @@ from market_data_pipeline.quality.gaps import missing_candles, missing_ids, seem
 from market_data_pipeline.quality.rows import Ints, ints, key_ranges
 from market_data_pipeline.quality.verdicts import CUT, Asked, AskedIds, pieces
 from market_data_pipeline.series import Listing, SeriesKey, interval_us
-from market_data_pipeline.sources.errors import SourceError
+from market_data_pipeline.sources.errors import RefusedError, SourceError
 from market_data_pipeline.sources.rest import RestApi, RestRows
 from market_data_pipeline.specs import spec_of
 
@@ -97,7 +97,7 @@ class Healer:
             for first, last in (*_spans(missing.lacking, page * step), *ends):
                 rows = self.filled_in(rows, self.rest().klines(self.key, first, last + step))
         except SourceError as error:
-            return replace(rows, asked=Asked(False, str(error)))
+            return replace(rows, asked=_asked_in_vain(error))
         return replace(rows, asked=Asked(True))
 
     # --- trades -------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ class Healer:
             rows = self.filled_in(rows, mine)
             asked += (*answer.lacks, *elsewhere)
             if answer.why_not:  # nor would the others be answered now
-                asked.append(AskedIds(last + 1, missing[-1][1], Asked(False, answer.why_not)))
+                asked.append(AskedIds(last + 1, missing[-1][1], answer.lacks[-1].asked))
                 break
         return replace(rows, asked_ids=(*before, *asked))
 
@@ -129,7 +129,7 @@ class Healer:
         try:
             answer = self.rest().agg_trades_of_ids(self.key, first, last)
         except SourceError as error:
-            return IdsAnswer(None, (AskedIds(first, last, Asked(False, str(error))),), str(error))
+            return IdsAnswer(None, (AskedIds(first, last, _asked_in_vain(error)),), str(error))
         had = ints(answer.table, "agg_trade_id")
         until = last if not answer.cut else int(had[-1]) if len(had) else first - 1
         lacks = [AskedIds(*ids, Asked(True)) for ids in left_out(first, until, had)]
@@ -225,6 +225,11 @@ def _asked_already(
             elif asked is None:
                 to_ask.append((a, b))
     return answered, to_ask
+
+
+def _asked_in_vain(error: SourceError) -> Asked:
+    """What came of asking REST where it gave no rows: a refusal is an answer, and would come again."""
+    return Asked(isinstance(error, RefusedError), str(error))
 
 
 def left_out(first: int, last: int, there: Ints) -> tuple[tuple[int, int], ...]:

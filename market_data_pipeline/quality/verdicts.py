@@ -7,7 +7,8 @@ The order of precedence, first what fits (:class:`~market_data_pipeline.findings
 2. ``healed``: the rows are there, and came from REST because the archive lacks them.
 3. ``unpublished``: the day has come from REST alone, so its archive may still bring them.
 4. REST was asked and has no row: ``outage``, unless aggTrades held of the same symbol took place there
-   (``unexplained``). A trade id that REST lacks, too, is ``unexplained``: ids have no holes of their own.
+   (``unexplained``). A trade id that REST lacks, too, is ``unexplained``: ids have no holes of their own. Where REST
+   refuses for good, as for a symbol that it no longer knows, only ids that run on make it an ``outage``.
 5. REST could not be asked: ``outage`` where the ids of aggTrades held run on across the range, ``archive_defect`` where
    trades took place in it, else ``unpublished``.
 6. Flat rows: ``suspended`` or ``quiet``; telling them apart takes the rest of the market (``market.py``), so a day
@@ -42,7 +43,7 @@ class Asked:
 
     Attributes:
         answered: Whether it was asked and answered.
-        why_not: Why it was not asked, or could not answer.
+        why_not: Why it was not asked, or could not answer; of an answer, that it was a refusal, which would come again.
         elsewhere: Whether it has them with times of another day.
     """
 
@@ -178,20 +179,24 @@ def _judge_end(
     start, end = int(times[0]), int(times[-1]) + step
     if archived and trades is not None and trades.between(start, end)[0]:
         return _judge_run(start, end, asked, trades)
-    if asked is not None and asked.answered:
+    if asked is not None and asked.answered and not asked.why_not:
         edge = clock.naive_from_us(end if began else start - step).isoformat(sep=" ", timespec="minutes")
         return Verdict.NOT_LISTED, f"REST has no candle {'before' if began else 'after'} {edge} either"
     told = f"trading {'began' if began else 'ended'} on this day by the listing"
-    return Verdict.NOT_LISTED, told + (f"; {_NOT_ASKED}: {asked.why_not}" if asked else "")
+    why_not = asked.why_not if asked and asked.answered else f"{_NOT_ASKED}: {asked.why_not}" if asked else ""
+    return Verdict.NOT_LISTED, told + (f"; {why_not}" if why_not else "")
 
 
 def _judge_run(start_us: int, end_us: int, asked: Asked | None, trades: TradeRecord | None) -> tuple[Verdict, str]:
     took_place, around = trades.between(start_us, end_us) if trades else (0, None)
     ran_on = f"the ids of aggTrades run on across it, {around[0]} to {around[1]}" if around else ""
     if asked is not None and asked.answered:
+        said = asked.why_not or "REST has no candle either"
         if took_place:
-            return Verdict.UNEXPLAINED, f"REST has no candle either, yet {took_place} aggTrades held took place there"
-        return Verdict.OUTAGE, f"REST has no candle either{f', and {ran_on}' if ran_on else ''}"
+            return Verdict.UNEXPLAINED, f"{said}, yet {took_place} aggTrades held took place there"
+        if asked.why_not and not ran_on:
+            return Verdict.UNEXPLAINED, said
+        return Verdict.OUTAGE, f"{said}{f', and {ran_on}' if ran_on else ''}"
     why_not = f"REST was not asked: {asked.why_not}" if asked else "REST was not asked"
     if ran_on:
         return Verdict.OUTAGE, f"{ran_on}; {why_not}"
@@ -255,6 +260,7 @@ def pieces(first: int, last: int, asked: Sequence[AskedIds]) -> Iterator[tuple[i
 
 
 _NOT_ASKED = "REST was not asked"
+_JUMP, _NOT_THERE = "the ids jump, and ", "REST does not have the ids in between either"
 
 
 def _judge_ids(archived: bool, asked: Asked | None) -> tuple[Verdict, str]:
@@ -263,7 +269,7 @@ def _judge_ids(archived: bool, asked: Asked | None) -> tuple[Verdict, str]:
     if asked is not None and asked.elsewhere:
         return Verdict.OUTAGE, "REST has these ids with times of another day"
     if asked is not None and asked.answered:
-        return Verdict.UNEXPLAINED, "the ids jump, and REST does not have the ids in between either"
+        return Verdict.UNEXPLAINED, _JUMP + (asked.why_not or _NOT_THERE)
     return Verdict.UNPUBLISHED, f"{_NOT_ASKED}: {asked.why_not}" if asked else _NOT_ASKED
 
 
@@ -274,7 +280,9 @@ def asked_before(findings: Iterable[Finding]) -> tuple[AskedIds, ...]:
         if finding.check != "gaps":
             continue
         if finding.rule in (Verdict.UNEXPLAINED, Verdict.OUTAGE):
-            asked = Asked(True, elsewhere=finding.rule == Verdict.OUTAGE)
+            refusal = finding.evidence.removeprefix(_JUMP) if finding.evidence.startswith(_JUMP) else ""
+            why_not = "" if refusal == _NOT_THERE else refusal
+            asked = Asked(True, why_not, elsewhere=finding.rule == Verdict.OUTAGE)
         elif finding.evidence.startswith(f"{_NOT_ASKED}: "):
             asked = Asked(False, finding.evidence.removeprefix(f"{_NOT_ASKED}: "))
         else:

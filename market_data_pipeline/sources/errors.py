@@ -70,6 +70,10 @@ class AbsentError(SourceError):
     kind = "absent"
 
 
+class RefusedError(AbsentError):
+    """REST says that it does not serve such a request (400), e.g. of a symbol unknown to it: it would say so again."""
+
+
 class UnpublishedError(SourceError):
     """The archive does not have the day yet, and over REST it would cost more weight than a run may spend."""
 

@@ -20,7 +20,7 @@ from market_data_pipeline import __version__
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.errors import NetworkError
 
-OK, TOO_MANY = 200, 429
+OK, BAD_REQUEST, TOO_MANY = 200, 400, 429
 
 PASSING = (500, 502, 503, 504)
 """Answers that a later attempt may change."""

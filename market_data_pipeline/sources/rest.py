@@ -22,8 +22,14 @@ from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey, i
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.sources.archive import table_from_rest
 from market_data_pipeline.sources.budget import LOOK_AGAIN_SECONDS, WeightBudget, shared_folder
-from market_data_pipeline.sources.errors import AbsentError, HostOffError, MalformedError, NetworkError, RestAnswerError
-from market_data_pipeline.sources.http import OK, TOO_MANY, Answer, Host
+from market_data_pipeline.sources.errors import (
+    HostOffError,
+    MalformedError,
+    NetworkError,
+    RefusedError,
+    RestAnswerError,
+)
+from market_data_pipeline.sources.http import BAD_REQUEST, OK, TOO_MANY, Answer, Host
 from market_data_pipeline.specs import MARKETS, RestEndpoint, spec_of
 
 _USED_WEIGHT = "X-MBX-USED-WEIGHT-1M"
@@ -32,6 +38,8 @@ _PATIENCE = 5
 """How often one request may be told to wait (429) before the host is off for the run."""
 
 _INVALID_SYMBOL = -1121
+_PASSING_CODES = range(-1099, -999)
+"""Codes of errors of the server or the network, by Binance's documentation; all others lie in what was asked for."""
 
 _ADVICE = {
     403: "its firewall refuses this address",
@@ -283,8 +291,11 @@ class RestApi:
                 self._budget.ban(pause)
             self._off = _ADVICE.get(status, "it keeps asking for a pause longer than we wait") + f" (answer {status})"
             self._refuse_if_off()
-        if f'"code":{_INVALID_SYMBOL}' in answer.text.replace(" ", ""):
-            raise AbsentError(f"REST of {self.market} does not know the symbol (error {_INVALID_SYMBOL})")
+        code = _code(answer)
+        if code == _INVALID_SYMBOL:
+            raise RefusedError(f"REST of {self.market} does not know the symbol, or no longer (error {code})")
+        if status == BAD_REQUEST and code not in _PASSING_CODES:
+            raise RefusedError(f"REST of {self.market} refuses such a request: {answer.text}")
         raise NetworkError(f"{answer.url} answered {status}: {answer.text}")
 
     def _spend_on_trades(self, weight: int) -> bool:
@@ -306,6 +317,14 @@ def _json(answer: Answer) -> Any:
         return json.loads(answer.body)
     except ValueError as error:
         raise RestAnswerError(f"{answer.url} answered no JSON: {answer.text[:80]!r}.") from error
+
+
+def _code(answer: Answer) -> int | None:
+    """Binance's code of an error, which says more than the status; None where there is none."""
+    try:
+        return int(json.loads(answer.body)["code"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _way_out(market: Market) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -40,6 +41,7 @@ from market_data_pipeline.sandbox import (
     WrongChecksum,
 )
 from market_data_pipeline.series import Listing, Market, SeriesKey
+from market_data_pipeline.sources.http import Answer, Host
 from market_data_pipeline_tests.world import Result, World, agg_trades, days, klines, utc
 
 BTC, TRADES = klines("BTCUSDT", "1m"), agg_trades("BTCUSDT")
@@ -542,6 +544,31 @@ def test_ids_beyond_the_weight_of_a_run_are_unpublished(story: Story) -> None:
     assert "weight" in the_gap(row).evidence
     assert story.held(TRADES).num_rows == row.rows < truth.num_rows
     assert story.requests == ZIP  # no trade may be asked for
+
+
+@pytest.mark.parametrize("key", [BTC, TRADES], ids=str)
+def test_what_lacks_of_a_symbol_that_rest_no_longer_knows_is_not_asked_for_for_ever(
+    story: Story, key: SeriesKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story.world.sandbox.faults.add(
+        MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series=key.data_type, where="archive")
+    )
+    real, asked = Host.get, list[str]()
+
+    def get(host: Host, path: str, *more: Any, **named: Any) -> Answer:
+        if not path.endswith(("klines", "aggTrades")):
+            return real(host, path, *more, **named)
+        asked.append(path)
+        return Answer(path, 400, {}, b'{"code": -1121, "msg": "Invalid symbol."}')
+
+    monkeypatch.setattr(Host, "get", get)
+    row = good(story.bring(key))
+    found = the_gap(row)
+    assert (found.rule, row.final, len(asked)) == ("unexplained", True, 1)
+    assert found.evidence.endswith("REST of spot does not know the symbol, or no longer (error -1121)")
+    story.world.at("2026-06-05T12:00:00")
+    assert good(story.bring(key)) == row
+    assert len(asked) == 1
 
 
 # --- late, replaced, wrong ------------------------------------------------------------------------------------------

@@ -23,7 +23,16 @@ from market_data_pipeline.sandbox import MissingRows, Status
 from market_data_pipeline.series import Market, SeriesKey
 from market_data_pipeline.sources.archive import table_from_rest
 from market_data_pipeline.sources.budget import WeightBudget
-from market_data_pipeline.sources.errors import AbsentError, HostOffError, MalformedError, NetworkError, RestAnswerError
+from market_data_pipeline.sources.errors import (
+    AbsentError,
+    HostOffError,
+    MalformedError,
+    NetworkError,
+    RefusedError,
+    RestAnswerError,
+    SourceError,
+)
+from market_data_pipeline.sources.http import Answer, Host
 from market_data_pipeline.sources.rest import RestApi
 from market_data_pipeline_tests.world import World, agg_trades, klines, utc
 
@@ -85,6 +94,19 @@ def test_an_answer_that_begins_elsewhere_than_asked_is_refused(world: World, res
 def test_a_symbol_that_rest_does_not_know_is_absent(rest: dict[Market, RestApi]) -> None:
     with pytest.raises(AbsentError, match="does not know the symbol"):
         rest[Market.SPOT].klines(klines("NOSUCHUSDT", "1h"), START, END)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(-1121, RefusedError), (-1128, RefusedError), (-4088, RefusedError), (-1001, NetworkError)]
+)
+def test_a_refusal_is_for_good_unless_the_server_itself_was_at_fault(
+    rest: dict[Market, RestApi], monkeypatch: pytest.MonkeyPatch, code: int, kind: type[SourceError]
+) -> None:
+    body = f'{{"code": {code}, "msg": "why"}}'.encode()
+    monkeypatch.setattr(Host, "get", lambda *_: Answer("url", 400, {}, body))
+    with pytest.raises(kind) as told:
+        rest[Market.SPOT].first_candle_day(klines("BTCUSDT", "1h"))
+    assert told.type is kind
 
 
 def test_the_first_candle_tells_the_listing(rest: dict[Market, RestApi]) -> None:
