@@ -134,12 +134,11 @@ class Size:
 def day_size(key: SeriesKey, held: Holding) -> tuple[float, float]:
     """Bytes of a day's zip and of its file: from the newest days that are held, else from what is usual.
 
-        >>> from market_data_pipeline.lake.on_record import speaks_of
-    from market_data_pipeline.series import Market
-        >>> nothing = Holding(*(np.empty(0, dtype=t) for t in (int, *[bool] * 5, int, int)))
-        >>> key = SeriesKey("binance", Market.SPOT, DataType.KLINES, "BTCUSDT", "1m")
-        >>> [round(size) for size in day_size(key, nothing)]
-        [69620, 84582]
+    >>> from market_data_pipeline.series import DataType, Market
+    >>> nothing = Holding(*(np.empty(0, dtype=t) for t in (int, *[bool] * 5, int, int)))
+    >>> key = SeriesKey("binance", Market.SPOT, DataType.KLINES, "BTCUSDT", "1m")
+    >>> [round(size) for size in day_size(key, nothing)]
+    [69620, 84582]
     """
     rows = expected_rows(key)
     if rows is None:

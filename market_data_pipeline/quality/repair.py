@@ -2,8 +2,8 @@
 
 A day may be asked for again when what it lacks may have come since: a gap whose verdict is open, or a failure that
 passes by itself (the network, a host that refused, a budget used up). A failure that lies in the published bytes passes
-only when other bytes are published: the sweep over the listing sees that by the ETag and marks the day, see
-:func:`marked`. The count of attempts is what the pauses grow by, so marking a day starts it anew.
+only when other bytes, or another checksum, are published: the sweep over the listing sees that by the ETags and marks
+the day, see :func:`marked`. The count of attempts is what the pauses grow by, so marking a day starts it anew.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def is_worth_asking(row: LedgerRow, now: datetime) -> bool:
 
 
 def is_refused(row: LedgerRow) -> bool:
-    """Whether the archive of a day was fetched and refused, so that only other bytes bring it further."""
+    """Whether the archive of a day was fetched and refused, so that only other bytes or another checksum help."""
     return not row.final and row.failure in LASTING - WITHOUT_ARCHIVE and not (row.replaced_by and row.attempts == 0)
 
 

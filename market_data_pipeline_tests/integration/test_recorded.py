@@ -45,6 +45,24 @@ collect:
 """
 
 
+# The recordings are single days and months: their own listing would say that the symbols were listed then only.
+LOCK = """\
+spot:
+  BTCUSDT: [{from: 2017-08-17, until: null}]
+  ETHUSDT: [{from: 2017-08-17, until: null}]
+  PEPEUSDT: [{from: 2023-05-05, until: null}]
+um:
+  BTCUSDT: [{from: 2019-09-08, until: null}]
+  ETHUSDT: [{from: 2019-11-27, until: null}]
+  AVAXUSDT: [{from: 2020-09-23, until: null}]
+  NEARUSDT: [{from: 2020-10-15, until: null}]
+  FILUSDT: [{from: 2020-10-16, until: null}]
+  APEUSDT: [{from: 2022-03-17, until: null}]
+cm:
+  BTCUSD_PERP: [{from: 2020-08-10, until: null}]
+"""
+
+
 class Recording:
     """One zip of the recordings."""
 
@@ -121,6 +139,7 @@ def lake(recordings: list[Recording], realdata: Path, tmp_path_factory: pytest.T
     root = tmp_path_factory.mktemp("recorded")
     universe = root / "universe.yaml"
     universe.write_text(UNIVERSE)
+    universe.with_name("universe.lock.yaml").write_text(LOCK)
     with pytest.MonkeyPatch.context() as patch, Sandbox(mirror=realdata / "mirror") as sandbox:
         environment = {
             **sandbox.settings_env(),
