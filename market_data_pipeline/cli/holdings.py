@@ -10,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, Ledger, reconcile
-from market_data_pipeline.lake.on_record import speaks_of
+from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED
+from market_data_pipeline.lake.on_record import rows_as_on_disk
 from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.specs import expected_rows, lake_schema
+from market_data_pipeline.specs import expected_rows
 
-_COLUMNS = ["day", "outcome", "final", "rows", "bytes", "mtime_ns"]
+_COLUMNS = ("day", "outcome", "final", "rows", "bytes")
 _EPOCH = date(1970, 1, 1)
 
 
@@ -76,21 +75,8 @@ def day_of(number: int) -> date:
 
 
 def holding(layout: Layout, key: SeriesKey) -> Holding:
-    """Read what is held of a series: from its ledger, where that speaks of the files that lie there.
-
-    Where it does not, because it is lost or behind or a file was changed or removed by hand, it is worked out from the
-    files, in memory: their next writer writes it.
-    """
-    path, folder = layout.ledger(key), layout.folder(key)
-    try:
-        table = files.read_table(path, _COLUMNS)
-        is_right = speaks_of(table, files.days_on_disk(folder))
-    except files.DamagedFileError:
-        is_right = False
-    if not is_right:
-        ledger = Ledger.read(path)
-        reconcile(ledger, folder, lake_schema(key.market, key.data_type))
-        table = pa.table({name: [getattr(row, name) for row in ledger.rows.values()] for name in _COLUMNS})
+    """Read what is held of a series, as it lies on the disk."""
+    table, _ = rows_as_on_disk(layout, key, _COLUMNS)
     outcome = np.asarray(table["outcome"].to_pylist(), dtype=object)
     held = outcome == HELD
     final = np.asarray(table["final"].to_pylist(), dtype=bool)

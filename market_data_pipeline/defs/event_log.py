@@ -104,6 +104,7 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
         self._of_parent: list[Engine] = []
         self._writing: _Writing | None = None
         self._waiting = _Waiting()
+        self._wrong: sa.exc.SQLAlchemyError | None = None
         self._known_to_exist: set[str] = set()
         self._poller: SqlPollingEventWatcher | None = None
         # What Dagster has together, an asset's materializations in a run over days, it then hands over together.
@@ -136,14 +137,24 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Write events together: to their runs' files, and what they tell of assets to the index."""
-        together = [*self._waiting.take(), *events]
+        waiting = self._waiting.take()
         try:
-            self._write(together)
+            self._write([*waiting, *events])
         except sa.exc.SQLAlchemyError:
-            if len(together) == 1:
+            if not waiting:
                 raise
-            for event in together:  # so that what is wrong with one keeps no other from being written
-                self._write([event])
+            for event in waiting:  # so that what is wrong with one keeps nothing else from being written
+                self._write_or_tell_later(event)
+            self._write(events)
+        if self._wrong is not None and len(events) <= 1:  # a batch that raises is written once more by Dagster
+            wrong, self._wrong = self._wrong, None
+            raise wrong
+
+    def _write_or_tell_later(self, event: EventLogEntry) -> None:
+        try:
+            self._write([event])
+        except sa.exc.SQLAlchemyError as error:
+            self._wrong = self._wrong or error
 
     def _write(self, events: Sequence[EventLogEntry]) -> None:
         with self._one_transaction() as writing:

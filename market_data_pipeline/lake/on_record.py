@@ -6,7 +6,7 @@ were changed or found damaged are proven against it. Reading rows (``reading.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 
@@ -54,17 +54,40 @@ def rows_on_record(
     return known
 
 
-SPEAKING = ("day", "outcome", "bytes", "mtime_ns")
+_SPEAKING = ("day", "outcome", "bytes", "mtime_ns")
 """Columns of a ledger that tell which files it speaks of."""
 
 
-def speaks_of(ledger: pa.Table, on_disk: Mapping[date, FileStat]) -> bool:
-    """Whether the days that a ledger has as held are those with a file, and the files those that it knows.
+def rows_as_on_disk(layout: Layout, key: SeriesKey, columns: Sequence[str] = ()) -> tuple[pa.Table, bool]:
+    """A series' ledger, corrected in memory where it does not speak of the files that lie there.
+
+    A ledger that is lost or behind, or whose files were changed or removed by hand, is mended by its next writer.
 
     Args:
-        ledger: With the columns :data:`SPEAKING`.
-        on_disk: The days of the series that have a file.
+        layout: Where the lake lies.
+        key: The series.
+        columns: Of the ledger; more may come.
+
+    Returns:
+        A row for each day, and whether it is another than the ledger has.
+
+    Raises:
+        StorageError: the system refuses to read the ledger.
     """
+    path, folder = layout.ledger(key), layout.folder(key)
+    try:
+        table = files.read_table(path, list(dict.fromkeys((*_SPEAKING, *columns))))
+        if _speaks_of(table, files.days_on_disk(folder)):
+            return table, False
+    except files.DamagedFileError:
+        pass
+    ledger = Ledger.read(path)
+    reconcile(ledger, folder, lake_schema(key.market, key.data_type))
+    return pa.Table.from_pylist([asdict(row) for row in ledger.rows.values()], SCHEMA), True
+
+
+def _speaks_of(ledger: pa.Table, on_disk: Mapping[date, FileStat]) -> bool:
+    """Whether the days that a ledger has as held are those with a file, and the files those that it knows."""
     held = ledger.filter(pc.field("outcome") == HELD)
     known = zip(files.days_of(held), held["bytes"].to_pylist(), held["mtime_ns"].to_pylist(), strict=True)
     return set(known) == {(day, stat.bytes, stat.mtime_ns) for day, stat in on_disk.items()}
@@ -89,14 +112,8 @@ def corrected(layout: Layout, keys: Iterable[SeriesKey]) -> pa.Table:
     """
     rows = []
     for key in keys:
-        path, folder = layout.ledger(key), layout.folder(key)
-        try:
-            is_right = speaks_of(files.read_table(path, list(SPEAKING)), files.days_on_disk(folder))
-        except files.DamagedFileError:
-            is_right = False
-        if not is_right:
-            ledger = Ledger.read(path)
-            reconcile(ledger, folder, lake_schema(key.market, key.data_type))
+        table, is_other = rows_as_on_disk(layout, key)
+        if is_other:
             labels = {name: getattr(key, name) for name in SERIES_LABELS}
-            rows += [{"series": str(key), **labels, **asdict(row)} for row in ledger.rows.values()]
+            rows += [{"series": str(key), **labels, **row} for row in table.to_pylist()]
     return pa.Table.from_pylist(rows, CORRECTED)

@@ -192,14 +192,14 @@ def candles(context: dg.AssetExecutionContext) -> Iterator[object]:
     yield dg.Output(None, output_name=CHECK.get_python_identifier())
 
 
-def materialize(instance: dg.DagsterInstance, **tags: str) -> str:
+def materialize(instance: dg.DagsterInstance, run_id: str | None = None, **tags: str) -> str:
     """One run over all days."""
     first, last = DAYS.get_partition_keys()[0], DAYS.get_partition_keys()[-1]
     span = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
     job = dg.Definitions(assets=[candles], jobs=[dg.define_asset_job("all_days", [candles])]).resolve_job_def(
         "all_days"
     )
-    return job.execute_in_process(instance=instance, tags=span | tags).run_id
+    return job.execute_in_process(instance=instance, run_id=run_id, tags=span | tags).run_id
 
 
 def stored(home: Path, run_id: str) -> dict[str, list[tuple[object, ...]]]:
@@ -262,6 +262,31 @@ def test_who_reads_in_a_run_finds_what_the_run_has_told(instance: dg.DagsterInst
     run_id = materialize(instance, **{"looks back": "yes"})
     seen = [event.user_message for event in instance.all_logs(run_id) if event.user_message.endswith("on record")]
     assert seen == [f"{number} on record" for number in range(1, 6)]
+
+
+def test_what_is_wrong_with_one_evaluation_keeps_no_other_from_being_stored(
+    instance: dg.DagsterInstance, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = SqliteEventLogStorage.store_asset_check_event
+
+    def store(self: SqliteEventLogStorage, event: dg.EventLogEntry, event_id: int | None) -> None:
+        data = event.get_dagster_event().event_specific_data
+        if isinstance(data, dg.AssetCheckEvaluation) and data.partition == "2024-01-02":
+            raise SQLAlchemyError("the disk is tired")
+        stock(self, event, event_id)
+
+    monkeypatch.setattr(SqliteEventLogStorage, "store_asset_check_event", store)
+    run_id = make_new_run_id()
+    with pytest.raises(SQLAlchemyError, match="the disk is tired"):
+        materialize(instance, run_id)
+    monkeypatch.undo()
+    checks = stored(layout.dagster_home, run_id)["checks"]
+    assert [row[1] for row in checks if row[2] != "PLANNED"] == [
+        "2024-01-01",
+        "2024-01-03",
+        "2024-01-04",
+        "2024-01-05",
+    ]
 
 
 def _run_until_killed(root: Path, told: Connection) -> None:
