@@ -155,7 +155,7 @@ def _klines(market: Market, rest: RestEndpoint) -> Spec:
 
 def _agg_trades(market: Market, columns: tuple[Column, ...], rest: RestEndpoint) -> Spec:
     delta = ("agg_trade_id", "first_trade_id", "last_trade_id", "transact_time")
-    dictionary = ("price", "quantity")
+    dictionary = ("quantity",)
     return Spec(market, DataType.AGG_TRADES, columns, "agg_trade_id", "transact_time", rest, False, dictionary, delta)
 
 

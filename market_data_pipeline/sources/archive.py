@@ -31,6 +31,9 @@ from market_data_pipeline.specs import ARROW_TYPES, TIME, WORD, Column, Spec, sp
 _INFLATE_STEP = 2 << 20
 """Compressed bytes inflated at a time: some 12 MB of CSV, so that a day's whole CSV is never in memory."""
 
+_LONGEST_HEADER = 4096
+"""Bytes; more than all names of columns together."""
+
 
 def read_zip(data: bytes, key: SeriesKey, stem: str, first: date, last: date) -> pa.Table:
     """Read a daily or monthly zip.
@@ -137,26 +140,31 @@ def _data_start(data: bytes, member: zipfile.ZipInfo) -> int:
 
 
 def _blocks(pieces: Iterator[bytes], stem: str) -> Iterator[tuple[memoryview, bool]]:
-    """Whole lines from pieces of any size, uncopied, and whether the block begins with a header."""
+    """Whole lines from pieces of any size, and whether the block begins with a header.
+
+    A line that two pieces share is a block of its own, since to put the pieces together would copy the whole CSV.
+    """
     rest, begun = b"", False
     for piece in pieces:
-        buffer = rest + piece
-        cut = buffer.rfind(b"\n") + 1
-        rest = buffer[cut:]
-        if cut:
-            yield memoryview(buffer)[:cut], not begun and _has_header(buffer, stem)
-            begun = True
+        shared = piece.find(b"\n") + 1 if rest else 0
+        rest += piece[:shared]
+        cut = piece.rfind(b"\n") + 1
+        for block in (memoryview(rest), memoryview(piece)[shared:cut]) if cut else ():
+            if block:
+                yield block, not begun and _has_header(block, stem)
+                begun = True
+        rest = piece[cut:] if cut else rest + piece
     if rest:
-        yield memoryview(rest), not begun and _has_header(rest, stem)
+        yield memoryview(rest), not begun and _has_header(memoryview(rest), stem)
 
 
-def _has_header(block: bytes, stem: str) -> bool:
+def _has_header(block: memoryview, stem: str) -> bool:
     """Whether the first line is a header: spot never has one, um since mid-2022, cm now and then.
 
     Anything but the name of a column or a number is refused, lest a row be taken for a header and be lost.
     """
-    line = block[: block.find(b"\n") + 1 or len(block)]
-    if line.endswith(b"\r\n"):
+    line = bytes(block[:_LONGEST_HEADER]).partition(b"\n")[0]
+    if line.endswith(b"\r"):
         raise MalformedError(
             f"{stem}.csv was saved by another program (its lines end in CR LF): it is not Binance's file."
         )
