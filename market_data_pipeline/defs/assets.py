@@ -74,7 +74,7 @@ def build_series_asset(
         backfill_policy=backfill_policy(settings, derived=False),
         check_specs=check_specs,
         io_manager_key=IO_MANAGER,
-        required_resource_keys={INGESTION, LIFE},
+        required_resource_keys={INGESTION},
         group_name=_group(key),
         kinds={"binance", "parquet"},
         owners=[OWNER],

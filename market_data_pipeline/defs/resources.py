@@ -12,6 +12,7 @@ import dagster as dg
 
 from market_data_pipeline.defs.keys import series_of
 from market_data_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, day_of, days_between
+from market_data_pipeline.defs.runs import LIFE
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake.catalog import publish_catalog
 from market_data_pipeline.lake.layout import Layout
@@ -108,7 +109,9 @@ def ingestion_resource(
         publish_views(layout, context.log)
 
     return dg.ResourceDefinition(
-        resource_fn=open_for_run, description="Binance's archive and REST API, and the lake that days are written to."
+        resource_fn=open_for_run,
+        required_resource_keys={LIFE},
+        description="Binance's archive and REST API, and the lake that days are written to.",
     )
 
 

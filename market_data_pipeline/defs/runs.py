@@ -24,7 +24,7 @@ _UNFINISHED = (
 
 
 def life_resource() -> dg.ResourceDefinition:
-    """The resource ``life``, which every asset requires: it holds the run's file locked while the run lasts."""
+    """The resource ``life``, which every asset requires (series through ``ingestion``): it holds the run's file."""
 
     def open_for_run(context: dg.InitResourceContext) -> Iterator[None]:
         with says_it_lives(context.instance, context.run.run_id if context.run else None):
