@@ -19,8 +19,9 @@ from isal import isal_zlib
 
 from benchmarks.measure import Cost, measured
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.schemas import ARROW_TYPES
 from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.specs import ARROW_TYPES, spec_of
+from market_data_pipeline.specs import spec_of
 
 
 def pandas_ingest(key: SeriesKey, days: Sequence[date], url: str, folder: Path) -> Cost:

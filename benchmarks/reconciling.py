@@ -17,8 +17,9 @@ from benchmarks.report import Baseline, Row
 from market_data_pipeline import clock
 from market_data_pipeline.lake import files
 from market_data_pipeline.quality.reconciliation import DaySides, reconcile_days, source_of
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
-from market_data_pipeline.specs import lake_schema, spec_of
+from market_data_pipeline.specs import spec_of
 
 KEY = SeriesKey(EXCHANGE, Market.UM, DataType.KLINES, "BUSYUSDT", "1m")
 MOST_DAYS, MINUTES, MINUTE_US = 31, 1440, 60_000_000

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from market_data_pipeline.lake.ledger import HELD, LedgerRow
+from market_data_pipeline.schemas import TRADE_PROFILE_SCHEMA
 from market_data_pipeline.series import DataType, SeriesKey
-from market_data_pipeline.specs import TRADE_PROFILE_SCHEMA
 
 if TYPE_CHECKING:
     import duckdb
@@ -106,7 +106,7 @@ def trade_profile(trades: duckdb.DuckDBPyRelation, *, symbol: str, inverse: bool
             VWAP (60,000 → 1; 3,200 → 0.1), but no less than 0.00000001, the smallest step of Binance's prices.
 
     Returns:
-        A table with ``specs.TRADE_PROFILE_SCHEMA``, ordered by day; a day without trades has no row.
+        A table with ``schemas.TRADE_PROFILE_SCHEMA``, ordered by day; a day without trades has no row.
     """
     query = _QUERY.format(
         vwap=_INVERSE_VWAP if inverse else _LINEAR_VWAP,

@@ -1,7 +1,8 @@
 """The one table of what each market and data type looks like: columns, keys, units, REST endpoints, monthly zips.
 
-What belongs here: facts about Binance that differ by market or data type. A further data type of the archive is a
-row in :data:`SPECS`. What does not: code that downloads, parses or checks; it reads the facts from here.
+What belongs here: facts about Binance that differ by market or data type, as plain data. A further data type of the
+archive is a row in :data:`SPECS`. What does not: code that downloads, parses or checks; it reads the facts from here.
+What the columns are in Arrow is said by ``schemas.py``.
 
 Facts are from Binance's documentation of the archive (binance-public-data) and of its REST APIs.
 """
@@ -12,26 +13,19 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Literal
 
-import pyarrow as pa
-
 from market_data_pipeline.series import INTERVALS, DataType, Market, SeriesKey
 
-TIME = pa.timestamp("us")
-"""Times are microseconds in UTC without zone: a zoned type makes DuckDB sessions in other zones split days wrongly."""
-
-WORD = pa.dictionary(pa.int32(), pa.string())
-
-Kind = Literal["time", "int", "float", "bool", "ignore"]
-ARROW_TYPES: dict[str, pa.DataType] = {"time": TIME, "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+Kind = Literal["time", "day", "int", "float", "bool", "word", "ignore"]
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column as the archive's CSV has it, in the CSV's order.
+    """A column of the lake, and of the archive's CSV where it comes from there.
 
     Attributes:
         name: Name in the lake.
-        kind: ``time`` columns are integers in the source, in milliseconds or microseconds since 1970.
+        kind: What its values are. ``time`` columns are integers in the source, in milliseconds or microseconds since
+            1970; a ``word`` is mostly the same from row to row; what is to ``ignore`` is in the CSV only.
         rest: Field of the REST answer, where rows are objects (kline rows are arrays in the CSV's order).
     """
 
@@ -108,15 +102,6 @@ class Spec:
     dictionary: tuple[str, ...]
     delta: tuple[str, ...]
 
-    @property
-    def schema(self) -> pa.Schema:
-        """The Arrow schema of a file in the lake: symbol (and interval), then the columns that are kept."""
-        labels = ("symbol", "interval") if self.data_type.has_interval else ("symbol",)
-        return pa.schema(
-            [(label, WORD) for label in labels]
-            + [(c.name, ARROW_TYPES[c.kind]) for c in self.columns if c.kind != "ignore"]
-        )
-
 
 def _kline_columns(quote: str) -> tuple[Column, ...]:
     return (
@@ -177,25 +162,22 @@ _ROWS = (
 SPECS: dict[tuple[Market, DataType], Spec] = {(spec.market, spec.data_type): spec for spec in _ROWS}
 
 
-TRADE_PROFILE_SCHEMA = pa.schema(
-    [
-        ("symbol", WORD),
-        ("day", pa.date32()),
-        ("vwap", pa.float64()),
-        ("high", pa.float64()),
-        ("low", pa.float64()),
-        ("point_of_control", pa.float64()),
-        ("point_of_control_volume", pa.float64()),
-        ("level_size", pa.float64()),
-        ("volume", pa.float64()),
-        ("buy_volume", pa.float64()),
-        ("sell_volume", pa.float64()),
-        ("cumulative_delta", pa.float64()),
-        ("trades", pa.int64()),
-        ("agg_trades", pa.int64()),
-    ]
+_TRADE_PROFILE_COLUMNS = (
+    Column("day", "day"),
+    Column("vwap", "float"),
+    Column("high", "float"),
+    Column("low", "float"),
+    Column("point_of_control", "float"),
+    Column("point_of_control_volume", "float"),
+    Column("level_size", "float"),
+    Column("volume", "float"),
+    Column("buy_volume", "float"),
+    Column("sell_volume", "float"),
+    Column("cumulative_delta", "float"),
+    Column("trades", "int"),
+    Column("agg_trades", "int"),
 )
-"""The derived tradeProfile: one row a day. Volumes are in the base asset, in contracts for cm."""
+"""Of the derived tradeProfile: one row a day. Volumes are in the base asset, in contracts for cm."""
 
 
 def spec_of(key: SeriesKey) -> Spec:
@@ -212,9 +194,11 @@ def data_types_of(market: Market) -> tuple[DataType, ...]:
     )
 
 
-def lake_schema(market: Market, data_type: DataType) -> pa.Schema:
-    """The schema of a series' files in the lake, derived types included."""
-    return TRADE_PROFILE_SCHEMA if data_type is DataType.TRADE_PROFILE else SPECS[market, data_type].schema
+def lake_columns(market: Market, data_type: DataType) -> tuple[Column, ...]:
+    """The columns of a series' files in the lake, derived types included: symbol (and interval), then its own."""
+    labels = ("symbol", "interval") if data_type.has_interval else ("symbol",)
+    own = _TRADE_PROFILE_COLUMNS if data_type is DataType.TRADE_PROFILE else SPECS[market, data_type].columns
+    return (*(Column(label, "word") for label in labels), *(column for column in own if column.kind != "ignore"))
 
 
 def monthly_may_stand(key: SeriesKey) -> bool:

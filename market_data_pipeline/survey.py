@@ -19,8 +19,8 @@ from market_data_pipeline.lake.states import DayState
 from market_data_pipeline.quality.calendar import SeriesCalendar, calendar_of
 from market_data_pipeline.quality.repair import is_not_listed
 from market_data_pipeline.quality.standing import SeriesCoverage, cover, states_of
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.specs import lake_schema
 from market_data_pipeline.universe import Universe
 
 _NOTE = 200

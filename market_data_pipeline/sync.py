@@ -26,9 +26,9 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, Ledger, LedgerRow, failed_row, reconcile
 from market_data_pipeline.profile import profile_is_due, profile_of
 from market_data_pipeline.quality.repair import is_not_listed, is_settled
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, Listing, SeriesKey
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.specs import lake_schema
 from market_data_pipeline.universe import Universe, load_universe
 
 DayResult = DayOutcome | DayFailure

@@ -32,9 +32,10 @@ from market_data_pipeline.lake.provenance import ChecksumStatus, Source
 from market_data_pipeline.lake.proving import Proof, prove_days
 from market_data_pipeline.processes import Processes, cpus
 from market_data_pipeline.quality.repair import LASTING, WITHOUT_ARCHIVE, is_known, marked, waits_for_archive
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.specs import lake_schema, monthly_may_stand
+from market_data_pipeline.specs import monthly_may_stand
 
 OnProgress = Callable[[int], None]
 """Told how many more days are done."""

@@ -15,8 +15,8 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, LedgerRow, row_from_provenance
 from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
+from market_data_pipeline.schemas import WORD, lake_schema
 from market_data_pipeline.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey
-from market_data_pipeline.specs import WORD, lake_schema
 
 TRADES_A_DAY = 100
 

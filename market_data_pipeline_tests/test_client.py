@@ -31,7 +31,7 @@ from market_data_pipeline.lake.catalog import as_pattern, publish_catalog
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.ledger import FAILED, LedgerRow
 from market_data_pipeline.sandbox import LateArchive, WrongChecksum
-from market_data_pipeline.specs import lake_schema
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline_tests.readers import read_until
 from market_data_pipeline_tests.small_lake import TRADES_A_DAY, SmallLake, day_table, days_from, series
 from market_data_pipeline_tests.world import World, klines

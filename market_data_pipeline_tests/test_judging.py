@@ -23,8 +23,8 @@ from market_data_pipeline.lake.provenance import content_sha256
 from market_data_pipeline.quality.rows import key_ranges
 from market_data_pipeline.quality.verdicts import UNCONFIRMED, verdict_finding
 from market_data_pipeline.sandbox import QuietSymbol
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import Market, SeriesKey
-from market_data_pipeline.specs import lake_schema
 from market_data_pipeline.universe import load_universe
 from market_data_pipeline_tests.small_lake import SmallLake, day_table, days_from, series
 from market_data_pipeline_tests.world import World, agg_trades, klines, utc

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market_data_pipeline.profile import profile_of, source_of, trade_profile
+from market_data_pipeline.schemas import TRADE_PROFILE_SCHEMA
 from market_data_pipeline.series import DataType, Market, SeriesKey
-from market_data_pipeline.specs import TRADE_PROFILE_SCHEMA
 
 DAY = datetime(2024, 1, 1)  # noqa: DTZ001  # the lake's times have no zone
 SENTINEL = -1

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.catalog import statements
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import (
     EXCHANGE,
     DataType,
@@ -106,7 +107,7 @@ def test_every_row_of_the_table_says_by_its_key_whether_its_series_have_interval
     with pytest.raises(UsageError, match="interval"):
         SeriesKey(EXCHANGE, spec.market, spec.data_type, "BTCUSDT", wrong)
     assert SeriesKey.from_asset_path(key.asset_path) == key
-    assert ("interval" in spec.schema.names) == of_candles
+    assert ("interval" in lake_schema(spec.market, spec.data_type).names) == of_candles
     assert (expected_rows(key) == 24) if of_candles else (expected_rows(key) is None)
     assert len(Path(key.folder).parts) == (7 if of_candles else 6)
     text = f"collect:\n  - {{market: {spec.market}, symbols: [BTCUSDT], {spec.data_type}: {{%sfrom: 2024-01-01}}}}"

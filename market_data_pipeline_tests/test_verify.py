@@ -30,9 +30,10 @@ from market_data_pipeline.sandbox import (
     Status,
     WrongChecksum,
 )
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import Market, SeriesKey
 from market_data_pipeline.sources.vision import Archive
-from market_data_pipeline.specs import lake_schema, spec_of
+from market_data_pipeline.specs import spec_of
 from market_data_pipeline.verify import Kind, Pages, SweepReport, prove_local, sweep
 from market_data_pipeline_tests.world import World, agg_trades, days, klines, utc
 

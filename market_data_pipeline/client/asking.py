@@ -13,8 +13,9 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import catalog, reading
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey, intervals_of
-from market_data_pipeline.specs import ARCHIVE_BEGINS, lake_schema
+from market_data_pipeline.specs import ARCHIVE_BEGINS
 
 Moment = datetime | date | str
 """A date, a datetime or ISO text. Without a zone it is UTC; a date is its midnight."""

@@ -24,7 +24,7 @@ from market_data_pipeline.outcomes import DayOutcome
 from market_data_pipeline.profile import profile_of, source_of, trade_profile
 from market_data_pipeline.series import DataType, Market, SeriesKey
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.specs import MARKETS, lake_schema
+from market_data_pipeline.specs import MARKETS, Kind, lake_columns
 
 IO_MANAGER = "lake"
 INGESTION = "ingestion"
@@ -243,12 +243,13 @@ _COLUMNS: Mapping[str, str] = {
     "agg_trades": "Number of aggregated trades, sentinel rows left out.",
 }
 
-_SQL_TYPES: Mapping[str, str] = {
-    "timestamp[us]": "TIMESTAMP",
-    "int64": "BIGINT",
-    "double": "DOUBLE",
+_SQL_TYPES: Mapping[Kind, str] = {
+    "time": "TIMESTAMP",
+    "day": "DATE",
+    "int": "BIGINT",
+    "float": "DOUBLE",
     "bool": "BOOLEAN",
-    "date32[day]": "DATE",
+    "word": "VARCHAR",
 }
 
 
@@ -259,12 +260,12 @@ def column_schema(market: Market, data_type: DataType) -> dg.TableSchema:
     return dg.TableSchema(
         columns=[
             dg.TableColumn(
-                name=field.name,
-                type=_SQL_TYPES.get(str(field.type), "VARCHAR"),
-                description=_COLUMNS[field.name]
-                + (" In contracts." if contracts and _in_contracts(field.name) else ""),
+                name=column.name,
+                type=_SQL_TYPES[column.kind],
+                description=_COLUMNS[column.name]
+                + (" In contracts." if contracts and _in_contracts(column.name) else ""),
             )
-            for field in lake_schema(market, data_type)
+            for column in lake_columns(market, data_type)
         ]
     )
 

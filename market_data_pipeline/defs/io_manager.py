@@ -27,8 +27,8 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, Ledger, LedgerRow, row_from_provenance
 from market_data_pipeline.lake.on_record import rows_on_record
 from market_data_pipeline.lake.provenance import Part, Provenance, Source, content_sha256
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.specs import lake_schema
 
 
 class NotHeldError(MarketDataError):

@@ -36,11 +36,12 @@ from market_data_pipeline.lake.ledger import (
 from market_data_pipeline.lake.provenance import Source
 from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.quality.repair import is_not_listed, is_settled
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import Listing, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.errors import AbsentError, ChecksumError, SourceError, UnprovenError
 from market_data_pipeline.sources.rest import RestApi
-from market_data_pipeline.specs import monthly_may_stand, spec_of
+from market_data_pipeline.specs import monthly_may_stand
 
 _SAVE_EVERY_SECONDS = 10.0
 """How much work a killed run may leave for :func:`reconcile` to read back from footers."""
@@ -118,7 +119,9 @@ class _Run:
         files.remove_leftovers(self.layout.folder(self.key))
         files.remove_leftovers(ledger.parent, f"{ledger.name}.")
         self._ledger = Ledger.read(ledger)
-        changed = reconcile(self._ledger, self.layout.folder(self.key), spec_of(self.key).schema)
+        changed = reconcile(
+            self._ledger, self.layout.folder(self.key), lake_schema(self.key.market, self.key.data_type)
+        )
         settled = {day: found for day in days if (found := self._settled(day)) is not None}
         unsaved, saved_at = bool(changed), time.monotonic()
         brought = False

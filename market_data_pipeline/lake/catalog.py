@@ -29,8 +29,9 @@ from market_data_pipeline.lake.ledger import HELD, Ledger
 from market_data_pipeline.lake.on_record import SERIES_LABELS
 from market_data_pipeline.lake.reading import labels_of, time_column
 from market_data_pipeline.lake.states import EXPLAINED, STATE_SQL
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
-from market_data_pipeline.specs import data_types_of, lake_schema
+from market_data_pipeline.specs import data_types_of
 
 if TYPE_CHECKING:
     import duckdb

@@ -17,8 +17,8 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import FileStat
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import FAILED, HELD, SCHEMA, Ledger, LedgerRow, reconcile, row_of_file
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.specs import lake_schema
 
 
 def rows_on_record(

@@ -19,8 +19,9 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import FileStat
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.provenance import Provenance, add_content, bytes_of
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, SeriesKey
-from market_data_pipeline.specs import lake_schema, spec_of
+from market_data_pipeline.specs import spec_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import FileStat
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.schemas import WORD
 from market_data_pipeline.series import DataType, SeriesKey
-from market_data_pipeline.specs import SPECS, WORD
+from market_data_pipeline.specs import SPECS
 
 _FILES_A_TASK = 16
 """A day of candles is read in 0.4 ms, which is not worth a task of its own."""

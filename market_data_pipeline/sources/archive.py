@@ -24,9 +24,10 @@ from isal import isal_zlib
 from isal.igzip_lib import IsalError
 
 from market_data_pipeline import clock
+from market_data_pipeline.schemas import ARROW_TYPES, TIME, WORD, lake_schema
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.sources.errors import MalformedError
-from market_data_pipeline.specs import ARROW_TYPES, TIME, WORD, Column, Spec, spec_of
+from market_data_pipeline.specs import Column, Spec, spec_of
 
 _INFLATE_STEP = 2 << 20
 """Compressed bytes inflated at a time: some 12 MB of CSV, so that a day's whole CSV is never in memory."""
@@ -46,7 +47,7 @@ def read_zip(data: bytes, key: SeriesKey, stem: str, first: date, last: date) ->
         last: Last such day.
 
     Returns:
-        A table with :attr:`Spec.schema`, rows in the order of the CSV, times in microseconds UTC.
+        A table with :func:`lake_schema`, rows in the order of the CSV, times in microseconds UTC.
 
     Raises:
         MalformedError: the zip is broken, holds no or more than one fitting CSV, a row has the wrong number of columns,
@@ -234,7 +235,7 @@ def _conform(raw: pa.Table, key: SeriesKey, spec: Spec, unit: int) -> pa.Table:
             continue
         values = raw.column(column.name)
         columns.append(_as_time(values, unit) if column.kind == "time" else values)
-    return pa.table(columns, schema=spec.schema)
+    return pa.table(columns, schema=lake_schema(spec.market, spec.data_type))
 
 
 def _as_time(values: pa.ChunkedArray, unit: int) -> pa.ChunkedArray:
@@ -276,7 +277,7 @@ def table_from_rest(rows: list[list[object]] | list[dict[str, object]], key: Ser
         ]
     except (KeyError, IndexError, TypeError, ValueError, pa.ArrowException) as error:
         raise MalformedError(f"REST answered rows of {key} that are not understood: {error!r}.") from error
-    return pa.table([*label_columns(key, len(rows)), *columns], schema=spec.schema)
+    return pa.table([*label_columns(key, len(rows)), *columns], schema=lake_schema(key.market, key.data_type))
 
 
 def _rest_column(values: list[object], column: Column, unit: int) -> pa.Array:

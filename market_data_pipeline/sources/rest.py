@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from market_data_pipeline import clock
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey, interval_us
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.sources.archive import table_from_rest
@@ -53,7 +54,7 @@ class RestRows:
     """Rows that REST gave.
 
     Attributes:
-        table: With :attr:`Spec.schema`, ordered by key.
+        table: With :func:`lake_schema`, ordered by key.
         url: The endpoint asked.
         asked_at: The time (UTC) when the first request was sent: what had happened until then is in the table. It is
             the server's, but where trades were asked for by their ids.
@@ -122,7 +123,7 @@ class RestApi:
             cursor = _last(table, "open_time") + step
             if len(rows) < limit:
                 break
-        found = pa.concat_tables([spec_of(key).schema.empty_table(), *tables])
+        found = pa.concat_tables([lake_schema(key.market, key.data_type).empty_table(), *tables])
         closed = pc.less(
             found.column("close_time"), pa.scalar(clock.naive_utc(now), found.schema.field("close_time").type)
         )
@@ -167,7 +168,7 @@ class RestApi:
             if _last(table, "transact_time") >= end or (from_id is not None and len(rows) < endpoint.page):
                 break
             from_id = last + 1
-        found = pa.concat_tables([spec_of(key).schema.empty_table(), *tables])
+        found = pa.concat_tables([lake_schema(key.market, key.data_type).empty_table(), *tables])
         times = pc.cast(found.column("transact_time"), pa.int64())
         inside = pc.and_(pc.greater_equal(times, start_us), pc.less(times, end_us))
         return RestRows(found.filter(inside), f"{self._host.url}{endpoint.path}", now, cut)
@@ -198,7 +199,7 @@ class RestApi:
                 break
             tables.append(table)
             cursor = _last(table, "agg_trade_id") + 1
-        found = pa.concat_tables([spec_of(key).schema.empty_table(), *tables])
+        found = pa.concat_tables([lake_schema(key.market, key.data_type).empty_table(), *tables])
         return RestRows(
             found.filter(pc.less_equal(found.column("agg_trade_id"), last)),
             f"{self._host.url}{endpoint.path}",

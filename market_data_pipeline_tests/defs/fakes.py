@@ -21,9 +21,9 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import NOT_LISTED, Ledger, LedgerRow, failed_row, row_from_provenance
 from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.specs import lake_schema
 from market_data_pipeline.universe import Universe, parse_universe
 
 FETCHED_AT = datetime(2024, 3, 1, tzinfo=UTC)

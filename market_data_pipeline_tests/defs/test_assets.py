@@ -21,8 +21,8 @@ from market_data_pipeline.defs.keys import asset_key_of, series_of
 from market_data_pipeline.defs.resources import DayResult
 from market_data_pipeline.findings import Finding, Range, Severity
 from market_data_pipeline.lake.files import SeriesBusyError, StorageError
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
-from market_data_pipeline.specs import lake_schema
 from market_data_pipeline_tests.defs.fakes import KLINES, OTHER, PROFILE, TRADES, Project, day, universe_of
 
 CHECKSUM = ("checksum", "BTCUSDT-1h-2024-01-03.zip does not match its published checksum.")

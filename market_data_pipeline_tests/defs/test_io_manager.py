@@ -27,8 +27,8 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, NOT_LISTED, Ledger, LedgerRow
 from market_data_pipeline.lake.provenance import Source
+from market_data_pipeline.schemas import TRADE_PROFILE_SCHEMA, lake_schema
 from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.specs import TRADE_PROFILE_SCHEMA, lake_schema
 from market_data_pipeline.verify import prove_local
 from market_data_pipeline_tests.defs.fakes import KLINES, PROFILE, TRADES, Project, day, hold, put
 

@@ -14,9 +14,9 @@ from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.ingest.encoding import describe
 from market_data_pipeline.ingest.healing import Healer
 from market_data_pipeline.lake.provenance import Part, Source
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import Listing
 from market_data_pipeline.sources.rest import RestRows
-from market_data_pipeline.specs import spec_of
 from market_data_pipeline_tests.world import agg_trades, utc
 
 KEY, DAY = agg_trades("BTCUSDT"), date(2026, 3, 3)
@@ -31,14 +31,14 @@ class Rest:
 
     def agg_trades_of_ids(self, key: object, first: int, last: int) -> RestRows:
         self.asked.append((first, last))
-        return RestRows(spec_of(KEY).schema.empty_table(), "url", utc("2026-03-05T12:00"))
+        return RestRows(lake_schema(KEY.market, KEY.data_type).empty_table(), "url", utc("2026-03-05T12:00"))
 
 
 def every_other_trade() -> DayRows:
     """A day with the ids 0, 2, 4 and so on, evenly spread."""
     ids = np.arange(0, 2 * JUMPS + 1, 2)
     times = clock.day_start_us(DAY) + ids * (clock.US_PER_DAY // (2 * JUMPS + 2))
-    schema = spec_of(KEY).schema
+    schema = lake_schema(KEY.market, KEY.data_type)
     numbers = {"agg_trade_id": ids, "first_trade_id": ids, "last_trade_id": ids, "transact_time": times}
     other = {"price": 1.0, "quantity": 1.0, "symbol": "BTCUSDT", "is_buyer_maker": True, "is_best_match": True}
     columns = [

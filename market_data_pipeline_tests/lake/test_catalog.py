@@ -18,8 +18,8 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import publish_catalog, series_held
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.ledger import FAILED, LedgerRow
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, Market
-from market_data_pipeline.specs import lake_schema
 from market_data_pipeline_tests.small_lake import TRADES_A_DAY, SmallLake, days_from, series
 
 BTC = series("BTCUSDT", "1h")

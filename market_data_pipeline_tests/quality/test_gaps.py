@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from market_data_pipeline import clock
 from market_data_pipeline.quality.gaps import flat_candles, missing_candles, missing_ids, seems_cut
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import INTERVALS, Listing, SeriesKey, interval_us
 from market_data_pipeline.sources.archive import label_columns
 from market_data_pipeline.specs import spec_of
@@ -37,7 +38,7 @@ def candles(key: SeriesKey, opened: list[int], flat: frozenset[int] = frozenset(
     }
     names = [c.name for c in spec_of(key).columns if c.kind != "ignore"]
     columns = [values.get(name, np.ones(rows)) for name in names]
-    return pa.table([*label_columns(key, rows), *columns], schema=spec_of(key).schema)
+    return pa.table([*label_columns(key, rows), *columns], schema=lake_schema(key.market, key.data_type))
 
 
 def trades(key: SeriesKey, ids: list[int], times: list[int] | None = None) -> pa.Table:
@@ -49,7 +50,7 @@ def trades(key: SeriesKey, ids: list[int], times: list[int] | None = None) -> pa
     values |= {"is_best_match": pa.array([True] * rows)}
     names = [c.name for c in spec_of(key).columns]
     columns = [values.get(name, np.ones(rows)) for name in names]
-    return pa.table([*label_columns(key, rows), *columns], schema=spec_of(key).schema)
+    return pa.table([*label_columns(key, rows), *columns], schema=lake_schema(key.market, key.data_type))
 
 
 @given(st.sampled_from(["15m", "30m", "1h", "2h", "4h", "8h", "1d"]), st.data())
