@@ -16,7 +16,8 @@ from benchmarks.measure import Cost, apart, measured
 from benchmarks.report import Baseline, Row
 from market_data_pipeline import clock
 from market_data_pipeline.lake import files
-from market_data_pipeline.quality.reconciliation import DaySides, reconcile_days, source_of
+from market_data_pipeline.lineage import source_of
+from market_data_pipeline.quality.reconciliation import DaySides, reconcile_days
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.specs import spec_of

@@ -20,7 +20,7 @@ from market_data_pipeline.defs.runs import LIFE, life_resource
 from market_data_pipeline.defs.schedules import build_schedules
 from market_data_pipeline.defs.sensors import build_sensors
 from market_data_pipeline.errors import MarketDataError
-from market_data_pipeline.reconciling import comparable
+from market_data_pipeline.lineage import comparable
 from market_data_pipeline.series import DataType
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe

@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from market_data_pipeline.lake.ledger import HELD, LedgerRow
 from market_data_pipeline.schemas import TRADE_PROFILE_SCHEMA
-from market_data_pipeline.series import DataType, SeriesKey
 
 if TYPE_CHECKING:
     import duckdb
@@ -65,16 +64,6 @@ ORDER BY day
 _LINEAR_VWAP = "fsum(price * quantity) / fsum(quantity)"
 _INVERSE_VWAP = "fsum(quantity) / fsum(quantity / price)"
 _LEVEL_BY_PRICE = "pow(10, floor(log10(vwap * 1e-4)))"
-
-
-def source_of(key: SeriesKey) -> SeriesKey:
-    """The aggTrades series that a tradeProfile is made of."""
-    return SeriesKey(key.exchange, key.market, DataType.AGG_TRADES, key.symbol)
-
-
-def profile_of(key: SeriesKey) -> SeriesKey:
-    """The tradeProfile that is made of an aggTrades series; the inverse of :func:`source_of`."""
-    return SeriesKey(key.exchange, key.market, DataType.TRADE_PROFILE, key.symbol)
 
 
 def profile_is_due(trades: LedgerRow | None, profile: LedgerRow | None) -> bool:

@@ -7,7 +7,7 @@ What belongs here: choosing days by the ledgers and by the record of what was co
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -26,8 +26,9 @@ from market_data_pipeline.lake.reconciled import (
     read_reconciled,
     write_reconciled,
 )
-from market_data_pipeline.quality.reconciliation import DaySides, reconcile_days, source_of
-from market_data_pipeline.series import DataType, SeriesKey
+from market_data_pipeline.lineage import source_of
+from market_data_pipeline.quality.reconciliation import DaySides, reconcile_days
+from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import ARCHIVE_BEGINS
 
 BATCH_DAYS = 31
@@ -40,19 +41,6 @@ LOCK_WAIT_SECONDS = 60.0
 
 _FEW_DAYS = 100
 _DAY = timedelta(days=1)
-
-
-def comparable(keys: Iterable[SeriesKey]) -> list[SeriesKey]:
-    """The klines among series whose source is among them, too, in the order given.
-
-    >>> from market_data_pipeline.series import EXCHANGE, Market
-    >>> hours, minutes = (SeriesKey(EXCHANGE, Market.UM, DataType.KLINES, "BTCUSDT", one) for one in ("1h", "1m"))
-    >>> [key.interval for key in comparable([hours, minutes])]
-    ['1h']
-    """
-    keys = list(keys)
-    there = set(keys)
-    return [key for key in keys if key.data_type is DataType.KLINES and source_of(key) in there]
 
 
 @dataclass(frozen=True, slots=True)

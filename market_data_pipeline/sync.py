@@ -24,7 +24,8 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import SeriesBusyError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, Ledger, LedgerRow, failed_row, reconcile
-from market_data_pipeline.profile import profile_is_due, profile_of
+from market_data_pipeline.lineage import profile_of
+from market_data_pipeline.profile import profile_is_due
 from market_data_pipeline.quality.repair import is_not_listed, is_settled
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, Listing, SeriesKey

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from market_data_pipeline.profile import profile_of, source_of, trade_profile
+from market_data_pipeline.lineage import profile_of, source_of
+from market_data_pipeline.profile import trade_profile
 from market_data_pipeline.schemas import TRADE_PROFILE_SCHEMA
 from market_data_pipeline.series import DataType, Market, SeriesKey
 

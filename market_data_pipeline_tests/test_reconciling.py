@@ -14,7 +14,7 @@ from market_data_pipeline import clock, reconciling
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.ledger import HELD, Ledger, LedgerRow
 from market_data_pipeline.lake.reconciled import DayReconciled, Difference, read_reconciled, write_reconciled
-from market_data_pipeline.quality.reconciliation import source_of
+from market_data_pipeline.lineage import source_of
 from market_data_pipeline.reconciling import compare, found_before, plan
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline_tests.small_lake import SmallLake, days_from, series

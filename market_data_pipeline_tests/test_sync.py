@@ -10,8 +10,8 @@ import pytest
 
 from market_data_pipeline.defs.home import open_instance
 from market_data_pipeline.defs.keys import asset_key_of
+from market_data_pipeline.lineage import profile_of
 from market_data_pipeline.outcomes import Action
-from market_data_pipeline.profile import profile_of
 from market_data_pipeline.sandbox import MarketOutage
 from market_data_pipeline.sync import Report, bring
 from market_data_pipeline_tests.world import World, agg_trades, days, klines, utc

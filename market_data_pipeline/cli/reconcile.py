@@ -16,7 +16,8 @@ from market_data_pipeline.cli.screen import aside, counted, out, progress_bar, r
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.reconciled import DayReconciled, Difference
-from market_data_pipeline.reconciling import comparable, found_before, plan
+from market_data_pipeline.lineage import comparable
+from market_data_pipeline.reconciling import found_before, plan
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe

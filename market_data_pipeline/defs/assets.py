@@ -20,8 +20,9 @@ from market_data_pipeline.defs.runs import LIFE
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lineage import profile_of, source_of
 from market_data_pipeline.outcomes import DayOutcome
-from market_data_pipeline.profile import profile_of, source_of, trade_profile
+from market_data_pipeline.profile import trade_profile
 from market_data_pipeline.series import DataType, Market, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.specs import MARKETS, Kind, lake_columns

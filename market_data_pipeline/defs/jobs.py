@@ -13,7 +13,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from market_data_pipeline.defs.coverage import coverage_key
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.verification import build_verify_job
-from market_data_pipeline.profile import profile_of
+from market_data_pipeline.lineage import profile_of
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
 

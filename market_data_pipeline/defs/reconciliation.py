@@ -24,9 +24,9 @@ from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD
 from market_data_pipeline.lake.reconciled import DayReconciled, Difference
+from market_data_pipeline.lineage import comparable, source_of
 from market_data_pipeline.outcomes import DayFailure, DayOutcome
-from market_data_pipeline.quality.reconciliation import source_of
-from market_data_pipeline.reconciling import Comparison, comparable, compare, found_before, plan
+from market_data_pipeline.reconciling import Comparison, compare, found_before, plan
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings
 

@@ -24,7 +24,8 @@ from market_data_pipeline.defs.requests import run_requests
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import NOT_LISTED, UNSETTLED, Ledger
-from market_data_pipeline.profile import profile_is_due, profile_of
+from market_data_pipeline.lineage import profile_of
+from market_data_pipeline.profile import profile_is_due
 from market_data_pipeline.quality.repair import is_due, is_not_listed, is_refused, is_worth_asking, unmet_midnights
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings

@@ -33,8 +33,9 @@ from market_data_pipeline.findings import LACKING, Finding, Verdict
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import as_pattern, quoted
 from market_data_pipeline.lake.reconciled import MAX_DIFFERENCES, DayReconciled, Difference, Reason
+from market_data_pipeline.lineage import source_of
 from market_data_pipeline.quality.rows import Floats, Ints, floats, ints
-from market_data_pipeline.series import DataType, Market, SeriesKey, interval_us
+from market_data_pipeline.series import Market, SeriesKey, interval_us
 from market_data_pipeline.specs import MARKETS
 
 if TYPE_CHECKING:
@@ -49,24 +50,9 @@ VALUE_DECIMALS = 1e-8
 AGGREGATED_US = 100_000
 """Futures: how long the trades of one aggTrade may be apart, in microseconds."""
 
-TRADED_INTERVALS = ("1s", "1m")
-"""Intervals that are rebuilt from aggTrades; longer ones from 1m."""
-
 _SHOWN_IDS = 20
 _PLAIN = 1e-4
 """How near a derived contract size must be to a plain number to be taken for it: base volumes have eight decimals."""
-
-
-def source_of(key: SeriesKey) -> SeriesKey:
-    """The series that klines are rebuilt from: aggTrades for 1s and 1m, klines of 1m for longer intervals.
-
-    >>> from market_data_pipeline.series import EXCHANGE
-    >>> str(source_of(SeriesKey(EXCHANGE, Market.UM, DataType.KLINES, "BTCUSDT", "1h")))
-    'binance/um/klines/BTCUSDT/1m'
-    """
-    if key.interval in TRADED_INTERVALS:
-        return SeriesKey(key.exchange, key.market, DataType.AGG_TRADES, key.symbol)
-    return SeriesKey(key.exchange, key.market, DataType.KLINES, key.symbol, "1m")
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from sqlalchemy.engine import Connection
 from market_data_pipeline import clock
 from market_data_pipeline.definitions import build_definitions
 from market_data_pipeline.lake.ledger import LedgerRow
-from market_data_pipeline.profile import profile_of
+from market_data_pipeline.lineage import profile_of
 from market_data_pipeline.sandbox import (
     GeneratedSymbol,
     LateArchive,

@@ -14,7 +14,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.lake.catalog import publish_catalog
 from market_data_pipeline.lake.ledger import FAILED, Ledger
 from market_data_pipeline.lake.reconciled import DayReconciled, Difference, Reason, read_reconciled, write_reconciled
-from market_data_pipeline.quality.reconciliation import source_of
+from market_data_pipeline.lineage import source_of
 from market_data_pipeline.reconciling import plan
 from market_data_pipeline_tests.small_lake import SmallLake, days_from, series
 

@@ -18,7 +18,8 @@ from market_data_pipeline import clock
 from market_data_pipeline.findings import Finding, Range, Severity, Verdict
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.reconciled import DayReconciled, Difference, Reason
-from market_data_pipeline.quality.reconciliation import DaySides, reconcile_days, source_of
+from market_data_pipeline.lineage import source_of
+from market_data_pipeline.quality.reconciliation import DaySides, reconcile_days
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import INTERVALS, SeriesKey
 from market_data_pipeline.specs import MARKETS
