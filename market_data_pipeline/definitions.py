@@ -1,4 +1,8 @@
-"""What Dagster loads: composition only. Everything in it comes from settings and the universe."""
+"""What Dagster loads: composition only. Everything in it comes from settings and the universe.
+
+Every process of Dagster's loads it, so ``defs`` imports at the top only what says what there is; what runs and ticks do
+lies in ``defs.bodies``, and is imported inside the functions that they call.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from market_data_pipeline.defs.io_manager import DuckDBParquetIOManager
 from market_data_pipeline.defs.jobs import build_jobs
 from market_data_pipeline.defs.partitions import daily_partitions
 from market_data_pipeline.defs.reconciliation import build_reconciliation_job, build_reconciliation_schedule
-from market_data_pipeline.defs.resources import Ingest, OnResult, ingestion_resource
+from market_data_pipeline.defs.resources import Ingest, ingestion_resource
 from market_data_pipeline.defs.runs import LIFE, life_resource
 from market_data_pipeline.defs.schedules import build_schedules
 from market_data_pipeline.defs.sensors import build_sensors
@@ -27,6 +31,7 @@ from market_data_pipeline.universe import Universe, load_universe
 
 if TYPE_CHECKING:
     from market_data_pipeline.ingest import Sources
+    from market_data_pipeline.outcomes import OnResult
 
 
 def build_definitions(

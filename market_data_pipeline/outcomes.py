@@ -1,10 +1,11 @@
 """What came of a day: the words in which ``ingest`` reports to whoever asked for it.
 
-They stand apart from it because code locations load them: importing ``ingest`` means importing every source.
+They stand apart from it because importing ``ingest`` means importing every source.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
@@ -65,3 +66,8 @@ class DayFailure:
     row: LedgerRow
     seconds: float = 0.0
     downloaded: int = 0
+
+
+DayResult = DayOutcome | DayFailure
+OnResult = Callable[[DayResult], None]
+"""Told of each day as soon as it is done; the command line's progress bar listens here, in the same process."""

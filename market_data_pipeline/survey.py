@@ -1,7 +1,7 @@
 """How complete series are, as their ledgers and the files on the disk have it. Reads only; nothing here is Dagster's.
 
 What belongs here: reading the ledgers for it. What is worked out of them is in ``quality/standing.py`` and
-``quality/calendar.py``; it is shown by ``defs/coverage.py`` and ``cli/coverage.py``.
+``quality/calendar.py``; it is shown by ``defs/bodies/coverage.py`` and ``cli/coverage.py``.
 """
 
 from __future__ import annotations

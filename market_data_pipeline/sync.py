@@ -15,9 +15,9 @@ import dagster as dg
 
 from market_data_pipeline import clock
 from market_data_pipeline.definitions import build_definitions
+from market_data_pipeline.defs.bodies.views import publish_views
 from market_data_pipeline.defs.home import days_on_record, materialize_coverage, materialize_days, open_instance
 from market_data_pipeline.defs.partitions import contiguous_ranges, days_between
-from market_data_pipeline.defs.resources import publish_views
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
 from market_data_pipeline.lake import files

@@ -2,27 +2,17 @@
 
 # No `from __future__ import annotations`: Dagster reads the annotation of `context` itself, not its text.
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, assert_never
 
 import dagster as dg
-import pyarrow as pa
 
-from market_data_pipeline.defs import events
-from market_data_pipeline.defs.candles import candles_markdown
+from market_data_pipeline.defs import checks
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.partitions import day_of
-from market_data_pipeline.defs.reconciliation import reconciliation_spec, with_reconciliation
-from market_data_pipeline.defs.resources import Ingestion
 from market_data_pipeline.defs.runs import LIFE
-from market_data_pipeline.errors import MarketDataError
-from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lineage import profile_of, source_of
-from market_data_pipeline.outcomes import DayOutcome
-from market_data_pipeline.profile import trade_profile
 from market_data_pipeline.series import DataType, Market, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.specs import MARKETS, Kind, lake_columns
@@ -64,10 +54,9 @@ def build_series_asset(
     """
     asset_key = asset_key_of(key)
     layout = Layout(settings.root)
-    picture = _picture_of(layout) if key.data_type is DataType.KLINES else None
-    check_specs = events.check_specs(asset_key, partitions_def)
+    check_specs = checks.check_specs(asset_key, partitions_def)
     if reconciled:
-        check_specs.append(reconciliation_spec(key, asset_key, partitions_def))
+        check_specs.append(checks.reconciliation_spec(key, asset_key, partitions_def))
 
     @dg.asset(
         key=asset_key,
@@ -84,17 +73,9 @@ def build_series_asset(
         description=_describe(key, layout),
     )
     def series(context: dg.AssetExecutionContext) -> Iterator[Any]:
-        ingestion: Ingestion = getattr(context.resources, INGESTION)
-        began = time.monotonic()
-        try:
-            results = list(ingestion.days(key, [day_of(name) for name in context.partition_keys]))
-        except (MarketDataError, OSError) as error:
-            # Days that were written by then are held, and the next run puts them on record. The system's words name a
-            # path that cannot be used, e.g. that of the shared budget.
-            raise dg.Failure(description=str(error), allow_retries=False) from error
-        context.log.info(events.log_line(key, results, time.monotonic() - began))
-        told = events.day_events(context, results, layout, picture)
-        yield from with_reconciliation(context, layout, results, told) if reconciled else told
+        from market_data_pipeline.defs.bodies.assets import bring
+
+        yield from bring(context, getattr(context.resources, INGESTION), key, layout, reconciled=reconciled)
 
     return series
 
@@ -106,8 +87,8 @@ def build_trade_profile_asset(
     key = profile_of(source)
     layout = Layout(settings.root)
 
-    # The annotation of `trades` is no DuckDBPyRelation, for that would import DuckDB into every code location; it is
-    # what the IO manager loads where none is asked for.
+    # Neither `trades` nor what comes back is annotated with its type: Dagster would import DuckDB and Arrow to read it.
+    # Where no type is asked for, the IO manager loads a relation of DuckDB; it writes any table.
     @dg.asset(
         key=asset_key_of(key),
         ins={"trades": dg.AssetIn(asset_key_of(source))},
@@ -122,35 +103,12 @@ def build_trade_profile_asset(
         metadata=_definition_metadata(key, layout),
         description=_describe(key, layout),
     )
-    def profile(context: dg.AssetExecutionContext, trades: Any) -> pa.Table:
-        inverse = MARKETS[key.market].inverse
-        table = trade_profile(trades, symbol=key.symbol, inverse=inverse, level_size=settings.profile_level)
-        rows = {row["day"]: row for row in table.to_pylist()}
-        for name in context.partition_keys:
-            row = rows.get(day_of(name))
-            context.add_asset_metadata(_profile_metadata(row), partition_key=name)
-        context.log.info("%s: %d of %d days have trades", key, len(rows), len(context.partition_keys))
-        return table
+    def profile(context: dg.AssetExecutionContext, trades: Any) -> Any:
+        from market_data_pipeline.defs.bodies.assets import make_profile
+
+        return make_profile(context, trades, key, settings.profile_level)
 
     return profile
-
-
-def _profile_metadata(row: Mapping[str, Any] | None) -> dict[str, Any]:
-    if row is None:
-        return {"dagster/partition_row_count": 0, "state": "no trade on that day"}
-    shown = ("vwap", "point_of_control", "volume", "cumulative_delta", "trades")
-    return {"dagster/partition_row_count": 1, **{name: row[name] for name in shown}}
-
-
-def _picture_of(layout: Layout) -> Callable[[DayOutcome], str | None]:
-    def picture(result: DayOutcome) -> str | None:
-        try:
-            table = files.read_table(layout.file(result.key, result.day), ["open", "high", "low", "close"])
-        except files.DamagedFileError:
-            return None  # the next run finds and reports it; a picture is no reason to fail a day
-        return candles_markdown(table)
-
-    return picture
 
 
 # --- what the UI tells of an asset -------------------------------------------------------------------------------

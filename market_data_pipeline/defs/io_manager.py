@@ -1,38 +1,17 @@
-"""``DuckDBParquetIOManager``: the lake's files as DuckDB relation, Arrow, pandas or polars, and back.
-
-What belongs here: which files a load means, in which type they are handed out, and how a derived asset's output
-becomes files. What does not: computing. Files are given to DuckDB as an explicit list: finding one day among 10,950
-files by a pattern takes 355 ms, by a list 5 ms. DuckDB, pandas and polars are imported when somebody asks for them.
-"""
+"""``DuckDBParquetIOManager``: the lake's files as DuckDB relation, Arrow, pandas or polars, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from market_data_pipeline import clock
+from market_data_pipeline.defs.keys import series_of
 from market_data_pipeline.defs.partitions import day_of
-from market_data_pipeline.defs.resources import publish_views
-from market_data_pipeline.errors import MarketDataError
-from market_data_pipeline.lake import files
-from market_data_pipeline.lake.catalog import as_pattern
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, Ledger, LedgerRow, row_from_provenance
-from market_data_pipeline.lake.on_record import rows_on_record
-from market_data_pipeline.lake.provenance import Part, Provenance, Source, content_sha256
-from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import SeriesKey
-
-
-class NotHeldError(MarketDataError):
-    """Days were asked for that the lake does not hold."""
 
 
 class DuckDBParquetIOManager(dg.ConfigurableIOManager):
@@ -47,7 +26,7 @@ class DuckDBParquetIOManager(dg.ConfigurableIOManager):
     ``polars.DataFrame``, ``LazyFrame``     a frame, or a scan of the days' files
     ======================================  ======================================================
 
-    Times are UTC without zone, as in the lake. A day that is not held raises :class:`NotHeldError`, which names it;
+    Times are UTC without zone, as in the lake. A day that is not held raises ``NotHeldError``, which names it;
     days on which the symbol was not listed or nothing was traded have no rows and raise nothing.
 
     What a derived asset returns (any of these types, for one day, or for a range with a column ``day``) becomes one
@@ -71,10 +50,9 @@ class DuckDBParquetIOManager(dg.ConfigurableIOManager):
         Raises:
             NotHeldError: a day is not held.
         """
-        key = SeriesKey.from_asset_path(list(context.asset_key.path))
-        days = [day_of(name) for name in context.asset_partition_keys]
-        paths = held_files(self._layout, key, days)
-        return load_files(paths, lake_schema(key.market, key.data_type), context.dagster_type.typing_type)
+        from market_data_pipeline.defs.bodies.tables import load_days
+
+        return load_days(self._layout, *_asked(context), context.dagster_type.typing_type)
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         """Write what a derived asset returned: one file a day, and the days' rows of the series' ledger.
@@ -84,196 +62,14 @@ class DuckDBParquetIOManager(dg.ConfigurableIOManager):
         """
         if obj is None:
             return
-        key = SeriesKey.from_asset_path(list(context.asset_key.path))
-        days = [day_of(name) for name in context.asset_partition_keys]
-        schema = lake_schema(key.market, key.data_type)
-        parents = [SeriesKey.from_asset_path(list(dep.asset_key.path)) for dep in context.asset_spec.deps]
-        tables = split_by_day(key, as_arrow(obj), schema, days)
-        write_derived(self._layout, key, tables, parents, self.lock_wait_seconds)
+        from market_data_pipeline.defs.bodies.tables import store_days
+        from market_data_pipeline.defs.bodies.views import publish_views
+
+        parents = [series_of(dep.asset_key) for dep in context.asset_spec.deps]
+        store_days(self._layout, *_asked(context), obj, parents, self.lock_wait_seconds)
         publish_views(self._layout, context.log)
 
 
-# --- loading -------------------------------------------------------------------------------------------------------
-
-
-def held_files(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[Path]:
-    """The files of days, in the days' order; days that are empty or not listed have none.
-
-    Raises:
-        NotHeldError: a day has no file, or a damaged one, and no ledger row that says why it needs none; the text names
-            it.
-        StorageError: the system refuses to read the ledger.
-    """
-    if not days:
-        return []
-    asked = set(days)
-    on_disk = {day: stat for day, stat in files.days_on_disk(layout.folder(key)).items() if day in asked}
-    rows = rows_on_record(layout, key, on_disk, min(days), max(days))
-    lacking = [day for day in days if not _held_or_explained(rows.get(day))]
-    if lacking:
-        raise NotHeldError(_not_held(key, lacking, rows))
-    return [layout.file(key, day) for day in days if day in on_disk]
-
-
-def _held_or_explained(row: LedgerRow | None) -> bool:
-    return row is not None and row.outcome in (HELD, EMPTY, NOT_LISTED)
-
-
-def _not_held(key: SeriesKey, days: Sequence[date], rows: Mapping[date, LedgerRow]) -> str:
-    named = ", ".join(str(day) for day in days[:10]) + (f" and {len(days) - 10} more" if len(days) > 10 else "")
-    row = rows.get(days[0])
-    why = f" Last attempt at {days[0]}: {row.reason}" if row is not None and row.reason else ""
-    return f"{key}: not held in the lake: {named}.{why} Materialize those partitions first, or leave the days out."
-
-
-def load_files(paths: Sequence[Path], schema: pa.Schema, wanted: Any) -> Any:
-    """Load files of one schema as the type that is wanted.
-
-    Args:
-        paths: The files; with none of them, an empty value with the right columns comes back.
-        schema: What is in them.
-        wanted: ``pyarrow.Table``, a class of pandas, polars or DuckDB; anything else means a DuckDB relation.
-    """
-    module, name = getattr(wanted, "__module__", "").partition(".")[0], getattr(wanted, "__name__", "")
-    if wanted is pa.Table:
-        return _arrow(paths, schema)
-    if module == "pandas" and name == "DataFrame":
-        return _arrow(paths, schema).to_pandas()
-    if module == "polars" and name in ("DataFrame", "LazyFrame"):
-        import polars as pl
-
-        if name == "LazyFrame" and paths:
-            return pl.scan_parquet([str(path) for path in paths], glob=False)
-        frame = pl.DataFrame(_arrow(paths, schema))
-        return frame.lazy() if name == "LazyFrame" else frame
-    if module not in ("duckdb", "_duckdb", "typing", "builtins", ""):
-        raise MarketDataError(
-            f"An input cannot be loaded as {module}.{name}. There are duckdb.DuckDBPyRelation, pyarrow.Table, "
-            "pandas.DataFrame, polars.DataFrame and polars.LazyFrame."
-        )
-    import duckdb
-
-    connection = duckdb.connect()
-    connection.execute("SET TimeZone = 'UTC'")
-    if not paths:
-        return connection.from_arrow(schema.empty_table())
-    return connection.read_parquet([as_pattern(path) for path in paths])
-
-
-def _arrow(paths: Sequence[Path], schema: pa.Schema) -> pa.Table:
-    if not paths:
-        return schema.empty_table()
-    return pa.concat_tables([files.read_table(path) for path in paths]).unify_dictionaries()
-
-
-# --- writing -------------------------------------------------------------------------------------------------------
-
-
-def as_arrow(value: Any) -> pa.Table:
-    """An Arrow table of whatever holds a table: Arrow, pandas, polars (lazy too) or DuckDB.
-
-    Raises:
-        MarketDataError: it holds none.
-    """
-    match value:
-        case pa.Table():
-            return value
-        case _ if hasattr(value, "to_arrow_table"):
-            return value.to_arrow_table()
-        case _ if hasattr(value, "collect"):
-            return value.collect().to_arrow()
-        case _ if hasattr(value, "to_arrow"):
-            return value.to_arrow()
-        case _ if type(value).__module__.startswith("pandas"):
-            return pa.Table.from_pandas(value, preserve_index=False)
-    raise MarketDataError(f"A derived asset returns a table, not {type(value).__module__}.{type(value).__name__}.")
-
-
-def split_by_day(
-    key: SeriesKey, table: pa.Table, schema: pa.Schema, days: Sequence[date]
-) -> dict[date, pa.Table | None]:
-    """A derived asset's output by day, cast to the schema; None for days without rows.
-
-    Raises:
-        MarketDataError: columns are missing or of another kind, or rows are of a day that was not asked for.
-    """
-    try:
-        cast = table.select(schema.names).cast(schema)
-    except (KeyError, pa.ArrowException) as error:
-        raise MarketDataError(f"{key}: the output does not have the columns of the series: {error}") from error
-    if "day" not in schema.names:
-        if len(days) > 1:
-            raise MarketDataError(f"{key}: an output for {len(days)} days needs a column `day` to be split by.")
-        return {days[0]: cast if cast.num_rows else None}
-    strangers = set(pc.unique(cast["day"]).to_pylist()) - set(days)
-    if strangers:
-        raise MarketDataError(f"{key}: the output has rows of {min(strangers)}, which is not a day of this run.")
-    parts = {day: cast.filter(pc.equal(cast["day"], pa.scalar(day, pa.date32()))) for day in days}
-    return {day: part if part.num_rows else None for day, part in parts.items()}
-
-
-def write_derived(
-    layout: Layout,
-    key: SeriesKey,
-    tables: Mapping[date, pa.Table | None],
-    parents: Sequence[SeriesKey],
-    lock_wait_seconds: float,
-) -> None:
-    """Write days of a derived series and their ledger rows.
-
-    A derived day is final when all that it is made of is. A day without rows takes over why its source has none.
-
-    Raises:
-        SeriesBusyError: another run writes the series.
-        StorageError: the disk refuses.
-    """
-    sources = {parent: Ledger.read(layout.ledger(parent)) for parent in parents}
-    with files.only_writer(layout.lock(key), lock_wait_seconds, str(key)):
-        files.remove_leftovers(layout.folder(key))
-        ledger = Ledger.read(layout.ledger(key))
-        for day, table in tables.items():
-            before = ledger.get(day)
-            attempts = before.attempts + 1 if before else 1
-            made_of = {parent: source.get(day) for parent, source in sources.items()}
-            if table is None:
-                ledger.put(replace(_without_rows(day, list(made_of.values())), attempts=attempts))
-                continue
-            record = _provenance(layout, key, day, table, made_of)
-            stat = files.write_table(layout.file(key, day), table, record)
-            ledger.put(row_from_provenance(record, stat, attempts=attempts))
-        ledger.write(layout.ledger(key))
-
-
-def _without_rows(day: date, made_of: Sequence[LedgerRow | None]) -> LedgerRow:
-    unlisted = any(row is not None and row.outcome == NOT_LISTED for row in made_of)
-    final = bool(made_of) and all(row is not None and row.final for row in made_of)
-    outcome = NOT_LISTED if unlisted else EMPTY
-    return LedgerRow(day=day, outcome=outcome, final=final, asked_at=clock.naive_utc(clock.now()))
-
-
-def _provenance(
-    layout: Layout, key: SeriesKey, day: date, table: pa.Table, made_of: Mapping[SeriesKey, LedgerRow | None]
-) -> Provenance:
-    now = clock.now()
-    parts = tuple(
-        Part(
-            source=Source.DERIVED,
-            url=str(layout.file(parent, day).relative_to(layout.root)),
-            first_row=0,
-            rows=table.num_rows,
-            fetched_at=now,
-            sha256=row.content_sha256 if row else None,
-        )
-        for parent, row in made_of.items()
-    )
-    return Provenance(
-        series=str(key),
-        day=day,
-        parts=parts,
-        final=all(row is not None and row.outcome == HELD and row.final for row in made_of.values()),
-        fetched_at=now,
-        rows=table.num_rows,
-        first_key=None,
-        last_key=None,
-        content_sha256=content_sha256(table),
-    )
+def _asked(context: dg.InputContext | dg.OutputContext) -> tuple[SeriesKey, list[date]]:
+    """The series and the days of it that are loaded or written."""
+    return series_of(context.asset_key), [day_of(name) for name in context.asset_partition_keys]

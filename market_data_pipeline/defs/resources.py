@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Protocol
 
 import dagster as dg
 
-from market_data_pipeline.defs.keys import series_of
-from market_data_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, day_of, days_between
 from market_data_pipeline.defs.runs import LIFE
-from market_data_pipeline.errors import MarketDataError
-from market_data_pipeline.lake.catalog import publish_catalog
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.outcomes import DayFailure, DayOutcome
-from market_data_pipeline.series import DataType, Listing, SeriesKey
+from market_data_pipeline.series import Listing, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe
 
 if TYPE_CHECKING:
+    from market_data_pipeline.defs.bodies.ingestion import Ingestion
     from market_data_pipeline.ingest import Sources
-    from market_data_pipeline.ingest.ahead import Ahead
-
-DayResult = DayOutcome | DayFailure
-OnResult = Callable[[DayResult], None]
-"""Told of each day as soon as it is done; the command line's progress bar listens here, in the same process."""
+    from market_data_pipeline.outcomes import DayResult, OnResult
 
 
 class Ingest(Protocol):
@@ -44,30 +34,6 @@ class Ingest(Protocol):
         settings: Settings,
     ) -> Iterator[DayResult]:
         """Bring days of one series into the lake, in order."""
-
-
-class Ingestion:
-    """The way into ``ingest`` for one run, whose assets share what it opened.
-
-    Args:
-        ahead: Brings days of a series, and series ahead of those that were asked for.
-        on_result: Told of each day as soon as it is done.
-    """
-
-    def __init__(self, ahead: Ahead[DayResult], on_result: OnResult | None) -> None:
-        self._ahead = ahead
-        self._on_result = on_result
-
-    def days(self, key: SeriesKey, days: Sequence[date]) -> Iterator[DayResult]:
-        """Bring days of one series into the lake; one result for each day, in order.
-
-        Raises:
-            MarketDataError: the series is being written by another run, or the disk refuses.
-        """
-        for result in self._ahead.days(key, days):
-            if self._on_result is not None:
-                self._on_result(result)
-            yield result
 
 
 def ingestion_resource(
@@ -87,50 +53,16 @@ def ingestion_resource(
         ingest_days: Stands in for :func:`market_data_pipeline.ingest.ingest`.
         on_result: Told of each day as soon as it is done.
     """
-    layout = Layout(settings.root)
 
     def open_for_run(context: dg.InitResourceContext) -> Iterator[Ingestion]:
-        # Imported by runs only: a code location that is merely looked at needs no HTTP, inflating or rate limits.
-        from market_data_pipeline.ingest import Sources, ingest
-        from market_data_pipeline.ingest.ahead import Ahead
+        from market_data_pipeline.defs.bodies.ingestion import open_ingestion
 
-        with closing((open_sources or Sources)(settings)) as sources:
-
-            def bring(key: SeriesKey, days: Sequence[date]) -> Generator[DayResult]:
-                yield from (ingest_days or ingest)(
-                    key, days, layout=layout, sources=sources, listing=universe.listing(key), settings=settings
-                )
-
-            wanted = series_wanted(context.run)
-            longest = max((len(days) for _, days in wanted), default=1)
-            # Days of one series are brought side by side, too; the next is begun while one reports its days.
-            with closing(Ahead(bring, wanted, max(2, settings.download_threads // longest))) as ahead:
-                yield Ingestion(ahead, on_result)
-        publish_views(layout, context.log)
+        yield from open_ingestion(
+            context, settings, universe, open_sources=open_sources, ingest_days=ingest_days, on_result=on_result
+        )
 
     return dg.ResourceDefinition(
         resource_fn=open_for_run,
         required_resource_keys={LIFE},
         description="Binance's archive and REST API, and the lake that days are written to.",
     )
-
-
-def series_wanted(run: dg.DagsterRun | None) -> list[tuple[SeriesKey, list[date]]]:
-    """The series that a run will bring, in the order of its steps, with the days of each."""
-    if run is None or not run.asset_selection:
-        return []
-    first = run.tags.get(RANGE_START) or run.tags.get(PARTITION)
-    last = run.tags.get(RANGE_END) or first
-    if first is None or last is None:
-        return []
-    found = (series_of(asset) for asset in run.asset_selection if asset.path[-1] != "coverage")
-    days = days_between(day_of(first), day_of(last))
-    return [(key, days) for key in sorted(found) if key.data_type is not DataType.TRADE_PROFILE]
-
-
-def publish_views(layout: Layout, log: logging.Logger | None = None) -> None:
-    """Bring the SQL views up to what a run has written. A run whose days are held does not fail for the views' sake."""
-    try:
-        publish_catalog(layout)
-    except MarketDataError as error:
-        (log or logging.getLogger(__name__)).warning("The views for SQL are not up to date. %s", error)

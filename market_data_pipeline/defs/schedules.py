@@ -9,29 +9,20 @@ is on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
+from datetime import UTC, date, datetime
 
 import dagster as dg
-import pyarrow as pa
-import pyarrow.compute as pc
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
 from market_data_pipeline.defs.jobs import COVERAGE, INGEST_ALL, TRADE_PROFILES, VERIFY, Jobs
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.partitions import DAY, days_between, partition_of
+from market_data_pipeline.defs.partitions import HOUR, partition_of
 from market_data_pipeline.defs.requests import run_requests
-from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import NOT_LISTED, UNSETTLED, Ledger
-from market_data_pipeline.lineage import profile_of
-from market_data_pipeline.profile import profile_is_due
-from market_data_pipeline.quality.repair import is_due, is_not_listed, is_refused, is_worth_asking, unmet_midnights
-from market_data_pipeline.series import DataType, SeriesKey
+from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe
 
-HOUR = timedelta(hours=1)
 PROFILES_MINUTE, COVERAGE_MINUTE, REPAIR_MINUTE = 0, 30, 45
 VERIFY_DAYS = {"day": "* * *", "week": "* * 0", "month": "1 * *"}
 """Days of the schedule ``verify`` in cron's words, by setting."""
@@ -41,8 +32,8 @@ MOST_REPAIRS = 20
 
 UNFINISHED = [status for status in dg.DagsterRunStatus if status not in FINISHED_STATUSES]
 
-Choice = Callable[[datetime], Iterable[tuple[date, Sequence[SeriesKey]]]]
-"""From a tick's time to the days to ask for, each with the series that it is asked of."""
+DaysToAsk = Iterable[tuple[date, Sequence[SeriesKey]]]
+"""Days to ask for, each with the series that it is asked of."""
 
 
 def build_schedules(jobs: Jobs, settings: Settings, universe: Universe) -> list[dg.ScheduleDefinition]:
@@ -57,6 +48,23 @@ def build_schedules(jobs: Jobs, settings: Settings, universe: Universe) -> list[
     """
     layout = Layout(settings.root)
     after = (settings.daily_hour + 1) % 24
+
+    def recent(at: datetime) -> DaysToAsk:
+        from market_data_pipeline.defs.bodies.due import recent_days
+
+        return recent_days(at, settings.recent_days, universe, layout)
+
+    def growing(at: datetime) -> DaysToAsk:
+        from market_data_pipeline.defs.bodies.due import growing_day
+
+        return growing_day(at, universe)
+
+    def changed(at: datetime) -> DaysToAsk:
+        from market_data_pipeline.defs.bodies.due import changed_profiles
+
+        # An hour back, for the case that `daily` runs at 23:00 and this falls on the next day.
+        return changed_profiles((at - HOUR).date(), settings.recent_days, universe, layout)
+
     schedules: list[dg.ScheduleDefinition] = []
     if INGEST_ALL in jobs:
         schedules += [
@@ -65,7 +73,7 @@ def build_schedules(jobs: Jobs, settings: Settings, universe: Universe) -> list[
                 f"0 {settings.daily_hour} * * *",
                 jobs,
                 INGEST_ALL,
-                lambda at: recent_days(at, settings.recent_days, universe, layout),
+                recent,
                 "Yesterday, and every recent day that is not final yet; the archive publishes between 03:00 and 09:00.",
             ),
             _day_schedule(
@@ -73,7 +81,7 @@ def build_schedules(jobs: Jobs, settings: Settings, universe: Universe) -> list[
                 f"{settings.hourly_minute} * * * *",
                 jobs,
                 INGEST_ALL,
-                lambda at: growing_day(at, universe),
+                growing,
                 "Today as far as it has got. At midnight it is the day just over, whose last hour is brought.",
             ),
         ]
@@ -84,8 +92,7 @@ def build_schedules(jobs: Jobs, settings: Settings, universe: Universe) -> list[
                 f"{PROFILES_MINUTE} {after} * * *",
                 jobs,
                 TRADE_PROFILES,
-                # An hour back, for the case that `daily` runs at 23:00 and this falls on the next day.
-                lambda at: changed_profiles((at - HOUR).date(), settings.recent_days, universe, layout),
+                changed,
                 "Recent days whose aggTrades are new, and all that have changed since their tradeProfile was made.",
             )
         )
@@ -132,6 +139,8 @@ def _repair_schedule(jobs: Jobs, settings: Settings, universe: Universe, layout:
             # What they bring is not in the ledgers yet, and would be asked for twice.
             yield dg.SkipReason("The runs of an earlier tick are not finished yet.")
             return
+        from market_data_pipeline.defs.bodies.due import days_to_repair
+
         at = context.scheduled_execution_time.astimezone(UTC)
         wanted = days_to_repair(at, universe, layout)
         requests = run_requests(f"repair {at:%Y-%m-%dT%H:%M}", wanted, settings.max_partitions_per_run)
@@ -143,7 +152,7 @@ def _repair_schedule(jobs: Jobs, settings: Settings, universe: Universe, layout:
 
 
 def _day_schedule(
-    name: str, cron: str, jobs: Jobs, job: str, choose: Choice, description: str
+    name: str, cron: str, jobs: Jobs, job: str, choose: Callable[[datetime], DaysToAsk], description: str
 ) -> dg.ScheduleDefinition:
     @dg.schedule(name=name, job=jobs[job], cron_schedule=cron, execution_timezone="UTC", description=description)
     def evaluate(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
@@ -162,99 +171,3 @@ def _day_schedule(
             yield dg.SkipReason("There is nothing to ask for: no series was listed, or all recent days are final.")
 
     return evaluate
-
-
-# --- which days ----------------------------------------------------------------------------------------------------
-
-
-def _collected(universe: Universe, key: SeriesKey, day: date) -> bool:
-    return universe.start(key) <= day and universe.listing(key).covers(day)
-
-
-def recent_days(at: datetime, count: int, universe: Universe, layout: Layout) -> list[tuple[date, list[SeriesKey]]]:
-    """Yesterday for every series, and of the days before, those that are not final and may have come since.
-
-    Nor is a day final that was thought not to be listed, and is by the listing as refreshed since.
-
-    A day whose bytes were refused is not: the same would come again. The sweep sees when others are published.
-
-    Args:
-        at: The tick's time, zone-aware.
-        count: How many days back.
-        universe: What is collected.
-        layout: Where the ledgers lie.
-    """
-    today = at.date()
-    yesterday = today - DAY
-    recent = pc.field("day") >= today - count * DAY
-    ledgers = {key: Ledger.read(layout.ledger(key), recent) for key in universe.series()}
-
-    def asked(key: SeriesKey, ledger: Ledger, day: date) -> bool:
-        row = ledger.get(day)
-        if not _collected(universe, key, day):
-            return False
-        if row is None or (row.outcome == NOT_LISTED and not is_not_listed(row, universe.listing(key))):
-            return True
-        return is_worth_asking(row, at) or (day == yesterday and not is_refused(row))
-
-    return [
-        (day, [key for key, ledger in ledgers.items() if asked(key, ledger, day)])
-        for day in days_between(today - count * DAY, yesterday)
-    ]
-
-
-def growing_day(at: datetime, universe: Universe) -> list[tuple[date, list[SeriesKey]]]:
-    """The day of the hour just over: today, or the day before within the first hour after midnight."""
-    day = (at - HOUR).date()
-    return [(day, [key for key in universe.series() if _collected(universe, key, day)])]
-
-
-def days_to_repair(at: datetime, universe: Universe, layout: Layout) -> dict[SeriesKey, list[date]]:
-    """The days of each series that are due by themselves, see ``quality.repair``.
-
-    Args:
-        at: The tick's time, zone-aware.
-        universe: What is collected.
-        layout: Where the ledgers lie.
-    """
-    first, today = universe.first_day(), at.date()
-    wanted = {}
-    for key in universe.series():
-        path = layout.ledger(key)
-        # Of candles, whose days are proven by themselves, only the rows that are not settled are read.
-        ledger = Ledger.read(path, UNSETTLED if key.interval else None)
-        days = {day for day, row in ledger.rows.items() if is_due(row, at)} | {*unmet_midnights(key, ledger.rows, at)}
-        if days := {day for day in days if first <= day < today}:
-            wanted[key] = sorted(days)
-    return wanted
-
-
-def changed_profiles(today: date, count: int, universe: Universe, layout: Layout) -> list[tuple[date, list[SeriesKey]]]:
-    """Days whose aggTrades are held and are not those that the day's tradeProfile was made of."""
-    recent = days_between(today - count * DAY, today - DAY)
-    ledgers: dict[SeriesKey, tuple[Ledger, Ledger]] = {}
-    days = set(recent)
-    for key in universe.series():
-        if key.data_type is DataType.AGG_TRADES:
-            paths = layout.ledger(key), layout.ledger(profile_of(key))
-            # Further back, those only that there are already: a replaced archive may have changed the trades of any
-            # day. Of years of days, whole rows are read of those few that are not alike.
-            source, made = _hashes(paths[0], "content_sha256"), _hashes(paths[1], "archive_sha256")
-            differing = {day for day, hashed in made.items() if source.get(day) != hashed}
-            days |= differing
-            where = pc.field("day").isin(pa.array({*recent, *differing}, pa.date32()))
-            ledgers[profile_of(key)] = (Ledger.read(paths[0], where), Ledger.read(paths[1], where))
-    return [
-        (day, [key for key, (source, made) in ledgers.items() if profile_is_due(source.get(day), made.get(day))])
-        for day in sorted(days)
-    ]
-
-
-def _hashes(ledger: Path, column: str) -> dict[date, tuple[bool, str | None]]:
-    """Whether each day is final, and one of its hashes; nothing where there is no ledger."""
-    try:
-        table = files.read_table(ledger, ["day", "final", column])
-    except files.DamagedFileError:
-        return {}
-    days, final, hashes = (table[name].to_pylist() for name in ("day", "final", column))
-    return dict(zip(days, zip(final, hashes, strict=True), strict=True))

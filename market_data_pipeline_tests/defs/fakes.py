@@ -14,13 +14,13 @@ import pyarrow as pa
 from market_data_pipeline.definitions import build_definitions
 from market_data_pipeline.defs.home import materialize_days
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.resources import DayResult, OnResult
 from market_data_pipeline.findings import Finding
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, Sources
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import NOT_LISTED, Ledger, LedgerRow, failed_row, row_from_provenance
 from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
+from market_data_pipeline.outcomes import DayResult, OnResult
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.settings import Settings

@@ -15,12 +15,12 @@ import pytest
 from dagster._serdes import serialize_value
 
 from market_data_pipeline.definitions import build_definitions
-from market_data_pipeline.defs import resources
 from market_data_pipeline.defs.assets import column_schema
+from market_data_pipeline.defs.bodies import views
 from market_data_pipeline.defs.keys import asset_key_of, series_of
-from market_data_pipeline.defs.resources import DayResult
 from market_data_pipeline.findings import Finding, Range, Severity
 from market_data_pipeline.lake.files import SeriesBusyError, StorageError
+from market_data_pipeline.outcomes import DayResult
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline_tests.defs.fakes import KLINES, OTHER, PROFILE, TRADES, Project, day, universe_of
@@ -369,7 +369,7 @@ def test_a_run_does_not_fail_where_the_views_cannot_be_published(
     def full(layout: object) -> None:
         raise StorageError("The disk is full.")
 
-    monkeypatch.setattr(resources, "publish_catalog", full)
+    monkeypatch.setattr(views, "publish_catalog", full)
     assert project.run(1, 1).success
 
 

@@ -7,7 +7,15 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from market_data_pipeline.defs.candles import DOWN, HEIGHT, UP, Candle, candles_markdown, candles_svg, merge_candles
+from market_data_pipeline.defs.bodies.candles import (
+    DOWN,
+    HEIGHT,
+    UP,
+    Candle,
+    candles_markdown,
+    candles_svg,
+    merge_candles,
+)
 
 prices = st.floats(1e-8, 1e9)
 

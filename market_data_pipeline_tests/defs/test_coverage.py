@@ -15,7 +15,8 @@ import pytest
 from dagster_shared.serdes import serialize_value
 
 from market_data_pipeline import clock
-from market_data_pipeline.defs.coverage import coverage_key, how_to_recover
+from market_data_pipeline.defs.bodies.coverage import how_to_recover
+from market_data_pipeline.defs.coverage import coverage_key
 from market_data_pipeline.findings import Verdict
 from market_data_pipeline.lake.ledger import FAILED, LedgerRow
 from market_data_pipeline.quality.verdicts import verdict_finding

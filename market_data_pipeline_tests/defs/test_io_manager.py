@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from market_data_pipeline.defs.io_manager import (
+from market_data_pipeline.defs.bodies.tables import (
     NotHeldError,
     as_arrow,
     load_files,

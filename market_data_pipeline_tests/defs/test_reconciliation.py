@@ -13,12 +13,12 @@ import pyarrow as pa
 import pytest
 
 from market_data_pipeline import clock
-from market_data_pipeline.defs import resources
+from market_data_pipeline.defs.bodies import views
+from market_data_pipeline.defs.bodies.reconciliation import NOT_COMPARED
+from market_data_pipeline.defs.checks import RECONCILIATION
 from market_data_pipeline.defs.home import run_reconciliation
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.reconciliation import (
-    NOT_COMPARED,
-    RECONCILIATION,
     SCHEDULE,
     build_reconciliation_job,
     run_config,
@@ -45,7 +45,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
     """A project at the end of January 2024, whose hours are collected with the minutes that they are made of."""
     monkeypatch.setattr(clock, "now", lambda: datetime(2024, 1, 31, 12, tzinfo=UTC))
     # DuckDB takes longer to write the views, which nobody reads here, than to compare the days.
-    monkeypatch.setattr(resources, "publish_catalog", lambda layout: layout.catalog)
+    monkeypatch.setattr(views, "publish_catalog", lambda layout: layout.catalog)
     project = Project(tmp_path, universe_of(UNIVERSE))
     with project.instance:
         yield project

@@ -14,11 +14,11 @@ import pytest
 
 from market_data_pipeline import clock
 from market_data_pipeline.definitions import build_definitions
-from market_data_pipeline.defs import schedules
+from market_data_pipeline.defs.bodies import due
 from market_data_pipeline.defs.home import open_instance
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.partitions import DAY, RANGE_END, RANGE_START
-from market_data_pipeline.defs.schedules import HOUR, MOST_REPAIRS
+from market_data_pipeline.defs.partitions import DAY, HOUR, RANGE_END, RANGE_START
+from market_data_pipeline.defs.schedules import MOST_REPAIRS
 from market_data_pipeline.lake.ledger import FAILED, HELD, NOT_LISTED, Ledger, LedgerRow
 from market_data_pipeline.quality.repair import marked
 from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
@@ -125,7 +125,7 @@ def test_no_more_than_the_days_in_question_are_read_of_a_long_ledger(
         read.append(len(found.rows))
         return found
 
-    monkeypatch.setattr(schedules, "Ledger", SimpleNamespace(read=counted))
+    monkeypatch.setattr(due, "Ledger", SimpleNamespace(read=counted))
     requests = asked(tick(project, schedule, datetime(2024, 1, 10, 11, tzinfo=UTC)))
     assert max(read) <= 6
     assert (str(changed) in requests) is (schedule == "trade_profiles_daily")

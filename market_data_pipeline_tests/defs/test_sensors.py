@@ -13,9 +13,9 @@ import pytest
 
 from market_data_pipeline import verify
 from market_data_pipeline.definitions import build_definitions
+from market_data_pipeline.defs.bodies.published import is_time
 from market_data_pipeline.defs.keys import series_of
 from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START
-from market_data_pipeline.defs.sensors import is_time
 from market_data_pipeline.sandbox import GeneratedSymbol, LateArchive, ReplacedArchive, Sandbox, Status, WrongChecksum
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.universe import load_universe

@@ -1,0 +1,95 @@
+"""What a run does for the asset of a series, and for a tradeProfile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pyarrow as pa
+
+from market_data_pipeline.defs.bodies import events
+from market_data_pipeline.defs.bodies.candles import candles_markdown
+from market_data_pipeline.defs.bodies.ingestion import Ingestion
+from market_data_pipeline.defs.bodies.reconciliation import with_reconciliation
+from market_data_pipeline.defs.partitions import day_of
+from market_data_pipeline.errors import MarketDataError
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.outcomes import DayOutcome
+from market_data_pipeline.profile import trade_profile
+from market_data_pipeline.series import DataType, SeriesKey
+from market_data_pipeline.specs import MARKETS
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+def bring(
+    context: dg.AssetExecutionContext, ingestion: Ingestion, key: SeriesKey, layout: Layout, *, reconciled: bool
+) -> Iterator[Any]:
+    """Bring the days of a run into the lake, and tell Dagster of each.
+
+    Args:
+        context: Of the series' asset.
+        ingestion: The way into ``ingest``.
+        key: The series.
+        layout: Where the lake lies.
+        reconciled: Whether the asset has the check ``reconciliation``.
+
+    Raises:
+        dagster.Failure: a day failed, after the events of the others; or the series could not be written at all.
+    """
+    began = time.monotonic()
+    try:
+        results = list(ingestion.days(key, [day_of(name) for name in context.partition_keys]))
+    except (MarketDataError, OSError) as error:
+        # Days that were written by then are held, and the next run puts them on record. The system's words name a path
+        # that cannot be used, e.g. that of the shared budget.
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+    context.log.info(events.log_line(key, results, time.monotonic() - began))
+    picture = _picture_of(layout) if key.data_type is DataType.KLINES else None
+    told = events.day_events(context, results, layout, picture)
+    yield from with_reconciliation(context, layout, results, told) if reconciled else told
+
+
+def _picture_of(layout: Layout) -> Callable[[DayOutcome], str | None]:
+    def picture(result: DayOutcome) -> str | None:
+        try:
+            table = files.read_table(layout.file(result.key, result.day), ["open", "high", "low", "close"])
+        except files.DamagedFileError:
+            return None  # the next run finds and reports it; a picture is no reason to fail a day
+        return candles_markdown(table)
+
+    return picture
+
+
+def make_profile(
+    context: dg.AssetExecutionContext, trades: duckdb.DuckDBPyRelation, key: SeriesKey, level_size: float
+) -> pa.Table:
+    """The tradeProfile of a run's days, for the IO manager to write.
+
+    Args:
+        context: Of the tradeProfile's asset.
+        trades: The days' aggTrades, columns as in the lake.
+        key: The tradeProfile.
+        level_size: Height of a price level; 0 takes one by the price.
+
+    Returns:
+        A table with ``schemas.TRADE_PROFILE_SCHEMA``; a day without trades has no row.
+    """
+    inverse = MARKETS[key.market].inverse
+    table = trade_profile(trades, symbol=key.symbol, inverse=inverse, level_size=level_size)
+    rows = {row["day"]: row for row in table.to_pylist()}
+    for name in context.partition_keys:
+        context.add_asset_metadata(_profile_metadata(rows.get(day_of(name))), partition_key=name)
+    context.log.info("%s: %d of %d days have trades", key, len(rows), len(context.partition_keys))
+    return table
+
+
+def _profile_metadata(row: Mapping[str, Any] | None) -> dict[str, Any]:
+    if row is None:
+        return {"dagster/partition_row_count": 0, "state": "no trade on that day"}
+    shown = ("vwap", "point_of_control", "volume", "cumulative_delta", "trades")
+    return {"dagster/partition_row_count": 1, **{name: row[name] for name in shown}}
