@@ -6,7 +6,7 @@ recorded (``defs``), and what is shown meanwhile (``cli``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
@@ -25,15 +25,13 @@ from market_data_pipeline.lake.files import SeriesBusyError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, Ledger, LedgerRow, failed_row, reconcile
 from market_data_pipeline.lineage import profile_of
+from market_data_pipeline.outcomes import DayResult, OnResult
 from market_data_pipeline.profile import profile_is_due
 from market_data_pipeline.quality.repair import is_not_listed, is_settled
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, Listing, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe, load_universe
-
-DayResult = DayOutcome | DayFailure
-OnResult = Callable[[DayResult], None]
 
 
 @dataclass
