@@ -112,7 +112,7 @@ def reconcile_days(key: SeriesKey, days: Sequence[DaySides], *, memory_mb: int =
     for sides in days:
         start = clock.day_start_us(sides.day)
         bars = differing.get(start, [])
-        reasons = _explain(key, source, sides, bars) if bars else {}
+        reasons = _explain(key, source, sides, bars, contract_size) if bars else {}
         explained = sum(bar.at in reasons for bar in bars)
         names = _column_names(key.market)
         differences = chain.from_iterable(_differences(bar, names, reasons.get(bar.at)) for bar in bars)
@@ -374,7 +374,9 @@ def moment(microseconds: int) -> datetime:
 # --- explaining --------------------------------------------------------------------------------------------------
 
 
-def _explain(key: SeriesKey, source: SeriesKey, sides: DaySides, bars: Sequence[_Bar]) -> dict[int, tuple[Reason, str]]:
+def _explain(
+    key: SeriesKey, source: SeriesKey, sides: DaySides, bars: Sequence[_Bar], contract_size: float | None
+) -> dict[int, tuple[Reason, str]]:
     """The reasons of those bars of a day that have one, by open time in microseconds."""
     step = interval_us(key.interval or "")
     reasons: dict[int, tuple[Reason, str]] = {}
@@ -385,15 +387,17 @@ def _explain(key: SeriesKey, source: SeriesKey, sides: DaySides, bars: Sequence[
     open_bars = [bar for bar in bars if bar.at not in reasons and bar.klines is not None]
     if not open_bars:
         return reasons
+    inverse = MARKETS[key.market].inverse
     if source.interval is not None:
         for bar in open_bars:
-            if _lacks_candles(bar, source, sides, step) and _possible(bar, None, opens=True, closes=True):
+            worth = _worth(bar, None, inverse=inverse)
+            if _lacks_candles(bar, source, sides, step) and _possible(bar, None, worth, opens=True, closes=True):
                 reasons[bar.at] = (Reason.MISSING_CANDLES, "")
         return reasons
     trades = _read_trades(sides.source)
     holes = list(_holes(key.market, sides, trades))
     for bar in open_bars:
-        reason = _left_out(bar, step, holes)
+        reason = _left_out(bar, step, holes, _worth(bar, contract_size, inverse=inverse))
         if reason is not None:
             reasons[bar.at] = reason
     if key.market is not Market.SPOT:
@@ -428,12 +432,38 @@ def _lacks_candles(bar: _Bar, source: SeriesKey, sides: DaySides, step: int) -> 
     return bar.rows + without_trades < step // fine
 
 
-def _possible(bar: _Bar, at_most: int | None, *, opens: bool, closes: bool) -> bool:
+_Worth = tuple[float, float]
+"""What one of a bar's volume may have been traded for, at the least and at the most."""
+
+
+def _worth(bar: _Bar, contract_size: float | None, *, inverse: bool) -> _Worth | None:
+    """What one of a bar's volume was traded for by the prices of the klines; None where that cannot be told.
+
+    Args:
+        bar: The bar.
+        contract_size: Of an inverse contract; where it is None, it is as what was rebuilt of this bar allows.
+        inverse: Whether the volume is in contracts and the value in the base asset.
+    """
+    ours, made = bar.klines, bar.rebuilt
+    if ours is None or not ours.low or not ours.high:
+        return None
+    if not inverse:
+        return ours.low, ours.high
+    if contract_size is not None:
+        return contract_size / ours.high, contract_size / ours.low
+    if not made.value or not made.volume:
+        return None
+    mean = made.value / made.volume
+    return mean * ours.low / ours.high, mean * ours.high / ours.low
+
+
+def _possible(bar: _Bar, at_most: int | None, worth: _Worth | None, *, opens: bool, closes: bool) -> bool:
     """Whether the klines are what was rebuilt and further trades.
 
     Args:
         bar: The bar, which has a row in the klines.
         at_most: How many further trades there may be; None for any number.
+        worth: What one of the bar's volume may have been traded for, see :func:`_worth`; None where it is not known.
         opens: Whether the first of them may come before all others.
         closes: Whether the last of them may come after all others.
     """
@@ -443,11 +473,8 @@ def _possible(bar: _Bar, at_most: int | None, *, opens: bool, closes: bool) -> b
     further = ours.count - made.count
     if further < 0 or (at_most is not None and further > at_most):
         return False
-    sums = ((ours.volume, made.volume), (ours.taker_volume, made.taker_volume))
-    if any(one < other and not near(one, other) for one, other in sums):
-        return False
     # A further trade has a quantity, whether or not the number of trades counts it.
-    if near(ours.volume, made.volume):
+    if near(ours.volume, made.volume) or not _sums_possible(ours, made, worth):
         return False
     if made.high is None or made.low is None:
         return True
@@ -456,6 +483,29 @@ def _possible(bar: _Bar, at_most: int | None, *, opens: bool, closes: bool) -> b
         and ours.low <= made.low
         and (opens or ours.open == made.open)
         and (closes or ours.close == made.close)
+    )
+
+
+def _sums_possible(ours: _Side, made: _Side, worth: _Worth | None) -> bool:
+    """Whether further trades within the bar's prices make the sums what they are: those of takers who buy, and others.
+
+    Neither kind takes anything away, and what each adds to the value is what its volume may be worth.
+    """
+    volume, taker_volume = ours.volume - made.volume, ours.taker_volume - made.taker_volume
+    volume_rounding = RELATIVE * max(ours.volume, made.volume)
+    volumes = taker_volume, volume - taker_volume
+    if min(volumes) < -volume_rounding:
+        return False
+    sides = ours.value, ours.taker_value, made.value, made.taker_value
+    if worth is None or None in sides:
+        return True
+    value, taker_value, made_value, made_taker_value = (side or 0.0 for side in sides)
+    least, most = worth
+    rounding = RELATIVE * max(value, made_value) + VALUE_DECIMALS * ours.count + most * volume_rounding
+    taker = taker_value - made_taker_value
+    return all(
+        least * more - rounding <= further <= most * more + rounding
+        for more, further in zip(volumes, (taker, value - made_value - taker), strict=True)
     )
 
 
@@ -561,14 +611,14 @@ def _holes(market: Market, sides: DaySides, trades: _Trades) -> Iterator[_Hole]:
             yield _Hole(*times, *trade_ids, Reason.SKIPPED_TRADES)
 
 
-def _left_out(bar: _Bar, step: int, holes: Iterable[_Hole]) -> tuple[Reason, str] | None:
+def _left_out(bar: _Bar, step: int, holes: Iterable[_Hole], worth: _Worth | None) -> tuple[Reason, str] | None:
     """Why a bar has further trades than were rebuilt, where that can be."""
     end = bar.at + step
     inside = [hole for hole in holes if hole.after < end and hole.before >= bar.at]
     sizes = [hole.last - hole.first + 1 for hole in inside if hole.first is not None and hole.last is not None]
     at_most = sum(sizes) if len(sizes) == len(inside) else None
     opens, closes = any(hole.after < bar.at for hole in inside), any(hole.before >= end for hole in inside)
-    if not inside or not _possible(bar, at_most, opens=opens, closes=closes):
+    if not inside or not _possible(bar, at_most, worth, opens=opens, closes=closes):
         return None
     # The gravest reason: what is missing in the lake before what Binance leaves out.
     order = (Reason.MISSING_TRADES, Reason.TAKEN_BACK, Reason.SKIPPED_TRADES)

@@ -342,6 +342,66 @@ def test_a_trade_left_out_does_not_explain_a_price_that_was_altered(futures: Ben
     assert shown(found) == [(at(minute), "high", high + 1, high, "")]
 
 
+@pytest.mark.parametrize("market", ["um", "cm"])
+@pytest.mark.parametrize(
+    ("column", "factor"),
+    [
+        (None, 1.0),
+        ("value", 1e6),
+        ("value", 1.05),
+        ("value", 1e-6),
+        ("taker_value", 0.0),
+        ("taker_value", 1e6),
+        ("taker_value", 1.05),
+        ("taker_volume", 2.0),
+        ("volume", 1e6),
+    ],
+)
+def test_a_trade_left_out_explains_no_more_volume_and_value_than_it_can_have(
+    tmp_path: Path, market: str, column: str | None, factor: float
+) -> None:
+    bench = Bench(tmp_path, market)
+    every = some_trades(count=5_000, size=1)
+    row = 200
+    minute = int(every["us"].iloc[row]) // MINUTE
+    in_bar = every["us"] // MINUTE == minute
+    every.loc[in_bar, "maker"] = every.index[in_bar] % 2 == 1
+    every.loc[row, "maker"] = False
+    rows = every.drop(index=row)
+    rows["agg_trade_id"] = every["agg_trade_id"].iloc[0] + np.arange(len(rows))
+    candles = naive(every, bench.minutes, contract=10.0 if market == "cm" else 1.0)
+    if column is not None:
+        quote = "base" if market == "cm" else "quote"
+        name = {
+            "value": f"{quote}_volume",
+            "taker_value": f"taker_buy_{quote}_volume",
+            "taker_volume": "taker_buy_volume",
+        }.get(column, column)
+        candles = altered(candles, minute, **{name: candles.column(name)[minute].as_py() * factor})
+
+    found = bench.compare(rows, candles, around=edges(rows))
+
+    assert found.differing == 1
+    assert found.explained == (column is None)
+
+
+@pytest.mark.parametrize("market", ["um", "cm"])
+@pytest.mark.parametrize(("factor", "explained"), [(1.0, 1), (1e6, 0), (1e-6, 0)])
+def test_minutes_that_are_not_held_explain_no_more_value_than_they_can_have(
+    tmp_path: Path, market: str, factor: float, explained: int
+) -> None:
+    bench = Bench(tmp_path, market)
+    contract = 10.0 if market == "cm" else 1.0
+    rows, hours = some_trades(count=5_000), klines("XYZUSDT", "1h", market)
+    minutes = without(naive(rows, bench.minutes, contract), *range(300, 310))
+    candles = naive(rows, hours, contract)
+    name = "base_volume" if market == "cm" else "quote_volume"
+
+    found = bench.compare(minutes, altered(candles, 5, **{name: candles.column(name)[5].as_py() * factor}), hours)
+
+    assert (found.differing, found.explained) == (1, explained)
+
+
 def test_trades_that_were_taken_back_explain_a_bar_in_spot(bench: Bench) -> None:
     every = some_trades(size=1)
     rows = every.copy()
@@ -386,7 +446,8 @@ def test_where_the_next_day_goes_on_the_trades_are_all_there(bench: Bench) -> No
     last = int(every["us"].iloc[-1]) // MINUTE
     volume = candles.column("volume")[last].as_py()
     count = candles.column("count")[last].as_py()
-    more = altered(candles, last, volume=volume + 1, count=count + 1)
+    value = candles.column("quote_volume")[last].as_py() + candles.column("low")[last].as_py()
+    more = altered(candles, last, volume=volume + 1, quote_volume=value, count=count + 1)
 
     unproven = bench.compare(every, more)
     proven = bench.compare(every, more, around=edges(every))
