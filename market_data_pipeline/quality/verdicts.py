@@ -2,8 +2,9 @@
 
 The order of precedence, first what fits (:class:`~market_data_pipeline.findings.Verdict` says what each means):
 
-1. ``not_listed``: the candles lie before the first one of the listing or after its last, REST, where it could be asked,
-   has none there either, and no trade that is held took place there.
+1. ``not_listed``: the candles lie before the first one of the first listed day, or after the last one of the last, REST
+   has none there either or refuses for good, and no trade that is held took place there. A listing is to the day: it
+   proves nothing of minutes, so while REST cannot be asked such candles are judged as all others, see 5.
 2. ``healed``: the rows are there, and came from REST because the archive lacks them.
 3. ``unpublished``: the day has come from REST alone, so its archive may still bring them.
 4. REST was asked and has no row: ``outage``, unless aggTrades held of the same symbol took place there
@@ -177,14 +178,14 @@ def _judge_end(
 ) -> tuple[Verdict, str]:
     """Why candles lack before the first one of a listing, or after its last."""
     start, end = int(times[0]), int(times[-1]) + step
-    if archived and trades is not None and trades.between(start, end)[0]:
+    unheard = asked is not None and not asked.answered
+    if archived and (unheard or (trades is not None and trades.between(start, end)[0])):
         return _judge_run(start, end, asked, trades)
-    if asked is not None and asked.answered and not asked.why_not:
+    if asked is not None and not asked.why_not:
         edge = clock.naive_from_us(end if began else start - step).isoformat(sep=" ", timespec="minutes")
         return Verdict.NOT_LISTED, f"REST has no candle {'before' if began else 'after'} {edge} either"
     told = f"trading {'began' if began else 'ended'} on this day by the listing"
-    why_not = asked.why_not if asked and asked.answered else f"{_NOT_ASKED}: {asked.why_not}" if asked else ""
-    return Verdict.NOT_LISTED, told + (f"; {why_not}" if why_not else "")
+    return Verdict.NOT_LISTED, f"{told}; {asked.why_not}" if asked else told
 
 
 def _judge_run(start_us: int, end_us: int, asked: Asked | None, trades: TradeRecord | None) -> tuple[Verdict, str]:

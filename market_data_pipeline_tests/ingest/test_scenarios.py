@@ -546,13 +546,8 @@ def test_ids_beyond_the_weight_of_a_run_are_unpublished(story: Story) -> None:
     assert story.requests == ZIP  # no trade may be asked for
 
 
-@pytest.mark.parametrize("key", [BTC, TRADES], ids=str)
-def test_what_lacks_of_a_symbol_that_rest_no_longer_knows_is_not_asked_for_for_ever(
-    story: Story, key: SeriesKey, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    story.world.sandbox.faults.add(
-        MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series=key.data_type, where="archive")
-    )
+def rest_forgets_the_symbol(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let REST say from now on that it does not know the symbol; returned are the paths that it is asked for."""
     real, asked = Host.get, list[str]()
 
     def get(host: Host, path: str, *more: Any, **named: Any) -> Answer:
@@ -562,6 +557,17 @@ def test_what_lacks_of_a_symbol_that_rest_no_longer_knows_is_not_asked_for_for_e
         return Answer(path, 400, {}, b'{"code": -1121, "msg": "Invalid symbol."}')
 
     monkeypatch.setattr(Host, "get", get)
+    return asked
+
+
+@pytest.mark.parametrize("key", [BTC, TRADES], ids=str)
+def test_what_lacks_of_a_symbol_that_rest_no_longer_knows_is_not_asked_for_for_ever(
+    story: Story, key: SeriesKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story.world.sandbox.faults.add(
+        MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series=key.data_type, where="archive")
+    )
+    asked = rest_forgets_the_symbol(monkeypatch)
     row = good(story.bring(key))
     found = the_gap(row)
     assert (found.rule, row.final, len(asked)) == ("unexplained", True, 1)
@@ -692,21 +698,42 @@ def test_what_the_archive_lacks_of_the_first_or_last_listed_day_comes_from_rest(
     assert sum(r.count for r in the_gap(row).ranges) == (end - start) // timedelta(minutes=1)
 
 
-@pytest.mark.parametrize("refused", [False, True])
+def test_what_the_archive_lacks_of_the_last_listed_day_is_open_until_rest_answers(story: Story) -> None:
+    """The listing is to the day: that trading ended with it says nothing of the hours that the archive lacks."""
+    truth, listing = story.truth(BTC), Listing(((date(2020, 1, 1), DAY),))
+    lost = MissingRows(start=utc(f"{DAY}T18:00"), end=utc("2026-03-04T00:00"), series="klines", where="archive")
+    story.world.sandbox.faults.add(lost)
+    outage = story.world.sandbox.faults.add(Status(path="/api/v3/klines", status=503))
+    row = good(story.bring(BTC, listing=listing))
+    found = the_gap(row)
+    assert (found.rule, row.gaps, row.missing, row.final) == ("unpublished", "warn", 360, True)
+    assert found.evidence.startswith("REST was not asked: ")
+    assert "503" in found.evidence
+    story.world.sandbox.faults.remove(outage)
+    story.world.forget()
+    assert story.bring(BTC, listing=listing)[0].row == row
+    assert story.requests == NOTHING, "it rests for an hour"
+    story.world.at("2026-03-05T14:00:00")
+    story.world.forget()
+    row = good(story.bring(BTC, listing=listing))
+    assert (the_gap(row).rule, row.gaps) == ("healed", "info")
+    assert story.requests == REST
+    assert story.held(BTC).equals(truth)
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
 def test_candles_before_the_first_trade_of_a_symbol_are_not_listed_and_cost_one_request(
-    story: Story, refused: bool
+    story: Story, forgotten: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, end = utc(f"{DAY}T00:00"), utc(f"{DAY}T19:00")
     story.world.sandbox.faults.add(MissingRows(start=start, end=end, series="klines", where="both"))
-    if refused:
-        story.world.sandbox.faults.add(Status(path="/api/v3/", status=451))
+    asked = rest_forgets_the_symbol(monkeypatch) if forgotten else []
     row = good(story.bring(BTC, listing=Listing(((DAY, None),))))
-    assert story.requests == (ZIP + CLOCK if refused else ZIP + REST)
+    assert story.requests + len(asked) * PAGE == ZIP + REST
     found = the_gap(row)
     assert (found.rule, span(found)) == ("not_listed", [(at("00:00"), at("18:59"), 19 * 60)])
-    if refused:
-        assert found.evidence.startswith("trading began on this day by the listing; REST was not asked: ")
-        assert "451" in found.evidence
+    if forgotten:
+        assert found.evidence.startswith("trading began on this day by the listing; REST of spot does not know the ")
     else:
         assert found.evidence == f"REST has no candle before {DAY} 19:00 either"
     story.world.forget()

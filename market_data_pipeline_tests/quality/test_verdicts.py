@@ -23,6 +23,7 @@ MINUTE = 60_000_000
 NONE = np.zeros(0, dtype=np.int64)
 NO_ANSWER = Asked(False, "its firewall refuses this address")
 ANSWERED = Asked(True)
+REFUSED = Asked(True, "it knows no such symbol")
 
 
 def minutes(*numbers: int) -> Ints:
@@ -67,7 +68,9 @@ def test_missing_candles(
     ("archived", "asked", "trades", "verdict", "evidence"),
     [
         (True, ANSWERED, None, Verdict.NOT_LISTED, "REST has no candle {} either"),
-        (True, NO_ANSWER, None, Verdict.NOT_LISTED, "by the listing; REST was not asked: its firewall"),
+        (True, REFUSED, None, Verdict.NOT_LISTED, "trading {} on this day by the listing; it knows no such symbol"),
+        (True, NO_ANSWER, None, Verdict.UNPUBLISHED, "REST was not asked: its firewall"),
+        (True, NO_ANSWER, RAN_ON, Verdict.OUTAGE, "101 to 102; REST was not asked: its firewall"),
         (True, None, None, Verdict.NOT_LISTED, "trading {} on this day by the listing"),
         (False, None, TRADED, Verdict.NOT_LISTED, "trading {} on this day by the listing"),
         (True, ANSWERED, TRADED, Verdict.UNEXPLAINED, "2 aggTrades held took place there"),
@@ -82,7 +85,7 @@ def test_candles_before_the_first_or_after_the_last_one_of_a_listing(
     missing = Missing(NONE, **{end: minutes(4, 5)})
     (found,) = judge_candles(KEY, missing, NONE, NONE, archived=archived, asked=asked, trades=trades)
     assert found.rule == verdict
-    if "REST" in evidence:
+    if "REST has no" in evidence:
         evidence = evidence.format({"before": "before 1970-01-01 00:06", "after": "after 1970-01-01 00:03"}[end])
     assert evidence.format({"before": "began", "after": "ended"}[end]) in found.evidence
     assert [(r.first, r.last, r.count) for r in found.ranges] == [(4 * MINUTE, 5 * MINUTE, 2)]
@@ -107,11 +110,10 @@ def test_each_range_has_its_own_verdict() -> None:
     )
     told = {(f.rule, f.count, tuple((r.first // MINUTE, r.last // MINUTE) for r in f.ranges)) for f in found}
     assert told == {
-        ("not_listed", 2, ((0, 1),)),
         ("healed", 2, ((11, 12),)),
         ("archive_defect", 2, ((4, 5),)),
         ("outage", 1, ((8, 8),)),
-        ("unpublished", 1, ((20, 20),)),
+        ("unpublished", 3, ((0, 1), (20, 20))),
         ("quiet", 1, ((15, 15),)),
     }
 
