@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import zipfile
 from datetime import date
 
 import pytest
 
+from market_data_pipeline import clock
 from market_data_pipeline.lake import quarantine
 from market_data_pipeline.lake.ledger import FAILED, HELD, LedgerRow
 from market_data_pipeline.outcomes import DayFailure, DayOutcome
@@ -137,6 +140,24 @@ def test_a_wrong_checksum_of_an_unreadable_file_is_not_accepted(world: World, ma
     assert "cannot be accepted: two different rows have the key" in refused.stderr
     (entry,) = quarantine.entries(world.layout)
     assert entry.accepted is None
+
+
+def test_a_zip_that_lost_a_bit_is_shown_as_broken_and_not_accepted(world: World, market_data: MarketData) -> None:
+    packed, name = io.BytesIO(), f"BTCUSDT-1h-{DAY}.csv"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(name, ",".join("0123456789") * 20)
+    data = bytearray(packed.getvalue())
+    data[30 + len(name)] ^= 0b110  # how the first block is compressed, as its first byte behind the file's name says
+    quarantine.put(
+        world.layout, BTC, BTC.archive_daily(DAY), bytes(data), kind="checksum", reason="other", day=DAY, at=clock.now()
+    )
+    shown = market_data("quarantine", "show", name.removesuffix(".csv"))
+    assert shown.exit_code == 0
+    assert f"cannot be read as what it should be: The zip of BTCUSDT-1h-{DAY} is broken" in shown.stdout
+    assert r"b'PK\x03\x04" in shown.stdout
+    refused = market_data("quarantine", "accept", name.removesuffix(".csv"), "--yes")
+    assert refused.exit_code == 2
+    assert f"cannot be accepted: The zip of BTCUSDT-1h-{DAY} is broken" in refused.stderr
 
 
 def test_retry_brings_a_mended_day_and_lets_its_file_go(world: World, market_data: MarketData) -> None:
