@@ -31,7 +31,14 @@ from market_data_pipeline.lake.ledger import FAILED, HELD, Ledger, LedgerRow, da
 from market_data_pipeline.lake.provenance import ChecksumStatus, Source
 from market_data_pipeline.lake.proving import Proof, prove_days
 from market_data_pipeline.processes import Processes, cpus
-from market_data_pipeline.quality.repair import LASTING, WITHOUT_ARCHIVE, is_known, marked, waits_for_archive
+from market_data_pipeline.quality.repair import (
+    LASTING,
+    WITHOUT_ARCHIVE,
+    is_known,
+    is_underway,
+    marked,
+    waits_for_archive,
+)
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
@@ -164,6 +171,7 @@ def sweep(
     archive: Listing,
     *,
     mark: bool = True,
+    at_once: bool = False,
     on_progress: OnProgress | None = None,
 ) -> SweepReport:
     """Compare the archive's listing with the ledgers of series, and mark the days whose archive is another one now.
@@ -180,6 +188,7 @@ def sweep(
         keys: The series; derived ones, which have no archive, are passed over.
         archive: The archive's listing.
         mark: Whether to write what was found into the ledgers.
+        at_once: Whether days are marked anew that rest after an attempt failed, since somebody wants them now.
         on_progress: Told after each series how many archives were compared.
     """
     layout = Layout(settings.root)
@@ -208,7 +217,7 @@ def sweep(
             report.add(found)
             if mark and found.discoveries:
                 try:
-                    mark_days(layout, key, found.discoveries, settings.lock_wait_seconds)
+                    mark_days(layout, key, found.discoveries, settings.lock_wait_seconds, at_once=at_once)
                 except SeriesBusyError as error:
                     report.troubles[key] = str(error)
             if on_progress is not None:
@@ -425,8 +434,24 @@ class Pages:
         return found
 
 
-def mark_days(layout: Layout, key: SeriesKey, discoveries: Iterable[Discovery], wait_seconds: float) -> None:
+def mark_days(
+    layout: Layout,
+    key: SeriesKey,
+    discoveries: Iterable[Discovery],
+    wait_seconds: float,
+    *,
+    at_once: bool = False,
+) -> None:
     """Note in a series' ledger which archives are there in place of those that its days came from.
+
+    A day that is marked for that archive already, and which a passing failure kept from having it, keeps its pauses.
+
+    Args:
+        layout: Where the lake lies.
+        key: The series.
+        discoveries: What a sweep found of it.
+        wait_seconds: How long to wait for another run that writes the series.
+        at_once: Whether pauses end.
 
     Raises:
         SeriesBusyError: another run writes the series and did not finish in time.
@@ -440,7 +465,9 @@ def mark_days(layout: Layout, key: SeriesKey, discoveries: Iterable[Discovery], 
             for day in found.days if found.etag else ():
                 row = ledger.get(day)
                 # A run may have fetched the day since it was compared.
-                if row is not None and not (row.final and row.etag == found.etag and row.failure is None):
+                if row is None or (row.final and row.etag == found.etag and row.failure is None):
+                    continue
+                if at_once or not is_underway(row, found.etag):
                     ledger.put(marked(row, found.etag))
         if ledger.rows != before:
             ledger.write(layout.ledger(key))

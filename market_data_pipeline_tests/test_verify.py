@@ -263,6 +263,46 @@ def test_a_replaced_archive_whose_proof_comes_later_is_taken_for_a_day_that_is_f
     assert well(swept(world, BTC))
 
 
+def test_a_day_of_rest_whose_archive_was_refused_is_asked_for_again_only_for_another_one(world: World) -> None:
+    day = date(2026, 2, 10)
+    world.at("2026-02-11T00:30:00")
+    assert world.one(BTC, str(day)).row.source == "rest"
+    world.sandbox.faults.add(WrongChecksum(path=f"BTCUSDT-1h-{day}"))
+    world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=[day], at=utc("2026-02-20T00:00:00")))
+    world.at("2026-02-11T12:00:00")
+    row = world.one(BTC, str(day)).row
+    assert (row.outcome, row.source, row.failure, row.etag) == (HELD, "rest", "checksum", None)
+
+    world.at("2026-02-15T12:00:00")
+
+    assert swept(world, BTC).to_bring == {}
+    assert not is_due(world.ledger(BTC).rows[day], clock.now())
+    world.at("2026-02-20T12:00:00")
+    assert found(swept(world, BTC)) == [(Kind.PUBLISHED, BTC, [str(day)])]
+    assert is_due(world.ledger(BTC).rows[day], clock.now())
+
+
+def test_a_sweep_leaves_the_pauses_of_a_replaced_day_that_cannot_be_had_as_they_are(world: World) -> None:
+    day = date(2026, 2, 5)
+    world.set(retries=0)
+    world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=[day], at=utc("2026-03-06T00:00:00")))
+    world.one(BTC, str(day))
+    world.sandbox.faults.add(Status(path=f"BTCUSDT-1h-{day}", status=503))
+    world.at("2026-03-06T12:00:00")
+    swept(world, BTC)
+    for hour in ("12:00", "14:00", "18:00"):
+        world.at(f"2026-03-06T{hour}:00")
+        assert world.one(BTC, str(day)).row.failure == "network"
+    tried = world.ledger(BTC).rows[day]
+    assert tried.attempts == 3
+
+    assert found(swept(world, BTC)) == [(Kind.REPLACED, BTC, [str(day)])]
+
+    assert world.ledger(BTC).rows[day] == tried
+    sweep(world.settings, [BTC], Archive(world.settings), at_once=True)
+    assert is_due(world.ledger(BTC).rows[day], clock.now()), "somebody wants it now"
+
+
 def test_where_no_etag_of_the_checksum_is_on_record_its_time_tells_also_for_a_final_day(world: World) -> None:
     day = date(2026, 2, 5)
     row = replace(world.one(BTC, str(day)).row, replaced_by="new", failure="checksum", attempts=1)

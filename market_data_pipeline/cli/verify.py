@@ -81,7 +81,7 @@ def _listing(settings: Settings, keys: Sequence[SeriesKey], universe: Universe, 
     archive = Archive(settings)
     try:
         with progress_bar(len(keys), "series", "comparing", aside()) as bar:
-            report = sweep(settings, keys, archive, mark=mend, on_progress=lambda _: bar.advance(1))
+            report = sweep(settings, keys, archive, mark=mend, at_once=True, on_progress=lambda _: bar.advance(1))
     finally:
         archive.close()
     console = aside()

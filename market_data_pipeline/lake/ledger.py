@@ -87,8 +87,9 @@ class LedgerRow:
         quiet: Flat candles (no trade).
         findings: All findings, as JSON.
         verdicts: The distinct verdicts of the gaps check, joined by ``+``.
-        replaced_by: ETag of an archive that was published in place of the one that the rows came from, as the sweep
-            over the listing found it; the day is fetched again. None where the archive is the one that is held.
+        replaced_by: ETag of an archive that was published in place of what the rows came from, as the sweep over the
+            listing found it, or as it was refused; the day is fetched again, a refused one only for another archive or
+            another checksum. None where the archive is the one that is held.
         checksum_etag: ETag of the ``.CHECKSUM`` that came with the zip that the newest attempt refused; None where it
             refused none, or none had come.
         attempts: How often the day was asked of a source since it last was as it should be; pauses grow by it.
@@ -314,18 +315,20 @@ def failed_row(
         failure: Kind of the failure.
         reason: The failure in words.
         asked_at: When the attempt was made.
-        etag: Of the zip that was refused, so that another one is told apart; a held day keeps that of its rows.
+        etag: Of the zip that was refused, so that another one is told apart; a held day keeps that of its rows, and
+            the refused one is what would replace them.
         checksum_etag: Of the ``.CHECKSUM`` that came with it.
     """
     row = previous or LedgerRow(day=day, outcome=FAILED)
-    outcome = row.outcome if row.outcome == HELD else FAILED
+    held = row.outcome == HELD
     return replace(
         row,
-        outcome=outcome,
+        outcome=HELD if held else FAILED,
         attempts=next_attempt(previous),
         failure=failure,
         reason=reason,
-        etag=row.etag if outcome == HELD else etag,
+        etag=row.etag if held else etag,
+        replaced_by=etag if held and etag and etag != row.etag else row.replaced_by,
         checksum_etag=checksum_etag,
         asked_at=clock.naive_utc(asked_at),
     )

@@ -166,6 +166,16 @@ def is_known(row: LedgerRow, etag: str) -> bool:
     return row.replaced_by == etag and row.attempts > 0 and row.failure in LASTING
 
 
+def is_underway(row: LedgerRow, etag: str) -> bool:
+    """Whether a day is marked for an archive already and was not refused it: its pauses go on as they are.
+
+    Args:
+        row: The day's row in the ledger.
+        etag: Of the archive, as listed.
+    """
+    return row.replaced_by == etag and row.failure not in LASTING
+
+
 def marked(row: LedgerRow, etag: str) -> LedgerRow:
     """The row of a day for which another archive is listed than the one that it knows: due at once, and only once.
 
