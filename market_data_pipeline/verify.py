@@ -32,12 +32,12 @@ from market_data_pipeline.lake.provenance import ChecksumStatus, Source
 from market_data_pipeline.lake.proving import Proof, prove_days
 from market_data_pipeline.processes import Processes, cpus
 from market_data_pipeline.quality.repair import (
-    LASTING,
-    WITHOUT_ARCHIVE,
+    REFUSED,
     is_known,
     is_underway,
     marked,
     waits_for_archive,
+    was_refused,
 )
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, SeriesKey
@@ -88,8 +88,15 @@ class Kind(StrEnum):
     """Another archive is there than the one that the rows came from."""
     PUBLISHED = "published"
     """An archive is there for a day that has none yet: it is provisional, or failed."""
+    REFUSED = "refused"
+    """An archive is there that was to replace the rows, and was refused: it is fetched again when it, or its
+    ``.CHECKSUM``, is another one; the rows stay."""
     VANISHED = "vanished"
     """The archive that the rows came from is there no more; the rows stay."""
+
+
+TO_BRING = frozenset({Kind.REPLACED, Kind.PUBLISHED})
+"""What is to be fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +167,7 @@ class SweepReport:
         """The days that are to be fetched again, by series."""
         wanted: dict[SeriesKey, set[date]] = {}
         for found in self.discoveries:
-            if found.kind is not Kind.VANISHED:
+            if found.kind in TO_BRING:
                 wanted.setdefault(found.key, set()).update(found.days)
         return {key: sorted(days) for key, days in wanted.items()}
 
@@ -294,7 +301,7 @@ def _cadences(key: SeriesKey, row: LedgerRow, now: datetime) -> tuple[str, ...]:
     sources = (row.source or "").split("+") if row.outcome == HELD else []
     if Source.ARCHIVE_MONTHLY in sources:
         return ("monthly",)
-    if Source.ARCHIVE_DAILY in sources or (row.outcome == FAILED and row.failure in LASTING - WITHOUT_ARCHIVE):
+    if Source.ARCHIVE_DAILY in sources or (row.outcome == FAILED and row.failure in REFUSED):
         return ("daily",)
     if not waits_for_archive(row, now):
         return ()
@@ -325,7 +332,8 @@ def _compare(
         if row not in replaced
         and (is_published(row, file, checksum) if name == key.archive_daily(row.day) else _is_newer(file, row))
     ]
-    for kind, concerned in ((Kind.REPLACED, replaced), (Kind.PUBLISHED, published)):
+    refused = [row for row in rows if row not in replaced and row not in published and was_refused(row, etag)]
+    for kind, concerned in ((Kind.REPLACED, replaced), (Kind.PUBLISHED, published), (Kind.REFUSED, refused)):
         if concerned:
             swept.discoveries.append(Discovery(kind, key, _days(concerned), name, etag))
 
@@ -390,7 +398,7 @@ def _is_proven_anew(row: LedgerRow, checksum: Listed | None) -> bool:
 
 def _is_back(row: LedgerRow, same: bool | None) -> bool:
     """Whether an archive that was refused is gone again, and the one that a day's rows came from is back."""
-    return same is True and row.final and row.failure in LASTING - WITHOUT_ARCHIVE
+    return same is True and row.final and row.failure in REFUSED
 
 
 def _is_newer(file: Listed, row: LedgerRow) -> bool:
@@ -462,7 +470,7 @@ def mark_days(
         before = dict(ledger.rows)
         reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type))
         for found in discoveries:
-            for day in found.days if found.etag else ():
+            for day in found.days if found.kind in TO_BRING and found.etag else ():
                 row = ledger.get(day)
                 # A run may have fetched the day since it was compared.
                 if row is None or (row.final and row.etag == found.etag and row.failure is None):

@@ -248,7 +248,11 @@ def test_a_replaced_archive_whose_proof_comes_later_is_taken_for_a_day_that_is_f
     kept = world.one(BTC, str(day)).row
     assert (kept.failure, kept.held, kept.content_sha256) == (refused, True, old.content_sha256)
     world.at("2026-03-20T12:00:00")
-    assert well(swept(world, BTC)), "the same answer would come again"
+    for _ in range(2):
+        again = swept(world, BTC)
+        assert found(again) == [(Kind.REFUSED, BTC, [str(day)])]
+        assert again.to_bring == {}, "the same answer would come again"
+        assert world.ledger(BTC).rows[day] == kept
     world.forget()
     assert world.one(BTC, str(day)).row.failure == refused
     assert world.asked() == []
@@ -276,6 +280,7 @@ def test_a_day_of_rest_whose_archive_was_refused_is_asked_for_again_only_for_ano
     world.at("2026-02-15T12:00:00")
 
     assert swept(world, BTC).to_bring == {}
+    assert found(swept(world, BTC)) == [(Kind.REFUSED, BTC, [str(day)])]
     assert not is_due(world.ledger(BTC).rows[day], clock.now())
     world.at("2026-02-20T12:00:00")
     assert found(swept(world, BTC)) == [(Kind.PUBLISHED, BTC, [str(day)])]
@@ -308,7 +313,7 @@ def test_where_no_etag_of_the_checksum_is_on_record_its_time_tells_also_for_a_fi
     row = replace(world.one(BTC, str(day)).row, replaced_by="new", failure="checksum", attempts=1)
     name = BTC.archive_daily(day)
     new = Line(name, "new", "2026-03-04T08:00:00.000Z")
-    for minute, kinds in ((0, []), (1, [Kind.REPLACED])):
+    for minute, kinds in ((0, [Kind.REFUSED]), (1, [Kind.REPLACED])):
         Ledger([row]).write(world.layout.ledger(BTC))
         line = Line(f"{name}.CHECKSUM", "ab", f"2026-03-05T12:0{minute}:00.000Z")
         assert [one.kind for one in sweep(world.settings, [BTC], OnePage(new, line)).discoveries] == kinds

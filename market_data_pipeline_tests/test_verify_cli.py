@@ -8,7 +8,7 @@ from datetime import date
 import pytest
 
 from market_data_pipeline import verify
-from market_data_pipeline.sandbox import LateArchive, MissingDay, ReplacedArchive, Status
+from market_data_pipeline.sandbox import LateArchive, MissingDay, ReplacedArchive, Status, WrongChecksum
 from market_data_pipeline_tests.shell import MarketData, shell
 from market_data_pipeline_tests.world import World, days, klines, utc
 
@@ -43,7 +43,9 @@ def test_a_replaced_archive_is_fetched_again_and_what_changed_is_said(world: Wor
     assert looked.exit_code == 1
     assert "replaced" in looked.stdout
     assert "BTCUSDT-1h-2026-02-04.zip" in looked.stdout
-    assert "7 archives of 1 series compared in 1 request: 1 replaced, 0 published since, 0 vanished." in looked.stderr
+    assert "7 archives of 1 series compared in 1 request: 1 replaced, 0 published since, 0 refused, 0 vanished." in (
+        looked.stderr
+    )
     assert world.ledger(BTC).rows[WEEK[2]].replaced_by is None
     assert len(world.asked()) == 1
 
@@ -56,6 +58,34 @@ def test_a_replaced_archive_is_fetched_again_and_what_changed_is_said(world: Wor
     again = market_data("verify")
     assert again.exit_code == 0
     assert "7 archives of 1 series compared in 1 request: 0 replaced" in again.stderr
+
+
+def test_a_replaced_archive_that_was_refused_is_no_success_however_often_it_is_looked_at(
+    world: World, market_data: MarketData
+) -> None:
+    world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=[WEEK[2]], at=utc("2026-03-06T00:00:00")))
+    world.ingest(BTC, WEEK)
+    wrong = world.sandbox.faults.add(WrongChecksum(path="BTCUSDT-1h-2026-02-04"))
+    world.at("2026-03-06T12:00:00")
+
+    first = market_data("verify")
+
+    assert first.exit_code == 1
+    assert "fetched again when Binance publishes another archive or another checksum" in first.stderr
+    assert "The same command tries" not in first.stderr
+    world.forget()
+    for arguments in ([], ["--check-only"]):
+        again = market_data("verify", *arguments)
+        assert again.exit_code == 1
+        assert "0 replaced, 0 published since, 1 refused, 0 vanished." in again.stderr
+        assert "1 day is held as before, since the archive that is there now was refused" in again.stderr
+        assert "BTCUSDT-1h-2026-02-04.zip" in again.stdout
+    assert world.asked(".zip") == [], "only the listing is asked"
+
+    world.sandbox.faults.remove(wrong)
+    assert market_data("verify").exit_code == 0
+    assert market_data("verify").exit_code == 0
+    assert world.ledger(BTC).rows[WEEK[2]].failure is None
 
 
 def test_days_whose_archive_was_published_since_become_final(world: World, market_data: MarketData) -> None:

@@ -19,6 +19,7 @@ from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.listed import listing_sources, with_listings
+from market_data_pipeline.quality.repair import REFUSED
 from market_data_pipeline.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import load_universe
@@ -228,4 +229,12 @@ def tell_failures(failures: Sequence[DayFailure], console: Console) -> None:
         console.print(f"  {named}{failure.failure}: {failure.reason.removeprefix(named)}", soft_wrap=True)
     if len(failures) > SHOWN_FAILURES:
         console.print(f"  and {len(failures) - SHOWN_FAILURES:,} more.")
-    console.print("What is held stays. The same command tries the failed days again.")
+    kept = sum(failure.row.held and failure.failure in REFUSED for failure in failures)
+    if kept:
+        console.print(
+            f"{counted(kept, 'day')} {'is' if kept == 1 else 'are'} held as before, and fetched again when Binance "
+            "publishes another archive or another checksum.",
+            soft_wrap=True,
+        )
+    if kept < len(failures):
+        console.print(f"What is held stays. The same command tries the {'other' if kept else 'failed'} days again.")

@@ -49,8 +49,9 @@ def verify(
     nothing is asked of Binance: every file is read and compared with the checksum of its rows; damaged ones are noted
     as failed, and the next backfill or sync replaces them.
 
-    Exit code 1 where something is wrong and was not mended. An archive that vanished is told, and is no fault of the
-    lake: its days stay, as they were proven.
+    Exit code 1 where something is wrong and was not mended: also where an archive was replaced by one that was refused,
+    until another one, or another checksum, is published. An archive that vanished is told, and is no fault of the lake:
+    its days stay, as they were proven.
 
       market-data verify
       market-data verify --market um --check-only
@@ -91,9 +92,12 @@ def _listing(settings: Settings, keys: Sequence[SeriesKey], universe: Universe, 
     _tell_troubles(report.troubles, console)
     if report.not_reached:
         console.print(report.said_of_not_reached(), soft_wrap=True, style="red")
-    wanted = report.to_bring
+    wanted, refused = report.to_bring, report.of(Kind.REFUSED)
+    if refused:
+        console.print(_said_of_refused(refused), soft_wrap=True)
+    well = not refused and not report.troubles
     if not wanted:
-        return not report.troubles
+        return well
     if not mend:
         console.print("`market-data verify` fetches those that changed or are new.")
         return False
@@ -102,7 +106,7 @@ def _listing(settings: Settings, keys: Sequence[SeriesKey], universe: Universe, 
         console.print(note, soft_wrap=True)
     mended = bool(chosen.wanted) and fetch(settings, Chosen(chosen.wanted), yes=yes)
     _tell_changes(Layout(settings.root), report, console)
-    return mended and not chosen.notes and not report.troubles
+    return mended and not chosen.notes and well
 
 
 def _discoveries(report: SweepReport) -> Table:
@@ -121,7 +125,7 @@ def _discoveries(report: SweepReport) -> Table:
 
 
 def _style(found: Discovery) -> str:
-    return {Kind.REPLACED: "yellow", Kind.VANISHED: "red"}.get(found.kind, "")
+    return {Kind.REPLACED: "yellow", Kind.REFUSED: "red", Kind.VANISHED: "red"}.get(found.kind, "")
 
 
 def _said_of(report: SweepReport) -> str:
@@ -137,7 +141,21 @@ def _said_of(report: SweepReport) -> str:
     )
 
 
-_WORDS = {Kind.REPLACED: "replaced", Kind.PUBLISHED: "published since", Kind.VANISHED: "vanished"}
+_WORDS = {
+    Kind.REPLACED: "replaced",
+    Kind.PUBLISHED: "published since",
+    Kind.REFUSED: "refused",
+    Kind.VANISHED: "vanished",
+}
+
+
+def _said_of_refused(refused: Sequence[Discovery]) -> str:
+    number = sum(len(found.days) for found in refused)
+    return (
+        f"{counted(number, 'day')} {'is' if number == 1 else 'are'} held as before, since the archive that is there "
+        "now was refused. It is fetched again when Binance publishes another one, or another checksum. "
+        'The reasons: `market-data sql "FROM quality.coverage WHERE failure IS NOT NULL"`.'
+    )
 
 
 def _that_can_be_brought(wanted: Mapping[SeriesKey, Sequence[date]], universe: Universe) -> Chosen:

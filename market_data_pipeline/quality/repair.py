@@ -26,6 +26,9 @@ LASTING = frozenset({"checksum", "malformed", "conflict", "absent", "unproven"})
 WITHOUT_ARCHIVE = frozenset({"absent", "unpublished", "host_off", "rest_answer"})
 """Kinds of failure of a day for which the archive had nothing and REST did not stand in."""
 
+REFUSED = LASTING - WITHOUT_ARCHIVE
+"""Kinds of failure of a day whose archive was fetched, and is not to be taken."""
+
 FIRST_PAUSE = timedelta(hours=1)
 LONGEST_PAUSE = timedelta(days=7)
 
@@ -113,7 +116,7 @@ def is_worth_asking(row: LedgerRow, now: datetime) -> bool:
 
 def is_refused(row: LedgerRow) -> bool:
     """Whether the archive of a day was fetched and refused, so that only other bytes or another checksum help."""
-    return not row.final and row.failure in LASTING - WITHOUT_ARCHIVE and not (row.replaced_by and row.attempts == 0)
+    return not row.final and row.failure in REFUSED and not (row.replaced_by and row.attempts == 0)
 
 
 def is_not_listed(row: LedgerRow, listing: Listing) -> bool:
@@ -164,6 +167,16 @@ def is_known(row: LedgerRow, etag: str) -> bool:
     if row.etag == etag:
         return row.outcome != FAILED or row.failure in LASTING
     return row.replaced_by == etag and row.attempts > 0 and row.failure in LASTING
+
+
+def was_refused(row: LedgerRow, etag: str) -> bool:
+    """Whether a day that is held keeps its rows because an archive that was to replace them was refused.
+
+    Args:
+        row: The day's row in the ledger.
+        etag: Of the archive, as listed.
+    """
+    return row.outcome == HELD and row.failure in REFUSED and is_known(row, etag)
 
 
 def is_underway(row: LedgerRow, etag: str) -> bool:

@@ -73,6 +73,7 @@ def test_a_lake_that_is_as_published_costs_a_page_a_series(
         "requests": 2,
         "replaced": 0,
         "published": 0,
+        "refused": 0,
         "vanished": 0,
         "days without an ETag on record": 0,
     }
