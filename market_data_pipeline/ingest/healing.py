@@ -273,6 +273,8 @@ def with_what_was_held(key: SeriesKey, held: DayRows, rows: DayRows) -> DayRows:
 def without_repeated(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows:
     """A day of aggTrades without those that stand in the day before, too (binance-public-data #353): none stays twice.
 
+    Where all of them do, they stay, since a day without a row cannot be held, and a finding says so.
+
     Args:
         key: The series.
         before: The day before.
@@ -280,7 +282,7 @@ def without_repeated(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows
     """
     spec = spec_of(key)
     repeated = np.intersect1d(ints(before, spec.key), ints(rows.table, spec.key))
-    if len(repeated) == rows.table.num_rows or (len(repeated) == 0 and _tells_of_midnight(rows)):
+    if len(repeated) == 0 and any(finding.rule == ACROSS_MIDNIGHT for finding in rows.findings):
         return rows
     if len(repeated) == 0:
         message = "Ids of this day and of the day before lie between each other; none stands on both sides of midnight."
@@ -292,22 +294,25 @@ def without_repeated(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows
         replace(spec, columns=tuple(column for column in spec.columns if column.kind != "time")),
         said(key),
     )
-    unlike = f" Some differ: {found.shown}." if found else ""
-    message = f"{len(repeated)} trades stood on both sides of midnight; they were kept in the day before only.{unlike}"
+    stay = len(repeated) == rows.table.num_rows
+    message = (
+        f"Every trade of this day ({len(repeated)}) stands in the day before, too, and stays on both sides of "
+        "midnight, as a day without trades cannot be held: count it once."
+        if stay
+        else f"{len(repeated)} trades stood on both sides of midnight; they were kept in the day before only."
+    )
     finding = Finding(
         check="integrity",
         rule=ACROSS_MIDNIGHT,
-        severity=Severity.ERROR if found else Severity.WARN,
+        severity=Severity.ERROR if stay or found else Severity.WARN,
         count=len(repeated),
-        message=message,
+        message=f"{message} Some differ: {found.shown}." if found else message,
         ranges=key_ranges(repeated, 1),
     )
-    mended = rows.without(repeated, spec)
+    if stay and finding in rows.findings:
+        return rows
+    mended = rows if stay else rows.without(repeated, spec)
     return replace(mended, findings=(*mended.findings, finding))
-
-
-def _tells_of_midnight(rows: DayRows) -> bool:
-    return any(finding.rule == ACROSS_MIDNIGHT for finding in rows.findings)
 
 
 def _spans(lacking: Ints, longest_us: int) -> list[tuple[int, int]]:

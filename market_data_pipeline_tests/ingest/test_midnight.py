@@ -137,6 +137,26 @@ def test_a_trade_on_both_sides_stays_on_one(world: World, monkeypatch: pytest.Mo
     assert goes_on(world)
 
 
+def test_a_day_all_of_whose_trades_stand_in_the_day_before_says_so_and_is_left_alone(world: World) -> None:
+    """Of a symbol that hardly trades: its one trade of the day is that of the day before."""
+    world.sandbox.faults.add(
+        MissingRows(start=utc("2026-02-11T00:00"), end=utc("2026-02-12T00:00"), series="aggTrades")
+    )
+    world.sandbox.faults.add(RepeatedAtMidnight(days=[PAIR[1]], series="aggTrades"))
+    world.ingest(TRADES, PAIR)
+    first, second = (world.ledger(TRADES).rows[day] for day in PAIR)
+    [found] = [found for found in second.findings_list() if found.check == "integrity"]
+    assert (second.rows, second.first_key, second.integrity) == (1, first.last_key, "error")
+    assert found.message.startswith("Every trade of this day (1) stands in the day before, too")
+    assert [(r.first, r.last) for r in found.ranges] == [(first.last_key, first.last_key)]
+    world.at("2026-03-06T14:00:00")
+    world.forget()
+    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
+    world.ingest(TRADES, PAIR)
+    assert world.asked() == []
+    assert world.ledger(TRADES).rows[PAIR[1]] == second
+
+
 def test_what_lacks_between_two_days_is_asked_for_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.sandbox.faults.add(MISSING)
     for module in (encoding, healing):
