@@ -68,13 +68,15 @@ def survey(layout: Layout, universe: Universe, keys: Iterable[SeriesKey], provis
         states = states_of(rows, wanted, today)
         coverage = cover(key, rows, states, wanted, today, provisional_days)
         verdicts = {gap.verdict.value: gap.rows for gap in coverage.gaps}
-        calendar = calendar_of(key, states, verdicts, dict(_notes(rows.values(), states)))
+        calendar = calendar_of(key, states, verdicts, dict(_notes(rows.values(), states, coverage.doubtful)))
         yield Surveyed(coverage, calendar)
 
 
-def _notes(rows: Iterable[LedgerRow], states: Mapping[date, DayState]) -> Iterator[tuple[date, str]]:
+def _notes(
+    rows: Iterable[LedgerRow], states: Mapping[date, DayState], doubtful: Mapping[date, str]
+) -> Iterator[tuple[date, str]]:
     for row in rows:
-        state = states.get(row.day)
+        state, note = states.get(row.day), ""
         if state is DayState.FAILED:
             note = ": ".join(filter(None, (row.failure, row.reason)))
         elif state in (DayState.INCOMPLETE, DayState.OUTAGE, DayState.HEALED):
@@ -86,6 +88,5 @@ def _notes(rows: Iterable[LedgerRow], states: Mapping[date, DayState]) -> Iterat
                 findings = list(some)
                 told.append(f"{sum(found.count for found in findings):,} rows {rule} ({findings[0].evidence})")
             note = "; ".join(told)
-        else:
-            continue
-        yield row.day, shortened(note, _NOTE)
+        if said := "; ".join(filter(None, (note, doubtful.get(row.day)))):
+            yield row.day, shortened(said, _NOTE)

@@ -20,6 +20,7 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.states import DayState
 from market_data_pipeline.quality.calendar import SeriesCalendar
+from market_data_pipeline.quality.standing import SeriesCoverage
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.survey import survey
 from market_data_pipeline.universe import Universe, load_universe
@@ -37,6 +38,7 @@ _HEADS = {
 _ALWAYS = (DayState.FINAL, DayState.PROVISIONAL, DayState.FAILED, DayState.MISSING)
 _WRONG = (DayState.INCOMPLETE, DayState.FAILED)
 _WIDTH_WITH_GAPS = 130
+_SHOWN_DOUBTFUL = 20
 
 
 @click.command()
@@ -59,7 +61,8 @@ def coverage(
     Of days that are held, final ones are settled, healed ones have rows from REST that the archive lacks, in those with
     an outage the exchange stood still, and of incomplete ones (incompl.) rows are missing that nothing explains.
     Failed and missing are as in `market-data status`, and so is provisional (prov.), but for days that are incomplete.
-    What is left out is all series.
+    Days that are held and not beyond doubt are named below: the archive that replaced theirs was refused, a person
+    accepted a checksum that does not match, or their integrity check fails. What is left out is all series.
 
       market-data coverage --market um --interval 1m
       market-data coverage --html coverage.html
@@ -73,8 +76,10 @@ def coverage(
     there = list(dict.fromkeys([*universe.series(), *held]))
     what = asked(markets, data_types, symbols, intervals)
     keys = series_among(there, what, str(settings.root), "`market-data add` puts a series into the universe.")
-    calendars = [one.calendar for one in survey(layout, universe, keys, settings.provisional_days)]
+    surveyed = list(survey(layout, universe, keys, settings.provisional_days))
+    calendars = [one.calendar for one in surveyed]
     show(calendars, str(settings.root), out())
+    tell_doubtful([one.coverage for one in surveyed], out())
     if page is not None:
         text = coverage_page(calendars, str(settings.root), clock.now())
         files.write_bytes(page.absolute(), text.encode())
@@ -115,6 +120,18 @@ def show(calendars: Sequence[SeriesCalendar], root: str, console: Console) -> No
     console.print(table)
     if not wide and rows:
         console.print(f"Rows by verdict: {_verdicts(rows)}", soft_wrap=True)
+
+
+def tell_doubtful(covered: Iterable[SeriesCoverage], console: Console) -> None:
+    """Name the days that are held and not beyond doubt, the newest of each series first."""
+    told = [(one.key, day, one.doubtful[day]) for one in covered for day in sorted(one.doubtful, reverse=True)]
+    if not told:
+        return
+    console.print(f"{counted(len(told), 'day')} held, but not beyond doubt:", style="yellow")
+    for key, day, said in told[:_SHOWN_DOUBTFUL]:
+        console.print(Text(f"  {key.short} {day}: {said}"), soft_wrap=True)
+    if len(told) > _SHOWN_DOUBTFUL:
+        console.print(f"  and {len(told) - _SHOWN_DOUBTFUL:,} more.")
 
 
 def _numbers(counts: Mapping[DayState, int], states: Iterable[DayState]) -> list[str | Text]:

@@ -7,6 +7,7 @@ points at is worked out by a few lines of script from the same runs of days; wit
 from __future__ import annotations
 
 import json
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime
@@ -122,13 +123,12 @@ def _details(one: SeriesCalendar) -> str:
 
 
 def _lines(one: SeriesCalendar) -> Iterator[str]:
+    days = sorted(one.notes)
     for run in reversed(one.runs):
-        if run.state not in _TOLD:
-            continue
-        noted = [day for day in one.notes if run.first <= day <= run.last]
-        if not noted:
+        noted = days[bisect_left(days, run.first) : bisect_right(days, run.last)]
+        if not noted and run.state in _TOLD:
             yield f"{_when(run)}: {MEANING[run.state]}"
-        for day in sorted(noted, reverse=True):
+        for day in reversed(noted):
             yield f"{day}: {MEANING[run.state]}. {escape(one.notes[day])}"
 
 

@@ -20,6 +20,8 @@ from market_data_pipeline.universe import Universe
 CHECKS: Mapping[str, str] = {
     "missing_days": "Every day of every series, from its start in the universe to yesterday, was brought.",
     "failed_days": "No day that was asked for is without a file.",
+    "doubtful_days": "Every day that is held is beyond doubt: it is of the archive that is published now, matches its "
+    "checksum, and passes the integrity check.",
     "provisional_days": "No day has been provisional for too long: its archive was published and verified.",
     "gaps": "Whatever is missing, or stands still, inside of the days that are held is explained: as the days' own "
     "gaps checks, and with the whole market in view, so that `suspended` is told from `quiet`.",

@@ -1,6 +1,7 @@
 """What a day of a series is, in one word: for tables and calendars that look at many days, and for SQL.
 
-What belongs here: the words and what they rest on, once in Python and once in SQL, which say the same.
+What belongs here: the words and what they rest on, once in Python and once in SQL, which say the same; and what they
+leave unsaid of a day that is held.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 from enum import StrEnum
 
 from market_data_pipeline.findings import VERDICT_SEVERITY, Severity, Verdict
-from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED
+from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
+from market_data_pipeline.lake.provenance import ChecksumStatus
 
 
 class DayState(StrEnum):
@@ -63,6 +65,33 @@ def state_of(outcome: str, final: bool, verdicts: str) -> DayState:
     if found & _STOOD_STILL:
         return DayState.OUTAGE
     return DayState.HEALED if Verdict.HEALED in found else DayState.FINAL
+
+
+def doubts_of(row: LedgerRow) -> list[str]:
+    """What keeps a day that is held from being beyond doubt, a sentence each: whoever uses it should know of it.
+
+    Another archive is there that was refused, or not fetched yet; a person accepted a checksum that does not match; the
+    integrity check fails.
+
+    Args:
+        row: The day's row in the ledger.
+    """
+    if row.outcome != HELD:
+        return []
+    said = []
+    if row.replaced_by is not None:
+        why = ": ".join(filter(None, (row.failure, row.reason)))
+        said.append(
+            f"another archive was published, and could not be taken ({why})"
+            if why
+            else "another archive was published, and is to be fetched"
+        )
+    if row.checksum == ChecksumStatus.ACCEPTED:
+        said.append("its archive does not match the published checksum, and was accepted by a person")
+    if row.integrity == Severity.ERROR:
+        failing = (f for f in row.findings_list() if f.check == "integrity" and f.severity is Severity.ERROR)
+        said.append(f"the integrity check fails ({' '.join(f.message for f in failing)})")
+    return said
 
 
 def _any_of(verdicts: frozenset[Verdict]) -> str:

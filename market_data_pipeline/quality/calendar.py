@@ -90,7 +90,7 @@ class SeriesCalendar:
         key: The series.
         runs: In order of days. A day that is in none is neither collected nor held.
         verdicts: Rows by verdict of the gaps check.
-        notes: Of days that are not simply final: what is to be said of them.
+        notes: Of days that are not simply final, or not beyond doubt: what is to be said of them.
     """
 
     key: SeriesKey

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from market_data_pipeline.findings import Finding, Verdict
 from market_data_pipeline.lake.ledger import EMPTY, HELD, LedgerRow
-from market_data_pipeline.lake.states import DayState, state_of
+from market_data_pipeline.lake.states import DayState, doubts_of, state_of
 from market_data_pipeline.series import SeriesKey, interval_us
 
 _DAY = timedelta(days=1)
@@ -72,6 +72,7 @@ class SeriesCoverage:
         missing: Days that were never brought.
         breaks: Midnights that are not crossed.
         gaps: What is missing, or stands still, inside of the days that are held.
+        doubtful: Days that are held and not beyond doubt, with what is to be said of them, in order.
     """
 
     key: SeriesKey
@@ -82,6 +83,7 @@ class SeriesCoverage:
     missing: tuple[date, ...]
     breaks: tuple[Break, ...]
     gaps: tuple[GapSum, ...]
+    doubtful: Mapping[date, str]
 
     @property
     def lacking(self) -> int:
@@ -148,6 +150,7 @@ def cover(
         tuple(day for day in expected if states.get(day) is DayState.MISSING),
         continuity(key, rows, today),
         sum_of_gaps(rows.values()),
+        {day: "; ".join(said) for day, row in sorted(rows.items()) if (said := doubts_of(row))},
     )
 
 

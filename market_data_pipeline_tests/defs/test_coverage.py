@@ -17,8 +17,8 @@ from dagster_shared.serdes import serialize_value
 from market_data_pipeline import clock
 from market_data_pipeline.defs.bodies.coverage import how_to_recover
 from market_data_pipeline.defs.coverage import coverage_key
-from market_data_pipeline.findings import Verdict
-from market_data_pipeline.lake.ledger import FAILED, LedgerRow
+from market_data_pipeline.findings import Finding, Severity, Verdict
+from market_data_pipeline.lake.ledger import FAILED, Ledger, LedgerRow
 from market_data_pipeline.quality.verdicts import verdict_finding
 from market_data_pipeline.series import Market
 from market_data_pipeline_tests.defs.fakes import KLINES, OTHER, TRADES, UNIVERSE, Project, day, hold, put, universe_of
@@ -47,6 +47,7 @@ def test_a_complete_market_passes(project: Project) -> None:
 
     assert (metadata["days held"], metadata["days missing"], metadata["series"]) == (9, 0, 3)
     assert checks["missing_days"].passed
+    assert checks["doubtful_days"].passed
     # The made-up trades jump from 19 to 20, as they should.
     assert checks["continuity"].passed
 
@@ -101,6 +102,34 @@ def test_of_many_failed_days_the_newest_twenty_are_shown_and_all_are_counted(
         "`market-data backfill --market spot --data-type klines --symbol BTCUSDT --interval 1h "
         "--from 2024-01-31 --through 2024-01-31`"
     )
+
+
+def test_days_that_are_held_and_not_beyond_doubt_are_a_warning_that_stays(project: Project) -> None:
+    wrong = Finding(
+        check="integrity", rule="ohlc", severity=Severity.ERROR, count=1, message="1 candle is upside down."
+    )
+    for key in (KLINES, OTHER, TRADES):
+        for number in (1, 2, 3):
+            hold(project.layout, key, day(number), findings=(wrong,) if (key, number) == (OTHER, 3) else ())
+    rows = Ledger.read(project.layout.ledger(KLINES)).rows
+    put(project.layout, KLINES, replace(rows[day(1)], replaced_by="b", failure="checksum", reason="It differs."))
+    put(project.layout, KLINES, replace(rows[day(2)], checksum="accepted"))
+
+    metadata, checks = run(project)
+
+    assert metadata["days held"] == 9
+    found = checks["doubtful_days"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "3 days of 2 series are held" in (found.description or "")
+    assert [(row["series"], row["day"], row["what"]) for row in table(found, "doubtful")] == [
+        (str(OTHER), "2024-01-03", "the integrity check fails (1 candle is upside down.)"),
+        (
+            str(KLINES),
+            "2024-01-02",
+            "its archive does not match the published checksum, and was accepted by a person",
+        ),
+        (str(KLINES), "2024-01-01", "another archive was published, and could not be taken (checksum: It differs.)"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def look_at(context: dg.AssetExecutionContext, market: Market, settings: Setting
         check_results=[
             missing_days_result(covered),
             failed_days_result(covered),
+            doubtful_days_result(covered),
             provisional_days_result(covered, settings.provisional_days),
             gaps_result(covered),
             continuity_result(covered),
@@ -149,6 +150,32 @@ def how_to_recover(key: SeriesKey, row: LedgerRow) -> str:
             return f"nothing: the archive brings it; or {backfill}"
         case _:
             return backfill
+
+
+def doubtful_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
+    """The verdict on days that are held and not beyond doubt: a warning that stays as long as they are so."""
+    doubtful = [(one.key, day, said) for one in covered for day, said in one.doubtful.items()]
+    doubtful.sort(key=lambda found: found[1], reverse=True)
+    records = [
+        {"series": str(key), "day": day.isoformat(), "what": shortened(said, SHOWN_TEXT)}
+        for key, day, said in doubtful[: SHOWN_ROWS + 1]
+    ]
+    metadata: dict[str, Any] = {"days": len(doubtful)}
+    if doubtful:
+        metadata["doubtful"] = _table(records, SHOWN_ROWS)
+    return dg.AssetCheckResult(
+        check_name="doubtful_days",
+        passed=not doubtful,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=(
+            f"{len(doubtful)} days of {len({key for key, *_ in doubtful})} series are held, but the archive that "
+            "replaced theirs was refused or not fetched yet, a person accepted a checksum that does not match, or the "
+            "integrity check fails. The metadata has the newest; the day's own check has all that is known of it."
+            if doubtful
+            else "Every day that is held is of the archive that is published now, and proven."
+        ),
+        metadata=metadata,
+    )
 
 
 def provisional_days_result(covered: Sequence[SeriesCoverage], after: int) -> dg.AssetCheckResult:
