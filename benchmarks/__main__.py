@@ -12,8 +12,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks.backfilling import backfill, load, yesterday
-from benchmarks.data import FULL, QUICK, Archives, Scale, make_archives
+from benchmarks.asking import sql, vwap
+from benchmarks.backfilling import backfill, backfill_months, backfill_trades, load, yesterday
+from benchmarks.data import FULL, QUICK, Archives, Scale
+from benchmarks.growing import growth_series, growth_years
 from benchmarks.ingestion import ingest_klines, ingest_klines_of_months, ingest_trades
 from benchmarks.reading import queries
 from benchmarks.reconciling import reconcile
@@ -25,11 +27,17 @@ BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "ingest-months": ingest_klines_of_months,
     "ingest-trades": ingest_trades,
     "backfill": backfill,
+    "backfill-months": backfill_months,
+    "backfill-trades": backfill_trades,
     "yesterday": yesterday,
     "queries": queries,
+    "sql": sql,
+    "vwap": vwap,
     "reconcile": reconcile,
     "verify": verify,
     "load": load,
+    "growth-years": growth_years,
+    "growth-series": growth_series,
 }
 
 PRINTED_WIDTH = 150
@@ -38,7 +46,9 @@ PRINTED_WIDTH = 150
 RESULTS = Path(__file__).parent / "results"
 
 
-def measure(names: Sequence[str], scale: Scale, folder: Path, results: Path, console: Console) -> list[Row]:
+def measure(
+    names: Sequence[str], scale: Scale, folder: Path, results: Path, console: Console, *, tools: bool = False
+) -> list[Row]:
     """Make the data (not timed), measure, print the table and keep the numbers.
 
     Args:
@@ -47,10 +57,11 @@ def measure(names: Sequence[str], scale: Scale, folder: Path, results: Path, con
         folder: Where archives are kept and lakes are written.
         results: Where the JSON goes.
         console: Where the table goes.
+        tools: Whether published tools are installed and measured beside.
     """
     load_before = os.getloadavg()[0]
-    with console.status("Making archives (not timed) …"):
-        archives = make_archives(folder / "archives", scale)
+    archives = Archives(folder / "archives", scale, tools)
+    archives.folder.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     try:
         with tempfile.TemporaryDirectory(prefix="lakes-", dir=folder) as work:
@@ -73,9 +84,15 @@ def measure(names: Sequence[str], scale: Scale, folder: Path, results: Path, con
     help="Where archives and lakes are written; archives found there are used again. A temporary folder by default.",
 )
 @click.option(
+    "--tools/--no-tools",
+    default=None,
+    help="Install published tools from PyPI, each into an environment of its own below the folder, and measure them "
+    "beside. By default at full size only.",
+)
+@click.option(
     "--results", type=click.Path(file_okay=False, path_type=Path), default=RESULTS, help="Where the JSON goes."
 )
-def main(only: tuple[str, ...], quick: bool, folder: Path | None, results: Path) -> None:
+def main(only: tuple[str, ...], quick: bool, folder: Path | None, tools: bool | None, results: Path) -> None:
     """Measure what the pipeline costs, beside simpler ways. Exit code 1 where a target is missed at full size."""
     scale = QUICK if quick else FULL
     with ExitStack() as stack:
@@ -87,6 +104,7 @@ def main(only: tuple[str, ...], quick: bool, folder: Path | None, results: Path)
             folder,
             results,
             Console(width=None if sys.stdout.isatty() else PRINTED_WIDTH),
+            tools=not quick if tools is None else tools,
         )
     if scale.judged and any(row.reached is False for row in rows):
         sys.exit(1)

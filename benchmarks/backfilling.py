@@ -1,23 +1,32 @@
-"""Rows about Dagster: a whole backfill on record, and how long a code location takes to load."""
+"""Rows about Dagster: whole backfills on record, and how long a code location takes to load."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from benchmarks.baselines import pandas_ingest_each
-from benchmarks.data import ROUND_TRIP_SECONDS, Archives, serving, settings_of
+from benchmarks.baselines import days_of, months_of, pandas_ingest, pandas_ingest_each
+from benchmarks.data import KLINES_FROM, ROUND_TRIP_SECONDS, Archives, days_of_months, serving, settings_of
 from benchmarks.measure import Cost, apart, measured
 from benchmarks.report import Baseline, Row
+from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.series import SeriesKey
+
+_FIVE_YEARS = 60
+"""Months."""
+
+_FEW = 2
+"""Repetitions of what is told by its memory, which varies little."""
 
 
 def backfill(archives: Archives, work: Path) -> list[Row]:
@@ -26,17 +35,52 @@ def backfill(archives: Archives, work: Path) -> list[Row]:
     What ``market-data backfill`` does after its imports: universe, definitions, records, run, catalog. The same days
     come with Dagster's stock event log for comparison.
     """
-    key, days = archives.kline_series, archives.kline_days
-    with serving(archives.daily) as origin:
+    key, days, mirror = archives.kline_series, archives.kline_days, archives.klines()
+    with serving(mirror) as origin:
 
-        def runs(name: str, times: int, *, stock: bool) -> list[float]:
-            costs = [apart(_bring, work / f"{name}-{n}", origin.env, key, days, stock=stock) for n in range(times)]
-            return [cost.seconds / len(days) * 1000 for cost in costs]
+        def costs(name: str, times: int, *, stock: bool) -> list[Cost]:
+            return [apart(bring_all, work / f"{name}-{n}", origin.env, {key: days}, stock=stock) for n in range(times)]
 
-        ours = runs("backfill", archives.scale.repetitions, stock=False)
-        stock = runs("backfill-stock", 1, stock=True)
-    what = f"Dagster backfill of {len(days)} days of 1m klines in one run, with both checks, for each day"
-    return [Row("backfill", what, "ms", ours, target=60, baselines=[Baseline("Dagster's own event log", stock)])]
+        ours, stock = costs("ours", archives.scale.repetitions, stock=False), costs("stock", 1, stock=True)
+    what = f"Dagster backfill of {len(days)} days of 1m klines in one run, with both checks"
+
+    def a_day(costs: Sequence[Cost]) -> list[float]:
+        return [cost.seconds / len(days) * 1000 for cost in costs]
+
+    beside, name = a_day(stock), "Dagster's own event log"
+    return [
+        Row("backfill", f"{what}, for each day", "ms", a_day(ours), target=12, baselines=[Baseline(name, beside)]),
+        _memory("backfill-memory", what, ours, [Baseline(name, [cost.peak_mb for cost in stock])]),
+    ]
+
+
+def backfill_months(archives: Archives, work: Path) -> list[Row]:
+    """``market-data backfill`` of five years of 1m klines of one symbol from monthly zips: the whole command."""
+    key, months, mirror = archives.kline_series, archives.months[-_FIVE_YEARS:], archives.monthly()
+    days, zips = days_of_months(months), months_of(key, months)
+    with serving(mirror) as origin:
+        ours = [
+            _command(work / f"command-{n}", origin.env, key, days) for n in range(min(3, archives.scale.repetitions))
+        ]
+        with_pandas = apart(pandas_ingest, key, zips, origin.url, work / "pandas")
+    what = f"market-data backfill of {len(days):,} days of 1m klines from {len(months)} monthly zips"
+    script = Baseline("pandas script, a file a month, without its imports", [with_pandas.seconds])
+    return [Row("backfill-months", what, "s", ours, target=30, baselines=[script])]
+
+
+def backfill_trades(archives: Archives, work: Path) -> list[Row]:
+    """A whole Dagster backfill of two weeks of a million aggTrades a day: the memory of all its processes."""
+    key, days, mirror = archives.trade_series, archives.trade_days, archives.trades()
+    with serving(mirror) as origin:
+        ours = [apart(bring_all, work / f"trades-{n}", origin.env, {key: days}) for n in range(_FEW)]
+        with_pandas = apart(pandas_ingest, key, days_of(key, days), origin.url, work / "trades-pandas")
+    what = f"Dagster backfill of {len(days)} days of aggTrades in one run"
+    return [_memory("backfill-trades-memory", what, ours, [Baseline("pandas script", [with_pandas.peak_mb])])]
+
+
+def _memory(name: str, what: str, costs: Sequence[Cost], baselines: list[Baseline]) -> Row:
+    peaks = [cost.peak_mb for cost in costs]
+    return Row(name, f"{what}: peak memory of all processes", "MB", peaks, target=1000, baselines=baselines)
 
 
 def yesterday(archives: Archives, work: Path) -> list[Row]:
@@ -44,8 +88,8 @@ def yesterday(archives: Archives, work: Path) -> list[Row]:
 
     What the daily schedule's run does after its imports. Beside it, a script that fetches the zips one after another.
     """
-    keys, day = archives.many_series, archives.query_days[-1]
-    with serving(archives.many, ROUND_TRIP_SECONDS) as origin:
+    keys, day = archives.many_series, archives.short_days[-1]
+    with serving(archives.many(), ROUND_TRIP_SECONDS) as origin:
         ours = [
             apart(_one_day, work / f"yesterday-{n}", origin.env, keys, day).seconds
             for n in range(archives.scale.repetitions)
@@ -64,7 +108,7 @@ def load(archives: Archives, work: Path) -> list[Row]:
     assets = len(archives.many_series)
     universe = work / "universe.yaml"
     universe.parent.mkdir(parents=True, exist_ok=True)
-    _write_universe(universe, archives.many_series)
+    write_universe(universe, archives.many_series)
     env = os.environ | {"MARKET_DATA_UNIVERSE": str(universe), "MARKET_DATA_DIR": str(work)}
     loads = [_load_seconds(env, assets) for _ in range(archives.scale.repetitions)]
     what = f"load a code location of {assets} klines assets with {2 * assets} checks, after Dagster's import"
@@ -72,7 +116,7 @@ def load(archives: Archives, work: Path) -> list[Row]:
         Baseline("import dagster, before it", [dagster for dagster, _ in loads]),
         Baseline("both together", [dagster + ours for dagster, ours in loads]),
     ]
-    return [Row("load", what, "s", [ours for _, ours in loads], target=2.0, baselines=beside)]
+    return [Row("load", what, "s", [ours for _, ours in loads], target=1.3, baselines=beside)]
 
 
 _LOAD = """
@@ -98,10 +142,31 @@ def _load_seconds(env: Mapping[str, str], assets: int) -> tuple[float, float]:
     return float(dagster), float(ours)
 
 
-def _write_universe(path: Path, keys: Sequence[SeriesKey]) -> None:
-    klines = {"intervals": list(dict.fromkeys(key.interval for key in keys)), "from": date(2020, 1, 1)}
-    symbols = list(dict.fromkeys(key.symbol for key in keys))
-    path.write_text(yaml.safe_dump({"collect": [{"market": "spot", "symbols": symbols, "klines": klines}]}))
+def write_universe(path: Path, keys: Sequence[SeriesKey], first: date = KLINES_FROM) -> None:
+    """Write a ``universe.yaml`` with every interval or aggTrades of the series for every symbol, from a day on."""
+    collect: dict[str, Any] = {"market": "spot", "symbols": list(dict.fromkeys(key.symbol for key in keys))}
+    intervals = list(dict.fromkeys(key.interval for key in keys if key.interval is not None))
+    if intervals:
+        collect["klines"] = {"intervals": intervals, "from": first}
+    else:
+        collect["aggTrades"] = {"from": first}
+    path.write_text(yaml.safe_dump({"collect": [collect]}))
+
+
+def _command(root: Path, env: Mapping[str, str], key: SeriesKey, days: Sequence[date]) -> float:
+    """Seconds that ``market-data backfill`` takes from its start to its end."""
+    root.mkdir(parents=True)
+    write_universe(root / "universe.yaml", [key], days[0])
+    own = {"MARKET_DATA_DIR": str(root), "MARKET_DATA_UNIVERSE": str(root / "universe.yaml")}
+    command = [sys.executable, "-m", "market_data_pipeline.cli", "backfill", "--yes", "--symbol", key.symbol]
+    command += ["--interval", str(key.interval), "--from", str(days[0]), "--through", str(days[-1])]
+    whole = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"} | {**env, **own}
+    began = time.perf_counter()
+    done = subprocess.run(command, env=whole, cwd=root, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - began
+    if done.returncode or len(files.days_on_disk(Layout(root).folder(key))) != len(days):
+        raise RuntimeError(f"market-data backfill did not bring all days: {done.stderr[-500:]}")
+    return seconds
 
 
 def _one_day(root: Path, env: Mapping[str, str], keys: Sequence[SeriesKey], day: date) -> Cost:
@@ -113,7 +178,7 @@ def _one_day(root: Path, env: Mapping[str, str], keys: Sequence[SeriesKey], day:
     ignore_notices()
     layout, universe = Layout(root), root / "universe.yaml"
     root.mkdir(parents=True)
-    _write_universe(universe, keys)
+    write_universe(universe, keys)
     definitions = build_definitions(settings_of(env, root, universe), load_universe(universe))
     with open_instance(layout) as instance:
         with measured() as cost:
@@ -123,7 +188,20 @@ def _one_day(root: Path, env: Mapping[str, str], keys: Sequence[SeriesKey], day:
     return cost
 
 
-def _bring(root: Path, env: Mapping[str, str], key: SeriesKey, days: list[date], *, stock: bool) -> Cost:
+def bring_all(
+    root: Path, env: Mapping[str, str], wanted: Mapping[SeriesKey, Sequence[date]], *, stock: bool = False
+) -> Cost:
+    """Bring days through Dagster, with a new DAGSTER_HOME.
+
+    Args:
+        root: The lake's root, which is new.
+        env: Where the archive is.
+        wanted: Days of each series.
+        stock: Whether Dagster's own event log is used in place of ours.
+
+    Raises:
+        RuntimeError: a day failed or is not on record: what was measured would not be what it says.
+    """
     import dagster as dg
 
     # Dagster imports its storages, SQLAlchemy and Alembic with them, when it opens the first instance.
@@ -139,18 +217,18 @@ def _bring(root: Path, env: Mapping[str, str], key: SeriesKey, days: list[date],
     warnings.simplefilter("ignore", dg.BetaWarning)
     layout, universe = Layout(root), root / "universe.yaml"
     layout.dagster_home.mkdir(parents=True)
-    _write_universe(universe, [key])
+    write_universe(universe, list(wanted), min(day for days in wanted.values() for day in days))
     if stock:
         # Without the first line of ours it counts as the user's own, and is left as it is.
         config = yaml.safe_load(CONFIG.read_text())
         del config["event_log_storage"]
         (layout.dagster_home / "dagster.yaml").write_text(yaml.safe_dump(config))
-    with measured() as cost:
-        report = bring(settings_of(env, root, universe), {key: days})
+    with measured() as cost, cost.watching_helpers():
+        report = bring(settings_of(env, root, universe), wanted)
     if report.failures:
         raise RuntimeError(f"{len(report.failures)} days failed: {report.failures[0].reason}")
     with open_instance(layout) as instance:
-        recorded = days_on_record(instance, key)
-    if recorded != set(days):
-        raise RuntimeError(f"{len(recorded)} of {len(days)} days are on record.")
+        lost = [key for key, days in wanted.items() if days_on_record(instance, key) != set(days)]
+    if lost:
+        raise RuntimeError(f"Not all days of {len(lost)} series are on record, e.g. of {lost[0]}.")
     return cost

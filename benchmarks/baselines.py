@@ -7,8 +7,9 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
@@ -24,30 +25,72 @@ from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import spec_of
 
 
-def pandas_ingest(key: SeriesKey, days: Sequence[date], url: str, folder: Path) -> Cost:
-    """The script that many people have: requests, ``pandas.read_csv`` on the zip, ``to_parquet``, day after day.
+def days_of(key: SeriesKey, days: Sequence[date]) -> list[str]:
+    """Keys of daily zips in the archive's bucket."""
+    return [key.archive_daily(day) for day in days]
+
+
+def months_of(key: SeriesKey, months: Sequence[date]) -> list[str]:
+    """Keys of monthly zips in the archive's bucket."""
+    return [key.archive_monthly(month) for month in months]
+
+
+@contextmanager
+def _reading(where: str | Path) -> Iterator[Callable[[str], bytes]]:
+    """How a zip is got: from a server by one kept connection, or from a mirror on this disk."""
+    if isinstance(where, Path):
+        mirror = where
+        yield lambda zip_: (mirror / zip_).read_bytes()
+        return
+    import requests
+
+    with requests.Session() as session:
+        yield lambda zip_: session.get(f"{where}/{zip_}", timeout=60).content
+
+
+def pandas_ingest(key: SeriesKey, zips: Sequence[str], where: str | Path, folder: Path) -> Cost:
+    """The script that many people have: requests, ``pandas.read_csv`` on the zip, ``to_parquet``, one after another.
 
     Nothing is verified or checked, and no file is safe against a crash.
+
+    Args:
+        key: The series.
+        zips: Their keys in the archive's bucket.
+        where: URL of a server, or a mirror on this disk.
+        folder: Where files go.
     """
     import pandas as pd
-    import requests
 
     names = [column.name for column in spec_of(key).columns]
     folder.mkdir(parents=True)
-    with measured() as cost, requests.Session() as session:
-        for day in days:
-            answer = session.get(f"{url}/{key.archive_daily(day)}", timeout=60)
-            frame = pd.read_csv(io.BytesIO(answer.content), names=names, compression="zip")
-            frame.to_parquet(folder / f"{day}.parquet", compression="zstd", index=False)
+    with measured() as cost, _reading(where) as read:
+        for zip_ in zips:
+            frame = pd.read_csv(io.BytesIO(read(zip_)), names=names, compression="zip")
+            frame.to_parquet(folder / f"{Path(zip_).stem}.parquet", compression="zstd", index=False)
     return cost
 
 
 def pandas_ingest_each(keys: Sequence[SeriesKey], day: date, url: str, folder: Path) -> float:
     """The same script, for a day of one series after another; seconds."""
-    return sum(pandas_ingest(key, [day], url, folder / str(n)).seconds for n, key in enumerate(keys))
+    return sum(pandas_ingest(key, days_of(key, [day]), url, folder / str(n)).seconds for n, key in enumerate(keys))
 
 
-def bare_libraries(key: SeriesKey, days: Sequence[date], mirror: Path, folder: Path) -> Cost:
+def polars_ingest(key: SeriesKey, zips: Sequence[str], where: str | Path, folder: Path) -> Cost:
+    """The same with polars, which reads and writes in threads of its own."""
+    import polars as pl
+
+    names = [column.name for column in spec_of(key).columns]
+    folder.mkdir(parents=True)
+    with measured() as cost, _reading(where) as read:
+        for zip_ in zips:
+            with zipfile.ZipFile(io.BytesIO(read(zip_))) as archive:
+                csv = archive.read(archive.namelist()[0])
+            frame = pl.read_csv(csv, has_header=False, new_columns=names)
+            frame.write_parquet(folder / f"{Path(zip_).stem}.parquet", compression="zstd")
+    return cost
+
+
+def bare_libraries(key: SeriesKey, zips: Sequence[str], mirror: Path, folder: Path) -> Cost:
     """isal, Arrow's CSV reader and its Parquet writer on files of this disk, a thread for each core.
 
     No download, no checksum, no checks, nothing flushed to the disk: about the least that these libraries can do.
@@ -57,16 +100,16 @@ def bare_libraries(key: SeriesKey, days: Sequence[date], mirror: Path, folder: P
     options = pa_csv.ConvertOptions(column_types=types, true_values=["True"], false_values=["False"])
     folder.mkdir(parents=True)
 
-    def one(day: date) -> None:
+    def one(zip_: str) -> None:
         table = pa_csv.read_csv(
-            pa.BufferReader(_only_member(mirror / key.archive_daily(day))),
+            pa.BufferReader(_only_member(mirror / zip_)),
             read_options=pa_csv.ReadOptions(column_names=list(types), use_threads=False),
             convert_options=options,
         )
-        pq.write_table(table, folder / f"{day}.parquet", compression="zstd")
+        pq.write_table(table, folder / f"{Path(zip_).stem}.parquet", compression="zstd")
 
     with measured() as cost, ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(one, days))
+        list(pool.map(one, zips))
     return cost
 
 
@@ -93,6 +136,17 @@ def pandas_read(
         return pd.concat([pd.read_parquet(path, columns=columns) for path in paths], ignore_index=True)
 
     return repeated(read, times)
+
+
+def polars_read(
+    root: Path, days: Sequence[tuple[SeriesKey, date]], columns: list[str] | None, times: int
+) -> list[float]:
+    """``polars.read_parquet`` on all files at once, to pandas; seconds of each repetition."""
+    import polars as pl
+
+    layout = Layout(root)
+    paths = [layout.file(key, day) for key, day in days]
+    return repeated(lambda: pl.read_parquet(paths, columns=columns).to_pandas(), times)
 
 
 def repeated(read: Callable[[], object], times: int) -> list[float]:

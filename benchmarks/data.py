@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
+import os
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -10,18 +13,29 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import psutil
 
+from market_data_pipeline import clock
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.settings import PREFIX, Settings
+
+T = TypeVar("T")
 
 FRESH = multiprocessing.get_context("spawn")
 """Processes that inherit nothing, so that what one has imported or cached is not another's gain."""
 
 KLINES_FROM, TRADES_FROM = date(2024, 7, 1), date(2025, 3, 1)
-"""First days: a year with both of spot's time units (milliseconds until 2024-12-31), and a week of microseconds."""
+"""First days: a year with both of spot's time units (milliseconds until 2024-12-31), and two weeks of microseconds."""
+
+MONTHS_FROM_YEAR = 2018
+"""First year of the monthly zips."""
+
+MONTHS_OF_A_YEAR = 12
+
+MICROSECONDS_FROM = date(2025, 1, 1)
+"""Spot's archives have microseconds from this day on, milliseconds before."""
 
 INTERVALS = ("1m", "5m", "1h", "1d")
 """Of the series of which there are many."""
@@ -29,8 +43,8 @@ INTERVALS = ("1m", "5m", "1h", "1d")
 ROUND_TRIP_SECONDS = 0.05
 """To an exchange far away."""
 
-_Cadence = Literal["daily", "monthly"]
 _LISTED = date(2017, 8, 17)
+_MINUTE_US = 60_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +52,14 @@ class Scale:
     """How much is measured.
 
     Attributes:
-        kline_days: Days of 1m klines that are ingested and backfilled.
+        kline_days: Days of 1m klines that are ingested and backfilled from daily zips.
         trade_days: Days of aggTrades that are ingested.
         trades: aggTrades a day, give or take a tenth.
         symbols: Symbols that are queried together.
         query_days: Days that such a query spans.
-        assets: Assets that a code location loads.
+        months: Months of 1m klines in monthly zips.
+        lake_days: Days of 1m klines of each symbol in the lake that SQL is asked over.
+        assets: Assets that a code location loads, and series of which there is a day.
         repetitions: How often each thing is measured; the median counts.
         judged: Whether the targets, which are meant for the full size, are judged.
     """
@@ -53,41 +69,78 @@ class Scale:
     trades: int
     symbols: int
     query_days: int
+    months: int
+    lake_days: int
     assets: int
     repetitions: int
     judged: bool
 
 
-FULL = Scale(365, 7, 1_000_000, 10, 90, 400, 5, judged=True)
-QUICK = Scale(62, 2, 250_000, 4, 20, 100, 1, judged=False)
+FULL = Scale(365, 14, 1_000_000, 10, 90, 96, 3 * 365, 400, 5, judged=True)
+QUICK = Scale(62, 2, 250_000, 4, 20, 6, 120, 40, 1, judged=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Archives:
-    """Archives on disk, laid out as Binance's.
+    """Archives on disk, laid out as Binance's; each part is made when it is first asked for, and then kept.
 
     Attributes:
-        folder: Contains ``daily`` (zips of days only) and ``monthly`` (the same days in zips of months, too).
-        scale: How much there is.
+        folder: Where they lie. What is expensive to make and is no archive, such as a big lake, is kept there, too.
+        scale: How much there is of each.
+        tools: Whether published tools are installed there and measured beside.
     """
 
     folder: Path
     scale: Scale
+    tools: bool = False
 
-    @property
-    def daily(self) -> Path:
-        """The mirror that has daily zips only."""
+    def klines(self) -> Path:
+        """A mirror with daily zips of :attr:`kline_series`."""
+        self._make("daily", [([self.kline_series], days, 20_000) for days in _pieces(self.kline_days)])
         return self.folder / "daily"
 
-    @property
-    def monthly(self) -> Path:
-        """The mirror that has monthly zips, as Binance's archive has for months that are over."""
-        return self.folder / "monthly"
+    def trades(self) -> Path:
+        """The same mirror, with the days of :attr:`trade_series` in it."""
+        self._make("daily", [([self.trade_series], [day], self.scale.trades) for day in self.trade_days])
+        return self.folder / "daily"
 
-    @property
+    def symbols(self) -> Path:
+        """The same mirror, with :attr:`query_days` of as many symbols as are queried together in it."""
+        others = [klines(name) for name in symbol_names(self.scale.symbols)[1:]]
+        self.klines()
+        self._make("daily", [([key], self.query_days, 20_000) for key in others])
+        return self.folder / "daily"
+
     def many(self) -> Path:
-        """The mirror that has one day of :attr:`many_series`."""
+        """A mirror that has :attr:`short_days` of :attr:`many_series`."""
+        self._make("many", [(keys, self.short_days, 500) for keys in _pieces(self.many_series)])
         return self.folder / "many"
+
+    def monthly(self) -> Path:
+        """A mirror that has monthly and daily zips of :attr:`kline_series`, as the archive has of months gone by.
+
+        They hold the year of the daily zips, again and again, with the times of :attr:`months`.
+        """
+        mirror, key = self.folder / "monthly", self.kline_series
+        done = self.folder / f"monthly {self.scale.kline_days} {self.scale.months}.made"
+        if not done.exists():
+            daily = [self.klines() / key.archive_daily(day) for day in self.kline_days]
+            with ProcessPoolExecutor(mp_context=FRESH) as pool:
+                for made in [pool.submit(write_month, mirror, key, month, daily) for month in self.months]:
+                    made.result()
+            done.touch()
+        return mirror
+
+    def _make(self, mirror: str, jobs: Sequence[_Job]) -> None:
+        """Write daily zips by the sandbox's generator, unless they were written before."""
+        done = self.folder / f"{mirror} {hashlib.sha256(repr(jobs).encode()).hexdigest()[:16]}.made"
+        if done.exists():
+            return
+        (self.folder / mirror).mkdir(parents=True, exist_ok=True)
+        with ProcessPoolExecutor(mp_context=FRESH) as pool:
+            for made in [pool.submit(_write, self.folder / mirror, *job) for job in jobs]:
+                made.result()
+        done.touch()
 
     @property
     def many_series(self) -> list[SeriesKey]:
@@ -97,7 +150,7 @@ class Archives:
 
     @property
     def kline_days(self) -> list[date]:
-        """The days of klines of :attr:`kline_series`."""
+        """The days of the daily zips of :attr:`kline_series`."""
         return days_from(KLINES_FROM, self.scale.kline_days)
 
     @property
@@ -111,8 +164,18 @@ class Archives:
         return self.kline_days[-self.scale.query_days :]
 
     @property
+    def short_days(self) -> list[date]:
+        """The days that there are of many series: the last two of the klines."""
+        return self.kline_days[-2:]
+
+    @property
+    def months(self) -> list[date]:
+        """The first days of the months of the monthly zips."""
+        return [date(MONTHS_FROM_YEAR + n // 12, n % 12 + 1, 1) for n in range(self.scale.months)]
+
+    @property
     def kline_series(self) -> SeriesKey:
-        """The series with a year of 1m klines."""
+        """The series with a year of 1m klines, or with years of them in monthly zips."""
         return klines(symbol_names(1)[0])
 
     @property
@@ -121,6 +184,8 @@ class Archives:
         return SeriesKey(EXCHANGE, Market.SPOT, DataType.AGG_TRADES, _BUSY)
 
 
+_Job = tuple[list[SeriesKey], list[date], int]
+"""Series, their days, and trades a day."""
 _BUSY = "BUSYUSDT"
 
 
@@ -139,38 +204,63 @@ def klines(symbol: str, interval: str = "1m") -> SeriesKey:
     return SeriesKey(EXCHANGE, Market.SPOT, DataType.KLINES, symbol, interval)
 
 
-def make_archives(folder: Path, scale: Scale) -> Archives:
-    """Write all archives that are measured on, unless the folder has them from an earlier run of the same scale."""
-    archives = Archives(folder, scale)
-    done = folder / f"{scale}.made"
-    if done.exists():
-        return archives
-    others = [klines(name) for name in symbol_names(scale.symbols)[1:]]
-    jobs: list[tuple[Path, list[SeriesKey], list[date], int, Sequence[_Cadence]]] = [
-        *((archives.daily, [archives.trade_series], [day], scale.trades, ("daily",)) for day in archives.trade_days),
-        (archives.daily, [archives.kline_series], archives.kline_days, 20_000, ("daily",)),
-        (archives.monthly, [archives.kline_series], archives.kline_days, 20_000, ("daily", "monthly")),
-        *((archives.daily, [key], archives.query_days, 20_000, ("daily",)) for key in others),
-        (archives.many, archives.many_series, archives.query_days[-1:], 500, ("daily",)),
-    ]
-    with ProcessPoolExecutor(mp_context=FRESH) as pool:
-        for made in [pool.submit(_write, *job) for job in jobs]:
-            made.result()
-    done.touch()
-    return archives
+def days_of_months(months: Sequence[date]) -> list[date]:
+    """All days of some months."""
+    return [day for month in months for day in clock.days_of_month(month)]
+
+
+def _pieces(things: list[T]) -> list[list[T]]:
+    """Things in as many pieces as there are cores."""
+    size = -(-len(things) // (os.cpu_count() or 1))
+    return [things[n : n + size] for n in range(0, len(things), size)]
 
 
 # The sandbox is imported where it is used: what is measured runs in processes that do without it.
 
 
-def _write(folder: Path, keys: list[SeriesKey], days: list[date], trades: int, cadences: Sequence[_Cadence]) -> None:
+def _write(folder: Path, keys: list[SeriesKey], days: list[date], trades: int) -> None:
     from market_data_pipeline.sandbox import GeneratedSymbol, write_mirror
 
     symbols = [
         GeneratedSymbol(key.market, key.symbol, _LISTED, trades_per_day=trades, price=60_000.0, quantity_decimals=5)
         for key in {key.symbol: key for key in keys}.values()
     ]
-    write_mirror(folder, keys, days, symbols=symbols, cadences=cadences)
+    write_mirror(folder, keys, days, symbols=symbols, cadences=("daily",))
+
+
+def write_month(mirror: Path, key: SeriesKey, month: date, daily: Sequence[Path]) -> None:
+    """Write a monthly zip and the daily ones of its days, of the rows of others, which are taken in turn.
+
+    Args:
+        mirror: Where to.
+        key: The series, of 1m klines in spot.
+        month: Its first day.
+        daily: The zips of days that follow each other from :data:`KLINES_FROM` on.
+    """
+    lines: list[bytes] = []
+    for day in clock.days_of_month(month):
+        with zipfile.ZipFile(daily[(day - KLINES_FROM).days % len(daily)]) as archive:
+            rows = archive.read(archive.namelist()[0]).splitlines()
+        start, unit = clock.day_start_us(day), 1 if day >= MICROSECONDS_FROM else 1000
+        of_day = []
+        for n, row in enumerate(rows):
+            _, open_, high, low, close, volume, _, rest = row.split(b",", 7)
+            opened = start + n * _MINUTE_US
+            closed = opened + _MINUTE_US - unit
+            first, last = (str(moment // unit).encode() for moment in (opened, closed))
+            of_day.append(b",".join((first, open_, high, low, close, volume, last, rest)))
+        _write_zip(mirror / key.archive_daily(day), of_day)
+        lines += of_day
+    _write_zip(mirror / key.archive_monthly(month), lines)
+
+
+def _write_zip(path: Path, lines: Sequence[bytes]) -> None:
+    from market_data_pipeline.sandbox.zips import make_zip
+
+    data = make_zip([(f"{path.stem}.csv", b"\n".join(lines) + b"\n")])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    path.with_name(f"{path.name}.CHECKSUM").write_text(f"{hashlib.sha256(data).hexdigest()}  {path.name}\n")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ import os
 import resource
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -21,6 +22,8 @@ from benchmarks.data import FRESH
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_LOOK_EVERY_SECONDS = 0.2
 
 
 @dataclass(slots=True)
@@ -40,8 +43,29 @@ class Cost:
     helpers_mb: float = 0.0
 
     def look_at_helpers(self) -> None:
-        """Take in the memory of the processes that this one has started: at the end of the work, while they live."""
-        self.helpers_mb = sum(map(peak_memory_mb, psutil.Process().children(recursive=True)))
+        """Take in the memory of the processes that this one has started, while they live."""
+        peaks = 0.0
+        for helper in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError, StopIteration):
+                peaks += peak_memory_mb(helper)
+        self.helpers_mb = max(self.helpers_mb, peaks)
+
+    @contextmanager
+    def watching_helpers(self) -> Iterator[None]:
+        """Look at them again and again, where they are gone when the work is done."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(_LOOK_EVERY_SECONDS):
+                self.look_at_helpers()
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
 
 
 @contextmanager
@@ -61,10 +85,26 @@ def _cpu_seconds() -> float:
     return float(times.user + times.system + times.children_user + times.children_system)
 
 
+_kept: ProcessPoolExecutor | None = None
+
+
 def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function in a fresh process."""
+    if _kept is not None:
+        return _kept.submit(function, *args, **kwargs).result()
     with ProcessPoolExecutor(1, mp_context=FRESH) as pool:
         return pool.submit(function, *args, **kwargs).result()
+
+
+@contextmanager
+def in_one_process() -> Iterator[None]:
+    """Let :func:`apart` call everything in one process: quick, since imports are done once, but no fair measurement."""
+    global _kept
+    with ProcessPoolExecutor(1, mp_context=FRESH) as _kept:
+        try:
+            yield
+        finally:
+            _kept = None
 
 
 def median(values: list[float]) -> float:

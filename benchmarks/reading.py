@@ -1,7 +1,11 @@
-"""Rows about queries: what analysts wait for, in a process that has its imports done and has asked once before."""
+"""Rows about queries in Python: what analysts wait for, in a process that has its imports done.
+
+Warm: it has asked once before. Cold: it asks for the first time, and no file is in the memory of the system.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -9,12 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.baselines import pandas_read, repeated
+from benchmarks.baselines import pandas_read, polars_read, repeated
 from benchmarks.data import Archives, klines, serving, symbol_names
 from benchmarks.ingestion import ingest_into
-from benchmarks.measure import apart
+from benchmarks.measure import apart, measured
 from benchmarks.report import Baseline, Row
 from market_data_pipeline import MarketData
+from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.series import SeriesKey
 
 if TYPE_CHECKING:
@@ -28,13 +33,14 @@ def queries(archives: Archives, work: Path) -> list[Row]:
     """``MarketData.klines(…).df()`` over a lake of 10 symbols with 90 days of 1m klines each.
 
     All of it with open, high, low, close, volume; all of it with all columns; one symbol and one day; the last 500
-    candles of one symbol, which lie in two days. Compared with pandas reading the same files one by one.
+    candles of one symbol, which lie in two days. Compared with pandas reading the same files one by one, and polars
+    reading them all at once.
     """
     scale, days = archives.scale, archives.query_days
     symbols = symbol_names(scale.symbols)
     lake, times = work / "lake", 2 * scale.repetitions + 1
     keys = [klines(symbol) for symbol in symbols]
-    with serving(archives.daily) as origin:
+    with serving(archives.symbols()) as origin:
         apart(ingest_into, lake, origin.env, dict.fromkeys(keys, days))
     first, day = days[0], days[len(days) // 2]
     now = datetime.combine(days[-1], datetime.min.time()) + timedelta(hours=3)
@@ -58,26 +64,67 @@ def queries(archives: Archives, work: Path) -> list[Row]:
         times,
     )
     two_days = [(keys[0], days[-2]), (keys[0], days[-1])]
-    beside = apart(
-        _pandas_times,
-        lake,
-        [(everything, _LABELLED), (everything, None), ([(keys[0], day)], None), (two_days, None)],
-        min(times, 3),
-    )
+    files = [(everything, _LABELLED), (everything, None), ([(keys[0], day)], None), (two_days, None)]
+    beside = [
+        {name: apart(read, lake, days, columns, min(times, 3)) for name, read in _OTHERS.items()}
+        for days, columns in files
+    ]
+    cold = [_cold(lake, everything, asking(symbols, first, end, _OHLCV, minutes)) for _ in range(scale.repetitions)]
     return [
-        _row("query-ohlcv", f"{volume}: open, high, low, close, volume", "s", ohlcv, beside[0], target=0.5),
-        _row("query-all", f"{volume}: all columns", "s", whole, beside[1]),
-        _row("query-day", "one symbol, one day of 1m klines to pandas: all columns", "ms", one, beside[2]),
-        _row("query-last", "the last 500 1m candles of one symbol to pandas: all columns", "ms", last, beside[3]),
+        _row("query-ohlcv", f"{volume}: open, high, low, close, volume", "s", ohlcv, beside[0], 0.25),
+        _row(
+            "query-ohlcv-cold", f"the same in a fresh process, with no file in memory{_forgets()}", "s", cold, {}, 0.6
+        ),
+        _row("query-all", f"{volume}: all columns", "s", whole, beside[1], 0.5),
+        _row("query-day", "one symbol, one day of 1m klines to pandas: all columns", "ms", one, beside[2], 6),
+        _row("query-last", "the last 500 1m candles of one symbol to pandas: all columns", "ms", last, beside[3], 6),
     ]
 
 
+_OTHERS = {"pandas, file by file": pandas_read, "polars, all files at once": polars_read}
+
+
 def _row(
-    name: str, what: str, unit: str, seconds: list[float], beside: list[float], target: float | None = None
+    name: str, what: str, unit: str, seconds: list[float], beside: Mapping[str, list[float]], target: float
 ) -> Row:
     scale = 1000 if unit == "ms" else 1
-    baseline = Baseline("pandas, file by file", [scale * value for value in beside])
-    return Row(name, what, unit, [scale * value for value in seconds], target=target, baselines=[baseline])
+    baselines = [Baseline(other, [scale * value for value in runs]) for other, runs in beside.items()]
+    return Row(name, what, unit, [scale * value for value in seconds], target=target, baselines=baselines)
+
+
+def _forgets() -> str:
+    return "" if hasattr(os, "posix_fadvise") else " (this system cannot be told to forget them)"
+
+
+def _cold(lake: Path, files: Sequence[tuple[SeriesKey, date]], question: _Question) -> float:
+    layout = Layout(lake)
+    for key, day in files:
+        forget(layout.file(key, day))
+    return apart(_first_answer, lake, question)
+
+
+def forget(path: Path) -> None:
+    """Have the system drop a file, which is on the disk, from its memory."""
+    if hasattr(os, "posix_fadvise"):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
+
+
+def _first_answer(lake: Path, question: _Question) -> float:
+    import duckdb
+    import pyarrow.dataset  # noqa: F401
+
+    # What notebooks import first; a first frame makes DuckDB import what it needs of pandas.
+    with duckdb.connect() as session:
+        session.sql("SELECT 1 AS one").df()
+    with measured() as cost:
+        rows = len(_answer(MarketData(lake), question))
+    if rows != question.rows:
+        raise RuntimeError(f"{question.rows} rows were asked for, and {rows} came: {question.asked}.")
+    return cost.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +146,3 @@ def _answer_times(lake: Path, questions: Sequence[_Question], times: int) -> lis
 
 def _answer(market: MarketData, question: _Question) -> pd.DataFrame:
     return market.klines(**question.asked).df()
-
-
-def _pandas_times(
-    lake: Path, files: Sequence[tuple[Sequence[tuple[SeriesKey, date]], list[str] | None]], times: int
-) -> list[list[float]]:
-    return [pandas_read(lake, days, columns, times) for days, columns in files]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.data import Scale
@@ -19,7 +20,7 @@ from benchmarks.measure import median
 from market_data_pipeline import __version__
 
 Better = Literal["lower", "higher"]
-_PACKAGES = ("dagster", "duckdb", "pyarrow", "pandas")
+_PACKAGES = ("dagster", "duckdb", "pyarrow", "pandas", "polars")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Row:
         better: Whether lower or higher numbers are better.
         baselines: Other ways to do the same, measured in the same run.
         details: Further facts, such as CPU seconds.
+        remarks: What could not be measured beside it, and why.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Row:
     better: Better = "lower"
     baselines: list[Baseline] = field(default_factory=list)
     details: dict[str, float] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def measured(self) -> float:
@@ -99,10 +102,11 @@ def show(rows: list[Row], scale: Scale, console: Console) -> None:
         spread = f"\n[dim]{_number(min(row.runs))}–{_number(max(row.runs))}" if len(row.runs) > 1 else ""
         sign = "≤" if row.better == "lower" else "≥"
         target = "" if row.target is None else f"{sign} {_number(row.target)} {row.unit}"
-        beside = "\n".join(
+        compared = [
             f"{baseline.what}: {_number(median(baseline.runs))} {row.unit} ({row.advantage(baseline):.2g}×)"
             for baseline in row.baselines
-        )
+        ]
+        beside = "\n".join([*compared, *(f"[dim]{escape(remark)}[/dim]" for remark in row.remarks)])
         table.add_row(row.name, row.what, f"{_number(row.measured)} {row.unit}{spread}", target, beside, verdict)
     console.print(table)
     console.print(

@@ -21,6 +21,8 @@ from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import spec_of
 from market_data_pipeline.verify import prove_local
 
+_WEEK = 7
+
 
 def verify(archives: Archives, work: Path) -> list[Row]:
     """``market-data verify --local`` over a week of a million aggTrades a day, and a year of ten symbols' 1m klines.
@@ -31,9 +33,10 @@ def verify(archives: Archives, work: Path) -> list[Row]:
     """
     scale = archives.scale
     first, *others = map(klines, symbol_names(scale.symbols))
-    trades = {archives.trade_series: archives.trade_days}
+    trades = {archives.trade_series: archives.trade_days[:_WEEK]}
     candles = dict.fromkeys([first, *others], archives.kline_days)
-    with serving(archives.daily) as origin:
+    archives.trades()
+    with serving(archives.klines()) as origin:
         apart(ingest_into, work, origin.env, {**trades, first: archives.kline_days})
     with ProcessPoolExecutor(mp_context=FRESH) as pool:
         for made in [pool.submit(_copy, work, first, other, archives.kline_days) for other in others]:

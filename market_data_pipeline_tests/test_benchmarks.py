@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE, Popen
 
@@ -13,16 +14,28 @@ from rich.console import Console
 
 from benchmarks.__main__ import BENCHMARKS, measure
 from benchmarks.data import Scale
-from benchmarks.measure import measured
+from benchmarks.measure import in_one_process, measured
 from benchmarks.report import Baseline, Row
 
-TINY = Scale(kline_days=3, trade_days=2, trades=2_000, symbols=2, query_days=2, assets=4, repetitions=1, judged=False)
+TINY = Scale(
+    kline_days=3,
+    trade_days=2,
+    trades=2_000,
+    symbols=2,
+    query_days=2,
+    months=1,
+    lake_days=3,
+    assets=4,
+    repetitions=1,
+    judged=False,
+)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where archives are made once for all of them."""
-    return tmp_path_factory.mktemp("benchmarks")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where archives are made once for all of them, which share a process, too."""
+    with in_one_process():
+        yield tmp_path_factory.mktemp("benchmarks")
 
 
 @pytest.mark.slow

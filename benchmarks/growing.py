@@ -1,0 +1,81 @@
+"""Rows about growth: whole Dagster backfills of more and more, and what a unit of it costs each time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+
+from benchmarks.backfilling import bring_all
+from benchmarks.data import Archives, days_of_months, serving
+from benchmarks.measure import apart
+from benchmarks.report import Baseline, Row
+from market_data_pipeline.series import SeriesKey
+
+_ALIKE = 1.15
+"""How much more a unit may cost where there is most of it, and still count as no more: the machine's own noise."""
+
+
+def growth_years(archives: Archives, work: Path) -> list[Row]:
+    """1, 3 and 8 years of 1m klines of one symbol, from monthly zips: what a day costs."""
+    most, key = archives.scale.months, archives.kline_series
+    parts = {months: days_of_months(archives.months[:months]) for months in _steps(most, (12, 36, 96))}
+    with serving(archives.monthly()) as origin:
+        costs = {
+            len(days): [
+                apart(bring_all, work / f"{months}-{n}", origin.env, {key: days}).seconds
+                for n in range(_repetitions(archives))
+            ]
+            for months, days in parts.items()
+        }
+    return _rows("growth-days", "days of 1m klines of one symbol", "day", costs)
+
+
+def growth_series(archives: Archives, work: Path) -> list[Row]:
+    """10, 100 and 400 series of klines, two days each, from daily zips: what a series costs."""
+    series, days = archives.many_series, archives.short_days
+    with serving(archives.many()) as origin:
+        costs = {
+            count: [
+                apart(bring_all, work / f"{count}-{n}", origin.env, _first(series, count, days)).seconds
+                for n in range(_repetitions(archives))
+            ]
+            for count in _steps(len(series), (10, 100, 400))
+        }
+    return _rows("growth-series", f"series of klines, {len(days)} days each", "series", costs)
+
+
+def _first(series: Sequence[SeriesKey], count: int, days: Sequence[date]) -> Mapping[SeriesKey, Sequence[date]]:
+    # Whole symbols, since the universe has every interval of each.
+    return dict.fromkeys(series[:count], days)
+
+
+def _steps(most: int, steps: Sequence[int]) -> list[int]:
+    """The steps, in proportion where there is less than the last of them.
+
+    >>> _steps(96, (12, 36, 96)), _steps(6, (12, 36, 96)), _steps(2, (12, 36, 96))
+    ([12, 36, 96], [1, 2, 6], [1, 2])
+    """
+    return sorted({max(1, step * most // steps[-1]) for step in steps} | {most})
+
+
+def _repetitions(archives: Archives) -> int:
+    return min(2, archives.scale.repetitions)
+
+
+def _rows(name: str, what: str, unit: str, costs: Mapping[int, Sequence[float]]) -> list[Row]:
+    """A row for each amount, with what a unit costs; the last says how it grew."""
+    a_unit = {count: [1000 * value / count for value in seconds] for count, seconds in costs.items()}
+    least, most = min(costs), max(costs)
+    smallest = Baseline(f"where there are {least:,}", a_unit[least])
+    return [
+        Row(
+            f"{name}-{count}",
+            f"Dagster backfill of {count:,} {what}, for each {unit}",
+            "ms",
+            runs,
+            target=_ALIKE * min(a_unit[least]) if count == most else None,
+            baselines=[] if count == least else [smallest],
+        )
+        for count, runs in a_unit.items()
+    ]

@@ -1,0 +1,115 @@
+"""A big lake, written directly: what SQL is asked over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.data import FRESH, Archives, days_from, klines, symbol_names
+from market_data_pipeline import clock
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.catalog import publish_catalog
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
+from market_data_pipeline.schemas import lake_schema
+from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.specs import spec_of
+
+LAKE_FROM = date(2022, 1, 1)
+
+_MINUTES, _MINUTE_US = 1440, 60_000_000
+
+
+def lake_days(archives: Archives) -> list[date]:
+    """The days that the lake has of each symbol."""
+    return days_from(LAKE_FROM, archives.scale.lake_days)
+
+
+def lake_series(archives: Archives) -> list[SeriesKey]:
+    """The series that it has."""
+    return [klines(symbol) for symbol in symbol_names(archives.scale.symbols)]
+
+
+def big_lake(archives: Archives) -> Path:
+    """The root of a lake with years of 1m klines of several symbols; made once and kept.
+
+    Prices are random walks. Files and footers are as ``ingest`` leaves them, but for what they say of where the rows
+    came from; ledgers, which SQL over rows does not look at, there are none.
+    """
+    days, keys = lake_days(archives), lake_series(archives)
+    root = archives.folder / f"lake-{len(keys)}-{len(days)}"
+    done = root / "made"
+    if not done.exists():
+        with ProcessPoolExecutor(mp_context=FRESH) as pool:
+            for made in [pool.submit(_write_series, root, key, days, seed) for seed, key in enumerate(keys)]:
+                made.result()
+        publish_catalog(Layout(root))
+        done.touch()
+    return root
+
+
+def _write_series(root: Path, key: SeriesKey, days: Sequence[date], seed: int) -> None:
+    layout, spec, random = Layout(root), spec_of(key), np.random.default_rng(seed)
+    layout.folder(key).mkdir(parents=True, exist_ok=True)
+    price = 60_000.0
+    for day in days:
+        table, price = _candles(key, day, price, random)
+        record = _record(key, day, table)
+        encoded = files.encode_table(table, record, delta=spec.delta, dictionary=spec.dictionary)
+        layout.file(key, day).write_bytes(encoded)
+
+
+def _candles(key: SeriesKey, day: date, price: float, random: np.random.Generator) -> tuple[pa.Table, float]:
+    """A day of candles that go on from a price, and the price at its end."""
+    steps = np.exp(random.normal(0, 0.0008, (_MINUTES, 4)).cumsum()).reshape(_MINUTES, 4)
+    path = np.round(price * steps, 2)
+    volume = np.round(random.gamma(2, 10, _MINUTES), 5)
+    taker = np.round(volume * random.uniform(0.2, 0.8, _MINUTES), 5)
+    mean = path.mean(axis=1)
+    opened = clock.day_start_us(day) + np.arange(_MINUTES) * _MINUTE_US
+    columns = {
+        "symbol": pa.DictionaryArray.from_arrays(pa.array(np.zeros(_MINUTES, np.int32)), pa.array([key.symbol])),
+        "interval": pa.DictionaryArray.from_arrays(pa.array(np.zeros(_MINUTES, np.int32)), pa.array([key.interval])),
+        "open_time": pa.array(opened).cast(pa.timestamp("us")),
+        "open": path[:, 0],
+        "high": path.max(axis=1),
+        "low": path.min(axis=1),
+        "close": path[:, 3],
+        "volume": volume,
+        "close_time": pa.array(opened + _MINUTE_US - 1).cast(pa.timestamp("us")),
+        "quote_volume": np.round(volume * mean, 8),
+        "count": random.integers(50, 5000, _MINUTES),
+        "taker_buy_volume": taker,
+        "taker_buy_quote_volume": np.round(taker * mean, 8),
+    }
+    return pa.table(columns, schema=lake_schema(key.market, key.data_type)), float(path[-1, 3])
+
+
+def _record(key: SeriesKey, day: date, table: pa.Table) -> Provenance:
+    sha256, fetched_at = content_sha256(table), clock.now()
+    part = Part(
+        source=Source.ARCHIVE_DAILY,
+        url=key.archive_daily(day),
+        first_row=0,
+        rows=table.num_rows,
+        fetched_at=fetched_at,
+        sha256=sha256,
+        checksum=ChecksumStatus.VERIFIED,
+    )
+    first = clock.day_start_us(day)
+    return Provenance(
+        series=str(key),
+        day=day,
+        parts=(part,),
+        final=True,
+        fetched_at=fetched_at,
+        rows=table.num_rows,
+        first_key=first,
+        last_key=first + (_MINUTES - 1) * _MINUTE_US,
+        content_sha256=sha256,
+    )
