@@ -13,9 +13,9 @@ from dataclasses import replace
 from datetime import date, datetime, timedelta
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import ACROSS_MIDNIGHT, OPEN
+from market_data_pipeline.findings import OPEN, Finding
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
-from market_data_pipeline.quality.standing import Break, continuity
+from market_data_pipeline.quality.standing import continuity, is_told
 from market_data_pipeline.series import Listing, SeriesKey
 
 _DAY = timedelta(days=1)
@@ -143,18 +143,14 @@ def unmet_midnights(key: SeriesKey, rows: Mapping[date, LedgerRow], now: datetim
     days: set[date] = set()
     for found in continuity(key, rows, clock.naive_utc(now).date()):
         pair = (rows[found.day - _DAY], rows[found.day])
-        if not _is_told(found, pair[1]) and all(_has_rested(row, now) for row in pair):
+        if not is_told(key, found, rows, _stays) and all(_has_rested(row, now) for row in pair):
             days.update(row.day for row in pair)
     return sorted(days)
 
 
-def _is_told(found: Break, row: LedgerRow) -> bool:
-    """Whether a finding of the later day speaks for good of what is not as it should be before it."""
-    if found.overlap:
-        return any(finding.rule == ACROSS_MIDNIGHT for finding in row.findings_list())
-    said = (f for f in row.findings_list() if f.check == "gaps" and f.rule not in OPEN)
-    ranges = [range_ for finding in said for range_ in finding.ranges]
-    return any(range_.first <= found.expected <= found.found - 1 <= range_.last for range_ in ranges)
+def _stays(finding: Finding) -> bool:
+    """Whether another attempt would find the same."""
+    return finding.rule not in OPEN
 
 
 def is_known(row: LedgerRow, etag: str) -> bool:

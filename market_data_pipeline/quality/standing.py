@@ -6,12 +6,12 @@ the gaps inside of them come to, and whether each day goes on where the day befo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import pairwise
 
-from market_data_pipeline.findings import Finding, Verdict
+from market_data_pipeline.findings import ACROSS_MIDNIGHT, Finding, Verdict
 from market_data_pipeline.lake.ledger import EMPTY, HELD, LedgerRow
 from market_data_pipeline.lake.states import DayState, doubts_of, state_of
 from market_data_pipeline.series import SeriesKey, interval_us
@@ -188,7 +188,7 @@ def continuity(key: SeriesKey, rows: Mapping[date, LedgerRow], today: date) -> t
         rows: Its ledger, by day.
         today: The present day in UTC, which is left out.
     """
-    step = interval_us(key.interval) if key.interval else 1
+    step = _step(key)
     breaks: list[Break] = []
     for day, row in sorted(rows.items()):
         before = rows.get(day - _DAY)
@@ -199,3 +199,31 @@ def continuity(key: SeriesKey, rows: Mapping[date, LedgerRow], today: date) -> t
         if row.first_key != before.last_key + step:
             breaks.append(Break(day, before.last_key + step, row.first_key))
     return tuple(breaks)
+
+
+def _step(key: SeriesKey) -> int:
+    """How far the key of the next row lies from a row's."""
+    return interval_us(key.interval) if key.interval else 1
+
+
+def is_told(key: SeriesKey, found: Break, rows: Mapping[date, LedgerRow], counts: Callable[[Finding], bool]) -> bool:
+    """Whether findings of the two days say of all that is not as it should be at a midnight why it is so.
+
+    An outage over midnight is told in two parts, by each day of its own hours. An answer of REST may have parts, too.
+
+    Args:
+        key: The series.
+        found: The midnight.
+        rows: Ledger rows of both days.
+        counts: Which findings count.
+    """
+    before, after = ([one for one in rows[day].findings_list() if counts(one)] for day in (found.day - _DAY, found.day))
+    if found.overlap:
+        return any(one.rule == ACROSS_MIDNIGHT for one in after)
+    told = found.expected
+    ranges = (range_ for one in (*before, *after) if one.check == "gaps" for range_ in one.ranges)
+    for range_ in sorted(ranges, key=lambda range_: range_.first):
+        if range_.first > told:
+            break
+        told = max(told, range_.last + _step(key))
+    return told >= found.found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import date, timedelta
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from market_data_pipeline.quality.repair import (
     unmet_midnights,
     waits_for_archive,
 )
+from market_data_pipeline.quality.verdicts import Asked, AskedIds, judge_trades
 from market_data_pipeline_tests.world import agg_trades, days, klines, utc
 
 DAY = date(2026, 3, 1)
@@ -180,6 +182,19 @@ def test_ids_that_do_not_run_on_over_midnight_are_asked_for_unless_it_is_told_wh
 ) -> None:
     rows = {one.day: one for one in (*WHOLE, *([changed] if changed else []))}
     assert unmet_midnights(agg_trades("BTCUSDT"), rows, utc("2026-03-03T10:00:00")) == expected
+
+
+def test_a_midnight_of_which_rest_lacks_some_ids_and_has_others_on_another_day_is_told_in_parts() -> None:
+    asked = [
+        AskedIds(11, 13, Asked(True)),
+        AskedIds(14, 14, Asked(True, elsewhere=True)),
+        AskedIds(15, 15, Asked(True)),
+    ]
+    for answers, expected in ((asked, []), (asked[:2], THREE[:2])):
+        findings = judge_trades([(11, 15)], np.zeros(0, dtype=np.int64), archived=True, asked=answers)
+        later = replace(WHOLE[1], first_key=16, findings=to_json(findings))
+        rows = {one.day: one for one in (*WHOLE, later)}
+        assert unmet_midnights(agg_trades("BTCUSDT"), rows, utc("2026-03-03T10:00:00")) == expected
 
 
 def test_candles_that_lack_at_midnight_are_gaps_of_their_day() -> None:
