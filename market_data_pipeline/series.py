@@ -141,16 +141,27 @@ class SeriesKey:
 
     # --- lake ----------------------------------------------------------------------------------------------
 
+    def _folder(self, cadence: str) -> str:
+        parts = ("lake", self.exchange, self.market, self.data_type, cadence, self.symbol, self.interval)
+        return "/".join(filter(None, parts))
+
     @property
     def folder(self) -> str:
         """Folder of the daily files below the root, mirroring the archive's."""
-        return "/".join(
-            filter(None, ("lake", self.exchange, self.market, self.data_type, "daily", self.symbol, self.interval))
-        )
+        return self._folder("daily")
+
+    @property
+    def months_folder(self) -> str:
+        """Folder of the files of closed months below the root, mirroring the archive's."""
+        return self._folder("monthly")
 
     def file(self, day: date) -> str:
         """Path of a day's Parquet file below the root."""
         return f"{self.folder}/{day.isoformat()}.parquet"
+
+    def month_file(self, day: date) -> str:
+        """Path below the root of the file of the month that ``day`` lies in, once that is closed."""
+        return f"{self.months_folder}/{day:%Y-%m}.parquet"
 
     @property
     def ledger(self) -> str:

@@ -206,6 +206,11 @@ def monthly_may_stand(key: SeriesKey) -> bool:
     return spec_of(key).monthly and key.interval is not None and INTERVALS[key.interval] >= 60
 
 
+def closes_months(key: SeriesKey) -> bool:
+    """Whether the days of a month that is over are put into one file: candles are many small files otherwise."""
+    return key.data_type is DataType.KLINES
+
+
 def expected_rows(key: SeriesKey) -> int | None:
     """Candles in a whole day of a klines series; None where the number is not known beforehand."""
     return None if key.interval is None else 86_400 // INTERVALS[key.interval]

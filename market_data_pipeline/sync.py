@@ -28,7 +28,6 @@ from market_data_pipeline.lineage import profile_of
 from market_data_pipeline.outcomes import DayResult, OnResult
 from market_data_pipeline.profile import profile_is_due
 from market_data_pipeline.quality.repair import is_not_listed, is_settled
-from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, Listing, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe, load_universe
@@ -153,7 +152,7 @@ def _report_settled(
     """Report the days for which no run is needed; return the others."""
     ledger = Ledger.read(layout.ledger(key))
     # In memory only: a run, which holds the series' lock, writes the ledger.
-    behind = reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type))
+    behind = reconcile(ledger, layout, key)
     needed, now = [], clock.now()
     for day in days:
         row = ledger.get(day)
@@ -170,7 +169,7 @@ def _mend_ledger(key: SeriesKey, layout: Layout) -> None:
     """Write a ledger that was lost, where no run is needed; a run that is at work on the series does so itself."""
     with suppress(SeriesBusyError), files.only_writer(layout.lock(key), 0, str(key)):
         ledger = Ledger.read(layout.ledger(key))
-        if reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type)):
+        if reconcile(ledger, layout, key):
             ledger.write(layout.ledger(key))
 
 

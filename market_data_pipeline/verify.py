@@ -39,7 +39,6 @@ from market_data_pipeline.quality.repair import (
     waits_for_archive,
     was_refused,
 )
-from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.specs import monthly_may_stand
@@ -271,7 +270,7 @@ def look_for(
 
 def _sweep_series(layout: Layout, key: SeriesKey, archive: Listing) -> SweepReport:
     ledger = Ledger.read(layout.ledger(key))
-    reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type))  # in memory: it may be behind
+    reconcile(ledger, layout, key)  # in memory: it may be behind
     return _compare_rows(key, ledger.rows.values(), archive)
 
 
@@ -468,7 +467,7 @@ def mark_days(
     with files.only_writer(layout.lock(key), wait_seconds, str(key)):
         ledger = Ledger.read(layout.ledger(key))
         before = dict(ledger.rows)
-        reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type))
+        reconcile(ledger, layout, key)
         for found in discoveries:
             for day in found.days if found.kind in TO_BRING and found.etag else ():
                 row = ledger.get(day)
@@ -608,7 +607,7 @@ def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[Proof], wait_
     """
     with files.only_writer(layout.lock(key), wait_seconds, str(key)):
         ledger = Ledger.read(layout.ledger(key))
-        reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type))
+        reconcile(ledger, layout, key)
         for proof in proofs:
             # A run may have replaced the file since it was read.
             if files.stat(layout.file(key, proof.day)) == proof.stat:

@@ -26,7 +26,7 @@ import pytest
 from market_data_pipeline import MarketData, clock
 from market_data_pipeline.client import Result
 from market_data_pipeline.errors import MarketDataError, UsageError
-from market_data_pipeline.lake import catalog, files, reading
+from market_data_pipeline.lake import catalog, files, on_disk
 from market_data_pipeline.lake.catalog import as_pattern, publish_catalog
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.ledger import FAILED, LedgerRow
@@ -393,14 +393,14 @@ def test_a_file_of_the_lake_that_is_gone_is_told_from_one_that_was_never_there(t
 def test_a_file_that_is_removed_after_the_files_were_listed_does_not_break_the_read(
     lake: SmallLake, market: MarketData, monkeypatch: pytest.MonkeyPatch, face: str
 ) -> None:
-    listed, gone = reading.days_held, lake.layout.file(BTC, date(2024, 1, 3))
+    listed, gone = on_disk.days_between, lake.layout.file(BTC, date(2024, 1, 3))
 
     def list_then_remove(*args: Any) -> Any:
         days = listed(*args)
         gone.unlink(missing_ok=True)
         return days
 
-    monkeypatch.setattr(reading, "days_held", list_then_remove)
+    monkeypatch.setattr(on_disk, "days_between", list_then_remove)
     result = market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-05")
     assert as_arrow(result, face).num_rows == 72
 

@@ -23,7 +23,6 @@ from market_data_pipeline.lake.provenance import content_sha256
 from market_data_pipeline.quality.rows import key_ranges
 from market_data_pipeline.quality.verdicts import UNCONFIRMED, verdict_finding
 from market_data_pipeline.sandbox import QuietSymbol
-from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import Market, SeriesKey
 from market_data_pipeline.universe import load_universe
 from market_data_pipeline_tests.small_lake import SmallLake, day_table, days_from, series
@@ -251,7 +250,7 @@ def test_a_verdict_that_was_lost_with_its_ledger_comes_back(lake: SmallLake) -> 
     hold(lake, AVAX, 5)
     judge_flat_candles(lake.layout, Market.UM)
     ledger = Ledger()
-    reconcile(ledger, lake.layout.folder(NEAR), lake_schema(NEAR.market, NEAR.data_type))
+    reconcile(ledger, lake.layout, NEAR)
     ledger.write(lake.layout.ledger(NEAR))
     assert gaps(lake, NEAR) == [("quiet", "00:05", 1)]
     judge_flat_candles(lake.layout, Market.UM)

@@ -9,10 +9,9 @@ from datetime import UTC, date, datetime, timedelta
 from market_data_pipeline import clock
 from market_data_pipeline.client.asking import Wanted, midnight
 from market_data_pipeline.errors import MarketDataError
-from market_data_pipeline.lake import files
-from market_data_pipeline.lake.files import FileStat
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import FAILED, HELD, NOT_LISTED, Ledger, LedgerRow
+from market_data_pipeline.lake.on_disk import DayFile, days_on_disk
 from market_data_pipeline.listed import with_listings
 from market_data_pipeline.series import EXCHANGE, DataType, SeriesKey, interval_us
 from market_data_pipeline.settings import Settings
@@ -87,14 +86,14 @@ def _partitions_of(universe: Universe, lacking: Mapping[SeriesKey, list[date]]) 
 def _lacking(layout: Layout, key: SeriesKey, days: Sequence[date], now: datetime) -> list[date]:
     """The days for which a source may have more than the lake."""
     ledger = Ledger.read(layout.ledger(key))
-    on_disk = files.days_on_disk(layout.folder(key))
+    on_disk = days_on_disk(layout, key)
     return [day for day in days if not _up_to_date(key, ledger.get(day), on_disk.get(day), now)]
 
 
-def _up_to_date(key: SeriesKey, row: LedgerRow | None, stat: FileStat | None, now: datetime) -> bool:
+def _up_to_date(key: SeriesKey, row: LedgerRow | None, held: DayFile | None, now: datetime) -> bool:
     if row is None or row.outcome == FAILED:
         return False
-    if row.outcome == HELD and (stat is None or (stat.bytes, stat.mtime_ns) != (row.bytes, row.mtime_ns)):
+    if row.outcome == HELD and (held is None or not row.speaks_of(held.stat)):
         return False  # the file was removed or changed behind the ledger's back
     if row.final or row.outcome == NOT_LISTED:
         return True

@@ -6,12 +6,11 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import FAILED, LedgerRow
+from market_data_pipeline.lake.on_disk import DayFile, are_as_listed
 from market_data_pipeline.lake.on_record import rows_on_record
-from market_data_pipeline.lake.reading import DayFile
 
 
 def final_only(layout: Layout, days: Iterable[DayFile]) -> list[DayFile]:
@@ -36,7 +35,7 @@ def version_of(layout: Layout, days: Sequence[DayFile]) -> str | None:
     told = hashlib.sha256()
     for file, row in _with_rows(layout, days):
         told.update(f"{file.key} {file.day} {row.content_sha256}\n".encode())
-    if any(files.stat(file.path) != file.stat for file in days):
+    if not are_as_listed(layout, days):
         return None
     return told.hexdigest()
 
@@ -45,8 +44,7 @@ def _with_rows(layout: Layout, days: Iterable[DayFile]) -> list[tuple[DayFile, L
     found: list[tuple[DayFile, LedgerRow]] = []
     for key, some in groupby(days, key=lambda file: file.key):
         held = {file.day: file for file in some}
-        on_disk = {day: file.stat for day, file in held.items()}
-        rows = rows_on_record(layout, key, on_disk, min(held), max(held))
+        rows = rows_on_record(layout, key, held, min(held), max(held))
         for day, file in held.items():
             if rows[day].outcome == FAILED:
                 raise DamagedFileError(rows[day].reason or f"{file.path} is damaged.")

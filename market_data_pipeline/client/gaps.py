@@ -21,10 +21,10 @@ from market_data_pipeline.client.asking import (
 )
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.findings import Finding, Verdict
-from market_data_pipeline.lake import reading
 from market_data_pipeline.lake.catalog import quoted, series_held
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
+from market_data_pipeline.lake.on_disk import days_between
 from market_data_pipeline.lake.on_record import rows_on_record
 from market_data_pipeline.lake.states import EXPLAINED
 from market_data_pipeline.series import Listing, SeriesKey, interval_us
@@ -153,7 +153,7 @@ def gaps_in(layout: Layout, wanted: Wanted, listings: Listings, *, final_only: b
     days = wanted.days_through(now.date())
     for key in wanted.keys if days else ():
         listing = listings.get((key.market, key.symbol), Listing())
-        on_disk = {file.day: file.stat for file in reading.days_held(layout, key, days[0], days[-1])}
+        on_disk = {held.day: held for held in days_between(layout, key, days[0], days[-1])}
         rows = rows_on_record(layout, key, on_disk, days[0], days[-1])
         for day in days:
             part = _Part(key, day, max(wanted.start, midnight(day)), min(wanted.end, midnight(day + _DAY), now))

@@ -13,10 +13,10 @@ from market_data_pipeline.client import days as day_records
 from market_data_pipeline.client.asking import Wanted, listed, plain
 from market_data_pipeline.client.session import DuckDB
 from market_data_pipeline.errors import MarketDataError, UsageError
-from market_data_pipeline.lake import catalog, reading
+from market_data_pipeline.lake import catalog, on_disk, reading
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.reading import DayFile
+from market_data_pipeline.lake.on_disk import DayFile
 from market_data_pipeline.series import DataType
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class StoredRows(Result):
 
     def _sql(self) -> str:
         first = self._wanted.keys[0]
-        paths = [day.path for day in self._take()]
+        paths = list(dict.fromkeys(day.path for day in self._take()))
         query = catalog.scan(first.market, first.data_type, paths, self._wanted.schema.names)
         start, end = self._cut
         if start is None or not paths:
@@ -153,7 +153,7 @@ class StoredRows(Result):
         days = [
             day
             for key in wanted.keys
-            for day in reading.days_held(self._layout, key, wanted.first_day, wanted.last_day)
+            for day in on_disk.days_between(self._layout, key, wanted.first_day, wanted.last_day)
         ]
         return day_records.final_only(self._layout, days) if self._final_only else days
 

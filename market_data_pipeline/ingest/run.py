@@ -21,6 +21,7 @@ from market_data_pipeline.ingest.midnight import Midnight
 from market_data_pipeline.ingest.shelf import Shelf
 from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake import files, quarantine
+from market_data_pipeline.lake.closing import note_month
 from market_data_pipeline.lake.files import StorageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import (
@@ -36,7 +37,6 @@ from market_data_pipeline.lake.ledger import (
 from market_data_pipeline.lake.provenance import Source
 from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.quality.repair import is_not_listed, is_settled
-from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import Listing, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.errors import AbsentError, ChecksumError, SourceError, UnprovenError
@@ -119,9 +119,7 @@ class _Run:
         files.remove_leftovers(self.layout.folder(self.key))
         files.remove_leftovers(ledger.parent, f"{ledger.name}.")
         self._ledger = Ledger.read(ledger)
-        changed = reconcile(
-            self._ledger, self.layout.folder(self.key), lake_schema(self.key.market, self.key.data_type)
-        )
+        changed = reconcile(self._ledger, self.layout, self.key)
         settled = {day: found for day in days if (found := self._settled(day)) is not None}
         unsaved, saved_at = bool(changed), time.monotonic()
         brought = False
@@ -132,6 +130,7 @@ class _Run:
             for result in results:
                 if result.row is not self._ledger.get(result.day):
                     self._ledger.put(result.row)
+                    note_month(self._ledger, self.layout, self.key, result.day)
                     unsaved = brought = True
                     if time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
                         self._ledger.write(ledger)

@@ -14,9 +14,11 @@ from market_data_pipeline import clock
 from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.ingest.encoding import Encoded, describe, encode, lacking
 from market_data_pipeline.lake import files
+from market_data_pipeline.lake.closing import write_day
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, LedgerRow, next_attempt, row_from_provenance
+from market_data_pipeline.lake.on_disk import DayFile, days_between, read_record, read_whole
 from market_data_pipeline.lake.provenance import Provenance
 from market_data_pipeline.outcomes import Action, DayOutcome
 from market_data_pipeline.quality.rows import ints
@@ -40,8 +42,11 @@ class Shelf:
 
     def rows(self, day: date) -> DayRows | None:
         """The rows of a day that is held; None where its file is damaged."""
+        held = self._on_disk(day)
+        if held is None:
+            return None
         try:
-            record, table = files.read_whole(self.layout.file(self.key, day))
+            record, table = read_whole(held)
         except DamagedFileError:
             return None
         return DayRows.of_file(record, table)
@@ -58,42 +63,43 @@ class Shelf:
         Raises:
             StorageError: the disk refuses.
         """
-        path = self.layout.file(self.key, day)
         # A file that the ledger does not count as held was found to be damaged: its footer proves nothing.
-        held = self._record_on_disk(day) if known is not None and known.outcome == HELD else None
+        on_disk = self._on_disk(day) if known is not None and known.outcome == HELD else None
+        held = self._record_in(on_disk)
         trades = self._trades_held(day) if rows.of_archive and lacking(self.key, day, rows, self.listing) else None
         record = describe(self.key, day, rows, self.listing, trades)
-        if held is not None and _keep(held, record):
-            stat = files.stat(path)
-            if stat is not None:
-                # What the ledger says of the file goes further than its footer: flat candles were judged since.
-                row = replace(
-                    known or row_from_provenance(held, stat),
-                    attempts=next_attempt(known),
-                    failure=None,
-                    reason=None,
-                    replaced_by=None,
-                    asked_at=clock.naive_utc(clock.now()),
-                )
-                return DayOutcome(self.key, day, row, Action.HELD, time.perf_counter() - started, rows.downloaded)
+        if known is not None and held is not None and _keep(held, record):
+            # What the ledger says of the file goes further than its footer: flat candles were judged since.
+            row = replace(
+                known,
+                attempts=next_attempt(known),
+                failure=None,
+                reason=None,
+                replaced_by=None,
+                asked_at=clock.naive_utc(clock.now()),
+            )
+            return DayOutcome(self.key, day, row, Action.HELD, time.perf_counter() - started, rows.downloaded)
         return self.put(day, known, encode(self.key, rows, record), started, rows.action)
 
     def put(
         self, day: date, known: LedgerRow | None, encoded: Encoded, started: float, action: Action = Action.FETCHED
     ) -> DayOutcome:
-        """Write a day's file.
+        """Write a day, into the file of its month where that is closed.
 
         Raises:
             StorageError: the disk refuses.
         """
-        stat = files.write_bytes(self.layout.file(self.key, day), encoded.parquet)
+        stat = write_day(self.layout, self.key, encoded.record, encoded.parquet)
         row = row_from_provenance(encoded.record, stat, attempts=next_attempt(known))
         row = replace(row, asked_at=clock.naive_utc(clock.now()))  # which may have brought no new row
         return DayOutcome(self.key, day, row, action, time.perf_counter() - started, encoded.downloaded)
 
-    def _record_on_disk(self, day: date) -> Provenance | None:
+    def _on_disk(self, day: date) -> DayFile | None:
+        return next(iter(days_between(self.layout, self.key, day, day)), None)
+
+    def _record_in(self, held: DayFile | None) -> Provenance | None:
         try:
-            return files.read_provenance(self.layout.file(self.key, day))
+            return None if held is None else read_record(held)
         except DamagedFileError:
             return None
 

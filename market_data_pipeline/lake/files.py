@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -89,6 +89,18 @@ def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> File
     return FileStat(found.st_size, found.st_mtime_ns)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, which may be gone already.
+
+    Raises:
+        StorageError: the system refuses.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be removed ({error.strerror}). Nothing else was changed.") from error
+
+
 def _storage_message(path: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
@@ -133,19 +145,22 @@ def encode_table(
     if provenance is not None:
         stamped = provenance.model_copy(update={"writer_version": __version__})
         table = table.replace_schema_metadata({FOOTER_KEY: stamped.model_dump_json(exclude_none=True).encode()})
-    labels = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
     # Encoded in memory and written in one piece: Arrow would call back into Python for each of some hundred small ones.
     encoded = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        encoded,
-        compression="zstd",
-        compression_level=1,
-        row_group_size=ROW_GROUP_ROWS,
-        use_dictionary=[*labels, *dictionary],
-        column_encoding=dict.fromkeys(delta, "DELTA_BINARY_PACKED") or None,
-    )
+    options = parquet_options(table.schema, delta, dictionary)
+    pq.write_table(table, encoded, row_group_size=ROW_GROUP_ROWS, **options)
     return encoded.getvalue()
+
+
+def parquet_options(schema: pa.Schema, delta: tuple[str, ...], dictionary: tuple[str, ...]) -> dict[str, Any]:
+    """How the files of the lake are compressed and encoded, as Arrow's Parquet writer takes it."""
+    labels = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    return {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": [*labels, *dictionary],
+        "column_encoding": dict.fromkeys(delta, "DELTA_BINARY_PACKED") or None,
+    }
 
 
 def write_table(

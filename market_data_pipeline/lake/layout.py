@@ -27,6 +27,14 @@ class Layout:
         """A day's Parquet file."""
         return self.root / key.file(day)
 
+    def months(self, key: SeriesKey) -> Path:
+        """Folder of a series' closed months."""
+        return self.root / key.months_folder
+
+    def month(self, key: SeriesKey, day: date) -> Path:
+        """The Parquet file of the month that a day lies in, once that is closed."""
+        return self.root / key.month_file(day)
+
     def ledger(self, key: SeriesKey) -> Path:
         """A series' ledger."""
         return self.root / key.ledger

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import date, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -23,7 +24,11 @@ from market_data_pipeline import findings as findings_
 from market_data_pipeline.findings import FLAT, LACKING, OPEN, Finding
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError, FileStat, StorageError
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.on_disk import DayFile, days_on_disk, read_record, read_whole
 from market_data_pipeline.lake.provenance import Provenance, content_sha256
+from market_data_pipeline.schemas import lake_schema
+from market_data_pipeline.series import SeriesKey
 
 HELD, FAILED, EMPTY, NOT_LISTED = "held", "failed", "empty", "not_listed"
 
@@ -137,6 +142,10 @@ class LedgerRow:
     def open(self) -> bool:
         """Whether a gap of a held day has a verdict that another attempt may change."""
         return self.outcome == HELD and not OPEN.isdisjoint(self.verdicts.split("+"))
+
+    def speaks_of(self, stat: FileStat) -> bool:
+        """Whether the day is held, and a file of that size and time is the one that is meant."""
+        return self.outcome == HELD and (self.bytes, self.mtime_ns) == (stat.bytes, stat.mtime_ns)
 
     def findings_list(self) -> tuple[Finding, ...]:
         """The findings, read."""
@@ -334,24 +343,24 @@ def failed_row(
     )
 
 
-def reconcile(ledger: Ledger, folder: Path, schema: pa.Schema) -> list[date]:
-    """Bring a ledger up to what lies in the folder; return the days that changed.
+def reconcile(ledger: Ledger, layout: Layout, key: SeriesKey) -> list[date]:
+    """Bring a series' ledger up to what lies on the disk; return the days that changed.
 
-    Files that the ledger does not know are believed by their footer. A file that is not the one the ledger speaks of
-    (other size or time, or one that was found damaged before) is read whole and proven against its footer.
+    Days that the ledger does not know are believed by their footer. A day whose file is not the one the ledger speaks
+    of (other size or time, or one that was found damaged before) is read whole and proven against its footer.
     """
-    on_disk = files.days_on_disk(folder)
+    on_disk = days_on_disk(layout, key)
     changed: list[date] = []
-    for day, stat in on_disk.items():
+    for day, held in on_disk.items():
         row = ledger.get(day)
-        if row is not None and row.outcome == HELD and (row.bytes, row.mtime_ns) == (stat.bytes, stat.mtime_ns):
+        if row is not None and row.speaks_of(held.stat):
             continue
         changed.append(day)
-        ledger.put(row_of_file(folder / f"{day.isoformat()}.parquet", day, stat, row, schema))
+        ledger.put(row_of_file(held, row))
     for day in ledger.days(HELD):
         if day not in on_disk:
             changed.append(day)
-            gone = f"{folder / day.isoformat()}.parquet is gone. Backfill that day to bring it back."
+            gone = f"{layout.file(key, day)} is gone. Backfill that day to bring it back."
             ledger.put(
                 replace(
                     LedgerRow(day=day, outcome=FAILED), failure="gone", reason=gone, attempts=ledger.rows[day].attempts
@@ -360,23 +369,24 @@ def reconcile(ledger: Ledger, folder: Path, schema: pa.Schema) -> list[date]:
     return changed
 
 
-def row_of_file(path: Path, day: date, stat: FileStat, row: LedgerRow | None, schema: pa.Schema) -> LedgerRow:
+def row_of_file(held: DayFile, row: LedgerRow | None) -> LedgerRow:
     """The row of a day by its file, where the ledger does not speak of that file: held, or failed as damaged.
 
     Args:
-        path: The file.
-        day: The UTC day that it should be of.
-        stat: The file's size and time.
+        held: The day and its file.
         row: What the ledger says of the day. Where it knows nothing, the file is believed by its footer; else, since
             the file was changed or found damaged before, it is read whole and proven against its footer.
-        schema: The columns that it should have.
     """
+    key, day, path, stat = held
     try:
         if row is None:
-            record = files.read_provenance(path)
+            record = read_record(held)
         else:
-            record, table = files.read_whole(path)
-            if not table.schema.equals(schema) or content_sha256(table) != record.content_sha256:
+            record, table = read_whole(held)
+            if (
+                not table.schema.equals(lake_schema(key.market, key.data_type))
+                or content_sha256(table) != record.content_sha256
+            ):
                 raise DamagedFileError(
                     f"{path} does not hold what its footer says: it was changed after it was written. "
                     "Backfill that day to replace it."
@@ -386,4 +396,14 @@ def row_of_file(path: Path, day: date, stat: FileStat, row: LedgerRow | None, sc
     except DamagedFileError as error:
         attempts = row.attempts if row else 0
         return LedgerRow(day=day, outcome=FAILED, failure="damaged", reason=str(error), attempts=attempts)
-    return row_from_provenance(record, stat, attempts=max(1, row.attempts if row else 1))
+    found = row_from_provenance(record, stat, attempts=max(1, row.attempts if row else 1))
+    if row is not None and row.outcome == HELD and _same_version(row, found):
+        # E.g. of a month that was closed. What the ledger says goes further than the footer: candles were judged since.
+        return replace(row, bytes=stat.bytes, mtime_ns=stat.mtime_ns)
+    return found
+
+
+def _same_version(row: LedgerRow, other: LedgerRow) -> bool:
+    """Whether two rows are of the same rows of a day, fetched at the same time."""
+    told = attrgetter("content_sha256", "fetched_at", "final", "source", "etag")
+    return bool(told(row) == told(other))

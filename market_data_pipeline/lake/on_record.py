@@ -14,22 +14,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.files import FileStat
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import FAILED, HELD, SCHEMA, Ledger, LedgerRow, reconcile, row_of_file
-from market_data_pipeline.schemas import lake_schema
+from market_data_pipeline.lake.on_disk import DayFile, days_on_disk
 from market_data_pipeline.series import SeriesKey
 
 
 def rows_on_record(
-    layout: Layout, key: SeriesKey, on_disk: Mapping[date, FileStat], first: date, last: date
+    layout: Layout, key: SeriesKey, on_disk: Mapping[date, DayFile], first: date, last: date
 ) -> dict[date, LedgerRow]:
     """What is known of the days of a series, as they lie on the disk.
 
     Args:
         layout: Where the lake lies.
         key: The series.
-        on_disk: The days from first to last that have a file, with its size and time.
+        on_disk: The days from first to last that have rows on the disk.
         first: First UTC day.
         last: Last UTC day, included.
 
@@ -45,12 +44,10 @@ def rows_on_record(
     for day, row in known.items():
         if row.outcome == HELD and day not in on_disk:
             known[day] = LedgerRow(day=day, outcome=FAILED, failure="gone", reason="its file is gone")
-    schema = lake_schema(key.market, key.data_type)
-    for day, stat in on_disk.items():
+    for day, held in on_disk.items():
         found = known.get(day)
-        same = found is not None and (found.bytes, found.mtime_ns) == (stat.bytes, stat.mtime_ns)
-        if found is None or found.outcome != HELD or not same:
-            known[day] = row_of_file(layout.file(key, day), day, stat, found, schema)
+        if found is None or not found.speaks_of(held.stat):
+            known[day] = row_of_file(held, found)
     return known
 
 
@@ -74,23 +71,23 @@ def rows_as_on_disk(layout: Layout, key: SeriesKey, columns: Sequence[str] = ())
     Raises:
         StorageError: the system refuses to read the ledger.
     """
-    path, folder = layout.ledger(key), layout.folder(key)
+    path = layout.ledger(key)
     try:
         table = files.read_table(path, list(dict.fromkeys((*_SPEAKING, *columns))))
-        if _speaks_of(table, files.days_on_disk(folder)):
+        if _speaks_of(table, days_on_disk(layout, key)):
             return table, False
     except files.DamagedFileError:
         pass
     ledger = Ledger.read(path)
-    reconcile(ledger, folder, lake_schema(key.market, key.data_type))
+    reconcile(ledger, layout, key)
     return pa.Table.from_pylist([asdict(row) for row in ledger.rows.values()], SCHEMA), True
 
 
-def _speaks_of(ledger: pa.Table, on_disk: Mapping[date, FileStat]) -> bool:
+def _speaks_of(ledger: pa.Table, on_disk: Mapping[date, DayFile]) -> bool:
     """Whether the days that a ledger has as held are those with a file, and the files those that it knows."""
     held = ledger.filter(pc.field("outcome") == HELD)
     known = zip(files.days_of(held), held["bytes"].to_pylist(), held["mtime_ns"].to_pylist(), strict=True)
-    return set(known) == {(day, stat.bytes, stat.mtime_ns) for day, stat in on_disk.items()}
+    return set(known) == {(day, held.stat.bytes, held.stat.mtime_ns) for day, held in on_disk.items()}
 
 
 SERIES_LABELS = ("exchange", "market", "data_type", "symbol", "interval")

@@ -6,7 +6,7 @@ What belongs here: reading. Which days are meant, and in which type they are han
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -17,22 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from market_data_pipeline import clock
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.files import FileStat
-from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.schemas import WORD
+from market_data_pipeline.lake.on_disk import DayFile
+from market_data_pipeline.schemas import TIME, WORD
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.specs import SPECS
 
-_FILES_A_TASK = 16
-"""A day of candles is read in 0.4 ms, which is not worth a task of its own."""
-
+_DAYS_A_TASK = 16
 
 _READ_WHOLE = 128 << 10
 """Bytes of a file up to which it is read in one piece: for the footer alone Arrow reads the last 64 KB."""
-
-_LONG_RANGE = 1000
-"""Days from which on listing a series' folder, which can hold ten years, is quicker than to look for each file."""
 
 
 def labels_of(data_type: DataType) -> tuple[str, ...]:
@@ -48,28 +43,6 @@ def time_column(data_type: DataType) -> str:
 _TIME_COLUMNS = {**{data_type: spec.time for (_, data_type), spec in SPECS.items()}, DataType.TRADE_PROFILE: "day"}
 
 
-class DayFile(NamedTuple):
-    """A day of a series and its file, with what tells the file's version apart."""
-
-    key: SeriesKey
-    day: date
-    path: Path
-    stat: FileStat
-
-
-def days_held(layout: Layout, key: SeriesKey, first: date, last: date) -> list[DayFile]:
-    """The days from one to another, both included, that have a file, in order."""
-    length = (last - first).days + 1
-    if length > _LONG_RANGE:
-        return [
-            DayFile(key, day, layout.file(key, day), stat)
-            for day, stat in files.days_on_disk(layout.folder(key)).items()
-            if first <= day <= last
-        ]
-    days = [first + timedelta(days=n) for n in range(length)]
-    return [DayFile(key, day, path, stat) for day in days if (stat := files.stat(path := layout.file(key, day)))]
-
-
 def read_days(
     days: Sequence[DayFile],
     schema: pa.Schema,
@@ -80,7 +53,7 @@ def read_days(
 
     Args:
         days: Which files; each must exist.
-        schema: The columns to read, in order: a part of the lake's schema that has the time column if rows are cut.
+        schema: The columns to read, in order: a part of the lake's schema.
         start: Rows before this moment (UTC, without zone) are left out.
         end: Rows at this moment or after it are left out.
 
@@ -93,34 +66,75 @@ def read_days(
     data_type = days[0].key.data_type
     labels = labels_of(data_type)
     wanted = pa.schema([field for field in schema if field.name not in labels])
+    time = time_column(data_type)
 
-    def read(some: Iterable[DayFile]) -> list[pa.Table]:
-        time = time_column(data_type)
-        return [_read_file(path, stat.bytes, wanted, time, *_bounds(day, start, end)) for _, day, path, stat in some]
+    def read(some: Iterable[_Piece]) -> list[pa.Table]:
+        return [_read_file(piece.path, piece.bytes, wanted, time, *piece.cut(start, end)) for piece in some]
 
-    tasks = [days[n : n + _FILES_A_TASK] for n in range(0, len(days), _FILES_A_TASK)]
-    if len(tasks) == 1 and data_type.has_interval:
-        tables = read(days)
+    pieces = _pieces(days)
+    # A day of candles is read in 0.4 ms, which is not worth a task of its own; a day of trades is.
+    tasks = list(_tasks(pieces)) if data_type.has_interval else [[piece] for piece in pieces]
+    if len(tasks) == 1:
+        tables = read(pieces)
     else:
-        # A day of trades is worth a task.
-        tasks = tasks if data_type.has_interval else [[one] for one in days]
         with ThreadPoolExecutor(min(len(tasks), os.cpu_count() or 1)) as threads:
             tables = [table for part in threads.map(read, tasks) for table in part]
     rows = pa.concat_tables(tables)
     counts = [table.num_rows for table in tables]
+    keys = [piece.key for piece in pieces]
     columns = [
-        _label([getattr(day.key, field.name) for day in days], counts) if field.name in labels else rows[field.name]
+        _label([getattr(key, field.name) for key in keys], counts) if field.name in labels else rows[field.name]
         for field in schema
     ]
     return pa.table(columns, schema=schema)
 
 
-def _bounds(day: date, start: datetime | None, end: datetime | None) -> tuple[datetime | None, datetime | None]:
-    """What of a range cuts a day: None on a side where the day lies inside."""
-    midnight = datetime.combine(day, datetime.min.time())
-    after = start if start is not None and start > midnight else None
-    before = end if end is not None and end < midnight + timedelta(days=1) else None
-    return after, before
+class _Piece(NamedTuple):
+    """Days of a series, one after another, that are read out of one file; ``whole`` where it has no others."""
+
+    key: SeriesKey
+    path: Path
+    bytes: int
+    first: date
+    last: date
+    whole: bool
+
+    def cut(self, start: datetime | None, end: datetime | None) -> tuple[datetime | None, datetime | None]:
+        """What of a range cuts the file's rows: None on a side where all of them are wanted."""
+        begin, over = _midnight(self.first), _midnight(self.last + timedelta(days=1))
+        after = start if start is not None and start > begin else None if self.whole else begin
+        before = end if end is not None and end < over else None if self.whole else over
+        return after, before
+
+
+def _pieces(days: Iterable[DayFile]) -> list[_Piece]:
+    pieces: list[_Piece] = []
+    for one in days:
+        before = pieces[-1] if pieces else None
+        if before is not None and before.path == one.path and one.day == before.last + timedelta(days=1):
+            whole = before.first.day == 1 and one.day == clock.days_of_month(one.day)[-1]
+            pieces[-1] = before._replace(last=one.day, whole=whole)
+        else:
+            share = len(clock.days_of_month(one.day)) if one.of_month else 1
+            pieces.append(_Piece(one.key, one.path, one.stat.bytes * share, one.day, one.day, whole=not one.of_month))
+    return pieces
+
+
+def _tasks(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    task: list[_Piece] = []
+    days = 0
+    for piece in pieces:
+        task.append(piece)
+        days += (piece.last - piece.first).days + 1
+        if days >= _DAYS_A_TASK:
+            yield task
+            task, days = [], 0
+    if task:
+        yield task
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, datetime.min.time())
 
 
 def _read_file(
@@ -134,7 +148,9 @@ def _read_file(
                 table = file.read(columns=schema.names, use_threads=False)
             else:
                 groups = _row_groups(file.metadata, time, start, end)
-                table = file.read_row_groups(groups, columns=schema.names, use_threads=False)
+                columns = list(dict.fromkeys((*schema.names, time)))
+                table = _cut(file.read_row_groups(groups, columns=columns, use_threads=False), time, start, end)
+                table = table.drop_columns([name for name in table.column_names if name not in schema.names])
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
@@ -145,10 +161,14 @@ def _read_file(
         table = table.select(schema.names)
         if not table.schema.equals(schema):
             raise files.damaged(path, ValueError("its columns are not of the types of its series"))
+    return table
+
+
+def _cut(table: pa.Table, time: str, start: datetime | None, end: datetime | None) -> pa.Table:
     if start is not None:
-        table = table.filter(pc.greater_equal(table[time], pa.scalar(start, pa.timestamp("us"))))
+        table = table.filter(pc.greater_equal(table[time], pa.scalar(start, TIME)))
     if end is not None:
-        table = table.filter(pc.less(table[time], pa.scalar(end, pa.timestamp("us"))))
+        table = table.filter(pc.less(table[time], pa.scalar(end, TIME)))
     return table
 
 

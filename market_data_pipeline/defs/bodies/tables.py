@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import date
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from market_data_pipeline import clock
+from market_data_pipeline.defs.partitions import contiguous_ranges
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import as_pattern
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, Ledger, LedgerRow, row_from_provenance
+from market_data_pipeline.lake.on_disk import DayFile, days_on_disk
 from market_data_pipeline.lake.on_record import rows_on_record
 from market_data_pipeline.lake.provenance import Part, Provenance, Source, content_sha256
+from market_data_pipeline.lake.reading import read_days, time_column
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import SeriesKey
 
@@ -45,7 +48,7 @@ def load_days(layout: Layout, key: SeriesKey, days: Sequence[date], wanted: Any)
     return load_files(held_files(layout, key, days), lake_schema(key.market, key.data_type), wanted)
 
 
-def held_files(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[Path]:
+def held_files(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[DayFile]:
     """The files of days, in the days' order; days that are empty or not listed have none.
 
     Raises:
@@ -56,12 +59,12 @@ def held_files(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[Pat
     if not days:
         return []
     asked = set(days)
-    on_disk = {day: stat for day, stat in files.days_on_disk(layout.folder(key)).items() if day in asked}
+    on_disk = {day: held for day, held in days_on_disk(layout, key).items() if day in asked}
     rows = rows_on_record(layout, key, on_disk, min(days), max(days))
     lacking = [day for day in days if not _held_or_explained(rows.get(day))]
     if lacking:
         raise NotHeldError(_not_held(key, lacking, rows))
-    return [layout.file(key, day) for day in days if day in on_disk]
+    return [on_disk[day] for day in days if day in on_disk]
 
 
 def _held_or_explained(row: LedgerRow | None) -> bool:
@@ -75,25 +78,28 @@ def _not_held(key: SeriesKey, days: Sequence[date], rows: Mapping[date, LedgerRo
     return f"{key}: not held in the lake: {named}.{why} Materialize those partitions first, or leave the days out."
 
 
-def load_files(paths: Sequence[Path], schema: pa.Schema, wanted: Any) -> Any:
+def load_files(held: Sequence[DayFile], schema: pa.Schema, wanted: Any) -> Any:
     """Load files of one schema as the type that is wanted.
 
     Args:
-        paths: The files; with none of them, an empty value with the right columns comes back.
+        held: The days; with none of them, an empty value with the right columns comes back.
         schema: What is in them.
         wanted: ``pyarrow.Table``, a class of pandas, polars or DuckDB; anything else means a DuckDB relation.
     """
     module, name = getattr(wanted, "__module__", "").partition(".")[0], getattr(wanted, "__name__", "")
     if wanted is pa.Table:
-        return _arrow(paths, schema)
+        return read_days(held, schema)
     if module == "pandas" and name == "DataFrame":
-        return _arrow(paths, schema).to_pandas()
+        return read_days(held, schema).to_pandas()
     if module == "polars" and name in ("DataFrame", "LazyFrame"):
         import polars as pl
 
-        if name == "LazyFrame" and paths:
-            return pl.scan_parquet([str(path) for path in paths], glob=False)
-        frame = pl.DataFrame(_arrow(paths, schema))
+        if name == "LazyFrame" and held:
+            time = pl.col(time_column(held[0].key.data_type))
+            inside = [(time >= start) & (time < end) for start, end in _spans(held)]
+            scanned = pl.scan_parquet([str(path) for path in _paths(held)], glob=False)
+            return scanned.filter(pl.any_horizontal(inside)) if inside else scanned
+        frame = pl.DataFrame(read_days(held, schema))
         return frame.lazy() if name == "LazyFrame" else frame
     if module not in ("duckdb", "_duckdb", "typing", "builtins", ""):
         raise MarketDataError(
@@ -104,15 +110,28 @@ def load_files(paths: Sequence[Path], schema: pa.Schema, wanted: Any) -> Any:
 
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
-    if not paths:
+    if not held:
         return connection.from_arrow(schema.empty_table())
-    return connection.read_parquet([as_pattern(path) for path in paths])
+    relation = connection.read_parquet([as_pattern(path) for path in _paths(held)])
+    column = time_column(held[0].key.data_type)
+    spans = (f"{column} >= TIMESTAMP '{start}' AND {column} < TIMESTAMP '{end}'" for start, end in _spans(held))
+    return relation.filter(condition) if (condition := " OR ".join(spans)) else relation
 
 
-def _arrow(paths: Sequence[Path], schema: pa.Schema) -> pa.Table:
-    if not paths:
-        return schema.empty_table()
-    return pa.concat_tables([files.read_table(path) for path in paths]).unify_dictionaries()
+def _paths(held: Sequence[DayFile]) -> list[Path]:
+    return list(dict.fromkeys(one.path for one in held))
+
+
+def _spans(held: Sequence[DayFile]) -> list[tuple[datetime, datetime]]:
+    """From when to before when rows are wanted; nothing where no closed month has rows of other days, too."""
+    if not any(one.of_month for one in held):
+        return []
+    ranges = contiguous_ranges([one.day for one in held])
+    return [(_midnight(first), _midnight(last + timedelta(days=1))) for first, last in ranges]
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, datetime.min.time())
 
 
 # --- writing -------------------------------------------------------------------------------------------------------

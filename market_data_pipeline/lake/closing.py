@@ -1,0 +1,143 @@
+"""Months that are closed: the days of one that is over and settled are put into one file.
+
+What belongs here: which months may be closed, closing one, writing a day of one that is closed, and removing the days'
+own files afterwards. All of it is done by the series' one writer. A crash at any point leaves the days as they were or
+the month's file beside them, which readers prefer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date, datetime
+from threading import Lock
+
+import pyarrow as pa
+
+from market_data_pipeline import clock
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.files import DamagedFileError, FileStat
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import HELD, Ledger, LedgerRow, reconcile
+from market_data_pipeline.lake.months import DayInMonth, encode_month, read_month
+from market_data_pipeline.lake.on_disk import days_between, days_on_disk, read_whole
+from market_data_pipeline.lake.provenance import Provenance, content_sha256
+from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.specs import closes_months, spec_of
+
+_ONE_DAY_AT_A_TIME = Lock()
+"""The series' one writer may be several threads, and each writes the whole month."""
+
+_SET_ASIDE = ".damaged"
+"""Suffix of a month's file that cannot be read, which no reader picks up."""
+
+
+def months_to_close(layout: Layout, key: SeriesKey, ledger: Ledger, today: date) -> list[date]:
+    """The months, by their first day, that are over, and each day of which is final and has a file of its own.
+
+    A day that may be asked for again (a gap that may be filled, an archive that was replaced) keeps its month open.
+    """
+    if not closes_months(key):
+        return []
+    own = {day for day, held in days_on_disk(layout, key).items() if not held.of_month}
+    settled = {day for day in own if _is_settled(ledger.get(day))}
+    months = sorted({day.replace(day=1) for day in settled})
+    return [month for month in months if (days := clock.days_of_month(month))[-1] < today and settled.issuperset(days)]
+
+
+def _is_settled(row: LedgerRow | None) -> bool:
+    return row is not None and row.held and not row.open and row.replaced_by is None and row.failure is None
+
+
+def close_months(layout: Layout, key: SeriesKey, *, wait_seconds: float = 0) -> list[date]:
+    """Put the days of each month that may be closed into one file; return these months, by their first day.
+
+    Raises:
+        SeriesBusyError: another run writes the series.
+        StorageError: the disk refuses; what was there is untouched.
+    """
+    path = layout.ledger(key)
+    closed = []
+    with files.only_writer(layout.lock(key), wait_seconds, str(key)):
+        files.remove_leftovers(layout.months(key))
+        ledger = Ledger.read(path)
+        changed = bool(reconcile(ledger, layout, key))
+        for month in months_to_close(layout, key, ledger, clock.today()):
+            try:
+                days = [_proven(layout, key, ledger, day) for day in clock.days_of_month(month)]
+            except DamagedFileError:
+                continue  # `verify --local` finds it, and a backfill brings it again
+            files.write_bytes(layout.month(key, month), encode_month(days, spec_of(key)))
+            note_month(ledger, layout, key, month)
+            closed.append(month)
+        if closed or changed:
+            ledger.write(path)
+    return closed
+
+
+def _proven(layout: Layout, key: SeriesKey, ledger: Ledger, day: date) -> DayInMonth:
+    """A day as it is held, if it is what the ledger says."""
+    [held] = days_between(layout, key, day, day)
+    found = read_whole(held)
+    if content_sha256(found.table) != ledger.rows[day].content_sha256:
+        raise DamagedFileError(f"{held.path} does not hold what the ledger says.")
+    return found
+
+
+def note_month(ledger: Ledger, layout: Layout, key: SeriesKey, day: date) -> None:
+    """Have a ledger speak of the file of the month that a day lies in, if that is closed."""
+    if not closes_months(key) or not layout.month(key, day).exists():
+        return
+    days = clock.days_of_month(day)
+    for held in days_between(layout, key, days[0], days[-1]):
+        row = ledger.get(held.day)
+        if row is not None and row.outcome == HELD:
+            ledger.put(replace(row, bytes=held.stat.bytes, mtime_ns=held.stat.mtime_ns))
+
+
+def write_day(layout: Layout, key: SeriesKey, record: Provenance, parquet: pa.Buffer) -> FileStat:
+    """Write a day: its own file, or that of its month once that is closed, with the other days as they are.
+
+    Args:
+        layout: Where the lake lies.
+        key: The series.
+        record: Says which day.
+        parquet: The bytes of a file of its own.
+
+    Returns:
+        What tells this version of the day apart.
+
+    Raises:
+        StorageError: the disk refuses; what was there is untouched.
+    """
+    day, month = record.day, layout.month(key, record.day)
+    if closes_months(key) and month.exists():
+        with _ONE_DAY_AT_A_TIME:
+            try:
+                days = read_month(month) | {day: DayInMonth(record, files.read_encoded(parquet))}
+            except DamagedFileError:
+                # Nothing in it can be read: its days are missing from now on, and brought again one by one.
+                month.replace(month.with_name(month.name + _SET_ASIDE))
+            else:
+                files.write_bytes(month, encode_month([days[one] for one in sorted(days)], spec_of(key)))
+                [written] = days_between(layout, key, day, day)
+                return written.stat
+    return files.write_bytes(layout.file(key, day), parquet)
+
+
+def remove_closed_days(layout: Layout, key: SeriesKey, written_before: datetime, *, wait_seconds: float = 0) -> int:
+    """Remove the own files of days whose month was closed before a moment; return how many there were.
+
+    Raises:
+        SeriesBusyError: another run writes the series.
+        StorageError: the disk refuses.
+    """
+    if not closes_months(key):
+        return 0
+    removed = 0
+    with files.only_writer(layout.lock(key), wait_seconds, str(key)):
+        for day in files.days_on_disk(layout.folder(key)):
+            month = files.stat(layout.month(key, day))
+            if month is not None and month.mtime_ns < clock.to_us(written_before) * 1000:
+                files.remove(layout.file(key, day))
+                removed += 1
+    return removed

@@ -1,0 +1,102 @@
+"""The file of a closed month: the rows of all its days, one after another, and the record of each.
+
+A row group holds some whole days, so that one day is read without the others, and few enough of them that a query over
+years is not slowed down: measured on a year of ten symbols, groups of a day make SQL twice as slow, and groups of a
+month make reading a day four times as slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import date
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+
+from market_data_pipeline import __version__
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.provenance import Provenance
+from market_data_pipeline.specs import Spec
+
+RECORDS_KEY = b"market_data_pipeline_days"
+"""In the footer: the record of each day, as a file of its own would have it, in the order of the rows."""
+
+_RECORDS = TypeAdapter(tuple[Provenance, ...])
+
+_ROWS_A_GROUP = 10_000
+
+
+class DayInMonth(NamedTuple):
+    """A day of a closed month."""
+
+    record: Provenance
+    table: pa.Table
+
+
+def encode_month(days: Sequence[DayInMonth], spec: Spec) -> pa.Buffer:
+    """The bytes of a month's file.
+
+    Args:
+        days: All days of the month, in order, with the columns of the lake.
+        spec: How the columns are encoded.
+    """
+    records = tuple(day.record.model_copy(update={"writer_version": __version__}) for day in days)
+    schema = days[0].table.schema.with_metadata({RECORDS_KEY: _RECORDS.dump_json(records, exclude_none=True)})
+    encoded = pa.BufferOutputStream()
+    with pq.ParquetWriter(encoded, schema, **files.parquet_options(schema, spec.delta, spec.dictionary)) as writer:
+        for group in _groups([day.table for day in days]):
+            writer.write_table(group.replace_schema_metadata(schema.metadata), row_group_size=max(1, group.num_rows))
+    return encoded.getvalue()
+
+
+def _groups(tables: Iterable[pa.Table]) -> Iterable[pa.Table]:
+    group: list[pa.Table] = []
+    for table in tables:
+        group.append(table)
+        if sum(one.num_rows for one in group) >= _ROWS_A_GROUP:
+            yield pa.concat_tables(group).unify_dictionaries().combine_chunks()
+            group = []
+    if group:
+        yield pa.concat_tables(group).unify_dictionaries().combine_chunks()
+
+
+def read_month(path: Path) -> dict[date, DayInMonth]:
+    """Read a month's file whole.
+
+    Raises:
+        DamagedFileError: it is not there or not readable, or holds other rows than its records say.
+    """
+    try:
+        with files.opened(path.read_bytes()) as (reader, metadata):
+            records = _records_in(metadata)
+            table = reader.read_all(use_threads=False)
+        starts = list(accumulate((record.rows for record in records), initial=0))
+        if starts[-1] != table.num_rows:
+            raise ValueError(f"it has {table.num_rows} rows, and the records of its days speak of {starts[-1]}")
+    except files.UNREADABLE as error:
+        raise files.damaged(path, error) from error
+    return {
+        record.day: DayInMonth(record, table.slice(start, end - start))
+        for record, (start, end) in zip(records, pairwise(starts), strict=True)
+    }
+
+
+def read_records(path: Path) -> dict[date, Provenance]:
+    """The records in a month's footer.
+
+    Raises:
+        DamagedFileError: the file is not there, not Parquet, or has no valid records.
+    """
+    try:
+        with path.open("rb") as file:
+            return {record.day: record for record in _records_in(pq.read_metadata(file))}
+    except files.UNREADABLE as error:
+        raise files.damaged(path, error) from error
+
+
+def _records_in(metadata: pq.FileMetaData) -> tuple[Provenance, ...]:
+    return _RECORDS.validate_json((metadata.metadata or {})[RECORDS_KEY])

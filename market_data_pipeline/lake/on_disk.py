@@ -1,0 +1,160 @@
+"""Which days of a series have rows on the disk, and where: in a file of their own, or in that of their closed month.
+
+A month's file stands for all days of its month. From the moment that it is there the days' own files, which are removed
+later, are passed over. So whoever lists looks for months first: a month that is closed meanwhile is then found by its
+days, which are there still, and by them alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from datetime import date, timedelta
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from market_data_pipeline import clock
+from market_data_pipeline.lake import files, months
+from market_data_pipeline.lake.files import FileStat
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.months import DayInMonth
+from market_data_pipeline.lake.provenance import Provenance
+from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.specs import closes_months
+
+_LONG_RANGE = 1000
+"""Days from which on listing a series' folder, which can hold ten years, is quicker than to look for each file."""
+
+
+class DayFile(NamedTuple):
+    """A day of a series and the file that has its rows, with what tells the version of the day apart.
+
+    Attributes:
+        key: The series.
+        day: The UTC day.
+        path: The day's own file, or that of its month.
+        stat: Of a closed month, each day has its share of the bytes.
+    """
+
+    key: SeriesKey
+    day: date
+    path: Path
+    stat: FileStat
+
+    @property
+    def of_month(self) -> bool:
+        """Whether the file has the other days of the month, too."""
+        return len(self.path.stem) < len("2024-01-01")
+
+
+def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
+    """The days of a series that have rows on the disk, in order."""
+    closed = _months_on_disk(layout.months(key)) if closes_months(key) else {}
+    own = files.days_on_disk(layout.folder(key))
+    found = {day: DayFile(key, day, layout.file(key, day), stat) for day, stat in own.items()}
+    for month, stat in closed.items():
+        found |= {one.day: one for one in _days_of_month(layout, key, month, stat)}
+    return dict(sorted(found.items())) if closed else found
+
+
+def days_between(layout: Layout, key: SeriesKey, first: date, last: date) -> list[DayFile]:
+    """The days from one to another, both included, that have rows on the disk, in order."""
+    length = (last - first).days + 1
+    if length > _LONG_RANGE:
+        return [held for day, held in days_on_disk(layout, key).items() if first <= day <= last]
+    days = [first + timedelta(days=n) for n in range(length)]
+    closed = _closed_among(layout, key, days)
+    found = []
+    for day in days:
+        if (in_month := closed.get(day)) is not None:
+            found.append(in_month)
+        elif (stat := files.stat(path := layout.file(key, day))) is not None:
+            found.append(DayFile(key, day, path, stat))
+    return found
+
+
+def _closed_among(layout: Layout, key: SeriesKey, days: Iterable[date]) -> Mapping[date, DayFile]:
+    found: dict[date, DayFile] = {}
+    if closes_months(key):
+        for month in dict.fromkeys(day.replace(day=1) for day in days):
+            if (stat := files.stat(layout.month(key, month))) is not None:
+                found |= {one.day: one for one in _days_of_month(layout, key, month, stat)}
+    return found
+
+
+def _days_of_month(layout: Layout, key: SeriesKey, month: date, stat: FileStat) -> list[DayFile]:
+    path, days = layout.month(key, month), clock.days_of_month(month)
+    shares = [stat.bytes * n // len(days) for n in range(len(days) + 1)]
+    return [
+        DayFile(key, day, path, FileStat(end - start, stat.mtime_ns))
+        for day, start, end in zip(days, shares, shares[1:], strict=False)
+    ]
+
+
+def _months_on_disk(folder: Path) -> dict[date, FileStat]:
+    """The closed months of a series, by their first day."""
+    found: dict[date, FileStat] = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                month = _month_of(entry.name)
+                if month is not None:
+                    info = entry.stat()
+                    found[month] = FileStat(info.st_size, info.st_mtime_ns)
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def _month_of(name: str) -> date | None:
+    stem, dot, suffix = name.partition(".")
+    if not dot or suffix != "parquet" or len(stem) != len("2024-01"):
+        return None
+    try:
+        return date.fromisoformat(f"{stem}-01")
+    except ValueError:
+        return None
+
+
+def are_as_listed(layout: Layout, days: Iterable[DayFile]) -> bool:
+    """Whether the files of days are those that they were when they were listed."""
+    for key, some in groupby(days, key=lambda held: held.key):
+        listed = set(some)
+        days_listed = [held.day for held in listed]
+        if not listed.issubset(days_between(layout, key, min(days_listed), max(days_listed))):
+            return False
+    return True
+
+
+# --- what is in them -----------------------------------------------------------------------------------------
+
+
+def read_record(held: DayFile) -> Provenance:
+    """The record of a day.
+
+    Raises:
+        DamagedFileError: the file is not there, not Parquet, or has no valid record of the day.
+    """
+    return _of_day(held, months.read_records(held.path)) if held.of_month else files.read_provenance(held.path)
+
+
+def read_whole(held: DayFile) -> DayInMonth:
+    """A day's record and its rows.
+
+    Raises:
+        DamagedFileError: the file is not there, not readable, or has no valid record of the day.
+    """
+    if held.of_month:
+        return _of_day(held, months.read_month(held.path))
+    return DayInMonth(*files.read_whole(held.path))
+
+
+_T = TypeVar("_T")
+
+
+def _of_day(held: DayFile, days: Mapping[date, _T]) -> _T:
+    try:
+        return days[held.day]
+    except KeyError as error:
+        raise files.damaged(held.path, ValueError(f"it has no rows of {held.day}")) from error

@@ -1,0 +1,59 @@
+"""A day of a closed month that is brought again, through the public door of ``ingest``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date
+
+from market_data_pipeline.lake.closing import close_months
+from market_data_pipeline.lake.on_disk import days_between, days_on_disk, read_record
+from market_data_pipeline.lake.on_record import corrected
+from market_data_pipeline.outcomes import Action
+from market_data_pipeline_tests.world import World, days, klines
+
+HOURS = klines("BTCUSDT", "1h")
+JANUARY = days("2026-01-01", "2026-01-31")
+
+
+def closed(world: World) -> None:
+    world.ingest(HOURS, JANUARY)
+    assert close_months(world.layout, HOURS) == [JANUARY[0]]
+    for day in JANUARY:
+        world.layout.file(HOURS, day).unlink()
+    world.forget()
+
+
+def test_days_of_a_closed_month_are_held_and_nothing_is_asked_for(world: World) -> None:
+    closed(world)
+    assert {result.action for result in world.ingest(HOURS, JANUARY)} == {Action.HELD}
+    assert world.asked() == []
+
+
+def test_days_whose_archives_were_replaced_are_written_into_their_month(world: World) -> None:
+    closed(world)
+    again = [date(2026, 1, 8), date(2026, 1, 9), date(2026, 1, 20)]
+    ledger = world.ledger(HOURS)
+    for day in again:
+        ledger.put(replace(ledger.rows[day], replaced_by="another", attempts=0))
+    ledger.write(world.layout.ledger(HOURS))
+    world.at("2026-03-05T13:00:00")
+    results = world.ingest(HOURS, JANUARY)
+    assert [result.day for result in results if result.action is not Action.HELD] == again
+    held = days_on_disk(world.layout, HOURS)
+    assert {one.path for one in held.values()} == {world.layout.month(HOURS, JANUARY[0])}
+    fetched = {day: read_record(one).fetched_at for day, one in held.items()}
+    assert min(fetched[day] for day in again) > max(at for day, at in fetched.items() if day not in again)
+    assert {row.replaced_by for row in world.ledger(HOURS).rows.values()} == {None}
+    assert not corrected(world.layout, [HOURS]).to_pylist()
+
+
+def test_a_damaged_month_is_brought_again_day_by_day(world: World) -> None:
+    closed(world)
+    month = world.layout.month(HOURS, JANUARY[0])
+    month.write_bytes(b"PAR1")
+    assert {result.action for result in world.ingest(HOURS, JANUARY)} == {Action.FETCHED}
+    assert not month.exists()
+    held = days_between(world.layout, HOURS, JANUARY[0], JANUARY[-1])
+    assert [one.path for one in held] == [world.layout.file(HOURS, day) for day in JANUARY]
+    assert not corrected(world.layout, [HOURS]).to_pylist()
+    assert close_months(world.layout, HOURS) == [JANUARY[0]]
