@@ -19,7 +19,6 @@ from market_data_pipeline.lake.states import DayState
 from market_data_pipeline.quality.calendar import SeriesCalendar, calendar_of
 from market_data_pipeline.quality.repair import is_not_listed
 from market_data_pipeline.quality.standing import SeriesCoverage, cover, states_of
-from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.universe import Universe
 
@@ -58,7 +57,7 @@ def survey(layout: Layout, universe: Universe, keys: Iterable[SeriesKey], provis
     today = clock.today()
     for key in keys:
         ledger = Ledger.read(layout.ledger(key))
-        reconcile(ledger, layout.folder(key), lake_schema(key.market, key.data_type))
+        reconcile(ledger, layout, key)
         # A day that was not listed when it was asked for may be, as the listing knows by now.
         listing = universe.listing(key)
         rows = {
