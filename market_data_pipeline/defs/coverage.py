@@ -25,7 +25,8 @@ CHECKS: Mapping[str, str] = {
     "provisional_days": "No day has been provisional for too long: its archive was published and verified.",
     "gaps": "Whatever is missing, or stands still, inside of the days that are held is explained: as the days' own "
     "gaps checks, and with the whole market in view, so that `suspended` is told from `quiet`.",
-    "continuity": "Each settled day goes on where the day before ended: the next candle, the next trade id.",
+    "continuity": "Each settled day goes on where the day before ended, with the next candle or the next trade id; or "
+    "the checks of both days say why it does not, e.g. an outage over midnight.",
 }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import pairwise
 
-from market_data_pipeline.findings import ACROSS_MIDNIGHT, Finding, Verdict
+from market_data_pipeline.findings import ACROSS_MIDNIGHT, Finding, Severity, Verdict
 from market_data_pipeline.lake.ledger import EMPTY, HELD, LedgerRow
 from market_data_pipeline.lake.states import DayState, doubts_of, state_of
 from market_data_pipeline.series import SeriesKey, interval_us
@@ -70,7 +70,8 @@ class SeriesCoverage:
         overdue: Days that have been provisional for too long.
         failed: Days that were asked for and are not held, as their ledger has them.
         missing: Days that were never brought.
-        breaks: Midnights that are not crossed.
+        breaks: Midnights that are not crossed, and no finding that passes says why.
+        explained: Number of midnights that are not crossed for a reason, e.g. an outage: findings that pass say so.
         gaps: What is missing, or stands still, inside of the days that are held.
         doubtful: Days that are held and not beyond doubt, with what is to be said of them, in order.
     """
@@ -82,6 +83,7 @@ class SeriesCoverage:
     failed: tuple[LedgerRow, ...]
     missing: tuple[date, ...]
     breaks: tuple[Break, ...]
+    explained: int
     gaps: tuple[GapSum, ...]
     doubtful: Mapping[date, str]
 
@@ -141,6 +143,8 @@ def cover(
     expected = [day for first, last in wanted for day in _days(first, min(last, today - _DAY))]
     held = [rows[day] for day in expected if day in rows and rows[day].outcome == HELD]
     provisional = [row.day for row in held if not row.final]
+    breaks = continuity(key, rows, today)
+    open_breaks = tuple(found for found in breaks if not is_told(key, found, rows, _passes))
     return SeriesCoverage(
         key,
         len(held) - len(provisional),
@@ -148,7 +152,8 @@ def cover(
         tuple(day for day in provisional if (today - day).days > provisional_days),
         tuple(rows[day] for day in expected if states.get(day) is DayState.FAILED),
         tuple(day for day in expected if states.get(day) is DayState.MISSING),
-        continuity(key, rows, today),
+        open_breaks,
+        len(breaks) - len(open_breaks),
         sum_of_gaps(rows.values()),
         {day: "; ".join(said) for day, row in sorted(rows.items()) if (said := doubts_of(row))},
     )
@@ -227,3 +232,7 @@ def is_told(key: SeriesKey, found: Break, rows: Mapping[date, LedgerRow], counts
             break
         told = max(told, range_.last + _step(key))
     return told >= found.found
+
+
+def _passes(finding: Finding) -> bool:
+    return finding.severity is Severity.INFO

@@ -17,7 +17,7 @@ from dagster_shared.serdes import serialize_value
 from market_data_pipeline import clock
 from market_data_pipeline.defs.bodies.coverage import how_to_recover
 from market_data_pipeline.defs.coverage import coverage_key
-from market_data_pipeline.findings import Finding, Severity, Verdict
+from market_data_pipeline.findings import Finding, Range, Severity, Verdict
 from market_data_pipeline.lake.ledger import FAILED, Ledger, LedgerRow
 from market_data_pipeline.quality.verdicts import verdict_finding
 from market_data_pipeline.series import Market
@@ -240,3 +240,26 @@ def test_a_midnight_that_is_not_crossed_is_shown(project: Project, first_key: in
     ]
     assert checks["continuity"].severity.value == severity
     assert not checks["continuity"].passed
+
+
+@pytest.mark.parametrize(("verdict", "passed"), [(Verdict.OUTAGE, True), (Verdict.UNEXPLAINED, False)])
+def test_an_outage_over_midnight_that_both_days_explain_is_no_break(
+    project: Project, verdict: Verdict, passed: bool
+) -> None:
+    hour, midnight = 3_600_000_000, clock.day_start_us(day(2))
+
+    def lacks(first: int, last: int, verdict: Verdict) -> tuple[Finding, ...]:
+        hours = Range(first=midnight + first * hour, last=midnight + last * hour, count=last - first + 1)
+        return (verdict_finding(verdict, "candles", hours.count, (hours,), "REST was asked"),)
+
+    before = hold(project.layout, KLINES, day(1), findings=lacks(-2, -1, Verdict.OUTAGE))
+    after = hold(project.layout, KLINES, day(2), findings=lacks(0, 2, verdict))
+    put(project.layout, KLINES, replace(before, last_key=midnight - 3 * hour))
+    put(project.layout, KLINES, replace(after, first_key=midnight + 3 * hour))
+
+    _, checks = run(project)
+
+    found = checks["continuity"]
+    assert (found.passed, found.metadata["explained"].value) == (passed, int(passed))
+    assert ("but for 1 midnights that the checks of the days around explain" in (found.description or "")) is passed
+    assert ("midnights" in found.metadata) is not passed

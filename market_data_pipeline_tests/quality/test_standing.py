@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from market_data_pipeline.findings import Verdict, to_json
+from market_data_pipeline.findings import ACROSS_MIDNIGHT, Finding, Range, Severity, Verdict, to_json
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
 from market_data_pipeline.lake.states import DayState
 from market_data_pipeline.quality.calendar import calendar_of
@@ -157,3 +157,46 @@ def test_ids_that_are_lost_at_one_midnight_break_there_only(sizes: list[int], cu
         next_id += size
     expected = [WEEK[cut]] if 0 < cut < len(sizes) else []
     assert [one.day for one in continuity(TRADES, rows, TODAY)] == expected
+
+
+def lacks(first: int, last: int, verdict: Verdict, step: int = 1) -> str:
+    """Findings of a day that lacks rows from one key to another."""
+    found = Range(first=first, last=last, count=(last - first) // step + 1)
+    return to_json([verdict_finding(verdict, "rows", found.count, [found], "REST was asked")])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "explained"),
+    [
+        (lacks(22 * HOUR, 23 * HOUR, Verdict.OUTAGE, HOUR), lacks(24 * HOUR, 26 * HOUR, Verdict.OUTAGE, HOUR), True),
+        (lacks(22 * HOUR, 23 * HOUR, Verdict.OUTAGE, HOUR), lacks(24 * HOUR, 25 * HOUR, Verdict.OUTAGE, HOUR), False),
+        (
+            lacks(22 * HOUR, 23 * HOUR, Verdict.UNPUBLISHED, HOUR),
+            lacks(24 * HOUR, 26 * HOUR, Verdict.OUTAGE, HOUR),
+            False,
+        ),
+        ("[]", lacks(24 * HOUR, 26 * HOUR, Verdict.OUTAGE, HOUR), False),
+    ],
+)
+def test_a_midnight_is_explained_where_verdicts_that_pass_speak_of_all_that_lacks(
+    before: str, after: str, explained: bool
+) -> None:
+    rows = by_day(
+        replace(held(WEEK[0], 0, 21 * HOUR), findings=before),
+        replace(held(WEEK[1], 27 * HOUR, 47 * HOUR), findings=after),
+    )
+    wanted = [(FIRST, WEEK[1])]
+    found = cover(HOURS, rows, states_of(rows, wanted, TODAY), wanted, TODAY, 10)
+    expected = () if explained else (Break(WEEK[1], 22 * HOUR, 27 * HOUR),)
+    assert (found.breaks, found.explained) == (expected, int(explained))
+
+
+@pytest.mark.parametrize(("severity", "explained"), [(Severity.INFO, True), (Severity.ERROR, False)])
+@pytest.mark.parametrize("teller", [0, 1])
+def test_an_overlap_is_explained_where_the_later_day_says_that_no_row_stands_twice(
+    severity: Severity, explained: bool, teller: int
+) -> None:
+    told = Finding(check="integrity", rule=ACROSS_MIDNIGHT, severity=severity, count=0, message="")
+    rows = by_day(held(WEEK[0], 0, 9), held(WEEK[1], 9, 19))
+    rows[WEEK[teller]] = replace(rows[WEEK[teller]], findings=to_json([told]))
+    assert covered(rows, WEEK[1]).explained == int(explained and teller == 1)

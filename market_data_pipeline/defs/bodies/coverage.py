@@ -238,21 +238,34 @@ def _gap_record(key: SeriesKey, gap: GapSum) -> dict[str, str | int]:
 
 
 def continuity_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
-    """The verdict on midnights: an error where rows stand on both sides, else a warning."""
+    """The verdict on midnights: an error where rows stand on both sides, else a warning.
+
+    Those that the days' own checks explain, e.g. by an outage over midnight, pass and are counted apart.
+    """
     breaks = [(one.key, found) for one in covered for found in one.breaks]
     overlaps = [found for _, found in breaks if found.overlap]
+    explained = sum(one.explained for one in covered)
     table = [_break_record(key, found) for key, found in breaks]
+    excused = "that the checks of the days around explain, e.g. by an outage"
+    if breaks:
+        said = (
+            f"{len(breaks)} midnights are not crossed: {len(breaks) - len(overlaps)} where rows lack, {len(overlaps)} "
+            "where rows stand on both sides. The gaps check of the days around tells what the exchange left out."
+        )
+        said += f" Not counted: {explained} {excused}." if explained else ""
+    else:
+        but = f", but for {explained} midnights {excused}" if explained else ""
+        said = f"Each settled day goes on where the day before ended{but}."
     return dg.AssetCheckResult(
         check_name="continuity",
         passed=not breaks,
         severity=dg.AssetCheckSeverity.ERROR if overlaps else dg.AssetCheckSeverity.WARN,
-        description=(
-            f"{len(breaks)} midnights are not crossed: {len(breaks) - len(overlaps)} where rows lack, {len(overlaps)} "
-            "where rows stand on both sides. The gaps check of the days around tells what the exchange left out."
-            if breaks
-            else "Each settled day goes on where the day before ended."
-        ),
-        metadata={"breaks": len(breaks), **({"midnights": _table(table, SHOWN_ROWS)} if table else {})},
+        description=said,
+        metadata={
+            "breaks": len(breaks),
+            "explained": explained,
+            **({"midnights": _table(table, SHOWN_ROWS)} if table else {}),
+        },
     )
 
 
