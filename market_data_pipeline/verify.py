@@ -25,7 +25,6 @@ from typing import Protocol
 from market_data_pipeline import clock
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.files import SeriesBusyError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import FAILED, HELD, Ledger, LedgerRow, days_held, reconcile
 from market_data_pipeline.lake.provenance import ChecksumStatus, Source
@@ -210,7 +209,7 @@ def sweep(
             return SweepReport(not_reached=[key])
         found = _sweep_series(layout, key, archive)
         with lock:
-            if found.troubles:
+            if found.troubles and key in found.archives:  # one without was not looked for: its ledger cannot be read
                 unlisted += 1
             elif found.requests:
                 unlisted = 0
@@ -224,7 +223,7 @@ def sweep(
             if mark and found.discoveries:
                 try:
                     mark_days(layout, key, found.discoveries, settings.lock_wait_seconds, at_once=at_once)
-                except SeriesBusyError as error:
+                except MarketDataError as error:
                     report.troubles[key] = str(error)
             if on_progress is not None:
                 on_progress(found.archives.get(key, 0))
@@ -269,8 +268,11 @@ def look_for(
 
 
 def _sweep_series(layout: Layout, key: SeriesKey, archive: Listing) -> SweepReport:
-    ledger = Ledger.read(layout.ledger(key))
-    reconcile(ledger, layout, key)  # in memory: it may be behind
+    try:
+        ledger = Ledger.read(layout.ledger(key))
+        reconcile(ledger, layout, key)  # in memory: it may be behind
+    except MarketDataError as error:
+        return SweepReport(troubles={key: str(error)})
     return _compare_rows(key, ledger.rows.values(), archive)
 
 
@@ -547,7 +549,12 @@ def prove_local(
     layout = Layout(settings.root)
     report = LocalReport()
     began = perf_counter()
-    wanted = {key: _days_to_prove(layout, key) for key in keys}
+    wanted: dict[SeriesKey, dict[date, int]] = {}
+    for key in keys:
+        try:
+            wanted[key] = _days_to_prove(layout, key)
+        except MarketDataError as error:
+            report.troubles[key] = str(error)
     bundles = [(key, days) for key, sizes in wanted.items() for days in _bundles(sizes)]
     processes = processes or cpus()
     beside = Processes(processes, ahead=prove_days.__module__, worth_bytes=_WORTH_BYTES)
@@ -573,7 +580,7 @@ def prove_local(
             if mark:
                 try:
                     _mark_damaged(layout, key, faults.values(), settings.lock_wait_seconds)
-                except SeriesBusyError as error:
+                except MarketDataError as error:
                     report.troubles[key] = str(error)
     report.seconds = perf_counter() - began
     return report

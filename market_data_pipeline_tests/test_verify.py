@@ -432,6 +432,34 @@ def test_a_series_that_cannot_be_listed_does_not_stop_the_others(world: World) -
     assert report.archives[ETH] == 6
 
 
+def without_ledger(world: World, key: SeriesKey) -> str:
+    """Make a series' ledger something that the system refuses to read; return what is said of it."""
+    path = world.layout.ledger(key)
+    path.unlink()
+    path.mkdir()
+    return f"{path} cannot be read"
+
+
+def test_a_ledger_that_cannot_be_read_does_not_stop_the_others(world: World) -> None:
+    world.set(download_threads=1)
+    unread = [klines("BTCUSDT", interval) for interval in ("15m", "30m", "2h")]
+    for key in (*unread, BTC, ETH):
+        world.ingest(key, days("2026-02-03", "2026-02-04"))
+    reasons = {key: without_ledger(world, key) for key in unread}
+    damage(world.layout.file(ETH, date(2026, 2, 4)))
+
+    report = swept(world, *unread, BTC, ETH)
+    local = prove_local(world.settings, [*unread, BTC, ETH])
+
+    assert {key: reason.partition(" (")[0] for key, reason in report.troubles.items()} == reasons
+    assert report.archives == {BTC: 2, ETH: 2}
+    assert report.not_reached == [], "the listing is not what failed"
+    assert {key: reason.partition(" (")[0] for key, reason in local.troubles.items()} == reasons
+    assert local.files == {BTC: 2, ETH: 2}
+    assert local.to_bring == {ETH: [date(2026, 2, 4)]}
+    assert not local.all_well
+
+
 def test_while_the_listing_is_down_not_every_series_waits_through_all_retries(world: World) -> None:
     world.set(retries=2, download_threads=1)
     keys = [klines("BTCUSDT", interval) for interval in ("5m", "15m", "30m", "1h", "2h", "4h", "6h")]

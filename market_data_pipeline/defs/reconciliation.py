@@ -89,9 +89,16 @@ def build_reconciliation_schedule(
         description="Days of klines and of their source that are new, or have changed since they were compared.",
     )
     def evaluate() -> dg.RunRequest | dg.SkipReason:
+        from market_data_pipeline.errors import MarketDataError
         from market_data_pipeline.reconciling import plan
 
-        due = [str(key) for key in chosen if plan(layout, key).days]
+        def is_due(key: SeriesKey) -> bool:
+            try:
+                return bool(plan(layout, key).days)
+            except MarketDataError:  # the run says what is wrong, after it has compared the others
+                return True
+
+        due = [str(key) for key in chosen if is_due(key)]
         if not due:
             return dg.SkipReason("All days that are held on both sides are as they were last compared.")
         return dg.RunRequest(run_config=run_config(series=due))

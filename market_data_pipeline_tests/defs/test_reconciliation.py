@@ -223,6 +223,21 @@ def test_a_damaged_file_fails_the_run_by_name_and_the_other_series_are_compared(
     assert checked(project, FIVE) == {}
 
 
+def test_a_ledger_that_cannot_be_read_fails_the_run_by_name_and_the_other_series_are_compared(project: Project) -> None:
+    held(project, 1, 2, MINUTES, HOURS, FIVE)
+    path = project.layout.ledger(FIVE)
+    path.unlink()
+    path.mkdir()
+
+    [request] = requested(project)
+    run = reconcile(project, series=request.run_config["ops"]["compare"]["config"]["series"])
+
+    [failure] = [event.step_failure_data for event in run.all_events if event.is_step_failure]
+    assert failure.user_failure_data is not None
+    assert f"{path} cannot be read" in (failure.user_failure_data.description or "")
+    assert checked(project) == {"SUCCEEDED": {1, 2}}
+
+
 def test_a_series_that_cannot_be_compared_is_told_with_those_that_can(project: Project) -> None:
     run = reconcile(project, series=["binance/spot/klines/BTCUSDT/1m"])
     [failure] = [event.step_failure_data for event in run.all_events if event.is_step_failure]

@@ -176,8 +176,8 @@ def compare_asked(
         )
     troubles = []
     for name in asked["series"] or by_name:
-        wanted = plan(layout, by_name[name], _day(asked["first"]), _day(asked["last"]), again=asked["again"])
         try:
+            wanted = plan(layout, by_name[name], _day(asked["first"]), _day(asked["last"]), again=asked["again"])
             yield from _compared(context, wanted, layout, settings, on_compared)
         except MarketDataError as error:
             troubles.append(str(error))
