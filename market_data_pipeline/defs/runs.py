@@ -1,7 +1,8 @@
 """Runs whose process is no more: how they are recognized and closed.
 
 Dagster on one machine does not find out that a run's process was killed (a power cut, SIGKILL, a closed terminal): the
-run counts as running forever and takes one of the few places for concurrent runs. Here each run's process holds a file
+run counts as running forever, takes one of the few places for concurrent runs, and keeps `repair` from asking for more.
+Whoever opens the records closes such runs, and so does each tick of `repair`. Here each run's process holds a file
 locked, which the operating system lets go of when the process ends, however it ends.
 """
 

@@ -18,6 +18,7 @@ from market_data_pipeline.defs.jobs import COVERAGE, INGEST_ALL, TRADE_PROFILES,
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.partitions import HOUR, partition_of
 from market_data_pipeline.defs.requests import run_requests
+from market_data_pipeline.defs.runs import close_dead_runs
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings
@@ -134,6 +135,7 @@ def _repair_schedule(jobs: Jobs, settings: Settings, universe: Universe, layout:
         ),
     )
     def repair(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        close_dead_runs(context.instance)  # one whose process was killed would never finish
         ours = dg.RunsFilter(tags=dg.DagsterRun.tags_for_schedule(repair), statuses=UNFINISHED)
         if context.instance.get_runs(ours, limit=1):
             # What they bring is not in the ledgers yet, and would be asked for twice.

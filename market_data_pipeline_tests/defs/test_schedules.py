@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from filelock import FileLock
 
 from market_data_pipeline import clock
 from market_data_pipeline.definitions import build_definitions
@@ -291,6 +292,23 @@ def test_repair_waits_for_the_runs_that_it_asked_for(kept: Project) -> None:
     assert tick(kept, "repair", at(12)) == []
     kept.instance.report_run_canceled(run)
     assert len(tick(kept, "repair", at(12))) == 1
+
+
+def test_repair_does_not_wait_for_a_run_whose_process_was_killed(kept: Project) -> None:
+    put(kept.layout, KLINES, failed(7))
+    [request] = tick(kept, "repair", at(11))
+    job, started = kept.definitions.resolve_job_def("ingest_all"), dg.DagsterRunStatus.STARTED
+    run = kept.instance.create_run_for_job(job, tags=request.tags, status=started)
+    life = kept.layout.dagster_home / "alive" / f"{run.run_id}.lock"
+    life.parent.mkdir()
+
+    with FileLock(life):
+        assert tick(kept, "repair", at(12)) == []
+    life.touch()  # a killed process leaves its file, and no lock on it
+
+    assert len(tick(kept, "repair", at(13))) == 1
+    [closed] = kept.instance.get_runs()
+    assert closed.status is dg.DagsterRunStatus.FAILURE
 
 
 def test_repair_asks_for_a_bounded_number_of_runs_the_newest_days_first(kept: Project) -> None:
