@@ -14,7 +14,7 @@ import pytest
 
 from market_data_pipeline import clock
 from market_data_pipeline.defs.bodies import views
-from market_data_pipeline.defs.bodies.reconciliation import NOT_COMPARED
+from market_data_pipeline.defs.bodies.reconciliation import CHANGED_SINCE, NOT_COMPARED
 from market_data_pipeline.defs.checks import RECONCILIATION
 from market_data_pipeline.defs.home import run_reconciliation
 from market_data_pipeline.defs.keys import asset_key_of
@@ -147,6 +147,35 @@ def test_a_run_of_the_klines_has_no_further_step_and_repeats_what_is_on_record(p
     assert checked(project) == {"SUCCEEDED": {1, 2, 3}}
     reconcile(project)
     assert checked(project) == {"SUCCEEDED": {1, 2, 3, 4}}
+
+
+def test_a_day_that_failed_stays_so_until_it_is_compared_again(project: Project) -> None:
+    held(project, 1, 3, MINUTES, HOURS)
+    alter(project, HOURS, 2, 5, high=107.75, volume=0.5)
+    reconcile(project)
+    rows = Ledger.read(project.layout.ledger(MINUTES)).rows
+    for number in (2, 3):
+        put(project.layout, MINUTES, replace(rows[day(number)], content_sha256="cd" * 32))
+
+    assert project.run(1, 3, HOURS).success
+
+    assert checked(project) == {"SUCCEEDED": {1}, "FAILED": {2}}
+    assert project.evaluation(RECONCILIATION, 2, HOURS).description == (
+        f"1 of 24 candles are not what {MINUTES} makes of them, and nothing explains it. {CHANGED_SINCE}"
+    )
+    assert not compared(project, 3)
+    alter(project, HOURS, 2, 5, high=108.0, volume=1.0)
+    reconcile(project)
+    assert checked(project) == {"SUCCEEDED": {1, 2, 3}}
+
+
+def test_a_run_of_klines_whose_source_has_no_readable_ledger_succeeds(project: Project) -> None:
+    held(project, 1, 2, MINUTES)
+    path = project.layout.ledger(MINUTES)
+    path.unlink()
+    path.mkdir()
+    assert project.run(1, 2, HOURS).success
+    assert [compared(project, number) for number in (1, 2)] == [False, False]
 
 
 def test_one_partition_run_by_hand_repeats_it_too(project: Project) -> None:

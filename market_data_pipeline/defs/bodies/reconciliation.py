@@ -2,12 +2,13 @@
 
 A run of the klines compares nothing. It repeats what is on record of days that are still as they were compared, since a
 new materialization blanks what was said of the old one, and says of all others that they were not: without a word
-Dagster shows them as failed where another series of the same run fails.
+Dagster shows them as failed where another series of the same run fails. A day that differed for no known reason stays
+failed until it is compared again: that a side has changed does not prove it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date
 from typing import Any
 
@@ -22,9 +23,9 @@ from market_data_pipeline.defs.reconciliation import OnCompared
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD
-from market_data_pipeline.lake.reconciled import DayReconciled, Difference
+from market_data_pipeline.lake.reconciled import DayReconciled, Difference, read_reconciled
 from market_data_pipeline.outcomes import DayFailure, DayOutcome
-from market_data_pipeline.reconciling import Comparison, compare, found_before, plan
+from market_data_pipeline.reconciling import Comparison, compare, plan
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings
 
@@ -33,14 +34,23 @@ SHOWN_DIFFERENCES = 15
 
 NOT_COMPARED = f"Not compared yet: the job `{RECONCILIATION}` does so when both sides are held."
 
+CHANGED_SINCE = f"One side has changed since: the job `{RECONCILIATION}` compares the day again."
+
 
 # --- evaluations ---------------------------------------------------------------------------------------------------
 
 
 def evaluations(
-    instance: dg.DagsterInstance, key: SeriesKey, found: Sequence[DayReconciled]
+    instance: dg.DagsterInstance, key: SeriesKey, found: Sequence[DayReconciled], stale: Collection[date] = ()
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    """What was found, as evaluations of the check, each on its day and its newest materialization."""
+    """What was found, as evaluations of the check, each on its day and its newest materialization.
+
+    Args:
+        instance: Dagster's records.
+        key: The klines.
+        found: What was found, by day.
+        stale: Days of which a side has changed since.
+    """
     asset_key = asset_key_of(key)
     targets = every_target(instance, asset_key, [partition_of(one.day) for one in found])
     for one in found:
@@ -49,7 +59,7 @@ def evaluations(
             check_name=RECONCILIATION,
             passed=one.unexplained == 0,
             severity=dg.AssetCheckSeverity.ERROR,
-            description=describe(one),
+            description=f"{describe(one)} {CHANGED_SINCE}" if one.day in stale else describe(one),
             metadata=_metadata(one),
             partition=partition_of(one.day),
             target_materialization_data=targets.get(partition_of(one.day)),
@@ -135,9 +145,14 @@ def _on_record(
     if not good:
         return
     key, days = good[0].key, [result.day for result in good]
-    wanted = plan(layout, key, min(days), max(days))
-    known = {one.day: one for one in found_before(layout, wanted)}
-    yield from evaluations(instance, key, [known[day] for day in days if day in known])
+    try:
+        current = set(plan(layout, key, min(days), max(days)).done)
+    except MarketDataError:  # a ledger that cannot be read, which the job tells of
+        current = set()
+    record = read_reconciled(layout.reconciled(key), [one.day for one in good if one.row.outcome == HELD])
+    known = {day: one for day, one in record.items() if day in current or one.unexplained}
+    stale = known.keys() - current
+    yield from evaluations(instance, key, [known[day] for day in days if day in known], stale)
     targets = every_target(instance, asset_key_of(key), [partition_of(day) for day in days if day not in known])
     for result in good:
         if result.day not in known:
