@@ -15,6 +15,8 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,6 +28,7 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, Ledger
+from market_data_pipeline.lake.on_disk import days_on_disk, months_closed, read_whole
 from market_data_pipeline.lake.on_record import SERIES_LABELS
 from market_data_pipeline.lake.reading import labels_of, time_column
 from market_data_pipeline.lake.states import EXPLAINED, STATE_SQL
@@ -62,12 +65,13 @@ def series_with_files(layout: Layout) -> list[SeriesKey]:
     found = []
     for market in Market:
         for data_type in data_types_of(market):
-            symbols = layout.root / "lake" / EXCHANGE / market / data_type / "daily"
-            for symbol in _names(symbols):
-                # Without an interval, the days lie in the symbol's own folder.
-                intervals = _names(symbols / symbol) if data_type.has_interval else [None]
-                found += [key for i in intervals if (key := _series(market, data_type, symbol, i))]
-    return sorted(key for key in found if _has_days(layout.folder(key)))
+            for cadence in ("daily", "monthly"):
+                symbols = _folder(layout, market, data_type) / cadence
+                for symbol in _names(symbols):
+                    # Without an interval, the days lie in the symbol's own folder.
+                    intervals = _names(symbols / symbol) if data_type.has_interval else [None]
+                    found += [key for i in intervals if (key := _series(market, data_type, symbol, i))]
+    return sorted(key for key in set(found) if _has_days(layout.folder(key)) or months_closed(layout, key))
 
 
 def _series_in_ledgers(layout: Layout) -> Iterator[SeriesKey]:
@@ -168,16 +172,17 @@ def _sql_type(arrow: pa.DataType) -> str:
     return {pa.int64(): "BIGINT", pa.float64(): "DOUBLE", pa.bool_(): "BOOLEAN", pa.date32(): "DATE"}[arrow]
 
 
-def statements(layout: Layout, corrections: str = "") -> list[str]:
+def statements(layout: Layout, corrections: str = "", *, marked: bool = False) -> list[str]:
     """The SQL that makes every schema, view and macro over a lake as it is now.
 
-    The text changes when a series gets its first file, and not when it gets more, so it tells whether a catalog is
-    still right.
+    The text changes when a series gets its first file or a month is closed, and not when a series gets more files, so
+    it tells whether a catalog is still right.
 
     Args:
         layout: Where the lake lies.
         corrections: Name of a table that stands for the ledgers of the series in it (``on_record.CORRECTED``). Without,
             views of the quality are what the ledgers say.
+        marked: Whether they read the marks of :func:`marks_of`, which must be there, as SQL that is kept should.
     """
     with_files = series_with_files(layout)
     made: list[str] = []
@@ -187,9 +192,10 @@ def statements(layout: Layout, corrections: str = "") -> list[str]:
         for data_type in data_types_of(market):
             keys = [key for key in with_files if (key.market, key.data_type) == (market, data_type)]
             view = f"CREATE OR REPLACE VIEW {schema}.{data_type.sql_name}"
-            made.append(f"{view} AS {_view(layout, market, data_type, bool(keys))}")
+            in_sql = _Files(layout, market, data_type, keys, marked)
+            made.append(f"{view} AS {_view(in_sql)}")
             if data_type in _MACROS:
-                made.append(_macro(layout, schema, market, data_type, keys))
+                made.append(_macro(schema, in_sql))
     made.append("CREATE SCHEMA IF NOT EXISTS quality")
     days = _ledger_days(layout) if any(_series_in_ledgers(layout)) else _no_ledger_days(_LEDGER_NAMES)
     if corrections:
@@ -211,56 +217,152 @@ def statements(layout: Layout, corrections: str = "") -> list[str]:
     return made
 
 
+def marks_of(layout: Layout) -> list[tuple[Path, pa.Schema]]:
+    """The marks that SQL over a lake as it is now reads first, and their columns."""
+    with_files = series_with_files(layout)
+    kinds = dict.fromkeys((key.market, key.data_type) for key in with_files)
+    found = []
+    for market, data_type in kinds:
+        keys = [key for key in with_files if (key.market, key.data_type) == (market, data_type)]
+        in_sql = _Files(layout, market, data_type, keys, marked=True)
+        if in_sql.closes:
+            found.append((in_sql.mark, lake_schema(market, data_type)))
+    return found
+
+
 def _folder(layout: Layout, market: Market, data_type: DataType) -> Path:
-    return layout.root / "lake" / EXCHANGE / market / data_type / "daily"
+    return layout.root / "lake" / EXCHANGE / market / data_type
 
 
-def _view(layout: Layout, market: Market, data_type: DataType, any_file: bool) -> str:
-    if not any_file:
-        return _empty(market, data_type)
-    columns = _select_list(data_type, lake_schema(market, data_type).names)
-    return f"SELECT {columns} FROM read_parquet({quoted(_every_day(layout, market, data_type))}, filename = true)"
+def _view(files: _Files) -> str:
+    if not files.keys:
+        return _empty(files.market, files.data_type)
+    columns = _select_list(files.data_type, lake_schema(files.market, files.data_type).names)
+    where = "".join(f" WHERE {condition}" for condition in files.conditions())
+    return f"SELECT {columns} FROM read_parquet({files.listed(files.everything)}, filename = true){where}"
 
 
-def _every_day(layout: Layout, market: Market, data_type: DataType) -> str:
-    levels = "*/" * len(labels_of(data_type))
-    return f"{as_pattern(_folder(layout, market, data_type))}/{levels}{_DAY_FILE}"
+@dataclass(frozen=True)
+class _Files:
+    """The files of one market and data type, as SQL finds them.
+
+    Which months are closed is part of the SQL, so that what it reads is whole at any moment: days are read until the
+    SQL knows of the month's file, and from then on that. Who goes on with SQL of an earlier time, in a catalog that was
+    opened before, reads the days, which stay for a while. Before they are removed, the mark that such SQL reads first
+    is, so that it fails instead of finding fewer rows.
+    """
+
+    layout: Layout
+    market: Market
+    data_type: DataType
+    keys: Sequence[SeriesKey]
+    marked: bool
+
+    @property
+    def folder(self) -> Path:
+        return _folder(self.layout, self.market, self.data_type)
+
+    @property
+    def everything(self) -> str:
+        """SQL for a pattern of all files."""
+        levels = "*/" * len(labels_of(self.data_type))
+        return quoted(f"{self._cadences}/{levels}{self._name}")
+
+    def of_series(self, series: str) -> str:
+        """SQL for a pattern of the files of a series, which is given as SQL, too."""
+        return f"{quoted(f'{self._cadences}/')} || {series} || {quoted('/' + self._name)}"
+
+    @property
+    def _cadences(self) -> str:
+        return f"{as_pattern(self.folder)}/{'*ly' if self.closes else 'daily'}"
+
+    @property
+    def _name(self) -> str:
+        return "????-??*.parquet" if self.closes else _DAY_FILE
+
+    def listed(self, pattern: str) -> str:
+        """SQL for all that is read where a pattern is meant."""
+        return f"[{quoted(as_pattern(self.mark))}, {pattern}]" if self.marked and self.closes else pattern
+
+    @property
+    def closes(self) -> bool:
+        return self.data_type is DataType.KLINES
+
+    @property
+    def mark(self) -> Path:
+        """A file without rows, which is there as long as it is right to read what this SQL reads."""
+        digest = hashlib.sha256(self._closed.encode()).hexdigest()[:16]
+        return self.folder / "marks" / f"open-the-catalog-again-{digest}.parquet"
+
+    @cached_property
+    def _closed(self) -> str:
+        """SQL for a map from series to the months that are closed; nothing where none is."""
+        closed = {_labels_of(key): months_closed(self.layout, key) for key in self.keys}
+        known = (
+            f"{quoted(labels)}: {quoted(' '.join(map(str, months)))}" for labels, months in closed.items() if months
+        )
+        text = ", ".join(known)
+        return f"MAP {{{text}}}" if text else ""
+
+    def conditions(self) -> list[str]:
+        """What is true of the files that are read, in SQL over nothing but their names: each is asked once a file."""
+        if not self.closes:
+            return []
+        closed = f"contains(coalesce(map_extract({self._closed}, {_SERIES})[1], ''), left({_STEM}, 7))"
+        of_day, of_month = len("2024-01-01.parquet"), len("2024-01.parquet")
+        if not self._closed:
+            return [f"length({_STEM}) = {of_day}"]
+        return [f"CASE length({_STEM}) WHEN {of_day} THEN NOT {closed} WHEN {of_month} THEN {closed} ELSE false END"]
+
+    def conditions_of(self, series: str, start: str, end: str) -> list[str]:
+        """The same for the files of a series that may have rows between two moments, all three given as SQL."""
+        found = self.conditions()
+        if self.closes:
+            months = f"left({_STEM}, 7) BETWEEN strftime({start}, '%Y-%m') AND strftime({end}, '%Y-%m')"
+            found.append(f"{_SERIES} = {series} AND {months}")
+            of_month = f"length({_STEM}) = {len('2024-01.parquet')} OR "
+        else:
+            found.append(f"string_split(filename, '/')[-2] = {series}")
+            of_month = ""
+        days = f"left({_STEM}, 10) BETWEEN strftime({start}, '%Y-%m-%d') AND strftime({end}, '%Y-%m-%d')"
+        return [*found, f"({of_month}{days})"]
+
+
+_STEM = "string_split(filename, '/')[-1]"
+_SERIES = "string_split(filename, '/')[-3] || '/' || string_split(filename, '/')[-2]"
+
+
+def _labels_of(key: SeriesKey) -> str:
+    return "/".join(filter(None, (key.symbol, key.interval)))
 
 
 _MACROS = {DataType.KLINES: "candles", DataType.AGG_TRADES: "trades"}
 
 
-def _macro(layout: Layout, schema: str, market: Market, data_type: DataType, keys: Sequence[SeriesKey]) -> str:
+def _macro(schema: str, files: _Files) -> str:
     """A table macro for one series from ``a`` (inclusive) to ``b`` (exclusive; NULL means no end).
 
-    It lists one folder where a view lists all, and skips the days outside by a comparison of whole paths. The folders
+    It lists the folders of one series where a view lists all, and skips the files outside by their names. The folders
     are known by the series that had files when the catalog was made. For any other series the macro lists every
     folder: slower, right all the same, and empty instead of an error for a series that does not exist.
     """
-    labels = labels_of(data_type)
-    head = f"CREATE OR REPLACE MACRO {schema}.{_MACROS[data_type]}({', '.join(labels)}, a, b := NULL) AS TABLE"
-    if not keys:
-        return f"{head} {_empty(market, data_type)}"
+    labels = labels_of(files.data_type)
+    head = f"CREATE OR REPLACE MACRO {schema}.{_MACROS[files.data_type]}({', '.join(labels)}, a, b := NULL) AS TABLE"
+    if not files.keys:
+        return f"{head} {_empty(files.market, files.data_type)}"
     series = " || '/' || ".join(f'"{label}"' for label in labels)
-    folder = str(_folder(layout, market, data_type))
-    known = ", ".join(quoted("/".join(filter(None, (key.symbol, key.interval)))) for key in keys)
-    paths = (
-        f"CASE WHEN list_contains([{known}], {series}) "
-        f"THEN {quoted(as_pattern(folder) + '/')} || {series} || {quoted('/' + _DAY_FILE)} "
-        f"ELSE {quoted(_every_day(layout, market, data_type))} END"
-    )
+    known = ", ".join(quoted(_labels_of(key)) for key in files.keys)
+    pattern = f"CASE WHEN list_contains([{known}], {series}) THEN {files.of_series(series)} ELSE {files.everything} END"
     columns = ", ".join(
-        f'"{name}" AS "{name}"' if name in labels else f'r."{name}"' for name in lake_schema(market, data_type).names
+        f'"{name}" AS "{name}"' if name in labels else f'r."{name}"'
+        for name in lake_schema(files.market, files.data_type).names
     )
     start, end = "CAST(a AS TIMESTAMP)", f"coalesce(CAST(b AS TIMESTAMP), TIMESTAMP {quoted('9999-12-31')})"
-    first, last = (
-        f"{quoted(folder + '/')} || {series} || '/' || strftime({moment}, '%Y-%m-%d.parquet')"
-        for moment in (start, end)
-    )
-    time = f'r."{time_column(data_type)}"'
+    time = f'r."{time_column(files.data_type)}"'
+    conditions = [*files.conditions_of(series, start, end), f"{time} >= {start}", f"{time} < {end}"]
     return (
-        f"{head} SELECT {columns} FROM read_parquet({paths}, filename = true) AS r "
-        f"WHERE r.filename BETWEEN {first} AND {last} AND {time} >= {start} AND {time} < {end}"
+        f"{head} SELECT {columns} FROM read_parquet({files.listed(pattern)}, filename = true) AS r "
+        f"WHERE {' AND '.join(conditions)}"
     )
 
 
@@ -448,14 +550,33 @@ def publish_catalog(layout: Layout) -> Path:
         SeriesBusyError: another process has been publishing for too long.
         DamagedFileError: the columns of a view cannot be read off the first of its files; the old catalog stays.
     """
-    if not _is_published(layout, statements(layout)):
+    if not _is_published(layout, statements(layout, marked=True)):
         lock = layout.catalog.with_suffix(".lock")
         with files.only_writer(lock, LOCK_WAIT_SECONDS, "The catalog"):
             # Looked at again under the lock, so that the last to publish has seen the newest files.
-            wanted = statements(layout)
+            for mark, schema in marks_of(layout):
+                if not mark.exists():
+                    files.write_table(mark, schema.empty_table())
+            wanted = statements(layout, marked=True)
             if not _is_published(layout, wanted):
                 _publish(layout, wanted)
     return layout.catalog
+
+
+def retire_catalogs(layout: Layout) -> None:
+    """Have SQL of an earlier time fail, since it looks for days that are about to be removed.
+
+    Whoever has the catalog open that is published now goes on with it.
+
+    Raises:
+        StorageError: the system refuses.
+    """
+    current = {mark for mark, _ in marks_of(layout)}
+    for market in Market:
+        for data_type in data_types_of(market):
+            for mark in (_folder(layout, market, data_type) / "marks").glob("*.parquet"):
+                if mark not in current:
+                    files.remove(mark)
 
 
 def _publish(layout: Layout, wanted: Sequence[str]) -> None:
@@ -541,13 +662,12 @@ def _first_damaged(layout: Layout) -> DamagedFileError | None:
     """The first damaged file among those that are not as the ledgers know them."""
     for key in series_with_files(layout):
         ledger = Ledger.read(layout.ledger(key))
-        for day, stat in files.days_on_disk(layout.folder(key)).items():
+        for day, held in days_on_disk(layout, key).items():
             row = ledger.get(day)
-            if row is not None and (row.bytes, row.mtime_ns) == (stat.bytes, stat.mtime_ns):
+            if row is not None and row.speaks_of(held.stat):
                 continue
             try:
-                files.read_provenance(layout.file(key, day))
-                files.read_table(layout.file(key, day))
+                read_whole(held)
             except DamagedFileError as damaged:
                 return damaged
     return None

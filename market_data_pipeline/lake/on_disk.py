@@ -19,7 +19,7 @@ from market_data_pipeline.lake import files, months
 from market_data_pipeline.lake.files import FileStat
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.months import DayInMonth
-from market_data_pipeline.lake.provenance import Provenance
+from market_data_pipeline.lake.provenance import Provenance, belongs_elsewhere
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import closes_months
 
@@ -56,6 +56,11 @@ def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
     for month, stat in closed.items():
         found |= {one.day: one for one in _days_of_month(layout, key, month, stat)}
     return dict(sorted(found.items())) if closed else found
+
+
+def months_closed(layout: Layout, key: SeriesKey) -> list[str]:
+    """The closed months of a series, as ``2024-01``, in order."""
+    return sorted(f"{month:%Y-%m}" for month in _months_on_disk(layout.months(key))) if closes_months(key) else []
 
 
 def days_between(layout: Layout, key: SeriesKey, first: date, last: date) -> list[DayFile]:
@@ -134,20 +139,29 @@ def read_record(held: DayFile) -> Provenance:
     """The record of a day.
 
     Raises:
-        DamagedFileError: the file is not there, not Parquet, or has no valid record of the day.
+        DamagedFileError: the file is not there, not Parquet, or has no valid record of the day of the series.
     """
-    return _of_day(held, months.read_records(held.path)) if held.of_month else files.read_provenance(held.path)
+    if held.of_month:
+        return _belonging(held, _of_day(held, months.read_records(held.path)))
+    return _belonging(held, files.read_provenance(held.path))
 
 
 def read_whole(held: DayFile) -> DayInMonth:
     """A day's record and its rows.
 
     Raises:
-        DamagedFileError: the file is not there, not readable, or has no valid record of the day.
+        DamagedFileError: the file is not there, not readable, or has no valid record of the day of the series.
     """
-    if held.of_month:
-        return _of_day(held, months.read_month(held.path))
-    return DayInMonth(*files.read_whole(held.path))
+    found = _of_day(held, months.read_month(held.path)) if held.of_month else DayInMonth(*files.read_whole(held.path))
+    _belonging(held, found.record)
+    return found
+
+
+def _belonging(held: DayFile, record: Provenance) -> Provenance:
+    elsewhere = belongs_elsewhere(record, str(held.key), held.day)
+    if elsewhere is not None:
+        raise files.damaged(held.path, ValueError(elsewhere))
+    return record
 
 
 _T = TypeVar("_T")

@@ -347,11 +347,12 @@ def test_files_and_folders_that_are_no_series_are_passed_over(lake: SmallLake) -
 
 
 def test_a_damaged_file_that_a_view_is_made_from_is_named_and_the_old_catalog_stays(lake: SmallLake) -> None:
-    lake.put(BTC, [date(2024, 1, 1)])
+    trades = series("BTCUSDT")
+    lake.put(trades, [date(2024, 1, 1)])
     publish_catalog(lake.layout)
-    damaged = lake.layout.file(BTC, date(2024, 1, 1))
+    damaged = lake.layout.file(trades, date(2024, 1, 1))
     damaged.write_bytes(b"damaged")
-    lake.put(series("BTCUSDT"), [date(2024, 1, 1)])
+    lake.put(BTC, [date(2024, 1, 1)])
     with pytest.raises(DamagedFileError, match=str(damaged)):
         publish_catalog(lake.layout)
     assert lake.layout.catalog.exists()

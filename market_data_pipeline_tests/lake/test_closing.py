@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 from market_data_pipeline import MarketData, clock, findings
 from market_data_pipeline.findings import Finding, Severity
 from market_data_pipeline.lake import files
+from market_data_pipeline.lake.catalog import publish_catalog, retire_catalogs
 from market_data_pipeline.lake.closing import close_months, note_month, remove_closed_days, write_day
 from market_data_pipeline.lake.files import DamagedFileError, encode_table
 from market_data_pipeline.lake.ledger import FAILED, Ledger, reconcile
@@ -254,3 +258,64 @@ def test_a_client_reads_closed_months_with_days_beside_them(lake: SmallLake, fac
         assert rows["open"].to_pylist() == before["open"].to_pylist()
         assert result.version == version
         remove_closed_days(lake.layout, HOURS, datetime(2100, 1, 1, tzinfo=UTC))
+
+
+QUERIES = (
+    "SELECT count(*), min(open_time), max(open_time), sum(open) FROM binance_spot.klines",
+    "SELECT count(*), sum(open) FROM binance_spot.klines WHERE symbol = 'BTCUSDT' AND open_time < '2024-02-10'",
+    "SELECT open_time FROM binance_spot.klines WHERE symbol = 'BTCUSDT' ORDER BY open_time DESC LIMIT 5",
+    "FROM binance_spot.candles('BTCUSDT', '1h', '2024-01-05 06:00', '2024-02-03 07:00') ORDER BY ALL",
+    "SELECT count(*) FROM binance_spot.candles('BTCUSDT', '1h', '2024-02-20')",
+    "SELECT count(*) FROM binance_spot.candles('ETHUSDT', '1h', '2024-01-01')",
+    "SELECT count(*) FROM binance_spot.candles('NOSUCH', '1h', '2024-01-01')",
+)
+
+
+def answers(connection: duckdb.DuckDBPyConnection) -> list[list[tuple[object, ...]]]:
+    return [connection.sql(query).fetchall() for query in QUERIES]
+
+
+def catalog_of(lake: SmallLake) -> duckdb.DuckDBPyConnection:
+    # Of one path, DuckDB opens one file a process, also where another has taken its place.
+    opened = lake.root / f"{uuid4()}.duckdb"
+    shutil.copyfile(publish_catalog(lake.layout), opened)
+    return duckdb.connect(opened, read_only=True)
+
+
+def test_sql_answers_alike_before_and_after_a_month_is_closed(lake: SmallLake) -> None:
+    lake.put(series("ETHUSDT", "1h"), JANUARY[3:])
+    lake.put(HOURS, days_from("2024-03-01", 5))
+    stray = lake.layout.month(HOURS, JANUARY[0]).with_name("2024-01-old.parquet")
+    with catalog_of(lake) as opened_before:
+        before = answers(opened_before)
+        close_months(lake.layout, HOURS)
+        files.write_bytes(stray, lake.layout.month(HOURS, JANUARY[0]).read_bytes())
+        assert answers(opened_before) == before  # reads the days, which are there still
+        with catalog_of(lake) as opened_after:
+            assert answers(opened_after) == before
+            retire_catalogs(lake.layout)
+            remove_closed_days(lake.layout, HOURS, datetime(2100, 1, 1, tzinfo=UTC))
+            assert answers(opened_after) == before
+            with pytest.raises(duckdb.Error, match="open-the-catalog-again"):
+                answers(opened_before)
+    assert MarketData(lake.root).sql(QUERIES[0]).arrow().num_rows == 1
+
+
+def test_sql_of_a_lake_whose_days_are_all_in_closed_months(lake: SmallLake) -> None:
+    with catalog_of(lake) as connection:
+        before = answers(connection)
+    close_months(lake.layout, HOURS)
+    remove_closed_days(lake.layout, HOURS, datetime(2100, 1, 1, tzinfo=UTC))
+    lake.layout.folder(HOURS).rmdir()
+    with catalog_of(lake) as connection:
+        assert answers(connection) == before
+
+
+def test_the_catalog_is_published_again_for_a_closed_month_and_for_nothing_else(lake: SmallLake) -> None:
+    first = files.stat(publish_catalog(lake.layout))
+    close_months(lake.layout, HOURS)
+    second = files.stat(publish_catalog(lake.layout))
+    assert first != second
+    retire_catalogs(lake.layout)
+    remove_closed_days(lake.layout, HOURS, datetime(2100, 1, 1, tzinfo=UTC))
+    assert files.stat(publish_catalog(lake.layout)) == second
