@@ -13,7 +13,7 @@ from benchmarks.baselines import repeated
 from benchmarks.data import Archives, serving
 from benchmarks.ingestion import ingest_into
 from benchmarks.lakes import big_lake, lake_days, lake_series
-from benchmarks.measure import apart
+from benchmarks.processes import apart
 from benchmarks.report import Baseline, Row
 from market_data_pipeline import MarketData
 from market_data_pipeline.lake.catalog import publish_catalog

@@ -16,7 +16,8 @@ import yaml
 
 from benchmarks.baselines import days_of, months_of, pandas_ingest, pandas_ingest_each
 from benchmarks.data import KLINES_FROM, ROUND_TRIP_SECONDS, Archives, days_of_months, serving, settings_of
-from benchmarks.measure import Cost, apart, measured
+from benchmarks.measure import Cost, measured
+from benchmarks.processes import apart
 from benchmarks.report import Baseline, Row
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -17,14 +15,12 @@ from typing import Any, TypeVar
 
 import psutil
 
+from benchmarks.processes import FRESH, started, workers
 from market_data_pipeline import clock
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.settings import PREFIX, Settings
 
 T = TypeVar("T")
-
-FRESH = multiprocessing.get_context("spawn")
-"""Processes that inherit nothing, so that what one has imported or cached is not another's gain."""
 
 KLINES_FROM, TRADES_FROM = date(2024, 7, 1), date(2025, 3, 1)
 """First days: a year with both of spot's time units (milliseconds until 2024-12-31), and two weeks of microseconds."""
@@ -125,7 +121,7 @@ class Archives:
         done = self.folder / f"monthly {self.scale.kline_days} {self.scale.months}.made"
         if not done.exists():
             daily = [self.klines() / key.archive_daily(day) for day in self.kline_days]
-            with ProcessPoolExecutor(mp_context=FRESH) as pool:
+            with workers() as pool:
                 for made in [pool.submit(write_month, mirror, key, month, daily) for month in self.months]:
                     made.result()
             done.touch()
@@ -137,7 +133,7 @@ class Archives:
         if done.exists():
             return
         (self.folder / mirror).mkdir(parents=True, exist_ok=True)
-        with ProcessPoolExecutor(mp_context=FRESH) as pool:
+        with workers() as pool:
             for made in [pool.submit(_write, self.folder / mirror, *job) for job in jobs]:
                 made.result()
         done.touch()
@@ -301,6 +297,12 @@ def serving(mirror: Path, latency: float = 0.0) -> Iterator[Origin]:
         mirror: The archives.
         latency: Seconds that each answer is late.
     """
+    with started((mirror, latency), lambda: _server(mirror, latency)) as origin:
+        yield origin
+
+
+@contextmanager
+def _server(mirror: Path, latency: float) -> Iterator[Origin]:
     ours, theirs = FRESH.Pipe()
     process = FRESH.Process(target=_serve, args=(mirror, latency, theirs), daemon=True)
     process.start()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.backfilling import bring_all
 from benchmarks.data import Archives, days_of_months, serving
-from benchmarks.measure import apart
+from benchmarks.processes import apart
 from benchmarks.report import Baseline, Row
 from market_data_pipeline.series import SeriesKey
 

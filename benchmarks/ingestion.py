@@ -10,7 +10,8 @@ from pathlib import Path
 
 from benchmarks.baselines import bare_libraries, days_of, months_of, pandas_ingest, polars_ingest
 from benchmarks.data import MONTHS_OF_A_YEAR, Archives, Origin, days_of_months, serving, settings_of
-from benchmarks.measure import Cost, apart, measured
+from benchmarks.measure import Cost, measured
+from benchmarks.processes import apart
 from benchmarks.report import Baseline, Row
 from benchmarks.tools import DAILY_TOOLS, MONTHLY_TOOLS, beside
 from market_data_pipeline import clock

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.data import FRESH, Archives, days_from, klines, symbol_names
+from benchmarks.data import Archives, days_from, klines, symbol_names
+from benchmarks.processes import workers
 from market_data_pipeline import clock
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import publish_catalog
@@ -45,7 +45,7 @@ def big_lake(archives: Archives) -> Path:
     root = archives.folder / f"lake-{len(keys)}-{len(days)}"
     done = root / "made"
     if not done.exists():
-        with ProcessPoolExecutor(mp_context=FRESH) as pool:
+        with workers() as pool:
             for made in [pool.submit(_write_series, root, key, days, seed) for seed, key in enumerate(keys)]:
                 made.result()
         publish_catalog(Layout(root))

@@ -1,4 +1,4 @@
-"""How a thing is measured: in a fresh process, several times, with its time, its CPU and its peak memory."""
+"""How a thing is measured: its time, its CPU and its peak memory, with those of the processes that help it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,12 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 import psutil
-
-from benchmarks.data import FRESH
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _LOOK_EVERY_SECONDS = 0.2
 
@@ -83,28 +76,6 @@ def measured() -> Iterator[Cost]:
 def _cpu_seconds() -> float:
     times = psutil.Process().cpu_times()
     return float(times.user + times.system + times.children_user + times.children_system)
-
-
-_kept: ProcessPoolExecutor | None = None
-
-
-def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function in a fresh process."""
-    if _kept is not None:
-        return _kept.submit(function, *args, **kwargs).result()
-    with ProcessPoolExecutor(1, mp_context=FRESH) as pool:
-        return pool.submit(function, *args, **kwargs).result()
-
-
-@contextmanager
-def in_one_process() -> Iterator[None]:
-    """Let :func:`apart` call everything in one process: quick, since imports are done once, but no fair measurement."""
-    global _kept
-    with ProcessPoolExecutor(1, mp_context=FRESH) as _kept:
-        try:
-            yield
-        finally:
-            _kept = None
 
 
 def median(values: list[float]) -> float:

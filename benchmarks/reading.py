@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.baselines import pandas_read, polars_read, repeated
 from benchmarks.data import Archives, klines, serving, symbol_names
 from benchmarks.ingestion import ingest_into
-from benchmarks.measure import apart, measured
+from benchmarks.measure import measured
+from benchmarks.processes import apart
 from benchmarks.report import Baseline, Row
 from market_data_pipeline import MarketData
 from market_data_pipeline.lake.layout import Layout

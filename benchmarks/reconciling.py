@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -11,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from benchmarks.data import FRESH, TRADES_FROM, Archives, days_from
-from benchmarks.measure import Cost, apart, measured
+from benchmarks.data import TRADES_FROM, Archives, days_from
+from benchmarks.measure import Cost, measured
+from benchmarks.processes import apart, workers
 from benchmarks.report import Baseline, Row
 from market_data_pipeline import clock
 from market_data_pipeline.lake import files
@@ -30,7 +30,7 @@ def reconcile(archives: Archives, work: Path) -> list[Row]:
     """31 days of 1m klines of um, compared bar by bar with what a million aggTrades a day make of them."""
     scale = archives.scale
     days = days_from(TRADES_FROM, min(MOST_DAYS, scale.kline_days))
-    with ProcessPoolExecutor(mp_context=FRESH) as pool:
+    with workers() as pool:
         sides = list(pool.map(write_day, [work] * len(days), days, range(len(days)), [scale.trades] * len(days)))
     runs = [apart(_reconciled, sides) for _ in range(scale.repetitions)]
     with_pandas = apart(_rebuilt_by_pandas, sides)

@@ -207,6 +207,6 @@ def _answer(command: Sequence[str], fault: str, seconds: float, env: dict[str, s
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"{fault} (not done after {seconds:g} s)") from None
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["without a word"])[-1]
+        reason = ((done.stderr.strip() or done.stdout.strip()).splitlines() or ["without a word"])[-1]
         raise RuntimeError(f"{fault} ({reason[:160]})")
     return done.stdout

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.data import FRESH, Archives, klines, serving, settings_of, symbol_names
+from benchmarks.data import Archives, klines, serving, settings_of, symbol_names
 from benchmarks.ingestion import ingest_into
-from benchmarks.measure import Cost, apart, measured
+from benchmarks.measure import Cost, measured
+from benchmarks.processes import apart, workers
 from benchmarks.report import Baseline, Row
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
@@ -38,7 +38,7 @@ def verify(archives: Archives, work: Path) -> list[Row]:
     archives.trades()
     with serving(archives.klines()) as origin:
         apart(ingest_into, work, origin.env, {**trades, first: archives.kline_days})
-    with ProcessPoolExecutor(mp_context=FRESH) as pool:
+    with workers() as pool:
         for made in [pool.submit(_copy, work, first, other, archives.kline_days) for other in others]:
             made.result()
     return [

@@ -13,9 +13,11 @@ import pytest
 from rich.console import Console
 
 from benchmarks.__main__ import BENCHMARKS, measure
-from benchmarks.data import Scale
-from benchmarks.measure import in_one_process, measured
-from benchmarks.report import Baseline, Row
+from benchmarks.data import Archives, Scale
+from benchmarks.measure import measured
+from benchmarks.processes import sharing_processes
+from benchmarks.report import Baseline, Row, show
+from benchmarks.tools import DAILY_TOOLS, Tool, beside
 
 TINY = Scale(
     kline_days=3,
@@ -33,8 +35,8 @@ TINY = Scale(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where archives are made once for all of them, which share a process, too."""
-    with in_one_process():
+    """Where archives are made once for all of them, which share processes, too."""
+    with sharing_processes():
         yield tmp_path_factory.mktemp("benchmarks")
 
 
@@ -71,6 +73,47 @@ def test_a_target_is_reached_from_the_better_side() -> None:
 def test_an_advantage_above_one_is_ours() -> None:
     assert Row("a", "", "ms", [5]).advantage(Baseline("b", [10])) == 2
     assert Row("a", "", "rows/s", [5], better="higher").advantage(Baseline("b", [10])) == 0.5
+
+
+def _installed(archives: Archives, name: str, script: str) -> Tool:
+    """A tool in an environment of its own, that of these tests."""
+    tool = Tool(name, (f"{name}==1",), "Parquet", script)
+    python = archives.folder / "tools" / name / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    (archives.folder / "tools" / name / "installed").write_text(repr(tool.packages))
+    return tool
+
+
+def test_a_published_tool_is_compared_only_where_it_ran_and_brought_all_rows(tmp_path: Path) -> None:
+    archives = Archives(tmp_path, TINY, tools=True)
+    tools = [
+        _installed(archives, "whole", "import sys; print('Done', sys.argv[1:5]); print(2.0, 4320)"),
+        _installed(archives, "short", "print(2.0, 1440)"),
+        _installed(archives, "broken", "raise SystemExit('no such symbol')"),
+        Tool("absent", ("absent==1",), "Parquet", "print(2.0, 4320)"),
+    ]
+    (archives.folder / "tools" / "absent").touch()  # no folder, so no environment can be made in it
+    days = archives.kline_days
+
+    baselines, remarks = beside(
+        tools, archives, archives.kline_series, days, "http://127.0.0.1", tmp_path / "out", 4320
+    )
+
+    assert baselines == [Baseline("whole (Parquet)", [2160.0])]
+    assert remarks[:2] == ["short: brought 1,440 of 4,320 rows", "broken: failed (no such symbol)"]
+    assert remarks[2].startswith("absent: not installed (")
+    shown = io.StringIO()
+    row = Row("ingest", "", "rows/s", [4320.0], better="higher", baselines=baselines, remarks=remarks)
+    show([row], TINY, Console(file=shown, width=200))
+    assert "whole (Parquet): 2,160 rows/s (2×)" in shown.getvalue()
+    assert "broken: failed (no such symbol)" in shown.getvalue()
+
+
+def test_no_published_tool_is_installed_unless_asked_for(tmp_path: Path) -> None:
+    archives = Archives(tmp_path, TINY)
+    assert beside(DAILY_TOOLS, archives, archives.kline_series, archives.kline_days, "", tmp_path, 1) == ([], [])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_peak_memory_of_work_counts_the_processes_that_helped() -> None:

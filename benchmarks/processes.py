@@ -1,0 +1,70 @@
+"""Processes: fresh ones for what is measured, so that what one has imported or cached is not another's gain."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+FRESH = multiprocessing.get_context("spawn")
+"""Processes that inherit nothing."""
+
+
+@dataclass
+class _Kept:
+    """What is started once, while :func:`sharing_processes`."""
+
+    pool: ProcessPoolExecutor
+    until_end: ExitStack
+    started: dict[Hashable, Any] = field(default_factory=dict)
+
+
+_kept: _Kept | None = None
+
+
+def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in a fresh process."""
+    if _kept is not None:
+        return _kept.pool.submit(function, *args, **kwargs).result()
+    with ProcessPoolExecutor(1, mp_context=FRESH) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
+@contextmanager
+def workers() -> Iterator[ProcessPoolExecutor]:
+    """A process for each core, for what is not measured."""
+    if _kept is not None:
+        yield _kept.pool
+        return
+    with ProcessPoolExecutor(mp_context=FRESH) as pool:
+        yield pool
+
+
+@contextmanager
+def started(name: Hashable, start: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
+    """Something that runs in a process of its own, such as a server."""
+    if _kept is None:
+        with start() as running:
+            yield running
+        return
+    if name not in _kept.started:
+        _kept.started[name] = _kept.until_end.enter_context(start())
+    yield _kept.started[name]
+
+
+@contextmanager
+def sharing_processes() -> Iterator[None]:
+    """Do everything in one process, and start servers once: quick, since imports are done once, and no measurement."""
+    global _kept
+    with ExitStack() as until_end:
+        _kept = _Kept(until_end.enter_context(ProcessPoolExecutor(1, mp_context=FRESH)), until_end)
+        try:
+            yield
+        finally:
+            _kept = None
