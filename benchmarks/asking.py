@@ -96,9 +96,7 @@ def _ms(seconds: Sequence[float]) -> list[float]:
 
 
 def _questions(lake: Path, keys: Sequence[SeriesKey], days: Sequence[date]) -> dict[str, _Question]:
-    folder = Layout(lake).folder(keys[0])
-    view = "binance_spot.klines"
-    plain = f"read_parquet('{folder.parent.parent}/*/*/*.parquet')"
+    view, plain = "binance_spot.klines", f"read_parquet('{_pattern(lake, keys[0])}')"
     symbol, day = keys[len(keys) // 2].symbol, days[len(days) // 2]
     year = days[-_YEAR:]
     end = days[-1] + timedelta(days=1)
@@ -143,6 +141,12 @@ def _questions(lake: Path, keys: Sequence[SeriesKey], days: Sequence[date]) -> d
             300,
         ),
     }
+
+
+def _pattern(lake: Path, key: SeriesKey) -> Path:
+    """All files of klines, of days and of closed months: no day of this lake is in both."""
+    klines = next(folder for folder in Layout(lake).folder(key).parents if folder.name == key.data_type)
+    return klines / "*" / "*" / "*" / "*.parquet"
 
 
 def _checked(answer: Callable[[], int], rows: int) -> Callable[[], int]:
@@ -203,7 +207,7 @@ def _by_polars(
 ) -> dict[str, list[float]]:
     import polars as pl
 
-    pattern = Layout(lake).folder(keys[0]).parent.parent / "*" / "*" / "*.parquet"
+    pattern = _pattern(lake, keys[0])
     symbol, day, year = keys[len(keys) // 2].symbol, days[len(days) // 2], days[-_YEAR:]
 
     def lazy() -> pl.LazyFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import publish_catalog
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.months import DayInMonth, encode_month
 from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import SeriesKey
@@ -38,7 +40,8 @@ def lake_series(archives: Archives) -> list[SeriesKey]:
 def big_lake(archives: Archives) -> Path:
     """The root of a lake with years of 1m klines of several symbols; made once and kept.
 
-    Prices are random walks. Files and footers are as ``ingest`` leaves them, but for what they say of where the rows
+    Months of which all days are there are closed, the days of the last have files of their own. Prices are random
+    walks. Files and footers are as ``ingest`` leaves them, but for what they say of where the rows
     came from; ledgers, which SQL over rows does not look at, there are none.
     """
     days, keys = lake_days(archives), lake_series(archives)
@@ -55,13 +58,20 @@ def big_lake(archives: Archives) -> Path:
 
 def _write_series(root: Path, key: SeriesKey, days: Sequence[date], seed: int) -> None:
     layout, spec, random = Layout(root), spec_of(key), np.random.default_rng(seed)
-    layout.folder(key).mkdir(parents=True, exist_ok=True)
+    for folder in (layout.folder(key), layout.months(key)):
+        folder.mkdir(parents=True, exist_ok=True)
     price = 60_000.0
-    for day in days:
-        table, price = _candles(key, day, price, random)
-        record = _record(key, day, table)
-        encoded = files.encode_table(table, record, delta=spec.delta, dictionary=spec.dictionary)
-        layout.file(key, day).write_bytes(encoded)
+    for _, days_of_one in groupby(days, key=lambda day: day.replace(day=1)):
+        month: list[DayInMonth] = []
+        for day in days_of_one:
+            table, price = _candles(key, day, price, random)
+            month.append(DayInMonth(_record(key, day, table), table))
+        if len(month) == len(clock.days_of_month(month[0].record.day)):
+            layout.month(key, month[0].record.day).write_bytes(encode_month(month, spec))
+            continue
+        for record, table in month:
+            encoded = files.encode_table(table, record, delta=spec.delta, dictionary=spec.dictionary)
+            layout.file(key, record.day).write_bytes(encoded)
 
 
 def _candles(key: SeriesKey, day: date, price: float, random: np.random.Generator) -> tuple[pa.Table, float]:
