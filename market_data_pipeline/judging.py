@@ -25,6 +25,7 @@ from market_data_pipeline.lake.catalog import series_held
 from market_data_pipeline.lake.files import DamagedFileError, SeriesBusyError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, Ledger
+from market_data_pipeline.lake.reading import read_day
 from market_data_pipeline.quality.gaps import flat_candles
 from market_data_pipeline.quality.market import MarketDay, Stillness, TradedIn, is_contested, is_cut, stillness
 from market_data_pipeline.quality.rows import Ints, ints
@@ -247,7 +248,7 @@ def _trades(
     for one in held:
         if one.key.interval is None and one.key.symbol not in known:
             try:
-                table = files.read_table(layout.file(one.key, day), ["transact_time"])
+                table = read_day(layout, one.key, day, ["transact_time"])
             except DamagedFileError:
                 continue
             times = ints(table, "transact_time")
@@ -269,7 +270,7 @@ def _flat_times(layout: Layout, key: SeriesKey, day: date, findings: Sequence[Fi
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return np.sort(np.repeat(firsts, counts) + step * within)
     try:
-        return flat_candles(files.read_table(layout.file(key, day), ["open_time", "volume", "count"]))
+        return flat_candles(read_day(layout, key, day, ["open_time", "volume", "count"]))
     except DamagedFileError:
         return None
 

@@ -19,6 +19,7 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import retrying
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, Content, Ledger, contents_held
+from market_data_pipeline.lake.on_disk import days_between, days_on_disk, file_of
 from market_data_pipeline.lake.reconciled import (
     Compared,
     DayReconciled,
@@ -107,8 +108,8 @@ def plan(
 def _days_there(layout: Layout, key: SeriesKey, days: Sequence[date]) -> Set[date]:
     """Which days have a file; looked for one by one where they are few among, perhaps, ten years of files."""
     if len(days) > _FEW_DAYS:
-        return files.days_on_disk(layout.folder(key)).keys()
-    return {day for day in days if layout.file(key, day).is_file()}
+        return days_on_disk(layout, key).keys()
+    return {held.day for day in days for held in days_between(layout, key, day, day)}
 
 
 def _is_current(before: Compared, day: date, klines: Mapping[date, Content], source: Mapping[date, Content]) -> bool:
@@ -176,14 +177,14 @@ def _sides(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[DaySide
     klines, others = (Ledger.read(layout.ledger(one), near) for one in (key, source))
 
     def beside(day: date) -> Path | None:
-        row, path = others.get(day), layout.file(source, day)
+        row, path = others.get(day), file_of(layout, source, day)
         return path if row is not None and row.outcome == HELD and path.is_file() else None
 
     return [
         DaySides(
             day=day,
-            klines=layout.file(key, day),
-            source=layout.file(source, day),
+            klines=file_of(layout, key, day),
+            source=file_of(layout, source, day),
             klines_sha256=klines.rows[day].content_sha256,
             source_sha256=others.rows[day].content_sha256,
             klines_findings=klines.rows[day].findings_list(),

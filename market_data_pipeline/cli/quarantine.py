@@ -28,6 +28,7 @@ from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, Ledger
 from market_data_pipeline.lake.quarantine import Entry
+from market_data_pipeline.lake.reading import read_day
 from market_data_pipeline.quality.repair import marked
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
@@ -273,7 +274,7 @@ def difference_to_held(entry: Entry, content: Content, layout: Layout) -> str:
     if entry.day is None or content.table is None:
         return ""
     try:
-        held = files.read_table(layout.file(entry.key, entry.day))
+        held = read_day(layout, entry.key, entry.day)
     except DamagedFileError:
         return ""
     found = difference(held, content.table, spec_of(entry.key), said(entry.key))

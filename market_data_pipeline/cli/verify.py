@@ -12,9 +12,9 @@ from rich.table import Table
 from market_data_pipeline.cli.choice import Chosen, asked, choosing_series, series_among
 from market_data_pipeline.cli.collect import end, fetch
 from market_data_pipeline.cli.screen import aside, counted, in_bytes, out, progress_bar
-from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.lake.on_disk import days_on_disk
 from market_data_pipeline.processes import cpus
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
@@ -191,7 +191,7 @@ def _tell_changes(layout: Layout, report: SweepReport, console: Console) -> None
 
 def _local(settings: Settings, keys: Sequence[SeriesKey], *, mark: bool) -> bool:
     layout = Layout(settings.root)
-    total = sum(len(files.days_on_disk(layout.folder(key))) for key in keys)
+    total = sum(len(days_on_disk(layout, key)) for key in keys)
     processes = max(1, min(cpus(), settings.memory_mb // _PROCESS_MEMORY_MB))
     with progress_bar(total, "files", "reading", aside()) as bar:
         report = prove_local(settings, keys, mark=mark, processes=processes, on_progress=bar.advance)

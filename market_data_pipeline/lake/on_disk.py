@@ -122,6 +122,12 @@ def _month_of(name: str) -> date | None:
         return None
 
 
+def file_of(layout: Layout, key: SeriesKey, day: date) -> Path:
+    """The file that has a day's rows, or would have them."""
+    month = layout.month(key, day)
+    return month if closes_months(key) and month.exists() else layout.file(key, day)
+
+
 def are_as_listed(layout: Layout, days: Iterable[DayFile]) -> bool:
     """Whether the files of days are those that they were when they were listed."""
     for key, some in groupby(days, key=lambda held: held.key):

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from market_data_pipeline import clock
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.on_disk import DayFile
-from market_data_pipeline.schemas import TIME, WORD
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.on_disk import DayFile, days_between
+from market_data_pipeline.schemas import TIME, WORD, lake_schema
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.specs import SPECS
 
@@ -87,6 +88,28 @@ def read_days(
         for field in schema
     ]
     return pa.table(columns, schema=schema)
+
+
+def read_day(layout: Layout, key: SeriesKey, day: date, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a day's rows.
+
+    Args:
+        layout: Where the lake lies.
+        key: The series.
+        day: The UTC day.
+        columns: Those to read, in order; all where not given.
+
+    Raises:
+        DamagedFileError: the day has no file, or none that is readable; the text names it.
+    """
+    schema = lake_schema(key.market, key.data_type)
+    try:
+        held = days_between(layout, key, day, day)
+        if not held:
+            raise FileNotFoundError(f"{layout.file(key, day)} is not there")
+        return read_days(held, schema if columns is None else pa.schema([schema.field(name) for name in columns]))
+    except FileNotFoundError as error:
+        raise files.damaged(layout.file(key, day), error) from error
 
 
 class _Piece(NamedTuple):

@@ -61,8 +61,8 @@ class DaySides:
 
     Attributes:
         day: The UTC day.
-        klines: File of the klines.
-        source: File of the series that they are rebuilt from.
+        klines: File of the klines, the day's own or that of its month.
+        source: File of the series that they are rebuilt from, likewise.
         klines_sha256: Hash of the klines, as in the ledger.
         source_sha256: Hash of the source.
         klines_findings: What the checks found in the klines.
@@ -184,12 +184,13 @@ SELECT
 FROM ({candles}) GROUP BY 1
 """
 
-# Rows off the grid (spot, 2017 and 2018) belong to no bar: the integrity check reports them.
+# Rows off the grid (spot, 2017 and 2018) belong to no bar: the integrity check reports them. The file of a closed month
+# has other days, too.
 _CANDLES = """
 SELECT
     epoch_us(open_time) AS opened, "open", high, low, "close", volume, {quote}_volume AS "value",
     taker_buy_volume AS taker_volume, taker_buy_{quote}_volume AS taker_value, "count"
-FROM read_parquet({files}) WHERE epoch_us(open_time) % {step} = 0
+FROM read_parquet({files}) WHERE epoch_us(open_time) % {step} = 0 AND CAST(open_time AS DATE) IN ({days})
 """
 
 _NEAR = f"abs(k.{{0}} - r.{{0}}) <= {RELATIVE!r} * greatest(abs(k.{{0}}), abs(r.{{0}}))"
@@ -215,7 +216,7 @@ def _column_names(market: Market) -> Mapping[str, str]:
 
 
 def _listed(paths: Iterable[Path]) -> str:
-    return f"[{', '.join(quoted(as_pattern(path)) for path in paths)}]"
+    return f"[{', '.join(quoted(as_pattern(path)) for path in dict.fromkeys(paths))}]"
 
 
 def _rebuild(
@@ -223,12 +224,13 @@ def _rebuild(
 ) -> float | None:
     """Make the tables ``k`` (klines) and ``r`` (rebuilt); return what the rebuilt values are to be multiplied with."""
     step, quote = interval_us(key.interval or ""), _quote(key.market)
-    klines = _CANDLES.format(quote=quote, files=_listed(one.klines for one in days), step=step)
+    dates = ", ".join(f"DATE '{one.day}'" for one in days)
+    klines = _CANDLES.format(quote=quote, files=_listed(one.klines for one in days), step=step, days=dates)
     connection.execute(f"CREATE TEMP TABLE k AS {klines}")
     listed = _listed(one.source for one in days)
     inverse = MARKETS[key.market].inverse
     if source.interval is not None:
-        candles = _CANDLES.format(quote=quote, files=listed, step=interval_us(source.interval))
+        candles = _CANDLES.format(quote=quote, files=listed, step=interval_us(source.interval), days=dates)
         connection.execute(f"CREATE TEMP TABLE r AS {_FROM_CANDLES.format(candles=candles, step=step)}")
         return 1.0
     value = "quantity / price" if inverse else "price * quantity"

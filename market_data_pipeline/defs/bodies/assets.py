@@ -15,8 +15,9 @@ from market_data_pipeline.defs.bodies.ingestion import Ingestion
 from market_data_pipeline.defs.bodies.reconciliation import with_reconciliation
 from market_data_pipeline.defs.partitions import day_of
 from market_data_pipeline.errors import MarketDataError
-from market_data_pipeline.lake import files
+from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.reading import read_day
 from market_data_pipeline.outcomes import DayOutcome
 from market_data_pipeline.profile import trade_profile
 from market_data_pipeline.series import DataType, SeriesKey
@@ -57,8 +58,8 @@ def bring(
 def _picture_of(layout: Layout) -> Callable[[DayOutcome], str | None]:
     def picture(result: DayOutcome) -> str | None:
         try:
-            table = files.read_table(layout.file(result.key, result.day), ["open", "high", "low", "close"])
-        except files.DamagedFileError:
+            table = read_day(layout, result.key, result.day, ["open", "high", "low", "close"])
+        except DamagedFileError:
             return None  # the next run finds and reports it; a picture is no reason to fail a day
         return candles_markdown(table)
 

@@ -26,6 +26,7 @@ from market_data_pipeline.defs.partitions import contiguous_ranges, partition_of
 from market_data_pipeline.findings import CHECKS, Finding, Range, Severity, shortened
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, Ledger, LedgerRow
+from market_data_pipeline.lake.on_disk import file_of
 from market_data_pipeline.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.series import DataType, SeriesKey
 
@@ -221,7 +222,7 @@ def day_metadata(result: DayOutcome, layout: Layout, picture: str | None = None)
             "changes": shortened(" ".join(changes), SHOWN_TEXT) or None,
             "verdicts": row.verdicts or None,
             "bytes": row.bytes,
-            "path": dg.MetadataValue.path(str(layout.file(result.key, result.day))),
+            "path": dg.MetadataValue.path(str(file_of(layout, result.key, result.day))),
             "source": row.source,
             "checksum": row.checksum,
             "content sha256": row.content_sha256,
