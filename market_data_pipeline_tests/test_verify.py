@@ -19,6 +19,7 @@ from market_data_pipeline import clock, verify
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.ledger import FAILED, HELD, Ledger, LedgerRow, row_from_provenance
 from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
+from market_data_pipeline.outcomes import Action, DayOutcome
 from market_data_pipeline.quality.repair import is_due
 from market_data_pipeline.sandbox import (
     GeneratedSymbol,
@@ -596,6 +597,27 @@ def test_a_file_that_is_another_days_or_gone_is_found(world: World) -> None:
     assert {row.failure for row in world.ledger(BTC).rows.values()} == {None, "damaged", "gone"}
     assert all(result.row.held for result in world.ingest(BTC, days("2026-02-03", "2026-02-08")))
     assert prove_local(world.settings, [BTC]).all_well
+
+
+@pytest.mark.parametrize("ledger", ["as it was", "lost"])
+def test_a_file_of_another_series_is_never_held_and_a_backfill_replaces_it(world: World, ledger: str) -> None:
+    day = date(2026, 2, 5)
+    for key in (BTC, ETH):
+        world.ingest(key, [day])
+    truth, path = world.table(ETH, str(day)), world.layout.file(ETH, day)
+    path.write_bytes(world.layout.file(BTC, day).read_bytes())
+    if ledger == "lost":
+        world.layout.ledger(ETH).unlink()  # then files are believed by their footers
+    else:
+        assert prove_local(world.settings, [ETH]).to_bring == {ETH: [day]}
+    world.forget()
+
+    [mended] = world.ingest(ETH, [day])
+    assert isinstance(mended, DayOutcome)
+    assert mended.action is Action.FETCHED
+    assert len(world.asked(".CHECKSUM")) == 1
+    assert world.table(ETH, str(day)).equals(truth)
+    assert prove_local(world.settings, [ETH]).all_well
 
 
 def test_rows_that_were_changed_and_written_again_are_found(world: World) -> None:

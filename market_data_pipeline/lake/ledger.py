@@ -346,8 +346,9 @@ def failed_row(
 def reconcile(ledger: Ledger, layout: Layout, key: SeriesKey) -> list[date]:
     """Bring a series' ledger up to what lies on the disk; return the days that changed.
 
-    Days that the ledger does not know are believed by their footer. A day whose file is not the one the ledger speaks
-    of (other size or time, or one that was found damaged before) is read whole and proven against its footer.
+    Days that the ledger does not know are believed by their footer, if it is that of the day of this series. A day
+    whose file is not the one the ledger speaks of (other size or time, or one that was found damaged before) is read
+    whole and proven against its footer.
     """
     on_disk = days_on_disk(layout, key)
     changed: list[date] = []
@@ -374,8 +375,9 @@ def row_of_file(held: DayFile, row: LedgerRow | None) -> LedgerRow:
 
     Args:
         held: The day and its file.
-        row: What the ledger says of the day. Where it knows nothing, the file is believed by its footer; else, since
-            the file was changed or found damaged before, it is read whole and proven against its footer.
+        row: What the ledger says of the day. Where it knows nothing, the file is believed by its footer, if that is of
+            this day of this series; else, since the file was changed or found damaged before, it is read whole and
+            proven against its footer, too.
     """
     key, day, path, stat = held
     try:
@@ -391,8 +393,6 @@ def row_of_file(held: DayFile, row: LedgerRow | None) -> LedgerRow:
                     f"{path} does not hold what its footer says: it was changed after it was written. "
                     "Backfill that day to replace it."
                 )
-        if record.day != day:
-            raise DamagedFileError(f"{path} is the file of {record.day}. Backfill that day to replace it.")
     except DamagedFileError as error:
         attempts = row.attempts if row else 0
         return LedgerRow(day=day, outcome=FAILED, failure="damaged", reason=str(error), attempts=attempts)

@@ -100,6 +100,17 @@ class Provenance(BaseModel):
     writer_version: str = ""
 
 
+def belongs_elsewhere(record: Provenance, series: str, day: date) -> str | None:
+    """Which day of which series a record is of, in words; None where it is the one below whose name its file lies.
+
+    Args:
+        record: What a footer says.
+        series: Name of the series that the file should be of.
+        day: The UTC day that it should be of.
+    """
+    return None if (record.series, record.day) == (series, day) else f"it is {record.day} of {record.series}"
+
+
 class Digest(Protocol):
     """What ``hashlib`` makes."""
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import FileStat
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.provenance import Provenance, add_content, bytes_of
+from market_data_pipeline.lake.provenance import Provenance, add_content, belongs_elsewhere, bytes_of
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.specs import spec_of
@@ -102,8 +102,8 @@ class _Prover:
 
     def _difference(self, record: Provenance, day: date, decoded: _Decoded | None) -> str | None:
         """What of a file is not as its footer says, in words; None where all is."""
-        if (record.series, record.day) != (self._series, day):
-            return f"it is {record.day} of {record.series}"
+        if (elsewhere := belongs_elsewhere(record, self._series, day)) is not None:
+            return elsewhere
         if decoded is None:
             return "its columns are others"
         labels, table = decoded
