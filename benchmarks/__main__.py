@@ -16,7 +16,7 @@ from benchmarks.asking import sql, vwap
 from benchmarks.backfilling import backfill, backfill_months, backfill_trades, load, yesterday
 from benchmarks.data import FULL, QUICK, Archives, Scale
 from benchmarks.growing import growth_series, growth_years
-from benchmarks.ingestion import ingest_klines, ingest_klines_of_months, ingest_trades
+from benchmarks.ingestion import ingest_klines, ingest_klines_from_afar, ingest_klines_of_months, ingest_trades
 from benchmarks.reading import queries
 from benchmarks.reconciling import reconcile
 from benchmarks.report import Row, save, show
@@ -24,6 +24,7 @@ from benchmarks.verifying import verify
 
 BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "ingest-klines": ingest_klines,
+    "ingest-far": ingest_klines_from_afar,
     "ingest-months": ingest_klines_of_months,
     "ingest-trades": ingest_trades,
     "backfill": backfill,

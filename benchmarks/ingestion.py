@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 
 from benchmarks.baselines import bare_libraries, days_of, months_of, pandas_ingest, polars_ingest
-from benchmarks.data import MONTHS_OF_A_YEAR, Archives, Origin, days_of_months, serving, settings_of
+from benchmarks.data import MONTHS_OF_A_YEAR, ROUND_TRIP_SECONDS, Archives, Origin, days_of_months, serving, settings_of
 from benchmarks.measure import Cost, measured
 from benchmarks.processes import apart
 from benchmarks.report import Baseline, Row
@@ -22,6 +22,12 @@ from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.file import ArchiveFile
 from market_data_pipeline.sources.vision import Archive
+
+_REQUESTS_A_DAY = 2
+"""The zip and its checksum."""
+
+_BOUND_BY_WAITING = 1.25
+"""How much longer than the waits alone it may take, and still count as bound by the number of connections."""
 
 NO_HOSTS: Mapping[str, str] = {}
 """In place of a server's settings, where zips are read from this disk."""
@@ -45,6 +51,28 @@ def ingest_klines(archives: Archives, work: Path) -> list[Row]:
     return [
         _speed("ingest-klines", f"{what}, over HTTP on loopback", over_http, 350e3, [*scripts, *tools], lacking),
         _speed("ingest-klines-disk", f"{what} on disk", from_disk, 700e3, _beside_disk(key, zips, mirror, work, rows)),
+    ]
+
+
+def ingest_klines_from_afar(archives: Archives, work: Path) -> list[Row]:
+    """The daily zips again, each answer of the archive 50 ms late: as many waits at a time as there are connections."""
+    key, days, mirror = archives.kline_series, archives.kline_days, archives.klines()
+    with serving(mirror, ROUND_TRIP_SECONDS) as origin:
+        runs = _ingests(origin, key, days, work / "far", min(3, archives.scale.repetitions))
+        connections = settings_of(origin.env, work).download_threads
+    waits = _REQUESTS_A_DAY * len(days) * ROUND_TRIP_SECONDS
+    return [
+        Row(
+            "ingest-far",
+            f"ingest {len(days)} days of 1m klines from daily zips, with 50 ms to each answer",
+            "s",
+            [run.cost.seconds for run in runs],
+            target=_BOUND_BY_WAITING * waits / connections,
+            baselines=[
+                Baseline(f"nothing but waiting, on {connections} connections (computed)", [waits / connections]),
+                Baseline("nothing but waiting, on one connection (computed)", [waits]),
+            ],
+        )
     ]
 
 
