@@ -71,6 +71,11 @@ class Scale:
     repetitions: int
     judged: bool
 
+    @property
+    def digest(self) -> str:
+        """Tells scales apart: archives of two do not lie in one folder."""
+        return _digest(self)
+
 
 FULL = Scale(365, 14, 1_000_000, 10, 90, 96, 3 * 365, 400, 5, judged=True)
 QUICK = Scale(62, 2, 250_000, 4, 20, 6, 120, 40, 1, judged=False)
@@ -83,12 +88,12 @@ class Archives:
     Attributes:
         folder: Where they lie. What is expensive to make and is no archive, such as a big lake, is kept there, too.
         scale: How much there is of each.
-        tools: Whether published tools are installed there and measured beside.
+        tools: Where published tools are installed, each into a folder of its own; None where they are not wanted.
     """
 
     folder: Path
     scale: Scale
-    tools: bool = False
+    tools: Path | None = None
 
     def klines(self) -> Path:
         """A mirror with daily zips of :attr:`kline_series`."""
@@ -118,7 +123,7 @@ class Archives:
         They hold the year of the daily zips, again and again, with the times of :attr:`months`.
         """
         mirror, key = self.folder / "monthly", self.kline_series
-        done = self.folder / f"monthly {self.scale.kline_days} {self.scale.months}.made"
+        done = self.folder / "monthly.made"
         if not done.exists():
             daily = [self.klines() / key.archive_daily(day) for day in self.kline_days]
             with workers() as pool:
@@ -129,7 +134,7 @@ class Archives:
 
     def _make(self, mirror: str, jobs: Sequence[_Job]) -> None:
         """Write daily zips by the sandbox's generator, unless they were written before."""
-        done = self.folder / f"{mirror} {hashlib.sha256(repr(jobs).encode()).hexdigest()[:16]}.made"
+        done = self.folder / f"{mirror} {_digest(jobs)}.made"
         if done.exists():
             return
         (self.folder / mirror).mkdir(parents=True, exist_ok=True)
@@ -203,6 +208,10 @@ def klines(symbol: str, interval: str = "1m") -> SeriesKey:
 def days_of_months(months: Sequence[date]) -> list[date]:
     """All days of some months."""
     return [day for month in months for day in clock.days_of_month(month)]
+
+
+def _digest(thing: object) -> str:
+    return hashlib.sha256(repr(thing).encode()).hexdigest()[:16]
 
 
 def _pieces(things: list[T]) -> list[list[T]]:

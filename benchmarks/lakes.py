@@ -45,7 +45,7 @@ def big_lake(archives: Archives) -> Path:
     came from; ledgers, which SQL over rows does not look at, there are none.
     """
     days, keys = lake_days(archives), lake_series(archives)
-    root = archives.folder / f"lake-{len(keys)}-{len(days)}"
+    root = archives.folder / "lake"
     done = root / "made"
     if not done.exists():
         with workers() as pool:

@@ -148,7 +148,7 @@ def beside(
 
     Args:
         tools: Which.
-        archives: Tells whether they are wanted, and where their environments are kept.
+        archives: Says where their environments are kept, if they are wanted.
         key: The series.
         days: Its days, all that the server has.
         url: The server of the archives, and of their listing.
@@ -158,10 +158,12 @@ def beside(
     Returns:
         The speed of each, and a remark on each that could not be measured.
     """
+    if archives.tools is None:
+        return [], []
     baselines, remarks = [], []
-    for tool in tools if archives.tools else ():
+    for tool in tools:
         try:
-            python = _installed(tool, archives.folder / "tools" / tool.name)
+            python = _installed(tool, archives.tools / tool.name)
             seconds, brought = _run(python, tool, [url, key.symbol, str(days[0]), str(days[-1])], work / tool.name)
         except (OSError, RuntimeError) as error:
             remarks.append(f"{tool.name}: {error}")

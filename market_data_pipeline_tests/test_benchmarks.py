@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE, Popen
 
@@ -13,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.__main__ import BENCHMARKS, measure
-from benchmarks.data import Archives, Scale
+from benchmarks.data import FULL, QUICK, Archives, Scale
 from benchmarks.measure import measured
 from benchmarks.processes import sharing_processes
 from benchmarks.report import Baseline, Row, show
@@ -75,25 +76,26 @@ def test_an_advantage_above_one_is_ours() -> None:
     assert Row("a", "", "rows/s", [5], better="higher").advantage(Baseline("b", [10])) == 0.5
 
 
-def _installed(archives: Archives, name: str, script: str) -> Tool:
+def _installed(tools: Path, name: str, script: str) -> Tool:
     """A tool in an environment of its own, that of these tests."""
     tool = Tool(name, (f"{name}==1",), "Parquet", script)
-    python = archives.folder / "tools" / name / "bin" / "python"
+    python = tools / name / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
-    (archives.folder / "tools" / name / "installed").write_text(repr(tool.packages))
+    (tools / name / "installed").write_text(repr(tool.packages))
     return tool
 
 
 def test_a_published_tool_is_compared_only_where_it_ran_and_brought_all_rows(tmp_path: Path) -> None:
-    archives = Archives(tmp_path, TINY, tools=True)
+    folder = tmp_path / "tools"
+    archives = Archives(tmp_path, TINY, folder)
     tools = [
-        _installed(archives, "whole", "import sys; print('Done', sys.argv[1:5]); print(2.0, 4320)"),
-        _installed(archives, "short", "print(2.0, 1440)"),
-        _installed(archives, "broken", "raise SystemExit('no such symbol')"),
+        _installed(folder, "whole", "import sys; print('Done', sys.argv[1:5]); print(2.0, 4320)"),
+        _installed(folder, "short", "print(2.0, 1440)"),
+        _installed(folder, "broken", "raise SystemExit('no such symbol')"),
         Tool("absent", ("absent==1",), "Parquet", "print(2.0, 4320)"),
     ]
-    (archives.folder / "tools" / "absent").touch()  # no folder, so no environment can be made in it
+    (folder / "absent").touch()  # no folder, so no environment can be made in it
     days = archives.kline_days
 
     baselines, remarks = beside(
@@ -108,6 +110,11 @@ def test_a_published_tool_is_compared_only_where_it_ran_and_brought_all_rows(tmp
     show([row], TINY, Console(file=shown, width=200))
     assert "whole (Parquet): 2,160 rows/s (2×)" in shown.getvalue()
     assert "broken: failed (no such symbol)" in shown.getvalue()
+
+
+def test_archives_of_another_scale_are_not_taken_for_those_that_are_wanted() -> None:
+    assert len({scale.digest for scale in (FULL, QUICK, TINY, replace(TINY, trades=3_000))}) == 4
+    assert replace(TINY).digest == TINY.digest
 
 
 def test_no_published_tool_is_installed_unless_asked_for(tmp_path: Path) -> None:
