@@ -8,9 +8,12 @@ from pathlib import Path
 
 from benchmarks.backfilling import bring_all
 from benchmarks.data import Archives, days_of_months, serving
+from benchmarks.measure import median
 from benchmarks.processes import apart
 from benchmarks.report import Baseline, Row
 from market_data_pipeline.series import SeriesKey
+
+_AMOUNTS = 3
 
 _ALIKE = 1.15
 """How much more a unit may cost where there is most of it, and still count as no more: the machine's own noise."""
@@ -28,7 +31,7 @@ def growth_years(archives: Archives, work: Path) -> list[Row]:
             ]
             for months, days in parts.items()
         }
-    return _rows("growth-days", "days of 1m klines of one symbol", "day", costs)
+    return growth_rows("growth-days", "days of 1m klines of one symbol", "day", costs)
 
 
 def growth_series(archives: Archives, work: Path) -> list[Row]:
@@ -42,7 +45,7 @@ def growth_series(archives: Archives, work: Path) -> list[Row]:
             ]
             for count in _steps(len(series), (10, 100, 400))
         }
-    return _rows("growth-series", f"series of klines, {len(days)} days each", "series", costs)
+    return growth_rows("growth-series", f"series of klines, {len(days)} days each", "series", costs)
 
 
 def _first(series: Sequence[SeriesKey], count: int, days: Sequence[date]) -> Mapping[SeriesKey, Sequence[date]]:
@@ -63,19 +66,43 @@ def _repetitions(archives: Archives) -> int:
     return min(2, archives.scale.repetitions)
 
 
-def _rows(name: str, what: str, unit: str, costs: Mapping[int, Sequence[float]]) -> list[Row]:
-    """A row for each amount, with what a unit costs; the last says how it grew."""
+def growth_rows(name: str, what: str, unit: str, costs: Mapping[int, Sequence[float]]) -> list[Row]:
+    """A row for each amount, with what a unit costs; and what each further one costs, which shows how that grows.
+
+    Args:
+        name: Of the rows, before the amount.
+        what: Of what there is more and more, in words.
+        unit: One of it.
+        costs: Seconds of each repetition, for each amount.
+    """
     a_unit = {count: [1000 * value / count for value in seconds] for count, seconds in costs.items()}
-    least, most = min(costs), max(costs)
-    smallest = Baseline(f"where there are {least:,}", a_unit[least])
-    return [
+    smallest = Baseline(f"where there are {min(costs):,}", a_unit[min(costs)])
+    rows = [
         Row(
             f"{name}-{count}",
             f"Dagster backfill of {count:,} {what}, for each {unit}",
             "ms",
             runs,
-            target=_ALIKE * min(a_unit[least]) if count == most else None,
-            baselines=[] if count == least else [smallest],
+            baselines=[] if count == min(costs) else [smallest],
         )
         for count, runs in a_unit.items()
     ]
+    if len(costs) == _AMOUNTS:
+        least, middle, most = sorted(costs)
+        before = _further(costs, least, middle)
+        row = Row(
+            f"{name}-further",
+            f"Dagster backfill of {what}: what each further {unit} costs, from {middle:,} to {most:,}",
+            "ms",
+            _further(costs, middle, most),
+            target=_ALIKE * median(before),
+            baselines=[Baseline(f"from {least:,} to {middle:,}", before)],
+        )
+        rows.append(row)
+    return rows
+
+
+def _further(costs: Mapping[int, Sequence[float]], few: int, many: int) -> list[float]:
+    """What each one beyond a few costs, in ms: without what every backfill costs once."""
+    pairs = zip(costs[few], costs[many], strict=True)
+    return [1000 * (after - before) / (many - few) for before, after in pairs]

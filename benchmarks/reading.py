@@ -6,7 +6,7 @@ Warm: it has asked once before. Cold: it asks for the first time, and no file is
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import partial
@@ -70,11 +70,18 @@ def queries(archives: Archives, work: Path) -> list[Row]:
         {name: apart(read, lake, days, columns, min(times, 3)) for name, read in _OTHERS.items()}
         for days, columns in files
     ]
-    cold = [_cold(lake, everything, asking(symbols, first, end, _OHLCV, minutes)) for _ in range(scale.repetitions)]
+    question = asking(symbols, first, end, _OHLCV, minutes)
+    cold = [_cold(lake, everything, partial(_first_answer, lake, question)) for _ in range(scale.repetitions)]
+    cold_pandas = _cold(lake, everything, partial(_first_of_pandas, lake, everything))
     return [
         _row("query-ohlcv", f"{volume}: open, high, low, close, volume", "s", ohlcv, beside[0], 0.25),
         _row(
-            "query-ohlcv-cold", f"the same in a fresh process, with no file in memory{_forgets()}", "s", cold, {}, 0.6
+            "query-ohlcv-cold",
+            f"the same in a fresh process, with no file in memory{_forgets()}",
+            "s",
+            cold,
+            {"pandas, file by file": [cold_pandas]},
+            0.6,
         ),
         _row("query-all", f"{volume}: all columns", "s", whole, beside[1], 0.5),
         _row("query-day", "one symbol, one day of 1m klines to pandas: all columns", "ms", one, beside[2], 6),
@@ -97,11 +104,11 @@ def _forgets() -> str:
     return "" if hasattr(os, "posix_fadvise") else " (this system cannot be told to forget them)"
 
 
-def _cold(lake: Path, files: Sequence[tuple[SeriesKey, date]], question: _Question) -> float:
+def _cold(lake: Path, files: Sequence[tuple[SeriesKey, date]], ask: Callable[[], float]) -> float:
     layout = Layout(lake)
     for key, day in files:
         forget(layout.file(key, day))
-    return apart(_first_answer, lake, question)
+    return apart(ask)
 
 
 def forget(path: Path) -> None:
@@ -125,6 +132,15 @@ def _first_answer(lake: Path, question: _Question) -> float:
         rows = len(_answer(MarketData(lake), question))
     if rows != question.rows:
         raise RuntimeError(f"{question.rows} rows were asked for, and {rows} came: {question.asked}.")
+    return cost.seconds
+
+
+def _first_of_pandas(lake: Path, days: Sequence[tuple[SeriesKey, date]]) -> float:
+    import pandas as pd
+
+    layout = Layout(lake)
+    with measured() as cost:
+        pd.concat([pd.read_parquet(layout.file(key, day), columns=_LABELLED) for key, day in days], ignore_index=True)
     return cost.seconds
 
 

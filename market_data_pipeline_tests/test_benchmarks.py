@@ -15,6 +15,7 @@ from rich.console import Console
 
 from benchmarks.__main__ import BENCHMARKS, measure
 from benchmarks.data import FULL, QUICK, Archives, Scale
+from benchmarks.growing import growth_rows
 from benchmarks.measure import measured
 from benchmarks.processes import sharing_processes
 from benchmarks.report import Baseline, Row, show
@@ -69,6 +70,18 @@ def test_a_target_is_reached_from_the_better_side() -> None:
     assert Row("a", "", "rows/s", [1.9e6, 2.1e6, 2.2e6], target=2e6, better="higher").reached is True
     assert Row("a", "", "rows/s", [1.9e6], target=2e6, better="higher").reached is False
     assert Row("a", "", "ms", [50]).reached is None
+
+
+def test_growth_is_seen_beside_what_every_backfill_costs_once() -> None:
+    """2 s to begin with, then 10 ms a day; of the second, 20 ms for each beyond the hundredth."""
+    linear = growth_rows("growth-days", "days", "day", {10: [2.1], 100: [3.0], 400: [6.0]})
+    worse = growth_rows("growth-days", "days", "day", {10: [2.1], 100: [3.0], 400: [9.0]})
+
+    assert [round(row.measured) for row in linear] == [210, 30, 15, 10]
+    assert [row.reached for row in linear] == [None, None, None, True]
+    assert [round(row.measured) for row in worse] == [210, 30, 22, 20]
+    assert worse[-1].reached is False
+    assert len(growth_rows("growth-days", "days", "day", {1: [2.1], 4: [3.0]})) == 2
 
 
 def test_an_advantage_above_one_is_ours() -> None:
