@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     provisional_days: int = Field(
         10, ge=1, description="After how many days a day that is still provisional is reported; archives stall for 9."
     )
+    compact_grace_minutes: int = Field(
+        60, ge=0, description="How long the files of days stay after their month was put into one file."
+    )
     profile_level: float = Field(
         0, ge=0, description="Size of a price level in tradeProfile; 0 takes 0.01 % of the price."
     )

@@ -27,6 +27,7 @@ from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import FAILED, HELD, Ledger, LedgerRow, days_held, reconcile
+from market_data_pipeline.lake.on_disk import days_between, days_on_disk
 from market_data_pipeline.lake.provenance import ChecksumStatus, Source
 from market_data_pipeline.lake.proving import Proof, prove_days
 from market_data_pipeline.processes import Processes, cpus
@@ -589,7 +590,7 @@ def prove_local(
 def _days_to_prove(layout: Layout, key: SeriesKey) -> dict[date, int]:
     """The days that have a file, and those that should have one by the ledger, with its size in bytes; in order."""
     sizes = dict.fromkeys(days_held(layout.ledger(key)), 0)
-    sizes |= {day: stat.bytes for day, stat in files.days_on_disk(layout.folder(key)).items()}
+    sizes |= {day: held.stat.bytes for day, held in days_on_disk(layout, key).items()}
     return dict(sorted(sizes.items()))
 
 
@@ -617,7 +618,8 @@ def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[Proof], wait_
         reconcile(ledger, layout, key)
         for proof in proofs:
             # A run may have replaced the file since it was read.
-            if files.stat(layout.file(key, proof.day)) == proof.stat:
+            held = days_between(layout, key, proof.day, proof.day)
+            if (held[0].stat if held else None) == proof.stat:
                 row = ledger.get(proof.day)
                 failure = "damaged" if proof.stat else "gone"
                 attempts = row.attempts if row else 0

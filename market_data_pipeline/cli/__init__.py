@@ -17,6 +17,7 @@ import click
 
 from market_data_pipeline import __version__
 from market_data_pipeline.cli.collect import add, backfill, sync
+from market_data_pipeline.cli.compact import compact_command
 from market_data_pipeline.cli.coverage import coverage
 from market_data_pipeline.cli.demo import demo
 from market_data_pipeline.cli.quarantine import quarantine
@@ -75,7 +76,24 @@ def _keep_examples(command: click.Command) -> None:
     command.help = re.sub(r"\n\n(?=  )", "\n\n\b\n", inspect.cleandoc(command.help or ""))
 
 
-for command in (demo, add, backfill, sync, status, coverage, quarantine, verify, reconcile, sql, universe, sandbox, ui):
+COMMANDS = (
+    demo,
+    add,
+    backfill,
+    sync,
+    status,
+    coverage,
+    quarantine,
+    verify,
+    reconcile,
+    compact_command,
+    sql,
+    universe,
+    sandbox,
+    ui,
+)
+
+for command in COMMANDS:
     main.add_command(command)
     _keep_examples(command)
 _keep_examples(main)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from market_data_pipeline.defs.compaction import build_compact_job
 from market_data_pipeline.defs.coverage import coverage_key
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.verification import build_verify_job
@@ -20,7 +21,7 @@ from market_data_pipeline.settings import Settings
 Jobs = dict[str, UnresolvedAssetJobDefinition | dg.JobDefinition]
 
 INGEST_ALL, KLINES, AGG_TRADES = "ingest_all", "klines", "agg_trades"
-TRADE_PROFILES, COVERAGE, VERIFY = "trade_profiles", "coverage", "verify"
+TRADE_PROFILES, COVERAGE, VERIFY, COMPACT = "trade_profiles", "coverage", "verify", "compact"
 
 
 def build_jobs(keys: Sequence[SeriesKey], settings: Settings) -> Jobs:
@@ -45,6 +46,9 @@ def build_jobs(keys: Sequence[SeriesKey], settings: Settings) -> Jobs:
         jobs[COVERAGE] = _job(COVERAGE, [coverage_key(market) for market in markets], description)
         description = "Which archives were replaced since they were fetched, by the listing; the days are marked."
         jobs[VERIFY] = build_verify_job(keys, settings, VERIFY, description)
+    if klines:
+        description = "The candles of each month that is over and settled put into one file, for quick queries."
+        jobs[COMPACT] = build_compact_job(klines, settings, COMPACT, description)
     return jobs
 
 

@@ -14,7 +14,7 @@ from datetime import UTC, date, datetime
 import dagster as dg
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
-from market_data_pipeline.defs.jobs import COVERAGE, INGEST_ALL, TRADE_PROFILES, VERIFY, Jobs
+from market_data_pipeline.defs.jobs import COMPACT, COVERAGE, INGEST_ALL, TRADE_PROFILES, VERIFY, Jobs
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.partitions import HOUR, partition_of
 from market_data_pipeline.defs.requests import run_requests
@@ -24,7 +24,7 @@ from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe
 
-PROFILES_MINUTE, COVERAGE_MINUTE, REPAIR_MINUTE = 0, 30, 45
+PROFILES_MINUTE, COVERAGE_MINUTE, REPAIR_MINUTE, COMPACT_MINUTE = 0, 30, 45, 15
 VERIFY_DAYS = {"day": "* * *", "week": "* * 0", "month": "1 * *"}
 """Days of the schedule ``verify`` in cron's words, by setting."""
 
@@ -46,6 +46,7 @@ def build_schedules(jobs: Jobs, settings: Settings, universe: Universe) -> list[
     - ``coverage_daily``: half an hour after that.
     - ``repair``: every hour, days that lack something which may have come since.
     - ``verify``: once a week, which archives were replaced; ``repair`` fetches them again.
+    - ``compact``: daily, months that are over are put into a file each; the next day removes the files of their days.
     """
     layout = Layout(settings.root)
     after = (settings.daily_hour + 1) % 24
@@ -118,6 +119,16 @@ def build_schedules(jobs: Jobs, settings: Settings, universe: Universe) -> list[
                 cron_schedule=f"0 {(settings.daily_hour + 2) % 24} {VERIFY_DAYS[settings.verify_every]}",
                 execution_timezone="UTC",
                 description="Which archives were replaced since they were fetched; `repair` fetches those days again.",
+            )
+        )
+    if COMPACT in jobs:
+        schedules.append(
+            dg.ScheduleDefinition(
+                name="compact",
+                job=jobs[COMPACT],
+                cron_schedule=f"{COMPACT_MINUTE} {(settings.daily_hour + 3) % 24} * * *",
+                execution_timezone="UTC",
+                description="The candles of each month that is over and settled put into one file.",
             )
         )
     return schedules

@@ -7,6 +7,7 @@ the month's file beside them, which readers prefer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, datetime
 from threading import Lock
@@ -124,20 +125,29 @@ def write_day(layout: Layout, key: SeriesKey, record: Provenance, parquet: pa.Bu
     return files.write_bytes(layout.file(key, day), parquet)
 
 
-def remove_closed_days(layout: Layout, key: SeriesKey, written_before: datetime, *, wait_seconds: float = 0) -> int:
-    """Remove the own files of days whose month was closed before a moment; return how many there were.
+def closed_days(layout: Layout, key: SeriesKey, moment: datetime) -> tuple[list[date], list[date]]:
+    """The days of closed months that have files of their own still: of months closed before a moment, and of others."""
+    before, since = list[date](), list[date]()
+    for day in files.days_on_disk(layout.folder(key)) if closes_months(key) else ():
+        month = files.stat(layout.month(key, day))
+        if month is not None:
+            (before if month.mtime_ns < clock.to_us(moment) * 1000 else since).append(day)
+    return before, since
+
+
+def remove_closed_days(layout: Layout, key: SeriesKey, days: Sequence[date], *, wait_seconds: float = 0) -> int:
+    """Remove the own files of days of closed months; return how many there were.
 
     Raises:
         SeriesBusyError: another run writes the series.
         StorageError: the disk refuses.
     """
-    if not closes_months(key):
+    if not days:
         return 0
     removed = 0
     with files.only_writer(layout.lock(key), wait_seconds, str(key)):
-        for day in files.days_on_disk(layout.folder(key)):
-            month = files.stat(layout.month(key, day))
-            if month is not None and month.mtime_ns < clock.to_us(written_before) * 1000:
+        for day in days:
+            if layout.month(key, day).exists():  # a damaged one may have been set aside since
                 files.remove(layout.file(key, day))
                 removed += 1
     return removed

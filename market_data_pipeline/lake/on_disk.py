@@ -69,7 +69,7 @@ def days_between(layout: Layout, key: SeriesKey, first: date, last: date) -> lis
     if length > _LONG_RANGE:
         return [held for day, held in days_on_disk(layout, key).items() if first <= day <= last]
     days = [first + timedelta(days=n) for n in range(length)]
-    closed = _closed_among(layout, key, days)
+    closed = closed_among(layout, key, days)
     found = []
     for day in days:
         if (in_month := closed.get(day)) is not None:
@@ -79,7 +79,8 @@ def days_between(layout: Layout, key: SeriesKey, first: date, last: date) -> lis
     return found
 
 
-def _closed_among(layout: Layout, key: SeriesKey, days: Iterable[date]) -> Mapping[date, DayFile]:
+def closed_among(layout: Layout, key: SeriesKey, days: Iterable[date]) -> Mapping[date, DayFile]:
+    """The days of those closed months that some days lie in."""
     found: dict[date, DayFile] = {}
     if closes_months(key):
         for month in dict.fromkeys(day.replace(day=1) for day in days):

@@ -6,7 +6,7 @@ Small, since processes that do nothing else import it (``processes.py``).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.files import FileStat
+from market_data_pipeline.lake.files import DamagedFileError, FileStat
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.months import DayInMonth, read_month
+from market_data_pipeline.lake.on_disk import DayFile, closed_among
 from market_data_pipeline.lake.provenance import Provenance, add_content, belongs_elsewhere, bytes_of
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, SeriesKey
@@ -50,8 +52,11 @@ def prove_days(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[Pro
         days: UTC days.
     """
     prover = _Prover(key)
-    folder = str(layout.folder(key))
-    return [prover.prove(f"{folder}/{day}.parquet", day) for day in days]
+    folder, closed = str(layout.folder(key)), closed_among(layout, key, days)
+    return [
+        prover.prove_in_month(closed[day]) if day in closed else prover.prove(f"{folder}/{day}.parquet", day)
+        for day in days
+    ]
 
 
 class _Prover:
@@ -66,6 +71,7 @@ class _Prover:
         self._schema = lake_schema(key.market, key.data_type)
         self._key = None if key.data_type is DataType.TRADE_PROFILE else spec_of(key).key
         self._labels: _Labels | None = None
+        self._month: tuple[Path | None, Mapping[date, DayInMonth] | DamagedFileError] = None, {}
 
     def prove(self, path: str, day: date) -> Proof:
         """Read a file and compare it with its footer."""
@@ -82,7 +88,26 @@ class _Prover:
                 decoded = self._decoded(data, reader, metadata)
         except files.UNREADABLE as error:
             return Proof(day, stat, fault=str(files.damaged(Path(path), error)))
-        wrong = self._difference(record, day, decoded)
+        return self._proof(path, day, stat, rows, self._difference(record, day, decoded))
+
+    def prove_in_month(self, held: DayFile) -> Proof:
+        """Compare a day of a closed month with its record; the month is read for the first of its days."""
+        if held.path != self._month[0]:
+            try:
+                self._month = held.path, read_month(held.path)
+            except DamagedFileError as error:
+                self._month = held.path, error
+        found = self._month[1]
+        if isinstance(found, DamagedFileError):
+            return Proof(held.day, held.stat, fault=str(found))
+        if held.day not in found:
+            return self._proof(str(held.path), held.day, held.stat, 0, "it lacks the day")
+        record, table = found[held.day]
+        decoded = (None, table) if table.schema.equals(self._schema) else None
+        wrong = self._difference(record, held.day, decoded)
+        return self._proof(str(held.path), held.day, held.stat, table.num_rows, wrong)
+
+    def _proof(self, path: str, day: date, stat: FileStat, rows: int, wrong: str | None) -> Proof:
         if wrong is None:
             return Proof(day, stat, rows)
         advice = "it was changed after it was written. Backfill that day to replace it."

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import date
 
+from market_data_pipeline.lake import files
 from market_data_pipeline.lake.closing import close_months
+from market_data_pipeline.lake.months import encode_month, read_month
 from market_data_pipeline.lake.on_disk import days_between, days_on_disk, read_record
 from market_data_pipeline.lake.on_record import corrected
+from market_data_pipeline.lake.proving import prove_days
 from market_data_pipeline.outcomes import Action, DayOutcome
+from market_data_pipeline.specs import spec_of
 from market_data_pipeline_tests.world import Result, World, days, klines
 
 HOURS = klines("BTCUSDT", "1h")
@@ -62,3 +66,24 @@ def test_a_damaged_month_is_brought_again_day_by_day(world: World) -> None:
     assert [one.path for one in held] == [world.layout.file(HOURS, day) for day in JANUARY]
     assert not corrected(world.layout, [HOURS]).to_pylist()
     assert close_months(world.layout, HOURS) == [JANUARY[0]]
+
+
+def test_a_closed_month_is_proven_day_by_day(world: World) -> None:
+    closed(world)
+    proofs = prove_days(world.layout, HOURS, JANUARY)
+    assert [(proof.fault, proof.rows) for proof in proofs] == [(None, 24)] * 31
+    month = world.layout.month(HOURS, JANUARY[0])
+    held = read_month(month)
+    swapped = held[JANUARY[7]]._replace(table=held[JANUARY[8]].table)
+    files.write_bytes(month, encode_month([*(held | {JANUARY[7]: swapped}).values()], spec_of(HOURS)))
+    faults = {proof.day: proof.fault for proof in prove_days(world.layout, HOURS, JANUARY) if proof.fault}
+    assert list(faults) == [JANUARY[7]]
+    assert f"{month} does not hold what its footer says (open_time begins or ends elsewhere)" in faults[JANUARY[7]]
+
+
+def test_a_damaged_month_is_named_for_each_of_its_days(world: World) -> None:
+    closed(world)
+    month = world.layout.month(HOURS, JANUARY[0])
+    month.write_bytes(month.read_bytes()[:-50])
+    faults = [proof.fault or "" for proof in prove_days(world.layout, HOURS, JANUARY)]
+    assert [str(month) in fault for fault in faults] == [True] * 31

@@ -18,7 +18,7 @@ import duckdb
 from market_data_pipeline import MarketData
 
 SYMBOLS = ["BTCUSDT", "ETHUSDT"]
-START, END = "2024-01-01", "2024-04-01"
+START, END = "2024-01-01", "2025-01-01"
 CANDLES_A_DAY = 1440
 
 Day = tuple[str, date, int, int]
@@ -58,6 +58,29 @@ def of_catalog(path: Path) -> list[Day]:
         return [*connection.execute(DAYS).fetchall(), *connection.execute(CANDLES).fetchall()]
 
 
+class Notebook:
+    """Somebody's notebook, with the catalog open all the time, who opens it again where an error says so."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._opened = duckdb.connect(str(path), read_only=True)
+
+    def days(self) -> list[Day]:
+        """Days as a query over the views sees them."""
+        return self.trying_again(lambda: self._opened.execute(DAYS).fetchall())
+
+    def trying_again(self, read: Callable[[], list[Day]]) -> list[Day]:
+        """What is read; of one path, DuckDB opens one file a process, so all of this one's wait for the notebook."""
+        try:
+            return read()
+        except duckdb.IOException as error:
+            if "open-the-catalog-again" not in str(error):
+                raise
+            self._opened.close()
+            self._opened = duckdb.connect(str(self._path), read_only=True)
+            return read()
+
+
 def check(days: Iterable[Day]) -> int:
     """Refuse half days and duplicates; return how many days were seen."""
     found = list(days)
@@ -69,13 +92,13 @@ def check(days: Iterable[Day]) -> int:
 def main(root: Path) -> None:
     """Read until standard input ends."""
     market, catalog = MarketData(root), root / "catalog.duckdb"
-    kept = duckdb.connect(str(catalog), read_only=True)  # somebody's notebook, open all the time
+    notebook = Notebook(catalog)
     ways: dict[str, Callable[[], list[Day]]] = {
         "frame": lambda: of_frame(market),
         "relation": lambda: of_relation(market),
         "views": lambda: of_views(market),
-        "catalog": lambda: of_catalog(catalog),
-        "kept catalog": lambda: kept.execute(DAYS).fetchall(),
+        "catalog": lambda: notebook.trying_again(lambda: of_catalog(catalog)),
+        "kept catalog": notebook.days,
     }
     seen: dict[str, list[int]] = {way: [] for way in ways}
     while not select.select([sys.stdin], [], [], 0)[0]:

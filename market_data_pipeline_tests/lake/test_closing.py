@@ -20,7 +20,7 @@ from market_data_pipeline import MarketData, clock, findings
 from market_data_pipeline.findings import Finding, Severity
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import publish_catalog, retire_catalogs
-from market_data_pipeline.lake.closing import close_months, note_month, remove_closed_days, write_day
+from market_data_pipeline.lake.closing import close_months, closed_days, note_month, remove_closed_days, write_day
 from market_data_pipeline.lake.files import DamagedFileError, encode_table
 from market_data_pipeline.lake.ledger import FAILED, Ledger, reconcile
 from market_data_pipeline.lake.months import DayInMonth, encode_month, read_month
@@ -53,6 +53,12 @@ def own_files(lake: SmallLake, key: SeriesKey = HOURS) -> list[date]:
     return list(files.days_on_disk(lake.layout.folder(key)))
 
 
+def remove_own_files(lake: SmallLake, key: SeriesKey = HOURS) -> int:
+    """Remove the own files of days of closed months, as after the grace period."""
+    due, _ = closed_days(lake.layout, key, datetime(2100, 1, 1, tzinfo=UTC))
+    return remove_closed_days(lake.layout, key, due)
+
+
 def is_right(lake: SmallLake, key: SeriesKey = HOURS) -> bool:
     """Whether the ledger speaks of what lies on the disk."""
     return not corrected(lake.layout, [key]).to_pylist()
@@ -82,9 +88,9 @@ def test_the_own_files_go_after_the_grace_period_and_nothing_else_changes(lake: 
     before = all_rows(lake)
     close_months(lake.layout, HOURS)
     written = datetime.fromtimestamp(lake.layout.month(HOURS, JANUARY[0]).stat().st_mtime, UTC)
-    assert remove_closed_days(lake.layout, HOURS, written - timedelta(hours=1)) == 0
-    assert own_files(lake) == [*JANUARY, *FEBRUARY]
-    assert remove_closed_days(lake.layout, HOURS, written + timedelta(hours=1)) == 60
+    assert closed_days(lake.layout, HOURS, written - timedelta(hours=1)) == ([], [*JANUARY, *FEBRUARY])
+    assert closed_days(lake.layout, HOURS, written + timedelta(hours=1)) == ([*JANUARY, *FEBRUARY], [])
+    assert remove_own_files(lake) == 60
     assert own_files(lake) == []
     assert all_rows(lake).equals(before)
     assert is_right(lake)
@@ -134,7 +140,7 @@ def test_trades_stay_in_days(lake: SmallLake) -> None:
     trades = series("BTCUSDT")
     lake.put(trades, JANUARY)
     assert close_months(lake.layout, trades) == []
-    assert remove_closed_days(lake.layout, trades, datetime(2030, 1, 1, tzinfo=UTC)) == 0
+    assert remove_own_files(lake, trades) == 0
     assert own_files(lake, trades) == JANUARY
 
 
@@ -148,7 +154,7 @@ def rewrite(lake: SmallLake, day: date, version: int) -> None:
 
 def test_a_day_of_a_closed_month_is_written_into_it(lake: SmallLake) -> None:
     close_months(lake.layout, HOURS)
-    remove_closed_days(lake.layout, HOURS, datetime(2100, 1, 1, tzinfo=UTC))
+    remove_own_files(lake)
     before = all_rows(lake)
     rewrite(lake, JANUARY[7], version=3)
     assert own_files(lake) == []
@@ -181,7 +187,7 @@ def test_what_the_market_said_of_a_day_outlives_a_crash_before_the_ledger_was_wr
 
 def test_a_damaged_month_fails_its_days_and_a_day_that_is_brought_again_is_held(lake: SmallLake) -> None:
     close_months(lake.layout, HOURS)
-    remove_closed_days(lake.layout, HOURS, datetime(2100, 1, 1, tzinfo=UTC))
+    remove_own_files(lake)
     record = read_record(days_between(lake.layout, HOURS, JANUARY[7], JANUARY[7])[0])
     month = lake.layout.month(HOURS, JANUARY[0])
     month.write_bytes(month.read_bytes()[:-100])
@@ -240,7 +246,7 @@ def _lake_with(tmp_path_factory: pytest.TempPathFactory, closed: set[int]) -> Sm
             days = clock.days_of_month(date(2024, month, 1))
             held = [read_whole(one) for one in days_between(lake.layout, HOURS, days[0], days[-1])]
             files.write_bytes(lake.layout.month(HOURS, days[0]), encode_month(held, spec_of(HOURS)))
-        remove_closed_days(lake.layout, HOURS, datetime(2100, 1, 1, tzinfo=UTC))
+        remove_own_files(lake)
     return _LAKES[known]
 
 
@@ -257,7 +263,7 @@ def test_a_client_reads_closed_months_with_days_beside_them(lake: SmallLake, fac
         assert rows.num_rows == before.num_rows == 60 * 24
         assert rows["open"].to_pylist() == before["open"].to_pylist()
         assert result.version == version
-        remove_closed_days(lake.layout, HOURS, datetime(2100, 1, 1, tzinfo=UTC))
+        remove_own_files(lake)
 
 
 QUERIES = (
@@ -294,7 +300,7 @@ def test_sql_answers_alike_before_and_after_a_month_is_closed(lake: SmallLake) -
         with catalog_of(lake) as opened_after:
             assert answers(opened_after) == before
             retire_catalogs(lake.layout)
-            remove_closed_days(lake.layout, HOURS, datetime(2100, 1, 1, tzinfo=UTC))
+            remove_own_files(lake)
             assert answers(opened_after) == before
             with pytest.raises(duckdb.Error, match="open-the-catalog-again"):
                 answers(opened_before)
@@ -305,7 +311,7 @@ def test_sql_of_a_lake_whose_days_are_all_in_closed_months(lake: SmallLake) -> N
     with catalog_of(lake) as connection:
         before = answers(connection)
     close_months(lake.layout, HOURS)
-    remove_closed_days(lake.layout, HOURS, datetime(2100, 1, 1, tzinfo=UTC))
+    remove_own_files(lake)
     lake.layout.folder(HOURS).rmdir()
     with catalog_of(lake) as connection:
         assert answers(connection) == before
@@ -317,5 +323,20 @@ def test_the_catalog_is_published_again_for_a_closed_month_and_for_nothing_else(
     second = files.stat(publish_catalog(lake.layout))
     assert first != second
     retire_catalogs(lake.layout)
-    remove_closed_days(lake.layout, HOURS, datetime(2100, 1, 1, tzinfo=UTC))
+    remove_own_files(lake)
     assert files.stat(publish_catalog(lake.layout)) == second
+
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_files_that_are_read_by_hand_as_the_readme_says_have_each_row_once(
+    lake: SmallLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = README.read_text().split("Whoever reads files by hand")[1].split("```sql")[1].split("```")[0]
+    lake.layout.root.joinpath("data").symlink_to(lake.layout.root)
+    monkeypatch.chdir(lake.layout.root)
+    lake.put(HOURS, days_from("2024-03-01", 5))
+    assert duckdb.sql(f"SELECT count(DISTINCT open_time), count(*) FROM ({query})").fetchall() == [(65 * 24, 65 * 24)]
+    close_months(lake.layout, HOURS)
+    assert duckdb.sql(f"SELECT count(DISTINCT open_time), count(*) FROM ({query})").fetchall() == [(65 * 24, 65 * 24)]

@@ -1,0 +1,69 @@
+"""``market-data compact``: the candles of months that are over, in a file a month."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import click
+
+from market_data_pipeline.cli.choice import asked, choosing_klines, series_among
+from market_data_pipeline.cli.collect import end
+from market_data_pipeline.cli.screen import aside, counted, progress_bar
+from market_data_pipeline.compacting import CompactReport, compact
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.settings import load_settings
+from market_data_pipeline.specs import closes_months
+
+
+@click.command("compact")
+@choosing_klines
+@click.option(
+    "--grace",
+    type=click.IntRange(min=0),
+    help="Minutes that the files of days stay after their month was closed. Left out: as the settings say, an hour.",
+)
+def compact_command(
+    markets: Sequence[str], symbols: Sequence[str], intervals: Sequence[str], grace: int | None
+) -> None:
+    """Put the candles of each month that is over into one file.
+
+    A query over years opens a file a month instead of thirty, and is answered several times as fast. A month is closed
+    when all of its days are held and final. The files of its days are removed an hour later, by the next call, so that
+    whoever is reading them can finish; until then both are there, and every reader of this project takes the month's.
+    A day that is fetched again later is written into its month. Nothing is downloaded.
+
+      market-data compact
+      market-data compact --symbol BTCUSDT --interval 1m
+    """
+    from market_data_pipeline.lake.catalog import series_held
+
+    settings = load_settings()
+    held = [key for key in series_held(Layout(settings.root)) if closes_months(key)]
+    if not held:
+        aside().print(f"No klines are held in {settings.root} yet, so there is no month to close.", soft_wrap=True)
+        return
+    what = asked(markets, (), symbols, intervals)
+    keys = series_among(held, what, str(settings.root), "`market-data status` shows what is held.")
+    with progress_bar(len(keys), "series", "closing months", aside()) as bar:
+        report = compact(
+            settings,
+            keys,
+            grace=None if grace is None else timedelta(minutes=grace),
+            on_progress=lambda: bar.advance(1),
+        )
+    _tell(report)
+    end(not report.troubles)
+
+
+def _tell(report: CompactReport) -> None:
+    console = aside()
+    months = sum(map(len, report.closed.values()))
+    waiting = f" {counted(report.waiting, 'file')} of days stay for now." if report.waiting else ""
+    console.print(
+        f"{counted(months, 'month')} of {len(report.closed):,} series closed, "
+        f"{counted(report.removed, 'file')} of days removed.{waiting}",
+        soft_wrap=True,
+    )
+    for key, reason in report.troubles.items():
+        console.print(f"{key.short} was left as it is: {reason}", soft_wrap=True, style="red")

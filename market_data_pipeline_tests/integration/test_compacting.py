@@ -1,0 +1,71 @@
+"""Months are closed by processes that are killed at each step, while four others read: each day is there once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from contextlib import ExitStack
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from market_data_pipeline import clock
+from market_data_pipeline.compacting import compact
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.catalog import publish_catalog
+from market_data_pipeline.lake.on_disk import days_on_disk
+from market_data_pipeline.lake.on_record import corrected
+from market_data_pipeline.settings import load_settings
+from market_data_pipeline_tests.integration import compacting
+from market_data_pipeline_tests.integration.processes import PYTHON, until
+from market_data_pipeline_tests.integration.test_readers import end_reader, start_reader
+from market_data_pipeline_tests.small_lake import SmallLake, series
+
+pytestmark = pytest.mark.slow
+
+READERS = 4
+BTC = series("BTCUSDT", "1m")
+MONTHS = [clock.days_of_month(date(2024, month, 1)) for month in range(1, 7)]
+
+
+def test_readers_see_each_day_once_while_months_are_closed_by_processes_that_are_killed(tmp_path: Path) -> None:
+    lake = SmallLake(tmp_path)
+    settings = load_settings(dir=tmp_path)
+    with ExitStack() as stack:
+        lake.put(BTC, MONTHS[0])
+        publish_catalog(lake.layout)
+        readers = [stack.enter_context(start_reader(tmp_path, dict(os.environ))) for _ in range(READERS)]
+        for process in readers:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for step, month in zip(compacting.STEPS, MONTHS, strict=True):
+            lake.put(BTC, month)
+            if compacting.STEPS[step][1] == "remove":
+                grace_is_over(lake.layout.month(BTC, MONTHS[0][0]))
+            killed = subprocess.run([PYTHON, compacting.__file__, str(tmp_path), step], check=False, timeout=60)
+            assert killed.returncode == -signal.SIGKILL, step
+            report = compact(settings, [BTC])
+            assert (report.troubles, report.removed) == ({}, 0)
+        grace_is_over(lake.layout.month(BTC, MONTHS[-1][0]))
+        assert compact(settings, [BTC], grace=compacting.GRACE).removed > 0
+        seen = [end_reader(process) for process in readers]
+
+    days = [day for month in MONTHS for day in month]
+    assert list(days_on_disk(lake.layout, BTC)) == days
+    assert files.days_on_disk(lake.layout.folder(BTC)) == {}
+    assert not corrected(lake.layout, [BTC]).to_pylist()
+    assert [path.name for path in tmp_path.rglob("*") if path.name.endswith(files.TEMPORARY)] == []
+    for of_one in seen:
+        for way, counts in of_one.items():
+            assert counts == sorted(counts), way
+            assert counts[-1] == (2 if way == "catalog" else 1) * len(days), way
+        assert len(of_one["frame"]) > 3  # it did read while months were closed
+
+
+def grace_is_over(month: Path) -> None:
+    """Wait until the days of a month that was closed may be removed."""
+    over = month.stat().st_mtime + compacting.GRACE.total_seconds()
+    until(lambda: time.time() > over, "the end of the grace period", seconds=60)
