@@ -23,7 +23,7 @@ dev: $(STAMP) ## Dagster's UI and daemon
 	$(BIN)/market-data ui --port $(DAGSTER_PORT)
 
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
 lint: $(STAMP) ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -337,6 +337,7 @@ def test_files_that_are_read_by_hand_as_the_readme_says_have_each_row_once(
     lake.layout.root.joinpath("data").symlink_to(lake.layout.root)
     monkeypatch.chdir(lake.layout.root)
     lake.put(HOURS, days_from("2024-03-01", 5))
-    assert duckdb.sql(f"SELECT count(DISTINCT open_time), count(*) FROM ({query})").fetchall() == [(65 * 24, 65 * 24)]
-    close_months(lake.layout, HOURS)
-    assert duckdb.sql(f"SELECT count(DISTINCT open_time), count(*) FROM ({query})").fetchall() == [(65 * 24, 65 * 24)]
+    for _ in range(2):
+        found = duckdb.execute(f"SELECT count(DISTINCT open_time), count(*) FROM ({query})")
+        assert found.fetchall() == [(65 * 24, 65 * 24)]
+        close_months(lake.layout, HOURS)
