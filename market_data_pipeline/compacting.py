@@ -59,7 +59,7 @@ def compact(
         SeriesBusyError: another process has been publishing the catalog for too long.
     """
     layout, report = Layout(settings.root), CompactReport()
-    keys = [key for key in keys if closes_months(key)]
+    keys = [key for key in keys if closes_months(key.data_type)]
     for key in keys:
         try:
             if closed := close_months(layout, key, wait_seconds=settings.lock_wait_seconds):
@@ -70,10 +70,10 @@ def compact(
             on_progress()
     publish_catalog(layout)
     over = clock.now() - (timedelta(minutes=settings.compact_grace_minutes) if grace is None else grace)
+    if (oldest := retire_catalogs(layout)) is not None:
+        over = min(over, oldest)  # a query that is being answered may have begun with it
     left = {key: closed_days(layout, key, over) for key in keys}
     report.waiting = sum(len(waiting) for _, waiting in left.values())
-    if any(due for due, _ in left.values()):
-        retire_catalogs(layout)
     for key, (due, _) in left.items():
         try:
             report.removed += remove_closed_days(layout, key, due, wait_seconds=settings.lock_wait_seconds)

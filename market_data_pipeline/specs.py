@@ -206,9 +206,9 @@ def monthly_may_stand(key: SeriesKey) -> bool:
     return spec_of(key).monthly and key.interval is not None and INTERVALS[key.interval] >= 60
 
 
-def closes_months(key: SeriesKey) -> bool:
+def closes_months(data_type: DataType) -> bool:
     """Whether the days of a month that is over are put into one file: candles are many small files otherwise."""
-    return key.data_type is DataType.KLINES
+    return data_type is DataType.KLINES
 
 
 def expected_rows(key: SeriesKey) -> int | None:

@@ -86,6 +86,7 @@ def test_what_is_closed_is_held_proven_and_not_fetched_again(world: World, marke
     market_data("compact")
     world.at(LATER)
     assert "59 files of days removed" in market_data("compact").stderr
+    world.at("2026-03-05T12:00:30")
     world.forget()
     assert market_data("backfill", "--data-type", "klines", "--through", "2026-02-28").exit_code == 0
     assert world.asked(".zip") == []

@@ -39,7 +39,7 @@ def compact_command(
     from market_data_pipeline.lake.catalog import series_held
 
     settings = load_settings()
-    held = [key for key in series_held(Layout(settings.root)) if closes_months(key)]
+    held = [key for key in series_held(Layout(settings.root)) if closes_months(key.data_type)]
     if not held:
         aside().print(f"No klines are held in {settings.root} yet, so there is no month to close.", soft_wrap=True)
         return

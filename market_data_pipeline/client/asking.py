@@ -186,7 +186,7 @@ def check_held(layout: Layout, keys: Sequence[SeriesKey]) -> None:
         UsageError: the text lists the symbols, or the symbol's intervals, that there are.
     """
     for key in keys:
-        if not layout.folder(key).is_dir() and not layout.ledger(key).is_file():
+        if not any(path.exists() for path in (layout.folder(key), layout.months(key), layout.ledger(key))):
             raise UsageError(_not_there(layout, key))
 
 

@@ -20,6 +20,7 @@ from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.ingest.encoding import Encoded, is_complete, read_days
 from market_data_pipeline.ingest.memory import MemoryBudget, Reservation
 from market_data_pipeline.lake import quarantine
+from market_data_pipeline.lake.files import StorageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.provenance import ChecksumStatus
 from market_data_pipeline.processes import Processes
@@ -111,6 +112,17 @@ class ArchivedDays:
                 found.set_exception(error)
                 raise
         return found.result()
+
+    def has_month(self, month: date) -> bool:
+        """Whether the archive has a zip of a month that can be trusted, which is fetched for it.
+
+        Args:
+            month: Its first day.
+        """
+        try:
+            return bool(self._month(month))
+        except StorageError:
+            return True  # each of its days will say so
 
     def release(self, month: date) -> None:
         """Let go of a month, all of whose days were taken.

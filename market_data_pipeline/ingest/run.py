@@ -117,6 +117,7 @@ class _Run:
     def bring(self, days: Sequence[date]) -> Iterator[DayOutcome | DayFailure]:
         ledger = self.layout.ledger(self.key)
         files.remove_leftovers(self.layout.folder(self.key))
+        files.remove_leftovers(self.layout.months(self.key))
         files.remove_leftovers(ledger.parent, f"{ledger.name}.")
         self._ledger = Ledger.read(ledger)
         changed = reconcile(self._ledger, self.layout, self.key)
@@ -170,7 +171,7 @@ class _Run:
     def _in_order(self, days: Sequence[date], settled: Mapping[date, DayOutcome]) -> Iterator[DayOutcome | DayFailure]:
         """Results in the order of days, while workers are a bounded number of jobs ahead."""
         jobs = iter(self._jobs([day for day in days if day not in settled]))
-        ahead: deque[Future[list[DayOutcome | DayFailure]]] = deque()
+        ahead: deque[tuple[_Job, Future[list[DayOutcome | DayFailure] | None]]] = deque()
         ready: deque[DayOutcome | DayFailure] = deque()
         threads = self.settings.download_threads
         with ThreadPoolExecutor(threads, thread_name_prefix=f"ingest-{self.key.symbol}") as pool:
@@ -181,13 +182,18 @@ class _Run:
                         continue
                     while not ready:
                         while len(ahead) < 2 * threads and (job := next(jobs, None)) is not None:
-                            ahead.append(pool.submit(self._work, job))
-                        ready.extend(ahead.popleft().result())
+                            ahead.append((job, pool.submit(self._work, job)))
+                        first, future = ahead.popleft()
+                        if (results := future.result()) is not None:
+                            ready.extend(results)
+                        else:
+                            alone = [_Job((one,)) for one in first.days]
+                            ahead.extendleft(reversed([(job, pool.submit(self._work, job)) for job in alone]))
                     yield ready.popleft()
             finally:
                 # Whoever stops (Ctrl-C) waits for the days in work, not for the months that they belong to.
                 self._stopped.set()
-                for future in ahead:
+                for _, future in ahead:
                     future.cancel()
 
     def _jobs(self, days: Sequence[date]) -> list[_Job]:
@@ -214,8 +220,13 @@ class _Run:
 
     # --- one worker -------------------------------------------------------------------------------------------
 
-    def _work(self, job: _Job) -> list[DayOutcome | DayFailure]:
+    def _work(self, job: _Job) -> list[DayOutcome | DayFailure] | None:
+        """The results of a job; None where it is a month without a zip, whose days are better brought side by side."""
         results = []
+        if job.whole_month:
+            with self.sources.places:
+                if not self._archived.has_month(job.days[0]):
+                    return None
         for day in job.days:
             with self.sources.places:  # shared with other series of the run
                 if self._stopped.is_set():

@@ -16,6 +16,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -34,7 +35,7 @@ from market_data_pipeline.lake.reading import labels_of, time_column
 from market_data_pipeline.lake.states import EXPLAINED, STATE_SQL
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
-from market_data_pipeline.specs import data_types_of
+from market_data_pipeline.specs import closes_months, data_types_of
 
 if TYPE_CHECKING:
     import duckdb
@@ -248,8 +249,8 @@ class _Files:
 
     Which months are closed is part of the SQL, so that what it reads is whole at any moment: days are read until the
     SQL knows of the month's file, and from then on that. Who goes on with SQL of an earlier time, in a catalog that was
-    opened before, reads the days, which stay for a while. Before they are removed, the mark that such SQL reads first
-    is, so that it fails instead of finding fewer rows.
+    opened before, reads the days, which stay for a while. Long before they are removed, the mark that such SQL reads
+    first is, so that it fails instead of finding fewer rows.
     """
 
     layout: Layout
@@ -286,7 +287,7 @@ class _Files:
 
     @property
     def closes(self) -> bool:
-        return self.data_type is DataType.KLINES
+        return closes_months(self.data_type)
 
     @property
     def mark(self) -> Path:
@@ -563,20 +564,27 @@ def publish_catalog(layout: Layout) -> Path:
     return layout.catalog
 
 
-def retire_catalogs(layout: Layout) -> None:
-    """Have SQL of an earlier time fail, since it looks for days that are about to be removed.
+def retire_catalogs(layout: Layout) -> datetime | None:
+    """Have SQL of an earlier time fail from now on: it looks for days that are to be removed.
 
     Whoever has the catalog open that is published now goes on with it.
+
+    Returns:
+        When the oldest of what is retired was published (UTC); None where there was nothing to retire.
 
     Raises:
         StorageError: the system refuses.
     """
     current = {mark for mark, _ in marks_of(layout)}
+    retired = []
     for market in Market:
         for data_type in data_types_of(market):
             for mark in (_folder(layout, market, data_type) / "marks").glob("*.parquet"):
-                if mark not in current:
+                stat = files.stat(mark)
+                if mark not in current and stat is not None:
+                    retired.append(stat.mtime_ns)
                     files.remove(mark)
+    return datetime.fromtimestamp(min(retired) / 1e9, UTC) if retired else None
 
 
 def _publish(layout: Layout, wanted: Sequence[str]) -> None:

@@ -37,7 +37,7 @@ def months_to_close(layout: Layout, key: SeriesKey, ledger: Ledger, today: date)
 
     A day that may be asked for again (a gap that may be filled, an archive that was replaced) keeps its month open.
     """
-    if not closes_months(key):
+    if not closes_months(key.data_type):
         return []
     own = {day for day, held in days_on_disk(layout, key).items() if not held.of_month}
     settled = {day for day in own if _is_settled(ledger.get(day))}
@@ -86,7 +86,7 @@ def _proven(layout: Layout, key: SeriesKey, ledger: Ledger, day: date) -> DayInM
 
 def note_month(ledger: Ledger, layout: Layout, key: SeriesKey, day: date) -> None:
     """Have a ledger speak of the file of the month that a day lies in, if that is closed."""
-    if not closes_months(key) or not layout.month(key, day).exists():
+    if not closes_months(key.data_type) or not layout.month(key, day).exists():
         return
     days = clock.days_of_month(day)
     for held in days_between(layout, key, days[0], days[-1]):
@@ -111,7 +111,7 @@ def write_day(layout: Layout, key: SeriesKey, record: Provenance, parquet: pa.Bu
         StorageError: the disk refuses; what was there is untouched.
     """
     day, month = record.day, layout.month(key, record.day)
-    if closes_months(key) and month.exists():
+    if closes_months(key.data_type) and month.exists():
         with _ONE_DAY_AT_A_TIME:
             try:
                 days = read_month(month) | {day: DayInMonth(record, files.read_encoded(parquet))}
@@ -128,7 +128,7 @@ def write_day(layout: Layout, key: SeriesKey, record: Provenance, parquet: pa.Bu
 def closed_days(layout: Layout, key: SeriesKey, moment: datetime) -> tuple[list[date], list[date]]:
     """The days of closed months that have files of their own still: of months closed before a moment, and of others."""
     before, since = list[date](), list[date]()
-    for day in files.days_on_disk(layout.folder(key)) if closes_months(key) else ():
+    for day in files.days_on_disk(layout.folder(key)) if closes_months(key.data_type) else ():
         month = files.stat(layout.month(key, day))
         if month is not None:
             (before if month.mtime_ns < clock.to_us(moment) * 1000 else since).append(day)

@@ -50,7 +50,7 @@ class DayFile(NamedTuple):
 
 def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
     """The days of a series that have rows on the disk, in order."""
-    closed = _months_on_disk(layout.months(key)) if closes_months(key) else {}
+    closed = _months_on_disk(layout.months(key)) if closes_months(key.data_type) else {}
     own = files.days_on_disk(layout.folder(key))
     found = {day: DayFile(key, day, layout.file(key, day), stat) for day, stat in own.items()}
     for month, stat in closed.items():
@@ -60,7 +60,11 @@ def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
 
 def months_closed(layout: Layout, key: SeriesKey) -> list[str]:
     """The closed months of a series, as ``2024-01``, in order."""
-    return sorted(f"{month:%Y-%m}" for month in _months_on_disk(layout.months(key))) if closes_months(key) else []
+    return (
+        sorted(f"{month:%Y-%m}" for month in _months_on_disk(layout.months(key)))
+        if closes_months(key.data_type)
+        else []
+    )
 
 
 def days_between(layout: Layout, key: SeriesKey, first: date, last: date) -> list[DayFile]:
@@ -82,7 +86,7 @@ def days_between(layout: Layout, key: SeriesKey, first: date, last: date) -> lis
 def closed_among(layout: Layout, key: SeriesKey, days: Iterable[date]) -> Mapping[date, DayFile]:
     """The days of those closed months that some days lie in."""
     found: dict[date, DayFile] = {}
-    if closes_months(key):
+    if closes_months(key.data_type):
         for month in dict.fromkeys(day.replace(day=1) for day in days):
             if (stat := files.stat(layout.month(key, month))) is not None:
                 found |= {one.day: one for one in _days_of_month(layout, key, month, stat)}
@@ -126,7 +130,7 @@ def _month_of(name: str) -> date | None:
 def file_of(layout: Layout, key: SeriesKey, day: date) -> Path:
     """The file that has a day's rows, or would have them."""
     month = layout.month(key, day)
-    return month if closes_months(key) and month.exists() else layout.file(key, day)
+    return month if closes_months(key.data_type) and month.exists() else layout.file(key, day)
 
 
 def are_as_listed(layout: Layout, days: Iterable[DayFile]) -> bool:

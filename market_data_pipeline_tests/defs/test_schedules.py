@@ -190,6 +190,7 @@ def test_nothing_downloads_before_somebody_turns_it_on(project: Project) -> None
         "coverage_daily": "RUNNING",
         "repair": "STOPPED",
         "verify": "STOPPED",
+        "compact": "STOPPED",
     }
     assert project.definitions.resolve_sensor_def("archive_published").default_status.value == "STOPPED"
 

@@ -6,7 +6,7 @@ import errno
 import json
 import threading
 from collections import Counter
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,17 @@ def test_a_run_over_a_whole_month_takes_the_monthly_zip_once(world: World) -> No
     assert {outcome(r).row.source for r in results[31:]} == {"archive_daily"}
     assert len(world.asked("/monthly/")) == 2  # the zip and its CHECKSUM
     assert len(world.asked("/daily/")) == 2 * 3
+
+
+def test_days_of_a_month_without_a_monthly_zip_are_asked_for_side_by_side(world: World) -> None:
+    january, far = days("2026-01-01", "2026-01-31"), 0.3
+    world.set(download_threads=8)
+    world.sandbox.faults.add(LateArchive(days=tuple(january), days_late=90, cadence="monthly", series="klines"))
+    world.sandbox.faults.add(Delay(latency=far))
+    results = world.ingest(ETH_UM, january)
+    assert [outcome(result).row.source for result in results] == ["archive_daily"] * 31
+    asked = [request.at for request in world.sandbox.requests if "/daily/" in request.path and ".zip" in request.path]
+    assert sum(at < asked[0] + timedelta(seconds=far) for at in asked) >= 8
 
 
 def test_a_day_that_the_monthly_zip_has_incomplete_comes_from_the_daily_one(world: World) -> None:

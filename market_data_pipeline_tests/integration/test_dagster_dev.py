@@ -205,7 +205,7 @@ def the_code_location_has_loaded(ui: Ui) -> None:
     states = {schedule["name"]: schedule["scheduleState"]["status"] for schedule in repository["schedules"]}
     assert states == {
         "daily": "STOPPED", "hourly": "STOPPED", "trade_profiles_daily": "STOPPED", "repair": "STOPPED",
-        "verify": "STOPPED", "coverage_daily": "RUNNING", "reconciliation_daily": "RUNNING",
+        "verify": "STOPPED", "compact": "STOPPED", "coverage_daily": "RUNNING", "reconciliation_daily": "RUNNING",
     }  # fmt: skip
     shown = {"/".join(asset["assetKey"]["path"]) for asset in repository["assetNodes"]}
     assert shown == {
