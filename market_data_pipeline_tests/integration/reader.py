@@ -1,7 +1,7 @@
 """A process that reads a lake again and again while others write it; ``test_readers.py`` starts it.
 
-Argument: the data folder. It says ``ready`` after its first round, ends when its standard input does, and then says in
-JSON what it has seen. Anything that is not as it should be ends it with a traceback.
+Arguments: the data folder and the candles' interval. It says ``ready`` after its first round, ends when its standard
+input does, and then says in JSON what it has seen. Anything that is not as it should be ends it with a traceback.
 """
 
 from __future__ import annotations
@@ -16,34 +16,36 @@ from pathlib import Path
 import duckdb
 
 from market_data_pipeline import MarketData
+from market_data_pipeline.series import INTERVALS
 
 SYMBOLS = ["BTCUSDT", "ETHUSDT"]
 START, END = "2024-01-01", "2025-01-01"
-CANDLES_A_DAY = 1440
+INTERVAL = sys.argv[2] if len(sys.argv) > 2 else "1m"
+CANDLES_A_DAY = 86_400 // INTERVALS.get(INTERVAL, 60)
 
 Day = tuple[str, date, int, int]
 """Symbol, UTC day, rows, and distinct moments among them."""
 
-DAYS = """
+DAYS = f"""
 SELECT symbol, open_time::DATE, count(*), count(DISTINCT open_time)
-FROM binance_spot.klines WHERE "interval" = '1m' GROUP BY ALL
+FROM binance_spot.klines WHERE "interval" = '{INTERVAL}' GROUP BY ALL
 """
 CANDLES = f"""
 SELECT symbol, open_time::DATE, count(*), count(DISTINCT open_time)
-FROM binance_spot.candles('BTCUSDT', '1m', '{START}', '{END}') GROUP BY ALL
+FROM binance_spot.candles('BTCUSDT', '{INTERVAL}', '{START}', '{END}') GROUP BY ALL
 """
 
 
 def of_frame(market: MarketData) -> list[Day]:
     """Days as pandas sees them."""
-    frame = market.klines(SYMBOLS[0], "1m", START, END, columns="close").df()
+    frame = market.klines(SYMBOLS[0], INTERVAL, START, END, columns="close").df()
     groups = frame.groupby(frame["open_time"].dt.date)["open_time"]
     return [(SYMBOLS[0], day, len(times), times.nunique()) for day, times in groups]
 
 
 def of_relation(market: MarketData) -> list[Day]:
     """Days as a DuckDB relation over the files sees them."""
-    rows = market.klines(SYMBOLS[0], "1m", START, END).relation()
+    rows = market.klines(SYMBOLS[0], INTERVAL, START, END).relation()
     return rows.aggregate("symbol, open_time::DATE, count(*), count(DISTINCT open_time)").fetchall()
 
 

@@ -27,7 +27,7 @@ from market_data_pipeline_tests.small_lake import SmallLake, series
 pytestmark = pytest.mark.slow
 
 READERS = 4
-BTC = series("BTCUSDT", "1m")
+BTC = series("BTCUSDT", "1h")
 MONTHS = [clock.days_of_month(date(2024, month, 1)) for month in range(1, 7)]
 
 
@@ -37,7 +37,7 @@ def test_readers_see_each_day_once_while_months_are_closed_by_processes_that_are
     with ExitStack() as stack:
         lake.put(BTC, MONTHS[0])
         publish_catalog(lake.layout)
-        readers = [stack.enter_context(start_reader(tmp_path, dict(os.environ))) for _ in range(READERS)]
+        readers = [stack.enter_context(start_reader(tmp_path, "1h", dict(os.environ))) for _ in range(READERS)]
         for process in readers:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"

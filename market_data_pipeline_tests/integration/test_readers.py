@@ -39,7 +39,7 @@ def test_readers_see_whole_days_while_days_are_written_and_replaced(tmp_path: Pa
         assert final(desk) == dict.fromkeys(PROVISIONAL, False)
         sandbox.faults.remove(fault)
 
-        readers = [stack.enter_context(start_reader(desk.root, desk.environment)) for _ in range(READERS)]
+        readers = [stack.enter_context(start_reader(desk.root, "1m", desk.environment)) for _ in range(READERS)]
         for process in readers:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
@@ -65,9 +65,9 @@ def final(desk: Desk) -> dict[date, bool]:
     return {day: row.final for day, row in Ledger.read(desk.layout.ledger(BTC)).rows.items()}
 
 
-def start_reader(root: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+def start_reader(root: Path, interval: str, environment: Mapping[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [PYTHON, reader.__file__, str(root)],
+        [PYTHON, reader.__file__, str(root), interval],
         env=environment,
         cwd=root,
         stdin=subprocess.PIPE,
