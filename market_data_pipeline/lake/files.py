@@ -301,28 +301,32 @@ def damaged(path: Path, error: Exception) -> DamagedFileError:
 
 
 def days_on_disk(folder: Path) -> dict[date, FileStat]:
-    """The days of a series that have a file, with what tells its version apart; in order."""
+    """The days of a series that have a file of their own, with what tells its version apart; in order."""
+    return _by_date(folder, "{}", len("2024-01-01"))
+
+
+def months_on_disk(folder: Path) -> dict[date, FileStat]:
+    """The closed months of a series, by their first day, with what tells the file's version apart; in order."""
+    return _by_date(folder, "{}-01", len("2024-01"))
+
+
+def _by_date(folder: Path, name_as_date: str, length: int) -> dict[date, FileStat]:
     found: dict[date, FileStat] = {}
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                day = _day_of(entry.name)
-                if day is not None:
-                    info = entry.stat()
-                    found[day] = FileStat(info.st_size, info.st_mtime_ns)
+                stem, _, suffix = entry.name.partition(".")
+                if suffix != "parquet" or len(stem) != length:
+                    continue
+                try:
+                    of = date.fromisoformat(name_as_date.format(stem))
+                except ValueError:
+                    continue
+                info = entry.stat()
+                found[of] = FileStat(info.st_size, info.st_mtime_ns)
     except FileNotFoundError:
         return {}
     return dict(sorted(found.items()))
-
-
-def _day_of(name: str) -> date | None:
-    stem, dot, suffix = name.partition(".")
-    if not dot or suffix != "parquet":
-        return None
-    try:
-        return date.fromisoformat(stem)
-    except ValueError:
-        return None
 
 
 def remove_leftovers(folder: Path, of: str = "") -> None:

@@ -7,7 +7,6 @@ days, which are there still, and by them alone.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 from itertools import groupby
@@ -50,7 +49,7 @@ class DayFile(NamedTuple):
 
 def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
     """The days of a series that have rows on the disk, in order."""
-    closed = _months_on_disk(layout.months(key)) if closes_months(key.data_type) else {}
+    closed = files.months_on_disk(layout.months(key)) if closes_months(key.data_type) else {}
     own = files.days_on_disk(layout.folder(key))
     found = {day: DayFile(key, day, layout.file(key, day), stat) for day, stat in own.items()}
     for month, stat in closed.items():
@@ -61,7 +60,7 @@ def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
 def months_closed(layout: Layout, key: SeriesKey) -> list[str]:
     """The closed months of a series, as ``2024-01``, in order."""
     return (
-        sorted(f"{month:%Y-%m}" for month in _months_on_disk(layout.months(key)))
+        sorted(f"{month:%Y-%m}" for month in files.months_on_disk(layout.months(key)))
         if closes_months(key.data_type)
         else []
     )
@@ -100,31 +99,6 @@ def _days_of_month(layout: Layout, key: SeriesKey, month: date, stat: FileStat) 
         DayFile(key, day, path, FileStat(end - start, stat.mtime_ns))
         for day, start, end in zip(days, shares, shares[1:], strict=False)
     ]
-
-
-def _months_on_disk(folder: Path) -> dict[date, FileStat]:
-    """The closed months of a series, by their first day."""
-    found: dict[date, FileStat] = {}
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                month = _month_of(entry.name)
-                if month is not None:
-                    info = entry.stat()
-                    found[month] = FileStat(info.st_size, info.st_mtime_ns)
-    except FileNotFoundError:
-        return {}
-    return found
-
-
-def _month_of(name: str) -> date | None:
-    stem, dot, suffix = name.partition(".")
-    if not dot or suffix != "parquet" or len(stem) != len("2024-01"):
-        return None
-    try:
-        return date.fromisoformat(f"{stem}-01")
-    except ValueError:
-        return None
 
 
 def file_of(layout: Layout, key: SeriesKey, day: date) -> Path:
