@@ -17,6 +17,12 @@ from market_data_pipeline_tests.world import World
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests begin first, so that no test process is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
 
 

@@ -24,7 +24,7 @@ from market_data_pipeline.sandbox import MarketOutage, MissingRows, QuietSymbol,
 from market_data_pipeline.sync import bring
 from market_data_pipeline_tests.world import World, agg_trades, days, klines, utc
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sql document")]
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "sql.md"
 BLOCK = re.compile(r"^```sql\n(?P<query>.*?)^```\n(?:\n(?P<answer>\|.*?\n)(?=\n|\Z))?", re.DOTALL | re.MULTILINE)

@@ -158,13 +158,13 @@ def test_first_day_does_not_move_with_time(monkeypatch: pytest.MonkeyPatch) -> N
     assert universe(text, LOCK).first_day() == before == date(2017, 8, 17)
 
 
-def test_loading_2000_symbols_takes_no_second(tmp_path: Path) -> None:
+def test_2000_symbols_are_loaded_in_seconds(tmp_path: Path) -> None:
     path = tmp_path / "universe.yaml"
     path.write_text(PATTERN.replace("[1h]", "[1m, 1h, 1d]"))
     write_lock(path, {(Market.SPOT, f"C{n}USDT"): Listing(((date(2020, 1, 1), None),)) for n in range(2000)})
     begin = time.process_time()
     assert len(load_universe(path).series()) == 6000
-    assert time.process_time() - begin < 1.5
+    assert time.process_time() - begin < 5  # 0.3 on an idle machine
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------

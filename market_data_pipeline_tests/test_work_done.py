@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import struct
 import sys
 from collections import Counter
@@ -21,6 +22,7 @@ from market_data_pipeline import MarketData
 from market_data_pipeline.defs.home import open_instance
 from market_data_pipeline.outcomes import Action
 from market_data_pipeline.sync import bring
+from market_data_pipeline_tests.shell import shell
 from market_data_pipeline_tests.world import World, agg_trades, days, klines
 
 BTC, ETH = klines("BTCUSDT", "1m"), klines("ETHUSDT", "1m")
@@ -175,3 +177,22 @@ def test_a_query_of_some_columns_leaves_the_others_on_disk(world: World) -> None
     before = bytes_read()
     data.agg_trades("BTCUSDT", date(2026, 1, 2), date(2026, 1, 3), columns=["transact_time", "is_buyer_maker"]).arrow()
     assert bytes_read() - before < 0.7 * size
+
+
+@linux
+def test_status_opens_the_ledger_of_each_series_and_no_day(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    market_data = shell(world, monkeypatch, UNIVERSE, LOCK)
+    assert (
+        market_data("backfill", "--symbol", "BTCUSDT", "--from", "2026-01-02", "--through", "2026-01-04").exit_code == 0
+    )
+    others = [klines(f"C{number}USDT", "1m") for number in range(20)]
+    for other in others:
+        world.layout.ledger(other).parent.mkdir(parents=True)
+        shutil.copyfile(world.layout.ledger(BTC), world.layout.ledger(other))
+        shutil.copytree(world.layout.folder(BTC), world.layout.folder(other), copy_function=os.link)
+    with opened(world.layout.root) as files:
+        shown = market_data("status").stdout
+    assert all(f"{other.symbol}/1m" in shown for other in others)
+    assert {name: times for name, times in files.items() if name.endswith(".parquet")} == {
+        str(world.layout.ledger(key).relative_to(world.layout.root)): 1 for key in (BTC, *others)
+    }

@@ -45,7 +45,7 @@ def test_readers_see_each_day_once_while_months_are_closed_by_processes_that_are
             lake.put(BTC, month)
             if compacting.STEPS[step][1] == "remove":
                 grace_is_over(lake.layout.month(BTC, MONTHS[0][0]))
-            killed = subprocess.run([PYTHON, compacting.__file__, str(tmp_path), step], check=False, timeout=60)
+            killed = subprocess.run([PYTHON, compacting.__file__, str(tmp_path), step], check=False, timeout=240)
             assert killed.returncode == -signal.SIGKILL, step
             report = compact(settings, [BTC])
             assert (report.troubles, report.removed) == ({}, 0)

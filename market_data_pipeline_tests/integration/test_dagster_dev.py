@@ -151,7 +151,7 @@ def zips(sandbox: Sandbox) -> set[str]:
     return {request.path.rsplit("/", 1)[-1] for request in sandbox.requests if request.path.endswith(".zip")}
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_backfill_from_the_ui_with_bad_days_and_a_second_one_for_those(tmp_path: Path) -> None:
     with Sandbox() as sandbox:
         desk = Desk(tmp_path / "data", sandbox, UNIVERSE)
@@ -160,14 +160,14 @@ def test_a_backfill_from_the_ui_with_bad_days_and_a_second_one_for_those(tmp_pat
         port = free_port()
         with desk.market_data("ui", "--port", str(port)) as process:
             ui = Ui(f"http://127.0.0.1:{port}")
-            until(lambda: process.poll() is not None or ui.is_up(), "Dagster's webserver", 60)
+            until(lambda: process.poll() is not None or ui.is_up(), "Dagster's webserver", 180)
             assert process.poll() is None
             first = ui.backfill(MONTH, BTC, ETH)
 
             the_pages_answer(ui)
             the_code_location_has_loaded(ui)
 
-            until(lambda: ui.runs_are_over(first), "the first backfill's runs", 120)
+            until(lambda: ui.runs_are_over(first), "the first backfill's runs", 300)
             some_days_failed(ui)
             assert not any(desk.layout.file(BTC, day).exists() for day in BAD)
             assert desk.days_held([BTC, ETH]) == {BTC: GOOD, ETH: set(MONTH)}
@@ -176,7 +176,7 @@ def test_a_backfill_from_the_ui_with_bad_days_and_a_second_one_for_those(tmp_pat
             sandbox.faults.clear()
             sandbox.clear_requests()
             second = ui.backfill(sorted(BAD), BTC)
-            until(lambda: ui.is_over(first) and ui.is_over(second), "both backfills", 120)
+            until(lambda: ui.is_over(first) and ui.is_over(second), "both backfills", 300)
 
             assert ui.state(first)["status"] == "COMPLETED_FAILED"
             assert ui.state(second)["status"] == "COMPLETED_SUCCESS"

@@ -22,7 +22,7 @@ from market_data_pipeline.sandbox import Sandbox
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline_tests.world import klines, utc
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("recorded")]
 
 FOLDERS = {"spot": Market.SPOT, "um": Market.UM, "cm": Market.CM}
 UNIVERSE = """\
