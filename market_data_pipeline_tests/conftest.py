@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from dagster._core.storage.defs_state.base import set_defs_state_storage
 from hypothesis import settings
 
@@ -18,6 +22,11 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
+# Dagster and what it imports are a million objects, which are looked through for garbage again and again.
+gc.freeze()
+gc.set_threshold(100_000, 50, 100)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow tests begin first, so that no test process is left alone with one of them at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
@@ -26,11 +35,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _quick() -> Iterator[None]:
+    """What hundreds of tests wait for and none is about: the disk, and Dagster's scripts for databases of old versions.
+
+    No test cuts the power. A process that is killed loses nothing that it gave to the system.
+    """
+    from_config, known = ScriptDirectory.from_config, dict[str | None, ScriptDirectory]()
+
+    def read_once(config: Config) -> ScriptDirectory:
+        place = config.get_alembic_option("script_location")
+        return known.get(place) or known.setdefault(place, from_config(config))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptDirectory, "from_config", read_once)
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Settings in the environment of whoever runs the tests do not reach them."""
-    import os
-
     for name in list(os.environ):
         if name.startswith(PREFIX) or name == "DAGSTER_HOME":
             monkeypatch.delenv(name)

@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -43,13 +44,19 @@ FACES = ("arrow", "df", "pl", "relation")
 at = datetime.fromisoformat
 
 
-@pytest.fixture
-def lake(tmp_path: Path) -> SmallLake:
-    """Ten days of two symbols of 1h candles, of trades and of profiles, from 2024-01-01 on."""
-    lake = SmallLake(tmp_path / "data")
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> SmallLake:
+    lake = SmallLake(tmp_path_factory.mktemp("written") / "data")
     for key in (ETH, BTC, TRADES, PROFILE):
         lake.put(key, days_from("2024-01-01", 10))
     return lake
+
+
+@pytest.fixture
+def lake(written: SmallLake, tmp_path: Path) -> SmallLake:
+    """Ten days of two symbols of 1h candles, of trades and of profiles, from 2024-01-01 on."""
+    shutil.copytree(written.root, tmp_path / "data")
+    return SmallLake(tmp_path / "data")
 
 
 @pytest.fixture

@@ -60,12 +60,6 @@ def found(report: SweepReport) -> list[tuple[Kind, SeriesKey, list[str]]]:
     return [(one.kind, one.key, [str(day) for day in one.days]) for one in report.discoveries]
 
 
-@pytest.fixture
-def _not_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of files that need not outlive a power cut."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
 def write_day(world: World, key: SeriesKey, day: date, rows: int, etag: str | None = None) -> LedgerRow:
     """Write a made-up day as ``ingest`` would; return what its ledger should say."""
     schema, spec = lake_schema(key.market, key.data_type), spec_of(key)
@@ -500,7 +494,6 @@ def test_days_are_known_from_their_footers_where_the_ledger_is_lost(world: World
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_not_flushed")
 def test_three_replaced_archives_of_ten_symbols_and_a_year_are_found_and_mended_with_forty_requests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -712,7 +705,6 @@ _FAULTS: tuple[tuple[Callable[[Path], object], str], ...] = (
 """What can be wrong with a file, and what is said of it."""
 
 
-@pytest.mark.usefixtures("_not_flushed")
 @pytest.mark.parametrize("faults", [_FAULTS, _FAULTS[::-1]], ids=["forwards", "backwards"])
 @pytest.mark.parametrize("between", [0, 1, 4])
 def test_among_many_each_file_that_is_wrong_is_named_with_what_is_wrong(
@@ -732,7 +724,6 @@ def test_among_many_each_file_that_is_wrong_is_named_with_what_is_wrong(
         assert reason in report.faults[BTC][day]
 
 
-@pytest.mark.usefixtures("_not_flushed")
 def test_files_of_several_row_groups_and_of_other_numbers_of_rows_are_proven(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -751,7 +742,6 @@ def test_files_of_several_row_groups_and_of_other_numbers_of_rows_are_proven(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_not_flushed")
 def test_many_files_are_proven_by_two_processes_to_the_same_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "_WORTH_BYTES", 1)
     wanted = days("2020-01-01", "2020-06-01")
