@@ -70,7 +70,7 @@ def _write_series(root: Path, key: SeriesKey, days: Sequence[date], seed: int) -
             layout.month(key, month[0].record.day).write_bytes(encode_month(month, spec))
             continue
         for record, table in month:
-            encoded = files.encode_table(table, record, delta=spec.delta, dictionary=spec.dictionary)
+            encoded = files.encode_table(table, record, spec)
             layout.file(key, record.day).write_bytes(encoded)
 
 

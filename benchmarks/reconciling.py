@@ -124,5 +124,5 @@ def write_day(folder: Path, day: date, number: int, count: int) -> DaySides:
         labels = [label for label in (series.symbol, series.interval) if label is not None]
         words = [pa.array([label] * len(columns[0])).dictionary_encode() for label in labels]
         table = pa.table([*words, *columns], schema=schema)
-        files.write_table(folder / series.file(day), table, delta=spec.delta, dictionary=spec.dictionary)
+        files.write_table(folder / series.file(day), table, spec=spec)
     return DaySides(day, folder / KEY.file(day), folder / source.file(day))

@@ -57,7 +57,7 @@ def _copy(lake: Path, key: SeriesKey, other: SeriesKey, days: Sequence[date]) ->
         number = table.schema.get_field_index("symbol")
         table = table.set_column(number, table.schema.field(number), labels)
         record = record.model_copy(update={"series": str(other), "content_sha256": content_sha256(table)})
-        encoded = files.encode_table(table, record, delta=spec.delta, dictionary=spec.dictionary)
+        encoded = files.encode_table(table, record, spec)
         layout.file(other, day).write_bytes(encoded)
 
 

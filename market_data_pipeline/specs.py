@@ -15,6 +15,7 @@ from typing import Literal
 
 from market_data_pipeline.series import INTERVALS, DataType, Market, SeriesKey
 
+Compression = Literal["zstd", "lz4"]
 Kind = Literal["time", "day", "int", "float", "bool", "word", "ignore"]
 
 
@@ -90,6 +91,7 @@ class Spec:
             what it would save is 30 requests among 30 big downloads.
         dictionary: Columns written with dictionary encoding (beside symbol and interval).
         delta: Columns written with DELTA_BINARY_PACKED.
+        compression: How the columns are compressed.
     """
 
     market: Market
@@ -101,6 +103,7 @@ class Spec:
     monthly: bool
     dictionary: tuple[str, ...]
     delta: tuple[str, ...]
+    compression: Compression
 
 
 def _kline_columns(quote: str) -> tuple[Column, ...]:
@@ -135,13 +138,17 @@ def _klines(market: Market, rest: RestEndpoint) -> Spec:
     # In cm, volume is in contracts, and the columns that hold the quote volume elsewhere hold the base asset's.
     columns = _kline_columns("base" if MARKETS[market].inverse else "quote")
     delta = ("open_time", "close_time", "count")
-    return Spec(market, DataType.KLINES, columns, "open_time", "open_time", rest, True, (), delta)
+    # Against zstd, days of 1m take half of the time to write and to read and queries over months two thirds, for a
+    # fifth more bytes: a column of a day is so short that zstd mostly prepares.
+    return Spec(market, DataType.KLINES, columns, "open_time", "open_time", rest, True, (), delta, "lz4")
 
 
 def _agg_trades(market: Market, columns: tuple[Column, ...], rest: RestEndpoint) -> Spec:
     delta = ("agg_trade_id", "first_trade_id", "last_trade_id", "transact_time")
     dictionary = ("quantity",)
-    return Spec(market, DataType.AGG_TRADES, columns, "agg_trade_id", "transact_time", rest, False, dictionary, delta)
+    return Spec(
+        market, DataType.AGG_TRADES, columns, "agg_trade_id", "transact_time", rest, False, dictionary, delta, "zstd"
+    )
 
 
 _HOUR = timedelta(hours=1)

@@ -104,9 +104,7 @@ def write_day(world: World, key: SeriesKey, day: date, rows: int, etag: str | No
         content_sha256=content_sha256(table),
     )
     path = world.layout.file(key, day)
-    return row_from_provenance(
-        record, files.write_table(path, table, record, delta=spec.delta, dictionary=spec.dictionary)
-    )
+    return row_from_provenance(record, files.write_table(path, table, record, spec))
 
 
 def test_a_lake_that_is_what_the_archive_has_is_said_to_be_so_by_a_page_for_each_series(world: World) -> None:
@@ -635,9 +633,7 @@ def rewrite(
     held, table = files.read_whole(path)
     changed = change(table).replace_schema_metadata(None)
     spec = spec_of(BTC)
-    files.write_table(
-        path, changed, record(held, changed) if record else held, delta=spec.delta, dictionary=spec.dictionary
-    )
+    files.write_table(path, changed, record(held, changed) if record else held, spec)
 
 
 def hashed(record: Provenance, table: pa.Table) -> Provenance:

@@ -157,7 +157,7 @@ def _gaps(key: SeriesKey, day: date, rows: DayRows, listing: Listing, trades: Tr
 def encode(key: SeriesKey, rows: DayRows, record: Provenance) -> Encoded:
     """The bytes of a day's file."""
     spec = spec_of(key)
-    parquet = encode_table(rows.table, record, delta=spec.delta, dictionary=spec.dictionary)
+    parquet = encode_table(rows.table, record, spec)
     return Encoded(parquet, record, rows.downloaded)
 
 

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from market_data_pipeline import __version__
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake.provenance import FOOTER_KEY, Provenance
+from market_data_pipeline.specs import Spec
 
 logger = logging.getLogger(__name__)
 
@@ -127,56 +128,44 @@ def write_bytes(path: Path, data: bytes | pa.Buffer) -> FileStat:
     return replace_atomically(path, lambda file: file.write(data))
 
 
-def encode_table(
-    table: pa.Table,
-    provenance: Provenance | None = None,
-    *,
-    delta: tuple[str, ...] = (),
-    dictionary: tuple[str, ...] = (),
-) -> pa.Buffer:
-    """A table as zstd Parquet, with provenance in the footer.
+def encode_table(table: pa.Table, provenance: Provenance | None = None, spec: Spec | None = None) -> pa.Buffer:
+    """A table as Parquet, with provenance in the footer.
 
     Args:
         table: What to write.
         provenance: The record for the footer.
-        delta: Integer and time columns to write with DELTA_BINARY_PACKED.
-        dictionary: Columns to write with a dictionary, beside those that are dictionaries in the table.
+        spec: How the columns are encoded and compressed; without one by zstd.
     """
     if provenance is not None:
         stamped = provenance.model_copy(update={"writer_version": __version__})
         table = table.replace_schema_metadata({FOOTER_KEY: stamped.model_dump_json(exclude_none=True).encode()})
     # Encoded in memory and written in one piece: Arrow would call back into Python for each of some hundred small ones.
     encoded = pa.BufferOutputStream()
-    options = parquet_options(table.schema, delta, dictionary)
-    pq.write_table(table, encoded, row_group_size=ROW_GROUP_ROWS, **options)
+    pq.write_table(table, encoded, row_group_size=ROW_GROUP_ROWS, **parquet_options(table.schema, spec))
     return encoded.getvalue()
 
 
-def parquet_options(schema: pa.Schema, delta: tuple[str, ...], dictionary: tuple[str, ...]) -> dict[str, Any]:
+def parquet_options(schema: pa.Schema, spec: Spec | None = None) -> dict[str, Any]:
     """How the files of the lake are compressed and encoded, as Arrow's Parquet writer takes it."""
     labels = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    compression = spec.compression if spec else "zstd"
     return {
-        "compression": "zstd",
-        "compression_level": 1,
-        "use_dictionary": [*labels, *dictionary],
-        "column_encoding": dict.fromkeys(delta, "DELTA_BINARY_PACKED") or None,
+        "compression": compression,
+        "compression_level": 1 if compression == "zstd" else None,
+        "use_dictionary": [*labels, *(spec.dictionary if spec else ())],
+        "column_encoding": dict.fromkeys(spec.delta, "DELTA_BINARY_PACKED") if spec else None,
     }
 
 
 def write_table(
-    path: Path,
-    table: pa.Table,
-    provenance: Provenance | None = None,
-    *,
-    delta: tuple[str, ...] = (),
-    dictionary: tuple[str, ...] = (),
+    path: Path, table: pa.Table, provenance: Provenance | None = None, spec: Spec | None = None
 ) -> FileStat:
     """Write a table as :func:`encode_table` has it, atomically.
 
     Raises:
         StorageError: the disk refuses; ``path`` is as it was.
     """
-    return write_bytes(path, encode_table(table, provenance, delta=delta, dictionary=dictionary))
+    return write_bytes(path, encode_table(table, provenance, spec))
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -47,7 +47,7 @@ def encode_month(days: Sequence[DayInMonth], spec: Spec) -> pa.Buffer:
     records = tuple(day.record.model_copy(update={"writer_version": __version__}) for day in days)
     schema = days[0].table.schema.with_metadata({RECORDS_KEY: _RECORDS.dump_json(records, exclude_none=True)})
     encoded = pa.BufferOutputStream()
-    with pq.ParquetWriter(encoded, schema, **files.parquet_options(schema, spec.delta, spec.dictionary)) as writer:
+    with pq.ParquetWriter(encoded, schema, **files.parquet_options(schema, spec)) as writer:
         for group in _groups([day.table for day in days]):
             writer.write_table(group.replace_schema_metadata(schema.metadata), row_group_size=max(1, group.num_rows))
     return encoded.getvalue()

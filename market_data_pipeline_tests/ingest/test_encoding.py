@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
 
+import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from market_data_pipeline.ingest import Sources, ingest
@@ -49,3 +51,13 @@ def test_days_from_other_processes_are_the_same(world: World, key: SeriesKey, mo
     there = [told(elsewhere, result) for result in results]
     assert there == here
     assert {row.failure for _, row, *_ in here} == {None, "malformed", "conflict"}
+
+
+@pytest.mark.parametrize(("key", "codec"), [(klines("BTCUSDT", "1m"), "LZ4"), (agg_trades("BTCUSDT"), "ZSTD")], ids=str)
+def test_candles_are_compressed_for_speed_and_trades_for_size(world: World, key: SeriesKey, codec: str) -> None:
+    day = date(2026, 2, 3)
+    world.ingest(key, [day])
+    path = world.layout.file(key, day)
+    group = pq.read_metadata(path).row_group(0)
+    assert {group.column(n).compression for n in range(group.num_columns)} == {codec}
+    assert duckdb.read_parquet(str(path)).arrow().read_all().num_rows == group.num_rows
