@@ -35,8 +35,9 @@ SAME_FLOAT = 1e-9
 
 def ints(table: pa.Table, column: str) -> Ints:
     """An integer or time column (then microseconds since 1970) as numpy."""
-    values: Ints = pc.cast(table.column(column), pa.int64()).to_numpy()
-    return values
+    values = table.column(column).to_numpy()
+    numbers: Ints = values.view(np.int64) if values.dtype.kind == "M" else values
+    return numbers
 
 
 def floats(table: pa.Table, column: str) -> Floats:

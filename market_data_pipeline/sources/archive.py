@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from datetime import date, datetime
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +26,9 @@ from isal.igzip_lib import IsalError
 
 from market_data_pipeline import clock
 from market_data_pipeline.schemas import ARROW_TYPES, TIME, WORD, lake_schema
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.series import DataType, Market, SeriesKey
 from market_data_pipeline.sources.errors import MalformedError
-from market_data_pipeline.specs import Column, Spec, spec_of
+from market_data_pipeline.specs import SPECS, Column, Spec, spec_of
 
 _INFLATE_STEP = 2 << 20
 """Compressed bytes inflated at a time: some 12 MB of CSV, so that a day's whole CSV is never in memory."""
@@ -58,10 +59,10 @@ def read_zip(data: bytes, key: SeriesKey, stem: str, first: date, last: date) ->
     raw = pa.concat_tables(blocks) if blocks else None
     if raw is None or raw.num_rows == 0:
         raise MalformedError(f"{stem}.csv has no rows.")
-    unit = _microseconds_per_unit(raw.column(spec.time), stem)
-    table = _conform(raw, key, spec, unit)
-    _refuse_other_days(table.column(spec.time), first, last, stem)
-    return table
+    low, high = pc.min_max(raw.column(spec.time)).as_py().values()
+    unit = _microseconds_per_unit(low, high, stem)
+    _refuse_other_days(low * unit, high * unit, first, last, stem)
+    return _conform(raw, key, spec, unit)
 
 
 def split_days(table: pa.Table, time_column: str) -> dict[date, pa.Table]:
@@ -84,7 +85,7 @@ def label_columns(key: SeriesKey, rows: int) -> list[pa.Array]:
     """The symbol (and interval) columns of a table: the same word in every row."""
     words = [key.symbol] if key.interval is None else [key.symbol, key.interval]
     index = pa.array(np.zeros(rows, dtype=np.int32))
-    return [pa.DictionaryArray.from_arrays(index, pa.array([word])).cast(WORD) for word in words]
+    return [pa.DictionaryArray.from_arrays(index, pa.array([word], WORD.value_type)) for word in words]
 
 
 # --- from bytes to blocks of lines ------------------------------------------------------------------------------
@@ -179,8 +180,22 @@ def _has_header(block: memoryview, stem: str) -> bool:
 _READ = {"time": pa.int64(), "ignore": pa.string()}
 
 
+_PARSE = pa_csv.ParseOptions(quote_char=False)
+
+
+@cache
+def _convert(market: Market, data_type: DataType) -> pa_csv.ConvertOptions:
+    columns = SPECS[market, data_type].columns
+    return pa_csv.ConvertOptions(
+        column_types={c.name: _read_type(c) for c in columns},
+        include_columns=[c.name for c in columns if c.kind != "ignore"],
+        null_values=[],
+        true_values=["True", "true"],
+        false_values=["False", "false"],
+    )
+
+
 def _parse(block: memoryview, spec: Spec, header: bool, stem: str) -> pa.Table:
-    kept = [c for c in spec.columns if c.kind != "ignore"]
     try:
         return pa_csv.read_csv(
             pa.BufferReader(block),
@@ -190,14 +205,8 @@ def _parse(block: memoryview, spec: Spec, header: bool, stem: str) -> pa.Table:
                 block_size=max(len(block), 1),
                 use_threads=False,
             ),
-            parse_options=pa_csv.ParseOptions(quote_char=False),
-            convert_options=pa_csv.ConvertOptions(
-                column_types={c.name: _read_type(c) for c in spec.columns},
-                include_columns=[c.name for c in kept],
-                null_values=[],
-                true_values=["True", "true"],
-                false_values=["False", "false"],
-            ),
+            parse_options=_PARSE,
+            convert_options=_convert(spec.market, spec.data_type),
         )
     except pa.ArrowException as error:
         raise MalformedError(f"{stem}.csv is not what Binance publishes: {_plain(error, spec)}.") from error
@@ -216,9 +225,8 @@ def _plain(error: Exception, spec: Spec) -> str:
     return text
 
 
-def _microseconds_per_unit(times: pa.ChunkedArray, stem: str) -> int:
+def _microseconds_per_unit(low: int, high: int, stem: str) -> int:
     """The file's time unit by magnitude: spot wrote milliseconds until 2024-12-31, and microseconds since."""
-    low, high = pc.min_max(times).as_py().values()
     if low >= 10**12 and high < 10**14:
         return 1000
     if low >= 10**15 and high < 10**17:
@@ -242,8 +250,8 @@ def _as_time(values: pa.ChunkedArray, unit: int) -> pa.ChunkedArray:
     return (values if unit == 1 else pc.multiply(values, unit)).cast(TIME)
 
 
-def _refuse_other_days(times: pa.ChunkedArray, first: date, last: date, stem: str) -> None:
-    low, high = pc.min_max(times).as_py().values()
+def _refuse_other_days(low_us: int, high_us: int, first: date, last: date, stem: str) -> None:
+    low, high = clock.naive_from_us(low_us), clock.naive_from_us(high_us)
     if low.date() < first or high.date() > last:
         raise MalformedError(
             f"{stem}.csv has rows of other days: its times run from {_text(low)} to {_text(high)} (UTC)."
