@@ -142,6 +142,21 @@ def test_a_wrong_checksum_of_an_unreadable_file_is_not_accepted(world: World, ma
     assert entry.accepted is None
 
 
+def test_a_broken_zip_of_another_kind_is_shown_and_not_accepted(world: World, market_data: MarketData) -> None:
+    packed, name = io.BytesIO(), f"BTCUSDT-1h-{DAY}.csv"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as file:
+        file.writestr(name, ",".join("0123456789") * 20)
+    data = bytearray(packed.getvalue())
+    data[30 + len(name) + 4] ^= 0xFF  # how it is compressed, behind the version and the length of what says so
+    quarantine.put(
+        world.layout, BTC, BTC.archive_daily(DAY), bytes(data), kind="checksum", reason="other", day=DAY, at=clock.now()
+    )
+    shown = market_data("quarantine", "show", name.removesuffix(".csv"))
+    assert shown.exit_code == 0
+    assert "is compressed by method 14, which no archive uses" in " ".join(shown.stdout.split())
+    assert market_data("quarantine", "accept", name.removesuffix(".csv"), "--yes").exit_code == 2
+
+
 def test_a_zip_that_lost_a_bit_is_shown_as_broken_and_not_accepted(world: World, market_data: MarketData) -> None:
     packed, name = io.BytesIO(), f"BTCUSDT-1h-{DAY}.csv"
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:

@@ -15,10 +15,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from market_data_pipeline import clock, verify
+from market_data_pipeline import MarketData, clock, verify
 from market_data_pipeline.lake import files
+from market_data_pipeline.lake.closing import close_months, remove_closed_days
 from market_data_pipeline.lake.ledger import FAILED, HELD, Ledger, LedgerRow, row_from_provenance
+from market_data_pipeline.lake.months import encode_month, read_month
 from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
+from market_data_pipeline.lake.reading import read_day
 from market_data_pipeline.outcomes import Action, DayOutcome
 from market_data_pipeline.quality.repair import is_due
 from market_data_pipeline.sandbox import (
@@ -609,6 +612,34 @@ def test_a_file_of_another_series_is_never_held_and_a_backfill_replaces_it(world
     assert len(world.asked(".CHECKSUM")) == 1
     assert world.table(ETH, str(day)).equals(truth)
     assert prove_local(world.settings, [ETH]).all_well
+
+
+def month_before(november: Path, december: Path) -> None:
+    december.write_bytes(november.read_bytes())
+
+
+def both_months(november: Path, december: Path) -> None:
+    both = read_month(november) | read_month(december)
+    december.write_bytes(encode_month([both[day] for day in sorted(both)], spec_of(BTC)))
+
+
+@pytest.mark.parametrize("spoil", [month_before, both_months])
+def test_a_closed_month_with_days_of_another_is_found_and_a_backfill_leaves_its_own_days_only(
+    world: World, spoil: Callable[[Path, Path], None]
+) -> None:
+    wanted = days("2025-11-01", "2025-12-31")
+    world.ingest(BTC, wanted)
+    truth = pa.concat_tables([world.table(BTC, str(day)) for day in wanted])
+    november, december = close_months(world.layout, BTC)
+    remove_closed_days(world.layout, BTC, wanted)
+    spoil(world.layout.month(BTC, november), world.layout.month(BTC, december))
+
+    assert prove_local(world.settings, [BTC]).to_bring == {BTC: days("2025-12-01", "2025-12-31")}
+    assert all(result.row.held for result in world.ingest(BTC, wanted))
+    assert prove_local(world.settings, [BTC]).all_well
+    assert pa.concat_tables([read_day(world.layout, BTC, day) for day in wanted]).equals(truth)
+    candles = MarketData(world.layout.root).klines("BTCUSDT", "1h", wanted[0], date(2026, 1, 1)).arrow()
+    assert candles["open_time"].cast(pa.int64()).equals(truth["open_time"].cast(pa.int64()))
 
 
 def test_rows_that_were_changed_and_written_again_are_found(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import io
 import json
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -261,7 +262,7 @@ def _first_lines(data: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
             names = [info.filename for info in archive.infolist() if not info.is_dir()]
             with archive.open(names[0]) as file:
                 lines = [file.readline(500).decode(errors="replace").rstrip("\r\n") for _ in range(_LINES)]
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError, ValueError, IndexError):
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, OSError, EOFError, ValueError, IndexError):
         return (), (repr(data[:80]),)
     return tuple(names), tuple(line for line in lines if line)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, datetime
+from pathlib import Path
 from threading import Lock
 
 import pyarrow as pa
@@ -21,7 +22,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, Ledger, LedgerRow, reconcile
 from market_data_pipeline.lake.months import DayInMonth, encode_month, read_month
 from market_data_pipeline.lake.on_disk import days_between, days_on_disk, read_whole
-from market_data_pipeline.lake.provenance import Provenance, content_sha256
+from market_data_pipeline.lake.provenance import Provenance, belongs_elsewhere, content_sha256
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import closes_months, spec_of
 
@@ -113,16 +114,29 @@ def write_day(layout: Layout, key: SeriesKey, record: Provenance, parquet: pa.Bu
     day, month = record.day, layout.month(key, record.day)
     if closes_months(key.data_type) and month.exists():
         with _ONE_DAY_AT_A_TIME:
-            try:
-                days = read_month(month) | {day: DayInMonth(record, files.read_encoded(parquet))}
-            except DamagedFileError:
-                # Nothing in it can be read: its days are missing from now on, and brought again one by one.
-                month.replace(month.with_name(month.name + _SET_ASIDE))
-            else:
+            days = _days_in(month, key, day)
+            if days:
+                days[day] = DayInMonth(record, files.read_encoded(parquet))
                 files.write_bytes(month, encode_month([days[one] for one in sorted(days)], spec_of(key)))
                 [written] = days_between(layout, key, day, day)
                 return written.stat
+            # Nothing in it can be used: its days are missing from now on, and brought again one by one.
+            month.replace(month.with_name(month.name + _SET_ASIDE))
     return files.write_bytes(layout.file(key, day), parquet)
+
+
+def _days_in(path: Path, key: SeriesKey, day: date) -> dict[date, DayInMonth]:
+    """What a file has of a day's month of a series; what belongs elsewhere, as after a mistaken copy, is left out."""
+    try:
+        found = read_month(path)
+    except DamagedFileError:
+        return {}
+    mine = clock.days_of_month(day)
+    return {
+        one: held
+        for one, held in found.items()
+        if one in mine and belongs_elsewhere(held.record, str(key), one) is None
+    }
 
 
 def closed_days(layout: Layout, key: SeriesKey, moment: datetime) -> tuple[list[date], list[date]]:

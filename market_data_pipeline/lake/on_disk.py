@@ -152,7 +152,15 @@ def _belonging(held: DayFile, record: Provenance) -> Provenance:
 _T = TypeVar("_T")
 
 
+def of_another_month(held: DayFile, days: Iterable[date]) -> str | None:
+    """Which day a month's file has that is none of its month's, in words; None where it has none, as it should."""
+    strays = (day for day in days if day.replace(day=1) != held.day.replace(day=1))
+    return next((f"it has rows of {day}, which is of another month" for day in strays), None)
+
+
 def _of_day(held: DayFile, days: Mapping[date, _T]) -> _T:
+    if (stray := of_another_month(held, days)) is not None:
+        raise files.damaged(held.path, ValueError(stray))
     try:
         return days[held.day]
     except KeyError as error:

@@ -19,7 +19,7 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError, FileStat
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.months import DayInMonth, read_month
-from market_data_pipeline.lake.on_disk import DayFile, closed_among
+from market_data_pipeline.lake.on_disk import DayFile, closed_among, of_another_month
 from market_data_pipeline.lake.provenance import Provenance, add_content, belongs_elsewhere, bytes_of
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, SeriesKey
@@ -102,6 +102,8 @@ class _Prover:
             return Proof(held.day, held.stat, fault=str(found))
         if held.day not in found:
             return self._proof(str(held.path), held.day, held.stat, 0, "it lacks the day")
+        if (stray := of_another_month(held, found)) is not None:
+            return self._proof(str(held.path), held.day, held.stat, 0, stray)
         record, table = found[held.day]
         decoded = (None, table) if table.schema.equals(self._schema) else None
         wrong = self._difference(record, held.day, decoded)
