@@ -1,7 +1,7 @@
-"""Processes beside this one, for a run that has much to compute: they are handed values, and hand back values.
+"""Processes beside this one, for whoever has much to compute: they are handed values, and hand back values.
 
-Threads share Python's lock and the memory of one process, whose pages the kernel hands out to one thread at a time.
-Processes cost half a second to start, so only a run that has much to do starts them, and begins without.
+They are for what is mostly Python, such as reading many small files, which threads would take turns in. They cost half
+a second to start and 150 MB each, so only who has much to do starts them, and begins without.
 
 Python's own pools are no help here: they begin each process by importing the program's main script again, which in a
 user's script without a guard starts everything anew. These processes import what they are asked to compute and nothing
@@ -33,9 +33,6 @@ _T = TypeVar("_T")
 _Answer = tuple[Exception | None, Any]
 """What went wrong, or the value."""
 
-WORTH_BYTES = 24 << 20
-"""Bytes of archives that a run reads by itself: a second's work, about what starting the processes costs."""
-
 _COMMAND = (sys.executable, "-c", "from market_data_pipeline.processes import serve; serve()")
 
 _KEEP_MEMORY = {
@@ -43,26 +40,26 @@ _KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
 }
-"""Arrow's allocator and glibc's keep what is freed for the next archive; getting it back takes a tenth of the time."""
+"""Arrow's allocator and glibc's keep what is freed for the next file; getting it back takes a tenth of the time."""
 
 
 class Processes:
     """Computes as many things at a time as there are CPUs: one here, each of the others in a process of its own.
 
     Args:
-        number: How many processes, this one counted; 0 takes one for each CPU that this process may use.
+        number: How many processes, this one counted.
         ahead: Module that they import before they are asked for anything.
-        worth_bytes: How much is to be read before processes are started.
+        worth_bytes: How much is read here alone.
     """
 
     def __init__(
         self,
-        number: int = 0,
+        number: int,
         *,
-        ahead: str = "market_data_pipeline.ingest.encoding",
-        worth_bytes: int = WORTH_BYTES,
+        ahead: str,
+        worth_bytes: int,
     ) -> None:
-        self._to_start = (number or cpus()) - 1
+        self._to_start = number - 1
         self._ahead = ahead
         self._worth_bytes = worth_bytes
         self._expected = 0
@@ -87,7 +84,7 @@ class Processes:
                     self._all.append(_Worker(self._ahead))
                     threading.Thread(target=self._welcome, args=(self._all[-1],), daemon=True).start()
             except OSError as error:
-                logger.warning("No process could be started (%s); the run goes on without.", error)
+                logger.warning("No process could be started (%s); this one goes on alone.", error)
                 self._to_start = 0
 
     def compute(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -109,7 +106,7 @@ class Processes:
                 error, value = worker.ask((function, args, kwargs))
             except (OSError, EOFError, pickle.UnpicklingError):
                 logger.warning(
-                    "A process that computes beside this one ended before it answered; the run goes on without it."
+                    "A process that computes beside this one ended before it answered; the work goes on without it."
                 )
                 self._lose(worker)
                 return self.compute(function, *args, **kwargs)

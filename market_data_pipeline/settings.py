@@ -56,9 +56,6 @@ class Settings(BaseSettings):
 
     max_partitions_per_run: int = Field(366, ge=2, description="Most days in one Dagster run of a backfill.")
     download_threads: int = Field(8, ge=1, le=64, description="Days downloaded at the same time.")
-    processes: int = Field(
-        0, ge=0, description="Processes that read big archives; 0: one for each CPU, 1: none beside the run itself."
-    )
     memory_mb: int = Field(512, ge=64, description="What days that are being worked on may take together, in MB.")
     retries: int = Field(5, ge=0, description="How often a passing fault (5xx, a cut body) is tried again.")
     retry_backoff_seconds: float = Field(0.5, ge=0, description="First pause between attempts; it doubles each time.")

@@ -15,12 +15,12 @@ import pytest
 
 from market_data_pipeline.processes import Processes
 
-MUCH = 1 << 30
+MUCH, PROVING = 1 << 30, "market_data_pipeline.lake.proving"
 
 
 @pytest.fixture
 def processes() -> Iterator[Processes]:
-    found = Processes(2)
+    found = Processes(2, ahead=PROVING, worth_bytes=MUCH)
     yield found
     found.close()
 
@@ -42,7 +42,7 @@ def test_a_little_is_computed_here(processes: Processes) -> None:
 
 def test_who_asks_says_how_much_is_worth_a_process_and_what_it_imports() -> None:
     before = psutil.Process().children()
-    processes = Processes(2, ahead="market_data_pipeline.lake.proving", worth_bytes=1 << 10)
+    processes = Processes(2, ahead=PROVING, worth_bytes=1 << 10)
     try:
         processes.expect(1 << 9)
         assert psutil.Process().children() == before
@@ -62,7 +62,7 @@ def _has_imported(*names: str) -> tuple[bool, ...]:
 
 def test_one_process_computes_all_by_itself() -> None:
     before = psutil.Process().children()
-    processes = Processes(1)
+    processes = Processes(1, ahead=PROVING, worth_bytes=0)
     processes.expect(MUCH)
     assert processes.compute(os.getpid) == os.getpid()
     assert psutil.Process().children() == before
@@ -111,7 +111,7 @@ def test_none_is_left_after_the_run(processes: Processes) -> None:
 OWNER = """
 import os
 from market_data_pipeline.processes import Processes
-processes = Processes(2)
+processes = Processes(2, ahead="market_data_pipeline.lake.proving", worth_bytes=1)
 processes.expect(1 << 30)
 while (pid := processes.compute(os.getpid)) == os.getpid():
     pass

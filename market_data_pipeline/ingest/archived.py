@@ -23,7 +23,6 @@ from market_data_pipeline.lake import quarantine
 from market_data_pipeline.lake.files import StorageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.provenance import ChecksumStatus
-from market_data_pipeline.processes import Processes
 from market_data_pipeline.series import Listing, SeriesKey
 from market_data_pipeline.sources.errors import ChecksumError, ConflictError, MalformedError, SourceError
 from market_data_pipeline.sources.file import ArchiveFile
@@ -34,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 MEMORY_PER_BYTE = 7
 """Peak memory of a day beside the size of its zip: the zip, its Arrow table (4 times), checks and encoding."""
-
 
 _MONTHS_KEPT = 4
 """Months whose days are asked for one by one, since they have no daily zips, that are kept meanwhile."""
@@ -49,7 +47,7 @@ class ArchivedDays:
         layout: Where quarantine lies.
         listing: When the symbol was listed.
         archive: The archive.
-        processes: Where much is computed.
+        computing: One place for each zip that may be read at a time.
         memory: What all workers may take together.
         refused: ETags of the zips that were refused, and of their ``.CHECKSUM`` files, by day.
     """
@@ -58,7 +56,7 @@ class ArchivedDays:
     layout: Layout
     listing: Listing
     archive: Archive
-    processes: Processes
+    computing: threading.Semaphore
     memory: MemoryBudget
     refused: dict[date, tuple[str | None, str | None]] = field(default_factory=dict)
     _in_work: set[date] = field(default_factory=set)
@@ -152,20 +150,17 @@ class ArchivedDays:
     def _fetch(self, path: str, memory: Reservation, day: date | None) -> ArchiveFile | None:
         accepted = quarantine.accepted_sha256(self.layout, self.key, path)
         try:
-            return self.archive.fetch(path, lambda size: self._admit(size, memory), accepted)
+            return self.archive.fetch(path, lambda size: memory.take(size * MEMORY_PER_BYTE), accepted)
         except ChecksumError as error:
             self._quarantine(path, error.file, error, day)
             raise
-
-    def _admit(self, size: int, memory: Reservation) -> None:
-        self.processes.expect(size)
-        memory.take(size * MEMORY_PER_BYTE)
 
     def _read(
         self, file: ArchiveFile, path: str, first: date, last: date, *, encode: bool
     ) -> Mapping[date, DayRows | Encoded]:
         try:
-            return self.processes.compute(read_days, self.key, file, first, last, self.listing if encode else None)
+            with self.computing:
+                return read_days(self.key, file, first, last, self.listing if encode else None)
         except (MalformedError, ConflictError) as error:
             self._quarantine(path, file, error, first if first == last else None)
             raise

@@ -1,10 +1,11 @@
-"""From an archive's zip to the days in it, checked, and to the bytes of their files: pure, so any process can do it.
+"""From an archive's zip to the days in it, checked, and to the bytes of their files: pure, so any thread can do it.
 
 What belongs here: everything that takes computing. What does not: asking anybody for what a day lacks, and the disk.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 
@@ -24,6 +25,9 @@ from market_data_pipeline.sources.archive import read_zip, split_days
 from market_data_pipeline.sources.errors import ConflictError
 from market_data_pipeline.sources.file import ArchiveFile
 from market_data_pipeline.specs import expected_rows, spec_of
+
+_MANY_ROWS = 100_000
+"""Rows of a day that take so long that two threads are worth it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +72,18 @@ def read_days(
         if listing is None or not may_stand or lacking(key, day, rows, listing):
             found[day] = rows
         else:
-            found[day] = encode(key, rows, describe(key, day, rows, listing))
+            found[day] = _described(key, day, rows, listing)
     return found
+
+
+def _described(key: SeriesKey, day: date, rows: DayRows, listing: Listing) -> Encoded:
+    """A day with its record, which for a big one is made while its rows are encoded."""
+    if rows.table.num_rows < _MANY_ROWS:
+        return encode(key, rows, describe(key, day, rows, listing))
+    with ThreadPoolExecutor(1, thread_name_prefix="describe") as beside:
+        record = beside.submit(describe, key, day, rows, listing)
+        parquet = encode_table(rows.table, record, spec_of(key))
+    return Encoded(parquet, record.result(), rows.downloaded)
 
 
 def _rows(key: SeriesKey, table: pa.Table, file: ArchiveFile, source: Source, day: date, size: int) -> DayRows:
@@ -156,9 +170,7 @@ def _gaps(key: SeriesKey, day: date, rows: DayRows, listing: Listing, trades: Tr
 
 def encode(key: SeriesKey, rows: DayRows, record: Provenance) -> Encoded:
     """The bytes of a day's file."""
-    spec = spec_of(key)
-    parquet = encode_table(rows.table, record, spec)
-    return Encoded(parquet, record, rows.downloaded)
+    return Encoded(encode_table(rows.table, record, spec_of(key)), record, rows.downloaded)
 
 
 def decode(encoded: Encoded) -> DayRows:

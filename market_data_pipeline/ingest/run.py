@@ -103,7 +103,7 @@ class _Run:
             self.layout,
             self.listing,
             self.sources.archive,
-            self.sources.processes,
+            self.sources.computing,
             self.sources.memory,
         )
         self._asked = AskedDays(self.key, self._rest, self.listing)

@@ -1,4 +1,4 @@
-"""What one run shares, however many series it brings: hosts, processes, and what may be in work at a time."""
+"""What one run shares, however many series it brings: hosts, and what may be in work at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from market_data_pipeline.ingest.memory import MemoryBudget
-from market_data_pipeline.processes import Processes
+from market_data_pipeline.processes import cpus
 from market_data_pipeline.series import Market
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.rest import RestApi
@@ -19,14 +19,15 @@ class Sources:
 
     Attributes:
         archive: data.binance.vision.
-        processes: Read what the archive gives, where that is much.
+        computing: One for each zip that may be read at a time, in threads: libraries, which let go of Python's lock,
+            take nearly all of a big one's time.
         memory: What the days in work may take together.
         places: One for each day that may be in work at a time.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.archive = Archive(settings)
-        self.processes = Processes(settings.processes)
+        self.computing = threading.Semaphore(cpus())
         self.memory = MemoryBudget(settings.memory_mb << 20)
         self.places = threading.Semaphore(settings.download_threads)
         self._settings = settings
@@ -41,8 +42,7 @@ class Sources:
             return self._rest[market]
 
     def close(self) -> None:
-        """Close all connections, and end the processes."""
-        self.processes.close()
+        """Close all connections."""
         self.archive.close()
         for api in self._rest.values():
             api.close()

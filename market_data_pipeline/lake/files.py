@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -128,20 +129,24 @@ def write_bytes(path: Path, data: bytes | pa.Buffer) -> FileStat:
     return replace_atomically(path, lambda file: file.write(data))
 
 
-def encode_table(table: pa.Table, provenance: Provenance | None = None, spec: Spec | None = None) -> pa.Buffer:
+def encode_table(
+    table: pa.Table, provenance: Provenance | Future[Provenance] | None = None, spec: Spec | None = None
+) -> pa.Buffer:
     """A table as Parquet, with provenance in the footer.
 
     Args:
         table: What to write.
-        provenance: The record for the footer.
+        provenance: The record for the footer, which may be being made while the rows are encoded.
         spec: How the columns are encoded and compressed; without one by zstd.
     """
-    if provenance is not None:
-        stamped = provenance.model_copy(update={"writer_version": __version__})
-        table = table.replace_schema_metadata({FOOTER_KEY: stamped.model_dump_json(exclude_none=True).encode()})
     # Encoded in memory and written in one piece: Arrow would call back into Python for each of some hundred small ones.
     encoded = pa.BufferOutputStream()
-    pq.write_table(table, encoded, row_group_size=ROW_GROUP_ROWS, **parquet_options(table.schema, spec))
+    with pq.ParquetWriter(encoded, table.schema, **parquet_options(table.schema, spec)) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        record = provenance.result() if isinstance(provenance, Future) else provenance
+        if record is not None:
+            stamped = record.model_copy(update={"writer_version": __version__})
+            writer.add_key_value_metadata({FOOTER_KEY: stamped.model_dump_json(exclude_none=True).encode()})
     return encoded.getvalue()
 
 

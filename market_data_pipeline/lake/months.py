@@ -45,11 +45,12 @@ def encode_month(days: Sequence[DayInMonth], spec: Spec) -> pa.Buffer:
         spec: How the columns are encoded.
     """
     records = tuple(day.record.model_copy(update={"writer_version": __version__}) for day in days)
-    schema = days[0].table.schema.with_metadata({RECORDS_KEY: _RECORDS.dump_json(records, exclude_none=True)})
+    schema = days[0].table.schema.remove_metadata()
     encoded = pa.BufferOutputStream()
     with pq.ParquetWriter(encoded, schema, **files.parquet_options(schema, spec)) as writer:
         for group in _groups([day.table for day in days]):
-            writer.write_table(group.replace_schema_metadata(schema.metadata), row_group_size=max(1, group.num_rows))
+            writer.write_table(group.replace_schema_metadata(None), row_group_size=max(1, group.num_rows))
+        writer.add_key_value_metadata({RECORDS_KEY: _RECORDS.dump_json(records, exclude_none=True)})
     return encoded.getvalue()
 
 

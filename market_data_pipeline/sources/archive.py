@@ -9,19 +9,22 @@ A file is never trusted to be like its neighbours: old archives are not made aga
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zipfile
-import zlib
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import date, datetime
 from functools import cache
+from itertools import chain, islice
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
-from isal import isal_zlib
+from isal import igzip_lib, isal_zlib
 from isal.igzip_lib import IsalError
 
 from market_data_pipeline import clock
@@ -30,8 +33,15 @@ from market_data_pipeline.series import DataType, Market, SeriesKey
 from market_data_pipeline.sources.errors import MalformedError
 from market_data_pipeline.specs import SPECS, Column, Spec, spec_of
 
-_INFLATE_STEP = 2 << 20
-"""Compressed bytes inflated at a time: some 12 MB of CSV, so that a day's whole CSV is never in memory."""
+_BODY_BYTES = 1 << 20
+"""Of a zip, inflated at a time, to some 4 MB of CSV, so that a day's is never whole in memory. Where that is more than
+the C library keeps for the next time, the system gives it anew and takes it back, which takes as long as to inflate."""
+
+_BLOCK_BYTES = 4 << 20
+"""CSV inflated at a time, at most."""
+
+_PARSERS = 2
+"""Threads that parse a big zip, since that takes twice as long as inflating it."""
 
 _LONGEST_HEADER = 4096
 """Bytes; more than all names of columns together."""
@@ -55,7 +65,7 @@ def read_zip(data: bytes, key: SeriesKey, stem: str, first: date, last: date) ->
             a value is not of its kind, or rows belong to other days.
     """
     spec = spec_of(key)
-    blocks = [_parse(block, spec, header, stem) for block, header in _blocks(_inflated(data, stem), stem)]
+    blocks = list(_parsed(_blocks(_inflated(data, stem), stem), spec, stem))
     raw = pa.concat_tables(blocks) if blocks else None
     if raw is None or raw.num_rows == 0:
         raise MalformedError(f"{stem}.csv has no rows.")
@@ -117,11 +127,14 @@ def _decompress(body: memoryview, member: zipfile.ZipInfo, stem: str) -> Iterato
         raise MalformedError(
             f"The zip of {stem} is compressed by method {member.compress_type}, which no archive uses."
         )
-    inflater = isal_zlib.decompressobj(-zlib.MAX_WBITS)
+    inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_DEFLATE)
     try:
-        for at in range(0, len(body), _INFLATE_STEP):
-            yield inflater.decompress(body[at : at + _INFLATE_STEP])
-        yield inflater.flush()
+        for at in range(0, len(body), _BODY_BYTES):
+            yield inflater.decompress(body[at : at + _BODY_BYTES], _BLOCK_BYTES)
+            while not (inflater.eof or inflater.needs_input):
+                yield inflater.decompress(b"", _BLOCK_BYTES)
+            if inflater.eof:
+                return
     except IsalError as error:  # type: ignore[misc]  # isal's stub declares an instance
         raise MalformedError(f"The zip of {stem} is broken: {error}.") from error
 
@@ -182,6 +195,9 @@ _READ = {"time": pa.int64(), "ignore": pa.string()}
 
 _PARSE = pa_csv.ParseOptions(quote_char=False)
 
+_ROW_OF_BLOCK = re.compile(r"Row #\d+: ")
+"""Where Arrow found a fault, counted from the start of a block; the text has the row itself."""
+
 
 @cache
 def _convert(market: Market, data_type: DataType) -> pa_csv.ConvertOptions:
@@ -193,6 +209,22 @@ def _convert(market: Market, data_type: DataType) -> pa_csv.ConvertOptions:
         true_values=["True", "true"],
         false_values=["False", "false"],
     )
+
+
+def _parsed(blocks: Iterator[tuple[memoryview, bool]], spec: Spec, stem: str) -> Iterator[pa.Table]:
+    """The rows of each block; of a zip with many, parsed by other threads while this one inflates."""
+    first = list(islice(blocks, _PARSERS))
+    if len(first) < _PARSERS:
+        yield from (_parse(block, spec, header, stem) for block, header in first)
+        return
+    parsing: deque[Future[pa.Table]] = deque()
+    with ThreadPoolExecutor(_PARSERS, thread_name_prefix="parse") as parsers:
+        for block, header in chain(first, blocks):
+            parsing.append(parsers.submit(_parse, block, spec, header, stem))
+            if len(parsing) > 2 * _PARSERS:  # lest the whole CSV is in memory
+                yield parsing.popleft().result()
+        while parsing:
+            yield parsing.popleft().result()
 
 
 def _parse(block: memoryview, spec: Spec, header: bool, stem: str) -> pa.Table:
@@ -217,7 +249,7 @@ def _read_type(column: Column) -> pa.DataType:
 
 
 def _plain(error: Exception, spec: Spec) -> str:
-    text = str(error).replace("\n", " ").strip().rstrip(".")
+    text = _ROW_OF_BLOCK.sub("", str(error)).replace("\n", " ").strip().rstrip(".")
     if "E+" in text and "int64" in text:
         return f"{text}: a spreadsheet has rounded its times"
     if text.startswith("CSV parse error: Expected"):

@@ -6,6 +6,7 @@ What belongs here: transport that the archive and REST share. What an answer mea
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ _BODY_FAULTS = (
     _StalledError,
 )
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +160,13 @@ class Host:
             if admit is not None and answer.ok:
                 admit(int(answer.headers.get("Content-Length", "0")))
             # urllib3 compares the body's length with Content-Length.
+            body = io.BytesIO()
             try:
-                body = b"".join(answer.iter_content(_CHUNK))
+                for chunk in answer.iter_content(_CHUNK):
+                    body.write(chunk)
             except requests.ConnectionError as error:  # so requests calls a timeout here
                 raise _StalledError(error) from error
-            return Answer(answer.url, answer.status_code, answer.headers, body)
+            return Answer(answer.url, answer.status_code, answer.headers, body.getvalue())
 
     def close(self) -> None:
         """Close all connections."""

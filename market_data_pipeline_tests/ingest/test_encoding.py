@@ -1,9 +1,7 @@
-"""What other processes read and encode is what the run would have stored by itself."""
+"""How days are read and encoded: big ones as small ones."""
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
 
@@ -12,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from market_data_pipeline.ingest import Sources, ingest
+from market_data_pipeline.ingest import encoding
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.ledger import LedgerRow
 from market_data_pipeline.sandbox import Damage, DamagedArchive, MissingChecksum, MissingRows
 from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.sources import archive
 from market_data_pipeline_tests.world import Result, World, agg_trades, days, klines, utc
 
 
@@ -29,7 +28,9 @@ def told(world: World, result: Result) -> tuple[date, LedgerRow, str, int, pa.Ta
 
 
 @pytest.mark.parametrize("key", [klines("BTCUSDT", "1m"), agg_trades("BTCUSDT")], ids=str)
-def test_days_from_other_processes_are_the_same(world: World, key: SeriesKey, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_big_days_which_threads_share_are_the_same(
+    world: World, key: SeriesKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
     faults = world.sandbox.faults
     faults.add(MissingRows(start=utc("2026-02-05T10:00"), end=utc("2026-02-05T10:20")))
     faults.add(MissingChecksum(days=[date(2026, 2, 6)]))
@@ -37,20 +38,13 @@ def test_days_from_other_processes_are_the_same(world: World, key: SeriesKey, mo
     faults.add(DamagedArchive(days=[date(2026, 2, 9)], damage=Damage.DUPLICATES))
     faults.add(DamagedArchive(days=[date(2026, 2, 10)], damage=Damage.CONFLICTING_DUPLICATES))
     wanted = days("2026-01-01", "2026-02-12") if key.interval else days("2026-02-03", "2026-02-12")
-    world.set(processes=1)
-    here = [told(world, result) for result in world.ingest(key, wanted)]
-    elsewhere = World(world.root / "elsewhere", world.sandbox, monkeypatch)
-    elsewhere.set(processes=2)
-    with Sources(elsewhere.settings) as sources, ThreadPoolExecutor(1) as pool:
-        found = threading.Event()
-        busy = pool.submit(sources.processes.compute, found.wait)  # so that nothing else is computed here
-        sources.processes.expect(1 << 30)
-        results = list(ingest(key, wanted, layout=elsewhere.layout, sources=sources, settings=elsewhere.settings))
-        assert busy.running()
-        found.set()
-    there = [told(elsewhere, result) for result in results]
-    assert there == here
-    assert {row.failure for _, row, *_ in here} == {None, "malformed", "conflict"}
+    small = [told(world, result) for result in world.ingest(key, wanted)]
+    monkeypatch.setattr(archive, "_BODY_BYTES", 1 << 10)
+    monkeypatch.setattr(encoding, "_MANY_ROWS", 1)
+    other = World(world.root / "other", world.sandbox, monkeypatch)
+    big = [told(other, result) for result in other.ingest(key, wanted)]
+    assert big == small
+    assert {row.failure for _, row, *_ in small} == {None, "malformed", "conflict"}
 
 
 @pytest.mark.parametrize(("key", "codec"), [(klines("BTCUSDT", "1m"), "LZ4"), (agg_trades("BTCUSDT"), "ZSTD")], ids=str)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from contextlib import suppress
 from datetime import date
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from market_data_pipeline import clock
+from market_data_pipeline.quality.rows import ints
 from market_data_pipeline.sources.archive import read_zip
 from market_data_pipeline.sources.errors import MalformedError
 from market_data_pipeline_tests.world import klines
@@ -27,11 +30,23 @@ ROWS = "".join(
 )
 
 
-def zipped(text: str) -> bytes:
+SECONDS, SECOND_US, SECONDS_STEM = klines("BTCUSDT", "1s"), 1_000_000, "BTCUSDT-1s-2026-03-02"
+MANY_ROWS = [
+    f"{at},{at % 977}.25,2.0,0.5,1.5,10.0,{at + SECOND_US - 1},15.0,5,4.0,6.0,0\n"
+    for at in range(clock.day_start_us(DAY), clock.day_start_us(DAY) + 86_400 * SECOND_US, SECOND_US)
+]
+"""Some 5 MB, which is read in blocks."""
+
+
+def zipped(text: str, stem: str = STEM) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"{STEM}.csv", text)
+        archive.writestr(f"{stem}.csv", text)
     return stream.getvalue()
+
+
+def read_seconds(data: bytes) -> pa.Table:
+    return read_zip(data, SECONDS, SECONDS_STEM, DAY, DAY)
 
 
 WHOLE = zipped(ROWS)
@@ -60,3 +75,40 @@ def test_a_zip_of_a_later_version_is_refused() -> None:
     version = WHOLE.index(b"PK\x01\x02") + 6
     with pytest.raises(MalformedError, match="is broken: zip file version"):
         read_zip(WHOLE[:version] + b"\xff" + WHOLE[version + 1 :], KEY, STEM, DAY, DAY)
+
+
+@pytest.mark.parametrize("before", ["", f"{HEADER}\n"], ids=["plain", "header"])
+def test_the_rows_of_a_big_zip_are_read_in_their_order(before: str) -> None:
+    table = read_seconds(zipped(before + "".join(MANY_ROWS), SECONDS_STEM))
+    start = clock.day_start_us(DAY)
+    assert ints(table, "open_time").tolist() == list(range(start, start + 86_400 * SECOND_US, SECOND_US))
+    assert table["open"].to_pylist() == [float(row.split(",")[1]) for row in MANY_ROWS]
+
+
+@pytest.mark.parametrize("at", [0, 43_200, 86_399])
+def test_a_wrong_row_anywhere_in_a_big_zip_is_refused(at: int) -> None:
+    rows = [*MANY_ROWS[:at], "1,2,3\n", *MANY_ROWS[at + 1 :]]
+    with pytest.raises(MalformedError, match=r"Expected 12 columns, got 3.*a row of klines in spot has 12 columns"):
+        read_seconds(zipped("".join(rows), SECONDS_STEM))
+
+
+def test_bytes_behind_what_a_zip_says_that_it_holds_are_not_read() -> None:
+    whole = zipped("".join(MANY_ROWS), SECONDS_STEM)
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        size = archive.infolist()[0].compress_size
+    directory = whole.rindex(b"PK\x01\x02")
+    longer = size + (2 << 20)
+    body = whole[:directory] + bytes(longer - size)
+    end = whole.rindex(b"PK\x05\x06")
+    entry = whole[directory : directory + 20] + struct.pack("<I", longer) + whole[directory + 24 : end]
+    data = body + entry + whole[end : end + 16] + struct.pack("<I", len(body)) + whole[end + 20 :]
+    assert read_seconds(data).num_rows == 86_400
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_big_zip_that_was_cut_within_is_refused(share: float) -> None:
+    data = bytearray(zipped("".join(MANY_ROWS), SECONDS_STEM))
+    at = int(len(data) * share)
+    data[at : at + 4_000] = bytes(len(data[at : at + 4_000]))
+    with pytest.raises(MalformedError, match="is broken"):
+        read_seconds(bytes(data))
