@@ -5,7 +5,7 @@ What belongs here: everything that takes computing. What does not: asking anybod
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
 
@@ -14,20 +14,21 @@ import pyarrow as pa
 from market_data_pipeline import clock
 from market_data_pipeline.findings import Finding, Severity
 from market_data_pipeline.ingest.dayrows import DayRows
-from market_data_pipeline.lake.files import encode_table, read_encoded
+from market_data_pipeline.lake.files import EncodingAhead, encode_table, read_encoded
 from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
 from market_data_pipeline.quality.gaps import flat_candles, missing_candles, missing_ids, seems_cut
 from market_data_pipeline.quality.integrity import check_integrity, checksum_accepted, checksum_missing
 from market_data_pipeline.quality.rows import in_order, ints
 from market_data_pipeline.quality.verdicts import TradeRecord, judge_candles, judge_trades
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import Listing, SeriesKey
 from market_data_pipeline.sources.archive import read_zip, split_days
 from market_data_pipeline.sources.errors import ConflictError
 from market_data_pipeline.sources.file import ArchiveFile
 from market_data_pipeline.specs import expected_rows, spec_of
 
-_MANY_ROWS = 100_000
-"""Rows of a day that take so long that two threads are worth it."""
+_BIG_BYTES = 1 << 20
+"""Size of a daily zip from which threads are worth their start: some 50,000 trades."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,8 @@ def read_days(
         MalformedError: it is not what the archive publishes.
         ConflictError: two different rows of a day have one key.
     """
+    if listing is not None and first == last and len(file.data) > _BIG_BYTES:
+        return {first: _read_big_day(key, file, first, listing)}
     table = read_zip(file.data, key, file.stem, first, last)
     days = {first: table} if first == last else split_days(table, spec_of(key).time)
     source = Source.ARCHIVE_DAILY if first == last else Source.ARCHIVE_MONTHLY
@@ -72,18 +75,23 @@ def read_days(
         if listing is None or not may_stand or lacking(key, day, rows, listing):
             found[day] = rows
         else:
-            found[day] = _described(key, day, rows, listing)
+            found[day] = encode(key, rows, describe(key, day, rows, listing))
     return found
 
 
-def _described(key: SeriesKey, day: date, rows: DayRows, listing: Listing) -> Encoded:
-    """A day with its record, which for a big one is made while its rows are encoded."""
-    if rows.table.num_rows < _MANY_ROWS:
-        return encode(key, rows, describe(key, day, rows, listing))
-    with ThreadPoolExecutor(1, thread_name_prefix="describe") as beside:
-        record = beside.submit(describe, key, day, rows, listing)
-        parquet = encode_table(rows.table, record, spec_of(key))
-    return Encoded(parquet, record.result(), rows.downloaded)
+def _read_big_day(key: SeriesKey, file: ArchiveFile, day: date, listing: Listing) -> DayRows | Encoded:
+    """The day of a daily zip, encoded while it is read and checked: as it comes, it nearly always may stay."""
+    spec = spec_of(key)
+    with closing(EncodingAhead(lake_schema(key.market, key.data_type), spec)) as ahead:
+        table = read_zip(file.data, key, file.stem, day, day, ahead.take)
+        ahead.end()
+        rows = _rows(key, table, file, Source.ARCHIVE_DAILY, day, len(file.data))
+        if lacking(key, day, rows, listing):
+            return rows
+        record = describe(key, day, rows, listing)
+        return (
+            Encoded(ahead.signed(record), record, rows.downloaded) if rows.table is table else encode(key, rows, record)
+        )
 
 
 def _rows(key: SeriesKey, table: pa.Table, file: ArchiveFile, source: Source, day: date, size: int) -> DayRows:

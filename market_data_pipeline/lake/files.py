@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -129,25 +129,74 @@ def write_bytes(path: Path, data: bytes | pa.Buffer) -> FileStat:
     return replace_atomically(path, lambda file: file.write(data))
 
 
-def encode_table(
-    table: pa.Table, provenance: Provenance | Future[Provenance] | None = None, spec: Spec | None = None
-) -> pa.Buffer:
+def encode_table(table: pa.Table, provenance: Provenance | None = None, spec: Spec | None = None) -> pa.Buffer:
     """A table as Parquet, with provenance in the footer.
 
     Args:
         table: What to write.
-        provenance: The record for the footer, which may be being made while the rows are encoded.
+        provenance: The record for the footer.
         spec: How the columns are encoded and compressed; without one by zstd.
     """
     # Encoded in memory and written in one piece: Arrow would call back into Python for each of some hundred small ones.
     encoded = pa.BufferOutputStream()
     with pq.ParquetWriter(encoded, table.schema, **parquet_options(table.schema, spec)) as writer:
         writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-        record = provenance.result() if isinstance(provenance, Future) else provenance
-        if record is not None:
-            stamped = record.model_copy(update={"writer_version": __version__})
-            writer.add_key_value_metadata({FOOTER_KEY: stamped.model_dump_json(exclude_none=True).encode()})
+        _sign(writer, provenance)
     return encoded.getvalue()
+
+
+def _sign(writer: pq.ParquetWriter, provenance: Provenance | None) -> None:
+    if provenance is not None:
+        stamped = provenance.model_copy(update={"writer_version": __version__})
+        writer.add_key_value_metadata({FOOTER_KEY: stamped.model_dump_json(exclude_none=True).encode()})
+
+
+class EncodingAhead:
+    """What :func:`encode_table` makes of a big table, made by a thread while the table's blocks come.
+
+    Args:
+        schema: Of the table.
+        spec: How the columns are encoded and compressed.
+    """
+
+    def __init__(self, schema: pa.Schema, spec: Spec) -> None:
+        self._encoded = pa.BufferOutputStream()
+        self._writer = pq.ParquetWriter(self._encoded, schema, **parquet_options(schema, spec))
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._groups: list[Future[None]] = []
+        self._rest: list[pa.Table] = []
+        self._rows = 0
+
+    def take(self, block: pa.Table) -> None:
+        """The table's next rows."""
+        self._rest.append(block)
+        self._rows += block.num_rows
+        while self._rows >= ROW_GROUP_ROWS:
+            rows = pa.concat_tables(self._rest)
+            self._write(rows.slice(0, ROW_GROUP_ROWS))
+            self._rest = [rows.slice(ROW_GROUP_ROWS)]
+            self._rows -= ROW_GROUP_ROWS
+
+    def _write(self, rows: pa.Table) -> None:
+        self._groups.append(self._thread.submit(self._writer.write_table, rows, row_group_size=ROW_GROUP_ROWS))
+
+    def end(self) -> None:
+        """There are no more rows."""
+        if self._rows:
+            self._write(pa.concat_tables(self._rest))
+
+    def signed(self, provenance: Provenance) -> pa.Buffer:
+        """The file, all of whose rows came, with its record in the footer."""
+        for group in self._groups:
+            group.result()
+        _sign(self._writer, provenance)
+        self._writer.close()
+        return self._encoded.getvalue()
+
+    def close(self) -> None:
+        """Let go of it, whether or not it was signed."""
+        self._thread.shutdown(cancel_futures=True)
+        self._writer.close()
 
 
 def parquet_options(schema: pa.Schema, spec: Spec | None = None) -> dict[str, Any]:

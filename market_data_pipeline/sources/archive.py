@@ -13,7 +13,7 @@ import re
 import struct
 import zipfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import date, datetime
 from functools import cache
@@ -47,7 +47,9 @@ _LONGEST_HEADER = 4096
 """Bytes; more than all names of columns together."""
 
 
-def read_zip(data: bytes, key: SeriesKey, stem: str, first: date, last: date) -> pa.Table:
+def read_zip(
+    data: bytes, key: SeriesKey, stem: str, first: date, last: date, taken: Callable[[pa.Table], None] | None = None
+) -> pa.Table:
     """Read a daily or monthly zip.
 
     Args:
@@ -56,6 +58,8 @@ def read_zip(data: bytes, key: SeriesKey, stem: str, first: date, last: date) ->
         stem: Name of the zip without ``.zip``; its CSV has the same.
         first: First UTC day that rows may belong to.
         last: Last such day.
+        taken: Is called with the rows of each block of a big zip as soon as they are read, before it is known whether
+            the whole is good; together they are the table.
 
     Returns:
         A table with :func:`lake_schema`, rows in the order of the CSV, times in microseconds UTC.
@@ -65,14 +69,20 @@ def read_zip(data: bytes, key: SeriesKey, stem: str, first: date, last: date) ->
             a value is not of its kind, or rows belong to other days.
     """
     spec = spec_of(key)
-    blocks = list(_parsed(_blocks(_inflated(data, stem), stem), spec, stem))
-    raw = pa.concat_tables(blocks) if blocks else None
-    if raw is None or raw.num_rows == 0:
+    blocks: list[pa.Table] = []
+    times: list[int] = []
+    for raw in _parsed(_blocks(_inflated(data, stem), stem), spec, stem):
+        if raw.num_rows == 0:
+            continue
+        times += pc.min_max(raw.column(spec.time)).as_py().values()
+        unit = _microseconds_per_unit(min(times), max(times), stem)
+        blocks.append(_conform(raw, key, spec, unit))
+        if taken is not None:
+            taken(blocks[-1])
+    if not blocks:
         raise MalformedError(f"{stem}.csv has no rows.")
-    low, high = pc.min_max(raw.column(spec.time)).as_py().values()
-    unit = _microseconds_per_unit(low, high, stem)
-    _refuse_other_days(low * unit, high * unit, first, last, stem)
-    return _conform(raw, key, spec, unit)
+    _refuse_other_days(min(times) * unit, max(times) * unit, first, last, stem)
+    return pa.concat_tables(blocks)
 
 
 def split_days(table: pa.Table, time_column: str) -> dict[date, pa.Table]:
@@ -155,19 +165,14 @@ def _data_start(data: bytes, member: zipfile.ZipInfo) -> int:
 
 
 def _blocks(pieces: Iterator[bytes], stem: str) -> Iterator[tuple[memoryview, bool]]:
-    """Whole lines from pieces of any size, and whether the block begins with a header.
-
-    A line that two pieces share is a block of its own, since to put the pieces together would copy the whole CSV.
-    """
+    """Whole lines from pieces of any size, and whether the block begins with a header."""
     rest, begun = b"", False
     for piece in pieces:
-        shared = piece.find(b"\n") + 1 if rest else 0
-        rest += piece[:shared]
         cut = piece.rfind(b"\n") + 1
-        for block in (memoryview(rest), memoryview(piece)[shared:cut]) if cut else ():
-            if block:
-                yield block, not begun and _has_header(block, stem)
-                begun = True
+        if cut:
+            block = memoryview(b"".join((rest, memoryview(piece)[:cut])) if rest else piece)[: len(rest) + cut]
+            yield block, not begun and _has_header(block, stem)
+            begun = True
         rest = piece[cut:] if cut else rest + piece
     if rest:
         yield memoryview(rest), not begun and _has_header(memoryview(rest), stem)

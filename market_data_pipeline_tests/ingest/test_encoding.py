@@ -40,7 +40,8 @@ def test_big_days_which_threads_share_are_the_same(
     wanted = days("2026-01-01", "2026-02-12") if key.interval else days("2026-02-03", "2026-02-12")
     small = [told(world, result) for result in world.ingest(key, wanted)]
     monkeypatch.setattr(archive, "_BODY_BYTES", 1 << 10)
-    monkeypatch.setattr(encoding, "_MANY_ROWS", 1)
+    monkeypatch.setattr(encoding, "_BIG_BYTES", 1)
+    monkeypatch.setattr(files, "ROW_GROUP_ROWS", 100)
     other = World(world.root / "other", world.sandbox, monkeypatch)
     big = [told(other, result) for result in other.ingest(key, wanted)]
     assert big == small
