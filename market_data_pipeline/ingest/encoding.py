@@ -150,7 +150,7 @@ def describe(
         listing: When the symbol was listed.
         trades: The symbol's aggTrades of that day as witnesses for candles that lack, where they are held.
     """
-    keys = ints(rows.table, spec_of(key).key)
+    first, last = (int(ints(rows.table.slice(at, 1), spec_of(key).key)[0]) for at in (0, rows.table.num_rows - 1))
     findings = (*rows.findings, *check_integrity(key, rows.table), *_gaps(key, day, rows, listing, trades))
     return Provenance(
         series=str(key),
@@ -159,8 +159,8 @@ def describe(
         final=rows.final,
         fetched_at=max(part.fetched_at for part in rows.parts),
         rows=rows.table.num_rows,
-        first_key=int(keys[0]),
-        last_key=int(keys[-1]),
+        first_key=first,
+        last_key=last,
         content_sha256=content_sha256(rows.table),
         findings=findings,
     )

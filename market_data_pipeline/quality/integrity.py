@@ -50,12 +50,12 @@ def checksum_accepted() -> Finding:
 
 
 def _reporter(key: SeriesKey, table: pa.Table, findings: list[Finding]) -> Callable[..., None]:
-    keys = ints(table, spec_of(key).key)
     step = interval_us(key.interval) if key.interval else 1
 
     def report(rule: str, wrong: Mask, message: str, severity: Severity = Severity.ERROR) -> None:
         count = int(wrong.sum())
         if count:
+            keys = ints(table, spec_of(key).key)
             ranges = key_ranges(keys[wrong], step)
             text = f"{count} of {len(keys)} rows: {message}"
             findings.append(

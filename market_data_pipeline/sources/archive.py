@@ -164,18 +164,27 @@ def _data_start(data: bytes, member: zipfile.ZipInfo) -> int:
     return member.header_offset + 30 + int(name_length) + int(extra_length)
 
 
-def _blocks(pieces: Iterator[bytes], stem: str) -> Iterator[tuple[memoryview, bool]]:
-    """Whole lines from pieces of any size, and whether the block begins with a header."""
+_Block = tuple[list[memoryview], bool]
+"""Whole lines, in one part or two, and whether they begin with a header."""
+
+
+def _blocks(pieces: Iterator[bytes], stem: str) -> Iterator[_Block]:
+    """Whole lines from pieces of any size.
+
+    A line that two pieces share is a part of its own, since to put the pieces together would copy the whole CSV.
+    """
     rest, begun = b"", False
     for piece in pieces:
+        shared = piece.find(b"\n") + 1 if rest else 0
+        rest += piece[:shared]
         cut = piece.rfind(b"\n") + 1
         if cut:
-            block = memoryview(b"".join((rest, memoryview(piece)[:cut])) if rest else piece)[: len(rest) + cut]
-            yield block, not begun and _has_header(block, stem)
+            parts = [part for part in (memoryview(rest), memoryview(piece)[shared:cut]) if part]
+            yield parts, not begun and _has_header(parts[0], stem)
             begun = True
         rest = piece[cut:] if cut else rest + piece
     if rest:
-        yield memoryview(rest), not begun and _has_header(memoryview(rest), stem)
+        yield [memoryview(rest)], not begun and _has_header(memoryview(rest), stem)
 
 
 def _has_header(block: memoryview, stem: str) -> bool:
@@ -216,30 +225,36 @@ def _convert(market: Market, data_type: DataType) -> pa_csv.ConvertOptions:
     )
 
 
-def _parsed(blocks: Iterator[tuple[memoryview, bool]], spec: Spec, stem: str) -> Iterator[pa.Table]:
+def _parsed(blocks: Iterator[_Block], spec: Spec, stem: str) -> Iterator[pa.Table]:
     """The rows of each block; of a zip with many, parsed by other threads while this one inflates."""
     first = list(islice(blocks, _PARSERS))
     if len(first) < _PARSERS:
-        yield from (_parse(block, spec, header, stem) for block, header in first)
+        yield from (_parse(block, spec, stem) for block in first)
         return
     parsing: deque[Future[pa.Table]] = deque()
     with ThreadPoolExecutor(_PARSERS, thread_name_prefix="parse") as parsers:
-        for block, header in chain(first, blocks):
-            parsing.append(parsers.submit(_parse, block, spec, header, stem))
+        for block in chain(first, blocks):
+            parsing.append(parsers.submit(_parse, block, spec, stem))
             if len(parsing) > 2 * _PARSERS:  # lest the whole CSV is in memory
                 yield parsing.popleft().result()
         while parsing:
             yield parsing.popleft().result()
 
 
-def _parse(block: memoryview, spec: Spec, header: bool, stem: str) -> pa.Table:
+def _parse(block: _Block, spec: Spec, stem: str) -> pa.Table:
+    parts, header = block
+    tables = [_parse_lines(part, spec, header and part is parts[0], stem) for part in parts]
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+
+
+def _parse_lines(lines: memoryview, spec: Spec, header: bool, stem: str) -> pa.Table:
     try:
         return pa_csv.read_csv(
-            pa.BufferReader(block),
+            pa.BufferReader(lines),
             read_options=pa_csv.ReadOptions(
                 column_names=[c.name for c in spec.columns],
                 skip_rows=int(header),
-                block_size=max(len(block), 1),
+                block_size=max(len(lines), 1),
                 use_threads=False,
             ),
             parse_options=_PARSE,
