@@ -89,9 +89,9 @@ def _read_big_day(key: SeriesKey, file: ArchiveFile, day: date, listing: Listing
         if lacking(key, day, rows, listing):
             return rows
         record = describe(key, day, rows, listing)
-        return (
-            Encoded(ahead.signed(record), record, rows.downloaded) if rows.table is table else encode(key, rows, record)
-        )
+        if rows.table is not table:  # it had to be sorted, or rows stood twice
+            return encode(key, rows, record)
+        return Encoded(ahead.signed(record), record, rows.downloaded)
 
 
 def _rows(key: SeriesKey, table: pa.Table, file: ArchiveFile, source: Source, day: date, size: int) -> DayRows:
