@@ -8,7 +8,7 @@ from functools import cache
 import pyarrow as pa
 
 from market_data_pipeline.series import DataType, Market
-from market_data_pipeline.specs import Kind, lake_columns
+from market_data_pipeline.specs import SPECS, Kind, lake_columns
 
 TIME = pa.timestamp("us")
 """Times are microseconds in UTC without zone: a zoned type makes DuckDB sessions in other zones split days wrongly."""
@@ -27,8 +27,26 @@ ARROW_TYPES: Mapping[Kind, pa.DataType] = {
 
 @cache
 def lake_schema(market: Market, data_type: DataType) -> pa.Schema:
-    """The schema of a series' files in the lake, derived types included."""
-    return pa.schema([(column.name, ARROW_TYPES[column.kind]) for column in lake_columns(market, data_type)])
+    """The schema of a series' files in the lake, derived types included.
+
+    What comes from the exchange is never null, and the files say so: Parquet then keeps no levels, without which Arrow
+    reads candles in two thirds of the time and writes trades in nine tenths.
+    """
+    nullable = (market, data_type) not in SPECS
+    columns = lake_columns(market, data_type)
+    return pa.schema([pa.field(column.name, ARROW_TYPES[column.kind], nullable) for column in columns])
+
+
+def may_be_null(schema: pa.Schema) -> pa.Schema:
+    """The same columns as other libraries hand them out, and as files had them before they said what is never null."""
+    return pa.schema([field.with_nullable(True) for field in schema])
+
+
+def as_declared(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table with a schema, if all that keeps it from that is what might be null, and nothing is."""
+    if table.schema.equals(schema) or not may_be_null(table.schema).equals(may_be_null(schema)):
+        return table
+    return table if any(column.null_count for column in table.columns) else table.cast(schema)
 
 
 TRADE_PROFILE_SCHEMA = lake_schema(Market.SPOT, DataType.TRADE_PROFILE)

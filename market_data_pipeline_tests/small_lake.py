@@ -15,8 +15,10 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, LedgerRow, row_from_provenance
 from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
+from market_data_pipeline.quality.rows import ints
 from market_data_pipeline.schemas import WORD, lake_schema
 from market_data_pipeline.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey
+from market_data_pipeline.specs import spec_of
 
 TRADES_A_DAY = 100
 
@@ -91,6 +93,7 @@ class SmallLake:
         table = day_table(key, day, version)
         at = fetched_at or datetime.combine(day, datetime.min.time(), UTC) + timedelta(days=1, hours=10)
         source = Source.ARCHIVE_DAILY if final else Source.REST
+        keys = [0] if key.data_type is DataType.TRADE_PROFILE else ints(table, spec_of(key).key).tolist()
         part = Part(
             source=source,
             url=f"https://archive/{key}/{day}",
@@ -107,8 +110,8 @@ class SmallLake:
             final=final,
             fetched_at=at,
             rows=table.num_rows,
-            first_key=0,
-            last_key=table.num_rows - 1,
+            first_key=keys[0],
+            last_key=keys[-1],
             content_sha256=content_sha256(table),
             findings=findings,
         )

@@ -619,7 +619,8 @@ def month_before(november: Path, december: Path) -> None:
 
 
 def both_months(november: Path, december: Path) -> None:
-    both = read_month(november) | read_month(december)
+    schema = lake_schema(BTC.market, BTC.data_type)
+    both = read_month(november, schema) | read_month(december, schema)
     december.write_bytes(encode_month([both[day] for day in sorted(both)], spec_of(BTC)))
 
 

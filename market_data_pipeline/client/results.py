@@ -17,6 +17,7 @@ from market_data_pipeline.lake import catalog, on_disk, reading
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.on_disk import DayFile
+from market_data_pipeline.schemas import may_be_null
 from market_data_pipeline.series import DataType
 
 if TYPE_CHECKING:
@@ -191,11 +192,11 @@ class Answer(Result):
 
 
 def _aware(table: pa.Table) -> pa.Table:
-    """The same table with zone-aware times."""
+    """The same table with zone-aware times, and columns that go together with those of other sources."""
     fields = [
         field.with_type(pa.timestamp(field.type.unit, "UTC"))
         if pa.types.is_timestamp(field.type) and field.type.tz is None
         else field
-        for field in table.schema
+        for field in may_be_null(table.schema)
     ]
     return table.cast(pa.schema(fields))

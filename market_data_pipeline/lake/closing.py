@@ -23,6 +23,7 @@ from market_data_pipeline.lake.ledger import HELD, Ledger, LedgerRow, reconcile
 from market_data_pipeline.lake.months import DayInMonth, encode_month, read_month
 from market_data_pipeline.lake.on_disk import days_between, days_on_disk, read_whole
 from market_data_pipeline.lake.provenance import Provenance, belongs_elsewhere, content_sha256
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import closes_months, spec_of
 
@@ -128,7 +129,7 @@ def write_day(layout: Layout, key: SeriesKey, record: Provenance, parquet: pa.Bu
 def _days_in(path: Path, key: SeriesKey, day: date) -> dict[date, DayInMonth]:
     """What a file has of a day's month of a series; what belongs elsewhere, as after a mistaken copy, is left out."""
     try:
-        found = read_month(path)
+        found = read_month(path, lake_schema(key.market, key.data_type))
     except DamagedFileError:
         return {}
     mine = clock.days_of_month(day)

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from market_data_pipeline import __version__
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.provenance import Provenance
+from market_data_pipeline.schemas import as_declared
 from market_data_pipeline.specs import Spec
 
 RECORDS_KEY = b"market_data_pipeline_days"
@@ -65,8 +66,12 @@ def _groups(tables: Iterable[pa.Table]) -> Iterable[pa.Table]:
         yield pa.concat_tables(group).unify_dictionaries().combine_chunks()
 
 
-def read_month(path: Path) -> dict[date, DayInMonth]:
+def read_month(path: Path, schema: pa.Schema) -> dict[date, DayInMonth]:
     """Read a month's file whole.
+
+    Args:
+        path: The file.
+        schema: Of its series, which its rows come with if they have it.
 
     Raises:
         DamagedFileError: it is not there or not readable, or holds other rows than its records say.
@@ -74,7 +79,7 @@ def read_month(path: Path) -> dict[date, DayInMonth]:
     try:
         with files.opened(path.read_bytes()) as (reader, metadata):
             records = _records_in(metadata)
-            table = reader.read_all(use_threads=False)
+            table = as_declared(reader.read_all(use_threads=False), schema)
         starts = list(accumulate((record.rows for record in records), initial=0))
         if starts[-1] != table.num_rows:
             raise ValueError(f"it has {table.num_rows} rows, and the records of its days speak of {starts[-1]}")

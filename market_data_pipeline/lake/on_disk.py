@@ -19,6 +19,7 @@ from market_data_pipeline.lake.files import FileStat
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.months import DayInMonth
 from market_data_pipeline.lake.provenance import Provenance, belongs_elsewhere
+from market_data_pipeline.schemas import as_declared, lake_schema
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import closes_months
 
@@ -137,7 +138,12 @@ def read_whole(held: DayFile) -> DayInMonth:
     Raises:
         DamagedFileError: the file is not there, not readable, or has no valid record of the day of the series.
     """
-    found = _of_day(held, months.read_month(held.path)) if held.of_month else DayInMonth(*files.read_whole(held.path))
+    schema = lake_schema(held.key.market, held.key.data_type)
+    if held.of_month:
+        found = _of_day(held, months.read_month(held.path, schema))
+    else:
+        record, table = files.read_whole(held.path)
+        found = DayInMonth(record, as_declared(table, schema))
     _belonging(held, found.record)
     return found
 

@@ -21,7 +21,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.months import DayInMonth, read_month
 from market_data_pipeline.lake.on_disk import DayFile, closed_among, of_another_month
 from market_data_pipeline.lake.provenance import Provenance, add_content, belongs_elsewhere, bytes_of
-from market_data_pipeline.schemas import lake_schema
+from market_data_pipeline.schemas import lake_schema, may_be_null
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.specs import spec_of
 
@@ -69,6 +69,7 @@ class _Prover:
     def __init__(self, key: SeriesKey) -> None:
         self._series = str(key)
         self._schema = lake_schema(key.market, key.data_type)
+        self._schemas = self._schema, may_be_null(self._schema)
         self._key = None if key.data_type is DataType.TRADE_PROFILE else spec_of(key).key
         self._labels: _Labels | None = None
         self._month: tuple[Path | None, Mapping[date, DayInMonth] | DamagedFileError] = None, {}
@@ -94,7 +95,7 @@ class _Prover:
         """Compare a day of a closed month with its record; the month is read for the first of its days."""
         if held.path != self._month[0]:
             try:
-                self._month = held.path, read_month(held.path)
+                self._month = held.path, read_month(held.path, self._schema)
             except DamagedFileError as error:
                 self._month = held.path, error
         found = self._month[1]
@@ -117,7 +118,7 @@ class _Prover:
 
     def _decoded(self, data: bytes, reader: pq.ParquetReader, metadata: pq.FileMetaData) -> _Decoded | None:
         """A file's rows; None where they are of other columns than they should be."""
-        if not reader.schema_arrow.equals(self._schema):
+        if reader.schema_arrow not in self._schemas:
             return None
         labels = self._labels
         if labels is not None and labels.are_in(data, metadata):

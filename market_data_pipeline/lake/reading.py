@@ -21,7 +21,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.on_disk import DayFile, days_between
-from market_data_pipeline.schemas import TIME, WORD, lake_schema
+from market_data_pipeline.schemas import TIME, WORD, as_declared, lake_schema
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.specs import SPECS
 
@@ -181,7 +181,7 @@ def _read_file(
     if not table.schema.equals(schema):
         if set(table.column_names) != set(schema.names):
             raise files.damaged(path, ValueError("it has not the columns of its series"))
-        table = table.select(schema.names)
+        table = as_declared(table.select(schema.names), schema)
         if not table.schema.equals(schema):
             raise files.damaged(path, ValueError("its columns are not of the types of its series"))
     return table

@@ -341,6 +341,8 @@ def table_from_rest(rows: list[list[object]] | list[dict[str, object]], key: Ser
 
 
 def _rest_column(values: list[object], column: Column, unit: int) -> pa.Array:
+    if None in values:
+        raise ValueError(f"{column.name} is null")
     if column.kind == "float":
         return pa.array(np.array(values, dtype=np.float64))
     if column.kind == "time":

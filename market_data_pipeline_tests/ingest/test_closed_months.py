@@ -12,6 +12,7 @@ from market_data_pipeline.lake.on_disk import days_between, days_on_disk, read_r
 from market_data_pipeline.lake.on_record import corrected
 from market_data_pipeline.lake.proving import prove_days
 from market_data_pipeline.outcomes import Action, DayOutcome
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.specs import spec_of
 from market_data_pipeline_tests.world import Result, World, days, klines
 
@@ -73,7 +74,7 @@ def test_a_closed_month_is_proven_day_by_day(world: World) -> None:
     proofs = prove_days(world.layout, HOURS, JANUARY)
     assert [(proof.fault, proof.rows) for proof in proofs] == [(None, 24)] * 31
     month = world.layout.month(HOURS, JANUARY[0])
-    held = read_month(month)
+    held = read_month(month, lake_schema(HOURS.market, HOURS.data_type))
     swapped = held[JANUARY[7]]._replace(table=held[JANUARY[8]].table)
     files.write_bytes(month, encode_month([*(held | {JANUARY[7]: swapped}).values()], spec_of(HOURS)))
     faults = {proof.day: proof.fault for proof in prove_days(world.layout, HOURS, JANUARY) if proof.fault}

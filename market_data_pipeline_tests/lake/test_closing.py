@@ -216,7 +216,7 @@ def test_rows_of_a_day_are_read_without_those_of_the_rest_of_the_month(lake: Sma
     with pq.ParquetFile(lake.layout.month(MINUTES, JANUARY[0])) as file:
         groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     assert groups == [7 * 1440] * 4 + [3 * 1440]
-    assert len(read_month(lake.layout.month(MINUTES, JANUARY[0]))) == 31
+    assert len(read_month(lake.layout.month(MINUTES, JANUARY[0]), lake_schema(MINUTES.market, MINUTES.data_type))) == 31
 
 
 @given(bounds=st.tuples(st.integers(0, 60 * 24), st.integers(0, 60 * 24)), closed=st.sets(st.sampled_from([1, 2])))

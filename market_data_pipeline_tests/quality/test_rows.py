@@ -37,7 +37,7 @@ def test_two_different_rows_with_one_key_are_a_conflict_with_both_shown(rows: in
     clean = trades(KEY, list(range(100, 100 + rows)))
     at = data.draw(st.integers(0, rows - 1))
     other = clean.slice(at, 1)
-    other = other.set_column(2, "price", pc.add(other.column("price"), 1.0))
+    other = other.set_column(2, clean.schema.field("price"), pc.add(other.column("price"), 1.0))
     _, _, conflict = in_order(pa.concat_tables([clean, other]), SPEC)
     assert conflict is not None
     assert conflict.key == 100 + at

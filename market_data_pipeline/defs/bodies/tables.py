@@ -27,7 +27,7 @@ from market_data_pipeline.lake.on_disk import DayFile, days_on_disk
 from market_data_pipeline.lake.on_record import rows_on_record
 from market_data_pipeline.lake.provenance import Part, Provenance, Source, content_sha256
 from market_data_pipeline.lake.reading import read_days, time_column
-from market_data_pipeline.schemas import lake_schema
+from market_data_pipeline.schemas import lake_schema, may_be_null
 from market_data_pipeline.series import SeriesKey
 
 
@@ -88,7 +88,7 @@ def load_files(held: Sequence[DayFile], schema: pa.Schema, wanted: Any) -> Any:
     """
     module, name = getattr(wanted, "__module__", "").partition(".")[0], getattr(wanted, "__name__", "")
     if wanted is pa.Table:
-        return read_days(held, schema)
+        return read_days(held, schema).cast(may_be_null(schema))
     if module == "pandas" and name == "DataFrame":
         return read_days(held, schema).to_pandas()
     if module == "polars" and name in ("DataFrame", "LazyFrame"):
