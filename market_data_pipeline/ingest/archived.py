@@ -76,8 +76,6 @@ class ArchivedDays:
             SourceError: the zip is damaged or does not match its checksum, or no whole answer came.
             StorageError: what was refused cannot be put into quarantine.
         """
-        if whole_month:
-            self._in_work.add(day.replace(day=1))
         of_month = self._month(day).get(day) if whole_month else None
         if isinstance(of_month, Encoded) or (of_month is not None and is_complete(self.key, of_month)):
             return of_month
@@ -112,15 +110,21 @@ class ArchivedDays:
         return found.result()
 
     def has_month(self, month: date) -> bool:
-        """Whether the archive has a zip of a month that can be trusted, which is fetched for it.
+        """Whether the archive has a zip of a month that can be trusted, which is kept until :meth:`release`.
 
         Args:
             month: Its first day.
         """
+        with self._lock:
+            self._in_work.add(month)
         try:
-            return bool(self._month(month))
+            found = bool(self._month(month))
         except StorageError:
             return True  # each of its days will say so
+        if not found:  # it is known, until others push it out, that the archive has none
+            with self._lock:
+                self._in_work.discard(month)
+        return found
 
     def release(self, month: date) -> None:
         """Let go of a month, all of whose days were taken.

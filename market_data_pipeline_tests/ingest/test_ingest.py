@@ -609,7 +609,7 @@ def test_a_second_writer_waits_or_says_who_is_busy(world: World) -> None:
 
 def test_each_monthly_zip_is_asked_for_once(world: World) -> None:
     hours = klines("BTCUSDT", "1h")
-    world.set(download_threads=4)
+    world.set(download_threads=8)
     world.ingest(hours, days("2025-03-01", "2026-01-31"))
     asked = Counter(path for path in world.asked("/monthly/") if path.endswith(".zip"))
     assert len(asked) == 11
