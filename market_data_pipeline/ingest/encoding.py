@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
 
+import numpy as np
 import pyarrow as pa
 
 from market_data_pipeline import clock
@@ -21,7 +22,7 @@ from market_data_pipeline.quality.integrity import check_integrity, checksum_acc
 from market_data_pipeline.quality.rows import in_order, ints
 from market_data_pipeline.quality.verdicts import TradeRecord, judge_candles, judge_trades
 from market_data_pipeline.schemas import lake_schema
-from market_data_pipeline.series import Listing, SeriesKey
+from market_data_pipeline.series import Listing, SeriesKey, interval_us
 from market_data_pipeline.sources.archive import read_zip, split_days
 from market_data_pipeline.sources.errors import ConflictError
 from market_data_pipeline.sources.file import ArchiveFile
@@ -66,17 +67,38 @@ def read_days(
         return {first: _read_big_day(key, file, first, listing)}
     table = read_zip(file.data, key, file.stem, first, last)
     days = {first: table} if first == last else split_days(table, spec_of(key).time)
+    flawless = set() if listing is None else _flawless_days(key, table, first, last)
     source = Source.ARCHIVE_DAILY if first == last else Source.ARCHIVE_MONTHLY
     share = len(file.data) / table.num_rows
     found: dict[date, DayRows | Encoded] = {}
     for day, of_day in days.items():
-        rows = _rows(key, of_day, file, source, day, round(share * of_day.num_rows))
+        size = round(share * of_day.num_rows)
+        if day in flawless:
+            rows = _of_archive(of_day, [], file, source, day, size)
+            found[day] = encode(key, rows, _record(key, day, rows, rows.findings))
+            continue
+        rows = _rows(key, of_day, file, source, day, size)
         may_stand = first == last or is_complete(key, rows)
         if listing is None or not may_stand or lacking(key, day, rows, listing):
             found[day] = rows
         else:
             found[day] = encode(key, rows, describe(key, day, rows, listing))
     return found
+
+
+def _flawless_days(key: SeriesKey, table: pa.Table, first: date, last: date) -> set[date]:
+    """Days of candles that are all there, in order, and of which none is worth a word; nearly all are, or none.
+
+    Of all days of a month at once this is told in a tenth of the time that it takes to tell it of each.
+    """
+    if key.interval is None:
+        return set()
+    begin, over = clock.day_start_us(first), clock.day_start_us(last) + clock.US_PER_DAY
+    complete = np.array_equal(ints(table, "open_time"), np.arange(begin, over, interval_us(key.interval)))
+    if not complete or check_integrity(key, table):
+        return set()
+    quiet = {clock.day_of_us(int(us)) for us in flat_candles(table)}
+    return {day for day in clock.days_of_month(first) if first <= day <= last} - quiet
 
 
 def _read_big_day(key: SeriesKey, file: ArchiveFile, day: date, listing: Listing) -> DayRows | Encoded:
@@ -100,6 +122,13 @@ def _rows(key: SeriesKey, table: pa.Table, file: ArchiveFile, source: Source, da
         raise ConflictError(
             f"two different rows have {spec_of(key).key} {conflict.key}: {conflict.rows[0]} and {conflict.rows[1]}."
         )
+    return _of_archive(ordered, findings, file, source, day, size)
+
+
+def _of_archive(
+    table: pa.Table, findings: list[Finding], file: ArchiveFile, source: Source, day: date, size: int
+) -> DayRows:
+    """A day's rows, in order, as an archive has them."""
     proven = file.checksum is not ChecksumStatus.MISSING
     if file.checksum is not ChecksumStatus.VERIFIED:
         findings.append(checksum_accepted() if proven else checksum_missing())
@@ -107,7 +136,7 @@ def _rows(key: SeriesKey, table: pa.Table, file: ArchiveFile, source: Source, da
         source=source,
         url=file.url,
         first_row=0,
-        rows=ordered.num_rows,
+        rows=table.num_rows,
         fetched_at=file.fetched_at,
         sha256=file.sha256,
         etag=file.etag,
@@ -115,7 +144,7 @@ def _rows(key: SeriesKey, table: pa.Table, file: ArchiveFile, source: Source, da
         checksum=file.checksum,
     )
     return DayRows(
-        table=ordered,
+        table=table,
         parts=(part,),
         final=proven,
         known_until_us=clock.day_start_us(day) + clock.US_PER_DAY,
@@ -150,8 +179,12 @@ def describe(
         listing: When the symbol was listed.
         trades: The symbol's aggTrades of that day as witnesses for candles that lack, where they are held.
     """
+    found = (*rows.findings, *check_integrity(key, rows.table), *_gaps(key, day, rows, listing, trades))
+    return _record(key, day, rows, found)
+
+
+def _record(key: SeriesKey, day: date, rows: DayRows, findings: tuple[Finding, ...]) -> Provenance:
     first, last = (int(ints(rows.table.slice(at, 1), spec_of(key).key)[0]) for at in (0, rows.table.num_rows - 1))
-    findings = (*rows.findings, *check_integrity(key, rows.table), *_gaps(key, day, rows, listing, trades))
     return Provenance(
         series=str(key),
         day=day,

@@ -7,7 +7,7 @@ newer versions: what they do not know is ignored, what is absent takes its defau
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 from enum import StrEnum
 from typing import Any, Protocol
@@ -132,15 +132,26 @@ def content_sha256(table: pa.Table) -> str:
 
 def add_content(digest: Digest, table: pa.Table) -> None:
     """Go on with a :func:`content_sha256` that has taken in the columns before a table's."""
+    if table.num_rows > _ROWS_AT_ONCE:
+        for part in _content(table):
+            digest.update(part)
+    else:
+        # Each update lets other threads in, and has to wait for them: longer than a day of candles takes.
+        digest.update(b"".join(_content(table)))
+
+
+_ROWS_AT_ONCE = 10_000
+
+
+def _content(table: pa.Table) -> Iterator[bytes | pa.Buffer | memoryview]:
     batches = [batch.columns for batch in table.to_batches()]
     for number, name in enumerate(table.schema.names):
-        digest.update(name.encode() + b"\0")
+        yield name.encode() + b"\0"
         chunks = [columns[number] for columns in batches]
         if chunks and isinstance(chunks[0], pa.DictionaryArray):
-            digest.update(_label_of(chunks))
+            yield _label_of(chunks)
         else:
-            for chunk in chunks:
-                digest.update(bytes_of(chunk))
+            yield from map(bytes_of, chunks)
 
 
 # To ask Arrow for a conversion takes longer than to hash a day of 1m klines, so what lies in memory as it is hashed is

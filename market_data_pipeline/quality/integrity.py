@@ -71,14 +71,12 @@ def _klines(key: SeriesKey, table: pa.Table) -> list[Finding]:
     step = interval_us(key.interval or "")
     opened, closed = ints(table, "open_time"), ints(table, "close_time")
     names = [column.name for column in spec_of(key).columns if column.kind == "float"]
-    values = {name: floats(table, name) for name in names}
-    open_, high, low, close = (values[name] for name in ("open", "high", "low", "close"))
-    total, quote = values["volume"], values[names[5]]
-    taker, taker_quote = values["taker_buy_volume"], values[names[7]]
+    values = np.stack([floats(table, name) for name in names])
+    open_, high, low, close, total, quote, taker, taker_quote = values
 
     report("grid", opened % step != 0, f"open_time is not a multiple of {key.interval}.")
-    report("finite", ~np.logical_and.reduce([np.isfinite(v) for v in values.values()]), "a value is not a number.")
-    report("negative", np.logical_or.reduce([v < 0 for v in values.values()]), "a price or volume is negative.")
+    report("finite", ~np.isfinite(values).all(axis=0), "a value is not a number.")
+    report("negative", (values < 0).any(axis=0), "a price or volume is negative.")
     report("negative_count", ints(table, "count") < 0, "the number of trades is negative.")
     outside = (low > np.minimum(open_, close)) | (high < np.maximum(open_, close))
     report("price_range", outside, "open or close lies outside of low and high.")

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import date, datetime
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, islice
 
 import numpy as np
@@ -104,8 +104,13 @@ def split_days(table: pa.Table, time_column: str) -> dict[date, pa.Table]:
 def label_columns(key: SeriesKey, rows: int) -> list[pa.Array]:
     """The symbol (and interval) columns of a table: the same word in every row."""
     words = [key.symbol] if key.interval is None else [key.symbol, key.interval]
-    index = pa.array(np.zeros(rows, dtype=np.int32))
-    return [pa.DictionaryArray.from_arrays(index, pa.array([word], WORD.value_type)) for word in words]
+    index = _zeros(rows)
+    return [pa.DictionaryArray.from_arrays(index, pa.array([word], WORD.value_type), safe=False) for word in words]
+
+
+@lru_cache(maxsize=8)  # days of candles have the same number of rows
+def _zeros(rows: int) -> pa.Array:
+    return pa.array(np.zeros(rows, dtype=np.int32))
 
 
 # --- from bytes to blocks of lines ------------------------------------------------------------------------------

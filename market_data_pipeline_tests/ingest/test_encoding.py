@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from dataclasses import replace
 from datetime import date
 
@@ -9,13 +11,20 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from market_data_pipeline import clock
 from market_data_pipeline.ingest import encoding
+from market_data_pipeline.ingest.dayrows import DayRows
+from market_data_pipeline.ingest.encoding import Encoded, read_days
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.ledger import LedgerRow
+from market_data_pipeline.lake.provenance import ChecksumStatus
 from market_data_pipeline.sandbox import Damage, DamagedArchive, MissingChecksum, MissingRows
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.series import Listing, SeriesKey
 from market_data_pipeline.sources import archive
+from market_data_pipeline.sources.file import ArchiveFile
 from market_data_pipeline_tests.world import Result, World, agg_trades, days, klines, utc
 
 
@@ -56,3 +65,63 @@ def test_candles_are_compressed_for_speed_and_trades_for_size(world: World, key:
     group = pq.read_metadata(path).row_group(0)
     assert {group.column(n).compression for n in range(group.num_columns)} == {codec}
     assert duckdb.read_parquet(str(path)).arrow().read_all().num_rows == group.num_rows
+
+
+HOURS = klines("BTCUSDT", "1h")
+FEBRUARY = days("2026-02-01", "2026-02-28")
+
+
+def candles(day: date, fault: str) -> list[list[object]]:
+    """The rows of a day's CSV, with a fault."""
+    begin, hour = clock.day_start_us(day), 3_600_000_000
+    rows: list[list[object]] = [
+        [begin + n * hour, 5, 9, 1, 6, 100 + day.day, begin + (n + 1) * hour - 1, 7, 3, 4, 5, 0] for n in range(24)
+    ]
+    if fault == "quiet":
+        rows[3][5] = rows[3][8] = rows[3][9] = 0
+    elif fault == "cut short":
+        rows[3][6] = begin
+    elif fault == "negative":
+        rows[3][7], rows[3][10] = -1, -2
+    elif fault == "lacking":
+        del rows[3]
+    elif fault == "twice":
+        rows.insert(3, rows[3])
+    elif fault == "out of order":
+        rows[3:5] = rows[4], rows[3]
+    return rows
+
+
+def zip_of(stem: str, rows: list[list[object]]) -> ArchiveFile:
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(f"{stem}.csv", "".join(",".join(map(str, row)) + "\n" for row in rows))
+    return ArchiveFile(
+        f"http://archive/{stem}.zip", body.getvalue(), "0" * 64, None, None, ChecksumStatus.VERIFIED, utc("2026-03-02")
+    )
+
+
+FAULTS = ["", "quiet", "cut short", "negative", "lacking", "twice", "out of order"]
+
+
+@settings(max_examples=30)
+@given(st.dictionaries(st.sampled_from(FEBRUARY), st.sampled_from(FAULTS), max_size=3))
+@example({})
+@example({FEBRUARY[0]: "quiet", FEBRUARY[-1]: "quiet"})
+def test_a_day_of_a_monthly_zip_is_as_its_own_zip_has_it_or_not_taken_from_it(faults: dict[date, str]) -> None:
+    of_days = {day: candles(day, faults.get(day, "")) for day in FEBRUARY}
+    monthly = zip_of("BTCUSDT-1h-2026-02", [row for rows in of_days.values() for row in rows])
+    months = read_days(HOURS, monthly, FEBRUARY[0], FEBRUARY[-1], Listing())
+    assert list(months) == FEBRUARY
+    assert all(isinstance(months[day], Encoded) for day in FEBRUARY if not faults.get(day))
+    for day in {*faults, FEBRUARY[0], FEBRUARY[-1]}:
+        found, rows = months[day], of_days[day]
+        own = read_days(HOURS, zip_of(f"BTCUSDT-1h-{day}", rows), day, day, Listing())[day]
+        if faults.get(day) in ("lacking", "negative"):
+            assert isinstance(found, DayRows)
+            continue
+        assert isinstance(found, Encoded)
+        assert isinstance(own, Encoded)
+        assert found.record.model_copy(update={"parts": own.record.parts}) == own.record
+        assert files.read_encoded(found.parquet).equals(files.read_encoded(own.parquet))
+        assert bool(own.record.findings) == bool(faults.get(day))
