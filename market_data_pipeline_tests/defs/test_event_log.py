@@ -6,10 +6,12 @@ import multiprocessing
 import shutil
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -245,17 +247,28 @@ def test_what_is_stored_is_what_the_stock_class_stores(
 
 def test_events_of_a_run_are_written_together(instance: dg.DagsterInstance) -> None:
     commits: list[object] = []
+    statements: list[str] = []
+
+    def executed(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
     count = commits.append
     sa.event.listen(Engine, "commit", count)
+    sa.event.listen(Engine, "before_cursor_execute", executed)
     try:
         run_id = materialize(instance)
     finally:
         sa.event.remove(Engine, "commit", count)
+        sa.event.remove(Engine, "before_cursor_execute", executed)
     events = instance.all_logs(run_id)
     assert sum(event.is_dagster_event for event in events) > 25
     # What is planned, what is materialized and what is checked take one transaction each in the run's file and in the
     # index, however many days there are; the rest are the run's own events and its row.
     assert len(commits) < 45
+    # Of the checks, what was planned is inserted by one statement; each evaluation then takes the place of its plan.
+    on_checks = Counter(statement.split()[0] for statement in statements if "asset_check_executions" in statement)
+    assert (on_checks["INSERT"], on_checks["UPDATE"]) == (1, len(DAYS.get_partition_keys()))
+    assert sum("INTO event_logs" in statement for statement in statements) < 32
 
 
 def test_who_reads_in_a_run_finds_what_the_run_has_told(instance: dg.DagsterInstance) -> None:
@@ -267,15 +280,15 @@ def test_who_reads_in_a_run_finds_what_the_run_has_told(instance: dg.DagsterInst
 def test_what_is_wrong_with_one_evaluation_keeps_no_other_from_being_stored(
     instance: dg.DagsterInstance, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stock = SqliteEventLogStorage.store_asset_check_event
+    stock = SqliteEventLogStorage._event_to_row
 
-    def store(self: SqliteEventLogStorage, event: dg.EventLogEntry, event_id: int | None) -> None:
-        data = event.get_dagster_event().event_specific_data
+    def row(self: SqliteEventLogStorage, event: dg.EventLogEntry) -> dict[str, Any]:
+        data = event.dagster_event and event.dagster_event.event_specific_data
         if isinstance(data, dg.AssetCheckEvaluation) and data.partition == "2024-01-02":
             raise SQLAlchemyError("the disk is tired")
-        stock(self, event, event_id)
+        return stock(self, event)
 
-    monkeypatch.setattr(SqliteEventLogStorage, "store_asset_check_event", store)
+    monkeypatch.setattr(SqliteEventLogStorage, "_event_to_row", row)
     run_id = make_new_run_id()
     with pytest.raises(SQLAlchemyError, match="the disk is tired"):
         materialize(instance, run_id)

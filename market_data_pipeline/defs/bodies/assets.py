@@ -83,8 +83,7 @@ def make_profile(
     inverse = MARKETS[key.market].inverse
     table = trade_profile(trades, symbol=key.symbol, inverse=inverse, level_size=level_size)
     rows = {row["day"]: row for row in table.to_pylist()}
-    for name in context.partition_keys:
-        context.add_asset_metadata(_profile_metadata(rows.get(day_of(name))), partition_key=name)
+    events.add_metadata(context, {name: _profile_metadata(rows.get(day_of(name))) for name in context.partition_keys})
     context.log.info("%s: %d of %d days have trades", key, len(rows), len(context.partition_keys))
     return table
 

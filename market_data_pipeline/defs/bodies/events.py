@@ -20,6 +20,7 @@ import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData as Target,
 )
+from dagster._core.execution.context.metadata_logging import AssetMetadataHandle, OutputMetadataAccumulator
 
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.partitions import contiguous_ranges, partition_of
@@ -76,8 +77,7 @@ def day_events(
                 asset_key=context.asset_key, partition=partition_of(result.day), metadata=metadata[result.day]
             )
     else:
-        for result in good:
-            context.add_asset_metadata(metadata[result.day], partition_key=partition_of(result.day))
+        add_metadata(context, {partition_of(result.day): metadata[result.day] for result in good})
         yield dg.MaterializeResult(asset_key=context.asset_key)
 
     yield from _evaluations(context.instance, context.asset_key, good, bad)
@@ -88,6 +88,21 @@ def day_events(
     for name in CHECKS:
         spec = context.assets_def.get_spec_for_check_key(dg.AssetCheckKey(context.asset_key, name))
         yield dg.Output(None, output_name=spec.get_python_identifier())
+
+
+def add_metadata(context: dg.AssetExecutionContext, of_partitions: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say of partitions of the asset what belongs to their materializations.
+
+    ``add_asset_metadata`` does so for one, and for each goes through all partitions of the run and copies what was said
+    of others: a sixth of the time of a run over 900 days, and more of a longer one.
+    """
+    step = context.get_step_execution_context()
+    said: dict[Any, Mapping[str, Any]] = {
+        AssetMetadataHandle(asset_key=context.asset_key, partition_key=name): metadata
+        for name, metadata in of_partitions.items()
+    }
+    before = step._metadata_accumulator.per_output_metadata
+    step._metadata_accumulator = OutputMetadataAccumulator(per_output_metadata={**before, **said})
 
 
 def _evaluations(
