@@ -309,28 +309,51 @@ class _Files:
         """What is true of the files that are read, in SQL over nothing but their names: each is asked once a file."""
         if not self.closes:
             return []
-        closed = f"contains(coalesce(map_extract({self._closed}, {_SERIES})[1], ''), left({_STEM}, 7))"
-        of_day, of_month = len("2024-01-01.parquet"), len("2024-01.parquet")
+        # A month's name is asked for first, since the slash before it may be where that of a day would be: /1h/2024-01.
+        of_month, of_day = (f"filename[-{len(name) + 1}] = '/'" for name in (_A_MONTH, _A_DAY))
         if not self._closed:
-            return [f"length({_STEM}) = {of_day}"]
-        return [f"CASE length({_STEM}) WHEN {of_day} THEN NOT {closed} WHEN {of_month} THEN {closed} ELSE false END"]
+            return [f"NOT {of_month} AND {of_day}"]
 
-    def conditions_of(self, series: str, start: str, end: str) -> list[str]:
-        """The same for the files of a series that may have rows between two moments, all three given as SQL."""
-        found = self.conditions()
-        if self.closes:
-            months = f"left({_STEM}, 7) BETWEEN strftime({start}, '%Y-%m') AND strftime({end}, '%Y-%m')"
-            found.append(f"{_SERIES} = {series} AND {months}")
-            of_month = f"length({_STEM}) = {len('2024-01.parquet')} OR "
-        else:
-            found.append(f"string_split(filename, '/')[-2] = {series}")
-            of_month = ""
-        days = f"left({_STEM}, 10) BETWEEN strftime({start}, '%Y-%m-%d') AND strftime({end}, '%Y-%m-%d')"
-        return [*found, f"({of_month}{days})"]
+        def closed(cadence: str, name: str) -> str:
+            # Cut out by its place, since to split a name takes longer than to look it up.
+            series = f"left(substring(filename, {len(f'{self.folder}/{cadence}/') + 1}), -{len(name) + 1})"
+            return self._is_closed(series, name)
+
+        day, month = closed("daily", _A_DAY), closed("monthly", _A_MONTH)
+        return [f"CASE WHEN {of_month} THEN {month} WHEN {of_day} THEN NOT {day} ELSE false END"]
+
+    def _is_closed(self, series: str, name: str) -> str:
+        """SQL for whether the month of a file is closed, of a name that is as long as another."""
+        month = f"right(left(filename, -{len(name) - len('2024-01')}), 7)"
+        return f"contains(coalesce(map_extract({self._closed}, {series})[1], ''), {month})"
+
+    def conditions_of(self, series: str, start: str, last: str) -> list[str]:
+        """What is true of the files of a series that may have rows from one moment to another, all three given as SQL.
+
+        DuckDB works them out for each file, and takes longer over a function than over opening it: so whole names are
+        compared.
+        """
+        daily, monthly = (
+            f"{quoted(f'{self.folder}/{cadence}/')} || {series} || '/'" for cadence in ("daily", "monthly")
+        )
+        days = f"filename BETWEEN {daily} || strftime({start}, '%Y-%m-%d') AND {daily} || strftime({last}, {_DAY_ENDS})"
+        if not self.closes:
+            return [days]
+        of_day, of_month = (
+            f"length({folder}) + {len(name)}" for folder, name in ((daily, _A_DAY), (monthly, _A_MONTH))
+        )
+        months = (
+            f"filename BETWEEN {monthly} || strftime({start}, '%Y-%m') AND {monthly} || strftime({last}, {_MONTH_ENDS})"
+        )
+        if not self._closed:
+            return [days, f"length(filename) = {of_day}"]
+        day, month = self._is_closed(series, _A_DAY), self._is_closed(series, _A_MONTH)
+        is_read = f"CASE length(filename) WHEN {of_day} THEN NOT {day} WHEN {of_month} THEN {month} ELSE false END"
+        return [f"({days} OR {months})", is_read]
 
 
-_STEM = "string_split(filename, '/')[-1]"
-_SERIES = "string_split(filename, '/')[-3] || '/' || string_split(filename, '/')[-2]"
+_A_DAY, _A_MONTH = "2024-01-01.parquet", "2024-01.parquet"
+_DAY_ENDS, _MONTH_ENDS = "'%Y-%m-%d.parquet'", "'%Y-%m.parquet'"
 
 
 def _labels_of(key: SeriesKey) -> str:
@@ -360,7 +383,8 @@ def _macro(schema: str, files: _Files) -> str:
     )
     start, end = "CAST(a AS TIMESTAMP)", f"coalesce(CAST(b AS TIMESTAMP), TIMESTAMP {quoted('9999-12-31')})"
     time = f'r."{time_column(files.data_type)}"'
-    conditions = [*files.conditions_of(series, start, end), f"{time} >= {start}", f"{time} < {end}"]
+    last = f"({end} - INTERVAL 1 MICROSECOND)"
+    conditions = [*files.conditions_of(series, start, last), f"{time} >= {start}", f"{time} < {end}"]
     return (
         f"{head} SELECT {columns} FROM read_parquet({files.listed(pattern)}, filename = true) AS r "
         f"WHERE {' AND '.join(conditions)}"

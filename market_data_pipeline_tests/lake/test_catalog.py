@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.findings import VERDICT_SEVERITY, Finding, Range, Severity, Verdict
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import publish_catalog, series_held
+from market_data_pipeline.lake.closing import close_months
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.ledger import FAILED, LedgerRow
 from market_data_pipeline.schemas import lake_schema
@@ -89,6 +90,49 @@ def test_macros_take_one_series_of_a_range(lake: SmallLake) -> None:
     assert ask(lake, candles.format("'BTCUSDT', '1h', '2024-01-01', b := TIMESTAMP '2024-01-01 00:00:01'"))[0][-1] == 1
     trades = "SELECT symbol, count(*) FROM binance_spot.trades('BTCUSDT', '2024-01-02', '2024-01-04') GROUP BY ALL"
     assert ask(lake, trades) == [("BTCUSDT", 2 * TRADES_A_DAY)]
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "candles('BTCUSDT', '1h', (SELECT TIMESTAMP '2024-01-02'), '2024-01-04')",
+        "(VALUES (DATE '2024-01-02', DATE '2024-01-04')) AS t(a, b), binance_spot.candles('BTCUSDT', '1h', t.a, t.b)",
+        "candles('BTCUSDT', '1h', '2024-01-02 02:00+02'::TIMESTAMPTZ, getvariable('end'))",
+    ],
+    ids=["subquery", "another table's column", "variable"],
+)
+def test_macros_take_moments_from_anywhere(lake: SmallLake, rest: str) -> None:
+    lake.put(BTC, days_from("2024-01-01", 5))
+    lake.put(series("BTCUSDT", "1h", "um"), days_from("2024-01-01", 5))
+    table = rest if rest.startswith("(") else f"binance_spot.{rest}"
+    with duckdb.connect(str(publish_catalog(lake.layout)), read_only=True) as reader:
+        reader.execute("SET TimeZone = 'UTC'; SET VARIABLE \"end\" = TIMESTAMP '2024-01-04'")
+        assert reader.execute(f"SELECT count(*) FROM {table}").fetchall() == [(48,)]
+
+
+def test_macros_open_no_file_of_other_days_months_or_series(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "now", lambda: datetime(2024, 4, 5, tzinfo=UTC))
+    lake.put(BTC, days_from("2024-01-01", 91))
+    lake.put(series("BTCUSDT", "1m"), days_from("2024-02-01", 1))
+    lake.put(series("BTCUSDT"), days_from("2024-01-01", 3))
+    close_months(lake.layout, BTC)
+    lake.layout.month(BTC, date(2024, 3, 1)).unlink()  # its days are read again
+    for day in ("2024-03-03", "2024-03-06"):
+        lake.layout.file(BTC, date.fromisoformat(day)).write_bytes(b"damaged")
+    for damaged in (
+        lake.layout.month(BTC, date(2024, 1, 1)),
+        lake.layout.file(BTC, date(2024, 2, 29)),  # its month is read
+        lake.layout.file(series("BTCUSDT", "1m"), date(2024, 2, 1)),
+        lake.layout.file(series("BTCUSDT"), date(2024, 1, 3)),
+    ):
+        damaged.write_bytes(b"damaged")
+    candles = "SELECT count(*) FROM binance_spot.candles('BTCUSDT', '1h', {})"
+    assert ask(lake, candles.format("'2024-02-01', '2024-02-29 12:00'")) == [(28 * 24 + 12,)]
+    assert ask(lake, candles.format("'2024-02-01', '2024-03-02 12:00'")) == [(30 * 24 + 12,)]
+    assert ask(lake, candles.format("'2024-03-04', '2024-03-05 01:00'")) == [(25,)]
+    assert ask(lake, "SELECT count(*) FROM binance_spot.trades('BTCUSDT', '2024-01-01', '2024-01-03')") == [
+        (2 * TRADES_A_DAY,)
+    ]
 
 
 def test_macros_give_the_columns_of_the_view_in_its_order(lake: SmallLake) -> None:
