@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from market_data_pipeline.processes import keep_memory
+
+keep_memory()
+
+# isort: split
 from market_data_pipeline.defs.assets import INGESTION, IO_MANAGER, build_series_asset, build_trade_profile_asset
 from market_data_pipeline.defs.coverage import build_coverage_asset
 from market_data_pipeline.defs.io_manager import DuckDBParquetIOManager

@@ -128,3 +128,28 @@ def test_a_killed_run_leaves_no_process() -> None:
         owner.kill()
     helper.wait(timeout=30)
     assert not helper.is_running()
+
+
+def said_by(script: str) -> list[str]:
+    """What a new process prints, to which nobody has told anything of memory."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MIMALLOC")}
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env
+    ).stdout.split()
+
+
+@pytest.mark.parametrize("name", ["market_data_pipeline.cli", "market_data_pipeline.definitions"])
+def test_whoever_brings_data_tells_arrow_to_keep_its_memory_before_arrow_is_loaded(name: str) -> None:
+    script = (
+        "import os, sys, importlib, market_data_pipeline.processes as p\n"
+        "keep = p.keep_memory\n"
+        "p.keep_memory = lambda: (print('pyarrow' in sys.modules), keep())\n"
+        f"importlib.import_module({name!r})\n"
+        "print(os.environ['MIMALLOC_PURGE_DELAY'])\n"
+    )
+    assert said_by(script) == ["False", "-1"]
+
+
+def test_a_client_leaves_arrow_as_it_is() -> None:
+    script = "import os, market_data_pipeline as m; m.MarketData; print(os.environ.get('MIMALLOC_PURGE_DELAY'))"
+    assert said_by(script) == ["None"]

@@ -15,6 +15,11 @@ from typing import Any
 
 import click
 
+from market_data_pipeline.processes import keep_memory
+
+keep_memory()
+
+# isort: split
 from market_data_pipeline import __version__
 from market_data_pipeline.cli.collect import add, backfill, sync
 from market_data_pipeline.cli.compact import compact_command
