@@ -6,6 +6,7 @@ Everything in the project asks here what time it is, as ``clock.now()``, so that
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 
 US_PER_DAY = 86_400_000_000
 """Microseconds in a day; Binance's days have no leap seconds."""
@@ -51,6 +52,10 @@ def naive_from_us(microseconds: int) -> datetime:
 
 def days_of_month(day: date) -> tuple[date, ...]:
     """All days of the month of a day."""
-    first = day.replace(day=1)
+    return _days_from(day.replace(day=1))
+
+
+@lru_cache
+def _days_from(first: date) -> tuple[date, ...]:
     following = (first + timedelta(days=32)).replace(day=1)
     return tuple(first + timedelta(days=n) for n in range((following - first).days))

@@ -161,7 +161,7 @@ class SeriesKey:
 
     def month_file(self, day: date) -> str:
         """Path below the root of the file of the month that ``day`` lies in, once that is closed."""
-        return f"{self.months_folder}/{day:%Y-%m}.parquet"
+        return f"{self.months_folder}/{day.isoformat()[:7]}.parquet"
 
     @property
     def ledger(self) -> str:
@@ -185,7 +185,7 @@ class SeriesKey:
 
     def archive_monthly(self, day: date) -> str:
         """Key of the zip of the month that ``day`` lies in."""
-        return f"{self.archive_folder('monthly')}{self._archive_name(f'{day:%Y-%m}')}.zip"
+        return f"{self.archive_folder('monthly')}{self._archive_name(day.isoformat()[:7])}.zip"
 
     # --- SQL -----------------------------------------------------------------------------------------------
 

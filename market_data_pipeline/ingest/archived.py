@@ -11,14 +11,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 
 from market_data_pipeline import clock
 from market_data_pipeline.ingest.dayrows import DayRows
-from market_data_pipeline.ingest.encoding import Encoded, is_complete, read_days
+from market_data_pipeline.ingest.encoding import Encoded, is_complete, read_daily, read_days
 from market_data_pipeline.ingest.memory import MemoryBudget, Reservation
+from market_data_pipeline.ingest.together import Together
 from market_data_pipeline.lake import quarantine
 from market_data_pipeline.lake.files import StorageError
 from market_data_pipeline.lake.layout import Layout
@@ -34,6 +36,11 @@ logger = logging.getLogger(__name__)
 MEMORY_PER_BYTE = 7
 """Peak memory of a day beside the size of its zip: the zip, its Arrow table (4 times), checks and encoding."""
 
+_SMALL_BYTES = 1 << 18
+"""Size of a daily zip up to which it is read together with others that wait: four times a day of 1m klines."""
+
+_MOST_TOGETHER = 8
+
 _MONTHS_KEPT = 4
 """Months whose days are asked for one by one, since they have no daily zips, that are kept meanwhile."""
 
@@ -47,7 +54,7 @@ class ArchivedDays:
         layout: Where quarantine lies.
         listing: When the symbol was listed.
         archive: The archive.
-        computing: One place for each zip that may be read at a time.
+        computing: Threads that read zips.
         memory: What all workers may take together.
         refused: ETags of the zips that were refused, and of their ``.CHECKSUM`` files, by day.
     """
@@ -56,12 +63,19 @@ class ArchivedDays:
     layout: Layout
     listing: Listing
     archive: Archive
-    computing: threading.Semaphore
+    computing: Executor
     memory: MemoryBudget
     refused: dict[date, tuple[str | None, str | None]] = field(default_factory=dict)
+    _small: Together[date, ArchiveFile, DayRows | Encoded] = field(init=False)
     _in_work: set[date] = field(default_factory=set)
     _months: dict[date, Future[Mapping[date, DayRows | Encoded]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._small = Together(self._of_small, partial(read_daily, self.key), self.computing, _MOST_TOGETHER)
+
+    def _of_small(self, day: date, file: ArchiveFile) -> DayRows | Encoded:
+        return read_days(self.key, file, day, day, self.listing)[day]
 
     def rows(self, day: date, fresh: bool, whole_month: bool, memory: Reservation) -> DayRows | Encoded | None:
         """The rows of a day, perhaps encoded already; None where the archive has none.
@@ -163,8 +177,10 @@ class ArchivedDays:
         self, file: ArchiveFile, path: str, first: date, last: date, *, encode: bool
     ) -> Mapping[date, DayRows | Encoded]:
         try:
-            with self.computing:
-                return read_days(self.key, file, first, last, self.listing if encode else None)
+            if encode and first == last and self.key.interval is not None and len(file.data) <= _SMALL_BYTES:
+                return {first: self._small.ask(first, file)}
+            listing = self.listing if encode else None
+            return self.computing.submit(read_days, self.key, file, first, last, listing).result()
         except (MalformedError, ConflictError) as error:
             self._quarantine(path, file, error, first if first == last else None)
             raise

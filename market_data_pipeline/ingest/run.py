@@ -173,7 +173,7 @@ class _Run:
         jobs = iter(self._jobs([day for day in days if day not in settled]))
         ahead: deque[tuple[_Job, Future[list[DayOutcome | DayFailure] | None]]] = deque()
         ready: deque[DayOutcome | DayFailure] = deque()
-        threads = self.settings.download_threads
+        threads = self.sources.at_a_time
         with ThreadPoolExecutor(threads, thread_name_prefix=f"ingest-{self.key.symbol}") as pool:
             try:
                 for day in days:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
@@ -19,17 +20,19 @@ class Sources:
 
     Attributes:
         archive: data.binance.vision.
-        computing: One for each zip that may be read at a time, in threads: libraries, which let go of Python's lock,
-            take nearly all of a big one's time.
+        computing: Threads that read zips, as many as there are CPUs: libraries, which let go of Python's lock, take
+            nearly all of the time.
         memory: What the days in work may take together.
-        places: One for each day that may be in work at a time.
+        at_a_time: How many days may be in work at a time: more than are downloaded, while others are read and written.
+        places: One for each of them.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.archive = Archive(settings)
-        self.computing = threading.Semaphore(cpus())
+        self.computing = ThreadPoolExecutor(cpus(), thread_name_prefix="compute")
         self.memory = MemoryBudget(settings.memory_mb << 20)
-        self.places = threading.Semaphore(settings.download_threads)
+        self.at_a_time = 2 * settings.download_threads
+        self.places = threading.Semaphore(self.at_a_time)
         self._settings = settings
         self._rest: dict[Market, RestApi] = {}
         self._lock = threading.Lock()
@@ -42,7 +45,8 @@ class Sources:
             return self._rest[market]
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and end the threads."""
+        self.computing.shutdown()
         self.archive.close()
         for api in self._rest.values():
             api.close()

@@ -74,9 +74,8 @@ def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> File
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("xb") as file:
+            with _new_file(temporary) as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -89,6 +88,14 @@ def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> File
     except OSError as error:
         raise StorageError(_storage_message(path, error)) from error
     return FileStat(found.st_size, found.st_mtime_ns)
+
+
+def _new_file(path: Path) -> IO[bytes]:
+    try:
+        return path.open("xb")
+    except FileNotFoundError:  # as a rule the folder is there, and to make sure of it takes as long as to open the file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb")
 
 
 def remove(path: Path) -> None:

@@ -39,10 +39,11 @@ class Missing:
         return len(self.lacking) + len(self.before) + len(self.after)
 
 
-def expected_open_times(key: SeriesKey, day: date, known_until_us: int) -> Ints:
-    """The open times (microseconds UTC) of a day's candles that have closed by ``known_until_us``."""
+def expected_open_times(key: SeriesKey, day: date, known_until_us: int | None = None) -> Ints:
+    """The open times (microseconds UTC) of a day's candles that have closed by ``known_until_us``, or of all."""
     step, start = interval_us(key.interval or ""), clock.day_start_us(day)
-    closed = max(0, min(known_until_us, start + clock.US_PER_DAY) - start) // step
+    over = start + clock.US_PER_DAY
+    closed = max(0, min(over if known_until_us is None else known_until_us, over) - start) // step
     return start + step * np.arange(closed, dtype=np.int64)
 
 

@@ -13,7 +13,7 @@ import re
 import struct
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import date, datetime
 from functools import cache, lru_cache
@@ -83,6 +83,42 @@ def read_zip(
         raise MalformedError(f"{stem}.csv has no rows.")
     _refuse_other_days(min(times) * unit, max(times) * unit, first, last, stem)
     return pa.concat_tables(blocks)
+
+
+def read_zips(zips: Mapping[str, bytes], key: SeriesKey, rows: int) -> pa.Table:
+    """Read daily zips of candles together, of which Arrow reads ten in the time of four that come one by one.
+
+    Args:
+        zips: The zips by their names without ``.zip``.
+        key: The series that they should hold.
+        rows: How many rows each of them should have.
+
+    Returns:
+        As :func:`read_zip`; the rows of each zip follow those of the one before. Whose days they are is not looked at.
+
+    Raises:
+        MalformedError: one of them is not as it should be, or not as the others. :func:`read_zip` tells which.
+    """
+    spec = spec_of(key)
+    stem = next(iter(zips))
+    lines = b"".join(_lines(data, of, rows) for of, data in zips.items())
+    raw = _parse_lines(memoryview(lines), spec, False, stem)
+    if raw.num_rows != rows * len(zips):
+        raise MalformedError(f"{stem}.csv, or one read with it, has empty lines.")
+    span = pc.min_max(raw.column(spec.time)).as_py()
+    return _conform(raw, key, spec, _microseconds_per_unit(span["min"], span["max"], stem))
+
+
+def _lines(data: bytes, stem: str, number: int) -> bytes:
+    """The lines of a zip's CSV without its header, each with its end."""
+    csv = b"".join(_inflated(data, stem))
+    if _has_header(memoryview(csv), stem):
+        csv = csv.partition(b"\n")[2]
+    if not csv.endswith(b"\n"):
+        csv += b"\n"
+    if csv.count(b"\n") != number:
+        raise MalformedError(f"{stem}.csv should have {number} rows.")
+    return csv
 
 
 def split_days(table: pa.Table, time_column: str) -> dict[date, pa.Table]:
