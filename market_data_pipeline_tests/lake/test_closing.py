@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from market_data_pipeline import MarketData, clock, findings
 from market_data_pipeline.findings import Finding, Severity
-from market_data_pipeline.lake import files
+from market_data_pipeline.lake import catalog, files
 from market_data_pipeline.lake.catalog import publish_catalog, retire_catalogs
 from market_data_pipeline.lake.closing import close_months, closed_days, note_month, remove_closed_days, write_day
 from market_data_pipeline.lake.files import DamagedFileError, encode_table
@@ -40,7 +40,11 @@ JANUARY, FEBRUARY = days_from("2024-01-01", 31), days_from("2024-02-01", 29)
 def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallLake:
     """January and February 2024 of an hourly series, looked at in the middle of March."""
     monkeypatch.setattr(clock, "now", lambda: datetime(2024, 3, 15, 12, tzinfo=UTC))
-    lake = SmallLake(tmp_path)
+    return filled(tmp_path)
+
+
+def filled(root: Path) -> SmallLake:
+    lake = SmallLake(root)
     lake.put(HOURS, [*JANUARY, *FEBRUARY])
     return lake
 
@@ -288,7 +292,13 @@ def catalog_of(lake: SmallLake) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(opened, read_only=True)
 
 
-def test_sql_answers_alike_before_and_after_a_month_is_closed(lake: SmallLake) -> None:
+@pytest.mark.parametrize("searched", [0, catalog._SOON_SEARCHED], ids=["many months", "few months"])
+@pytest.mark.parametrize("folder", ["data", "Ma\u0308rkte 📈"])
+def test_sql_answers_alike_before_and_after_a_month_is_closed(
+    folder: str, searched: int, lake: SmallLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "_SOON_SEARCHED", searched)
+    lake = filled(lake.root / folder)
     lake.put(series("ETHUSDT", "1h"), JANUARY[3:])
     lake.put(HOURS, days_from("2024-03-01", 5))
     stray = lake.layout.month(HOURS, JANUARY[0]).with_name("2024-01-old.parquet")
