@@ -79,6 +79,8 @@ class Host:
     settings: Settings
     retried: tuple[int, ...] = PASSING
     _session: requests.Session = field(init=False)
+    _prepared: requests.PreparedRequest = field(init=False)
+    _again: Retrying = field(init=False)
     _unanswered: int = field(default=0, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
@@ -103,6 +105,14 @@ class Host:
         adapter = HTTPAdapter(pool_maxsize=self.settings.download_threads, max_retries=retry)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
+        # Requests differ in address and headers; to prepare each of them anew takes as long as to send it.
+        self._prepared = self._session.prepare_request(requests.Request("GET", self.url))
+        self._again = Retrying(
+            retry=retry_if_exception_type(_BODY_FAULTS),
+            stop=stop_after_attempt(self.settings.retries + 1),
+            wait=wait_exponential(self.settings.retry_backoff_seconds, max=30),
+            reraise=True,
+        )
 
     @property
     def name(self) -> str:
@@ -133,14 +143,11 @@ class Host:
                 "Check the network and start again; what is held is not fetched again."
             )
         url = f"{self.url}/{path.lstrip('/')}"
-        again = Retrying(
-            retry=retry_if_exception_type(_BODY_FAULTS),
-            stop=stop_after_attempt(self.settings.retries + 1),
-            wait=wait_exponential(self.settings.retry_backoff_seconds, max=30),
-            reraise=True,
-        )
+        request = self._prepared.copy()
+        request.prepare_url(url, params)
+        request.headers.update(headers or {})
         try:
-            answer = again(self._whole, url, params, headers, admit)
+            answer = self._again(self._whole, request, admit)
         except requests.RequestException as error:
             with self._lock:
                 self._unanswered += not isinstance(error, _BODY_FAULTS)
@@ -148,15 +155,8 @@ class Host:
         self._unanswered = 0
         return answer
 
-    def _whole(
-        self,
-        url: str,
-        params: dict[str, str] | None,
-        headers: dict[str, str] | None,
-        admit: Callable[[int], None] | None,
-    ) -> Answer:
-        timeout = self.settings.timeout_seconds
-        with self._session.get(url, params=params, headers=headers, timeout=timeout, stream=True) as answer:
+    def _whole(self, request: requests.PreparedRequest, admit: Callable[[int], None] | None) -> Answer:
+        with self._session.send(request, timeout=self.settings.timeout_seconds, stream=True) as answer:
             if admit is not None and answer.ok:
                 admit(int(answer.headers.get("Content-Length", "0")))
             # urllib3 compares the body's length with Content-Length.
