@@ -6,6 +6,12 @@ What belongs here: the data that is measured on (``data.py``, ``lakes.py``), how
 how they are shown (``report.py``). What does not: whether what is measured is right, which the tests say.
 """
 
+import os
+
 from market_data_pipeline.processes import keep_memory
 
-keep_memory()  # as in the processes of the pipeline; what is measured beside it has it, too
+AS_A_NOTEBOOK = "BENCHMARK_AS_A_NOTEBOOK"
+"""Is set in the environment of processes that are no part of the pipeline, but ask it."""
+
+if AS_A_NOTEBOOK not in os.environ:
+    keep_memory()  # as in the processes of the pipeline; what is measured beside it has it, too

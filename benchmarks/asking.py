@@ -13,7 +13,7 @@ from benchmarks.baselines import repeated
 from benchmarks.data import Archives, serving
 from benchmarks.ingestion import ingest_into
 from benchmarks.lakes import big_lake, lake_days, lake_series
-from benchmarks.processes import apart
+from benchmarks.processes import apart, as_a_notebook
 from benchmarks.report import Baseline, Row
 from market_data_pipeline import MarketData
 from market_data_pipeline.lake.catalog import publish_catalog
@@ -54,6 +54,7 @@ class _Question:
     macro_ms: float
 
 
+@as_a_notebook()
 def sql(archives: Archives, _: Path) -> list[Row]:
     """SQL over 3 years of 1m klines of 10 symbols: one day of one symbol; the last 500 candles; hourly bars of a year.
 
@@ -233,6 +234,7 @@ def _by_polars(
     return {name: repeated(_checked(asked[name], question.rows), times) for name, question in questions.items()}
 
 
+@as_a_notebook()
 def vwap(archives: Archives, work: Path) -> list[Row]:
     """The volume-weighted price of each minute of a week of a million aggTrades a day, by SQL over the view."""
     key, days, lake = archives.trade_series, archives.trade_days[:_WEEK], work / "lake"

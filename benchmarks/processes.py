@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
+
+from benchmarks import AS_A_NOTEBOOK
+from market_data_pipeline.processes import PURGE_DELAY
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,6 +38,19 @@ def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return _kept.pool.submit(function, *args, **kwargs).result()
     with ProcessPoolExecutor(1, mp_context=FRESH) as pool:
         return pool.submit(function, *args, **kwargs).result()
+
+
+@contextmanager
+def as_a_notebook() -> Iterator[None]:
+    """Start processes in which Arrow gives back to the system what it frees, as it does by itself."""
+    usual = dict(os.environ)
+    os.environ.pop(PURGE_DELAY, None)
+    os.environ[AS_A_NOTEBOOK] = "1"
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(usual)
 
 
 @contextmanager

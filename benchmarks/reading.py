@@ -17,7 +17,7 @@ from benchmarks.baselines import pandas_read, polars_read, repeated
 from benchmarks.data import Archives, klines, serving, symbol_names
 from benchmarks.ingestion import ingest_into
 from benchmarks.measure import measured
-from benchmarks.processes import apart
+from benchmarks.processes import apart, as_a_notebook
 from benchmarks.report import Baseline, Row
 from market_data_pipeline import MarketData
 from market_data_pipeline.lake.layout import Layout
@@ -30,6 +30,7 @@ _OHLCV = ["open", "high", "low", "close", "volume"]
 _LABELLED = ["symbol", "interval", "open_time", *_OHLCV]
 
 
+@as_a_notebook()
 def queries(archives: Archives, work: Path) -> list[Row]:
     """``MarketData.klines(…).df()`` over a lake of 10 symbols with 90 days of 1m klines each.
 

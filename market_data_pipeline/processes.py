@@ -35,8 +35,11 @@ _Answer = tuple[Exception | None, Any]
 
 _COMMAND = (sys.executable, "-c", "from market_data_pipeline.processes import serve; serve()")
 
+PURGE_DELAY = "MIMALLOC_PURGE_DELAY"
+"""Tells Arrow's allocator when to give back to the system what is freed: after how many ms, or -1 for never."""
+
 _KEEP_MEMORY = {
-    "MIMALLOC_PURGE_DELAY": "-1",
+    PURGE_DELAY: "-1",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
 }
@@ -48,8 +51,7 @@ def keep_memory() -> None:
 
     For processes that bring data and end. One that lives long, such as a notebook's, should give back what it had.
     """
-    name = "MIMALLOC_PURGE_DELAY"
-    os.environ.setdefault(name, _KEEP_MEMORY[name])
+    os.environ.setdefault(PURGE_DELAY, _KEEP_MEMORY[PURGE_DELAY])
 
 
 class Processes:

@@ -84,7 +84,8 @@ class ArchivedDays:
             day: The UTC day, which is over.
             fresh: Whether nothing is held of the day, so that a day that lacks nothing may be encoded at once.
             whole_month: Whether all days of its month are asked for, so that the monthly zip saves requests.
-            memory: The worker's share.
+            memory: The worker's share, of which nothing is taken: who waits for a download may not hold what others
+                wait for that have begun one.
 
         Raises:
             SourceError: the zip is damaged or does not match its checksum, or no whole answer came.
@@ -95,7 +96,6 @@ class ArchivedDays:
             return of_month
         if (daily := self._daily(day, fresh, memory)) is not None:
             return daily
-        memory.give_back()  # a worker that waits for a month's zip may not hold what that zip waits for
         month_over = clock.days_of_month(day)[-1] < clock.today()
         return self._month(day).get(day) if month_over and monthly_may_stand(self.key) else None
 

@@ -276,6 +276,7 @@ class _Run:
                 held = self._shelf.rows(day)
                 if held is not None:
                     return self._healer.heal(day, replace(held, action=Action.EXTENDED))
+                memory.give_back()
             fresh = known is None or known.outcome != HELD
             rows = self._archived.rows(day, fresh, whole_month, memory)
             if isinstance(rows, Encoded):

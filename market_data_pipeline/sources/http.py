@@ -73,11 +73,13 @@ class Host:
         url: Base URL.
         settings: Threads, timeout and retries.
         retried: Status codes that urllib3 retries.
+        downloads: One place for each download at a time; whoever asks takes one while its requests belong together.
     """
 
     url: str
     settings: Settings
     retried: tuple[int, ...] = PASSING
+    downloads: threading.Semaphore = field(init=False)
     _session: requests.Session = field(init=False)
     _prepared: requests.PreparedRequest = field(init=False)
     _again: Retrying = field(init=False)
@@ -85,6 +87,7 @@ class Host:
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:
+        self.downloads = threading.Semaphore(self.settings.download_threads)
         self._session = requests.Session()
         # The environment is read once: requests would look for proxies in it before every request.
         found = self._session.merge_environment_settings(self.url, {}, None, None, None)

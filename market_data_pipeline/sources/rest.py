@@ -254,7 +254,8 @@ class RestApi:
             self._budget.acquire(weight, self._refuse_if_off)
             self._sit_out_pause()
             self._refuse_if_off()  # another thread, or process, may have been banned while this one waited
-            answer = self._host.get(path, dict(params), self._headers)
+            with self._host.downloads:
+                answer = self._host.get(path, dict(params), self._headers)
             if used := answer.headers.get(_USED_WEIGHT):
                 self._budget.observe(int(used))
             if answer.status != TOO_MANY:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from xml.etree import ElementTree as ET
@@ -46,14 +45,14 @@ class Archive:
     def __init__(self, settings: Settings) -> None:
         self._files = Host(settings.vision_url, settings, (429, *PASSING))
         self._listing = Host(settings.vision_listing_url, settings, (429, *PASSING))
-        self._downloads = threading.Semaphore(settings.download_threads)
 
     def fetch(
         self, path: str, admit: Callable[[int], None] | None = None, accepted: Collection[str] = ()
     ) -> ArchiveFile | None:
         """Download a zip and compare it with its ``.CHECKSUM``; None where the archive has no such file.
 
-        As many are downloaded at a time as the settings allow; whoever asks for one more waits.
+        As many are downloaded at a time as the settings allow. Who waits for a download may not hold what a download
+        waits for in ``admit``.
 
         A zip that does not match is fetched once more, with its checksum: it may have been replaced in between.
 
@@ -66,7 +65,7 @@ class Archive:
             ChecksumError: it does not match in the second attempt either; carries the bytes.
             NetworkError: no whole answer.
         """
-        with self._downloads:
+        with self._files.downloads:
             fetched = self._fetch_once(path, admit)
             if isinstance(fetched, ChecksumError) and fetched.file.sha256 not in accepted:
                 fetched = self._fetch_once(path, admit)

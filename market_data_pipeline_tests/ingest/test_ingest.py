@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import threading
 from collections import Counter
+from collections.abc import Callable, Collection
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import pyarrow.compute as pc
 import pytest
 
 from market_data_pipeline import clock
-from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
+from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, archived, run
+from market_data_pipeline.ingest.dayrows import DayRows
+from market_data_pipeline.ingest.shelf import Shelf
 from market_data_pipeline.judging import judge_flat_candles
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import SeriesBusyError, StorageError
@@ -37,7 +41,8 @@ from market_data_pipeline.sandbox import (
     WrongChecksum,
 )
 from market_data_pipeline.series import Listing, Market, SeriesKey
-from market_data_pipeline_tests.world import World, agg_trades, days, klines, utc
+from market_data_pipeline.sources.vision import Archive
+from market_data_pipeline_tests.world import Result, World, agg_trades, days, klines, utc
 
 BTC = klines("BTCUSDT", "1m")
 ETH_UM = klines("ETHUSDT", "1h", "um")
@@ -711,3 +716,43 @@ def test_a_look_that_changes_nothing_keeps_what_the_market_was_judged_to_do(worl
     assert "suspended" in world.ledger(keys[0]).rows[date(2026, 3, 3)].verdicts
     world.at("2026-03-05T14:00:00")
     assert "suspended" in outcome(world.one(keys[0], "2026-03-03")).row.verdicts
+
+
+def test_a_day_whose_file_is_damaged_does_not_hold_memory_that_downloads_wait_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_a_gap, fresh = days("2026-03-01", "2026-03-02")
+    world.sandbox.faults.add(MissingRows(start=utc("2026-03-01T10:00"), end=utc("2026-03-01T10:05"), where="archive"))
+    usual = world.settings.spot_url
+    world.set(retries=0, spot_url="http://127.0.0.1:9")
+    assert outcome(world.one(BTC, str(with_a_gap))).row.missing == 5
+    world.set(spot_url=usual)
+    world.at("2026-03-20T12:00")
+    path = world.layout.file(BTC, with_a_gap)
+    before = path.stat()
+    path.write_bytes(b"x" * before.st_size)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # the ledger does not see it
+    for module in (run, archived):
+        monkeypatch.setattr(module, "MEMORY_PER_BYTE", 1 << 40)  # each day takes all memory there is
+    downloading, rows_of = threading.Event(), Shelf.rows
+
+    def fetch(archive: Archive, path: str, admit: Callable[[int], None], accepted: Collection[str]) -> Any:
+        def admitted(size: int) -> None:
+            downloading.set()
+            admit(size)
+
+        return original(archive, path, admitted, accepted)
+
+    def rows(shelf: Shelf, day: date) -> DayRows | None:
+        assert downloading.wait(60)  # the only place of all downloads is taken, by one that waits for memory
+        return rows_of(shelf, day)
+
+    original = Archive.fetch
+    monkeypatch.setattr(Archive, "fetch", fetch)
+    monkeypatch.setattr(Shelf, "rows", rows)
+    world.set(download_threads=1)
+    results: list[Result] = []
+    bringing = threading.Thread(target=lambda: results.extend(world.ingest(BTC, [with_a_gap, fresh])), daemon=True)
+    bringing.start()
+    bringing.join(60)
+    assert [outcome(result).row.rows for result in results] == [1440, 1440]
