@@ -103,7 +103,8 @@ def _series(market: Market, data_type: DataType, symbol: str, interval: str | No
 
 def _names(folder: Path) -> list[str]:
     try:
-        return sorted(path.name for path in folder.iterdir())
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -301,7 +302,7 @@ class _Files:
     @cached_property
     def _closed_months(self) -> Sequence[tuple[str, str]]:
         """What is closed: ``/BTCUSDT/1m/`` and ``2024-01``, in order."""
-        return [(f"/{_labels_of(key)}/", str(month)) for key in self.keys for month in months_closed(self.layout, key)]
+        return [(f"/{_labels_of(key)}/", month) for key in self.keys for month in months_closed(self.layout, key)]
 
     @cached_property
     def _closed(self) -> str:

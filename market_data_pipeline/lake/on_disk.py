@@ -60,11 +60,7 @@ def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
 
 def months_closed(layout: Layout, key: SeriesKey) -> list[str]:
     """The closed months of a series, as ``2024-01``, in order."""
-    return (
-        sorted(f"{month:%Y-%m}" for month in files.months_on_disk(layout.months(key)))
-        if closes_months(key.data_type)
-        else []
-    )
+    return files.months_named(layout.months(key)) if closes_months(key.data_type) else []
 
 
 def days_between(layout: Layout, key: SeriesKey, first: date, last: date) -> list[DayFile]:
