@@ -318,16 +318,18 @@ class _Files:
         text = ", ".join(f"{quoted(month)}: {quoted(' '.join(series))}" for month, series in by_month.items())
         return f"MAP {{{text}}}"
 
-    def _is_closed(self, series: str, month: str, both: str) -> str:
-        """SQL for whether a month of a series is closed.
+    def _is_closed(self, cadence: str, name: str) -> str:
+        """SQL for whether a file's month is closed.
 
         Args:
-            series: SQL for the series as a part of the file's name, with the slashes around it.
-            month: SQL for the month.
-            both: SQL for one after the other.
+            cadence: ``daily`` or ``monthly``: the folder that the file is in.
+            name: One that is as long as the file's.
         """
+        begin, end = len(f"{self.folder}/{cadence}/"), len(name) + 1
+        after_month = end - len("2024-01")
         if len(self._closed) <= _SOON_SEARCHED:
-            return f"contains({quoted(self._closed)}, {both})"
+            return f"contains({quoted(self._closed)}, filename[{begin}:-{after_month}])"
+        series, month = f"filename[{begin}:-{end}]", f"filename[-{end - 1}:-{after_month}]"
         return f"contains(coalesce(map_extract({self._closed_by_month}, {month})[1], ''), {series})"
 
     def conditions(self) -> list[str]:
@@ -342,12 +344,7 @@ class _Files:
         if not self._closed:
             return [f"NOT {of_month} AND {of_day}"]
 
-        def closed(cadence: str, name: str) -> str:
-            begin, length = len(f"{self.folder}/{cadence}/"), len(name)
-            series, both = (f"filename[{begin}:-{end}]" for end in (length + 1, length + 1 - _MONTH_LENGTH))
-            return self._is_closed(series, _month_in(name), both)
-
-        month, day = closed("monthly", _A_MONTH), closed("daily", _A_DAY)
+        month, day = self._is_closed("monthly", _A_MONTH), self._is_closed("daily", _A_DAY)
         return [f"CASE WHEN {of_month} THEN {month} WHEN {of_day} THEN NOT {day} ELSE false END"]
 
     def conditions_of(self, series: str, start: str, last: str) -> list[str]:
@@ -370,23 +367,13 @@ class _Files:
         )
         if not self._closed:
             return [days, f"length(filename) = {of_day}"]
-        slashed = f"'/' || {series} || '/'"
-        day, month = (
-            self._is_closed(slashed, of_name, f"{slashed} || {of_name}")
-            for of_name in (_month_in(_A_DAY), _month_in(_A_MONTH))
-        )
+        month, day = self._is_closed("monthly", _A_MONTH), self._is_closed("daily", _A_DAY)
         is_read = f"CASE length(filename) WHEN {of_day} THEN NOT {day} WHEN {of_month} THEN {month} ELSE false END"
         return [f"({days} OR {months})", is_read]
 
 
 _A_DAY, _A_MONTH = "2024-01-01.parquet", "2024-01.parquet"
-_MONTH_LENGTH = len("2024-01")
 _DAY_ENDS, _MONTH_ENDS = "'%Y-%m-%d.parquet'", "'%Y-%m.parquet'"
-
-
-def _month_in(name: str) -> str:
-    """SQL for the month in the name of a file that is as long as another."""
-    return f"filename[-{len(name)}:-{len(name) - _MONTH_LENGTH + 1}]"
 
 
 def _labels_of(key: SeriesKey) -> str:
