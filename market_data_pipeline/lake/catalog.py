@@ -351,7 +351,7 @@ class _Files:
         """What is true of the files of a series that may have rows from one moment to another, all three given as SQL.
 
         DuckDB works them out for each file, and takes longer over a function than over opening it: so whole names are
-        compared.
+        compared, and it is one condition.
         """
         daily, monthly = (
             f"{quoted(f'{self.folder}/{cadence}/')} || {series} || '/'" for cadence in ("daily", "monthly")
@@ -359,17 +359,14 @@ class _Files:
         days = f"filename BETWEEN {daily} || strftime({start}, '%Y-%m-%d') AND {daily} || strftime({last}, {_DAY_ENDS})"
         if not self.closes:
             return [days]
-        of_day, of_month = (
-            f"length({folder}) + {len(name)}" for folder, name in ((daily, _A_DAY), (monthly, _A_MONTH))
-        )
+        of_day = f"length(filename) = length({daily}) + {len(_A_DAY)}"
+        if not self._closed:
+            return [days, of_day]
         months = (
             f"filename BETWEEN {monthly} || strftime({start}, '%Y-%m') AND {monthly} || strftime({last}, {_MONTH_ENDS})"
         )
-        if not self._closed:
-            return [days, f"length(filename) = {of_day}"]
         month, day = self._is_closed("monthly", _A_MONTH), self._is_closed("daily", _A_DAY)
-        is_read = f"CASE length(filename) WHEN {of_day} THEN NOT {day} WHEN {of_month} THEN {month} ELSE false END"
-        return [f"({days} OR {months})", is_read]
+        return [f"CASE WHEN {months} THEN {month} WHEN {days} THEN {of_day} AND NOT {day} ELSE false END"]
 
 
 _A_DAY, _A_MONTH = "2024-01-01.parquet", "2024-01.parquet"
