@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -55,7 +57,9 @@ class Settings(BaseSettings):
     )
 
     max_partitions_per_run: int = Field(366, ge=2, description="Most days in one Dagster run of a backfill.")
-    download_threads: int = Field(8, ge=1, le=64, description="Days downloaded at the same time.")
+    download_threads: int = Field(
+        8, ge=1, le=64, description="Downloads from a host at the same time; twice as many days are in work."
+    )
     memory_mb: int = Field(512, ge=64, description="What days that are being worked on may take together, in MB.")
     retries: int = Field(5, ge=0, description="How often a passing fault (5xx, a cut body) is tried again.")
     retry_backoff_seconds: float = Field(0.5, ge=0, description="First pause between attempts; it doubles each time.")
@@ -88,6 +92,13 @@ class Settings(BaseSettings):
     def _plain_url(cls, url: str) -> str:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"{url!r} is not a URL: it must start with http:// or https://")
+        try:
+            parts = urlsplit(url)
+            names_host = bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", url)
+        except ValueError:
+            names_host = False
+        if not names_host:
+            raise ValueError(f"{url!r} is not a URL: it must name a host, and perhaps a port")
         return url.rstrip("/")
 
     @cached_property

@@ -198,10 +198,12 @@ def test_wrong_setting_and_missing_universe_end_with_exit_code_2(
         result = market_data(command)
         assert result.exit_code == 2
         assert re.search(r"There is no .*nowhere.yaml.*market-data add", result.stderr)
-    monkeypatch.setenv("MARKET_DATA_SPOT_URL", "example.org")
-    result = market_data("status")
-    assert result.exit_code == 2
-    assert "MARKET_DATA_SPOT_URL" in result.stderr
+    for url in ("example.org", "https://", "http://example.org:80a", "http://example.org:99999", "http://exa mple.org"):
+        monkeypatch.setenv("MARKET_DATA_SPOT_URL", url)
+        result = market_data("status")
+        assert result.exit_code == 2
+        assert "MARKET_DATA_SPOT_URL" in result.stderr
+        assert "is not a URL" in result.stderr
 
 
 def test_setting_that_is_empty_is_as_if_it_were_not_there(

@@ -168,10 +168,13 @@ class ArchivedDays:
     def _fetch(self, path: str, memory: Reservation, day: date | None) -> ArchiveFile | None:
         accepted = quarantine.accepted_sha256(self.layout, self.key, path)
         try:
-            return self.archive.fetch(path, lambda size: memory.take(size * MEMORY_PER_BYTE), accepted)
+            file = self.archive.fetch(path, lambda size: memory.take(size * MEMORY_PER_BYTE), accepted)
         except ChecksumError as error:
             self._quarantine(path, error.file, error, day)
             raise
+        if file is None:
+            memory.give_back()  # for one that did not match its checksum and was gone when it was asked for again
+        return file
 
     def _read(
         self, file: ArchiveFile, path: str, first: date, last: date, *, encode: bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -124,8 +124,9 @@ class _Run:
         settled = {day: found for day in days if (found := self._settled(day)) is not None}
         unsaved, saved_at = bool(changed), time.monotonic()
         brought = False
+        in_order = self._in_order(days, settled)
         try:
-            results = self._in_order(days, settled)
+            results: Iterator[DayOutcome | DayFailure] = in_order
             if self.key.interval is None:
                 results = Midnight(self._shelf, self._healer, self._ledger, self.sources.memory).across(results)
             for result in results:
@@ -138,10 +139,13 @@ class _Run:
                         unsaved, saved_at = False, time.monotonic()
                 yield result
         finally:
-            if unsaved:
-                self._ledger.write(ledger)
-            if brought:
-                quarantine.release_mended(self.layout, self.key, self._ledger)
+            try:
+                in_order.close()  # whatever ended it: no day is in work once the run is over
+            finally:
+                if unsaved:
+                    self._ledger.write(ledger)
+                if brought:
+                    quarantine.release_mended(self.layout, self.key, self._ledger)
 
     def _settled(self, day: date) -> DayOutcome | None:
         """The result of a day for which no source need be asked."""
@@ -168,7 +172,7 @@ class _Run:
         )
         return DayOutcome(self.key, day, row, action, seconds)
 
-    def _in_order(self, days: Sequence[date], settled: Mapping[date, DayOutcome]) -> Iterator[DayOutcome | DayFailure]:
+    def _in_order(self, days: Sequence[date], settled: Mapping[date, DayOutcome]) -> Generator[DayOutcome | DayFailure]:
         """Results in the order of days, while workers are a bounded number of jobs ahead."""
         jobs = iter(self._jobs([day for day in days if day not in settled]))
         ahead: deque[tuple[_Job, Future[list[DayOutcome | DayFailure] | None]]] = deque()

@@ -59,18 +59,18 @@ class Together(Generic[_K, _A, _V]):
                 break
         left = {key: (argument, answer) for key, argument, answer in taken}
         try:
-            if len(left) > 1:
+            if len(taken) > 1:
                 for key, value in self.many({key: argument for key, (argument, _) in left.items()}):
                     left.pop(key)[1].set_result(value)
+                for key in list(left):
+                    self.computing.submit(self._compute, key, *left[key])
+                    del left[key]
         except BaseException as error:  # noqa: BLE001 - raised where it was asked for
             for _, answer in left.values():
                 answer.set_exception(error)
             return
         for key, (argument, answer) in left.items():
-            if len(taken) > 1:
-                self.computing.submit(self._compute, key, argument, answer)
-            else:
-                self._compute(key, argument, answer)
+            self._compute(key, argument, answer)
 
     def _compute(self, key: _K, argument: _A, answer: Future[_V]) -> None:
         try:

@@ -51,7 +51,6 @@ _SOON_SEARCHED = 40_000
 """Characters up to which DuckDB searches a text in less time than it takes to look into a map; measured."""
 
 _DAY_FILE = "????-??-??.parquet"
-_IS_DAY_FILE = re.compile(r"\d{4}-\d{2}-\d{2}\.parquet")
 
 # --- what there is -----------------------------------------------------------------------------------------
 
@@ -75,7 +74,7 @@ def series_with_files(layout: Layout) -> list[SeriesKey]:
                     # Without an interval, the days lie in the symbol's own folder.
                     intervals = _names(symbols / symbol) if data_type.has_interval else [None]
                     found += [key for i in intervals if (key := _series(market, data_type, symbol, i))]
-    return sorted(key for key in set(found) if _has_days(layout.folder(key)) or months_closed(layout, key))
+    return sorted(key for key in set(found) if files.has_days(layout.folder(key)) or months_closed(layout, key))
 
 
 def _series_in_ledgers(layout: Layout) -> Iterator[SeriesKey]:
@@ -107,14 +106,6 @@ def _names(folder: Path) -> list[str]:
             return sorted(entry.name for entry in entries)
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def _has_days(folder: Path) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return any(_IS_DAY_FILE.fullmatch(entry.name) for entry in entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
 
 
 # --- SQL text ----------------------------------------------------------------------------------------------
@@ -301,8 +292,10 @@ class _Files:
 
     @cached_property
     def _closed_months(self) -> Sequence[tuple[str, str]]:
-        """What is closed: ``/BTCUSDT/1m/`` and ``2024-01``, in order."""
-        return [(f"/{_labels_of(key)}/", month) for key in self.keys for month in months_closed(self.layout, key)]
+        """What is closed: ``/monthly/BTCUSDT/1m/`` and ``2024-01``, in order."""
+        return [
+            (f"/monthly/{_labels_of(key)}/", month) for key in self.keys for month in months_closed(self.layout, key)
+        ]
 
     @cached_property
     def _closed(self) -> str:
@@ -318,14 +311,10 @@ class _Files:
         text = ", ".join(f"{quoted(month)}: {quoted(' '.join(series))}" for month, series in by_month.items())
         return f"MAP {{{text}}}"
 
-    def _is_closed(self, cadence: str, name: str) -> str:
-        """SQL for whether a file's month is closed.
-
-        Args:
-            cadence: ``daily`` or ``monthly``: the folder that the file is in.
-            name: One that is as long as the file's.
-        """
-        begin, end = len(f"{self.folder}/{cadence}/"), len(name) + 1
+    def _is_closed(self, name: str) -> str:
+        """SQL for whether the month of a file is closed, whose name is as long as another."""
+        # A file whose name is a month's is of one only in the folder of months; for that of a day the rest is enough.
+        begin, end = len(f"{self.folder}/{'' if name == _A_MONTH else 'daily/'}"), len(name) + 1
         after_month = end - len("2024-01")
         if len(self._closed) <= _SOON_SEARCHED:
             return f"contains({quoted(self._closed)}, filename[{begin}:-{after_month}])"
@@ -344,7 +333,7 @@ class _Files:
         if not self._closed:
             return [f"NOT {of_month} AND {of_day}"]
 
-        month, day = self._is_closed("monthly", _A_MONTH), self._is_closed("daily", _A_DAY)
+        month, day = self._is_closed(_A_MONTH), self._is_closed(_A_DAY)
         return [f"CASE WHEN {of_month} THEN {month} WHEN {of_day} THEN NOT {day} ELSE false END"]
 
     def conditions_of(self, series: str, start: str, last: str) -> list[str]:
@@ -365,7 +354,7 @@ class _Files:
         months = (
             f"filename BETWEEN {monthly} || strftime({start}, '%Y-%m') AND {monthly} || strftime({last}, {_MONTH_ENDS})"
         )
-        month, day = self._is_closed("monthly", _A_MONTH), self._is_closed("daily", _A_DAY)
+        month, day = self._is_closed(_A_MONTH), self._is_closed(_A_DAY)
         return [f"CASE WHEN {months} THEN {month} WHEN {days} THEN {of_day} AND NOT {day} ELSE false END"]
 
 

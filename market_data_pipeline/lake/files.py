@@ -9,11 +9,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -36,7 +35,6 @@ ROW_GROUP_ROWS = 122_880
 TEMPORARY = ".tmp"
 
 _EPOCH = date(1970, 1, 1).toordinal()
-_MONTH_FILE = re.compile(r"[1-9]\d{3}-(0[1-9]|1[0-2])\.parquet")
 
 
 class StorageError(MarketDataError):
@@ -352,27 +350,41 @@ def damaged(path: Path, error: Exception) -> DamagedFileError:
     )
 
 
+_DAY, _MONTH = ("{}", len("2024-01-01")), ("{}-01", len("2024-01"))
+"""How the names of days and of closed months are read as dates, and how long they are."""
+
+
 def days_on_disk(folder: Path) -> dict[date, FileStat]:
     """The days of a series that have a file of their own, with what tells its version apart; in order."""
-    return _by_date(folder, "{}", len("2024-01-01"))
+    return _with_stat(folder, *_DAY)
+
+
+def has_days(folder: Path) -> bool:
+    """Whether a series has a day with a file of its own."""
+    return any(_named(folder, *_DAY))
 
 
 def months_on_disk(folder: Path) -> dict[date, FileStat]:
     """The closed months of a series, by their first day, with what tells the file's version apart; in order."""
-    return _by_date(folder, "{}-01", len("2024-01"))
+    return _with_stat(folder, *_MONTH)
 
 
-def months_named(folder: Path) -> list[str]:
-    """The closed months of a series, as ``2024-01``, in order: by the files' names alone, in a fifth of the time."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name[: len("2024-01")] for entry in entries if _MONTH_FILE.fullmatch(entry.name))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+def months_named(folder: Path) -> list[date]:
+    """The closed months of a series, by their first day, in order, without a look at the files themselves."""
+    return sorted(month for month, _ in _named(folder, *_MONTH))
 
 
-def _by_date(folder: Path, name_as_date: str, length: int) -> dict[date, FileStat]:
-    found: dict[date, FileStat] = {}
+def _with_stat(folder: Path, as_date: str, length: int) -> dict[date, FileStat]:
+    found = {}
+    for of, entry in _named(folder, as_date, length):
+        with suppress(FileNotFoundError):  # removed since it was listed
+            info = entry.stat()
+            found[of] = FileStat(info.st_size, info.st_mtime_ns)
+    return dict(sorted(found.items()))
+
+
+def _named(folder: Path, as_date: str, length: int) -> Iterator[tuple[date, os.DirEntry[str]]]:
+    """The files of a folder whose names are dates."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -380,14 +392,12 @@ def _by_date(folder: Path, name_as_date: str, length: int) -> dict[date, FileSta
                 if suffix != "parquet" or len(stem) != length:
                     continue
                 try:
-                    of = date.fromisoformat(name_as_date.format(stem))
+                    of = date.fromisoformat(as_date.format(stem))
                 except ValueError:
                     continue
-                info = entry.stat()
-                found[of] = FileStat(info.st_size, info.st_mtime_ns)
-    except FileNotFoundError:
-        return {}
-    return dict(sorted(found.items()))
+                yield of, entry
+    except (FileNotFoundError, NotADirectoryError):
+        return
 
 
 def remove_leftovers(folder: Path, of: str = "") -> None:

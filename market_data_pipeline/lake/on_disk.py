@@ -60,7 +60,9 @@ def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
 
 def months_closed(layout: Layout, key: SeriesKey) -> list[str]:
     """The closed months of a series, as ``2024-01``, in order."""
-    return files.months_named(layout.months(key)) if closes_months(key.data_type) else []
+    if not closes_months(key.data_type):
+        return []
+    return [month.isoformat()[: len("2024-01")] for month in files.months_named(layout.months(key))]
 
 
 def days_between(layout: Layout, key: SeriesKey, first: date, last: date) -> list[DayFile]:

@@ -251,10 +251,10 @@ class RestApi:
 
     def _request(self, path: str, params: Mapping[str, str], weight: int) -> Answer:
         for _ in range(_PATIENCE):
-            self._budget.acquire(weight, self._refuse_if_off)
-            self._sit_out_pause()
-            self._refuse_if_off()  # another thread, or process, may have been banned while this one waited
             with self._host.downloads:
+                self._budget.acquire(weight, self._refuse_if_off)
+                self._sit_out_pause()
+                self._refuse_if_off()  # another thread, or process, may have been banned while this one waited
                 answer = self._host.get(path, dict(params), self._headers)
             if used := answer.headers.get(_USED_WEIGHT):
                 self._budget.observe(int(used))

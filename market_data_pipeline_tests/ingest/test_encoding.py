@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -14,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from market_data_pipeline import clock
 from market_data_pipeline.ingest import archived, encoding, sources
@@ -154,17 +158,34 @@ def test_a_run_reads_daily_zips_together_and_those_with_a_fault_as_if_alone(
     faults.add(DamagedArchive(days=[date(2026, 2, 7)], damage=Damage.NOT_A_ZIP))
     faults.add(DamagedArchive(days=[date(2026, 2, 9)], damage=Damage.DUPLICATES))
     faults.add(DamagedArchive(days=[date(2026, 2, 10)], damage=Damage.CONFLICTING_DUPLICATES))
-    key, together = klines("BTCUSDT", "1m"), list[int]()
+    key, together, begun = klines("BTCUSDT", "1m"), set[date](), list[date]()
+    all_wait = threading.Semaphore(0)
+
+    class Announcing(ThreadPoolExecutor):
+        @override
+        def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            future = super().submit(function, *args, **kwargs)
+            all_wait.release()
+            return future
+
+    def alone(of: SeriesKey, file: ArchiveFile, first: date, *args: Any) -> Mapping[date, DayRows | Encoded]:
+        begun.append(first)
+        for _ in range(16 if len(begun) == 1 else 0):  # as many as are in work
+            assert all_wait.acquire(timeout=60)
+        return read_days(of, file, first, *args)
 
     def noted(of: SeriesKey, zips: Mapping[date, ArchiveFile]) -> Iterator[tuple[date, Encoded]]:
-        together.append(len(zips))
+        together.update(zips)
         return read_daily(of, zips)
 
     monkeypatch.setattr(archived, "read_daily", noted)
     monkeypatch.setattr(sources, "cpus", lambda: 1)
     world.set(download_threads=8)
-    in_parts = [told(world, result) for result in world.ingest(key, wanted)]
-    assert max(together) > 1
+    with monkeypatch.context() as patched:
+        patched.setattr(archived, "read_days", alone)
+        patched.setattr(sources, "ThreadPoolExecutor", Announcing)
+        in_parts = [told(world, result) for result in world.ingest(key, wanted)]
+    assert together.issuperset(set(wanted[:16]) - {begun[0]})
     monkeypatch.setattr(archived, "_SMALL_BYTES", 0)
     other = World(world.root / "other", world.sandbox, monkeypatch)
     together.clear()

@@ -301,12 +301,14 @@ def test_sql_answers_alike_before_and_after_a_month_is_closed(
     lake = filled(lake.root / folder)
     lake.put(series("ETHUSDT", "1h"), JANUARY[3:])
     lake.put(HOURS, days_from("2024-03-01", 5))
-    stray = lake.layout.month(HOURS, JANUARY[0]).with_name("2024-01-old.parquet")
     with catalog_of(lake) as opened_before:
         before = answers(opened_before)
         close_months(lake.layout, HOURS)
-        files.write_bytes(stray, lake.layout.month(HOURS, JANUARY[0]).read_bytes())
+        of_month, of_day = lake.layout.month(HOURS, JANUARY[0]), lake.layout.file(HOURS, JANUARY[4])
+        shutil.copyfile(of_month, of_month.with_name("2024-01-old.parquet"))
+        shutil.copyfile(of_month, of_day.with_name(of_month.name))
         assert answers(opened_before) == before  # reads the days, which are there still
+        shutil.copyfile(of_day, of_month.with_name(of_day.name))
         with catalog_of(lake) as opened_after:
             assert answers(opened_after) == before
             retire_catalogs(lake.layout)

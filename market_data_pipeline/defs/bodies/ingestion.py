@@ -75,7 +75,7 @@ def open_ingestion(
         wanted = series_wanted(context.run)
         longest = max((len(days) for _, days in wanted), default=1)
         # Days of one series are brought side by side, too; the next is begun while one reports its days.
-        with closing(Ahead(bring, wanted, max(2, settings.download_threads // longest))) as ahead:
+        with closing(Ahead(bring, wanted, max(2, sources.at_a_time // longest))) as ahead:
             yield Ingestion(ahead, on_result)
     publish_views(layout, context.log)
 
