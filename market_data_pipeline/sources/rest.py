@@ -256,14 +256,12 @@ class RestApi:
                 self._sit_out_pause()
                 self._refuse_if_off()  # another thread, or process, may have been banned while this one waited
                 answer = self._host.get(path, dict(params), self._headers)
-            if used := answer.headers.get(_USED_WEIGHT):
-                self._budget.observe(int(used))
-            if answer.status != TOO_MANY:
-                break
-            pause = _retry_after(answer)
-            if pause > self._settings.rest_pause_seconds:
-                break
-            self._resume_at = max(self._resume_at, time.monotonic() + pause)
+                if used := answer.headers.get(_USED_WEIGHT):
+                    self._budget.observe(int(used))
+                if answer.status != TOO_MANY or _retry_after(answer) > self._settings.rest_pause_seconds:
+                    self._judge(answer)  # before the place is another thread's
+                    return answer
+                self._resume_at = max(self._resume_at, time.monotonic() + _retry_after(answer))
         self._judge(answer)
         return answer
 

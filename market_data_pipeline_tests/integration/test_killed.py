@@ -155,7 +155,7 @@ def nothing_was_asked_for_in_vain(sandbox: Sandbox, attempts: list[Attempt]) -> 
         assert len(mine) == len(set(mine)), "one attempt asked for a day twice"
         assert [(key, day) for key, day in mine if day in attempt.held[key]] == []
         lost = [(key, day) for key, day in mine if day not in held_then[key]]
-        assert len(lost) <= THREADS, lost
+        assert len(lost) <= 2 * THREADS, lost  # so many are in work, being downloaded or written
 
 
 def everything_is_on_record(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
