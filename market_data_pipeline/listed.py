@@ -22,6 +22,7 @@ from market_data_pipeline.universe.listing import FirstCandle, near_to, only_unl
 from market_data_pipeline.universe.writing import write_lock
 
 if TYPE_CHECKING:
+    from market_data_pipeline.sources.rest import RestApi
     from market_data_pipeline.sources.vision import Archive
 
 Tell = Callable[[str], object]
@@ -77,30 +78,44 @@ def _not_in_lock(unlisted: Universe) -> str:
 
 
 class _PatientRest:
-    """The first candle of a symbol, where REST lets us ask; a refusal costs only the days before um's daily files."""
+    """The first candle of a symbol, where REST lets us ask; what it refuses is told, and costs no more than its answer.
 
-    def __init__(self, rest: FirstCandle, tell: Tell) -> None:
-        self._rest = rest
+    The archive alone then says when um's symbols began that are older than its daily files, and which ones there are.
+    """
+
+    def __init__(self, settings: Settings, tell: Tell) -> None:
+        self._settings = settings
         self._tell = tell
+        self._hosts: dict[Market, RestApi] = {}
 
     def first_candle_day(self, key: SeriesKey) -> date | None:
+        from market_data_pipeline.sources.errors import RefusedError
+        from market_data_pipeline.sources.rest import RestApi
+
+        if (rest := self._hosts.get(key.market)) is None:
+            rest = self._hosts[key.market] = RestApi(key.market, self._settings)
         try:
-            return self._rest.first_candle_day(key)
+            return rest.first_candle_day(key)
+        except RefusedError:  # it does not know the symbol
+            return None
         except MarketDataError as error:
             self._tell(f"{key.market} {key.symbol}: listed from its first daily file on, as far as is known: {error}")
             return None
 
+    def close(self) -> None:
+        for rest in self._hosts.values():
+            rest.close()
+
 
 @contextmanager
 def listing_sources(settings: Settings, tell: Tell) -> Iterator[tuple[Archive, FirstCandle]]:
-    """The archive's listing, and REST for the symbols that are older than it.
+    """The archive's listing, and REST for symbols that are older than it, or that it does not have yet.
 
     Args:
         settings: Where they are.
         tell: Told in a sentence of each symbol of which REST could not be asked.
     """
-    from market_data_pipeline.sources.rest import RestApi
     from market_data_pipeline.sources.vision import Archive
 
-    with closing(Archive(settings)) as archive, closing(RestApi(Market.UM, settings)) as rest:
-        yield archive, _PatientRest(rest, tell)
+    with closing(Archive(settings)) as archive, closing(_PatientRest(settings, tell)) as rest:
+        yield archive, rest

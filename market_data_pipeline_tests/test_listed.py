@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import date
+from pathlib import Path
 
 import pytest
 
 from market_data_pipeline.client import MarketData
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.listed import with_listings
-from market_data_pipeline.sandbox import Status
+from market_data_pipeline.sandbox import DEFAULT_SYMBOLS, GeneratedSymbol, LateArchive, Sandbox, Status
 from market_data_pipeline.series import Market
 from market_data_pipeline.universe import load_universe
 from market_data_pipeline_tests.shell import shell
-from market_data_pipeline_tests.world import World, klines
+from market_data_pipeline_tests.world import World, days, klines
 
 UNIVERSE = """\
 collect:
@@ -82,3 +84,53 @@ def test_without_network_the_lock_decides_and_without_both_nothing_is_refused(
     universe = load_universe(world.root / "universe.yaml")
     assert with_listings(world.settings, universe, [klines("BTCUSTD", "1d")], pytest.fail) == universe
     assert universe.start(klines("BTCUSTD", "1d")) == date(2026, 2, 1)
+
+
+# --- symbols that began today --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def new_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A world in which a symbol of each market began a few hours ago, so that the archive has nothing of it."""
+    began = (Market.SPOT, date(2026, 3, 5)), (Market.UM, date(2026, 3, 4)), (Market.CM, date(2026, 3, 5))
+    new = tuple(GeneratedSymbol(market, "NEWUSDT", day, trades_per_day=2_000) for market, day in began)
+    with Sandbox(symbols=(*DEFAULT_SYMBOLS, *new)) as sandbox:
+        sandbox.faults.add(LateArchive(series="NEWUSDT", days=days("2026-03-04", "2026-03-05"), days_late=9))
+        world = World(tmp_path, sandbox, monkeypatch)
+        world.at("2026-03-05T12:00:30")
+        yield world
+
+
+@pytest.mark.parametrize(("market", "first"), [("spot", 12), ("um", 36), ("cm", 12)])
+def test_symbol_that_began_today_is_added_from_rest(
+    new_world: World, monkeypatch: pytest.MonkeyPatch, market: str, first: int
+) -> None:
+    market_data = shell(new_world, monkeypatch, UNIVERSE.format(symbols="ETHUSDT"), LOCK)
+    result = market_data("add", "NEWUSDT", "1h", "--market", market)
+    assert result.exit_code == 0, result.output
+    universe = load_universe(new_world.root / "universe.yaml")
+    listing = universe.listings[Market(market), "NEWUSDT"]
+    assert listing.last is None
+    key = klines("NEWUSDT", "1h", market)
+    assert sum(row.rows for row in new_world.ledger(key).rows.values()) == first
+    assert market_data("universe", "refresh").exit_code == 0
+    assert load_universe(new_world.root / "universe.yaml").listings[Market(market), "NEWUSDT"] == listing
+
+
+def test_pattern_takes_a_symbol_once_the_archive_has_it(new_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    market_data = shell(new_world, monkeypatch, UNIVERSE.format(symbols="'N*', ETHUSDT, NEWUSDT"), LOCK)
+    result = market_data("universe", "refresh")
+    assert result.exit_code == 2
+    assert "spot has no symbol N*." in result.stderr
+    assert "NEWUSDT" not in result.stderr
+
+
+def test_symbol_that_nobody_has_is_refused_when_rest_is_off(new_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    market_data = shell(new_world, monkeypatch, UNIVERSE.format(symbols="ETHUSDT"), LOCK)
+    new_world.sandbox.faults.add(Status(path=r"^/api/", status=451))
+    result = market_data("add", "NEWUSDT", "1h")
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert "REST of spot" in said
+    assert "Spot has no symbol NEWUSDT. Near to it: " in said
+    assert "NEWUSDT" not in (new_world.root / "universe.yaml").read_text()

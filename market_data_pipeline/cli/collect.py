@@ -99,7 +99,8 @@ def _chosen(settings: Settings, what: Asked) -> Chosen:
 def add(symbol: str, what: Sequence[str], market: str, since: str, last: date | None, yes: bool) -> None:
     """Put series of SYMBOL into the universe and fetch them.
 
-    WHAT is one or more kline intervals, or aggTrades. Comments in universe.yaml stay as they are.
+    WHAT is one or more kline intervals, or aggTrades. Comments in universe.yaml stay as they are. A symbol that began
+    today, so that the archive has nothing of it, is looked up in REST.
 
       market-data add BTCUSDT 1m 1h --from 2024-01-01
       market-data add BTCUSDT aggTrades --market um --from "7 days ago"

@@ -88,8 +88,9 @@ def refresh(
     """Resolve a universe over the archive's listing: which symbols it means and when each was listed.
 
     A listing day is one that has a daily file of the 1d klines (two keys a day, a thousand a page, so that ten years of
-    a symbol are eight requests). Symbols that um had before its daily files begin are asked of REST, if it is given;
-    otherwise their listing begins with the first file.
+    a symbol are eight requests). REST, if it is given, is asked for the first candle of symbols that um had before its
+    daily files begin, and of symbols that are named and that the archive does not have yet, e.g. because they began
+    today. Patterns mean what the archive has.
 
     Args:
         universe: What to resolve; its old lock is not looked at.
@@ -105,14 +106,20 @@ def refresh(
         UsageError: a symbol does not exist in its market, or a pattern means none; each is told with its line.
     """
     wanted: list[tuple[Market, str]] = []
+    new: dict[tuple[Market, str], Listing] = {}
     mistakes: dict[tuple[int, str], None] = {}
     for market in dict.fromkeys(market for entry in universe.entries for market in entry.markets):
         there = sorted(_symbols_of(archive, market))
-        chosen = _choose(universe, market, there, mistakes)
+        chosen, unknown = _choose(universe, market, there)
         wanted += [(market, symbol) for symbol in there if symbol in chosen]
+        for symbol, lines in unknown.items():
+            if (listing := _not_archived_yet(market, symbol, rest)) is not None:
+                new[market, symbol] = listing
+            else:
+                mistakes |= {(line, _no_such_symbol(market, symbol, there)): None for line in lines}
     if mistakes:
         raise UsageError("\n".join(f"{universe.path}, line {line}: {text}" for line, text in sorted(mistakes)))
-    return _listings_of(wanted, archive, rest, threads=threads, on_progress=on_progress)
+    return _listings_of(wanted, archive, rest, threads=threads, on_progress=on_progress) | new
 
 
 def only_unlisted(universe: Universe, keys: Iterable[SeriesKey]) -> Universe:
@@ -143,6 +150,8 @@ def look_up(
     """
     there = sorted(_symbols_of(archive, market))
     if symbol not in there:
+        if (listing := _not_archived_yet(market, symbol, rest)) is not None:
+            return {(market, symbol): listing}
         text = _no_such_symbol(market, symbol, there)
         raise UsageError(text[0].upper() + text[1:])
     return _listings_of([(market, symbol)], archive, rest)
@@ -180,10 +189,10 @@ def _symbols_of(archive: ArchiveListing, market: Market) -> set[str]:
     return set(folders)
 
 
-def _choose(
-    universe: Universe, market: Market, there: Sequence[str], mistakes: dict[tuple[int, str], None]
-) -> set[str]:
+def _choose(universe: Universe, market: Market, there: Sequence[str]) -> tuple[set[str], dict[str, list[int]]]:
+    """The symbols that a market's archive has of those that are meant, and the lines of names it has nothing for."""
     chosen: set[str] = set()
+    unknown: dict[str, list[int]] = {}
     for entry in universe.entries:
         if market not in entry.markets:
             continue
@@ -191,8 +200,16 @@ def _choose(
             found = {s for s in there if entry.takes(symbol, s)} if is_pattern(symbol) else {symbol} & set(there)
             chosen |= found
             if not found:
-                mistakes[line, _no_such_symbol(market, symbol, there)] = None
-    return chosen
+                unknown.setdefault(symbol, []).append(line)
+    return chosen, unknown
+
+
+def _not_archived_yet(market: Market, symbol: str, rest: FirstCandle | None) -> Listing | None:
+    """The listing of a symbol that the archive has no file of, by its first candle; None where REST has none either."""
+    if rest is None or is_pattern(symbol):
+        return None
+    first = rest.first_candle_day(SeriesKey(EXCHANGE, market, DataType.KLINES, symbol, "1d"))
+    return Listing(((first, None),)) if first else None
 
 
 def _no_such_symbol(market: Market, symbol: str, there: Sequence[str]) -> str:
