@@ -9,11 +9,13 @@ locked, which the operating system lets go of when the process ends, however it 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import dagster as dg
-from filelock import FileLock, Timeout
+from filelock import Timeout
+
+from market_data_pipeline.lake import locks
 
 LIFE = "life"
 _UNFINISHED = (
@@ -45,7 +47,7 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         if not path.exists():
             continue
         try:
-            with FileLock(path, timeout=0):
+            with locks.held(path):
                 now = instance.get_run_by_id(run.run_id)
                 if now is not None and not now.is_finished:  # it may have ended since it was listed
                     instance.report_run_failed(
@@ -79,12 +81,11 @@ def says_it_lives(instance: dg.DagsterInstance | None, run_id: str | None) -> It
         return
     path = _life_of(instance, run_id)
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        life = FileLock(path, timeout=0).acquire()
-    except Timeout:
-        # Held by whoever started this run in this process, or by another step's process: one sign of life is enough.
+    with ExitStack() as life:
+        owner = False
+        with suppress(Timeout):  # held by the process that started this run, or by another step's: one sign is enough
+            life.enter_context(locks.held(path))
+            owner = True
         yield
-        return
-    with life:
-        yield
-    path.unlink(missing_ok=True)
+        if owner:
+            path.unlink(missing_ok=True)

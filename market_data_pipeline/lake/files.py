@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -20,10 +20,11 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from market_data_pipeline import __version__
 from market_data_pipeline.errors import MarketDataError
+from market_data_pipeline.lake import locks
 from market_data_pipeline.lake.provenance import FOOTER_KEY, Provenance
 from market_data_pipeline.specs import Spec
 
@@ -78,7 +79,7 @@ def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> File
             with _new_file(temporary) as file:
                 write(file)
                 file.flush()
-                os.fsync(file.fileno())
+                _flush(file.fileno(), path.parent)
                 found = os.fstat(file.fileno())
             temporary.replace(path)
         except BaseException:
@@ -112,23 +113,64 @@ def remove(path: Path) -> None:
 
 def _storage_message(path: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"The disk is full: {path} was not written. Free some space and start again; what was there is untouched."
-        )
+        return f"The disk is full: {path} was not written. {_remedy(path, error)}; what was there is untouched."
     reason = error.strerror or str(error)
-    return f"{path} cannot be written ({reason}). Check who may write to {path.parent}; what was there is untouched."
+    return f"{path} cannot be written ({reason}). {_remedy(path, error)}; what was there is untouched."
+
+
+def _remedy(path: Path, error: OSError) -> str:
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return "Free some space and start again"
+        case errno.EROFS:
+            return f"{path.parent} lies on a read-only file system: mount it writable, or name another folder"
+        case errno.EIO | errno.ESTALE:
+            return f"The disk or network folder of {path.parent} has a fault: check it and start again"
+        case errno.EMFILE | errno.ENFILE:
+            return "Raise the limit of open files (`ulimit -n`) and start again"
+        case errno.ENAMETOOLONG:
+            return "Choose a data folder with a shorter path"
+        case _:
+            return f"Check who may write to {path.parent}"
+
+
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+"""Errors of `fsync` on file systems that do not have it, such as some FUSE and SMB mounts."""
+
+_reported: set[int] = set()
+"""File systems of which this process has reported that they cannot flush files."""
 
 
 def _sync_folder(folder: Path) -> None:
-    # The rename is durable only when the folder is. Some file systems refuse to sync one: then it is their word.
-    handle = os.open(folder, os.O_RDONLY)
+    # The rename is durable only when the folder is. Some file systems do not let anybody open or sync a folder.
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+        if error.errno not in {*_NO_SYNC, errno.EPERM, errno.EACCES, errno.EISDIR}:
             raise
     finally:
         os.close(handle)
+
+
+def _flush(handle: int, folder: Path) -> None:
+    """Flush a file to the disk, as far as the file system can."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+        if (file_system := os.fstat(handle).st_dev) not in _reported:
+            _reported.add(file_system)
+            logger.warning(
+                "The file system of %s cannot flush files (%s). A power cut may lose the files written last: after "
+                "one, `market-data verify --local` finds them.",
+                folder,
+                error.strerror,
+            )
 
 
 def write_bytes(path: Path, data: bytes | pa.Buffer) -> FileStat:
@@ -426,22 +468,19 @@ def only_writer(lock: Path, wait_seconds: float, what: str) -> Iterator[None]:
         SeriesBusyError: the other writer did not finish in time.
         StorageError: the lock file cannot be made.
     """
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(lock)
+    with ExitStack() as held:
         try:
-            held.acquire(timeout=0)
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(locks.held(lock))
+            except Timeout:
+                logger.info("%s is being written by another run; waiting for it up to %g s", what, wait_seconds)
+                held.enter_context(locks.held(lock, wait_seconds))
         except Timeout:
-            logger.info("%s is being written by another run; waiting for it up to %g s", what, wait_seconds)
-            held.acquire(timeout=wait_seconds)
-    except Timeout:
-        raise SeriesBusyError(
-            f"{what} is being written by another run and was not free within {wait_seconds:g} s. "
-            "Wait for that run to end and start again; nothing was lost."
-        ) from None
-    except OSError as error:
-        raise StorageError(_storage_message(lock, error)) from error
-    try:
+            raise SeriesBusyError(
+                f"{what} is being written by another run and was not free within {wait_seconds:g} s. "
+                "Wait for that run to end and start again; nothing was lost."
+            ) from None
+        except OSError as error:
+            raise StorageError(_storage_message(lock, error)) from error
         yield
-    finally:
-        held.release()
