@@ -50,6 +50,8 @@ _TRIES = 3
 _SOON_SEARCHED = 40_000
 """Characters up to which DuckDB searches a text in less time than it takes to look into a map; measured."""
 
+_NAMED = "filename = true"
+
 _DAY_FILE = "????-??-??.parquet"
 
 # --- what there is -----------------------------------------------------------------------------------------
@@ -117,8 +119,30 @@ def quoted(text: str) -> str:
 
 
 def as_pattern(path: str | Path) -> str:
-    """A path in which DuckDB finds no wildcard."""
-    return re.sub(r"([*?\[])", r"[\1]", str(path))
+    """Return a pattern that matches a path and no other.
+
+    Raises:
+        UsageError: The path has a backslash. DuckDB has no pattern for it.
+    """
+    text = str(path)
+    if "\\" in text:
+        raise UsageError(
+            f"SQL cannot read below {text}: DuckDB takes the backslash in the path for an escape. "
+            "Move the data to a folder without one."
+        )
+    return re.sub(r"([*?\[])", r"[\1]", text)
+
+
+def read_parquet(files: str, *options: str) -> str:
+    """Return SQL that reads Parquet files with the columns that are in them, whatever their paths look like.
+
+    DuckDB takes a folder ``day=2026-11-30`` on the way to a file for a column, unless it is told otherwise.
+
+    Args:
+        files: SQL for a path, a pattern or a list of them.
+        options: Further options of DuckDB's function, such as ``filename = true``.
+    """
+    return f"read_parquet({', '.join((files, 'hive_partitioning = false', *options))})"
 
 
 def _as_path(pattern: str) -> Path | None:
@@ -140,7 +164,7 @@ def scan(market: Market, data_type: DataType, paths: Sequence[Path], columns: It
     if not paths:
         return _empty(market, data_type, columns)
     listed = ", ".join(quoted(as_pattern(path)) for path in paths)
-    return f"SELECT {_select_list(data_type, columns)} FROM read_parquet([{listed}], filename = true)"
+    return f"SELECT {_select_list(data_type, columns)} FROM {read_parquet(f'[{listed}]', _NAMED)}"
 
 
 def _select_list(data_type: DataType, columns: Iterable[str]) -> str:
@@ -235,7 +259,7 @@ def _view(files: _Files) -> str:
         return _empty(files.market, files.data_type)
     columns = _select_list(files.data_type, lake_schema(files.market, files.data_type).names)
     where = "".join(f" WHERE {condition}" for condition in files.conditions())
-    return f"SELECT {columns} FROM read_parquet({files.listed(files.everything)}, filename = true){where}"
+    return f"SELECT {columns} FROM {read_parquet(files.listed(files.everything), _NAMED)}{where}"
 
 
 @dataclass(frozen=True)
@@ -392,7 +416,7 @@ def _macro(schema: str, files: _Files) -> str:
     last = f"({end} - INTERVAL 1 MICROSECOND)"
     conditions = [*files.conditions_of(series, start, last), f"{time} >= {start}", f"{time} < {end}"]
     return (
-        f"{head} SELECT {columns} FROM read_parquet({files.listed(pattern)}, filename = true) AS r "
+        f"{head} SELECT {columns} FROM {read_parquet(files.listed(pattern), _NAMED)} AS r "
         f"WHERE {' AND '.join(conditions)}"
     )
 
@@ -505,7 +529,7 @@ def _ledger_days(layout: Layout) -> str:
 
 
 def _of_series(folder: Path) -> str:
-    return f"read_parquet({quoted(f'{as_pattern(folder)}/**/*.parquet')}, filename = true, union_by_name = true)"
+    return read_parquet(quoted(f"{as_pattern(folder)}/**/*.parquet"), _NAMED, "union_by_name = true")
 
 
 def _labels_below(folder: Path) -> str:

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from market_data_pipeline import clock
 from market_data_pipeline.findings import LACKING, Finding, Verdict
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.catalog import as_pattern, quoted
+from market_data_pipeline.lake.catalog import as_pattern, quoted, read_parquet
 from market_data_pipeline.lake.reconciled import MAX_DIFFERENCES, DayReconciled, Difference, Reason
 from market_data_pipeline.lineage import source_of
 from market_data_pipeline.quality.rows import Floats, Ints, floats, ints
@@ -168,7 +168,7 @@ SELECT
     sum(CASE WHEN is_buyer_maker THEN 0 ELSE {value} END) AS taker_value,
     CAST(sum(last_trade_id - first_trade_id + 1) AS BIGINT) AS "count",
     count(*) AS "rows"
-FROM read_parquet({files}) WHERE first_trade_id >= 0 GROUP BY 1
+FROM {files} WHERE first_trade_id >= 0 GROUP BY 1
 """
 
 # A flat candle (no trade) repeats the last price, which is no price of this bar.
@@ -190,7 +190,7 @@ _CANDLES = """
 SELECT
     epoch_us(open_time) AS opened, "open", high, low, "close", volume, {quote}_volume AS "value",
     taker_buy_volume AS taker_volume, taker_buy_{quote}_volume AS taker_value, "count"
-FROM read_parquet({files}) WHERE epoch_us(open_time) % {step} = 0 AND CAST(open_time AS DATE) IN ({days})
+FROM {files} WHERE epoch_us(open_time) % {step} = 0 AND CAST(open_time AS DATE) IN ({days})
 """
 
 _NEAR = f"abs(k.{{0}} - r.{{0}}) <= {RELATIVE!r} * greatest(abs(k.{{0}}), abs(r.{{0}}))"
@@ -216,7 +216,8 @@ def _column_names(market: Market) -> Mapping[str, str]:
 
 
 def _listed(paths: Iterable[Path]) -> str:
-    return f"[{', '.join(quoted(as_pattern(path)) for path in dict.fromkeys(paths))}]"
+    """Return SQL that reads each of the files once."""
+    return read_parquet(f"[{', '.join(quoted(as_pattern(path)) for path in dict.fromkeys(paths))}]")
 
 
 def _rebuild(

@@ -97,7 +97,7 @@ def load_files(held: Sequence[DayFile], schema: pa.Schema, wanted: Any) -> Any:
         if name == "LazyFrame" and held:
             time = pl.col(time_column(held[0].key.data_type))
             inside = [(time >= start) & (time < end) for start, end in _spans(held)]
-            scanned = pl.scan_parquet([str(path) for path in _paths(held)], glob=False)
+            scanned = pl.scan_parquet([str(path) for path in _paths(held)], glob=False, hive_partitioning=False)
             return scanned.filter(pl.any_horizontal(inside)) if inside else scanned
         frame = pl.DataFrame(read_days(held, schema))
         return frame.lazy() if name == "LazyFrame" else frame
@@ -112,7 +112,7 @@ def load_files(held: Sequence[DayFile], schema: pa.Schema, wanted: Any) -> Any:
     connection.execute("SET TimeZone = 'UTC'")
     if not held:
         return connection.from_arrow(schema.empty_table())
-    relation = connection.read_parquet([as_pattern(path) for path in _paths(held)])
+    relation = connection.read_parquet([as_pattern(path) for path in _paths(held)], hive_partitioning=False)
     column = time_column(held[0].key.data_type)
     spans = (f"{column} >= TIMESTAMP '{start}' AND {column} < TIMESTAMP '{end}'" for start, end in _spans(held))
     return relation.filter(condition) if (condition := " OR ".join(spans)) else relation
