@@ -61,6 +61,9 @@ class Settings(BaseSettings):
         8, ge=1, le=64, description="Downloads from a host at the same time; twice as many days are in work."
     )
     memory_mb: int = Field(512, ge=64, description="What days that are being worked on may take together, in MB.")
+    quarantine_mb: int = Field(
+        2000, ge=1, description="How much refused files may take in quarantine, in MB; one series at most half of it."
+    )
     retries: int = Field(5, ge=0, description="How often a passing fault (5xx, a cut body) is tried again.")
     retry_backoff_seconds: float = Field(0.5, ge=0, description="First pause between attempts; it doubles each time.")
     timeout_seconds: float = Field(60, gt=0, description="How long one HTTP answer may keep us waiting.")

@@ -223,5 +223,23 @@ def expected_rows(key: SeriesKey) -> int | None:
     return None if key.interval is None else 86_400 // INTERVALS[key.interval]
 
 
+MOST_TRADES_A_DAY = 50_000_000
+"""Upper bound of a day's aggTrades. The busiest days of spot BTCUSDT, in the months without fees of 2022 and 2023, have
+10 to 20 million trades, and fewer aggTrades; a day of um BTCUSDT has 1 to 5 million."""
+
+_REPEATED_ROWS = 100
+"""Rows that an archive may have twice, or off the grid, beside twice the candles of its days."""
+
+
+def most_rows(key: SeriesKey, days: int) -> int:
+    """Return how many rows an archive of so many days can have at most.
+
+    Real archives repeat rows (binance-public-data #203) and have candles off the grid (2018-02-09), so the bound of
+    candles is twice their number and a bit more.
+    """
+    expected = expected_rows(key)
+    return MOST_TRADES_A_DAY * days if expected is None else 2 * expected * days + _REPEATED_ROWS
+
+
 ARCHIVE_BEGINS = date(2017, 7, 14)
 """The day of Binance's first trade: nothing can be older."""

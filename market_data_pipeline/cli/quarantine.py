@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import getpass
-import io
 import json
-import lzma
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -41,7 +37,8 @@ if TYPE_CHECKING:
 _DIGITS = 12
 """Digits of a sha256 that a list shows: enough to name an entry by."""
 _WIDTH_WITH_ALL = 110
-_LINES = 5
+_LINES, _LINE_BYTES = 5, 500
+"""Lines of a refused file that are shown, and how much of each."""
 _LISTED = 20
 _ETAG_UNKNOWN = "unknown"
 
@@ -242,7 +239,7 @@ def read_content(entry: Entry) -> Content:
     try:
         data = entry.read()
     except DamagedFileError as error:
-        return Content(None, str(error), (), ())
+        return Content(None, entry.reason if entry.beginning else str(error), (str(error),), ())
     names, lines = _first_lines(data)
     try:
         table = read_zip(data, entry.key, entry.stem, entry.days[0], entry.days[-1])
@@ -256,15 +253,14 @@ def read_content(entry: Entry) -> Content:
 
 
 def _first_lines(data: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the files in a zip, and the first lines of the first; of anything else, how it begins."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            names = [info.filename for info in archive.infolist() if not info.is_dir()]
-            with archive.open(names[0]) as file:
-                lines = [file.readline(500).decode(errors="replace").rstrip("\r\n") for _ in range(_LINES)]
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, OSError, EOFError, ValueError, IndexError):
-        return (), (repr(data[:80]),)
-    return tuple(names), tuple(line for line in lines if line)
+    """Return the names of the files in a zip, and its first lines; of anything else, how it begins."""
+    from market_data_pipeline.sources.zips import glimpse
+
+    names, begin = glimpse(data, _LINES * _LINE_BYTES)
+    if not begin:
+        return names, (repr(data[:80]),)
+    lines = [line[:_LINE_BYTES].decode(errors="replace").rstrip("\r") for line in begin.split(b"\n", _LINES)[:_LINES]]
+    return names, tuple(line if line.isprintable() else ascii(line) for line in lines if line)
 
 
 def difference_to_held(entry: Entry, content: Content, layout: Layout) -> str:

@@ -56,6 +56,7 @@ class ArchivedDays:
         archive: The archive.
         computing: Threads that read zips.
         memory: What all workers may take together.
+        quarantine_bytes: How much all refused bytes may take together.
         refused: ETags of the zips that were refused, and of their ``.CHECKSUM`` files, by day.
     """
 
@@ -65,6 +66,7 @@ class ArchivedDays:
     archive: Archive
     computing: Executor
     memory: MemoryBudget
+    quarantine_bytes: int
     refused: dict[date, tuple[str | None, str | None]] = field(default_factory=dict)
     _small: Together[date, ArchiveFile, DayRows | Encoded] = field(init=False)
     _in_work: set[date] = field(default_factory=set)
@@ -189,7 +191,7 @@ class ArchivedDays:
             raise
 
     def _quarantine(self, path: str, file: ArchiveFile, error: SourceError, day: date | None) -> None:
-        quarantine.put(
+        kept = quarantine.put(
             self.layout,
             self.key,
             path,
@@ -199,6 +201,11 @@ class ArchivedDays:
             day=day,
             at=clock.now(),
             etag=file.etag,
+            most_bytes=self.quarantine_bytes,
         )
+        if kept is None:
+            full = f"quarantine is full ({self.quarantine_bytes / 1e6:,.0f} MB)"
+            advice = "Retry what is in it (`market-data quarantine list`), or raise MARKET_DATA_QUARANTINE_MB."
+            error.args = (f"{error} The file is not stored, because {full}. {advice}", *error.args[1:])
         if day is not None:
             self.refused[day] = file.etag, file.checksum_etag

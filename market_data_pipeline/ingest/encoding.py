@@ -31,7 +31,7 @@ from market_data_pipeline.quality.rows import Ints, in_order, ints
 from market_data_pipeline.quality.verdicts import TradeRecord, judge_candles, judge_trades
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import Listing, SeriesKey
-from market_data_pipeline.sources.archive import read_zip, read_zips, split_days
+from market_data_pipeline.sources.archive import other_interval, read_zip, read_zips, split_days
 from market_data_pipeline.sources.errors import ConflictError, MalformedError
 from market_data_pipeline.sources.file import ArchiveFile
 from market_data_pipeline.specs import expected_rows, spec_of
@@ -74,7 +74,7 @@ def read_days(
     if listing is not None and first == last and len(file.data) > _BIG_BYTES:
         return {first: _read_big_day(key, file, first, listing)}
     table = read_zip(file.data, key, file.stem, first, last)
-    days = {first: table} if first == last else split_days(table, spec_of(key).time)
+    days = {first: table} if first == last else _of_own_interval(key, split_days(table, spec_of(key).time))
     flat = {} if listing is None else _flat_candles_of_sound(key, table, list(days))
     source = Source.ARCHIVE_DAILY if first == last else Source.ARCHIVE_MONTHLY
     share = len(file.data) / table.num_rows
@@ -91,6 +91,11 @@ def read_days(
         else:
             found[day] = encode(key, rows, describe(key, day, rows, listing))
     return found
+
+
+def _of_own_interval(key: SeriesKey, days: dict[date, pa.Table]) -> dict[date, pa.Table]:
+    """Leave out the days of a monthly zip whose candles are of another interval than the series."""
+    return {day: table for day, table in days.items() if other_interval(key, table) is None}
 
 
 def read_daily(key: SeriesKey, files: Mapping[date, ArchiveFile]) -> Iterator[tuple[date, Encoded]]:

@@ -105,6 +105,7 @@ class _Run:
             self.sources.archive,
             self.sources.computing,
             self.sources.memory,
+            self.settings.quarantine_mb * 1_000_000,
         )
         self._asked = AskedDays(self.key, self._rest, self.listing)
         self._healer = Healer(self.key, self._rest, self.listing)

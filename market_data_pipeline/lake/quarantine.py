@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -71,6 +71,7 @@ class _Record(BaseModel):
     at: datetime
     etag: str | None = None
     accepted: Acceptance | None = None
+    beginning: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class Entry:
         at: When it was refused (UTC).
         etag: As the archive gave it, without quotes.
         accepted: Who accepted it, and when; None where nobody did.
+        beginning: The bytes were not a zip, and only how they begin is stored.
     """
 
     key: SeriesKey
@@ -104,6 +106,7 @@ class Entry:
     at: datetime
     etag: str | None = None
     accepted: Acceptance | None = None
+    beginning: bool = False
 
     @property
     def name(self) -> str:
@@ -137,11 +140,26 @@ class Entry:
             data = self.path.read_bytes()
         except OSError as error:
             raise DamagedFileError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+        if self.beginning:
+            raise DamagedFileError(f"What came was not a zip. Only its beginning is stored: {data[:80]!r}.")
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise DamagedFileError(
                 f"{self.path} does not hold the bytes that were refused: it was changed since. Retry its day instead."
             )
         return data
+
+
+DEFAULT_BYTES = 2_000_000_000
+"""How much all refused bytes may take together where no setting says so."""
+
+_FILES = 20_000
+"""How many refused files there may be in all."""
+
+_COPIES = 3
+"""How many versions of one archive are stored: Binance replaces an archive once or twice."""
+
+_BEGINNING_BYTES = 1024
+"""How much is stored of bytes that are not a zip, such as a web page."""
 
 
 # --- keeping --------------------------------------------------------------------------------------------------------
@@ -158,10 +176,16 @@ def put(
     day: date | None,
     at: datetime,
     etag: str | None = None,
-) -> Path:
+    most_bytes: int = DEFAULT_BYTES,
+) -> Path | None:
     """Keep refused bytes with the reason. Only the holder of the series' lock may call this.
 
     The same bytes again keep their record as it is, unless they are refused for another reason; an acceptance stays.
+    Of what is not a zip only the beginning is stored, and only the newest of an archive.
+
+    Quarantine is bounded: in all, and for one series to half of it. When it is full, older versions of archives go
+    first, then monthly zips, the oldest first. What a person accepted and the only version of a daily archive never go:
+    new bytes are then not stored.
 
     Args:
         layout: Where everything lies.
@@ -173,9 +197,10 @@ def put(
         day: The UTC day that the zip is about; None of a monthly zip.
         at: When it was refused (UTC).
         etag: As the archive gave it, without quotes.
+        most_bytes: How much all refused bytes may take together.
 
     Returns:
-        Where the bytes lie.
+        Where the bytes lie; None if there is no room for them.
 
     Raises:
         StorageError: the disk refuses.
@@ -186,6 +211,9 @@ def put(
     known = _read_record(path)
     if known is not None and (known.kind, known.reason) == (kind, reason) and path.exists():
         return path
+    stored = data if data[:2] == b"PK" else data[:_BEGINNING_BYTES]
+    if not _make_room(layout, key, path, stem, len(stored), most_bytes):
+        return None
     record = _Record(
         series=str(key),
         day=day,
@@ -196,10 +224,57 @@ def put(
         at=at,
         etag=etag,
         accepted=known.accepted if known else None,
+        beginning=len(stored) < len(data),
     )
-    files.write_bytes(path, data)
+    files.write_bytes(path, stored)
     _write_record(path, record)
     return path
+
+
+def _make_room(layout: Layout, key: SeriesKey, path: Path, stem: str, size: int, most_bytes: int) -> bool:
+    """Give up what may go until a file of a size has room; return False if it has none."""
+    for entry in _surplus(list(_entries_named(layout, key, stem)), path):
+        release(entry)
+    sizes = {
+        other: stat.bytes
+        for other in layout.quarantined.rglob("*.zip")
+        if other != path and (stat := files.stat(other)) is not None
+    }
+    share = most_bytes // 2
+
+    def has_share() -> bool:
+        return size + sum(sizes[other] for other in sizes if other.parent == path.parent) <= share
+
+    def fits() -> bool:
+        return has_share() and size + sum(sizes.values()) <= most_bytes and len(sizes) < _FILES
+
+    if fits() or size > share:
+        return size <= share
+    for entry in _that_may_go([entry for entry in entries(layout) if entry.path != path]):
+        if entry.key == key or has_share():
+            release(entry)
+            sizes.pop(entry.path, None)
+        if fits():
+            return True
+    return False
+
+
+def _surplus(versions: Sequence[Entry], path: Path) -> list[Entry]:
+    """Return the versions of one archive that go in any case, when another is stored at a path."""
+    others = [entry for entry in versions if entry.path != path and entry.accepted is None]
+    zips = sorted((entry for entry in others if not entry.beginning), key=lambda entry: entry.at)
+    return [*(entry for entry in others if entry.beginning), *zips[: max(0, len(zips) - (_COPIES - 1))]]
+
+
+def _that_may_go(found: Sequence[Entry]) -> list[Entry]:
+    """Return the entries that may be given up, in the order in which they go."""
+    newest: dict[tuple[SeriesKey, str], datetime] = {}
+    for entry in found:
+        newest[entry.key, entry.stem] = max(entry.at, newest.get((entry.key, entry.stem), entry.at))
+    open_ = [entry for entry in found if entry.accepted is None]
+    older = [entry for entry in open_ if entry.at < newest[entry.key, entry.stem]]
+    months = [entry for entry in open_ if entry.day is None and entry not in older]
+    return [*sorted(older, key=lambda entry: entry.at), *sorted(months, key=lambda entry: entry.at)]
 
 
 # --- finding --------------------------------------------------------------------------------------------------------
@@ -299,9 +374,13 @@ _WAIT_SECONDS = 10.0
 
 
 def release(entry: Entry) -> None:
-    """Remove an entry: its bytes and its record."""
-    entry.path.unlink(missing_ok=True)
-    _record_path(entry.path).unlink(missing_ok=True)
+    """Remove an entry: its bytes and its record.
+
+    Raises:
+        StorageError: The system refuses.
+    """
+    files.remove(entry.path)
+    files.remove(_record_path(entry.path))
 
 
 def release_mended(layout: Layout, key: SeriesKey, ledger: Ledger) -> list[Entry]:
@@ -390,6 +469,7 @@ def _entry(path: Path, key: SeriesKey) -> Entry | None:
         at=record.at,
         etag=record.etag,
         accepted=record.accepted,
+        beginning=record.beginning,
     )
 
 

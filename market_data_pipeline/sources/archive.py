@@ -1,17 +1,14 @@
 """The bytes of an archive's zip, read into Arrow: its CSV, header, time unit and columns read off the file itself.
 
-What belongs here: everything about the inside of a zip. What does not: how it is downloaded (``vision.py``), and
-whether what the rows say makes sense (``quality``). Nothing here touches a disk or a network.
+What belongs here: from the bytes of a CSV to rows. What does not: the zip around it (``zips.py``), how it is downloaded
+(``vision.py``), and whether what the rows say makes sense (``quality``). Nothing here touches a disk or a network.
 
 A file is never trusted to be like its neighbours: old archives are not made again when Binance changes the format.
 """
 
 from __future__ import annotations
 
-import io
 import re
-import struct
-import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,27 +21,29 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
-from isal import igzip_lib, isal_zlib
-from isal.igzip_lib import IsalError
 
 from market_data_pipeline import clock
 from market_data_pipeline.schemas import ARROW_TYPES, TIME, WORD, lake_schema
-from market_data_pipeline.series import DataType, Market, SeriesKey
+from market_data_pipeline.series import INTERVALS, DataType, Market, SeriesKey, interval_us
 from market_data_pipeline.sources.errors import MalformedError
-from market_data_pipeline.specs import SPECS, Column, Spec, spec_of
+from market_data_pipeline.sources.zips import inflated
+from market_data_pipeline.specs import SPECS, Column, Spec, most_rows, spec_of
 
-_BODY_BYTES = 1 << 20
-"""Of a zip, inflated at a time, to some 4 MB of CSV, so that a day's is never whole in memory. Where that is more than
-the C library keeps for the next time, the system gives it anew and takes it back, which takes as long as to inflate."""
+_ROW_BYTES = 400
+"""Bytes; more than any row of candles has: 12 values of up to 25 letters."""
 
-_BLOCK_BYTES = 4 << 20
-"""CSV inflated at a time, at most."""
+_TRADES_RATIO = 16
+"""Bytes of CSV that a byte of a zip of trades may hold. Real ones hold 3 to 5. Trades that differ in nothing but their
+ids, which no symbol has, would come to 11."""
+
+_LEAST_BOUND = 16 << 20
+"""Bytes of CSV that are read from any zip, so that what is in a wrong one can be said."""
 
 _PARSERS = 2
 """Threads that parse a big zip, since that takes twice as long as inflating it."""
 
-_LONGEST_HEADER = 4096
-"""Bytes; more than all names of columns together."""
+_LONGEST_LINE = 4096
+"""Bytes; more than all names of columns together, and ten times a row."""
 
 
 def read_zip(
@@ -66,23 +65,34 @@ def read_zip(
 
     Raises:
         MalformedError: the zip is broken, holds no or more than one fitting CSV, a row has the wrong number of columns,
-            a value is not of its kind, or rows belong to other days.
+            a value is not of its kind, rows belong to other days or last another interval than the series', or there is
+            more of them than its days can have.
     """
     spec = spec_of(key)
     blocks: list[pa.Table] = []
     times: list[int] = []
-    for raw in _parsed(_blocks(_inflated(data, stem), stem), spec, stem):
+    rows, days = 0, (last - first).days + 1
+    for raw in _parsed(_blocks(inflated(data, stem, _most_bytes(key, days, len(data))), spec, stem), spec, stem):
         if raw.num_rows == 0:
             continue
+        rows += raw.num_rows
         times += pc.min_max(raw.column(spec.time)).as_py().values()
         unit = _microseconds_per_unit(min(times), max(times), stem)
         blocks.append(_conform(raw, key, spec, unit))
+        if rows > most_rows(key, days):
+            break
         if taken is not None:
             taken(blocks[-1])
     if not blocks:
         raise MalformedError(f"{stem}.csv has no rows.")
+    table = pa.concat_tables(blocks)
+    if (other := other_interval(key, table)) is not None:
+        raise MalformedError(f"{stem}.csv has rows of another interval: {other}.")
+    if rows > (most := most_rows(key, days)):
+        period = "A day" if days == 1 else "A month"
+        raise MalformedError(f"{stem}.csv has {rows:,} rows or more. {period} of {key.short} has at most {most:,}.")
     _refuse_other_days(min(times) * unit, max(times) * unit, first, last, stem)
-    return pa.concat_tables(blocks)
+    return table
 
 
 def read_zips(zips: Mapping[str, bytes], key: SeriesKey, rows: int) -> pa.Table:
@@ -101,7 +111,7 @@ def read_zips(zips: Mapping[str, bytes], key: SeriesKey, rows: int) -> pa.Table:
     """
     spec = spec_of(key)
     stem = next(iter(zips))
-    lines = b"".join(_lines(data, of, rows) for of, data in zips.items())
+    lines = b"".join(_lines(data, spec, of, rows) for of, data in zips.items())
     raw = _parse_lines(memoryview(lines), spec, False, stem)
     if raw.num_rows != rows * len(zips):
         raise MalformedError(f"{stem}.csv, or one read with it, has empty lines.")
@@ -109,10 +119,10 @@ def read_zips(zips: Mapping[str, bytes], key: SeriesKey, rows: int) -> pa.Table:
     return _conform(raw, key, spec, _microseconds_per_unit(span["min"], span["max"], stem))
 
 
-def _lines(data: bytes, stem: str, number: int) -> bytes:
+def _lines(data: bytes, spec: Spec, stem: str, number: int) -> bytes:
     """The lines of a zip's CSV without its header, each with its end."""
-    csv = b"".join(_inflated(data, stem))
-    if _has_header(memoryview(csv), stem):
+    csv = b"".join(inflated(data, stem, number * _ROW_BYTES + _LONGEST_LINE))
+    if _has_header(memoryview(csv), spec, stem):
         csv = csv.partition(b"\n")[2]
     if not csv.endswith(b"\n"):
         csv += b"\n"
@@ -149,67 +159,57 @@ def _zeros(rows: int) -> pa.Array:
     return pa.array(np.zeros(rows, dtype=np.int32))
 
 
+def other_interval(key: SeriesKey, table: pa.Table) -> str | None:
+    """Say which interval candles have, in words, if it is not the series'; else return None.
+
+    What most candles last decides, so candles off the grid, and some that are cut short at an outage, are no matter.
+
+    Args:
+        key: The series.
+        table: Its rows, as :func:`read_zip` returns them.
+    """
+    if key.interval is None:
+        return None
+    opened, closed = (pc.cast(table.column(name), pa.int64()).to_numpy() for name in ("open_time", "close_time"))
+    # close_time is one unit (a microsecond or a millisecond) before the end.
+    lasts = (closed - opened + 1000) // 1000 * 1000
+    own = interval_us(key.interval)
+    mine = int((lasts == own).sum())
+    if 2 * mine >= len(lasts):
+        return None
+    values, counts = np.unique(lasts, return_counts=True)
+    most = int(counts.argmax())
+    last, count = int(values[most]), int(counts[most])
+    # A candle is cut short, and never lasts longer. One alone may be cut to the length of another interval.
+    if count <= mine or (last < own and (count == 1 or not _is_interval(last, opened))):
+        return None
+    names = {interval_us(name): name for name in INTERVALS}
+    words = names.get(last, f"{last / 1e6:g} s")
+    return f"{count:,} of {len(lasts):,} candles last {words}, not {key.interval}"
+
+
+def _is_interval(us: int, opened: npt.NDArray[np.int64]) -> bool:
+    """Return True if candles of a length have it from Binance, or follow each other by it."""
+    if us in map(interval_us, INTERVALS):
+        return True
+    steps, counts = np.unique(np.diff(opened), return_counts=True)
+    return bool(steps[counts.argmax()] == us)
+
+
+def _most_bytes(key: SeriesKey, days: int, size: int) -> int:
+    """Return the most bytes of CSV in a zip of so many days and bytes."""
+    possible = _TRADES_RATIO * size if key.interval is None else most_rows(key, days) * _ROW_BYTES
+    return max(_LEAST_BOUND, possible)
+
+
 # --- from bytes to blocks of lines ------------------------------------------------------------------------------
-
-
-def _inflated(data: bytes, stem: str) -> Iterator[bytes]:
-    """The CSV's bytes in pieces; the checksum that the zip holds is proven at the end."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            member = _member(archive, stem)
-            start = _data_start(data, member)
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, ValueError, IndexError) as error:
-        raise MalformedError(f"The zip of {stem} is broken: {error}.") from error
-    body = memoryview(data)[start : start + member.compress_size]
-    crc = size = 0
-    for piece in _decompress(body, member, stem):
-        crc = isal_zlib.crc32(piece, crc)
-        size += len(piece)
-        yield piece
-    if (size, crc) != (member.file_size, member.CRC):
-        raise MalformedError(f"The zip of {stem} is broken: what it holds does not match its own CRC.")
-
-
-def _decompress(body: memoryview, member: zipfile.ZipInfo, stem: str) -> Iterator[bytes]:
-    if member.compress_type == zipfile.ZIP_STORED:
-        yield bytes(body)
-        return
-    if member.compress_type != zipfile.ZIP_DEFLATED:
-        raise MalformedError(
-            f"The zip of {stem} is compressed by method {member.compress_type}, which no archive uses."
-        )
-    inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_DEFLATE)
-    try:
-        for at in range(0, len(body), _BODY_BYTES):
-            yield inflater.decompress(body[at : at + _BODY_BYTES], _BLOCK_BYTES)
-            while not (inflater.eof or inflater.needs_input):
-                yield inflater.decompress(b"", _BLOCK_BYTES)
-            if inflater.eof:
-                return
-    except IsalError as error:  # type: ignore[misc]  # isal's stub declares an instance
-        raise MalformedError(f"The zip of {stem} is broken: {error}.") from error
-
-
-def _member(archive: zipfile.ZipFile, stem: str) -> zipfile.ZipInfo:
-    """The zip's one file, the CSV of the right name; some archives have it in a folder (binance-public-data #449)."""
-    found = [info for info in archive.infolist() if not info.is_dir()]
-    if len(found) == 1 and found[0].filename.rsplit("/", 1)[-1] == f"{stem}.csv":
-        return found[0]
-    names = ", ".join(info.filename for info in found) or "nothing"
-    raise MalformedError(f"The zip should hold {stem}.csv and nothing else, but it holds {names}.")
-
-
-def _data_start(data: bytes, member: zipfile.ZipInfo) -> int:
-    # The local header repeats the name and has an extra field of its own length (zip specification, 4.3.7).
-    name_length, extra_length = struct.unpack_from("<HH", data, member.header_offset + 26)
-    return member.header_offset + 30 + int(name_length) + int(extra_length)
 
 
 _Block = tuple[list[memoryview], bool]
 """Whole lines, in one part or two, and whether they begin with a header."""
 
 
-def _blocks(pieces: Iterator[bytes], stem: str) -> Iterator[_Block]:
+def _blocks(pieces: Iterator[bytes], spec: Spec, stem: str) -> Iterator[_Block]:
     """Whole lines from pieces of any size.
 
     A line that two pieces share is a part of its own, since to put the pieces together would copy the whole CSV.
@@ -221,26 +221,34 @@ def _blocks(pieces: Iterator[bytes], stem: str) -> Iterator[_Block]:
         cut = piece.rfind(b"\n") + 1
         if cut:
             parts = [part for part in (memoryview(rest), memoryview(piece)[shared:cut]) if part]
-            yield parts, not begun and _has_header(parts[0], stem)
+            yield parts, not begun and _has_header(parts[0], spec, stem)
             begun = True
         rest = piece[cut:] if cut else rest + piece
+        if len(rest) > _LONGEST_LINE:
+            raise MalformedError(f"{stem}.csv has a line of more than {_LONGEST_LINE:,} bytes, which no row has.")
     if rest:
-        yield [memoryview(rest)], not begun and _has_header(memoryview(rest), stem)
+        yield [memoryview(rest)], not begun and _has_header(memoryview(rest), spec, stem)
 
 
-def _has_header(block: memoryview, stem: str) -> bool:
+def _has_header(block: memoryview, spec: Spec, stem: str) -> bool:
     """Whether the first line is a header: spot never has one, um since mid-2022, cm now and then.
 
     Anything but the name of a column or a number is refused, lest a row be taken for a header and be lost.
     """
-    line = bytes(block[:_LONGEST_HEADER]).partition(b"\n")[0]
+    line = bytes(block[:_LONGEST_LINE]).partition(b"\n")[0]
     if line.endswith(b"\r"):
         raise MalformedError(
             f"{stem}.csv was saved by another program (its lines end in CR LF): it is not Binance's file."
         )
     if not line[:1].isalnum():
         raise MalformedError(f"{stem}.csv begins with {line[:12]!r}, which is neither a header nor a number.")
-    return line[:1].isalpha()
+    if line[:1].isdigit():
+        return False
+    if line.count(b",") + 1 != len(spec.columns):
+        raise MalformedError(
+            f"{stem}.csv begins with {line[:80]!r}, which is neither a row nor a header of {len(spec.columns)} columns."
+        )
+    return True
 
 
 # --- from lines to Arrow ----------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from market_data_pipeline.lake.ledger import LedgerRow
 from market_data_pipeline.lake.provenance import ChecksumStatus
 from market_data_pipeline.sandbox import Damage, DamagedArchive, MissingChecksum, MissingRows
 from market_data_pipeline.series import Listing, SeriesKey
-from market_data_pipeline.sources import archive
+from market_data_pipeline.sources import zips
 from market_data_pipeline.sources.file import ArchiveFile
 from market_data_pipeline_tests.world import Result, World, agg_trades, days, klines, utc
 
@@ -53,7 +53,7 @@ def test_big_days_which_threads_share_are_the_same(
     faults.add(DamagedArchive(days=[date(2026, 2, 10)], damage=Damage.CONFLICTING_DUPLICATES))
     wanted = days("2026-01-01", "2026-02-12") if key.interval else days("2026-02-03", "2026-02-12")
     small = [told(world, result) for result in world.ingest(key, wanted)]
-    monkeypatch.setattr(archive, "_BODY_BYTES", 1 << 10)
+    monkeypatch.setattr(zips, "_BODY_BYTES", 1 << 10)
     monkeypatch.setattr(encoding, "_BIG_BYTES", 1)
     monkeypatch.setattr(files, "ROW_GROUP_ROWS", 100)
     other = World(world.root / "other", world.sandbox, monkeypatch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -208,3 +208,84 @@ def test_the_record_is_plain_json(layout: Layout) -> None:
     assert record["day"] == "2024-01-03"
     assert record["kind"] == "checksum"
     assert record["sha256"] == entry.sha256
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+
+def put(layout: Layout, n: int, day: date | None = DAY, *, key: SeriesKey = BTC, size: int = 100) -> Entry | None:
+    """Keep the n-th version of an archive, n hours later, where 1,000 bytes are the limit."""
+    path = quarantine.put(
+        layout,
+        key,
+        key.archive_daily(day) if day else key.archive_monthly(DAY),
+        b"PK%d" % n + bytes(size - len(b"PK%d" % n)),
+        kind="malformed",
+        reason="why",
+        day=day,
+        at=AT + timedelta(hours=n),
+        most_bytes=1_000,
+    )
+    return next((entry for entry in quarantine.entries(layout) if entry.path == path), None)
+
+
+def days_kept(layout: Layout) -> list[tuple[date | None, int]]:
+    return [(entry.day, (entry.at - AT) // timedelta(hours=1)) for entry in quarantine.entries(layout)]
+
+
+def test_three_versions_of_an_archive_are_stored(layout: Layout) -> None:
+    for n in range(20):
+        assert put(layout, n) is not None
+    assert days_kept(layout) == [(DAY, 17), (DAY, 18), (DAY, 19)]
+    assert len(list(layout.quarantine(BTC).iterdir())) == 6
+
+
+def test_what_a_person_accepted_is_never_given_up(layout: Layout) -> None:
+    accepted = quarantine.accept(layout, kept(layout, data=b"PK accepted"), by="me", at=AT)
+    for n in range(1, 6):
+        put(layout, n)
+    assert quarantine.entries(layout)[0] == accepted
+    assert days_kept(layout)[1:] == [(DAY, 3), (DAY, 4), (DAY, 5)]
+
+
+def test_one_series_gets_half_of_the_room(layout: Layout) -> None:
+    eth = klines("ETHUSDT", "1m")
+    others = [date(2024, 1, n) for n in range(4, 8)]
+    assert all(put(layout, n, day) for n, day in enumerate([DAY, *others]))
+    assert put(layout, 9, date(2024, 1, 9)) is None
+    assert put(layout, 9, DAY, key=eth, size=500) is not None
+    assert put(layout, 9, DAY, key=klines("SOLUSDT", "1m"), size=10) is None
+    assert put(layout, 9, DAY, key=klines("SOLUSDT", "1m"), size=501) is None
+    assert {day for day, _ in days_kept(layout)} == {DAY, *others}
+
+
+def test_older_versions_go_first_then_monthly_zips_and_never_a_days_only_one(layout: Layout) -> None:
+    second = date(2024, 1, 4)
+    for n, day in enumerate([None, DAY, DAY, second, second]):
+        put(layout, n, day)
+    new = [date(2024, 1, n) for n in range(10, 20)]
+    assert put(layout, 10, new[0])
+    assert days_kept(layout) == [(None, 0), (DAY, 2), (second, 3), (second, 4), (new[0], 10)]
+    assert put(layout, 11, new[1])
+    assert put(layout, 12, new[2])
+    assert days_kept(layout) == [(DAY, 2), (second, 4), (new[0], 10), (new[1], 11), (new[2], 12)]
+    assert put(layout, 13, new[3]) is None
+    assert len(days_kept(layout)) == 5
+
+
+def test_room_is_made_in_other_series_too(layout: Layout) -> None:
+    eth, sol = klines("ETHUSDT", "1m"), klines("SOLUSDT", "1m")
+    for key in (BTC, eth):
+        put(layout, 1, DAY, key=key, size=250)
+        put(layout, 2, DAY, key=key, size=250)
+    assert put(layout, 3, DAY, key=sol, size=400) is not None
+    assert [(entry.key, entry.size) for entry in quarantine.entries(layout)] == [(BTC, 250), (eth, 250), (sol, 400)]
+
+
+def test_of_what_is_no_zip_the_beginning_is_stored(layout: Layout) -> None:
+    entry = kept(layout, data=b"<html>" + bytes(10_000), kind="malformed")
+    assert (entry.size, entry.beginning) == (1024, True)
+    with pytest.raises(DamagedFileError, match=r"not a zip. Only its beginning is stored: b'<html>"):
+        entry.read()
+    assert kept(layout, data=b"<body>" + bytes(10_000), kind="malformed").beginning
+    assert len(quarantine.entries(layout)) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import zipfile
 from contextlib import suppress
 from datetime import date
@@ -118,19 +117,6 @@ def test_a_wrong_row_anywhere_in_a_big_zip_is_refused(at: int) -> None:
     rows = [*MANY_ROWS[:at], "1,2,3\n", *MANY_ROWS[at + 1 :]]
     with pytest.raises(MalformedError, match=r"Expected 12 columns, got 3.*a row of klines in spot has 12 columns"):
         read_seconds(zipped("".join(rows), SECONDS_STEM))
-
-
-def test_bytes_behind_what_a_zip_says_that_it_holds_are_not_read() -> None:
-    whole = zipped("".join(MANY_ROWS), SECONDS_STEM)
-    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
-        size = archive.infolist()[0].compress_size
-    directory = whole.rindex(b"PK\x01\x02")
-    longer = size + (2 << 20)
-    body = whole[:directory] + bytes(longer - size)
-    end = whole.rindex(b"PK\x05\x06")
-    entry = whole[directory : directory + 20] + struct.pack("<I", longer) + whole[directory + 24 : end]
-    data = body + entry + whole[end : end + 16] + struct.pack("<I", len(body)) + whole[end + 20 :]
-    assert read_seconds(data).num_rows == 86_400
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
