@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     )
     budget_dir: Path | None = Field(
         None,
-        description="Where processes share the REST budget; by default all of one user's, below the temporary folder.",
+        description="Where processes share the REST budget; by default a private folder in the user's cache.",
     )
     rest_trades_weight: int = Field(
         4000,

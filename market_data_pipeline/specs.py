@@ -44,12 +44,14 @@ class RestEndpoint:
         page: Rows asked for by one request: the size that costs least weight by row.
         weight: What such a request costs.
         max_span: Longest time between startTime and endTime in one request.
+        reach: How far back from now it answers; None where there is no limit. Older rows come from the archive only.
     """
 
     path: str
     page: int
     weight: int
     max_span: timedelta | None = None
+    reach: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class MarketSpec:
     Attributes:
         time_path: Endpoint of the server's clock.
         weight_per_minute: The budget of one IP address.
+        budget: Markets with the same name here are counted together by Binance, whichever host is asked.
         microseconds: Whether the API speaks microseconds when asked by the header ``X-MBX-TIME-UNIT``.
         inverse: Contracts that are margined in the base asset: volume is in contracts, VWAP is Σq / Σ(q/p).
         first_agg_trade_id: The id of a symbol's first aggTrade.
@@ -66,15 +69,17 @@ class MarketSpec:
 
     time_path: str
     weight_per_minute: int
+    budget: str
     microseconds: bool
     inverse: bool
     first_agg_trade_id: int
 
 
 MARKETS: dict[Market, MarketSpec] = {
-    Market.SPOT: MarketSpec("/api/v3/time", 6000, True, False, 0),
-    Market.UM: MarketSpec("/fapi/v1/time", 2400, False, False, 1),
-    Market.CM: MarketSpec("/dapi/v1/time", 2400, False, True, 1),
+    Market.SPOT: MarketSpec("/api/v3/time", 6000, "spot", True, False, 0),
+    # One budget since COIN-M was joined to USDⓈ-M on 2026-06-30.
+    Market.UM: MarketSpec("/fapi/v1/time", 2400, "futures", False, False, 1),
+    Market.CM: MarketSpec("/dapi/v1/time", 2400, "futures", False, True, 1),
 }
 
 
@@ -152,7 +157,8 @@ def _agg_trades(market: Market, columns: tuple[Column, ...], rest: RestEndpoint)
 
 
 _HOUR = timedelta(hours=1)
-# Futures klines weigh 2 up to 499 rows, 5 up to 1000, 10 above: pages of 499 are the cheapest by row.
+# Futures klines weigh 2 up to 499 rows, 5 up to 1000, 10 above: pages of 499 are the cheapest by row. Futures aggTrades
+# reach back 48 hours (um, since 2026-08-18) and 24 hours (cm, since 2026-06-26).
 _ROWS = (
     _klines(Market.SPOT, RestEndpoint("/api/v3/klines", 1000, 2)),
     _klines(Market.UM, RestEndpoint("/fapi/v1/klines", 499, 2)),
@@ -162,8 +168,16 @@ _ROWS = (
         (*_AGG_TRADE_COLUMNS, Column("is_best_match", "bool", "M")),
         RestEndpoint("/api/v3/aggTrades", 1000, 4, max_span=_HOUR),
     ),
-    _agg_trades(Market.UM, _AGG_TRADE_COLUMNS, RestEndpoint("/fapi/v1/aggTrades", 1000, 20, max_span=_HOUR)),
-    _agg_trades(Market.CM, _AGG_TRADE_COLUMNS, RestEndpoint("/dapi/v1/aggTrades", 1000, 20, max_span=_HOUR)),
+    _agg_trades(
+        Market.UM,
+        _AGG_TRADE_COLUMNS,
+        RestEndpoint("/fapi/v1/aggTrades", 1000, 20, max_span=_HOUR, reach=48 * _HOUR),
+    ),
+    _agg_trades(
+        Market.CM,
+        _AGG_TRADE_COLUMNS,
+        RestEndpoint("/dapi/v1/aggTrades", 1000, 20, max_span=_HOUR, reach=24 * _HOUR),
+    ),
 )
 
 SPECS: dict[tuple[Market, DataType], Spec] = {(spec.market, spec.data_type): spec for spec in _ROWS}

@@ -80,6 +80,10 @@ class UnpublishedError(SourceError):
     kind = "unpublished"
 
 
+class BeyondReachError(UnpublishedError):
+    """REST does not serve rows so old: only the archive has them, now and later."""
+
+
 class ConflictError(SourceError):
     """Two different rows have the same key."""
 

@@ -6,13 +6,16 @@ switch the host off for the rest of the run, since asking on makes it worse.
 
 from __future__ import annotations
 
+import email.utils
 import json
+import math
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,8 +25,9 @@ from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey, interval_us
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.sources.archive import table_from_rest
-from market_data_pipeline.sources.budget import LOOK_AGAIN_SECONDS, WeightBudget, shared_folder
+from market_data_pipeline.sources.budget import LONGEST_BAN_SECONDS, WeightBudget, shared_folder
 from market_data_pipeline.sources.errors import (
+    BeyondReachError,
     HostOffError,
     MalformedError,
     NetworkError,
@@ -32,6 +36,7 @@ from market_data_pipeline.sources.errors import (
 )
 from market_data_pipeline.sources.http import BAD_REQUEST, OK, TOO_MANY, Answer, Host
 from market_data_pipeline.specs import MARKETS, RestEndpoint, spec_of
+from market_data_pipeline.stopping import Stop, in_words
 
 _USED_WEIGHT = "X-MBX-USED-WEIGHT-1M"
 _TIME_WEIGHT = 1
@@ -39,6 +44,8 @@ _PATIENCE = 5
 """How often one request may be told to wait (429) before the host is off for the run."""
 
 _INVALID_SYMBOL = -1121
+_TOO_OLD = -4166
+"""Futures aggTrades older than what is served: "Search window is restricted to recent 2 days only"."""
 _PASSING_CODES = range(-1099, -999)
 """Codes of errors of the server or the network, by Binance's documentation; all others lie in what was asked for."""
 
@@ -47,6 +54,13 @@ _ADVICE = {
     418: "it has banned this address for asking too much",
     451: "it refuses this country",
 }
+
+
+CLOCK_TOLERANCE = timedelta(minutes=5)
+"""How far the server's clock may be from ours. Beyond, one is wrong, and nobody knows which candles are closed."""
+
+_EDGE = timedelta(minutes=10)
+"""Rows nearer than this to the end of what REST serves are not asked for: they may be gone before the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,34 +73,46 @@ class RestRows:
         asked_at: The time (UTC) when the first request was sent: what had happened until then is in the table. It is
             the server's, but where trades were asked for by their ids.
         cut: Whether rows are lacking because the run's weight for aggTrades was used up.
+        beyond: Why rows at the beginning may be lacking although they exist: they are older than what REST serves.
     """
 
     table: pa.Table
     url: str
     asked_at: datetime
     cut: bool = False
+    beyond: str = ""
 
 
 class RestApi:
-    """REST of one market, for one run."""
+    """REST of one market, for one run.
 
-    def __init__(self, market: Market, settings: Settings) -> None:
+    Args:
+        market: The market.
+        settings: Its host, and how patient to be.
+        stop: What ends all waits; by default :meth:`close` alone does.
+
+    Raises:
+        HostOffError: the folder of the shared budget cannot be used.
+    """
+
+    def __init__(self, market: Market, settings: Settings, stop: Stop | None = None) -> None:
         self.market = market
         self._facts = MARKETS[market]
         self._host = Host(settings.rest_url(market), settings)
         self._settings = settings
         self._budget = WeightBudget(
-            self._host.name,
+            _budget_name(market, settings),
             self._facts.weight_per_minute,
             settings.weight_share,
             settings.budget_dir or shared_folder(),
+            stop,
+            settings.rest_pause_seconds,
         )
         self._headers = {"X-MBX-TIME-UNIT": "MICROSECOND"} if self._facts.microseconds else {}
         self._unit = 1 if self._facts.microseconds else 1000
         self._off: str | None = None
-        self._offset: timedelta | None = None
+        self._server: tuple[datetime, float] | None = None
         self._trades_weight_left = settings.rest_trades_weight
-        self._resume_at = 0.0
         self._lock = threading.Lock()
 
     # --- what is asked --------------------------------------------------------------------------------------
@@ -129,15 +155,26 @@ class RestApi:
         )
         return RestRows(found.filter(closed), f"{self._host.url}{endpoint.path}", now)
 
-    def agg_trades(self, key: SeriesKey, start_us: int, end_us: int, from_id: int | None = None) -> RestRows:
+    def agg_trades(
+        self, key: SeriesKey, start_us: int, end_us: int, from_id: int | None = None, since_us: int | None = None
+    ) -> RestRows:
         """Trades with ``start_us <= transact_time < end_us``, from an id on where it is known.
 
+        Args:
+            key: The series.
+            start_us: Microseconds UTC.
+            end_us: Microseconds UTC.
+            from_id: The first id to ask for.
+            since_us: When the trade before that id took place (microseconds UTC); ``start_us`` where not given.
+
         Raises:
+            BeyondReachError: REST does not serve trades so old; it was not asked.
             HostOffError: the host refuses, or did so before in this run.
             NetworkError: no answer.
             RestAnswerError: an answer is not understood, or does not begin where it was asked to.
         """
         endpoint = spec_of(key).rest
+        self._refuse_beyond(endpoint, start_us if since_us is None else max(start_us, since_us), clock.now())
         now = self._server_now()
         end = min(end_us, clock.to_us(now))
         tables: list[pa.Table] = []
@@ -173,19 +210,33 @@ class RestApi:
         inside = pc.and_(pc.greater_equal(times, start_us), pc.less(times, end_us))
         return RestRows(found.filter(inside), f"{self._host.url}{endpoint.path}", now, cut)
 
-    def agg_trades_of_ids(self, key: SeriesKey, first: int, last: int) -> RestRows:
+    def agg_trades_of_ids(
+        self, key: SeriesKey, first: int, last: int, between_us: tuple[int, int] | None = None
+    ) -> RestRows:
         """The trades with ids from ``first`` to ``last`` that REST has; a cut answer has none beyond its last one.
 
         Others with higher ids are known, so that all of these have happened, whatever the server's clock says: it is
         not asked for.
 
+        Args:
+            key: The series.
+            first: First id.
+            last: Last id, included.
+            between_us: When the trades before the first and after the last id took place (microseconds UTC), which
+                tells whether REST serves them still; None where that is not known.
+
         Raises:
+            BeyondReachError: REST does not serve trades so old; it was not asked, or said so.
             HostOffError: the host refuses, or did so before in this run.
             NetworkError: no answer.
             RestAnswerError: an answer is not understood.
         """
         endpoint = spec_of(key).rest
         now = clock.now()
+        beyond = ""
+        if between_us is not None:
+            self._refuse_beyond(endpoint, between_us[1], now)
+            beyond = self._beyond(endpoint, between_us[0], now)
         tables: list[pa.Table] = []
         cut = False
         cursor = first
@@ -205,7 +256,18 @@ class RestApi:
             f"{self._host.url}{endpoint.path}",
             now,
             cut,
+            beyond,
         )
+
+    def _refuse_beyond(self, endpoint: RestEndpoint, moment_us: int, now: datetime) -> None:
+        if beyond := self._beyond(endpoint, moment_us, now):
+            raise BeyondReachError(beyond)
+
+    def _beyond(self, endpoint: RestEndpoint, moment_us: int, now: datetime) -> str:
+        """Say that REST does not serve rows of a moment any more; empty where it does."""
+        if endpoint.reach is None or moment_us >= clock.to_us(now - endpoint.reach + _EDGE):
+            return ""
+        return reaches_back(self.market, endpoint.reach)
 
     def first_candle_day(self, key: SeriesKey) -> date | None:
         """The UTC day of a symbol's first candle, None where it never had one.
@@ -224,17 +286,30 @@ class RestApi:
     # --- how it is asked ------------------------------------------------------------------------------------
 
     def _server_now(self) -> datetime:
-        """The server's clock, by an offset that is asked for once a run."""
+        """The server's clock, asked for once a run; from then on the time that passes is counted, not this machine's.
+
+        Raises:
+            RestAnswerError: it is so far from ours that one of them must be wrong.
+        """
         with self._lock:
-            if self._offset is None:
+            if self._server is None:
                 answer = self._request(self._facts.time_path, {}, _TIME_WEIGHT)
+                counted_from, ours = time.monotonic(), clock.now()
                 try:
                     # Time is in the unit of the header, like all others.
                     server = datetime.fromtimestamp(int(_json(answer)["serverTime"]) * self._unit / 1e6, UTC)
-                except (KeyError, TypeError, ValueError, OverflowError) as error:
+                except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
                     raise RestAnswerError(f"{answer.url} answered no server time: {answer.text!r}.") from error
-                self._offset = server - clock.now()
-        return clock.now() + self._offset
+                if abs(server - ours) > CLOCK_TOLERANCE:
+                    raise RestAnswerError(
+                        f"{answer.url} answered {server:%Y-%m-%d %H:%M:%S} UTC while this machine's clock says "
+                        f"{ours:%Y-%m-%d %H:%M:%S}: the clock of this machine or the server's is off by "
+                        f"{in_words(abs(server - ours).total_seconds())}, so that nobody can tell which candles are "
+                        "closed. Set this machine's clock (NTP)."
+                    )
+                self._server = server, counted_from
+            server, counted_from = self._server
+        return server + timedelta(seconds=time.monotonic() - counted_from)
 
     def _rows(self, endpoint: RestEndpoint, params: dict[str, str]) -> list[Any]:
         answer = self._request(endpoint.path, params, endpoint.weight)
@@ -253,23 +328,18 @@ class RestApi:
         for _ in range(_PATIENCE):
             with self._host.downloads:
                 self._budget.acquire(weight, self._refuse_if_off)
-                self._sit_out_pause()
                 self._refuse_if_off()  # another thread, or process, may have been banned while this one waited
                 answer = self._host.get(path, dict(params), self._headers)
-                if used := answer.headers.get(_USED_WEIGHT):
-                    self._budget.observe(int(used))
+                if (used := _used_weight(answer)) is not None:
+                    self._budget.observe(used)
+                if answer.status == TOO_MANY:
+                    # On record, so that no thread and no other process asks meanwhile: who does is banned.
+                    self._budget.pause(_retry_after(answer))
                 if answer.status != TOO_MANY or _retry_after(answer) > self._settings.rest_pause_seconds:
                     self._judge(answer)  # before the place is another thread's
                     return answer
-                self._resume_at = max(self._resume_at, time.monotonic() + _retry_after(answer))
         self._judge(answer)
         return answer
-
-    def _sit_out_pause(self) -> None:
-        """Wait as long as the host asked any thread of this run to: whoever asks on meanwhile is banned."""
-        while (left := self._resume_at - time.monotonic()) > 0:
-            time.sleep(min(left, LOOK_AGAIN_SECONDS))
-            self._refuse_if_off()
 
     def _refuse_if_off(self) -> None:
         banned = None if self._off else self._budget.banned_until()
@@ -294,6 +364,8 @@ class RestApi:
         code = _code(answer)
         if code == _INVALID_SYMBOL:
             raise RefusedError(f"REST of {self.market} does not know the symbol, or no longer (error {code})")
+        if code == _TOO_OLD:
+            raise BeyondReachError(f"REST of {self.market} does not serve rows so old (error {code})")
         if status == BAD_REQUEST and code not in _PASSING_CODES:
             raise RefusedError(f"REST of {self.market} refuses such a request: {answer.text}")
         raise NetworkError(f"{answer.url} answered {status}: {answer.text}")
@@ -327,6 +399,18 @@ def _code(answer: Answer) -> int | None:
         return None
 
 
+def _budget_name(market: Market, settings: Settings) -> str:
+    """The budget's name: the host's, or that of all hosts that Binance counts together with it."""
+    together = [other for other in MARKETS if MARKETS[other].budget == MARKETS[market].budget]
+    hosts = dict.fromkeys(urlsplit(settings.rest_url(other)).netloc for other in together)
+    return "+".join((MARKETS[market].budget, *sorted(hosts))) if len(together) > 1 else next(iter(hosts))
+
+
+def reaches_back(market: Market, reach: timedelta) -> str:
+    """Say how far back REST serves a market's aggTrades."""
+    return f"REST of {market} serves aggTrades of the last {in_words(reach.total_seconds())} only"
+
+
 def _way_out(market: Market) -> str:
     setting = f"{PREFIX}{market.upper()}_URL"
     return f"Wait, lower {PREFIX}WEIGHT_SHARE, or name a host that answers here in {setting}."
@@ -346,10 +430,22 @@ def _by_id(key: SeriesKey, from_id: int, endpoint: RestEndpoint) -> dict[str, st
 
 
 def _retry_after(answer: Answer) -> float:
+    """How many seconds the host wants to be left alone: a number or a date; a minute where it says neither."""
+    text = answer.headers.get("Retry-After", "")
     try:
-        return float(answer.headers.get("Retry-After", "60"))
+        seconds = float(text)
     except ValueError:
-        return 60.0
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return 60.0
+    return min(max(seconds, 0.0), LONGEST_BAN_SECONDS) if math.isfinite(seconds) else 60.0
+
+
+def _used_weight(answer: Answer) -> int | None:
+    """Binance's count of what this address has used in this minute; None where it is not said, or no number."""
+    text = answer.headers.get(_USED_WEIGHT, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def _first(table: pa.Table, column: str) -> int:

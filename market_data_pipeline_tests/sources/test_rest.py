@@ -34,6 +34,7 @@ from market_data_pipeline.sources.errors import (
 )
 from market_data_pipeline.sources.http import Answer, Host
 from market_data_pipeline.sources.rest import RestApi
+from market_data_pipeline.stopping import Wait
 from market_data_pipeline_tests.world import World, agg_trades, klines, utc
 
 DAY = date(2026, 3, 3)
@@ -128,14 +129,13 @@ def test_an_error_that_stays_is_told_with_its_url(rest: dict[Market, RestApi], w
 def test_while_the_host_wants_a_pause_no_thread_asks(
     world: World, rest: dict[Market, RestApi], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pausing = threading.Event()
+    pausing, sleep = threading.Event(), Wait.sleep
 
-    def sleep(seconds: float) -> None:
+    def slept(*args: Any) -> None:
         pausing.set()
-        time.sleep(seconds)
+        sleep(*args)
 
-    stub = SimpleNamespace(monotonic=time.monotonic, sleep=sleep)
-    monkeypatch.setattr("market_data_pipeline.sources.rest.time", stub)
+    monkeypatch.setattr(Wait, "sleep", slept)
     world.sandbox.faults.add(Status(path="/api/v3/klines", status=429, retry_after=1, times=1))
     ask = partial(rest[Market.SPOT].klines, klines("BTCUSDT", "1h"), START, END)
     with ThreadPoolExecutor(2) as pool:
@@ -177,14 +177,16 @@ def test_who_sits_out_a_pause_sends_nothing_once_another_process_was_banned(
     world: World, rest: dict[Market, RestApi], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api = rest[Market.SPOT]
-    elsewhere = WeightBudget(urlsplit(world.settings.spot_url).netloc, 6000, 0.5, world.root / "budget")
+    elsewhere, sleep = (
+        WeightBudget(urlsplit(world.settings.spot_url).netloc, 6000, 0.5, world.root / "budget"),
+        Wait.sleep,
+    )
 
-    def sleep(seconds: float) -> None:
+    def slept(*args: Any) -> None:
         elsewhere.ban(120)
-        time.sleep(seconds)
+        sleep(*args)
 
-    stub = SimpleNamespace(monotonic=time.monotonic, sleep=sleep)
-    monkeypatch.setattr("market_data_pipeline.sources.rest.time", stub)
+    monkeypatch.setattr(Wait, "sleep", slept)
     world.sandbox.faults.add(Status(path="/api/v3/klines", status=429, retry_after=60, times=1))
     started = time.monotonic()
     with pytest.raises(HostOffError, match="banned this address until"):
@@ -285,12 +287,14 @@ def test_what_others_behind_the_address_used_is_waited_for(tmp_path: Path, monke
     budget = WeightBudget("example.org", 100, 0.5, tmp_path)
     now, slept = [60_000_000.0 * 60 + 12.0], list[float]()
 
-    def sleep(seconds: float) -> None:
+    def sleep(_: Wait, seconds: float, reason: str, left: float) -> None:
+        assert "90 of its 100 weight a minute are used" in reason
+        assert seconds <= left
         slept.append(seconds)
         now[0] += seconds
 
-    stub = SimpleNamespace(time=lambda: now[0], sleep=sleep)
-    monkeypatch.setattr("market_data_pipeline.sources.budget.time", stub)
+    monkeypatch.setattr("market_data_pipeline.sources.budget.time", SimpleNamespace(time=lambda: now[0]))
+    monkeypatch.setattr(Wait, "sleep", sleep)
     budget.observe(90)
     budget.acquire(10)
     budget.close()

@@ -1,0 +1,141 @@
+"""Waits that a stop ends, and that say what they wait for once they last longer than a minute.
+
+Every wait of the pipeline goes through a :class:`Stop`: pauses for REST, locks, memory, retries. A run that is
+interrupted sets it, and so does the command line at SIGTERM or Ctrl-C, for all of them at once.
+What is stopped, and in which order it is closed, does not belong here.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+logger = logging.getLogger(__name__)
+
+SAY_AFTER_SECONDS = 60.0
+"""A wait that lasts longer than this is logged."""
+
+SAY_AGAIN_SECONDS = 600.0
+"""A reason is logged at most once in this time, however many threads wait for it."""
+
+
+class StoppedError(KeyboardInterrupt):
+    """The run was interrupted while this thread waited; nothing is stored from what it was doing."""
+
+
+class Stop:
+    """Ends all waits that were begun with it, and those that begin later."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._actions: list[Callable[[], None]] = []
+        with _lock:
+            _all.add(self)
+            if _process_ends.is_set():
+                self._event.set()
+
+    @property
+    def is_set(self) -> bool:
+        """Return True if everything is to end."""
+        return self._event.is_set()
+
+    def set(self) -> None:
+        """End all waits."""
+        self._event.set()
+        for action in list(self._actions):
+            action()
+
+    def on_set(self, action: Callable[[], None]) -> None:
+        """Call ``action`` when this is set, from the thread that sets it."""
+        self._actions.append(action)
+        if self.is_set:
+            action()
+
+    def check(self) -> None:
+        """Raise :class:`StoppedError` if this is set."""
+        if self.is_set:
+            raise StoppedError
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep; raise :class:`StoppedError` as soon as this is set."""
+        if self._event.wait(max(seconds, 0.0)):
+            raise StoppedError
+
+    @contextmanager
+    def if_interrupted(self) -> Iterator[None]:
+        """Set this when the block ends by Ctrl-C or by Dagster's word for it, so that its threads end, too."""
+        try:
+            yield
+        except (Exception, GeneratorExit):
+            raise
+        except BaseException:
+            self.set()
+            raise
+
+
+class Wait:
+    """One wait, from its construction on.
+
+    Args:
+        stop: What ends it.
+    """
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self._began = time.monotonic()
+
+    def sleep(self, seconds: float, reason: str, left: float = 0.0) -> None:
+        """Sleep for a part of the wait; log its reason if the whole of it lasts longer than a minute.
+
+        Args:
+            seconds: The part.
+            reason: What is waited for, as a sentence.
+            left: How many seconds the wait is known to last from now on.
+        """
+        if time.monotonic() - self._began + left >= SAY_AFTER_SECONDS:
+            _say(reason)
+        self._stop.sleep(seconds)
+
+
+def end_process() -> None:
+    """Set every :class:`Stop` of this process, and those that are made later."""
+    with _lock:
+        _process_ends.set()
+        stops = list(_all)
+    for stop in stops:
+        stop.set()
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration for people.
+
+    >>> in_words(59), in_words(150), in_words(7300), in_words(300_000)
+    ('59 s', '3 min', '2 h', '3 days')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    for unit, size, until in (("min", 60, 100), ("h", 3600, 72)):
+        if seconds < size * until:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} days"
+
+
+_all: weakref.WeakSet[Stop] = weakref.WeakSet()
+_process_ends = threading.Event()
+_said: dict[str, float] = {}
+_lock = threading.RLock()
+
+
+def _say(reason: str) -> None:
+    # Numbers in a reason change from look to look; it is the same reason.
+    key = "".join(character for character in reason if not character.isdigit())
+    now = time.monotonic()
+    with _lock:
+        if now - _said.get(key, -SAY_AGAIN_SECONDS) < SAY_AGAIN_SECONDS:
+            return
+        _said[key] = now
+    logger.warning(reason)
