@@ -110,6 +110,9 @@ class Finding(BaseModel):
 ACROSS_MIDNIGHT = "across_midnight"
 """Rule that tells of trades on both sides of midnight."""
 
+OFF_GRID = "off_grid"
+"""Rule that tells of candles that do not begin at multiples of their interval, and of what REST has in their place."""
+
 HISTORY = frozenset(
     {
         "order",
@@ -120,6 +123,7 @@ HISTORY = frozenset(
         "became_final",
         "replaced",
         ACROSS_MIDNIGHT,
+        OFF_GRID,
     }
 )
 """Rules that tell what was done to a day; what all others say can be worked out again from its rows."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from market_data_pipeline import clock
+from market_data_pipeline.findings import Finding
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import retrying
 from market_data_pipeline.lake.layout import Layout
@@ -189,11 +190,16 @@ def _sides(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[DaySide
             source_sha256=others.rows[day].content_sha256,
             klines_findings=klines.rows[day].findings_list(),
             source_findings=others.rows[day].findings_list(),
+            before_findings=_findings(klines, day - _DAY),
             before=beside(day - _DAY),
             after=beside(day + _DAY),
         )
         for day in days
     ]
+
+
+def _findings(ledger: Ledger, day: date) -> tuple[Finding, ...]:
+    return () if (row := ledger.get(day)) is None else row.findings_list()
 
 
 def _put_on_record(layout: Layout, key: SeriesKey, found: Sequence[DayReconciled], wait_seconds: float) -> None:

@@ -103,7 +103,7 @@ class AskedDays:
         A day that is over is asked for again after the pauses of ``quality.repair``. One that still grows is asked for
         each hour, so that the same pauses are counted from the end of what lacks.
         """
-        holes = self._healer.holes(day, held.table)
+        holes = self._healer.holes(day, held)
         if holes is None:
             return rows
         seen, now = clock.naive_from_us(held.known_until_us), clock.naive_from_us(rows.known_until_us)
@@ -119,7 +119,7 @@ class AskedDays:
         """Whether nothing comes after the last row that is held."""
         end = clock.day_start_us(day) + clock.US_PER_DAY
         if self.key.interval is not None:
-            return int(ints(held.table, "open_time")[-1]) == end - interval_us(self.key.interval)
+            return int(ints(held.table, "open_time")[-1]) + interval_us(self.key.interval) >= end
         return held.known_until_us >= end and not held.cut
 
     def _ask(self, day: date, held: DayRows | None) -> RestRows:

@@ -33,6 +33,7 @@ class DayRows:
         asked_ids: What came of asking REST for trades that are not there.
         cut: Whether later trades were left out, since the run's REST weight for aggTrades was used up.
         before: Runs of ids that lack between the day before and this one, both ends included.
+        reach_us: Until when the last candle of the day before, off the grid, reaches into this day (microseconds UTC).
     """
 
     table: pa.Table
@@ -46,6 +47,7 @@ class DayRows:
     asked_ids: tuple[AskedIds, ...] = ()
     cut: bool = False
     before: tuple[tuple[int, int], ...] = ()
+    reach_us: int = 0
 
     @classmethod
     def of_file(cls, record: Provenance, table: pa.Table, downloaded: int = 0) -> Self:

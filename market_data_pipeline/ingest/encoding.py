@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import Finding, Severity
+from market_data_pipeline.findings import OFF_GRID, Finding, Severity
 from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.lake.files import EncodingAhead, encode_table, read_encoded
 from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
@@ -24,13 +24,14 @@ from market_data_pipeline.quality.gaps import (
     flat_candles,
     missing_candles,
     missing_ids,
+    off_grid,
     seems_cut,
 )
 from market_data_pipeline.quality.integrity import check_integrity, checksum_accepted, checksum_missing
 from market_data_pipeline.quality.rows import Ints, in_order, ints
 from market_data_pipeline.quality.verdicts import TradeRecord, judge_candles, judge_trades
 from market_data_pipeline.schemas import lake_schema
-from market_data_pipeline.series import Listing, SeriesKey
+from market_data_pipeline.series import Listing, SeriesKey, interval_us
 from market_data_pipeline.sources.archive import other_interval, read_zip, read_zips, split_days
 from market_data_pipeline.sources.errors import ConflictError, MalformedError
 from market_data_pipeline.sources.file import ArchiveFile
@@ -201,10 +202,12 @@ def is_complete(key: SeriesKey, rows: DayRows) -> bool:
 
 
 def lacking(key: SeriesKey, day: date, rows: DayRows, listing: Listing) -> bool:
-    """Whether a day has rows to ask REST for, or seems to."""
+    """Whether a day has rows to ask REST for, or seems to: also where REST may have other ones, on the grid."""
     if key.interval is None:
         return bool(missing_ids(rows.table)) or seems_cut(rows.table, day)
-    return len(missing_candles(key, rows.table, day, rows.known_until_us, listing)) > 0
+    if len(off_grid(ints(rows.table, "open_time"), interval_us(key.interval))):
+        return True
+    return len(missing_candles(key, rows.table, day, rows.known_until_us, listing, rows.reach_us)) > 0
 
 
 def describe(
@@ -219,7 +222,9 @@ def describe(
         listing: When the symbol was listed.
         trades: The symbol's aggTrades of that day as witnesses for candles that lack, where they are held.
     """
-    found = (*rows.findings, *check_integrity(key, rows.table), *_gaps(key, day, rows, listing, trades))
+    known = {finding.rule for finding in rows.findings} & {OFF_GRID}  # with what REST has in their place
+    integrity = (finding for finding in check_integrity(key, rows.table) if finding.rule not in known)
+    found = (*rows.findings, *integrity, *_gaps(key, day, rows, listing, trades))
     return _record(key, day, rows, found)
 
 
@@ -244,7 +249,7 @@ def _gaps(key: SeriesKey, day: date, rows: DayRows, listing: Listing, trades: Tr
     if key.interval is None:
         missing = [*rows.before, *missing_ids(rows.table)]
         return judge_trades(missing, healed, archived=rows.of_archive, asked=rows.asked_ids, cut=rows.cut)
-    missing_rows = missing_candles(key, rows.table, day, rows.known_until_us, listing)
+    missing_rows = missing_candles(key, rows.table, day, rows.known_until_us, listing, rows.reach_us)
     flat = flat_candles(rows.table)
     return judge_candles(key, missing_rows, healed, flat, archived=rows.of_archive, asked=rows.asked, trades=trades)
 

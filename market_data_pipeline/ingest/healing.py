@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import ACROSS_MIDNIGHT, Finding, Severity
+from market_data_pipeline.findings import ACROSS_MIDNIGHT, OFF_GRID, Finding, Severity
 from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.lake.provenance import Part, Source
 from market_data_pipeline.quality.difference import change_finding, difference, disagreement, said
-from market_data_pipeline.quality.gaps import missing_candles, missing_ids, seems_cut
+from market_data_pipeline.quality.gaps import missing_candles, missing_ids, off_grid, overlapping, seems_cut
+from market_data_pipeline.quality.integrity import off_grid_finding
 from market_data_pipeline.quality.rows import Ints, ints, key_ranges
 from market_data_pipeline.quality.verdicts import CUT, Asked, AskedIds, pieces
 from market_data_pipeline.series import Listing, SeriesKey, interval_us
@@ -53,17 +54,17 @@ class Healer:
 
     # --- days that are REST's altogether ----------------------------------------------------------------------------
 
-    def holes(self, day: date, held: pa.Table) -> Holes | None:
+    def holes(self, day: date, held: DayRows) -> Holes | None:
         """What lacks between the rows that are held of a day; None where nothing does."""
         if self.key.interval is None:
-            lacking = missing_ids(held)
+            lacking = missing_ids(held.table)
             if not lacking:
                 return None
-            after = np.searchsorted(ints(held, "agg_trade_id"), lacking[-1][1])
-            return Holes(lacking[:_RANGES_ASKED], int(ints(held, "transact_time")[after]))
+            after = np.searchsorted(ints(held.table, "agg_trade_id"), lacking[-1][1])
+            return Holes(lacking[:_RANGES_ASKED], int(ints(held.table, "transact_time")[after]))
         step, page = interval_us(self.key.interval), spec_of(self.key).rest.page
-        newest = int(ints(held, "open_time")[-1])
-        candles = missing_candles(self.key, held, day, newest, self.listing).lacking
+        newest = int(ints(held.table, "open_time")[-1])
+        candles = missing_candles(self.key, held.table, day, newest, self.listing, held.reach_us).lacking
         return Holes(_spans(candles, page * step), int(candles[-1]) + step) if len(candles) else None
 
     def fill_holes(self, day: date, holes: Holes, rows: DayRows) -> DayRows:
@@ -86,10 +87,14 @@ class Healer:
     # --- candles ------------------------------------------------------------------------------------------------
 
     def _candles(self, day: date, rows: DayRows) -> DayRows:
-        missing = missing_candles(self.key, rows.table, day, rows.known_until_us, self.listing)
+        step = interval_us(self.key.interval or "")
+        rows = self.without_overlaps(rows)
+        off = off_grid(ints(rows.table, "open_time"), step)
+        if len(off) and not any(finding.rule == OFF_GRID and finding.evidence for finding in rows.findings):
+            rows = self._told_off_grid(rows, off, step)
+        missing = missing_candles(self.key, rows.table, day, rows.known_until_us, self.listing, rows.reach_us)
         if len(missing) == 0:
             return rows
-        step = interval_us(self.key.interval or "")
         page = spec_of(self.key).rest.page
         try:
             # Before and after trading REST has nothing, which it says in one answer, however long that is.
@@ -99,6 +104,30 @@ class Healer:
         except SourceError as error:
             return replace(rows, asked=_asked_in_vain(error))
         return replace(rows, asked=Asked(True))
+
+    def without_overlaps(self, rows: DayRows) -> DayRows:
+        """A day without rows of REST that have the time of rows of its archive, off the grid, or of the day before."""
+        if not rows.of_archive or self.key.interval is None:
+            return rows
+        ours = rows.from_rest()
+        keys, step = ints(rows.table, "open_time"), interval_us(self.key.interval)
+        of_archive = rows.table.filter(pa.array(~np.isin(keys, ints(ours, "open_time"))))
+        overlaps = overlapping(*_span_of(ours), of_archive, step, rows.reach_us)
+        return rows.without(ints(ours, "open_time")[overlaps], spec_of(self.key)) if overlaps.any() else rows
+
+    def _told_off_grid(self, rows: DayRows, off: Ints, step: int) -> DayRows:
+        """A day with the finding of its candles off the grid, which says what REST has in their place.
+
+        Where REST cannot be asked, the integrity check says what it can by itself.
+        """
+        first, last = int(off[0]) // step * step, int(off[-1]) // step * step
+        try:
+            answer = self.rest().klines(self.key, first, last + step)
+        except SourceError as error:
+            logger.info("%s: what REST has of candles off the grid could not be asked for: %s", self.key, error)
+            return rows
+        finding = off_grid_finding(self.key, rows.table, off, answer.table)
+        return replace(rows, findings=(*(one for one in rows.findings if one.rule != OFF_GRID), finding))
 
     # --- trades -------------------------------------------------------------------------------------------------
 
@@ -160,6 +189,9 @@ class Healer:
         known = ints(rows.table, spec.key)
         theirs = ints(answer.table, spec.key)
         new = answer.table.filter(pa.array(~np.isin(theirs, known)))
+        if self.key.interval is not None:  # what the archive has off the grid stands for the time that it covers
+            overlaps = overlapping(*_span_of(new), rows.table, interval_us(self.key.interval), rows.reach_us)
+            new = new.filter(pa.array(~overlaps))
         common = answer.table.filter(pa.array(np.isin(theirs, known)))
         if common.num_rows:
             told = (one for one in disagreement(self.key, common, rows.table) if one not in rows.findings)
@@ -255,6 +287,9 @@ def with_what_was_held(key: SeriesKey, held: DayRows, rows: DayRows) -> DayRows:
     spec = spec_of(key)
     only_rest = held.from_rest()
     only_rest = only_rest.filter(pa.array(~np.isin(ints(only_rest, spec.key), ints(rows.table, spec.key))))
+    if key.interval is not None:
+        overlaps = overlapping(*_span_of(only_rest), rows.table, interval_us(key.interval), rows.reach_us)
+        only_rest = only_rest.filter(pa.array(~overlaps))
     found = difference(held.table, rows.table, spec, said(key))
     kept = replace(found, removed=np.setdiff1d(found.removed, ints(only_rest, spec.key)))
     findings: list[Finding] = []
@@ -313,6 +348,11 @@ def without_repeated(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows
         return rows
     mended = rows if stay else rows.without(repeated, spec)
     return replace(mended, findings=(*mended.findings, finding))
+
+
+def _span_of(table: pa.Table) -> tuple[Ints, Ints]:
+    """Open and close times of candles."""
+    return ints(table, "open_time"), ints(table, "close_time")
 
 
 def _spans(lacking: Ints, longest_us: int) -> list[tuple[int, int]]:

@@ -1,4 +1,6 @@
-"""From one day of aggTrades to the next: ids run on over midnight, so that neighbours prove each other.
+"""From one day to the next: ids of aggTrades run on over midnight, so that neighbours prove each other.
+
+Candles off the grid may reach over it.
 
 A trade at midnight may lack on both sides, or stand on both (binance-public-data #353). Days are looked at when they
 are brought; those of a run that was killed in between, when they are asked for again (``quality.repair``).
@@ -27,6 +29,7 @@ from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.quality.repair import unmet_midnights
 from market_data_pipeline.quality.rows import Ints, ints
 from market_data_pipeline.quality.verdicts import Asked, AskedIds, asked_before
+from market_data_pipeline.series import interval_us
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +87,29 @@ class Midnight:
         if first.last_key is None or second.first_key is None:
             return {}
         later = ours.get(second.day)
+        if self.shelf.key.interval is not None:
+            return self._reach(first, second, later)
         if second.first_key > first.last_key + 1:
             return self._fill(ours, second.day, first.last_key + 1, second.first_key - 1)
         if later is None:
             return {}
         mended = self._forget(later) if second.first_key == first.last_key + 1 else self._apart(first, later)
         return {} if mended is later else {later.day: mended}
+
+    def _reach(self, first: LedgerRow, second: LedgerRow, later: DayOutcome | None) -> dict[date, DayOutcome]:
+        """A day of candles into which the last one of the day before, off the grid, reaches: it may lack none there."""
+        if (first.last_key or 0) % interval_us(self.shelf.key.interval or "") == 0:
+            return {}
+        outcome = later or DayOutcome(self.shelf.key, second.day, second, Action.HELD)
+        with self._room_for(outcome.row):
+            rows = self.shelf.rows(second.day)
+            if rows is None or not rows.reach_us:
+                return {}
+            stored = self._stored_again(outcome, self.healer.heal(second.day, rows))
+        if later is None:  # not of this run, which puts its own on record
+            self.ledger.put(stored.row)
+            return {}
+        return {second.day: stored}
 
     def _fill(self, ours: Mapping[date, DayOutcome], later: date, first: int, last: int) -> dict[date, DayOutcome]:
         """Bring the ids that lack between two days, and say of the later one which still do, and why."""

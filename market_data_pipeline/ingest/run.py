@@ -127,10 +127,8 @@ class _Run:
         brought = False
         in_order = self._in_order(days, settled)
         try:
-            results: Iterator[DayOutcome | DayFailure] = in_order
-            if self.key.interval is None:
-                results = Midnight(self._shelf, self._healer, self._ledger, self.sources.memory).across(results)
-            for result in results:
+            midnight = Midnight(self._shelf, self._healer, self._ledger, self.sources.memory)
+            for result in midnight.across(in_order):
                 if result.row is not self._ledger.get(result.day):
                     self._ledger.put(result.row)
                     note_month(self._ledger, self.layout, self.key, result.day)
@@ -301,7 +299,7 @@ class _Run:
             )
         if known is not None and known.outcome == HELD and (held := self._shelf.rows(day)) is not None:
             rows = with_what_was_held(self.key, held, rows)
-        return self._healer.heal(day, rows)
+        return self._healer.heal(day, self._shelf.reached(day, rows))
 
     def _failed(
         self, day: date, known: LedgerRow | None, kind: str, reason: str, started: float, downloaded: int

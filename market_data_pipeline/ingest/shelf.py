@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 
 from market_data_pipeline import clock
 from market_data_pipeline.ingest.dayrows import DayRows
@@ -19,11 +19,13 @@ from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, LedgerRow, next_attempt, row_from_provenance
 from market_data_pipeline.lake.on_disk import DayFile, days_between, read_record, read_whole
-from market_data_pipeline.lake.provenance import Provenance
+from market_data_pipeline.lake.provenance import Provenance, Source
+from market_data_pipeline.lake.reading import read_day
 from market_data_pipeline.outcomes import Action, DayOutcome
+from market_data_pipeline.quality.gaps import ends_of
 from market_data_pipeline.quality.rows import ints
 from market_data_pipeline.quality.verdicts import TradeRecord
-from market_data_pipeline.series import DataType, Listing, SeriesKey
+from market_data_pipeline.series import DataType, Listing, SeriesKey, interval_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,31 @@ class Shelf:
             record, table = read_whole(held)
         except DamagedFileError:
             return None
-        return DayRows.of_file(record, table)
+        return self.reached(day, DayRows.of_file(record, table))
+
+    def reached(self, day: date, rows: DayRows) -> DayRows:
+        """A day's rows, with until when the last candle of the day before reaches into them: nearly none does.
+
+        It matters where the archive has no candle at midnight, so that one lacks, or is REST's.
+        """
+        if self.key.interval is None or rows.table.num_rows == 0:
+            return rows
+        begins = int(ints(rows.table.slice(0, 1), "open_time")[0])
+        if begins == clock.day_start_us(day) and rows.parts[0].source is not Source.REST:
+            return rows
+        return replace(rows, reach_us=self._reach(day - timedelta(days=1)))
+
+    def _reach(self, day: date) -> int:
+        """When the last candle of a day ends (microseconds UTC), if it is off the grid; else, or if not held, 0."""
+        held = self._on_disk(day)
+        record, step = self._record_in(held), interval_us(self.key.interval or "")
+        if record is None or record.last_key is None or record.last_key % step == 0:
+            return 0
+        try:
+            last = read_day(self.layout, self.key, day, ["open_time", "close_time"]).slice(record.rows - 1)
+        except DamagedFileError:
+            return 0
+        return int(ends_of(ints(last, "open_time"), ints(last, "close_time"), step)[0])
 
     def store(self, day: date, known: LedgerRow | None, rows: DayRows, started: float) -> DayOutcome:
         """Check a day's rows and write them, unless the file that is held is the better one.
@@ -66,6 +92,7 @@ class Shelf:
         # A file that the ledger does not count as held was found to be damaged: its footer proves nothing.
         on_disk = self._on_disk(day) if known is not None and known.outcome == HELD else None
         held = self._record_in(on_disk)
+        rows = self.reached(day, rows)
         trades = self._trades_held(day) if rows.of_archive and lacking(self.key, day, rows, self.listing) else None
         record = describe(self.key, day, rows, self.listing, trades)
         if known is not None and held is not None and _keep(held, record):

@@ -38,6 +38,8 @@ class Reason(StrEnum):
     """Candles of the finer interval are not held for all of the bar; their gaps check says why."""
     KNOWN_GAP = "known_gap"
     """The candle is not held, and the gaps check of the klines knows it."""
+    OFF_GRID = "off_grid"
+    """Candles that do not begin at multiples of the interval have a part of the bar's time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import date
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from market_data_pipeline import clock
@@ -47,8 +48,28 @@ def expected_open_times(key: SeriesKey, day: date, known_until_us: int | None = 
     return start + step * np.arange(closed, dtype=np.int64)
 
 
-def missing_candles(key: SeriesKey, table: pa.Table, day: date, known_until_us: int, listing: Listing) -> Missing:
+def off_grid(opened: Ints, step: int) -> Ints:
+    """Those of some open times that are no multiple of the interval: spot has a few days of them, of 2017 and 2018."""
+    times: Ints = opened[opened % step != 0]
+    return times
+
+
+def ends_of(opened: Ints, closed: Ints, step: int) -> Ints:
+    """When candles end (microseconds UTC, exclusive): with their close_time, which is never beyond their interval.
+
+    A close_time that is cut short counts, one that lies before the open_time does not.
+    """
+    last: Ints = np.clip(closed, opened, opened + step - 1)
+    # Milliseconds: the candle ends with the whole of its last one.
+    return np.where(closed % 1000 == 0, np.minimum(last + 1000, opened + step), last + 1)
+
+
+def missing_candles(
+    key: SeriesKey, table: pa.Table, day: date, known_until_us: int, listing: Listing, reach_us: int = 0
+) -> Missing:
     """The candles of a day that are not there.
+
+    Nothing is missing where a candle off the grid covers a part of the time.
 
     Args:
         key: The series.
@@ -57,11 +78,13 @@ def missing_candles(key: SeriesKey, table: pa.Table, day: date, known_until_us: 
         known_until_us: Until when the day is over, as the source saw it (microseconds UTC): of today only candles
             closed by then are expected.
         listing: On the first and the last listed day there may be none before and after those that are there.
+        reach_us: Until when the last candle of the day before, off the grid, reaches into this day.
     """
     expected, present = expected_open_times(key, day, known_until_us), ints(table, "open_time")
     if np.array_equal(expected, present):  # as nearly always
         return Missing(_none())
     missing = np.setdiff1d(expected, present, assume_unique=True)
+    missing = missing[~_covered(missing, table, interval_us(key.interval or "")) & (missing >= reach_us)]
     before, after = np.zeros((2, len(missing)), dtype=bool)
     if len(present):
         if any(first == day for first, _ in listing.spans):
@@ -69,6 +92,38 @@ def missing_candles(key: SeriesKey, table: pa.Table, day: date, known_until_us: 
         if any(last == day for _, last in listing.spans):
             after = missing > present[-1]
     return Missing(missing[~before & ~after], missing[before], missing[after])
+
+
+def _covered(missing: Ints, table: pa.Table, step: int) -> npt.NDArray[np.bool_]:
+    """Of candles that are not there, for each whether one off the grid covers a part of its time."""
+    opened = ints(table, "open_time")
+    off = opened % step != 0
+    if not off.any():
+        return np.zeros(len(missing), dtype=bool)
+    ends = ends_of(opened[off], ints(table, "close_time")[off], step)
+    slots = np.concatenate([opened[off] // step, (ends - 1) // step]) * step
+    return np.isin(missing, slots)
+
+
+def overlapping(opened: Ints, closed: Ints, table: pa.Table, step: int, reach_us: int = 0) -> npt.NDArray[np.bool_]:
+    """Of candles, for each whether one with another open time that is in a table, or the day before, has its time, too.
+
+    Args:
+        opened: Their open times in microseconds UTC, ordered.
+        closed: Their close times.
+        table: Other candles, ordered.
+        step: The length of a candle.
+        reach_us: Until when the last candle of the day before reaches.
+    """
+    ours = ints(table, "open_time")
+    within: npt.NDArray[np.bool_] = opened < reach_us
+    if len(ours) == 0 or not (len(off_grid(ours, step)) or len(off_grid(opened, step))):
+        return within
+    ends = ends_of(ours, ints(table, "close_time"), step)
+    before = np.searchsorted(ours, opened, side="left") - 1  # the last one that begins earlier
+    within |= (before >= 0) & (ends[np.maximum(before, 0)] > opened)
+    after = np.searchsorted(ours, opened, side="right")  # the first one that begins later
+    return within | ((after < len(ours)) & (ours[np.minimum(after, len(ours) - 1)] < ends_of(opened, closed, step)))
 
 
 def flat_candles(table: pa.Table) -> Ints:

@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from market_data_pipeline.findings import Finding, Severity
-from market_data_pipeline.quality.rows import SAME_FLOAT, floats, ints, key_ranges
+from market_data_pipeline import clock
+from market_data_pipeline.findings import OFF_GRID, Finding, Severity
+from market_data_pipeline.quality.gaps import ends_of
+from market_data_pipeline.quality.rows import SAME_FLOAT, Ints, floats, ints, key_ranges
 from market_data_pipeline.series import DataType, SeriesKey, interval_us
 from market_data_pipeline.specs import spec_of
 
@@ -49,6 +51,38 @@ def checksum_accepted() -> Finding:
     )
 
 
+def off_grid_finding(key: SeriesKey, table: pa.Table, off: Ints, rest: pa.Table) -> Finding:
+    """The finding of candles that do not begin at multiples of their interval, with what REST has of their time.
+
+    Args:
+        key: The series.
+        table: The day's rows.
+        off: Open times of those off the grid.
+        rest: What REST has from the first of them to the last.
+    """
+    step, theirs = interval_us(key.interval or ""), ints(rest, "open_time")
+    on_grid, same = theirs[theirs % step == 0], np.intersect1d(theirs, off)
+    has = [f"{len(same)} of them" if len(same) else ""]
+    if len(on_grid):
+        has.append(f"{len(on_grid)} candles on the grid, {_moment(on_grid[0])} to {_moment(on_grid[-1])}")
+    said = f"REST has {' and '.join(filter(None, has)) or 'none'}"
+    also = ", of which those that have the time of rows of the archive are left out" if len(on_grid) else ""
+    return Finding(
+        check="integrity",
+        rule=OFF_GRID,
+        severity=Severity.INFO,
+        count=len(off),
+        message=f"{len(off)} of {table.num_rows} rows: open_time is not a multiple of {key.interval}, from "
+        f"{_moment(off[0])} to {_moment(off[-1])}. They stand for the time that they cover. {said}{also}.",
+        ranges=key_ranges(off, step),
+        evidence=f"{said}{also}",
+    )
+
+
+def _moment(us: int) -> str:
+    return clock.naive_from_us(int(us)).isoformat(sep=" ", timespec="milliseconds")
+
+
 def _reporter(key: SeriesKey, table: pa.Table, findings: list[Finding]) -> Callable[..., None]:
     step = interval_us(key.interval) if key.interval else 1
 
@@ -74,7 +108,15 @@ def _klines(key: SeriesKey, table: pa.Table) -> list[Finding]:
     values = np.stack([floats(table, name) for name in names])
     open_, high, low, close, total, quote, taker, taker_quote = values
 
-    report("grid", opened % step != 0, f"open_time is not a multiple of {key.interval}.")
+    further = np.diff(opened)
+    near = (further > 0) & (further < step)  # of days that are read together, a later one may stand before
+    if near.sum() * 2 > len(opened):
+        also = np.r_[near, False]
+        report("spacing", also, f"the next candle begins less than {key.interval} later.")
+    else:
+        overlaps = np.r_[near & (opened[1:] < ends_of(opened, closed, step)[:-1]), False]
+        report("overlap", overlaps, "the next candle begins before this one is over.", Severity.WARN)
+        report(OFF_GRID, opened % step != 0, f"open_time is not a multiple of {key.interval}.", Severity.INFO)
     report("finite", ~np.isfinite(values).all(axis=0), "a value is not a number.")
     report("negative", (values < 0).any(axis=0), "a price or volume is negative.")
     report("negative_count", ints(table, "count") < 0, "the number of trades is negative.")

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import LACKING, Finding, Verdict
+from market_data_pipeline.findings import LACKING, OFF_GRID, Finding, Verdict
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import as_pattern, quoted, read_parquet
 from market_data_pipeline.lake.reconciled import MAX_DIFFERENCES, DayReconciled, Difference, Reason
@@ -67,6 +67,7 @@ class DaySides:
         source_sha256: Hash of the source.
         klines_findings: What the checks found in the klines.
         source_findings: What the checks found in the source.
+        before_findings: What the checks found in the klines of the day before, which may reach over midnight.
         before: The source's file of the day before; None where it is not held.
         after: The source's file of the day after.
     """
@@ -78,6 +79,7 @@ class DaySides:
     source_sha256: str | None = None
     klines_findings: tuple[Finding, ...] = ()
     source_findings: tuple[Finding, ...] = ()
+    before_findings: tuple[Finding, ...] = ()
     before: Path | None = None
     after: Path | None = None
 
@@ -184,8 +186,8 @@ SELECT
 FROM ({candles}) GROUP BY 1
 """
 
-# Rows off the grid (spot, 2017 and 2018) belong to no bar: the integrity check reports them. The file of a closed month
-# has other days, too.
+# Rows off the grid (spot, 2017 and 2018) belong to no bar: they explain that bars of their time differ. The file of a
+# closed month has other days, too.
 _CANDLES = """
 SELECT
     epoch_us(open_time) AS opened, "open", high, low, "close", volume, {quote}_volume AS "value",
@@ -382,11 +384,7 @@ def _explain(
 ) -> dict[int, tuple[Reason, str]]:
     """The reasons of those bars of a day that have one, by open time in microseconds."""
     step = interval_us(key.interval or "")
-    reasons: dict[int, tuple[Reason, str]] = {}
-    for bar in bars:
-        known = _known_gap(bar, sides.klines_findings) if bar.klines is None else None
-        if known is not None:
-            reasons[bar.at] = (Reason.KNOWN_GAP, known)
+    reasons = _told(bars, sides, step, interval_us(source.interval) if source.interval else 0)
     open_bars = [bar for bar in bars if bar.at not in reasons and bar.klines is not None]
     if not open_bars:
         return reasons
@@ -407,6 +405,27 @@ def _explain(
         rest = [bar for bar in open_bars if bar.at not in reasons]
         reasons |= _across_bars(rest, step, trades)
     return reasons
+
+
+def _told(bars: Iterable[_Bar], sides: DaySides, step: int, finer: int) -> dict[int, tuple[Reason, str]]:
+    """The reasons of bars of which the days' own checks tell."""
+    off_grid = list(_off_grid(sides, step, finer))
+    reasons = {}
+    for bar in bars:
+        if any(start < bar.at + step and bar.at < end for start, end in off_grid):
+            reasons[bar.at] = (Reason.OFF_GRID, "")
+        elif bar.klines is None and (known := _known_gap(bar, sides.klines_findings)) is not None:
+            reasons[bar.at] = (Reason.KNOWN_GAP, known)
+    return reasons
+
+
+def _off_grid(sides: DaySides, step: int, finer: int) -> Iterator[tuple[int, int]]:
+    """When candles off the grid begin and end, of the klines and of finer ones that they are rebuilt from."""
+    both = (((*sides.before_findings, *sides.klines_findings), step), (sides.source_findings, finer))
+    for findings, length in both:
+        for found in findings:
+            if found.rule == OFF_GRID:
+                yield from ((one.first, one.last + length) for one in found.ranges)
 
 
 def _known_gap(bar: _Bar, findings: Iterable[Finding]) -> str | None:

@@ -29,6 +29,9 @@ WITHOUT_ARCHIVE = frozenset({"absent", "unpublished", "host_off", "rest_answer"}
 REFUSED = LASTING - WITHOUT_ARCHIVE
 """Kinds of failure of a day whose archive was fetched, and is not to be taken."""
 
+_BEFORE_OFF_GRID = '"rule":"grid"'
+"""In the findings of a day whose candles off the grid were taken for missing ones, and filled in twice: version 0.1."""
+
 FIRST_PAUSE = timedelta(hours=1)
 LONGEST_PAUSE = timedelta(days=7)
 
@@ -88,7 +91,8 @@ def _may_change(row: LedgerRow) -> bool:
         return False
     if row.outcome == HELD:
         # Of a final day, an older failure tells nothing any more, unless it was met in replacing the day.
-        return row.open or row.replaced_by is not None or (row.failure is not None and not row.final)
+        again = row.open or row.replaced_by is not None or (row.failure is not None and not row.final)
+        return again or _BEFORE_OFF_GRID in row.findings
     return row.outcome in (FAILED, EMPTY)
 
 

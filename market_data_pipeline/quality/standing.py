@@ -201,8 +201,10 @@ def continuity(key: SeriesKey, rows: Mapping[date, LedgerRow], today: date) -> t
             continue
         if row.first_key is None or before.last_key is None:
             continue
-        if row.first_key != before.last_key + step:
-            breaks.append(Break(day, before.last_key + step, row.first_key))
+        # A candle off the grid covers parts of two: what goes on in the second one follows.
+        expected = -(-(before.last_key + step) // step) * step if key.interval else before.last_key + step
+        if not before.last_key < row.first_key < expected + step:
+            breaks.append(Break(day, expected, row.first_key))
     return tuple(breaks)
 
 
@@ -231,7 +233,7 @@ def is_told(key: SeriesKey, found: Break, rows: Mapping[date, LedgerRow], counts
         if range_.first > told:
             break
         told = max(told, range_.last + _step(key))
-    return told >= found.found
+    return told > found.found - _step(key)
 
 
 def _passes(finding: Finding) -> bool:

@@ -42,6 +42,18 @@ def with_changed_rows(rows: TextRows, start: int, end: int, column: str) -> Text
     return replace(rows, rows=changed)
 
 
+def with_shifted_rows(rows: TextRows, start: int, end: int, shift: int) -> TextRows:
+    """Klines of which those from ``start`` to ``end`` (exclusive) begin and end later by ``shift`` (microseconds)."""
+    opened, closed = 0, 6
+    shifted = [
+        [str(int(value) + shift) if at in (opened, closed) else value for at, value in enumerate(row)]
+        if start <= int(row[opened]) < end
+        else row
+        for row in rows.rows
+    ]
+    return replace(rows, rows=shifted)
+
+
 def with_repeated(rows: TextRows, before: list[str], midnight: int | None) -> TextRows:
     """Rows of aggTrades after one of the day before, which has the time of midnight where that is given."""
     column = TIME_COLUMNS[rows.data_type][0]

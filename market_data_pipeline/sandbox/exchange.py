@@ -25,6 +25,7 @@ from market_data_pipeline.sandbox.damage import (
     outage_in_text,
     with_changed_rows,
     with_repeated,
+    with_shifted_rows,
     without_rows,
 )
 from market_data_pipeline.sandbox.faults import (
@@ -34,6 +35,7 @@ from market_data_pipeline.sandbox.faults import (
     DataFault,
     DayFault,
     Faults,
+    FlatRows,
     LateArchive,
     MarketOutage,
     MissingChecksum,
@@ -42,6 +44,7 @@ from market_data_pipeline.sandbox.faults import (
     ReplacedArchive,
     RowsFault,
     ScrambledArchive,
+    ShiftedRows,
     SpanFault,
 )
 from market_data_pipeline.sandbox.generator import (
@@ -387,6 +390,12 @@ def _with_rows_fault(series: SeriesKey, rows: Rows, fault: RowsFault) -> Rows:
     text, start, end = text_rows(series.data_type, rows), moment_us(fault.start), moment_us(fault.end)
     if isinstance(fault, ChangedRows):
         return with_changed_rows(text, start, end, fault.column)
+    if isinstance(fault, (ShiftedRows, FlatRows)) and series.interval is None:
+        return rows
+    if isinstance(fault, ShiftedRows):
+        return with_shifted_rows(text, start, end, fault.shift // timedelta(microseconds=1))
+    if isinstance(fault, FlatRows):
+        return outage_in_text(text, start, end, interval_us(series.interval or ""), flat=True)
     return without_rows(text, start, end)
 
 

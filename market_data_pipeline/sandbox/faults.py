@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal, TypeVar
 
@@ -253,6 +253,21 @@ class ChangedRows(RowsFault):
             raise UsageError(f"There is no column {self.column!r} to change. There are: {', '.join(CHANGEABLE)}.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShiftedRows(RowsFault):
+    """Klines begin and end later than they should, off the grid, as those of spot on some days of 2017 and 2018."""
+
+    shift: timedelta = timedelta(minutes=28, seconds=14, milliseconds=789)
+    """How much later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatRows(RowsFault):
+    """Klines are flat, as if nothing had been traded: in the archive alone, as those of um on 2025-01-29."""
+
+    where: Literal["archive", "rest", "both"] = "archive"
+
+
 CHANGEABLE = (
     "open", "high", "low", "close", "volume", "quote_volume", "count", "taker_buy_volume", "taker_buy_quote_volume",
     "price", "quantity", "first_trade_id", "last_trade_id",
@@ -286,7 +301,7 @@ class QuietSymbol(MarketOutage):
 _KINDS: tuple[type[Fault], ...] = (
     Delay, Status, CutBody, SlowBody, Reset, WrongChecksum,
     MissingDay, MissingChecksum, LateArchive, ReplacedArchive, DamagedArchive, RepeatedAtMidnight, ScrambledArchive,
-    MissingRows, ChangedRows, MarketOutage, QuietSymbol,
+    MissingRows, ChangedRows, ShiftedRows, FlatRows, MarketOutage, QuietSymbol,
 )  # fmt: skip
 _ADAPTERS = {kind.__name__: TypeAdapter(kind) for kind in _KINDS}
 

@@ -515,6 +515,26 @@ def test_a_candle_that_is_not_there_although_there_were_trades(bench: Bench) -> 
     assert found.bars == 1437
 
 
+def test_bars_are_not_blamed_for_candles_off_the_grid(bench: Bench) -> None:
+    """Minutes 300 to 309 begin 17 seconds late, so that they have a part of each bar to 310; 700 lacks besides."""
+    rows = some_trades(count=5_000)
+    candles = without(naive(rows, bench.minutes), 700)
+    opened = candles.column("open_time").to_pylist()
+    opened[300:310] = [at(n + 17 / 60) for n in range(300, 310)]
+    index = candles.column_names.index("open_time")
+    field = candles.schema.field("open_time")
+    shifted = candles.set_column(index, field, pa.array(opened, field.type))
+    late = Range(first=START + 300 * MINUTE + 17_000_000, last=START + 309 * MINUTE + 17_000_000, count=10)
+    off = Finding(check="integrity", rule="off_grid", severity=Severity.INFO, count=10, message="", ranges=(late,))
+
+    found = bench.compare(rows, shifted, klines_findings=[off])
+
+    assert {one.open_time: one.reason for one in found.differences} == {
+        at(700): "",
+        **{at(n): Reason.OFF_GRID for n in range(300, 310)},
+    }
+
+
 def test_a_longer_candle_is_not_blamed_for_minutes_that_are_not_held(bench: Bench) -> None:
     rows, hours = some_trades(count=5_000), klines("XYZUSDT", "1h")
     minutes = without(naive(rows, bench.minutes), *range(300, 310))
