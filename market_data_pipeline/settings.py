@@ -122,6 +122,8 @@ def load_settings(**overrides: object) -> Settings:
     """
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # pydantic converts and checks each
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The file .env in this folder cannot be read: {error}.") from error
     except ValidationError as error:
         wrong = "; ".join(f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
         raise UsageError(f"A setting in the environment or in .env is wrong. {wrong}") from None

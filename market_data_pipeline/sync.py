@@ -16,7 +16,13 @@ import dagster as dg
 from market_data_pipeline import clock
 from market_data_pipeline.definitions import build_definitions
 from market_data_pipeline.defs.bodies.views import publish_views
-from market_data_pipeline.defs.home import days_on_record, materialize_coverage, materialize_days, open_instance
+from market_data_pipeline.defs.home import (
+    days_on_record,
+    materialize_coverage,
+    materialize_days,
+    open_instance,
+    recording,
+)
 from market_data_pipeline.defs.partitions import contiguous_ranges, days_between
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
@@ -93,7 +99,7 @@ def bring(
             on_result(result)
 
     definitions = build_definitions(settings, universe, on_result=told)
-    with open_instance(layout) as instance:
+    with recording(layout), open_instance(layout) as instance:
         needed = {
             key: _report_settled(key, days, universe.listing(key), layout, days_on_record(instance, key), told)
             for key, days in wanted.items()

@@ -20,7 +20,7 @@ from market_data_pipeline.processes import keep_memory
 keep_memory()
 
 # isort: split
-from market_data_pipeline import __version__
+from market_data_pipeline import __version__, faults
 from market_data_pipeline.cli.collect import add, backfill, sync
 from market_data_pipeline.cli.compact import compact_command
 from market_data_pipeline.cli.coverage import coverage
@@ -49,11 +49,11 @@ class _Commands(click.Group):
             raise _Refused(str(error)) from error
         except MarketDataError as error:
             raise click.ClickException(str(error)) from error
-        except OSError as error:
-            if error.filename is None:
+        except Exception as error:
+            text = faults.sentence(error)
+            if text is None or isinstance(error, click.ClickException):
                 raise
-            # A folder that is a file, or that may not be read: the path and the system's words say it all.
-            raise click.ClickException(f"{error.filename} cannot be used: {error.strerror}.") from error
+            raise click.ClickException(text) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.commands)

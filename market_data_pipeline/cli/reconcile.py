@@ -103,7 +103,7 @@ def _compared(
         _tell(troubles)
         return _by_day(found), not troubles
     from market_data_pipeline.definitions import ignore_notices
-    from market_data_pipeline.defs.home import open_instance, run_reconciliation
+    from market_data_pipeline.defs.home import open_instance, recording, run_reconciliation
     from market_data_pipeline.defs.reconciliation import build_reconciliation_job, run_config
     from market_data_pipeline.sync import reasons, stop_if_interrupted
 
@@ -117,7 +117,7 @@ def _compared(
         job = build_reconciliation_job(universe.series(), settings, told)
         if job is None:  # nothing of the universe can be compared
             return _by_day(found), True
-        with open_instance(layout) as instance:
+        with recording(layout), open_instance(layout) as instance:
             config = run_config([str(key) for key in due], first, last, again=again)
             run = run_reconciliation(instance, job, config, log_level="CRITICAL")
     stop_if_interrupted(run)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
+from market_data_pipeline import faults
 from market_data_pipeline.client.asking import (
     Moment,
     Wanted,
@@ -200,16 +201,18 @@ class MarketData:
     ) -> StoredRows:
         check_on_gap(on_gap)
         wanted = wanted_of(data_type, symbols, interval, start, end, market, columns)
-        if sync:
-            bring_lacking(self._settings, self._layout, wanted)
-        else:
-            check_held(self._layout, wanted.keys)
+        with faults.in_words():
+            if sync:
+                bring_lacking(self._settings, self._layout, wanted)
+            else:
+                check_held(self._layout, wanted.keys)
         if on_gap != "ignore":
             tell_gaps(self._gaps_of(wanted, final_only), on_gap, stacklevel=3)
         return StoredRows(self._layout, self._duckdb, wanted, final_only=final_only)
 
     def _gaps_of(self, wanted: Wanted, final_only: bool) -> list[Gap]:
         universe = self._settings.universe
-        # A lake is read without its universe, too.
-        listings = load_universe(universe).listings if universe.is_file() else {}
-        return gaps_in(self._layout, wanted, listings, final_only=final_only)
+        with faults.in_words():
+            # A lake is read without its universe, too.
+            listings = load_universe(universe).listings if universe.is_file() else {}
+            return gaps_in(self._layout, wanted, listings, final_only=final_only)

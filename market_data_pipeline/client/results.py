@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from market_data_pipeline import faults
 from market_data_pipeline.client import days as day_records
 from market_data_pipeline.client.asking import Wanted, listed, plain
 from market_data_pipeline.client.session import DuckDB
@@ -103,8 +104,9 @@ class StoredRows(Result):
             MarketDataError: a day was replaced since its rows were taken, so that what they were is not known any more.
             DamagedFileError: a file is not what it says; the text names it.
         """
-        days = self._held() if self._taken is None else self._taken
-        version = day_records.version_of(self._layout, days)
+        with faults.in_words():
+            days = self._held() if self._taken is None else self._taken
+            version = day_records.version_of(self._layout, days)
         if version is None:
             raise MarketDataError(
                 "A day was replaced after its rows were taken, so their version is not known any more. Take the rows "
@@ -114,13 +116,14 @@ class StoredRows(Result):
 
     def arrow(self) -> pa.Table:
         """The rows as an Arrow table."""
-        try:
-            return self._read()
-        except FileNotFoundError:  # removed since it was listed; one that is replaced is read as it was or as it is
+        with faults.in_words():
             try:
                 return self._read()
-            except FileNotFoundError as error:
-                raise DamagedFileError(f"Files are being removed while they are read. {error}") from error
+            except FileNotFoundError:  # removed since it was listed; one that is replaced is read as it was or as it is
+                try:
+                    return self._read()
+                except FileNotFoundError as error:
+                    raise DamagedFileError(f"Files are being removed while they are read. {error}") from error
 
     def _read(self) -> pa.Table:
         return _aware(reading.read_days(self._take(), self._wanted.schema, *self._cut))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
+from market_data_pipeline import faults
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake import catalog
 from market_data_pipeline.lake.layout import Layout
@@ -67,7 +68,8 @@ class DuckDB:
         import duckdb
 
         try:
-            return catalog.retrying(read, self._layout)
+            with faults.in_words():
+                return catalog.retrying(read, self._layout)
         except MarketDataError as error:
             if self._broken is not None and isinstance(error.__cause__, duckdb.CatalogException):
                 raise self._broken from error  # the view could not be made

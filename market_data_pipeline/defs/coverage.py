@@ -57,7 +57,9 @@ def build_coverage_asset(market: Market, settings: Settings, universe: Universe)
     )
     def coverage(context: dg.AssetExecutionContext) -> Iterator[Any]:
         from market_data_pipeline.defs.bodies.coverage import look_at
+        from market_data_pipeline.defs.bodies.faults import failing_in_words
 
-        yield from look_at(context, market, settings, universe)
+        with failing_in_words():
+            yield from look_at(context, market, settings, universe)
 
     return coverage

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import sqlite3
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, redirect_stderr
 from datetime import date
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 import dagster as dg
+import yaml
 from dagster._core.utils import make_new_run_id
 
+from market_data_pipeline import faults
 from market_data_pipeline.defs.coverage import coverage_key
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START, day_of, partition_of
 from market_data_pipeline.defs.runs import LIFE, close_dead_runs, life_resource, says_it_lives
+from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.series import Market, SeriesKey
@@ -51,6 +57,11 @@ def prepare_home(layout: Layout) -> Path:
         StorageError: the folder cannot be written.
     """
     home = layout.dagster_home.absolute()
+    if wrong := sorted({sign for sign in "?%" if sign in str(home)}):
+        raise UsageError(
+            f"Dagster cannot keep its records in {home}: its path must not have {' or '.join(wrong)} in it. "
+            f"Name another data folder ({PREFIX}DIR), or rename this one."
+        )
     named = os.environ.get("DAGSTER_HOME")
     if named and Path(named).expanduser().absolute() not in {home, *_prepared}:
         logger.warning(
@@ -81,10 +92,102 @@ def open_instance(layout: Layout) -> dg.DagsterInstance:
 
     Raises:
         StorageError: the folder cannot be written.
+        RecordsError: the records cannot be used.
     """
-    instance = dg.DagsterInstance.from_config(str(prepare_home(layout)))
-    close_dead_runs(instance)
-    return instance
+    with recording(layout):
+        instance = dg.DagsterInstance.from_config(str(prepare_home(layout)))
+        close_dead_runs(instance)
+        return instance
+
+
+class RecordsError(MarketDataError):
+    """Dagster's records of a data folder cannot be used."""
+
+
+@contextmanager
+def recording(layout: Layout) -> Iterator[None]:
+    """Turn a fault of Dagster's records, at any time while they are open, into one sentence with its remedy.
+
+    Raises:
+        RecordsError: in the place of an error of their databases or of their configuration.
+    """
+    try:
+        with redirect_stderr(cast("TextIO", _WithoutNotices(sys.stderr))):
+            yield
+    except MarketDataError:
+        raise
+    except Exception as error:
+        text = _records_fault(layout.dagster_home, error)
+        if text is None:
+            raise
+        raise RecordsError(text) from error
+
+
+class _WithoutNotices:
+    """A stream that leaves out Dagster's notices of events that could not be written: the error itself says so."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        if text.startswith("Exception while writing logger call to event log"):
+            return len(text)
+        return self._stream.write(text)
+
+
+def _records_fault(home: Path, error: BaseException) -> str | None:
+    for one in faults.chain(error):
+        if isinstance(one, (dg.DagsterInvalidConfigError, yaml.YAMLError)):
+            return (
+                f"{home / 'dagster.yaml'} is not a configuration that Dagster takes. Mend it, or delete it: the next "
+                f"command writes a new one. Dagster says: {_first_lines(one)}"
+            )
+        if faults.is_of_database(one):
+            return _database_fault(home, one)
+    return None
+
+
+_LEAST_FREE = 1_000_000
+"""Free bytes below which a disk counts as full: SQLite wants a page here and there."""
+
+_START_ANEW = (
+    "Stop all processes of this data folder and delete {}: the next `market-data sync` puts every stored day on record "
+    "again without a download. The history of runs is lost."
+)
+
+
+def _database_fault(home: Path, error: BaseException) -> str:
+    reason = faults.reason(error)
+    what = f"Dagster's records in {home} cannot be used ({reason})."
+    # On a full disk SQLite may find its files damaged, too.
+    if "disk is full" in reason or shutil.disk_usage(home).free < _LEAST_FREE:
+        return f"{what} The disk is full: free some space and start again. What was stored stays."
+    if "locked" in reason:
+        return f"{what} Another process has been writing to them for too long. Start again when that has ended."
+    broken = _damaged_database(home)
+    if broken is None and any(words in reason for words in ("readonly", "unable to open", "disk I/O")):
+        return f"{what} Check that this user can write to that folder and that its disk is in order."
+    return f"{what} {broken or home} is damaged or of another version. {_START_ANEW.format(home)}"
+
+
+def _damaged_database(home: Path) -> Path | None:
+    """Return the first database that SQLite does not find in order."""
+    for path in sorted(home.rglob("*.db"), key=lambda path: (len(path.stem), path)):  # those of single runs at the end
+        try:
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+                if database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                    return path
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                return path
+    return None
+
+
+def _first_lines(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 # --- runs in this process ------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 
+from market_data_pipeline import faults
 from market_data_pipeline.defs.keys import series_of
 from market_data_pipeline.defs.partitions import day_of
 from market_data_pipeline.lake.layout import Layout
@@ -52,7 +53,8 @@ class DuckDBParquetIOManager(dg.ConfigurableIOManager):
         """
         from market_data_pipeline.defs.bodies.tables import load_days
 
-        return load_days(self._layout, *_asked(context), context.dagster_type.typing_type)
+        with faults.in_words():
+            return load_days(self._layout, *_asked(context), context.dagster_type.typing_type)
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         """Write what a derived asset returned: one file a day, and the days' rows of the series' ledger.
@@ -66,8 +68,9 @@ class DuckDBParquetIOManager(dg.ConfigurableIOManager):
         from market_data_pipeline.defs.bodies.views import publish_views
 
         parents = [series_of(dep.asset_key) for dep in context.asset_spec.deps]
-        store_days(self._layout, *_asked(context), obj, parents, self.lock_wait_seconds)
-        publish_views(self._layout, context.log)
+        with faults.in_words():
+            store_days(self._layout, *_asked(context), obj, parents, self.lock_wait_seconds)
+            publish_views(self._layout, context.log)
 
 
 def _asked(context: dg.InputContext | dg.OutputContext) -> tuple[SeriesKey, list[date]]:

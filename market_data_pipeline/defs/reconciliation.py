@@ -53,9 +53,11 @@ def build_reconciliation_job(
     @dg.op(name=_OP, out={}, config_schema=_CONFIG, required_resource_keys={LIFE})
     def compare_days(context: dg.OpExecutionContext) -> Iterator[dg.AssetCheckEvaluation]:
         """Compare days of klines with what they are rebuilt from, a month of a series at a time."""
+        from market_data_pipeline.defs.bodies.faults import failing_in_words
         from market_data_pipeline.defs.bodies.reconciliation import compare_asked
 
-        yield from compare_asked(context, chosen, settings, on_compared)
+        with failing_in_words():
+            yield from compare_asked(context, chosen, settings, on_compared)
 
     if not chosen:
         return None

@@ -57,7 +57,10 @@ def _job_of_one_op(
 ) -> dg.JobDefinition:
     @dg.op(name=op, out=dg.Out(dg.Nothing), required_resource_keys={LIFE}, description=description)
     def only(context: dg.OpExecutionContext) -> None:
-        work(context)
+        from market_data_pipeline.defs.bodies.faults import failing_in_words
+
+        with failing_in_words():
+            work(context)
 
     @dg.job(name=name, description=description)
     def job() -> None:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import Timeout
 
-from market_data_pipeline import __version__
+from market_data_pipeline import __version__, faults
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import locks
 from market_data_pipeline.lake.provenance import FOOTER_KEY, Provenance
@@ -112,26 +112,10 @@ def remove(path: Path) -> None:
 
 
 def _storage_message(path: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk is full: {path} was not written. {_remedy(path, error)}; what was there is untouched."
-    reason = error.strerror or str(error)
-    return f"{path} cannot be written ({reason}). {_remedy(path, error)}; what was there is untouched."
-
-
-def _remedy(path: Path, error: OSError) -> str:
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
-            return "Free some space and start again"
-        case errno.EROFS:
-            return f"{path.parent} lies on a read-only file system: mount it writable, or name another folder"
-        case errno.EIO | errno.ESTALE:
-            return f"The disk or network folder of {path.parent} has a fault: check it and start again"
-        case errno.EMFILE | errno.ENFILE:
-            return "Raise the limit of open files (`ulimit -n`) and start again"
-        case errno.ENAMETOOLONG:
-            return "Choose a data folder with a shorter path"
-        case _:
-            return f"Check who may write to {path.parent}"
+    return (
+        f"{path} cannot be written ({error.strerror or error}). {faults.remedy(error)}. "
+        "What was stored before is untouched."
+    )
 
 
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
@@ -382,8 +366,14 @@ def record_in(metadata: pq.FileMetaData) -> Provenance:
     return Provenance.model_validate_json((metadata.metadata or {})[FOOTER_KEY])
 
 
+_OF_THE_FILE = (None, errno.ENOENT, errno.EISDIR)
+"""Errors of the system that speak of the file itself; all others speak of the machine, and the file may be good."""
+
+
 def damaged(path: Path, error: Exception) -> DamagedFileError:
     """The fault of a file that cannot be read as what it should be."""
+    if isinstance(error, OSError) and error.errno not in _OF_THE_FILE and not isinstance(error, pa.ArrowException):
+        return DamagedFileError(f"{path} cannot be read ({error.strerror}). {faults.remedy(error)}.")
     reason = (
         "it has no record of where it came from" if isinstance(error, KeyError) else str(error).strip() or repr(error)
     )

@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from market_data_pipeline.defs.bodies import events
 from market_data_pipeline.defs.bodies.candles import candles_markdown
+from market_data_pipeline.defs.bodies.faults import failing_in_words
 from market_data_pipeline.defs.bodies.ingestion import Ingestion
 from market_data_pipeline.defs.bodies.reconciliation import with_reconciliation
 from market_data_pipeline.defs.partitions import day_of
-from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.reading import read_day
@@ -43,16 +43,12 @@ def bring(
         dagster.Failure: a day failed, after the events of the others; or the series could not be written at all.
     """
     began = time.monotonic()
-    try:
+    with failing_in_words():  # days that were written by then are stored, and the next run puts them on record
         results = list(ingestion.days(key, [day_of(name) for name in context.partition_keys]))
-    except (MarketDataError, OSError) as error:
-        # Days that were written by then are held, and the next run puts them on record. The system's words name a path
-        # that cannot be used, e.g. that of the shared budget.
-        raise dg.Failure(description=str(error), allow_retries=False) from error
-    context.log.info(events.log_line(key, results, time.monotonic() - began))
-    picture = _picture_of(layout) if key.data_type is DataType.KLINES else None
-    told = events.day_events(context, results, layout, picture)
-    yield from with_reconciliation(context, layout, results, told) if reconciled else told
+        context.log.info(events.log_line(key, results, time.monotonic() - began))
+        picture = _picture_of(layout) if key.data_type is DataType.KLINES else None
+        told = events.day_events(context, results, layout, picture)
+        yield from with_reconciliation(context, layout, results, told) if reconciled else told
 
 
 def _picture_of(layout: Layout) -> Callable[[DayOutcome], str | None]:
@@ -81,7 +77,8 @@ def make_profile(
         A table with ``schemas.TRADE_PROFILE_SCHEMA``; a day without trades has no row.
     """
     inverse = MARKETS[key.market].inverse
-    table = trade_profile(trades, symbol=key.symbol, inverse=inverse, level_size=level_size)
+    with failing_in_words():
+        table = trade_profile(trades, symbol=key.symbol, inverse=inverse, level_size=level_size)
     rows = {row["day"]: row for row in table.to_pylist()}
     events.add_metadata(context, {name: _profile_metadata(rows.get(day_of(name))) for name in context.partition_keys})
     context.log.info("%s: %d of %d days have trades", key, len(rows), len(context.partition_keys))
