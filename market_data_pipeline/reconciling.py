@@ -169,7 +169,10 @@ def compare(
 
 
 def _compared(layout: Layout, key: SeriesKey, days: Sequence[date], memory_mb: int) -> list[DayReconciled]:
-    return retrying(lambda: reconcile_days(key, _sides(layout, key, days), memory_mb=memory_mb), layout)
+    with files.temporary_folder(layout.root) as scratch:
+        return retrying(
+            lambda: reconcile_days(key, _sides(layout, key, days), memory_mb=memory_mb, scratch=scratch), layout
+        )
 
 
 def _sides(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[DaySides]:

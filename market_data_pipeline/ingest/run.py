@@ -119,7 +119,7 @@ class _Run:
         ledger = self.layout.ledger(self.key)
         files.remove_leftovers(self.layout.folder(self.key))
         files.remove_leftovers(self.layout.months(self.key))
-        files.remove_leftovers(ledger.parent, f"{ledger.name}.")
+        files.remove_leftovers(self.layout.quarantine(self.key))
         self._ledger = Ledger.read(ledger)
         changed = reconcile(self._ledger, self.layout, self.key)
         settled = {day: found for day in days if (found := self._settled(day)) is not None}

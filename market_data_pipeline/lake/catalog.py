@@ -15,6 +15,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -641,11 +642,21 @@ def retire_catalogs(layout: Layout) -> datetime | None:
     return datetime.fromtimestamp(min(retired) / 1e9, UTC) if retired else None
 
 
+@contextmanager
+def _scratch(layout: Layout) -> Iterator[Path]:
+    if "?" in str(layout.root):  # DuckDB cannot write there: it takes what follows for parameters
+        with tempfile.TemporaryDirectory(prefix="catalog-") as folder:
+            yield Path(folder)
+    else:
+        with files.temporary_folder(layout.root) as path:
+            yield path
+
+
 def _publish(layout: Layout, wanted: Sequence[str]) -> None:
     import duckdb
 
-    with tempfile.TemporaryDirectory(prefix="catalog-") as folder:
-        path = Path(folder) / "catalog.duckdb"
+    with _scratch(layout) as folder:
+        path = folder / "catalog.duckdb"
         with duckdb.connect() as connection:
             connection.execute(f"ATTACH {quoted(str(path))} AS built (STORAGE_VERSION 'v1.0.0')")
             connection.execute("USE built")

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from shutil import rmtree
 from typing import IO, Any
 
 import pyarrow as pa
@@ -473,4 +474,31 @@ def only_writer(lock: Path, wait_seconds: float, what: str) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise StorageError(_storage_message(lock, error)) from error
+        remove_leftovers(lock.parent, f"{lock.stem}.")
         yield
+
+
+@contextmanager
+def temporary_folder(root: Path) -> Iterator[Path]:
+    """Make a folder below the data folder for the time of a work. Those of killed processes are removed first.
+
+    Raises:
+        StorageError: the folder cannot be made.
+    """
+    place = root / "tmp"
+    folder = place / f"{os.getpid()}-{secrets.token_hex(4)}"
+    lock = folder.with_suffix(".lock")
+    with ExitStack() as held:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            for other in place.glob("*.lock"):
+                with suppress(Timeout), locks.held(other):
+                    rmtree(other.with_suffix(""), ignore_errors=True)
+                    other.unlink(missing_ok=True)
+            held.enter_context(locks.held(lock))
+            folder.mkdir()
+        except OSError as error:
+            raise StorageError(_storage_message(folder, error)) from error
+        held.callback(lock.unlink, missing_ok=True)
+        held.callback(rmtree, folder, ignore_errors=True)
+        yield folder

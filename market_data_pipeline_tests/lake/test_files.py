@@ -63,3 +63,31 @@ def test_a_file_that_is_none_is_named(path: Path, content: bytes | None) -> None
         path.write_bytes(content)
     with pytest.raises(DamagedFileError, match=r"2026-02-05\.parquet"):
         files.read_table(path)
+
+
+def test_temporary_folder_lies_below_the_root_and_is_gone_afterwards(tmp_path: Path) -> None:
+    with files.temporary_folder(tmp_path) as folder:
+        assert folder.is_dir()
+        assert folder.is_relative_to(tmp_path / "tmp")
+        with files.temporary_folder(tmp_path) as other:
+            assert other != folder
+        assert folder.is_dir()
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_temporary_folder_of_a_killed_process_is_removed_by_the_next(tmp_path: Path) -> None:
+    left = tmp_path / "tmp" / "1-dead"
+    left.mkdir(parents=True)
+    (left / "catalog.duckdb").touch()
+    left.with_suffix(".lock").touch()
+    with files.temporary_folder(tmp_path) as folder:
+        assert [path.name for path in (tmp_path / "tmp").iterdir() if path.is_dir()] == [folder.name]
+
+
+def test_writer_removes_what_a_killed_one_left_beside_its_lock(tmp_path: Path) -> None:
+    left, of_another = tmp_path / ".1h.parquet.1-dead.tmp", tmp_path / ".1m.parquet.1-dead.tmp"
+    left.touch()
+    of_another.touch()
+    with files.only_writer(tmp_path / "1h.lock", 0, "1h"):
+        assert not left.exists()
+        assert of_another.exists()
