@@ -11,6 +11,9 @@ from functools import lru_cache
 US_PER_DAY = 86_400_000_000
 """Microseconds in a day; Binance's days have no leap seconds."""
 
+TOLERANCE = timedelta(minutes=5)
+"""How far in the future a moment on record may lie: beyond, it was written while this machine's clock was wrong."""
+
 _EPOCH_DAY = date(1970, 1, 1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -18,6 +21,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def now() -> datetime:
     """The present moment, zone-aware in UTC."""
     return datetime.now(UTC)
+
+
+def is_future(moment: datetime) -> bool:
+    """Return True if a zone-aware moment on record lies further in the future than a right clock could write."""
+    return moment > now() + TOLERANCE
 
 
 def today() -> date:

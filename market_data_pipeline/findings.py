@@ -62,6 +62,9 @@ FLAT = frozenset({Verdict.SUSPENDED, Verdict.QUIET})
 OPEN = frozenset({Verdict.ARCHIVE_DEFECT, Verdict.UNPUBLISHED})
 """Verdicts that another attempt may change: such a day is asked for again, with growing pauses."""
 
+BEYOND_REACH = "; only another archive can bring them"
+"""How the evidence of a verdict ends that is not open in spite of its rule: REST does not serve rows so old."""
+
 
 CheckName = Literal["integrity", "gaps"]
 CHECKS: tuple[CheckName, ...] = ("integrity", "gaps")
@@ -105,6 +108,11 @@ class Finding(BaseModel):
     message: str
     ranges: tuple[Range, ...] = ()
     evidence: str = ""
+
+    @property
+    def open(self) -> bool:
+        """Return True if it is a verdict that another attempt may change."""
+        return self.rule in OPEN and not self.evidence.endswith(BEYOND_REACH)
 
 
 ACROSS_MIDNIGHT = "across_midnight"

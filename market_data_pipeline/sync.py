@@ -33,7 +33,7 @@ from market_data_pipeline.lake.ledger import HELD, Ledger, LedgerRow, failed_row
 from market_data_pipeline.lineage import profile_of
 from market_data_pipeline.outcomes import DayResult, OnResult
 from market_data_pipeline.profile import profile_is_due
-from market_data_pipeline.quality.repair import is_not_listed, is_settled
+from market_data_pipeline.quality.repair import is_not_listed, is_settled, reach_of
 from market_data_pipeline.series import DataType, Listing, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe, load_universe
@@ -162,7 +162,11 @@ def _report_settled(
     needed, now = [], clock.now()
     for day in days:
         row = ledger.get(day)
-        if row is not None and day in on_record and (is_settled(row, now) or is_not_listed(row, listing)):
+        if (
+            row is not None
+            and day in on_record
+            and (is_settled(row, now, reach_of(key)) or is_not_listed(row, listing))
+        ):
             told(DayOutcome(key, day, row, Action.HELD if row.held else Action.NOT_LISTED))
         else:
             needed.append(day)

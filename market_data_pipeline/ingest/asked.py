@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, timedelta
 
 import pyarrow as pa
 
@@ -17,9 +17,18 @@ from market_data_pipeline.outcomes import Action
 from market_data_pipeline.quality.repair import pause_ended
 from market_data_pipeline.quality.rows import in_order, ints
 from market_data_pipeline.series import Listing, SeriesKey, interval_us
-from market_data_pipeline.sources.errors import AbsentError, RestAnswerError, SourceError, UnpublishedError
+from market_data_pipeline.sources.errors import (
+    AbsentError,
+    BeyondReachError,
+    RestAnswerError,
+    SourceError,
+    UnpublishedError,
+)
 from market_data_pipeline.sources.rest import RestApi, RestRows
 from market_data_pipeline.specs import spec_of
+
+LATEST_ARCHIVE = timedelta(days=30)
+"""How late an archive may be: publication has stalled for 9 days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,10 @@ class AskedDays:
             return Nothing(Action.NOT_LISTED)
         try:
             fetched = self._ask(day, held)
+        except BeyondReachError as error:
+            if day < clock.today() - LATEST_ARCHIVE:
+                raise _with_archive_answer(AbsentError(str(error))) from error
+            raise _with_archive_answer(BeyondReachError(f"{error}; the archive will bring it")) from error
         except SourceError as error:
             if day < clock.today():
                 raise _with_archive_answer(error) from error
@@ -127,7 +140,9 @@ class AskedDays:
         end = start + clock.US_PER_DAY
         last = int(ints(held.table, spec_of(self.key).key)[-1]) if held else None
         if self.key.interval is None:
-            return self.rest().agg_trades(self.key, start, end, None if last is None else last + 1)
+            if held is None or last is None:
+                return self.rest().agg_trades(self.key, start, end)
+            return self.rest().agg_trades(self.key, start, end, last + 1, int(ints(held.table, "transact_time")[-1]))
         return self.rest().klines(self.key, start if last is None else last + interval_us(self.key.interval), end)
 
     def _nothing(self, day: date, fetched: RestRows) -> Nothing:

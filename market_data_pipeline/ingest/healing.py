@@ -24,7 +24,7 @@ from market_data_pipeline.quality.integrity import off_grid_finding
 from market_data_pipeline.quality.rows import Ints, ints, key_ranges
 from market_data_pipeline.quality.verdicts import CUT, Asked, AskedIds, pieces
 from market_data_pipeline.series import Listing, SeriesKey, interval_us
-from market_data_pipeline.sources.errors import RefusedError, SourceError
+from market_data_pipeline.sources.errors import BeyondReachError, RefusedError, SourceError
 from market_data_pipeline.sources.rest import RestApi, RestRows
 from market_data_pipeline.specs import spec_of
 
@@ -76,7 +76,8 @@ class Healer:
         try:
             for first, last in holes.spans:
                 if self.key.interval is None:
-                    answer = _of_day(self.rest().agg_trades_of_ids(self.key, first, last), day)
+                    around = _around(rows.table, first, last)
+                    answer = _of_day(self.rest().agg_trades_of_ids(self.key, first, last, around), day)
                 else:
                     answer = self.rest().klines(self.key, first, last + step)
                 rows = self.filled_in(rows, answer)
@@ -144,24 +145,33 @@ class Healer:
             why = f"the ids jump at {len(to_ask)} places, and an attempt asks for {_RANGES_ASKED} of them"
             asked.append(AskedIds(to_ask[_RANGES_ASKED][0], missing[-1][1], Asked(False, why)))
         for first, last in to_ask[:_RANGES_ASKED]:
-            answer = self.of_ids(first, last)
+            answer = self.of_ids(first, last, _around(rows.table, first, last))
             mine, elsewhere = answer.of_day(day, self.key)
             rows = self.filled_in(rows, mine)
             asked += (*answer.lacks, *elsewhere)
-            if answer.why_not:  # nor would the others be answered now
+            if answer.why_not and not answer.lacks[-1].asked.beyond:  # nor would the others be answered now
                 asked.append(AskedIds(last + 1, missing[-1][1], answer.lacks[-1].asked))
                 break
         return replace(rows, asked_ids=(*before, *asked))
 
-    def of_ids(self, first: int, last: int) -> IdsAnswer:
-        """Ask REST for trades by their ids, from ``first`` to ``last``."""
+    def of_ids(self, first: int, last: int, between_us: tuple[int, int] | None) -> IdsAnswer:
+        """Ask REST for trades by their ids.
+
+        Args:
+            first: First id.
+            last: Last id, included.
+            between_us: When the trades before and after them took place (microseconds UTC); None if not known.
+        """
         try:
-            answer = self.rest().agg_trades_of_ids(self.key, first, last)
+            answer = self.rest().agg_trades_of_ids(self.key, first, last, between_us)
         except SourceError as error:
             return IdsAnswer(None, (AskedIds(first, last, _asked_in_vain(error)),), str(error))
         had = ints(answer.table, "agg_trade_id")
         until = last if not answer.cut else int(had[-1]) if len(had) else first - 1
-        lacks = [AskedIds(*ids, Asked(True)) for ids in left_out(first, until, had)]
+        served = (int(had[0]) if len(had) else until + 1) if answer.beyond else first
+        lacks = [AskedIds(*ids, Asked(True)) for ids in left_out(served, until, had)]
+        if served > first:  # those before are older than what REST serves, so that it did not say whether they exist
+            lacks.insert(0, AskedIds(first, served - 1, Asked(False, answer.beyond, beyond=True)))
         if answer.cut:
             lacks.append(AskedIds(until + 1, last, Asked(False, CUT)))
         return IdsAnswer(answer, tuple(lacks), CUT if answer.cut else "")
@@ -170,7 +180,8 @@ class Healer:
         start = clock.day_start_us(day)
         last = int(ints(rows.table, "agg_trade_id")[-1])
         try:
-            answer = self.rest().agg_trades(self.key, start, start + clock.US_PER_DAY, last + 1)
+            since = int(ints(rows.table, "transact_time")[-1])
+            answer = self.rest().agg_trades(self.key, start, start + clock.US_PER_DAY, last + 1, since)
         except SourceError as error:
             # The day only seemed cut; where it is, the next day's first id tells (see ``ingest``).
             logger.info("%s %s: whether the archive is cut short could not be asked: %s", self.key, day, error)
@@ -261,7 +272,13 @@ def _asked_already(
 
 def _asked_in_vain(error: SourceError) -> Asked:
     """What came of asking REST where it gave no rows: a refusal is an answer, and would come again."""
-    return Asked(isinstance(error, RefusedError), str(error))
+    return Asked(isinstance(error, RefusedError), str(error), beyond=isinstance(error, BeyondReachError))
+
+
+def _around(table: pa.Table, first: int, last: int) -> tuple[int, int]:
+    """When the trades before and after a run of ids took place (microseconds UTC), both of which the table has."""
+    keys, times = ints(table, "agg_trade_id"), ints(table, "transact_time")
+    return int(times[np.searchsorted(keys, first) - 1]), int(times[np.searchsorted(keys, last, "right")])
 
 
 def left_out(first: int, last: int, there: Ints) -> tuple[tuple[int, int], ...]:

@@ -23,13 +23,15 @@ from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.ingest.healing import Healer, left_out, without_repeated
 from market_data_pipeline.ingest.memory import MemoryBudget
 from market_data_pipeline.ingest.shelf import Shelf
-from market_data_pipeline.lake.files import StorageError
+from market_data_pipeline.lake.files import DamagedFileError, StorageError
 from market_data_pipeline.lake.ledger import Ledger, LedgerRow
+from market_data_pipeline.lake.reading import read_day
 from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.quality.repair import unmet_midnights
 from market_data_pipeline.quality.rows import Ints, ints
 from market_data_pipeline.quality.verdicts import Asked, AskedIds, asked_before
 from market_data_pipeline.series import interval_us
+from market_data_pipeline.specs import spec_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +115,7 @@ class Midnight:
 
     def _fill(self, ours: Mapping[date, DayOutcome], later: date, first: int, last: int) -> dict[date, DayOutcome]:
         """Bring the ids that lack between two days, and say of the later one which still do, and why."""
-        answer = self.healer.of_ids(first, last)
+        answer = self.healer.of_ids(first, last, self._around(later))
         there: Ints = np.zeros(0, dtype=np.int64)
         stored: dict[date, DayOutcome] = {}
         for day, outcome in sorted(ours.items()):
@@ -138,6 +140,18 @@ class Midnight:
                     stored[day] = self._stored_again(outcome, filled)
                 del rows, filled  # before the room is given back
         return stored
+
+    def _around(self, later: date) -> tuple[int, int] | None:
+        """When the last trade before and the first one after a midnight took place, where REST does not serve all."""
+        if spec_of(self.shelf.key).rest.reach is None:
+            return None
+        try:
+            before, after = (
+                read_day(self.shelf.layout, self.shelf.key, day, ["transact_time"]) for day in (later - _DAY, later)
+            )
+        except DamagedFileError:
+            return None
+        return int(ints(before, "transact_time")[-1]), int(ints(after, "transact_time")[0])
 
     def _forget(self, outcome: DayOutcome) -> DayOutcome:
         """A day that meets the one before, of which it may have said that trades lack in between."""

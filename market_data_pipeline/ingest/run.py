@@ -36,7 +36,7 @@ from market_data_pipeline.lake.ledger import (
 )
 from market_data_pipeline.lake.provenance import Source
 from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
-from market_data_pipeline.quality.repair import is_not_listed, is_settled
+from market_data_pipeline.quality.repair import is_not_listed, is_settled, reach_of
 from market_data_pipeline.series import Listing, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.errors import AbsentError, ChecksumError, SourceError, UnprovenError
@@ -149,7 +149,7 @@ class _Run:
     def _settled(self, day: date) -> DayOutcome | None:
         """The result of a day for which no source need be asked."""
         row = self._ledger.get(day)
-        if row is not None and is_settled(row, clock.now()):
+        if row is not None and is_settled(row, clock.now(), reach_of(self.key)):
             return DayOutcome(self.key, day, row, Action.HELD)
         if row is not None and is_not_listed(row, self.listing):
             return DayOutcome(self.key, day, row, Action.NOT_LISTED)

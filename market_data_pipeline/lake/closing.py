@@ -7,9 +7,10 @@ the month's file beside them, which readers prefer.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from threading import Lock
 
@@ -143,10 +144,13 @@ def _days_in(path: Path, key: SeriesKey, day: date) -> dict[date, DayInMonth]:
 def closed_days(layout: Layout, key: SeriesKey, moment: datetime) -> tuple[list[date], list[date]]:
     """The days of closed months that have files of their own still: of months closed before a moment, and of others."""
     before, since = list[date](), list[date]()
+    # A time in the future is of a wrong clock, and no reason to wait. Files have the machine's time.
+    future = time.time() * 1e6 + clock.TOLERANCE / timedelta(microseconds=1)
     for day in files.days_on_disk(layout.folder(key)) if closes_months(key.data_type) else ():
         month = files.stat(layout.month(key, day))
         if month is not None:
-            (before if month.mtime_ns < clock.to_us(moment) * 1000 else since).append(day)
+            closed = month.mtime_ns // 1000
+            (before if closed < clock.to_us(moment) or closed > future else since).append(day)
     return before, since
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
-from datetime import date, datetime
+from dataclasses import MISSING, dataclass, fields, replace
+from datetime import date, datetime, time
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from market_data_pipeline import clock
 from market_data_pipeline import findings as findings_
-from market_data_pipeline.findings import FLAT, LACKING, OPEN, Finding
+from market_data_pipeline.findings import BEYOND_REACH, FLAT, LACKING, OPEN, Finding
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError, FileStat, StorageError
 from market_data_pipeline.lake.layout import Layout
@@ -29,6 +29,7 @@ from market_data_pipeline.lake.on_disk import DayFile, days_on_disk, read_record
 from market_data_pipeline.lake.provenance import Provenance, content_sha256
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.specs import ARCHIVE_BEGINS
 
 HELD, FAILED, EMPTY, NOT_LISTED = "held", "failed", "empty", "not_listed"
 
@@ -141,7 +142,9 @@ class LedgerRow:
     @property
     def open(self) -> bool:
         """Whether a gap of a held day has a verdict that another attempt may change."""
-        return self.outcome == HELD and not OPEN.isdisjoint(self.verdicts.split("+"))
+        if self.outcome != HELD or OPEN.isdisjoint(self.verdicts.split("+")):
+            return False
+        return BEYOND_REACH not in self.findings or any(finding.open for finding in self.findings_list())
 
     def speaks_of(self, stat: FileStat) -> bool:
         """Whether the day is held, and a file of that size and time is the one that is meant."""
@@ -153,6 +156,7 @@ class LedgerRow:
 
 
 _FIELDS = tuple(field.name for field in fields(LedgerRow))
+_DEFAULTS = {field.name: field.default for field in fields(LedgerRow) if field.default is not MISSING}
 
 UNSETTLED = (
     ~pc.field("final")
@@ -214,10 +218,9 @@ class Ledger:
         if where is not None:
             with suppress(pa.ArrowInvalid):
                 table = table.filter(where)
-        known = [name for name in _FIELDS if name in table.column_names]
         try:
-            return cls(LedgerRow(**row) for row in table.select(known).to_pylist())
-        except TypeError:
+            return cls(LedgerRow(**row) for row in _believable(table).to_pylist())
+        except (TypeError, ValueError, OverflowError, pa.ArrowException):
             return cls()
 
     def write(self, path: Path) -> None:
@@ -248,6 +251,34 @@ def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table | None
             # Not its fault: what it says of failed days is nowhere else.
             raise StorageError(f"{path} cannot be read ({cause.strerror}). Nothing was changed.") from cause
         return None
+
+
+def _believable(table: pa.Table) -> pa.Table:
+    """The columns of a ledger in the types of :data:`SCHEMA`, without numbers and times that nobody can have written.
+
+    A day that was asked for in the future was so while the clock was wrong: when that was is not known. Nothing that
+    may lack is null.
+
+    Raises:
+        ArrowException: it is no ledger.
+    """
+    known = [name for name in _FIELDS if name in table.column_names]
+    table = table.select(known).cast(pa.schema([SCHEMA.field(name) for name in known]))
+    if "asked_at" in known:
+        asked, latest = table["asked_at"], clock.naive_utc(clock.now() + clock.TOLERANCE)
+        earliest = datetime.combine(ARCHIVE_BEGINS, time())
+        told = pc.and_(pc.less_equal(asked, latest), pc.greater_equal(asked, earliest))
+        table = _with(table, "asked_at", pc.if_else(told, asked, pa.scalar(None, _UTC_US)))
+    if "attempts" in known:
+        table = _with(table, "attempts", pc.max_element_wise(table["attempts"], 0))
+    for name in known:
+        if table[name].null_count and _DEFAULTS.get(name) is not None:
+            table = _with(table, name, table[name].fill_null(_DEFAULTS[name]))
+    return table
+
+
+def _with(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.column_names.index(name), SCHEMA.field(name), column)
 
 
 def days_held(path: Path) -> list[date]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import OPEN, Finding
+from market_data_pipeline.findings import Finding
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
 from market_data_pipeline.quality.standing import continuity, is_told
-from market_data_pipeline.series import Listing, SeriesKey
+from market_data_pipeline.series import DataType, Listing, SeriesKey
+from market_data_pipeline.specs import spec_of
 
 _DAY = timedelta(days=1)
 
@@ -34,6 +35,8 @@ _BEFORE_OFF_GRID = '"rule":"grid"'
 
 FIRST_PAUSE = timedelta(hours=1)
 LONGEST_PAUSE = timedelta(days=7)
+PAUSE_WITHIN_REACH = timedelta(minutes=45)
+"""Longest pause while REST still serves rows of the day, and soon will not: each hour's tick of `repair` asks."""
 
 
 def pause_after(attempts: int) -> timedelta:
@@ -59,28 +62,45 @@ def pause_ended(since: datetime, seen: datetime, now: datetime) -> bool:
     return False
 
 
-def is_due(row: LedgerRow, now: datetime) -> bool:
+def is_due(row: LedgerRow, now: datetime, reach: timedelta | None = None) -> bool:
     """Whether a day is to be asked for again now, by itself. A day that is not over is the hourly schedule's.
 
     Args:
         row: The day's row in the ledger.
         now: The present moment, zone-aware.
+        reach: How far back REST serves the series, see :func:`reach_of`; None where there is no limit.
     """
     if row.day >= clock.naive_utc(now).date() or not _may_change(row):
         return False
-    return _has_rested(row, now)
+    return _has_rested(row, now, reach)
 
 
-def _has_rested(row: LedgerRow, now: datetime) -> bool:
-    """Whether the pause after a day's newest attempt is over."""
+def reach_of(key: SeriesKey) -> timedelta | None:
+    """How far back from now REST serves a series; None where there is no limit."""
+    return None if key.data_type is DataType.TRADE_PROFILE else spec_of(key).rest.reach
+
+
+def _has_rested(row: LedgerRow, now: datetime, reach: timedelta | None) -> bool:
+    """Whether the pause after a day's newest attempt is over.
+
+    What REST will soon not serve any more is asked for at each tick, and once afterwards, when its verdict becomes one
+    that stays.
+    """
     if row.asked_at is None or row.attempts == 0:
         return True
-    return clock.naive_utc(now) >= row.asked_at + pause_after(row.attempts)
+    naive, pause = clock.naive_utc(now), pause_after(row.attempts)
+    if reach is not None:
+        gone = datetime.combine(row.day + _DAY, time()) + reach
+        if naive < gone:
+            pause = min(pause, PAUSE_WITHIN_REACH)
+        elif row.asked_at < gone:
+            return True
+    return naive >= row.asked_at + pause
 
 
-def is_settled(row: LedgerRow, now: datetime) -> bool:
+def is_settled(row: LedgerRow, now: datetime, reach: timedelta | None = None) -> bool:
     """Whether a day need not be asked of any source: it is held and final, and nothing about it is due."""
-    return row.held and not is_due(row, now)
+    return row.held and not is_due(row, now, reach)
 
 
 def _may_change(row: LedgerRow) -> bool:
@@ -108,14 +128,15 @@ def waits_for_archive(row: LedgerRow, now: datetime) -> bool:
     return row.outcome in (HELD, EMPTY) or (row.outcome == FAILED and row.failure in WITHOUT_ARCHIVE)
 
 
-def is_worth_asking(row: LedgerRow, now: datetime) -> bool:
+def is_worth_asking(row: LedgerRow, now: datetime, reach: timedelta | None = None) -> bool:
     """Whether to ask for a day without a look at the listing: it is due, or its archive may have been published.
 
     Args:
         row: The day's row in the ledger.
         now: The present moment, zone-aware.
+        reach: How far back REST serves the series; None where there is no limit.
     """
-    return is_due(row, now) or (waits_for_archive(row, now) and not is_refused(row))
+    return is_due(row, now, reach) or (waits_for_archive(row, now) and not is_refused(row))
 
 
 def is_refused(row: LedgerRow) -> bool:
@@ -147,14 +168,14 @@ def unmet_midnights(key: SeriesKey, rows: Mapping[date, LedgerRow], now: datetim
     days: set[date] = set()
     for found in continuity(key, rows, clock.naive_utc(now).date()):
         pair = (rows[found.day - _DAY], rows[found.day])
-        if not is_told(key, found, rows, _stays) and all(_has_rested(row, now) for row in pair):
+        if not is_told(key, found, rows, _stays) and all(_has_rested(row, now, reach_of(key)) for row in pair):
             days.update(row.day for row in pair)
     return sorted(days)
 
 
 def _stays(finding: Finding) -> bool:
     """Whether another attempt would find the same."""
-    return finding.rule not in OPEN
+    return not finding.open
 
 
 def is_known(row: LedgerRow, etag: str) -> bool:

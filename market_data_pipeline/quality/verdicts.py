@@ -4,15 +4,16 @@ The order of precedence, first what fits (:class:`~market_data_pipeline.findings
 
 1. ``not_listed``: the candles lie before the first one of the first listed day, or after the last one of the last, REST
    has none there either or refuses for good, and no trade that is held took place there. A listing is to the day: it
-   proves nothing of minutes, so while REST cannot be asked such candles are judged as all others, see 5.
+   proves nothing of minutes, so while REST cannot be asked such candles are judged as all others, see 6.
 2. ``healed``: the rows are there, and came from REST because the archive lacks them.
 3. ``unpublished``: the day has come from REST alone, so its archive may still bring them.
-4. REST was asked and has no row: ``outage``, unless aggTrades held of the same symbol took place there
+4. Ids jump, and REST does not serve trades so old: ``archive_defect``, which is not open.
+5. REST was asked and has no row: ``outage``, unless aggTrades held of the same symbol took place there
    (``unexplained``). A trade id that REST lacks, too, is ``unexplained``: ids have no holes of their own. Where REST
    refuses for good, as for a symbol that it no longer knows, only ids that run on make it an ``outage``.
-5. REST could not be asked: ``outage`` where the ids of aggTrades held run on across the range, ``archive_defect`` where
+6. REST could not be asked: ``outage`` where the ids of aggTrades held run on across the range, ``archive_defect`` where
    trades took place in it, else ``unpublished``.
-6. Flat rows: ``suspended`` or ``quiet``; telling them apart takes the rest of the market (``market.py``), so a day
+7. Flat rows: ``suspended`` or ``quiet``; telling them apart takes the rest of the market (``market.py``), so a day
    alone calls them quiet and unconfirmed.
 """
 
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import MAX_RANGES, VERDICT_SEVERITY, Finding, Range, Verdict
+from market_data_pipeline.findings import BEYOND_REACH, MAX_RANGES, VERDICT_SEVERITY, Finding, Range, Verdict
 from market_data_pipeline.quality.gaps import Missing
 from market_data_pipeline.quality.rows import Ints, key_ranges
 from market_data_pipeline.series import SeriesKey, interval_us
@@ -46,11 +47,13 @@ class Asked:
         answered: Whether it was asked and answered.
         why_not: Why it was not asked, or could not answer; of an answer, that it was a refusal, which would come again.
         elsewhere: Whether it has them with times of another day.
+        beyond: Whether they are older than what REST serves, so that it is not asked again.
     """
 
     answered: bool
     why_not: str = ""
     elsewhere: bool = False
+    beyond: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +272,8 @@ def _judge_ids(archived: bool, asked: Asked | None) -> tuple[Verdict, str]:
         return Verdict.UNPUBLISHED, PROVISIONAL
     if asked is not None and asked.elsewhere:
         return Verdict.OUTAGE, "REST has these ids with times of another day"
+    if asked is not None and asked.beyond:
+        return Verdict.ARCHIVE_DEFECT, f"{_JUMP}{asked.why_not}{BEYOND_REACH}"
     if asked is not None and asked.answered:
         return Verdict.UNEXPLAINED, _JUMP + (asked.why_not or _NOT_THERE)
     return Verdict.UNPUBLISHED, f"{_NOT_ASKED}: {asked.why_not}" if asked else _NOT_ASKED
@@ -284,6 +289,9 @@ def asked_before(findings: Iterable[Finding]) -> tuple[AskedIds, ...]:
             refusal = finding.evidence.removeprefix(_JUMP) if finding.evidence.startswith(_JUMP) else ""
             why_not = "" if refusal == _NOT_THERE else refusal
             asked = Asked(True, why_not, elsewhere=finding.rule == Verdict.OUTAGE)
+        elif finding.rule == Verdict.ARCHIVE_DEFECT and not finding.open:
+            why_not = finding.evidence.removeprefix(_JUMP).removesuffix(BEYOND_REACH)
+            asked = Asked(False, why_not, beyond=True)
         elif finding.evidence.startswith(f"{_NOT_ASKED}: "):
             asked = Asked(False, finding.evidence.removeprefix(f"{_NOT_ASKED}: "))
         else:

@@ -10,7 +10,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,10 @@ from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
 PREFIXES = {"/api/v3": Market.SPOT, "/fapi/v1": Market.UM, "/dapi/v1": Market.CM}
 BUDGETS = {Market.SPOT: 6_000, Market.UM: 2_400, Market.CM: 2_400}
 """Weight that an address may use in a minute."""
+COUNTED_WITH = {Market.CM: Market.UM}
+"""Markets whose weight counts into another's budget: COIN-M was joined to USDⓈ-M on 2026-06-30."""
+AGG_TRADES_DAYS = {Market.UM: 2, Market.CM: 1}
+"""How many days back aggTrades are served; spot has all of them."""
 MAX_LIMIT = {
     (Market.SPOT, "klines"): 1_000,
     (Market.UM, "klines"): 1_500,
@@ -210,18 +214,24 @@ def _agg_trades(
             raise Refusal(-1127, "More than 1 hours between startTime and endTime.")
     now = exchange.now()
     until = min(_FAR if end is None else end, moment_us(now))
+    oldest = moment_us(now) - AGG_TRADES_DAYS.get(market, 100_000) * _DAY_US
+    if start is not None and start < oldest:
+        raise _too_old(market)
     if from_id is not None:
         rows = _from_id(exchange, series, from_id, limit)
+        if rows and int(rows[0][5]) < oldest:
+            raise _too_old(market)
         rows = [r for r in rows if (start or 0) <= int(r[5]) <= until]
     elif start is not None:
         rows = _oldest(exchange, series, start, until, limit)
     else:
         rows = _newest(exchange, series, until, limit)
-    if market is Market.CM:
-        # Coin-margined aggTrades are kept for a year; what Binance answers beyond it is undocumented: here, nothing.
-        year_ago = moment_us(now - timedelta(365))
-        rows = [r for r in rows if int(r[5]) >= year_ago]
     return [_agg_trade(r, market, divisor) for r in rows]
+
+
+def _too_old(market: Market) -> Refusal:
+    # As observed of um; the words of cm, and those for an id that is too old, are taken to be alike.
+    return Refusal(-4166, f"Search window is restricted to recent {AGG_TRADES_DAYS[market]} days only.")
 
 
 def _agg_trade(row: list[str], market: Market, divisor: int) -> dict[str, Any]:
@@ -302,7 +312,7 @@ class WeightMeter:
     """The weight that is used in each market, by real time, whatever the sandbox's clock says.
 
     Attributes:
-        budgets: weight allowed in a window.
+        budgets: weight allowed in a window; that of um is cm's, too.
         window: length of a window in seconds; Binance's is a minute.
         ban_after: how many requests beyond the budget are answered with 429 before 418 follows.
         ban_seconds: how long 418 lasts; Binance's shortest ban is two minutes.
@@ -322,6 +332,7 @@ class WeightMeter:
         Returns:
             The weight used in this window, the status (200, 429, 418) and the seconds to wait for the next window.
         """
+        market = COUNTED_WITH.get(market, market)
         with self._lock:
             now = time.time()
             banned = self._banned_until.get(market, 0.0) - now

@@ -240,6 +240,9 @@ class RestApi:
         tables: list[pa.Table] = []
         cut = False
         cursor = first
+        if between_us is not None and beyond:
+            served = self._first_served(key, endpoint, between_us[1], now)
+            cursor = last + 1 if served is None else max(first, served)
         while cursor <= last:
             if not self._spend_on_trades(endpoint.weight):
                 cut = True
@@ -258,6 +261,16 @@ class RestApi:
             cut,
             beyond,
         )
+
+    def _first_served(self, key: SeriesKey, endpoint: RestEndpoint, until_us: int, now: datetime) -> int | None:
+        """The id of the oldest trade that REST still serves; None where there is none before a moment."""
+        at = clock.to_us(now - (endpoint.reach or timedelta()) + _EDGE)
+        while at < until_us and self._spend_on_trades(endpoint.weight):
+            span = at + _span_us(endpoint)
+            if rows := self._rows(endpoint, _by_time(key, at, span, endpoint)):
+                return _first(self._table(rows, key), "agg_trade_id")
+            at = span
+        return None
 
     def _refuse_beyond(self, endpoint: RestEndpoint, moment_us: int, now: datetime) -> None:
         if beyond := self._beyond(endpoint, moment_us, now):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.quality.rows import ints
 from market_data_pipeline.sandbox import Fault, GeneratedSymbol, MissingRows, Sandbox, ScrambledArchive, Status
 from market_data_pipeline.sandbox.damage import scrambled
-from market_data_pipeline.series import Market, SeriesKey
+from market_data_pipeline.sandbox.rest import AGG_TRADES_DAYS
+from market_data_pipeline.series import DataType, Market, SeriesKey
 from market_data_pipeline.sources.budget import WeightBudget
-from market_data_pipeline.specs import spec_of
+from market_data_pipeline.specs import SPECS, spec_of
 from market_data_pipeline_tests.world import World, agg_trades, days, klines
 
 DAYS = days("2026-02-01", "2026-02-10")
@@ -76,6 +78,10 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exchange]:
         # Waiting for the next minute's weight would show nothing.
         monkeypatch.setattr(WeightBudget, "acquire", lambda *_: None)
         sandbox.weights.budgets.update(dict.fromkeys(Market, 10**9))
+        # Ids are filled in alike in both markets; how far back REST goes in which is shown elsewhere.
+        um = SPECS[Market.UM, DataType.AGG_TRADES]
+        monkeypatch.setitem(SPECS, (um.market, um.data_type), replace(um, rest=replace(um.rest, reach=None)))
+        monkeypatch.setitem(AGG_TRADES_DAYS, Market.UM, 365)
         yield Exchange(world)
 
 

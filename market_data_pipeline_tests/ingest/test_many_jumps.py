@@ -29,7 +29,7 @@ class Rest:
 
     asked: list[tuple[int, int]] = field(default_factory=list)
 
-    def agg_trades_of_ids(self, key: object, first: int, last: int) -> RestRows:
+    def agg_trades_of_ids(self, key: object, first: int, last: int, between_us: object) -> RestRows:
         self.asked.append((first, last))
         return RestRows(lake_schema(KEY.market, KEY.data_type).empty_table(), "url", utc("2026-03-05T12:00"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import date
 from itertools import count
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -179,10 +180,10 @@ def test_a_hole_inside_that_could_not_be_asked_for_is_told_apart_from_one_at_mid
     world.sandbox.faults.add(inside)
     real, calls = RestApi.agg_trades_of_ids, count()
 
-    def first_one_fails(api: RestApi, key: SeriesKey, first: int, last: int) -> RestRows:
+    def first_one_fails(*args: Any) -> RestRows:
         if next(calls) == 0:
             raise NetworkError("503 in every attempt")
-        return real(api, key, first, last)
+        return real(*args)
 
     monkeypatch.setattr(RestApi, "agg_trades_of_ids", first_one_fails)
     world.ingest(TRADES, PAIR)
@@ -237,8 +238,8 @@ def test_a_day_that_rest_completed_in_part_is_gone_on_with(world: World, monkeyp
     )
     page = RestApi.agg_trades
 
-    def all_but_the_last_ten(api: RestApi, key: SeriesKey, start: int, end: int, from_id: int | None) -> RestRows:
-        answer = page(api, key, start, end, from_id)
+    def all_but_the_last_ten(*args: Any) -> RestRows:
+        answer = page(*args)
         return replace(answer, table=answer.table.slice(0, answer.table.num_rows - 10), cut=True)
 
     with monkeypatch.context() as patch:
@@ -275,10 +276,10 @@ def test_trades_whose_times_lie_beyond_midnight_stay_in_their_own_day(
         shelf.put(day, None, encoding.encode(TRADES, rows, encoding.describe(TRADES, day, rows, Listing())), 0.0)
     real = RestApi.agg_trades_of_ids
 
-    def as_stored(api: RestApi, key: SeriesKey, first: int, last: int) -> RestRows:
+    def as_stored(api: RestApi, key: SeriesKey, first: int, last: int, *args: Any) -> RestRows:
         both = pa.concat_tables([late, early])
         ids = ints(both, "agg_trade_id")
-        answer = real(api, key, first, last)
+        answer = real(api, key, first, last, *args)
         return replace(answer, table=both.filter(pa.array((ids >= first) & (ids <= last))))
 
     monkeypatch.setattr(RestApi, "agg_trades_of_ids", as_stored)

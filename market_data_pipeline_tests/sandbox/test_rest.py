@@ -48,8 +48,11 @@ def test_pages_of_klines_equal_the_archive(get: Get, market: str) -> None:
 
 
 @pytest.mark.parametrize("market", PATHS)
-def test_pages_of_agg_trades_equal_the_archive(get: Get, market: str) -> None:
-    expected = archived(get, market, "aggTrades")
+def test_pages_of_agg_trades_equal_the_archive(get: Get, sandbox: Sandbox, market: str) -> None:
+    now = DAY + timedelta(days=1, hours=9)
+    sandbox.set_time(now)
+    served = now - timedelta(hours=24) if market == "cm" else DAY
+    expected = [line for line in archived(get, market, "aggTrades") if market == "spot" or int(line[5]) >= ms(served)]
     headers = MICROSECONDS if market == "spot" else {}
     rows: list[dict[str, Any]] = []
     following = int(expected[0][0])
@@ -66,7 +69,8 @@ def test_pages_of_agg_trades_equal_the_archive(get: Get, market: str) -> None:
     assert rows[len(expected)]["T"] > rows[len(expected) - 1]["T"], "a page runs on into the next day"
 
 
-def test_agg_trades_between_two_times_include_both(get: Get) -> None:
+def test_agg_trades_between_two_times_include_both(get: Get, sandbox: Sandbox) -> None:
+    sandbox.set_time(DAY + timedelta(days=1, hours=9))
     hour = {"startTime": ms(DAY), "endTime": ms(DAY + timedelta(hours=1)) - 1}
     rows = get("/fapi/v1/aggTrades", params={"symbol": "SOLUSDT", "limit": 1000, **hour}).json()
     lines = [line for line in archived(get, "um", "aggTrades") if int(line[5]) <= hour["endTime"]]
@@ -231,5 +235,24 @@ def test_a_delisted_symbol_keeps_its_history(get: Get) -> None:
     assert rows[-1][0] == ms(datetime(2022, 5, 13, 0, 39, tzinfo=UTC))
 
 
-def test_coin_margined_agg_trades_end_a_year_ago(get: Get) -> None:
-    assert get("/dapi/v1/aggTrades?symbol=BTCUSD_PERP&fromId=1").json() == []
+@pytest.mark.parametrize(("market", "hours"), [("um", 48), ("cm", 24)])
+def test_futures_agg_trades_reach_back_a_day_or_two(get: Get, market: str, hours: int) -> None:
+    path, minute = f"{PATHS[market]}/aggTrades?symbol={SYMBOLS[market]}", timedelta(minutes=1)
+    oldest = NOW - timedelta(hours=hours)
+    for too_old in ("&fromId=1", f"&startTime={ms(oldest - minute)}"):
+        refused = get(path + too_old)
+        assert (refused.status_code, refused.json()["code"]) == (400, -4166)
+    assert get(f"{path}&startTime={ms(oldest + minute)}").json()
+    assert get(path).json()
+
+
+def test_um_and_cm_count_into_one_budget(get: Get, sandbox: Sandbox) -> None:
+    get("/fapi/v1/time")
+    answer = get("/dapi/v1/time")
+    assert answer.headers["X-MBX-USED-WEIGHT-1M"] == "2"
+    sandbox.weights.budgets[Market.UM] = 2
+    try:
+        assert get("/dapi/v1/time").status_code == 429
+        assert get("/api/v3/time").status_code == 200
+    finally:
+        sandbox.weights.budgets[Market.UM] = 2_400

@@ -14,7 +14,14 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import NOT_LISTED, UNSETTLED, Ledger
 from market_data_pipeline.lineage import profile_of
 from market_data_pipeline.profile import profile_is_due
-from market_data_pipeline.quality.repair import is_due, is_not_listed, is_refused, is_worth_asking, unmet_midnights
+from market_data_pipeline.quality.repair import (
+    is_due,
+    is_not_listed,
+    is_refused,
+    is_worth_asking,
+    reach_of,
+    unmet_midnights,
+)
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.universe import Universe
 
@@ -47,7 +54,7 @@ def recent_days(at: datetime, count: int, universe: Universe, layout: Layout) ->
             return False
         if row is None or (row.outcome == NOT_LISTED and not is_not_listed(row, universe.listing(key))):
             return True
-        return is_worth_asking(row, at) or (day == yesterday and not is_refused(row))
+        return is_worth_asking(row, at, reach_of(key)) or (day == yesterday and not is_refused(row))
 
     return [
         (day, [key for key, ledger in ledgers.items() if asked(key, ledger, day)])
@@ -75,7 +82,9 @@ def days_to_repair(at: datetime, universe: Universe, layout: Layout) -> dict[Ser
         path = layout.ledger(key)
         # Of candles, whose days are proven by themselves, only the rows that are not settled are read.
         ledger = Ledger.read(path, UNSETTLED if key.interval else None)
-        days = {day for day, row in ledger.rows.items() if is_due(row, at)} | {*unmet_midnights(key, ledger.rows, at)}
+        days = {day for day, row in ledger.rows.items() if is_due(row, at, reach_of(key))} | {
+            *unmet_midnights(key, ledger.rows, at)
+        }
         if days := {day for day in days if first <= day < today}:
             wanted[key] = sorted(days)
     return wanted

@@ -8,14 +8,14 @@ from contextlib import closing
 from datetime import UTC, date, datetime, time, timedelta
 
 import dagster as dg
-from pydantic import BaseModel, ValidationError
+from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from market_data_pipeline import clock
 from market_data_pipeline.defs.partitions import DAY
 from market_data_pipeline.defs.requests import run_requests
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import UNSETTLED, Ledger, LedgerRow
-from market_data_pipeline.quality.repair import waits_for_archive
+from market_data_pipeline.quality.repair import reach_of, waits_for_archive
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.vision import Archive
@@ -52,18 +52,19 @@ class Seen(BaseModel):
         asked: ETags of the archives whose days were requested and have not become final yet, by series and day.
     """
 
-    looked_at: datetime | None = None
+    looked_at: AwareDatetime | None = None
     left: list[str] = []
     failed: list[str] = []
     asked: dict[str, dict[date, str]] = {}
 
     @classmethod
     def of(cls, cursor: str | None) -> Seen:
-        """The cursor, read; one that cannot be is begun anew."""
+        """The cursor, read; one that cannot be, or that was written under a clock ahead, is begun anew."""
         try:
-            return cls.model_validate_json(cursor) if cursor else cls()
+            seen = cls.model_validate_json(cursor) if cursor else cls()
         except ValidationError:
             return cls()
+        return cls() if seen.looked_at is not None and clock.is_future(seen.looked_at) else seen
 
     def due(self, waiting: Mapping[SeriesKey, Sequence[LedgerRow]], now: datetime) -> dict[SeriesKey, list[LedgerRow]]:
         """The days to look for now, by series: first those that were not reached the last time, last those that failed.
@@ -76,7 +77,7 @@ class Seen(BaseModel):
         found = {}
         for key in sorted(waiting, key=lambda key: place.get(str(key), 0)):
             looked_at = None if str(key) in place else self.looked_at
-            if chosen := [row for row in waiting[key] if is_time(row.day, looked_at, now)]:
+            if chosen := [row for row in waiting[key] if is_time(row.day, looked_at, now, reach_of(key))]:
                 found[key] = chosen
         return found
 
@@ -175,16 +176,19 @@ def days_that_wait(universe: Universe, layout: Layout, now: datetime) -> dict[Se
     return waiting
 
 
-def is_time(day: date, looked_at: datetime | None, now: datetime) -> bool:
+def is_time(day: date, looked_at: datetime | None, now: datetime, reach: timedelta | None = None) -> bool:
     """Whether to look for a day's archive now.
 
     Args:
         day: The UTC day.
         looked_at: When the listing was looked at last; None where it never was.
         now: The present moment, zone-aware.
+        reach: How far back REST serves the series: as long as it could fill in what the archive lacks, each tick looks.
     """
     age = now - datetime.combine(day + DAY, time(), UTC)
     pause = next((pause for until, pause in PAUSES if EARLIEST <= age < until), None)
+    if pause is not None and reach is not None and age < reach:
+        return True
     if pause is None or looked_at is None or not pause:
         return pause is not None
     # Counted in whole pauses of the clock, so that looking for a younger day does not put off an older one.
