@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TextIO, cast
 
 import dagster as dg
 import yaml
+from dagster._core.storage.event_log import SqliteEventLogStorage
 from dagster._core.utils import make_new_run_id
 
 from market_data_pipeline import faults
@@ -96,6 +97,11 @@ def open_instance(layout: Layout) -> dg.DagsterInstance:
     """
     with recording(layout):
         instance = dg.DagsterInstance.from_config(str(prepare_home(layout)))
+        storage = instance.event_log_storage
+        if type(storage) is SqliteEventLogStorage:
+            from market_data_pipeline.defs.unpacking import unpack_records
+
+            unpack_records(storage)  # ours was switched off in dagster.yaml
         close_dead_runs(instance)
         return instance
 

@@ -282,7 +282,7 @@ def test_metadata_of_a_day_says_what_came_from_where_in_under_4_kb(project: Proj
     # The picture is on the newest day only, since every event keeps its own copy.
     assert "candles" not in first.metadata
     assert "candles" not in second.metadata
-    assert str(third.metadata["candles"].value).startswith("![candles](data:image/svg+xml;base64,")
+    assert str(third.metadata["candles"].value).startswith("![candles](data:image/svg+xml,")
     for event in (first, third, project.evaluation("gaps", 1), project.evaluation("integrity", 1)):
         stored = serialize_value(cast("dict[str, Any]", event.metadata))
         assert 0 < len(stored) < 4096

@@ -74,8 +74,11 @@ def test_connections_are_kept_and_their_number_is_bounded(instance: dg.DagsterIn
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("open files are counted through /proc")
     storage = instance.event_log_storage
+    assert isinstance(storage, KeptConnectionEventLogStorage)
     for _ in range(3 * KEPT_SHARDS):
-        storage.get_logs_for_run(make_new_run_id())
+        run_id = make_new_run_id()
+        Path(storage.path_for_shard(run_id)).touch()  # as runs had one before
+        storage.get_logs_for_run(run_id)
     report(instance, "2024-01-01")
     runs = layout.dagster_home / "history" / "runs"
     assert len(open_files_below(runs)) == KEPT_SHARDS
@@ -204,45 +207,123 @@ def materialize(instance: dg.DagsterInstance, run_id: str | None = None, **tags:
     return job.execute_in_process(instance=instance, run_id=run_id, tags=span | tags).run_id
 
 
-def stored(home: Path, run_id: str) -> dict[str, list[tuple[object, ...]]]:
-    """What the tables say of a run, without what another run would say otherwise."""
-    said: dict[str, list[tuple[object, ...]]] = {}
-    for name in (run_id, "index"):
-        with closing(sqlite3.connect(home / "history" / "runs" / f"{name}.db")) as file:
-            which = "index" if name == "index" else "run"
-            said[which] = file.execute(
-                "SELECT id, dagster_event_type, step_key, asset_key, partition FROM event_logs "
-                "WHERE run_id = ? AND dagster_event_type IS NOT NULL ORDER BY id",
-                [run_id],
-            ).fetchall()
-            if which == "index":
-                said["checks"] = file.execute(
-                    "SELECT check_name, c.partition, execution_status, e.dagster_event_type, e.partition, "
-                    "json_extract(evaluation_event, '$.dagster_event.event_specific_data.passed') "
-                    "FROM asset_check_executions c JOIN event_logs e ON e.id = evaluation_event_storage_id "
-                    "WHERE c.run_id = ? ORDER BY c.id",
-                    [run_id],
-                ).fetchall()
-                said["assets"] = file.execute(
-                    "SELECT asset_key, last_run_id = ?, json_extract(last_materialization, '$.storage_id') "
-                    "FROM asset_keys",
-                    [run_id],
-                ).fetchall()
-                said["tags"] = file.execute("SELECT event_id, key FROM asset_event_tags").fetchall()
-    return said
+def logged(instance: dg.DagsterInstance, run_id: str) -> list[tuple[object, ...]]:
+    """The log of a run, without what another run would say otherwise."""
+    events = [event.get_dagster_event() for event in instance.all_logs(run_id) if event.is_dagster_event]
+    return [(e.event_type_value, e.step_key, e.asset_key, e.partition, _timeless(e.message)) for e in events]
 
 
-def test_what_is_stored_is_what_the_stock_class_stores(
-    instance: dg.DagsterInstance, layout: Layout, tmp_path: Path
-) -> None:
-    ours = stored(layout.dagster_home, materialize(instance))
+def _timeless(message: str | None) -> str:
+    """Without processes and durations."""
+    return str(message).partition(" (pid")[0].partition(" in ")[0]
+
+
+def evaluated(instance: dg.DagsterInstance) -> list[tuple[object, ...]]:
+    """The history of the check, oldest first: day, status, kind of event, and which materialization it speaks of."""
+    history = instance.event_log_storage.get_asset_check_execution_history(CHECK.key, limit=100)
+    events = [(record, record.event.get_dagster_event() if record.event else None) for record in reversed(history)]
+    return [
+        (record.partition, record.status, event.event_type_value, event.partition)
+        for record, event in events
+        if event is not None
+    ]
+
+
+def materialized(instance: dg.DagsterInstance) -> list[tuple[object, ...]]:
+    """Days with their metadata, oldest first."""
+    records = instance.fetch_materializations(ASSET, limit=100).records
+    return [(record.partition_key, record.asset_materialization.metadata) for record in reversed(records)]  # type: ignore[union-attr]
+
+
+def is_told_elsewhere(event: tuple[object, ...]) -> bool:
+    """Whether a run that has ended need not say it: a day that was planned and came, a check that passed."""
+    kind, _, _, partition, message = event
+    passed = kind == "ASSET_CHECK_EVALUATION" and "did not pass" not in str(message)
+    return passed or (kind == "ASSET_MATERIALIZATION_PLANNED" and partition is not None)
+
+
+def test_what_is_stored_is_what_the_stock_class_stores(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    run_id = materialize(instance)
     home = tmp_path / "stock"
     home.mkdir()
     with dg.DagsterInstance.from_config(str(home)) as stock:
         assert type(stock.event_log_storage) is SqliteEventLogStorage
-        theirs = stored(home, materialize(stock))
-    assert ours == theirs
-    assert [len(ours[table]) for table in ("checks", "assets")] == [5, 1]
+        theirs = materialize(stock)
+        assert materialized(instance) == materialized(stock)
+        assert evaluated(instance) == evaluated(stock)
+        assert instance.get_materialized_partitions(ASSET) == stock.get_materialized_partitions(ASSET)
+        assert [len(told) for told in (materialized(instance), evaluated(instance))] == [5, 5]
+        whole = logged(stock, theirs)
+        assert logged(instance, run_id) == [event for event in whole if not is_told_elsewhere(event)]
+        assert sum(map(is_told_elsewhere, whole)) == 9  # five plans, and four of five evaluations
+        ours, other = (one.get_latest_data_version_record(ASSET) for one in (instance, stock))
+        assert ours is not None
+        assert other is not None
+
+
+def test_a_run_takes_no_file_and_few_bytes(instance: dg.DagsterInstance, layout: Layout) -> None:
+    """The stock class gives each run a file, of 110 kB when empty, and stores JSON of 1 to 4 kB up to three times."""
+    runs = layout.dagster_home / "history" / "runs"
+    run_id = materialize(instance)
+    assert [path.name for path in runs.glob("*.db")] == ["index.db"]
+    with closing(sqlite3.connect(runs / "index.db")) as index:
+        events = index.execute("SELECT typeof(event), length(event) FROM event_logs WHERE run_id = ?", [run_id])
+        kinds, sizes = zip(*events.fetchall(), strict=True)
+        assert set(kinds) == {"blob"}
+        assert max(sizes) < 600
+        assert index.execute("SELECT DISTINCT typeof(evaluation_event) FROM asset_check_executions").fetchall() == [
+            ("blob",)
+        ]
+        assert index.execute("SELECT typeof(last_materialization) FROM asset_keys").fetchall() == [("blob",)]
+        assert index.execute("PRAGMA freelist_count").fetchone() == (0,)
+
+
+def test_switched_off_the_stock_class_reads_everything(layout: Layout) -> None:
+    """`dagster.yaml` names the event log; a user who takes it out goes on with Dagster's own."""
+    with open_instance(layout) as instance:
+        run_id = materialize(instance)
+        before = (logged(instance, run_id), materialized(instance), evaluated(instance))
+    config = (layout.dagster_home / "dagster.yaml").read_text()
+    without = config.split("event_log_storage:")[0] + "compute_logs:" + config.split("compute_logs:")[1]
+    (layout.dagster_home / "dagster.yaml").write_text(without.split("\n", 1)[1])
+
+    for _ in range(2):
+        with open_instance(layout) as stock:
+            assert type(stock.event_log_storage) is SqliteEventLogStorage
+            assert (logged(stock, run_id), materialized(stock), evaluated(stock)) == before
+            assert stock.get_asset_records([ASSET])[0].asset_entry.last_materialization is not None
+    with open_instance(layout) as stock:
+        theirs = materialize(stock)
+
+    (layout.dagster_home / "dagster.yaml").write_text(config)
+    with open_instance(layout) as instance:
+        assert isinstance(instance.event_log_storage, KeptConnectionEventLogStorage)
+        assert (logged(instance, run_id), materialized(instance)[:5], evaluated(instance)[:5]) == before
+        assert len(logged(instance, theirs)) > 20
+
+
+def test_a_run_that_has_a_file_goes_on_in_it(instance: dg.DagsterInstance, layout: Layout) -> None:
+    """Records that were made before runs lost their files, and a run that was at work then."""
+    runs = layout.dagster_home / "history" / "runs"
+    stock = SqliteEventLogStorage(str(runs))
+    stock.register_instance(instance)
+    run_id = make_new_run_id()
+    with stock.run_connection(run_id):
+        assert (runs / f"{run_id}.db").exists()
+    materialize(instance, run_id)
+
+    with closing(sqlite3.connect(runs / f"{run_id}.db")) as file:
+        (in_file,) = file.execute("SELECT count(*) FROM event_logs").fetchone()
+    assert in_file == len(instance.all_logs(run_id)) > 20
+    assert on_record(instance) == set(DAYS.get_partition_keys())
+    assert len(evaluated(instance)) == 5
+
+
+def test_events_of_all_runs_are_found_by_their_type(instance: dg.DagsterInstance) -> None:
+    run_ids = [materialize(instance) for _ in range(2)]
+    successes = dg.EventRecordsFilter(dg.DagsterEventType.STEP_SUCCESS)
+    found = instance.event_log_storage.get_event_records(successes)
+    assert [record.run_id for record in found] == run_ids[::-1]
 
 
 def test_events_of_a_run_are_written_together(instance: dg.DagsterInstance) -> None:
@@ -261,10 +342,10 @@ def test_events_of_a_run_are_written_together(instance: dg.DagsterInstance) -> N
         sa.event.remove(Engine, "commit", count)
         sa.event.remove(Engine, "before_cursor_execute", executed)
     events = instance.all_logs(run_id)
-    assert sum(event.is_dagster_event for event in events) > 25
-    # What is planned, what is materialized and what is checked take one transaction each in the run's file and in the
-    # index, however many days there are; the rest are the run's own events and its row.
-    assert len(commits) < 45
+    assert sum(event.is_dagster_event for event in events) > 15
+    # What is planned, what is materialized and what is checked take one transaction each, however many days there are,
+    # and so does what leaves the log at the end; the rest are the run's own events and its row.
+    assert len(commits) < 40
     # Of the checks, what was planned is inserted by one statement; each evaluation then takes the place of its plan.
     on_checks = Counter(statement.split()[0] for statement in statements if "asset_check_executions" in statement)
     assert (on_checks["INSERT"], on_checks["UPDATE"]) == (1, len(DAYS.get_partition_keys()))
@@ -278,7 +359,7 @@ def test_who_reads_in_a_run_finds_what_the_run_has_told(instance: dg.DagsterInst
 
 
 def test_what_is_wrong_with_one_evaluation_keeps_no_other_from_being_stored(
-    instance: dg.DagsterInstance, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stock = SqliteEventLogStorage._event_to_row
 
@@ -293,8 +374,7 @@ def test_what_is_wrong_with_one_evaluation_keeps_no_other_from_being_stored(
     with pytest.raises(SQLAlchemyError, match="the disk is tired"):
         materialize(instance, run_id)
     monkeypatch.undo()
-    checks = stored(layout.dagster_home, run_id)["checks"]
-    assert [row[1] for row in checks if row[2] != "PLANNED"] == [
+    assert [row[0] for row in evaluated(instance) if row[1] is not AssetCheckExecutionRecordStatus.PLANNED] == [
         "2024-01-01",
         "2024-01-03",
         "2024-01-04",
@@ -327,8 +407,9 @@ def test_a_process_killed_while_it_writes_loses_nothing_of_the_runs_before(layou
             except EOFError:
                 break
     with open_instance(layout) as instance:
-        for run_id in finished:
-            assert len(stored(layout.dagster_home, run_id)["checks"]) == 5
+        history = instance.event_log_storage.get_asset_check_execution_history(CHECK.key, limit=100_000)
+        by_run = Counter(record.run_id for record in history)
+        assert [by_run[run_id] for run_id in finished] == [5] * len(finished)
         report(instance, "2024-02-01")
         assert on_record(instance) == {*DAYS.get_partition_keys(), "2024-02-01"}
 
