@@ -86,6 +86,9 @@ class Settings(BaseSettings):
     compact_grace_minutes: int = Field(
         60, ge=0, description="How long the files of days stay after their month was put into one file."
     )
+    keep_runs_days: int = Field(
+        90, ge=1, description="How long the schedule of prune keeps runs and their logs in Dagster's records."
+    )
     profile_level: float = Field(
         0, ge=0, description="Size of a price level in tradeProfile; 0 takes 0.01 % of the price."
     )

@@ -25,6 +25,7 @@ from market_data_pipeline.cli.collect import add, backfill, sync
 from market_data_pipeline.cli.compact import compact_command
 from market_data_pipeline.cli.coverage import coverage
 from market_data_pipeline.cli.demo import demo
+from market_data_pipeline.cli.prune import prune
 from market_data_pipeline.cli.quarantine import quarantine
 from market_data_pipeline.cli.query import sql
 from market_data_pipeline.cli.reconcile import reconcile
@@ -92,6 +93,7 @@ COMMANDS = (
     verify,
     reconcile,
     compact_command,
+    prune,
     sql,
     universe,
     sandbox,

@@ -12,7 +12,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from market_data_pipeline.defs.coverage import coverage_key
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.upkeep import build_compact_job, build_verify_job
+from market_data_pipeline.defs.upkeep import build_compact_job, build_prune_job, build_verify_job
 from market_data_pipeline.lineage import profile_of
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
@@ -20,7 +20,7 @@ from market_data_pipeline.settings import Settings
 Jobs = dict[str, UnresolvedAssetJobDefinition | dg.JobDefinition]
 
 INGEST_ALL, KLINES, AGG_TRADES = "ingest_all", "klines", "agg_trades"
-TRADE_PROFILES, COVERAGE, VERIFY, COMPACT = "trade_profiles", "coverage", "verify", "compact"
+TRADE_PROFILES, COVERAGE, VERIFY, COMPACT, PRUNE = "trade_profiles", "coverage", "verify", "compact", "prune"
 
 
 def build_jobs(keys: Sequence[SeriesKey], settings: Settings) -> Jobs:
@@ -45,6 +45,8 @@ def build_jobs(keys: Sequence[SeriesKey], settings: Settings) -> Jobs:
         jobs[COVERAGE] = _job(COVERAGE, [coverage_key(market) for market in markets], description)
         description = "Which archives were replaced since they were fetched, by the listing; the days are marked."
         jobs[VERIFY] = build_verify_job(keys, settings, VERIFY, description)
+        description = "Old runs and superseded results dropped from Dagster's records, their space given back."
+        jobs[PRUNE] = build_prune_job(settings, PRUNE, description)
     if klines:
         description = "The candles of each month that is over and settled put into one file, for quick queries."
         jobs[COMPACT] = build_compact_job(klines, settings, COMPACT, description)

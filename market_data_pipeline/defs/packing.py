@@ -51,7 +51,9 @@ def unpack(packed: bytes) -> str:
         sqlite3.DatabaseError: The value was packed by a newer version, or is damaged.
     """
     if packed[:1] != MARK:
-        raise sqlite3.DatabaseError(f"A value of Dagster's records begins with {packed[:1]!r}: a newer version packed it.")
+        raise sqlite3.DatabaseError(
+            f"A value of Dagster's records begins with {packed[:1]!r}: a newer version packed it."
+        )
     inflate = zlib.decompressobj(-zlib.MAX_WBITS, zdict=_KNOWN)
     try:
         text = inflate.decompress(packed[1:]) + inflate.flush()

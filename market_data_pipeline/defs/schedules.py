@@ -2,8 +2,8 @@
 
 Days are worked out by hand from the tick's time and the ledgers: with today as a partition, a schedule that Dagster
 builds from a partitioned job would ask for the wrong day. Schedules that download are off until somebody turns them on
-in the UI (Automation), so that opening it for a look starts no download; the one for coverage reads ledgers only and
-is on.
+in the UI (Automation), so that opening it for a look starts no download; those for coverage, which reads ledgers only,
+and for pruning are on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import UTC, date, datetime
 import dagster as dg
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
-from market_data_pipeline.defs.jobs import COMPACT, COVERAGE, INGEST_ALL, TRADE_PROFILES, VERIFY, Jobs
+from market_data_pipeline.defs.jobs import COMPACT, COVERAGE, INGEST_ALL, PRUNE, TRADE_PROFILES, VERIFY, Jobs
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.partitions import HOUR, partition_of
 from market_data_pipeline.defs.requests import run_requests
@@ -24,7 +24,7 @@ from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe
 
-PROFILES_MINUTE, COVERAGE_MINUTE, REPAIR_MINUTE, COMPACT_MINUTE = 0, 30, 45, 15
+PROFILES_MINUTE, COVERAGE_MINUTE, REPAIR_MINUTE, COMPACT_MINUTE, PRUNE_MINUTE = 0, 30, 45, 15, 20
 VERIFY_DAYS = {"day": "* * *", "week": "* * 0", "month": "1 * *"}
 """Days of the schedule ``verify`` in cron's words, by setting."""
 
@@ -47,6 +47,7 @@ def build_schedules(jobs: Jobs, settings: Settings, universe: Universe) -> list[
     - ``repair``: every hour, days that lack something which may have come since.
     - ``verify``: once a week, which archives were replaced; ``repair`` fetches them again.
     - ``compact``: daily, months that are over are put into a file each; the next day removes the files of their days.
+    - ``prune``: daily, an hour after that, old runs are dropped from Dagster's records.
     """
     layout = Layout(settings.root)
     after = (settings.daily_hour + 1) % 24
@@ -111,27 +112,45 @@ def build_schedules(jobs: Jobs, settings: Settings, universe: Universe) -> list[
         )
     if INGEST_ALL in jobs:
         schedules.append(_repair_schedule(jobs, settings, universe, layout))
-    if VERIFY in jobs:
-        schedules.append(
-            dg.ScheduleDefinition(
-                name="verify",
-                job=jobs[VERIFY],
-                cron_schedule=f"0 {(settings.daily_hour + 2) % 24} {VERIFY_DAYS[settings.verify_every]}",
+    return [*schedules, *_upkeep_schedules(jobs, settings)]
+
+
+def _upkeep_schedules(jobs: Jobs, settings: Settings) -> Iterator[dg.ScheduleDefinition]:
+    """The schedules of jobs that have no days to choose."""
+
+    def at(minute: int, hours_after: int, days: str = "* * *") -> str:
+        return f"{minute} {(settings.daily_hour + hours_after) % 24} {days}"
+
+    off, on = dg.DefaultScheduleStatus.STOPPED, dg.DefaultScheduleStatus.RUNNING
+    for job, cron, status, description in (
+        (
+            VERIFY,
+            at(0, 2, VERIFY_DAYS[settings.verify_every]),
+            off,
+            "Which archives were replaced since they were fetched; `repair` fetches those days again.",
+        ),
+        (
+            COMPACT,
+            at(COMPACT_MINUTE, 3),
+            off,
+            "The candles of each month that is over and settled put into one file.",
+        ),
+        (
+            PRUNE,
+            at(PRUNE_MINUTE, 4),
+            on,
+            f"Runs older than {settings.keep_runs_days} days dropped from Dagster's records; what is newest stays.",
+        ),
+    ):
+        if job in jobs:
+            yield dg.ScheduleDefinition(
+                name=job,
+                job=jobs[job],
+                cron_schedule=cron,
                 execution_timezone="UTC",
-                description="Which archives were replaced since they were fetched; `repair` fetches those days again.",
+                default_status=status,
+                description=description,
             )
-        )
-    if COMPACT in jobs:
-        schedules.append(
-            dg.ScheduleDefinition(
-                name="compact",
-                job=jobs[COMPACT],
-                cron_schedule=f"{COMPACT_MINUTE} {(settings.daily_hour + 3) % 24} * * *",
-                execution_timezone="UTC",
-                description="The candles of each month that is over and settled put into one file.",
-            )
-        )
-    return schedules
 
 
 def _repair_schedule(jobs: Jobs, settings: Settings, universe: Universe, layout: Layout) -> dg.ScheduleDefinition:

@@ -1,8 +1,8 @@
-"""Jobs of one op that look after the lake: ``verify`` and ``compact``.
+"""Jobs of one op that look after the lake and the records: ``verify``, ``compact`` and ``prune``.
 
 ``verify`` finds out which archives of days that are held were replaced since, by the archive's listing. It marks those
 days in the ledgers; the schedule ``repair`` requests what is marked. `market-data verify` does both. ``compact`` puts
-the candles of months that are over into a file a month.
+the candles of months that are over into a file a month. ``prune`` drops old runs from Dagster's records.
 """
 
 # No `from __future__ import annotations`: Dagster reads the annotation of `context` itself, not its text.
@@ -50,6 +50,23 @@ def build_compact_job(keys: Sequence[SeriesKey], settings: Settings, name: str, 
         close_months(context, keys, settings)
 
     return _job_of_one_op(name, "close_months", description, work)
+
+
+def build_prune_job(settings: Settings, name: str, description: str) -> dg.JobDefinition:
+    """Return the job that drops old runs.
+
+    Args:
+        settings: How long runs are kept.
+        name: Of the job.
+        description: Of the job.
+    """
+
+    def work(context: dg.OpExecutionContext) -> None:
+        from market_data_pipeline.defs.bodies.pruning import prune_records
+
+        prune_records(context, settings)
+
+    return _job_of_one_op(name, "drop_old_runs", description, work)
 
 
 def _job_of_one_op(

@@ -191,6 +191,7 @@ def test_nothing_downloads_before_somebody_turns_it_on(project: Project) -> None
         "repair": "STOPPED",
         "verify": "STOPPED",
         "compact": "STOPPED",
+        "prune": "RUNNING",
     }
     assert project.definitions.resolve_sensor_def("archive_published").default_status.value == "STOPPED"
 

@@ -299,7 +299,7 @@ def test_two_weeks_by_schedules_and_sensors_alone(world: World, daemon: Daemon) 
         "archive_published": 48 * DAYS,  # every half hour, see the settings
         **dict.fromkeys(["daily", "trade_profiles_daily", "coverage_daily"], 15),
         "verify": 2,  # on Sundays
-        "compact": 14,
+        **dict.fromkeys(["compact", "prune"], 14),
     }
     assert set(daemon.runs) == daemon.names()
     assert Counter(daemon.failed) == {
