@@ -48,11 +48,15 @@ def sentence(error: BaseException) -> str | None:
             return str(one)
         if is_of_database(one):
             return f"A database cannot be used ({reason(one)}). {_database_remedy(str(one))}"
+        if isinstance(one, FileNotFoundError) and one.filename is None:
+            return "The current folder is not there any more. Change to another one and start again."
         if isinstance(one, OSError) and one.errno not in (None, errno.EPIPE):
             what = one.filename if one.filename is not None else "A file or connection"
             return f"{_text(what)} cannot be used ({one.strerror}). {remedy(one)}."
         if isinstance(one, UnicodeDecodeError):
             return f"A file is not text in UTF-8 ({one}). Save it in that encoding."
+        if isinstance(one, ImportError) and str(one.path).endswith(".so"):
+            return f"A library cannot be loaded ({one}). Install the package anew, or give it more memory."
         if isinstance(one, MemoryError):
             return "The memory is used up. Ask for fewer days or columns, or lower MARKET_DATA_MEMORY_MB."
     return None

@@ -110,7 +110,10 @@ class Settings(BaseSettings):
     @cached_property
     def root(self) -> Path:
         """The root folder, absolute."""
-        return self.dir.expanduser().absolute()
+        try:
+            return self.dir.expanduser().absolute()
+        except RuntimeError as error:
+            raise UsageError(f"{PREFIX}DIR is {self.dir}, and there is no such home folder. Name it whole.") from error
 
     def rest_url(self, market: Market) -> str:
         """Base URL of a market's REST host."""

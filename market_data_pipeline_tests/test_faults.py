@@ -193,6 +193,26 @@ def test_env_file_that_is_no_text_is_named(tmp_path: Path, monkeypatch: pytest.M
         load_settings()
 
 
+def test_home_folder_of_nobody_is_refused(market_data: shell.MarketData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARKET_DATA_DIR", "~nobody-at-all/data")
+    refused = market_data("status")
+    assert refused.exit_code == 2
+    assert "no such home folder" in refused.output
+
+
+def test_current_folder_that_was_removed_is_said(
+    market_data: shell.MarketData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setenv("MARKET_DATA_DIR", "data")
+    refused = market_data("status")
+    assert refused.exit_code == 1
+    assert "current folder" in refused.output
+
+
 def test_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError), faults.in_words():
         raise ZeroDivisionError
