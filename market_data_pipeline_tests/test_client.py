@@ -365,7 +365,7 @@ def test_a_damaged_file_is_named_by_sql_and_other_views_go_on(lake: SmallLake, m
     good = path.read_bytes()
     path.write_bytes(b"damaged")
     with pytest.raises(DamagedFileError, match=str(path)):
-        market.sql("SELECT count(*) FROM binance_spot.klines")
+        market.sql("SELECT count(*) FROM binance_spot.klines").arrow()
     assert market.sql("SELECT count(*) AS n FROM binance_spot.agg_trades").arrow()["n"][0].as_py() == 1000
     assert market.coverage().df()["outcome"].value_counts().to_dict() == {"held": 39, "failed": 1}
     path.write_bytes(good)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.lake.catalog import statements
+from market_data_pipeline.lake.catalog import held_now, statements
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import (
     EXCHANGE,
@@ -122,6 +122,6 @@ def test_a_market_may_lack_a_data_type(world: World, monkeypatch: pytest.MonkeyP
         text = "collect:\n  - {market: [spot, um], symbols: [BTCUSDT], aggTrades: {from: 2024-01-01}}"
         with pytest.raises(UsageError, match=r"line 2: spot has no aggTrades\. Allowed: klines\."):
             parse_universe(text)
-        views = [sql for sql in statements(world.layout) if sql.startswith("CREATE OR REPLACE VIEW binance_")]
+        views = [sql for sql in statements(held_now(world.layout)) if sql.startswith("CREATE OR REPLACE VIEW binance_")]
     assert not any("binance_spot.agg_trades" in sql or "binance_spot.trade_profile" in sql for sql in views)
     assert any("binance_um.agg_trades" in sql for sql in views)

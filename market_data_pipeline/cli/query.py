@@ -6,6 +6,8 @@ import csv
 import json
 import math
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -45,30 +47,35 @@ def run_query(root: Path, query: str, form: str | None = None) -> None:
     import duckdb
 
     from market_data_pipeline.client import MarketData
-    from market_data_pipeline.lake.catalog import lake_error
+    from market_data_pipeline.lake.catalog import lake_error, retrying
 
+    layout = Layout(root)
+    answer = MarketData(root).sql(query)
+    if form is None:
+        retrying(lambda: answer.relation().show(max_width=out().width), layout)
+        return
+    names, rows = retrying(lambda: _begun(answer.relation()), layout)
     try:
-        relation: Any = MarketData(root).sql(query).relation()
-        if form == "csv":
-            _as_csv(relation)
-        elif form == "json":
-            _as_json(relation)
-        else:
-            relation.show(max_width=out().width)
+        (_as_csv if form == "csv" else _as_json)(names, rows)
     except duckdb.Error as error:
-        raise lake_error(error, Layout(root)) from error
+        raise lake_error(error, layout) from error
 
 
-def _as_csv(relation: Any) -> None:
+def _begun(relation: Any) -> tuple[list[str], Iterator[Sequence[Any]]]:
+    """Return the columns of a relation and its rows, of which the first has been read."""
+    rows = iter(relation.iter_rows())
+    return list(relation.columns), chain(list(islice(rows, 1)), rows)
+
+
+def _as_csv(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(relation.columns)
-    writer.writerows(relation.iter_rows())
+    writer.writerow(names)
+    writer.writerows(rows)
 
 
-def _as_json(relation: Any) -> None:
-    names = list(relation.columns)
+def _as_json(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     before = "[\n"
-    for row in relation.iter_rows():
+    for row in rows:
         value = {name: _plain(cell) for name, cell in zip(names, row, strict=True)}
         click.echo(f"{before}  {json.dumps(value, default=str, ensure_ascii=False)}", nl=False)
         before = ",\n"

@@ -110,7 +110,8 @@ class DuckDB:
         with self._lock:
             if corrections is not None:
                 self._correct(session, corrections)
-            statements = catalog.statements(self._layout, _CORRECTIONS if self._corrections.num_rows else "")
+            held, marked = catalog.marked_now(self._layout)
+            statements = catalog.statements(held, _CORRECTIONS if self._corrections.num_rows else "", marked=marked)
             if statements == self._made:
                 return
             self._broken = None

@@ -5,7 +5,7 @@ What belongs here: SQL text made from the layout, and the publication of that te
 and is derived from the folders, so it can be deleted at any time. It is built elsewhere and swapped in by rename; no
 process opens the published file for writing, since a DuckDB writer shuts out every reader.
 
-The SQL keeps to what DuckDB 1.x understands too. In it, times are TIMESTAMP in UTC without zone.
+The SQL keeps to what DuckDB 1.4 understands too. In it, times are TIMESTAMP in UTC without zone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ import pyarrow as pa
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.findings import Verdict
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.files import DamagedFileError
+from market_data_pipeline.lake.files import DamagedFileError, StorageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, Ledger
 from market_data_pipeline.lake.on_disk import days_on_disk, months_closed, read_whole
@@ -78,6 +78,28 @@ def series_with_files(layout: Layout) -> list[SeriesKey]:
                     intervals = _names(symbols / symbol) if data_type.has_interval else [None]
                     found += [key for i in intervals if (key := _series(market, data_type, symbol, i))]
     return sorted(key for key in set(found) if files.has_days(layout.folder(key)) or months_closed(layout, key))
+
+
+@dataclass(frozen=True)
+class Held:
+    """The series that have files, and which of their months are closed, as SQL over a lake has to know them.
+
+    Attributes:
+        layout: Where the lake lies.
+        months: The closed months of each series, as ``2024-01``, in order.
+    """
+
+    layout: Layout
+    months: Mapping[SeriesKey, Sequence[str]]
+
+    def keys(self, market: Market, data_type: DataType) -> list[SeriesKey]:
+        """Return the series of a market and data type, in order."""
+        return [key for key in self.months if (key.market, key.data_type) == (market, data_type)]
+
+
+def held_now(layout: Layout) -> Held:
+    """List the series that have files, and their closed months."""
+    return Held(layout, {key: months_closed(layout, key) for key in series_with_files(layout)})
 
 
 def _series_in_ledgers(layout: Layout) -> Iterator[SeriesKey]:
@@ -193,27 +215,26 @@ def _sql_type(arrow: pa.DataType) -> str:
     return {pa.int64(): "BIGINT", pa.float64(): "DOUBLE", pa.bool_(): "BOOLEAN", pa.date32(): "DATE"}[arrow]
 
 
-def statements(layout: Layout, corrections: str = "", *, marked: bool = False) -> list[str]:
-    """The SQL that makes every schema, view and macro over a lake as it is now.
+def statements(held: Held, corrections: str = "", *, marked: bool = True) -> list[str]:
+    """The SQL that makes every schema, view and macro over a lake.
 
     The text changes when a series gets its first file or a month is closed, and not when a series gets more files, so
     it tells whether a catalog is still right.
 
     Args:
-        layout: Where the lake lies.
+        held: What the lake has.
         corrections: Name of a table that stands for the ledgers of the series in it (``on_record.CORRECTED``). Without,
             views of the quality are what the ledgers say.
-        marked: Whether they read the marks of :func:`marks_of`, which must be there, as SQL that is kept should.
+        marked: Whether the SQL reads the marks of :func:`marks_of`, which must be there.
     """
-    with_files = series_with_files(layout)
+    layout = held.layout
     made: list[str] = []
     for market in Market:
         schema = f"{EXCHANGE}_{market}"
         made.append(f"CREATE SCHEMA IF NOT EXISTS {schema}")
         for data_type in data_types_of(market):
-            keys = [key for key in with_files if (key.market, key.data_type) == (market, data_type)]
             view = f"CREATE OR REPLACE VIEW {schema}.{data_type.sql_name}"
-            in_sql = _Files(layout, market, data_type, keys, marked)
+            in_sql = _Files(held, market, data_type, marked)
             made.append(f"{view} AS {_view(in_sql)}")
             if data_type in _MACROS:
                 made.append(_macro(schema, in_sql))
@@ -224,7 +245,7 @@ def statements(layout: Layout, corrections: str = "", *, marked: bool = False) -
             f"SELECT * FROM ({days}) WHERE concat_ws('/', {_named(_LEDGER_LABELS)}) NOT IN (SELECT series FROM "
             f"{corrections}) UNION ALL SELECT {_named(_LEDGER_NAMES)} FROM {corrections}"
         )
-    held = f"SELECT * FROM ({days}) WHERE outcome = {quoted(HELD)}"
+    with_rows = f"SELECT * FROM ({days}) WHERE outcome = {quoted(HELD)}"
     verdicts, explained = (", ".join(map(quoted, sorted(some))) for some in (Verdict, EXPLAINED))
     made.append(f"CREATE OR REPLACE VIEW quality.coverage AS {_coverage(days)}")
     made.append(f"CREATE OR REPLACE VIEW quality.findings AS {_FINDINGS.format(days=days)}")
@@ -232,23 +253,41 @@ def statements(layout: Layout, corrections: str = "", *, marked: bool = False) -
         f"CREATE OR REPLACE VIEW quality.gaps AS {_GAPS.format(days=days, verdicts=verdicts, explained=explained)}"
     )
     compared = _reconciled_days(layout)
-    made.append(f"CREATE OR REPLACE VIEW quality.reconciliation AS {_RECONCILIATION.format(days=compared, held=held)}")
+    made.append(
+        f"CREATE OR REPLACE VIEW quality.reconciliation AS {_RECONCILIATION.format(days=compared, held=with_rows)}"
+    )
     differences = _RECONCILIATION_DIFFERENCES.format(days=compared)
     made.append(f"CREATE OR REPLACE VIEW quality.reconciliation_differences AS {differences}")
     return made
 
 
-def marks_of(layout: Layout) -> list[tuple[Path, pa.Schema]]:
-    """The marks that SQL over a lake as it is now reads first, and their columns."""
-    with_files = series_with_files(layout)
-    kinds = dict.fromkeys((key.market, key.data_type) for key in with_files)
-    found = []
-    for market, data_type in kinds:
-        keys = [key for key in with_files if (key.market, key.data_type) == (market, data_type)]
-        in_sql = _Files(layout, market, data_type, keys, marked=True)
-        if in_sql.closes:
-            found.append((in_sql.mark, lake_schema(market, data_type)))
-    return found
+def marks_of(held: Held) -> list[tuple[Path, pa.Schema]]:
+    """The marks that SQL over a lake reads first, and their columns."""
+    return [
+        (in_sql.mark, lake_schema(market, data_type))
+        for market in Market
+        for data_type in data_types_of(market)
+        if (in_sql := _Files(held, market, data_type, marked=True)).keys
+    ]
+
+
+def marked_now(layout: Layout) -> tuple[Held, bool]:
+    """List what a lake has, and write the marks of it that are missing.
+
+    Returns:
+        What the lake has, and whether its marks are there. A reader who may not write goes without.
+    """
+    while True:
+        held = held_now(layout)
+        missing = [(mark, schema) for mark, schema in marks_of(held) if not mark.exists()]
+        try:
+            for mark, schema in missing:
+                files.write_table(mark, schema.empty_table())
+        except StorageError:
+            return held, False
+        # A mark that came too late would outlive what it stands for: nobody would remove it.
+        if not missing or held_now(layout) == held:
+            return held, True
 
 
 def _folder(layout: Layout, market: Market, data_type: DataType) -> Path:
@@ -273,15 +312,18 @@ class _Files:
     first is, so that it fails instead of finding fewer rows.
     """
 
-    layout: Layout
+    held: Held
     market: Market
     data_type: DataType
-    keys: Sequence[SeriesKey]
     marked: bool
+
+    @cached_property
+    def keys(self) -> Sequence[SeriesKey]:
+        return self.held.keys(self.market, self.data_type)
 
     @property
     def folder(self) -> Path:
-        return _folder(self.layout, self.market, self.data_type)
+        return _folder(self.held.layout, self.market, self.data_type)
 
     @property
     def everything(self) -> str:
@@ -303,7 +345,7 @@ class _Files:
 
     def listed(self, pattern: str) -> str:
         """SQL for all that is read where a pattern is meant."""
-        return f"[{quoted(as_pattern(self.mark))}, {pattern}]" if self.marked and self.closes else pattern
+        return f"[{quoted(as_pattern(self.mark))}, {pattern}]" if self.marked else pattern
 
     @property
     def closes(self) -> bool:
@@ -311,16 +353,17 @@ class _Files:
 
     @property
     def mark(self) -> Path:
-        """A file without rows, which is there as long as it is right to read what this SQL reads."""
+        """A file without rows, which is there as long as it is right to read what this SQL reads.
+
+        DuckDB takes the columns from it, so that it opens no other file for them. Its name is what an error shows.
+        """
         digest = hashlib.sha256(self._closed.encode()).hexdigest()[:16]
-        return self.folder / "marks" / f"open-the-catalog-again-{digest}.parquet"
+        return self.folder / "marks" / f"{_WHAT_TO_DO}-{digest}.parquet"
 
     @cached_property
     def _closed_months(self) -> Sequence[tuple[str, str]]:
         """What is closed: ``/monthly/BTCUSDT/1m/`` and ``2024-01``, in order."""
-        return [
-            (f"/monthly/{_labels_of(key)}/", month) for key in self.keys for month in months_closed(self.layout, key)
-        ]
+        return [(f"/monthly/{_labels_of(key)}/", month) for key in self.keys for month in self.held.months[key]]
 
     @cached_property
     def _closed(self) -> str:
@@ -382,6 +425,9 @@ class _Files:
         month, day = self._is_closed(_A_MONTH), self._is_closed(_A_DAY)
         return [f"CASE WHEN {months} THEN {month} WHEN {days} THEN {of_day} AND NOT {day} ELSE false END"]
 
+
+_WHAT_TO_DO = "ask-again-or-open-the-catalog-again-or-run-market-data-status"
+"""Begins the name of a mark, which DuckDB shows to people whose SQL is outdated."""
 
 _A_DAY, _A_MONTH = "2024-01-01.parquet", "2024-01.parquet"
 _DAY_ENDS, _MONTH_ENDS = "'%Y-%m-%d.parquet'", "'%Y-%m.parquet'"
@@ -604,18 +650,18 @@ def publish_catalog(layout: Layout) -> Path:
     Raises:
         StorageError: the root cannot be written to.
         SeriesBusyError: another process has been publishing for too long.
-        DamagedFileError: the columns of a view cannot be read off the first of its files; the old catalog stays.
+        DamagedFileError: the columns of the ledgers cannot be read off them; the old catalog stays.
     """
-    if not _is_published(layout, statements(layout, marked=True)):
+    if not _is_published(held_now(layout)):
         lock = layout.catalog.with_suffix(".lock")
         with files.only_writer(lock, LOCK_WAIT_SECONDS, "The catalog"):
             # Looked at again under the lock, so that the last to publish has seen the newest files.
-            for mark, schema in marks_of(layout):
+            held = held_now(layout)
+            for mark, schema in marks_of(held):
                 if not mark.exists():
                     files.write_table(mark, schema.empty_table())
-            wanted = statements(layout, marked=True)
-            if not _is_published(layout, wanted):
-                _publish(layout, wanted)
+            if not _is_published(held):
+                _publish(layout, statements(held))
     return layout.catalog
 
 
@@ -630,7 +676,7 @@ def retire_catalogs(layout: Layout) -> datetime | None:
     Raises:
         StorageError: the system refuses.
     """
-    current = {mark for mark, _ in marks_of(layout)}
+    current = {mark for mark, _ in marks_of(held_now(layout))}
     retired = []
     for market in Market:
         for data_type in data_types_of(market):
@@ -718,6 +764,8 @@ def lake_error(error: duckdb.Error, layout: Layout | None = None) -> MarketDataE
     import duckdb
 
     text = str(error).partition("\n")[0]
+    if _WHAT_TO_DO in text:
+        return MarketDataError("Months were closed since the query was made, so it would miss their days. Ask again.")
     named = _NAMED_FILE.search(text)
     if named and "No files found" not in text:
         return files.damaged(Path(named[1]), error)
@@ -746,10 +794,15 @@ def _first_damaged(layout: Layout) -> DamagedFileError | None:
     return None
 
 
-def _is_published(layout: Layout, wanted: Sequence[str]) -> bool:
-    stat = files.stat(layout.catalog)
+def _is_published(held: Held) -> bool:
+    """Return True if the catalog is the one of a lake that has this, and its marks are there."""
+    stat = files.stat(held.layout.catalog)
     try:
-        return stat is not None and _signature_file(layout).read_text() == _signature(wanted, stat)
+        return (
+            stat is not None
+            and _signature_file(held.layout).read_text() == _signature(statements(held), stat)
+            and all(mark.exists() for mark, _ in marks_of(held))
+        )
     except (OSError, ValueError):
         return False
 

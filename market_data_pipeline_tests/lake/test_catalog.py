@@ -17,7 +17,6 @@ from market_data_pipeline.findings import VERDICT_SEVERITY, Finding, Range, Seve
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import publish_catalog, series_held
 from market_data_pipeline.lake.closing import close_months
-from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.ledger import FAILED, LedgerRow
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, Market
@@ -390,16 +389,15 @@ def test_files_and_folders_that_are_no_series_are_passed_over(lake: SmallLake) -
     assert series_held(lake.layout) == [BTC]
 
 
-def test_a_damaged_file_that_a_view_is_made_from_is_named_and_the_old_catalog_stays(lake: SmallLake) -> None:
+def test_no_view_depends_on_a_file_of_a_day(lake: SmallLake) -> None:
     trades = series("BTCUSDT")
-    lake.put(trades, [date(2024, 1, 1)])
-    publish_catalog(lake.layout)
-    damaged = lake.layout.file(trades, date(2024, 1, 1))
-    damaged.write_bytes(b"damaged")
+    lake.put(trades, days_from("2024-01-01", 2))
+    lake.layout.file(trades, date(2024, 1, 1)).write_bytes(b"damaged")
     lake.put(BTC, [date(2024, 1, 1)])
-    with pytest.raises(DamagedFileError, match=str(damaged)):
-        publish_catalog(lake.layout)
-    assert lake.layout.catalog.exists()
+    assert ask(lake, "SELECT count(*) FROM binance_spot.klines") == [(24,)]
+    assert ask(lake, "SELECT count(*) FROM binance_spot.trades('BTCUSDT', '2024-01-02')") == [(TRADES_A_DAY,)]
+    with pytest.raises(duckdb.Error, match=str(lake.layout.file(trades, date(2024, 1, 1)))):
+        ask(lake, "SELECT count(*) FROM binance_spot.agg_trades")
 
 
 def test_series_held_are_known_by_ledger_or_by_files(lake: SmallLake) -> None:
