@@ -200,7 +200,11 @@ class DiskArchive(Archive):
         self._mirror = mirror
 
     def fetch(
-        self, path: str, admit: Callable[[int], None] | None = None, accepted: Collection[str] = ()
+        self,
+        path: str,
+        admit: Callable[[int], None] | None = None,
+        accepted: Collection[str] = (),
+        most_bytes: int | None = None,  # noqa: ARG002 - the archive's signature
     ) -> ArchiveFile | None:
         """Read a zip and prove it; None where the mirror has none."""
         file = self._mirror / path

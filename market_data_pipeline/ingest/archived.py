@@ -25,7 +25,7 @@ from market_data_pipeline.lake import quarantine
 from market_data_pipeline.lake.files import StorageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.provenance import ChecksumStatus
-from market_data_pipeline.series import Listing, SeriesKey
+from market_data_pipeline.series import Listing, SeriesKey, interval_us
 from market_data_pipeline.sources.errors import ChecksumError, ConflictError, MalformedError, SourceError
 from market_data_pipeline.sources.file import ArchiveFile
 from market_data_pipeline.sources.vision import Archive
@@ -40,6 +40,12 @@ _SMALL_BYTES = 1 << 18
 """Size of a daily zip up to which it is read together with others that wait: four times a day of 1m klines."""
 
 _MOST_TOGETHER = 8
+
+_ROW_BYTES = 256
+"""Bytes of one candle in a zip, at most; Binance's have some 50."""
+
+_OVERHEAD_BYTES = 1 << 20
+"""Bytes that a zip of candles may have beside its rows."""
 
 _MONTHS_KEPT = 4
 """Months whose days are asked for one by one, since they have no daily zips, that are kept meanwhile."""
@@ -103,7 +109,7 @@ class ArchivedDays:
 
     def _daily(self, day: date, fresh: bool, memory: Reservation) -> DayRows | Encoded | None:
         path = self.key.archive_daily(day)
-        file = self._fetch(path, memory, day)
+        file = self._fetch(path, memory, (day,))
         return None if file is None else self._read(file, path, day, day, encode=fresh)[day]
 
     def _month(self, day: date) -> Mapping[date, DayRows | Encoded]:
@@ -156,7 +162,7 @@ class ArchivedDays:
         path = self.key.archive_monthly(month[0])
         try:
             with self.memory.reservation() as memory:
-                file = self._fetch(path, memory, None)
+                file = self._fetch(path, memory, month)
                 if file is None or file.checksum is not ChecksumStatus.VERIFIED:
                     return {}
                 return self._read(file, path, month[0], month[-1], encode=True)
@@ -167,12 +173,13 @@ class ArchivedDays:
 
     # --- one zip ------------------------------------------------------------------------------------------------
 
-    def _fetch(self, path: str, memory: Reservation, day: date | None) -> ArchiveFile | None:
+    def _fetch(self, path: str, memory: Reservation, days: tuple[date, ...]) -> ArchiveFile | None:
         accepted = quarantine.accepted_sha256(self.layout, self.key, path)
+        most = _most_bytes(self.key, len(days))
         try:
-            file = self.archive.fetch(path, lambda size: memory.take(size * MEMORY_PER_BYTE), accepted)
+            file = self.archive.fetch(path, lambda size: memory.take(size * MEMORY_PER_BYTE), accepted, most)
         except ChecksumError as error:
-            self._quarantine(path, error.file, error, day)
+            self._quarantine(path, error.file, error, days[0] if len(days) == 1 else None)
             raise
         if file is None:
             memory.give_back()  # for one that did not match its checksum and was gone when it was asked for again
@@ -209,3 +216,10 @@ class ArchivedDays:
             error.args = (f"{error} The file is not stored, because {full}. {advice}", *error.args[1:])
         if day is not None:
             self.refused[day] = file.etag, file.checksum_etag
+
+
+def _most_bytes(key: SeriesKey, days: int) -> int | None:
+    """Return the most bytes that a zip of some days of candles has; None for trades, whose number nothing bounds."""
+    if key.interval is None:
+        return None
+    return days * clock.US_PER_DAY // interval_us(key.interval) * _ROW_BYTES + _OVERHEAD_BYTES

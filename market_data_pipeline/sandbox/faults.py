@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal, TypeVar
@@ -81,6 +81,33 @@ class SlowBody(AnswerFault):
 @dataclass(frozen=True, kw_only=True)
 class Reset(AnswerFault):
     """The connection is reset instead of an answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherBody(AnswerFault):
+    """The answer is another one altogether: a login page, a body of the wrong kind, odd headers."""
+
+    body: str = "<html><head><title>Hotel WiFi</title></head><body>Please accept the terms of use.</body></html>"
+    status: int = 200
+    media_type: str = "text/html"
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawAnswer(AnswerFault):
+    r"""Bytes are sent as they stand, headers or not, and others after them for ever.
+
+    For answers that no honest server gives: ``RawAnswer(begin="HTTP/1.1 200 OK\r\nX-", then="a", pause=0.1)``.
+    """
+
+    begin: str
+    """Sent first; each character is a byte (latin-1)."""
+    then: str = ""
+    """Sent again and again after it, until the client hangs up. Empty: nothing more comes."""
+    pause: float = 0.0
+    """Seconds before each of them."""
+    hang_up: bool = False
+    """Whether the connection is closed after ``begin``; otherwise it stays open, and silent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +326,7 @@ class QuietSymbol(MarketOutage):
 
 
 _KINDS: tuple[type[Fault], ...] = (
-    Delay, Status, CutBody, SlowBody, Reset, WrongChecksum,
+    Delay, Status, CutBody, SlowBody, Reset, OtherBody, RawAnswer, WrongChecksum,
     MissingDay, MissingChecksum, LateArchive, ReplacedArchive, DamagedArchive, RepeatedAtMidnight, ScrambledArchive,
     MissingRows, ChangedRows, ShiftedRows, FlatRows, MarketOutage, QuietSymbol,
 )  # fmt: skip

@@ -32,6 +32,8 @@ from market_data_pipeline.sandbox.faults import (
     AnswerFault,
     CutBody,
     Faults,
+    OtherBody,
+    RawAnswer,
     Reset,
     SlowBody,
     Status,
@@ -45,6 +47,9 @@ from market_data_pipeline.sandbox.rest import PREFIXES, WeightMeter, answer, ban
 from market_data_pipeline.sandbox.symbols import GeneratedSymbol
 
 HOST = "127.0.0.1"
+_MOST_UNSENT = 1 << 22
+"""Bytes of an endless answer that wait for a client to take them."""
+
 ENDPOINTS = ("klines", "aggTrades", "exchangeInfo", "time", "ping")
 URL_SETTINGS = (
     "MARKET_DATA_VISION_URL",
@@ -263,9 +268,13 @@ class Wire:
                 log(0)
                 _reset(send)
                 return
-            if isinstance(fault, Status):
+            if isinstance(fault, RawAnswer):
+                log(0)
+                await _raw_answer(fault, send)
+                return
+            if isinstance(fault, (Status, OtherBody)):
                 log(fault.status)
-                await _status_answer(fault)(scope, receive, send)
+                await _other_answer(fault)(scope, receive, send)
                 return
 
         async def logged(message: Message) -> None:
@@ -287,7 +296,9 @@ def _spoilt(send: Send, met: Iterable[AnswerFault]) -> Send:
     return send
 
 
-def _status_answer(fault: Status) -> Response:
+def _other_answer(fault: Status | OtherBody) -> Response:
+    if isinstance(fault, OtherBody):
+        return Response(fault.body, fault.status, fault.headers, fault.media_type)
     body = {"code": -1003 if fault.status in (418, 429) else -1000, "msg": f"Status {fault.status} on request."}
     headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
     return Response(json.dumps(body), fault.status, headers, "application/json;charset=UTF-8")
@@ -299,6 +310,20 @@ def _reset(send: Send) -> None:
     if transport is not None:
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
+
+
+async def _raw_answer(fault: RawAnswer, send: Send) -> None:
+    """Write to the transport what ASGI would not let through, until the client is gone."""
+    transport: Any = getattr(getattr(send, "__self__", None), "transport", None)
+    if transport is None:
+        return
+    transport.write(fault.begin.encode("latin-1"))
+    piece = fault.then.encode("latin-1")
+    while not fault.hang_up and not transport.is_closing():
+        await asyncio.sleep(fault.pause or (0.0 if piece else 0.05))
+        if piece and transport.get_write_buffer_size() < _MOST_UNSENT:
+            transport.write(piece)
+    transport.abort() if not fault.hang_up else transport.close()
 
 
 def _cut(send: Send, keep: float) -> Send:

@@ -6,15 +6,14 @@ switch the host off for the rest of the run, since asking on makes it worse.
 
 from __future__ import annotations
 
-import email.utils
 import json
-import math
+import re
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -34,12 +33,26 @@ from market_data_pipeline.sources.errors import (
     RefusedError,
     RestAnswerError,
 )
-from market_data_pipeline.sources.http import BAD_REQUEST, OK, TOO_MANY, Answer, Host
+from market_data_pipeline.sources.http import (
+    BAD_REQUEST,
+    CHECK_NETWORK,
+    OK,
+    TOO_MANY,
+    Answer,
+    Host,
+    Kind,
+    seconds_asked,
+)
 from market_data_pipeline.specs import MARKETS, RestEndpoint, spec_of
 from market_data_pipeline.stopping import Stop, in_words
 
 _USED_WEIGHT = "X-MBX-USED-WEIGHT-1M"
 _TIME_WEIGHT = 1
+_MOST_COUNTED = 1_000_000
+"""Weight in a minute above which Binance's count cannot be meant: the highest limit is 6,000."""
+
+_ANSWER = Kind("an answer of REST", 16 << 20)
+_DEFAULT_PAUSE = 60.0
 _PATIENCE = 5
 """How often one request may be told to wait (429) before the host is off for the run."""
 
@@ -328,7 +341,7 @@ class RestApi:
         answer = self._request(endpoint.path, params, endpoint.weight)
         rows = _json(answer)
         if not isinstance(rows, list):
-            raise RestAnswerError(f"{answer.url} answered {str(rows)[:200]}.")
+            raise RestAnswerError(f"{answer.said} instead of rows.")
         return rows
 
     def _table(self, rows: list[Any], key: SeriesKey) -> pa.Table:
@@ -342,7 +355,7 @@ class RestApi:
             with self._host.downloads:
                 self._budget.acquire(weight, self._refuse_if_off)
                 self._refuse_if_off()  # another thread, or process, may have been banned while this one waited
-                answer = self._host.get(path, dict(params), self._headers)
+                answer = self._host.get(path, _ANSWER, dict(params), self._headers)
                 if (used := _used_weight(answer)) is not None:
                     self._budget.observe(used)
                 if answer.status == TOO_MANY:
@@ -381,7 +394,7 @@ class RestApi:
             raise BeyondReachError(f"REST of {self.market} does not serve rows so old (error {code})")
         if status == BAD_REQUEST and code not in _PASSING_CODES:
             raise RefusedError(f"REST of {self.market} refuses such a request: {answer.text}")
-        raise NetworkError(f"{answer.url} answered {status}: {answer.text}")
+        raise NetworkError(f"{answer.said}. Try again later.")
 
     def _spend_on_trades(self, weight: int) -> bool:
         """Take weight from what this run may spend on aggTrades; False where it is used up."""
@@ -398,18 +411,39 @@ class RestApi:
 
 
 def _json(answer: Answer) -> Any:
+    """The JSON of an answer: finite numbers, each name once.
+
+    Raises:
+        NetworkError: a web page came instead.
+        RestAnswerError: it is no such JSON.
+    """
+    if answer.is_html:
+        raise NetworkError(f"{answer.said} instead of JSON. {CHECK_NETWORK}")
     try:
-        return json.loads(answer.body)
-    except ValueError as error:
-        raise RestAnswerError(f"{answer.url} answered no JSON: {answer.text[:80]!r}.") from error
+        return json.loads(answer.body, parse_constant=_no_number, object_pairs_hook=_once_each)
+    except (ValueError, RecursionError) as error:
+        why = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise RestAnswerError(f"{answer.said}, which is not the JSON of REST ({why}).") from error
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a number")
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has a name twice")
+    return found
 
 
 def _code(answer: Answer) -> int | None:
     """Binance's code of an error, which says more than the status; None where there is none."""
     try:
-        return int(json.loads(answer.body)["code"])
-    except (KeyError, TypeError, ValueError):
+        code = json.loads(answer.body)["code"]
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
+    return code if isinstance(code, int) else None
 
 
 def _budget_name(market: Market, settings: Settings) -> str:
@@ -444,21 +478,14 @@ def _by_id(key: SeriesKey, from_id: int, endpoint: RestEndpoint) -> dict[str, st
 
 def _retry_after(answer: Answer) -> float:
     """How many seconds the host wants to be left alone: a number or a date; a minute where it says neither."""
-    text = answer.headers.get("Retry-After", "")
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, TypeError, OverflowError):
-            return 60.0
-    return min(max(seconds, 0.0), LONGEST_BAN_SECONDS) if math.isfinite(seconds) else 60.0
+    asked = seconds_asked(answer)
+    return _DEFAULT_PAUSE if asked is None else min(asked, LONGEST_BAN_SECONDS)
 
 
 def _used_weight(answer: Answer) -> int | None:
-    """Binance's count of what this address has used in this minute; None where it is not said, or no number."""
+    """Binance's count of what this address has used in this minute; None where it is not said, or cannot be meant."""
     text = answer.headers.get(_USED_WEIGHT, "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) and int(text) <= _MOST_COUNTED else None
 
 
 def _first(table: pa.Table, column: str) -> int:

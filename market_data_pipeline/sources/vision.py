@@ -1,42 +1,38 @@
 """The archive, data.binance.vision: download a zip and prove it by its published checksum; list what there is.
 
-On the archive 403 and 404 both mean that a file does not exist. No rate limit is known.
+On the archive 403 and 404 both mean that a file does not exist. No rate limit is known. Pages of the listing are read
+in ``listing_page.py``.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import re
+import zipfile
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
-from xml.etree import ElementTree as ET
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
 
 from market_data_pipeline import clock
 from market_data_pipeline.lake.provenance import ChecksumStatus
-from market_data_pipeline.settings import Settings
+from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.sources.errors import ChecksumError, NetworkError
 from market_data_pipeline.sources.file import ArchiveFile
-from market_data_pipeline.sources.http import OK, PASSING, Answer, Host
+from market_data_pipeline.sources.http import CHECK_NETWORK, FORBIDDEN, OK, PASSING, Answer, Host, Kind
+from market_data_pipeline.sources.listing_page import ListedFile, Page, read_page
+
+__all__ = ["Archive", "ListedFile"]
 
 ABSENT = (403, 404)
-_S3 = "{http://s3.amazonaws.com/doc/2006-03-01/}"
 
+_CHECKSUM = Kind("a checksum", 4 << 10)
+_LISTING = Kind("a page of a listing", 8 << 20)
 
-@dataclass(frozen=True, slots=True)
-class ListedFile:
-    """A line of the archive's listing.
+_CHECK_LISTING = f"Check the network and {PREFIX}VISION_LISTING_URL."
 
-    Attributes:
-        key: Path in the bucket, e.g. ``data/spot/daily/klines/BTCUSDT/1m/BTCUSDT-1m-2024-01-01.zip``.
-        size: Bytes.
-        etag: Without quotes; empty where the listing has none.
-        last_modified: ISO 8601, as listed.
-    """
-
-    key: str
-    size: int
-    etag: str
-    last_modified: str
+MOST_PAGES = 200
+"""Pages of one listing, at most: 200,000 keys. A folder of daily files has eight after ten years."""
 
 
 class Archive:
@@ -45,9 +41,14 @@ class Archive:
     def __init__(self, settings: Settings) -> None:
         self._files = Host(settings.vision_url, settings, (429, *PASSING))
         self._listing = Host(settings.vision_listing_url, settings, (429, *PASSING))
+        self._most_bytes = settings.max_zip_mb << 20
 
     def fetch(
-        self, path: str, admit: Callable[[int], None] | None = None, accepted: Collection[str] = ()
+        self,
+        path: str,
+        admit: Callable[[int], None] | None = None,
+        accepted: Collection[str] = (),
+        most_bytes: int | None = None,
     ) -> ArchiveFile | None:
         """Download a zip and compare it with its ``.CHECKSUM``; None where the archive has no such file.
 
@@ -58,62 +59,73 @@ class Archive:
 
         Args:
             path: Key in the archive's bucket.
-            admit: Called with the zip's size before it is read; it may wait until there is room.
+            admit: Called with the zip's size before all of it is kept; it may wait until there is room.
             accepted: sha256 of bytes that a person took for good, whatever their checksum says.
+            most_bytes: Size that such a zip has at most; never more than ``MARKET_DATA_MAX_ZIP_MB``.
 
         Raises:
             ChecksumError: it does not match in the second attempt either; carries the bytes.
-            NetworkError: no whole answer.
+            NetworkError: no whole answer, or one that is neither a zip nor what the checksum says.
         """
+        most = self._most_bytes if most_bytes is None else min(most_bytes, self._most_bytes)
+        kind = Kind(f"such a zip, {most:,}, ({PREFIX}MAX_ZIP_MB)", most, big=True)
         with self._files.downloads:
-            fetched = self._fetch_once(path, admit)
+            fetched = self._fetch_once(path, kind, admit)
             if isinstance(fetched, ChecksumError) and fetched.file.sha256 not in accepted:
-                fetched = self._fetch_once(path, admit)
+                fetched = self._fetch_once(path, kind, admit)
         if isinstance(fetched, ChecksumError):
             if fetched.file.sha256 not in accepted:
                 raise fetched
             return replace(fetched.file, checksum=ChecksumStatus.ACCEPTED)
         return fetched
 
-    def _fetch_once(self, path: str, admit: Callable[[int], None] | None) -> ArchiveFile | ChecksumError | None:
-        answer = self._get(self._files, path, admit=admit)
+    def _fetch_once(
+        self, path: str, kind: Kind, admit: Callable[[int], None] | None
+    ) -> ArchiveFile | ChecksumError | None:
+        answer = _found(self._files.get(path, kind, admit=admit))
         if answer is None:
             return None
         sha256 = hashlib.sha256(answer.body).hexdigest()
-        published = self._get(self._files, f"{path}.CHECKSUM")
+        published = _found(self._files.get(f"{path}.CHECKSUM", _CHECKSUM))
+        stated = None if published is None else _stated_sha256(published)
+        if stated != sha256 and (instead := _instead_of_zip(answer)):
+            raise NetworkError(instead)
+        if published is not None and stated is None:
+            raise NetworkError(f"{published.said} instead of a checksum. {CHECK_NETWORK}")
         name = path.rsplit("/", 1)[-1]
         file = ArchiveFile(
             url=f"{self._files.url}/{path}",
             data=answer.body,
             sha256=sha256,
             etag=_etag(answer),
-            last_modified=answer.headers.get("Last-Modified"),
+            last_modified=_last_modified(answer),
             checksum=ChecksumStatus.MISSING if published is None else ChecksumStatus.VERIFIED,
             fetched_at=clock.now(),
             checksum_etag=None if published is None else _etag(published),
         )
-        if published is not None:
-            expected = re.match(rb"\s*([0-9a-fA-F]{64})\b", published.body)
-            stated = expected.group(1).decode().lower() if expected else "no sha256"
-            if stated != sha256:
-                return ChecksumError(
-                    f"{name} does not match its published checksum: {name}.CHECKSUM says {stated}, the bytes have "
-                    f"{sha256}. Binance may mend it: backfill the day again later.",
-                    file,
-                )
+        if stated is not None and stated != sha256:
+            return ChecksumError(
+                f"{name} does not match its published checksum: {name}.CHECKSUM says {stated}, the bytes have "
+                f"{sha256}. Binance may mend it: backfill the day again later.",
+                file,
+            )
         return file
 
     def list_folders(self, prefix: str) -> list[str]:
-        """Names of the folders right below a prefix (which ends with a slash)."""
-        return [
-            (node.text or "").removeprefix(prefix).rstrip("/")
-            for page in self._pages(prefix)
-            for node in page.iterfind(f"{_S3}CommonPrefixes/{_S3}Prefix")
-        ]
+        """Names of the folders right below a prefix (which ends with a slash).
+
+        Raises:
+            NetworkError: no whole listing came.
+        """
+        return [folder for page in self._pages(prefix) for folder in page.folders]
 
     def list_files(self, prefix: str) -> list[ListedFile]:
-        """All files whose path begins with a prefix and has no further slash, in the listing's order."""
-        return [file for page in self._pages(prefix) for file in _files_on(page)]
+        """All files whose path begins with a prefix and has no further slash, in the listing's order.
+
+        Raises:
+            NetworkError: no whole listing came.
+        """
+        return [file for page in self._pages(prefix) for file in page.files]
 
     def list_page(self, prefix: str, after: str) -> tuple[list[ListedFile], bool]:
         """One page (1,000 keys, ``.CHECKSUM`` ones counted) of the files right below a prefix: one request.
@@ -128,47 +140,32 @@ class Archive:
         Raises:
             NetworkError: no whole listing came.
         """
-        page = self._page(prefix, after)
-        return _files_on(page), page.findtext(f"{_S3}IsTruncated") == "true"
+        page = self._page(prefix, after, after)
+        return list(page.files), page.next_marker is not None
 
-    def _pages(self, prefix: str) -> Iterator[ET.Element]:
-        marker = ""
-        while True:
-            page = self._page(prefix, marker)
+    def _pages(self, prefix: str) -> Iterator[Page]:
+        marker = after = ""
+        for _ in range(MOST_PAGES):
+            page = self._page(prefix, marker, after)
             yield page
-            if page.findtext(f"{_S3}IsTruncated") != "true":
+            if page.next_marker is None:
                 return
-            # NextMarker comes only with a delimiter; the last key is the documented other way.
-            keys = [node.text or "" for node in page.iterfind(f"{_S3}Contents/{_S3}Key")]
-            marker = page.findtext(f"{_S3}NextMarker") or keys[-1]
+            marker, after = page.next_marker, page.last
+        raise NetworkError(
+            f"The listing of {prefix} at {self._listing.url} has more than {MOST_PAGES} pages, the last of them from "
+            f"{marker!r} on. Check {PREFIX}VISION_LISTING_URL."
+        )
 
-    def _page(self, prefix: str, marker: str) -> ET.Element:
-        answer = self._get(self._listing, "", {"delimiter": "/", "prefix": prefix, "marker": marker})
-        if answer is None:
-            raise NetworkError(
-                f"{self._listing.url} refuses to list {prefix} (403 or 404). Check MARKET_DATA_VISION_LISTING_URL."
-            )
+    def _page(self, prefix: str, marker: str, after: str) -> Page:
+        answer = self._listing.get("", _LISTING, {"delimiter": "/", "prefix": prefix, "marker": marker})
+        if answer.status != OK or answer.is_html:
+            raise NetworkError(f"{answer.said} instead of an S3 listing. {_CHECK_LISTING}")
         try:
-            # Expat limits entity expansion itself, and the bucket is the only writer of what is parsed here.
-            return ET.fromstring(answer.body)  # noqa: S314
-        except ET.ParseError as error:
+            return read_page(answer.body, prefix, after)
+        except ValueError as error:
             raise NetworkError(
-                f"{self._listing.url} answered no S3 listing ({error}). Check MARKET_DATA_VISION_LISTING_URL."
+                f"{answer.url}{answer.route} answered no S3 listing that can be used: {error}. {_CHECK_LISTING}"
             ) from error
-
-    @staticmethod
-    def _get(
-        host: Host,
-        path: str,
-        params: dict[str, str] | None = None,
-        admit: Callable[[int], None] | None = None,
-    ) -> Answer | None:
-        answer = host.get(path, params, admit=admit)
-        if answer.status in ABSENT:
-            return None
-        if answer.status != OK:
-            raise NetworkError(f"{answer.url} answered {answer.status} in every attempt. Try again later.")
-        return answer
 
     def close(self) -> None:
         """Close all connections."""
@@ -176,17 +173,44 @@ class Archive:
         self._listing.close()
 
 
+def _found(answer: Answer) -> Answer | None:
+    """An answer with a file; None where the archive says that it has none.
+
+    Raises:
+        NetworkError: it says neither.
+    """
+    if answer.status == OK:
+        return answer
+    # A 403 with a web page is a firewall or a proxy that talks to people; S3 answers XML.
+    if answer.status in ABSENT and not (answer.status == FORBIDDEN and answer.is_html):
+        return None
+    raise NetworkError(f"{answer.said}. Try again later.")
+
+
+def _stated_sha256(answer: Answer) -> str | None:
+    found = re.match(rb"\s*([0-9a-fA-F]{64})(\s|$)", answer.body)
+    return found[1].decode().lower() if found else None
+
+
+def _instead_of_zip(answer: Answer) -> str | None:
+    """What came instead of a zip, in words; None where it is one, from its beginning to its end."""
+    if not answer.body.startswith(b"PK"):
+        return f"{answer.said} instead of a zip. {CHECK_NETWORK}"
+    if not zipfile.is_zipfile(io.BytesIO(answer.body)):
+        return f"{answer.url}{answer.route} was cut short: its {len(answer.body):,} bytes lack the end of a zip."
+    return None
+
+
 def _etag(answer: Answer) -> str | None:
-    return answer.headers.get("ETag", "").strip('"') or None
+    """The ETag without quotes; None where there is none, or none that can be."""
+    found = re.fullmatch(r'(?:W/)?"?([\x21\x23-\x7e]{1,200})"?', answer.headers.get("ETag", "").strip())
+    return found[1] if found else None
 
 
-def _files_on(page: ET.Element) -> list[ListedFile]:
-    return [
-        ListedFile(
-            key=node.findtext(f"{_S3}Key", ""),
-            size=int(node.findtext(f"{_S3}Size", "0")),
-            etag=node.findtext(f"{_S3}ETag", "").strip('"'),
-            last_modified=node.findtext(f"{_S3}LastModified", ""),
-        )
-        for node in page.iterfind(f"{_S3}Contents")
-    ]
+def _last_modified(answer: Answer) -> str | None:
+    text = answer.headers.get("Last-Modified", "")
+    try:
+        parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return text if len(text) < 64 and text.isascii() and text.isprintable() else None

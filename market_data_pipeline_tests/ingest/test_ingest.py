@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -736,12 +736,12 @@ def test_a_day_whose_file_is_damaged_does_not_hold_memory_that_downloads_wait_fo
         monkeypatch.setattr(module, "MEMORY_PER_BYTE", 1 << 40)  # each day takes all memory there is
     downloading, rows_of = threading.Event(), Shelf.rows
 
-    def fetch(archive: Archive, path: str, admit: Callable[[int], None], accepted: Collection[str]) -> Any:
+    def fetch(archive: Archive, path: str, admit: Callable[[int], None], *more: Any) -> Any:
         def admitted(size: int) -> None:
             downloading.set()
             admit(size)
 
-        return original(archive, path, admitted, accepted)
+        return original(archive, path, admitted, *more)
 
     def rows(shelf: Shelf, day: date) -> DayRows | None:
         assert downloading.wait(60)  # the only place of all downloads is taken, by one that waits for memory
