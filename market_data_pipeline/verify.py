@@ -3,21 +3,22 @@
 :func:`sweep` compares the archive's listing, by pages, with what ledgers say of the archives that the days came from:
 Binance replaces archives after publication, mostly unannounced. Days whose archive is another one now are marked in the
 ledger, so that whoever asks for them next fetches them again. :func:`prove_local` reads every file of the lake and
-compares it with its own footer: a file that lost bits at the same size and time shows itself in no other way.
+compares its bytes with the hash on record: nothing else shows a file that lost bits at the same size and time.
 
 What belongs here: finding and marking. What does not: fetching again (``ingest``), and when (``quality.repair``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from math import inf
+from pathlib import Path
 from threading import Event, Lock
 from time import monotonic, perf_counter
 from typing import Protocol
@@ -25,11 +26,21 @@ from typing import Protocol
 from market_data_pipeline import clock
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import files
+from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import FAILED, HELD, Ledger, LedgerRow, days_held, reconcile
-from market_data_pipeline.lake.on_disk import days_between, days_on_disk
+from market_data_pipeline.lake.ledger import (
+    FAILED,
+    HELD,
+    Ledger,
+    LedgerRow,
+    damaged_row,
+    is_changed,
+    reconcile,
+    recorded,
+)
+from market_data_pipeline.lake.on_disk import DayFile, days_between, days_on_disk, read_record
 from market_data_pipeline.lake.provenance import ChecksumStatus, Source
-from market_data_pipeline.lake.proving import Proof, prove_days
+from market_data_pipeline.lake.proving import CHANGED, Proof, Recorded, prove_days
 from market_data_pipeline.processes import Processes, cpus
 from market_data_pipeline.quality.repair import (
     REFUSED,
@@ -533,10 +544,13 @@ def prove_local(
     processes: int = 1,
     on_progress: OnProgress | None = None,
 ) -> LocalReport:
-    """Read every file of series and compare it with its footer: schema, rows, order of keys, sha256 of the content.
+    """Read every file of series and compare it with the SHA-256 on record of all its bytes.
 
-    A file that is not what it says is noted as failed in the ledger, so that the next run that is asked for the day
-    replaces it.
+    A file without one on record is compared with its footer: schema, rows, order of keys, statistics, sha256 of the
+    content. If all is well, the SHA-256 of its bytes is put on record.
+
+    A file that is not as it was written is noted as failed in the ledger, so that the next run that is asked for the
+    day replaces it.
 
     Args:
         settings: Where the lake is, and how long to wait for a series that is being written.
@@ -551,31 +565,27 @@ def prove_local(
     report = LocalReport()
     began = perf_counter()
     wanted: dict[SeriesKey, dict[date, int]] = {}
+    known: dict[SeriesKey, dict[date, Recorded]] = {}
     for key in keys:
         try:
-            wanted[key] = _days_to_prove(layout, key)
+            known[key] = recorded(layout.ledger(key))
+            wanted[key] = _days_to_prove(layout, key, known[key])
         except MarketDataError as error:
             report.troubles[key] = str(error)
-    bundles = [(key, days) for key, sizes in wanted.items() for days in _bundles(sizes)]
-    processes = processes or cpus()
-    beside = Processes(processes, ahead=prove_days.__module__, worth_bytes=_WORTH_BYTES)
-    with closing(beside), ThreadPoolExecutor(processes, thread_name_prefix="prove") as readers:
-        beside.expect(sum(sum(sizes.values()) for sizes in wanted.values()))
-        tasks = [readers.submit(beside.compute, prove_days, layout, key, days) for key, days in bundles]
-        try:
-            found: dict[SeriesKey, dict[date, Proof]] = {key: {} for key in wanted}
-            for (key, _), task in zip(bundles, tasks, strict=True):
-                proofs = task.result()
-                report.files[key] = report.files.get(key, 0) + len(proofs)
-                report.rows += sum(proof.rows for proof in proofs)
-                report.bytes += sum(proof.stat.bytes for proof in proofs if proof.stat)
-                found[key].update((proof.day, proof) for proof in proofs if proof.fault)
-                if on_progress is not None:
-                    on_progress(len(proofs))
-        finally:
-            for task in tasks:
-                task.cancel()
-    for key, faults in found.items():
+    faulty: dict[SeriesKey, dict[date, Proof]] = {key: {} for key in wanted}
+    new: dict[SeriesKey, list[Proof]] = {key: [] for key in wanted}
+    for key, proofs in _proofs(layout, wanted, known, processes or cpus()):
+        report.files[key] = report.files.get(key, 0) + len(proofs)
+        report.rows += sum(proof.rows for proof in proofs)
+        report.bytes += sum(proof.stat.bytes for proof in proofs if proof.stat)
+        faulty[key].update((proof.day, proof) for proof in proofs if proof.fault)
+        new[key] += [proof for proof in proofs if not proof.fault and not proof.as_written]
+        if on_progress is not None:
+            on_progress(len(proofs))
+    for key, faults in faulty.items():
+        faults |= _changed(layout, key, new[key], known[key])
+        if mark:
+            _put_on_record(layout, key, [proof for proof in new[key] if proof.day not in faults])
         if faults:
             report.faults[key] = {day: proof.fault or "" for day, proof in faults.items()}
             if mark:
@@ -587,9 +597,32 @@ def prove_local(
     return report
 
 
-def _days_to_prove(layout: Layout, key: SeriesKey) -> dict[date, int]:
+def _proofs(
+    layout: Layout,
+    wanted: Mapping[SeriesKey, Mapping[date, int]],
+    known: Mapping[SeriesKey, Mapping[date, Recorded]],
+    processes: int,
+) -> Iterator[tuple[SeriesKey, list[Proof]]]:
+    """Read all files, in bundles of one series, by so many processes."""
+    bundles = [(key, days) for key, sizes in wanted.items() for days in _bundles(sizes)]
+    beside = Processes(processes, ahead=prove_days.__module__, worth_bytes=_WORTH_BYTES)
+    with closing(beside), ThreadPoolExecutor(processes, thread_name_prefix="prove") as readers:
+        beside.expect(sum(sum(sizes.values()) for sizes in wanted.values()))
+        tasks = [
+            readers.submit(beside.compute, prove_days, layout, key, days, _known_of(days, known[key]))
+            for key, days in bundles
+        ]
+        try:
+            for (key, _), task in zip(bundles, tasks, strict=True):
+                yield key, task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def _days_to_prove(layout: Layout, key: SeriesKey, known: Iterable[date]) -> dict[date, int]:
     """The days that have a file, and those that should have one by the ledger, with its size in bytes; in order."""
-    sizes = dict.fromkeys(days_held(layout.ledger(key)), 0)
+    sizes = dict.fromkeys(known, 0)
     sizes |= {day: held.stat.bytes for day, held in days_on_disk(layout, key).items()}
     return dict(sorted(sizes.items()))
 
@@ -621,9 +654,63 @@ def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[Proof], wait_
             held = days_between(layout, key, proof.day, proof.day)
             if (held[0].stat if held else None) == proof.stat:
                 row = ledger.get(proof.day)
-                failure = "damaged" if proof.stat else "gone"
-                attempts = row.attempts if row else 0
-                ledger.put(
-                    LedgerRow(day=proof.day, outcome=FAILED, failure=failure, reason=proof.fault, attempts=attempts)
+                damaged = damaged_row(proof.day, row, proof.fault or "")
+                gone = LedgerRow(
+                    day=proof.day, outcome=FAILED, failure="gone", reason=proof.fault, attempts=damaged.attempts
                 )
+                ledger.put(damaged if proof.stat else gone)
+        ledger.write(layout.ledger(key))
+
+
+def _known_of(days: Sequence[date], known: Mapping[date, Recorded]) -> dict[date, Recorded]:
+    """What is on record of days, and of the rest of their months."""
+    months = {day.replace(day=1) for day in days}
+    return {day: known[day] for month in months for day in clock.days_of_month(month) if day in known}
+
+
+def _changed(
+    layout: Layout, key: SeriesKey, proofs: Sequence[Proof], known: Mapping[date, Recorded]
+) -> dict[date, Proof]:
+    """Of files that hold what their footer says, those whose bytes are not the ones on record although they should be.
+
+    A closed month is written whole, so that its file is another version if any of its days is.
+    """
+    asked = [proof for proof in proofs if (of := known.get(proof.day)) and (of.file_sha256 or of.month_sha256)]
+    if not asked:
+        return {}
+    ledger = Ledger.read(layout.ledger(key))
+    found: dict[Path, dict[date, Proof]] = {}
+    newer: set[Path] = set()
+    for proof in asked:
+        row, held = ledger.get(proof.day), _file_of(layout, key, proof)
+        if row is None or held is None:
+            continue
+        try:
+            if is_changed(held, row, read_record(held)):
+                fault = CHANGED.format(path=held.path)
+                found.setdefault(held.path, {})[proof.day] = replace(proof, fault=fault)
+            elif held.of_month:
+                newer.add(held.path)
+        except DamagedFileError:
+            continue  # it was replaced since it was read
+    return {day: proof for path, days in found.items() if path not in newer for day, proof in days.items()}
+
+
+def _file_of(layout: Layout, key: SeriesKey, proof: Proof) -> DayFile | None:
+    """The file of a day, if it is still the one that was proven."""
+    return next((held for held in days_between(layout, key, proof.day, proof.day) if held.stat == proof.stat), None)
+
+
+def _put_on_record(layout: Layout, key: SeriesKey, proofs: Sequence[Proof]) -> None:
+    """Note the SHA-256 of files that were proven without one. A series that is being written is left for next time."""
+    if not proofs:
+        return
+    with suppress(MarketDataError), files.only_writer(layout.lock(key), 0, str(key)):
+        ledger = Ledger.read(layout.ledger(key))
+        reconcile(ledger, layout, key)
+        for proof in proofs:
+            row, held = ledger.get(proof.day), _file_of(layout, key, proof)
+            if row is not None and row.outcome == HELD and held is not None:
+                own, month = (None, proof.sha256) if held.of_month else (proof.sha256, None)
+                ledger.put(replace(row, file_sha256=own, month_sha256=month))
         ledger.write(layout.ledger(key))

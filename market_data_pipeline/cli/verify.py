@@ -30,7 +30,7 @@ _PROCESS_MEMORY_MB = 256
 
 @click.command()
 @choosing_series
-@click.option("--local", is_flag=True, help="Read every file instead, and compare it with its own footer.")
+@click.option("--local", is_flag=True, help="Read every file instead, and compare it with what was written.")
 @click.option("--check-only", is_flag=True, help="Say what is wrong, and change nothing.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before downloading more than 5 GB.")
 def verify(
@@ -46,8 +46,8 @@ def verify(
 
     Binance replaces archives after publication. The archive's listing tells which, 500 days in one request; those days
     are fetched again, and what changed in them is said. So are days whose archive was published since. With --local
-    nothing is asked of Binance: every file is read and compared with the checksum of its rows; damaged ones are noted
-    as failed, and the next backfill or sync replaces them.
+    nothing is asked of Binance: every file is compared with the SHA-256 of its bytes on record, or with the checksum of
+    its rows if it has none on record; damaged ones are noted as failed, and the next backfill or sync replaces them.
 
     Exit code 1 where something is wrong and was not mended: also where an archive was replaced by one that was refused,
     until another one, or another checksum, is published. An archive that vanished is told, and is no fault of the lake:
@@ -212,7 +212,7 @@ def _local(settings: Settings, keys: Sequence[SeriesKey], *, mark: bool) -> bool
 
 
 def _faults(report: LocalReport) -> Table:
-    table = Table(title="Files that are not what their footer says", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="Files that are not as they were written", title_justify="left", box=None, pad_edge=False)
     table.add_column("series", no_wrap=True)
     table.add_column("day", no_wrap=True)
     table.add_column("reason", overflow="fold")

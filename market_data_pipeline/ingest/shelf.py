@@ -6,6 +6,7 @@ come from.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
@@ -117,7 +118,8 @@ class Shelf:
             StorageError: the disk refuses.
         """
         stat = write_day(self.layout, self.key, encoded.record, encoded.parquet)
-        row = row_from_provenance(encoded.record, stat, attempts=next_attempt(known))
+        sha256 = hashlib.sha256(encoded.parquet).hexdigest()
+        row = row_from_provenance(encoded.record, stat, attempts=next_attempt(known), file_sha256=sha256)
         row = replace(row, asked_at=clock.naive_utc(clock.now()))  # which may have brought no new row
         return DayOutcome(self.key, day, row, action, time.perf_counter() - started, encoded.downloaded)
 

@@ -7,6 +7,7 @@ the month's file beside them, which readers prefer.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from market_data_pipeline.lake.files import DamagedFileError, FileStat
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, Ledger, LedgerRow, reconcile
 from market_data_pipeline.lake.months import DayInMonth, encode_month, read_month
-from market_data_pipeline.lake.on_disk import days_between, days_on_disk, read_whole
+from market_data_pipeline.lake.on_disk import days_between, days_of_month, days_on_disk, read_whole
 from market_data_pipeline.lake.provenance import Provenance, belongs_elsewhere, content_sha256
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import SeriesKey
@@ -91,11 +92,16 @@ def note_month(ledger: Ledger, layout: Layout, key: SeriesKey, day: date) -> Non
     """Have a ledger speak of the file of the month that a day lies in, if that is closed."""
     if not closes_months(key.data_type) or not layout.month(key, day).exists():
         return
-    days = clock.days_of_month(day)
-    for held in days_between(layout, key, days[0], days[-1]):
+    try:
+        data, stat = files.read_bytes(str(layout.month(key, day)))
+    except OSError:
+        return  # whoever reads it next says so
+    sha256 = hashlib.sha256(data).hexdigest()
+    for held in days_of_month(layout, key, day.replace(day=1), stat):
         row = ledger.get(held.day)
         if row is not None and row.outcome == HELD:
-            ledger.put(replace(row, bytes=held.stat.bytes, mtime_ns=held.stat.mtime_ns))
+            noted = replace(row, bytes=held.stat.bytes, mtime_ns=held.stat.mtime_ns)
+            ledger.put(replace(noted, file_sha256=None, month_sha256=sha256))
 
 
 def write_day(layout: Layout, key: SeriesKey, record: Provenance, parquet: pa.Buffer) -> FileStat:

@@ -321,7 +321,20 @@ def read_whole(path: Path) -> tuple[Provenance, pa.Table]:
         DamagedFileError: the file is not there, not readable, or has no valid record.
     """
     try:
-        with opened(path.read_bytes()) as (reader, metadata):
+        data, _ = read_bytes(str(path))
+    except OSError as error:
+        raise damaged(path, error) from error
+    return parse_whole(path, data)
+
+
+def parse_whole(path: Path, data: bytes) -> tuple[Provenance, pa.Table]:
+    """Return the record and the rows of a file whose bytes were read.
+
+    Raises:
+        DamagedFileError: they are not readable, or have no valid record.
+    """
+    try:
+        with opened(data) as (reader, metadata):
             return record_in(metadata), reader.read_all(use_threads=False)
     except UNREADABLE as error:
         raise damaged(path, error) from error
@@ -360,6 +373,18 @@ def opened(data: bytes) -> Iterator[tuple[pq.ParquetReader, pq.FileMetaData]]:
         yield reader, reader.metadata
     finally:
         reader.close()
+
+
+def statistics_in(metadata: pq.FileMetaData, group: int, column: int) -> pq.Statistics | None:
+    """Return the statistics that a footer has of a column in a row group; None if there are none.
+
+    Raises:
+        ValueError: the footer is damaged. Arrow would end the process when it is asked for the statistics.
+    """
+    chunk, described = metadata.row_group(group).column(column), metadata.schema.column(column)
+    if chunk.physical_type != described.physical_type:
+        raise ValueError(f"its footer has two types for the column {described.name}")
+    return chunk.statistics
 
 
 def record_in(metadata: pq.FileMetaData) -> Provenance:

@@ -8,6 +8,7 @@ days where the folder and the ledger differ (a crash between file and ledger, a 
 from __future__ import annotations
 
 import errno
+import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, replace
@@ -25,8 +26,9 @@ from market_data_pipeline.findings import BEYOND_REACH, FLAT, LACKING, OPEN, Fin
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError, FileStat, StorageError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.on_disk import DayFile, days_on_disk, read_record, read_whole
+from market_data_pipeline.lake.on_disk import DayFile, days_on_disk, parse_whole, read_record
 from market_data_pipeline.lake.provenance import Provenance, content_sha256
+from market_data_pipeline.lake.proving import CHANGED, Recorded
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import ARCHIVE_BEGINS
@@ -63,6 +65,8 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("fetched_at", _UTC_US),
         ("asked_at", _UTC_US),
+        ("file_sha256", pa.string()),
+        ("month_sha256", pa.string()),
     ]
 )
 
@@ -104,6 +108,9 @@ class LedgerRow:
         reason: The failure in words.
         fetched_at: When the rows were fetched (UTC, without zone).
         asked_at: When the newest attempt was made (UTC, without zone).
+        file_sha256: SHA-256 of all bytes of the day's own file as it was written. None if the file is older than this
+            column and was not verified since, or if its month is closed. A day that failed as damaged keeps it.
+        month_sha256: SHA-256 of all bytes of the file of the day's closed month; else None.
     """
 
     day: date
@@ -133,6 +140,8 @@ class LedgerRow:
     reason: str | None = None
     fetched_at: datetime | None = None
     asked_at: datetime | None = None
+    file_sha256: str | None = None
+    month_sha256: str | None = None
 
     @property
     def held(self) -> bool:
@@ -150,6 +159,10 @@ class LedgerRow:
         """Whether the day is held, and a file of that size and time is the one that is meant."""
         return self.outcome == HELD and (self.bytes, self.mtime_ns) == (stat.bytes, stat.mtime_ns)
 
+    def bytes_sha256(self, held: DayFile) -> str | None:
+        """Return the SHA-256 on record of all bytes of the file that has the day's rows."""
+        return self.month_sha256 if held.of_month else self.file_sha256
+
     def findings_list(self) -> tuple[Finding, ...]:
         """The findings, read."""
         return findings_.from_json(self.findings)
@@ -166,7 +179,9 @@ UNSETTLED = (
 """Rows of days that may have to be asked for again: not final, open, or of an archive that was replaced."""
 
 
-def row_from_provenance(record: Provenance, stat: FileStat, *, attempts: int = 1) -> LedgerRow:
+def row_from_provenance(
+    record: Provenance, stat: FileStat, *, attempts: int = 1, file_sha256: str | None = None
+) -> LedgerRow:
     """The ledger row of a day whose file has this footer."""
     newest = max(record.parts, key=lambda part: part.fetched_at, default=None)
     archive = next((part for part in record.parts if part.sha256), None)
@@ -194,6 +209,7 @@ def row_from_provenance(record: Provenance, stat: FileStat, *, attempts: int = 1
         attempts=attempts,
         fetched_at=clock.naive_utc(newest.fetched_at if newest else record.fetched_at),
         asked_at=clock.naive_utc(record.fetched_at),
+        file_sha256=file_sha256,
     )
 
 
@@ -295,6 +311,33 @@ def days_held(path: Path) -> list[date]:
         return []
     outcomes = zip(files.days_of(table), table["outcome"].to_pylist(), strict=True)
     return [day for day, outcome in outcomes if outcome == HELD]
+
+
+def recorded(path: Path) -> dict[date, Recorded]:
+    """Return the days that are held, and those that failed as damaged, with the hashes of their files.
+
+    Args:
+        path: The ledger; one that is absent or damaged knows of no day.
+
+    Raises:
+        StorageError: the system refuses to read the ledger.
+    """
+    table = _read_table(path)
+    if table is None:
+        return {}
+    if "file_sha256" not in table.column_names:  # a ledger of an older version
+        return dict.fromkeys(days_held(path), Recorded())
+    try:
+        on_record = pc.field("file_sha256").is_valid() | pc.field("month_sha256").is_valid()
+        table = table.filter((pc.field("outcome") == HELD) | on_record)
+        names = ("outcome", "rows", "bytes", "mtime_ns", "file_sha256", "month_sha256")
+        columns = zip(files.days_of(table), *(table[name].to_pylist() for name in names), strict=True)
+    except (KeyError, pa.ArrowInvalid):  # of no version that there was
+        return {}
+    return {
+        day: Recorded(outcome == HELD, rows, FileStat(size, mtime_ns), own, month)
+        for day, outcome, rows, size, mtime_ns, own, month in columns
+    }
 
 
 class Content(NamedTuple):
@@ -408,30 +451,78 @@ def row_of_file(held: DayFile, row: LedgerRow | None) -> LedgerRow:
         held: The day and its file.
         row: What the ledger says of the day. Where it knows nothing, the file is believed by its footer, if that is of
             this day of this series; else, since the file was changed or found damaged before, it is read whole and
-            proven against its footer, too.
+            proven against its footer and the hash on record, too.
     """
-    key, day, path, stat = held
     try:
         if row is None:
-            record = read_record(held)
-        else:
-            record, table = read_whole(held)
-            if (
-                not table.schema.equals(lake_schema(key.market, key.data_type))
-                or content_sha256(table) != record.content_sha256
-            ):
-                raise DamagedFileError(
-                    f"{path} does not hold what its footer says: it was changed after it was written. "
-                    "Backfill that day to replace it."
-                )
+            return row_from_provenance(read_record(held), held.stat)
+        return _proven(held, row)
     except DamagedFileError as error:
-        attempts = row.attempts if row else 0
-        return LedgerRow(day=day, outcome=FAILED, failure="damaged", reason=str(error), attempts=attempts)
-    found = row_from_provenance(record, stat, attempts=max(1, row.attempts if row else 1))
-    if row is not None and row.outcome == HELD and _same_version(row, found):
+        return damaged_row(held.day, row, str(error))
+
+
+def _proven(held: DayFile, row: LedgerRow) -> LedgerRow:
+    """The row of a file of which the ledger does not speak, once the file was read whole.
+
+    Raises:
+        DamagedFileError: it does not hold what its footer says, or not the bytes that were written.
+    """
+    try:
+        data, _ = files.read_bytes(str(held.path))
+    except OSError as error:
+        raise files.damaged(held.path, error) from error
+    sha256 = hashlib.sha256(data).hexdigest()
+    as_written = row.bytes_sha256(held) == sha256
+    if not as_written and row.outcome != HELD and row.bytes_sha256(held) is not None:
+        raise DamagedFileError(CHANGED.format(path=held.path))
+    record, table = parse_whole(held, data)
+    schema = lake_schema(held.key.market, held.key.data_type)
+    if not as_written and (not table.schema.equals(schema) or content_sha256(table) != record.content_sha256):
+        raise DamagedFileError(
+            f"{held.path} does not hold what its footer says: it was changed after it was written. "
+            "Backfill that day to replace it."
+        )
+    found = row_from_provenance(record, held.stat, attempts=max(1, row.attempts))
+    # Of a closed month, another day may have been written since; whoever has all of its days in view decides.
+    if not as_written and not held.of_month and is_changed(held, row, record):
+        raise DamagedFileError(CHANGED.format(path=held.path))
+    if row.outcome == HELD and _same_version(row, found):
         # E.g. of a month that was closed. What the ledger says goes further than the footer: candles were judged since.
-        return replace(row, bytes=stat.bytes, mtime_ns=stat.mtime_ns)
-    return found
+        # The hash of a month stays as it is: other days of the month tell whether it was written anew.
+        return replace(row, bytes=held.stat.bytes, mtime_ns=held.stat.mtime_ns)
+    return replace(found, month_sha256=sha256) if held.of_month else replace(found, file_sha256=sha256)
+
+
+def is_changed(held: DayFile, row: LedgerRow, record: Provenance) -> bool:
+    """Return True if a file whose bytes are not those on record is damaged, and not another version of the day.
+
+    A run that was killed may have written a newer version that its ledger does not know.
+
+    Args:
+        held: The day and its file.
+        row: What the ledger says of the day.
+        record: What the file says of it.
+    """
+    if row.bytes_sha256(held) is None:
+        return False
+    if row.outcome != HELD or row.speaks_of(held.stat):
+        return True
+    found = row_from_provenance(record, held.stat)
+    newer = found.fetched_at is not None and row.fetched_at is not None and found.fetched_at > row.fetched_at
+    return not newer and (found.content_sha256, found.final) == (row.content_sha256, row.final)
+
+
+def damaged_row(day: date, row: LedgerRow | None, reason: str) -> LedgerRow:
+    """The row of a day whose file is damaged; it keeps the hashes, so that no damaged file is taken for a good one."""
+    return LedgerRow(
+        day=day,
+        outcome=FAILED,
+        failure="damaged",
+        reason=reason,
+        attempts=row.attempts if row else 0,
+        file_sha256=row.file_sha256 if row else None,
+        month_sha256=row.month_sha256 if row else None,
+    )
 
 
 def _same_version(row: LedgerRow, other: LedgerRow) -> bool:

@@ -77,7 +77,20 @@ def read_month(path: Path, schema: pa.Schema) -> dict[date, DayInMonth]:
         DamagedFileError: it is not there or not readable, or holds other rows than its records say.
     """
     try:
-        with files.opened(path.read_bytes()) as (reader, metadata):
+        data, _ = files.read_bytes(str(path))
+    except OSError as error:
+        raise files.damaged(path, error) from error
+    return parse_month(path, data, schema)
+
+
+def parse_month(path: Path, data: bytes, schema: pa.Schema) -> dict[date, DayInMonth]:
+    """Return the days of a month's file whose bytes were read; see :func:`read_month`.
+
+    Raises:
+        DamagedFileError: they are not readable, or hold other rows than their records say.
+    """
+    try:
+        with files.opened(data) as (reader, metadata):
             records = _records_in(metadata)
             table = as_declared(reader.read_all(use_threads=False), schema)
         starts = list(accumulate((record.rows for record in records), initial=0))

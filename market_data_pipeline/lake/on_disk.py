@@ -54,7 +54,7 @@ def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
     own = files.days_on_disk(layout.folder(key))
     found = {day: DayFile(key, day, layout.file(key, day), stat) for day, stat in own.items()}
     for month, stat in closed.items():
-        found |= {one.day: one for one in _days_of_month(layout, key, month, stat)}
+        found |= {one.day: one for one in days_of_month(layout, key, month, stat)}
     return dict(sorted(found.items())) if closed else found
 
 
@@ -87,11 +87,19 @@ def closed_among(layout: Layout, key: SeriesKey, days: Iterable[date]) -> Mappin
     if closes_months(key.data_type):
         for month in dict.fromkeys(day.replace(day=1) for day in days):
             if (stat := files.stat(layout.month(key, month))) is not None:
-                found |= {one.day: one for one in _days_of_month(layout, key, month, stat)}
+                found |= {one.day: one for one in days_of_month(layout, key, month, stat)}
     return found
 
 
-def _days_of_month(layout: Layout, key: SeriesKey, month: date, stat: FileStat) -> list[DayFile]:
+def days_of_month(layout: Layout, key: SeriesKey, month: date, stat: FileStat) -> list[DayFile]:
+    """Return the days of a closed month, each with its share of the bytes of the month's file.
+
+    Args:
+        layout: Where the lake lies.
+        key: The series.
+        month: Its first day.
+        stat: Of the month's file.
+    """
     path, days = layout.month(key, month), clock.days_of_month(month)
     shares = [stat.bytes * n // len(days) for n in range(len(days) + 1)]
     return [
@@ -136,11 +144,24 @@ def read_whole(held: DayFile) -> DayInMonth:
     Raises:
         DamagedFileError: the file is not there, not readable, or has no valid record of the day of the series.
     """
+    try:
+        data, _ = files.read_bytes(str(held.path))
+    except OSError as error:
+        raise files.damaged(held.path, error) from error
+    return parse_whole(held, data)
+
+
+def parse_whole(held: DayFile, data: bytes) -> DayInMonth:
+    """Return a day's record and its rows from the bytes of its file; see :func:`read_whole`.
+
+    Raises:
+        DamagedFileError: they are not readable, or have no valid record of the day of the series.
+    """
     schema = lake_schema(held.key.market, held.key.data_type)
     if held.of_month:
-        found = _of_day(held, months.read_month(held.path, schema))
+        found = _of_day(held, months.parse_month(held.path, data, schema))
     else:
-        record, table = files.read_whole(held.path)
+        record, table = files.parse_whole(held.path, data)
         found = DayInMonth(record, as_declared(table, schema))
     _belonging(held, found.record)
     return found

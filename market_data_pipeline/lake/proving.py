@@ -1,4 +1,6 @@
-"""Whether a file of the lake holds what its own footer says; nothing else shows a bit that the disk lost.
+"""Whether a file of the lake is as it was written; nothing else shows a bit that the disk lost.
+
+A file whose bytes have the SHA-256 on record is. Without one, the file is decoded and compared with its own footer.
 
 Small, since processes that do nothing else import it (``processes.py``).
 """
@@ -7,23 +9,57 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from market_data_pipeline import clock
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError, FileStat
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.months import DayInMonth, read_month
-from market_data_pipeline.lake.on_disk import DayFile, closed_among, of_another_month
+from market_data_pipeline.lake.months import DayInMonth, parse_month
+from market_data_pipeline.lake.on_disk import DayFile, closed_among, days_of_month, of_another_month
 from market_data_pipeline.lake.provenance import Provenance, add_content, belongs_elsewhere, bytes_of
 from market_data_pipeline.schemas import lake_schema, may_be_null
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.specs import spec_of
+
+CHANGED = (
+    "{path} does not have the bytes that were written (its sha256 is another): it was changed after it was written. "
+    "Backfill that day to replace it."
+)
+
+
+class Recorded(NamedTuple):
+    """What a ledger has on record of the bytes of a day's file.
+
+    Attributes:
+        held: Whether the file is held; else it failed as damaged.
+        rows: Rows in the file.
+        stat: Size and time of the file that is meant.
+        file_sha256: SHA-256 of all bytes of the day's own file.
+        month_sha256: SHA-256 of all bytes of the file of its closed month.
+    """
+
+    held: bool = True
+    rows: int = 0
+    stat: FileStat | None = None
+    file_sha256: str | None = None
+    month_sha256: str | None = None
+
+    def rules_out(self, held: DayFile, sha256: str) -> bool:
+        """Return True if a file is damaged since its bytes have a SHA-256: those of its size and time have another.
+
+        A file of another time may be a newer version, which a run that was killed wrote.
+        """
+        expected = self.month_sha256 if held.of_month else self.file_sha256
+        return expected is not None and expected != sha256 and (not self.held or self.stat == held.stat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +71,33 @@ class Proof:
         stat: Its size and time before it was read; None where it is gone.
         rows: Rows in it; 0 where it cannot be read.
         fault: What is wrong with it, and what to do; None where all is well.
+        sha256: Of all bytes of the file; None where they cannot be read.
+        as_written: The bytes are those on record.
     """
 
     day: date
     stat: FileStat | None
     rows: int = 0
     fault: str | None = None
+    sha256: str | None = None
+    as_written: bool = False
 
 
-def prove_days(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[Proof]:
-    """Read files of a series and compare each with its footer: schema, rows, order of keys, sha256 of the content.
+def prove_days(
+    layout: Layout, key: SeriesKey, days: Sequence[date], known: Mapping[date, Recorded] | None = None
+) -> list[Proof]:
+    """Read files of a series and compare each with the SHA-256 of its bytes on record.
+
+    Those that have another one, or none on record, are decoded and compared with their footer: schema, rows, order of
+    keys, statistics, sha256 of the content. It is then for the caller to decide whether other bytes are a fault.
 
     Args:
         layout: Where the lake lies.
         key: The series, a derived one too.
         days: UTC days.
+        known: What the ledger has on record of each day, and of all days of closed months.
     """
-    prover = _Prover(key)
+    prover = _Prover(layout, key, known or {})
     folder, closed = str(layout.folder(key)), closed_among(layout, key, days)
     return [
         prover.prove_in_month(closed[day]) if day in closed else prover.prove(f"{folder}/{day}.parquet", day)
@@ -66,13 +112,16 @@ class _Prover:
     quarter of the time that a day of 1m klines does. Of those that are the same in every byte the first are decoded.
     """
 
-    def __init__(self, key: SeriesKey) -> None:
+    def __init__(self, layout: Layout, key: SeriesKey, known: Mapping[date, Recorded]) -> None:
+        self._layout = layout
+        self._known = known
+        self._of = key
         self._series = str(key)
         self._schema = lake_schema(key.market, key.data_type)
         self._schemas = self._schema, may_be_null(self._schema)
         self._key = None if key.data_type is DataType.TRADE_PROFILE else spec_of(key).key
         self._labels: _Labels | None = None
-        self._month: tuple[Path | None, Mapping[date, DayInMonth] | DamagedFileError] = None, {}
+        self._month: _Month | None = None
 
     def prove(self, path: str, day: date) -> Proof:
         """Read a file and compare it with its footer."""
@@ -82,39 +131,72 @@ class _Prover:
             return Proof(day, None, fault=f"{path} is gone. Backfill that day to bring it back.")
         except OSError as error:
             return Proof(day, files.stat(Path(path)), fault=str(files.damaged(Path(path), error)))
+        sha256 = hashlib.sha256(data).hexdigest()
+        known = self._known.get(day)
+        if known is not None and known.file_sha256 == sha256:
+            return Proof(day, stat, known.rows, sha256=sha256, as_written=True)
+        if known is not None and known.rules_out(DayFile(self._of, day, Path(path), stat), sha256):
+            return Proof(day, stat, fault=CHANGED.format(path=path), sha256=sha256)
         try:
             with files.opened(data) as (reader, metadata):
                 rows = metadata.num_rows
                 record = files.record_in(metadata)
                 decoded = self._decoded(data, reader, metadata)
+                wrong = self._difference(record, day, decoded) or _wrong_statistics(metadata, decoded)
         except files.UNREADABLE as error:
-            return Proof(day, stat, fault=str(files.damaged(Path(path), error)))
-        return self._proof(path, day, stat, rows, self._difference(record, day, decoded))
+            return Proof(day, stat, fault=str(files.damaged(Path(path), error)), sha256=sha256)
+        return self._proof(path, day, stat, rows, wrong, sha256)
 
     def prove_in_month(self, held: DayFile) -> Proof:
         """Compare a day of a closed month with its record; the month is read for the first of its days."""
-        if held.path != self._month[0]:
-            try:
-                self._month = held.path, read_month(held.path, self._schema)
-            except DamagedFileError as error:
-                self._month = held.path, error
-        found = self._month[1]
-        if isinstance(found, DamagedFileError):
-            return Proof(held.day, held.stat, fault=str(found))
+        if self._month is None or held.path != self._month.path:
+            self._month = self._read_month(held)
+        month = self._month
+        if month.as_written:
+            known = self._known.get(held.day)
+            return Proof(held.day, held.stat, known.rows if known else 0, sha256=month.sha256, as_written=True)
+        if month.changed:
+            return Proof(held.day, held.stat, fault=CHANGED.format(path=held.path), sha256=month.sha256)
+        if isinstance(month.days, DamagedFileError):
+            return Proof(held.day, held.stat, fault=str(month.days), sha256=month.sha256)
+        found = month.days
         if held.day not in found:
-            return self._proof(str(held.path), held.day, held.stat, 0, "it lacks the day")
+            return self._proof(str(held.path), held.day, held.stat, 0, "it lacks the day", month.sha256)
         if (stray := of_another_month(held, found)) is not None:
-            return self._proof(str(held.path), held.day, held.stat, 0, stray)
+            return self._proof(str(held.path), held.day, held.stat, 0, stray, month.sha256)
         record, table = found[held.day]
         decoded = (None, table) if table.schema.equals(self._schema) else None
-        wrong = self._difference(record, held.day, decoded)
-        return self._proof(str(held.path), held.day, held.stat, table.num_rows, wrong)
+        wrong = self._difference(record, held.day, decoded) or month.wrong_statistics
+        return self._proof(str(held.path), held.day, held.stat, table.num_rows, wrong, month.sha256)
 
-    def _proof(self, path: str, day: date, stat: FileStat, rows: int, wrong: str | None) -> Proof:
+    def _read_month(self, held: DayFile) -> _Month:
+        try:
+            data, stat = files.read_bytes(str(held.path))
+        except OSError as error:
+            return _Month(held.path, None, days=files.damaged(held.path, error))
+        sha256 = hashlib.sha256(data).hexdigest()
+        # A run that was killed may have left hashes of an older file on record for some days.
+        hashes = {known.month_sha256 for day in clock.days_of_month(held.day) if (known := self._known.get(day))}
+        if sha256 in hashes:
+            return _Month(held.path, sha256, as_written=True)
+        days = days_of_month(self._layout, self._of, held.day.replace(day=1), stat)
+        if all((known := self._known.get(one.day)) and known.rules_out(one, sha256) for one in days):
+            return _Month(held.path, sha256, changed=True)
+        try:
+            found = parse_month(held.path, data, self._schema)
+            with files.opened(data) as (reader, metadata):
+                wrong = _wrong_statistics(metadata, (None, reader.read_all(use_threads=False)))
+        except DamagedFileError as error:
+            return _Month(held.path, sha256, days=error)
+        except files.UNREADABLE as error:
+            return _Month(held.path, sha256, days=files.damaged(held.path, error))
+        return _Month(held.path, sha256, found, wrong)
+
+    def _proof(self, path: str, day: date, stat: FileStat, rows: int, wrong: str | None, sha256: str | None) -> Proof:
         if wrong is None:
-            return Proof(day, stat, rows)
+            return Proof(day, stat, rows, sha256=sha256)
         advice = "it was changed after it was written. Backfill that day to replace it."
-        return Proof(day, stat, rows, f"{path} does not hold what its footer says ({wrong}): {advice}")
+        return Proof(day, stat, rows, f"{path} does not hold what its footer says ({wrong}): {advice}", sha256)
 
     def _decoded(self, data: bytes, reader: pq.ParquetReader, metadata: pq.FileMetaData) -> _Decoded | None:
         """A file's rows; None where they are of other columns than they should be."""
@@ -153,6 +235,18 @@ class _Prover:
 
 
 @dataclass(frozen=True, slots=True)
+class _Month:
+    """The file of a closed month, read once for all of its days."""
+
+    path: Path
+    sha256: str | None
+    days: Mapping[date, DayInMonth] | DamagedFileError = field(default_factory=dict)
+    wrong_statistics: str | None = None
+    as_written: bool = False
+    changed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class _Labels:
     """The label columns that a file begins with: what they were decoded from, and their part of the sha256."""
 
@@ -185,6 +279,39 @@ class _Labels:
 
 _Decoded = tuple[_Labels | None, pa.Table]
 """The labels, where the table is without them, and the table."""
+
+
+def _wrong_statistics(metadata: pq.FileMetaData, decoded: _Decoded | None) -> str | None:
+    """Return the first column whose statistics are not those of its values, in words; None if all are.
+
+    Readers skip rows by them, so a wrong one loses rows unseen.
+    """
+    if decoded is None:
+        return None
+    table, start = decoded[1], 0
+    names = [metadata.schema.column(at).name for at in range(metadata.num_columns)]
+    for group in range(metadata.num_row_groups):
+        rows = table.slice(start, metadata.row_group(group).num_rows)
+        start += rows.num_rows
+        for number, name in enumerate(names):
+            told = files.statistics_in(metadata, group, number)
+            if name in table.column_names and told is not None and not _are_of(told, rows.column(name)):
+                return f"the statistics of {name} are those of other values"
+    return None
+
+
+def _are_of(told: pq.Statistics, values: pa.ChunkedArray) -> bool:
+    """Return True if statistics are those of values, as far as they say something."""
+    if told.has_null_count and told.null_count != values.null_count:
+        return False
+    if not told.has_min_max:
+        return True
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    try:
+        return bool({"min": told.min, "max": told.max} == pc.min_max(values).as_py())
+    except OverflowError:  # a time beyond the year 9999
+        return False
 
 
 def _chunks(metadata: pq.FileMetaData, columns: int) -> list[pq.ColumnChunkMetaData]:

@@ -176,7 +176,7 @@ def _read_file(
                 table = table.drop_columns([name for name in table.column_names if name not in schema.names])
     except FileNotFoundError:
         raise
-    except (OSError, pa.ArrowException) as error:
+    except files.UNREADABLE as error:
         raise files.damaged(path, error) from error
     if not table.schema.equals(schema):
         if set(table.column_names) != set(schema.names):
@@ -200,7 +200,7 @@ def _row_groups(metadata: pq.FileMetaData, time: str, start: datetime | None, en
     column = metadata.schema.names.index(time) if time in metadata.schema.names else None
     groups = []
     for group in range(metadata.num_row_groups):
-        known = metadata.row_group(group).column(column).statistics if column is not None else None
+        known = files.statistics_in(metadata, group, column) if column is not None else None
         if known is not None and known.has_min_max:
             if start is not None and known.max < start:
                 continue

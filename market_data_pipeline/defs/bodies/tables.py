@@ -7,6 +7,7 @@ files by a pattern takes 355 ms, by a list 5 ms. DuckDB, pandas and polars are i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime, timedelta
@@ -226,8 +227,10 @@ def write_derived(
                 ledger.put(replace(_without_rows(day, list(made_of.values())), attempts=attempts))
                 continue
             record = _provenance(layout, key, day, table, made_of)
-            stat = files.write_table(layout.file(key, day), table, record)
-            ledger.put(row_from_provenance(record, stat, attempts=attempts))
+            encoded = files.encode_table(table, record)
+            stat = files.write_bytes(layout.file(key, day), encoded)
+            sha256 = hashlib.sha256(encoded).hexdigest()
+            ledger.put(row_from_provenance(record, stat, attempts=attempts, file_sha256=sha256))
         ledger.write(layout.ledger(key))
 
 
