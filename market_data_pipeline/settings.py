@@ -94,6 +94,11 @@ class Settings(BaseSettings):
     keep_runs_days: int = Field(
         90, ge=1, description="How long the schedule of prune keeps runs and their logs in Dagster's records."
     )
+    sql_memory_mb: int = Field(2048, ge=64, description="Memory in MB that one query in SQL may take.")
+    sql_disk_mb: int = Field(
+        10000, ge=0, description="MB below the root that a query may take for what does not fit into its memory."
+    )
+    sql_seconds: float = Field(300, ge=0, description="How many seconds a query in SQL may take; 0 means no limit.")
     profile_level: float = Field(
         0, ge=0, description="Size of a price level in tradeProfile; 0 takes 0.01 % of the price."
     )

@@ -89,7 +89,7 @@ def demo(then_ui: bool, port: int) -> None:
         show(all_series(settings, load_universe(universe)), str(root), out())
         for title, query in QUERIES:
             click.echo(f"\n{title}:\n\n{query}\n")
-            run_query(root, query)
+            run_query(settings, query)
         console.print(f"Done in {time.monotonic() - began:.0f} s.")
         if then_ui:
             _run_ui(settings, port, sandbox.settings_env())

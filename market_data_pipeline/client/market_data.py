@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from market_data_pipeline import faults
 from market_data_pipeline.client.asking import (
@@ -16,7 +17,7 @@ from market_data_pipeline.client.asking import (
 from market_data_pipeline.client.bringing import bring_lacking
 from market_data_pipeline.client.gaps import Gap, OnGap, check_on_gap, gaps_in, gaps_query, tell_gaps
 from market_data_pipeline.client.results import Answer, Result, StoredRows
-from market_data_pipeline.client.session import DuckDB
+from market_data_pipeline.client.session import DuckDB, Limits, Views
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.series import DataType
 from market_data_pipeline.settings import load_settings
@@ -45,7 +46,13 @@ class MarketData:
     def __init__(self, root: str | PathLike[str] | None = None) -> None:
         self._settings = load_settings() if root is None else load_settings(dir=Path(root))
         self._layout = Layout(self._settings.root)
-        self._duckdb = DuckDB(self._layout)
+        self._files = DuckDB(self._layout)
+        self._views = Views(self._layout, Limits.of(self._settings))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: the same folders, wherever it is unpickled; connections are opened again there."""
+        here = {"dir": self._settings.root, "universe": self._settings.universe.expanduser().absolute()}
+        return {**self.__dict__, "_settings": self._settings.model_copy(update=here)}
 
     def klines(
         self,
@@ -142,11 +149,16 @@ class MarketData:
         All views have all symbols, also those that are no longer collected. For one symbol the macros
         ``binance_spot.candles('BTCUSDT', '1m', '2024-01-01', '2024-02-01')`` and ``binance_spot.trades(…)`` are faster.
 
+        A query is one SELECT, or EXPLAIN of one. It reads the files of the views and no others, and takes at most
+        ``MARKET_DATA_SQL_SECONDS``, ``MARKET_DATA_SQL_MEMORY_MB`` and ``MARKET_DATA_SQL_DISK_MB``. For any other SQL,
+        open the file ``catalog.duckdb`` with DuckDB.
+
         Raises:
-            UsageError: DuckDB refuses the query; its words are in the text.
+            UsageError: the text is no query, or DuckDB refuses it; its words are in the text.
+            QueryLimitError: the query needs more than it may take.
             DamagedFileError: a file that the query needs is damaged; the text names it.
         """
-        answer = Answer(self._duckdb, query)
+        answer = Answer(self._views, query)
         answer.relation()  # so that a mistake is said here, and not where the rows are taken
         return answer
 
@@ -208,7 +220,7 @@ class MarketData:
                 check_held(self._layout, wanted.keys)
         if on_gap != "ignore":
             tell_gaps(self._gaps_of(wanted, final_only), on_gap, stacklevel=3)
-        return StoredRows(self._layout, self._duckdb, wanted, final_only=final_only)
+        return StoredRows(self._layout, self._files, wanted, final_only=final_only)
 
     def _gaps_of(self, wanted: Wanted, final_only: bool) -> list[Gap]:
         universe = self._settings.universe

@@ -12,7 +12,7 @@ import pyarrow as pa
 from market_data_pipeline import faults
 from market_data_pipeline.client import days as day_records
 from market_data_pipeline.client.asking import Wanted, listed, plain
-from market_data_pipeline.client.session import DuckDB
+from market_data_pipeline.client.session import DuckDB, Views
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake import catalog, on_disk, reading
 from market_data_pipeline.lake.files import DamagedFileError
@@ -43,7 +43,9 @@ class Result(ABC):
         """The rows as a lazy DuckDB relation; times are UTC without zone, the session's TimeZone is UTC.
 
         What is found wrong with a file only when the relation is run is told by DuckDB's own error. If the file was
-        replaced in that moment, run it again.
+        replaced in that moment, run it again. It belongs to the process that made it. That of a query reads the
+        files of the views only, so it cannot write a file, and can be joined with others of queries; the limit of time
+        does not hold for it.
 
         Raises:
             DamagedFileError: a file cannot be read; the text names it.
@@ -176,17 +178,17 @@ class StoredRows(Result):
 class Answer(Result):
     """Rows that a query answers with."""
 
-    def __init__(self, connection: DuckDB, query: str) -> None:
-        self._duckdb = connection
+    def __init__(self, views: Views, query: str) -> None:
+        self._views = views
         self._query = query
 
     def arrow(self) -> pa.Table:
         """The rows as an Arrow table."""
-        return _aware(self._duckdb.rows(self._query))
+        return _aware(self._views.rows(self._query))
 
     def relation(self) -> duckdb.DuckDBPyRelation:
         """The rows as a lazy DuckDB relation."""
-        return self._duckdb.answer(self._query)
+        return self._views.answer(self._query)
 
     def __repr__(self) -> str:
         shown = " ".join(self._query.split())

@@ -1,93 +1,356 @@
-"""DuckDB behind ``MarketData``: one in memory, with a session for each thread and the lake's views."""
+"""DuckDB behind ``MarketData``: one in memory for rows of files, and a locked one for SQL over the lake's views.
+
+Each opens its own connections when it is first asked, one for each thread. After a fork the child opens new ones.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import shutil
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
 from market_data_pipeline import faults
+from market_data_pipeline.client.queries import check_query
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake import catalog
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.on_record import CORRECTED, corrected
+from market_data_pipeline.series import EXCHANGE
+from market_data_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     import duckdb
 
 _T = TypeVar("_T")
 
-_QUERIES = frozenset({"SELECT", "EXPLAIN", "MULTI", "CALL", "PRAGMA"})
-"""DuckDB's kinds of statements that only answer; MULTI is PIVOT."""
-
 _CORRECTIONS = "main.as_on_disk"
+
+_ROWS_AT_ONCE = 122_880
+"""Rows of an answer that DuckDB hands out together: a row group of it."""
+
+_ROWS_FETCHED = 1024
+
+_SPILL = ".sql-"
+"""How the folders begin in which DuckDB puts what does not fit its memory: below the root, removed at the end."""
+
+_LEFT_AFTER_SECONDS = 3600
+
+_FORK_WAITS_SECONDS = 5.0
+"""How long a fork waits for queries of other threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a query may take. 0 seconds means as long as it needs."""
+
+    memory_mb: int
+    disk_mb: int
+    seconds: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        """Return the limits that the settings set."""
+        return cls(settings.sql_memory_mb, settings.sql_disk_mb, settings.sql_seconds)
+
+
+class QueryLimitError(MarketDataError):
+    """A query needs more time or memory than it may take."""
 
 
 class DuckDB:
-    """One DuckDB in memory; the lake's views are made in it when first asked for, and kept up with the lake.
+    """A DuckDB in memory, for relations over files of the lake.
 
-    Each thread has its own session, since DuckDB refuses a second call on a session that is at work. Relations made in
-    one thread can be joined.
+    Each thread has its own session, because DuckDB refuses a second call on a session that is at work. You can join
+    relations that one thread made. Pickled, it is closed.
     """
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._lock = threading.Lock()
-        self._database: duckdb.DuckDBPyConnection | None = None
-        self._sessions = threading.local()
-        self._made: list[str] = []
-        self._broken: MarketDataError | None = None
-        self._corrections = CORRECTED.empty_table()
+        self._forget()
+        _open_ones.add(self)
 
     def stored(self, query: Callable[[], str]) -> duckdb.DuckDBPyRelation:
-        """A lazy relation over files; the query's text is made anew if a file vanished before it was looked at."""
+        """Return a lazy relation over files. ``query`` is called again if a file vanishes before it is opened."""
         return self._run(lambda: self._session().sql(query()))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._layout,)
+
+    def _forget(self) -> None:
+        self._lock = threading.RLock()
+        self._database: duckdb.DuckDBPyConnection | None = None
+        self._sessions = threading.local()
+        self._every_session: list[duckdb.DuckDBPyConnection] = []
+
+    def _begin_anew(self, *, close: bool) -> None:
+        """Forget what the parent of this forked process had open, so that what was made with it raises at once.
+
+        DuckDB's threads are not in the child. To close its database would wait for them, so that is never done.
+        """
+        if self._database is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._database))
+        for session in self._every_session if close else ():
+            with suppress(Exception):  # a relation is read in it, by another thread of the parent
+                session.close()
+        self._forget()
+
+    def _run(self, read: Callable[[], _T]) -> _T:
+        with faults.in_words(), _gate.passed():
+            return catalog.retrying(read, self._layout)
+
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        import duckdb
+
+        database = duckdb.connect()
+        database.execute("SET GLOBAL TimeZone = 'UTC'")
+        # A name that is no view must not find a variable of this module.
+        database.execute("SET GLOBAL python_enable_replacements = false")
+        return database
+
+    def _session(self) -> duckdb.DuckDBPyConnection:
+        with self._lock:
+            if self._database is None:
+                self._database = self._connect()
+            if not hasattr(self._sessions, "own"):
+                self._sessions.own = self._database.cursor()
+                self._every_session.append(self._sessions.own)
+        own: duckdb.DuckDBPyConnection = self._sessions.own
+        return own
+
+
+_open_ones: weakref.WeakSet[DuckDB] = weakref.WeakSet()
+
+
+class _Gate:
+    """Lets a fork wait for what other threads do in DuckDB, whose locks a child would find locked for ever."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside: dict[int, int] = {}
+        self._forking = False
+        self.clear = True
+
+    @contextmanager
+    def passed(self) -> Iterator[None]:
+        """Be inside, which is not begun while this process forks."""
+        thread = threading.get_ident()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._forking or thread in self._inside)
+            self._inside[thread] = self._inside.get(thread, 0) + 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside[thread] -= 1
+                if not self._inside[thread]:
+                    del self._inside[thread]
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let nobody in, and wait for a while until nobody is inside."""
+        own = threading.get_ident()
+        with self._changed:
+            self._forking = True
+            self.clear = self._changed.wait_for(lambda: not self._inside.keys() - {own}, _FORK_WAITS_SECONDS)
+
+    def open(self) -> None:
+        """Let everybody in again."""
+        with self._changed:
+            self._forking = False
+            self._changed.notify_all()
+
+
+_gate = _Gate()
+
+
+def _after_fork() -> None:
+    global _gate
+    clear, _gate = _gate.clear, _Gate()
+    for one in list(_open_ones):
+        one._begin_anew(close=clear)
+
+
+os.register_at_fork(before=lambda: _gate.close(), after_in_parent=lambda: _gate.open(), after_in_child=_after_fork)
+
+
+class Views(DuckDB):
+    """The lake's views, for queries that somebody wrote.
+
+    A text must be a query (``client/queries.py``). It runs in a DuckDB that reads the files of the views and no others,
+    whose settings are locked, and that has the limits of :class:`Limits`. The views are made when they are first asked
+    for, and follow the lake.
+    """
+
+    def __init__(self, layout: Layout, limits: Limits) -> None:
+        self._limits = limits
+        super().__init__(layout)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._layout, self._limits)
+
     def answer(self, query: str) -> duckdb.DuckDBPyRelation:
-        """A lazy relation that answers a query over the views."""
-        return self._run(lambda: self._answer(query))
+        """Return a lazy relation that answers a query. The limit of time does not hold for reading it."""
+        with self.in_time():
+            return self._run(lambda: self._answer(query))
 
     def rows(self, query: str) -> pa.Table:
-        """The rows that answer a query over the views."""
-        return self._run(lambda: self._answer(query).to_arrow_table())
+        """Return the rows that answer a query, within the limits."""
+        with self.in_time():
+            return self.read(query, self._bounded)
+
+    def read(self, query: str, use: Callable[[duckdb.DuckDBPyRelation], _T]) -> _T:
+        """Return what a function makes of the relation. It is called again if a file was replaced meanwhile."""
+        return self._run(lambda: use(self._answer(query)))
+
+    def streamed(self, query: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
+        """Return the names of the columns, and the rows as DuckDB gets to them. Use it within :meth:`in_time`."""
+        session = self._session()
+
+        def begin() -> tuple[list[str], list[tuple[Any, ...]]]:
+            self._prepare(session, query)
+            session.execute(query)
+            names = [column[0] for column in session.description or ()]
+            return names, session.fetchmany(_ROWS_FETCHED) if names else []
+
+        names, first = self._run(begin)
+        return names, chain(first, _rows_left(session))
+
+    @contextmanager
+    def in_time(self) -> Iterator[None]:
+        """Interrupt what this thread's session does when the time is over, and say DuckDB's errors in words.
+
+        Raises:
+            QueryLimitError: a query needs more time, memory or disk than it may take.
+            UsageError: a query cannot be run.
+            DamagedFileError: a file of the lake is damaged.
+        """
+        import duckdb
+
+        over = threading.Event()
+
+        def interrupt() -> None:
+            over.set()
+            session.interrupt()
+
+        session = self._session()
+        timer = threading.Timer(self._limits.seconds, interrupt) if self._limits.seconds else None
+        try:
+            if timer is not None:
+                timer.daemon = True
+                timer.start()
+            yield
+        except (duckdb.Error, MarketDataError) as error:
+            if over.is_set() and isinstance(error.__cause__ or error, duckdb.InterruptException):
+                raise QueryLimitError(
+                    f"The query took longer than {self._limits.seconds:g} seconds. Ask for less, or set "
+                    "MARKET_DATA_SQL_SECONDS to a higher number (0: no limit)."
+                ) from error
+            if isinstance(error, MarketDataError):
+                raise
+            raise self._said(error) from error
+        finally:
+            if timer is not None:
+                timer.cancel()
+                timer.join()  # it has the session, which must not outlive the interpreter
+
+    def _said(self, error: duckdb.Error) -> MarketDataError:
+        """Return what an error of DuckDB means to people."""
+        import duckdb
+
+        text = str(error).partition("\n")[0]
+        if isinstance(error, duckdb.OutOfMemoryException) or str(self._spill) in text:
+            return QueryLimitError(
+                f"The query needs more than {self._limits.memory_mb} MB of memory and {self._limits.disk_mb} MB in "
+                f"{self._layout.root}. Ask for less, or set MARKET_DATA_SQL_MEMORY_MB and MARKET_DATA_SQL_DISK_MB to "
+                "higher numbers."
+            )
+        if isinstance(error, duckdb.PermissionException):
+            return UsageError(
+                f"The query cannot be run. It may read the files of the views in {self._layout.root}, and no others. "
+                f"{text}. `market-data sql --unrestricted` reads other files, too."
+            )
+        return catalog.lake_error(error, self._layout)
+
+    def _bounded(self, answer: duckdb.DuckDBPyRelation) -> pa.Table:
+        """Return the rows of a relation. DuckDB's own limit of memory is not one of what it hands out."""
+        reader = answer.to_arrow_reader(_ROWS_AT_ONCE)
+        batches, left = [], self._limits.memory_mb * 1_000_000
+        try:
+            for batch in reader:
+                left -= batch.nbytes
+                if left < 0:
+                    raise QueryLimitError(
+                        f"The answer is larger than {self._limits.memory_mb} MB. Ask for less, or set "
+                        "MARKET_DATA_SQL_MEMORY_MB to a higher number."
+                    )
+                batches.append(batch)
+        finally:
+            reader.close()
+        return pa.Table.from_batches(batches, reader.schema)
 
     def _answer(self, query: str) -> duckdb.DuckDBPyRelation:
         session = self._session()
-        kinds = [statement.type.name for statement in session.extract_statements(query)]
-        if len(kinds) != 1 or kinds[0] not in _QUERIES:
-            what = " and ".join(kinds) or "nothing"
-            raise UsageError(
-                f"One query is answered at a time (SELECT, FROM, DESCRIBE, …), and nothing else: not {what}."
-            )
-        self._make_views(session, as_on_disk="quality" in query.casefold())
+        self._prepare(session, query)
         return session.sql(query)
+
+    def _prepare(self, session: duckdb.DuckDBPyConnection, query: str) -> None:
+        """Refuse what is no query, and bring the views up to the lake."""
+        if not hasattr(self._sessions, "parser"):  # of its own, as the session may have an answer that is being read
+            self._sessions.parser = session.cursor()
+        check_query(self._sessions.parser, query)
+        self._make_views(session, as_on_disk="quality" in query.casefold())
 
     def _run(self, read: Callable[[], _T]) -> _T:
         import duckdb
 
         try:
-            with faults.in_words():
-                return catalog.retrying(read, self._layout)
+            return super()._run(read)
         except MarketDataError as error:
-            if self._broken is not None and isinstance(error.__cause__, duckdb.CatalogException):
+            cause = error.__cause__
+            if self._broken is not None and isinstance(cause, duckdb.CatalogException):
                 raise self._broken from error  # the view could not be made
+            if isinstance(cause, duckdb.OutOfMemoryException | duckdb.PermissionException | duckdb.IOException):
+                raise self._said(cause) from cause
             raise
 
-    def _session(self) -> duckdb.DuckDBPyConnection:
-        import duckdb
+    def _forget(self) -> None:
+        super()._forget()
+        self._made: list[str] = []
+        self._broken: MarketDataError | None = None
+        self._corrections = CORRECTED.empty_table()
+        # Of this process and object alone: DuckDB's names of files in it are the same in every process.
+        self._spill = self._layout.root / f"{_SPILL}{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
-        with self._lock:
-            if self._database is None:
-                self._database = duckdb.connect()
-                self._database.execute("SET GLOBAL TimeZone = 'UTC'")
-                # A name that is no view must not find a variable of this module.
-                self._database.execute("SET GLOBAL python_enable_replacements = false")
-            if not hasattr(self._sessions, "own"):
-                self._sessions.own = self._database.cursor()
-        own: duckdb.DuckDBPyConnection = self._sessions.own
-        return own
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        database = super()._connect()
+        _remove_left_spills(self._layout.root)
+        folders = ", ".join(catalog.quoted(f"{folder}/") for folder in _folders_of_views(self._layout))
+        for setting in (
+            f"memory_limit = '{self._limits.memory_mb}MB'",
+            f"temp_directory = {catalog.quoted(str(self._spill))}",
+            f"max_temp_directory_size = '{self._limits.disk_mb}MB'",
+            "allow_persistent_secrets = false",
+            "allow_community_extensions = false",
+            "autoinstall_known_extensions = false",
+            "autoload_known_extensions = false",
+            f"allowed_directories = [{folders}]",
+            "enable_external_access = false",
+            "lock_configuration = true",
+        ):
+            database.execute(f"SET GLOBAL {setting}")
+        return database
 
     def _correct(self, session: duckdb.DuckDBPyConnection, corrections: pa.Table) -> None:
         if corrections.num_rows and not corrections.equals(self._corrections):
@@ -118,7 +381,70 @@ class DuckDB:
             for statement in statements:
                 try:
                     session.execute(statement)
+                except duckdb.InterruptException:
+                    raise
                 except duckdb.Error as error:
                     # A damaged file keeps its view from being made; the others are of use all the same.
                     self._broken = catalog.lake_error(error, self._layout)
             self._made = statements if self._broken is None else []
+
+
+class Unrestricted(Views):
+    """The lake's views in a DuckDB without bounds: any SQL, any file, any time. It is for one's own shell."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout, Limits(memory_mb=0, disk_mb=0, seconds=0))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._layout,)
+
+    def _prepare(self, session: duckdb.DuckDBPyConnection, query: str) -> None:
+        self._make_views(session, as_on_disk="quality" in query.casefold())
+
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        return DuckDB._connect(self)
+
+
+def _rows_left(session: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
+    while rows := session.fetchmany(_ROWS_FETCHED):
+        yield from rows
+
+
+def _folders_of_views(layout: Layout) -> list[str]:
+    """Return the folders whose files the views read, as patterns too, and where links in them lead."""
+    folders = [layout.root / "lake", layout.root / "ledger", layout.reconciliation]
+    below = [layout.root / "lake" / EXCHANGE]
+    for _ in ("market", "data type", "cadence", "symbol", "interval"):
+        folders += [folder for folder in below if folder.is_symlink()]
+        below = [Path(entry) for folder in below for entry in _folders_in(folder)]
+    folders += [folder.resolve() for folder in folders]
+    return list(dict.fromkeys(name for folder in folders for name in (str(folder), catalog.as_pattern(folder))))
+
+
+def _folders_in(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.path for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
+
+
+def _remove_left_spills(root: Path) -> None:
+    """Remove what processes that were killed had put there."""
+    for name in _folders_in(root):
+        folder = Path(name)
+        process = folder.name.removeprefix(_SPILL).partition("-")[0]
+        if folder.name.startswith(_SPILL) and process.isdecimal():
+            with suppress(OSError):
+                if not _runs(int(process)) and time.time() - folder.stat().st_mtime > _LEFT_AFTER_SECONDS:
+                    shutil.rmtree(folder)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

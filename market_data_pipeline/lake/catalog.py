@@ -16,9 +16,8 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -316,10 +315,11 @@ class _Files:
     market: Market
     data_type: DataType
     marked: bool
-
-    @cached_property
-    def keys(self) -> Sequence[SeriesKey]:
-        return self.held.keys(self.market, self.data_type)
+    keys: Sequence[SeriesKey] = field(init=False)
+    _closed_months: Sequence[tuple[str, str]] = field(init=False)
+    """What is closed: ``/monthly/BTCUSDT/1m/`` and ``2024-01``, in order."""
+    _closed: str = field(init=False)
+    """The same as one text; nothing where none is."""
 
     @property
     def folder(self) -> Path:
@@ -360,17 +360,15 @@ class _Files:
         digest = hashlib.sha256(self._closed.encode()).hexdigest()[:16]
         return self.folder / "marks" / f"{_WHAT_TO_DO}-{digest}.parquet"
 
-    @cached_property
-    def _closed_months(self) -> Sequence[tuple[str, str]]:
-        """What is closed: ``/monthly/BTCUSDT/1m/`` and ``2024-01``, in order."""
-        return [(f"/monthly/{_labels_of(key)}/", month) for key in self.keys for month in self.held.months[key]]
+    def __post_init__(self) -> None:
+        # Not cached_property: its lock (until Python 3.12) may be held in a parent when a child is forked.
+        keys = self.held.keys(self.market, self.data_type)
+        months = [(f"/monthly/{_labels_of(key)}/", month) for key in keys for month in self.held.months[key]]
+        object.__setattr__(self, "keys", keys)
+        object.__setattr__(self, "_closed_months", months)
+        object.__setattr__(self, "_closed", " ".join(series + month for series, month in months))
 
-    @cached_property
-    def _closed(self) -> str:
-        """The same as one text; nothing where none is."""
-        return " ".join(series + month for series, month in self._closed_months)
-
-    @cached_property
+    @property
     def _closed_by_month(self) -> str:
         """SQL for a map from months to the series of which they are closed."""
         by_month: dict[str, list[str]] = {}

@@ -13,7 +13,7 @@ import pytest
 
 from market_data_pipeline import MarketData
 from market_data_pipeline.cli.query import run_query
-from market_data_pipeline.client.session import DuckDB
+from market_data_pipeline.client.session import Views
 from market_data_pipeline.compacting import compact
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import catalog, files
@@ -98,21 +98,20 @@ def test_command_line_asks_again_by_itself(
     printed: str,
 ) -> None:
     meanwhile(lake, monkeypatch)
-    run_query(lake.root, COUNT, form)
+    run_query(load_settings(dir=lake.root), COUNT, form)
     assert printed in capsys.readouterr().out
 
 
 def meanwhile(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have months closed and days removed as soon as somebody has made a relation over the views."""
-    answer = DuckDB._answer
+    """Have months closed and days removed as soon as the views are made, before they are read."""
+    prepare = Views._prepare
 
-    def overtaken(self: DuckDB, query: str) -> duckdb.DuckDBPyRelation:
-        relation = answer(self, query)
+    def overtaken(self: Views, session: duckdb.DuckDBPyConnection, query: str) -> None:
+        prepare(self, session, query)
         if list(lake.layout.folder(HOURS).glob("*.parquet")):
             close_and_remove(lake)
-        return relation
 
-    monkeypatch.setattr(DuckDB, "_answer", overtaken)
+    monkeypatch.setattr(Views, "_prepare", overtaken)
 
 
 def test_days_that_no_answer_needs_are_not_opened(lake: SmallLake) -> None:
