@@ -30,6 +30,7 @@ from market_data_pipeline.quality.gaps import flat_candles
 from market_data_pipeline.quality.market import MarketDay, Stillness, TradedIn, is_contested, is_cut, stillness
 from market_data_pipeline.quality.rows import Ints, ints
 from market_data_pipeline.quality.verdicts import NOTHING_TELLS, UNCONFIRMED
+from market_data_pipeline.regular_files import read_regular
 from market_data_pipeline.series import DataType, Market, SeriesKey, interval_us
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class _Held:
 def _read_seen(path: Path) -> dict[str, int]:
     """What every day was judged from; nothing where that is lost: then all days are judged again."""
     try:
-        found: dict[str, int] = json.loads(path.read_bytes())
+        found: dict[str, int] = json.loads(read_regular(path))
     except (FileNotFoundError, ValueError):
         return {}
     return found

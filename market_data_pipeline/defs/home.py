@@ -30,6 +30,7 @@ from market_data_pipeline.defs.runs import LIFE, close_dead_runs, life_resource,
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.regular_files import read_regular
 from market_data_pipeline.series import Market, SeriesKey
 from market_data_pipeline.settings import PREFIX
 
@@ -79,7 +80,7 @@ def prepare_home(layout: Layout) -> Path:
 
 def _write_config(path: Path) -> None:
     ours = CONFIG.read_bytes()
-    there = path.read_bytes() if path.exists() else None
+    there = read_regular(path) if path.exists() else None
     # The first line tells whether the file is still ours: a user who deleted it keeps changes of their own.
     if there is None or (there != ours and there.split(b"\n", 1)[0] == ours.split(b"\n", 1)[0]):
         files.write_bytes(path, ours)

@@ -33,6 +33,7 @@ from market_data_pipeline.lake.on_disk import days_on_disk, months_closed, read_
 from market_data_pipeline.lake.on_record import SERIES_LABELS
 from market_data_pipeline.lake.reading import labels_of, time_column
 from market_data_pipeline.lake.states import EXPLAINED, STATE_SQL
+from market_data_pipeline.regular_files import read_regular
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.specs import closes_months, data_types_of
@@ -798,7 +799,7 @@ def _is_published(held: Held) -> bool:
     try:
         return (
             stat is not None
-            and _signature_file(held.layout).read_text() == _signature(statements(held), stat)
+            and read_regular(_signature_file(held.layout)).decode() == _signature(statements(held), stat)
             and all(mark.exists() for mark, _ in marks_of(held))
         )
     except (OSError, ValueError):

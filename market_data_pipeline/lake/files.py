@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from shutil import rmtree
+from stat import S_ISREG
 from typing import IO, Any
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ from market_data_pipeline import __version__, faults
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import locks
 from market_data_pipeline.lake.provenance import FOOTER_KEY, Provenance
+from market_data_pipeline.regular_files import open_regular, reading
 from market_data_pipeline.specs import Spec
 
 logger = logging.getLogger(__name__)
@@ -60,10 +62,12 @@ class FileStat:
 
 
 def stat(path: Path) -> FileStat | None:
-    """Size and modification time of a file, None where there is none."""
+    """Size and modification time of a file, None where there is none, or something else than a regular file."""
     try:
         found = path.stat()
     except FileNotFoundError:
+        return None
+    if not S_ISREG(found.st_mode):
         return None
     return FileStat(found.st_size, found.st_mtime_ns)
 
@@ -267,7 +271,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         DamagedFileError: it is not there or not readable, or lacks a column; the text names it and says what to do.
     """
     try:
-        with path.open("rb") as file:
+        with reading(path) as file:
             table = _read_parquet(file, columns)
         return table if columns is None else table.select(columns)
     except KeyError as error:
@@ -307,7 +311,7 @@ def read_provenance(path: Path) -> Provenance:
         DamagedFileError: the file is not there, not Parquet, or has no valid record.
     """
     try:
-        with path.open("rb") as file:
+        with reading(path) as file:
             metadata = pq.read_metadata(file).metadata or {}
         return Provenance.model_validate_json(metadata[FOOTER_KEY])
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
@@ -346,7 +350,7 @@ def read_bytes(path: str) -> tuple[bytes, FileStat]:
     Raises:
         OSError: the file is not there, or the system refuses to read it.
     """
-    file = os.open(path, os.O_RDONLY)
+    file = open_regular(path)
     try:
         found = os.fstat(file)
         data = os.read(file, found.st_size)
@@ -442,7 +446,7 @@ def _with_stat(folder: Path, as_date: str, length: int) -> dict[date, FileStat]:
 
 
 def _named(folder: Path, as_date: str, length: int) -> Iterator[tuple[date, os.DirEntry[str]]]:
-    """The files of a folder whose names are dates."""
+    """The regular files of a folder whose names are dates."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -453,7 +457,8 @@ def _named(folder: Path, as_date: str, length: int) -> Iterator[tuple[date, os.D
                     of = date.fromisoformat(as_date.format(stem))
                 except ValueError:
                     continue
-                yield of, entry
+                if entry.is_file():
+                    yield of, entry
     except (FileNotFoundError, NotADirectoryError):
         return
 

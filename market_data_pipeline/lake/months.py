@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from market_data_pipeline import __version__
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.provenance import Provenance
+from market_data_pipeline.regular_files import reading
 from market_data_pipeline.schemas import as_declared
 from market_data_pipeline.specs import Spec
 
@@ -111,7 +112,7 @@ def read_records(path: Path) -> dict[date, Provenance]:
         DamagedFileError: the file is not there, not Parquet, or has no valid records.
     """
     try:
-        with path.open("rb") as file:
+        with reading(path) as file:
             return {record.day: record for record in _records_in(pq.read_metadata(file))}
     except files.UNREADABLE as error:
         raise files.damaged(path, error) from error

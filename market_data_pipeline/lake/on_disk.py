@@ -111,7 +111,7 @@ def days_of_month(layout: Layout, key: SeriesKey, month: date, stat: FileStat) -
 def file_of(layout: Layout, key: SeriesKey, day: date) -> Path:
     """The file that has a day's rows, or would have them."""
     month = layout.month(key, day)
-    return month if closes_months(key.data_type) and month.exists() else layout.file(key, day)
+    return month if closes_months(key.data_type) and files.stat(month) is not None else layout.file(key, day)
 
 
 def are_as_listed(layout: Layout, days: Iterable[DayFile]) -> bool:

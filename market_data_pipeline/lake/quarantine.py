@@ -11,6 +11,7 @@ What belongs here: keeping, finding, accepting and letting go of refused bytes. 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +23,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.files import DamagedFileError
+from market_data_pipeline.lake.files import DamagedFileError, StorageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import NOT_LISTED, Ledger
 from market_data_pipeline.lake.provenance import ChecksumStatus
+from market_data_pipeline.regular_files import read_regular, reading
 from market_data_pipeline.series import DataType, Market, SeriesKey
+
+logger = logging.getLogger(__name__)
 
 CHECKSUM = "checksum"
 """The kind of refusal that can be accepted: the bytes are not those that the published checksum speaks of."""
@@ -137,7 +141,7 @@ class Entry:
             DamagedFileError: they are not those that were refused, or cannot be read.
         """
         try:
-            data = self.path.read_bytes()
+            data = read_regular(self.path)
         except OSError as error:
             raise DamagedFileError(f"{self.path} cannot be read: {error.strerror or error}.") from error
         if self.beginning:
@@ -374,13 +378,12 @@ _WAIT_SECONDS = 10.0
 
 
 def release(entry: Entry) -> None:
-    """Remove an entry: its bytes and its record.
-
-    Raises:
-        StorageError: The system refuses.
-    """
-    files.remove(entry.path)
-    files.remove(_record_path(entry.path))
+    """Remove an entry: its bytes and its record. What the system refuses to remove stays, and is logged."""
+    for path in (entry.path, _record_path(entry.path)):
+        try:
+            files.remove(path)
+        except StorageError as error:
+            logger.warning("%s", error)
 
 
 def release_mended(layout: Layout, key: SeriesKey, ledger: Ledger) -> list[Entry]:
@@ -421,7 +424,7 @@ def _record_path(path: Path) -> Path:
 
 def _read_record(path: Path) -> _Record | None:
     try:
-        return _Record.model_validate_json(_record_path(path).read_bytes())
+        return _Record.model_validate_json(read_regular(_record_path(path)))
     except (OSError, ValidationError):
         return None
 
@@ -475,7 +478,7 @@ def _entry(path: Path, key: SeriesKey) -> Entry | None:
 
 def _sha256_of(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with reading(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""

@@ -21,6 +21,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.on_disk import DayFile, days_between
+from market_data_pipeline.regular_files import read_regular
 from market_data_pipeline.schemas import TIME, WORD, as_declared, lake_schema
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.specs import SPECS
@@ -164,7 +165,7 @@ def _read_file(
     path: Path, size: int, schema: pa.Schema, time: str, start: datetime | None, end: datetime | None
 ) -> pa.Table:
     try:
-        source = path if size > _READ_WHOLE else pa.BufferReader(path.read_bytes())
+        source = path if size > _READ_WHOLE else pa.BufferReader(read_regular(path))
         # Measured: without pre_buffer a day of candles takes half the time.
         with pq.ParquetFile(source, pre_buffer=False) as file:
             if start is None and end is None:

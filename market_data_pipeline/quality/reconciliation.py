@@ -34,6 +34,7 @@ from market_data_pipeline.lake.catalog import as_pattern, quoted, read_parquet
 from market_data_pipeline.lake.reconciled import MAX_DIFFERENCES, DayReconciled, Difference, Reason
 from market_data_pipeline.lineage import source_of
 from market_data_pipeline.quality.rows import Floats, Ints, floats, ints
+from market_data_pipeline.regular_files import reading
 from market_data_pipeline.series import Market, SeriesKey, interval_us
 from market_data_pipeline.specs import MARKETS
 
@@ -570,7 +571,7 @@ def _edge(path: Path | None, *, last: bool) -> _Trades | None:
     if path is None:
         return None
     try:
-        with pq.ParquetFile(path) as file:
+        with reading(path) as opened, pq.ParquetFile(opened) as file:
             groups = file.metadata.num_row_groups
             table = file.read_row_group(groups - 1 if last else 0, columns=_TRADE_COLUMNS) if groups else None
     except (OSError, pa.ArrowException) as error:

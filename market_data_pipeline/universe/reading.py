@@ -13,6 +13,7 @@ import yaml
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.regular_files import open_regular
 from market_data_pipeline.series import DataType, Listing, Market, SeriesKey, intervals_of
 from market_data_pipeline.specs import data_types_of
 from market_data_pipeline.universe.collected import (
@@ -65,7 +66,8 @@ def read_text(path: Path) -> str | None:
         UsageError: it cannot be read.
     """
     try:
-        return path.read_text("utf-8")
+        with open(open_regular(path), encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
+            return file.read()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
