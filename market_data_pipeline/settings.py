@@ -66,11 +66,13 @@ class Settings(BaseSettings):
     )
     retries: int = Field(5, ge=0, description="How often a passing fault (5xx, a cut body) is tried again.")
     retry_backoff_seconds: float = Field(0.5, ge=0, description="First pause between attempts; it doubles each time.")
-    timeout_seconds: float = Field(60, gt=0, description="How long one HTTP answer may keep us waiting.")
+    timeout_seconds: float = Field(
+        60, gt=0, description="Seconds for one HTTP answer; a zip may take longer at 16 kB/s."
+    )
     max_zip_mb: int = Field(
         256,
         ge=1,
-        description="Biggest zip that is downloaded, in MB; the biggest of a day of trades have some 120.",
+        description="Biggest zip to download, in MB; daily trades have up to 120.",
     )
     lock_wait_seconds: float = Field(
         600, ge=0, description="How long to wait for another run that writes the same series."

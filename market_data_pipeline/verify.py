@@ -52,6 +52,8 @@ from market_data_pipeline.quality.repair import (
 )
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
+from market_data_pipeline.sources.errors import NetworkError
+from market_data_pipeline.sources.listing_page import MOST_PAGES
 from market_data_pipeline.specs import monthly_may_stand
 
 OnProgress = Callable[[int], None]
@@ -359,17 +361,20 @@ def _is_same(row: LedgerRow, file: Listed) -> bool | None:
     """Whether a listed archive is the one that a day's rows came from; None where that cannot be told."""
     if row.etag and file.etag:
         return row.etag == file.etag
-    if row.last_modified and file.last_modified:
-        return _moment(row.last_modified) == _moment(file.last_modified)
+    if row.last_modified and file.last_modified and (ours := _moment(row.last_modified)):
+        return ours == _moment(file.last_modified)
     return None
 
 
-def _moment(text: str) -> datetime:
+def _moment(text: str) -> datetime | None:
     """A Last-Modified, as headers (HTTP date) or listings (ISO 8601) write it, to the second that headers have."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        moment = parsedate_to_datetime(text)
+        try:
+            moment = parsedate_to_datetime(text)
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return None  # an older record may hold what a host once sent as a date
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).replace(microsecond=0)
 
 
@@ -418,7 +423,8 @@ def _is_newer(file: Listed, row: LedgerRow) -> bool:
     """Whether a file was published after a day was asked for."""
     if row.asked_at is None or not file.last_modified:
         return row.asked_at is None
-    return clock.naive_utc(_moment(file.last_modified)) > row.asked_at
+    published = _moment(file.last_modified)
+    return published is not None and clock.naive_utc(published) > row.asked_at
 
 
 @dataclass
@@ -444,12 +450,21 @@ class Pages:
         """
         left = sorted(wanted)
         found: dict[str, Listed] = {}
+        after = ""
         while left:
-            page, more = self.archive.list_page(folder, left[0].removesuffix(".zip"))
+            # On from the last page, if that ended between a zip and its checksum.
+            after = max(after, left[0].removesuffix(".zip"))
+            page, more = self.archive.list_page(folder, after)
             self.requests += 1
             found.update((file.key, file) for file in page)
             if not more or not page:
                 break
+            if self.requests >= MOST_PAGES:
+                raise NetworkError(
+                    f"The listing of {folder} has more than {MOST_PAGES} pages, the last of them from {after} on. "
+                    "Check the network and MARKET_DATA_VISION_LISTING_URL."
+                )
+            after = page[-1].key
             # A zip at the end of a page is not done with before the page that has its checksum.
             left = [key for key in left if f"{key}.CHECKSUM" > page[-1].key]
         return found

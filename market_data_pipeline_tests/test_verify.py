@@ -783,3 +783,36 @@ def test_many_files_are_proven_by_two_processes_to_the_same_end(world: World, mo
     assert world.ledger(BTC).rows[wanted[70]].failure == "damaged"
     assert len(world.ledger(BTC).days(HELD)) == len(wanted) - 1
     assert psutil.Process().children() == before, "none is left behind"
+
+
+@dataclass
+class ShortPages:
+    """A listing with one key on a page."""
+
+    keys: Sequence[str]
+    asked: int = 0
+
+    def list_page(self, prefix: str, after: str) -> tuple[list[Line], bool]:
+        self.asked += 1
+        left = [key for key in self.keys if key > after]
+        return [Line(key, "", "") for key in left[:1]], len(left) > 1
+
+
+def test_a_page_that_ends_between_a_zip_and_its_checksum_is_not_asked_for_again() -> None:
+    keys = [f"f/{day}.zip{end}" for day in range(5) for end in ("", ".CHECKSUM")]
+    listing = ShortPages(keys)
+    assert list(Pages(listing).find("f/", [key for key in keys if key.endswith(".zip")])) == keys
+    assert listing.asked == len(keys)
+
+
+def test_a_listing_without_end_is_a_trouble_of_its_series(world: World) -> None:
+    world.ingest(BTC, days("2026-02-02", "2026-02-04"))
+    endless = ShortPages([f"{BTC.archive_folder()}BTCUSDT-1h-2026-02-02.{n:03}" for n in range(999)])
+    report = sweep(world.settings, [BTC], endless)
+    assert "more than 200 pages" in report.troubles[BTC]
+    assert not report.discoveries
+
+
+def test_a_date_that_is_none_on_record_tells_nothing(world: World) -> None:
+    row = LedgerRow(day=date(2026, 2, 2), outcome=HELD, last_modified="yesterday")
+    assert verify._is_same(row, Line("k", "", "2026-02-03T08:00:00.000Z")) is None

@@ -8,7 +8,7 @@ from datetime import date
 import pytest
 
 from market_data_pipeline import verify
-from market_data_pipeline.sandbox import LateArchive, MissingDay, ReplacedArchive, Status, WrongChecksum
+from market_data_pipeline.sandbox import LateArchive, MissingDay, OtherBody, ReplacedArchive, Status, WrongChecksum
 from market_data_pipeline_tests.shell import MarketData, shell
 from market_data_pipeline_tests.world import World, days, klines, utc
 
@@ -199,3 +199,24 @@ def test_a_command_reads_many_files_with_processes(
     result = market_data("verify", "--local")
     assert result.exit_code == 0
     assert "7 files of 1 series with 168 rows" in result.stderr
+
+
+def test_a_login_page_is_neither_a_vanished_archive_nor_a_symbol_that_does_not_exist(
+    world: World, market_data: MarketData
+) -> None:
+    world.ingest(BTC, WEEK)
+    world.sandbox.faults.add(OtherBody())
+
+    swept = market_data("verify")
+    refreshed = market_data("universe", "refresh")
+
+    assert (swept.exit_code, refreshed.exit_code) == (1, 1)
+    assert "0 vanished" in swept.stderr
+    for output in (swept.output, refreshed.output):
+        assert "titled 'Hotel WiFi'" in " ".join(output.split())
+        assert "no symbol" not in output
+    assert not world.root.joinpath("universe.lock.yaml").exists()
+    world.sandbox.faults.clear()
+    again = market_data("verify")
+    assert again.exit_code == 0, again.output
+    assert "7 archives of 1 series compared" in again.stderr

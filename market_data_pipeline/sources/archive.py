@@ -375,26 +375,41 @@ def table_from_rest(rows: list[list[object]] | list[dict[str, object]], key: Ser
         unit: Microseconds in one unit of its times.
 
     Raises:
-        MalformedError: a field is missing or not of its kind.
+        MalformedError: a field is missing, not of its kind or out of range.
     """
     spec = spec_of(key)
     kept = [(at, column) for at, column in enumerate(spec.columns) if column.kind != "ignore"]
     try:
+        if {*map(type, rows)} != {dict if spec.columns[0].rest else list}:
+            raise TypeError("a row is no row")
         columns = [
             _rest_column([row[column.rest or at] for row in rows], column, unit)  # type: ignore[index]
             for at, column in kept
         ]
-    except (KeyError, IndexError, TypeError, ValueError, pa.ArrowException) as error:
-        raise MalformedError(f"REST answered rows of {key} that are not understood: {error!r}.") from error
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
+        raise MalformedError(f"REST answered rows of {key} that are not understood: {repr(error)[:300]}.") from error
     return pa.table([*label_columns(key, len(rows)), *columns], schema=lake_schema(key.market, key.data_type))
 
 
+_JSON_TYPES: dict[str, type] = {"float": str, "int": int, "time": int, "bool": bool}
+"""Types in Binance's JSON: prices and volumes are strings, so that no digit is lost."""
+
+_REST_TIMES_US = 10**15, 41 * 10**14
+"""Times that REST can have, in microseconds: 2001 to 2099."""
+
+
 def _rest_column(values: list[object], column: Column, unit: int) -> pa.Array:
-    if None in values:
-        raise ValueError(f"{column.name} is null")
+    if {*map(type, values)} != {_JSON_TYPES[column.kind]}:
+        raise TypeError(f"{column.name} is not always a JSON {_JSON_TYPES[column.kind].__name__}")
     if column.kind == "float":
-        return pa.array(np.array(values, dtype=np.float64))
+        numbers = pa.array(values, pa.string()).cast(pa.float64())
+        if not pc.all(pc.is_finite(numbers)).as_py():
+            raise ValueError(f"{column.name} is not always a finite number")
+        return numbers
     if column.kind == "time":
-        scaled: npt.NDArray[np.int64] = np.array(values, dtype=np.int64) * unit
-        return pa.array(scaled).cast(TIME)
+        times = pc.multiply_checked(pa.array(values, pa.int64()), unit)
+        low, high = pc.min_max(times).as_py().values()
+        if low < _REST_TIMES_US[0] or high >= _REST_TIMES_US[1]:
+            raise ValueError(f"{column.name} is not always a time between 2001 and 2099")
+        return times.cast(TIME)
     return pa.array(values, ARROW_TYPES[column.kind])

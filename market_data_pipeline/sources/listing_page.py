@@ -17,6 +17,9 @@ _S3 = "{http://s3.amazonaws.com/doc/2006-03-01/}"
 _MOST_KEYS = 1_000
 """Keys and folders on one page of S3, at most."""
 
+MOST_PAGES = 200
+"""Pages of one listing, at most: 200,000 keys. A folder of daily files has eight after ten years."""
+
 _LONGEST_KEY = 1_024
 """Bytes of a key of S3, at most."""
 

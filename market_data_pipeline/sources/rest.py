@@ -157,7 +157,7 @@ class RestApi:
             )
             if not rows:
                 break
-            table = self._table(rows, key)
+            table = self._table(rows, key, (cursor, end - 1))
             tables.append(table)
             cursor = _last(table, "open_time") + step
             if len(rows) < limit:
@@ -197,8 +197,10 @@ class RestApi:
             if not self._spend_on_trades(endpoint.weight):
                 cut = True
                 break
+            between = None
             if from_id is None:
                 span = min(cursor + _span_us(endpoint), end)
+                between = cursor, span - 1
                 rows = self._rows(endpoint, _by_time(key, cursor, span, endpoint))
                 if not rows:
                     cursor = span
@@ -207,7 +209,7 @@ class RestApi:
                 rows = self._rows(endpoint, _by_id(key, from_id, endpoint))
                 if not rows:
                     break
-            table = self._table(rows, key)
+            table = self._table(rows, key, between)
             first, last = _first(table, "agg_trade_id"), _last(table, "agg_trade_id")
             if from_id is not None and first != from_id:
                 # Answers by fromId can be silently cut (binance-public-data #376).
@@ -261,9 +263,14 @@ class RestApi:
                 cut = True
                 break
             rows = self._rows(endpoint, _by_id(key, cursor, endpoint))
-            table = self._table(rows, key) if rows else None
-            if table is None or _first(table, "agg_trade_id") < cursor:
+            if not rows:
                 break
+            table = self._table(rows, key)
+            if _first(table, "agg_trade_id") < cursor:
+                raise RestAnswerError(
+                    f"REST was asked for the trades of {key} from id {cursor} on, and answered from "
+                    f"{_first(table, 'agg_trade_id')} on."
+                )
             tables.append(table)
             cursor = _last(table, "agg_trade_id") + 1
         found = pa.concat_tables([lake_schema(key.market, key.data_type).empty_table(), *tables])
@@ -281,7 +288,7 @@ class RestApi:
         while at < until_us and self._spend_on_trades(endpoint.weight):
             span = at + _span_us(endpoint)
             if rows := self._rows(endpoint, _by_time(key, at, span, endpoint)):
-                return _first(self._table(rows, key), "agg_trade_id")
+                return _first(self._table(rows, key, (at, span - 1)), "agg_trade_id")
             at = span
         return None
 
@@ -342,13 +349,38 @@ class RestApi:
         rows = _json(answer)
         if not isinstance(rows, list):
             raise RestAnswerError(f"{answer.said} instead of rows.")
+        if len(rows) > int(params["limit"]):
+            raise RestAnswerError(f"{answer.url} answered {len(rows):,} rows: more than were asked for.")
         return rows
 
-    def _table(self, rows: list[Any], key: SeriesKey) -> pa.Table:
+    def _table(self, rows: list[Any], key: SeriesKey, between_us: tuple[int, int] | None = None) -> pa.Table:
+        """Rows as a table, each after the one before.
+
+        Args:
+            rows: As answered.
+            key: The series.
+            between_us: The first and last moment (microseconds UTC) that were asked for, which REST takes in
+                milliseconds.
+
+        Raises:
+            RestAnswerError: they are not rows of what was asked for.
+        """
+        spec = spec_of(key)
         try:
-            return table_from_rest(rows, key, self._unit)
+            table = table_from_rest(rows, key, self._unit)
         except MalformedError as error:
             raise RestAnswerError(str(error)) from error
+        keys = pc.cast(table.column(spec.key), pa.int64()).to_numpy()
+        if (keys[1:] <= keys[:-1]).any():
+            raise RestAnswerError(f"REST answered rows of {key} that are not in the order of {spec.key}.")
+        if between_us is not None:
+            low, high = pc.min_max(pc.cast(table.column(spec.time), pa.int64())).as_py().values()
+            if low < between_us[0] // 1000 * 1000 or high > between_us[1] // 1000 * 1000 + 999:
+                raise RestAnswerError(
+                    f"REST was asked for rows of {key} from {_moment(between_us[0])} to {_moment(between_us[1])}, and "
+                    f"answered from {_moment(low)} to {_moment(high)}."
+                )
+        return table
 
     def _request(self, path: str, params: Mapping[str, str], weight: int) -> Answer:
         for _ in range(_PATIENCE):
@@ -494,3 +526,7 @@ def _first(table: pa.Table, column: str) -> int:
 
 def _last(table: pa.Table, column: str) -> int:
     return int(pc.cast(table.column(column).slice(table.num_rows - 1), pa.int64())[0].as_py())
+
+
+def _moment(microseconds: int) -> str:
+    return clock.naive_from_us(microseconds).isoformat(sep=" ", timespec="milliseconds")

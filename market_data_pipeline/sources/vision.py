@@ -20,7 +20,7 @@ from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.sources.errors import ChecksumError, NetworkError
 from market_data_pipeline.sources.file import ArchiveFile
 from market_data_pipeline.sources.http import CHECK_NETWORK, FORBIDDEN, OK, PASSING, Answer, Host, Kind
-from market_data_pipeline.sources.listing_page import ListedFile, Page, read_page
+from market_data_pipeline.sources.listing_page import MOST_PAGES, ListedFile, Page, read_page
 
 __all__ = ["Archive", "ListedFile"]
 
@@ -30,9 +30,6 @@ _CHECKSUM = Kind("a checksum", 4 << 10)
 _LISTING = Kind("a page of a listing", 8 << 20)
 
 _CHECK_LISTING = f"Check the network and {PREFIX}VISION_LISTING_URL."
-
-MOST_PAGES = 200
-"""Pages of one listing, at most: 200,000 keys. A folder of daily files has eight after ten years."""
 
 
 class Archive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from market_data_pipeline import clock
-from market_data_pipeline.sandbox import MissingRows, Status
+from market_data_pipeline.sandbox import MissingRows, OtherBody, RawAnswer, Status
 from market_data_pipeline.series import Market, SeriesKey
 from market_data_pipeline.sources.archive import table_from_rest
 from market_data_pipeline.sources.budget import WeightBudget
@@ -32,10 +33,10 @@ from market_data_pipeline.sources.errors import (
     RestAnswerError,
     SourceError,
 )
-from market_data_pipeline.sources.http import Answer, Host
+from market_data_pipeline.sources.http import Answer, Host, seconds_asked
 from market_data_pipeline.sources.rest import RestApi
 from market_data_pipeline.stopping import Wait
-from market_data_pipeline_tests.world import World, agg_trades, klines, utc
+from market_data_pipeline_tests.world import World, agg_trades, days, klines, utc
 
 DAY = date(2026, 3, 3)
 START = clock.day_start_us(DAY)
@@ -202,6 +203,136 @@ def test_fields_that_binance_adds_are_ignored_and_fields_that_lack_are_named() -
     assert table.column("price").to_pylist() == [2.5]
     with pytest.raises(MalformedError, match="'M'"):
         table_from_rest([row], agg_trades("BTCUSDT"), 1000)
+
+
+# --- answers that are not what was asked for --------------------------------------------------------------------------
+
+H = 3_600_000_000
+
+
+def candle(at: object = START, open_: object = "1.5", count: object = 5) -> list[object]:
+    close = at + H - 1 if isinstance(at, int) else START + H - 1
+    return [at, open_, "2", "1", "1.5", "10", close, "15", count, "4", "6", "0"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        '{"rows": []}',
+        "null",
+        json.dumps([candle()])[:-9],
+        json.dumps([candle(open_=float("nan"))]),
+        json.dumps([candle(open_=float("inf"))]),
+        json.dumps([candle(open_="nan")]),
+        json.dumps([candle(open_="-inf")]),
+        json.dumps([candle(open_="1_000")]),
+        json.dumps([candle(open_="\u0661")]),
+        json.dumps([candle(open_="1\0")]),
+        json.dumps([candle(open_=1.5)]),
+        json.dumps([candle(open_=None)]),
+        json.dumps([candle(open_=["1"])]),
+        json.dumps([candle(count=True)]),
+        json.dumps([candle(count=1.5)]),
+        json.dumps([candle(count=10**30)]),
+        json.dumps([candle(at=10**400)]),
+        json.dumps([candle(at=9 * 10**18)]),
+        json.dumps([candle(at=str(START))]),
+        json.dumps([candle(at=-START)]),
+        json.dumps([candle()]).replace(str(START), "1e400"),
+        json.dumps([candle()]).replace(str(START), "1" * 5000),
+        json.dumps([candle()[:8]]),
+        json.dumps([candle(), candle(START + H)[:3]]),
+        json.dumps(["0123456789ab"]),
+        json.dumps([dict.fromkeys(map(str, range(12)), 1)]),
+        json.dumps([candle(START - H)]),
+        json.dumps([candle(END)]),
+        json.dumps([candle(START + H), candle(START)]),
+        json.dumps([candle(), candle()]),
+        json.dumps([candle(START + n) for n in range(25)]),
+    ],
+    ids=range(34),
+)
+def test_rows_that_are_not_what_was_asked_for_are_a_failure(
+    world: World, rest: dict[Market, RestApi], body: str
+) -> None:
+    world.sandbox.faults.add(OtherBody(path="/klines$", body=body, media_type="application/json"))
+    with pytest.raises(RestAnswerError) as told:
+        rest[Market.SPOT].klines(klines("BTCUSDT", "1h"), START, END)
+    assert len(str(told.value)) < 1000
+    assert str(told.value).isprintable()
+    assert len(world.asked("klines")) == 1
+
+
+def trade(number: object = 7, at: int = START) -> str:
+    return f'{{"a": {number}, "p": "1", "q": "1", "f": 1, "l": 1, "T": {at}, "m": true, "M": true}}'
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [trade().replace('"q"', '"p"')],
+        [trade(7), trade(6)],
+        [trade(7), trade(7)],
+        [trade(at=END)],
+        [trade(at=START - 1000)],
+        [trade('"7"')],
+        ["[7]"],
+    ],
+    ids=["name twice", "disorder", "id twice", "later", "earlier", "id as text", "list"],
+)
+def test_trades_that_are_not_what_was_asked_for_are_a_failure(
+    world: World, rest: dict[Market, RestApi], rows: list[str]
+) -> None:
+    body = f"[{', '.join(rows)}]"
+    world.sandbox.faults.add(OtherBody(path="/aggTrades$", body=body, media_type="application/json"))
+    with pytest.raises(RestAnswerError):
+        rest[Market.SPOT].agg_trades(agg_trades("BTCUSDT"), START, END)
+    assert len(world.asked("aggTrades")) == 1
+
+
+def test_trades_of_lower_ids_than_asked_for_do_not_say_that_rest_lacks_them(
+    world: World, rest: dict[Market, RestApi]
+) -> None:
+    world.sandbox.faults.add(OtherBody(path="/aggTrades$", body=f"[{trade(6)}]", media_type="application/json"))
+    with pytest.raises(RestAnswerError, match="from id 7 on, and answered from 6 on"):
+        rest[Market.SPOT].agg_trades_of_ids(agg_trades("BTCUSDT"), 7, 9)
+
+
+def test_a_login_page_is_no_answer_of_rest(world: World, rest: dict[Market, RestApi]) -> None:
+    world.sandbox.faults.add(OtherBody())
+    with pytest.raises(NetworkError, match="titled 'Hotel WiFi'"):
+        rest[Market.SPOT].klines(klines("BTCUSDT", "1h"), START, END)
+
+
+def test_an_odd_answer_of_rest_fails_its_day_and_no_other(world: World) -> None:
+    world.sandbox.faults.add(OtherBody(path="/klines$", body="[" * 100_000, media_type="application/json"))
+    results = world.ingest(klines("BTCUSDT", "1h"), days("2026-03-03", "2026-03-05"))
+    assert [r.row.failure for r in results] == [None, None, "rest_answer"]
+    assert "nested too deeply" in (results[-1].row.reason or "")
+
+
+@pytest.mark.parametrize("used", ["", "many", "-5", "1e3", "\u0661", "99999999999999999999", "nan", "5, 6"])
+def test_an_odd_count_of_weight_is_passed_over(world: World, rest: dict[Market, RestApi], used: str) -> None:
+    rest[Market.SPOT].klines(klines("BTCUSDT", "1h"), START, END)
+    raw = f"HTTP/1.1 200 OK\r\nX-MBX-USED-WEIGHT-1M: {used}\r\nContent-Length: 2\r\n\r\n[]"
+    world.sandbox.faults.add(RawAnswer(path="/klines$", begin=raw.encode().decode("latin-1"), hang_up=True))
+    assert rest[Market.SPOT].klines(klines("BTCUSDT", "1h"), START, END).table.num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("7", 7.0), ("0", 0.0), ("1.5", 1.5), ("Thu, 05 Mar 2026 12:01:30 GMT", 60.0),
+        ("Thu, 05 Mar 2020 12:00:00 GMT", 0.0),
+        ("", None), ("nan", None), ("inf", None), ("-1", None), ("1e308", None), ("soon", None),
+        ("Thu, 99 Mar 2026 12:00:00 GMT", None), ("9" * 400, None),
+    ],
+)  # fmt: skip
+def test_a_pause_is_a_number_that_can_be_waited_for(world: World, text: str, seconds: float | None) -> None:
+    assert seconds_asked(Answer("url", 429, {"Retry-After": text}, b"")) == seconds
 
 
 # --- the budget ---------------------------------------------------------------------------------------------------
