@@ -245,3 +245,22 @@ def test_a_month_that_a_killed_run_wrote_anew_is_good(closed: World) -> None:
     assert len(read_records(path)) == 31
     change(path, flipped(path.read_bytes(), 100))
     assert faults(closed) == january
+
+
+def test_a_flipped_bit_in_a_ledger_never_changes_what_it_says(held: World) -> None:
+    """A damaged ledger counts as lost, and is made again from the footers."""
+    path = held.layout.ledger(HOURS)
+    data, rows = path.read_bytes(), held.ledger(HOURS).rows
+    random = Random(11)
+    footer = footer_start(data)
+    lost = 0
+    for at in [*random.sample(range(footer), 150), *random.sample(range(footer, len(data)), 150)]:
+        path.write_bytes(flipped(data, at, random.randrange(8)))
+        found = held.ledger(HOURS).rows
+        assert found in (rows, {}), at
+        lost += not found
+    assert lost > 150
+    held.forget()
+    path.write_bytes(flipped(data, 100))
+    assert all(result.row.held for result in held.ingest(HOURS, days("2026-02-04", "2026-02-06")))
+    assert not held.asked()

@@ -277,8 +277,11 @@ def _believable(table: pa.Table) -> pa.Table:
 
     Raises:
         ArrowException: it is no ledger.
+        ValueError: it has the columns of no version.
     """
     known = [name for name in _FIELDS if name in table.column_names]
+    if len(known) < min(len(_FIELDS), len(table.column_names)):
+        raise ValueError("neither an older nor a newer version has these columns: a name lost a bit")
     table = table.select(known).cast(pa.schema([SCHEMA.field(name) for name in known]))
     if "asked_at" in known:
         asked, latest = table["asked_at"], clock.naive_utc(clock.now() + clock.TOLERANCE)
