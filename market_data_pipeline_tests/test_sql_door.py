@@ -231,7 +231,7 @@ def test_query_finds_no_secrets(market: MarketData) -> None:
 
 
 def test_query_reads_files_of_the_lake(lake: SmallLake, market: MarketData) -> None:
-    assert market.sql(f"FROM glob('{lake.root}/lake/**/daily/**/*.parquet')").arrow().num_rows == 3
+    assert market.sql(f"FROM glob('{lake.root}/lake/binance/spot/*/daily/**/*.parquet')").arrow().num_rows == 3
     assert market.sql(f"FROM read_parquet('{lake.root}/ledger/**/*.parquet', union_by_name = true)").arrow().num_rows
 
 
