@@ -78,6 +78,9 @@ class Settings(BaseSettings):
         600, ge=0, description="How long to wait for another run that writes the same series."
     )
 
+    ui_hosts: str = Field(
+        "", description="Names under which the UI is reached, separated by commas, beside those of this machine."
+    )
     daily_hour: int = Field(10, ge=0, le=23, description="UTC hour of the daily schedule; archives appear 03:00-09:00.")
     hourly_minute: int = Field(5, ge=1, le=59, description="Minute of the hourly schedule for today.")
     recent_days: int = Field(14, ge=1, description="How far back the daily schedule looks for days that are not final.")
@@ -126,6 +129,11 @@ class Settings(BaseSettings):
             return self.dir.expanduser().absolute()
         except RuntimeError as error:
             raise UsageError(f"{PREFIX}DIR is {self.dir}, and there is no such home folder. Name it whole.") from error
+
+    @property
+    def ui_host_names(self) -> list[str]:
+        """The names in ``ui_hosts``."""
+        return [name.strip() for name in self.ui_hosts.split(",") if name.strip()]
 
     def rest_url(self, market: Market) -> str:
         """Base URL of a market's REST host."""

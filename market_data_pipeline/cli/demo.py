@@ -108,9 +108,9 @@ def demo(then_ui: bool, port: int) -> None:
 
 
 def _run_ui(settings: Settings, port: int, sandbox: dict[str, str]) -> None:
-    from market_data_pipeline.defs.home import dagster_dev_command, open_instance
+    from market_data_pipeline.defs.home import dagster_dev_command, prepare_ui
 
-    open_instance(Layout(settings.root)).dispose()  # makes the home ready and names it in the environment
+    prepare_ui(Layout(settings.root), port=port, allowed_hosts=settings.ui_host_names)
     aside().print(f"Dagster's UI comes up at http://127.0.0.1:{port}, until Ctrl-C.")
     ours = {"MARKET_DATA_DIR": str(settings.root), "MARKET_DATA_UNIVERSE": str(settings.universe)}
     environment = {**os.environ, **sandbox, **ours}

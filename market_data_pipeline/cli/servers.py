@@ -44,16 +44,34 @@ def sandbox(port: int, mirror: Path | None, seed: int) -> None:
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="Port of the UI.")
-def ui(host: str, port: int) -> None:
+@click.option(
+    "--allow-host",
+    "allowed",
+    multiple=True,
+    metavar="NAME",
+    help="A name under which browsers reach the UI, for example that of a proxy; with :PORT only that port.",
+)
+def ui(host: str, port: int, allowed: tuple[str, ...]) -> None:
     """Run Dagster's UI and daemon.
 
     They run over the data folder until Ctrl-C. Backfills are started there with a click, and the schedules keep the
     data current while this runs. Dagster's own records lie in the folder dagster below MARKET_DATA_DIR, where the other
     commands put theirs too.
+
+    The UI has no login. It refuses requests of pages that it did not serve itself. With another --host than loopback,
+    anybody who reaches the port can start runs.
     """
-    from market_data_pipeline.defs.home import become_dagster_dev
+    from market_data_pipeline.defs.home import become_dagster_dev, prepare_ui
+    from market_data_pipeline.defs.listening import address_of, is_loopback
 
     settings = load_settings()
     load_universe(settings.universe)  # a mistake in it is told here, and not by a code location that does not load
-    aside().print(f"Dagster's UI comes up at http://{host}:{port}; data lies in {settings.root}.", soft_wrap=True)
-    become_dagster_dev(Layout(settings.root), host, port)
+    prepare_ui(Layout(settings.root), host, port, [*settings.ui_host_names, *allowed])
+    if not is_loopback(host):
+        aside().print(
+            f"Warning: anybody who reaches port {port} of {host} can start and stop runs, because the UI has no login. "
+            "Let only people you trust reach it, or put a proxy with a login before it.",
+            soft_wrap=True,
+        )
+    aside().print(f"Dagster's UI comes up at {address_of(host, port)}; data lies in {settings.root}.", soft_wrap=True)
+    become_dagster_dev(host, port)

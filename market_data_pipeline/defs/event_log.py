@@ -215,6 +215,15 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
         os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", str(TOGETHER))
         super().__init__(base_dir=base_dir, inst_data=inst_data)
 
+    guards_webserver = True
+
+    def optimize_for_webserver(self, statement_timeout: int, pool_recycle: int, max_overflow: int) -> None:
+        """Put the guard before the web server, which calls this before it serves: every one of this home has it."""
+        from market_data_pipeline.defs.guard import guard_webserver
+
+        guard_webserver()
+        super().optimize_for_webserver(statement_timeout, pool_recycle, max_overflow)
+
     @classmethod
     def config_type(cls) -> Any:
         """What ``dagster.yaml`` gives: ``home``, which may name an environment variable."""

@@ -25,6 +25,7 @@ from dagster._core.utils import make_new_run_id
 from market_data_pipeline import faults
 from market_data_pipeline.defs.coverage import coverage_key
 from market_data_pipeline.defs.keys import asset_key_of
+from market_data_pipeline.defs.listening import check_address, claim_ui
 from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START, day_of, partition_of
 from market_data_pipeline.defs.runs import LIFE, close_dead_runs, life_resource, says_it_lives
 from market_data_pipeline.errors import MarketDataError, UsageError
@@ -312,13 +313,29 @@ def dagster_dev_command(host: str = "127.0.0.1", port: int = 3000) -> list[str]:
     return [sys.executable, "-m", "dagster", "dev", "-m", DEFINITIONS_MODULE, "-h", host, "-p", str(port)]
 
 
-def become_dagster_dev(layout: Layout, host: str = "127.0.0.1", port: int = 3000) -> NoReturn:
-    """Replace this process by Dagster's UI and daemon, with the data folder and its home in the environment.
+def become_dagster_dev(host: str = "127.0.0.1", port: int = 3000) -> NoReturn:
+    """Replace this process by Dagster's UI and daemon, after :func:`prepare_ui`."""
+    command = dagster_dev_command(host, port)
+    os.execv(command[0], command)  # noqa: S606  # no shell is wanted
+
+
+def prepare_ui(layout: Layout, host: str = "127.0.0.1", port: int = 3000, allowed_hosts: Sequence[str] = ()) -> None:
+    """Make the home ready for Dagster's UI, which this process or a child of it then runs.
 
     Raises:
         StorageError: the home cannot be written.
+        UsageError: the address cannot be listened on.
+        UiRunsError: a UI runs over the same data folder.
     """
-    open_instance(layout).dispose()  # closes dead runs, which would take the place of those that the daemon starts
+    claim_ui(prepare_home(layout), host, port)
+    check_address(host, port)
+    instance = open_instance(layout)  # closes dead runs, which would take the place of those that the daemon starts
+    if not hasattr(instance.event_log_storage, "guards_webserver"):
+        logger.warning(
+            "%s has another event log, so the UI does not check where requests come from: any page in a browser on "
+            "this machine can start runs.",
+            layout.dagster_home / "dagster.yaml",
+        )
+    instance.dispose()
     os.environ[f"{PREFIX}DIR"] = str(layout.root.absolute())
-    command = dagster_dev_command(host, port)
-    os.execv(command[0], command)  # noqa: S606  # no shell is wanted
+    os.environ[f"{PREFIX}UI_HOSTS"] = ",".join(dict.fromkeys([*allowed_hosts, host]))
