@@ -35,6 +35,8 @@ class Verdict(StrEnum):
     """Every source was asked, and what they answer does not fit together."""
     UNPUBLISHED = "unpublished"
     """Not known yet: the archive is late, the day is provisional, or REST could not be asked."""
+    UNCONFIRMED = "unconfirmed"
+    """Flat rows that may be a fault of the archive, since the whole market shares them; REST has not answered yet."""
     SUSPENDED = "suspended"
     """Flat rows (no volume, no trade) while every other symbol held of the market was flat or missing, too."""
     QUIET = "quiet"
@@ -48,6 +50,7 @@ VERDICT_SEVERITY = {
     Verdict.ARCHIVE_DEFECT: Severity.ERROR,
     Verdict.UNEXPLAINED: Severity.ERROR,
     Verdict.UNPUBLISHED: Severity.WARN,
+    Verdict.UNCONFIRMED: Severity.WARN,
     Verdict.SUSPENDED: Severity.INFO,
     Verdict.QUIET: Severity.INFO,
 }
@@ -56,10 +59,10 @@ VERDICT_SEVERITY = {
 LACKING = frozenset({Verdict.OUTAGE, Verdict.ARCHIVE_DEFECT, Verdict.UNEXPLAINED, Verdict.UNPUBLISHED})
 """Verdicts on rows that are not in the lake although the symbol was listed."""
 
-FLAT = frozenset({Verdict.SUSPENDED, Verdict.QUIET})
+FLAT = frozenset({Verdict.UNCONFIRMED, Verdict.SUSPENDED, Verdict.QUIET})
 """Verdicts on rows that are there and say that nothing was traded."""
 
-OPEN = frozenset({Verdict.ARCHIVE_DEFECT, Verdict.UNPUBLISHED})
+OPEN = frozenset({Verdict.ARCHIVE_DEFECT, Verdict.UNPUBLISHED, Verdict.UNCONFIRMED})
 """Verdicts that another attempt may change: such a day is asked for again, with growing pauses."""
 
 BEYOND_REACH = "; only another archive can bring them"
@@ -121,6 +124,15 @@ ACROSS_MIDNIGHT = "across_midnight"
 OFF_GRID = "off_grid"
 """Rule that tells of candles that do not begin at multiples of their interval, and of what REST has in their place."""
 
+FLAT_FILLED = "flat_filled"
+"""Rule that tells of candles that are flat in the archive, and for which REST's stand, since it has trades in them."""
+
+FLAT_CONFIRMED = "flat_confirmed"
+"""Rule that tells of spans whose flat candles have no trade by REST either."""
+
+FLAT_REFUSED = "flat_refused"
+"""Rule that tells of spans of whose flat candles REST refuses to tell, as of a symbol that it no longer knows."""
+
 HISTORY = frozenset(
     {
         "order",
@@ -132,6 +144,9 @@ HISTORY = frozenset(
         "replaced",
         ACROSS_MIDNIGHT,
         OFF_GRID,
+        FLAT_FILLED,
+        FLAT_CONFIRMED,
+        FLAT_REFUSED,
     }
 )
 """Rules that tell what was done to a day; what all others say can be worked out again from its rows."""
@@ -140,6 +155,11 @@ MAX_RANGES = 100
 """Ranges that a finding keeps; its count always tells of all rows."""
 
 _FINDINGS = TypeAdapter(tuple[Finding, ...])
+
+
+def ranges_of(findings: Iterable[Finding], rule: str) -> tuple[Range, ...]:
+    """The ranges of all findings of a rule."""
+    return tuple(range_ for finding in findings if finding.rule == rule for range_ in finding.ranges)
 
 
 def to_json(findings: Iterable[Finding]) -> str:

@@ -2,6 +2,7 @@
 
 ``ingest`` sees one series and calls flat candles quiet and unconfirmed. What the rest of the market did is known only
 when the other series are there, so it is worked out afterwards, from the ledgers: set-wise, a market's day at a time.
+Where all of them are flat, the verdict is ``unconfirmed``, and the day is due: ``ingest`` then asks REST for it, once.
 The verdicts stand in the ledgers; a footer keeps what its day alone told. Done twice, nothing changes.
 """
 
@@ -11,7 +12,7 @@ import json
 import logging
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
@@ -19,17 +20,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from market_data_pipeline.findings import FLAT, LACKING, Finding, Range, from_json, to_json, verdicts_of
+from market_data_pipeline.findings import FLAT, LACKING, Finding, Range, from_json, to_json
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import series_held
 from market_data_pipeline.lake.files import DamagedFileError, SeriesBusyError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import HELD, Ledger
+from market_data_pipeline.lake.ledger import HELD, Ledger, judged_row
 from market_data_pipeline.lake.reading import read_day
 from market_data_pipeline.quality.gaps import flat_candles
-from market_data_pipeline.quality.market import MarketDay, Stillness, TradedIn, is_contested, is_cut, stillness
+from market_data_pipeline.quality.market import Answers, MarketDay, Stillness, TradedIn, is_contested, is_cut, stillness
 from market_data_pipeline.quality.rows import Ints, ints
-from market_data_pipeline.quality.verdicts import NOTHING_TELLS, UNCONFIRMED
+from market_data_pipeline.quality.verdicts import BUT_TRADED, NOTHING_TELLS, UNCONFIRMED
 from market_data_pipeline.regular_files import read_regular
 from market_data_pipeline.series import DataType, Market, SeriesKey, interval_us
 
@@ -52,6 +53,14 @@ class Judged:
     days: int
     busy: tuple[SeriesKey, ...]
     verdicts: Mapping[SeriesKey, tuple[date, ...]] = field(default_factory=dict, compare=False)
+
+    def then(self, later: Judged) -> Judged:
+        """What came of judging twice, the second time some of the same days."""
+        both = {
+            key: tuple(sorted({*self.verdicts.get(key, ()), *later.verdicts.get(key, ())}))
+            for key in (*self.verdicts, *later.verdicts)
+        }
+        return Judged(max(self.days, later.days), later.busy, both)
 
 
 def judge_flat_candles(layout: Layout, market: Market) -> Judged:
@@ -77,9 +86,9 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
         due = _days_with(ledgers, "findings", UNCONFIRMED)
         for verdict in FLAT:
             flat = _days_with(ledgers, "verdicts", verdict)
-            due |= {day for day in flat if seen.get(f"{interval} {day}") != versions[day]}
+            due |= {day for day in flat if seen.get(_seen_as(interval, day)) != versions[day]}
         for day, changes in _judge_days(layout, _held_on(ledgers, due), others):
-            looked_at[f"{interval} {day}"] = versions[day]
+            looked_at[_seen_as(interval, day)] = versions[day]
             for key, before, after in changes:
                 changed.setdefault(key, {})[day] = (before, after)
     days, busy, told = 0, list[SeriesKey](), dict[SeriesKey, tuple[date, ...]]()
@@ -93,7 +102,7 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
             logger.info("%s is being written by another run; its flat candles are judged the next time", key)
             busy.append(key)
             for day in verdicts:
-                looked_at.pop(f"{key.interval} {day}", None)
+                looked_at.pop(_seen_as(key.interval or "", day), None)
     if looked_at:
         files.write_bytes(layout.judged(market), json.dumps({**seen, **looked_at}, indent=0).encode())
     return Judged(days, tuple(busy), told)
@@ -115,7 +124,15 @@ def _read_seen(path: Path) -> dict[str, int]:
         found: dict[str, int] = json.loads(read_regular(path))
     except (FileNotFoundError, ValueError):
         return {}
-    return found
+    return {name: version for name, version in found.items() if name.endswith(_ASKED)}
+
+
+_ASKED = " asked"
+"""Version 0.1 judged days without asking REST; they are judged once more."""
+
+
+def _seen_as(interval: str, day: date) -> str:
+    return f"{interval} {day}{_ASKED}"
 
 
 def _ledgers(layout: Layout, market: Market) -> dict[SeriesKey, pa.Table]:
@@ -204,6 +221,7 @@ def _judge_day(layout: Layout, day: date, held: Sequence[_Held], also: Sequence[
         also: What is held of it otherwise.
     """
     symbols: dict[str, Stillness] = {}
+    answers: dict[str, Answers] = {}
     flat: dict[SeriesKey, tuple[Ints, tuple[Finding, ...]]] = {}
     for one in held:
         findings = from_json(one.findings)
@@ -214,14 +232,16 @@ def _judge_day(layout: Layout, day: date, held: Sequence[_Held], also: Sequence[
         if times is None:
             continue
         symbols[one.key.symbol] = stillness(findings, one.first, one.last, times)
+        answers[one.key.symbol] = Answers.of(findings)
         if ours:
             flat[one.key] = times, findings
     interval = held[0].key.interval or ""
-    market = MarketDay(interval, day, symbols, _elsewhere(also), _trades(layout, day, symbols, also, interval))
+    trades = _trades(layout, day, symbols, also, interval)
+    market = MarketDay(interval, day, symbols, _elsewhere(also), trades, answers)
     before = {one.key: one.findings for one in held}
     changes, is_clear = list[_Change](), True
     for key, (times, findings) in flat.items():
-        judged = market.judge(key, times)
+        judged = market.judge(key, times, _own_trades(layout, day, key, also))
         is_clear = is_clear and not any(map(is_contested, judged))
         after = to_json([*(finding for finding in findings if not _is_flat(finding)), *judged])
         if after != before[key]:
@@ -258,8 +278,22 @@ def _trades(
     return found
 
 
+def _own_trades(layout: Layout, day: date, key: SeriesKey, held: Sequence[_Held]) -> Ints | None:
+    """The candles in which a symbol was traded by its aggTrades; None where they are not among what is held."""
+    step = interval_us(key.interval or "")
+    for one in held:
+        if one.key.interval is None and one.key.symbol == key.symbol:
+            try:
+                return np.unique(
+                    ints(read_day(layout, one.key, day, ["transact_time"]), "transact_time") // step * step
+                )
+            except DamagedFileError:
+                return None
+    return None
+
+
 def _is_flat(finding: Finding) -> bool:
-    return finding.check == "gaps" and finding.rule in FLAT
+    return finding.check == "gaps" and (finding.rule in FLAT or finding.evidence.startswith(BUT_TRADED))
 
 
 def _flat_times(layout: Layout, key: SeriesKey, day: date, findings: Sequence[Finding]) -> Ints | None:
@@ -297,7 +331,7 @@ def _write(layout: Layout, key: SeriesKey, verdicts: Mapping[date, tuple[str, st
         for day, (before, after) in sorted(verdicts.items()):
             row = ledger.get(day)
             if row is not None and row.findings == before:
-                ledger.put(replace(row, findings=after, verdicts=verdicts_of(from_json(after))))
+                ledger.put(judged_row(row, after))
                 written.append(day)
         if written:
             ledger.write(layout.ledger(key))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 
 import dagster as dg
@@ -34,7 +34,8 @@ from market_data_pipeline.lineage import profile_of
 from market_data_pipeline.outcomes import DayResult, OnResult
 from market_data_pipeline.profile import profile_is_due
 from market_data_pipeline.quality.repair import is_not_listed, is_settled, reach_of
-from market_data_pipeline.series import DataType, Listing, SeriesKey
+from market_data_pipeline.quality.verdicts import UNCONFIRMED
+from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe, load_universe
 
@@ -58,6 +59,15 @@ class Report:
         else:
             self.outcomes.append(result)
 
+    def look_again(self, layout: Layout) -> None:
+        """Take in what the ledgers say now of days with flat candles: they were judged since."""
+        ledgers: dict[SeriesKey, Ledger] = {}
+        for at, one in enumerate(self.outcomes):
+            if one.row.quiet:
+                if one.key not in ledgers:
+                    ledgers[one.key] = Ledger.read(layout.ledger(one.key))
+                self.outcomes[at] = replace(one, row=ledgers[one.key].get(one.day) or one.row)
+
     def count(self, action: Action) -> int:
         """Days for which this was done."""
         return sum(outcome.action is action for outcome in self.outcomes)
@@ -78,7 +88,8 @@ def bring(
         wanted: Days of each series; all series must be in the universe.
         on_result: Told of each day as soon as it is done, with the held ones first.
         profiles: Whether the tradeProfiles of aggTrades days are made, too, where they are missing or out of date.
-        coverage: Whether the coverage of the markets, with its standing checks, is looked at afterwards.
+        coverage: Whether the coverage of the markets, with its standing checks, is looked at afterwards. It is in any
+            case where flat candles were brought: what these mean takes all symbols of a market, and perhaps REST.
 
     Returns:
         One result for each day that was wanted.
@@ -114,9 +125,10 @@ def bring(
             for key in wanted:
                 if key.data_type is DataType.AGG_TRADES:
                     _make_profiles(key, wanted[key], layout, instance, definitions, settings, report)
-        if coverage:
-            markets = dict.fromkeys(key.market for key in wanted)
+        markets = dict.fromkeys(key.market for key in wanted) if coverage else _with_flat_candles(report)
+        if markets:
             stop_if_interrupted(materialize_coverage(instance, definitions, markets, log_level="CRITICAL"))
+            report.look_again(layout)
     publish_views(layout)
     return report
 
@@ -133,6 +145,11 @@ def _runs(
         together = max(1, at_most // ((last - first).days + 1))
         for n in range(0, len(keys), together):
             yield (first, last), keys[n : n + together]
+
+
+def _with_flat_candles(report: Report) -> list[Market]:
+    """Markets of which days have flat candles that were not judged yet."""
+    return sorted({one.key.market for one in report.outcomes if one.row.quiet and UNCONFIRMED in one.row.findings})
 
 
 def _refuse_unknown(universe: Universe, wanted: Mapping[SeriesKey, Sequence[date]]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from market_data_pipeline import clock
 from market_data_pipeline.definitions import build_definitions
 from market_data_pipeline.defs.home import materialize_coverage
-from market_data_pipeline.findings import MAX_RANGES, Finding, Verdict
+from market_data_pipeline.findings import MAX_RANGES, Finding, Range, Severity, Verdict
 from market_data_pipeline.judging import Judged, judge_flat_candles
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import publish_catalog
@@ -32,15 +32,27 @@ DAY = date(2024, 1, 1)
 NEAR, AVAX, BTC = (series(f"{base}USDT", "1m", "um") for base in ("NEAR", "AVAX", "BTC"))
 
 
+CONFIRMED = "REST has no trade there either"
+
+
 @pytest.fixture
 def lake(tmp_path: Path) -> SmallLake:
     return SmallLake(tmp_path / "data")
 
 
 def hold(
-    lake: SmallLake, key: SeriesKey, *flat: int, day: date = DAY, others: tuple[Finding, ...] = (), step: int = 1
+    lake: SmallLake,
+    key: SeriesKey,
+    *flat: int,
+    day: date = DAY,
+    others: tuple[Finding, ...] = (),
+    step: int = 1,
+    confirmed: bool = True,
 ) -> None:
-    """Put a day into the lake as ``ingest`` does, whose candles at these minutes, of ``step`` each, are flat."""
+    """Put a day into the lake as ``ingest`` does, whose candles at these minutes, of ``step`` each, are flat.
+
+    REST has confirmed them; else it was not asked yet.
+    """
     table = day_table(key, day, version=1)
     is_flat = np.isin(step * np.arange(table.num_rows), flat)
     for name in ("volume", "count"):
@@ -49,6 +61,12 @@ def hold(
         table = table.set_column(at, table.schema.field(name), [values])
     times = clock.day_start_us(day) + 60_000_000 * np.array(sorted(flat), dtype=np.int64)
     found = verdict_finding(Verdict.QUIET, "candles", len(flat), key_ranges(times, step * 60_000_000), UNCONFIRMED)
+    if flat and confirmed:
+        span = (Range(first=int(times[0]), last=int(times[-1]), count=len(flat)),)
+        told = Finding(
+            check="integrity", rule="flat_confirmed", severity=Severity.INFO, count=len(flat), message="", ranges=span
+        )
+        others = (*others, told)
     lake.put(key, [day], version=1)
     path = lake.layout.file(key, day)
     record = files.read_provenance(path).model_copy(
@@ -60,6 +78,11 @@ def hold(
         }
     )
     lake.note(key, row_from_provenance(record, files.write_table(path, table, record)))
+
+
+def told(lake: SmallLake, key: SeriesKey) -> list[Finding]:
+    """What the gaps check found on the day."""
+    return [one for one in Ledger.read(lake.layout.ledger(key)).rows[DAY].findings_list() if one.check == "gaps"]
 
 
 def gaps(lake: SmallLake, key: SeriesKey) -> list[tuple[str, str | None, int]]:
@@ -83,6 +106,16 @@ def test_an_outage_of_all_symbols_is_suspended_and_the_quiet_of_one_is_not(lake:
     assert gaps(lake, NEAR) == [("quiet", "00:07", 1), ("suspended", "08:34", 19)]
     row = Ledger.read(lake.layout.ledger(NEAR)).rows[DAY]
     assert (row.verdicts, row.quiet, row.gaps) == ("suspended+quiet", 20, "info")
+
+
+def test_an_outage_that_rest_has_not_confirmed_is_not_explained(lake: SmallLake) -> None:
+    hold(lake, NEAR, 514, 515, confirmed=False)
+    hold(lake, AVAX, 514, 515)
+    assert judge_flat_candles(lake.layout, Market.UM).days == 2
+    assert gaps(lake, NEAR) == [("unconfirmed", "08:34", 2)]
+    assert gaps(lake, AVAX) == [("suspended", "08:34", 2)]
+    row = Ledger.read(lake.layout.ledger(NEAR)).rows[DAY]
+    assert (row.gaps, row.attempts, row.open) == ("warn", 0, True)
 
 
 @pytest.mark.parametrize("remembered", ["as it was", "lost", "damaged"])
@@ -123,7 +156,7 @@ def test_a_symbol_that_traded_in_candles_of_another_interval_refutes_a_suspensio
     hold(lake, FIVE)
     assert judge_flat_candles(lake.layout, Market.UM).days == 2
     assert gaps(lake, NEAR) == [("quiet", "10:00", 20)]
-    [found] = Ledger.read(lake.layout.ledger(NEAR)).rows[DAY].findings_list()
+    (found,) = told(lake, NEAR)
     assert found.evidence == "1 of 2 other symbols that are held traded meanwhile, e.g. BTCUSDT"
     assert judge_flat_candles(lake.layout, Market.UM).days == 0
 
@@ -162,10 +195,10 @@ def test_trades_of_another_symbol_tell_whether_the_market_stood_still(lake: Smal
     lake.put(TRADES, [DAY])
     judge_flat_candles(lake.layout, Market.UM)
     assert gaps(lake, NEAR) == [("suspended", "10:02", 2), ("quiet", "10:04", 1), ("suspended", "10:05", 14)]
-    evidence = {one.rule: one.evidence for one in Ledger.read(lake.layout.ledger(NEAR)).rows[DAY].findings_list()}
+    evidence = {one.rule: one.evidence for one in told(lake, NEAR)}
     number, names = ("2", "AVAXUSDT, BTCUSDT") if held_as_well else ("1", "BTCUSDT")
     assert evidence == {
-        "suspended": f"every other symbol that is held was flat or missing, too ({number}: {names})",
+        "suspended": f"every other symbol that is held was flat or missing, too ({number}: {names}); {CONFIRMED}",
         "quiet": f"1 of {number} other symbols that are held traded meanwhile, e.g. BTCUSDT",
     }
 
@@ -187,7 +220,7 @@ def test_a_symbol_that_traded_while_those_of_the_same_interval_paused_is_seen_as
         findings = [f for key in quiet for f in world.ledger(key).rows[day].findings_list()]
         return [(f.rule, f.evidence) for f in findings if any(r.first <= ten <= r.last for r in f.ranges)]
 
-    assert [rule for rule, _ in at_ten()] == ["suspended", "suspended"], "nothing else is known yet"
+    assert [rule for rule, _ in at_ten()] == ["unconfirmed", "unconfirmed"], "nothing else is known yet"
     for witness in (klines("BTCUSDT", "5m", "um"), agg_trades("BTCUSDT", "um")):
         world.ingest(witness, [day])
         told = at_ten()
@@ -195,7 +228,7 @@ def test_a_symbol_that_traded_while_those_of_the_same_interval_paused_is_seen_as
         assert all("traded meanwhile" in evidence and "BTCUSDT" in evidence for _, evidence in told)
         world.layout.folder(witness).rename(world.root / f"away {witness.data_type}")
         world.layout.ledger(witness).unlink()
-        assert [rule for rule, _ in at_ten()] == ["suspended", "suspended"]
+        assert [rule for rule, _ in at_ten()] == ["unconfirmed", "unconfirmed"]
 
 
 def test_trades_of_which_some_lack_do_not_prove_that_there_were_none(lake: SmallLake) -> None:
@@ -206,13 +239,15 @@ def test_trades_of_which_some_lack_do_not_prove_that_there_were_none(lake: Small
     assert gaps(lake, NEAR) == [("quiet", "10:02", 1), ("quiet", "10:04", 1)]
 
 
-def test_the_own_trades_and_other_intervals_of_a_symbol_are_no_witnesses(lake: SmallLake) -> None:
-    hold(lake, series("BTCUSDT", "1m", "um"), *BY_MINUTES)
+def test_the_own_trades_of_a_symbol_show_a_defect_and_its_other_intervals_are_no_witnesses(lake: SmallLake) -> None:
+    btc = series("BTCUSDT", "1m", "um")
+    hold(lake, btc, *BY_MINUTES)
     hold(lake, FIVE)
+    judge_flat_candles(lake.layout, Market.UM)
+    assert [one.evidence for one in told(lake, btc)] == [f"unconfirmed: no other series held of um tells; {CONFIRMED}"]
     lake.put(TRADES, [DAY])
     judge_flat_candles(lake.layout, Market.UM)
-    [found] = Ledger.read(lake.layout.ledger(series("BTCUSDT", "1m", "um"))).rows[DAY].findings_list()
-    assert found.evidence == "unconfirmed: no other series held of um tells"
+    assert {one.rule for one in told(lake, btc)} == {"archive_defect", "quiet"}
 
 
 def test_trades_are_not_read_where_candles_tell(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +350,7 @@ def test_the_flat_minutes_of_recorded_um_symbols_are_told_apart_by_the_coverage(
             "SELECT symbol, strftime(first, '%Y-%m-%dT%H:%M'), strftime(last, '%H:%M'), evidence FROM quality.gaps "
             "WHERE verdict = 'suspended' ORDER BY symbol"
         )
-        evidence = "every other symbol that is held was flat or missing, too (1: {})"
+        evidence = "every other symbol that is held was flat or missing, too (1: {}); " + CONFIRMED
         assert suspended.fetchall() == [
             ("AVAXUSDT", "2023-09-12T08:34", "08:52", evidence.format("NEARUSDT")),
             ("NEARUSDT", "2023-09-12T08:34", "08:52", evidence.format("AVAXUSDT")),

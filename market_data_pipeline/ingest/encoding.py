@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import OFF_GRID, Finding, Severity
+from market_data_pipeline.findings import FLAT_FILLED, OFF_GRID, Finding, Severity, ranges_of
 from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.lake.files import EncodingAhead, encode_table, read_encoded
 from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
@@ -28,7 +28,7 @@ from market_data_pipeline.quality.gaps import (
     seems_cut,
 )
 from market_data_pipeline.quality.integrity import check_integrity, checksum_accepted, checksum_missing
-from market_data_pipeline.quality.rows import Ints, in_order, ints
+from market_data_pipeline.quality.rows import Ints, in_order, ints, within
 from market_data_pipeline.quality.verdicts import TradeRecord, judge_candles, judge_trades
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import Listing, SeriesKey, interval_us
@@ -251,7 +251,11 @@ def _gaps(key: SeriesKey, day: date, rows: DayRows, listing: Listing, trades: Tr
         return judge_trades(missing, healed, archived=rows.of_archive, asked=rows.asked_ids, cut=rows.cut)
     missing_rows = missing_candles(key, rows.table, day, rows.known_until_us, listing, rows.reach_us)
     flat = flat_candles(rows.table)
-    return judge_candles(key, missing_rows, healed, flat, archived=rows.of_archive, asked=rows.asked, trades=trades)
+    filled = healed[within(healed, ranges_of(rows.findings, FLAT_FILLED))]
+    of_archive = rows.of_archive
+    return judge_candles(
+        key, missing_rows, healed, flat, filled=filled, archived=of_archive, asked=rows.asked, trades=trades
+    )
 
 
 def encode(key: SeriesKey, rows: DayRows, record: Provenance) -> Encoded:

@@ -15,13 +15,29 @@ import numpy as np
 import pyarrow as pa
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import ACROSS_MIDNIGHT, OFF_GRID, Finding, Severity
+from market_data_pipeline.findings import (
+    ACROSS_MIDNIGHT,
+    FLAT_CONFIRMED,
+    FLAT_FILLED,
+    FLAT_REFUSED,
+    OFF_GRID,
+    Finding,
+    Range,
+    Severity,
+)
 from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.lake.provenance import Part, Source
 from market_data_pipeline.quality.difference import change_finding, difference, disagreement, said
-from market_data_pipeline.quality.gaps import missing_candles, missing_ids, off_grid, overlapping, seems_cut
+from market_data_pipeline.quality.gaps import (
+    flat_candles,
+    missing_candles,
+    missing_ids,
+    off_grid,
+    overlapping,
+    seems_cut,
+)
 from market_data_pipeline.quality.integrity import off_grid_finding
-from market_data_pipeline.quality.rows import Ints, ints, key_ranges
+from market_data_pipeline.quality.rows import Ints, ints, key_ranges, within
 from market_data_pipeline.quality.verdicts import CUT, Asked, AskedIds, pieces
 from market_data_pipeline.series import Listing, SeriesKey, interval_us
 from market_data_pipeline.sources.errors import BeyondReachError, RefusedError, SourceError
@@ -130,6 +146,32 @@ class Healer:
         finding = off_grid_finding(self.key, rows.table, off, answer.table)
         return replace(rows, findings=(*(one for one in rows.findings if one.rule != OFF_GRID), finding))
 
+    def ask_for_flat(self, day: date, rows: DayRows, suspect: Sequence[Range]) -> DayRows:
+        """A day with what REST has of flat candles that may be a fault of the archive.
+
+        Args:
+            day: The UTC day.
+            rows: Its rows.
+            suspect: Where they are.
+        """
+        if self.key.interval is None or not rows.of_archive:
+            return rows
+        step, page = interval_us(self.key.interval), spec_of(self.key).rest.page
+        times = flat_candles(rows.table)
+        times = times[within(times, suspect)]
+        try:
+            for first, last in _spans(times, page * step):
+                answer = self.rest().klines(self.key, first, last + step)
+                asked = times[(times >= first) & (times <= last)]
+                rows = with_trades_over_flat(self.key, rows, answer.table, _part_of(answer))
+                still = np.intersect1d(flat_candles(rows.table), asked)
+                rows = _noted(rows, FLAT_CONFIRMED, still, first, last, "have no trade by REST either")
+        except RefusedError as error:
+            return _noted(rows, FLAT_REFUSED, times, int(times[0]), int(times[-1]), f"may be wrong; {error}")
+        except SourceError as error:
+            logger.info("%s %s: what REST has of flat candles could not be asked for: %s", self.key, day, error)
+        return rows
+
     # --- trades -------------------------------------------------------------------------------------------------
 
     def _trades(self, day: date, rows: DayRows) -> DayRows:
@@ -209,8 +251,7 @@ class Healer:
             rows = replace(rows, findings=(*rows.findings, *told))
         if new.num_rows == 0:
             return rows
-        part = Part(source=Source.REST, url=answer.url, first_row=0, rows=new.num_rows, fetched_at=answer.asked_at)
-        return rows.with_more(new, part, spec)
+        return rows.with_more(new, _of_rows(_part_of(answer), new.num_rows), spec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +334,39 @@ def _of_day(answer: RestRows, day: date) -> RestRows:
     return replace(answer, table=answer.table.filter(pa.array(inside)))
 
 
+def with_trades_over_flat(key: SeriesKey, rows: DayRows, rest: pa.Table, part: Part) -> DayRows:
+    """A day in which rows of REST with trades stand for flat ones of the archive; a finding keeps both.
+
+    Args:
+        key: The series.
+        rows: The day.
+        rest: Rows that REST has, or had.
+        part: Where they came from.
+    """
+    if key.interval is None:
+        return rows
+    spec = spec_of(key)
+    traded = rest.filter(pa.array(ints(rest, "count") > 0))
+    taken = traded.filter(pa.array(np.isin(ints(traded, spec.key), flat_candles(rows.table))))
+    if taken.num_rows == 0:
+        return rows
+    keys = ints(taken, spec.key)
+    flat = rows.table.filter(pa.array(np.isin(ints(rows.table, spec.key), keys)))
+    found = difference(flat, taken, spec, said(key))
+    finding = Finding(
+        check="integrity",
+        rule=FLAT_FILLED,
+        severity=Severity.INFO,
+        count=len(keys),
+        message=f"{len(keys)} candles are flat in the archive, and REST has trades in them: REST's stand. "
+        f"Archive → REST: {found.shown}.",
+        ranges=key_ranges(keys, interval_us(key.interval)),
+        evidence=f"archive → REST: {found.kept}",
+    )
+    filled = rows.without(keys, spec).with_more(taken, _of_rows(part, taken.num_rows), spec)
+    return replace(filled, findings=(*filled.findings, finding))
+
+
 def with_what_was_held(key: SeriesKey, held: DayRows, rows: DayRows) -> DayRows:
     """A day as its archive has it now, with what is only known from REST, and what changed since it was stored.
 
@@ -303,6 +377,9 @@ def with_what_was_held(key: SeriesKey, held: DayRows, rows: DayRows) -> DayRows:
     """
     spec = spec_of(key)
     only_rest = held.from_rest()
+    if only_rest.num_rows:
+        part = next(part for part in held.parts if part.source is Source.REST)
+        rows = with_trades_over_flat(key, rows, only_rest, part)
     only_rest = only_rest.filter(pa.array(~np.isin(ints(only_rest, spec.key), ints(rows.table, spec.key))))
     if key.interval is not None:
         overlaps = overlapping(*_span_of(only_rest), rows.table, interval_us(key.interval), rows.reach_us)
@@ -318,7 +395,6 @@ def with_what_was_held(key: SeriesKey, held: DayRows, rows: DayRows) -> DayRows:
     rows = replace(rows, findings=(*rows.findings, *findings))
     if only_rest.num_rows == 0:
         return rows
-    part = next(part for part in held.parts if part.source is Source.REST)
     return rows.with_more(only_rest, part, spec)
 
 
@@ -365,6 +441,30 @@ def without_repeated(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows
         return rows
     mended = rows if stay else rows.without(repeated, spec)
     return replace(mended, findings=(*mended.findings, finding))
+
+
+def _part_of(answer: RestRows) -> Part:
+    return Part(source=Source.REST, url=answer.url, first_row=0, rows=0, fetched_at=answer.asked_at)
+
+
+def _of_rows(part: Part, rows: int) -> Part:
+    """A part as it is of so many rows."""
+    return part.model_copy(update={"first_row": 0, "rows": rows})
+
+
+def _noted(rows: DayRows, rule: str, times: Ints, first: int, last: int, what: str) -> DayRows:
+    """A day on record of which is what REST answered for flat candles of a span."""
+    if len(times) == 0:
+        return rows
+    finding = Finding(
+        check="integrity",
+        rule=rule,
+        severity=Severity.INFO,
+        count=len(times),
+        message=f"{len(times)} flat candles {what}.",
+        ranges=(Range(first=first, last=last, count=len(times)),),
+    )
+    return replace(rows, findings=(*(one for one in rows.findings if one != finding), finding))
 
 
 def _span_of(table: pa.Table) -> tuple[Ints, Ints]:

@@ -36,6 +36,7 @@ from market_data_pipeline.lake.ledger import (
 )
 from market_data_pipeline.lake.provenance import Source
 from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
+from market_data_pipeline.quality.market import suspect_flat
 from market_data_pipeline.quality.repair import is_not_listed, is_settled, reach_of
 from market_data_pipeline.series import Listing, SeriesKey
 from market_data_pipeline.settings import Settings
@@ -278,7 +279,8 @@ class _Run:
                 memory.take(known.bytes * MEMORY_PER_BYTE)
                 held = self._shelf.rows(day)
                 if held is not None:
-                    return self._healer.heal(day, replace(held, action=Action.EXTENDED))
+                    healed = self._healer.heal(day, replace(held, action=Action.EXTENDED))
+                    return self._healer.ask_for_flat(day, healed, suspect_flat(known.findings_list()))
                 memory.give_back()
             fresh = known is None or known.outcome != HELD
             rows = self._archived.rows(day, fresh, whole_month, memory)

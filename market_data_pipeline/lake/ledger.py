@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from market_data_pipeline import clock
 from market_data_pipeline import findings as findings_
-from market_data_pipeline.findings import BEYOND_REACH, FLAT, LACKING, OPEN, Finding
+from market_data_pipeline.findings import BEYOND_REACH, FLAT, LACKING, OPEN, Finding, Verdict
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError, FileStat, StorageError
 from market_data_pipeline.lake.layout import Layout
@@ -210,6 +210,23 @@ def row_from_provenance(
         fetched_at=clock.naive_utc(newest.fetched_at if newest else record.fetched_at),
         asked_at=clock.naive_utc(record.fetched_at),
         file_sha256=file_sha256,
+    )
+
+
+def judged_row(row: LedgerRow, findings: str) -> LedgerRow:
+    """The row of a day whose findings, as JSON, go further than its footer, since the whole market was looked at.
+
+    What REST has to confirm is due at once.
+    """
+    found = findings_.from_json(findings)
+    verdicts = findings_.verdicts_of(found)
+    unconfirmed = Verdict.UNCONFIRMED in verdicts.split("+") and Verdict.UNCONFIRMED not in row.verdicts.split("+")
+    return replace(
+        row,
+        findings=findings,
+        verdicts=verdicts,
+        gaps=findings_.worst(found, "gaps").value,
+        attempts=0 if unconfirmed else row.attempts,
     )
 
 

@@ -17,7 +17,7 @@ class DayState(StrEnum):
     """What a day of a series is. Of a held day, the first that fits in the order in which they stand here."""
 
     INCOMPLETE = "incomplete"
-    """Held, and rows are missing that nothing explains."""
+    """Held, and rows are missing that nothing explains, or flat, and nothing confirms them."""
     PROVISIONAL = "provisional"
     """Held, and not settled yet: it is fetched again when its archive is there."""
     OUTAGE = "outage"
@@ -40,6 +40,7 @@ EXPLAINED = frozenset(verdict for verdict, severity in VERDICT_SEVERITY.items() 
 """Verdicts that say why rows are not there, or stand still: nothing is left to find out."""
 
 _UNEXPLAINED = frozenset({Verdict.ARCHIVE_DEFECT, Verdict.UNEXPLAINED})
+_NOT_KNOWN_YET = frozenset({Verdict.UNPUBLISHED, Verdict.UNCONFIRMED})
 _STOOD_STILL = frozenset({Verdict.OUTAGE, Verdict.SUSPENDED})
 
 
@@ -58,7 +59,7 @@ def state_of(outcome: str, final: bool, verdicts: str) -> DayState:
         return {FAILED: DayState.FAILED, NOT_LISTED: DayState.NOT_LISTED, EMPTY: DayState.EMPTY}[outcome]
     found = set(verdicts.split("+"))
     # Of a provisional day it is no news that something is still to come.
-    if found & _UNEXPLAINED or (final and Verdict.UNPUBLISHED in found):
+    if found & _UNEXPLAINED or (final and found & _NOT_KNOWN_YET):
         return DayState.INCOMPLETE
     if not final:
         return DayState.PROVISIONAL
@@ -101,7 +102,7 @@ def _any_of(verdicts: frozenset[Verdict]) -> str:
 
 STATE_SQL = (
     f"CASE WHEN outcome <> '{HELD}' THEN outcome "
-    f"WHEN {_any_of(_UNEXPLAINED)} OR (final AND {_any_of(frozenset({Verdict.UNPUBLISHED}))}) "
+    f"WHEN {_any_of(_UNEXPLAINED)} OR (final AND {_any_of(_NOT_KNOWN_YET)}) "
     f"THEN '{DayState.INCOMPLETE}' "
     f"WHEN NOT final THEN '{DayState.PROVISIONAL}' "
     f"WHEN {_any_of(_STOOD_STILL)} THEN '{DayState.OUTAGE}' "

@@ -5,11 +5,14 @@ nobody traded looks the same. What tells them apart is the rest of the market: `
 that is held was flat or missing in the same candles, ``quiet`` where others traded. Whatever is held of a symbol tells:
 candles of the same interval or of another one, or aggTrades. With no other symbol to compare, a flat candle is quiet
 and unconfirmed.
+
+Flat candles of the whole market may also be a fault of the archive alone (um 2025-01-29, binance-public-data #395).
+REST tells: where it was not asked yet, such candles are ``unconfirmed``, see :class:`Answers`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from math import gcd
@@ -18,9 +21,19 @@ import numpy as np
 import numpy.typing as npt
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import FLAT, LACKING, Finding, Range, Verdict
-from market_data_pipeline.quality.rows import Ints, key_ranges
-from market_data_pipeline.quality.verdicts import NOTHING_TELLS, verdict_finding
+from market_data_pipeline.findings import (
+    FLAT,
+    FLAT_CONFIRMED,
+    FLAT_FILLED,
+    FLAT_REFUSED,
+    LACKING,
+    Finding,
+    Range,
+    Verdict,
+    ranges_of,
+)
+from market_data_pipeline.quality.rows import Ints, key_ranges, within
+from market_data_pipeline.quality.verdicts import BUT_TRADED, NOTHING_TELLS, verdict_finding
 from market_data_pipeline.series import SeriesKey, interval_us
 
 ALONE = f"{NOTHING_TELLS}no other series held"
@@ -102,12 +115,60 @@ class TradedIn:
 
 
 @dataclass(frozen=True, slots=True)
+class Answers:
+    """What REST answered for flat candles of a symbol's day.
+
+    Attributes:
+        confirmed: Spans whose flat candles have no trade by REST either.
+        filled: Candles that the archive has flat, and in which REST has trades.
+        refused: Spans of which it refuses to tell.
+    """
+
+    confirmed: tuple[Range, ...] = ()
+    filled: tuple[Range, ...] = ()
+    refused: tuple[Range, ...] = ()
+
+    @classmethod
+    def of(cls, findings: Sequence[Finding]) -> Answers:
+        """What the findings of a day tell."""
+        return cls(*(ranges_of(findings, rule) for rule in (FLAT_CONFIRMED, FLAT_FILLED, FLAT_REFUSED)))
+
+
+_ALONE_US = 10 * 60_000_000
+_ALONE_TIMES = 5
+
+
+def stands_out(times: Ints, step: int) -> npt.NDArray[np.bool_]:
+    """Of flat candles, which of them are a run that is out of proportion to the other ones of the day.
+
+    Longer than ten minutes, and than five times the longest of the others: of a symbol that is traded all the time, it
+    may be a fault of the archive; of one that is seldom traded, there is none.
+    """
+    firsts = np.flatnonzero(np.r_[True, np.diff(times) != step]) if len(times) else np.zeros(0, dtype=np.int64)
+    lengths = np.diff(np.r_[firsts, len(times)])
+    out: npt.NDArray[np.bool_] = np.zeros(len(times), dtype=bool)
+    if len(lengths):
+        longest = int(lengths.argmax())
+        others = int(np.delete(lengths, longest).max(initial=0))
+        if lengths[longest] * step > _ALONE_US and lengths[longest] > _ALONE_TIMES * others:
+            out[firsts[longest] : firsts[longest] + lengths[longest]] = True
+    return out
+
+
+@dataclass(frozen=True, slots=True)
 class _Elsewhere:
     """What symbols did by their candles of another interval: for each of ``rows`` the candles in which it traded."""
 
     step: int
     rows: Ints
     traded: npt.NDArray[np.bool_]
+
+
+_Found = dict[tuple[Verdict, str], npt.NDArray[np.bool_]]
+"""Which candles have a verdict, and what it rests on."""
+
+NOT_HEARD = "REST was not asked for them yet, or did not answer"
+"""What is said of flat candles that may be a fault of the archive, until REST has answered for them."""
 
 
 class MarketDay:
@@ -120,6 +181,7 @@ class MarketDay:
         elsewhere: The same of series of other intervals, by interval and symbol. A candle of another interval tells
             that its symbol traded somewhere in it, so it speaks against stillness that lasted for all of it.
         trades: Symbols that are held as aggTrades.
+        answers: What REST answered for the flat candles of symbols. None where it does not matter.
     """
 
     def __init__(
@@ -129,7 +191,9 @@ class MarketDay:
         symbols: Mapping[str, Stillness],
         elsewhere: Mapping[str, Mapping[str, Stillness]] | None = None,
         trades: Mapping[str, TradedIn] | None = None,
+        answers: Mapping[str, Answers] | None = None,
     ) -> None:
+        self._answers = answers
         self._step, self._start = interval_us(interval), clock.day_start_us(day)
         elsewhere, trades = elsewhere or {}, trades or {}
         self._names = sorted({*symbols, *trades, *(name for those in elsewhere.values() for name in those)})
@@ -204,13 +268,75 @@ class MarketDay:
             if inside.any() and (hit := one.traded[:, inside].any(axis=1) & (one.rows != self._row.get(symbol))).any():
                 yield one.rows[hit], self._any_of(one.traded[hit] & inside, one.step)
 
-    def judge(self, key: SeriesKey, times: Ints) -> list[Finding]:
+    def judge(self, key: SeriesKey, times: Ints, traded: Ints | None = None) -> list[Finding]:
         """Verdicts on the flat candles of a symbol: ``suspended``, then ``quiet``; one finding for each evidence.
 
         Args:
             key: The series; whether it is among the symbols of the day makes no difference.
             times: Open times of its flat candles in microseconds UTC, ordered.
+            traded: When it was traded by its own aggTrades, where they are held.
         """
+        found = self._by_market(key, times)
+        if self._answers is not None:
+            found = self._by_rest(key, times, found, self._answers, traded)
+        return [
+            verdict_finding(
+                verdict,
+                "flat candles" if verdict is Verdict.ARCHIVE_DEFECT else "candles",
+                int(which.sum()),
+                key_ranges(times[which], self._step),
+                told,
+            )
+            for (verdict, told), which in found.items()
+        ]
+
+    def _by_rest(
+        self, key: SeriesKey, times: Ints, found: _Found, answers: Mapping[str, Answers], traded: Ints | None
+    ) -> _Found:
+        """The same verdicts, as far as they hold by what REST answered for candles that may be the archive's fault.
+
+        These are the ones that all share, that others have flat in the archive alone, or in which trades took place;
+        and where there is no other symbol, those that stand out.
+        """
+        ours = answers.get(key.symbol, Answers())
+        confirmed, refused = within(times, ours.confirmed), within(times, ours.refused)
+        others = [theirs for symbol, theirs in answers.items() if symbol != key.symbol]
+        faulty = within(times, [range_ for theirs in others for range_ in theirs.filled])
+        still_elsewhere = within(times, [range_ for theirs in others for range_ in theirs.confirmed])
+        but_traded = np.isin(times, traded) if traded is not None else np.zeros(len(times), dtype=bool)
+        suspect = faulty | but_traded
+        split: _Found = {}
+
+        def say(verdict: Verdict, evidence: str, which: npt.NDArray[np.bool_]) -> None:
+            if which.any():
+                split[verdict, evidence] = split.get((verdict, evidence), np.zeros_like(which)) | which
+
+        say(
+            Verdict.ARCHIVE_DEFECT,
+            f"{BUT_TRADED}aggTrades held took place there, and REST has no candle with trades",
+            but_traded & (confirmed | refused),
+        )
+        say(
+            Verdict.ARCHIVE_DEFECT,
+            f"{BUT_TRADED}REST has trades of other symbols there, whose candles were flat, too, and refuses to tell of "
+            "this one",
+            faulty & refused & ~but_traded & ~confirmed,
+        )
+        done = (but_traded & (confirmed | refused)) | (faulty & refused & ~confirmed)
+        for (verdict, evidence), which in found.items():
+            alone = evidence.startswith(ALONE)
+            shared = (
+                which & (suspect | (verdict is Verdict.SUSPENDED) | (stands_out(times, self._step) & alone)) & ~done
+            )
+            heard = confirmed | (refused & still_elsewhere)
+            say(Verdict.UNCONFIRMED, f"{evidence}; {NOT_HEARD}", shared & ~heard)
+            say(verdict, f"{evidence}; REST has no trade there either", shared & confirmed)
+            told = f"{evidence}; REST has no trade of others there either, and refuses to tell of this one"
+            say(verdict, told, shared & heard & ~confirmed)
+            say(verdict, evidence, which & ~shared & ~done)
+        return split
+
+    def _by_market(self, key: SeriesKey, times: Ints) -> _Found:
         at = self._slots(times, self._step)
         did = self._did[:, at]
         if key.symbol in self._row:
@@ -220,17 +346,14 @@ class MarketDay:
         traded: Ints = (did == _TRADED).sum(axis=0, dtype=np.int64)
         known: Ints = (did != _UNKNOWN).sum(axis=0, dtype=np.int64)
         suspended, quiet, alone = (known > 0) & (traded == 0), traded > 0, known == 0
-        evidence: dict[tuple[Verdict, str], npt.NDArray[np.bool_]] = {}
+        evidence: _Found = {}
         if suspended.any():
             evidence[Verdict.SUSPENDED, self._all_still(did[:, suspended], known[suspended])] = suspended
         if quiet.any():
             evidence[Verdict.QUIET, self._some_traded(did[:, quiet], traded[quiet], known[quiet])] = quiet
         if alone.any():
             evidence[Verdict.QUIET, f"{ALONE} of {key.market} tells"] = alone
-        return [
-            verdict_finding(verdict, "candles", int(which.sum()), key_ranges(times[which], self._step), told)
-            for (verdict, told), which in evidence.items()
-        ]
+        return evidence
 
     def _all_still(self, did: npt.NDArray[np.int8], known: Ints) -> str:
         # Named are those of which most candles are known.
@@ -250,6 +373,14 @@ class MarketDay:
         return f"{number} other symbols that are held traded meanwhile, {how} {self._names[busiest]}"
 
 
+def suspect_flat(findings: Iterable[Finding]) -> tuple[Range, ...]:
+    """Where flat candles of a day may be a fault of its archive, so that REST is to be asked."""
+    suspect = [one for one in findings if one.rule == Verdict.UNCONFIRMED or one.evidence.startswith(BUT_TRADED)]
+    beyond = [one.ranges[-1] for one in suspect if is_cut(one)]  # a finding keeps its first ranges only
+    ranges = [range_ for one in suspect for range_ in one.ranges]
+    return (*ranges, *(range_.model_copy(update={"last": range_.last + clock.US_PER_DAY}) for range_ in beyond))
+
+
 def is_contested(finding: Finding) -> bool:
     """Whether a verdict rests on no other symbol having traded, so that any that is held may refute it."""
-    return finding.rule == Verdict.SUSPENDED or finding.evidence.startswith(ALONE)
+    return finding.rule in (Verdict.SUSPENDED, Verdict.UNCONFIRMED) or finding.evidence.startswith(ALONE)

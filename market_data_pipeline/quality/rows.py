@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,6 +105,14 @@ def _conflict(table: pa.Table, keys: Ints, repeated: Ints) -> KeyConflict | None
 def _text(table: pa.Table, row: int) -> str:
     values = table.slice(row, 1).to_pylist()[0]
     return ", ".join(f"{name}={value}" for name, value in values.items() if name not in ("symbol", "interval"))
+
+
+def within(keys: Ints, ranges: Iterable[Range]) -> npt.NDArray[np.bool_]:
+    """For each key whether it lies in a range."""
+    inside: npt.NDArray[np.bool_] = np.zeros(len(keys), dtype=bool)
+    for range_ in ranges:
+        inside |= (keys >= range_.first) & (keys <= range_.last)
+    return inside
 
 
 def key_ranges(keys: Ints, step: int) -> tuple[Range, ...]:

@@ -14,7 +14,9 @@ The order of precedence, first what fits (:class:`~market_data_pipeline.findings
 6. REST could not be asked: ``outage`` where the ids of aggTrades held run on across the range, ``archive_defect`` where
    trades took place in it, else ``unpublished``.
 7. Flat rows: ``suspended`` or ``quiet``; telling them apart takes the rest of the market (``market.py``), so a day
-   alone calls them quiet and unconfirmed.
+   alone calls them quiet and unconfirmed. Where the whole market shares them, REST is asked first: the verdict is
+   ``unconfirmed`` until it has answered, ``healed`` where it has trades, and ``archive_defect`` where trades took place
+   that it does not have either.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ NOTHING_TELLS = "unconfirmed: "
 
 UNCONFIRMED = f"{NOTHING_TELLS}whether other symbols of the market traded meanwhile was not looked at"
 """Evidence of a quiet range that was judged by its own series alone."""
+
+BUT_TRADED = "flat in the archive, but "
+"""How the evidence begins of flat candles in which trades took place that REST does not have."""
 
 PROVISIONAL = "the day is provisional: its archive is not there yet"
 
@@ -103,6 +108,7 @@ _WHAT = {
     Verdict.ARCHIVE_DEFECT: "are missing in the archive although trades took place",
     Verdict.UNEXPLAINED: "are missing, and what the sources say does not fit together",
     Verdict.UNPUBLISHED: "are missing, and why is not known yet",
+    Verdict.UNCONFIRMED: "are flat, and whether trades took place is not known yet",
     Verdict.SUSPENDED: "are flat while the whole market stood still",
     Verdict.QUIET: "are flat: no trade took place",
 }
@@ -135,6 +141,7 @@ def judge_candles(
     healed: Ints,
     flat: Ints,
     *,
+    filled: Ints | None = None,
     archived: bool,
     asked: Asked | None,
     trades: TradeRecord | None,
@@ -146,6 +153,7 @@ def judge_candles(
         missing: What is not there.
         healed: Open times (microseconds UTC) of rows that came from REST though the day comes from the archive.
         flat: Open times of flat rows.
+        filled: Those of the healed that the archive has flat.
         archived: Whether its archive was there; else the day is what REST has of it so far.
         asked: What came of asking REST; None where it was not asked.
         trades: The symbol's aggTrades of the day, if held.
@@ -161,7 +169,9 @@ def judge_candles(
         say(*_judge_end(missing.before, step, archived, asked, trades, began=True), missing.before)
     if len(missing.after):
         say(*_judge_end(missing.after, step, archived, asked, trades, began=False), missing.after)
-    say(Verdict.HEALED, "REST has them", healed)
+    over_flat = np.isin(healed, filled) if filled is not None else np.zeros(len(healed), dtype=bool)
+    say(Verdict.HEALED, "REST has them", healed[~over_flat])
+    say(Verdict.HEALED, "the archive has them flat, REST has trades in them", healed[over_flat])
     if not archived:
         say(Verdict.UNPUBLISHED, PROVISIONAL, missing.lacking)
     else:

@@ -8,15 +8,15 @@ from typing import Any
 
 import dagster as dg
 
-from market_data_pipeline.defs.bodies.events import gaps_told_anew, iso_time, spans
+from market_data_pipeline.defs.bodies.events import days_told_anew, gaps_told_anew, iso_time, spans
 from market_data_pipeline.findings import VERDICT_SEVERITY, Severity, shortened
-from market_data_pipeline.judging import judge_flat_candles
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import LedgerRow
 from market_data_pipeline.quality.calendar import calendar_markdown
 from market_data_pipeline.quality.standing import Break, GapSum, SeriesCoverage
 from market_data_pipeline.series import Market, SeriesKey
 from market_data_pipeline.settings import Settings
+from market_data_pipeline.standstill import judge_with_rest
 from market_data_pipeline.survey import survey
 from market_data_pipeline.universe import Universe
 
@@ -28,7 +28,7 @@ SHOWN_TEXT = 200
 
 
 def look_at(context: dg.AssetExecutionContext, market: Market, settings: Settings, universe: Universe) -> Iterator[Any]:
-    """Judge flat candles with the whole market in view, and tell Dagster what is held of it.
+    """Judge flat candles with the whole market in view, and REST's answer, and tell Dagster what is held of it.
 
     Args:
         context: Of the market's coverage.
@@ -37,8 +37,12 @@ def look_at(context: dg.AssetExecutionContext, market: Market, settings: Setting
         universe: Which days should be held.
     """
     layout = Layout(settings.root)
-    judged = judge_flat_candles(layout, market)
-    yield from gaps_told_anew(context.instance, layout, judged.verdicts)
+    standstill = judge_with_rest(layout, market, settings, universe)
+    judged = standstill.judged
+    yield from days_told_anew(context.instance, layout, standstill.stored)
+    stored = {(one.key, one.day) for one in standstill.stored}
+    others = {key: [day for day in days if (key, day) not in stored] for key, days in judged.verdicts.items()}
+    yield from gaps_told_anew(context.instance, layout, others)
     keys = [key for key in universe.series() if key.market is market]
     surveyed = list(survey(layout, universe, keys, settings.provisional_days))
     covered = [one.coverage for one in surveyed]

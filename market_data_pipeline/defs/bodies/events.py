@@ -12,6 +12,7 @@ both for the same day:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from textwrap import shorten
 from typing import Any
@@ -195,6 +196,36 @@ def every_target(instance: dg.DagsterInstance, asset_key: dg.AssetKey, partition
         found |= more
         left = [name for name in left if name not in more]
     return found
+
+
+def days_told_anew(
+    instance: dg.DagsterInstance, layout: Layout, stored: Sequence[DayOutcome]
+) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
+    """Events of days that were stored anew without a run of their own, for any run to yield.
+
+    Days that are not on record are left out: whoever puts them there tells of them as they are then.
+
+    Args:
+        instance: With the days' materializations.
+        layout: Where the files lie, for the metadata.
+        stored: The days.
+    """
+    by_series: dict[SeriesKey, list[DayOutcome]] = {}
+    for one in stored:
+        by_series.setdefault(one.key, []).append(one)
+    for key, outcomes in by_series.items():
+        asset_key, ledger = asset_key_of(key), Ledger.read(layout.ledger(key))
+        on_record = every_target(instance, asset_key, [partition_of(one.day) for one in outcomes])
+        told = [
+            replace(one, row=ledger.get(one.day) or one.row)  # which was judged since
+            for one in outcomes
+            if partition_of(one.day) in on_record
+        ]
+        for one in told:
+            yield dg.AssetMaterialization(
+                asset_key=asset_key, partition=partition_of(one.day), metadata=day_metadata(one, layout)
+            )
+        yield from _evaluations(instance, asset_key, told, ())
 
 
 def gaps_told_anew(
