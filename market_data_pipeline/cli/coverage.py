@@ -67,10 +67,11 @@ def coverage(
       market-data coverage --market um --interval 1m
       market-data coverage --html coverage.html
     """
-    from market_data_pipeline.lake.catalog import series_held
+    from market_data_pipeline.lake.catalog import refresh_catalog, series_held
 
     settings = load_settings()
     layout = Layout(settings.root)
+    refresh_catalog(layout)
     held = series_held(layout)
     universe = _universe(settings.universe, or_without=bool(held))
     there = list(dict.fromkeys([*universe.series(), *held]))

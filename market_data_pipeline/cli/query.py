@@ -70,9 +70,11 @@ def run_query(settings: Settings, query: str, form: str | None = None, *, unrest
         DamagedFileError: a file that the query needs is damaged; the text names it.
     """
     from market_data_pipeline.client.session import Limits, Unrestricted, Views
+    from market_data_pipeline.lake.catalog import refresh_catalog
 
     layout = Layout(settings.root)
     limits = Limits.of(settings)
+    refresh_catalog(layout)
     views = Unrestricted(layout) if unrestricted else Views(layout, limits)
     with views.in_time(), nullcontext() if unrestricted else _ended_at(limits):
         if form == "csv":

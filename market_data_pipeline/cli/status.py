@@ -126,7 +126,10 @@ def status(as_json: bool) -> None:
 
       market-data sql "FROM quality.coverage WHERE failure IS NOT NULL"
     """
+    from market_data_pipeline.lake.catalog import refresh_catalog
+
     settings = load_settings()
+    refresh_catalog(Layout(settings.root))
     statuses = all_series(settings, load_universe(settings.universe))
     if as_json:
         click.echo(json.dumps([asdict(s) for s in statuses], default=str, indent=2))

@@ -15,7 +15,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError, StorageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import HELD, Ledger
+from market_data_pipeline.lake.ledger import SCHEMA as LEDGER_SCHEMA
 from market_data_pipeline.lake.on_disk import days_on_disk, months_closed, read_whole
 from market_data_pipeline.lake.on_record import SERIES_LABELS
 from market_data_pipeline.lake.reading import labels_of, time_column
@@ -215,7 +216,7 @@ def _sql_type(arrow: pa.DataType) -> str:
     return {pa.int64(): "BIGINT", pa.float64(): "DOUBLE", pa.bool_(): "BOOLEAN", pa.date32(): "DATE"}[arrow]
 
 
-def statements(held: Held, corrections: str = "", *, marked: bool = True) -> list[str]:
+def statements(held: Held, corrections: str = "", *, marked: bool = True, published: bool = False) -> list[str]:
     """The SQL that makes every schema, view and macro over a lake.
 
     The text changes when a series gets its first file or a month is closed, and not when a series gets more files, so
@@ -226,25 +227,28 @@ def statements(held: Held, corrections: str = "", *, marked: bool = True) -> lis
         corrections: Name of a table that stands for the ledgers of the series in it (``on_record.CORRECTED``). Without,
             views of the quality are what the ledgers say.
         marked: Whether the SQL reads the marks of :func:`marks_of`, which must be there.
+        published: Whether the SQL is kept in the catalog of the folder, which people may copy and move.
     """
     layout = held.layout
+    place = _in_its_place(layout) if published else ""
     made: list[str] = []
     for market in Market:
         schema = f"{EXCHANGE}_{market}"
         made.append(f"CREATE SCHEMA IF NOT EXISTS {schema}")
         for data_type in data_types_of(market):
             view = f"CREATE OR REPLACE VIEW {schema}.{data_type.sql_name}"
-            in_sql = _Files(held, market, data_type, marked)
+            in_sql = _Files(held, market, data_type, marked, place)
             made.append(f"{view} AS {_view(in_sql)}")
             if data_type in _MACROS:
                 made.append(_macro(schema, in_sql))
     made.append("CREATE SCHEMA IF NOT EXISTS quality")
-    days = _ledger_days(layout) if any(_series_in_ledgers(layout)) else _no_ledger_days(_LEDGER_NAMES)
+    days = _ledger_days(layout, marked=marked) if _has_ledgers(layout) else _no_ledger_days(_LEDGER_NAMES)
     if corrections:
         days = (
             f"SELECT * FROM ({days}) WHERE concat_ws('/', {_named(_LEDGER_LABELS)}) NOT IN (SELECT series FROM "
             f"{corrections}) UNION ALL SELECT {_named(_LEDGER_NAMES)} FROM {corrections}"
         )
+    days = _where(days, place)
     with_rows = f"SELECT * FROM ({days}) WHERE outcome = {quoted(HELD)}"
     verdicts, explained = (", ".join(map(quoted, sorted(some))) for some in (Verdict, EXPLAINED))
     made.append(f"CREATE OR REPLACE VIEW quality.coverage AS {_coverage(days)}")
@@ -252,23 +256,64 @@ def statements(held: Held, corrections: str = "", *, marked: bool = True) -> lis
     made.append(
         f"CREATE OR REPLACE VIEW quality.gaps AS {_GAPS.format(days=days, verdicts=verdicts, explained=explained)}"
     )
-    compared = _reconciled_days(layout)
+    compared = _where(_reconciled_days(layout), place)
     made.append(
         f"CREATE OR REPLACE VIEW quality.reconciliation AS {_RECONCILIATION.format(days=compared, held=with_rows)}"
     )
     differences = _RECONCILIATION_DIFFERENCES.format(days=compared)
     made.append(f"CREATE OR REPLACE VIEW quality.reconciliation_differences AS {differences}")
+    if published:
+        made.append(f"CREATE SEQUENCE quality.{_identifier(layout.root)}")
     return made
+
+
+def _in_its_place(layout: Layout) -> str:
+    """Return SQL that is true, or an error if the catalog that it is in lies in another folder than the lake.
+
+    The SQL of a catalog names files by their whole paths, so that of a copy would read the original's. No function
+    tells a view which catalog it is in. So each has a sequence that is named after its folder, and all catalogs of
+    this name that are open must lie there.
+    """
+    root = str(layout.root)
+    places = ", ".join(quoted(place) for place in dict.fromkeys((root, os.path.realpath(root))))
+    why = quoted(f"This catalog is of {root}, but was opened as ")
+    remedy = quoted(
+        f". If the data was copied or moved, run `market-data status` with MARKET_DATA_DIR set to its folder and open "
+        f"the catalog again. If not, open {layout.catalog}."
+    )
+    return (
+        f"(SELECT CASE WHEN bool_and(parse_dirpath(d.path) IN ({places})) THEN true "
+        f"ELSE error(concat({why}, string_agg(d.path, ' and '), {remedy})) END "
+        "FROM duckdb_sequences() AS s JOIN duckdb_databases() AS d USING (database_oid) "
+        f"WHERE s.schema_name = 'quality' AND s.sequence_name = {quoted(root)})"
+    )
+
+
+def _where(query: str, condition: str) -> str:
+    return f"SELECT * FROM ({query}) WHERE {condition}" if condition else query
+
+
+def _identifier(name: str | Path) -> str:
+    return '"' + str(name).replace('"', '""') + '"'
 
 
 def marks_of(held: Held) -> list[tuple[Path, pa.Schema]]:
     """The marks that SQL over a lake reads first, and their columns."""
-    return [
+    marks = [
         (in_sql.mark, lake_schema(market, data_type))
         for market in Market
         for data_type in data_types_of(market)
-        if (in_sql := _Files(held, market, data_type, marked=True)).keys
+        if (in_sql := _Files(held, market, data_type)).keys
     ]
+    return [*marks, (_mark_of_ledgers(held.layout), LEDGER_SCHEMA)] if _has_ledgers(held.layout) else marks
+
+
+def _mark_of_ledgers(layout: Layout) -> Path:
+    return layout.root / "lake" / "marks" / f"{_WHAT_TO_DO}.parquet"
+
+
+def _has_ledgers(layout: Layout) -> bool:
+    return any(_series_in_ledgers(layout))
 
 
 def marked_now(layout: Layout) -> tuple[Held, bool]:
@@ -298,8 +343,8 @@ def _view(files: _Files) -> str:
     if not files.keys:
         return _empty(files.market, files.data_type)
     columns = _select_list(files.data_type, lake_schema(files.market, files.data_type).names)
-    where = "".join(f" WHERE {condition}" for condition in files.conditions())
-    return f"SELECT {columns} FROM {read_parquet(files.listed(files.everything), _NAMED)}{where}"
+    where = " AND ".join(files.conditions()) or "true"
+    return f"SELECT {columns} FROM {read_parquet(files.listed(files.everything), _NAMED)} WHERE {where}"
 
 
 @dataclass(frozen=True)
@@ -315,7 +360,8 @@ class _Files:
     held: Held
     market: Market
     data_type: DataType
-    marked: bool
+    marked: bool = True
+    place: str = ""
     keys: Sequence[SeriesKey] = field(init=False)
     _closed_months: Sequence[tuple[str, str]] = field(init=False)
     """What is closed: ``/monthly/BTCUSDT/1m/`` and ``2024-01``, in order."""
@@ -393,6 +439,9 @@ class _Files:
 
         Each step takes DuckDB two microseconds a file, so there are few, and names are cut by place.
         """
+        return [*self._of_its_kind(), *filter(None, [self.place])]
+
+    def _of_its_kind(self) -> list[str]:
         if not self.closes:
             return []
         # A month's name is asked for first, since the slash before it may be where that of a day would be: /1h/2024-01.
@@ -403,24 +452,27 @@ class _Files:
         month, day = self._is_closed(_A_MONTH), self._is_closed(_A_DAY)
         return [f"CASE WHEN {of_month} THEN {month} WHEN {of_day} THEN NOT {day} ELSE false END"]
 
-    def conditions_of(self, series: str, start: str, last: str) -> list[str]:
-        """What is true of the files of a series that may have rows from one moment to another, all three given as SQL.
+    def conditions_of(self, labels: Sequence[str], start: str, last: str) -> list[str]:
+        """What is true of the files of a series that may have rows from one moment to another, all given as SQL.
 
         DuckDB works them out for each file, and takes longer over a function than over opening it: so whole names are
-        compared, and it is one condition.
+        compared, and it is one condition. Each function costs time once more when the query is bound, so a name is
+        written by one that is given all of it as a format.
         """
-        daily, monthly = (
-            f"{quoted(f'{self.folder}/{cadence}/')} || {series} || '/'" for cadence in ("daily", "monthly")
-        )
-        days = f"filename BETWEEN {daily} || strftime({start}, '%Y-%m-%d') AND {daily} || strftime({last}, {_DAY_ENDS})"
+        series = ", '/', ".join(labels)
+        folder = str(self.folder).replace("%", "%%")
+
+        def between(cadence: str, first: str, last_: str) -> str:
+            begin = f"concat({quoted(f'{folder}/{cadence}/')}, {series}, "
+            return f"filename BETWEEN strftime({start}, {begin}'/{first}')) AND strftime({last}, {begin}'/{last_}'))"
+
+        days = between("daily", "%Y-%m-%d", "%Y-%m-%d.parquet")
         if not self.closes:
             return [days]
-        of_day = f"length(filename) = length({daily}) + {len(_A_DAY)}"
+        of_day = f"length(filename) = length(concat({quoted(f'{self.folder}/daily/')}, {series})) + {len(_A_DAY) + 1}"
         if not self._closed:
             return [days, of_day]
-        months = (
-            f"filename BETWEEN {monthly} || strftime({start}, '%Y-%m') AND {monthly} || strftime({last}, {_MONTH_ENDS})"
-        )
+        months = between("monthly", "%Y-%m", "%Y-%m.parquet")
         month, day = self._is_closed(_A_MONTH), self._is_closed(_A_DAY)
         return [f"CASE WHEN {months} THEN {month} WHEN {days} THEN {of_day} AND NOT {day} ELSE false END"]
 
@@ -429,7 +481,6 @@ _WHAT_TO_DO = "ask-again-or-open-the-catalog-again-or-run-market-data-status"
 """Begins the name of a mark, which DuckDB shows to people whose SQL is outdated."""
 
 _A_DAY, _A_MONTH = "2024-01-01.parquet", "2024-01.parquet"
-_DAY_ENDS, _MONTH_ENDS = "'%Y-%m-%d.parquet'", "'%Y-%m.parquet'"
 
 
 def _labels_of(key: SeriesKey) -> str:
@@ -440,7 +491,7 @@ _MACROS = {DataType.KLINES: "candles", DataType.AGG_TRADES: "trades"}
 
 
 def _macro(schema: str, files: _Files) -> str:
-    """A table macro for one series from ``a`` (inclusive) to ``b`` (exclusive; NULL means no end).
+    """A table macro for one series from ``a`` (inclusive) to ``b`` (exclusive); NULL means no bound.
 
     It lists the folders of one series where a view lists all, and skips the files outside by their names. The folders
     are known by the series that had files when the catalog was made. For any other series the macro lists every
@@ -457,14 +508,30 @@ def _macro(schema: str, files: _Files) -> str:
         f'"{name}" AS "{name}"' if name in labels else f'r."{name}"'
         for name in lake_schema(files.market, files.data_type).names
     )
-    start, end = "CAST(a AS TIMESTAMP)", f"coalesce(CAST(b AS TIMESTAMP), TIMESTAMP {quoted('9999-12-31')})"
+    # What is NULL is passed over by both, and what is infinite has a name of a file.
+    start, end = f"greatest({_moment('a')}, {_FIRST})", f"least({_moment('b')}, {_LAST})"
     time = f'r."{time_column(files.data_type)}"'
     last = f"({end} - INTERVAL 1 MICROSECOND)"
-    conditions = [*files.conditions_of(series, start, last), f"{time} >= {start}", f"{time} < {end}"]
+    of_files = files.conditions_of([f'"{label}"' for label in labels], start, last)
+    conditions = [*of_files, f"{time} >= {start}", f"{time} < {end}", *filter(None, [files.place])]
     return (
         f"{head} SELECT {columns} FROM {read_parquet(files.listed(pattern), _NAMED)} AS r "
         f"WHERE {' AND '.join(conditions)}"
     )
+
+
+_FIRST, _LAST = "TIMESTAMP '1000-01-01'", "TIMESTAMP '9999-12-31'"
+
+
+def _moment(argument: str) -> str:
+    """Return SQL for an argument as TIMESTAMP in UTC, whatever it is of and whatever the session's zone.
+
+    As text, a TIMESTAMPTZ ends with its offset, and all else has one only if somebody wrote it. DuckDB drops the offset
+    of a text that becomes a TIMESTAMP, and takes the session's zone for what a TIMESTAMPTZ becomes.
+    """
+    text = f"CAST({argument} AS VARCHAR)"
+    in_utc = f"make_timestamp(epoch_us(CAST({text} AS TIMESTAMPTZ)))"
+    return f"CASE WHEN {text} GLOB '*:*[+A-Za-z-]*' THEN {in_utc} ELSE CAST({argument} AS TIMESTAMP) END"
 
 
 _LEDGER_LABELS = SERIES_LABELS
@@ -567,15 +634,17 @@ FROM ranged
 )
 
 
-def _ledger_days(layout: Layout) -> str:
+def _ledger_days(layout: Layout, *, marked: bool) -> str:
     folder = layout.root / "ledger"
+    mark = [_mark_of_ledgers(layout)] if marked else []
     # Ledgers of older versions may lack columns.
-    every = f"{_no_ledger_days(_LEDGER_COLUMNS)} UNION ALL BY NAME SELECT * FROM {_of_series(folder)}"
+    every = f"{_no_ledger_days(_LEDGER_COLUMNS)} UNION ALL BY NAME SELECT * FROM {_of_series(folder, mark)}"
     return f"SELECT {_labels_below(folder)}, {_named(_LEDGER_COLUMNS)} FROM ({every})"
 
 
-def _of_series(folder: Path) -> str:
-    return read_parquet(quoted(f"{as_pattern(folder)}/**/*.parquet"), _NAMED, "union_by_name = true")
+def _of_series(folder: Path, marks: Iterable[Path] = ()) -> str:
+    listed = ", ".join(map(quoted, (*map(as_pattern, marks), f"{as_pattern(folder)}/**/*.parquet")))
+    return read_parquet(f"[{listed}]", _NAMED, "union_by_name = true")
 
 
 def _labels_below(folder: Path) -> str:
@@ -644,7 +713,7 @@ def publish_catalog(layout: Layout) -> Path:
     """Bring ``catalog.duckdb`` up to the lake; return its path.
 
     Where it is right already, that is found out by listing folders, and nothing is written. Readers that have the old
-    file open go on with it. Several processes may publish at once. DuckDB 1.x can read the file.
+    file open go on with it. Several processes may publish at once. DuckDB 1.4 can read the file.
 
     Raises:
         StorageError: the root cannot be written to.
@@ -660,8 +729,15 @@ def publish_catalog(layout: Layout) -> Path:
                 if not mark.exists():
                     files.write_table(mark, schema.empty_table())
             if not _is_published(held):
-                _publish(layout, statements(held))
+                _publish(layout, statements(held, published=True))
     return layout.catalog
+
+
+def refresh_catalog(layout: Layout) -> None:
+    """Bring a catalog that there is up to the lake; leave it as it is if the folder cannot be written."""
+    if layout.catalog.exists():
+        with suppress(MarketDataError):
+            publish_catalog(layout)
 
 
 def retire_catalogs(layout: Layout) -> datetime | None:
@@ -799,7 +875,8 @@ def _is_published(held: Held) -> bool:
     try:
         return (
             stat is not None
-            and read_regular(_signature_file(held.layout)).decode() == _signature(statements(held), stat)
+            and read_regular(_signature_file(held.layout)).decode()
+            == _signature(statements(held, published=True), stat)
             and all(mark.exists() for mark, _ in marks_of(held))
         )
     except (OSError, ValueError):

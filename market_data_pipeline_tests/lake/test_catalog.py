@@ -109,6 +109,82 @@ def test_macros_take_moments_from_anywhere(lake: SmallLake, rest: str) -> None:
         assert reader.execute(f"SELECT count(*) FROM {table}").fetchall() == [(48,)]
 
 
+SECOND_DAY = (
+    "'2024-01-02'",
+    "'2024-01-02 00:00:00'",
+    "'2024-01-02T00:00:00Z'",
+    "'2024-01-02T02:00+02:00'",
+    "'2024-01-02T02:00:00+0200'",
+    "'2024-01-01 18:30:00-05:30'",
+    "DATE '2024-01-02'",
+    "TIMESTAMP '2024-01-02'",
+    "TIMESTAMP_S '2024-01-02'",
+    "TIMESTAMP_MS '2024-01-02'",
+    "TIMESTAMP_NS '2024-01-02'",
+    "TIMESTAMPTZ '2024-01-02 00:00:00+00'",
+    "TIMESTAMPTZ '2024-01-02 05:45:00+05:45'",
+    "(SELECT TIMESTAMPTZ '2024-01-02 00:00:00+00')",
+    "CAST($1 AS TIMESTAMPTZ)",
+    "$1",
+)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kathmandu"])
+def test_macros_take_moments_as_python_does_in_any_zone(lake: SmallLake, zone: str) -> None:
+    lake.put(BTC, days_from("2024-01-01", 3))
+    lake.put(series("BTCUSDT"), days_from("2024-01-01", 3))
+    moment = datetime(2024, 1, 2, tzinfo=UTC)
+    with duckdb.connect(publish_catalog(lake.layout), read_only=True) as reader:
+        reader.execute(f"SET TimeZone = '{zone}'")
+
+        def first_and_rows(macro: str, rest: str) -> tuple[Any, ...]:
+            time = "open_time" if macro == "candles" else "transact_time"
+            labels = "'BTCUSDT', '1h'" if macro == "candles" else "'BTCUSDT'"
+            query = f"SELECT min({time}), count(*) FROM binance_spot.{macro}({labels}, {rest})"
+            return reader.execute(query, [moment] if "$1" in rest else []).fetchone() or ()
+
+        for text in SECOND_DAY:
+            assert first_and_rows("candles", text) == (at("2024-01-02"), 48), text
+            assert first_and_rows("candles", f"'2024-01-01', {text}") == (at("2024-01-01"), 24), text
+            assert first_and_rows("trades", text) == (at("2024-01-02"), 2 * TRADES_A_DAY), text
+
+
+@pytest.mark.parametrize(
+    ("rest", "rows"),
+    [
+        ("NULL", 72),
+        ("NULL, NULL", 72),
+        ("'2024-01-02', NULL", 48),
+        ("'2024-01-02', (SELECT NULL::TIMESTAMPTZ)", 48),
+        ("'-infinity', 'infinity'", 72),
+        ("DATE '-infinity', TIMESTAMPTZ 'infinity'", 72),
+        ("'infinity'", 0),
+        ("'2024-01-01', '-infinity'", 0),
+        ("'2024-01-03', '2024-01-01'", 0),
+    ],
+)
+def test_macros_take_bounds_that_are_open(lake: SmallLake, rest: str, rows: int) -> None:
+    lake.put(BTC, days_from("2024-01-01", 3))
+    assert ask(lake, f"SELECT count(*) FROM binance_spot.candles('BTCUSDT', '1h', {rest})") == [(rows,)]
+
+
+@pytest.mark.parametrize("moment", ["5", "20240102", "1.5", "true", "'yesterday'", "''", "'2024-01-02Z'", "[1]"])
+def test_macros_refuse_what_is_no_moment(lake: SmallLake, moment: str) -> None:
+    lake.put(BTC, days_from("2024-01-01", 3))
+    with pytest.raises(duckdb.Error, match=r"TIMESTAMP|timestamp"):
+        ask(lake, f"SELECT count(*) FROM binance_spot.candles('BTCUSDT', '1h', {moment})")
+
+
+def test_macros_follow_clocks_that_are_set_back(lake: SmallLake) -> None:
+    """In New York, 01:30 came twice on 2024-11-03."""
+    lake.put(series("BTCUSDT", "1m"), [date(2024, 11, 3)])
+    between = "'2024-11-03 01:30:00-04'::TIMESTAMPTZ, '2024-11-03 01:30:00-05'::TIMESTAMPTZ"
+    with duckdb.connect(publish_catalog(lake.layout), read_only=True) as reader:
+        reader.execute("SET TimeZone = 'America/New_York'")
+        query = f"SELECT min(open_time), count(*) FROM binance_spot.candles('BTCUSDT', '1m', {between})"
+        assert reader.execute(query).fetchall() == [(at("2024-11-03T05:30"), 60)]
+
+
 def test_macros_open_no_file_of_other_days_months_or_series(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "now", lambda: datetime(2024, 4, 5, tzinfo=UTC))
     lake.put(BTC, days_from("2024-01-01", 91))
