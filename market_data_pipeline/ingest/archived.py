@@ -44,8 +44,9 @@ _MOST_TOGETHER = 8
 _ROW_BYTES = 256
 """Bytes of one candle in a zip, at most; Binance's have some 50."""
 
-_OVERHEAD_BYTES = 1 << 20
-"""Bytes that a zip of candles may have beside its rows."""
+_OVERHEAD_BYTES = 16 << 20
+"""Bytes that a zip of candles may have beside its rows. A zip with a right checksum that holds something else is to be
+read, and to come into quarantine with the reason."""
 
 _MONTHS_KEPT = 4
 """Months whose days are asked for one by one, since they have no daily zips, that are kept meanwhile."""
