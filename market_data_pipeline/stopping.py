@@ -89,16 +89,40 @@ class Wait:
         self._began = time.monotonic()
 
     def sleep(self, seconds: float, reason: str, left: float = 0.0) -> None:
-        """Sleep for a part of the wait; log its reason if the whole of it lasts longer than a minute.
+        """Sleep for a part of the wait.
 
         Args:
             seconds: The part.
             reason: What is waited for, as a sentence.
             left: How many seconds the wait is known to last from now on.
         """
+        self.note(reason, left)
+        self._stop.sleep(seconds)
+
+    def note(self, reason: str, left: float = 0.0) -> None:
+        """Log what is waited for, if the whole wait lasts longer than a minute."""
         if time.monotonic() - self._began + left >= SAY_AFTER_SECONDS:
             _say(reason)
-        self._stop.sleep(seconds)
+
+
+@contextmanager
+def telling(tell: Callable[[str], object]) -> Iterator[None]:
+    """Pass what long waits say to ``tell``, too, from whichever thread waits."""
+    handler = _Told(tell)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Told(logging.Handler):
+    def __init__(self, tell: Callable[[str], object]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell(record.getMessage())
 
 
 def end_process() -> None:

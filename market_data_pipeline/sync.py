@@ -204,7 +204,11 @@ def stop_if_interrupted(run: dg.ExecuteInProcessResult) -> None:
     """Pass Ctrl-C on: Dagster ends the run as failed, and the next one would begin."""
     for event in run.all_events:
         error = event.step_failure_data.error if event.is_step_failure else None
-        if error is not None and error.cls_name in ("DagsterExecutionInterruptedError", "KeyboardInterrupt"):
+        if error is not None and error.cls_name in (
+            "DagsterExecutionInterruptedError",
+            "KeyboardInterrupt",
+            "StoppedError",
+        ):
             raise KeyboardInterrupt
 
 

@@ -30,6 +30,7 @@ from market_data_pipeline.cli.quarantine import quarantine
 from market_data_pipeline.cli.query import sql
 from market_data_pipeline.cli.reconcile import reconcile
 from market_data_pipeline.cli.servers import sandbox, ui
+from market_data_pipeline.cli.signals import ending_the_process
 from market_data_pipeline.cli.status import status
 from market_data_pipeline.cli.universe import universe
 from market_data_pipeline.cli.verify import verify
@@ -55,6 +56,11 @@ class _Commands(click.Group):
             if text is None or isinstance(error, click.ClickException):
                 raise
             raise click.ClickException(text) from error
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line as a process of its own."""
+        with ending_the_process():
+            return self.main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.commands)

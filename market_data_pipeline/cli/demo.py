@@ -19,6 +19,7 @@ from market_data_pipeline.cli.choice import Asked, choose
 from market_data_pipeline.cli.collect import end, fetch
 from market_data_pipeline.cli.query import run_query
 from market_data_pipeline.cli.screen import aside, out
+from market_data_pipeline.cli.signals import LAST_SECONDS
 from market_data_pipeline.cli.status import all_series, show
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
@@ -114,8 +115,14 @@ def _run_ui(settings: Settings, port: int, sandbox: dict[str, str]) -> None:
     aside().print(f"Dagster's UI comes up at http://127.0.0.1:{port}, until Ctrl-C.")
     ours = {"MARKET_DATA_DIR": str(settings.root), "MARKET_DATA_UNIVERSE": str(settings.universe)}
     environment = {**os.environ, **sandbox, **ours}
-    with suppress(KeyboardInterrupt):
-        subprocess.run(dagster_dev_command(port=port), env=environment, check=False)  # noqa: S603 - our own command
+    with subprocess.Popen(dagster_dev_command(port=port), env=environment) as running:  # noqa: S603 - our own command
+        try:
+            running.wait()
+        except KeyboardInterrupt:
+            running.terminate()  # it ends the processes that it has started
+            with suppress(subprocess.TimeoutExpired):
+                running.wait(LAST_SECONDS / 2)
+            running.kill()
 
 
 def write_universe(root: Path) -> Path:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from market_data_pipeline import stopping
 from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.series import SeriesKey
 
@@ -173,6 +174,9 @@ class _OnConsole(logging.Handler):
 def watching(wanted: Mapping[SeriesKey, Sequence[date]], console: Console) -> Iterator[Watch]:
     """Show a bar with days, rows a second and time left while days of series are brought; yields what hears of them."""
     handler = _OnConsole(console)
+    waits = logging.getLogger(stopping.__name__)
+    waits_propagate, waits.propagate = waits.propagate, False
+    waits.addHandler(handler)
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -182,5 +186,7 @@ def watching(wanted: Mapping[SeriesKey, Sequence[date]], console: Console) -> It
             yield Watch(wanted, bar)
     finally:
         logger.removeHandler(handler)
+        waits.removeHandler(handler)
+        waits.propagate = waits_propagate
         logger.setLevel(level)
         logger.propagate = propagate

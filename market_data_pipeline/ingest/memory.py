@@ -6,6 +6,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from market_data_pipeline.stopping import Stop, Wait
+
+_LOOK_AGAIN_SECONDS = 1.0
+
 
 class Reservation:
     """What one worker has taken from a :class:`MemoryBudget`."""
@@ -32,12 +36,14 @@ class MemoryBudget:
 
     Args:
         total: Bytes.
+        stop: What ends its waits.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, stop: Stop | None = None) -> None:
         self._total = total
         self._used = 0
         self._changed = threading.Condition()
+        self._stop = stop or Stop()
 
     @contextmanager
     def reservation(self) -> Iterator[Reservation]:
@@ -50,6 +56,14 @@ class MemoryBudget:
 
     def _take(self, size: int) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: size <= 0 or self._used == 0 or self._used + size <= self._total)
+            wait = None
+            while size > 0 and self._used > 0 and self._used + size > self._total:
+                self._stop.check()
+                wait = wait or Wait(self._stop)
+                wait.note(
+                    f"Waiting for memory: {size >> 20} MB are wanted, and days in work take {self._used >> 20} of "
+                    f"{self._total >> 20} MB (MARKET_DATA_MEMORY_MB)."
+                )
+                self._changed.wait(_LOOK_AGAIN_SECONDS)
             self._used += size
             self._changed.notify_all()

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import date
 
@@ -43,9 +43,13 @@ from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.errors import AbsentError, ChecksumError, SourceError, UnprovenError
 from market_data_pipeline.sources.rest import RestApi
 from market_data_pipeline.specs import monthly_may_stand
+from market_data_pipeline.stopping import StoppedError
 
 _SAVE_EVERY_SECONDS = 10.0
 """How much work a killed run may leave for :func:`reconcile` to read back from footers."""
+
+_LAST_SECONDS = 3.0
+"""How long a run that was interrupted waits for days in work: those that are being read are stored."""
 
 
 def ingest(
@@ -74,7 +78,10 @@ def ingest(
         SeriesBusyError: another run writes the series and did not finish in time.
         StorageError: the ledger or its lock cannot be written.
     """
-    with files.only_writer(layout.lock(key), settings.lock_wait_seconds, str(key)):
+    with (
+        sources.stop.if_interrupted(),
+        files.only_writer(layout.lock(key), settings.lock_wait_seconds, str(key), sources.stop),
+    ):
         yield from _Run(key, layout, sources, settings, listing or Listing()).bring(sorted(set(days)))
 
 
@@ -96,6 +103,7 @@ class _Run:
     _ledger: Ledger = field(init=False)
     _refusal: StorageError | None = field(default=None, init=False)
     _stopped: threading.Event = field(default_factory=threading.Event, init=False)
+    _abandoned: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __post_init__(self) -> None:
         self._shelf = Shelf(self.key, self.layout, self.listing)
@@ -129,15 +137,16 @@ class _Run:
         in_order = self._in_order(days, settled)
         try:
             midnight = Midnight(self._shelf, self._healer, self._ledger, self.sources.memory)
-            for result in midnight.across(in_order):
-                if result.row is not self._ledger.get(result.day):
-                    self._ledger.put(result.row)
-                    note_month(self._ledger, self.layout, self.key, result.day)
-                    unsaved = brought = True
-                    if time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
-                        self._ledger.write(ledger)
-                        unsaved, saved_at = False, time.monotonic()
-                yield result
+            with self.sources.stop.if_interrupted():
+                for result in midnight.across(in_order):
+                    if result.row is not self._ledger.get(result.day):
+                        self._ledger.put(result.row)
+                        note_month(self._ledger, self.layout, self.key, result.day)
+                        unsaved = brought = True
+                        if time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
+                            self._ledger.write(ledger)
+                            unsaved, saved_at = False, time.monotonic()
+                    yield result
         finally:
             try:
                 in_order.close()  # whatever ended it: no day is in work once the run is over
@@ -178,8 +187,9 @@ class _Run:
         ahead: deque[tuple[_Job, Future[list[DayOutcome | DayFailure] | None]]] = deque()
         ready: deque[DayOutcome | DayFailure] = deque()
         threads = self.sources.at_a_time
-        with ThreadPoolExecutor(threads, thread_name_prefix=f"ingest-{self.key.symbol}") as pool:
-            try:
+        pool = ThreadPoolExecutor(threads, thread_name_prefix=f"ingest-{self.key.symbol}")
+        try:
+            with self.sources.stop.if_interrupted():  # before the days in work are waited for
                 for day in days:
                     if day in settled:
                         yield settled[day]
@@ -187,18 +197,25 @@ class _Run:
                     while not ready:
                         while len(ahead) < 2 * threads and (job := next(jobs, None)) is not None:
                             ahead.append((job, pool.submit(self._work, job)))
-                        first, future = ahead.popleft()
-                        if (results := future.result()) is not None:
+                        # It stays among those ahead until it is done: an interrupt waits for it, too.
+                        results = ahead[0][1].result()
+                        first, _ = ahead.popleft()
+                        if results is not None:
                             ready.extend(results)
                         else:
                             alone = [_Job((one,)) for one in first.days]
                             ahead.extendleft(reversed([(job, pool.submit(self._work, job)) for job in alone]))
                     yield ready.popleft()
-            finally:
-                # Whoever stops (Ctrl-C) waits for the days in work, not for the months that they belong to.
-                self._stopped.set()
-                for _, future in ahead:
-                    future.cancel()
+        finally:
+            # Ending a run waits for the days in work, not for the months that they belong to.
+            self._stopped.set()
+            for _, future in ahead:
+                future.cancel()
+            interrupted = self.sources.stop.is_set
+            if interrupted:
+                wait([future for _, future in ahead], timeout=_LAST_SECONDS)
+                self._abandoned.set()
+            pool.shutdown(wait=not interrupted)
 
     def _jobs(self, days: Sequence[date]) -> list[_Job]:
         """Days to fetch, with whole months together where a monthly zip may stand for them."""
@@ -227,6 +244,7 @@ class _Run:
     def _work(self, job: _Job) -> list[DayOutcome | DayFailure] | None:
         """The results of a job; None where it is a month without a zip, whose days are better brought side by side."""
         results = []
+        self.sources.stop.check()
         if job.whole_month:
             with self.sources.places:
                 if not self._archived.has_month(job.days[0]):
@@ -249,6 +267,8 @@ class _Run:
                 raise self._refusal
             with self.sources.memory.reservation() as memory:
                 rows = self._obtain(day, known, whole_month, memory)
+                if self._abandoned.is_set():
+                    raise StoppedError  # the lock may be another run's by now
                 if isinstance(rows, Encoded):
                     return self._shelf.put(day, known, rows, started)
                 if isinstance(rows, DayRows):

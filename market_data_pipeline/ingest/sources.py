@@ -13,6 +13,7 @@ from market_data_pipeline.series import Market
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.rest import RestApi
 from market_data_pipeline.sources.vision import Archive
+from market_data_pipeline.stopping import Stop
 
 
 class Sources:
@@ -25,12 +26,14 @@ class Sources:
         memory: What the days in work may take together.
         at_a_time: How many days may be in work at a time: more than are downloaded, while others are read and written.
         places: One for each of them.
+        stop: Ends all waits of the run, when it is interrupted.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.archive = Archive(settings)
+        self.stop = Stop()
+        self.archive = Archive(settings, self.stop)
         self.computing = ThreadPoolExecutor(cpus(), thread_name_prefix="compute")
-        self.memory = MemoryBudget(settings.memory_mb << 20)
+        self.memory = MemoryBudget(settings.memory_mb << 20, self.stop)
         self.at_a_time = 2 * settings.download_threads
         self.places = threading.Semaphore(self.at_a_time)
         self._settings = settings
@@ -41,12 +44,12 @@ class Sources:
         """REST of a market."""
         with self._lock:
             if market not in self._rest:
-                self._rest[market] = RestApi(market, self._settings)
+                self._rest[market] = RestApi(market, self._settings, self.stop)
             return self._rest[market]
 
     def close(self) -> None:
         """Close all connections, and end the threads."""
-        self.computing.shutdown()
+        self.computing.shutdown(wait=not self.stop.is_set, cancel_futures=self.stop.is_set)
         self.archive.close()
         for api in self._rest.values():
             api.close()

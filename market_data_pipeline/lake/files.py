@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -30,6 +31,7 @@ from market_data_pipeline.lake import locks
 from market_data_pipeline.lake.provenance import FOOTER_KEY, Provenance
 from market_data_pipeline.regular_files import open_regular, reading
 from market_data_pipeline.specs import Spec
+from market_data_pipeline.stopping import Stop, Wait, in_words
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,9 @@ ROW_GROUP_ROWS = 122_880
 """DuckDB's vector group: measured as the best compromise of size and reading a slice of a day."""
 
 TEMPORARY = ".tmp"
+
+_LOOK_AGAIN_SECONDS = 0.05
+"""How often a lock that another process holds is tried again."""
 
 _EPOCH = date(1970, 1, 1).toordinal()
 
@@ -479,29 +484,37 @@ def remove_leftovers(folder: Path, of: str = "") -> None:
 
 
 @contextmanager
-def only_writer(lock: Path, wait_seconds: float, what: str) -> Iterator[None]:
+def only_writer(lock: Path, wait_seconds: float, what: str, stop: Stop | None = None) -> Iterator[None]:
     """Be the only writer of a series; a killed process lets go by itself.
 
     Args:
         lock: The lock file.
         wait_seconds: How long to wait for another writer.
         what: Name of the series, for the message.
+        stop: What ends the wait; the end of the process does so, too.
 
     Raises:
         SeriesBusyError: the other writer did not finish in time.
+        StoppedError: the wait was ended.
         StorageError: the lock file cannot be made.
     """
     with ExitStack() as held:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                held.enter_context(locks.held(lock))
-            except Timeout:
-                logger.info("%s is being written by another run; waiting for it up to %g s", what, wait_seconds)
-                held.enter_context(locks.held(lock, wait_seconds))
+            wait, ends = Wait(stop or Stop()), time.monotonic() + wait_seconds
+            while True:
+                try:
+                    held.enter_context(locks.held(lock))
+                    break
+                except Timeout:
+                    if (left := ends - time.monotonic()) <= 0:
+                        raise
+                    told = f"Waiting for {locks.holder(lock)}, which writes {what}, for up to {in_words(left)} more."
+                    wait.sleep(min(left, _LOOK_AGAIN_SECONDS), told)
         except Timeout:
             raise SeriesBusyError(
-                f"{what} is being written by another run and was not free within {wait_seconds:g} s. "
+                f"{what} is being written by another run ({locks.holder(lock)}) and was not free within "
+                f"{wait_seconds:g} s. "
                 "Wait for that run to end and start again; nothing was lost."
             ) from None
         except OSError as error:

@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock
@@ -38,9 +38,29 @@ def held(lock: Path, wait_seconds: float = 0) -> Iterator[None]:
     """
     taken = _acquired(lock, wait_seconds)
     try:
+        _sign(lock)
         yield
     finally:
         taken.release()
+
+
+def holder(lock: Path) -> str:
+    """Name the process that holds a lock, for messages."""
+    try:
+        with lock.open("rb") as file:
+            return f"process {int(file.read(20))}"
+    except (OSError, ValueError):
+        return "another process"
+
+
+def _sign(lock: Path) -> None:
+    # Whoever waits can say for whom. It is no part of the lock, so that a fault is none.
+    with suppress(OSError):
+        handle = os.open(lock, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        try:
+            os.write(handle, f"{os.getpid()}\n".encode())
+        finally:
+            os.close(handle)
 
 
 def _acquired(lock: Path, wait_seconds: float) -> BaseFileLock:

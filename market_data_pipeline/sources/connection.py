@@ -14,6 +14,7 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -106,6 +107,29 @@ _current = threading.local()
 """The answer that this thread waits for: its meter, and its reader once there is one."""
 
 
+class _Waiting:
+    """Sockets on which answers are waited for, or were."""
+
+    def __init__(self) -> None:
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._aborted = False
+        self._lock = threading.Lock()
+
+    def add(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._sockets.add(sock)
+            if self._aborted:
+                raise ConnectionAbortedError("the run was interrupted")
+
+    def abort(self) -> None:
+        with self._lock:
+            self._aborted = True
+            for sock in self._sockets:
+                with suppress(OSError):
+                    # Of TLS, too, the socket below it, whose state its own thread uses.
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
 class _Wire(io.RawIOBase):
     """A socket's incoming bytes, metered."""
 
@@ -161,6 +185,7 @@ class _Metered:
         self._sock = sock
 
     def makefile(self, _mode: str) -> _Reader:
+        _current.waiting.add(self._sock)
         _current.reader = _Reader(_Wire(self._sock, _current.meter))
         return cast("_Reader", _current.reader)
 
@@ -231,6 +256,7 @@ class Connections:
         scheme, host = parts.scheme, parts.hostname or ""
         port = parts.port or (443 if scheme == "https" else 80)
         self.proxy = proxy_of(url)
+        self._waiting = _Waiting()
         self._timeout = Timeout(connect=max(min(timeout, 1.0), timeout * _CONNECT_SHARE), read=timeout)
         options: dict[str, Any] = {"maxsize": number, "block": False}
         if scheme == "https":
@@ -252,7 +278,7 @@ class Connections:
         Raises:
             urllib3.exceptions.HTTPError: No answer came.
         """
-        _current.meter, _current.reader = meter, None
+        _current.meter, _current.reader, _current.waiting = meter, None, self._waiting
         target = url if self.proxy is not None else "/" + url.split("/", 3)[3]
         try:
             return cast("_Opens", self._all).urlopen(
@@ -269,6 +295,10 @@ class Connections:
             if _current.reader is not None:  # urllib3 leaves it open if it refuses a header
                 _current.reader.close()
             raise
+
+    def abort(self) -> None:
+        """End all answers that are waited for, now and later, in whichever thread."""
+        self._waiting.abort()
 
     def close(self) -> None:
         """Close all connections."""

@@ -32,6 +32,7 @@ from market_data_pipeline import __version__, clock
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.sources.connection import Connections, Meter, TooBigError
 from market_data_pipeline.sources.errors import NetworkError
+from market_data_pipeline.stopping import Stop, Wait, in_words
 
 OK, BAD_REQUEST, FORBIDDEN, TOO_MANY = 200, 400, 403, 429
 
@@ -162,12 +163,14 @@ class Host:
         url: Base URL.
         settings: Threads, timeout and retries.
         retried: Status codes that are retried.
+        stop: Ends every attempt, and the pauses between them.
         downloads: One place for each download at a time; whoever asks takes one while its requests belong together.
     """
 
     url: str
     settings: Settings
     retried: tuple[int, ...] = PASSING
+    stop: Stop = field(default_factory=Stop)
     downloads: threading.Semaphore = field(init=False)
     _connections: Connections | NetworkError = field(init=False)
     _headers: dict[str, str] = field(init=False)
@@ -181,6 +184,7 @@ class Host:
         self.downloads = threading.Semaphore(self.settings.download_threads)
         try:
             self._connections = Connections(self.url, self.settings.timeout_seconds, self.settings.download_threads)
+            self.stop.on_set(self._connections.abort)
         except NetworkError as error:  # told to whoever asks, as days fail one by one
             self._connections = error
         self._headers = {
@@ -216,7 +220,9 @@ class Host:
 
         Raises:
             NetworkError: No whole answer in all attempts, one that is too big or encoded, or a redirect elsewhere.
+            StoppedError: The run was interrupted.
         """
+        self.stop.check()
         url = f"{self.url}/{quote(path.lstrip('/'))}"
         if params:
             url += f"?{urlencode(params)}"
@@ -274,7 +280,7 @@ class Host:
             if not seconds or number == self.settings.retries:
                 break
             allowance.lost += pause
-            time.sleep(pause)
+            Wait(self.stop).sleep(pause, f"Waiting for {self.name}: it wants no request for {in_words(pause)}.", pause)
         if answer is not None:
             return answer
         with self._lock:
@@ -319,6 +325,7 @@ class Host:
                 f"{url}{self._route} answered more bytes than {asked.kind.name} has. {CHECK_NETWORK}"
             ) from error
         except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
+            self.stop.check()
             raise _fault(error, response) from error
         finally:
             if response is not None:

@@ -111,7 +111,8 @@ class RestApi:
     def __init__(self, market: Market, settings: Settings, stop: Stop | None = None) -> None:
         self.market = market
         self._facts = MARKETS[market]
-        self._host = Host(settings.rest_url(market), settings)
+        stop = stop or Stop()
+        self._host = Host(settings.rest_url(market), settings, stop=stop)
         self._settings = settings
         self._budget = WeightBudget(
             _budget_name(market, settings),

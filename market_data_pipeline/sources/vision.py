@@ -21,6 +21,7 @@ from market_data_pipeline.sources.errors import ChecksumError, NetworkError
 from market_data_pipeline.sources.file import ArchiveFile
 from market_data_pipeline.sources.http import CHECK_NETWORK, FORBIDDEN, OK, PASSING, Answer, Host, Kind
 from market_data_pipeline.sources.listing_page import MOST_PAGES, ListedFile, Page, read_page
+from market_data_pipeline.stopping import Stop
 
 __all__ = ["Archive", "ListedFile"]
 
@@ -33,11 +34,17 @@ _CHECK_LISTING = f"Check the network and {PREFIX}VISION_LISTING_URL."
 
 
 class Archive:
-    """The archive's files and its listing."""
+    """The archive's files and its listing.
 
-    def __init__(self, settings: Settings) -> None:
-        self._files = Host(settings.vision_url, settings, (429, *PASSING))
-        self._listing = Host(settings.vision_listing_url, settings, (429, *PASSING))
+    Args:
+        settings: Its hosts, and how patient to be.
+        stop: What ends all waits; the end of the process does so, too.
+    """
+
+    def __init__(self, settings: Settings, stop: Stop | None = None) -> None:
+        stop = stop or Stop()
+        self._files = Host(settings.vision_url, settings, (429, *PASSING), stop)
+        self._listing = Host(settings.vision_listing_url, settings, (429, *PASSING), stop)
         self._most_bytes = settings.max_zip_mb << 20
 
     def fetch(

@@ -18,6 +18,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.outcomes import DayResult, OnResult
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
+from market_data_pipeline.stopping import Stop, telling
 from market_data_pipeline.universe import Universe
 
 
@@ -26,11 +27,13 @@ class Ingestion:
 
     Args:
         ahead: Brings days of a series, and series ahead of those that were asked for.
+        stop: Ends what the run waits for, when it is interrupted.
         on_result: Told of each day as soon as it is done.
     """
 
-    def __init__(self, ahead: Ahead[DayResult], on_result: OnResult | None) -> None:
+    def __init__(self, ahead: Ahead[DayResult], stop: Stop, on_result: OnResult | None) -> None:
         self._ahead = ahead
+        self._stop = stop
         self._on_result = on_result
 
     def days(self, key: SeriesKey, days: Sequence[date]) -> Iterator[DayResult]:
@@ -39,10 +42,11 @@ class Ingestion:
         Raises:
             MarketDataError: the series is being written by another run, or the disk refuses.
         """
-        for result in self._ahead.days(key, days):
-            if self._on_result is not None:
-                self._on_result(result)
-            yield result
+        with self._stop.if_interrupted():
+            for result in self._ahead.days(key, days):
+                if self._on_result is not None:
+                    self._on_result(result)
+                yield result
 
 
 def open_ingestion(
@@ -75,9 +79,14 @@ def open_ingestion(
         wanted = series_wanted(context.run)
         longest = max((len(days) for _, days in wanted), default=1)
         # Days of one series are brought side by side, too; the next is begun while one reports its days.
-        with closing(Ahead(bring, wanted, max(2, sources.at_a_time // longest))) as ahead:
-            yield Ingestion(ahead, on_result)
+        with closing(Ahead(bring, wanted, max(2, sources.at_a_time // longest))) as ahead, telling(_log(context)):
+            yield Ingestion(ahead, sources.stop, on_result)
     publish_views(layout, context.log)
+
+
+def _log(context: dg.InitResourceContext) -> Callable[[str], object]:
+    log = context.log
+    return (lambda text: log.warning(text)) if log is not None else (lambda _: None)
 
 
 def series_wanted(run: dg.DagsterRun | None) -> list[tuple[SeriesKey, list[date]]]:
