@@ -164,6 +164,7 @@ def test_a_day_that_the_archive_lacks_comes_from_rest_and_is_provisional(world: 
 @pytest.mark.parametrize("key", [BTC, TRADES, agg_trades("BTCUSDT", "um"), klines("BTCUSD_PERP", "1m", "cm")], ids=str)
 def test_rest_gives_the_archives_rows(world: World, key: object) -> None:
     assert isinstance(key, type(BTC))
+    world.at("2026-03-04T23:00:00")  # futures trades are served for two days
     late = world.sandbox.faults.add(LateArchive(days=(date(2026, 3, 3),), days_late=5))
     assert outcome(world.one(key, "2026-03-03")).row.source == "rest"
     from_rest = world.table(key, "2026-03-03")
