@@ -29,7 +29,7 @@ from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import SeriesBusyError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import HELD, Ledger, LedgerRow, failed_row, reconcile
+from market_data_pipeline.lake.ledger import EMPTY, HELD, Ledger, LedgerRow, failed_row, reconcile
 from market_data_pipeline.lineage import profile_of
 from market_data_pipeline.outcomes import DayResult, OnResult
 from market_data_pipeline.profile import profile_is_due
@@ -147,6 +147,11 @@ def _runs(
             yield (first, last), keys[n : n + together]
 
 
+def _action_of(row: LedgerRow) -> Action:
+    """What is done for a day that is settled: nothing."""
+    return Action.HELD if row.held else Action.EMPTY if row.outcome == EMPTY else Action.NOT_LISTED
+
+
 def _with_flat_candles(report: Report) -> list[Market]:
     """Markets of which days have flat candles that were not judged yet."""
     return sorted({one.key.market for one in report.outcomes if one.row.quiet and UNCONFIRMED in one.row.findings})
@@ -184,7 +189,7 @@ def _report_settled(
             and day in on_record
             and (is_settled(row, now, reach_of(key)) or is_not_listed(row, listing))
         ):
-            told(DayOutcome(key, day, row, Action.HELD if row.held else Action.NOT_LISTED))
+            told(DayOutcome(key, day, row, _action_of(row)))
         else:
             needed.append(day)
     if behind and not needed:

@@ -120,7 +120,7 @@ class Tally:
             Action.HELD: "held before",
             Action.FETCHED: "fetched",
             Action.EXTENDED: "resumed",
-            Action.EMPTY: "empty so far",
+            Action.EMPTY: "empty",
             Action.NOT_LISTED: "not listed",
         }
         parts = [f"{self.actions[action]:,} {word}" for action, word in words.items() if self.actions[action]]

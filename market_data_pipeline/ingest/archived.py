@@ -9,6 +9,7 @@ it stands. Bytes that are refused go into quarantine.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future
@@ -131,6 +132,17 @@ class ArchivedDays:
                 found.set_exception(error)
                 raise
         return found.result()
+
+    def later_day(self, day: date) -> date | None:
+        """The first day after one that has a daily zip; None where the archive has no later one. It takes a request.
+
+        Raises:
+            SourceError: the listing does not answer.
+        """
+        path = self.key.archive_daily(day)
+        page, _ = self.archive.list_page(self.key.archive_folder(), f"{path}.CHECKSUM")
+        days = (re.search(r"-(\d{4}-\d{2}-\d{2})\.zip$", file.key) for file in page)
+        return min((date.fromisoformat(found[1]) for found in days if found), default=None)
 
     def has_month(self, month: date) -> bool:
         """Whether the archive has a zip of a month that can be trusted, which is kept until :meth:`release`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -10,13 +11,16 @@ from datetime import date, timedelta
 import pyarrow as pa
 
 from market_data_pipeline import clock
+from market_data_pipeline.findings import Finding, Verdict
 from market_data_pipeline.ingest.dayrows import DayRows, joined
 from market_data_pipeline.ingest.healing import Healer
 from market_data_pipeline.lake.provenance import Part, Source
 from market_data_pipeline.outcomes import Action
+from market_data_pipeline.quality.gaps import expected_open_times
 from market_data_pipeline.quality.repair import pause_ended
-from market_data_pipeline.quality.rows import in_order, ints
-from market_data_pipeline.series import Listing, SeriesKey, interval_us
+from market_data_pipeline.quality.rows import in_order, ints, key_ranges
+from market_data_pipeline.quality.verdicts import verdict_finding
+from market_data_pipeline.series import DataType, Listing, SeriesKey, interval_us
 from market_data_pipeline.sources.errors import (
     AbsentError,
     BeyondReachError,
@@ -27,15 +31,26 @@ from market_data_pipeline.sources.errors import (
 from market_data_pipeline.sources.rest import RestApi, RestRows
 from market_data_pipeline.specs import spec_of
 
+logger = logging.getLogger(__name__)
+
+_MAY_BE_LATE = timedelta(days=14)
+"""How long a day without a file may yet get one, although later days have theirs."""
+
 LATEST_ARCHIVE = timedelta(days=30)
 """How late an archive may be: publication has stalled for 9 days."""
 
 
 @dataclass(frozen=True, slots=True)
 class Nothing:
-    """There is nothing to store for a day, and that is as it should be."""
+    """There is nothing to store for a day, and that is as it should be.
+
+    Attributes:
+        action: What was done for it.
+        findings: Why it has no rows, where that is settled.
+    """
 
     action: Action
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass
@@ -46,11 +61,13 @@ class AskedDays:
         key: The series.
         rest: REST of its market.
         listing: When the symbol was listed, as far as known.
+        later_day: Asks the archive for the first day after one that has a file.
     """
 
     key: SeriesKey
     rest: Callable[[], RestApi]
     listing: Listing
+    later_day: Callable[[date], date | None]
     _first_candle: tuple[date | None] | None = field(default=None, init=False)
     _asking: threading.Lock = field(default_factory=threading.Lock, init=False)
 
@@ -76,6 +93,8 @@ class AskedDays:
         try:
             fetched = self._ask(day, held)
         except BeyondReachError as error:
+            if held is None and (hole := self._hole(day)) is not None:
+                return hole
             if day < clock.today() - LATEST_ARCHIVE:
                 raise _with_archive_answer(AbsentError(str(error))) from error
             raise _with_archive_answer(BeyondReachError(f"{error}; the archive will bring it")) from error
@@ -156,7 +175,33 @@ class AskedDays:
             return Nothing(Action.EMPTY)
         if self._before_listing(day):
             return Nothing(Action.NOT_LISTED)
+        if (hole := self._hole(day)) is not None:
+            return hole
         raise _with_archive_answer(AbsentError("REST has no rows for it either"))
+
+    def _hole(self, day: date) -> Nothing | None:
+        """A day within a listing on which nothing was traded, as the archive and REST show; None where they do not.
+
+        The archive has later days and has not this one, e.g. spot COCOSUSDT 2021-01-20 to 22, and REST has no candle in
+        which there were trades.
+        """
+        if day >= clock.today() - _MAY_BE_LATE:
+            return None
+        start = clock.day_start_us(day)
+        candles = self.key if self.key.interval else replace(self.key, data_type=DataType.KLINES, interval="1d")
+        try:
+            had = self.rest().klines(candles, start, start + clock.US_PER_DAY).table
+            later = None if (ints(had, "count") > 0).any() else self.later_day(day)
+        except SourceError as error:
+            logger.info("%s %s: why it has no rows could not be asked for: %s", self.key, day, error)
+            return None
+        if later is None:
+            return None
+        evidence = f"the archive has no file of the day, the next is of {later}, and REST has no candle with trades"
+        times = expected_open_times(self.key, day) if self.key.interval else None
+        ranges = () if times is None else key_ranges(times, interval_us(self.key.interval or ""))
+        what, count = ("aggregated trades", 0) if times is None else ("candles", len(times))
+        return Nothing(Action.EMPTY, (verdict_finding(Verdict.OUTAGE, what, count, ranges, evidence),))
 
     def _before_listing(self, day: date) -> bool:
         first = self._first_listed()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 
 from market_data_pipeline import clock
+from market_data_pipeline.findings import Finding, to_json, verdicts_of
 from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE, ArchivedDays
 from market_data_pipeline.ingest.asked import AskedDays, Nothing
 from market_data_pipeline.ingest.dayrows import DayRows
@@ -116,7 +117,7 @@ class _Run:
             self.sources.memory,
             self.settings.quarantine_mb * 1_000_000,
         )
-        self._asked = AskedDays(self.key, self._rest, self.listing)
+        self._asked = AskedDays(self.key, self._rest, self.listing, self._archived.later_day)
         self._healer = Healer(self.key, self._rest, self.listing)
 
     def _rest(self) -> RestApi:
@@ -160,22 +161,27 @@ class _Run:
         """The result of a day for which no source need be asked."""
         row = self._ledger.get(day)
         if row is not None and is_settled(row, clock.now(), reach_of(self.key)):
-            return DayOutcome(self.key, day, row, Action.HELD)
+            return DayOutcome(self.key, day, row, Action.HELD if row.held else Action.EMPTY)
         if row is not None and is_not_listed(row, self.listing):
             return DayOutcome(self.key, day, row, Action.NOT_LISTED)
         if not self.listing.covers(day) and (row is None or row.outcome != HELD):
             return self._without_rows(day, Action.NOT_LISTED)
         return None
 
-    def _without_rows(self, day: date, action: Action, seconds: float = 0.0) -> DayOutcome:
-        outcome, final = (NOT_LISTED, True) if action is Action.NOT_LISTED else (EMPTY, False)
+    def _without_rows(
+        self, day: date, action: Action, seconds: float = 0.0, findings: tuple[Finding, ...] = ()
+    ) -> DayOutcome:
+        outcome, final = (NOT_LISTED, True) if action is Action.NOT_LISTED else (EMPTY, bool(findings))
         known = self._ledger.get(day)
-        if known is not None and known.outcome == outcome:
+        if known is not None and known.outcome == outcome and not findings:
             return DayOutcome(self.key, day, known, action, seconds)
         row = LedgerRow(
             day=day,
             outcome=outcome,
             final=final,
+            missing=sum(finding.count for finding in findings),
+            findings=to_json(findings),
+            verdicts=verdicts_of(findings),
             attempts=known.attempts if known else 0,
             asked_at=clock.naive_utc(clock.now()),
         )
@@ -279,7 +285,7 @@ class _Run:
                 asked_at = clock.naive_utc(clock.now())
                 row = replace(known, attempts=next_attempt(known), failure=None, reason=None, asked_at=asked_at)
                 return DayOutcome(self.key, day, row, Action.HELD, seconds)
-            return self._without_rows(day, rows.action, seconds)
+            return self._without_rows(day, rows.action, seconds, rows.findings)
         except StorageError as error:
             self._refusal = error
             return self._failed(day, known, "storage", str(error), started, downloaded)

@@ -21,7 +21,8 @@ class DayState(StrEnum):
     PROVISIONAL = "provisional"
     """Held, and not settled yet: it is fetched again when its archive is there."""
     OUTAGE = "outage"
-    """Final; inside of it the exchange or the market stood still, so no rows, or flat ones, are right."""
+    """Final; inside of it the exchange or the market stood still, so no rows, or flat ones, are right. It may be all of
+    the day, which then has no file."""
     HEALED = "healed"
     """Final; rows that the archive lacks came from REST."""
     FINAL = "final"
@@ -55,6 +56,8 @@ def state_of(outcome: str, final: bool, verdicts: str) -> DayState:
     >>> state_of("held", True, "quiet+outage").value
     'outage'
     """
+    if outcome == EMPTY and final and Verdict.OUTAGE in verdicts.split("+"):
+        return DayState.OUTAGE
     if outcome != HELD:
         return {FAILED: DayState.FAILED, NOT_LISTED: DayState.NOT_LISTED, EMPTY: DayState.EMPTY}[outcome]
     found = set(verdicts.split("+"))
@@ -101,7 +104,8 @@ def _any_of(verdicts: frozenset[Verdict]) -> str:
 
 
 STATE_SQL = (
-    f"CASE WHEN outcome <> '{HELD}' THEN outcome "
+    f"CASE WHEN outcome = '{EMPTY}' AND final AND {_any_of(frozenset({Verdict.OUTAGE}))} THEN '{DayState.OUTAGE}' "
+    f"WHEN outcome <> '{HELD}' THEN outcome "
     f"WHEN {_any_of(_UNEXPLAINED)} OR (final AND {_any_of(_NOT_KNOWN_YET)}) "
     f"THEN '{DayState.INCOMPLETE}' "
     f"WHEN NOT final THEN '{DayState.PROVISIONAL}' "

@@ -99,8 +99,8 @@ def _has_rested(row: LedgerRow, now: datetime, reach: timedelta | None) -> bool:
 
 
 def is_settled(row: LedgerRow, now: datetime, reach: timedelta | None = None) -> bool:
-    """Whether a day need not be asked of any source: it is held and final, and nothing about it is due."""
-    return row.held and not is_due(row, now, reach)
+    """Whether a day need not be asked of any source: it is held and final, or without rows, and nothing is due."""
+    return (row.held or (row.outcome == EMPTY and row.final)) and not is_due(row, now, reach)
 
 
 def _may_change(row: LedgerRow) -> bool:
@@ -113,7 +113,7 @@ def _may_change(row: LedgerRow) -> bool:
         # Of a final day, an older failure tells nothing any more, unless it was met in replacing the day.
         again = row.open or row.replaced_by is not None or (row.failure is not None and not row.final)
         return again or _BEFORE_OFF_GRID in row.findings
-    return row.outcome in (FAILED, EMPTY)
+    return row.outcome == FAILED or (row.outcome == EMPTY and not row.final)
 
 
 def waits_for_archive(row: LedgerRow, now: datetime) -> bool:

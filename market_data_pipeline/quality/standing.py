@@ -163,7 +163,7 @@ def sum_of_gaps(rows: Iterable[LedgerRow]) -> tuple[GapSum, ...]:
     """What the gaps checks of days found, by verdict, in the order in which verdicts take precedence."""
     sums: dict[str, GapSum] = {}
     for row in rows:
-        if row.outcome != HELD or not row.verdicts:
+        if row.outcome not in (HELD, EMPTY) or not row.verdicts:
             continue
         of_day: dict[str, list[Finding]] = {}
         for finding in row.findings_list():

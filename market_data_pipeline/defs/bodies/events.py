@@ -285,7 +285,7 @@ def state_in_words(row: LedgerRow) -> str:
         return "final" if row.final else "provisional: fetched again when the archive is there"
     return {
         NOT_LISTED: "not listed: the symbol was not traded on that day",
-        EMPTY: "empty: nothing was traded yet",
+        EMPTY: "empty: nothing was traded on that day" if row.final else "empty: nothing was traded yet",
     }.get(row.outcome, row.outcome)
 
 
@@ -342,7 +342,7 @@ def _failures_table(failures: Sequence[DayFailure]) -> dg.TableMetadataValue:
 
 def _description(findings: Sequence[Finding], row: LedgerRow) -> str:
     if row.outcome != HELD:
-        return state_in_words(row)
+        return shortened(" ".join([state_in_words(row), *(finding.message for finding in findings)]), SHOWN_TEXT)
     return shortened(" ".join(finding.message for finding in findings), SHOWN_TEXT) or "Nothing was found wrong."
 
 
