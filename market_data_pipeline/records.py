@@ -14,7 +14,7 @@ BYTES_A_DAY = 4_000
 """Most that a day of a series takes with its checks; 2.7 kB with two of them, as measured."""
 
 BIG = 1_000_000_000
-"""Records of more bytes than this are worth pruning."""
+"""Records of more bytes than this are worth a word: in `status`, and before a backfill that would make them."""
 
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 

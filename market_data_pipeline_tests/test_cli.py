@@ -269,6 +269,14 @@ def test_more_than_5_gb_are_asked_about_and_less_is_not() -> None:
     assert concern == "4,000 days are about 48.0 GB to download and 43.0 GB on disk, where 1.0 TB are free."
 
 
+def test_records_of_many_small_days_count_as_well() -> None:
+    """400 symbols of daily candles for eight years are little to download, and a million days on record."""
+    concern = concern_about(Size(1_200_000, 600_000_000, 2_000_000_000), free=10**12)
+    assert concern == "1,200,000 days are about 600.0 MB to download and 6.8 GB on disk, where 1.0 TB are free."
+    assert concern_about(Size(1_200_000, 600_000_000, 2_000_000_000), free=6 * 10**9) is not None
+    assert concern_about(Size(200_000, 100_000_000, 300_000_000), free=10**12) is None
+
+
 def test_size_is_estimated_from_held_days_and_counts_only_what_is_not_final() -> None:
     wanted = days("2026-01-01", "2026-01-10")
     first = (wanted[0] - type(wanted[0])(1970, 1, 1)).days

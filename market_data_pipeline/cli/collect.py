@@ -20,6 +20,7 @@ from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.listed import listing_sources, with_listings
 from market_data_pipeline.quality.repair import REFUSED
+from market_data_pipeline.records import BIG
 from market_data_pipeline.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import load_universe
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from market_data_pipeline.outcomes import DayFailure
 
 ASK_ABOVE = 5_000_000_000
-"""Downloads of more bytes than this are not begun without asking."""
+"""Downloads of more bytes than this are not begun without asking; nor are days whose records take over 1 GB."""
 
 SHOWN_FAILURES = 20
 
@@ -193,7 +194,7 @@ def ask_first(settings: Settings, wanted: Mapping[SeriesKey, Sequence[date]], *,
     size = size_of(wanted, {key: holding(layout, key) for key in wanted})
     concern = concern_about(size, shutil.disk_usage(existing(settings.root)).free)
     if concern:
-        aside().print(concern, soft_wrap=True)
+        aside().print(f"{concern} Dagster's records take up to {in_bytes(size.records)} of it.", soft_wrap=True)
         if not yes:
             click.confirm("Go on?", abort=True, err=True)
 
@@ -204,15 +205,13 @@ def concern_about(size: Size, free: int) -> str | None:
     >>> concern_about(Size(31, 2_000_000, 2_500_000), free=10**11) is None
     True
     """
-    if size.disk > free:
-        return (
-            f"{counted(size.days, 'day')} would take about {in_bytes(size.disk)}, and the disk has "
-            f"{in_bytes(free)} free."
-        )
-    if size.download > ASK_ABOVE:
+    disk = size.disk + size.records
+    if disk > free:
+        return f"{counted(size.days, 'day')} would take about {in_bytes(disk)}, and the disk has {in_bytes(free)} free."
+    if size.download > ASK_ABOVE or size.records > BIG:
         return (
             f"{counted(size.days, 'day')} are about {in_bytes(size.download)} to download and "
-            f"{in_bytes(size.disk)} on disk, where {in_bytes(free)} are free."
+            f"{in_bytes(disk)} on disk, where {in_bytes(free)} are free."
         )
     return None
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED
 from market_data_pipeline.lake.on_record import rows_as_on_disk
+from market_data_pipeline.records import BYTES_A_DAY
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import expected_rows
 
@@ -115,6 +116,11 @@ class Size:
     days: int
     download: int
     disk: int
+
+    @property
+    def records(self) -> int:
+        """Most bytes that Dagster's records of those days take."""
+        return self.days * BYTES_A_DAY
 
 
 def day_size(key: SeriesKey, held: Holding) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.cli.holdings import Holding, day_of, holding
 from market_data_pipeline.cli.screen import in_bytes, out, red
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.records import BIG, size_of_records
 from market_data_pipeline.series import EXCHANGE, SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
@@ -103,6 +104,14 @@ def show(statuses: Iterable[SeriesStatus], root: str, console: Console) -> None:
     console.print(table)
 
 
+def tell_records(layout: Layout, days: int, console: Console) -> None:
+    """Print what Dagster's records take, for each stored day too, and what to do if that is much."""
+    size = size_of_records(layout.dagster_home)
+    a_day = f", {in_bytes(size / days)} for each day" if days else ""
+    advice = " `market-data prune` drops old runs and gives their space back." if size > BIG else ""
+    console.print(f"Dagster's records: {in_bytes(size)}{a_day}.{advice}", soft_wrap=True)
+
+
 def _total(statuses: Iterable[SeriesStatus]) -> SeriesStatus:
     statuses = list(statuses)
     names = ("held", "provisional", "failed", "missing", "rows", "bytes")
@@ -135,3 +144,4 @@ def status(as_json: bool) -> None:
         click.echo(json.dumps([asdict(s) for s in statuses], default=str, indent=2))
     else:
         show(statuses, str(settings.root), out())
+        tell_records(Layout(settings.root), sum(s.held + s.provisional for s in statuses), out())

@@ -9,8 +9,8 @@ JSON, and gives each run a file of its own, which takes 110 kB empty: 37 kB for 
 
 - Runs have no file of their own. All events lie in the index. A run that has a file, from before, goes on in it.
 - The JSON of events is packed (``packing``).
-- When a run ends, its plans that came true and its evaluations that passed leave the log. The day's materialization
-  and the history of its checks say the same.
+- When a run ends, its plans that came true and its evaluations that passed leave the log, in which the empty outputs of
+  checks never were. The day's materialization and the history of its checks say the same.
 
 ``unpacking`` makes it what the stock class reads, where ``dagster.yaml`` names this class no more.
 
@@ -36,6 +36,8 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 from dagster import (
+    AssetCheckKey,
+    AssetCheckSpec,
     AssetKey,
     DagsterEventType,
     EventLogEntry,
@@ -120,6 +122,12 @@ _CAME_TRUE = SqlEventLogStorageTable.delete().where(
 )
 """Drops a run's plans to materialize partitions that it has materialized."""
 
+_PLANNED_CHECKS = SqlEventLogStorageTable.delete().where(
+    _EVENTS.run_id == sa.bindparam("run"),
+    _EVENTS.dagster_event_type == DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED.value,
+)
+"""Drops a run's plans to check. The table of checks has each of them, or the evaluation in its place."""
+
 _ENDED = {f"PIPELINE_{status.value}" for status in FINISHED_STATUSES}
 """Types of events that end a run."""
 
@@ -160,6 +168,15 @@ class _Writing:
     newest: dict[tuple[AssetKey | None, DagsterEventType | None], tuple[EventLogEntry, int]] = field(
         default_factory=dict
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluations:
+    """Of a run: checks that were evaluated, the names of their outputs, and the events of evaluations that passed."""
+
+    checks: set[AssetCheckKey] = field(default_factory=set)
+    outputs: set[str] = field(default_factory=set)
+    passed: list[int] = field(default_factory=list)
 
 
 class _Waiting:
@@ -208,7 +225,7 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
         self._writing: _Writing | None = None
         self._waiting = _Waiting()
         self._wrong: sa.exc.SQLAlchemyError | None = None
-        self._passed: dict[str, list[int]] = {}  # by run that has not ended, its evaluations that passed
+        self._of_runs: dict[str, _Evaluations] = {}  # that have not ended
         self._known_to_exist: set[str] = set()
         self._poller: SqlPollingEventWatcher | None = None
         # What Dagster has together, an asset's materializations in a run over days, it then hands over together.
@@ -284,6 +301,8 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
             self._tidy(run_id)
 
     def _store_one(self, event: EventLogEntry) -> None:
+        if self._is_of_check(event):
+            return
         if self._file_of(event.run_id) == INDEX_SHARD_NAME:
             SqlEventLogStorage.store_event(self, event)
         else:
@@ -291,9 +310,10 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
 
     def _tidy(self, run_id: str) -> None:
         """Drop of a run that has ended what other rows say as well."""
-        passed = [{"passed": event_id} for event_id in self._passed.pop(run_id, [])]
+        passed = [{"passed": event_id} for event_id in self._of_runs.pop(run_id, _Evaluations()).passed]
         with self._one_transaction(), self.index_connection() as index:
             index.execute(_CAME_TRUE, {"run": run_id})
+            index.execute(_PLANNED_CHECKS, {"run": run_id})
             if passed:
                 index.execute(SqlEventLogStorageTable.delete().where(_EVENTS.id == sa.bindparam("passed")), passed)
         with self._one_transaction(), self.index_connection() as index:
@@ -323,15 +343,28 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
                 if index.execute(_EVALUATED, _evaluated(event, event_id, row)).rowcount != 1:  # nobody planned it
                     self._update_asset_check_evaluation(event, event_id)
                 else:
-                    self._note_passed(event, event_id)
+                    self._note(event, event_id)
 
     def _update_asset_check_evaluation(self, event: EventLogEntry, event_id: int | None) -> None:
         super()._update_asset_check_evaluation(event, event_id)
-        self._note_passed(event, event_id)
+        self._note(event, event_id)
 
-    def _note_passed(self, event: EventLogEntry, event_id: int | None) -> None:
-        if event_id is not None and event.get_dagster_event().asset_check_evaluation_data.passed:
-            self._passed.setdefault(event.run_id, []).append(event_id)
+    def _note(self, event: EventLogEntry, event_id: int | None) -> None:
+        evaluation = event.get_dagster_event().asset_check_evaluation_data
+        noted = self._of_runs.setdefault(event.run_id, _Evaluations())
+        if evaluation.asset_check_key not in noted.checks:
+            noted.checks.add(evaluation.asset_check_key)
+            spec = AssetCheckSpec(evaluation.check_name, asset=evaluation.asset_key)
+            noted.outputs.add(spec.get_python_identifier())
+        if event_id is not None and evaluation.passed:
+            noted.passed.append(event_id)
+
+    def _is_of_check(self, event: EventLogEntry) -> bool:
+        """Return True if an event says that a check has yielded its output, which is always empty."""
+        if event.dagster_event_type is not DagsterEventType.STEP_OUTPUT or event.run_id not in self._of_runs:
+            return False
+        name = event.get_dagster_event().step_output_data.step_output_handle.output_name
+        return name in self._of_runs[event.run_id].outputs
 
     def _store_asset_check_evaluation_planned(self, event: EventLogEntry, event_id: int | None) -> None:
         # The stock method writes the event as JSON anew for each day.
