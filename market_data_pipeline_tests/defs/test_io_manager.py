@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from market_data_pipeline.defs.bodies import tables
 from market_data_pipeline.defs.bodies.tables import (
     NotHeldError,
     as_arrow,
@@ -24,6 +25,7 @@ from market_data_pipeline.defs.bodies.tables import (
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import files
+from market_data_pipeline.lake.closing import close_months, closed_days, remove_closed_days
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, NOT_LISTED, Ledger, LedgerRow
 from market_data_pipeline.lake.provenance import Source
@@ -67,6 +69,27 @@ def test_a_folder_that_reads_like_a_pattern_is_taken_at_its_word(tmp_path: Path,
     files.write_table(other.file(KLINES, day(2)), lake_schema(KLINES.market, KLINES.data_type).empty_table())
     with project.instance:
         assert as_arrow(load(project, KLINES, kind, 2)).num_rows == 24
+
+
+@pytest.mark.parametrize("kind", [pa.Table, pd.DataFrame, pl.DataFrame])
+def test_days_whose_month_is_closed_meanwhile_load(
+    project: Project, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    """Their own files are listed, and removed before they are read."""
+    for number in range(1, 32):
+        hold(project.layout, KLINES, day(number))
+    listed = tables.held_files
+
+    def list_then_remove(*args: Any) -> Any:
+        held = listed(*args)
+        close_months(project.layout, KLINES)
+        due, _ = closed_days(project.layout, KLINES, datetime(2100, 1, 1, tzinfo=UTC))
+        remove_closed_days(project.layout, KLINES, due)
+        return held
+
+    monkeypatch.setattr(tables, "held_files", list_then_remove)
+    assert as_arrow(load(project, KLINES, kind, 2, 3)).num_rows == 48
+    assert not list(project.layout.folder(KLINES).glob("*.parquet"))
 
 
 def test_one_day_loads(project: Project) -> None:

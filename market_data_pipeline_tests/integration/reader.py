@@ -16,6 +16,7 @@ from pathlib import Path
 import duckdb
 
 from market_data_pipeline import MarketData
+from market_data_pipeline.lake.catalog import may_have_been_replaced
 from market_data_pipeline.series import INTERVALS
 
 SYMBOLS = ["BTCUSDT", "ETHUSDT"]
@@ -60,8 +61,11 @@ def of_catalog(path: Path) -> list[Day]:
         return [*connection.execute(DAYS).fetchall(), *connection.execute(CANDLES).fetchall()]
 
 
+TRIES = 20
+
+
 class Notebook:
-    """Somebody's notebook, with the catalog open all the time, who opens it again where an error says so."""
+    """Somebody's notebook, with the catalog open all the time, who opens it again if DuckDB reports an error."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -73,14 +77,27 @@ class Notebook:
 
     def trying_again(self, read: Callable[[], list[Day]]) -> list[Day]:
         """What is read; of one path, DuckDB opens one file a process, so all of this one's wait for the notebook."""
-        try:
-            return read()
-        except duckdb.IOException as error:
-            if "open-the-catalog-again" not in str(error):
-                raise
+
+        def open_again() -> None:
             self._opened.close()
             self._opened = duckdb.connect(str(self._path), read_only=True)
+
+        return asking_again(read, open_again)
+
+
+def asking_again(read: Callable[[], list[Day]], before: Callable[[], None] = lambda: None) -> list[Day]:
+    """Read, as often as DuckDB says that a file was replaced or is gone: people are told to ask again then.
+
+    How often that happens depends on how busy the machine is. Whatever is read in the end must be right.
+    """
+    for _ in range(TRIES):
+        try:
             return read()
+        except duckdb.Error as error:
+            if not may_have_been_replaced(error):
+                raise
+            before()
+    return read()
 
 
 def check(days: Iterable[Day]) -> int:
@@ -97,7 +114,7 @@ def main(root: Path) -> None:
     notebook = Notebook(catalog)
     ways: dict[str, Callable[[], list[Day]]] = {
         "frame": lambda: of_frame(market),
-        "relation": lambda: of_relation(market),
+        "relation": lambda: asking_again(lambda: of_relation(market)),
         "views": lambda: of_views(market),
         "catalog": lambda: notebook.trying_again(lambda: of_catalog(catalog)),
         "kept catalog": notebook.days,

@@ -46,7 +46,11 @@ def load_days(layout: Layout, key: SeriesKey, days: Sequence[date], wanted: Any)
         NotHeldError: a day is not held.
         StorageError: the system refuses to read the ledger.
     """
-    return load_files(held_files(layout, key, days), lake_schema(key.market, key.data_type), wanted)
+    schema = lake_schema(key.market, key.data_type)
+    try:
+        return load_files(held_files(layout, key, days), schema, wanted)
+    except FileNotFoundError:  # removed since it was listed, as days are whose month was closed
+        return load_files(held_files(layout, key, days), schema, wanted)
 
 
 def held_files(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[DayFile]:
