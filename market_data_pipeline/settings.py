@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     max_zip_mb: int = Field(
         256,
         ge=1,
-        description="Biggest zip to download, in MB; daily trades have up to 120.",
+        description="Biggest zip to download, in MB; the biggest daily files have 120.",
     )
     lock_wait_seconds: float = Field(
         600, ge=0, description="How long to wait for another run that writes the same series."

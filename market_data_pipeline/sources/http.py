@@ -321,9 +321,8 @@ class Host:
             whole = response.status >= OK
             return Answer(url, response.status, response.headers, body, self._route)
         except TooBigError as error:
-            raise NetworkError(
-                f"{url}{self._route} answered more bytes than {asked.kind.name} has. {CHECK_NETWORK}"
-            ) from error
+            most = f"more than the {asked.kind.most_bytes:,} bytes that {asked.kind.name} can have"
+            raise NetworkError(f"{url}{self._route} answered {most}. {CHECK_NETWORK}") from error
         except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             self.stop.check()
             raise _fault(error, response) from error

@@ -20,6 +20,9 @@ _MOST_KEYS = 1_000
 MOST_PAGES = 200
 """Pages of one listing, at most: 200,000 keys. A folder of daily files has eight after ten years."""
 
+_MOST_MARKUP = 100 * _MOST_KEYS
+"""Tags and attributes on one page: S3 has some twenty tags a key. Each takes a hundred times its bytes in memory."""
+
 _LONGEST_KEY = 1_024
 """Bytes of a key of S3, at most."""
 
@@ -94,6 +97,8 @@ def read_page(body: bytes, prefix: str, after: str) -> Page:
 
 
 def _parse(body: bytes) -> ET.Element:
+    if body.count(b"<") + body.count(b"=") > _MOST_MARKUP:
+        raise ValueError(f"it has far more elements than {_MOST_KEYS:,} keys have")
     try:
         parser = ET.XMLParser(target=_NoDoctype())  # noqa: S314 - entities are refused with the document type
         parser.feed(body)

@@ -52,6 +52,9 @@ _MOST_COUNTED = 1_000_000
 """Weight in a minute above which Binance's count cannot be meant: the highest limit is 6,000."""
 
 _ANSWER = Kind("an answer of REST", 16 << 20)
+_MOST_COMMAS = 100_000
+"""Commas in an answer: five times as many as between the values of the biggest page."""
+
 _DEFAULT_PAUSE = 60.0
 _PATIENCE = 5
 """How often one request may be told to wait (429) before the host is off for the run."""
@@ -452,6 +455,8 @@ def _json(answer: Answer) -> Any:
     """
     if answer.is_html:
         raise NetworkError(f"{answer.said} instead of JSON. {CHECK_NETWORK}")
+    if answer.body.count(b",") > _MOST_COMMAS:  # each value takes ten times its bytes in memory
+        raise RestAnswerError(f"{answer.said}, which has far more values than were asked for.")
     try:
         return json.loads(answer.body, parse_constant=_no_number, object_pairs_hook=_once_each)
     except (ValueError, RecursionError) as error:

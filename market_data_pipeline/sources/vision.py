@@ -71,8 +71,10 @@ class Archive:
             ChecksumError: it does not match in the second attempt either; carries the bytes.
             NetworkError: no whole answer, or one that is neither a zip nor what the checksum says.
         """
-        most = self._most_bytes if most_bytes is None else min(most_bytes, self._most_bytes)
-        kind = Kind(f"such a zip, {most:,}, ({PREFIX}MAX_ZIP_MB)", most, big=True)
+        if most_bytes is None or most_bytes > self._most_bytes:
+            kind = Kind(f"a zip (by {PREFIX}MAX_ZIP_MB)", self._most_bytes, big=True)
+        else:
+            kind = Kind("a zip of this series", most_bytes, big=True)
         with self._files.downloads:
             fetched = self._fetch_once(path, kind, admit)
             if isinstance(fetched, ChecksumError) and fetched.file.sha256 not in accepted:

@@ -252,8 +252,9 @@ def candle(at: object = START, open_: object = "1.5", count: object = 5) -> list
         json.dumps([candle(START + H), candle(START)]),
         json.dumps([candle(), candle()]),
         json.dumps([candle(START + n) for n in range(25)]),
+        f"[{'{},' * 200_000}0]",
     ],
-    ids=range(34),
+    ids=range(35),
 )
 def test_rows_that_are_not_what_was_asked_for_are_a_failure(
     world: World, rest: dict[Market, RestApi], body: str

@@ -106,6 +106,7 @@ EXTERNAL = '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]>'
         (page(contents(etag="a b")), "the ETag of"),
         (page(contents(date="yesterday")), "the date of"),
         (page(*(contents(f"{n:04}") for n in range(1001))), "1,001 keys"),
+        (page("<a/>" * 100_000), "far more elements"),
     ],
 )
 def test_a_page_that_is_not_what_was_asked_for_is_refused(world: World, body: str, said: str) -> None:
