@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DAGSTER_PORT ?= 3000
+# What builds the package, pinned as the rest is: hatchling, and what it wants for an editable install.
+BUILD := hatchling editables
 
 .DEFAULT_GOAL := install
 .PHONY: install demo dev test lint format bench constraints clean
@@ -13,7 +15,8 @@ install: $(STAMP) ## make the virtual environment
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(STAMP) ## the whole pipeline on made-up data, without network
@@ -37,10 +40,12 @@ format: $(STAMP) ## mend what can be mended
 bench: $(STAMP) ## measure, beside baselines
 	$(BIN)/python -m benchmarks
 
-constraints: ## pin the newest versions that pyproject.toml allows
+constraints: ## pin the newest versions that pyproject.toml allows, with the hashes of their files
 	rm -rf .venv-constraints && $(PYTHON) -m venv .venv-constraints
-	.venv-constraints/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	.venv-constraints/bin/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools > constraints.txt
+	.venv-constraints/bin/python -m pip install --quiet --disable-pip-version-check uv
+	printf '%s\n' $(BUILD) | .venv-constraints/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --custom-compile-command 'make constraints' --extra dev \
+		--output-file constraints.txt pyproject.toml -
 	rm -rf .venv-constraints
 
 clean: ## remove the virtual environment and caches, never data
