@@ -133,6 +133,9 @@ FLAT_CONFIRMED = "flat_confirmed"
 FLAT_REFUSED = "flat_refused"
 """Rule that tells of spans of whose flat candles REST refuses to tell, as of a symbol that it no longer knows."""
 
+SOURCE = "source"
+"""Rule that marks derived data made of days that are incomplete or fail their checks."""
+
 HISTORY = frozenset(
     {
         "order",

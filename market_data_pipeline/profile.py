@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from market_data_pipeline.lake.ledger import HELD, LedgerRow
+from market_data_pipeline.quality.derived import marked_with, source_mark
 from market_data_pipeline.schemas import TRADE_PROFILE_SCHEMA
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ _LEVEL_BY_PRICE = "pow(10, floor(log10(vwap * 1e-4)))"
 
 
 def profile_is_due(trades: LedgerRow | None, profile: LedgerRow | None) -> bool:
-    """Whether a day's profile is to be made: its aggTrades are held and are not those that it was made of.
+    """Return True if a day's profile is to be made: its aggTrades are stored, and it was not made of them.
+
+    It is made again, too, if the checks of the aggTrades have begun or ceased to fail, so that its mark is right.
 
     Args:
         trades: The day's row in the ledger of the aggTrades.
@@ -78,7 +81,9 @@ def profile_is_due(trades: LedgerRow | None, profile: LedgerRow | None) -> bool:
         return False
     # A profile without rows (all of them sentinels) has no hash, but it is as final as its source.
     made_of = profile.archive_sha256 or trades.content_sha256 if profile else None
-    return profile is None or (profile.final, made_of) != (trades.final, trades.content_sha256)
+    if profile is None or (profile.final, made_of) != (trades.final, trades.content_sha256):
+        return True
+    return profile.outcome == HELD and marked_with(profile) != source_mark(trades)
 
 
 def trade_profile(trades: duckdb.DuckDBPyRelation, *, symbol: str, inverse: bool, level_size: float = 0.0) -> pa.Table:

@@ -78,7 +78,7 @@ def _notes(
         state, note = states.get(row.day), ""
         if state is DayState.FAILED:
             note = ": ".join(filter(None, (row.failure, row.reason)))
-        elif state in (DayState.INCOMPLETE, DayState.OUTAGE, DayState.HEALED):
+        elif state in (DayState.INCOMPLETE, DayState.FAULTY, DayState.OUTAGE, DayState.HEALED):
             gaps = sorted(
                 (found for found in row.findings_list() if found.check == "gaps"), key=lambda found: found.rule
             )

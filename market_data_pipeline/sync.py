@@ -6,6 +6,7 @@ recorded (``defs``), and what is shown meanwhile (``cli``).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -25,11 +26,13 @@ from market_data_pipeline.defs.home import (
 )
 from market_data_pipeline.defs.partitions import contiguous_ranges, days_between
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.findings import Severity
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import SeriesBusyError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, HELD, Ledger, LedgerRow, failed_row, reconcile
+from market_data_pipeline.lake.states import CHECKS_DO_NOT_PASS, is_complete
 from market_data_pipeline.lineage import profile_of
 from market_data_pipeline.outcomes import DayResult, OnResult
 from market_data_pipeline.profile import profile_is_due
@@ -45,12 +48,17 @@ class Report:
     """What came of it.
 
     Attributes:
-        outcomes: Days that are as they should be.
+        outcomes: Days that are stored, or need not be.
         failures: Days that are not.
+        incomplete: Ledger rows of requested days that are stored and not complete (see ``lake.states``) after the run,
+            whenever they were stored. Days in ``failures`` are left out.
+        warned: Rules that only warn, each with the number of requested days on which it does.
     """
 
     outcomes: list[DayOutcome] = field(default_factory=list)
     failures: list[DayFailure] = field(default_factory=list)
+    incomplete: dict[SeriesKey, list[LedgerRow]] = field(default_factory=dict)
+    warned: dict[str, int] = field(default_factory=dict)
 
     def add(self, result: DayResult) -> None:
         """Take in the result of a day."""
@@ -129,8 +137,23 @@ def bring(
         if markets:
             stop_if_interrupted(materialize_coverage(instance, definitions, markets, log_level="CRITICAL"))
             report.look_again(layout)
+    _look_at_checks(wanted, layout, report)
     publish_views(layout)
     return report
+
+
+def _look_at_checks(wanted: Mapping[SeriesKey, Sequence[date]], layout: Layout, report: Report) -> None:
+    """Enter into the report what the checks of the requested days say now."""
+    failed = {(failure.key, failure.day) for failure in report.failures}
+    warned: Counter[str] = Counter()
+    for key, days in wanted.items():
+        rows = Ledger.read(layout.ledger(key), CHECKS_DO_NOT_PASS).rows
+        stored = [rows[day] for day in days if day in rows and (key, day) not in failed]
+        if incomplete := [row for row in stored if not is_complete(row)]:
+            report.incomplete[key] = incomplete
+        for row in stored:
+            warned.update({f.rule for f in row.findings_list() if f.severity is Severity.WARN})
+    report.warned = dict(warned)
 
 
 def _runs(

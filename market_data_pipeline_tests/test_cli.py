@@ -328,6 +328,7 @@ def test_status_counts_days_by_series(world: World, market_data: MarketData) -> 
         "last": "2026-03-05",
         "held": 3,
         "provisional": 1,
+        "incomplete": 0,
         "failed": 1,
         "missing": len(days("2022-01-01", "2026-02-28")),
         "rows": 3 * 24 + 12,

@@ -1,8 +1,8 @@
 """The command ``market-data``: each command is a thin door to what the package does.
 
 What belongs here: reading options, showing progress and tables, exit codes. What does not: anything that a notebook or
-Dagster needs too. Exit codes: 0 when all that was asked for is there, 1 when something failed, 2 when what was asked
-for does not exist or cannot be meant.
+Dagster needs too. Exit codes: 0 everything requested is stored and its checks pass, 1 something failed, 2 the request
+is invalid, 3 everything was fetched, but some days are incomplete or fail their checks.
 
 Commands import what is slow to import (Dagster, DuckDB) when they run, so that ``--help`` answers at once.
 """

@@ -168,9 +168,12 @@ def choose(universe: Universe, what: Asked) -> Chosen:
             notes.append(_left_out(key, days, listed, what, universe))
         if listed:
             wanted[key] = listed
+            if listed[0] < universe.start(key):
+                notes.append(f"{universe.said_of_start(key)}: earlier days are fetched now, but not kept up to date.")
     if not wanted:
         raise UsageError(" ".join(["No day is left of what was asked for.", *notes[:5]]))
-    universe.refuse_before_first(min(days[0] for days in wanted.values()))
+    first, earliest = min((days[0], key) for key, days in wanted.items())
+    universe.refuse_before_first(first, earliest)
     return Chosen(wanted, tuple(notes))
 
 
@@ -240,7 +243,7 @@ class _Narrowing:
 
 def _left_out(key: SeriesKey, days: Sequence[date], listed: Sequence[date], what: Asked, universe: Universe) -> str:
     if not days and what.first is None:
-        return f"{key} is collected from {universe.start(key)} on only; name an earlier --from."
+        return f"{universe.said_of_start(key)}; name an earlier --from."
     if not days:
         return f"{key} was listed until {universe.end(key)} only."
     spans = ", ".join(f"{first} to {last or 'now'}" for first, last in universe.listing(key).spans)

@@ -7,34 +7,29 @@ import warnings
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
 from market_data_pipeline.cli.choice import Asked, Chosen, Day, asked, check_days, choose, choosing, collected
 from market_data_pipeline.cli.holdings import Size, holding, size_of
-from market_data_pipeline.cli.screen import aside, counted, in_bytes, red, watching
+from market_data_pipeline.cli.screen import aside, counted, in_bytes, watching
+from market_data_pipeline.cli.summary import ExitCode, end, tell
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.listed import listing_sources, with_listings
-from market_data_pipeline.quality.repair import REFUSED
 from market_data_pipeline.records import BIG
 from market_data_pipeline.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
-from market_data_pipeline.universe import load_universe
+from market_data_pipeline.specs import ARCHIVE_BEGINS
+from market_data_pipeline.universe import Universe, load_universe
+from market_data_pipeline.universe.collected import Since
 from market_data_pipeline.universe.listing import look_up
-from market_data_pipeline.universe.reading import parse_since, read_text
+from market_data_pipeline.universe.reading import parse_since, parse_universe, read_text
 from market_data_pipeline.universe.writing import add_series, write_lock
-
-if TYPE_CHECKING:
-    from market_data_pipeline.outcomes import DayFailure
 
 ASK_ABOVE = 5_000_000_000
 """Downloads of more bytes than this are not begun without asking; nor are days whose records take over 1 GB."""
-
-SHOWN_FAILURES = 20
 
 _yes = click.option("--yes", "-y", is_flag=True, help="Do not ask before downloading more than 5 GB.")
 
@@ -55,7 +50,10 @@ def backfill(
 
     Each option may be repeated, or left out for all. Runs Dagster in this process: every day is a materialization with
     its checks, on record in the UI. Days that are held are not downloaded again, so a backfill that was stopped goes
-    on where it was; a file that was damaged by hand is replaced. Ends with exit code 0 only when all days are there.
+    on where it was; a file that was damaged by hand is replaced.
+
+    Exit codes: 0 all days are stored and their checks pass, 1 days failed, 2 invalid request, 3 all days were fetched,
+    but some are incomplete or fail their checks.
 
       market-data backfill --symbol BTCUSDT --interval 1m --from 2024-01-01 --through 2024-01-31
       market-data backfill --market um --data-type aggTrades --from 2024-05-01 --through 2024-05-01
@@ -91,17 +89,19 @@ def _chosen(settings: Settings, what: Asked) -> Chosen:
 @click.option(
     "--from",
     "since",
-    default="listing",
-    show_default=True,
-    help="First UTC day (2024-01-31), `listing`, or `30 days ago`.",
+    help="First UTC day (2024-01-31), `listing`, or `30 days ago`. Left out: the listing, or for a known series what "
+    "universe.yaml says.",
 )
 @click.option("--through", "last", type=Day(), help="Last UTC day to fetch now, included. Left out: today.")
 @_yes
-def add(symbol: str, what: Sequence[str], market: str, since: str, last: date | None, yes: bool) -> None:
+def add(symbol: str, what: Sequence[str], market: str, since: str | None, last: date | None, yes: bool) -> None:
     """Put series of SYMBOL into the universe and fetch them.
 
     WHAT is one or more kline intervals, or aggTrades. Comments in universe.yaml stay as they are. A symbol that began
     today, so that the archive has nothing of it, is looked up in REST.
+
+    If universe.yaml collects a series already, an earlier --from is entered there, or the command names the line to
+    change. A later one leaves the file as it is, and limits what is fetched now.
 
       market-data add BTCUSDT 1m 1h --from 2024-01-01
       market-data add BTCUSDT aggTrades --market um --from "7 days ago"
@@ -110,27 +110,70 @@ def add(symbol: str, what: Sequence[str], market: str, since: str, last: date | 
     console = aside()
     keys = [_series(Market(market), symbol, word) for word in what]
     try:
-        begin = parse_since(since)
+        begin = parse_since(since or "listing")
     except UsageError as error:
         raise UsageError(f"--from {error}") from None
     check_days(begin.first(None), last)
     path = settings.universe
     before = read_text(path) or ""
+    known = load_universe(path, resolve=False) if before else Universe((), {}, path)
     text = before
     for key in keys:
-        text = add_series(text, key, begin, str(path))
-    known = load_universe(path, resolve=False).listings if before else {}
-    if (Market(market), symbol) not in known:
+        text = _with_series(text, key, begin if since or key not in known else None, known)
+    listings = dict(known.listings)
+    if (Market(market), symbol) not in listings:
         with listing_sources(settings, console.print) as (archive, rest):
-            found = look_up(Market(market), symbol, archive, rest)
-        write_lock(path, {**known, **found})
+            listings |= look_up(Market(market), symbol, archive, rest)
+    universe = Universe(parse_universe(text, str(path)), listings, path)
+    first = begin if since else None
+    chosen = Chosen({key: days for key in keys if (days := _days_to_add(universe, key, first, last))})
+    if not chosen.wanted:
+        raise UsageError(_no_day_is_left(universe, keys, begin, last))
+    if listings != known.listings:
+        write_lock(path, listings)
     if text != before:
         files.write_bytes(path, text.encode())
-    universe = load_universe(path)
     for key in keys:
-        console.print(f"{key} is collected from {universe.start(key)} on ({path})")
-    wanted = {key: [d for d in universe.days(key) if last is None or d <= last] for key in keys}
-    end(fetch(settings, Chosen({key: days for key, days in wanted.items() if days}), yes=yes))
+        console.print(f"{universe.said_of_start(key)}.", soft_wrap=True)
+    end(fetch(settings, chosen, yes=yes))
+
+
+def _with_series(text: str, key: SeriesKey, since: Since | None, known: Universe) -> str:
+    """Return the text of a universe that collects a series from a day on, or from where it does so far if None."""
+    if since is None or (key in known and known.start(key) <= _first(since, known, key)):
+        return text
+    return add_series(text, key, since, str(known.path))
+
+
+def _first(since: Since, universe: Universe, key: SeriesKey) -> date:
+    """Return the first day that a ``from:`` means of a series, as :meth:`Universe.start` counts."""
+    return max(since.first(universe.listing(key).first) or ARCHIVE_BEGINS, ARCHIVE_BEGINS)
+
+
+def _days_to_add(universe: Universe, key: SeriesKey, since: Since | None, last: date | None) -> list[date]:
+    """Return the days of a series to fetch.
+
+    Raises:
+        UsageError: the series begins later in ``universe.yaml``, in an entry that is not its own.
+    """
+    days = universe.days(key)
+    if since is not None:
+        first = _first(since, universe, key)
+        if universe.start(key) > first:
+            raise UsageError(
+                f"{universe.said_of_start(key)}, together with others. Set `from: {since}` there and run the command "
+                "again, or give the series an entry of its own. Nothing was changed."
+            )
+        days = [day for day in days if day >= first]
+    return [day for day in days if last is None or day <= last]
+
+
+def _no_day_is_left(universe: Universe, keys: Sequence[SeriesKey], since: Since, last: date | None) -> str:
+    """Return why there is nothing to fetch, and what there is."""
+    listed = ", ".join(f"{first} to {until or 'now'}" for first, until in universe.listing(keys[0]).spans)
+    asked = f"--from {since}" + (f" --through {last}" if last else "")
+    there = f"{keys[0].symbol} was listed from {listed}" if listed else f"{universe.said_of_start(keys[0])}"
+    return f"No day is left of what was asked for ({asked}). {there}. Nothing was changed."
 
 
 def _series(market: Market, symbol: str, word: str) -> SeriesKey:
@@ -146,8 +189,8 @@ def _series(market: Market, symbol: str, word: str) -> SeriesKey:
 # --- what all three do -------------------------------------------------------------------------------------------
 
 
-def fetch(settings: Settings, chosen: Chosen, *, yes: bool, everything: bool = False) -> bool:
-    """Bring what was chosen, with a bar; then say what is there and what failed.
+def fetch(settings: Settings, chosen: Chosen, *, yes: bool, everything: bool = False) -> ExitCode:
+    """Fetch what was chosen, with a bar; then print what is stored, what is incomplete and what failed.
 
     Args:
         settings: Where to, and where from.
@@ -156,7 +199,7 @@ def fetch(settings: Settings, chosen: Chosen, *, yes: bool, everything: bool = F
         everything: Whether tradeProfiles are made and the markets' coverage is looked at, too.
 
     Returns:
-        Whether all that was chosen is there.
+        The exit code of the command.
 
     Raises:
         MarketDataError: nothing can be brought at all, e.g. because the disk refuses.
@@ -167,6 +210,8 @@ def fetch(settings: Settings, chosen: Chosen, *, yes: bool, everything: bool = F
     console = aside()
     for note in chosen.notes:
         console.print(note, soft_wrap=True)
+    if not chosen.wanted:
+        raise UsageError("No day was selected, so nothing was fetched. `market-data universe check` lists the series.")
     ask_first(settings, chosen.wanted, yes=yes)
     with watching(chosen.wanted, console) as watch, warnings.catch_warnings():
         ignore_notices()
@@ -175,17 +220,7 @@ def fetch(settings: Settings, chosen: Chosen, *, yes: bool, everything: bool = F
         except KeyboardInterrupt:
             console.print("Stopped. What was brought is kept; the same command goes on from there.")
             raise
-    if report.failures:
-        tell_failures(report.failures, console)
-        return False
-    console.print(f"{counted(chosen.days, 'day')} of {len(chosen.wanted):,} series: all there.")
-    return True
-
-
-def end(all_there: bool) -> None:
-    """End the command: with exit code 0 only where all that was asked for is there."""
-    if not all_there:
-        raise click.exceptions.Exit(1)
+    return tell(report, chosen.days, len(chosen.wanted), console)
 
 
 def ask_first(settings: Settings, wanted: Mapping[SeriesKey, Sequence[date]], *, yes: bool) -> None:
@@ -219,22 +254,3 @@ def concern_about(size: Size, free: int) -> str | None:
 def existing(path: Path) -> Path:
     """The nearest folder above a path, or the path itself, that exists."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def tell_failures(failures: Sequence[DayFailure], console: Console) -> None:
-    """Say which days failed and why."""
-    console.print(red(f"{counted(len(failures), 'day')} failed:"))
-    for failure in failures[:SHOWN_FAILURES]:
-        named = f"{failure.key} {failure.day}: "
-        console.print(f"  {named}{failure.failure}: {failure.reason.removeprefix(named)}", soft_wrap=True)
-    if len(failures) > SHOWN_FAILURES:
-        console.print(f"  and {len(failures) - SHOWN_FAILURES:,} more.")
-    kept = sum(failure.row.held and failure.failure in REFUSED for failure in failures)
-    if kept:
-        console.print(
-            f"{counted(kept, 'day')} {'is' if kept == 1 else 'are'} held as before, and fetched again when Binance "
-            "publishes another archive or another checksum.",
-            soft_wrap=True,
-        )
-    if kept < len(failures):
-        console.print(f"What is held stays. The same command tries the {'other' if kept else 'failed'} days again.")

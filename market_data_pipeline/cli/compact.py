@@ -8,8 +8,8 @@ from datetime import timedelta
 import click
 
 from market_data_pipeline.cli.choice import asked, choosing_klines, series_among
-from market_data_pipeline.cli.collect import end
 from market_data_pipeline.cli.screen import aside, counted, progress_bar
+from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.compacting import CompactReport, compact
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.settings import load_settings
@@ -53,7 +53,7 @@ def compact_command(
             on_progress=lambda: bar.advance(1),
         )
     _tell(report)
-    end(not report.troubles)
+    end(ExitCode.of(not report.troubles))
 
 
 def _tell(report: CompactReport) -> None:

@@ -31,12 +31,13 @@ _HEADS = {
     DayState.HEALED: "healed",
     DayState.OUTAGE: "outage",
     DayState.INCOMPLETE: "incompl.",
+    DayState.FAULTY: "faulty",
     DayState.FAILED: "failed",
     DayState.MISSING: "missing",
     DayState.NOT_LISTED: "not listed",
 }
 _ALWAYS = (DayState.FINAL, DayState.PROVISIONAL, DayState.FAILED, DayState.MISSING)
-_WRONG = (DayState.INCOMPLETE, DayState.FAILED)
+_WRONG = (DayState.INCOMPLETE, DayState.FAULTY, DayState.FAILED)
 _WIDTH_WITH_GAPS = 130
 _SHOWN_DOUBTFUL = 20
 

@@ -29,7 +29,7 @@ from market_data_pipeline.quality.calendar import (
 )
 
 _CELL, _YEARS, _TICKS = 8, 2, 16
-_TOLD = (DayState.INCOMPLETE, DayState.FAILED, DayState.MISSING, DayState.OUTAGE, DayState.HEALED)
+_TOLD = (DayState.INCOMPLETE, DayState.FAULTY, DayState.FAILED, DayState.MISSING, DayState.OUTAGE, DayState.HEALED)
 _MOST_TOLD = 50
 
 

@@ -16,11 +16,12 @@ import click
 
 from market_data_pipeline import clock
 from market_data_pipeline.cli.choice import Asked, choose
-from market_data_pipeline.cli.collect import end, fetch
+from market_data_pipeline.cli.collect import fetch
 from market_data_pipeline.cli.query import run_query
 from market_data_pipeline.cli.screen import aside, out
 from market_data_pipeline.cli.signals import LAST_SECONDS
 from market_data_pipeline.cli.status import all_series, show
+from market_data_pipeline.cli.summary import end
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.settings import Settings, load_settings
@@ -85,7 +86,7 @@ def demo(then_ui: bool, port: int) -> None:
             f"to {root}.",
             soft_wrap=True,
         )
-        all_there = fetch(settings, chosen, yes=True, everything=True)
+        code = fetch(settings, chosen, yes=True, everything=True)
         click.echo()
         show(all_series(settings, load_universe(universe)), str(root), out())
         for title, query in QUERIES:
@@ -94,7 +95,7 @@ def demo(then_ui: bool, port: int) -> None:
         console.print(f"Done in {time.monotonic() - began:.0f} s.")
         if then_ui:
             _run_ui(settings, port, sandbox.settings_env())
-            end(all_there)
+            end(code)
             return
     command = as_typed()
     click.echo(
@@ -105,7 +106,7 @@ def demo(then_ui: bool, port: int) -> None:
         "The real Binance, into ./data:\n"
         f"  {command} backfill --symbol BTCUSDT --interval 1h --from 2024-01-01 --through 2024-01-31"
     )
-    end(all_there)
+    end(code)
 
 
 def _run_ui(settings: Settings, port: int, sandbox: dict[str, str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 
 import numpy as np
@@ -11,13 +11,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED
+from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
 from market_data_pipeline.lake.on_record import rows_as_on_disk
+from market_data_pipeline.lake.states import CHECKS_DO_NOT_PASS, is_complete
 from market_data_pipeline.records import BYTES_A_DAY
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import expected_rows
 
-_COLUMNS = ("day", "outcome", "final", "rows", "bytes")
+_OF_CHECKS = ("day", "outcome", "final", "integrity", "gaps", "verdicts", "failure", "replaced_by")
+_COLUMNS = (*_OF_CHECKS, "rows", "bytes")
 _EPOCH = date(1970, 1, 1)
 
 
@@ -34,6 +36,7 @@ class Holding:
         not_listed: Whether the symbol was not listed, as far as was known when the day was asked for.
         rows: Rows in the file.
         bytes: Its size.
+        incomplete: Whether a file is there, and the day is not complete (see ``lake.states``).
     """
 
     day: npt.NDArray[np.int64]
@@ -44,6 +47,7 @@ class Holding:
     not_listed: npt.NDArray[np.bool_]
     rows: npt.NDArray[np.int64]
     bytes: npt.NDArray[np.int64]
+    incomplete: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=bool))
 
     @property
     def settled(self) -> set[date]:
@@ -90,7 +94,18 @@ def holding(layout: Layout, key: SeriesKey) -> Holding:
         not_listed=np.asarray(outcome == NOT_LISTED, dtype=bool),
         rows=np.asarray(table["rows"].to_pylist(), dtype=np.int64),
         bytes=np.asarray(table["bytes"].to_pylist(), dtype=np.int64),
+        incomplete=_incomplete(table),
     )
+
+
+def _incomplete(table: pa.Table) -> npt.NDArray[np.bool_]:
+    """Return which days are stored and not complete; only rows whose checks warn or fail are looked at one by one."""
+    table = table.select(_OF_CHECKS).append_column("place", pa.array(range(table.num_rows), pa.int64()))
+    found = np.zeros(table.num_rows, dtype=bool)
+    for row in table.filter(CHECKS_DO_NOT_PASS).to_pylist():
+        place = row.pop("place")
+        found[place] = not is_complete(LedgerRow(**row))
+    return found
 
 
 # Sizes of what Binance publishes and of the files made of it, as measured: 1,440 candles are a zip of 60-75 kB, a day

@@ -16,8 +16,9 @@ from rich.table import Table
 
 from market_data_pipeline import clock
 from market_data_pipeline.cli.choice import Chosen
-from market_data_pipeline.cli.collect import end, fetch
+from market_data_pipeline.cli.collect import fetch
 from market_data_pipeline.cli.screen import aside, counted, in_bytes, out
+from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake import quarantine as kept
@@ -107,8 +108,8 @@ def retry(names: Sequence[str], everything: bool) -> None:
     left_out = _not_collected(universe, chosen) if everything else {}
     for entry, why in left_out.items():
         aside().print(f"{entry.name} is left out: {why}", soft_wrap=True)
-    all_there = _bring(settings, universe, [entry for entry in chosen if entry not in left_out])
-    end(all_there and not left_out)
+    code = _bring(settings, universe, [entry for entry in chosen if entry not in left_out])
+    end(ExitCode.FAILED if left_out else code)
 
 
 @quarantine.command()
@@ -366,8 +367,8 @@ def _said_content(content: Content) -> str:
 # --- bringing the days ------------------------------------------------------------------------------------------------
 
 
-def _bring(settings: Settings, universe: Universe, chosen: Sequence[Entry]) -> bool:
-    """Fetch the days of entries again, and let go of those that are mended; return whether all days are there."""
+def _bring(settings: Settings, universe: Universe, chosen: Sequence[Entry]) -> ExitCode:
+    """Fetch the days of entries again, and let go of those that are mended; return the exit code."""
     layout, console = Layout(settings.root), aside()
     _refuse_uncollected(universe, chosen)
     collected = {key: set(universe.days(key)) for key in {entry.key for entry in chosen}}
@@ -377,12 +378,12 @@ def _bring(settings: Settings, universe: Universe, chosen: Sequence[Entry]) -> b
     for entry in left:
         wanted[entry.key] = sorted({*wanted.get(entry.key, ()), *days[entry.path]})
     if not wanted:
-        return True
+        return ExitCode.STORED
     for key in wanted:
         _make_due(layout, key, [entry for entry in left if entry.key == key], settings.lock_wait_seconds)
-    all_there = fetch(settings, Chosen(wanted), yes=True)
+    code = fetch(settings, Chosen(wanted), yes=True)
     _let_go(left, days, layout, console)
-    return all_there
+    return code
 
 
 def _days_that_matter(entry: Entry, collected: set[date]) -> list[date]:

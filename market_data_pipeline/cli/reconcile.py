@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from market_data_pipeline.cli.choice import Day, asked, check_days, choosing_klines, series_among
-from market_data_pipeline.cli.collect import end
 from market_data_pipeline.cli.screen import aside, counted, out, progress_bar, red
+from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.reconciled import DayReconciled, Difference
@@ -63,7 +63,7 @@ def reconcile(
     if not any(found.values()):
         if complete:
             console.print("There is no day of which both sides are held, so there is nothing to compare.")
-        end(complete)
+        end(ExitCode.of(complete))
         return
     out().print(_by_series(found))
     differences = _ordered(found)
@@ -71,7 +71,7 @@ def reconcile(
         out().print()
         out().print(_values(differences))
     _sum_up(found, len(differences), console)
-    end(complete and not any(day.unexplained for days in found.values() for day in days))
+    end(ExitCode.of(complete and not any(day.unexplained for days in found.values() for day in days)))
 
 
 def _chosen(

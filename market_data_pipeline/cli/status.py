@@ -15,7 +15,7 @@ from rich.text import Text
 
 from market_data_pipeline import clock
 from market_data_pipeline.cli.holdings import Holding, day_of, holding
-from market_data_pipeline.cli.screen import in_bytes, out, red
+from market_data_pipeline.cli.screen import counted, in_bytes, out, red
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.records import BIG, size_of_records
 from market_data_pipeline.series import EXCHANGE, SeriesKey
@@ -36,6 +36,7 @@ class SeriesStatus:
         last: Last UTC day with a file.
         held: Days that are final.
         provisional: Days with a file that is not final yet.
+        incomplete: Days with a file that are incomplete or fail their checks; they are among the two above.
         failed: Days that were asked for and are not there.
         missing: Days that the universe wants, that are over and that were never brought.
         rows: Rows in all files.
@@ -48,6 +49,7 @@ class SeriesStatus:
     last: date | None
     held: int
     provisional: int
+    incomplete: int
     failed: int
     missing: int
     rows: int
@@ -68,6 +70,7 @@ def status_of(key: SeriesKey, found: Holding, universe: Universe) -> SeriesStatu
         last=day_of(int(days.max())) if days.size else None,
         held=int(np.count_nonzero(found.held & found.final)),
         provisional=int(np.count_nonzero(found.held & ~found.final)),
+        incomplete=int(np.count_nonzero(found.incomplete)),
         failed=int(np.count_nonzero(found.failed)),
         missing=found.missing_in(over, listing_known=bool(universe.listing(key).spans)),
         rows=int(found.rows[found.held].sum()),
@@ -92,16 +95,28 @@ def show(statuses: Iterable[SeriesStatus], root: str, console: Console) -> None:
     table.add_column("series", no_wrap=True)
     for name in ("from", "through") if with_days else ():
         table.add_column(name, no_wrap=True)
-    for name in ("held", "prov.", "failed", "missing", "rows", "size"):
+    with_incomplete = any(s.incomplete for s in statuses)
+    for name in ("held", "prov.", *(("incompl.",) if with_incomplete else ()), "failed", "missing", "rows", "size"):
         table.add_column(name, justify="right", no_wrap=True)
     for s in statuses:
         days = (str(s.first or "–"), str(s.last or "–")) if with_days else ()
         name = s.series.removeprefix(f"{EXCHANGE}/")
-        table.add_row(name if s.collected else f"{name} (no longer collected)", *days, *_numbers(s))
+        table.add_row(name if s.collected else f"{name} (no longer collected)", *days, *_numbers(s, with_incomplete))
     if len(statuses) > 1:
         table.add_section()
-        table.add_row("total", *(("", "") if with_days else ()), *_numbers(_total(statuses)), style="bold")
+        table.add_row(
+            "total", *(("", "") if with_days else ()), *_numbers(_total(statuses), with_incomplete), style="bold"
+        )
     console.print(table)
+    if incomplete := _total(statuses).incomplete:
+        console.print(
+            red(f"{counted(incomplete, 'day')} incomplete: stored, and rows are missing unexplained or checks fail."),
+            soft_wrap=True,
+        )
+        console.print(f"  {_WHICH_INCOMPLETE}", soft_wrap=True)
+
+
+_WHICH_INCOMPLETE = "`market-data coverage` explains them, and `market-data backfill` of those days prints what to do."
 
 
 def tell_records(layout: Layout, days: int, console: Console) -> None:
@@ -114,14 +129,15 @@ def tell_records(layout: Layout, days: int, console: Console) -> None:
 
 def _total(statuses: Iterable[SeriesStatus]) -> SeriesStatus:
     statuses = list(statuses)
-    names = ("held", "provisional", "failed", "missing", "rows", "bytes")
+    names = ("held", "provisional", "incomplete", "failed", "missing", "rows", "bytes")
     sums = {name: sum(getattr(s, name) for s in statuses) for name in names}
     return SeriesStatus(series="total", collected=True, first=None, last=None, **sums)
 
 
-def _numbers(s: SeriesStatus) -> tuple[str | Text, ...]:
-    failed = red(f"{s.failed:,}") if s.failed else "0"
-    return (f"{s.held:,}", f"{s.provisional:,}", failed, f"{s.missing:,}", f"{s.rows:,}", in_bytes(s.bytes))
+def _numbers(s: SeriesStatus, with_incomplete: bool) -> tuple[str | Text, ...]:
+    incomplete, failed = (red(f"{number:,}") if number else "0" for number in (s.incomplete, s.failed))
+    wrong = (incomplete, failed) if with_incomplete else (failed,)
+    return (f"{s.held:,}", f"{s.provisional:,}", *wrong, f"{s.missing:,}", f"{s.rows:,}", in_bytes(s.bytes))
 
 
 @click.command()
@@ -130,7 +146,8 @@ def status(as_json: bool) -> None:
     """Show what is held of each series.
 
     Days that are held are final and verified; provisional (prov.) ones came from REST, or without a checksum, and are
-    fetched again when their archive is there; failed ones were asked for and are not there; missing ones are wanted by
+    fetched again when their archive is there; incomplete (incompl.) ones of both lack rows without an explanation, or
+    fail their checks; failed ones were asked for and are not there; missing ones are wanted by
     universe.yaml, are over and were never brought. Reasons of failures are in SQL:
 
       market-data sql "FROM quality.coverage WHERE failure IS NOT NULL"

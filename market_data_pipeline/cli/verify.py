@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from market_data_pipeline.cli.choice import Chosen, asked, choosing_series, series_among
-from market_data_pipeline.cli.collect import end, fetch
+from market_data_pipeline.cli.collect import fetch
 from market_data_pipeline.cli.screen import aside, counted, in_bytes, out, progress_bar
+from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.on_disk import days_on_disk
@@ -68,7 +69,7 @@ def verify(
     advice = "`market-data status` shows what is held."
     keys = series_among(held, what, str(settings.root), advice)
     if local:
-        end(_local(settings, keys, mark=not check_only))
+        end(ExitCode.of(_local(settings, keys, mark=not check_only)))
     else:
         end(_listing(settings, keys, load_universe(settings.universe), mend=not check_only, yes=yes))
 
@@ -76,7 +77,7 @@ def verify(
 # --- against the listing ------------------------------------------------------------------------------------------
 
 
-def _listing(settings: Settings, keys: Sequence[SeriesKey], universe: Universe, *, mend: bool, yes: bool) -> bool:
+def _listing(settings: Settings, keys: Sequence[SeriesKey], universe: Universe, *, mend: bool, yes: bool) -> ExitCode:
     from market_data_pipeline.sources.vision import Archive
 
     archive = Archive(settings)
@@ -97,16 +98,16 @@ def _listing(settings: Settings, keys: Sequence[SeriesKey], universe: Universe, 
         console.print(_said_of_refused(refused), soft_wrap=True)
     well = not refused and not report.troubles
     if not wanted:
-        return well
+        return ExitCode.of(well)
     if not mend:
         console.print("`market-data verify` fetches those that changed or are new.")
-        return False
+        return ExitCode.FAILED
     chosen = _that_can_be_brought(wanted, universe)
     for note in chosen.notes:
         console.print(note, soft_wrap=True)
-    mended = bool(chosen.wanted) and fetch(settings, Chosen(chosen.wanted), yes=yes)
+    code = fetch(settings, Chosen(chosen.wanted), yes=yes) if chosen.wanted else ExitCode.FAILED
     _tell_changes(Layout(settings.root), report, console)
-    return mended and not chosen.notes and well
+    return code if well and not chosen.notes else ExitCode.FAILED
 
 
 def _discoveries(report: SweepReport) -> Table:

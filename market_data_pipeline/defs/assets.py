@@ -106,7 +106,7 @@ def build_trade_profile_asset(
     def profile(context: dg.AssetExecutionContext, trades: Any) -> Any:
         from market_data_pipeline.defs.bodies.assets import make_profile
 
-        return make_profile(context, trades, key, settings.profile_level)
+        return make_profile(context, trades, key, layout, settings.profile_level)
 
     return profile
 

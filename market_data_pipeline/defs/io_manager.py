@@ -28,7 +28,8 @@ class DuckDBParquetIOManager(dg.ConfigurableIOManager):
     ======================================  ======================================================
 
     Times are UTC without zone, as in the lake. A day that is not held raises ``NotHeldError``, which names it;
-    days on which the symbol was not listed or nothing was traded have no rows and raise nothing.
+    days on which the symbol was not listed or nothing was traded have no rows and raise nothing. Days that are
+    provisional or incomplete load as others do; the footer and the ledger of a derived day made of them say so.
 
     What a derived asset returns (any of these types, for one day, or for a range with a column ``day``) becomes one
     file a day. ``None`` writes nothing: assets that fetch write their own files.

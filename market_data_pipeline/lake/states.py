@@ -6,7 +6,10 @@ leave unsaid of a day that is held.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
+
+import pyarrow.compute as pc
 
 from market_data_pipeline.findings import VERDICT_SEVERITY, Severity, Verdict
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
@@ -16,8 +19,10 @@ from market_data_pipeline.lake.provenance import ChecksumStatus
 class DayState(StrEnum):
     """What a day of a series is. Of a held day, the first that fits in the order in which they stand here."""
 
+    FAULTY = "faulty"
+    """Stored, and its rows fail the integrity check."""
     INCOMPLETE = "incomplete"
-    """Held, and rows are missing that nothing explains, or flat, and nothing confirms them."""
+    """Stored, and rows are missing that nothing explains, or flat, and nothing confirms them."""
     PROVISIONAL = "provisional"
     """Held, and not settled yet: it is fetched again when its archive is there."""
     OUTAGE = "outage"
@@ -45,13 +50,14 @@ _NOT_KNOWN_YET = frozenset({Verdict.UNPUBLISHED, Verdict.UNCONFIRMED})
 _STOOD_STILL = frozenset({Verdict.OUTAGE, Verdict.SUSPENDED})
 
 
-def state_of(outcome: str, final: bool, verdicts: str) -> DayState:
+def state_of(outcome: str, final: bool, verdicts: str, integrity: str | None = None) -> DayState:
     """The state of a day that stands in a ledger.
 
     Args:
         outcome: As in the ledger.
         final: Whether the day is settled.
         verdicts: Verdicts of the gaps check, joined by ``+``.
+        integrity: Severity of what the integrity check found.
 
     >>> state_of("held", True, "quiet+outage").value
     'outage'
@@ -60,6 +66,8 @@ def state_of(outcome: str, final: bool, verdicts: str) -> DayState:
         return DayState.OUTAGE
     if outcome != HELD:
         return {FAILED: DayState.FAILED, NOT_LISTED: DayState.NOT_LISTED, EMPTY: DayState.EMPTY}[outcome]
+    if integrity == Severity.ERROR:
+        return DayState.FAULTY
     found = set(verdicts.split("+"))
     # Of a provisional day it is no news that something is still to come.
     if found & _UNEXPLAINED or (final and found & _NOT_KNOWN_YET):
@@ -69,6 +77,65 @@ def state_of(outcome: str, final: bool, verdicts: str) -> DayState:
     if found & _STOOD_STILL:
         return DayState.OUTAGE
     return DayState.HEALED if Verdict.HEALED in found else DayState.FINAL
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One reason why a stored day does not count as complete.
+
+    Attributes:
+        rule: Rule of the integrity check, verdict of the gaps check, or kind of failure of the newest attempt.
+        rows: Number of rows it concerns; 0 if it concerns the day as a whole.
+        said: The evidence, or the finding in words.
+    """
+
+    rule: str
+    rows: int
+    said: str
+
+
+def is_complete(row: LedgerRow) -> bool:
+    """Return True if a stored day has all its rows, or an explanation for them, and its checks do not fail.
+
+    Checks that only warn pass, and so does a provisional day that still waits for rows. A day that is not stored is not
+    complete. This is the rule of the exit code, of ``status``, of ``final_only`` and of the marks on derived data.
+    """
+    if row.outcome != HELD or _was_refused(row):
+        return False
+    return state_of(row.outcome, row.final, row.verdicts, row.integrity) not in (DayState.FAULTY, DayState.INCOMPLETE)
+
+
+def faults_of(row: LedgerRow) -> list[Fault]:
+    """Return the reasons why a stored day is not complete; none if it is, or if it is not stored."""
+    if row.outcome != HELD or is_complete(row):
+        return []
+    refused = [Fault(row.failure or "", 0, row.reason or "")] if _was_refused(row) else []
+    return [*refused, *faults_of_rows(row)]
+
+
+def faults_of_rows(row: LedgerRow) -> list[Fault]:
+    """Return those reasons that lie in the stored rows, so that whatever is made of them has them, too."""
+    if row.outcome != HELD or row.findings == "[]":
+        return []
+    found = []
+    for finding in row.findings_list():
+        open_still = row.final and finding.check == "gaps" and finding.rule in _NOT_KNOWN_YET
+        if finding.severity is Severity.ERROR or open_still:
+            found.append(Fault(finding.rule, finding.count, finding.evidence or finding.message))
+    return found
+
+
+def _was_refused(row: LedgerRow) -> bool:
+    """Return True if the newest attempt failed and its failure still concerns the stored rows."""
+    return row.failure is not None and (not row.final or row.replaced_by is not None)
+
+
+CHECKS_DO_NOT_PASS = (pc.field("outcome") == HELD) & (
+    pc.field("integrity").isin([Severity.WARN.value, Severity.ERROR.value])
+    | pc.field("gaps").isin([Severity.WARN.value, Severity.ERROR.value])
+    | pc.field("failure").is_valid()
+)
+"""Ledger rows of stored days whose checks warn or fail: all that are not complete are among them."""
 
 
 def doubts_of(row: LedgerRow) -> list[str]:
@@ -106,10 +173,11 @@ def _any_of(verdicts: frozenset[Verdict]) -> str:
 STATE_SQL = (
     f"CASE WHEN outcome = '{EMPTY}' AND final AND {_any_of(frozenset({Verdict.OUTAGE}))} THEN '{DayState.OUTAGE}' "
     f"WHEN outcome <> '{HELD}' THEN outcome "
+    f"WHEN integrity = '{Severity.ERROR}' THEN '{DayState.FAULTY}' "
     f"WHEN {_any_of(_UNEXPLAINED)} OR (final AND {_any_of(_NOT_KNOWN_YET)}) "
     f"THEN '{DayState.INCOMPLETE}' "
     f"WHEN NOT final THEN '{DayState.PROVISIONAL}' "
     f"WHEN {_any_of(_STOOD_STILL)} THEN '{DayState.OUTAGE}' "
     f"WHEN {_any_of(frozenset({Verdict.HEALED}))} THEN '{DayState.HEALED}' ELSE '{DayState.FINAL}' END"
 )
-""":func:`state_of` as an SQL expression over the columns ``outcome``, ``final`` and ``verdicts``."""
+""":func:`state_of` as an SQL expression over the columns ``outcome``, ``final``, ``verdicts`` and ``integrity``."""

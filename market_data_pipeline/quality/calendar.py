@@ -25,6 +25,7 @@ SHOWN_STATES = (
     DayState.HEALED,
     DayState.OUTAGE,
     DayState.INCOMPLETE,
+    DayState.FAULTY,
     DayState.FAILED,
     DayState.MISSING,
     DayState.NOT_LISTED,
@@ -37,6 +38,7 @@ MEANING: Mapping[DayState, str] = {
     DayState.HEALED: "healed from REST",
     DayState.OUTAGE: "outage inside",
     DayState.INCOMPLETE: "incomplete",
+    DayState.FAULTY: "faulty",
     DayState.FAILED: "failed",
     DayState.MISSING: "missing",
     DayState.NOT_LISTED: "not listed",
@@ -49,6 +51,7 @@ ON_LIGHT: Mapping[DayState, str] = {
     DayState.HEALED: "#0cd48a",
     DayState.OUTAGE: "#e7a50c",
     DayState.INCOMPLETE: "#e8208e",
+    DayState.FAULTY: "#56016a",
     DayState.FAILED: "#bf110d",
     DayState.MISSING: "#1f1f1f",
     DayState.NOT_LISTED: "#e6e6e6",
@@ -61,6 +64,7 @@ ON_DARK: Mapping[DayState, str] = {
     DayState.HEALED: "#12ea9f",
     DayState.OUTAGE: "#f8ce3f",
     DayState.INCOMPLETE: "#b631d5",
+    DayState.FAULTY: "#867263",
     DayState.FAILED: "#d22112",
     DayState.MISSING: "#ffffff",
     DayState.NOT_LISTED: "#2c2f33",
@@ -107,9 +111,11 @@ class SeriesCalendar:
 
     @property
     def lacking(self) -> int:
-        """Days that should be there and are not, or not whole."""
+        """Days that should be there and are not, or not whole, or faulty."""
         counted = self.counts()
-        return counted[DayState.MISSING] + counted[DayState.FAILED] + counted[DayState.INCOMPLETE]
+        return sum(
+            counted[state] for state in (DayState.MISSING, DayState.FAILED, DayState.INCOMPLETE, DayState.FAULTY)
+        )
 
 
 def calendar_of(

@@ -105,7 +105,7 @@ def states_of(rows: Mapping[date, LedgerRow], wanted: Sequence[tuple[date, date]
         today: The present day in UTC.
     """
     states = {
-        day: state_of(row.outcome, row.final, row.verdicts)
+        day: state_of(row.outcome, row.final, row.verdicts, row.integrity)
         for day, row in rows.items()
         if row.outcome != EMPTY or row.final
     }

@@ -55,12 +55,16 @@ class Wanted:
         intervals: Kline intervals; ``(None,)`` for a data type that has none.
         since: From when on.
         line: Line in the file, from 1.
+        since_line: Line of ``from:``.
+        since_span: Where the text of ``from:`` begins and ends, in characters of the file.
     """
 
     data_type: DataType
     intervals: tuple[str | None, ...]
     since: Since
     line: int
+    since_line: int = 0
+    since_span: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +189,26 @@ class Universe:
         """All UTC days to collect, in order."""
         return [first + timedelta(days=n) for first, last in self.spans(key) for n in range((last - first).days + 1)]
 
+    def from_line(self, key: SeriesKey) -> int:
+        """Return the line of the ``from:`` that decides when a series of the universe begins."""
+        key = _source_of(key)
+        listed = self.listing(key).first
+        found: list[tuple[bool, date, int]] = []
+        for entry in self.entries:
+            for symbol, _ in entry.symbols if key.market in entry.markets else ():
+                by_pattern = is_pattern(symbol)
+                if entry.takes(symbol, key.symbol) if by_pattern else symbol == key.symbol:
+                    found += [
+                        (by_pattern, wanted.since.first(listed) or date.min, wanted.since_line)
+                        for wanted in entry.wanted
+                        if wanted.data_type is key.data_type and key.interval in wanted.intervals
+                    ]
+        return min(found)[2] if found else 0
+
+    def said_of_start(self, key: SeriesKey) -> str:
+        """Return from when on a series is collected, and where that is written, for messages."""
+        return f"{key} is collected from {self.start(key)} on ({self.path}, line {self.from_line(key)})"
+
     def first_day(self) -> date:
         """The earliest day that any series may be asked for; it does not move as days go by.
 
@@ -205,16 +229,20 @@ class Universe:
         settled = [listed for day, listed in moving if earliest is None or day < earliest]
         return min([*fixed, *settled], default=ARCHIVE_BEGINS)
 
-    def refuse_before_first(self, day: date) -> None:
+    def refuse_before_first(self, day: date, key: SeriesKey) -> None:
         """Refuse a day that is no partition in Dagster, because everything collected begins later.
 
+        Args:
+            day: The day.
+            key: The series that it was requested of.
+
         Raises:
-            UsageError: the text says when it begins and what to change.
+            UsageError: the text says when it begins and which line to change.
         """
         if day < self.first_day():
             raise UsageError(
                 f"{day} is before all that {self.path} collects, which begins on {self.first_day()}. "
-                "Set an earlier `from:` there first."
+                f"Set an earlier `from:` there first: {self.said_of_start(key)}."
             )
 
     def _unknown(self, key: SeriesKey) -> str:

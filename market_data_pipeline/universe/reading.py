@@ -258,7 +258,12 @@ def _wanted(data_type: DataType, node: yaml.Node, markets: tuple[Market, ...], m
     if data_type.has_interval and "intervals" in parts:
         intervals = _intervals(parts["intervals"], markets, mistakes)
     since = _since(parts["from"], mistakes) if "from" in parts else None
-    return Wanted(data_type, intervals, since, _line(node)) if since and intervals else None
+    if since is None or not intervals:
+        return None
+    begins = parts["from"]
+    return Wanted(
+        data_type, intervals, since, _line(node), _line(begins), (begins.start_mark.index, begins.end_mark.index)
+    )
 
 
 def _intervals(node: yaml.Node, markets: tuple[Market, ...], mistakes: _Mistakes) -> tuple[str, ...]:

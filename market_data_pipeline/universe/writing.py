@@ -36,8 +36,8 @@ def add_series(text: str, key: SeriesKey, since: Since, name: str = "universe.ya
         name: What messages call the file.
 
     Returns:
-        The text with an entry for the series at its end, or the same text where the series is named already. The
-        entry that a former call made for the same series alone gets its ``from:`` changed where it is later.
+        The text with an entry for the series at its end, or the same text if the series is named already. An entry
+        that collects this series alone gets its ``from:`` changed if it is later.
 
     Raises:
         UsageError: the text has mistakes, or is written in a way that cannot be added to.
@@ -78,13 +78,31 @@ def _names(entry: Entry, key: SeriesKey) -> bool:
 
 
 def _earlier(text: str, entry: Entry, key: SeriesKey, since: Since, name: str) -> str:
-    made = _entry_text(key, next(s for k, s in series_of(entry, key.market, key.symbol) if k == key), _indent(text))
-    before = dict(series_of(entry, key.market, key.symbol))[key]
-    if made not in text or _later(since, before):
+    """Return the text with an earlier ``from:`` for the series, if the entry's ``from:`` is of no other series."""
+    wanted = next(one for one in entry.wanted if one.data_type is key.data_type and key.interval in one.intervals)
+    alone = len(entry.markets) == len(entry.symbols) == len(wanted.intervals) == 1
+    if not alone or _later(since, wanted.since):
         return text
-    changed = text.replace(made, _entry_text(key, since, _indent(text)))
-    parse_universe(changed, name)
-    return changed
+    if wanted.since.day is not None and since.days_ago is not None:
+        since = Since(day=since.first(None))  # a start that moves on would be the later one some day
+    begin, end = wanted.since_span
+    changed = f"{text[:begin]}{since}{text[end:]}"
+    try:  # a `from:` that is an alias, or has one, stands for other series, too
+        only_this = _starts(changed, name) == {**_starts(text, name), key: since}
+    except UsageError:
+        only_this = False
+    return changed if only_this else text
+
+
+def _starts(text: str, name: str) -> dict[SeriesKey, Since]:
+    """Return the start of each series that is named."""
+    return {
+        key: since
+        for entry in parse_universe(text, name)
+        for market in entry.markets
+        for symbol, _ in entry.symbols
+        for key, since in series_of(entry, market, symbol)
+    }
 
 
 def _later(a: Since, b: Since) -> bool:

@@ -39,10 +39,11 @@ def test_sql_says_what_python_says_of_every_day_there_can_be() -> None:
     with duckdb.connect() as connection:
         for outcome in (HELD, FAILED, EMPTY, NOT_LISTED):
             for final in (True, False):
-                rows = connection.execute(
-                    f"SELECT verdicts, {STATE_SQL} FROM "
-                    "(SELECT ? AS outcome, CAST(? AS BOOLEAN) AS final, unnest(?) AS verdicts)",
-                    [outcome, final, verdicts],
-                ).fetchall()
-                assert dict(rows) == {each: state_of(outcome, final, each).value for each in verdicts}
-                assert len(rows) == len(verdicts)
+                for integrity in (None, "info", "warn", "error"):
+                    rows = connection.execute(
+                        f"SELECT verdicts, {STATE_SQL} FROM (SELECT ? AS outcome, CAST(? AS BOOLEAN) AS final, "
+                        "CAST(? AS VARCHAR) AS integrity, unnest(?) AS verdicts)",
+                        [outcome, final, integrity, verdicts],
+                    ).fetchall()
+                    assert dict(rows) == {each: state_of(outcome, final, each, integrity).value for each in verdicts}
+                    assert len(rows) == len(verdicts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -15,11 +15,16 @@ from market_data_pipeline.defs.bodies.faults import failing_in_words
 from market_data_pipeline.defs.bodies.ingestion import Ingestion
 from market_data_pipeline.defs.bodies.reconciliation import with_reconciliation
 from market_data_pipeline.defs.partitions import day_of
+from market_data_pipeline.findings import Finding
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.reading import read_day
+from market_data_pipeline.lake.states import CHECKS_DO_NOT_PASS
+from market_data_pipeline.lineage import source_of
 from market_data_pipeline.outcomes import DayOutcome
 from market_data_pipeline.profile import trade_profile
+from market_data_pipeline.quality.derived import source_findings
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.specs import MARKETS
 
@@ -63,7 +68,11 @@ def _picture_of(layout: Layout) -> Callable[[DayOutcome], str | None]:
 
 
 def make_profile(
-    context: dg.AssetExecutionContext, trades: duckdb.DuckDBPyRelation, key: SeriesKey, level_size: float
+    context: dg.AssetExecutionContext,
+    trades: duckdb.DuckDBPyRelation,
+    key: SeriesKey,
+    layout: Layout,
+    level_size: float,
 ) -> pa.Table:
     """The tradeProfile of a run's days, for the IO manager to write.
 
@@ -71,6 +80,7 @@ def make_profile(
         context: Of the tradeProfile's asset.
         trades: The days' aggTrades, columns as in the lake.
         key: The tradeProfile.
+        layout: Where the ledger of the aggTrades lies.
         level_size: Height of a price level; 0 takes one by the price.
 
     Returns:
@@ -80,13 +90,23 @@ def make_profile(
     with failing_in_words():
         table = trade_profile(trades, symbol=key.symbol, inverse=inverse, level_size=level_size)
     rows = {row["day"]: row for row in table.to_pylist()}
-    events.add_metadata(context, {name: _profile_metadata(rows.get(day_of(name))) for name in context.partition_keys})
+    source = source_of(key)
+    unsound = Ledger.read(layout.ledger(source), CHECKS_DO_NOT_PASS)
+    metadata = {
+        name: _profile_metadata(rows.get(day_of(name)), source_findings({source: unsound.get(day_of(name))}))
+        for name in context.partition_keys
+    }
+    events.add_metadata(context, metadata)
+    incomplete = [name for name, facts in metadata.items() if "integrity" in facts]
+    if incomplete:
+        context.log.warning("%s: the trades of %d days are incomplete: %s", key, len(incomplete), incomplete[:10])
     context.log.info("%s: %d of %d days have trades", key, len(rows), len(context.partition_keys))
     return table
 
 
-def _profile_metadata(row: Mapping[str, Any] | None) -> dict[str, Any]:
+def _profile_metadata(row: Mapping[str, Any] | None, findings: Sequence[Finding]) -> dict[str, Any]:
     if row is None:
         return {"dagster/partition_row_count": 0, "state": "no trade on that day"}
     shown = ("vwap", "point_of_control", "volume", "cumulative_delta", "trades")
-    return {"dagster/partition_row_count": 1, **{name: row[name] for name in shown}}
+    marks = {"integrity": f"fails: {' '.join(one.message for one in findings)}"} if findings else {}
+    return {"dagster/partition_row_count": 1, **{name: row[name] for name in shown}, **marks}

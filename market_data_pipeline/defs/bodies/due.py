@@ -12,6 +12,7 @@ from market_data_pipeline.defs.partitions import DAY, HOUR, days_between
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import NOT_LISTED, UNSETTLED, Ledger
+from market_data_pipeline.lake.states import CHECKS_DO_NOT_PASS
 from market_data_pipeline.lineage import profile_of
 from market_data_pipeline.profile import profile_is_due
 from market_data_pipeline.quality.repair import (
@@ -102,6 +103,8 @@ def changed_profiles(today: date, count: int, universe: Universe, layout: Layout
             # day. Of years of days, whole rows are read of those few that are not alike.
             source, made = _hashes(paths[0], "content_sha256"), _hashes(paths[1], "archive_sha256")
             differing = {day for day, hashed in made.items() if source.get(day) != hashed}
+            # Their checks may have changed since, without other rows.
+            differing |= {day for path in paths for day in Ledger.read(path, CHECKS_DO_NOT_PASS).rows if day in made}
             days |= differing
             where = pc.field("day").isin(pa.array({*recent, *differing}, pa.date32()))
             ledgers[profile_of(key)] = (Ledger.read(paths[0], where), Ledger.read(paths[1], where))

@@ -29,6 +29,7 @@ from market_data_pipeline.findings import CHECKS, Finding, Range, Severity, shor
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, Ledger, LedgerRow
 from market_data_pipeline.lake.on_disk import file_of
+from market_data_pipeline.lake.states import is_complete
 from market_data_pipeline.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.series import DataType, SeriesKey
 
@@ -386,6 +387,9 @@ def log_line(key: SeriesKey, results: Sequence[DayOutcome | DayFailure], seconds
     days = "1 day" if len(results) == 1 else f"{len(results)} days"
     told = [f"{actions.count(action)} {action.replace('_', ' ')}" for action in sorted(set(actions))]
     failed = len(results) - len(actions)
+    good = [one.row for one in results if isinstance(one, DayOutcome)]
+    incomplete = sum(row.outcome == HELD and not is_complete(row) for row in good)
+    told += [f"{incomplete} of them incomplete"] if incomplete else []
     megabytes = sum(result.downloaded for result in results) / 1e6
     return (
         f"{key}: {days} ({spans(result.day for result in results)}): "

@@ -28,6 +28,7 @@ from market_data_pipeline.lake.on_disk import DayFile, days_on_disk
 from market_data_pipeline.lake.on_record import rows_on_record
 from market_data_pipeline.lake.provenance import Part, Provenance, Source, content_sha256
 from market_data_pipeline.lake.reading import read_days, time_column
+from market_data_pipeline.quality.derived import source_findings
 from market_data_pipeline.schemas import lake_schema, may_be_null
 from market_data_pipeline.series import SeriesKey
 
@@ -213,7 +214,8 @@ def write_derived(
 ) -> None:
     """Write days of a derived series and their ledger rows.
 
-    A derived day is final when all that it is made of is. A day without rows takes over why its source has none.
+    A derived day is final when all that it is made of is, and its integrity fails if a source's day is not complete. A
+    day without rows takes over why its source has none.
 
     Raises:
         SeriesBusyError: another run writes the series.
@@ -270,4 +272,5 @@ def _provenance(
         first_key=None,
         last_key=None,
         content_sha256=content_sha256(table),
+        findings=source_findings(made_of),
     )

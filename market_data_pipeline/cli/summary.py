@@ -1,0 +1,149 @@
+"""Print the result of a command that fetches days: failures, incomplete days and what to do; and its exit code.
+
+Fetching does not belong here (``sync``), nor does the rule that decides whether a day is complete (``lake.states``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from market_data_pipeline.cli.screen import counted, red
+from market_data_pipeline.findings import shortened
+from market_data_pipeline.lake.ledger import LedgerRow
+from market_data_pipeline.lake.states import Fault, faults_of
+from market_data_pipeline.quality.remedies import REMEDIES
+from market_data_pipeline.quality.repair import REFUSED
+from market_data_pipeline.series import DataType, SeriesKey
+
+if TYPE_CHECKING:
+    from market_data_pipeline.outcomes import DayFailure
+    from market_data_pipeline.sync import Report
+
+SHOWN_DAYS = 20
+"""Days that a list names before it says how many more there are."""
+
+_EVIDENCE = 160
+"""Characters of the evidence of a day in a list."""
+
+
+class ExitCode(IntEnum):
+    """Exit codes of commands. Code 2, an invalid request, is raised as ``UsageError``."""
+
+    STORED = 0
+    """Everything requested is stored, and its checks pass."""
+    FAILED = 1
+    """Something failed."""
+    INCOMPLETE = 3
+    """Everything was fetched, but some days are incomplete or fail their checks."""
+
+    @classmethod
+    def of(cls, well: bool) -> ExitCode:
+        """Return the code of a command that either did all of its work, or failed."""
+        return cls.STORED if well else cls.FAILED
+
+
+def end(code: ExitCode) -> None:
+    """End the command with an exit code."""
+    if code is not ExitCode.STORED:
+        raise click.exceptions.Exit(code)
+
+
+def tell(report: Report, number: int, series: int, console: Console) -> ExitCode:
+    """Print what came of the days that a command was to fetch; return the exit code.
+
+    Args:
+        report: Of the run.
+        number: Number of days that were requested.
+        series: Number of series that were requested.
+        console: Where to print.
+    """
+    tell_incomplete(report.incomplete, console)
+    tell_warnings(report.warned, console)
+    if report.failures:
+        tell_failures(report.failures, console)
+        return ExitCode.FAILED
+    incomplete = sum(map(len, report.incomplete.values()))
+    of_series = f"{counted(number, 'day')} of {series:,} series"
+    if incomplete:
+        console.print(f"{of_series}: all fetched, {incomplete:,} of them incomplete.")
+        return ExitCode.INCOMPLETE
+    console.print(f"{of_series}: all there.")
+    return ExitCode.STORED
+
+
+def tell_incomplete(incomplete: Mapping[SeriesKey, Sequence[LedgerRow]], console: Console) -> None:
+    """Print which stored days are incomplete or fail their checks: sums by rule, then days, then what to do."""
+    days = [(key, row, faults_of(row)) for key, rows in incomplete.items() for row in rows]
+    if not days:
+        return
+    console.print(red(f"{counted(len(days), 'day')} incomplete: {', '.join(_sums(days))}."), soft_wrap=True)
+    # Grouped by kind, then by series and day: the kinds that concern most days come first.
+    by_rule = Counter(fault.rule for _, _, faults in days for fault in {fault.rule: fault for fault in faults}.values())
+    shown = 0
+    for rule, _ in by_rule.most_common():
+        for key, row, faults in days:
+            of_rule = [fault for fault in faults if fault.rule == rule]
+            if of_rule and (shown := shown + 1) <= SHOWN_DAYS:
+                console.print(Text(f"  {key} {row.day}: {_said(key, of_rule)}"), soft_wrap=True)
+    if shown > SHOWN_DAYS:
+        console.print(
+            f"  and {shown - SHOWN_DAYS:,} more: `market-data coverage` counts them by series.", soft_wrap=True
+        )
+    for rule in by_rule:
+        console.print(Text(f"  {rule}: {REMEDIES.get(rule, _LOOK)}"), soft_wrap=True)
+
+
+_LOOK = "see the table of checks in README.md."
+
+
+def _sums(days: Sequence[tuple[SeriesKey, LedgerRow, Sequence[Fault]]]) -> Iterator[str]:
+    """``50 candles unexplained``: rows of each rule, in the noun of the series."""
+    rows: Counter[tuple[str, str]] = Counter()
+    for key, _, faults in days:
+        for fault in faults:
+            rows[fault.rule, _noun(key)] += fault.rows
+    for (rule, noun), number in rows.items():
+        yield f"{counted(number, noun)} {rule}" if number else rule
+
+
+def _noun(key: SeriesKey) -> str:
+    return {DataType.KLINES: "candle", DataType.AGG_TRADES: "trade"}.get(key.data_type, "row")
+
+
+def _said(key: SeriesKey, faults: Sequence[Fault]) -> str:
+    number, rule = sum(fault.rows for fault in faults), faults[0].rule
+    said = f"{counted(number, _noun(key))} {rule}" if number else rule
+    return f"{said} ({shortened(faults[0].said, _EVIDENCE)})" if faults[0].said else said
+
+
+def tell_warnings(warned: Mapping[str, int], console: Console) -> None:
+    """Print a note on stored days whose checks pass with a warning."""
+    if warned:
+        rules = ", ".join(f"{rule} on {counted(days, 'day')}" for rule, days in warned.items())
+        console.print(f"Note: checks warn of {rules}; `FROM quality.findings` has them.", soft_wrap=True)
+
+
+def tell_failures(failures: Sequence[DayFailure], console: Console) -> None:
+    """Print which days failed and why."""
+    console.print(red(f"{counted(len(failures), 'day')} failed:"))
+    for failure in failures[:SHOWN_DAYS]:
+        named = f"{failure.key} {failure.day}: "
+        console.print(f"  {named}{failure.failure}: {failure.reason.removeprefix(named)}", soft_wrap=True)
+    if len(failures) > SHOWN_DAYS:
+        console.print(f"  and {len(failures) - SHOWN_DAYS:,} more.")
+    kept = sum(failure.row.held and failure.failure in REFUSED for failure in failures)
+    if kept:
+        console.print(
+            f"{counted(kept, 'day')} {'is' if kept == 1 else 'are'} held as before, and fetched again when Binance "
+            "publishes another archive or another checksum.",
+            soft_wrap=True,
+        )
+    if kept < len(failures):
+        console.print(f"What is held stays. The same command tries the {'other' if kept else 'failed'} days again.")

@@ -1,0 +1,50 @@
+"""Each rule that a check can report has its remedy: in the code, and in README.md in the same words."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import market_data_pipeline
+from market_data_pipeline import findings
+from market_data_pipeline.findings import HISTORY, VERDICT_SEVERITY, Severity
+from market_data_pipeline.quality.remedies import FAILURES, GAPS, INTEGRITY
+from market_data_pipeline.quality.repair import REFUSED
+
+PACKAGE = Path(market_data_pipeline.__file__).parent
+README = (PACKAGE.parent / "README.md").read_text()
+
+
+def rules_in_code() -> Iterator[str]:
+    """Yield the rule of every ``Finding(check="integrity", …)`` and of every ``report(…)`` in the package."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            given = {keyword.arg: keyword.value for keyword in node.keywords}
+            of_integrity = ast.unparse(given["check"]) == "'integrity'" if "check" in given else False
+            rule = given.get("rule") if of_integrity else None
+            if isinstance(node.func, ast.Name) and node.func.id == "report":
+                rule = node.args[0]
+            if isinstance(rule, ast.Constant):
+                yield str(rule.value)
+            elif isinstance(rule, ast.Name) and rule.id.isupper():
+                yield getattr(findings, rule.id)
+
+
+def test_every_integrity_rule_has_a_remedy() -> None:
+    assert {*rules_in_code(), *HISTORY} == set(INTEGRITY)
+
+
+def test_readme_lists_every_rule_with_its_remedy() -> None:
+    table = README.partition("### Rules of `integrity`")[2].partition("###")[0]
+    cells = [[cell.strip() for cell in line.split(" | ")] for line in table.splitlines() if line.startswith("| `")]
+    told = {rule: row[-1].removesuffix(" |") for row in cells for rule in re.findall(r"`(\w+)`", row[0])}
+    assert told == INTEGRITY
+
+
+def test_gaps_and_refusals_that_do_not_pass_have_a_remedy() -> None:
+    assert set(GAPS) == {verdict for verdict, severity in VERDICT_SEVERITY.items() if severity is not Severity.INFO}
+    assert set(FAILURES) == REFUSED
