@@ -17,7 +17,8 @@ from market_data_pipeline.lineage import profile_of
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
 
-Jobs = dict[str, UnresolvedAssetJobDefinition | dg.JobDefinition]
+Job = UnresolvedAssetJobDefinition | dg.JobDefinition
+Jobs = dict[str, Job]
 
 INGEST_ALL, KLINES, AGG_TRADES = "ingest_all", "klines", "agg_trades"
 TRADE_PROFILES, COVERAGE, VERIFY, COMPACT, PRUNE = "trade_profiles", "coverage", "verify", "compact", "prune"

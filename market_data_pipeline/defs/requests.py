@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date
 
 import dagster as dg
 
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START, contiguous_ranges, partition_of
+from market_data_pipeline.defs.partitions import (
+    PARTITION,
+    RANGE_END,
+    RANGE_START,
+    contiguous_ranges,
+    day_of,
+    days_between,
+    partition_of,
+)
 from market_data_pipeline.series import SeriesKey
+
+Days = dict[SeriesKey, list[date]]
+"""UTC days by series."""
 
 
 def run_requests(stamp: str, wanted: Mapping[SeriesKey, Iterable[date]], at_most: int) -> list[dg.RunRequest]:
@@ -32,6 +43,36 @@ def run_requests(stamp: str, wanted: Mapping[SeriesKey, Iterable[date]], at_most
         alike.setdefault(tuple(keys), []).append(day)
     stretches = [(*span, keys) for keys, days in alike.items() for span in contiguous_ranges(days, at_most)]
     return [_request(stamp, *stretch) for stretch in sorted(stretches, reverse=True)]
+
+
+def underway(
+    instance: dg.DagsterInstance, keys: Iterable[SeriesKey], statuses: Sequence[dg.DagsterRunStatus]
+) -> dict[SeriesKey, set[date]]:
+    """Return the days of series that runs in some states will fetch, whoever launched them.
+
+    Args:
+        instance: Dagster's records.
+        keys: The series.
+        statuses: States of the runs.
+    """
+    by_asset = {asset_key_of(key): key for key in keys}
+    found: dict[SeriesKey, set[date]] = {}
+    for run in instance.get_runs(dg.RunsFilter(statuses=list(statuses))) if by_asset else ():
+        first = run.tags.get(RANGE_START) or run.tags.get(PARTITION)
+        last = run.tags.get(RANGE_END) or first
+        if first is None or last is None:
+            continue
+        days = days_between(day_of(first), day_of(last))
+        for asset in by_asset if run.asset_selection is None else run.asset_selection:
+            if asset in by_asset:
+                found.setdefault(by_asset[asset], set()).update(days)
+    return found
+
+
+def without(days: Mapping[SeriesKey, Iterable[date]], taken: Mapping[SeriesKey, Collection[date]]) -> Days:
+    """Return days of series without those that are taken; no series without days."""
+    left = {key: [day for day in some if day not in taken.get(key, ())] for key, some in days.items()}
+    return {key: some for key, some in left.items() if some}
 
 
 def _request(stamp: str, first: date, last: date, keys: Sequence[SeriesKey]) -> dg.RunRequest:

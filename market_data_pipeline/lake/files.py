@@ -428,6 +428,11 @@ def days_on_disk(folder: Path) -> dict[date, FileStat]:
     return _with_stat(folder, *_DAY)
 
 
+def days_named(folder: Path) -> list[date]:
+    """The days of a series that have a file of their own, in order, without a look at the files themselves."""
+    return sorted(day for day, _ in _named(folder, *_DAY))
+
+
 def has_days(folder: Path) -> bool:
     """Whether a series has a day with a file of its own."""
     return any(_named(folder, *_DAY))

@@ -58,6 +58,12 @@ def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
     return dict(sorted(found.items())) if closed else found
 
 
+def days_named(layout: Layout, key: SeriesKey) -> set[date]:
+    """Return the days of a series that have rows on the disk by the names of its files, without a look at the files."""
+    closed = files.months_named(layout.months(key)) if closes_months(key.data_type) else []
+    return {*files.days_named(layout.folder(key)), *(day for month in closed for day in clock.days_of_month(month))}
+
+
 def months_closed(layout: Layout, key: SeriesKey) -> list[str]:
     """The closed months of a series, as ``2024-01``, in order."""
     if not closes_months(key.data_type):

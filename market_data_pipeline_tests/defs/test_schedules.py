@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from market_data_pipeline import clock
 from market_data_pipeline.definitions import build_definitions
-from market_data_pipeline.defs.bodies import due
+from market_data_pipeline.defs.bodies import backlog, due
 from market_data_pipeline.defs.home import open_instance
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.partitions import DAY, HOUR, RANGE_END, RANGE_START
@@ -223,8 +223,12 @@ def test_daily_leaves_alone_what_the_same_bytes_would_only_fail_again(tmp_path: 
 
 
 @pytest.fixture
-def kept(project: Project) -> Iterator[Project]:
-    """With records on disk, as the daemon has them: only there a schedule can look for its earlier runs."""
+def kept(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """With records on disk, as the daemon has them: only there a schedule can look for its earlier runs.
+
+    Days that were never fetched are left out of what ``repair`` requests; ``test_backlog`` is about them.
+    """
+    monkeypatch.setattr(backlog, "portion", lambda _: {})
     with open_instance(project.layout) as instance:
         project.instance = instance
         yield project
@@ -344,7 +348,7 @@ def test_profiles_of_older_days_follow_trades_that_a_replaced_archive_changed(tm
         newer = replace(hold(project.layout, TRADES, day(3)), content_sha256="cd" * 32)
         put(project.layout, TRADES, newer)
         requests = tick(project, "trade_profiles_daily", datetime(2024, 1, 10, 11, tzinfo=UTC))
-    assert asked(requests) == {"2024-01-03": names(PROFILE)}, "older ones that were never made are left"
+    assert asked(requests) == {"2024-01-03": names(PROFILE), "2024-01-04": names(PROFILE)}
 
 
 @pytest.mark.parametrize(("every", "cron"), [("day", "0 12 * * *"), ("week", "0 12 * * 0"), ("month", "0 12 1 * *")])
