@@ -43,6 +43,9 @@ PROFILE = series("BTCUSDT", data_type="tradeProfile")
 FACES = ("arrow", "df", "pl", "relation")
 at = datetime.fromisoformat
 
+# Small lakes lack most days of a range; `test_client_gaps` is about the warning.
+pytestmark = pytest.mark.filterwarnings("ignore::market_data_pipeline.GapWarning")
+
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> SmallLake:

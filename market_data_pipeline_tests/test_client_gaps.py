@@ -14,7 +14,7 @@ import pytest
 
 from market_data_pipeline import GapError, GapWarning, MarketData, clock
 from market_data_pipeline.errors import MarketDataError, UsageError
-from market_data_pipeline.findings import MAX_RANGES, Finding, Range, Verdict
+from market_data_pipeline.findings import MAX_RANGES, Finding, Range, Severity, Verdict
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, NOT_LISTED, LedgerRow
 from market_data_pipeline.quality.verdicts import verdict_finding
@@ -106,12 +106,12 @@ def test_a_file_that_is_not_what_its_footer_says_is_not_handed_out_as_good(
     assert line.startswith("spot BTCUSDT 1h, 2024-01-03: failed (damaged: ")
     assert told(market, "BTCUSDT", "1h", "2024-01-02", "2024-01-05") == [line]
     path = str(lake.layout.file(BTC, bad))
-    final = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05", final_only=True)
+    final = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05", final_only=True, on_gap="ignore")
     with pytest.raises(DamagedFileError, match=path):
         final.arrow()
     assert path in repr(final)
     with pytest.raises(DamagedFileError, match=path):
-        _ = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05").version
+        _ = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05", on_gap="ignore").version
     assert market.klines("BTCUSDT", "1h", "2024-01-04", "2024-01-05", final_only=True, on_gap="raise").arrow().num_rows
 
 
@@ -252,6 +252,67 @@ def test_warn_says_the_same_where_it_was_asked_and_hands_out_what_is_held(lake: 
     assert result.arrow().num_rows == 48
 
 
+def faulty(day: str) -> Finding:
+    return Finding(
+        check="integrity", rule="taker", severity=Severity.ERROR, count=1, message=f"Takers bought too much on {day}."
+    )
+
+
+def test_default_warns_once_a_call_of_what_nothing_explains(lake: SmallLake, market: MarketData) -> None:
+    lake.put(BTC, [date(2024, 1, 3)], findings=(lacks(Verdict.UNEXPLAINED, "2024-01-03", (3, 4)),))
+    lake.put(BTC, [date(2024, 1, 4)], findings=(faulty("2024-01-04"),))
+    with pytest.warns(GapWarning, match="2 gaps that nothing explains") as warned:
+        rows = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-06")
+    assert (rows.arrow().num_rows, rows.df().shape[0]) == (96, 96)
+    assert [one.filename for one in warned] == [__file__]
+    text = str(warned[0].message)
+    assert "2024-01-03 03:00 to 2024-01-03 04:00: unexplained, 2 rows" in text
+    assert "2024-01-04: faulty (Takers bought too much on 2024-01-04.)" in text
+    assert "`market-data sync`" in text
+
+
+def test_default_is_silent_about_what_is_explained(lake: SmallLake, market: MarketData) -> None:
+    lake.put(BTC, [date(2024, 1, 3)], findings=(lacks(Verdict.OUTAGE, "2024-01-03", (3, 4)),))
+    lake.put(BTC, [date(2024, 1, 4)], findings=(lacks(Verdict.SUSPENDED, "2024-01-04", (3, 4)),))
+    lake.note(BTC, LedgerRow(day=date(2023, 12, 31), outcome=NOT_LISTED, final=True))
+    assert market.klines("BTCUSDT", "1h", "2023-12-31", "2024-01-06").arrow().num_rows == 120
+
+
+def test_final_only_leaves_faulty_days_out_of_every_answer(lake: SmallLake, market: MarketData) -> None:
+    lake.put(BTC, [date(2024, 1, 3)], findings=(faulty("2024-01-03"),))
+    with pytest.warns(GapWarning, match="2024-01-03: faulty .* Left out, by final_only"):
+        rows = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05", final_only=True)
+    taken = (rows.arrow().num_rows, len(rows.df()), len(rows.pl()), len(rows.relation().fetchall()))
+    assert taken == (48, 48, 48, 48)
+    assert "2 of 3 days held and final" in repr(rows)
+    whole = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05", on_gap="ignore")
+    assert (whole.arrow().num_rows, whole.version != rows.version) == (72, True)
+    lines = told(market, "BTCUSDT", "1h", "2024-01-02", "2024-01-05", final_only=True)
+    assert lines == [
+        "spot BTCUSDT 1h, 2024-01-03: faulty (Takers bought too much on 2024-01-03. Left out, by final_only.)"
+    ]
+
+
+def test_final_only_leaves_faulty_trades_out(lake: SmallLake, market: MarketData) -> None:
+    before = market.agg_trades("BTCUSDT", "2024-01-02", "2024-01-05").arrow().num_rows
+    lake.put(TRADES, [date(2024, 1, 3)], findings=(faulty("2024-01-03"),))
+    with pytest.warns(GapWarning, match="faulty"):
+        rows = market.agg_trades("BTCUSDT", "2024-01-02", "2024-01-05", final_only=True)
+    assert rows.arrow().num_rows == before * 2 // 3
+
+
+def test_up_to_now_is_up_to_what_was_fetched(
+    lake: SmallLake, market: MarketData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "now", lambda: datetime(2024, 1, 11, 9, tzinfo=UTC))
+    assert market.klines("BTCUSDT", "1h", "2024-01-09").arrow().num_rows == 48, "today was not fetched yet"
+    with pytest.warns(GapWarning, match="2024-01-11: missing"):
+        market.klines("BTCUSDT", "1h", "2024-01-09", "2024-01-12")
+    monkeypatch.setattr(clock, "now", lambda: datetime(2024, 1, 12, 9, tzinfo=UTC))
+    with pytest.warns(GapWarning, match="2024-01-11: missing"):
+        market.klines("BTCUSDT", "1h", "2024-01-09")
+
+
 def test_a_long_list_of_gaps_is_cut_in_words_and_whole_in_the_error(lake: SmallLake, market: MarketData) -> None:
     hours = [(hour, hour) for hour in range(0, 24, 2)]
     lake.put(BTC, [date(2024, 1, 3)], findings=(lacks(Verdict.UNEXPLAINED, "2024-01-03", *hours),))
@@ -285,7 +346,7 @@ def test_the_version_changes_with_the_values_and_with_nothing_else(lake: SmallLa
     lake.put(BTC, [date(2024, 1, 3)], version=1)
     changed = asked(market).version
     lake.layout.file(ETH, date(2024, 1, 4)).unlink()
-    assert len({version, changed, asked(market).version}) == 3
+    assert len({version, changed, asked(market, on_gap="ignore").version}) == 3
 
 
 def test_days_that_are_left_out_are_not_in_the_version(lake: SmallLake, market: MarketData) -> None:
@@ -310,7 +371,7 @@ def test_the_version_is_of_the_rows_as_they_were_taken(lake: SmallLake, market: 
     assert result.version != version
 
 
-def test_reading_rows_reads_no_ledger(lake: SmallLake, market: MarketData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_read_without_a_ledger(lake: SmallLake, market: MarketData, monkeypatch: pytest.MonkeyPatch) -> None:
     for key in (BTC, ETH):
         lake.layout.ledger(key).write_bytes(b"not a ledger")
     for key in (BTC, ETH):
@@ -320,7 +381,7 @@ def test_reading_rows_reads_no_ledger(lake: SmallLake, market: MarketData, monke
         raise AssertionError("a footer's record was read")
 
     monkeypatch.setattr("market_data_pipeline.lake.files.read_provenance", refuse)
-    assert asked(market).arrow().num_rows == 2 * 72
+    assert asked(market, on_gap="ignore").arrow().num_rows == 2 * 72
 
 
 # --- gaps() --------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def _partitions_of(universe: Universe, lacking: Mapping[SeriesKey, list[date]]) 
         kept = [day for day in days if day >= first or universe.listing(key).covers(day)]
         if kept:
             if key in universe:  # of others, whoever brings them says how to add them
-                universe.refuse_before_first(kept[0])
+                universe.refuse_before_first(kept[0], key)
             left[key] = kept
     return left
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from market_data_pipeline.findings import Severity
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import FAILED, LedgerRow
@@ -14,13 +15,13 @@ from market_data_pipeline.lake.on_record import rows_on_record
 
 
 def final_only(layout: Layout, days: Iterable[DayFile]) -> list[DayFile]:
-    """Those of some days that are final.
+    """Those of some days that are final and whose rows pass the integrity check.
 
     Raises:
         DamagedFileError: a file is not what it says; the text names it.
         StorageError: the system refuses to read a ledger.
     """
-    return [file for file, row in _with_rows(layout, days) if row.final]
+    return [file for file, row in _with_rows(layout, days) if row.final and row.integrity != Severity.ERROR]
 
 
 def version_of(layout: Layout, days: Sequence[DayFile]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Literal, get_args
@@ -20,21 +20,21 @@ from market_data_pipeline.client.asking import (
     there_are,
 )
 from market_data_pipeline.errors import MarketDataError, UsageError
-from market_data_pipeline.findings import Finding, Verdict
+from market_data_pipeline.findings import Finding, Severity, Verdict
 from market_data_pipeline.lake.catalog import quoted, series_held
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
 from market_data_pipeline.lake.on_disk import days_between
-from market_data_pipeline.lake.on_record import rows_on_record
+from market_data_pipeline.lake.on_record import rows_on_record, sound_among
 from market_data_pipeline.lake.states import EXPLAINED
-from market_data_pipeline.series import Listing, SeriesKey, interval_us
+from market_data_pipeline.series import DataType, Listing, SeriesKey, interval_us
 from market_data_pipeline.universe.collected import Listings
 
 OnGap = Literal["raise", "warn", "ignore"]
 """What to do about gaps that nothing explains."""
 
-MISSING, PROVISIONAL = "missing", "provisional"
-"""Why days are not read, beside the verdicts of the gaps check and ``failed``."""
+MISSING, PROVISIONAL, FAULTY = "missing", "provisional", "faulty"
+"""Why days are not read, or not to be relied on, beside the verdicts of the gaps check and ``failed``."""
 
 _TOLD = 10
 _DAY = timedelta(days=1)
@@ -47,7 +47,8 @@ class Gap:
     Attributes:
         key: The series.
         verdict: ``archive_defect``, ``unexplained`` or ``unpublished`` inside a day that is held; ``failed`` or
-            ``missing`` (never brought) for whole days; ``provisional`` where only final days were asked for.
+            ``missing`` (never brought) for whole days; ``provisional`` where only final days were asked for; ``faulty``
+            for days whose rows fail the integrity check.
         first: Open time of the first candle, or the beginning of the first day (UTC, without zone).
         last: Open time of the last candle, or the beginning of the last day.
         evidence: What the verdict rests on, or why the days failed.
@@ -65,7 +66,7 @@ class Gap:
 
     def __str__(self) -> str:
         name = " ".join(filter(None, (self.key.market, self.key.symbol, self.key.interval or self.key.data_type)))
-        if self.verdict in (MISSING, FAILED, PROVISIONAL):
+        if self.verdict in (MISSING, FAILED, PROVISIONAL, FAULTY):
             when = _span(str(self.first.date()), str(self.last.date()))
         elif self.ids is not None:
             when = f"{self.first.date()}, ids {_span(*map(str, self.ids))}"
@@ -101,8 +102,8 @@ def _text(gaps: Sequence[Gap]) -> str:
     return (
         f"What was asked for has {number}:\n"
         + "\n".join(f"- {gap}" for gap in gaps[:_TOLD])
-        + f"{more}\n`market-data sync` brings what is missing and mends what can be mended; on_gap='warn' or 'ignore' "
-        "hands out what is held."
+        + f"{more}\n`market-data sync` fetches what is missing and mends what can be mended. on_gap='warn' or 'ignore' "
+        "hands out what is stored, 'raise' refuses."
     )
 
 
@@ -114,6 +115,14 @@ def check_on_gap(on_gap: str) -> None:
     """
     if on_gap not in get_args(OnGap):
         raise UsageError(f"There is no on_gap {on_gap!r}. {there_are(str(on_gap), get_args(OnGap))}")
+
+
+def worth_a_warning(gaps: Iterable[Gap]) -> list[Gap]:
+    """Return gaps without those that need no warning.
+
+    Provisional days are left out on request, and a damaged file is named by the error of whoever reads it.
+    """
+    return [gap for gap in gaps if gap.verdict != PROVISIONAL and not gap.evidence.startswith("damaged: ")]
 
 
 def tell_gaps(gaps: Sequence[Gap], on_gap: str, stacklevel: int) -> None:
@@ -133,17 +142,20 @@ def tell_gaps(gaps: Sequence[Gap], on_gap: str, stacklevel: int) -> None:
         warnings.warn(GapWarning(_text(gaps)), stacklevel=stacklevel + 1)
 
 
-def gaps_in(layout: Layout, wanted: Wanted, listings: Listings, *, final_only: bool) -> list[Gap]:
+def gaps_in(
+    layout: Layout, wanted: Wanted, listings: Callable[[], Listings], *, final_only: bool, growing: bool = True
+) -> list[Gap]:
     """The gaps of what is wanted that nothing explains, by series and time.
 
     What has not happened yet is no gap, nor a candle that has not closed. The ids that a day of aggTrades lacks have no
-    times, so they count for any part of the day.
+    times, so they count for any part of the day. Only days that are not plainly sound are looked at one by one.
 
     Args:
         layout: Where the lake lies.
         wanted: What was asked for.
-        listings: When symbols were listed, as far as known: before and after, no day is missing.
-        final_only: Whether days that are not final will be left out.
+        listings: Reads when symbols were listed, as far as known: before and after, no day is missing.
+        final_only: Whether days that are not final, or whose integrity fails, will be left out.
+        growing: Whether what has happened since today was fetched last counts, too.
 
     Raises:
         StorageError: the system refuses to read a ledger.
@@ -151,14 +163,21 @@ def gaps_in(layout: Layout, wanted: Wanted, listings: Listings, *, final_only: b
     found: list[Gap] = []
     now = clock.naive_utc(clock.now())
     days = wanted.days_through(now.date())
+    if wanted.data_type is DataType.TRADE_PROFILE and days and days[-1] == now.date():
+        days.pop()  # a day's profile is made when the day is over
     for key in wanted.keys if days else ():
-        listing = listings.get((key.market, key.symbol), Listing())
         on_disk = {held.day: held for held in days_between(layout, key, days[0], days[-1])}
-        rows = rows_on_record(layout, key, on_disk, days[0], days[-1])
-        for day in days:
+        doubtful = sorted(set(days) - sound_among(layout, key, on_disk))
+        if not doubtful:
+            continue
+        listing = listings().get((key.market, key.symbol), Listing())
+        in_doubt = {day: on_disk[day] for day in doubtful if day in on_disk}
+        rows = rows_on_record(layout, key, in_doubt, doubtful[0], doubtful[-1], only=doubtful)
+        for day in doubtful:
             part = _Part(key, day, max(wanted.start, midnight(day)), min(wanted.end, midnight(day + _DAY), now))
-            if part.start < part.end:
-                found += _gaps_of_day(part, rows.get(day), listing, final_only=final_only)
+            until_fetched = not growing and day == now.date()
+            if part.start < part.end and not (until_fetched and day not in rows):
+                found += _gaps_of_day(part, rows.get(day), listing, final_only=final_only, until_fetched=until_fetched)
     return list(_joined(found))
 
 
@@ -175,7 +194,9 @@ class _Part:
         return Gap(self.key, verdict, midnight(self.day), midnight(self.day), evidence, count)
 
 
-def _gaps_of_day(part: _Part, row: LedgerRow | None, listing: Listing, *, final_only: bool) -> Iterator[Gap]:
+def _gaps_of_day(
+    part: _Part, row: LedgerRow | None, listing: Listing, *, final_only: bool, until_fetched: bool
+) -> Iterator[Gap]:
     if row is None or row.outcome not in (HELD, EMPTY):
         known_not_listed = row is not None and row.outcome == NOT_LISTED and not listing.spans
         if known_not_listed or not listing.covers(part.day):
@@ -190,11 +211,18 @@ def _gaps_of_day(part: _Part, row: LedgerRow | None, listing: Listing, *, final_
     if final_only and not row.final:
         yield part.whole(PROVISIONAL, "only final days were asked for")
         return
+    if row.integrity == Severity.ERROR:
+        faults = [fault.message for fault in row.findings_list() if _fails_integrity(fault)]
+        yield part.whole(FAULTY, " ".join(faults) + (" Left out, by final_only." if final_only else ""))
     for finding in row.findings_list():
         if finding.check == "gaps" and finding.rule in set(Verdict) - EXPLAINED:
             yield from _gaps_of_finding(part, finding)
-    if not row.final:
+    if not row.final and not until_fetched:
         yield from _not_yet_fetched(part, row)
+
+
+def _fails_integrity(finding: Finding) -> bool:
+    return finding.check == "integrity" and finding.severity is Severity.ERROR
 
 
 def _gaps_of_finding(part: _Part, finding: Finding) -> Iterator[Gap]:

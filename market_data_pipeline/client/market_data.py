@@ -10,18 +10,18 @@ from typing import Any
 from market_data_pipeline import faults
 from market_data_pipeline.client.asking import (
     Moment,
-    Wanted,
     check_held,
     wanted_of,
 )
 from market_data_pipeline.client.bringing import bring_lacking
-from market_data_pipeline.client.gaps import Gap, OnGap, check_on_gap, gaps_in, gaps_query, tell_gaps
+from market_data_pipeline.client.gaps import OnGap, check_on_gap, gaps_in, gaps_query, tell_gaps, worth_a_warning
 from market_data_pipeline.client.results import Answer, Result, StoredRows
 from market_data_pipeline.client.session import DuckDB, Limits, Views
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.series import DataType
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.universe import load_universe
+from market_data_pipeline.universe.collected import Listings
 
 
 class MarketData:
@@ -64,7 +64,7 @@ class MarketData:
         columns: str | Iterable[str] | None = None,
         sync: bool = False,
         final_only: bool = False,
-        on_gap: OnGap = "ignore",
+        on_gap: OnGap = "warn",
     ) -> StoredRows:
         """Candles of one interval whose ``open_time`` lies in a range.
 
@@ -76,9 +76,12 @@ class MarketData:
             market: ``spot``, ``um`` or ``cm``.
             columns: Columns beside symbol, interval and open_time; None means all.
             sync: First bring what the range lacks, through Dagster and on record.
-            final_only: Leave out days that are provisional, and refuse those whose file was found damaged.
-            on_gap: What to do, before any row is read, about gaps that nothing explains: ``raise`` a :class:`GapError`
-                that names them, ``warn`` with a :class:`GapWarning`, or ``ignore`` them, which reads fastest.
+            final_only: Leave out days that are provisional or whose rows fail the integrity check, and refuse those
+                whose file was found damaged.
+            on_gap: What to do, before any row is read, about gaps that nothing explains, and about days whose rows fail
+                the integrity check: ``raise`` a :class:`GapError` that names them, ``warn`` once with a
+                :class:`GapWarning`, or ``ignore`` them. Without ``end``, what has happened since today was fetched is
+                no reason to warn.
 
         Raises:
             UsageError: a symbol, interval, market or column is not there, or a moment cannot be meant.
@@ -96,7 +99,7 @@ class MarketData:
         columns: str | Iterable[str] | None = None,
         sync: bool = False,
         final_only: bool = False,
-        on_gap: OnGap = "ignore",
+        on_gap: OnGap = "warn",
     ) -> StoredRows:
         """Aggregated trades whose ``transact_time`` lies in a range, ordered by symbol and ``agg_trade_id``.
 
@@ -107,9 +110,12 @@ class MarketData:
             market: ``spot``, ``um`` or ``cm``.
             columns: Columns beside symbol and transact_time; None means all.
             sync: First bring what the range lacks, through Dagster and on record.
-            final_only: Leave out days that are provisional, and refuse those whose file was found damaged.
-            on_gap: What to do, before any row is read, about gaps that nothing explains: ``raise`` a :class:`GapError`
-                that names them, ``warn`` with a :class:`GapWarning`, or ``ignore`` them, which reads fastest.
+            final_only: Leave out days that are provisional or whose rows fail the integrity check, and refuse those
+                whose file was found damaged.
+            on_gap: What to do, before any row is read, about gaps that nothing explains, and about days whose rows fail
+                the integrity check: ``raise`` a :class:`GapError` that names them, ``warn`` once with a
+                :class:`GapWarning`, or ``ignore`` them. Without ``end``, what has happened since today was fetched is
+                no reason to warn.
 
         Raises:
             UsageError: a symbol, market or column is not there, or a moment cannot be meant.
@@ -126,6 +132,8 @@ class MarketData:
         market: str = "spot",
         columns: str | Iterable[str] | None = None,
         sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "warn",
     ) -> StoredRows:
         """The daily profile of trades (VWAP, point of control, cumulative delta, …), a row a day.
 
@@ -136,12 +144,16 @@ class MarketData:
             market: ``spot``, ``um`` or ``cm``.
             columns: Columns beside symbol and day; None means all.
             sync: First bring what the range lacks, through Dagster and on record: trades, then profiles.
+            final_only: Leave out days whose trades are provisional, incomplete or fail their checks.
+            on_gap: What to do about days without a profile, and about days whose trades are incomplete or fail their
+                checks: ``raise``, ``warn`` or ``ignore``, as for :meth:`klines`.
 
         Raises:
             UsageError: a symbol, market or column is not there, or a moment cannot be meant.
             MarketDataError: with ``sync``, days could not be brought.
+            GapError: with ``on_gap="raise"``, days are missing and nothing explains why.
         """
-        return self._rows(DataType.TRADE_PROFILE, symbols, None, start, end, market, columns, sync)
+        return self._rows(DataType.TRADE_PROFILE, symbols, None, start, end, market, columns, sync, final_only, on_gap)
 
     def sql(self, query: str) -> Result:
         """Run a query over the views: ``binance_spot.klines``, ``binance_um.agg_trades``, ``quality.coverage``, ….
@@ -209,7 +221,7 @@ class MarketData:
         columns: str | Iterable[str] | None,
         sync: bool,
         final_only: bool = False,
-        on_gap: OnGap = "ignore",
+        on_gap: OnGap = "warn",
     ) -> StoredRows:
         check_on_gap(on_gap)
         wanted = wanted_of(data_type, symbols, interval, start, end, market, columns)
@@ -219,12 +231,15 @@ class MarketData:
             else:
                 check_held(self._layout, wanted.keys)
         if on_gap != "ignore":
-            tell_gaps(self._gaps_of(wanted, final_only), on_gap, stacklevel=3)
+            strict = end is not None or on_gap == "raise"
+            with faults.in_words():
+                gaps = gaps_in(self._layout, wanted, self._listings, final_only=final_only, growing=strict)
+            if on_gap == "warn":
+                gaps = worth_a_warning(gaps)
+            tell_gaps(gaps, on_gap, stacklevel=3)
         return StoredRows(self._layout, self._files, wanted, final_only=final_only)
 
-    def _gaps_of(self, wanted: Wanted, final_only: bool) -> list[Gap]:
+    def _listings(self) -> Listings:
         universe = self._settings.universe
-        with faults.in_words():
-            # A lake is read without its universe, too.
-            listings = load_universe(universe).listings if universe.is_file() else {}
-            return gaps_in(self._layout, wanted, listings, final_only=final_only)
+        # A lake is read without its universe, too.
+        return load_universe(universe, resolve=False).listings if universe.is_file() else {}

@@ -9,19 +9,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from market_data_pipeline.findings import Severity, Verdict
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import FAILED, HELD, SCHEMA, Ledger, LedgerRow, reconcile, row_of_file
 from market_data_pipeline.lake.on_disk import DayFile, days_on_disk
+from market_data_pipeline.lake.states import EXPLAINED
 from market_data_pipeline.series import SeriesKey
 
 
 def rows_on_record(
-    layout: Layout, key: SeriesKey, on_disk: Mapping[date, DayFile], first: date, last: date
+    layout: Layout,
+    key: SeriesKey,
+    on_disk: Mapping[date, DayFile],
+    first: date,
+    last: date,
+    *,
+    only: Sequence[date] | None = None,
 ) -> dict[date, LedgerRow]:
     """What is known of the days of a series, as they lie on the disk.
 
@@ -31,6 +44,7 @@ def rows_on_record(
         on_disk: The days from first to last that have rows on the disk.
         first: First UTC day.
         last: Last UTC day, included.
+        only: Days to look at; None for all from first to last.
 
     Returns:
         A row for each day with a file, and for those without one of which the ledger speaks. A day whose file is gone,
@@ -40,6 +54,8 @@ def rows_on_record(
         StorageError: the system refuses to read the ledger.
     """
     inside = (pc.field("day") >= first) & (pc.field("day") <= last)
+    if only is not None:
+        inside &= pc.field("day").isin(pa.array(only, pa.date32()))
     known = Ledger.read(layout.ledger(key), inside).rows
     for day, row in known.items():
         if row.outcome == HELD and day not in on_disk:
@@ -50,6 +66,63 @@ def rows_on_record(
             known[day] = row_of_file(held, found)
     return known
 
+
+def sound_among(layout: Layout, key: SeriesKey, on_disk: Mapping[date, DayFile]) -> set[date]:
+    """Return those of some stored days that are final, pass their checks and have no gap that nothing explains.
+
+    This is by the ledger, for the files that it speaks of. A day that is not among them may be sound, too. The ledger's
+    columns are kept from call to call, as long as the file is the same.
+    """
+    if not on_disk:
+        return set()
+    path = layout.ledger(key)
+    try:
+        told = path.stat()
+        sound = _sound(path, (told.st_mtime_ns, told.st_size, told.st_ino))
+    except OSError:
+        return set()
+    begin, end = np.searchsorted(sound.day, [_number(min(on_disk)), _number(max(on_disk)) + 1])
+    columns = (sound.day[begin:end].tolist(), sound.bytes[begin:end].tolist(), sound.mtime_ns[begin:end].tolist())
+    known = {day: (size, mtime_ns) for day, size, mtime_ns in zip(*columns, strict=True)}
+    return {day for day, held in on_disk.items() if known.get(_number(day)) == (held.stat.bytes, held.stat.mtime_ns)}
+
+
+class _Sound(NamedTuple):
+    """Days since 1970 that are sound, in order, with size and time of the files that the ledger speaks of."""
+
+    day: npt.NDArray[np.int64]
+    bytes: npt.NDArray[np.int64]
+    mtime_ns: npt.NDArray[np.int64]
+
+
+_NOT_EXPLAINED = "|".join(sorted(set(Verdict) - EXPLAINED))
+_IS_SOUND = (
+    (pc.field("outcome") == HELD)
+    & pc.field("final")
+    & (pc.field("integrity") != Severity.ERROR.value)
+    & ~pc.match_substring_regex(pc.field("verdicts"), _NOT_EXPLAINED)
+)
+_KEPT_LEDGERS = 256
+"""Ledgers of which the columns are kept: ten years are 90 kB."""
+
+
+@lru_cache(maxsize=_KEPT_LEDGERS)
+def _sound(path: Path, _version: tuple[int, int, int]) -> _Sound:
+    try:
+        table = files.read_table(path, [*_SPEAKING, "final", "integrity", "verdicts"])
+        sound = table.filter(_IS_SOUND).sort_by("day")
+        days = sound["day"].cast(pa.date32()).cast(pa.int32())
+        return _Sound(*(np.asarray(column, dtype=np.int64) for column in (days, sound["bytes"], sound["mtime_ns"])))
+    except (files.DamagedFileError, pa.ArrowInvalid, KeyError):  # or of an older version, which lacks a column
+        nothing = np.empty(0, dtype=np.int64)
+        return _Sound(nothing, nothing, nothing)
+
+
+def _number(day: date) -> int:
+    return day.toordinal() - _EPOCH
+
+
+_EPOCH = date(1970, 1, 1).toordinal()
 
 _SPEAKING = ("day", "outcome", "bytes", "mtime_ns")
 """Columns of a ledger that tell which files it speaks of."""
