@@ -207,6 +207,11 @@ def test_an_outage_in_um_is_flat_rows_in_every_symbol(story: Story) -> None:
     story.world.forget()
     assert judge_flat_candles(story.world.layout, Market.UM).days == 3
     assert story.requests == NOTHING  # the lake knows all symbols
+    for key in keys:  # and REST, whether the archive alone has them flat
+        assert finding(story.world.ledger(key).rows[DAY], "unconfirmed").count == 20
+        story.world.ingest(key, [DAY])
+    assert not story.world.asked(".zip")
+    judge_flat_candles(story.world.layout, Market.UM)
     for key in keys:
         row = story.world.ledger(key).rows[DAY]
         found = finding(row, "suspended")
