@@ -39,7 +39,7 @@ FROM binance_spot.candles('BTCUSDT', '{INTERVAL}', '{START}', '{END}') GROUP BY 
 
 def of_frame(market: MarketData) -> list[Day]:
     """Days as pandas sees them."""
-    frame = market.klines(SYMBOLS[0], INTERVAL, START, END, columns="close").df()
+    frame = market.klines(SYMBOLS[0], INTERVAL, START, END, columns="close", on_gap="ignore").df()
     groups = frame.groupby(frame["open_time"].dt.date)["open_time"]
     return [(SYMBOLS[0], day, len(times), times.nunique()) for day, times in groups]
 
