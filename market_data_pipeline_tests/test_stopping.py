@@ -193,10 +193,13 @@ UNIVERSE = "collect:\n  - {market: spot, symbols: [BTCUSDT], klines: {intervals:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("command", "number", "waits_at"),
-    [("sync", signal.SIGTERM, "/klines"), ("verify", signal.SIGINT, "/"), ("backfill", signal.SIGTERM, ".zip")],
-)
-def test_a_signal_ends_a_command_in_seconds(world: World, command: str, number: signal.Signals, waits_at: str) -> None:
+    ("command", "number", "waits_at", "background"),
+    [("sync", signal.SIGTERM, "/klines", False), ("verify", signal.SIGINT, "/", False),
+     ("backfill", signal.SIGTERM, ".zip", True)],
+)  # fmt: skip
+def test_a_signal_ends_a_command_in_seconds(
+    world: World, command: str, number: signal.Signals, waits_at: str, background: bool
+) -> None:
     """By the process's own clock it takes a moment; the bound is docker's ten seconds, and some for a busy machine."""
     (world.root / "universe.yaml").write_text(UNIVERSE)
     world.sandbox.set_time(None)
@@ -212,8 +215,19 @@ def test_a_signal_ends_a_command_in_seconds(world: World, command: str, number: 
     }
     environment = os.environ | world.sandbox.settings_env() | {f"{PREFIX}{name}": at for name, at in settings.items()}
     arguments = [command, "--yes"] if command != "verify" else [command]
+    ignoring = "trap '' INT; " if background else ""
     process = subprocess.Popen(
-        [sys.executable, "-m", "market_data_pipeline.cli", *arguments],
+        # A script's background job ignores SIGINT, and Dagster gives SIGTERM the handler of SIGINT.
+        [
+            "/bin/sh",
+            "-c",
+            ignoring + 'exec "$@"',
+            "sh",
+            sys.executable,
+            "-m",
+            "market_data_pipeline.cli",
+            *arguments,
+        ],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

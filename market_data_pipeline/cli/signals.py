@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -31,10 +31,14 @@ def ending_the_process() -> Iterator[None]:
     Dagster replaces the handlers of signals while it runs a job. So the signals are heard of through Python's wake-up
     pipe, too, by a thread of its own.
     """
-    heard = _Heard()
+    ignored = {number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_IGN}
+    heard = _Heard(ignored)
     for number in _SIGNALS:
-        if signal.getsignal(number) is signal.SIG_DFL:  # whoever ignores a signal (nohup) goes on doing so
+        if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _interrupt)
+    if signal.SIGINT in ignored:
+        # As of a shell's background job. Dagster gives SIGTERM the handler of SIGINT, which must not be to ignore it.
+        signal.signal(signal.SIGINT, _interrupt_unless_sigint)
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
     before = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
@@ -59,13 +63,14 @@ def ending_the_process() -> Iterator[None]:
 class _Heard:
     """The first signal that came."""
 
-    def __init__(self) -> None:
+    def __init__(self, ignored: Collection[int]) -> None:
+        self._listened = frozenset(_SIGNALS) - frozenset(ignored)
         self.number: int | None = None
         self.all = threading.Event()
 
     def listen(self, receiver: int) -> None:
         while numbers := os.read(receiver, 64):
-            ends = [number for number in numbers if number in _SIGNALS]
+            ends = [number for number in numbers if number in self._listened]
             if ends and self.number is None:
                 self.number = ends[0]
                 threading.Thread(target=self._insist, name="insist", daemon=True).start()
@@ -80,6 +85,11 @@ class _Heard:
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _interrupt_unless_sigint(number: int, _frame: FrameType | None) -> None:
+    if number != signal.SIGINT:
+        raise KeyboardInterrupt
 
 
 def end_now(code: int) -> None:

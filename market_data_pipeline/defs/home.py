@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -316,6 +317,8 @@ def dagster_dev_command(host: str = "127.0.0.1", port: int = 3000) -> list[str]:
 def become_dagster_dev(host: str = "127.0.0.1", port: int = 3000) -> NoReturn:
     """Replace this process by Dagster's UI and daemon, after :func:`prepare_ui`."""
     command = dagster_dev_command(host, port)
+    # Of a shell's background job SIGINT is ignored, and Dagster treats SIGTERM alike.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.execv(command[0], command)  # noqa: S606  # no shell is wanted
 
 
