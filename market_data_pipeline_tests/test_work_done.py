@@ -20,6 +20,7 @@ import pytest
 
 from market_data_pipeline import MarketData
 from market_data_pipeline.defs.home import open_instance
+from market_data_pipeline.lake.catalog import publish_catalog
 from market_data_pipeline.outcomes import Action
 from market_data_pipeline.sync import bring
 from market_data_pipeline_tests.shell import shell
@@ -190,6 +191,7 @@ def test_status_opens_the_ledger_of_each_series_and_no_day(world: World, monkeyp
         world.layout.ledger(other).parent.mkdir(parents=True)
         shutil.copyfile(world.layout.ledger(BTC), world.layout.ledger(other))
         shutil.copytree(world.layout.folder(BTC), world.layout.folder(other), copy_function=os.link)
+    publish_catalog(world.layout)  # which status does itself if series came by hand
     with opened(world.layout.root) as files:
         shown = market_data("status").stdout
     assert all(f"{other.symbol}/1m" in shown for other in others)
