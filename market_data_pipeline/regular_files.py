@@ -21,25 +21,32 @@ def open_regular(path: str | Path) -> int:
     """
     # Without O_NONBLOCK, opening a named pipe waits for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
+    try:
+        _refuse_irregular(os.fstat(descriptor), path)
+    except OSError:
         os.close(descriptor)
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        raise
     return descriptor
 
 
-def reading(path: str | Path) -> BufferedReader:
+def _refuse_irregular(found: os.stat_result, path: str | Path) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
+def reading(path: Path) -> BufferedReader:
     """Open a regular file for reading.
 
     Raises:
         OSError: As :func:`open_regular`.
     """
-    return os.fdopen(open_regular(path), "rb")
+    _refuse_irregular(path.stat(), path)
+    return path.open("rb")
 
 
-def read_regular(path: str | Path) -> bytes:
+def read_regular(path: Path) -> bytes:
     """Return the bytes of a regular file.
 
     Raises:

@@ -251,6 +251,7 @@ def test_a_flipped_bit_in_a_ledger_never_changes_what_it_says(held: World) -> No
     """A damaged ledger counts as lost, and is made again from the footers."""
     path = held.layout.ledger(HOURS)
     data, rows = path.read_bytes(), held.ledger(HOURS).rows
+    hashes = [row.file_sha256 for row in rows.values()]
     random = Random(11)
     footer = footer_start(data)
     lost = 0
@@ -258,6 +259,7 @@ def test_a_flipped_bit_in_a_ledger_never_changes_what_it_says(held: World) -> No
         path.write_bytes(flipped(data, at, random.randrange(8)))
         found = held.ledger(HOURS).rows
         assert found in (rows, {}), at
+        assert [row.file_sha256 for row in found.values()] in (hashes, []), at
         lost += not found
     assert lost > 150
     held.forget()

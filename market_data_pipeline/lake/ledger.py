@@ -11,7 +11,7 @@ import errno
 import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from datetime import date, datetime, time
 from operator import attrgetter
 from pathlib import Path
@@ -140,8 +140,9 @@ class LedgerRow:
     reason: str | None = None
     fetched_at: datetime | None = None
     asked_at: datetime | None = None
-    file_sha256: str | None = None
-    month_sha256: str | None = None
+    # How a file was written is not what is known of the day: rows that differ in nothing else are equal.
+    file_sha256: str | None = field(default=None, compare=False)
+    month_sha256: str | None = field(default=None, compare=False)
 
     @property
     def held(self) -> bool:
@@ -168,8 +169,8 @@ class LedgerRow:
         return findings_.from_json(self.findings)
 
 
-_FIELDS = tuple(field.name for field in fields(LedgerRow))
-_DEFAULTS = {field.name: field.default for field in fields(LedgerRow) if field.default is not MISSING}
+_FIELDS = tuple(one.name for one in fields(LedgerRow))
+_DEFAULTS = {one.name: one.default for one in fields(LedgerRow) if one.default is not MISSING}
 
 UNSETTLED = (
     ~pc.field("final")
