@@ -9,5 +9,6 @@ from market_data_pipeline.client.asking import Moment
 from market_data_pipeline.client.gaps import Gap, GapError, GapWarning, OnGap
 from market_data_pipeline.client.market_data import MarketData
 from market_data_pipeline.client.results import Result, StoredRows
+from market_data_pipeline.client.session import QueryLimitError
 
-__all__ = ["Gap", "GapError", "GapWarning", "MarketData", "Moment", "OnGap", "Result", "StoredRows"]
+__all__ = ["Gap", "GapError", "GapWarning", "MarketData", "Moment", "OnGap", "QueryLimitError", "Result", "StoredRows"]

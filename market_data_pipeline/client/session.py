@@ -42,6 +42,9 @@ _ROWS_AT_ONCE = 122_880
 
 _ROWS_FETCHED = 1024
 
+_CHECKED_KEPT = 256
+"""Texts that are remembered as queries: each is asked for twice, when it is begun and when its rows are taken."""
+
 _SPILL = ".sql-"
 """How the folders begin in which DuckDB puts what does not fit its memory: below the root, removed at the end."""
 
@@ -307,9 +310,13 @@ class Views(DuckDB):
 
     def _prepare(self, session: duckdb.DuckDBPyConnection, query: str) -> None:
         """Refuse what is no query, and bring the views up to the lake."""
-        if not hasattr(self._sessions, "parser"):  # of its own, as the session may have an answer that is being read
-            self._sessions.parser = session.cursor()
-        check_query(self._sessions.parser, query)
+        if query not in self._checked:
+            if not hasattr(self._sessions, "parser"):  # of its own: the session may have an answer that is being read
+                self._sessions.parser = session.cursor()
+            check_query(self._sessions.parser, query)
+            if len(self._checked) >= _CHECKED_KEPT:
+                self._checked.clear()
+            self._checked.add(query)
         self._make_views(session, as_on_disk="quality" in query.casefold())
 
     def _run(self, read: Callable[[], _T]) -> _T:
@@ -328,6 +335,7 @@ class Views(DuckDB):
     def _forget(self) -> None:
         super()._forget()
         self._made: list[str] = []
+        self._checked: set[str] = set()
         self._broken: MarketDataError | None = None
         self._corrections = CORRECTED.empty_table()
         # Of this process and object alone: DuckDB's names of files in it are the same in every process.
