@@ -72,6 +72,19 @@ def test_the_servers_clock_decides_which_candles_are_closed(world: World, rest: 
     assert found.table.num_rows == 12 * 60 + 3
 
 
+@pytest.mark.parametrize(
+    "server", ["2026-03-05T12:06:00", "2026-03-05T11:54:00", "2026-03-07T12:00:00", "1970-01-02T00:00"]
+)
+def test_a_servers_clock_far_from_ours_is_not_believed(world: World, server: str) -> None:
+    """Which candles are closed is not known then: nothing is stored, and the words name both clocks."""
+    world.sandbox.set_time(utc(server))
+    result = world.one(klines("BTCUSDT", "1m"), "2026-03-05")
+    assert result.row.failure == "rest_answer"
+    assert "the clock of this machine or the server's is off by" in str(result.row.reason)
+    assert "2026-03-05 12:00:30" in str(result.row.reason)
+    assert not world.layout.file(result.key, result.day).exists()
+
+
 def test_trades_of_a_quiet_hour_are_passed_over(world: World, rest: dict[Market, RestApi]) -> None:
     world.sandbox.faults.add(
         MissingRows(start=utc("2026-03-03T00:00"), end=utc("2026-03-03T02:30"), series="aggTrades", where="rest")
