@@ -714,9 +714,9 @@ def test_a_look_that_changes_nothing_keeps_what_the_market_was_judged_to_do(worl
     for key in keys:
         world.one(key, "2026-03-03")
     judge_flat_candles(world.layout, Market.UM)
-    assert "suspended" in world.ledger(keys[0]).rows[date(2026, 3, 3)].verdicts
+    assert "unconfirmed" in world.ledger(keys[0]).rows[date(2026, 3, 3)].verdicts
     world.at("2026-03-05T14:00:00")
-    assert "suspended" in outcome(world.one(keys[0], "2026-03-03")).row.verdicts
+    assert "unconfirmed" in outcome(world.one(keys[0], "2026-03-03")).row.verdicts
 
 
 def test_a_day_whose_file_is_damaged_does_not_hold_memory_that_downloads_wait_for(

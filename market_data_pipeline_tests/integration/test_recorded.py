@@ -210,14 +210,12 @@ def test_the_gaps_of_spot_btcusdt_1h_2019_are_exact(lake: Layout) -> None:
 
 
 @pytest.mark.parametrize(("symbol", "minutes"), [("NEARUSDT", 144), ("AVAXUSDT", 22)])
-def test_flat_minutes_are_quiet_ranges_and_fail_nothing(lake: Layout, symbol: str, minutes: int) -> None:
+def test_flat_minutes_are_told_apart_and_fail_nothing(lake: Layout, symbol: str, minutes: int) -> None:
     key = klines(symbol, "1m", "um")
-    quiet = list(findings(lake, key, "quiet"))
-    assert sum(found.count for found in quiet) == minutes
-    ranges = [r for found in quiet for r in found.ranges]
-    assert sum(r.count for r in ranges) == minutes
-    outage = [datetime.fromtimestamp(r.first / 1e6, UTC) for r in ranges if r.count == 19]
-    assert outage == [utc("2023-09-12T08:34")]
+    quiet, suspended = (list(findings(lake, key, rule)) for rule in ("quiet", "suspended"))
+    assert sum(found.count for found in (*quiet, *suspended)) == minutes
+    ((outage,),) = (found.ranges for found in suspended)
+    assert (datetime.fromtimestamp(outage.first / 1e6, UTC), outage.count) == (utc("2023-09-12T08:34"), 19)
     assert {row.gaps for row in ledger_of(lake, key).values()} == {"info"}
 
 
@@ -229,4 +227,4 @@ def test_the_close_time_that_binance_cut_short_is_warned_of(lake: Layout) -> Non
 def test_recorded_days_have_no_other_fault(lake: Layout, recordings: list[Recording]) -> None:
     keys = {recording.key for recording in recordings}
     rules = {found.rule for key in keys for row in ledger_of(lake, key).values() for found in row.findings_list()}
-    assert rules <= {"outage", "quiet", "close_time"}
+    assert rules <= {"outage", "quiet", "suspended", "flat_confirmed", "close_time"}
