@@ -95,7 +95,7 @@ class DuckDB:
         self._lock = threading.RLock()
         self._database: duckdb.DuckDBPyConnection | None = None
         self._sessions = threading.local()
-        self._every_session: list[duckdb.DuckDBPyConnection] = []
+        self._every_session: list[tuple[threading.Thread, duckdb.DuckDBPyConnection]] = []
 
     def _begin_anew(self, *, close: bool) -> None:
         """Forget what the parent of this forked process had open, so that what was made with it raises at once.
@@ -103,10 +103,12 @@ class DuckDB:
         DuckDB's threads are not in the child. To close its database would wait for them, so that is never done.
         """
         if self._database is not None:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._database))
-        for session in self._every_session if close else ():
-            with suppress(Exception):  # a relation is read in it, by another thread of the parent
-                session.close()
+            _keep_for_ever(self._database)
+        for _, session in self._every_session:
+            _keep_for_ever(session)
+            if close:
+                with suppress(Exception):  # a relation is read in it, by another thread of the parent
+                    session.close()
         self._forget()
 
     def _run(self, read: Callable[[], _T]) -> _T:
@@ -123,14 +125,23 @@ class DuckDB:
         return database
 
     def _session(self) -> duckdb.DuckDBPyConnection:
+        if not hasattr(self._sessions, "own"):
+            self._sessions.own = self._new_session()
+        own: duckdb.DuckDBPyConnection = self._sessions.own
+        return own
+
+    def _new_session(self) -> duckdb.DuckDBPyConnection:
         with self._lock:
             if self._database is None:
                 self._database = self._connect()
-            if not hasattr(self._sessions, "own"):
-                self._sessions.own = self._database.cursor()
-                self._every_session.append(self._sessions.own)
-        own: duckdb.DuckDBPyConnection = self._sessions.own
-        return own
+            session = self._database.cursor()
+            living = [(thread, its) for thread, its in self._every_session if thread.is_alive()]
+            self._every_session = [*living, (threading.current_thread(), session)]
+        return session
+
+
+def _keep_for_ever(thing: object) -> None:
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 _open_ones: weakref.WeakSet[DuckDB] = weakref.WeakSet()
@@ -312,7 +323,7 @@ class Views(DuckDB):
         """Refuse what is no query, and bring the views up to the lake."""
         if query not in self._checked:
             if not hasattr(self._sessions, "parser"):  # of its own: the session may have an answer that is being read
-                self._sessions.parser = session.cursor()
+                self._sessions.parser = self._new_session()
             check_query(self._sessions.parser, query)
             if len(self._checked) >= _CHECKED_KEPT:
                 self._checked.clear()

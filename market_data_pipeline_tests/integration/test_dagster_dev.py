@@ -206,6 +206,7 @@ def the_code_location_has_loaded(ui: Ui) -> None:
     assert states == {
         "daily": "STOPPED", "hourly": "STOPPED", "trade_profiles_daily": "STOPPED", "repair": "STOPPED",
         "verify": "STOPPED", "compact": "STOPPED", "coverage_daily": "RUNNING", "reconciliation_daily": "RUNNING",
+        "prune": "RUNNING",
     }  # fmt: skip
     shown = {"/".join(asset["assetKey"]["path"]) for asset in repository["assetNodes"]}
     assert shown == {
