@@ -112,7 +112,7 @@ def test_ctrl_c_keeps_what_was_brought(world: World, market_data: MarketData) ->
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "Stopped. What was brought is kept; the same command goes on from there." in said
     assert "Traceback" not in said
     kept = list(files.days_on_disk(world.layout.folder(BTC)))

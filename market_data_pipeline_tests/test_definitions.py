@@ -158,7 +158,7 @@ def test_a_code_location_imports_nothing_that_only_a_run_or_a_tick_needs(
     monkeypatch.setenv("MARKET_DATA_DIR", str(tmp_path / "data"))
     loaded = loaded_anew(_IMPORTED)
     assert loaded["assets"] == 10  # three series and a tradeProfile of each market, and its coverage
-    libraries = {"numpy", "pyarrow", "duckdb", "pandas", "polars", "requests", "urllib3", "isal", "tenacity"}
+    libraries = {"numpy", "pyarrow", "duckdb", "pandas", "polars", "requests", "urllib3", "isal"}
     assert libraries.intersection(loaded["modules"]) == set()
     rooms = ("defs.bodies", "ingest", "quality", "sources", "client", "cli", "findings", "outcomes", "schemas")
     ours = [name.removeprefix("market_data_pipeline.") for name in loaded["modules"]]

@@ -15,8 +15,6 @@ from pathlib import Path
 import dagster as dg
 from filelock import Timeout
 
-from market_data_pipeline.lake import locks
-
 LIFE = "life"
 _UNFINISHED = (
     dg.DagsterRunStatus.NOT_STARTED,
@@ -41,6 +39,8 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
 
     A run without a file is left alone: it is about to start, or about to be reported finished.
     """
+    from market_data_pipeline.lake import locks
+
     closed = []
     for run in instance.get_runs(dg.RunsFilter(statuses=list(_UNFINISHED))):
         path = _life_of(instance, run.run_id)
@@ -79,6 +79,8 @@ def says_it_lives(instance: dg.DagsterInstance | None, run_id: str | None) -> It
     if instance is None or run_id is None or not instance.is_persistent:
         yield
         return
+    from market_data_pipeline.lake import locks
+
     path = _life_of(instance, run_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as life:
