@@ -176,7 +176,10 @@ def test_sync_brings_everything_up_to_now(world: World, market_data: MarketData)
             "listed from 2017-08-17 to now: 2 days are left out",
         ),
         ("--symbol LUNAUSDT --from 2023-01-01", "listed until 2022-05-13 only"),
-        ("--data-type aggTrades --through 2026-01-01", "is collected from 2026-03-03 on only; name an earlier --from"),
+        (
+            "--data-type aggTrades --through 2026-01-01",
+            r"is collected from 2026-03-03 on \(.*universe\.yaml, line 9\); name an earlier --from",
+        ),
         ("--symbol BTCUSDT --from 2021-01-01", r"which begins on 2022-01-01. Set an earlier `from:` there first"),
         ("--frum 2021-01-01", "No such option"),
     ],
