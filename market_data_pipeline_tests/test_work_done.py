@@ -16,12 +16,16 @@ from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from market_data_pipeline import MarketData
+from market_data_pipeline.defs.coverage import coverage_key
 from market_data_pipeline.defs.home import open_instance
+from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.lake.catalog import publish_catalog
 from market_data_pipeline.outcomes import Action
+from market_data_pipeline.series import Market
 from market_data_pipeline.sync import bring
 from market_data_pipeline_tests.shell import shell
 from market_data_pipeline_tests.world import World, agg_trades, days, klines
@@ -35,6 +39,7 @@ collect:
     symbols: [BTCUSDT, ETHUSDT]
     klines: {intervals: [1m], from: 2026-01-01}
 """
+SPOT_COVERAGE = coverage_key(Market.SPOT)
 LOCK = "spot:\n  BTCUSDT: [{from: 2017-08-17, until: null}]\n  ETHUSDT: [{from: 2017-08-17, until: null}]\n"
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="files opened are counted by inotify, bytes by /proc")
@@ -124,31 +129,66 @@ def test_days_that_are_held_are_not_opened(world: World) -> None:
     assert files == {}
 
 
-def test_a_backfill_of_two_series_is_one_run_and_three_events_a_day_of_each(world: World) -> None:
+def test_a_backfill_of_two_series_is_one_run_and_one_event_a_day_of_each(world: World) -> None:
     report = bring(world.settings, {BTC: MONTH, ETH: MONTH})
     assert report.count(Action.FETCHED) == 62
     assert kinds(world) == {"zip": 2, "checksum": 2}
     with open_instance(world.layout) as instance:
-        (run,) = instance.get_runs()
+        coverage, run = instance.get_runs()  # newest first
+        assert coverage.asset_selection == {SPOT_COVERAGE}  # once for both, since both have flat candles
         events = Counter(entry.dagster_event_type for entry in instance.all_logs(run.run_id) if entry.is_dagster_event)
+        evaluated = Counter(
+            (key, check, record.run_id == run.run_id)
+            for key in (BTC, ETH)
+            for check in ("integrity", "gaps")
+            for record in instance.event_log_storage.get_asset_check_execution_history(
+                dg.AssetCheckKey(asset_key_of(key), check), limit=100
+            )
+        )
     told = {kind.value: count for kind, count in events.items() if kind is not None}
-    a_day = {"ASSET_MATERIALIZATION_PLANNED", "ASSET_MATERIALIZATION", "ASSET_CHECK_EVALUATION"}
-    assert {kind: told[kind] for kind in a_day} == {
-        "ASSET_MATERIALIZATION_PLANNED": 62,
-        "ASSET_MATERIALIZATION": 62,
-        "ASSET_CHECK_EVALUATION": 124,
-    }
+    assert told.pop("ASSET_MATERIALIZATION") == 62
     # The rest belongs to the run and its two steps: whatever the number of days.
-    assert sum(count for kind, count in told.items() if kind not in a_day) <= 50
+    assert sum(told.values()) <= 50
+    flat = Counter(outcome.key for outcome in report.outcomes if outcome.row.quiet)
+    assert 0 < flat.total() < 10
+    assert evaluated == {(key, check, True): 31 for key in (BTC, ETH) for check in ("integrity", "gaps")} | {
+        (key, "gaps", False): days
+        for key, days in flat.items()  # told anew by the coverage
+    }
 
 
 def test_what_is_held_and_on_record_is_no_run(world: World) -> None:
-    bring(world.settings, {BTC: MONTH})
+    bring(world.settings, {BTC: MONTH, ETH: MONTH})
+    with open_instance(world.layout) as instance:
+        before = [run.run_id for run in instance.get_runs()]
+    world.forget()
+    assert bring(world.settings, {BTC: MONTH, ETH: MONTH}).count(Action.HELD) == 62
+    with open_instance(world.layout) as instance:
+        assert [run.run_id for run in instance.get_runs()] == before
+    assert kinds(world) == {}
+
+
+def test_flat_candles_of_a_lone_series_are_judged_once(world: World) -> None:
+    """No other symbol tells what they mean, and asking REST again would not either."""
+    report = bring(world.settings, {BTC: MONTH})
+    flat = [outcome.row for outcome in report.outcomes if outcome.row.quiet]
+    assert flat
     world.forget()
     assert bring(world.settings, {BTC: MONTH}).count(Action.HELD) == 31
     with open_instance(world.layout) as instance:
-        assert instance.get_runs_count() == 1
+        coverage, _ = instance.get_runs()
+    assert coverage.asset_selection == {SPOT_COVERAGE}
     assert kinds(world) == {}
+
+
+def test_a_backfill_that_brings_no_flat_candle_is_one_run(world: World) -> None:
+    world.settings.universe.write_text(UNIVERSE.replace("1m", "1h"))
+    hours = klines("BTCUSDT", "1h")
+    report = bring(world.settings, {hours: MONTH})
+    assert report.count(Action.FETCHED) == 31
+    assert not any(outcome.row.quiet for outcome in report.outcomes)
+    with open_instance(world.layout) as instance:
+        assert instance.get_runs_count() == 1
 
 
 @linux
