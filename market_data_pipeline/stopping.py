@@ -137,7 +137,7 @@ def end_process() -> None:
 def in_words(seconds: float) -> str:
     """Return a duration for people.
 
-    >>> in_words(59), in_words(150), in_words(7300), in_words(300_000)
+    >>> in_words(59), in_words(170), in_words(7300), in_words(300_000)
     ('59 s', '3 min', '2 h', '3 days')
     """
     if seconds < 100:

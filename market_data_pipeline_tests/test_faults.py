@@ -172,14 +172,14 @@ def test_fault_of_the_disk_while_reading_is_not_called_damage(
     world: World, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     world.one(BTC, "2026-03-03")
-    read = Path.read_bytes
+    opened = os.open
 
-    def failing(path: Path) -> bytes:
-        if path.suffix == ".parquet":
+    def failing(path: str | Path, *arguments: int, **options: int) -> int:
+        if str(path).endswith("2026-03-03.parquet"):
             raise OSError(number, os.strerror(number), str(path))
-        return read(path)
+        return opened(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", failing)
+    monkeypatch.setattr(os, "open", failing)
     with pytest.raises(MarketDataError, match="cannot be read") as refused:
         MarketData(world.root).klines("BTCUSDT", "1h", "2026-03-03", "2026-03-04").df()
     assert "damaged" not in str(refused.value)

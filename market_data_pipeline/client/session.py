@@ -310,6 +310,8 @@ class Views(DuckDB):
                         "MARKET_DATA_SQL_MEMORY_MB to a higher number."
                     )
                 batches.append(batch)
+        except (OSError, pa.ArrowException) as error:
+            raise _of_duckdb(error) from error
         finally:
             reader.close()
         return pa.Table.from_batches(batches, reader.schema)
@@ -422,6 +424,21 @@ class Unrestricted(Views):
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         return DuckDB._connect(self)
+
+
+def _of_duckdb(error: Exception) -> duckdb.Error:
+    """Return an error of DuckDB as DuckDB raises it; Arrow raises one of its own with the same text."""
+    import duckdb
+
+    kinds = {
+        "IO Error": duckdb.IOException,
+        "Invalid Error": duckdb.Error,
+        "INTERRUPT Error": duckdb.InterruptException,
+        "Out of Memory Error": duckdb.OutOfMemoryException,
+        "Permission Error": duckdb.PermissionException,
+    }
+    text = str(error)
+    return kinds.get(text.partition(":")[0], duckdb.DataError)(text)
 
 
 def _rows_left(session: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
