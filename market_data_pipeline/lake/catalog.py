@@ -782,8 +782,10 @@ def _publish(layout: Layout, wanted: Sequence[str]) -> None:
             connection.execute(f"ATTACH {quoted(str(path))} AS built (STORAGE_VERSION 'v1.0.0')")
             connection.execute("USE built")
             try:
+                connection.execute("BEGIN")  # one commit, and so one wait for the disk
                 for statement in wanted:
                     connection.execute(statement)
+                connection.execute("COMMIT")
             except duckdb.Error as error:
                 raise lake_error(error, layout) from error
             connection.execute("CHECKPOINT built")

@@ -50,6 +50,9 @@ HOST = "127.0.0.1"
 _MOST_UNSENT = 1 << 22
 """Bytes of an endless answer that wait for a client to take them."""
 
+_TICK_SECONDS = 0.1
+"""How often the server renews the date in its answers and looks for Ctrl-C."""
+
 ENDPOINTS = ("klines", "aggTrades", "exchangeInfo", "time", "ping")
 URL_SETTINGS = (
     "MARKET_DATA_VISION_URL",
@@ -410,22 +413,43 @@ def _server(site: Site) -> _Server:
         log_level="critical",
         access_log=False,
         lifespan="off",
-        timeout_graceful_shutdown=1,
         timeout_keep_alive=60,
     )
     return _Server(config)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, saying when it is ready."""
+    """uvicorn that reports when it is ready and stops at once: no client waits for a sandbox that ends."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.ready = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        """Stop the server; call this from any thread once it is ready."""
+        self.should_exit = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stopped.set)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self.ready.set()
+
+    async def main_loop(self) -> None:
+        tick = 0
+        while not await self.on_tick(tick):
+            tick += 1
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), _TICK_SECONDS)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def _listen(port: int) -> socket.socket:
@@ -518,7 +542,7 @@ class Sandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._server and self._thread and self._socket:
-            self._server.should_exit = True
+            self._server.stop()
             self._thread.join()
             self._socket.close()
 
