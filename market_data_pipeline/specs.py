@@ -242,7 +242,7 @@ MOST_TRADES_A_DAY = 50_000_000
 10 to 20 million trades, and fewer aggTrades; a day of um BTCUSDT has 1 to 5 million."""
 
 _REPEATED_ROWS = 100
-"""Rows that an archive may have twice, or off the grid, beside twice the candles of its days."""
+"""Rows that an archive may have again, or off the grid, beside twice those that its days can have."""
 
 
 def most_rows(key: SeriesKey, days: int) -> int:
@@ -252,7 +252,12 @@ def most_rows(key: SeriesKey, days: int) -> int:
     candles is twice their number and a bit more.
     """
     expected = expected_rows(key)
-    return MOST_TRADES_A_DAY * days if expected is None else 2 * expected * days + _REPEATED_ROWS
+    return MOST_TRADES_A_DAY * days if expected is None else most_repeated(expected * days)
+
+
+def most_repeated(rows: int) -> int:
+    """Return how many rows an archive can have at most that repeats so many."""
+    return 2 * rows + _REPEATED_ROWS
 
 
 ARCHIVE_BEGINS = date(2017, 7, 14)

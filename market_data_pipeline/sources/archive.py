@@ -27,7 +27,7 @@ from market_data_pipeline.schemas import ARROW_TYPES, TIME, WORD, lake_schema
 from market_data_pipeline.series import INTERVALS, DataType, Market, SeriesKey, interval_us
 from market_data_pipeline.sources.errors import MalformedError
 from market_data_pipeline.sources.zips import inflated
-from market_data_pipeline.specs import SPECS, Column, Spec, most_rows, spec_of
+from market_data_pipeline.specs import SPECS, Column, Spec, most_repeated, most_rows, spec_of
 
 _ROW_BYTES = 400
 """Bytes; more than any row of candles has: 12 values of up to 25 letters."""
@@ -71,7 +71,7 @@ def read_zip(
     spec = spec_of(key)
     blocks: list[pa.Table] = []
     times: list[int] = []
-    rows, days = 0, (last - first).days + 1
+    rows, distinct, days = 0, 0, (last - first).days + 1
     for raw in _parsed(_blocks(inflated(data, stem, _most_bytes(key, days, len(data))), spec, stem), spec, stem):
         if raw.num_rows == 0:
             continue
@@ -81,6 +81,10 @@ def read_zip(
         blocks.append(_conform(raw, key, spec, unit))
         if rows > most_rows(key, days):
             break
+        distinct += _distinct(raw, spec)
+        if rows > most_repeated(distinct):
+            told = f"{stem}.csv has the same rows again and again"
+            raise MalformedError(f"{told}: of the first {rows:,}, {distinct:,} differ in {spec.key}.")
         if taken is not None:
             taken(blocks[-1])
     if not blocks:
@@ -93,6 +97,12 @@ def read_zip(
         raise MalformedError(f"{stem}.csv has {rows:,} rows or more. {period} of {key.short} has at most {most:,}.")
     _refuse_other_days(min(times) * unit, max(times) * unit, first, last, stem)
     return table
+
+
+def _distinct(raw: pa.Table, spec: Spec) -> int:
+    """Return how many rows of a block are told apart by their key. Counting takes long, and most stand in order."""
+    keys = raw.column(spec.key).to_numpy()
+    return len(keys) if (keys[1:] > keys[:-1]).all() else int(pc.count_distinct(raw.column(spec.key)).as_py())
 
 
 def read_zips(zips: Mapping[str, bytes], key: SeriesKey, rows: int) -> pa.Table:

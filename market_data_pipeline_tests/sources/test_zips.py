@@ -7,8 +7,9 @@ import struct
 import tracemalloc
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
+from itertools import cycle, islice
 
 import pyarrow as pa
 import pytest
@@ -270,6 +271,29 @@ def test_a_bomb_is_refused_before_it_is_inflated(key: SeriesKey, stem: str, row:
     finally:
         tracemalloc.stop()
     glimpse(data, 1000)
+
+
+def trades(ids: Iterable[int]) -> bytes:
+    """Trades that differ in nothing but their ids."""
+    rest = TRADE.removeprefix(b"1")
+    return zipped(b"".join(b"%d%b" % (number, rest) for number in ids), f"{TRADES_STEM}.csv")
+
+
+@pytest.mark.parametrize("ids", [[1], [1, 10**12], [3, 2, 1]], ids=["one trade", "two far apart", "three backwards"])
+def test_trades_again_and_again_are_refused_as_soon_as_they_are_seen(ids: list[int]) -> None:
+    data = trades(islice(cycle(ids), 300_000))
+    taken: list[pa.Table] = []
+    words = f"the same rows again and again: of the first [0-9,]+, {len(ids)} differ in agg_trade_id"
+    with pytest.raises(MalformedError, match=words):
+        read_zip(data, TRADES, TRADES_STEM, DAY, DAY, taken.append)
+    assert not taken
+
+
+@pytest.mark.parametrize("order", ["each twice", "all twice", "backwards"])
+def test_trades_that_stand_twice_or_backwards_are_read(order: str) -> None:
+    numbers = list(range(1, 100_001))
+    ids = {"each twice": sorted(numbers * 2), "all twice": numbers * 2, "backwards": numbers[::-1]}[order]
+    assert read(trades(ids), TRADES, TRADES_STEM).num_rows == len(ids)
 
 
 def test_what_can_be_seen_of_a_refused_zip_is_bounded() -> None:
