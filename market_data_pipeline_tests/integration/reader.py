@@ -1,7 +1,7 @@
-"""A process that reads a lake again and again while others write it; ``test_readers.py`` starts it.
+"""A process that reads a lake whenever others change it; ``test_readers.py`` starts it.
 
-Arguments: the data folder and the candles' interval. It says ``ready`` after its first round, ends when its standard
-input does, and then says in JSON what it has seen. Anything that is not as it should be ends it with a traceback.
+Arguments: the data folder and the candles' interval. It prints ``ready`` after its first round, ends when its standard
+input does, and then prints in JSON what it has seen. Anything that is not as it should be ends it with a traceback.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import duckdb
 
 from market_data_pipeline import MarketData
 from market_data_pipeline.lake.catalog import may_have_been_replaced
+from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.series import INTERVALS
+from market_data_pipeline_tests.small_lake import series
 
 SYMBOLS = ["BTCUSDT", "ETHUSDT"]
 START, END = "2024-01-01", "2025-01-01"
@@ -108,8 +110,34 @@ def check(days: Iterable[Day]) -> int:
     return len(found)
 
 
+LOOK_SECONDS = 0.005
+
+
+class Watch:
+    """Sees when files of the lake or its catalog come, go or are replaced: each of that changes a folder."""
+
+    def __init__(self, root: Path) -> None:
+        keys, layout = [series(symbol, INTERVAL) for symbol in SYMBOLS], Layout(root)
+        ledgers = {layout.ledger(key).parent for key in keys}
+        self._folders = [root, *ledgers, *(place(key) for key in keys for place in (layout.folder, layout.months))]
+        self._known = self._state()
+
+    def until_changed(self) -> bool:
+        """Wait until something has changed since the last call or the start; return False if standard input ended."""
+        while not select.select([sys.stdin], [], [], 0)[0]:
+            state = self._state()
+            if state != self._known:
+                self._known = state
+                return True
+            select.select([sys.stdin], [], [], LOOK_SECONDS)
+        return False
+
+    def _state(self) -> list[int]:
+        return [folder.stat().st_mtime_ns if folder.is_dir() else 0 for folder in self._folders]
+
+
 def main(root: Path) -> None:
-    """Read until standard input ends."""
+    """Read until standard input ends: once at the start, after each change, and once at the end."""
     market, catalog = MarketData(root), root / "catalog.duckdb"
     notebook = Notebook(catalog)
     ways: dict[str, Callable[[], list[Day]]] = {
@@ -120,14 +148,18 @@ def main(root: Path) -> None:
         "kept catalog": notebook.days,
     }
     seen: dict[str, list[int]] = {way: [] for way in ways}
-    while not select.select([sys.stdin], [], [], 0)[0]:
+
+    def read_all() -> None:
         for way, read in ways.items():
             seen[way].append(check(read()))
-        if len(seen["frame"]) == 1:
-            sys.stdout.write("ready\n")
-            sys.stdout.flush()
-    for way, read in ways.items():
-        seen[way].append(check(read()))
+
+    watch = Watch(root)
+    read_all()
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    while watch.until_changed():
+        read_all()
+    read_all()
     sys.stdout.write(json.dumps(seen))
 
 

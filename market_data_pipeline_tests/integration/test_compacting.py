@@ -1,4 +1,4 @@
-"""Months are closed by processes that are killed at each step, while four others read: each day is there once."""
+"""Months are closed by processes that are killed at each step, while others read: each day is there once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from market_data_pipeline_tests.small_lake import SmallLake, series
 
 pytestmark = pytest.mark.slow
 
-READERS = 4
+READERS = 2
 BTC = series("BTCUSDT", "1h")
 MONTHS = [clock.days_of_month(date(2024, month, 1)) for month in range(1, 7)]
 

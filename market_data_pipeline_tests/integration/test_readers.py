@@ -10,7 +10,9 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from market_data_pipeline.cli import main
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.sandbox import MissingChecksum, Sandbox
 from market_data_pipeline_tests.integration import reader
@@ -31,11 +33,15 @@ PROVISIONAL = days("2024-01-11", "2024-01-25")
 ALL = days("2024-01-11", "2024-03-10")
 
 
-def test_readers_see_whole_days_while_days_are_written_and_replaced(tmp_path: Path) -> None:
+def test_readers_see_whole_days_while_days_are_written_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Sandbox() as sandbox, ExitStack() as stack:
         desk = Desk(tmp_path / "data", sandbox, UNIVERSE)
+        for name, value in {**desk.environment, "DAGSTER_HOME": ""}.items():
+            monkeypatch.setenv(name, value)
         fault = sandbox.faults.add(MissingChecksum(days=PROVISIONAL))
-        bring(desk, "BTCUSDT", PROVISIONAL)
+        bring("BTCUSDT", PROVISIONAL)
         assert final(desk) == dict.fromkeys(PROVISIONAL, False)
         sandbox.faults.remove(fault)
 
@@ -43,8 +49,8 @@ def test_readers_see_whole_days_while_days_are_written_and_replaced(tmp_path: Pa
         for process in readers:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
-        bring(desk, "BTCUSDT", ALL)  # replaces what is provisional, and goes on
-        bring(desk, "ETHUSDT", ALL)  # a series that the published catalog has never heard of
+        bring("BTCUSDT", ALL)  # replaces what is provisional, and goes on
+        bring("ETHUSDT", ALL)  # a series that the published catalog has never heard of
         seen = [end_reader(process) for process in readers]
 
     assert final(desk) == dict.fromkeys(ALL, True)
@@ -57,8 +63,11 @@ def test_readers_see_whole_days_while_days_are_written_and_replaced(tmp_path: Pa
         assert len(of_one["frame"]) > 3  # it did read while days were written
 
 
-def bring(desk: Desk, symbol: str, wanted: list[date]) -> None:
-    desk.run("backfill", "--symbol", symbol, "--from", str(wanted[0]), "--through", str(wanted[-1]))
+def bring(symbol: str, wanted: list[date]) -> None:
+    """Backfill in this process: the readers are other processes, and none more has to start."""
+    command = ["backfill", "--symbol", symbol, "--from", str(wanted[0]), "--through", str(wanted[-1])]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
 
 
 def final(desk: Desk) -> dict[date, bool]:
