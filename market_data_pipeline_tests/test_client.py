@@ -126,6 +126,17 @@ def test_every_face_hands_out_the_same_rows(market: MarketData, ask: Callable[[M
         assert table.equals(expected), face
 
 
+def test_frames_have_the_unit_of_times_of_their_pandas(market: MarketData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pandas 2 makes times in nanoseconds, and merges on times of one unit only."""
+    monkeypatch.setattr(pd, "__version__", "2.2.3")
+    result = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-03")
+    expected = result.arrow()["open_time"].to_pylist()
+    assert str(result.df()["open_time"].dtype) == "datetime64[ns, UTC]"
+    assert result.df()["open_time"].to_list() == expected
+    late = market.sql("SELECT TIMESTAMPTZ '2500-01-01 00:00:00+00' AS late, now() AS now").df()
+    assert late.dtypes.astype(str).to_dict() == {"late": "datetime64[us, UTC]", "now": "datetime64[ns, UTC]"}
+
+
 def test_types_and_zones_of_each_face(market: MarketData) -> None:
     result = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-03")
     assert isinstance(result.df(), pd.DataFrame)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -54,11 +55,13 @@ class Result(ABC):
     def df(self) -> pd.DataFrame:
         """The rows as a pandas frame; times are zone-aware UTC, symbol and interval of klines categories.
 
+        Times have the unit that pandas gives to its own: nanoseconds in pandas 2, microseconds in pandas 3.
+
         Raises:
             DamagedFileError: a file cannot be read; the text names it.
         """
         frame: pd.DataFrame = self.arrow().to_pandas(date_as_object=False, split_blocks=True, self_destruct=True)
-        return frame
+        return _in_its_unit(frame)
 
     def pl(self) -> pl.DataFrame:
         """The rows as a polars frame; times are zone-aware UTC.
@@ -194,6 +197,17 @@ class Answer(Result):
         shown = " ".join(self._query.split())
         columns = ", ".join(self.relation().columns)
         return f"<{shown if len(shown) <= 80 else shown[:79] + '…'}: {columns}>"
+
+
+def _in_its_unit(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame that merges on times with those of its pandas: pandas 2 refuses to merge microseconds."""
+    import pandas as pd
+
+    if int(pd.__version__.partition(".")[0]) < 3:
+        for name in frame.select_dtypes("datetimetz").columns:
+            with suppress(pd.errors.OutOfBoundsDatetime):  # years that nanoseconds do not have
+                frame[name] = frame[name].dt.as_unit("ns")
+    return frame
 
 
 def _aware(table: pa.Table) -> pa.Table:
