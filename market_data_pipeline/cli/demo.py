@@ -110,10 +110,11 @@ def demo(then_ui: bool, port: int) -> None:
 
 
 def _run_ui(settings: Settings, port: int, sandbox: dict[str, str]) -> None:
-    from market_data_pipeline.defs.home import dagster_dev_command, prepare_ui
+    from market_data_pipeline.defs.home import dagster_dev_command, end_all_with_this_process, prepare_ui
 
     prepare_ui(Layout(settings.root), port=port, allowed_hosts=settings.ui_host_names)
     aside().print(f"Dagster's UI comes up at http://127.0.0.1:{port}, until Ctrl-C.")
+    end_all_with_this_process()
     ours = {"MARKET_DATA_DIR": str(settings.root), "MARKET_DATA_UNIVERSE": str(settings.universe)}
     environment = {**os.environ, **sandbox, **ours}
     with subprocess.Popen(dagster_dev_command(port=port), env=environment) as running:  # noqa: S603 - our own command

@@ -61,7 +61,7 @@ def ui(host: str, port: int, allowed: tuple[str, ...]) -> None:
     The UI has no login. It refuses requests of pages that it did not serve itself. With another --host than loopback,
     anybody who reaches the port can start runs.
     """
-    from market_data_pipeline.defs.home import become_dagster_dev, prepare_ui
+    from market_data_pipeline.defs.home import prepare_ui, run_dagster_dev
     from market_data_pipeline.defs.listening import address_of, is_loopback
 
     settings = load_settings()
@@ -74,4 +74,4 @@ def ui(host: str, port: int, allowed: tuple[str, ...]) -> None:
             soft_wrap=True,
         )
     aside().print(f"Dagster's UI comes up at {address_of(host, port)}; data lies in {settings.root}.", soft_wrap=True)
-    become_dagster_dev(host, port)
+    run_dagster_dev(host, port)

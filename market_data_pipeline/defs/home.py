@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import runpy
 import shutil
-import signal
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,12 +29,14 @@ from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.listening import check_address, claim_ui
 from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START, day_of, partition_of
 from market_data_pipeline.defs.runs import LIFE, close_dead_runs, life_resource, says_it_lives
+from market_data_pipeline.descendants import end_with_this_process
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.regular_files import read_regular
 from market_data_pipeline.series import Market, SeriesKey
 from market_data_pipeline.settings import PREFIX
+from market_data_pipeline.stopping import Stop
 
 logger = logging.getLogger(__name__)
 
@@ -314,12 +316,27 @@ def dagster_dev_command(host: str = "127.0.0.1", port: int = 3000) -> list[str]:
     return [sys.executable, "-m", "dagster", "dev", "-m", DEFINITIONS_MODULE, "-h", host, "-p", str(port)]
 
 
-def become_dagster_dev(host: str = "127.0.0.1", port: int = 3000) -> NoReturn:
-    """Replace this process by Dagster's UI and daemon, after :func:`prepare_ui`."""
-    command = dagster_dev_command(host, port)
-    # Of a shell's background job SIGINT is ignored, and Dagster treats SIGTERM alike.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.execv(command[0], command)  # noqa: S606  # no shell is wanted
+def run_dagster_dev(host: str = "127.0.0.1", port: int = 3000) -> NoReturn:
+    """Run Dagster's UI and daemon in this process, after :func:`prepare_ui`, until a signal ends them."""
+    end_all_with_this_process()
+    sys.argv = dagster_dev_command(host, port)[2:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    sys.exit()
+
+
+_RUN = "multiprocessing.spawn"
+"""Part of the command line of a process in which Dagster's code server executes a run."""
+
+_stop = Stop()
+
+
+def end_all_with_this_process() -> None:
+    """Let Dagster's processes that are started from now on end with this one, even if it is killed.
+
+    By themselves they would outlive it, and wait for runs that are under way. Such runs are interrupted when a stop
+    begins. The next to open the records closes those that could not report it.
+    """
+    _stop.on_set(end_with_this_process(at_once=_RUN))
 
 
 def prepare_ui(layout: Layout, host: str = "127.0.0.1", port: int = 3000, allowed_hosts: Sequence[str] = ()) -> None:

@@ -19,12 +19,12 @@ class UiRunsError(MarketDataError):
 
 
 def claim_ui(home: Path, host: str, port: int) -> None:
-    """Claim the one UI of a home for this process, until it ends, also where it becomes another program.
+    """Claim the one UI of a home for this process, until it ends.
 
     Raises:
         UiRunsError: another process has it; the text names that.
     """
-    # Not `locks.held`, because a lock of the kernel that is inherited by `exec` is wanted.
+    # Not `locks.held`, because nothing releases this before the process ends.
     claim = os.open(home / "ui.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     taken = False
     try:
@@ -39,7 +39,6 @@ def claim_ui(home: Path, host: str, port: int) -> None:
         raise UiRunsError(f"A UI runs over {home.parent} already: {said}. Use that, or stop it first.")
     os.ftruncate(claim, 0)
     os.pwrite(claim, f"process {os.getpid()} at {address_of(host, port)}\n".encode(), 0)
-    os.set_inheritable(claim, True)
 
 
 def _is_named_and_runs(claim: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from urllib.parse import urlencode
 import pytest
 from dagster_webserver.webserver import DagsterWebserver
 
+from market_data_pipeline.defs import home
 from market_data_pipeline.defs.event_log import KeptConnectionEventLogStorage
 from market_data_pipeline.defs.guard import Guard
 from market_data_pipeline.defs.listening import UiRunsError, check_address, claim_ui, is_loopback
@@ -223,8 +225,8 @@ import sys
 from pathlib import Path
 from market_data_pipeline.defs.listening import claim_ui
 claim_ui(Path(sys.argv[1]), "127.0.0.1", 3000)
-import os
-os.execv(sys.executable, [sys.executable, "-c", "print('claimed', flush=True); input()"])
+print("claimed", flush=True)
+input()
 """
 
 
@@ -269,7 +271,9 @@ def test_ui_says_who_can_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     before = dict(os.environ)
     started: list[list[str]] = []
-    monkeypatch.setattr(os, "execv", lambda _, command: started.append(command))
+    monkeypatch.setattr(home, "end_all_with_this_process", lambda: None)
+    monkeypatch.setattr(runpy, "run_module", lambda name, **_: started.append([name, *sys.argv[1:]]))
+    monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setenv("MARKET_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("MARKET_DATA_UNIVERSE", str(tmp_path / "universe.yaml"))
     (tmp_path / "universe.yaml").write_text("collect: []\n")
@@ -282,4 +286,5 @@ def test_ui_says_who_can_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         os.environ.update(before)
     assert result.exit_code == 0, result.output
     assert "anybody who reaches port 18869" in result.stderr
-    assert started[0][-4:] == ["-h", "0.0.0.0", "-p", "18869"]
+    module = "market_data_pipeline.definitions"
+    assert started == [["dagster", "dev", "-m", module, "-h", "0.0.0.0", "-p", "18869"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +10,15 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import duckdb
+import psutil
 import pytest
 import requests
 
+from market_data_pipeline.defs.home import open_instance
 from market_data_pipeline.lake import files
-from market_data_pipeline.sandbox import Sandbox, WrongChecksum
+from market_data_pipeline.sandbox import Delay, Sandbox, WrongChecksum
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline_tests.integration.processes import Desk, until
 from market_data_pipeline_tests.world import days, klines
@@ -189,6 +193,39 @@ def test_a_backfill_from_the_ui_with_bad_days_and_a_second_one_for_those(tmp_pat
             the_daemons_are_well(ui)
         assert "PreviewWarning" not in desk.output()
         assert "BetaWarning" not in desk.output()
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.timeout(600)
+def test_nothing_of_a_ui_that_is_ended_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    """By themselves web server and daemon outlive a UI that is killed, and runs outlive one that is stopped."""
+    with Sandbox() as sandbox:
+        sandbox.faults.add(Delay(latency=600, path=r"2024-01-15\.zip"))
+        desk = Desk(tmp_path / "data", sandbox, UNIVERSE)
+        port = free_port()
+        with desk.market_data("ui", "--port", str(port)) as process:
+            ui = Ui(f"http://127.0.0.1:{port}")
+            until(lambda: process.poll() is not None or ui.is_up(), "Dagster's webserver", 180)
+            ui.backfill(days("2024-01-10", "2024-01-19"), BTC)
+            until(lambda: len(desk.days_held([BTC])[BTC]) == 9, "a run that waits for its last day", 180)
+
+            family = psutil.Process(process.pid).children(recursive=True)
+            assert len(family) >= 5  # code server and its server, web server, daemon, and the run
+            process.send_signal(number)
+            process.wait()
+            until(lambda: not any(map(is_alive, family)), "the end of the others", 120)
+
+        with open_instance(desk.layout) as instance:
+            statuses = [run.status for run in instance.get_runs()]
+        assert statuses == [dg.DagsterRunStatus.FAILURE]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def the_pages_answer(ui: Ui) -> None:
