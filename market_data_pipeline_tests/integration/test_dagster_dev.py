@@ -38,6 +38,9 @@ BAD = {date(2024, 1, 20), date(2024, 2, 3)}
 GOOD = set(MONTH) - BAD
 CHECKS = ("integrity", "gaps", "reconciliation")
 
+PAUSE = 1.0
+"""Seconds between two looks at what goes on: each look is work for the webserver, beside the runs."""
+
 LAUNCH = """
 mutation($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) {
   __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }
@@ -164,14 +167,14 @@ def test_a_backfill_from_the_ui_with_bad_days_and_a_second_one_for_those(tmp_pat
         port = free_port()
         with desk.market_data("ui", "--port", str(port)) as process:
             ui = Ui(f"http://127.0.0.1:{port}")
-            until(lambda: process.poll() is not None or ui.is_up(), "Dagster's webserver", 180)
+            until(lambda: process.poll() is not None or ui.is_up(), "Dagster's webserver", 180, PAUSE)
             assert process.poll() is None
             first = ui.backfill(MONTH, BTC, ETH)
 
             the_pages_answer(ui)
             the_code_location_has_loaded(ui)
 
-            until(lambda: ui.runs_are_over(first), "the first backfill's runs", 300)
+            until(lambda: ui.runs_are_over(first), "the first backfill's runs", 300, PAUSE)
             some_days_failed(ui)
             assert not any(desk.layout.file(BTC, day).exists() for day in BAD)
             assert desk.days_held([BTC, ETH]) == {BTC: GOOD, ETH: set(MONTH)}
@@ -180,7 +183,7 @@ def test_a_backfill_from_the_ui_with_bad_days_and_a_second_one_for_those(tmp_pat
             sandbox.faults.clear()
             sandbox.clear_requests()
             second = ui.backfill(sorted(BAD), BTC)
-            until(lambda: ui.is_over(first) and ui.is_over(second), "both backfills", 300)
+            until(lambda: ui.is_over(first) and ui.is_over(second), "both backfills", 300, PAUSE)
 
             assert ui.state(first)["status"] == "COMPLETED_FAILED"
             assert ui.state(second)["status"] == "COMPLETED_SUCCESS"

@@ -43,7 +43,7 @@ KEYS = (klines("BTCUSDT", "1m"), agg_trades("BTCUSDT"), klines("ETHUSDT", "1h", 
 WANTED = days("2024-01-11", "2024-02-09")  # no whole month, so that each day has an archive of its own
 BACKFILL = ("backfill", "--from", str(WANTED[0]), "--through", str(WANTED[-1]))
 THREADS = 4
-KILLS = 10
+KILLS = 6
 SETTINGS = {"DOWNLOAD_THREADS": THREADS, "MAX_PARTITIONS_PER_RUN": 7}
 """Several Dagster runs a series, so that kills meet events and ledgers, too, and not only downloads."""
 
@@ -70,7 +70,7 @@ def desk_in(root: Path, sandbox: Sandbox) -> Desk:
     return desk
 
 
-def test_a_backfill_that_is_killed_ten_times_ends_as_one_that_was_not(
+def test_a_backfill_that_is_killed_again_and_again_ends_as_one_that_was_not(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = desk_in(tmp_path / "whole", sandbox)
