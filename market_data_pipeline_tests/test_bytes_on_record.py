@@ -266,3 +266,12 @@ def test_a_flipped_bit_in_a_ledger_never_changes_what_it_says(held: World) -> No
     path.write_bytes(flipped(data, 100))
     assert all(result.row.held for result in held.ingest(HOURS, days("2026-02-04", "2026-02-06")))
     assert not held.asked()
+
+
+def test_ledger_with_a_name_that_is_not_utf8_counts_as_lost(held: World) -> None:
+    path = held.layout.ledger(HOURS)
+    data = path.read_bytes()
+    assert data.count(b"\x07outcome") > 0
+    path.write_bytes(data.replace(b"\x07outcome", b"\x07\xe8utcome"))
+    assert held.ledger(HOURS).rows == {}
+    assert all(result.row.held for result in held.ingest(HOURS, days("2026-02-04", "2026-02-06")))

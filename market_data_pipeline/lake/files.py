@@ -283,7 +283,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         return table if columns is None else table.select(columns)
     except KeyError as error:
         raise damaged(path, ValueError(f"it lacks a column ({error.args[0]})")) from error
-    except (OSError, pa.ArrowException) as error:
+    except UNREADABLE as error:  # also a name of a column that lost a bit and is no longer UTF-8
         raise damaged(path, error) from error
 
 
