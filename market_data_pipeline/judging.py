@@ -12,6 +12,7 @@ import json
 import logging
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -104,7 +105,7 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
             for day in verdicts:
                 looked_at.pop(_seen_as(key.interval or "", day), None)
     if looked_at:
-        files.write_bytes(layout.judged(market), json.dumps({**seen, **looked_at}, indent=0).encode())
+        _remember(layout.judged(market), looked_at, f"The record of flat candles of {market}")
     return Judged(days, tuple(busy), told)
 
 
@@ -116,6 +117,18 @@ class _Held:
     first: int
     last: int
     findings: str
+
+
+_REMEMBER_WAIT_SECONDS = 10.0
+
+
+def _remember(path: Path, looked_at: Mapping[str, int], what: str) -> None:
+    """Add to what days were judged from. Days that cannot be added are judged once more."""
+    with (
+        suppress(SeriesBusyError),
+        files.only_writer(path.with_suffix(".lock"), _REMEMBER_WAIT_SECONDS, what),
+    ):
+        files.write_bytes(path, json.dumps({**_read_seen(path), **looked_at}, indent=0).encode())
 
 
 def _read_seen(path: Path) -> dict[str, int]:

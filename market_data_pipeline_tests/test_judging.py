@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import duckdb
@@ -11,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from market_data_pipeline import clock
+from market_data_pipeline import clock, judging
 from market_data_pipeline.definitions import build_definitions
 from market_data_pipeline.defs.home import materialize_coverage
 from market_data_pipeline.findings import MAX_RANGES, Finding, Range, Severity, Verdict
@@ -130,6 +132,44 @@ def test_a_second_time_changes_nothing(lake: SmallLake, remembered: str) -> None
         lake.layout.judged(Market.UM).write_bytes(b"\xff{")
     assert judge_flat_candles(lake.layout, Market.UM) == Judged(0, ())
     assert files.stat(lake.layout.ledger(NEAR)) == before
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(lake: SmallLake) -> None:
+    left = lake.layout.judged(Market.UM).with_name(".um.json.1-aa.tmp")
+    of_another = left.with_name(".spot.json.1-aa.tmp")
+    left.parent.mkdir(parents=True)
+    for path in (left, of_another):
+        path.write_bytes(b"half")
+    hold(lake, NEAR, 1, 2)
+    judge_flat_candles(lake.layout, Market.UM)
+    assert (left.exists(), of_another.exists()) == (False, True)
+
+
+def test_two_that_judge_at_once_forget_nothing_of_each_other(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reads what is known before it judges, and writes afterwards."""
+    known = lake.layout.judged(Market.UM)
+    other = "1h 2024-05-01 asked"
+    judge_days = judging._judge_days
+
+    def meanwhile(*args: Any) -> Any:
+        files.write_bytes(known, json.dumps({other: 1}).encode())
+        return judge_days(*args)
+
+    monkeypatch.setattr(judging, "_judge_days", meanwhile)
+    hold(lake, NEAR, 1, 2)
+    judge_flat_candles(lake.layout, Market.UM)
+    assert json.loads(known.read_bytes()).keys() == {other, judging._seen_as("1m", DAY)}
+
+
+def test_days_are_judged_once_more_if_nobody_could_remember(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "_REMEMBER_WAIT_SECONDS", 0)
+    known = lake.layout.judged(Market.UM)
+    hold(lake, NEAR, 1, 2)
+    with files.only_writer(known.with_suffix(".lock"), 1, "another"):
+        assert judge_flat_candles(lake.layout, Market.UM).days == 1
+    assert not known.exists()
+    assert judge_flat_candles(lake.layout, Market.UM).days == 0
+    assert known.exists()
 
 
 def test_a_symbol_that_comes_later_changes_the_verdict(lake: SmallLake) -> None:

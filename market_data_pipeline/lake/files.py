@@ -475,17 +475,20 @@ def _named(folder: Path, as_date: str, length: int) -> Iterator[tuple[date, os.D
         return
 
 
-def remove_leftovers(folder: Path, of: str = "") -> None:
+def remove_leftovers(folder: Path, of: str = "", *, older_than_seconds: float = 0) -> None:
     """Remove temporary files that killed writers left. Only the holder of the series' lock may call this.
 
     Args:
         folder: Where to look.
         of: Name of the one file whose leftovers are meant, in a folder that other series write to as well.
+        older_than_seconds: The least age. An hour, say, where writers take no lock.
     """
     if folder.is_dir():
         for path in folder.glob(f".*{TEMPORARY}"):
             if path.name.startswith(f".{of}"):
-                path.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):  # another has just removed it
+                    if not older_than_seconds or time.time() - path.stat().st_mtime > older_than_seconds:
+                        path.unlink()
 
 
 @contextmanager
