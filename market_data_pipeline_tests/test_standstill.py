@@ -9,9 +9,12 @@ import pyarrow.compute as pc
 import pytest
 
 from market_data_pipeline.cli import main  # noqa: F401 - loaded once, for all tests
-from market_data_pipeline.findings import Finding
+from market_data_pipeline.findings import Finding, to_json
+from market_data_pipeline.lake import files
+from market_data_pipeline.lake.ledger import judged_row, row_from_provenance
 from market_data_pipeline.lake.states import DayState, state_of
 from market_data_pipeline.sandbox import FlatRows, MarketOutage, Status
+from market_data_pipeline.series import Market
 from market_data_pipeline_tests.shell import MarketData, shell
 from market_data_pipeline_tests.world import World, agg_trades, klines, utc
 
@@ -111,6 +114,46 @@ def test_without_rest_nothing_is_explained_and_it_is_asked_for_later(
     assert [state(world, symbol) for symbol in SYMBOLS] == [DayState.HEALED] * 3
 
 
+def as_version_0_1_left_it(world: World) -> None:
+    """Let all say of the day what they said before REST was asked about flat candles."""
+    for symbol in SYMBOLS:
+        key = klines(symbol, "1m", "um")
+        ledger, path = world.ledger(key), world.layout.file(key, DAY)
+        said = [
+            one.model_copy(update={"evidence": one.evidence.removesuffix("; REST has no trade there either")})
+            for one in ledger.rows[DAY].findings_list()
+            if one.rule != "flat_confirmed"
+        ]
+        record, table = files.read_whole(path)
+        found = tuple(one for one in record.findings if one.rule != "flat_confirmed")
+        record = record.model_copy(update={"findings": found})
+        ledger.put(judged_row(row_from_provenance(record, files.write_table(path, table, record)), to_json(said)))
+        ledger.write(world.layout.ledger(key))
+    judged = world.layout.judged(Market.UM)
+    judged.write_text(judged.read_text().replace(" asked", ""))
+
+
+def test_days_of_version_0_1_are_incomplete_until_rest_has_answered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market_data = commands(world, monkeypatch)
+    world.sandbox.faults.add(MarketOutage(series="^binance/um/", start=START, end=END))
+    assert market_data(*BACKFILL).exit_code == 0
+    as_version_0_1_left_it(world)
+    assert [state(world, symbol) for symbol in SYMBOLS] == [DayState.OUTAGE] * 3
+
+    off = world.sandbox.faults.add(Status(path="/fapi/", status=451))
+    result = market_data("backfill", "--from", "2026-03-02", "--through", "2026-03-03")
+    assert result.exit_code == 3
+    assert "3 days incomplete: 60 candles unconfirmed" in result.stderr
+    assert [state(world, symbol) for symbol in SYMBOLS] == [DayState.INCOMPLETE] * 3
+
+    world.sandbox.faults.remove(off)
+    world.at("2026-03-05T14:00:30")  # it rests for an hour
+    assert market_data("sync").exit_code == 0
+    assert [state(world, symbol) for symbol in SYMBOLS] == [DayState.OUTAGE] * 3
+
+
 def test_trades_that_are_held_where_rest_is_flat_too_are_a_defect(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +208,6 @@ def test_schedules_ask_as_well(world: World, monkeypatch: pytest.MonkeyPatch) ->
     """What runs in the UI judges in the coverage of a market."""
     from market_data_pipeline.definitions import build_definitions
     from market_data_pipeline.defs.home import materialize_coverage, materialize_days, open_instance
-    from market_data_pipeline.series import Market
     from market_data_pipeline.universe import load_universe
 
     commands(world, monkeypatch)
