@@ -44,9 +44,10 @@ class Result(ABC):
         """The rows as a lazy DuckDB relation; times are UTC without zone, the session's TimeZone is UTC.
 
         What is found wrong with a file only when the relation is run is told by DuckDB's own error. If the file was
-        replaced in that moment, run it again. It belongs to the process that made it. That of a query reads the
-        files of the views only, so it cannot write a file, and can be joined with others of queries; the limit of time
-        does not hold for it.
+        replaced in that moment, run it again. If its days went into files of months since, or the data folder moved,
+        the error names a file ``ask-again-…``: make the relation again. It belongs to the process that made it. That
+        of a query reads the files of the views only, so it cannot write a file, and can be joined with others of
+        queries; the limit of time does not hold for it.
 
         Raises:
             DamagedFileError: a file cannot be read; the text names it.
@@ -139,8 +140,9 @@ class StoredRows(Result):
 
     def _sql(self) -> str:
         first = self._wanted.keys[0]
+        mark = catalog.newest_mark(self._layout, first.market, first.data_type)
         paths = list(dict.fromkeys(day.path for day in self._take()))
-        query = catalog.scan(first.market, first.data_type, paths, self._wanted.schema.names)
+        query = catalog.scan(first.market, first.data_type, paths, self._wanted.schema.names, mark)
         start, end = self._cut
         if start is None or not paths:
             return query

@@ -176,7 +176,9 @@ def _as_path(pattern: str) -> Path | None:
     return Path(re.sub(r"\[([*?\[])\]", r"\1", pattern))
 
 
-def scan(market: Market, data_type: DataType, paths: Sequence[Path], columns: Iterable[str]) -> str:
+def scan(
+    market: Market, data_type: DataType, paths: Sequence[Path], columns: Iterable[str], mark: Path | None = None
+) -> str:
     """A query that reads given files, in their order, with symbol and interval taken from their paths.
 
     Args:
@@ -184,10 +186,11 @@ def scan(market: Market, data_type: DataType, paths: Sequence[Path], columns: It
         data_type: Their data type.
         paths: The files, all of which must exist; none gives a typed empty result.
         columns: Names of the columns to read, labels included.
+        mark: From :func:`newest_mark`, called before the files were listed. It is read first.
     """
     if not paths:
         return _empty(market, data_type, columns)
-    listed = ", ".join(quoted(as_pattern(path)) for path in paths)
+    listed = ", ".join(quoted(as_pattern(path)) for path in (*filter(None, [mark]), *paths))
     return f"SELECT {_select_list(data_type, columns)} FROM {read_parquet(f'[{listed}]', _NAMED)}"
 
 
@@ -333,6 +336,19 @@ def marked_now(layout: Layout) -> tuple[Held, bool]:
         # A mark that came too late would outlive what it stands for: nobody would remove it.
         if not missing or held_now(layout) == held:
             return held, True
+
+
+def newest_mark(layout: Layout, market: Market, data_type: DataType) -> Path | None:
+    """Return a mark that goes before days do that are there now; None if nobody has written one.
+
+    A lazy relation that reads it first says "ask again" in DuckDB's error, and not the name of a day that is gone.
+    """
+    found = {
+        mark: stat.mtime_ns
+        for mark in (_folder(layout, market, data_type) / "marks").glob(f"{_WHAT_TO_DO}-*.parquet")
+        if (stat := files.stat(mark)) is not None
+    }
+    return max(found, key=found.__getitem__, default=None)
 
 
 def _folder(layout: Layout, market: Market, data_type: DataType) -> Path:
@@ -708,6 +724,9 @@ def _reconciled_days(layout: Layout) -> str:
 
 # --- publication -------------------------------------------------------------------------------------------
 
+_LEFT_AFTER_SECONDS = 3600
+"""Age from which a temporary file beside the marks counts as left: readers write marks without a lock."""
+
 
 def publish_catalog(layout: Layout) -> Path:
     """Bring ``catalog.duckdb`` up to the lake; return its path.
@@ -726,6 +745,7 @@ def publish_catalog(layout: Layout) -> Path:
             # Looked at again under the lock, so that the last to publish has seen the newest files.
             held = held_now(layout)
             for mark, schema in marks_of(held):
+                files.remove_leftovers(mark.parent, older_than_seconds=_LEFT_AFTER_SECONDS)
                 if not mark.exists():
                     files.write_table(mark, schema.empty_table())
             if not _is_published(held):

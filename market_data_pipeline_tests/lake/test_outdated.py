@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
 from pathlib import Path
@@ -15,11 +16,13 @@ from market_data_pipeline import MarketData
 from market_data_pipeline.cli.query import run_query
 from market_data_pipeline.client.session import Views
 from market_data_pipeline.compacting import compact
+from market_data_pipeline.defs.bodies.tables import load_days
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import catalog, files
 from market_data_pipeline.lake.catalog import held_now, marks_of, publish_catalog
 from market_data_pipeline.lake.closing import close_months
 from market_data_pipeline.lake.files import StorageError
+from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline_tests.small_lake import SmallLake, days_from, series
 
@@ -57,6 +60,47 @@ def test_lazy_relation_says_ask_again_once_days_are_removed(lake: SmallLake, que
             relation.fetchall()
     assert market.sql(query).relation().fetchall() == [(1440,)]
     assert run.fetchall() == not_run.fetchall() == [(1440,)]  # the views are those of the lake again
+
+
+def test_relation_over_files_says_ask_again_once_they_are_removed(lake: SmallLake) -> None:
+    """DuckDB alone would name the file of a day that the lake still has."""
+    publish_catalog(lake.layout)
+    rows = MarketData(lake.root).klines("BTCUSDT", "1h", "2024-01-01", "2024-02-20")
+    relation = rows.relation()
+    assert len(relation.fetchall()) == 50 * 24
+    close_months(lake.layout, HOURS)
+    assert len(relation.fetchall()) == 50 * 24
+    close_and_remove(lake)
+    with pytest.raises(duckdb.IOException, match=ASK_AGAIN):
+        relation.fetchall()
+    assert len(rows.relation().fetchall()) == 50 * 24
+
+
+def test_relation_over_files_says_ask_again_once_they_moved(lake: SmallLake) -> None:
+    publish_catalog(lake.layout)
+    rows = MarketData(lake.root).klines("BTCUSDT", "1h", "2024-01-01", "2024-02-20").relation()
+    lake.root.rename(lake.root.with_name("moved"))
+    with pytest.raises(duckdb.IOException, match=ASK_AGAIN):
+        rows.fetchall()
+
+
+def test_input_of_an_asset_says_ask_again_once_days_are_removed(lake: SmallLake) -> None:
+    publish_catalog(lake.layout)
+    relation = load_days(lake.layout, HOURS, days_from("2024-01-01", 31), duckdb.DuckDBPyRelation)
+    assert relation.columns == lake_schema(HOURS.market, HOURS.data_type).names
+    assert len(relation.fetchall()) == 31 * 24
+    close_and_remove(lake)
+    with pytest.raises(duckdb.IOException, match=ASK_AGAIN):
+        relation.fetchall()
+    relation = load_days(lake.layout, HOURS, days_from("2024-01-02", 3), duckdb.DuckDBPyRelation)
+    assert len(relation.fetchall()) == 3 * 24
+
+
+def test_relation_over_files_needs_no_mark(lake: SmallLake) -> None:
+    """Nobody wrote one in a folder that only `ingest` has seen, or that is read-only."""
+    rows = MarketData(lake.root).klines("BTCUSDT", "1h", "2024-01-01", "2024-01-03")
+    assert len(rows.relation().fetchall()) == 48
+    assert catalog.newest_mark(lake.layout, HOURS.market, HOURS.data_type) is None
 
 
 def test_lazy_relation_goes_on_while_days_stay(lake: SmallLake) -> None:
@@ -157,6 +201,18 @@ def test_catalog_whose_marks_are_gone_is_published_again(lake: SmallLake) -> Non
         mark.unlink()
     with duckdb.connect(publish_catalog(lake.layout), read_only=True) as opened:
         assert opened.execute(COUNT).fetchall() == [(1440,)]
+
+
+def test_what_killed_writers_of_marks_left_is_removed(lake: SmallLake) -> None:
+    publish_catalog(lake.layout)
+    (mark, _), *_ = marks_of(held_now(lake.layout))
+    old, new = mark.with_name(".old.parquet.1-aa.tmp"), mark.with_name(".new.parquet.1-aa.tmp")
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    lake.put(series("ETHUSDT", "1h"), days_from("2024-01-01", 1))
+    publish_catalog(lake.layout)
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_error_of_an_outdated_query_says_what_to_do(lake: SmallLake) -> None:

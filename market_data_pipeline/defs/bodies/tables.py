@@ -21,7 +21,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.defs.partitions import contiguous_ranges
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.catalog import as_pattern
+from market_data_pipeline.lake.catalog import as_pattern, newest_mark
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, Ledger, LedgerRow, row_from_provenance
 from market_data_pipeline.lake.on_disk import DayFile, days_on_disk
@@ -48,8 +48,9 @@ def load_days(layout: Layout, key: SeriesKey, days: Sequence[date], wanted: Any)
         StorageError: the system refuses to read the ledger.
     """
     schema = lake_schema(key.market, key.data_type)
+    mark = newest_mark(layout, key.market, key.data_type)
     try:
-        return load_files(held_files(layout, key, days), schema, wanted)
+        return load_files(held_files(layout, key, days), schema, wanted, mark)
     except FileNotFoundError:  # removed since it was listed, as days are whose month was closed
         return load_files(held_files(layout, key, days), schema, wanted)
 
@@ -84,13 +85,14 @@ def _not_held(key: SeriesKey, days: Sequence[date], rows: Mapping[date, LedgerRo
     return f"{key}: not held in the lake: {named}.{why} Materialize those partitions first, or leave the days out."
 
 
-def load_files(held: Sequence[DayFile], schema: pa.Schema, wanted: Any) -> Any:
+def load_files(held: Sequence[DayFile], schema: pa.Schema, wanted: Any, mark: Path | None = None) -> Any:
     """Load files of one schema as the type that is wanted.
 
     Args:
         held: The days; with none of them, an empty value with the right columns comes back.
         schema: What is in them.
         wanted: ``pyarrow.Table``, a class of pandas, polars or DuckDB; anything else means a DuckDB relation.
+        mark: A file without rows that a DuckDB relation reads first, see ``catalog.newest_mark``.
     """
     module, name = getattr(wanted, "__module__", "").partition(".")[0], getattr(wanted, "__name__", "")
     if wanted is pa.Table:
@@ -118,7 +120,8 @@ def load_files(held: Sequence[DayFile], schema: pa.Schema, wanted: Any) -> Any:
     connection.execute("SET TimeZone = 'UTC'")
     if not held:
         return connection.from_arrow(schema.empty_table())
-    relation = connection.read_parquet([as_pattern(path) for path in _paths(held)], hive_partitioning=False)
+    listed = [*filter(None, [mark]), *_paths(held)]
+    relation = connection.read_parquet([as_pattern(path) for path in listed], hive_partitioning=False)
     column = time_column(held[0].key.data_type)
     spans = (f"{column} >= TIMESTAMP '{start}' AND {column} < TIMESTAMP '{end}'" for start, end in _spans(held))
     return relation.filter(condition) if (condition := " OR ".join(spans)) else relation
