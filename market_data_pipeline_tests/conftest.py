@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,11 @@ from market_data_pipeline_tests.world import World
 # How long one example takes says more of the machine and of what it imports the first time than of the code.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+# Where bytecode is not kept, as in many containers, each process that a test starts compiles the project: half a second.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 # Dagster and what it imports are a million objects, which are looked through for garbage again and again.
