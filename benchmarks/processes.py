@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from benchmarks import AS_A_NOTEBOOK
@@ -36,18 +37,18 @@ _kept: _Kept | None = None
 def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function in a fresh process."""
     if _kept is not None:
-        return _kept.pool.submit(_frozen, function, *args, **kwargs).result()
+        return _kept.pool.submit(_frozen, partial(function, *args, **kwargs)).result()
     with ProcessPoolExecutor(1, mp_context=FRESH) as pool:
         return pool.submit(function, *args, **kwargs).result()
 
 
-def _frozen(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def _frozen(function: Callable[[], T]) -> T:
     """Call a function with all that others have left exempt from garbage collection.
 
     Each measurement begins with a collection, which would look through all that was ever imported.
     """
     gc.freeze()
-    return function(*args, **kwargs)
+    return function()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
-# Where bytecode is not kept, as in many containers, each process that a test starts compiles the project: half a second.
+# Where bytecode is not kept, as in many containers, each process of a test compiles the whole project: half a second.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
