@@ -31,7 +31,12 @@ from market_data_pipeline.universe.writing import add_series, write_lock
 ASK_ABOVE = 5_000_000_000
 """Downloads of more bytes than this are not begun without asking; nor are days whose records take over 1 GB."""
 
-_yes = click.option("--yes", "-y", is_flag=True, help="Do not ask before downloading more than 5 GB.")
+_yes = click.option(
+    "--yes",
+    "-y",
+    is_flag=True,
+    help="Do not ask before downloading more than 5 GB, or more than the disk has room for.",
+)
 
 
 @click.command()

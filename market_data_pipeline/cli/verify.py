@@ -33,7 +33,12 @@ _PROCESS_MEMORY_MB = 256
 @choosing_series
 @click.option("--local", is_flag=True, help="Read every file instead, and compare it with what was written.")
 @click.option("--check-only", is_flag=True, help="Say what is wrong, and change nothing.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask before downloading more than 5 GB.")
+@click.option(
+    "--yes",
+    "-y",
+    is_flag=True,
+    help="Do not ask before downloading more than 5 GB, or more than the disk has room for.",
+)
 def verify(
     markets: Sequence[str],
     data_types: Sequence[str],
