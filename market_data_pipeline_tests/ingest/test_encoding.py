@@ -53,9 +53,11 @@ def test_big_days_which_threads_share_are_the_same(
     faults.add(DamagedArchive(days=[date(2026, 2, 10)], damage=Damage.CONFLICTING_DUPLICATES))
     wanted = days("2026-01-01", "2026-02-12") if key.interval else days("2026-02-03", "2026-02-12")
     small = [told(world, result) for result in world.ingest(key, wanted)]
-    monkeypatch.setattr(zips, "_BODY_BYTES", 1 << 10)
+    # Ten pieces of a day or more, of both kinds.
+    body, rows = (1 << 10, 100) if key.interval else (1 << 14, 1500)
+    monkeypatch.setattr(zips, "_BODY_BYTES", body)
     monkeypatch.setattr(encoding, "_BIG_BYTES", 1)
-    monkeypatch.setattr(files, "ROW_GROUP_ROWS", 100)
+    monkeypatch.setattr(files, "ROW_GROUP_ROWS", rows)
     other = World(world.root / "other", world.sandbox, monkeypatch)
     big = [told(other, result) for result in other.ingest(key, wanted)]
     assert big == small

@@ -137,7 +137,7 @@ def missing_of(had: Mapping[date, pa.Table], outcomes: Sequence[DayOutcome], hel
     return sum(had[one.day].num_rows - held[one.day].num_rows for one in outcomes)
 
 
-@settings(max_examples=18, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=SEEDS, conflicts=CONFLICTS, lacking=st.dictionaries(st.sampled_from(DAYS), SPANS, max_size=4))
 @example(seed=1, conflicts=set(), lacking={DAYS[4]: (600, 700)})
 # What REST lacks lies where the archive is cut short, so that what it has of the rest is brought from the next day.
@@ -146,7 +146,7 @@ def missing_of(had: Mapping[date, pa.Table], outcomes: Sequence[DayOutcome], hel
 def test_the_lake_is_what_the_exchange_had_or_the_day_failed(
     exchange: Exchange, key: SeriesKey, seed: int, conflicts: set[date], lacking: dict[date, Span]
 ) -> None:
-    """A case is one day of one series, brought from its scrambled archive and compared: 20 x 10 x 3 = 600 cases.
+    """A case is one day of one series, brought from its scrambled archive and compared: 12 x 10 x 3 = 360 cases.
 
     Rows are dropped, repeated and put out of order in every one. Of up to 2 days of 10 the archive contradicts itself,
     and those fail. Of up to 4 REST lacks a span of rows as well, within which nothing is invented: such candles are an
@@ -164,14 +164,14 @@ def test_the_lake_is_what_the_exchange_had_or_the_day_failed(
         assert found[verdict] == had.num_rows - there.num_rows, (day, seed)
 
 
-@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=SEEDS, conflicts=CONFLICTS, status=st.sampled_from([403, 503]))
 @example(seed=1, conflicts=set(), status=503)
 @pytest.mark.parametrize("key", KEYS, ids=str)
 def test_while_rest_is_down_the_lake_is_what_the_archive_has_and_the_rest_is_unpublished(
     exchange: Exchange, key: SeriesKey, seed: int, conflicts: set[date], status: int
 ) -> None:
-    """A case is one day of one series, as above: 6 x 10 x 3 = 180 cases. The rows that lack are all told of."""
+    """A case is one day of one series, as above: 4 x 10 x 3 = 120 cases. The rows that lack are all told of."""
     faults = scramble(key, seed, conflicts)
     results, held = exchange.brought(key, [*faults.values(), Status(path="^/f?api/", status=status)])
     outcomes = list(sound(results, conflicts))
