@@ -65,8 +65,40 @@ FLAT = frozenset({Verdict.UNCONFIRMED, Verdict.SUSPENDED, Verdict.QUIET})
 OPEN = frozenset({Verdict.ARCHIVE_DEFECT, Verdict.UNPUBLISHED, Verdict.UNCONFIRMED})
 """Verdicts that another attempt may change: such a day is asked for again, with growing pauses."""
 
-BEYOND_REACH = "; only another archive can bring them"
-"""How the evidence of a verdict ends that is not open in spite of its rule: REST does not serve rows so old."""
+
+class Basis(StrEnum):
+    """The ground of a finding, as far as code needs to know it. The evidence says the same to people."""
+
+    MARKET_NOT_COMPARED = "market_not_compared"
+    """Flat candles. The other series of the market were not compared yet."""
+    NO_OTHER_SERIES = "no_other_series"
+    """Flat candles. No other series that is stored says if the market traded."""
+    TRADED = "traded"
+    """Flat candles of the archive in which trades took place that REST does not have either."""
+    PROVISIONAL = "provisional"
+    """Missing rows of a day whose archive is not published yet."""
+    WEIGHT_SPENT = "weight_spent"
+    """Later trades of the day were not fetched, because the run had spent its REST weight."""
+    RULE_REPLACED = "rule_replaced"
+    """A rule that this version no longer has. The day is checked again."""
+
+
+class RestAnswer(BaseModel):
+    """What REST said when it was asked for rows that the archive does not have.
+
+    Attributes:
+        answered: True if it answered. A refusal that it would repeat is an answer.
+        reason: Why it did not answer, or refused. Empty if it answered with rows, or said that there are none.
+        elsewhere: It has the rows, with times of another day.
+        beyond_reach: The rows are older than what REST serves, so it is not asked again.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    answered: bool
+    reason: str = ""
+    elsewhere: bool = False
+    beyond_reach: bool = False
 
 
 CheckName = Literal["integrity", "gaps"]
@@ -100,6 +132,9 @@ class Finding(BaseModel):
         message: A sentence for people.
         ranges: Where, as far as ``MAX_RANGES`` allows.
         evidence: Of a verdict: what it rests on, in words. Of rows that changed: the values before and after.
+        basis: What it rests on, for code; None if no code asks.
+        rest: What REST said of the rows; None if it was not asked.
+        faults: Of a mark on derived data: the rules that its source breaks, and the number of rows of each.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -111,11 +146,14 @@ class Finding(BaseModel):
     message: str
     ranges: tuple[Range, ...] = ()
     evidence: str = ""
+    basis: Basis | None = None
+    rest: RestAnswer | None = None
+    faults: tuple[tuple[str, int], ...] | None = None
 
     @property
     def open(self) -> bool:
         """Return True if it is a verdict that another attempt may change."""
-        return self.rule in OPEN and not self.evidence.endswith(BEYOND_REACH)
+        return self.rule in OPEN and not (self.rest is not None and self.rest.beyond_reach)
 
 
 ACROSS_MIDNIGHT = "across_midnight"
@@ -167,7 +205,7 @@ def ranges_of(findings: Iterable[Finding], rule: str) -> tuple[Range, ...]:
 
 def to_json(findings: Iterable[Finding]) -> str:
     """Findings as they stand in a ledger."""
-    return _FINDINGS.dump_json(tuple(findings)).decode()
+    return _FINDINGS.dump_json(tuple(findings), exclude_none=True).decode()
 
 
 def from_json(text: str) -> tuple[Finding, ...]:
@@ -178,6 +216,11 @@ def from_json(text: str) -> tuple[Finding, ...]:
 def verdicts_of(findings: Iterable[Finding]) -> str:
     """The distinct verdicts of the gaps check, joined by ``+``, as they stand in a ledger."""
     return "+".join(dict.fromkeys(finding.rule for finding in findings if finding.check == "gaps"))
+
+
+def bases_of(findings: Iterable[Finding]) -> str:
+    """The distinct bases of findings, joined by ``+``, as they stand in a ledger."""
+    return "+".join(dict.fromkeys(finding.basis for finding in findings if finding.basis is not None))
 
 
 def shortened(text: str, most: int) -> str:

@@ -15,29 +15,30 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
+from hashlib import blake2b
 from pathlib import Path
+from struct import Struct
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from market_data_pipeline.findings import FLAT, LACKING, Finding, Range, from_json, to_json
+from market_data_pipeline.findings import FLAT, LACKING, Basis, Finding, Range, from_json, to_json
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import series_held
 from market_data_pipeline.lake.files import DamagedFileError, SeriesBusyError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import HELD, Ledger, judged_row
+from market_data_pipeline.lake.ledger import HELD, Ledger, judged_row, read_columns
 from market_data_pipeline.lake.reading import read_day
 from market_data_pipeline.quality.gaps import flat_candles
 from market_data_pipeline.quality.market import Answers, MarketDay, Stillness, TradedIn, is_contested, is_cut, stillness
 from market_data_pipeline.quality.rows import Ints, ints
-from market_data_pipeline.quality.verdicts import BUT_TRADED, NOTHING_TELLS, UNCONFIRMED
 from market_data_pipeline.regular_files import read_regular
 from market_data_pipeline.series import DataType, Market, SeriesKey, interval_us
 
 logger = logging.getLogger(__name__)
 
-_COLUMNS = ["day", "outcome", "bytes", "mtime_ns", "first_key", "last_key", "verdicts", "findings"]
+_COLUMNS = ["day", "outcome", "bytes", "mtime_ns", "first_key", "last_key", "verdicts", "findings", "bases"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
     for interval in sorted({key.interval for key in every if key.interval is not None}):
         ledgers = {key: rows for key, rows in every.items() if key.interval == interval}
         others = {key: rows for key, rows in every.items() if key.interval != interval}
-        due = _days_with(ledgers, "findings", UNCONFIRMED)
+        due = _days_with(ledgers, "bases", Basis.MARKET_NOT_COMPARED)
         for verdict in FLAT:
             flat = _days_with(ledgers, "verdicts", verdict)
             due |= {day for day in flat if seen.get(_seen_as(interval, day)) != versions[day]}
@@ -161,12 +162,13 @@ def _ledgers(layout: Layout, market: Market) -> dict[SeriesKey, pa.Table]:
 
 def _held_rows(layout: Layout, key: SeriesKey) -> pa.Table | None:
     try:
-        rows = files.read_table(layout.ledger(key), _COLUMNS)
+        rows = read_columns(layout.ledger(key), _COLUMNS)
     except DamagedFileError:  # or lost: its next writer makes it again from the footers
         return None
-    if rows.num_columns < len(_COLUMNS):  # of an older version
-        return None
     return rows.filter(pc.and_(pc.equal(rows["outcome"], HELD), pc.is_valid(rows["first_key"])))
+
+
+_FILE, _VERSION = Struct("<Iqq"), Struct("<q")
 
 
 def _versions(ledgers: Mapping[SeriesKey, pa.Table]) -> dict[date, int]:
@@ -175,7 +177,8 @@ def _versions(ledgers: Mapping[SeriesKey, pa.Table]) -> dict[date, int]:
     for key, rows in ledgers.items():
         name = zlib.crc32(str(key).encode())
         for day, size, written in zip(*(rows[name].to_pylist() for name in ("day", "bytes", "mtime_ns")), strict=True):
-            found[day] = found.get(day, 0) ^ hash((name, size, written))
+            digest = blake2b(_FILE.pack(name, size, written), digest_size=8).digest()
+            found[day] = found.get(day, 0) ^ _VERSION.unpack(digest)[0]
     return found
 
 
@@ -306,7 +309,7 @@ def _own_trades(layout: Layout, day: date, key: SeriesKey, held: Sequence[_Held]
 
 
 def _is_flat(finding: Finding) -> bool:
-    return finding.check == "gaps" and (finding.rule in FLAT or finding.evidence.startswith(BUT_TRADED))
+    return finding.check == "gaps" and (finding.rule in FLAT or finding.basis is Basis.TRADED)
 
 
 def _flat_times(layout: Layout, key: SeriesKey, day: date, findings: Sequence[Finding]) -> Ints | None:
@@ -323,12 +326,13 @@ def _flat_times(layout: Layout, key: SeriesKey, day: date, findings: Sequence[Fi
         return None
 
 
+_NOT_CONFIRMED = (Basis.MARKET_NOT_COMPARED, Basis.NO_OTHER_SERIES)
+
+
 def _says(findings: str) -> list[tuple[str, int, tuple[Range, ...], bool]]:
     """The verdicts on flat candles among findings: which, on how many, where, and whether they rest on anything."""
     return [
-        (one.rule, one.count, one.ranges, one.evidence.startswith(NOTHING_TELLS))
-        for one in from_json(findings)
-        if _is_flat(one)
+        (one.rule, one.count, one.ranges, one.basis in _NOT_CONFIRMED) for one in from_json(findings) if _is_flat(one)
     ]
 
 

@@ -26,7 +26,7 @@ from market_data_pipeline.defs.home import (
 )
 from market_data_pipeline.defs.partitions import contiguous_ranges, days_between
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.findings import Severity
+from market_data_pipeline.findings import Basis, Severity
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import SeriesBusyError
@@ -37,7 +37,6 @@ from market_data_pipeline.lineage import profile_of
 from market_data_pipeline.outcomes import DayResult, OnResult
 from market_data_pipeline.profile import profile_is_due
 from market_data_pipeline.quality.repair import is_not_listed, is_settled, reach_of
-from market_data_pipeline.quality.verdicts import UNCONFIRMED
 from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe, load_universe
@@ -177,7 +176,9 @@ def _action_of(row: LedgerRow) -> Action:
 
 def _with_flat_candles(report: Report) -> list[Market]:
     """Markets of which days have flat candles that were not judged yet."""
-    return sorted({one.key.market for one in report.outcomes if one.row.quiet and UNCONFIRMED in one.row.findings})
+    return sorted(
+        {one.key.market for one in report.outcomes if one.row.quiet and Basis.MARKET_NOT_COMPARED in one.row.bases}
+    )
 
 
 def _refuse_unknown(universe: Universe, wanted: Mapping[SeriesKey, Sequence[date]]) -> None:

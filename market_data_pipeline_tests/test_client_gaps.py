@@ -17,7 +17,7 @@ from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.findings import MAX_RANGES, Finding, Range, Severity, Verdict
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, NOT_LISTED, LedgerRow
-from market_data_pipeline.quality.verdicts import verdict_finding
+from market_data_pipeline.quality.verdicts import Ground, verdict_finding
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.verify import prove_local
@@ -48,7 +48,7 @@ def lacks(verdict: Verdict, day: str, *hours: tuple[int, int], beyond: int = 0) 
     start = clock.day_start_us(date.fromisoformat(day))
     ranges = [Range(first=start + a * HOUR, last=start + b * HOUR, count=b - a + 1) for a, b in hours]
     count = sum(range_.count for range_ in ranges) + beyond
-    return verdict_finding(verdict, "candles", count, ranges, f"as {verdict} is shown")
+    return verdict_finding(Ground(verdict, f"as {verdict} is shown"), "candles", count, ranges)
 
 
 def told(market: MarketData, symbols: str | list[str], *args: Any, **options: Any) -> list[str]:
@@ -187,10 +187,9 @@ def test_ranges_beyond_those_that_a_finding_keeps_are_told_of(lake: SmallLake, m
 
 
 def test_ids_that_trades_lack_are_named(lake: SmallLake, market: MarketData) -> None:
-    ids = verdict_finding(
-        Verdict.UNPUBLISHED, "aggregated trades", 3, [Range(first=17, last=19, count=3)], "REST was not asked"
-    )
-    cut = verdict_finding(Verdict.UNPUBLISHED, "aggregated trades", 0, [], "the weight was used up")
+    not_asked = Ground(Verdict.UNPUBLISHED, "REST was not asked")
+    ids = verdict_finding(not_asked, "aggregated trades", 3, [Range(first=17, last=19, count=3)])
+    cut = verdict_finding(Ground(Verdict.UNPUBLISHED, "the weight was used up"), "aggregated trades", 0, [])
     lake.put(TRADES, [date(2024, 1, 3)], findings=(ids, cut))
     with pytest.raises(GapError) as raised:
         market.agg_trades("BTCUSDT", "2024-01-02T12:00", "2024-01-03T01:00", on_gap="raise")
@@ -391,7 +390,9 @@ def test_rows_are_read_without_a_ledger(lake: SmallLake, market: MarketData, mon
 def with_gaps(lake: SmallLake, market: MarketData) -> MarketData:
     lake.put(BTC, [date(2024, 1, 3)], findings=(lacks(Verdict.OUTAGE, "2024-01-03", (3, 4), (9, 9)),))
     lake.put(ETH, [date(2024, 1, 4)], findings=(lacks(Verdict.UNEXPLAINED, "2024-01-04", (0, 2), beyond=4),))
-    ids = verdict_finding(Verdict.HEALED, "aggregated trades", 3, [Range(first=17, last=19, count=3)], "REST has them")
+    ids = verdict_finding(
+        Ground(Verdict.HEALED, "REST has them"), "aggregated trades", 3, [Range(first=17, last=19, count=3)]
+    )
     lake.put(TRADES, [date(2024, 1, 5)], findings=(ids,))
     lake.put(series("BTCUSDT", "1h", "um"), [date(2024, 1, 6)], findings=(lacks(Verdict.QUIET, "2024-01-06", (5, 5)),))
     return market

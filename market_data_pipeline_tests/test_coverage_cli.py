@@ -22,12 +22,12 @@ from market_data_pipeline.findings import Verdict
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, NOT_LISTED, LedgerRow
 from market_data_pipeline.lake.states import DayState
 from market_data_pipeline.quality.calendar import calendar_of
-from market_data_pipeline.quality.verdicts import verdict_finding
+from market_data_pipeline.quality.verdicts import Ground, verdict_finding
 from market_data_pipeline_tests.small_lake import SmallLake, days_from, series
 
 BTC, ETH, OLD = series("BTCUSDT", "1h"), series("ETHUSDT", "1h"), series("LUNAUSDT", "1h", "um")
 UNIVERSE = "collect: [{market: spot, symbols: [BTCUSDT, ETHUSDT], klines: {intervals: [1h], from: 2024-01-01}}]"
-OUTAGE = verdict_finding(Verdict.OUTAGE, "candles", 1200, (), "REST has no candle either </script><b>")
+OUTAGE = verdict_finding(Ground(Verdict.OUTAGE, "REST has no candle either </script><b>"), "candles", 1200, ())
 
 
 @pytest.fixture

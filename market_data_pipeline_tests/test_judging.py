@@ -16,14 +16,14 @@ import pytest
 from market_data_pipeline import clock, judging
 from market_data_pipeline.definitions import build_definitions
 from market_data_pipeline.defs.home import materialize_coverage
-from market_data_pipeline.findings import MAX_RANGES, Finding, Range, Severity, Verdict
+from market_data_pipeline.findings import MAX_RANGES, Basis, Finding, Range, Severity, Verdict
 from market_data_pipeline.judging import Judged, judge_flat_candles
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import publish_catalog
 from market_data_pipeline.lake.ledger import Ledger, reconcile, row_from_provenance
 from market_data_pipeline.lake.provenance import content_sha256
 from market_data_pipeline.quality.rows import key_ranges
-from market_data_pipeline.quality.verdicts import UNCONFIRMED, verdict_finding
+from market_data_pipeline.quality.verdicts import NOT_COMPARED, Ground, verdict_finding
 from market_data_pipeline.sandbox import QuietSymbol
 from market_data_pipeline.series import Market, SeriesKey
 from market_data_pipeline.universe import load_universe
@@ -31,6 +31,7 @@ from market_data_pipeline_tests.small_lake import SmallLake, day_table, days_fro
 from market_data_pipeline_tests.world import World, agg_trades, klines, utc
 
 DAY = date(2024, 1, 1)
+NOT_YET = Ground(Verdict.QUIET, NOT_COMPARED, Basis.MARKET_NOT_COMPARED)
 NEAR, AVAX, BTC = (series(f"{base}USDT", "1m", "um") for base in ("NEAR", "AVAX", "BTC"))
 
 
@@ -62,7 +63,7 @@ def hold(
         values = np.where(is_flat, 0, table[name].to_numpy())
         table = table.set_column(at, table.schema.field(name), [values])
     times = clock.day_start_us(day) + 60_000_000 * np.array(sorted(flat), dtype=np.int64)
-    found = verdict_finding(Verdict.QUIET, "candles", len(flat), key_ranges(times, step * 60_000_000), UNCONFIRMED)
+    found = verdict_finding(NOT_YET, "candles", len(flat), key_ranges(times, step * 60_000_000))
     if flat and confirmed:
         span = (Range(first=int(times[0]), last=int(times[-1]), count=len(flat)),)
         told = Finding(
@@ -214,7 +215,7 @@ def test_a_candle_of_another_interval_tells_of_stillness_only_as_far_as_it_lasts
 
 def hold_five(lake: SmallLake, flat: tuple[int, ...]) -> None:
     times = clock.day_start_us(DAY) + 300_000_000 * np.array(flat, dtype=np.int64)
-    found = verdict_finding(Verdict.QUIET, "candles", len(flat), key_ranges(times, 300_000_000), UNCONFIRMED)
+    found = verdict_finding(NOT_YET, "candles", len(flat), key_ranges(times, 300_000_000))
     hold(lake, FIVE, others=(found,))
 
 
@@ -273,7 +274,7 @@ def test_a_symbol_that_traded_while_those_of_the_same_interval_paused_is_seen_as
 
 def test_trades_of_which_some_lack_do_not_prove_that_there_were_none(lake: SmallLake) -> None:
     hold(lake, NEAR, 602, 604)
-    lacking = verdict_finding(Verdict.UNPUBLISHED, "aggregated trades", 3, (), "REST was not asked")
+    lacking = verdict_finding(Ground(Verdict.UNPUBLISHED, "REST was not asked"), "aggregated trades", 3, ())
     lake.put(TRADES, [DAY], findings=(lacking,))
     judge_flat_candles(lake.layout, Market.UM)
     assert gaps(lake, NEAR) == [("quiet", "10:02", 1), ("quiet", "10:04", 1)]
@@ -333,7 +334,7 @@ def test_a_verdict_that_was_lost_with_its_ledger_comes_back(lake: SmallLake) -> 
 
 
 def test_other_findings_of_the_day_stay(lake: SmallLake) -> None:
-    outage = verdict_finding(Verdict.OUTAGE, "candles", 3, (), "REST has no candle either")
+    outage = verdict_finding(Ground(Verdict.OUTAGE, "REST has no candle either"), "candles", 3, ())
     hold(lake, NEAR, 5, others=(outage,))
     judge_flat_candles(lake.layout, Market.UM)
     row = Ledger.read(lake.layout.ledger(NEAR)).rows[DAY]

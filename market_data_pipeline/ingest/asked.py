@@ -11,7 +11,7 @@ from datetime import date, timedelta
 import pyarrow as pa
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import Finding, Verdict
+from market_data_pipeline.findings import Finding, RestAnswer, Verdict
 from market_data_pipeline.ingest.dayrows import DayRows, joined
 from market_data_pipeline.ingest.healing import Healer
 from market_data_pipeline.lake.provenance import Part, Source
@@ -19,7 +19,7 @@ from market_data_pipeline.outcomes import Action
 from market_data_pipeline.quality.gaps import expected_open_times
 from market_data_pipeline.quality.repair import pause_ended
 from market_data_pipeline.quality.rows import in_order, ints, key_ranges
-from market_data_pipeline.quality.verdicts import verdict_finding
+from market_data_pipeline.quality.verdicts import Ground, verdict_finding
 from market_data_pipeline.series import DataType, Listing, SeriesKey, interval_us
 from market_data_pipeline.sources.errors import (
     AbsentError,
@@ -201,7 +201,10 @@ class AskedDays:
         times = expected_open_times(self.key, day) if self.key.interval else None
         ranges = () if times is None else key_ranges(times, interval_us(self.key.interval or ""))
         what, count = ("aggregated trades", 0) if times is None else ("candles", len(times))
-        return Nothing(Action.EMPTY, (verdict_finding(Verdict.OUTAGE, what, count, ranges, evidence),))
+        return Nothing(
+            Action.EMPTY,
+            (verdict_finding(Ground(Verdict.OUTAGE, evidence, rest=RestAnswer(answered=True)), what, count, ranges),),
+        )
 
     def _before_listing(self, day: date) -> bool:
         first = self._first_listed()

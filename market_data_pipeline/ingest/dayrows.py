@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import HISTORY, Finding
+from market_data_pipeline.findings import HISTORY, Basis, Finding, RestAnswer
 from market_data_pipeline.lake.provenance import Part, Provenance, Source
 from market_data_pipeline.outcomes import Action
 from market_data_pipeline.quality.rows import Ints, ints
-from market_data_pipeline.quality.verdicts import CUT, Asked, AskedIds, asked_before
+from market_data_pipeline.quality.verdicts import AnsweredIds, answered_ids
 from market_data_pipeline.specs import Spec
 
 
@@ -29,8 +29,8 @@ class DayRows:
         findings: What was found so far.
         downloaded: Bytes fetched from the archive.
         action: What was done for the day.
-        asked: What came of asking REST for candles that the archive lacks; None where nothing was to be asked.
-        asked_ids: What came of asking REST for trades that are not there.
+        rest: What REST said of candles that the archive does not have; None if it was not asked.
+        asked_ids: What REST said of trades that are missing.
         cut: Whether later trades were left out, since the run's REST weight for aggTrades was used up.
         before: Runs of ids that lack between the day before and this one, both ends included.
         reach_us: Until when the last candle of the day before, off the grid, reaches into this day (microseconds UTC).
@@ -43,8 +43,8 @@ class DayRows:
     findings: tuple[Finding, ...] = ()
     downloaded: int = 0
     action: Action = Action.FETCHED
-    asked: Asked | None = None
-    asked_ids: tuple[AskedIds, ...] = ()
+    rest: RestAnswer | None = None
+    asked_ids: tuple[AnsweredIds, ...] = ()
     cut: bool = False
     before: tuple[tuple[int, int], ...] = ()
     reach_us: int = 0
@@ -53,7 +53,7 @@ class DayRows:
     def of_file(cls, record: Provenance, table: pa.Table, downloaded: int = 0) -> Self:
         """The rows of a day's file, to go on from; what can be worked out again from them is left out."""
         over = clock.day_start_us(record.day) + clock.US_PER_DAY
-        asked = asked_before(record.findings) if "agg_trade_id" in table.column_names and record.final else ()
+        asked = answered_ids(record.findings) if "agg_trade_id" in table.column_names and record.final else ()
         return cls(
             table=table,
             parts=record.parts,
@@ -62,7 +62,7 @@ class DayRows:
             findings=tuple(finding for finding in record.findings if finding.rule in HISTORY),
             downloaded=downloaded,
             asked_ids=asked,
-            cut=any(finding.evidence == CUT for finding in record.findings),
+            cut=any(finding.basis is Basis.WEIGHT_SPENT for finding in record.findings),
             before=tuple((one.first, one.last) for one in asked if one.last < (record.first_key or 0)),
         )
 

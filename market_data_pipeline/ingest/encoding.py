@@ -138,7 +138,7 @@ def _flat_candles_of_sound(key: SeriesKey, table: pa.Table, days: Sequence[date]
 
 def _encode_sound(key: SeriesKey, rows: DayRows, day: date, flat: Ints) -> Encoded:
     none = flat[:0]
-    found = judge_candles(key, Missing(none), none, flat, archived=True, asked=None, trades=None)
+    found = judge_candles(key, Missing(none), none, flat, archived=True, rest=None, trades=None)
     return encode(key, rows, _record(key, day, rows, (*rows.findings, *found)))
 
 
@@ -254,7 +254,7 @@ def _gaps(key: SeriesKey, day: date, rows: DayRows, listing: Listing, trades: Tr
     filled = healed[within(healed, ranges_of(rows.findings, FLAT_FILLED))]
     of_archive = rows.of_archive
     return judge_candles(
-        key, missing_rows, healed, flat, filled=filled, archived=of_archive, asked=rows.asked, trades=trades
+        key, missing_rows, healed, flat, filled=filled, archived=of_archive, rest=rows.rest, trades=trades
     )
 
 

@@ -23,6 +23,7 @@ from market_data_pipeline.findings import (
     OFF_GRID,
     Finding,
     Range,
+    RestAnswer,
     Severity,
 )
 from market_data_pipeline.ingest.dayrows import DayRows
@@ -38,7 +39,7 @@ from market_data_pipeline.quality.gaps import (
 )
 from market_data_pipeline.quality.integrity import off_grid_finding
 from market_data_pipeline.quality.rows import Ints, ints, key_ranges, within
-from market_data_pipeline.quality.verdicts import CUT, Asked, AskedIds, pieces
+from market_data_pipeline.quality.verdicts import CUT, AnsweredIds, pieces
 from market_data_pipeline.series import Listing, SeriesKey, interval_us
 from market_data_pipeline.sources.errors import BeyondReachError, RefusedError, SourceError
 from market_data_pipeline.sources.rest import RestApi, RestRows
@@ -107,7 +108,7 @@ class Healer:
         step = interval_us(self.key.interval or "")
         rows = self.without_overlaps(rows)
         off = off_grid(ints(rows.table, "open_time"), step)
-        if len(off) and not any(finding.rule == OFF_GRID and finding.evidence for finding in rows.findings):
+        if len(off) and not any(finding.rule == OFF_GRID and finding.rest is not None for finding in rows.findings):
             rows = self._told_off_grid(rows, off, step)
         missing = missing_candles(self.key, rows.table, day, rows.known_until_us, self.listing, rows.reach_us)
         if len(missing) == 0:
@@ -119,8 +120,8 @@ class Healer:
             for first, last in (*_spans(missing.lacking, page * step), *ends):
                 rows = self.filled_in(rows, self.rest().klines(self.key, first, last + step))
         except SourceError as error:
-            return replace(rows, asked=_asked_in_vain(error))
-        return replace(rows, asked=Asked(True))
+            return replace(rows, rest=_asked_in_vain(error))
+        return replace(rows, rest=RestAnswer(answered=True))
 
     def without_overlaps(self, rows: DayRows) -> DayRows:
         """A day without rows of REST that have the time of rows of its archive, off the grid, or of the day before."""
@@ -185,14 +186,14 @@ class Healer:
         asked, to_ask = _asked_already(missing, [one for one in rows.asked_ids if one.last >= missing[0][0]])
         if len(to_ask) > _RANGES_ASKED:
             why = f"the ids jump at {len(to_ask)} places, and an attempt asks for {_RANGES_ASKED} of them"
-            asked.append(AskedIds(to_ask[_RANGES_ASKED][0], missing[-1][1], Asked(False, why)))
+            asked.append(AnsweredIds(to_ask[_RANGES_ASKED][0], missing[-1][1], RestAnswer(answered=False, reason=why)))
         for first, last in to_ask[:_RANGES_ASKED]:
             answer = self.of_ids(first, last, _around(rows.table, first, last))
             mine, elsewhere = answer.of_day(day, self.key)
             rows = self.filled_in(rows, mine)
             asked += (*answer.lacks, *elsewhere)
-            if answer.why_not and not answer.lacks[-1].asked.beyond:  # nor would the others be answered now
-                asked.append(AskedIds(last + 1, missing[-1][1], answer.lacks[-1].asked))
+            if answer.why_not and not answer.lacks[-1].answer.beyond_reach:  # nor would the others be answered now
+                asked.append(AnsweredIds(last + 1, missing[-1][1], answer.lacks[-1].answer))
                 break
         return replace(rows, asked_ids=(*before, *asked))
 
@@ -207,15 +208,17 @@ class Healer:
         try:
             answer = self.rest().agg_trades_of_ids(self.key, first, last, between_us)
         except SourceError as error:
-            return IdsAnswer(None, (AskedIds(first, last, _asked_in_vain(error)),), str(error))
+            return IdsAnswer(None, (AnsweredIds(first, last, _asked_in_vain(error)),), str(error))
         had = ints(answer.table, "agg_trade_id")
         until = last if not answer.cut else int(had[-1]) if len(had) else first - 1
         served = (int(had[0]) if len(had) else until + 1) if answer.beyond else first
-        lacks = [AskedIds(*ids, Asked(True)) for ids in left_out(served, until, had)]
+        lacks = [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in left_out(served, until, had)]
         if served > first:  # those before are older than what REST serves, so that it did not say whether they exist
-            lacks.insert(0, AskedIds(first, served - 1, Asked(False, answer.beyond, beyond=True)))
+            lacks.insert(
+                0, AnsweredIds(first, served - 1, RestAnswer(answered=False, reason=answer.beyond, beyond_reach=True))
+            )
         if answer.cut:
-            lacks.append(AskedIds(until + 1, last, Asked(False, CUT)))
+            lacks.append(AnsweredIds(until + 1, last, RestAnswer(answered=False, reason=CUT)))
         return IdsAnswer(answer, tuple(lacks), CUT if answer.cut else "")
 
     def _rest_of_day(self, day: date, rows: DayRows) -> DayRows:
@@ -229,7 +232,11 @@ class Healer:
             logger.info("%s %s: whether the archive is cut short could not be asked: %s", self.key, day, error)
             return rows
         had = ints(answer.table, "agg_trade_id")
-        lacks = [AskedIds(*ids, Asked(True)) for ids in left_out(last + 1, int(had[-1]), had)] if len(had) else []
+        lacks = (
+            [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in left_out(last + 1, int(had[-1]), had)]
+            if len(had)
+            else []
+        )
         return replace(self.filled_in(rows, answer), cut=answer.cut, asked_ids=(*rows.asked_ids, *lacks))
 
     # --- both ---------------------------------------------------------------------------------------------------
@@ -278,42 +285,45 @@ class IdsAnswer:
     """
 
     rows: RestRows | None
-    lacks: tuple[AskedIds, ...]
+    lacks: tuple[AnsweredIds, ...]
     why_not: str
 
-    def of_day(self, day: date, key: SeriesKey) -> tuple[RestRows | None, list[AskedIds]]:
+    def of_day(self, day: date, key: SeriesKey) -> tuple[RestRows | None, list[AnsweredIds]]:
         """The trades that took place on a day, and which ones did not."""
         if self.rows is None:
             return None, []
         mine, name = _of_day(self.rows, day), spec_of(key).key
         others = np.setdiff1d(ints(self.rows.table, name), ints(mine.table, name))
-        elsewhere = [AskedIds(one.first, one.last, Asked(True, elsewhere=True)) for one in key_ranges(others, 1)]
+        elsewhere = [
+            AnsweredIds(one.first, one.last, RestAnswer(answered=True, elsewhere=True)) for one in key_ranges(others, 1)
+        ]
         return mine, elsewhere
 
 
 def _asked_already(
-    missing: Sequence[tuple[int, int]], known: Sequence[AskedIds]
-) -> tuple[list[AskedIds], list[tuple[int, int]]]:
+    missing: Sequence[tuple[int, int]], known: Sequence[AnsweredIds]
+) -> tuple[list[AnsweredIds], list[tuple[int, int]]]:
     """What REST answered for jumps in earlier attempts, and those it was not asked for yet, or did not answer for.
 
     Jumps are asked for in their order, and a record keeps the first ranges of a verdict only: all that lie before the
     first one that was not asked for were answered.
     """
-    answered = [one for one in known if one.asked.answered]
-    first_left = min((one.first for one in known if not one.asked.answered), default=0)
+    answered = [one for one in known if one.answer.answered]
+    first_left = min((one.first for one in known if not one.answer.answered), default=0)
     to_ask = []
     for first, last in missing:
-        for a, b, asked in pieces(first, last, tuple(answered)):
-            if asked is None and b < first_left:
-                answered.append(AskedIds(a, b, Asked(True)))
-            elif asked is None:
+        for a, b, answer in pieces(first, last, tuple(answered)):
+            if answer is None and b < first_left:
+                answered.append(AnsweredIds(a, b, RestAnswer(answered=True)))
+            elif answer is None:
                 to_ask.append((a, b))
     return answered, to_ask
 
 
-def _asked_in_vain(error: SourceError) -> Asked:
+def _asked_in_vain(error: SourceError) -> RestAnswer:
     """What came of asking REST where it gave no rows: a refusal is an answer, and would come again."""
-    return Asked(isinstance(error, RefusedError), str(error), beyond=isinstance(error, BeyondReachError))
+    refused, beyond = isinstance(error, RefusedError), isinstance(error, BeyondReachError)
+    return RestAnswer(answered=refused, reason=str(error), beyond_reach=beyond)
 
 
 def _around(table: pa.Table, first: int, last: int) -> tuple[int, int]:

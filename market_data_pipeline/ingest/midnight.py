@@ -18,6 +18,7 @@ from datetime import date, timedelta
 import numpy as np
 
 from market_data_pipeline import clock
+from market_data_pipeline.findings import RestAnswer
 from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE
 from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.ingest.healing import Healer, left_out, without_repeated
@@ -29,7 +30,7 @@ from market_data_pipeline.lake.reading import read_day
 from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.quality.repair import unmet_midnights
 from market_data_pipeline.quality.rows import Ints, ints
-from market_data_pipeline.quality.verdicts import Asked, AskedIds, asked_before
+from market_data_pipeline.quality.verdicts import AnsweredIds, answered_ids
 from market_data_pipeline.series import interval_us
 from market_data_pipeline.specs import spec_of
 
@@ -155,7 +156,7 @@ class Midnight:
 
     def _forget(self, outcome: DayOutcome) -> DayOutcome:
         """A day that meets the one before, of which it may have said that trades lack in between."""
-        if not any(one.last < (outcome.row.first_key or 0) for one in asked_before(outcome.row.findings_list())):
+        if not any(one.last < (outcome.row.first_key or 0) for one in answered_ids(outcome.row.findings_list())):
             return outcome
         with self._room_for(outcome.row):
             rows = self.shelf.rows(outcome.day)
@@ -187,7 +188,7 @@ class Midnight:
         return replace(stored, seconds=outcome.seconds + stored.seconds, downloaded=outcome.downloaded, action=action)
 
 
-def _of_day_before(elsewhere: Iterable[AskedIds]) -> list[AskedIds]:
+def _of_day_before(elsewhere: Iterable[AnsweredIds]) -> list[AnsweredIds]:
     """Trades that REST has and that belong into a day that this run was not asked for: they are still to be brought."""
-    why = Asked(False, "they belong into the day before, which was not asked for")
-    return [replace(one, asked=why) for one in elsewhere]
+    why = RestAnswer(answered=False, reason="they belong into the day before, which was not asked for")
+    return [replace(one, answer=why) for one in elsewhere]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import Finding, to_json, verdicts_of
+from market_data_pipeline.findings import Finding
 from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE, ArchivedDays
 from market_data_pipeline.ingest.asked import AskedDays, Nothing
 from market_data_pipeline.ingest.dayrows import DayRows
@@ -34,6 +34,7 @@ from market_data_pipeline.lake.ledger import (
     failed_row,
     next_attempt,
     reconcile,
+    told_columns,
 )
 from market_data_pipeline.lake.provenance import Source
 from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
@@ -180,8 +181,7 @@ class _Run:
             outcome=outcome,
             final=final,
             missing=sum(finding.count for finding in findings),
-            findings=to_json(findings),
-            verdicts=verdicts_of(findings),
+            **told_columns(findings),
             attempts=known.attempts if known else 0,
             asked_at=clock.naive_utc(clock.now()),
         )

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, replace
 from datetime import date, datetime, time
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from market_data_pipeline import clock
 from market_data_pipeline import findings as findings_
-from market_data_pipeline.findings import BEYOND_REACH, FLAT, LACKING, OPEN, Finding, Verdict
+from market_data_pipeline.findings import FLAT, LACKING, Basis, Finding, Verdict
+from market_data_pipeline.findings_v1 import with_fields
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError, FileStat, StorageError
 from market_data_pipeline.lake.layout import Layout
@@ -58,6 +59,8 @@ SCHEMA = pa.schema(
         ("quiet", pa.int64()),
         ("findings", pa.string()),
         ("verdicts", pa.string()),
+        ("bases", pa.string()),
+        ("retry", pa.bool_()),
         ("replaced_by", pa.string()),
         ("checksum_etag", pa.string()),
         ("attempts", pa.int64()),
@@ -97,6 +100,8 @@ class LedgerRow:
         quiet: Flat candles (no trade).
         findings: All findings, as JSON.
         verdicts: The distinct verdicts of the gaps check, joined by ``+``.
+        bases: The distinct bases of the findings, joined by ``+``.
+        retry: True if a verdict may change with another attempt.
         replaced_by: ETag of an archive that was published in place of what the rows came from, as the sweep over the
             listing found it, or as it was refused; the day is fetched again, a refused one only for another archive or
             another checksum. None where the archive is the one that is held.
@@ -133,6 +138,8 @@ class LedgerRow:
     quiet: int = 0
     findings: str = "[]"
     verdicts: str = ""
+    bases: str = ""
+    retry: bool = False
     replaced_by: str | None = None
     checksum_etag: str | None = None
     attempts: int = 0
@@ -151,10 +158,8 @@ class LedgerRow:
 
     @property
     def open(self) -> bool:
-        """Whether a gap of a held day has a verdict that another attempt may change."""
-        if self.outcome != HELD or OPEN.isdisjoint(self.verdicts.split("+")):
-            return False
-        return BEYOND_REACH not in self.findings or any(finding.open for finding in self.findings_list())
+        """Return True if a gap of a stored day has a verdict that another attempt may change."""
+        return self.outcome == HELD and self.retry
 
     def speaks_of(self, stat: FileStat) -> bool:
         """Whether the day is held, and a file of that size and time is the one that is meant."""
@@ -175,7 +180,8 @@ _DEFAULTS = {one.name: one.default for one in fields(LedgerRow) if one.default i
 UNSETTLED = (
     ~pc.field("final")
     | pc.field("replaced_by").is_valid()
-    | pc.match_substring_regex(pc.field("verdicts"), "|".join(sorted(OPEN)))
+    | pc.field("retry")
+    | pc.match_substring(pc.field("bases"), Basis.RULE_REPLACED)
 )
 """Rows of days that may have to be asked for again: not final, open, or of an archive that was replaced."""
 
@@ -205,12 +211,30 @@ def row_from_provenance(
         gaps=findings_.worst(record.findings, "gaps").value,
         missing=sum(f.count for f in record.findings if f.check == "gaps" and f.rule in LACKING),
         quiet=sum(f.count for f in record.findings if f.check == "gaps" and f.rule in FLAT),
-        findings=findings_.to_json(record.findings),
-        verdicts=findings_.verdicts_of(record.findings),
+        **told_columns(record.findings),
         attempts=attempts,
         fetched_at=clock.naive_utc(newest.fetched_at if newest else record.fetched_at),
         asked_at=clock.naive_utc(record.fetched_at),
         file_sha256=file_sha256,
+    )
+
+
+class ToldColumns(TypedDict):
+    """The columns of a ledger that say what the findings of a day say."""
+
+    findings: str
+    verdicts: str
+    bases: str
+    retry: bool
+
+
+def told_columns(findings: Sequence[Finding]) -> ToldColumns:
+    """Return the columns of a ledger that say what findings say."""
+    return ToldColumns(
+        findings=findings_.to_json(findings),
+        verdicts=findings_.verdicts_of(findings),
+        bases=findings_.bases_of(findings),
+        retry=any(finding.open for finding in findings),
     )
 
 
@@ -220,12 +244,13 @@ def judged_row(row: LedgerRow, findings: str) -> LedgerRow:
     What REST has to confirm is due at once.
     """
     found = findings_.from_json(findings)
-    verdicts = findings_.verdicts_of(found)
-    unconfirmed = Verdict.UNCONFIRMED in verdicts.split("+") and Verdict.UNCONFIRMED not in row.verdicts.split("+")
+    columns = told_columns(found)
+    unconfirmed = Verdict.UNCONFIRMED in columns["verdicts"].split(
+        "+"
+    ) and Verdict.UNCONFIRMED not in row.verdicts.split("+")
     return replace(
         row,
-        findings=findings,
-        verdicts=verdicts,
+        **columns,
         gaps=findings_.worst(found, "gaps").value,
         attempts=0 if unconfirmed else row.attempts,
     )
@@ -249,10 +274,11 @@ class Ledger:
         table = _read_table(path)
         if table is None:
             return cls()
-        if where is not None:
-            with suppress(pa.ArrowInvalid):
-                table = table.filter(where)
         try:
+            table = _with_told_columns(table)
+            if where is not None:
+                with suppress(pa.ArrowInvalid):
+                    table = table.filter(where)
             return cls(LedgerRow(**row) for row in _believable(table).to_pylist())
         except (TypeError, ValueError, OverflowError, pa.ArrowException):
             return cls()
@@ -285,6 +311,49 @@ def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table | None
             # Not its fault: what it says of failed days is nowhere else.
             raise StorageError(f"{path} cannot be read ({cause.strerror}). Nothing was changed.") from cause
         return None
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Return columns of a ledger; those that an older version did not have are worked out from the others.
+
+    Args:
+        path: The ledger.
+        columns: Names of columns; more may come.
+
+    Raises:
+        DamagedFileError: the ledger cannot be read, or lacks a column in every version.
+    """
+    wanted = list(dict.fromkeys(columns))
+    if _NEW.isdisjoint(wanted):
+        return files.read_table(path, wanted)
+    try:
+        return files.read_table(path, list(dict.fromkeys((*wanted, "bases"))))
+    except DamagedFileError as error:
+        table = files.read_table(path)
+        with suppress(pa.ArrowException, ValueError):
+            table = _with_told_columns(table)
+        if not set(wanted) <= set(table.column_names):
+            raise error from None
+        return table
+
+
+_NEW = frozenset({"findings", "bases", "retry"})
+"""Columns that a ledger of version 0.1 does not have, or has in another form."""
+
+
+def _with_told_columns(table: pa.Table) -> pa.Table:
+    """Return the table of a ledger with the columns that version 0.1 did not have."""
+    names = table.column_names
+    if "bases" in names or "findings" not in names:
+        return table
+    told = {
+        text: told_columns(with_fields(findings_.from_json(text))) for text in pc.unique(table["findings"]).to_pylist()
+    }
+    rows: list[Mapping[str, Any]] = [told[text] for text in table["findings"].to_pylist()]
+    for name in ToldColumns.__annotations__:
+        column = pa.chunked_array([pa.array([row[name] for row in rows], SCHEMA.field(name).type)])
+        table = _with(table, name, column) if name in names else table.append_column(SCHEMA.field(name), column)
+    return table
 
 
 def _believable(table: pa.Table) -> pa.Table:

@@ -21,7 +21,16 @@ import pyarrow.compute as pc
 from market_data_pipeline.findings import Severity, Verdict
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import FAILED, HELD, SCHEMA, Ledger, LedgerRow, reconcile, row_of_file
+from market_data_pipeline.lake.ledger import (
+    FAILED,
+    HELD,
+    SCHEMA,
+    Ledger,
+    LedgerRow,
+    read_columns,
+    reconcile,
+    row_of_file,
+)
 from market_data_pipeline.lake.on_disk import DayFile, days_on_disk
 from market_data_pipeline.lake.states import EXPLAINED
 from market_data_pipeline.series import SeriesKey
@@ -146,7 +155,7 @@ def rows_as_on_disk(layout: Layout, key: SeriesKey, columns: Sequence[str] = ())
     """
     path = layout.ledger(key)
     try:
-        table = files.read_table(path, list(dict.fromkeys((*_SPEAKING, *columns))))
+        table = read_columns(path, (*_SPEAKING, *columns))
         if _speaks_of(table, days_on_disk(layout, key)):
             return table, False
     except files.DamagedFileError:

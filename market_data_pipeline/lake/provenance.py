@@ -10,16 +10,17 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from market_data_pipeline.findings import Finding
+from market_data_pipeline.findings_v1 import with_fields
 
 FOOTER_KEY = b"market_data_pipeline"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Source(StrEnum):
@@ -98,6 +99,13 @@ class Provenance(BaseModel):
     findings: tuple[Finding, ...] = ()
     schema_version: int = SCHEMA_VERSION
     writer_version: str = ""
+
+    @model_validator(mode="after")
+    def _with_fields(self) -> Self:
+        """Read a record of an older version in the form that this one writes."""
+        if self.schema_version >= SCHEMA_VERSION:
+            return self
+        return self.model_copy(update={"findings": with_fields(self.findings), "schema_version": SCHEMA_VERSION})
 
 
 def belongs_elsewhere(record: Provenance, series: str, day: date) -> str | None:

@@ -21,30 +21,33 @@ def source_findings(made_of: Mapping[SeriesKey, LedgerRow | None]) -> tuple[Find
     """
     found = []
     for key, row in made_of.items():
-        if row is not None and (said := source_mark(row)):
+        if row is not None and (faults := source_mark(row)):
+            said = ", ".join(f"{rows:,} rows {rule}" if rows else rule for rule, rows in faults)
             message = f"Made of {key}, whose day is incomplete or fails its checks: {said}."
-            number = sum(fault.rows for fault in faults_of_rows(row))
             found.append(
                 Finding(
                     check="integrity",
                     rule=SOURCE,
                     severity=Severity.ERROR,
-                    count=number,
+                    count=sum(rows for _, rows in faults),
                     message=message,
                     evidence=said,
+                    faults=faults,
                 )
             )
     return tuple(found)
 
 
-def source_mark(source: LedgerRow) -> str:
-    """Return the faults of a source's day in words, as the derived day keeps them; empty if it is complete."""
-    return ", ".join(
-        f"{fault.rows:,} rows {fault.rule}" if fault.rows else fault.rule for fault in faults_of_rows(source)
-    )
+Mark = tuple[tuple[str, int], ...]
+"""Faults of a day: each rule, verdict or kind of failure, with the number of rows that it concerns."""
 
 
-def marked_with(derived: LedgerRow) -> str:
+def source_mark(source: LedgerRow) -> Mark:
+    """Return the faults of a source's day, as the derived day stores them; none if it is complete."""
+    return tuple((fault.rule, fault.rows) for fault in faults_of_rows(source))
+
+
+def marked_with(derived: LedgerRow) -> Mark:
     """Return the faults of the source that a derived day was marked with when it was made."""
-    marks = (finding.evidence for finding in derived.findings_list() if finding.rule == SOURCE)
-    return ", ".join(marks)
+    marks = (finding.faults or () for finding in derived.findings_list() if finding.rule == SOURCE)
+    return tuple(fault for mark in marks for fault in mark)

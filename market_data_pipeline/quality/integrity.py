@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import OFF_GRID, Finding, Severity
+from market_data_pipeline.findings import OFF_GRID, Finding, RestAnswer, Severity
 from market_data_pipeline.quality.gaps import ends_of
 from market_data_pipeline.quality.rows import SAME_FLOAT, Ints, floats, ints, key_ranges
 from market_data_pipeline.series import DataType, SeriesKey, interval_us
@@ -76,6 +76,7 @@ def off_grid_finding(key: SeriesKey, table: pa.Table, off: Ints, rest: pa.Table)
         f"{_moment(off[0])} to {_moment(off[-1])}. They stand for the time that they cover. {said}{also}.",
         ranges=key_ranges(off, step),
         evidence=f"{said}{also}",
+        rest=RestAnswer(answered=True),
     )
 
 

@@ -13,7 +13,7 @@ REST tells: where it was not asked yet, such candles are ``unconfirmed``, see :c
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from math import gcd
 
@@ -27,17 +27,15 @@ from market_data_pipeline.findings import (
     FLAT_FILLED,
     FLAT_REFUSED,
     LACKING,
+    Basis,
     Finding,
     Range,
     Verdict,
     ranges_of,
 )
 from market_data_pipeline.quality.rows import Ints, key_ranges, within
-from market_data_pipeline.quality.verdicts import BUT_TRADED, NOTHING_TELLS, verdict_finding
+from market_data_pipeline.quality.verdicts import Ground, verdict_finding
 from market_data_pipeline.series import SeriesKey, interval_us
-
-ALONE = f"{NOTHING_TELLS}no other series held"
-"""How the evidence of a flat candle begins where nothing that is held tells whether others traded."""
 
 _NAMED = 3
 _UNKNOWN, _STILL, _TRADED = -1, 0, 1
@@ -164,11 +162,24 @@ class _Elsewhere:
     traded: npt.NDArray[np.bool_]
 
 
-_Found = dict[tuple[Verdict, str], npt.NDArray[np.bool_]]
-"""Which candles have a verdict, and what it rests on."""
+_Found = dict[Ground, npt.NDArray[np.bool_]]
+"""The candles of each verdict."""
 
 NOT_HEARD = "REST was not asked for them yet, or did not answer"
 """What is said of flat candles that may be a fault of the archive, until REST has answered for them."""
+
+
+_BUT_TRADED = Ground(
+    Verdict.ARCHIVE_DEFECT,
+    "flat in the archive, but aggTrades held took place there, and REST has no candle with trades",
+    Basis.TRADED,
+)
+_OTHERS_TRADED = Ground(
+    Verdict.ARCHIVE_DEFECT,
+    "flat in the archive, but REST has trades of other symbols there, whose candles were flat, too, and refuses to "
+    "tell of this one",
+    Basis.TRADED,
+)
 
 
 class MarketDay:
@@ -281,13 +292,12 @@ class MarketDay:
             found = self._by_rest(key, times, found, self._answers, traded)
         return [
             verdict_finding(
-                verdict,
-                "flat candles" if verdict is Verdict.ARCHIVE_DEFECT else "candles",
+                ground,
+                "flat candles" if ground.verdict is Verdict.ARCHIVE_DEFECT else "candles",
                 int(which.sum()),
                 key_ranges(times[which], self._step),
-                told,
             )
-            for (verdict, told), which in found.items()
+            for ground, which in found.items()
         ]
 
     def _by_rest(
@@ -307,33 +317,24 @@ class MarketDay:
         suspect = faulty | but_traded
         split: _Found = {}
 
-        def say(verdict: Verdict, evidence: str, which: npt.NDArray[np.bool_]) -> None:
+        def say(ground: Ground, which: npt.NDArray[np.bool_], also: str = "") -> None:
             if which.any():
-                split[verdict, evidence] = split.get((verdict, evidence), np.zeros_like(which)) | which
+                ground = replace(ground, evidence=f"{ground.evidence}{also}")
+                split[ground] = split.get(ground, np.zeros_like(which)) | which
 
-        say(
-            Verdict.ARCHIVE_DEFECT,
-            f"{BUT_TRADED}aggTrades held took place there, and REST has no candle with trades",
-            but_traded & (confirmed | refused),
-        )
-        say(
-            Verdict.ARCHIVE_DEFECT,
-            f"{BUT_TRADED}REST has trades of other symbols there, whose candles were flat, too, and refuses to tell of "
-            "this one",
-            faulty & refused & ~but_traded & ~confirmed,
-        )
+        say(_BUT_TRADED, but_traded & (confirmed | refused))
+        say(_OTHERS_TRADED, faulty & refused & ~but_traded & ~confirmed)
         done = (but_traded & (confirmed | refused)) | (faulty & refused & ~confirmed)
-        for (verdict, evidence), which in found.items():
-            alone = evidence.startswith(ALONE)
-            shared = (
-                which & (suspect | (verdict is Verdict.SUSPENDED) | (stands_out(times, self._step) & alone)) & ~done
-            )
+        for ground, which in found.items():
+            alone = ground.basis is Basis.NO_OTHER_SERIES
+            suspended = ground.verdict is Verdict.SUSPENDED
+            shared = which & (suspect | suspended | (stands_out(times, self._step) & alone)) & ~done
             heard = confirmed | (refused & still_elsewhere)
-            say(Verdict.UNCONFIRMED, f"{evidence}; {NOT_HEARD}", shared & ~heard)
-            say(verdict, f"{evidence}; REST has no trade there either", shared & confirmed)
-            told = f"{evidence}; REST has no trade of others there either, and refuses to tell of this one"
-            say(verdict, told, shared & heard & ~confirmed)
-            say(verdict, evidence, which & ~shared & ~done)
+            say(replace(ground, verdict=Verdict.UNCONFIRMED), shared & ~heard, f"; {NOT_HEARD}")
+            say(ground, shared & confirmed, "; REST has no trade there either")
+            refuses = "; REST has no trade of others there either, and refuses to tell of this one"
+            say(ground, shared & heard & ~confirmed, refuses)
+            say(ground, which & ~shared & ~done)
         return split
 
     def _by_market(self, key: SeriesKey, times: Ints) -> _Found:
@@ -348,11 +349,12 @@ class MarketDay:
         suspended, quiet, alone = (known > 0) & (traded == 0), traded > 0, known == 0
         evidence: _Found = {}
         if suspended.any():
-            evidence[Verdict.SUSPENDED, self._all_still(did[:, suspended], known[suspended])] = suspended
+            evidence[Ground(Verdict.SUSPENDED, self._all_still(did[:, suspended], known[suspended]))] = suspended
         if quiet.any():
-            evidence[Verdict.QUIET, self._some_traded(did[:, quiet], traded[quiet], known[quiet])] = quiet
+            evidence[Ground(Verdict.QUIET, self._some_traded(did[:, quiet], traded[quiet], known[quiet]))] = quiet
         if alone.any():
-            evidence[Verdict.QUIET, f"{ALONE} of {key.market} tells"] = alone
+            told = f"unconfirmed: no other series held of {key.market} tells"
+            evidence[Ground(Verdict.QUIET, told, Basis.NO_OTHER_SERIES)] = alone
         return evidence
 
     def _all_still(self, did: npt.NDArray[np.int8], known: Ints) -> str:
@@ -375,7 +377,7 @@ class MarketDay:
 
 def suspect_flat(findings: Iterable[Finding]) -> tuple[Range, ...]:
     """Where flat candles of a day may be a fault of its archive, so that REST is to be asked."""
-    suspect = [one for one in findings if one.rule == Verdict.UNCONFIRMED or one.evidence.startswith(BUT_TRADED)]
+    suspect = [one for one in findings if one.rule == Verdict.UNCONFIRMED or one.basis is Basis.TRADED]
     beyond = [one.ranges[-1] for one in suspect if is_cut(one)]  # a finding keeps its first ranges only
     ranges = [range_ for one in suspect for range_ in one.ranges]
     return (*ranges, *(range_.model_copy(update={"last": range_.last + clock.US_PER_DAY}) for range_ in beyond))
@@ -383,4 +385,4 @@ def suspect_flat(findings: Iterable[Finding]) -> tuple[Range, ...]:
 
 def is_contested(finding: Finding) -> bool:
     """Whether a verdict rests on no other symbol having traded, so that any that is held may refute it."""
-    return finding.rule in (Verdict.SUSPENDED, Verdict.UNCONFIRMED) or finding.evidence.startswith(ALONE)
+    return finding.rule in (Verdict.SUSPENDED, Verdict.UNCONFIRMED) or finding.basis is Basis.NO_OTHER_SERIES

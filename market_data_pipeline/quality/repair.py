@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import Finding
+from market_data_pipeline.findings import Basis, Finding
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
 from market_data_pipeline.quality.standing import continuity, is_told
 from market_data_pipeline.series import DataType, Listing, SeriesKey
@@ -29,9 +29,6 @@ WITHOUT_ARCHIVE = frozenset({"absent", "unpublished", "host_off", "rest_answer"}
 
 REFUSED = LASTING - WITHOUT_ARCHIVE
 """Kinds of failure of a day whose archive was fetched, and is not to be taken."""
-
-_BEFORE_OFF_GRID = '"rule":"grid"'
-"""In the findings of a day whose candles off the grid were taken for missing ones, and filled in twice: version 0.1."""
 
 FIRST_PAUSE = timedelta(hours=1)
 LONGEST_PAUSE = timedelta(days=7)
@@ -112,7 +109,7 @@ def _may_change(row: LedgerRow) -> bool:
     if row.outcome == HELD:
         # Of a final day, an older failure tells nothing any more, unless it was met in replacing the day.
         again = row.open or row.replaced_by is not None or (row.failure is not None and not row.final)
-        return again or _BEFORE_OFF_GRID in row.findings
+        return again or Basis.RULE_REPLACED in row.bases
     return row.outcome == FAILED or (row.outcome == EMPTY and not row.final)
 
 

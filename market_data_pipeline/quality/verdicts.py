@@ -27,53 +27,36 @@ from dataclasses import dataclass
 import numpy as np
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import BEYOND_REACH, MAX_RANGES, VERDICT_SEVERITY, Finding, Range, Verdict
+from market_data_pipeline.findings import (
+    MAX_RANGES,
+    VERDICT_SEVERITY,
+    Basis,
+    Finding,
+    Range,
+    RestAnswer,
+    Verdict,
+)
 from market_data_pipeline.quality.gaps import Missing
 from market_data_pipeline.quality.rows import Ints, key_ranges
 from market_data_pipeline.series import SeriesKey, interval_us
 
-NOTHING_TELLS = "unconfirmed: "
-"""How the evidence of a quiet range begins that rests on nothing but its own series."""
-
-UNCONFIRMED = f"{NOTHING_TELLS}whether other symbols of the market traded meanwhile was not looked at"
-"""Evidence of a quiet range that was judged by its own series alone."""
-
-BUT_TRADED = "flat in the archive, but "
-"""How the evidence begins of flat candles in which trades took place that REST does not have."""
-
+NOT_COMPARED = "unconfirmed: other symbols of the market were not compared yet"
 PROVISIONAL = "the day is provisional: its archive is not there yet"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What came of asking REST for rows that the archive lacks.
+class AnsweredIds:
+    """REST's answer for a run of agg_trade_ids that are not in the lake.
 
     Attributes:
-        answered: Whether it was asked and answered.
-        why_not: Why it was not asked, or could not answer; of an answer, that it was a refusal, which would come again.
-        elsewhere: Whether it has them with times of another day.
-        beyond: Whether they are older than what REST serves, so that it is not asked again.
-    """
-
-    answered: bool
-    why_not: str = ""
-    elsewhere: bool = False
-    beyond: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AskedIds:
-    """What came of asking REST for a run of agg_trade_ids that are not in the lake.
-
-    Attributes:
-        first: Its first id.
-        last: Its last id.
-        asked: What came of it.
+        first: The first id.
+        last: The last id.
+        answer: The answer.
     """
 
     first: int
     last: int
-    asked: Asked
+    answer: RestAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +97,33 @@ _WHAT = {
 }
 
 
-def verdict_finding(verdict: Verdict, what: str, count: int, ranges: Iterable[Range], evidence: str) -> Finding:
-    """The finding of a verdict.
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """A verdict with what it rests on.
+
+    Attributes:
+        verdict: The verdict.
+        evidence: What it rests on, for people.
+        basis: The same for code, as far as code asks.
+        rest: What REST said; None if it was not asked.
+    """
+
+    verdict: Verdict
+    evidence: str
+    basis: Basis | None = None
+    rest: RestAnswer | None = None
+
+
+def verdict_finding(ground: Ground, what: str, count: int, ranges: Iterable[Range]) -> Finding:
+    """Return the finding of a verdict.
 
     Args:
-        verdict: The verdict.
+        ground: The verdict and what it rests on.
         what: What is counted: candles, or aggregated trades.
         count: How many.
         ranges: Where.
-        evidence: What the verdict rests on.
     """
+    verdict, evidence = ground.verdict, ground.evidence
     return Finding(
         check="gaps",
         rule=verdict.value,
@@ -132,6 +132,8 @@ def verdict_finding(verdict: Verdict, what: str, count: int, ranges: Iterable[Ra
         message=f"{count} {what} {_WHAT[verdict]}{f' ({evidence})' if evidence else ''}.",
         ranges=tuple(ranges)[:MAX_RANGES],
         evidence=evidence,
+        basis=ground.basis,
+        rest=ground.rest,
     )
 
 
@@ -143,7 +145,7 @@ def judge_candles(
     *,
     filled: Ints | None = None,
     archived: bool,
-    asked: Asked | None,
+    rest: RestAnswer | None,
     trades: TradeRecord | None,
 ) -> list[Finding]:
     """Verdicts on the candles of a day that are missing, were filled in, or are flat.
@@ -155,63 +157,74 @@ def judge_candles(
         flat: Open times of flat rows.
         filled: Those of the healed that the archive has flat.
         archived: Whether its archive was there; else the day is what REST has of it so far.
-        asked: What came of asking REST; None where it was not asked.
+        rest: What REST said; None if it was not asked.
         trades: The symbol's aggTrades of the day, if held.
     """
     step = interval_us(key.interval or "")
-    found: dict[tuple[Verdict, str], list[Ints]] = {}
+    found: dict[Ground, list[Ints]] = {}
 
-    def say(verdict: Verdict, evidence: str, times: Ints) -> None:
+    def say(ground: Ground, times: Ints) -> None:
         if len(times):
-            found.setdefault((verdict, evidence), []).append(times)
+            found.setdefault(ground, []).append(times)
 
     if len(missing.before):
-        say(*_judge_end(missing.before, step, archived, asked, trades, began=True), missing.before)
+        say(_judge_end(missing.before, step, archived, rest, trades, began=True), missing.before)
     if len(missing.after):
-        say(*_judge_end(missing.after, step, archived, asked, trades, began=False), missing.after)
+        say(_judge_end(missing.after, step, archived, rest, trades, began=False), missing.after)
     over_flat = np.isin(healed, filled) if filled is not None else np.zeros(len(healed), dtype=bool)
-    say(Verdict.HEALED, "REST has them", healed[~over_flat])
-    say(Verdict.HEALED, "the archive has them flat, REST has trades in them", healed[over_flat])
+    say(Ground(Verdict.HEALED, "REST has them"), healed[~over_flat])
+    say(Ground(Verdict.HEALED, "the archive has them flat, REST has trades in them"), healed[over_flat])
     if not archived:
-        say(Verdict.UNPUBLISHED, PROVISIONAL, missing.lacking)
+        say(_PROVISIONAL, missing.lacking)
     else:
         for times in _runs(missing.lacking, step):
-            verdict, evidence = _judge_run(int(times[0]), int(times[-1]) + step, asked, trades)
-            say(verdict, evidence, times)
-    say(Verdict.QUIET, UNCONFIRMED, flat)
+            say(_judge_run(int(times[0]), int(times[-1]) + step, rest, trades), times)
+    say(Ground(Verdict.QUIET, NOT_COMPARED, Basis.MARKET_NOT_COMPARED), flat)
     findings = []
-    for (verdict, evidence), parts in found.items():
+    for ground, parts in found.items():
         times = np.concatenate(parts)
-        findings.append(verdict_finding(verdict, "candles", len(times), key_ranges(times, step), evidence))
+        findings.append(verdict_finding(ground, "candles", len(times), key_ranges(times, step)))
     return findings
 
 
+_PROVISIONAL = Ground(Verdict.UNPUBLISHED, PROVISIONAL, Basis.PROVISIONAL)
+
+
 def _judge_end(
-    times: Ints, step: int, archived: bool, asked: Asked | None, trades: TradeRecord | None, *, began: bool
-) -> tuple[Verdict, str]:
+    times: Ints, step: int, archived: bool, rest: RestAnswer | None, trades: TradeRecord | None, *, began: bool
+) -> Ground:
     """Why candles lack before the first one of a listing, or after its last."""
     start, end = int(times[0]), int(times[-1]) + step
-    unheard = asked is not None and not asked.answered
+    unheard = rest is not None and not rest.answered
     if archived and (unheard or (trades is not None and trades.between(start, end)[0])):
-        return _judge_run(start, end, asked, trades)
-    if asked is not None and not asked.why_not:
+        return _judge_run(start, end, rest, trades)
+    if rest is not None and not rest.reason:
         edge = clock.naive_from_us(end if began else start - step).isoformat(sep=" ", timespec="minutes")
-        return Verdict.NOT_LISTED, f"REST has no candle {'before' if began else 'after'} {edge} either"
-    told = f"trading {'began' if began else 'ended'} on this day by the listing"
-    return Verdict.NOT_LISTED, f"{told}; {asked.why_not}" if asked else told
+        evidence = f"REST has no candle {'before' if began else 'after'} {edge} either"
+    else:
+        evidence = f"trading {'began' if began else 'ended'} on this day by the listing"
+        evidence = f"{evidence}; {rest.reason}" if rest else evidence
+    return Ground(Verdict.NOT_LISTED, evidence, rest=rest)
 
 
-def _judge_run(start_us: int, end_us: int, asked: Asked | None, trades: TradeRecord | None) -> tuple[Verdict, str]:
+def _judge_run(start_us: int, end_us: int, rest: RestAnswer | None, trades: TradeRecord | None) -> Ground:
+    verdict, evidence = _verdict_of_run(start_us, end_us, rest, trades)
+    return Ground(verdict, evidence, rest=rest)
+
+
+def _verdict_of_run(
+    start_us: int, end_us: int, rest: RestAnswer | None, trades: TradeRecord | None
+) -> tuple[Verdict, str]:
     took_place, around = trades.between(start_us, end_us) if trades else (0, None)
     ran_on = f"the ids of aggTrades run on across it, {around[0]} to {around[1]}" if around else ""
-    if asked is not None and asked.answered:
-        said = asked.why_not or "REST has no candle either"
+    if rest is not None and rest.answered:
+        said = rest.reason or "REST has no candle either"
         if took_place:
             return Verdict.UNEXPLAINED, f"{said}, yet {took_place} aggTrades held took place there"
-        if asked.why_not and not ran_on:
+        if rest.reason and not ran_on:
             return Verdict.UNEXPLAINED, said
         return Verdict.OUTAGE, f"{said}{f', and {ran_on}' if ran_on else ''}"
-    why_not = f"REST was not asked: {asked.why_not}" if asked else "REST was not asked"
+    why_not = f"{_NOT_ASKED}: {rest.reason}" if rest else _NOT_ASKED
     if ran_on:
         return Verdict.OUTAGE, f"{ran_on}; {why_not}"
     if took_place:
@@ -228,7 +241,7 @@ def judge_trades(
     healed: Ints,
     *,
     archived: bool,
-    asked: Sequence[AskedIds] = (),
+    asked: Sequence[AnsweredIds] = (),
     cut: bool = False,
 ) -> list[Finding]:
     """Verdicts on the agg_trade_ids of a day that are missing or were filled in.
@@ -237,37 +250,37 @@ def judge_trades(
         missing: Runs of ids that are not there, both ends included.
         healed: Ids of rows that came from REST though the day comes from the archive.
         archived: Whether its archive was there; else the day is what REST has of it so far.
-        asked: What came of asking REST for them, or for some.
+        asked: What REST said of them, or of some.
         cut: Whether later trades were left out, since the run's REST weight for aggTrades was used up.
     """
     findings = []
     if len(healed):
         healed_ranges = key_ranges(healed, 1)
         findings.append(
-            verdict_finding(Verdict.HEALED, "aggregated trades", len(healed), healed_ranges, "REST has them")
+            verdict_finding(Ground(Verdict.HEALED, "REST has them"), "aggregated trades", len(healed), healed_ranges)
         )
-    found: dict[tuple[Verdict, str], list[Range]] = {}
+    found: dict[Ground, list[Range]] = {}
     for first, last in missing:
         for a, b, answer in pieces(first, last, asked):
             found.setdefault(_judge_ids(archived, answer), []).append(Range(first=a, last=b, count=b - a + 1))
-    for (verdict, evidence), ranges in found.items():
+    for ground, ranges in found.items():
         count = sum(range_.count for range_ in ranges)
-        findings.append(verdict_finding(verdict, "aggregated trades", count, ranges, evidence))
+        findings.append(verdict_finding(ground, "aggregated trades", count, ranges))
     if cut:
         findings.append(_unpublished_rest())
     return findings
 
 
-def pieces(first: int, last: int, asked: Sequence[AskedIds]) -> Iterator[tuple[int, int, Asked | None]]:
-    """A run of ids, cut where what came of asking for them changes."""
+def pieces(first: int, last: int, asked: Sequence[AnsweredIds]) -> Iterator[tuple[int, int, RestAnswer | None]]:
+    """Yield a run of ids in parts, each with REST's answer for it; None if it was not asked."""
     at = first
-    for answer in sorted(asked, key=lambda one: one.first):
-        if answer.last < at or answer.first > last:
+    for ids in sorted(asked, key=lambda one: one.first):
+        if ids.last < at or ids.first > last:
             continue
-        if answer.first > at:
-            yield at, answer.first - 1, None
-        end = min(last, answer.last)
-        yield max(at, answer.first), end, answer.asked
+        if ids.first > at:
+            yield at, ids.first - 1, None
+        end = min(last, ids.last)
+        yield max(at, ids.first), end, ids.answer
         at = end + 1
     if at <= last:
         yield at, last, None
@@ -277,37 +290,29 @@ _NOT_ASKED = "REST was not asked"
 _JUMP, _NOT_THERE = "the ids jump, and ", "REST does not have the ids in between either"
 
 
-def _judge_ids(archived: bool, asked: Asked | None) -> tuple[Verdict, str]:
+def _judge_ids(archived: bool, rest: RestAnswer | None) -> Ground:
     if not archived:
-        return Verdict.UNPUBLISHED, PROVISIONAL
-    if asked is not None and asked.elsewhere:
-        return Verdict.OUTAGE, "REST has these ids with times of another day"
-    if asked is not None and asked.beyond:
-        return Verdict.ARCHIVE_DEFECT, f"{_JUMP}{asked.why_not}{BEYOND_REACH}"
-    if asked is not None and asked.answered:
-        return Verdict.UNEXPLAINED, _JUMP + (asked.why_not or _NOT_THERE)
-    return Verdict.UNPUBLISHED, f"{_NOT_ASKED}: {asked.why_not}" if asked else _NOT_ASKED
+        return _PROVISIONAL
+    if rest is None:
+        return Ground(Verdict.UNPUBLISHED, _NOT_ASKED)
+    if rest.elsewhere:
+        return Ground(Verdict.OUTAGE, "REST has these ids with times of another day", rest=rest)
+    if rest.beyond_reach:
+        evidence = f"{_JUMP}{rest.reason}; only another archive can bring them"
+        return Ground(Verdict.ARCHIVE_DEFECT, evidence, rest=rest)
+    if rest.answered:
+        return Ground(Verdict.UNEXPLAINED, _JUMP + (rest.reason or _NOT_THERE), rest=rest)
+    return Ground(Verdict.UNPUBLISHED, f"{_NOT_ASKED}: {rest.reason}", rest=rest)
 
 
-def asked_before(findings: Iterable[Finding]) -> tuple[AskedIds, ...]:
-    """What came of asking REST for ids that lack in a final day, read off its verdicts."""
-    found = []
-    for finding in findings:
-        if finding.check != "gaps":
-            continue
-        if finding.rule in (Verdict.UNEXPLAINED, Verdict.OUTAGE):
-            refusal = finding.evidence.removeprefix(_JUMP) if finding.evidence.startswith(_JUMP) else ""
-            why_not = "" if refusal == _NOT_THERE else refusal
-            asked = Asked(True, why_not, elsewhere=finding.rule == Verdict.OUTAGE)
-        elif finding.rule == Verdict.ARCHIVE_DEFECT and not finding.open:
-            why_not = finding.evidence.removeprefix(_JUMP).removesuffix(BEYOND_REACH)
-            asked = Asked(False, why_not, beyond=True)
-        elif finding.evidence.startswith(f"{_NOT_ASKED}: "):
-            asked = Asked(False, finding.evidence.removeprefix(f"{_NOT_ASKED}: "))
-        else:
-            continue
-        found += [AskedIds(range_.first, range_.last, asked) for range_ in finding.ranges]
-    return tuple(found)
+def answered_ids(findings: Iterable[Finding]) -> tuple[AnsweredIds, ...]:
+    """Return what REST said of ids that are missing in a final day, as the day's findings have it."""
+    return tuple(
+        AnsweredIds(range_.first, range_.last, finding.rest)
+        for finding in findings
+        if finding.check == "gaps" and finding.rest is not None
+        for range_ in finding.ranges
+    )
 
 
 def _unpublished_rest() -> Finding:
@@ -319,6 +324,7 @@ def _unpublished_rest() -> Finding:
         message="Later trades of this day were left to the next run or to the archive: the run's REST weight for "
         "aggTrades was used up (MARKET_DATA_REST_TRADES_WEIGHT).",
         evidence=CUT,
+        basis=Basis.WEIGHT_SPENT,
     )
 
 

@@ -19,7 +19,7 @@ from market_data_pipeline.defs.bodies.coverage import how_to_recover
 from market_data_pipeline.defs.coverage import coverage_key
 from market_data_pipeline.findings import Finding, Range, Severity, Verdict
 from market_data_pipeline.lake.ledger import FAILED, Ledger, LedgerRow
-from market_data_pipeline.quality.verdicts import verdict_finding
+from market_data_pipeline.quality.verdicts import Ground, verdict_finding
 from market_data_pipeline.series import Market
 from market_data_pipeline_tests.defs.fakes import KLINES, OTHER, TRADES, UNIVERSE, Project, day, hold, put, universe_of
 
@@ -169,7 +169,7 @@ def test_days_that_stay_provisional_for_longer_than_the_setting_are_reported(
 def test_gaps_are_summed_and_as_grave_as_the_gravest(
     project: Project, verdicts: tuple[Verdict, ...], severity: str | None
 ) -> None:
-    findings = [verdict_finding(verdict, "candles", 1200, (), f"of {verdict}") for verdict in verdicts]
+    findings = [verdict_finding(Ground(verdict, f"of {verdict}"), "candles", 1200, ()) for verdict in verdicts]
     hold(project.layout, TRADES, day(1), findings=(findings[0],))
     hold(project.layout, KLINES, day(2), findings=(findings[1],))
 
@@ -250,7 +250,7 @@ def test_an_outage_over_midnight_that_both_days_explain_is_no_break(
 
     def lacks(first: int, last: int, verdict: Verdict) -> tuple[Finding, ...]:
         hours = Range(first=midnight + first * hour, last=midnight + last * hour, count=last - first + 1)
-        return (verdict_finding(verdict, "candles", hours.count, (hours,), "REST was asked"),)
+        return (verdict_finding(Ground(verdict, "REST was asked"), "candles", hours.count, (hours,)),)
 
     before = hold(project.layout, KLINES, day(1), findings=lacks(-2, -1, Verdict.OUTAGE))
     after = hold(project.layout, KLINES, day(2), findings=lacks(0, 2, verdict))

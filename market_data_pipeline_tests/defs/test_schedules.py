@@ -278,7 +278,7 @@ def test_repair_rests_longer_after_each_attempt(kept: Project) -> None:
 def test_repair_asks_for_open_gaps_and_for_archives_that_were_marked_as_replaced(kept: Project) -> None:
     rested = clock.naive_utc(at(9))
     held = LedgerRow(day=day(5), outcome="held", final=True, attempts=1, asked_at=rested)
-    put(kept.layout, KLINES, replace(held, verdicts="outage+archive_defect"))
+    put(kept.layout, KLINES, replace(held, verdicts="outage+archive_defect", retry=True))
     put(kept.layout, KLINES, replace(held, day=day(6), verdicts="outage"))
     put(kept.layout, OTHER, marked(held, "etag"))
     assert ranges(tick(kept, "repair", at(11))) == {("2024-01-05", "2024-01-05"): names(KLINES, OTHER)}

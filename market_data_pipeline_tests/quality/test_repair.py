@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import Finding, Range, Severity, to_json
+from market_data_pipeline.findings import OPEN, Finding, Range, RestAnswer, Severity, to_json
 from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow, failed_row
 from market_data_pipeline.quality.repair import (
     LONGEST_PAUSE,
@@ -24,7 +24,7 @@ from market_data_pipeline.quality.repair import (
     unmet_midnights,
     waits_for_archive,
 )
-from market_data_pipeline.quality.verdicts import Asked, AskedIds, judge_trades
+from market_data_pipeline.quality.verdicts import AnsweredIds, judge_trades
 from market_data_pipeline_tests.world import agg_trades, days, klines, utc
 
 DAY = date(2026, 3, 1)
@@ -33,7 +33,9 @@ ASKED = clock.naive_utc(utc("2026-03-02T10:00:00"))
 
 def row(outcome: str = FAILED, failure: str | None = "network", **fields: object) -> LedgerRow:
     """A day that was asked for once, at 10:00 of the day after."""
-    given_fields: dict[str, object] = {"attempts": 1, "asked_at": ASKED, **fields}
+    verdicts = str(fields.get("verdicts", ""))
+    retry = not OPEN.isdisjoint(verdicts.split("+"))
+    given_fields: dict[str, object] = {"attempts": 1, "asked_at": ASKED, "retry": retry, **fields}
     return LedgerRow(day=DAY, outcome=outcome, failure=failure, **given_fields)  # type: ignore[arg-type]
 
 
@@ -186,9 +188,9 @@ def test_ids_that_do_not_run_on_over_midnight_are_asked_for_unless_it_is_told_wh
 
 def test_a_midnight_of_which_rest_lacks_some_ids_and_has_others_on_another_day_is_told_in_parts() -> None:
     asked = [
-        AskedIds(11, 13, Asked(True)),
-        AskedIds(14, 14, Asked(True, elsewhere=True)),
-        AskedIds(15, 15, Asked(True)),
+        AnsweredIds(11, 13, RestAnswer(answered=True)),
+        AnsweredIds(14, 14, RestAnswer(answered=True, elsewhere=True)),
+        AnsweredIds(15, 15, RestAnswer(answered=True)),
     ]
     for answers, expected in ((asked, []), (asked[:2], THREE[:2])):
         findings = judge_trades([(11, 15)], np.zeros(0, dtype=np.int64), archived=True, asked=answers)

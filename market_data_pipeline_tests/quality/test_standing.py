@@ -22,7 +22,7 @@ from market_data_pipeline.quality.standing import (
     states_of,
     sum_of_gaps,
 )
-from market_data_pipeline.quality.verdicts import verdict_finding
+from market_data_pipeline.quality.verdicts import Ground, verdict_finding
 from market_data_pipeline.series import DataType, Market, SeriesKey
 
 HOURS = SeriesKey("binance", Market.SPOT, DataType.KLINES, "BTCUSDT", "1h")
@@ -109,7 +109,9 @@ def test_a_day_is_overdue_when_it_has_been_provisional_for_longer_than_allowed(a
 
 
 def gap(day: date, *verdicts: tuple[Verdict, int, str]) -> LedgerRow:
-    findings = [verdict_finding(verdict, "candles", count, (), evidence) for verdict, count, evidence in verdicts]
+    findings = [
+        verdict_finding(Ground(verdict, evidence), "candles", count, ()) for verdict, count, evidence in verdicts
+    ]
     joined = "+".join(dict.fromkeys(verdict.value for verdict, _, _ in verdicts))
     return replace(held(day, 0, 9), verdicts=joined, findings=to_json(findings))
 
@@ -162,7 +164,7 @@ def test_ids_that_are_lost_at_one_midnight_break_there_only(sizes: list[int], cu
 def lacks(first: int, last: int, verdict: Verdict, step: int = 1) -> str:
     """Findings of a day that lacks rows from one key to another."""
     found = Range(first=first, last=last, count=(last - first) // step + 1)
-    return to_json([verdict_finding(verdict, "rows", found.count, [found], "REST was asked")])
+    return to_json([verdict_finding(Ground(verdict, "REST was asked"), "rows", found.count, [found])])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""Read findings as version 0.1 wrote them: it kept in sentences what are fields today.
+
+Footers with schema version 1 and ledgers without the column ``bases`` come through here. Nothing else may parse a
+sentence. New findings do not belong here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from market_data_pipeline.findings import OFF_GRID, SOURCE, Basis, Finding, RestAnswer, Verdict
+
+_BASES = {
+    "unconfirmed: whether other symbols of the market traded meanwhile was not looked at": Basis.MARKET_NOT_COMPARED,
+    "unconfirmed: no other series held": Basis.NO_OTHER_SERIES,
+    "flat in the archive, but ": Basis.TRADED,
+    "the day is provisional: its archive is not there yet": Basis.PROVISIONAL,
+    "the run's REST weight for aggTrades was used up": Basis.WEIGHT_SPENT,
+}
+_RULE_REPLACED = "grid"
+_BEYOND_REACH = "; only another archive can bring them"
+_JUMP, _NOT_THERE = "the ids jump, and ", "REST does not have the ids in between either"
+_NOT_ASKED = "REST was not asked: "
+_ELSEWHERE = "REST has these ids with times of another day"
+_NO_CANDLE = "REST has no candle"
+_FAULT = re.compile(r"(?:(?P<rows>[\d,]+) rows )?(?P<rule>\w+)")
+
+
+def with_fields(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return findings of version 0.1 with the fields that their sentences stand for."""
+    return tuple(_with_fields(finding) for finding in findings)
+
+
+def _with_fields(finding: Finding) -> Finding:
+    if finding.rule == SOURCE:
+        return finding.model_copy(update={"faults": _faults(finding.evidence)})
+    return finding.model_copy(update={"basis": _basis(finding), "rest": _rest(finding)})
+
+
+def _basis(finding: Finding) -> Basis | None:
+    if finding.check == "gaps":
+        return next((basis for begins, basis in _BASES.items() if finding.evidence.startswith(begins)), None)
+    return Basis.RULE_REPLACED if finding.rule == _RULE_REPLACED else None
+
+
+def _rest(finding: Finding) -> RestAnswer | None:
+    evidence = finding.evidence
+    if finding.check != "gaps":
+        return RestAnswer(answered=True) if finding.rule == OFF_GRID and evidence else None
+    if evidence == _ELSEWHERE:
+        return RestAnswer(answered=True, elsewhere=True)
+    if evidence.endswith(_BEYOND_REACH):
+        reason = evidence.removeprefix(_JUMP).removesuffix(_BEYOND_REACH)
+        return RestAnswer(answered=False, reason=reason, beyond_reach=True)
+    if evidence.startswith(_JUMP):
+        said = evidence.removeprefix(_JUMP)
+        return RestAnswer(answered=True, reason="" if said == _NOT_THERE else said)
+    if _NOT_ASKED in evidence:
+        return RestAnswer(answered=False, reason=evidence.split(_NOT_ASKED, 1)[1])
+    if evidence.startswith(_NO_CANDLE):
+        return RestAnswer(answered=True)
+    if finding.rule == Verdict.UNEXPLAINED:  # a refusal, in REST's own words
+        return RestAnswer(answered=True, reason=evidence)
+    return None
+
+
+def _faults(evidence: str) -> tuple[tuple[str, int], ...]:
+    parts = filter(None, map(_FAULT.fullmatch, evidence.split(", ")))
+    return tuple((part["rule"], int((part["rows"] or "0").replace(",", ""))) for part in parts)
