@@ -54,6 +54,7 @@ class Gap:
         evidence: What the verdict rests on, or why the days failed.
         count: Number of rows; None where it is not known.
         ids: First and last agg_trade_id that is not there.
+        failure: Kind of the failure of days that failed.
     """
 
     key: SeriesKey
@@ -63,6 +64,7 @@ class Gap:
     evidence: str = ""
     count: int | None = None
     ids: tuple[int, int] | None = None
+    failure: str | None = None
 
     def __str__(self) -> str:
         name = " ".join(filter(None, (self.key.market, self.key.symbol, self.key.interval or self.key.data_type)))
@@ -122,7 +124,7 @@ def worth_a_warning(gaps: Iterable[Gap]) -> list[Gap]:
 
     Provisional days are left out on request, and a damaged file is named by the error of whoever reads it.
     """
-    return [gap for gap in gaps if gap.verdict != PROVISIONAL and not gap.evidence.startswith("damaged: ")]
+    return [gap for gap in gaps if gap.verdict != PROVISIONAL and gap.failure != "damaged"]
 
 
 def tell_gaps(gaps: Sequence[Gap], on_gap: str, stacklevel: int) -> None:
@@ -204,7 +206,8 @@ def _gaps_of_day(
         if row is None or row.outcome == NOT_LISTED:
             yield part.whole(MISSING, "")
         else:
-            yield part.whole(FAILED, ": ".join(filter(None, (row.failure, row.reason))))
+            said = ": ".join(filter(None, (row.failure, row.reason)))
+            yield replace(part.whole(FAILED, said), failure=row.failure)
         return
     if row.outcome == EMPTY and row.final:
         return

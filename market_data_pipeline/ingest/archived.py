@@ -221,6 +221,7 @@ class ArchivedDays:
             day=day,
             at=clock.now(),
             etag=file.etag,
+            published_sha256=error.published_sha256 if isinstance(error, ChecksumError) else None,
             most_bytes=self.quarantine_bytes,
         )
         if kept is None:

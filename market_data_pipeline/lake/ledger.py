@@ -23,7 +23,6 @@ import pyarrow.compute as pc
 from market_data_pipeline import clock
 from market_data_pipeline import findings as findings_
 from market_data_pipeline.findings import FLAT, LACKING, Basis, Finding, Verdict
-from market_data_pipeline.findings_v1 import with_fields
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError, FileStat, StorageError
 from market_data_pipeline.lake.layout import Layout
@@ -33,6 +32,7 @@ from market_data_pipeline.lake.proving import CHANGED, Recorded
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import ARCHIVE_BEGINS
+from market_data_pipeline.version_1 import with_fields
 
 HELD, FAILED, EMPTY, NOT_LISTED = "held", "failed", "empty", "not_listed"
 

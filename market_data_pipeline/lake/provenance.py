@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from market_data_pipeline.findings import Finding
-from market_data_pipeline.findings_v1 import with_fields
+from market_data_pipeline.version_1 import with_fields
 
 FOOTER_KEY = b"market_data_pipeline"
 SCHEMA_VERSION = 2

@@ -17,10 +17,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from market_data_pipeline import clock
+from market_data_pipeline import clock, version_1
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError, StorageError
@@ -42,7 +43,6 @@ _SHORT = 12
 """Digits of the sha256 in a file's name."""
 _LEAST_PREFIX = 6
 _NAME = re.compile(rf"(?P<stem>.+-(?P<period>\d{{4}}-\d\d(?:-\d\d)?))\.(?P<sha256>[0-9a-f]{{{_SHORT}}})\.zip")
-_SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
 
 
 class Acceptance(BaseModel):
@@ -76,6 +76,13 @@ class _Record(BaseModel):
     etag: str | None = None
     accepted: Acceptance | None = None
     beginning: bool = False
+    published_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _of_version_1(self) -> Self:
+        if self.kind != CHECKSUM or self.published_sha256 is not None:
+            return self
+        return self.model_copy(update={"published_sha256": version_1.published_sha256(self.reason, self.sha256)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,7 @@ class Entry:
         etag: As the archive gave it, without quotes.
         accepted: Who accepted it, and when; None where nobody did.
         beginning: The bytes were not a zip, and only how they begin is stored.
+        published_sha256: The sha256 that the archive published; None if the file was refused for another reason.
     """
 
     key: SeriesKey
@@ -111,6 +119,7 @@ class Entry:
     etag: str | None = None
     accepted: Acceptance | None = None
     beginning: bool = False
+    published_sha256: str | None = None
 
     @property
     def name(self) -> str:
@@ -128,11 +137,6 @@ class Entry:
         if self.day is not None:
             return [self.day]
         return list(clock.days_of_month(self.first))
-
-    @property
-    def published_sha256(self) -> str | None:
-        """The sha256 that the archive published, as far as the reason names it."""
-        return next((found for found in _SHA256.findall(self.reason) if found != self.sha256), None)
 
     def read(self) -> bytes:
         """The bytes.
@@ -180,6 +184,7 @@ def put(
     day: date | None,
     at: datetime,
     etag: str | None = None,
+    published_sha256: str | None = None,
     most_bytes: int = DEFAULT_BYTES,
 ) -> Path | None:
     """Keep refused bytes with the reason. Only the holder of the series' lock may call this.
@@ -201,6 +206,7 @@ def put(
         day: The UTC day that the zip is about; None of a monthly zip.
         at: When it was refused (UTC).
         etag: As the archive gave it, without quotes.
+        published_sha256: The sha256 that the archive published, if the bytes have another one.
         most_bytes: How much all refused bytes may take together.
 
     Returns:
@@ -229,6 +235,7 @@ def put(
         etag=etag,
         accepted=known.accepted if known else None,
         beginning=len(stored) < len(data),
+        published_sha256=published_sha256,
     )
     files.write_bytes(path, stored)
     _write_record(path, record)
@@ -473,6 +480,7 @@ def _entry(path: Path, key: SeriesKey) -> Entry | None:
         etag=record.etag,
         accepted=record.accepted,
         beginning=record.beginning,
+        published_sha256=record.published_sha256,
     )
 
 

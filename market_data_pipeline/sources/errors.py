@@ -43,13 +43,15 @@ class ChecksumError(SourceError):
 
     Attributes:
         file: The file, as it was served.
+        published_sha256: The sha256 that the archive published.
     """
 
     kind = "checksum"
 
-    def __init__(self, message: str, file: ArchiveFile) -> None:
+    def __init__(self, message: str, file: ArchiveFile, published_sha256: str) -> None:
         super().__init__(message)
         self.file = file
+        self.published_sha256 = published_sha256
 
 
 class NetworkError(SourceError):

@@ -114,6 +114,7 @@ class Archive:
                 f"{name} does not match its published checksum: {name}.CHECKSUM says {stated}, the bytes have "
                 f"{sha256}. Binance may mend it: backfill the day again later.",
                 file,
+                stated,
             )
         return file
 

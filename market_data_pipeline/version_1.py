@@ -1,7 +1,7 @@
-"""Read findings as version 0.1 wrote them: it kept in sentences what are fields today.
+"""Read what version 0.1 wrote: it kept in sentences what are fields today.
 
-Footers with schema version 1 and ledgers without the column ``bases`` come through here. Nothing else may parse a
-sentence. New findings do not belong here.
+Footers with schema version 1, ledgers without the column ``bases`` and quarantine records without ``published_sha256``
+come through here. No other module may parse a sentence. New forms do not belong here.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _JUMP, _NOT_THERE = "the ids jump, and ", "REST does not have the ids in between
 _NOT_ASKED = "REST was not asked: "
 _ELSEWHERE = "REST has these ids with times of another day"
 _NO_CANDLE = "REST has no candle"
+_SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
 _FAULT = re.compile(r"(?:(?P<rows>[\d,]+) rows )?(?P<rule>\w+)")
 
 
@@ -68,3 +69,13 @@ def _rest(finding: Finding) -> RestAnswer | None:
 def _faults(evidence: str) -> tuple[tuple[str, int], ...]:
     parts = filter(None, map(_FAULT.fullmatch, evidence.split(", ")))
     return tuple((part["rule"], int((part["rows"] or "0").replace(",", ""))) for part in parts)
+
+
+def published_sha256(reason: str, sha256: str) -> str | None:
+    """Return the published hash that the reason of a refused checksum names.
+
+    Args:
+        reason: The reason in a quarantine record.
+        sha256: The hash of the refused bytes, which the reason names, too.
+    """
+    return next((found for found in _SHA256.findall(reason) if found != sha256), None)
