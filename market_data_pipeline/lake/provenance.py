@@ -103,9 +103,10 @@ class Provenance(BaseModel):
     @model_validator(mode="after")
     def _with_fields(self) -> Self:
         """Read a record of an older version in the form that this one writes."""
-        if self.schema_version >= SCHEMA_VERSION:
-            return self
-        return self.model_copy(update={"findings": with_fields(self.findings), "schema_version": SCHEMA_VERSION})
+        if self.schema_version < SCHEMA_VERSION:
+            object.__setattr__(self, "findings", with_fields(self.findings))
+            object.__setattr__(self, "schema_version", SCHEMA_VERSION)
+        return self
 
 
 def belongs_elsewhere(record: Provenance, series: str, day: date) -> str | None:

@@ -80,9 +80,9 @@ class _Record(BaseModel):
 
     @model_validator(mode="after")
     def _of_version_1(self) -> Self:
-        if self.kind != CHECKSUM or self.published_sha256 is not None:
-            return self
-        return self.model_copy(update={"published_sha256": version_1.published_sha256(self.reason, self.sha256)})
+        if self.kind == CHECKSUM and self.published_sha256 is None:
+            object.__setattr__(self, "published_sha256", version_1.published_sha256(self.reason, self.sha256))
+        return self
 
 
 @dataclass(frozen=True, slots=True)
