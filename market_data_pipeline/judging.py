@@ -23,12 +23,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from market_data_pipeline.day import HELD, Classified, after
 from market_data_pipeline.findings import FLAT, LACKING, Basis, Finding, Range, from_json, to_json
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import series_held
 from market_data_pipeline.lake.files import DamagedFileError, SeriesBusyError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import HELD, Ledger, judged_row, read_columns
+from market_data_pipeline.lake.ledger import Ledger, read_columns
 from market_data_pipeline.lake.reading import read_day
 from market_data_pipeline.quality.gaps import flat_candles
 from market_data_pipeline.quality.market import Answers, MarketDay, Stillness, TradedIn, is_contested, is_cut, stillness
@@ -91,8 +92,8 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
             due |= {day for day in flat if seen.get(_seen_as(interval, day)) != versions[day]}
         for day, changes in _judge_days(layout, _held_on(ledgers, due), others):
             looked_at[_seen_as(interval, day)] = versions[day]
-            for key, before, after in changes:
-                changed.setdefault(key, {})[day] = (before, after)
+            for key, before, now in changes:
+                changed.setdefault(key, {})[day] = (before, now)
     days, busy, told = 0, list[SeriesKey](), dict[SeriesKey, tuple[date, ...]]()
     for key, verdicts in changed.items():
         try:
@@ -345,10 +346,10 @@ def _write(layout: Layout, key: SeriesKey, verdicts: Mapping[date, tuple[str, st
     with files.only_writer(layout.lock(key), 0, str(key)):
         ledger = Ledger.read(layout.ledger(key))
         written = []
-        for day, (before, after) in sorted(verdicts.items()):
+        for day, (before, now) in sorted(verdicts.items()):
             row = ledger.get(day)
             if row is not None and row.findings == before:
-                ledger.put(judged_row(row, after))
+                ledger.put(after(row, day, Classified(from_json(now))))
                 written.append(day)
         if written:
             ledger.write(layout.ledger(key))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
 
-from market_data_pipeline.lake.ledger import LedgerRow
+from market_data_pipeline.day import DayRecord
 from market_data_pipeline.series import SeriesKey
 
 
@@ -39,7 +39,7 @@ class DayOutcome:
 
     key: SeriesKey
     day: date
-    row: LedgerRow
+    row: DayRecord
     action: Action
     seconds: float = 0.0
     downloaded: int = 0
@@ -63,7 +63,7 @@ class DayFailure:
     day: date
     failure: str
     reason: str
-    row: LedgerRow
+    row: DayRecord
     seconds: float = 0.0
     downloaded: int = 0
 

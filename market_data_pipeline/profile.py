@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from market_data_pipeline.lake.ledger import HELD, LedgerRow
+from market_data_pipeline.day import HELD, DayRecord
 from market_data_pipeline.quality.derived import marked_with, source_mark
 from market_data_pipeline.schemas import TRADE_PROFILE_SCHEMA
 
@@ -67,7 +67,7 @@ _INVERSE_VWAP = "fsum(quantity) / fsum(quantity / price)"
 _LEVEL_BY_PRICE = "pow(10, floor(log10(vwap * 1e-4)))"
 
 
-def profile_is_due(trades: LedgerRow | None, profile: LedgerRow | None) -> bool:
+def profile_is_due(trades: DayRecord | None, profile: DayRecord | None) -> bool:
     """Return True if a day's profile is to be made: its aggTrades are stored, and it was not made of them.
 
     It is made again, too, if the checks of the aggTrades have begun or ceased to fail, so that its mark is right.

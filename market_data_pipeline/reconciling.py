@@ -15,11 +15,12 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import HELD
 from market_data_pipeline.findings import Finding
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import retrying
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import HELD, Content, Ledger, contents_held
+from market_data_pipeline.lake.ledger import Content, Ledger, contents_held
 from market_data_pipeline.lake.on_disk import days_between, days_on_disk, file_of
 from market_data_pipeline.lake.reconciled import (
     Compared,

@@ -20,8 +20,8 @@ from market_data_pipeline.judging import Judged, judge_flat_candles
 from market_data_pipeline.lake.files import SeriesBusyError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.needs import needs
 from market_data_pipeline.outcomes import DayOutcome
-from market_data_pipeline.quality.repair import is_due
 from market_data_pipeline.series import Market, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe
@@ -91,7 +91,7 @@ def _unconfirmed(layout: Layout, market: Market, universe: Universe) -> dict[Ser
     for key in universe.series():
         if key.market is market and key.interval is not None:
             rows = Ledger.read(layout.ledger(key), unconfirmed).rows.values()
-            due = sorted(row.day for row in rows if Verdict.UNCONFIRMED in row.verdicts and is_due(row, now))
+            due = sorted(row.day for row in rows if Verdict.UNCONFIRMED in row.verdicts and needs(row, now).is_due)
             if days := due[: max(0, left)]:
                 found[key] = days
                 left -= len(days)

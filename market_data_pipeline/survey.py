@@ -12,12 +12,13 @@ from datetime import date
 from itertools import groupby
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import NOT_LISTED, DayRecord
 from market_data_pipeline.findings import shortened
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import NOT_LISTED, Ledger, LedgerRow, reconcile
+from market_data_pipeline.lake.ledger import Ledger, reconcile
 from market_data_pipeline.lake.states import DayState
+from market_data_pipeline.needs import is_still_unlisted
 from market_data_pipeline.quality.calendar import SeriesCalendar, calendar_of
-from market_data_pipeline.quality.repair import is_not_listed
 from market_data_pipeline.quality.standing import SeriesCoverage, cover, states_of
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.universe import Universe
@@ -61,7 +62,7 @@ def survey(layout: Layout, universe: Universe, keys: Iterable[SeriesKey], provis
         # A day that was not listed when it was asked for may be, as the listing knows by now.
         listing = universe.listing(key)
         rows = {
-            day: row for day, row in ledger.rows.items() if row.outcome != NOT_LISTED or is_not_listed(row, listing)
+            day: row for day, row in ledger.rows.items() if row.outcome != NOT_LISTED or is_still_unlisted(row, listing)
         }
         wanted = universe.spans(key) if key in universe else []
         states = states_of(rows, wanted, today)
@@ -72,7 +73,7 @@ def survey(layout: Layout, universe: Universe, keys: Iterable[SeriesKey], provis
 
 
 def _notes(
-    rows: Iterable[LedgerRow], states: Mapping[date, DayState], doubtful: Mapping[date, str]
+    rows: Iterable[DayRecord], states: Mapping[date, DayState], doubtful: Mapping[date, str]
 ) -> Iterator[tuple[date, str]]:
     for row in rows:
         state, note = states.get(row.day), ""

@@ -15,6 +15,7 @@ from datetime import date
 import dagster as dg
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import EMPTY, HELD, DayRecord, Failed, after
 from market_data_pipeline.definitions import build_definitions
 from market_data_pipeline.defs.bodies.views import publish_views
 from market_data_pipeline.defs.home import (
@@ -31,12 +32,12 @@ from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import SeriesBusyError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import EMPTY, HELD, Ledger, LedgerRow, failed_row, reconcile
+from market_data_pipeline.lake.ledger import Ledger, reconcile
 from market_data_pipeline.lake.states import CHECKS_DO_NOT_PASS, is_complete
 from market_data_pipeline.lineage import profile_of
+from market_data_pipeline.needs import is_still_unlisted, needs, reach_of
 from market_data_pipeline.outcomes import DayResult, OnResult
 from market_data_pipeline.profile import profile_is_due
-from market_data_pipeline.quality.repair import is_not_listed, is_settled, reach_of
 from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe, load_universe
@@ -56,7 +57,7 @@ class Report:
 
     outcomes: list[DayOutcome] = field(default_factory=list)
     failures: list[DayFailure] = field(default_factory=list)
-    incomplete: dict[SeriesKey, list[LedgerRow]] = field(default_factory=dict)
+    incomplete: dict[SeriesKey, list[DayRecord]] = field(default_factory=dict)
     warned: dict[str, int] = field(default_factory=dict)
 
     def add(self, result: DayResult) -> None:
@@ -169,7 +170,7 @@ def _runs(
             yield (first, last), keys[n : n + together]
 
 
-def _action_of(row: LedgerRow) -> Action:
+def _action_of(row: DayRecord) -> Action:
     """What is done for a day that is settled: nothing."""
     return Action.HELD if row.held else Action.EMPTY if row.outcome == EMPTY else Action.NOT_LISTED
 
@@ -211,7 +212,7 @@ def _report_settled(
         if (
             row is not None
             and day in on_record
-            and (is_settled(row, now, reach_of(key)) or is_not_listed(row, listing))
+            and (needs(row, now, reach_of(key)).is_met or is_still_unlisted(row, listing))
         ):
             told(DayOutcome(key, day, row, _action_of(row)))
         else:
@@ -254,7 +255,7 @@ def _report_lost(
     reason = next(reasons(run), "the run failed; its log in Dagster says why")
     for day in days:
         if day not in said:
-            row = failed_row(None, day, "run", reason, clock.now())
+            row = after(None, day, Failed("run", reason, clock.now()))
             told(DayFailure(key, day, "run", f"{key} {day}: {reason}", row))
 
 
@@ -297,5 +298,5 @@ def _make_profiles(
             _report_lost(key, [day for day in due if first <= day <= last], report, run, report.add)
 
 
-def _holds(row: LedgerRow | None) -> bool:
+def _holds(row: DayRecord | None) -> bool:
     return row is not None and row.outcome == HELD

@@ -24,32 +24,17 @@ from time import monotonic, perf_counter
 from typing import Protocol
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import FAILED, HELD, REFUSED, DayRecord, Lost, OtherArchive, after
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import (
-    FAILED,
-    HELD,
-    Ledger,
-    LedgerRow,
-    damaged_row,
-    is_changed,
-    reconcile,
-    recorded,
-)
+from market_data_pipeline.lake.ledger import Ledger, is_changed, reconcile, recorded
 from market_data_pipeline.lake.on_disk import DayFile, days_between, days_on_disk, read_record
 from market_data_pipeline.lake.provenance import ChecksumStatus, Source
 from market_data_pipeline.lake.proving import CHANGED, Proof, Recorded, prove_days
+from market_data_pipeline.needs import expects_archive, knows_archive, needs, refused_archive
 from market_data_pipeline.processes import Processes, cpus
-from market_data_pipeline.quality.repair import (
-    REFUSED,
-    is_known,
-    is_underway,
-    marked,
-    waits_for_archive,
-    was_refused,
-)
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.errors import NetworkError
@@ -245,7 +230,7 @@ def sweep(
 
 
 def look_for(
-    waiting: Mapping[SeriesKey, Iterable[LedgerRow]],
+    waiting: Mapping[SeriesKey, Iterable[DayRecord]],
     archive: Listing,
     *,
     threads: int = 1,
@@ -290,13 +275,13 @@ def _sweep_series(layout: Layout, key: SeriesKey, archive: Listing) -> SweepRepo
     return _compare_rows(key, ledger.rows.values(), archive)
 
 
-def _compare_rows(key: SeriesKey, rows: Iterable[LedgerRow], archive: Listing) -> SweepReport:
+def _compare_rows(key: SeriesKey, rows: Iterable[DayRecord], archive: Listing) -> SweepReport:
     swept = SweepReport(archives={key: 0})
     now = clock.now()
     in_order = sorted(rows, key=lambda row: row.day)
     try:
         for cadence, of_cadence in (("daily", key.archive_daily), ("monthly", key.archive_monthly)):
-            by_archive: dict[str, list[LedgerRow]] = {}
+            by_archive: dict[str, list[DayRecord]] = {}
             for row in in_order:
                 if cadence in _cadences(key, row, now):
                     by_archive.setdefault(of_cadence(row.day), []).append(row)
@@ -311,14 +296,14 @@ def _compare_rows(key: SeriesKey, rows: Iterable[LedgerRow], archive: Listing) -
     return swept
 
 
-def _cadences(key: SeriesKey, row: LedgerRow, now: datetime) -> tuple[str, ...]:
+def _cadences(key: SeriesKey, row: DayRecord, now: datetime) -> tuple[str, ...]:
     """In which of the archive's folders to look for a day: daily, monthly, both or none."""
     sources = (row.source or "").split("+") if row.outcome == HELD else []
     if Source.ARCHIVE_MONTHLY in sources:
         return ("monthly",)
     if Source.ARCHIVE_DAILY in sources or (row.outcome == FAILED and row.failure in REFUSED):
         return ("daily",)
-    if not waits_for_archive(row, now):
+    if not needs(row, now).awaits_archive:
         return ()
     # A day whose own archive stays away may be in that of its month, which comes in the first half of the next.
     month_over = (row.day.year, row.day.month) != (now.year, now.month)
@@ -326,7 +311,7 @@ def _cadences(key: SeriesKey, row: LedgerRow, now: datetime) -> tuple[str, ...]:
 
 
 def _compare(
-    key: SeriesKey, name: str, rows: Sequence[LedgerRow], listed: Mapping[str, Listed], swept: SweepReport
+    key: SeriesKey, name: str, rows: Sequence[DayRecord], listed: Mapping[str, Listed], swept: SweepReport
 ) -> None:
     file = listed.get(name)
     came_from_it = [row for row in rows if row.outcome == HELD and row.archive_sha256 is not None]
@@ -339,7 +324,7 @@ def _compare(
     for row in came_from_it:
         same = _is_same(row, file)
         swept.unproven += same is None
-        if (same is False and (not is_known(row, etag) or _is_proven_anew(row, checksum))) or _is_back(row, same):
+        if (same is False and (not knows_archive(row, etag) or _is_proven_anew(row, checksum))) or _is_back(row, same):
             replaced.append(row)
     published = [
         row
@@ -347,17 +332,17 @@ def _compare(
         if row not in replaced
         and (is_published(row, file, checksum) if name == key.archive_daily(row.day) else _is_newer(file, row))
     ]
-    refused = [row for row in rows if row not in replaced and row not in published and was_refused(row, etag)]
+    refused = [row for row in rows if row not in replaced and row not in published and refused_archive(row, etag)]
     for kind, concerned in ((Kind.REPLACED, replaced), (Kind.PUBLISHED, published), (Kind.REFUSED, refused)):
         if concerned:
             swept.discoveries.append(Discovery(kind, key, _days(concerned), name, etag))
 
 
-def _days(rows: Iterable[LedgerRow]) -> tuple[date, ...]:
+def _days(rows: Iterable[DayRecord]) -> tuple[date, ...]:
     return tuple(row.day for row in rows)
 
 
-def _is_same(row: LedgerRow, file: Listed) -> bool | None:
+def _is_same(row: DayRecord, file: Listed) -> bool | None:
     """Whether a listed archive is the one that a day's rows came from; None where that cannot be told."""
     if row.etag and file.etag:
         return row.etag == file.etag
@@ -383,7 +368,7 @@ def identity(file: Listed) -> str:
     return file.etag or file.last_modified
 
 
-def is_published(row: LedgerRow, file: Listed, checksum: Listed | None) -> bool:
+def is_published(row: DayRecord, file: Listed, checksum: Listed | None) -> bool:
     """Whether a listed archive brings a day further that is not final.
 
     Args:
@@ -397,10 +382,10 @@ def is_published(row: LedgerRow, file: Listed, checksum: Listed | None) -> bool:
         return True
     if row.outcome == HELD and row.checksum == ChecksumStatus.MISSING and row.etag == file.etag:
         return checksum is not None and row.failure != "checksum"  # the same archive, which only lacked its proof
-    return not is_known(row, identity(file))
+    return not knows_archive(row, identity(file))
 
 
-def _is_proven_anew(row: LedgerRow, checksum: Listed | None) -> bool:
+def _is_proven_anew(row: DayRecord, checksum: Listed | None) -> bool:
     """Whether the archive of a day was refused for want of proof, and another ``.CHECKSUM`` is there than was then.
 
     The bytes may be the same: what they are to match is another.
@@ -414,12 +399,12 @@ def _is_proven_anew(row: LedgerRow, checksum: Listed | None) -> bool:
     return _is_newer(checksum, row)
 
 
-def _is_back(row: LedgerRow, same: bool | None) -> bool:
+def _is_back(row: DayRecord, same: bool | None) -> bool:
     """Whether an archive that was refused is gone again, and the one that a day's rows came from is back."""
     return same is True and row.final and row.failure in REFUSED
 
 
-def _is_newer(file: Listed, row: LedgerRow) -> bool:
+def _is_newer(file: Listed, row: DayRecord) -> bool:
     """Whether a file was published after a day was asked for."""
     if row.asked_at is None or not file.last_modified:
         return row.asked_at is None
@@ -503,8 +488,8 @@ def mark_days(
                 # A run may have fetched the day since it was compared.
                 if row is None or (row.final and row.etag == found.etag and row.failure is None):
                     continue
-                if at_once or not is_underway(row, found.etag):
-                    ledger.put(marked(row, found.etag))
+                if at_once or not expects_archive(row, found.etag):
+                    ledger.put(after(row, day, OtherArchive(found.etag)))
         if ledger.rows != before:
             ledger.write(layout.ledger(key))
 
@@ -668,12 +653,8 @@ def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[Proof], wait_
             # A run may have replaced the file since it was read.
             held = days_between(layout, key, proof.day, proof.day)
             if (held[0].stat if held else None) == proof.stat:
-                row = ledger.get(proof.day)
-                damaged = damaged_row(proof.day, row, proof.fault or "")
-                gone = LedgerRow(
-                    day=proof.day, outcome=FAILED, failure="gone", reason=proof.fault, attempts=damaged.attempts
-                )
-                ledger.put(damaged if proof.stat else gone)
+                lost = Lost(proof.fault or "", damaged=proof.stat is not None)
+                ledger.put(after(ledger.get(proof.day), proof.day, lost))
         ledger.write(layout.ledger(key))
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import DayRecord, record_of
 from market_data_pipeline.findings import Finding
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import Ledger, LedgerRow, row_from_provenance
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
 from market_data_pipeline.quality.rows import ints
 from market_data_pipeline.schemas import WORD, lake_schema
@@ -88,7 +89,7 @@ class SmallLake:
         final: bool = True,
         fetched_at: datetime | None = None,
         findings: tuple[Finding, ...] = (),
-    ) -> LedgerRow:
+    ) -> DayRecord:
         """Write, or replace, one day's file; the ledger is left as it is."""
         table = day_table(key, day, version)
         at = fetched_at or datetime.combine(day, datetime.min.time(), UTC) + timedelta(days=1, hours=10)
@@ -115,9 +116,9 @@ class SmallLake:
             content_sha256=content_sha256(table),
             findings=findings,
         )
-        return row_from_provenance(record, files.write_table(self.layout.file(key, day), table, record))
+        return record_of(record, files.write_table(self.layout.file(key, day), table, record))
 
-    def note(self, key: SeriesKey, *rows: LedgerRow) -> None:
+    def note(self, key: SeriesKey, *rows: DayRecord) -> None:
         """Put rows into a ledger without files."""
         ledger = Ledger.read(self.layout.ledger(key))
         for row in rows:

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from market_data_pipeline.day import FAILED, HELD
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.closing import close_months, remove_closed_days
-from market_data_pipeline.lake.ledger import FAILED, HELD, Ledger
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.months import read_records
 from market_data_pipeline.sandbox import ReplacedArchive
 from market_data_pipeline.series import SeriesKey

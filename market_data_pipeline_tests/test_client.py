@@ -26,11 +26,11 @@ import pytest
 
 from market_data_pipeline import MarketData, clock
 from market_data_pipeline.client import Result
+from market_data_pipeline.day import FAILED, DayRecord
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake import catalog, files, on_disk
 from market_data_pipeline.lake.catalog import as_pattern, publish_catalog
 from market_data_pipeline.lake.files import DamagedFileError
-from market_data_pipeline.lake.ledger import FAILED, LedgerRow
 from market_data_pipeline.sandbox import LateArchive, WrongChecksum
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline_tests.readers import read_until
@@ -337,7 +337,7 @@ def test_what_is_not_there_or_cannot_be_meant_is_refused_in_words(
 
 
 def test_a_series_that_has_failed_only_is_known_and_empty(lake: SmallLake, market: MarketData) -> None:
-    lake.note(series("SOLUSDT", "1h"), LedgerRow(day=date(2024, 1, 1), outcome=FAILED))
+    lake.note(series("SOLUSDT", "1h"), DayRecord(day=date(2024, 1, 1), outcome=FAILED))
     assert market.klines("SOLUSDT", "1h", "2024-01-01", "2024-01-02").df().empty
 
 
@@ -511,7 +511,7 @@ def test_sql_sees_series_that_came_after_the_first_query(lake: SmallLake, market
 
 def test_coverage_tells_what_is_held_and_what_failed(lake: SmallLake, market: MarketData) -> None:
     lake.put(BTC, [date(2024, 1, 11)], final=False)
-    lake.note(ETH, LedgerRow(day=date(2024, 1, 11), outcome=FAILED, failure="checksum", reason="It differs."))
+    lake.note(ETH, DayRecord(day=date(2024, 1, 11), outcome=FAILED, failure="checksum", reason="It differs."))
     days: Any = market.coverage().df()
     recent = days[(days["day"] == "2024-01-11")].set_index("symbol")
     assert recent.loc["BTCUSDT", ["outcome", "final", "source"]].tolist() == ["held", False, "rest"]

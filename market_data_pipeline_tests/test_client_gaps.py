@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from market_data_pipeline import GapError, GapWarning, MarketData, clock
+from market_data_pipeline.day import EMPTY, FAILED, NOT_LISTED, DayRecord
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.findings import MAX_RANGES, Finding, Range, Severity, Verdict
 from market_data_pipeline.lake.files import DamagedFileError
-from market_data_pipeline.lake.ledger import EMPTY, FAILED, NOT_LISTED, LedgerRow
 from market_data_pipeline.quality.verdicts import Ground, verdict_finding
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings
@@ -128,7 +128,7 @@ def test_a_file_that_was_put_right_is_good_before_its_ledger_knows(lake: SmallLa
 
 def test_a_ledger_of_an_older_version_which_lacks_a_column_still_tells(lake: SmallLake, market: MarketData) -> None:
     path = lake.layout.ledger(BTC)
-    lake.note(BTC, LedgerRow(day=date(2024, 1, 11), outcome=FAILED, failure="checksum", reason="The bytes differ."))
+    lake.note(BTC, DayRecord(day=date(2024, 1, 11), outcome=FAILED, failure="checksum", reason="The bytes differ."))
     pq.write_table(pq.read_table(path).drop_columns(["replaced_by", "verdicts"]), path)
     (line,) = told(market, "BTCUSDT", "1h", "2024-01-09", "2024-01-12")
     assert line == "spot BTCUSDT 1h, 2024-01-11: failed (checksum: The bytes differ.)"
@@ -157,7 +157,7 @@ def test_raise_names_the_ranges_that_nothing_explains(lake: SmallLake, market: M
     lake.put(ETH, [date(2024, 1, 4)], findings=(lacks(Verdict.UNEXPLAINED, "2024-01-04", (0, 23)),))
     for day in (5, 6):
         lake.layout.file(ETH, date(2024, 1, day)).unlink()
-    row = LedgerRow(day=date(2024, 1, 11), outcome=FAILED, failure="checksum", reason="The bytes differ.")
+    row = DayRecord(day=date(2024, 1, 11), outcome=FAILED, failure="checksum", reason="The bytes differ.")
     lake.note(ETH, row)
     assert told(market, ["BTCUSDT", "ETHUSDT"], "1h", "2024-01-02", "2024-01-13") == [
         "spot BTCUSDT 1h, 2024-01-03 03:00 to 2024-01-03 04:00: archive_defect, 2 rows (as archive_defect is shown)",
@@ -199,8 +199,8 @@ def test_ids_that_trades_lack_are_named(lake: SmallLake, market: MarketData) -> 
 
 
 def test_days_outside_of_the_listing_are_not_missing(lake: SmallLake, market: MarketData, tmp_path: Path) -> None:
-    lake.note(ETH, LedgerRow(day=date(2024, 1, 11), outcome=NOT_LISTED, final=True))
-    lake.note(ETH, LedgerRow(day=date(2024, 1, 12), outcome=EMPTY, final=True))
+    lake.note(ETH, DayRecord(day=date(2024, 1, 11), outcome=NOT_LISTED, final=True))
+    lake.note(ETH, DayRecord(day=date(2024, 1, 12), outcome=EMPTY, final=True))
     market.klines("ETHUSDT", "1h", "2024-01-01", "2024-01-13", on_gap="raise")
     assert len(told(market, "BTCUSDT", "1h", "2023-12-30", "2024-01-13")) == 2
     (tmp_path / "universe.yaml").write_text(
@@ -273,7 +273,7 @@ def test_default_warns_once_a_call_of_what_nothing_explains(lake: SmallLake, mar
 def test_default_is_silent_about_what_is_explained(lake: SmallLake, market: MarketData) -> None:
     lake.put(BTC, [date(2024, 1, 3)], findings=(lacks(Verdict.OUTAGE, "2024-01-03", (3, 4)),))
     lake.put(BTC, [date(2024, 1, 4)], findings=(lacks(Verdict.SUSPENDED, "2024-01-04", (3, 4)),))
-    lake.note(BTC, LedgerRow(day=date(2023, 12, 31), outcome=NOT_LISTED, final=True))
+    lake.note(BTC, DayRecord(day=date(2023, 12, 31), outcome=NOT_LISTED, final=True))
     assert market.klines("BTCUSDT", "1h", "2023-12-31", "2024-01-06").arrow().num_rows == 120
 
 

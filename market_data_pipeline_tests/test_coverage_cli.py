@@ -18,8 +18,8 @@ from rich.console import Console
 from market_data_pipeline import clock
 from market_data_pipeline.cli import main
 from market_data_pipeline.cli.coverage import show
+from market_data_pipeline.day import EMPTY, FAILED, NOT_LISTED, DayRecord
 from market_data_pipeline.findings import Verdict
-from market_data_pipeline.lake.ledger import EMPTY, FAILED, NOT_LISTED, LedgerRow
 from market_data_pipeline.lake.states import DayState
 from market_data_pipeline.quality.calendar import calendar_of
 from market_data_pipeline.quality.verdicts import Ground, verdict_finding
@@ -45,7 +45,7 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallLake:
     for number in (5, 6):
         lake.layout.file(ETH, date(2024, 1, number)).unlink()
     lake.put(ETH, [date(2024, 1, 11)], final=False)
-    lake.note(ETH, LedgerRow(day=date(2024, 1, 9), outcome=FAILED, failure="checksum", reason="It <differs>."))
+    lake.note(ETH, DayRecord(day=date(2024, 1, 9), outcome=FAILED, failure="checksum", reason="It <differs>."))
     lake.layout.file(ETH, date(2024, 1, 9)).unlink()
     lake.put(OLD, days_from("2022-01-01", 2))
     return lake
@@ -123,20 +123,20 @@ def lacking(coverage: dict[str, dict[str, str]]) -> dict[str, tuple[int, int]]:
 
 
 def test_failed_and_missing_are_as_in_status(lake: SmallLake) -> None:
-    lake.note(BTC, LedgerRow(day=date(2024, 1, 2), outcome=EMPTY), LedgerRow(day=date(2024, 1, 11), outcome=EMPTY))
+    lake.note(BTC, DayRecord(day=date(2024, 1, 2), outcome=EMPTY), DayRecord(day=date(2024, 1, 11), outcome=EMPTY))
     lake.layout.file(BTC, date(2024, 1, 2)).unlink()
-    lake.note(ETH, LedgerRow(day=date(2024, 1, 7), outcome=EMPTY, final=True))
+    lake.note(ETH, DayRecord(day=date(2024, 1, 7), outcome=EMPTY, final=True))
     lake.layout.file(ETH, date(2024, 1, 7)).unlink()
-    lake.note(ETH, LedgerRow(day=date(2024, 1, 8), outcome=NOT_LISTED, final=True))
+    lake.note(ETH, DayRecord(day=date(2024, 1, 8), outcome=NOT_LISTED, final=True))
     lake.layout.file(ETH, date(2024, 1, 8)).unlink()
-    lake.note(ETH, *(LedgerRow(day=date(2024, 1, n), outcome=FAILED, failure="gone") for n in (5, 6)))
+    lake.note(ETH, *(DayRecord(day=date(2024, 1, n), outcome=FAILED, failure="gone") for n in (5, 6)))
     found = lacking(table(run().output))
     assert found["spot/klines/BTCUSDT/1h"] == (0, 1)
     assert found == {name: (one["failed"], one["missing"]) for name, one in of_status().items()}
 
 
 def test_a_day_that_is_listed_as_the_listing_knows_by_now_is_missing(lake: SmallLake, tmp_path: Path) -> None:
-    lake.note(BTC, LedgerRow(day=date(2024, 1, 2), outcome=NOT_LISTED, final=True))
+    lake.note(BTC, DayRecord(day=date(2024, 1, 2), outcome=NOT_LISTED, final=True))
     lake.layout.file(BTC, date(2024, 1, 2)).unlink()
     assert lacking(table(run().output))["spot/klines/BTCUSDT/1h"] == (0, 0)
     (tmp_path / "universe.lock.yaml").write_text("spot: {BTCUSDT: [{from: 2023-01-01, until: null}]}")

@@ -14,13 +14,14 @@ import pyarrow as pa
 import pytest
 
 from market_data_pipeline import clock, judging
+from market_data_pipeline.day import record_of
 from market_data_pipeline.definitions import build_definitions
 from market_data_pipeline.defs.home import materialize_coverage
 from market_data_pipeline.findings import MAX_RANGES, Basis, Finding, Range, Severity, Verdict
 from market_data_pipeline.judging import Judged, judge_flat_candles
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import publish_catalog
-from market_data_pipeline.lake.ledger import Ledger, reconcile, row_from_provenance
+from market_data_pipeline.lake.ledger import Ledger, reconcile
 from market_data_pipeline.lake.provenance import content_sha256
 from market_data_pipeline.quality.rows import key_ranges
 from market_data_pipeline.quality.verdicts import NOT_COMPARED, Ground, verdict_finding
@@ -80,7 +81,7 @@ def hold(
             "last_key": clock.day_start_us(day) + 1439 * 60_000_000,
         }
     )
-    lake.note(key, row_from_provenance(record, files.write_table(path, table, record)))
+    lake.note(key, record_of(record, files.write_table(path, table, record)))
 
 
 def told(lake: SmallLake, key: SeriesKey) -> list[Finding]:

@@ -11,10 +11,9 @@ from datetime import date
 import pytest
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import FAILED, HELD, DayRecord, OtherArchive, after
 from market_data_pipeline.lake import quarantine
-from market_data_pipeline.lake.ledger import FAILED, HELD, LedgerRow
 from market_data_pipeline.outcomes import DayFailure, DayOutcome
-from market_data_pipeline.quality.repair import marked
 from market_data_pipeline.sandbox import (
     ChangedRows,
     Damage,
@@ -61,7 +60,7 @@ def bring(world: World, key: SeriesKey = BTC) -> DayOutcome | DayFailure:
     return world.one(key, str(DAY))
 
 
-def row(world: World, key: SeriesKey = BTC, day: date = DAY) -> LedgerRow:
+def row(world: World, key: SeriesKey = BTC, day: date = DAY) -> DayRecord:
     found = world.ledger(key).get(day)
     assert found is not None
     return found
@@ -277,7 +276,7 @@ def test_a_replacement_with_a_wrong_checksum_is_shown_against_what_is_held(
     world.sandbox.faults.add(gone)
     world.sandbox.faults.add(WRONG)
     held = world.ledger(BTC)
-    held.put(marked(row(world), "another"))  # as the sweep over the listing does
+    held.put(after(row(world), row(world).day, OtherArchive("another")))  # as the sweep over the listing does
     held.write(world.layout.ledger(BTC))
     assert isinstance(bring(world), DayFailure)
     assert (row(world).outcome, row(world).failure) == (HELD, "checksum")

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from market_data_pipeline import clock, reconciling
+from market_data_pipeline.day import HELD, DayRecord
 from market_data_pipeline.lake.files import DamagedFileError
-from market_data_pipeline.lake.ledger import HELD, Ledger, LedgerRow
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.reconciled import DayReconciled, Difference, read_reconciled, write_reconciled
 from market_data_pipeline.lineage import source_of
 from market_data_pipeline.reconciling import compare, found_before, plan
@@ -86,7 +87,7 @@ def test_a_plan_of_ten_years_takes_less_than_reading_one_ledger_whole(
     at = datetime(2026, 1, 1)  # noqa: DTZ001 - the lake's times have no zone
     difference = Difference(at, "high", 1.0, 2.0, "missing_candles")
     known = DayReconciled(DAYS[0], str(MINUTES), "ab", "ab", at, 24, 1, 1, None, (difference,))
-    row = LedgerRow(day=DAYS[0], outcome=HELD, final=True, rows=24, content_sha256="ab", fetched_at=at, asked_at=at)
+    row = DayRecord(day=DAYS[0], outcome=HELD, final=True, rows=24, content_sha256="ab", fetched_at=at, asked_at=at)
     days = days_from("2018-01-01", 2900)
     for key in (HOURS, MINUTES):
         Ledger([replace(row, day=day) for day in days]).write(layout.ledger(key))

@@ -16,14 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from market_data_pipeline import MarketData, clock, verify
+from market_data_pipeline.day import FAILED, HELD, DayRecord, record_of
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.closing import close_months, remove_closed_days
-from market_data_pipeline.lake.ledger import FAILED, HELD, Ledger, LedgerRow, row_from_provenance
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.months import encode_month, read_month
 from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
 from market_data_pipeline.lake.reading import read_day
+from market_data_pipeline.needs import needs
 from market_data_pipeline.outcomes import Action, DayOutcome
-from market_data_pipeline.quality.repair import is_due
 from market_data_pipeline.sandbox import (
     GeneratedSymbol,
     LateArchive,
@@ -63,7 +64,7 @@ def found(report: SweepReport) -> list[tuple[Kind, SeriesKey, list[str]]]:
     return [(one.kind, one.key, [str(day) for day in one.days]) for one in report.discoveries]
 
 
-def write_day(world: World, key: SeriesKey, day: date, rows: int, etag: str | None = None) -> LedgerRow:
+def write_day(world: World, key: SeriesKey, day: date, rows: int, etag: str | None = None) -> DayRecord:
     """Write a made-up day as ``ingest`` would; return what its ledger should say."""
     schema, spec = lake_schema(key.market, key.data_type), spec_of(key)
     random = np.random.default_rng(day.toordinal())
@@ -107,7 +108,7 @@ def write_day(world: World, key: SeriesKey, day: date, rows: int, etag: str | No
         content_sha256=content_sha256(table),
     )
     path = world.layout.file(key, day)
-    return row_from_provenance(record, files.write_table(path, table, record, spec))
+    return record_of(record, files.write_table(path, table, record, spec))
 
 
 def test_a_lake_that_is_what_the_archive_has_is_said_to_be_so_by_a_page_for_each_series(world: World) -> None:
@@ -136,7 +137,7 @@ def test_replaced_daily_archives_are_found_and_marked(world: World) -> None:
         row = ledger.rows[one.days[0]]
         assert row.replaced_by == one.etag != row.etag
         assert row.outcome == HELD
-        assert is_due(row, clock.now())
+        assert needs(row, clock.now()).is_due
 
 
 def test_a_replaced_day_is_fetched_again_and_then_all_is_well(world: World) -> None:
@@ -189,8 +190,8 @@ def test_the_archive_of_a_day_that_has_none_yet_is_found_when_it_is_published(wo
     report = swept(world, BTC)
 
     assert found(report) == [(Kind.PUBLISHED, BTC, ["2026-03-02"]), (Kind.PUBLISHED, BTC, ["2026-03-05"])]
-    assert is_due(world.ledger(BTC).rows[date(2026, 3, 2)], clock.now())
-    assert not is_due(world.ledger(BTC).rows[date(2026, 3, 3)], clock.now())
+    assert needs(world.ledger(BTC).rows[date(2026, 3, 2)], clock.now()).is_due
+    assert not needs(world.ledger(BTC).rows[date(2026, 3, 3)], clock.now()).is_due
 
 
 def test_a_day_without_checksum_waits_for_the_checksum(world: World) -> None:
@@ -208,10 +209,10 @@ def test_a_day_whose_checksum_is_wrong_is_asked_for_again_only_when_other_bytes_
     assert world.one(BTC, "2026-02-05").row.failure == "checksum"
     for _ in range(2):
         assert well(swept(world, BTC))
-        assert not is_due(world.ledger(BTC).rows[day], utc("2027-01-01T00:00:00"))
+        assert not needs(world.ledger(BTC).rows[day], utc("2027-01-01T00:00:00")).is_due
     world.at("2026-03-06T12:00:00")
     assert found(swept(world, BTC)) == [(Kind.PUBLISHED, BTC, ["2026-02-05"])]
-    assert is_due(world.ledger(BTC).rows[day], clock.now())
+    assert needs(world.ledger(BTC).rows[day], clock.now()).is_due
     world.ingest(BTC, [day])
     assert world.ledger(BTC).rows[day].failure == "checksum", "the new one does not match either"
     assert well(swept(world, BTC))
@@ -226,7 +227,7 @@ def test_a_checksum_that_is_mended_for_the_same_bytes_is_seen_by_its_time(world:
     before, after = (Line(f"{name}.CHECKSUM", "", f"2026-03-05T12:0{minute}:00.000Z") for minute in (0, 1))
     assert well(sweep(world.settings, [BTC], OnePage(zip_file, before)))
     assert found(sweep(world.settings, [BTC], OnePage(zip_file, after))) == [(Kind.PUBLISHED, BTC, ["2026-02-05"])]
-    assert is_due(world.ledger(BTC).rows[row.day], clock.now())
+    assert needs(world.ledger(BTC).rows[row.day], clock.now()).is_due
 
 
 @pytest.mark.parametrize("refused", ["checksum", "unproven"])
@@ -256,7 +257,7 @@ def test_a_replaced_archive_whose_proof_comes_later_is_taken_for_a_day_that_is_f
     world.sandbox.faults.remove(proof)
 
     assert found(swept(world, BTC)) == [(Kind.REPLACED, BTC, [str(day)])]
-    assert is_due(world.ledger(BTC).rows[day], clock.now())
+    assert needs(world.ledger(BTC).rows[day], clock.now()).is_due
     new = world.one(BTC, str(day)).row
     assert (new.failure, new.held, new.replaced_by) == (None, True, None)
     assert new.etag != old.etag
@@ -277,10 +278,10 @@ def test_a_day_of_rest_whose_archive_was_refused_is_asked_for_again_only_for_ano
 
     assert swept(world, BTC).to_bring == {}
     assert found(swept(world, BTC)) == [(Kind.REFUSED, BTC, [str(day)])]
-    assert not is_due(world.ledger(BTC).rows[day], clock.now())
+    assert not needs(world.ledger(BTC).rows[day], clock.now()).is_due
     world.at("2026-02-20T12:00:00")
     assert found(swept(world, BTC)) == [(Kind.PUBLISHED, BTC, [str(day)])]
-    assert is_due(world.ledger(BTC).rows[day], clock.now())
+    assert needs(world.ledger(BTC).rows[day], clock.now()).is_due
 
 
 def test_a_sweep_leaves_the_pauses_of_a_replaced_day_that_cannot_be_had_as_they_are(world: World) -> None:
@@ -301,7 +302,7 @@ def test_a_sweep_leaves_the_pauses_of_a_replaced_day_that_cannot_be_had_as_they_
 
     assert world.ledger(BTC).rows[day] == tried
     sweep(world.settings, [BTC], Archive(world.settings), at_once=True)
-    assert is_due(world.ledger(BTC).rows[day], clock.now()), "somebody wants it now"
+    assert needs(world.ledger(BTC).rows[day], clock.now()).is_due, "somebody wants it now"
 
 
 def test_where_no_etag_of_the_checksum_is_on_record_its_time_tells_also_for_a_final_day(world: World) -> None:
@@ -368,7 +369,7 @@ def test_stretches_without_a_held_day_cost_no_request(world: World) -> None:
 def test_three_thousand_days_are_six_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = "abcdef0123456789abcdef0123456789"
     key, wanted = klines("BTCUSDT", "1d"), days("2017-09-01", "2025-11-17")
-    rows = [LedgerRow(day, HELD, True, source="archive_daily", archive_sha256="ab" * 32, etag=listed) for day in wanted]
+    rows = [DayRecord(day, HELD, True, source="archive_daily", archive_sha256="ab" * 32, etag=listed) for day in wanted]
     with Sandbox() as sandbox:
         world = World(tmp_path, sandbox, monkeypatch)
         world.at("2026-03-05T12:00:30")
@@ -574,7 +575,7 @@ def test_a_file_that_lost_a_bit_at_the_same_size_and_time_is_found_and_replaced(
     assert "Backfill that day to replace it" in report.faults[BTC][day]
     row = world.ledger(BTC).rows[day]
     assert (row.outcome, row.failure) == (FAILED, "damaged")
-    assert is_due(row, clock.now())
+    assert needs(row, clock.now()).is_due
     [mended] = world.ingest(BTC, [day])
     assert mended.row.held
     assert world.table(BTC, "2026-02-05").equals(before)
@@ -814,5 +815,5 @@ def test_a_listing_without_end_is_a_trouble_of_its_series(world: World) -> None:
 
 
 def test_a_date_that_is_none_on_record_tells_nothing(world: World) -> None:
-    row = LedgerRow(day=date(2026, 2, 2), outcome=HELD, last_modified="yesterday")
+    row = DayRecord(day=date(2026, 2, 2), outcome=HELD, last_modified="yesterday")
     assert verify._is_same(row, Line("k", "", "2026-02-03T08:00:00.000Z")) is None

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from market_data_pipeline.day import EMPTY, FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
 from market_data_pipeline.lake.on_record import rows_as_on_disk
 from market_data_pipeline.lake.states import CHECKS_DO_NOT_PASS, is_complete
 from market_data_pipeline.records import BYTES_A_DAY
@@ -104,7 +104,7 @@ def _incomplete(table: pa.Table) -> npt.NDArray[np.bool_]:
     found = np.zeros(table.num_rows, dtype=bool)
     for row in table.filter(CHECKS_DO_NOT_PASS).to_pylist():
         place = row.pop("place")
-        found[place] = not is_complete(LedgerRow(**row))
+        found[place] = not is_complete(DayRecord(**row))
     return found
 
 

@@ -19,15 +19,15 @@ from market_data_pipeline.cli.choice import Chosen
 from market_data_pipeline.cli.collect import fetch
 from market_data_pipeline.cli.screen import aside, counted, in_bytes, out
 from market_data_pipeline.cli.summary import ExitCode, end
+from market_data_pipeline.day import HELD, OtherArchive, after
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake import quarantine as kept
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import HELD, Ledger
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.quarantine import Entry
 from market_data_pipeline.lake.reading import read_day
-from market_data_pipeline.quality.repair import marked
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
@@ -410,6 +410,6 @@ def _make_due(layout: Layout, key: SeriesKey, found: Sequence[Entry], wait_secon
         ledger = Ledger.read(layout.ledger(key))
         held = [(entry, row) for entry in found if entry.day and (row := ledger.get(entry.day)) and row.held]
         for entry, row in held:
-            ledger.put(marked(row, entry.etag or _ETAG_UNKNOWN))
+            ledger.put(after(row, row.day, OtherArchive(entry.etag or _ETAG_UNKNOWN)))
         if held:
             ledger.write(layout.ledger(key))

@@ -15,11 +15,10 @@ from rich.console import Console
 from rich.text import Text
 
 from market_data_pipeline.cli.screen import counted, red
+from market_data_pipeline.day import REFUSED, DayRecord
 from market_data_pipeline.findings import shortened
-from market_data_pipeline.lake.ledger import LedgerRow
 from market_data_pipeline.lake.states import Fault, faults_of
 from market_data_pipeline.quality.remedies import REMEDIES
-from market_data_pipeline.quality.repair import REFUSED
 from market_data_pipeline.series import DataType, SeriesKey
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def tell(report: Report, number: int, series: int, console: Console) -> ExitCode
     return ExitCode.STORED
 
 
-def tell_incomplete(incomplete: Mapping[SeriesKey, Sequence[LedgerRow]], console: Console) -> None:
+def tell_incomplete(incomplete: Mapping[SeriesKey, Sequence[DayRecord]], console: Console) -> None:
     """Print which stored days are incomplete or fail their checks: sums by rule, then days, then what to do."""
     days = [(key, row, faults_of(row)) for key, rows in incomplete.items() for row in rows]
     if not days:
@@ -103,7 +102,7 @@ def tell_incomplete(incomplete: Mapping[SeriesKey, Sequence[LedgerRow]], console
 _LOOK = "see the table of checks in README.md."
 
 
-def _sums(days: Sequence[tuple[SeriesKey, LedgerRow, Sequence[Fault]]]) -> Iterator[str]:
+def _sums(days: Sequence[tuple[SeriesKey, DayRecord, Sequence[Fault]]]) -> Iterator[str]:
     """``50 candles unexplained``: rows of each rule, in the noun of the series."""
     rows: Counter[tuple[str, str]] = Counter()
     for key, _, faults in days:

@@ -8,9 +8,10 @@ from datetime import UTC, date, datetime, timedelta
 
 from market_data_pipeline import clock
 from market_data_pipeline.client.asking import Wanted, midnight
+from market_data_pipeline.day import FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import FAILED, HELD, NOT_LISTED, Ledger, LedgerRow
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.on_disk import DayFile, days_on_disk
 from market_data_pipeline.listed import with_listings
 from market_data_pipeline.series import EXCHANGE, DataType, SeriesKey, interval_us
@@ -90,7 +91,7 @@ def _lacking(layout: Layout, key: SeriesKey, days: Sequence[date], now: datetime
     return [day for day in days if not _up_to_date(key, ledger.get(day), on_disk.get(day), now)]
 
 
-def _up_to_date(key: SeriesKey, row: LedgerRow | None, held: DayFile | None, now: datetime) -> bool:
+def _up_to_date(key: SeriesKey, row: DayRecord | None, held: DayFile | None, now: datetime) -> bool:
     if row is None or row.outcome == FAILED:
         return False
     if row.outcome == HELD and (held is None or not row.speaks_of(held.stat)):

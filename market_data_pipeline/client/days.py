@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from market_data_pipeline.day import FAILED, DayRecord
 from market_data_pipeline.findings import Severity
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import FAILED, LedgerRow
 from market_data_pipeline.lake.on_disk import DayFile, are_as_listed
 from market_data_pipeline.lake.on_record import rows_on_record
 
@@ -41,8 +41,8 @@ def version_of(layout: Layout, days: Sequence[DayFile]) -> str | None:
     return told.hexdigest()
 
 
-def _with_rows(layout: Layout, days: Iterable[DayFile]) -> list[tuple[DayFile, LedgerRow]]:
-    found: list[tuple[DayFile, LedgerRow]] = []
+def _with_rows(layout: Layout, days: Iterable[DayFile]) -> list[tuple[DayFile, DayRecord]]:
+    found: list[tuple[DayFile, DayRecord]] = []
     for key, some in groupby(days, key=lambda file: file.key):
         held = {file.day: file for file in some}
         rows = rows_on_record(layout, key, held, min(held), max(held))

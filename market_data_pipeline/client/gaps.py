@@ -19,11 +19,11 @@ from market_data_pipeline.client.asking import (
     symbols_of,
     there_are,
 )
+from market_data_pipeline.day import EMPTY, FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.findings import Finding, Severity, Verdict
 from market_data_pipeline.lake.catalog import quoted, series_held
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
 from market_data_pipeline.lake.on_disk import days_between
 from market_data_pipeline.lake.on_record import rows_on_record, sound_among
 from market_data_pipeline.lake.states import EXPLAINED
@@ -197,7 +197,7 @@ class _Part:
 
 
 def _gaps_of_day(
-    part: _Part, row: LedgerRow | None, listing: Listing, *, final_only: bool, until_fetched: bool
+    part: _Part, row: DayRecord | None, listing: Listing, *, final_only: bool, until_fetched: bool
 ) -> Iterator[Gap]:
     if row is None or row.outcome not in (HELD, EMPTY):
         known_not_listed = row is not None and row.outcome == NOT_LISTED and not listing.spans
@@ -244,7 +244,7 @@ def _gaps_of_finding(part: _Part, finding: Finding) -> Iterator[Gap]:
         yield part.whole(finding.rule, finding.evidence, beyond or None)
 
 
-def _not_yet_fetched(part: _Part, row: LedgerRow) -> Iterator[Gap]:
+def _not_yet_fetched(part: _Part, row: DayRecord) -> Iterator[Gap]:
     """What of a day was still to come when it was fetched."""
     known = row.asked_at if row.failure is None else row.fetched_at
     if known is None or known >= part.end:

@@ -15,9 +15,9 @@ from market_data_pipeline.findings import Finding, RestAnswer, Verdict
 from market_data_pipeline.ingest.dayrows import DayRows, joined
 from market_data_pipeline.ingest.healing import Healer
 from market_data_pipeline.lake.provenance import Part, Source
+from market_data_pipeline.needs import pause_ended
 from market_data_pipeline.outcomes import Action
 from market_data_pipeline.quality.gaps import expected_open_times
-from market_data_pipeline.quality.repair import pause_ended
 from market_data_pipeline.quality.rows import in_order, ints, key_ranges
 from market_data_pipeline.quality.verdicts import Ground, verdict_finding
 from market_data_pipeline.series import DataType, Listing, SeriesKey, interval_us

@@ -18,6 +18,7 @@ from datetime import date, timedelta
 import numpy as np
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import DayRecord
 from market_data_pipeline.findings import RestAnswer
 from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE
 from market_data_pipeline.ingest.dayrows import DayRows
@@ -25,10 +26,10 @@ from market_data_pipeline.ingest.healing import Healer, left_out, without_repeat
 from market_data_pipeline.ingest.memory import MemoryBudget
 from market_data_pipeline.ingest.shelf import Shelf
 from market_data_pipeline.lake.files import DamagedFileError, StorageError
-from market_data_pipeline.lake.ledger import Ledger, LedgerRow
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.reading import read_day
+from market_data_pipeline.needs import open_midnights
 from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
-from market_data_pipeline.quality.repair import unmet_midnights
 from market_data_pipeline.quality.rows import Ints, ints
 from market_data_pipeline.quality.verdicts import AnsweredIds, answered_ids
 from market_data_pipeline.series import interval_us
@@ -59,7 +60,7 @@ class Midnight:
     def across(self, results: Iterator[DayOutcome | DayFailure]) -> Iterator[DayOutcome | DayFailure]:
         """Results in order, each day that was brought looked at together with its neighbours, and mended."""
         before: DayOutcome | DayFailure | None = None
-        unmet = set(unmet_midnights(self.shelf.key, self.ledger.rows, clock.now()))
+        unmet = set(open_midnights(self.shelf.key, self.ledger.rows, clock.now()))
         for result in results:
             mended: dict[date, DayOutcome] = {}
             if before is not None and before.day + _DAY == result.day:
@@ -77,8 +78,8 @@ class Midnight:
     def _meet(
         self,
         results: Sequence[DayOutcome | DayFailure],
-        first: LedgerRow | None,
-        second: LedgerRow | None,
+        first: DayRecord | None,
+        second: DayRecord | None,
         unmet: Set[date],
     ) -> dict[date, DayOutcome]:
         """Of two neighbouring days, those of this run's results that had to be mended for what midnight shows."""
@@ -99,7 +100,7 @@ class Midnight:
         mended = self._forget(later) if second.first_key == first.last_key + 1 else self._apart(first, later)
         return {} if mended is later else {later.day: mended}
 
-    def _reach(self, first: LedgerRow, second: LedgerRow, later: DayOutcome | None) -> dict[date, DayOutcome]:
+    def _reach(self, first: DayRecord, second: DayRecord, later: DayOutcome | None) -> dict[date, DayOutcome]:
         """A day of candles into which the last one of the day before, off the grid, reaches: it may lack none there."""
         if (first.last_key or 0) % interval_us(self.shelf.key.interval or "") == 0:
             return {}
@@ -162,7 +163,7 @@ class Midnight:
             rows = self.shelf.rows(outcome.day)
             return outcome if rows is None else self._stored_again(outcome, replace(rows, before=()))
 
-    def _apart(self, earlier: LedgerRow, outcome: DayOutcome) -> DayOutcome:
+    def _apart(self, earlier: DayRecord, outcome: DayOutcome) -> DayOutcome:
         """The later of two days that overlap, without the trades that stand in the earlier one, too."""
         with self._room_for(earlier, outcome.row):
             rows, before = self.shelf.rows(outcome.day), self.shelf.rows(earlier.day)
@@ -172,7 +173,7 @@ class Midnight:
             return outcome if mended is rows else self._stored_again(outcome, mended)
 
     @contextmanager
-    def _room_for(self, *days: LedgerRow) -> Iterator[None]:
+    def _room_for(self, *days: DayRecord) -> Iterator[None]:
         """Wait until days that are held may be read at the same time."""
         with self.memory.reservation() as memory:
             memory.take(sum(day.bytes for day in days) * MEMORY_PER_BYTE)

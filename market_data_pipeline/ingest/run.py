@@ -11,6 +11,15 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import (
+    HELD,
+    Confirmed,
+    DayRecord,
+    Failed,
+    NothingThere,
+    Unlisted,
+    after,
+)
 from market_data_pipeline.findings import Finding
 from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE, ArchivedDays
 from market_data_pipeline.ingest.asked import AskedDays, Nothing
@@ -25,21 +34,11 @@ from market_data_pipeline.lake import files, quarantine
 from market_data_pipeline.lake.closing import note_month
 from market_data_pipeline.lake.files import StorageError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import (
-    EMPTY,
-    HELD,
-    NOT_LISTED,
-    Ledger,
-    LedgerRow,
-    failed_row,
-    next_attempt,
-    reconcile,
-    told_columns,
-)
+from market_data_pipeline.lake.ledger import Ledger, reconcile
 from market_data_pipeline.lake.provenance import Source
+from market_data_pipeline.needs import is_still_unlisted, needs, reach_of
 from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.quality.market import suspect_flat
-from market_data_pipeline.quality.repair import is_not_listed, is_settled, reach_of
 from market_data_pipeline.series import Listing, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.errors import AbsentError, ChecksumError, SourceError, UnprovenError
@@ -160,10 +159,10 @@ class _Run:
 
     def _settled(self, day: date) -> DayOutcome | None:
         """The result of a day for which no source need be asked."""
-        row = self._ledger.get(day)
-        if row is not None and is_settled(row, clock.now(), reach_of(self.key)):
+        row, now = self._ledger.get(day), clock.now()
+        if row is not None and needs(row, now, reach_of(self.key)).is_met:
             return DayOutcome(self.key, day, row, Action.HELD if row.held else Action.EMPTY)
-        if row is not None and is_not_listed(row, self.listing):
+        if row is not None and is_still_unlisted(row, self.listing):
             return DayOutcome(self.key, day, row, Action.NOT_LISTED)
         if not self.listing.covers(day) and (row is None or row.outcome != HELD):
             return self._without_rows(day, Action.NOT_LISTED)
@@ -172,20 +171,9 @@ class _Run:
     def _without_rows(
         self, day: date, action: Action, seconds: float = 0.0, findings: tuple[Finding, ...] = ()
     ) -> DayOutcome:
-        outcome, final = (NOT_LISTED, True) if action is Action.NOT_LISTED else (EMPTY, bool(findings))
-        known = self._ledger.get(day)
-        if known is not None and known.outcome == outcome and not findings:
-            return DayOutcome(self.key, day, known, action, seconds)
-        row = LedgerRow(
-            day=day,
-            outcome=outcome,
-            final=final,
-            missing=sum(finding.count for finding in findings),
-            **told_columns(findings),
-            attempts=known.attempts if known else 0,
-            asked_at=clock.naive_utc(clock.now()),
-        )
-        return DayOutcome(self.key, day, row, action, seconds)
+        at = clock.now()
+        event = Unlisted(at) if action is Action.NOT_LISTED else NothingThere(at, findings)
+        return DayOutcome(self.key, day, after(self._ledger.get(day), day, event), action, seconds)
 
     def _in_order(self, days: Sequence[date], settled: Mapping[date, DayOutcome]) -> Generator[DayOutcome | DayFailure]:
         """Results in the order of days, while workers are a bounded number of jobs ahead."""
@@ -282,9 +270,7 @@ class _Run:
                     return self._shelf.store(day, known, rows, started)
             seconds = time.perf_counter() - started
             if rows.action is Action.HELD and known is not None:
-                asked_at = clock.naive_utc(clock.now())
-                row = replace(known, attempts=next_attempt(known), failure=None, reason=None, asked_at=asked_at)
-                return DayOutcome(self.key, day, row, Action.HELD, seconds)
+                return DayOutcome(self.key, day, after(known, day, Confirmed(clock.now())), Action.HELD, seconds)
             return self._without_rows(day, rows.action, seconds, rows.findings)
         except StorageError as error:
             self._refusal = error
@@ -295,7 +281,7 @@ class _Run:
             return self._failed(day, known, error.kind, str(error), started, downloaded)
 
     def _obtain(
-        self, day: date, known: LedgerRow | None, whole_month: bool, memory: Reservation
+        self, day: date, known: DayRecord | None, whole_month: bool, memory: Reservation
     ) -> DayRows | Encoded | Nothing:
         """A day's rows: of the archive where it has them, with what it lacks from REST; else of REST."""
         if day > clock.today():
@@ -319,7 +305,7 @@ class _Run:
         held = self._shelf.rows(day) if known is not None and known.outcome == HELD else None
         return self._asked.rows(day, held)
 
-    def _completed(self, day: date, known: LedgerRow | None, rows: DayRows) -> DayRows:
+    def _completed(self, day: date, known: DayRecord | None, rows: DayRows) -> DayRows:
         """What the archive has of a day, with what it lacks and was held from REST, or REST has now."""
         if not rows.final and known is not None and known.held:
             raise UnprovenError(
@@ -330,9 +316,9 @@ class _Run:
         return self._healer.heal(day, self._shelf.reached(day, rows))
 
     def _failed(
-        self, day: date, known: LedgerRow | None, kind: str, reason: str, started: float, downloaded: int
+        self, day: date, known: DayRecord | None, kind: str, reason: str, started: float, downloaded: int
     ) -> DayFailure:
         text = f"{self.key} {day}: {reason}"
         etag, checksum_etag = self._archived.refused.get(day, (None, None))
-        row = failed_row(known, day, kind, text, clock.now(), etag, checksum_etag)
+        row = after(known, day, Failed(kind, text, clock.now(), etag, checksum_etag))
         return DayFailure(self.key, day, kind, text, row, time.perf_counter() - started, downloaded)

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import HELD, Confirmed, DayRecord, Stored, after
 from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.ingest.encoding import Encoded, describe, encode, lacking
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.closing import write_day
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import HELD, LedgerRow, next_attempt, row_from_provenance
 from market_data_pipeline.lake.on_disk import DayFile, days_between, read_record, read_whole
 from market_data_pipeline.lake.provenance import Provenance, Source
 from market_data_pipeline.lake.reading import read_day
@@ -78,7 +78,7 @@ class Shelf:
             return 0
         return int(ends_of(ints(last, "open_time"), ints(last, "close_time"), step)[0])
 
-    def store(self, day: date, known: LedgerRow | None, rows: DayRows, started: float) -> DayOutcome:
+    def store(self, day: date, known: DayRecord | None, rows: DayRows, started: float) -> DayOutcome:
         """Check a day's rows and write them, unless the file that is held is the better one.
 
         Args:
@@ -98,19 +98,12 @@ class Shelf:
         record = describe(self.key, day, rows, self.listing, trades)
         if known is not None and held is not None and _keep(held, record):
             # What the ledger says of the file goes further than its footer: flat candles were judged since.
-            row = replace(
-                known,
-                attempts=next_attempt(known),
-                failure=None,
-                reason=None,
-                replaced_by=None,
-                asked_at=clock.naive_utc(clock.now()),
-            )
+            row = after(known, day, Confirmed(clock.now(), archive=True))
             return DayOutcome(self.key, day, row, Action.HELD, time.perf_counter() - started, rows.downloaded)
         return self.put(day, known, encode(self.key, rows, record), started, rows.action)
 
     def put(
-        self, day: date, known: LedgerRow | None, encoded: Encoded, started: float, action: Action = Action.FETCHED
+        self, day: date, known: DayRecord | None, encoded: Encoded, started: float, action: Action = Action.FETCHED
     ) -> DayOutcome:
         """Write a day, into the file of its month where that is closed.
 
@@ -119,8 +112,7 @@ class Shelf:
         """
         stat = write_day(self.layout, self.key, encoded.record, encoded.parquet)
         sha256 = hashlib.sha256(encoded.parquet).hexdigest()
-        row = row_from_provenance(encoded.record, stat, attempts=next_attempt(known), file_sha256=sha256)
-        row = replace(row, asked_at=clock.naive_utc(clock.now()))  # which may have brought no new row
+        row = after(known, day, Stored(encoded.record, stat, sha256, clock.now()))
         return DayOutcome(self.key, day, row, action, time.perf_counter() - started, encoded.downloaded)
 
     def _on_disk(self, day: date) -> DayFile | None:

@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
+from market_data_pipeline.day import HELD, FileStat
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.findings import Verdict
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError, StorageError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import HELD, Ledger
 from market_data_pipeline.lake.ledger import SCHEMA as LEDGER_SCHEMA
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.on_disk import days_on_disk, months_closed, read_whole
 from market_data_pipeline.lake.on_record import SERIES_LABELS
 from market_data_pipeline.lake.reading import labels_of, time_column
@@ -910,6 +911,6 @@ def _signature_file(layout: Layout) -> Path:
     return layout.catalog.with_suffix(".signature")
 
 
-def _signature(wanted: Sequence[str], stat: files.FileStat) -> str:
+def _signature(wanted: Sequence[str], stat: FileStat) -> str:
     text = hashlib.sha256("\n".join(wanted).encode()).hexdigest()
     return f"{text} {stat.bytes} {stat.mtime_ns}\n"

@@ -18,10 +18,11 @@ from threading import Lock
 import pyarrow as pa
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import HELD, DayRecord, FileStat, Stage, stage_of
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.files import DamagedFileError, FileStat
+from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import HELD, Ledger, LedgerRow, reconcile
+from market_data_pipeline.lake.ledger import Ledger, reconcile
 from market_data_pipeline.lake.months import DayInMonth, encode_month, read_month
 from market_data_pipeline.lake.on_disk import days_between, days_of_month, days_on_disk, read_whole
 from market_data_pipeline.lake.provenance import Provenance, belongs_elsewhere, content_sha256
@@ -49,8 +50,8 @@ def months_to_close(layout: Layout, key: SeriesKey, ledger: Ledger, today: date)
     return [month for month in months if (days := clock.days_of_month(month))[-1] < today and settled.issuperset(days)]
 
 
-def _is_settled(row: LedgerRow | None) -> bool:
-    return row is not None and row.held and not row.open and row.replaced_by is None and row.failure is None
+def _is_settled(row: DayRecord | None) -> bool:
+    return row is not None and stage_of(row) is Stage.FINAL and row.failure is None
 
 
 def close_months(layout: Layout, key: SeriesKey, *, wait_seconds: float = 0) -> list[date]:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from shutil import rmtree
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 from filelock import Timeout
 
 from market_data_pipeline import __version__, faults
+from market_data_pipeline.day import FileStat
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import locks
 from market_data_pipeline.lake.provenance import FOOTER_KEY, Provenance
@@ -56,14 +56,6 @@ class DamagedFileError(MarketDataError):
 
 class SeriesBusyError(MarketDataError):
     """Another process has been writing the same series for longer than we may wait."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileStat:
-    """What tells a file's version apart cheaply: its size in bytes and its modification time in nanoseconds."""
-
-    bytes: int
-    mtime_ns: int
 
 
 def stat(path: Path) -> FileStat | None:

@@ -11,20 +11,21 @@ import errno
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, fields, replace
 from datetime import date, datetime, time
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypedDict
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from market_data_pipeline import clock
 from market_data_pipeline import findings as findings_
-from market_data_pipeline.findings import FLAT, LACKING, Basis, Finding, Verdict
+from market_data_pipeline.day import HELD, DayRecord, FileStat, Lost, ToldColumns, after, record_of, told_columns
+from market_data_pipeline.findings import Basis
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.files import DamagedFileError, FileStat, StorageError
+from market_data_pipeline.lake.files import DamagedFileError, StorageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.on_disk import DayFile, days_on_disk, parse_whole, read_record
 from market_data_pipeline.lake.provenance import Provenance, content_sha256
@@ -33,8 +34,6 @@ from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import ARCHIVE_BEGINS
 from market_data_pipeline.version_1 import with_fields
-
-HELD, FAILED, EMPTY, NOT_LISTED = "held", "failed", "empty", "not_listed"
 
 _UTC_US = pa.timestamp("us")
 SCHEMA = pa.schema(
@@ -74,108 +73,8 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerRow:
-    """What is known of one day of one series.
-
-    Attributes:
-        day: The UTC day.
-        outcome: ``held`` (a readable file, final or provisional), ``failed`` (asked for, nothing held), ``empty``
-            (nothing there yet, e.g. today before the first candle closed) or ``not_listed``.
-        final: Whether the day is settled. Not-listed days are.
-        rows: Rows in the file.
-        bytes: Size of the file.
-        mtime_ns: Its modification time, which with the size tells whether the file is the one this row speaks of.
-        source: Where the rows came from; several are joined by ``+``.
-        checksum: Status of the archive's checksum.
-        archive_sha256: Of the zip.
-        etag: Of the zip.
-        last_modified: Of the zip.
-        content_sha256: Over the column values.
-        first_key: Key of the first row.
-        last_key: Key of the last row.
-        integrity: Severity of what the integrity check found: info (passed), warn or error.
-        gaps: The same of the gaps check.
-        missing: Rows that are missing inside the day, as far as their number is known.
-        quiet: Flat candles (no trade).
-        findings: All findings, as JSON.
-        verdicts: The distinct verdicts of the gaps check, joined by ``+``.
-        bases: The distinct bases of the findings, joined by ``+``.
-        retry: True if a verdict may change with another attempt.
-        replaced_by: ETag of an archive that was published in place of what the rows came from, as the sweep over the
-            listing found it, or as it was refused; the day is fetched again, a refused one only for another archive or
-            another checksum. None where the archive is the one that is held.
-        checksum_etag: ETag of the ``.CHECKSUM`` that came with the zip that the newest attempt refused; None where it
-            refused none, or none had come.
-        attempts: How often the day was asked of a source since it last was as it should be; pauses grow by it.
-        failure: Kind of the newest attempt's failure; None when it succeeded. A held day whose newest attempt
-            failed stays held.
-        reason: The failure in words.
-        fetched_at: When the rows were fetched (UTC, without zone).
-        asked_at: When the newest attempt was made (UTC, without zone).
-        file_sha256: SHA-256 of all bytes of the day's own file as it was written. None if the file is older than this
-            column and was not verified since, or if its month is closed. A day that failed as damaged keeps it.
-        month_sha256: SHA-256 of all bytes of the file of the day's closed month; else None.
-    """
-
-    day: date
-    outcome: str
-    final: bool = False
-    rows: int = 0
-    bytes: int = 0
-    mtime_ns: int = 0
-    source: str | None = None
-    checksum: str | None = None
-    archive_sha256: str | None = None
-    etag: str | None = None
-    last_modified: str | None = None
-    content_sha256: str | None = None
-    first_key: int | None = None
-    last_key: int | None = None
-    integrity: str | None = None
-    gaps: str | None = None
-    missing: int = 0
-    quiet: int = 0
-    findings: str = "[]"
-    verdicts: str = ""
-    bases: str = ""
-    retry: bool = False
-    replaced_by: str | None = None
-    checksum_etag: str | None = None
-    attempts: int = 0
-    failure: str | None = None
-    reason: str | None = None
-    fetched_at: datetime | None = None
-    asked_at: datetime | None = None
-    # How a file was written is not what is known of the day: rows that differ in nothing else are equal.
-    file_sha256: str | None = field(default=None, compare=False)
-    month_sha256: str | None = field(default=None, compare=False)
-
-    @property
-    def held(self) -> bool:
-        """Held in the full sense: final and readable."""
-        return self.outcome == HELD and self.final
-
-    @property
-    def open(self) -> bool:
-        """Return True if a gap of a stored day has a verdict that another attempt may change."""
-        return self.outcome == HELD and self.retry
-
-    def speaks_of(self, stat: FileStat) -> bool:
-        """Whether the day is held, and a file of that size and time is the one that is meant."""
-        return self.outcome == HELD and (self.bytes, self.mtime_ns) == (stat.bytes, stat.mtime_ns)
-
-    def bytes_sha256(self, held: DayFile) -> str | None:
-        """Return the SHA-256 on record of all bytes of the file that has the day's rows."""
-        return self.month_sha256 if held.of_month else self.file_sha256
-
-    def findings_list(self) -> tuple[Finding, ...]:
-        """The findings, read."""
-        return findings_.from_json(self.findings)
-
-
-_FIELDS = tuple(one.name for one in fields(LedgerRow))
-_DEFAULTS = {one.name: one.default for one in fields(LedgerRow) if one.default is not MISSING}
+_FIELDS = tuple(one.name for one in fields(DayRecord))
+_DEFAULTS = {one.name: one.default for one in fields(DayRecord) if one.default is not MISSING}
 
 UNSETTLED = (
     ~pc.field("final")
@@ -186,81 +85,11 @@ UNSETTLED = (
 """Rows of days that may have to be asked for again: not final, open, or of an archive that was replaced."""
 
 
-def row_from_provenance(
-    record: Provenance, stat: FileStat, *, attempts: int = 1, file_sha256: str | None = None
-) -> LedgerRow:
-    """The ledger row of a day whose file has this footer."""
-    newest = max(record.parts, key=lambda part: part.fetched_at, default=None)
-    archive = next((part for part in record.parts if part.sha256), None)
-    return LedgerRow(
-        day=record.day,
-        outcome=HELD,
-        final=record.final,
-        rows=record.rows,
-        bytes=stat.bytes,
-        mtime_ns=stat.mtime_ns,
-        source="+".join(dict.fromkeys(part.source.value for part in record.parts)) or None,
-        checksum=archive.checksum.value if archive and archive.checksum else None,
-        archive_sha256=archive.sha256 if archive else None,
-        etag=archive.etag if archive else None,
-        last_modified=archive.last_modified if archive else None,
-        content_sha256=record.content_sha256,
-        first_key=record.first_key,
-        last_key=record.last_key,
-        integrity=findings_.worst(record.findings, "integrity").value,
-        gaps=findings_.worst(record.findings, "gaps").value,
-        missing=sum(f.count for f in record.findings if f.check == "gaps" and f.rule in LACKING),
-        quiet=sum(f.count for f in record.findings if f.check == "gaps" and f.rule in FLAT),
-        **told_columns(record.findings),
-        attempts=attempts,
-        fetched_at=clock.naive_utc(newest.fetched_at if newest else record.fetched_at),
-        asked_at=clock.naive_utc(record.fetched_at),
-        file_sha256=file_sha256,
-    )
-
-
-class ToldColumns(TypedDict):
-    """The columns of a ledger that say what the findings of a day say."""
-
-    findings: str
-    verdicts: str
-    bases: str
-    retry: bool
-
-
-def told_columns(findings: Sequence[Finding]) -> ToldColumns:
-    """Return the columns of a ledger that say what findings say."""
-    return ToldColumns(
-        findings=findings_.to_json(findings),
-        verdicts=findings_.verdicts_of(findings),
-        bases=findings_.bases_of(findings),
-        retry=any(finding.open for finding in findings),
-    )
-
-
-def judged_row(row: LedgerRow, findings: str) -> LedgerRow:
-    """The row of a day whose findings, as JSON, go further than its footer, since the whole market was looked at.
-
-    What REST has to confirm is due at once.
-    """
-    found = findings_.from_json(findings)
-    columns = told_columns(found)
-    unconfirmed = Verdict.UNCONFIRMED in columns["verdicts"].split(
-        "+"
-    ) and Verdict.UNCONFIRMED not in row.verdicts.split("+")
-    return replace(
-        row,
-        **columns,
-        gaps=findings_.worst(found, "gaps").value,
-        attempts=0 if unconfirmed else row.attempts,
-    )
-
-
 class Ledger:
     """A series' ledger in memory, by day."""
 
-    def __init__(self, rows: Iterable[LedgerRow] = ()) -> None:
-        self.rows: dict[date, LedgerRow] = {row.day: row for row in rows}
+    def __init__(self, rows: Iterable[DayRecord] = ()) -> None:
+        self.rows: dict[date, DayRecord] = {row.day: row for row in rows}
 
     @classmethod
     def read(cls, path: Path, where: pc.Expression | None = None) -> Self:
@@ -279,7 +108,7 @@ class Ledger:
             if where is not None:
                 with suppress(pa.ArrowInvalid):
                     table = table.filter(where)
-            return cls(LedgerRow(**row) for row in _believable(table).to_pylist())
+            return cls(DayRecord(**row) for row in _believable(table).to_pylist())
         except (TypeError, ValueError, OverflowError, pa.ArrowException):
             return cls()
 
@@ -289,11 +118,11 @@ class Ledger:
         columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in ordered] for name in _FIELDS}
         files.write_table(path, pa.table(columns, schema=SCHEMA))
 
-    def put(self, row: LedgerRow) -> None:
+    def put(self, row: DayRecord) -> None:
         """Set the row of its day."""
         self.rows[row.day] = row
 
-    def get(self, day: date) -> LedgerRow | None:
+    def get(self, day: date) -> DayRecord | None:
         """The row of a day, None where the day was never asked for."""
         return self.rows.get(day)
 
@@ -460,53 +289,6 @@ def contents_held(path: Path, first: date, last: date) -> dict[date, Content]:
         return {}
 
 
-def next_attempt(known: LedgerRow | None) -> int:
-    """The number of the next attempt at a day. Those of a day that is as it should be, e.g. still grows, are no matter.
-
-    Args:
-        known: The day's row so far.
-    """
-    if known is None or (known.outcome == HELD and known.failure is None and not known.open):
-        return 1
-    return known.attempts + 1
-
-
-def failed_row(
-    previous: LedgerRow | None,
-    day: date,
-    failure: str,
-    reason: str,
-    asked_at: datetime,
-    etag: str | None = None,
-    checksum_etag: str | None = None,
-) -> LedgerRow:
-    """The row after a failed attempt: what was held stays held, with the failure on record.
-
-    Args:
-        previous: The day's row so far.
-        day: The UTC day.
-        failure: Kind of the failure.
-        reason: The failure in words.
-        asked_at: When the attempt was made.
-        etag: Of the zip that was refused, so that another one is told apart; a held day keeps that of its rows, and
-            the refused one is what would replace them.
-        checksum_etag: Of the ``.CHECKSUM`` that came with it.
-    """
-    row = previous or LedgerRow(day=day, outcome=FAILED)
-    held = row.outcome == HELD
-    return replace(
-        row,
-        outcome=HELD if held else FAILED,
-        attempts=next_attempt(previous),
-        failure=failure,
-        reason=reason,
-        etag=row.etag if held else etag,
-        replaced_by=etag if held and etag and etag != row.etag else row.replaced_by,
-        checksum_etag=checksum_etag,
-        asked_at=clock.naive_utc(asked_at),
-    )
-
-
 def reconcile(ledger: Ledger, layout: Layout, key: SeriesKey) -> list[date]:
     """Bring a series' ledger up to what lies on the disk; return the days that changed.
 
@@ -526,15 +308,11 @@ def reconcile(ledger: Ledger, layout: Layout, key: SeriesKey) -> list[date]:
         if day not in on_disk:
             changed.append(day)
             gone = f"{layout.file(key, day)} is gone. Backfill that day to bring it back."
-            ledger.put(
-                replace(
-                    LedgerRow(day=day, outcome=FAILED), failure="gone", reason=gone, attempts=ledger.rows[day].attempts
-                )
-            )
+            ledger.put(after(ledger.rows[day], day, Lost(gone)))
     return changed
 
 
-def row_of_file(held: DayFile, row: LedgerRow | None) -> LedgerRow:
+def row_of_file(held: DayFile, row: DayRecord | None) -> DayRecord:
     """The row of a day by its file, where the ledger does not speak of that file: held, or failed as damaged.
 
     Args:
@@ -545,13 +323,13 @@ def row_of_file(held: DayFile, row: LedgerRow | None) -> LedgerRow:
     """
     try:
         if row is None:
-            return row_from_provenance(read_record(held), held.stat)
+            return record_of(read_record(held), held.stat)
         return _proven(held, row)
     except DamagedFileError as error:
-        return damaged_row(held.day, row, str(error))
+        return after(row, held.day, Lost(str(error), damaged=True))
 
 
-def _proven(held: DayFile, row: LedgerRow) -> LedgerRow:
+def _proven(held: DayFile, row: DayRecord) -> DayRecord:
     """The row of a file of which the ledger does not speak, once the file was read whole.
 
     Raises:
@@ -562,8 +340,8 @@ def _proven(held: DayFile, row: LedgerRow) -> LedgerRow:
     except OSError as error:
         raise files.damaged(held.path, error) from error
     sha256 = hashlib.sha256(data).hexdigest()
-    as_written = row.bytes_sha256(held) == sha256
-    if not as_written and row.outcome != HELD and row.bytes_sha256(held) is not None:
+    as_written = row.bytes_sha256(of_month=held.of_month) == sha256
+    if not as_written and row.outcome != HELD and row.bytes_sha256(of_month=held.of_month) is not None:
         raise DamagedFileError(CHANGED.format(path=held.path))
     record, table = parse_whole(held, data)
     schema = lake_schema(held.key.market, held.key.data_type)
@@ -572,7 +350,7 @@ def _proven(held: DayFile, row: LedgerRow) -> LedgerRow:
             f"{held.path} does not hold what its footer says: it was changed after it was written. "
             "Backfill that day to replace it."
         )
-    found = row_from_provenance(record, held.stat, attempts=max(1, row.attempts))
+    found = record_of(record, held.stat, attempts=max(1, row.attempts))
     # Of a closed month, another day may have been written since; whoever has all of its days in view decides.
     if not as_written and not held.of_month and is_changed(held, row, record):
         raise DamagedFileError(CHANGED.format(path=held.path))
@@ -583,7 +361,7 @@ def _proven(held: DayFile, row: LedgerRow) -> LedgerRow:
     return replace(found, month_sha256=sha256) if held.of_month else replace(found, file_sha256=sha256)
 
 
-def is_changed(held: DayFile, row: LedgerRow, record: Provenance) -> bool:
+def is_changed(held: DayFile, row: DayRecord, record: Provenance) -> bool:
     """Return True if a file whose bytes are not those on record is damaged, and not another version of the day.
 
     A run that was killed may have written a newer version that its ledger does not know.
@@ -593,29 +371,16 @@ def is_changed(held: DayFile, row: LedgerRow, record: Provenance) -> bool:
         row: What the ledger says of the day.
         record: What the file says of it.
     """
-    if row.bytes_sha256(held) is None:
+    if row.bytes_sha256(of_month=held.of_month) is None:
         return False
     if row.outcome != HELD or row.speaks_of(held.stat):
         return True
-    found = row_from_provenance(record, held.stat)
+    found = record_of(record, held.stat)
     newer = found.fetched_at is not None and row.fetched_at is not None and found.fetched_at > row.fetched_at
     return not newer and (found.content_sha256, found.final) == (row.content_sha256, row.final)
 
 
-def damaged_row(day: date, row: LedgerRow | None, reason: str) -> LedgerRow:
-    """The row of a day whose file is damaged; it keeps the hashes, so that no damaged file is taken for a good one."""
-    return LedgerRow(
-        day=day,
-        outcome=FAILED,
-        failure="damaged",
-        reason=reason,
-        attempts=row.attempts if row else 0,
-        file_sha256=row.file_sha256 if row else None,
-        month_sha256=row.month_sha256 if row else None,
-    )
-
-
-def _same_version(row: LedgerRow, other: LedgerRow) -> bool:
+def _same_version(row: DayRecord, other: DayRecord) -> bool:
     """Whether two rows are of the same rows of a day, fetched at the same time."""
     told = attrgetter("content_sha256", "fetched_at", "final", "source", "etag")
     return bool(told(row) == told(other))

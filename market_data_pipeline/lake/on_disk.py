@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import FileStat
 from market_data_pipeline.lake import files, months
-from market_data_pipeline.lake.files import FileStat
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.months import DayInMonth
 from market_data_pipeline.lake.provenance import Provenance, belongs_elsewhere

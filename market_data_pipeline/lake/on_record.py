@@ -18,19 +18,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from market_data_pipeline.day import HELD, DayRecord, Lost, after
 from market_data_pipeline.findings import Severity, Verdict
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import (
-    FAILED,
-    HELD,
-    SCHEMA,
-    Ledger,
-    LedgerRow,
-    read_columns,
-    reconcile,
-    row_of_file,
-)
+from market_data_pipeline.lake.ledger import SCHEMA, Ledger, read_columns, reconcile, row_of_file
 from market_data_pipeline.lake.on_disk import DayFile, days_on_disk
 from market_data_pipeline.lake.states import EXPLAINED
 from market_data_pipeline.series import SeriesKey
@@ -44,7 +36,7 @@ def rows_on_record(
     last: date,
     *,
     only: Sequence[date] | None = None,
-) -> dict[date, LedgerRow]:
+) -> dict[date, DayRecord]:
     """What is known of the days of a series, as they lie on the disk.
 
     Args:
@@ -68,7 +60,7 @@ def rows_on_record(
     known = Ledger.read(layout.ledger(key), inside).rows
     for day, row in known.items():
         if row.outcome == HELD and day not in on_disk:
-            known[day] = LedgerRow(day=day, outcome=FAILED, failure="gone", reason="its file is gone")
+            known[day] = after(None, day, Lost("its file is gone"))
     for day, held in on_disk.items():
         found = known.get(day)
         if found is None or not found.speaks_of(held.stat):

@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import FileStat
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.files import DamagedFileError, FileStat
+from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.months import DayInMonth, parse_month
 from market_data_pipeline.lake.on_disk import DayFile, closed_among, days_of_month, of_another_month

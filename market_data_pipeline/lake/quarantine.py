@@ -22,11 +22,12 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from market_data_pipeline import clock, version_1
+from market_data_pipeline.day import NOT_LISTED
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import DamagedFileError, StorageError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import NOT_LISTED, Ledger
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.provenance import ChecksumStatus
 from market_data_pipeline.regular_files import read_regular, reading
 from market_data_pipeline.series import DataType, Market, SeriesKey

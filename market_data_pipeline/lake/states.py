@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 import pyarrow.compute as pc
 
+from market_data_pipeline.day import EMPTY, FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.findings import VERDICT_SEVERITY, Severity, Verdict
-from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
 from market_data_pipeline.lake.provenance import ChecksumStatus
 
 
@@ -45,38 +46,86 @@ class DayState(StrEnum):
 EXPLAINED = frozenset(verdict for verdict, severity in VERDICT_SEVERITY.items() if severity is Severity.INFO)
 """Verdicts that say why rows are not there, or stand still: nothing is left to find out."""
 
-_UNEXPLAINED = frozenset({Verdict.ARCHIVE_DEFECT, Verdict.UNEXPLAINED})
 _NOT_KNOWN_YET = frozenset({Verdict.UNPUBLISHED, Verdict.UNCONFIRMED})
-_STOOD_STILL = frozenset({Verdict.OUTAGE, Verdict.SUSPENDED})
 
 
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """One row of the table of states: a state, and what a day's record must say to have it. None means anything.
+
+    Attributes:
+        state: The state.
+        outcome: Outcome on record.
+        final: If the day is final.
+        integrity: Severity of what the integrity check found.
+        verdicts: Verdicts of which the gaps check gave at least one.
+    """
+
+    state: DayState
+    outcome: str | None = None
+    final: bool | None = None
+    integrity: Severity | None = None
+    verdicts: frozenset[Verdict] | None = None
+
+    def fits(self, outcome: str, final: bool, verdicts: frozenset[str], integrity: str | None) -> bool:
+        return (
+            self.outcome in (None, outcome)
+            and self.final in (None, final)
+            and self.integrity in (None, integrity)
+            and (self.verdicts is None or not self.verdicts.isdisjoint(verdicts))
+        )
+
+    def sql(self) -> str:
+        """Return the same as an SQL condition."""
+        found = []
+        if self.outcome is not None:
+            found.append(f"outcome = '{self.outcome}'")
+        if self.final is not None:
+            found.append("final" if self.final else "NOT final")
+        if self.integrity is not None:
+            found.append(f"integrity = '{self.integrity}'")
+        if self.verdicts is not None:
+            words = ", ".join(f"'{verdict}'" for verdict in sorted(self.verdicts))
+            found.append(f"list_has_any(string_split(coalesce(verdicts, ''), '+'), [{words}])")
+        return " AND ".join(found) or "true"
+
+
+RULES = (
+    _Rule(DayState.OUTAGE, outcome=EMPTY, final=True, verdicts=frozenset({Verdict.OUTAGE})),
+    _Rule(DayState.EMPTY, outcome=EMPTY),
+    _Rule(DayState.FAILED, outcome=FAILED),
+    _Rule(DayState.NOT_LISTED, outcome=NOT_LISTED),
+    _Rule(DayState.FAULTY, integrity=Severity.ERROR),
+    _Rule(DayState.INCOMPLETE, verdicts=frozenset({Verdict.ARCHIVE_DEFECT, Verdict.UNEXPLAINED})),
+    # A provisional day is not finished, so rows that are still to come are no news.
+    _Rule(DayState.INCOMPLETE, final=True, verdicts=_NOT_KNOWN_YET),
+    _Rule(DayState.PROVISIONAL, final=False),
+    _Rule(DayState.OUTAGE, verdicts=frozenset({Verdict.OUTAGE, Verdict.SUSPENDED})),
+    _Rule(DayState.HEALED, verdicts=frozenset({Verdict.HEALED})),
+    _Rule(DayState.FINAL),
+)
+"""The state of a day on record is that of the first rule that fits. SQL and Python both read this table."""
+
+
+@lru_cache(maxsize=1024)
 def state_of(outcome: str, final: bool, verdicts: str, integrity: str | None = None) -> DayState:
-    """The state of a day that stands in a ledger.
+    """Return the state of a day on record.
 
     Args:
         outcome: As in the ledger.
-        final: Whether the day is settled.
+        final: If the day is final.
         verdicts: Verdicts of the gaps check, joined by ``+``.
         integrity: Severity of what the integrity check found.
 
     >>> state_of("held", True, "quiet+outage").value
     'outage'
     """
-    if outcome == EMPTY and final and Verdict.OUTAGE in verdicts.split("+"):
-        return DayState.OUTAGE
-    if outcome != HELD:
-        return {FAILED: DayState.FAILED, NOT_LISTED: DayState.NOT_LISTED, EMPTY: DayState.EMPTY}[outcome]
-    if integrity == Severity.ERROR:
-        return DayState.FAULTY
-    found = set(verdicts.split("+"))
-    # Of a provisional day it is no news that something is still to come.
-    if found & _UNEXPLAINED or (final and found & _NOT_KNOWN_YET):
-        return DayState.INCOMPLETE
-    if not final:
-        return DayState.PROVISIONAL
-    if found & _STOOD_STILL:
-        return DayState.OUTAGE
-    return DayState.HEALED if Verdict.HEALED in found else DayState.FINAL
+    found = frozenset(verdicts.split("+"))
+    return next(rule.state for rule in RULES if rule.fits(outcome, final, found, integrity))
+
+
+STATE_SQL = " ".join(("CASE", *(f"WHEN {rule.sql()} THEN '{rule.state}'" for rule in RULES), "END"))
+""":func:`state_of` as an SQL expression over the columns ``outcome``, ``final``, ``verdicts`` and ``integrity``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +143,7 @@ class Fault:
     said: str
 
 
-def is_complete(row: LedgerRow) -> bool:
+def is_complete(row: DayRecord) -> bool:
     """Return True if a stored day has all its rows, or an explanation for them, and its checks do not fail.
 
     Checks that only warn pass, and so does a provisional day that still waits for rows. A day that is not stored is not
@@ -105,7 +154,7 @@ def is_complete(row: LedgerRow) -> bool:
     return state_of(row.outcome, row.final, row.verdicts, row.integrity) not in (DayState.FAULTY, DayState.INCOMPLETE)
 
 
-def faults_of(row: LedgerRow) -> list[Fault]:
+def faults_of(row: DayRecord) -> list[Fault]:
     """Return the reasons why a stored day is not complete; none if it is, or if it is not stored."""
     if row.outcome != HELD or is_complete(row):
         return []
@@ -113,7 +162,7 @@ def faults_of(row: LedgerRow) -> list[Fault]:
     return [*refused, *faults_of_rows(row)]
 
 
-def faults_of_rows(row: LedgerRow) -> list[Fault]:
+def faults_of_rows(row: DayRecord) -> list[Fault]:
     """Return those reasons that lie in the stored rows, so that whatever is made of them has them, too."""
     if row.outcome != HELD or row.findings == "[]":
         return []
@@ -125,7 +174,7 @@ def faults_of_rows(row: LedgerRow) -> list[Fault]:
     return found
 
 
-def _was_refused(row: LedgerRow) -> bool:
+def _was_refused(row: DayRecord) -> bool:
     """Return True if the newest attempt failed and its failure still concerns the stored rows."""
     return row.failure is not None and (not row.final or row.replaced_by is not None)
 
@@ -138,7 +187,7 @@ CHECKS_DO_NOT_PASS = (pc.field("outcome") == HELD) & (
 """Ledger rows of stored days whose checks warn or fail: all that are not complete are among them."""
 
 
-def doubts_of(row: LedgerRow) -> list[str]:
+def doubts_of(row: DayRecord) -> list[str]:
     """What keeps a day that is held from being beyond doubt, a sentence each: whoever uses it should know of it.
 
     Another archive is there that was refused, or not fetched yet; a person accepted a checksum that does not match; the
@@ -163,21 +212,3 @@ def doubts_of(row: LedgerRow) -> list[str]:
         failing = (f for f in row.findings_list() if f.check == "integrity" and f.severity is Severity.ERROR)
         said.append(f"the integrity check fails ({' '.join(f.message for f in failing)})")
     return said
-
-
-def _any_of(verdicts: frozenset[Verdict]) -> str:
-    words = ", ".join(f"'{verdict}'" for verdict in sorted(verdicts))
-    return f"list_has_any(string_split(coalesce(verdicts, ''), '+'), [{words}])"
-
-
-STATE_SQL = (
-    f"CASE WHEN outcome = '{EMPTY}' AND final AND {_any_of(frozenset({Verdict.OUTAGE}))} THEN '{DayState.OUTAGE}' "
-    f"WHEN outcome <> '{HELD}' THEN outcome "
-    f"WHEN integrity = '{Severity.ERROR}' THEN '{DayState.FAULTY}' "
-    f"WHEN {_any_of(_UNEXPLAINED)} OR (final AND {_any_of(_NOT_KNOWN_YET)}) "
-    f"THEN '{DayState.INCOMPLETE}' "
-    f"WHEN NOT final THEN '{DayState.PROVISIONAL}' "
-    f"WHEN {_any_of(_STOOD_STILL)} THEN '{DayState.OUTAGE}' "
-    f"WHEN {_any_of(frozenset({Verdict.HEALED}))} THEN '{DayState.HEALED}' ELSE '{DayState.FINAL}' END"
-)
-""":func:`state_of` as an SQL expression over the columns ``outcome``, ``final``, ``verdicts`` and ``integrity``."""

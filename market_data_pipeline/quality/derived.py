@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from market_data_pipeline.day import DayRecord
 from market_data_pipeline.findings import SOURCE, Finding, Severity
-from market_data_pipeline.lake.ledger import LedgerRow
 from market_data_pipeline.lake.states import faults_of_rows
 from market_data_pipeline.series import SeriesKey
 
 
-def source_findings(made_of: Mapping[SeriesKey, LedgerRow | None]) -> tuple[Finding, ...]:
+def source_findings(made_of: Mapping[SeriesKey, DayRecord | None]) -> tuple[Finding, ...]:
     """Return a failing integrity finding for each source whose day is not complete.
 
     Args:
@@ -42,12 +42,12 @@ Mark = tuple[tuple[str, int], ...]
 """Faults of a day: each rule, verdict or kind of failure, with the number of rows that it concerns."""
 
 
-def source_mark(source: LedgerRow) -> Mark:
+def source_mark(source: DayRecord) -> Mark:
     """Return the faults of a source's day, as the derived day stores them; none if it is complete."""
     return tuple((fault.rule, fault.rows) for fault in faults_of_rows(source))
 
 
-def marked_with(derived: LedgerRow) -> Mark:
+def marked_with(derived: DayRecord) -> Mark:
     """Return the faults of the source that a derived day was marked with when it was made."""
     marks = (finding.faults or () for finding in derived.findings_list() if finding.rule == SOURCE)
     return tuple(fault for mark in marks for fault in mark)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import pairwise
 
+from market_data_pipeline.day import EMPTY, HELD, DayRecord
 from market_data_pipeline.findings import ACROSS_MIDNIGHT, Finding, Severity, Verdict
-from market_data_pipeline.lake.ledger import EMPTY, HELD, LedgerRow
 from market_data_pipeline.lake.states import DayState, doubts_of, state_of
 from market_data_pipeline.series import SeriesKey, interval_us
 
@@ -80,7 +80,7 @@ class SeriesCoverage:
     final: int
     provisional: int
     overdue: tuple[date, ...]
-    failed: tuple[LedgerRow, ...]
+    failed: tuple[DayRecord, ...]
     missing: tuple[date, ...]
     breaks: tuple[Break, ...]
     explained: int
@@ -93,7 +93,7 @@ class SeriesCoverage:
         return len(self.failed) + len(self.missing)
 
 
-def states_of(rows: Mapping[date, LedgerRow], wanted: Sequence[tuple[date, date]], today: date) -> dict[date, DayState]:
+def states_of(rows: Mapping[date, DayRecord], wanted: Sequence[tuple[date, date]], today: date) -> dict[date, DayState]:
     """What each day of a series is that is known, or that should be held. A day that is in none is neither.
 
     A past day that was empty when it was asked for, and is not settled, was never brought: it is missing. Nothing is
@@ -124,7 +124,7 @@ def _days(first: date, last: date) -> Iterator[date]:
 
 def cover(
     key: SeriesKey,
-    rows: Mapping[date, LedgerRow],
+    rows: Mapping[date, DayRecord],
     states: Mapping[date, DayState],
     wanted: Sequence[tuple[date, date]],
     today: date,
@@ -159,7 +159,7 @@ def cover(
     )
 
 
-def sum_of_gaps(rows: Iterable[LedgerRow]) -> tuple[GapSum, ...]:
+def sum_of_gaps(rows: Iterable[DayRecord]) -> tuple[GapSum, ...]:
     """What the gaps checks of days found, by verdict, in the order in which verdicts take precedence."""
     sums: dict[str, GapSum] = {}
     for row in rows:
@@ -182,7 +182,7 @@ def sum_of_gaps(rows: Iterable[LedgerRow]) -> tuple[GapSum, ...]:
     return tuple(sums[verdict] for verdict in Verdict if verdict in sums)
 
 
-def continuity(key: SeriesKey, rows: Mapping[date, LedgerRow], today: date) -> tuple[Break, ...]:
+def continuity(key: SeriesKey, rows: Mapping[date, DayRecord], today: date) -> tuple[Break, ...]:
     """Midnights at which a day does not go on where the day before ended.
 
     A candle follows one interval later, an aggregated trade has the next id. Only days that are settled are compared,
@@ -213,7 +213,7 @@ def _step(key: SeriesKey) -> int:
     return interval_us(key.interval) if key.interval else 1
 
 
-def is_told(key: SeriesKey, found: Break, rows: Mapping[date, LedgerRow], counts: Callable[[Finding], bool]) -> bool:
+def is_told(key: SeriesKey, found: Break, rows: Mapping[date, DayRecord], counts: Callable[[Finding], bool]) -> bool:
     """Whether findings of the two days say of all that is not as it should be at a midnight why it is so.
 
     An outage over midnight is told in two parts, by each day of its own hours. An answer of REST may have parts, too.

@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from market_data_pipeline.day import NOT_LISTED, DayRecord, Failed, after, record_of
 from market_data_pipeline.definitions import build_definitions
 from market_data_pipeline.defs.home import materialize_days
 from market_data_pipeline.defs.keys import asset_key_of
@@ -18,7 +19,7 @@ from market_data_pipeline.findings import Finding
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, Sources
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import NOT_LISTED, Ledger, LedgerRow, failed_row, row_from_provenance
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
 from market_data_pipeline.outcomes import DayResult, OnResult
 from market_data_pipeline.schemas import lake_schema
@@ -102,7 +103,7 @@ def trade_rows(key: SeriesKey, when: date) -> pa.Table:
 
 def hold(
     layout: Layout, key: SeriesKey, when: date, *, final: bool = True, findings: tuple[Finding, ...] = ()
-) -> LedgerRow:
+) -> DayRecord:
     """Write a day as ``ingest`` would."""
     table = (kline_rows if key.data_type is DataType.KLINES else trade_rows)(key, when)
     keys = table.column("open_time" if key.interval else "agg_trade_id").cast(pa.int64()).to_pylist()
@@ -128,12 +129,12 @@ def hold(
         findings=findings,
     )
     stat = files.write_table(layout.file(key, when), table, record)
-    row = row_from_provenance(record, stat)
+    row = record_of(record, stat)
     put(layout, key, row)
     return row
 
 
-def put(layout: Layout, key: SeriesKey, row: LedgerRow) -> None:
+def put(layout: Layout, key: SeriesKey, row: DayRecord) -> None:
     """Set a row of a series' ledger."""
     ledger = Ledger.read(layout.ledger(key))
     ledger.put(row)
@@ -172,12 +173,12 @@ class FakeIngest:
     def _bring(self, key: SeriesKey, when: date, layout: Layout, listing: Listing) -> DayResult:
         known = Ledger.read(layout.ledger(key)).get(when)
         if not listing.covers(when):
-            row = LedgerRow(day=when, outcome=NOT_LISTED, final=True)
+            row = DayRecord(day=when, outcome=NOT_LISTED, final=True)
             put(layout, key, row)
             return DayOutcome(key, when, row, Action.NOT_LISTED)
         if (key, when) in self.bad:
             kind, reason = self.bad[key, when]
-            row = failed_row(known, when, kind, reason, FETCHED_AT)
+            row = after(known, when, Failed(kind, reason, FETCHED_AT))
             put(layout, key, row)
             self.fetched.append((key, when))
             return DayFailure(key, when, kind, reason, row, 0.1, 0)

@@ -12,13 +12,14 @@ import dagster as dg
 import pytest
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import EMPTY, FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.defs.bodies import backlog
 from market_data_pipeline.defs.bodies.backlog import portion
 from market_data_pipeline.defs.home import open_instance
 from market_data_pipeline.defs.keys import asset_key_of, series_of
 from market_data_pipeline.defs.partitions import DAY, PARTITION, RANGE_END, RANGE_START, days_between
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, Ledger, LedgerRow
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.universe import load_universe
 from market_data_pipeline_tests.defs.fakes import KLINES, OTHER, PROFILE, TRADES, Project, day, put
@@ -57,7 +58,7 @@ def record(layout: Layout, key: SeriesKey, days: Sequence[date], outcome: str = 
     """Put days on record, with a file each if they are stored."""
     ledger = Ledger.read(layout.ledger(key))
     for one in days:
-        ledger.put(LedgerRow(day=one, outcome=outcome, final=True, content_sha256="ab", archive_sha256="ab"))
+        ledger.put(DayRecord(day=one, outcome=outcome, final=True, content_sha256="ab", archive_sha256="ab"))
         if outcome == HELD:
             path = layout.file(key, one)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,7 +201,7 @@ def test_failed_and_settled_days_are_left_to_their_own_rules(off: Project) -> No
     record(off.layout, OTHER, MISSED)
     record(off.layout, KLINES, MISSED[:10], EMPTY)
     record(off.layout, KLINES, MISSED[10:20], NOT_LISTED)
-    later = LedgerRow(day=MISSED[20], outcome=FAILED, failure="checksum", attempts=3, asked_at=clock.naive_utc(NOW))
+    later = DayRecord(day=MISSED[20], outcome=FAILED, failure="checksum", attempts=3, asked_at=clock.naive_utc(NOW))
     put(off.layout, KLINES, later)
     put(off.layout, KLINES, replace(later, day=MISSED[21], failure="network"))
     assert asked(tick(off, "repair")[0]) == {KLINES: MISSED[22:]}

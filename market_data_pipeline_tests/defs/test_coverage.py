@@ -15,10 +15,11 @@ import pytest
 from dagster_shared.serdes import serialize_value
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import FAILED, DayRecord
 from market_data_pipeline.defs.bodies.coverage import how_to_recover
 from market_data_pipeline.defs.coverage import coverage_key
 from market_data_pipeline.findings import Finding, Range, Severity, Verdict
-from market_data_pipeline.lake.ledger import FAILED, Ledger, LedgerRow
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.quality.verdicts import Ground, verdict_finding
 from market_data_pipeline.series import Market
 from market_data_pipeline_tests.defs.fakes import KLINES, OTHER, TRADES, UNIVERSE, Project, day, hold, put, universe_of
@@ -64,7 +65,7 @@ def test_days_that_lack_are_listed_by_series_with_the_way_to_bring_them(project:
         for number in (1, 2, 3):
             hold(project.layout, key, day(number), final=number != 3)
     hold(project.layout, OTHER, day(2))
-    failed = LedgerRow(day=day(3), outcome=FAILED, failure="checksum", reason="It differs.", attempts=2)
+    failed = DayRecord(day=day(3), outcome=FAILED, failure="checksum", reason="It differs.", attempts=2)
     put(project.layout, OTHER, failed)
 
     metadata, checks = run(project)
@@ -90,7 +91,7 @@ def test_of_many_failed_days_the_newest_twenty_are_shown_and_all_are_counted(
 ) -> None:
     monkeypatch.setattr(clock, "now", lambda: datetime(2024, 2, 1, 12, tzinfo=UTC))
     for number in range(1, 32):
-        put(project.layout, KLINES, LedgerRow(day=day(number), outcome=FAILED, failure="network", reason="No answer."))
+        put(project.layout, KLINES, DayRecord(day=day(number), outcome=FAILED, failure="network", reason="No answer."))
 
     _, checks = run(project)
 
@@ -137,7 +138,7 @@ def test_days_that_are_held_and_not_beyond_doubt_are_a_warning_that_stays(projec
     [("absent", "universe refresh"), ("unpublished", "nothing: the archive"), ("conflict", "quarantine show")],
 )
 def test_each_failure_has_a_way_out(failure: str, words: str) -> None:
-    assert words in how_to_recover(TRADES, LedgerRow(day=day(1), outcome=FAILED, failure=failure))
+    assert words in how_to_recover(TRADES, DayRecord(day=day(1), outcome=FAILED, failure=failure))
 
 
 @pytest.mark.parametrize(("after", "overdue"), [(2, "2024-01-01"), (3, "")])

@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from market_data_pipeline.day import EMPTY, FAILED, NOT_LISTED, DayRecord
 from market_data_pipeline.defs.bodies import tables
 from market_data_pipeline.defs.bodies.tables import (
     NotHeldError,
@@ -27,7 +28,7 @@ from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.closing import close_months, closed_days, remove_closed_days
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import EMPTY, FAILED, NOT_LISTED, Ledger, LedgerRow
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.provenance import Source
 from market_data_pipeline.schemas import TRADE_PROFILE_SCHEMA, lake_schema
 from market_data_pipeline.series import SeriesKey
@@ -100,8 +101,8 @@ def test_one_day_loads(project: Project) -> None:
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_days_without_data_are_empty_with_the_right_columns(project: Project, kind: Any) -> None:
-    put(project.layout, KLINES, LedgerRow(day=day(1), outcome=NOT_LISTED, final=True))
-    put(project.layout, KLINES, LedgerRow(day=day(2), outcome=EMPTY))
+    put(project.layout, KLINES, DayRecord(day=day(1), outcome=NOT_LISTED, final=True))
+    put(project.layout, KLINES, DayRecord(day=day(2), outcome=EMPTY))
 
     frame = as_arrow(load(project, KLINES, kind, 1, 2))
 
@@ -111,7 +112,7 @@ def test_days_without_data_are_empty_with_the_right_columns(project: Project, ki
 
 def test_days_that_are_not_held_are_named_with_the_reason(project: Project) -> None:
     hold(project.layout, KLINES, day(1))
-    put(project.layout, KLINES, LedgerRow(day=day(2), outcome=FAILED, failure="checksum", reason="It does not match."))
+    put(project.layout, KLINES, DayRecord(day=day(2), outcome=FAILED, failure="checksum", reason="It does not match."))
 
     with pytest.raises(NotHeldError, match=r"1h: not held in the lake: 2024-01-02, 2024-01-03.*It does not match"):
         load(project, KLINES, pa.Table, 1, 3)
@@ -184,7 +185,7 @@ def test_what_is_no_table_is_refused() -> None:
 def test_a_derived_day_is_as_final_as_its_source_and_says_what_it_is_made_of(project: Project) -> None:
     final = hold(project.layout, TRADES, day(1))
     hold(project.layout, TRADES, day(2), final=False)
-    put(project.layout, TRADES, LedgerRow(day=day(3), outcome=NOT_LISTED, final=True))
+    put(project.layout, TRADES, DayRecord(day=day(3), outcome=NOT_LISTED, final=True))
 
     assert project.run(1, 3, PROFILE).success
 

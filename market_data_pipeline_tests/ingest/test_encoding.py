@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from typing_extensions import override
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import DayRecord
 from market_data_pipeline.ingest import archived, encoding, sources
 from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.ingest.encoding import Encoded, read_daily, read_days
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.ledger import LedgerRow
 from market_data_pipeline.lake.provenance import ChecksumStatus
 from market_data_pipeline.sandbox import Damage, DamagedArchive, MissingChecksum, MissingRows
 from market_data_pipeline.series import Listing, SeriesKey
@@ -33,7 +33,7 @@ from market_data_pipeline.sources.file import ArchiveFile
 from market_data_pipeline_tests.world import Result, World, agg_trades, days, klines, utc
 
 
-def told(world: World, result: Result) -> tuple[date, LedgerRow, str, int, pa.Table | None]:
+def told(world: World, result: Result) -> tuple[date, DayRecord, str, int, pa.Table | None]:
     """What a result says, without what another time or place of bringing it changes."""
     at_once = replace(result.row, fetched_at=None, asked_at=None, mtime_ns=0, bytes=0, file_sha256=None)
     reason = getattr(result, "reason", "")

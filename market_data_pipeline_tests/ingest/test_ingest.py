@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pytest
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import OtherArchive, after
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, archived, run
 from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.ingest.shelf import Shelf
@@ -24,7 +25,7 @@ from market_data_pipeline.judging import judge_flat_candles
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.files import SeriesBusyError, StorageError
 from market_data_pipeline.lake.provenance import content_sha256
-from market_data_pipeline.quality.repair import is_known, is_worth_asking, marked
+from market_data_pipeline.needs import knows_archive, needs
 from market_data_pipeline.sandbox import (
     CutBody,
     Damage,
@@ -629,7 +630,7 @@ def test_days_that_were_replaced_do_not_come_from_an_older_monthly_zip(world: Wo
     world.sandbox.faults.remove(late)
     ledger = world.ledger(hours)
     for day in january:
-        ledger.put(marked(ledger.rows[day], "another"))
+        ledger.put(after(ledger.rows[day], day, OtherArchive("another")))
     ledger.write(world.layout.ledger(hours))
     world.forget()
     assert {outcome(result).row.source for result in world.ingest(hours, january)} == {"archive_daily"}
@@ -640,12 +641,12 @@ def test_a_replaced_archive_without_a_checksum_leaves_what_was_proven_and_is_not
     row = outcome(world.one(BTC, "2026-03-03")).row
     world.sandbox.faults.add(MissingChecksum(days=[date(2026, 3, 3)]))
     ledger = world.ledger(BTC)
-    ledger.put(marked(row, "another"))
+    ledger.put(after(row, row.day, OtherArchive("another")))
     ledger.write(world.layout.ledger(BTC))
     found = failure(world.one(BTC, "2026-03-03"))
     assert found.failure == "unproven"
     assert (found.row.outcome, found.row.final, found.row.content_sha256) == ("held", True, row.content_sha256)
-    assert is_known(found.row, "another")
+    assert knows_archive(found.row, "another")
     world.forget()
     world.at("2026-06-05T12:00:00")
     world.one(BTC, "2026-03-03")
@@ -673,7 +674,7 @@ def test_an_answer_of_rest_that_is_not_understood_fails_the_day_until_it_is(worl
     assert found.failure == "rest_answer"
     world.sandbox.faults.remove(garbage)
     world.at("2026-03-05T14:00:00")
-    assert is_worth_asking(found.row, clock.now())
+    assert needs(found.row, clock.now()).is_worth_asking
     assert outcome(world.one(BTC, "2026-03-04")).row.rows == 1440
 
 

@@ -16,8 +16,8 @@ from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE
 from market_data_pipeline.ingest.dayrows import DayRows
 from market_data_pipeline.ingest.midnight import Midnight
 from market_data_pipeline.ingest.shelf import Shelf
+from market_data_pipeline.needs import open_midnights
 from market_data_pipeline.outcomes import Action, DayOutcome
-from market_data_pipeline.quality.repair import unmet_midnights
 from market_data_pipeline.quality.rows import ints
 from market_data_pipeline.sandbox import Fault, MissingRows, RepeatedAtMidnight, Status
 from market_data_pipeline.series import Listing, SeriesKey
@@ -40,7 +40,7 @@ def leave_unmet(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         world.ingest(TRADES, PAIR)
     assert all(row.held for row in world.ledger(TRADES).rows.values())
     world.at("2026-03-05T14:00:00")
-    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == PAIR
+    assert open_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == PAIR
 
 
 def goes_on(world: World) -> bool:
@@ -65,7 +65,7 @@ def test_ids_that_lack_between_them_are_healed_when_they_are_asked_for_again(
     assert world.asked(".zip") == []
     world.forget()
     world.at("2026-03-06T14:00:00")
-    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
+    assert open_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
     world.ingest(TRADES, PAIR)
     assert world.asked() == []
 
@@ -123,8 +123,8 @@ def test_while_rest_refuses_the_later_day_says_so_and_rests(world: World, monkey
     world.ingest(TRADES, PAIR)
     assert world.ledger(TRADES).rows[PAIR[1]].verdicts == "unpublished"
     # What lacks belongs into both of them.
-    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
-    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, utc("2026-03-20T14:00:00")) == PAIR
+    assert open_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
+    assert open_midnights(TRADES, world.ledger(TRADES).rows, utc("2026-03-20T14:00:00")) == PAIR
     world.sandbox.faults.remove(refusal)
     world.at("2026-03-05T16:00:00")
     world.ingest(TRADES, PAIR)
@@ -152,7 +152,7 @@ def test_a_day_all_of_whose_trades_stand_in_the_day_before_says_so_and_is_left_a
     assert [(r.first, r.last) for r in found.ranges] == [(first.last_key, first.last_key)]
     world.at("2026-03-06T14:00:00")
     world.forget()
-    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
+    assert open_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
     world.ingest(TRADES, PAIR)
     assert world.asked() == []
     assert world.ledger(TRADES).rows[PAIR[1]] == second
@@ -223,7 +223,7 @@ def test_the_later_day_alone_keeps_telling_of_trades_that_belong_before_it(world
     assert row.verdicts.split("+") == ["healed", "unpublished"]
     assert "belong into the day before" in row.findings
     world.at("2026-03-06T14:00:00")
-    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == PAIR
+    assert open_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == PAIR
     world.ingest(TRADES, PAIR)
     assert goes_on(world)
     assert [world.ledger(TRADES).rows[day].verdicts for day in PAIR] == ["healed", "healed"]
@@ -290,7 +290,7 @@ def test_trades_whose_times_lie_beyond_midnight_stay_in_their_own_day(
     assert [set(found) for found in times] == [{midnight // clock.US_PER_DAY - 1}, {midnight // clock.US_PER_DAY}]
     assert [world.ledger(TRADES).rows[day].verdicts for day in PAIR] == ["outage", "outage"]
     world.at("2026-04-20T12:00:00")
-    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
+    assert open_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
     world.forget()
     world.ingest(TRADES, PAIR)
     assert world.asked() == []

@@ -9,10 +9,11 @@ from typing import Literal
 import pytest
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import DayRecord
 from market_data_pipeline.defs.bodies.due import days_to_repair
 from market_data_pipeline.defs.bodies.published import is_time
-from market_data_pipeline.lake.ledger import Ledger, LedgerRow
-from market_data_pipeline.quality.repair import is_due, is_settled, reach_of
+from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.needs import needs, reach_of
 from market_data_pipeline.sandbox import MissingDay, MissingRows, Status
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.universe import load_universe
@@ -26,12 +27,12 @@ def hole(first: str = "10:00", end: str = "10:20", where: Literal["archive", "bo
     return MissingRows(start=utc(f"{DAY}T{first}"), end=utc(f"{DAY}T{end}"), series="aggTrades", where=where)
 
 
-def verdicts(row: LedgerRow) -> dict[str, str]:
+def verdicts(row: DayRecord) -> dict[str, str]:
     return {found.rule: found.evidence for found in row.findings_list() if found.check == "gaps"}
 
 
-def due(world: World, row: LedgerRow, key: SeriesKey) -> bool:
-    return is_due(row, clock.now(), reach_of(key))
+def due(world: World, row: DayRecord, key: SeriesKey) -> bool:
+    return needs(row, clock.now(), reach_of(key)).is_due
 
 
 @pytest.mark.parametrize("key", [UM, CM], ids=str)
@@ -57,7 +58,7 @@ def test_a_hole_that_rest_does_not_reach_is_final_and_costs_no_request(
     for moment in ("2026-03-06T12:00:00", "2026-03-20T12:00:00", "2027-03-05T12:00:00"):
         world.at(moment)
         assert not due(world, row, key)
-        assert is_settled(row, clock.now(), reach_of(key))
+        assert needs(row, clock.now(), reach_of(key)).is_met
         assert world.one(key, DAY).row == row
     assert world.asked() == []
 

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pytest
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import DayRecord, OtherArchive, after
 from market_data_pipeline.findings import Finding
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, Sources, ingest
 from market_data_pipeline.judging import judge_flat_candles
 from market_data_pipeline.lake import files, quarantine
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import Ledger, LedgerRow
-from market_data_pipeline.quality.repair import marked
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.quality.rows import ints
 from market_data_pipeline.sandbox import (
     ChangedRows,
@@ -138,23 +138,23 @@ def story(world: World) -> Story:
     return Story(world)
 
 
-def good(results: Sequence[Result]) -> LedgerRow:
+def good(results: Sequence[Result]) -> DayRecord:
     """The ledger row of the one day that was brought."""
     [result] = results
     assert isinstance(result, DayOutcome), result
     return result.row
 
 
-def gaps(row: LedgerRow) -> list[Finding]:
+def gaps(row: DayRecord) -> list[Finding]:
     return [finding for finding in row.findings_list() if finding.check == "gaps"]
 
 
-def the_gap(row: LedgerRow) -> Finding:
+def the_gap(row: DayRecord) -> Finding:
     [found] = gaps(row)
     return found
 
 
-def finding(row: LedgerRow, rule: str) -> Finding:
+def finding(row: DayRecord, rule: str) -> Finding:
     [found] = [found for found in row.findings_list() if found.rule == rule]
     return found
 
@@ -612,7 +612,7 @@ def test_an_archive_that_was_replaced_is_fetched_again_and_the_difference_told(s
     story.world.sandbox.faults.add(Status(path="/api/v3/", status=451))
     story.world.at("2026-03-06T12:00:00")
     ledger = story.world.ledger(BTC)
-    ledger.put(marked(row, "another-etag"))
+    ledger.put(after(row, row.day, OtherArchive("another-etag")))
     ledger.write(story.world.layout.ledger(BTC))
     replaced = good(story.bring(BTC))
     assert (replaced.final, replaced.replaced_by, replaced.etag != row.etag) == (True, None, True)
@@ -629,7 +629,7 @@ def test_the_rows_that_a_replaced_archive_changed_are_counted(story: Story) -> N
     assert story.held(TRADES).equals(truth)
     story.world.at("2026-03-06T12:00:00")
     ledger = story.world.ledger(TRADES)
-    ledger.put(marked(row, "another-etag"))
+    ledger.put(after(row, row.day, OtherArchive("another-etag")))
     ledger.write(story.world.layout.ledger(TRADES))
     found = finding(good(story.bring(TRADES)), "replaced")
     assert found.count == 1

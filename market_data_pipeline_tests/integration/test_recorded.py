@@ -16,10 +16,11 @@ import pytest
 from click.testing import CliRunner
 
 from market_data_pipeline.cli import main
+from market_data_pipeline.day import DayRecord
 from market_data_pipeline.findings import Finding
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import Ledger, LedgerRow
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.sandbox import Sandbox
 from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline_tests.world import klines, utc
@@ -174,7 +175,7 @@ def lake(recordings: list[Recording], realdata: Path, tmp_path_factory: pytest.T
         yield Layout(root)
 
 
-def ledger_of(lake: Layout, key: SeriesKey) -> dict[date, LedgerRow]:
+def ledger_of(lake: Layout, key: SeriesKey) -> dict[date, DayRecord]:
     return Ledger.read(lake.ledger(key)).rows
 
 

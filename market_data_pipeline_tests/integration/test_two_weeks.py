@@ -29,8 +29,8 @@ from dagster._utils.schedules import cron_string_iterator
 from sqlalchemy.engine import Connection
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import DayRecord
 from market_data_pipeline.definitions import build_definitions
-from market_data_pipeline.lake.ledger import LedgerRow
 from market_data_pipeline.lineage import profile_of
 from market_data_pipeline.sandbox import (
     GeneratedSymbol,
@@ -242,7 +242,7 @@ def daemon(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
         yield Daemon(world, instance, build_definitions(world.settings, load_universe(universe)))
 
 
-def row(world: World, key: SeriesKey, day: date) -> LedgerRow:
+def row(world: World, key: SeriesKey, day: date) -> DayRecord:
     return world.ledger(key).rows[day]
 
 

@@ -13,11 +13,11 @@ import duckdb
 import pytest
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import FAILED, DayRecord
 from market_data_pipeline.findings import VERDICT_SEVERITY, Finding, Range, Severity, Verdict
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import publish_catalog, series_held
 from market_data_pipeline.lake.closing import close_months
-from market_data_pipeline.lake.ledger import FAILED, LedgerRow
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import DataType, Market
 from market_data_pipeline_tests.small_lake import TRADES_A_DAY, SmallLake, days_from, series
@@ -248,7 +248,7 @@ def test_times_do_not_depend_on_the_zone_of_the_session(lake: SmallLake) -> None
 def test_coverage_tells_held_provisional_and_failed_days(lake: SmallLake) -> None:
     lake.put(BTC, [date(2024, 1, 1)])
     lake.put(BTC, [date(2024, 1, 2)], final=False)
-    failed = LedgerRow(
+    failed = DayRecord(
         day=date(2024, 1, 3), outcome=FAILED, failure="checksum", reason="The checksum differs.", attempts=2
     )
     lake.note(BTC, failed)
@@ -345,7 +345,7 @@ def test_coverage_tells_the_state_of_each_day(lake: SmallLake) -> None:
     lake.put(BTC, [date(2024, 1, 1)])
     lake.put(BTC, [date(2024, 1, 2)], findings=(gap("outage", 2, []),))
     lake.put(BTC, [date(2024, 1, 3)], final=False)
-    lake.note(BTC, LedgerRow(day=date(2024, 1, 4), outcome=FAILED))
+    lake.note(BTC, DayRecord(day=date(2024, 1, 4), outcome=FAILED))
     states = "SELECT state, verdicts, content_sha256 IS NOT NULL FROM quality.coverage ORDER BY day"
     assert ask(lake, states) == [
         ("final", "", True),
@@ -480,7 +480,7 @@ def test_series_held_are_known_by_ledger_or_by_files(lake: SmallLake) -> None:
     trades, perp = series("BTCUSDT"), series("BTCUSD_PERP", "1d", "cm")
     lake.put(BTC, [date(2024, 1, 1)])
     lake.layout.ledger(BTC).unlink()
-    lake.note(trades, LedgerRow(day=date(2024, 1, 1), outcome=FAILED))
+    lake.note(trades, DayRecord(day=date(2024, 1, 1), outcome=FAILED))
     lake.put(perp, [date(2024, 1, 1)])
     assert series_held(lake.layout) == sorted([BTC, trades, perp])
     assert series_held(SmallLake(lake.root / "nowhere").layout) == []

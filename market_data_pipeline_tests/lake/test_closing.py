@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market_data_pipeline import MarketData, clock, findings
+from market_data_pipeline.day import FAILED, FileStat
 from market_data_pipeline.findings import Finding, Severity
 from market_data_pipeline.lake import catalog, files
 from market_data_pipeline.lake.catalog import publish_catalog, retire_catalogs
 from market_data_pipeline.lake.closing import close_months, closed_days, note_month, remove_closed_days, write_day
 from market_data_pipeline.lake.files import DamagedFileError, encode_table
-from market_data_pipeline.lake.ledger import FAILED, Ledger, reconcile
+from market_data_pipeline.lake.ledger import Ledger, reconcile
 from market_data_pipeline.lake.months import DayInMonth, encode_month, read_month
 from market_data_pipeline.lake.on_disk import DayFile, days_between, days_on_disk, read_record, read_whole
 from market_data_pipeline.lake.on_record import corrected
@@ -209,7 +210,7 @@ def test_a_day_that_a_month_lacks_is_named(lake: SmallLake) -> None:
     month = lake.layout.month(HOURS, JANUARY[0])
     days = [DayInMonth(*read_whole(held)) for held in days_between(lake.layout, HOURS, JANUARY[0], JANUARY[-2])]
     files.write_bytes(month, encode_month(days, spec_of(HOURS)))
-    held = DayFile(HOURS, JANUARY[-1], month, files.FileStat(1, 1))
+    held = DayFile(HOURS, JANUARY[-1], month, FileStat(1, 1))
     with pytest.raises(DamagedFileError, match=r"2024-01\.parquet is damaged .* no rows of 2024-01-31"):
         read_record(held)
 

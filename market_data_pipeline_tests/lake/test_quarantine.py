@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from market_data_pipeline.day import FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import quarantine
 from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import FAILED, HELD, NOT_LISTED, Ledger, LedgerRow
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.quarantine import Entry
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline_tests.world import agg_trades, klines
@@ -165,8 +166,8 @@ def test_only_a_wrong_checksum_of_bytes_that_are_still_there_can_be_accepted(lay
     assert quarantine.accepted_sha256(layout, BTC, entry.archive_key) == frozenset()
 
 
-def row(outcome: str, day: date = DAY, **fields: object) -> LedgerRow:
-    return LedgerRow(day=day, outcome=outcome, **fields)  # type: ignore[arg-type]
+def row(outcome: str, day: date = DAY, **fields: object) -> DayRecord:
+    return DayRecord(day=day, outcome=outcome, **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def row(outcome: str, day: date = DAY, **fields: object) -> LedgerRow:
     ],
 )
 def test_bytes_of_a_day_that_is_held_by_a_good_file_are_let_go(
-    layout: Layout, ledger: list[LedgerRow], mended: bool
+    layout: Layout, ledger: list[DayRecord], mended: bool
 ) -> None:
     entry, other = kept(layout), kept(layout, day=date(2024, 1, 4))
     released = quarantine.release_mended(layout, BTC, Ledger(ledger))

@@ -11,8 +11,9 @@ import duckdb
 import pytest
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import FAILED
 from market_data_pipeline.lake.catalog import publish_catalog
-from market_data_pipeline.lake.ledger import FAILED, Ledger
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.reconciled import DayReconciled, Difference, Reason, read_reconciled, write_reconciled
 from market_data_pipeline.lineage import source_of
 from market_data_pipeline.reconciling import plan

@@ -7,8 +7,8 @@ from itertools import combinations
 import duckdb
 import pytest
 
+from market_data_pipeline.day import EMPTY, FAILED, HELD, NOT_LISTED
 from market_data_pipeline.findings import Verdict
-from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED
 from market_data_pipeline.lake.states import STATE_SQL, state_of
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import market_data_pipeline
 from market_data_pipeline import findings
+from market_data_pipeline.day import REFUSED
 from market_data_pipeline.findings import HISTORY, VERDICT_SEVERITY, Severity
 from market_data_pipeline.quality.remedies import FAILURES, GAPS, INTEGRITY
-from market_data_pipeline.quality.repair import REFUSED
 
 PACKAGE = Path(market_data_pipeline.__file__).parent
 README = (PACKAGE.parent / "README.md").read_text()

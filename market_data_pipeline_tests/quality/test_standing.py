@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from market_data_pipeline.day import EMPTY, FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.findings import ACROSS_MIDNIGHT, Finding, Range, Severity, Verdict, to_json
-from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
 from market_data_pipeline.lake.states import DayState
 from market_data_pipeline.quality.calendar import calendar_of
 from market_data_pipeline.quality.standing import (
@@ -32,15 +32,15 @@ WEEK = [FIRST + timedelta(days=n) for n in range(7)]
 HOUR = 3_600_000_000
 
 
-def held(day: date, first_key: int, last_key: int, *, final: bool = True) -> LedgerRow:
-    return LedgerRow(day=day, outcome=HELD, final=final, first_key=first_key, last_key=last_key)
+def held(day: date, first_key: int, last_key: int, *, final: bool = True) -> DayRecord:
+    return DayRecord(day=day, outcome=HELD, final=final, first_key=first_key, last_key=last_key)
 
 
-def by_day(*rows: LedgerRow) -> dict[date, LedgerRow]:
+def by_day(*rows: DayRecord) -> dict[date, DayRecord]:
     return {row.day: row for row in rows}
 
 
-def covered(rows: dict[date, LedgerRow], last: date, provisional_days: int = 10) -> SeriesCoverage:
+def covered(rows: dict[date, DayRecord], last: date, provisional_days: int = 10) -> SeriesCoverage:
     """The coverage of a series that is collected from the first of the week on."""
     wanted = [(FIRST, last)]
     return cover(TRADES, rows, states_of(rows, wanted, TODAY), wanted, TODAY, provisional_days)
@@ -50,9 +50,9 @@ def test_days_are_counted_by_what_is_held_of_them() -> None:
     rows = by_day(
         held(WEEK[0], 0, 9),
         held(WEEK[1], 10, 19, final=False),
-        LedgerRow(day=WEEK[2], outcome=FAILED),
-        LedgerRow(day=WEEK[3], outcome=NOT_LISTED, final=True),
-        LedgerRow(day=WEEK[4], outcome=EMPTY),
+        DayRecord(day=WEEK[2], outcome=FAILED),
+        DayRecord(day=WEEK[3], outcome=NOT_LISTED, final=True),
+        DayRecord(day=WEEK[4], outcome=EMPTY),
     )
 
     found = covered(rows, TODAY)
@@ -73,10 +73,10 @@ def test_today_is_neither_missing_nor_compared() -> None:
 def test_days_that_are_wanted_and_not_known_are_missing_and_those_between_listings_are_not_listed() -> None:
     rows = by_day(
         held(WEEK[0], 0, 9),
-        LedgerRow(day=WEEK[1], outcome=FAILED),
-        LedgerRow(day=WEEK[5], outcome=EMPTY),
-        LedgerRow(day=WEEK[6], outcome=EMPTY, final=True),
-        LedgerRow(day=TODAY, outcome=EMPTY),
+        DayRecord(day=WEEK[1], outcome=FAILED),
+        DayRecord(day=WEEK[5], outcome=EMPTY),
+        DayRecord(day=WEEK[6], outcome=EMPTY, final=True),
+        DayRecord(day=TODAY, outcome=EMPTY),
     )
     assert states_of(rows, [(WEEK[0], WEEK[2]), (WEEK[5], TODAY)], TODAY) == {
         WEEK[0]: DayState.FINAL,
@@ -94,7 +94,7 @@ def test_days_that_are_wanted_and_not_known_are_missing_and_those_between_listin
     [(HELD, True, 0), (HELD, False, 0), (FAILED, False, 1), (EMPTY, False, 1), (EMPTY, True, 0), (NOT_LISTED, True, 0)],
 )
 def test_sums_and_calendar_tell_the_same_of_a_day(outcome: str, final: bool, lacking: int) -> None:
-    rows = by_day(LedgerRow(day=FIRST, outcome=outcome, final=final))
+    rows = by_day(DayRecord(day=FIRST, outcome=outcome, final=final))
     states = states_of(rows, [(FIRST, FIRST)], TODAY)
     assert cover(TRADES, rows, states, [(FIRST, FIRST)], TODAY, 10).lacking == lacking
     assert calendar_of(TRADES, states).lacking == lacking
@@ -108,7 +108,7 @@ def test_a_day_is_overdue_when_it_has_been_provisional_for_longer_than_allowed(a
     assert (found.final, found.provisional) == (5, 2)
 
 
-def gap(day: date, *verdicts: tuple[Verdict, int, str]) -> LedgerRow:
+def gap(day: date, *verdicts: tuple[Verdict, int, str]) -> DayRecord:
     findings = [
         verdict_finding(Ground(verdict, evidence), "candles", count, ()) for verdict, count, evidence in verdicts
     ]
@@ -121,7 +121,7 @@ def test_gaps_are_summed_by_verdict_with_the_newest_evidence() -> None:
         gap(WEEK[4], (Verdict.QUIET, 2, "BTC traded"), (Verdict.QUIET, 3, "ETH traded"), (Verdict.OUTAGE, 9, "REST")),
         gap(WEEK[1], (Verdict.QUIET, 5, "unconfirmed"), (Verdict.ARCHIVE_DEFECT, 1, "trades")),
         held(WEEK[0], 0, 9),
-        LedgerRow(day=WEEK[5], outcome=FAILED),
+        DayRecord(day=WEEK[5], outcome=FAILED),
     )
     assert sum_of_gaps(rows) == (
         GapSum(Verdict.OUTAGE, 9, 1, WEEK[4], "REST"),

@@ -15,11 +15,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from market_data_pipeline.day import HELD, NOT_LISTED
 from market_data_pipeline.defs.partitions import DAY, days_between
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import HELD, NOT_LISTED
 from market_data_pipeline.lake.on_disk import days_named
 from market_data_pipeline.lineage import profile_of
 from market_data_pipeline.series import DataType, SeriesKey

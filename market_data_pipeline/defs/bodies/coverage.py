@@ -8,10 +8,10 @@ from typing import Any
 
 import dagster as dg
 
+from market_data_pipeline.day import DayRecord
 from market_data_pipeline.defs.bodies.events import days_told_anew, gaps_told_anew, iso_time, spans
 from market_data_pipeline.findings import VERDICT_SEVERITY, Severity, shortened
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import LedgerRow
 from market_data_pipeline.quality.calendar import calendar_markdown
 from market_data_pipeline.quality.standing import Break, GapSum, SeriesCoverage
 from market_data_pipeline.series import Market, SeriesKey
@@ -130,7 +130,7 @@ def failed_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult
     )
 
 
-def _failure(key: SeriesKey, row: LedgerRow) -> dict[str, str | int]:
+def _failure(key: SeriesKey, row: DayRecord) -> dict[str, str | int]:
     return {
         "series": str(key),
         "day": row.day.isoformat(),
@@ -139,7 +139,7 @@ def _failure(key: SeriesKey, row: LedgerRow) -> dict[str, str | int]:
     }
 
 
-def how_to_recover(key: SeriesKey, row: LedgerRow) -> str:
+def how_to_recover(key: SeriesKey, row: DayRecord) -> str:
     """What a person can do about a failed day: a command, as Markdown, or to wait."""
     asked = f"--market {key.market} --data-type {key.data_type} --symbol {key.symbol}"
     interval = f" --interval {key.interval}" if key.interval else ""

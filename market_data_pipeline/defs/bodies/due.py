@@ -8,21 +8,21 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from market_data_pipeline.day import NOT_LISTED
 from market_data_pipeline.defs.partitions import DAY, HOUR, days_between
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import NOT_LISTED, UNSETTLED, Ledger
+from market_data_pipeline.lake.ledger import UNSETTLED, Ledger
 from market_data_pipeline.lake.states import CHECKS_DO_NOT_PASS
 from market_data_pipeline.lineage import profile_of
-from market_data_pipeline.profile import profile_is_due
-from market_data_pipeline.quality.repair import (
-    is_due,
-    is_not_listed,
-    is_refused,
-    is_worth_asking,
+from market_data_pipeline.needs import (
+    NeedKind,
+    due_days,
+    is_still_unlisted,
+    needs,
     reach_of,
-    unmet_midnights,
 )
+from market_data_pipeline.profile import profile_is_due
 from market_data_pipeline.series import DataType, SeriesKey
 from market_data_pipeline.universe import Universe
 
@@ -53,9 +53,10 @@ def recent_days(at: datetime, count: int, universe: Universe, layout: Layout) ->
         row = ledger.get(day)
         if not _collected(universe, key, day):
             return False
-        if row is None or (row.outcome == NOT_LISTED and not is_not_listed(row, universe.listing(key))):
+        if row is None or (row.outcome == NOT_LISTED and not is_still_unlisted(row, universe.listing(key))):
             return True
-        return is_worth_asking(row, at, reach_of(key)) or (day == yesterday and not is_refused(row))
+        need = needs(row, at, reach_of(key))
+        return need.is_worth_asking or (day == yesterday and need.kind is not NeedKind.OTHER_ARCHIVE)
 
     return [
         (day, [key for key, ledger in ledgers.items() if asked(key, ledger, day)])
@@ -83,11 +84,8 @@ def days_to_repair(at: datetime, universe: Universe, layout: Layout) -> dict[Ser
         path = layout.ledger(key)
         # Of candles, whose days are proven by themselves, only the rows that are not settled are read.
         ledger = Ledger.read(path, UNSETTLED if key.interval else None)
-        days = {day for day, row in ledger.rows.items() if is_due(row, at, reach_of(key))} | {
-            *unmet_midnights(key, ledger.rows, at)
-        }
-        if days := {day for day in days if first <= day < today}:
-            wanted[key] = sorted(days)
+        if days := [day for day in due_days(key, ledger.rows, at) if first <= day < today]:
+            wanted[key] = days
     return wanted
 
 

@@ -23,11 +23,12 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 )
 from dagster._core.execution.context.metadata_logging import AssetMetadataHandle, OutputMetadataAccumulator
 
+from market_data_pipeline.day import EMPTY, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.partitions import contiguous_ranges, partition_of
 from market_data_pipeline.findings import CHECKS, Finding, Range, Severity, shortened
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, Ledger, LedgerRow
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.on_disk import file_of
 from market_data_pipeline.lake.states import is_complete
 from market_data_pipeline.outcomes import DayFailure, DayOutcome
@@ -127,7 +128,7 @@ def _evaluations(
 
 
 def _evaluation(
-    asset_key: dg.AssetKey, key: SeriesKey, row: LedgerRow, name: str, target: Target | None
+    asset_key: dg.AssetKey, key: SeriesKey, row: DayRecord, name: str, target: Target | None
 ) -> dg.AssetCheckEvaluation:
     """What a check found of a day."""
     severity = Severity(getattr(row, name) or Severity.INFO)
@@ -145,7 +146,7 @@ def _evaluation(
 
 
 def _failed(
-    asset_key: dg.AssetKey, key: SeriesKey, row: LedgerRow, failure: str, reason: str, target: Target | None
+    asset_key: dg.AssetKey, key: SeriesKey, row: DayRecord, failure: str, reason: str, target: Target | None
 ) -> dg.AssetCheckEvaluation:
     """The integrity of a day whose newest attempt failed, with what was found of the file that stays."""
     held = row.outcome == HELD
@@ -280,7 +281,7 @@ def day_metadata(result: DayOutcome, layout: Layout, picture: str | None = None)
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def state_in_words(row: LedgerRow) -> str:
+def state_in_words(row: DayRecord) -> str:
     """A day's state in words."""
     if row.outcome == HELD:
         return "final" if row.final else "provisional: fetched again when the archive is there"
@@ -341,7 +342,7 @@ def _failures_table(failures: Sequence[DayFailure]) -> dg.TableMetadataValue:
     )
 
 
-def _description(findings: Sequence[Finding], row: LedgerRow) -> str:
+def _description(findings: Sequence[Finding], row: DayRecord) -> str:
     if row.outcome != HELD:
         return shortened(" ".join([state_in_words(row), *(finding.message for finding in findings)]), SHOWN_TEXT)
     return shortened(" ".join(finding.message for finding in findings), SHOWN_TEXT) or "Nothing was found wrong."

@@ -11,11 +11,12 @@ import dagster as dg
 from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import DayRecord
 from market_data_pipeline.defs.partitions import DAY
 from market_data_pipeline.defs.requests import run_requests
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import UNSETTLED, Ledger, LedgerRow
-from market_data_pipeline.quality.repair import reach_of, waits_for_archive
+from market_data_pipeline.lake.ledger import UNSETTLED, Ledger
+from market_data_pipeline.needs import needs, reach_of
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.vision import Archive
@@ -66,7 +67,7 @@ class Seen(BaseModel):
             return cls()
         return cls() if seen.looked_at is not None and clock.is_future(seen.looked_at) else seen
 
-    def due(self, waiting: Mapping[SeriesKey, Sequence[LedgerRow]], now: datetime) -> dict[SeriesKey, list[LedgerRow]]:
+    def due(self, waiting: Mapping[SeriesKey, Sequence[DayRecord]], now: datetime) -> dict[SeriesKey, list[DayRecord]]:
         """The days to look for now, by series: first those that were not reached the last time, last those that failed.
 
         Args:
@@ -82,7 +83,7 @@ class Seen(BaseModel):
         return found
 
     def after(
-        self, waiting: Mapping[SeriesKey, Iterable[LedgerRow]], report: SweepReport
+        self, waiting: Mapping[SeriesKey, Iterable[DayRecord]], report: SweepReport
     ) -> tuple[dict[str, dict[date, str]], dict[SeriesKey, list[date]]]:
         """What was asked for after a look, and the days of it that were not before.
 
@@ -159,7 +160,7 @@ def counted(number: int) -> str:
     return f"{number or 'No'} day{'s wait' if number > 1 else ' waits'}"
 
 
-def days_that_wait(universe: Universe, layout: Layout, now: datetime) -> dict[SeriesKey, list[LedgerRow]]:
+def days_that_wait(universe: Universe, layout: Layout, now: datetime) -> dict[SeriesKey, list[DayRecord]]:
     """The days of each series that are over and wait for their archive, in order.
 
     Args:
@@ -171,7 +172,7 @@ def days_that_wait(universe: Universe, layout: Layout, now: datetime) -> dict[Se
     waiting = {}
     for key in universe.series():
         rows = Ledger.read(layout.ledger(key), UNSETTLED).rows
-        if found := [rows[day] for day in sorted(rows) if day >= first and waits_for_archive(rows[day], now)]:
+        if found := [rows[day] for day in sorted(rows) if day >= first and needs(rows[day], now).awaits_archive]:
             waiting[key] = found
     return waiting
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 
+from market_data_pipeline.day import HELD
 from market_data_pipeline.defs.bodies.events import every_target, state_in_words
 from market_data_pipeline.defs.bodies.views import publish_views
 from market_data_pipeline.defs.checks import RECONCILIATION
@@ -22,7 +23,6 @@ from market_data_pipeline.defs.partitions import partition_of
 from market_data_pipeline.defs.reconciliation import OnCompared
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import HELD
 from market_data_pipeline.lake.reconciled import DayReconciled, Difference, read_reconciled
 from market_data_pipeline.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.reconciling import Comparison, compare, plan

@@ -18,12 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import EMPTY, HELD, NOT_LISTED, DayRecord, record_of
 from market_data_pipeline.defs.partitions import contiguous_ranges
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import files
 from market_data_pipeline.lake.catalog import as_pattern, newest_mark
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import EMPTY, HELD, NOT_LISTED, Ledger, LedgerRow, row_from_provenance
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.on_disk import DayFile, days_on_disk
 from market_data_pipeline.lake.on_record import rows_on_record
 from market_data_pipeline.lake.provenance import Part, Provenance, Source, content_sha256
@@ -74,11 +75,11 @@ def held_files(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[Day
     return [on_disk[day] for day in days if day in on_disk]
 
 
-def _held_or_explained(row: LedgerRow | None) -> bool:
+def _held_or_explained(row: DayRecord | None) -> bool:
     return row is not None and row.outcome in (HELD, EMPTY, NOT_LISTED)
 
 
-def _not_held(key: SeriesKey, days: Sequence[date], rows: Mapping[date, LedgerRow]) -> str:
+def _not_held(key: SeriesKey, days: Sequence[date], rows: Mapping[date, DayRecord]) -> str:
     named = ", ".join(str(day) for day in days[:10]) + (f" and {len(days) - 10} more" if len(days) > 10 else "")
     row = rows.get(days[0])
     why = f" Last attempt at {days[0]}: {row.reason}" if row is not None and row.reason else ""
@@ -239,19 +240,19 @@ def write_derived(
             encoded = files.encode_table(table, record)
             stat = files.write_bytes(layout.file(key, day), encoded)
             sha256 = hashlib.sha256(encoded).hexdigest()
-            ledger.put(row_from_provenance(record, stat, attempts=attempts, file_sha256=sha256))
+            ledger.put(record_of(record, stat, attempts=attempts, file_sha256=sha256))
         ledger.write(layout.ledger(key))
 
 
-def _without_rows(day: date, made_of: Sequence[LedgerRow | None]) -> LedgerRow:
+def _without_rows(day: date, made_of: Sequence[DayRecord | None]) -> DayRecord:
     unlisted = any(row is not None and row.outcome == NOT_LISTED for row in made_of)
     final = bool(made_of) and all(row is not None and row.final for row in made_of)
     outcome = NOT_LISTED if unlisted else EMPTY
-    return LedgerRow(day=day, outcome=outcome, final=final, asked_at=clock.naive_utc(clock.now()))
+    return DayRecord(day=day, outcome=outcome, final=final, asked_at=clock.naive_utc(clock.now()))
 
 
 def _provenance(
-    layout: Layout, key: SeriesKey, day: date, table: pa.Table, made_of: Mapping[SeriesKey, LedgerRow | None]
+    layout: Layout, key: SeriesKey, day: date, table: pa.Table, made_of: Mapping[SeriesKey, DayRecord | None]
 ) -> Provenance:
     now = clock.now()
     parts = tuple(

@@ -11,18 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market_data_pipeline import clock
+from market_data_pipeline.day import EMPTY, FAILED, HELD, NOT_LISTED, DayRecord, Failed, OtherArchive, after
 from market_data_pipeline.findings import OPEN, Finding, Range, RestAnswer, Severity, to_json
-from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow, failed_row
-from market_data_pipeline.quality.repair import (
+from market_data_pipeline.needs import (
     LONGEST_PAUSE,
-    is_due,
-    is_known,
-    is_worth_asking,
-    marked,
+    knows_archive,
+    needs,
+    open_midnights,
     pause_after,
     pause_ended,
-    unmet_midnights,
-    waits_for_archive,
 )
 from market_data_pipeline.quality.verdicts import AnsweredIds, judge_trades
 from market_data_pipeline_tests.world import agg_trades, days, klines, utc
@@ -31,12 +28,12 @@ DAY = date(2026, 3, 1)
 ASKED = clock.naive_utc(utc("2026-03-02T10:00:00"))
 
 
-def row(outcome: str = FAILED, failure: str | None = "network", **fields: object) -> LedgerRow:
+def row(outcome: str = FAILED, failure: str | None = "network", **fields: object) -> DayRecord:
     """A day that was asked for once, at 10:00 of the day after."""
     verdicts = str(fields.get("verdicts", ""))
     retry = not OPEN.isdisjoint(verdicts.split("+"))
     given_fields: dict[str, object] = {"attempts": 1, "asked_at": ASKED, "retry": retry, **fields}
-    return LedgerRow(day=DAY, outcome=outcome, failure=failure, **given_fields)  # type: ignore[arg-type]
+    return DayRecord(day=DAY, outcome=outcome, failure=failure, **given_fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -65,8 +62,8 @@ def row(outcome: str = FAILED, failure: str | None = "network", **fields: object
         (row(HELD, "checksum", final=True, replaced_by="c", attempts=0), True),
     ],
 )
-def test_days_whose_fault_may_pass_are_due(what: LedgerRow, due: bool) -> None:
-    assert is_due(what, utc("2026-03-09T10:00:00")) is due
+def test_days_whose_fault_may_pass_are_due(what: DayRecord, due: bool) -> None:
+    assert needs(what, utc("2026-03-09T10:00:00")).is_due is due
 
 
 def test_pauses_double_up_to_a_week() -> None:
@@ -87,31 +84,31 @@ def test_who_looks_each_hour_sees_the_same_pauses_end() -> None:
 def test_a_day_rests_for_its_pause(attempts: int, minutes: int) -> None:
     tried = row(attempts=attempts)
     moment = ASKED + pause_after(attempts) + timedelta(minutes=minutes)
-    assert is_due(tried, utc(moment.isoformat())) is (minutes >= 0)
+    assert needs(tried, utc(moment.isoformat())).is_due is (minutes >= 0)
 
 
 def test_a_day_that_is_not_over_is_left_to_the_hourly_schedule() -> None:
     growing = replace(row(), day=date(2026, 3, 2), asked_at=None)
-    assert not is_due(growing, utc("2026-03-02T23:59:59"))
-    assert is_due(growing, utc("2026-03-03T00:00:00"))
+    assert not needs(growing, utc("2026-03-02T23:59:59")).is_due
+    assert needs(growing, utc("2026-03-03T00:00:00")).is_due
 
 
 def test_other_bytes_make_a_lasting_failure_due_once() -> None:
     bad = row(failure="checksum", etag="a", attempts=9)
     now = utc("2026-03-02T10:00:01")
-    assert is_known(bad, "a")
-    assert not is_known(bad, "b")
-    again = marked(bad, "b")
-    assert is_due(again, now), "at once, however often it failed before"
-    assert not is_known(again, "b"), "it was not fetched yet"
+    assert knows_archive(bad, "a")
+    assert not knows_archive(bad, "b")
+    again = after(bad, DAY, OtherArchive("b"))
+    assert needs(again, now).is_due, "at once, however often it failed before"
+    assert not knows_archive(again, "b"), "it was not fetched yet"
     assert again.reason == bad.reason
-    tried = failed_row(again, DAY, "checksum", "b does not match either", now)
-    assert not is_due(tried, now + timedelta(days=365))
-    assert is_known(tried, "b"), "the same listing does not mark it a second time"
-    offline = failed_row(again, DAY, "network", "no answer", now)
-    assert not is_due(offline, now)
-    assert is_due(offline, now + timedelta(hours=1)), "pauses begin anew"
-    assert not is_known(offline, "b")
+    tried = after(again, DAY, Failed("checksum", "b does not match either", now))
+    assert not needs(tried, now + timedelta(days=365)).is_due
+    assert knows_archive(tried, "b"), "the same listing does not mark it a second time"
+    offline = after(again, DAY, Failed("network", "no answer", now))
+    assert not needs(offline, now).is_due
+    assert needs(offline, now + timedelta(hours=1)).is_due, "pauses begin anew"
+    assert not knows_archive(offline, "b")
 
 
 @pytest.mark.parametrize(
@@ -127,9 +124,9 @@ def test_other_bytes_make_a_lasting_failure_due_once() -> None:
         (row(failure="network"), False),
     ],
 )
-def test_days_without_archive_wait_for_it_once_they_are_over(what: LedgerRow, waits: bool) -> None:
-    assert waits_for_archive(what, utc("2026-03-02T00:00:00")) is waits
-    assert not waits_for_archive(what, utc("2026-03-01T23:59:59"))
+def test_days_without_archive_wait_for_it_once_they_are_over(what: DayRecord, waits: bool) -> None:
+    assert needs(what, utc("2026-03-02T00:00:00")).awaits_archive is waits
+    assert not needs(what, utc("2026-03-01T23:59:59")).awaits_archive
 
 
 @pytest.mark.parametrize(
@@ -145,11 +142,11 @@ def test_days_without_archive_wait_for_it_once_they_are_over(what: LedgerRow, wa
         (row(NOT_LISTED, None, final=True), False),
     ],
 )
-def test_days_are_worth_asking_unless_the_same_answer_would_come(what: LedgerRow, worth: bool) -> None:
-    assert is_worth_asking(what, utc("2026-03-03T10:00:00")) is worth
+def test_days_are_worth_asking_unless_the_same_answer_would_come(what: DayRecord, worth: bool) -> None:
+    assert needs(what, utc("2026-03-03T10:00:00")).is_worth_asking is worth
 
 
-def trades_of(day: date, first: int, last: int, **fields: object) -> LedgerRow:
+def trades_of(day: date, first: int, last: int, **fields: object) -> DayRecord:
     """A final day of aggTrades."""
     return replace(row(HELD, None, final=True, **fields), day=day, first_key=first, last_key=last)
 
@@ -180,10 +177,10 @@ def told(first: int, last: int) -> str:
     ],
 )
 def test_ids_that_do_not_run_on_over_midnight_are_asked_for_unless_it_is_told_why(
-    changed: LedgerRow | None, expected: list[date]
+    changed: DayRecord | None, expected: list[date]
 ) -> None:
     rows = {one.day: one for one in (*WHOLE, *([changed] if changed else []))}
-    assert unmet_midnights(agg_trades("BTCUSDT"), rows, utc("2026-03-03T10:00:00")) == expected
+    assert open_midnights(agg_trades("BTCUSDT"), rows, utc("2026-03-03T10:00:00")) == expected
 
 
 def test_a_midnight_of_which_rest_lacks_some_ids_and_has_others_on_another_day_is_told_in_parts() -> None:
@@ -196,9 +193,9 @@ def test_a_midnight_of_which_rest_lacks_some_ids_and_has_others_on_another_day_i
         findings = judge_trades([(11, 15)], np.zeros(0, dtype=np.int64), archived=True, asked=answers)
         later = replace(WHOLE[1], first_key=16, findings=to_json(findings))
         rows = {one.day: one for one in (*WHOLE, later)}
-        assert unmet_midnights(agg_trades("BTCUSDT"), rows, utc("2026-03-03T10:00:00")) == expected
+        assert open_midnights(agg_trades("BTCUSDT"), rows, utc("2026-03-03T10:00:00")) == expected
 
 
 def test_candles_that_lack_at_midnight_are_gaps_of_their_day() -> None:
     rows = {one.day: one for one in (WHOLE[0], replace(WHOLE[1], first_key=14))}
-    assert unmet_midnights(klines("BTCUSDT", "1h"), rows, utc("2026-03-03T10:00:00")) == []
+    assert open_midnights(klines("BTCUSDT", "1h"), rows, utc("2026-03-03T10:00:00")) == []
