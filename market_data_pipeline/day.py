@@ -217,12 +217,12 @@ def stage_of(record: DayRecord | None) -> Stage:
         return Stage.NEW
     if record.outcome == NOT_LISTED:
         return Stage.NOT_LISTED
-    if record.outcome == EMPTY and record.final:
-        return Stage.OUTAGE
     if record.outcome == HELD:
         return _stage_of_final(record) if record.final else _stage_of_provisional(record)
     if record.is_marked:
         return Stage.RETRY
+    if record.outcome == EMPTY and record.final:
+        return Stage.OUTAGE
     if record.failure in REFUSED:
         return Stage.REFUSED
     if record.failure in LASTING:
@@ -525,8 +525,8 @@ _STORED_FINAL: Mapping[type[Event], frozenset[Stage]] = {
 _WAITING: Mapping[type[Event], frozenset[Stage]] = {**_NOT_STORED, OtherArchive: frozenset({Stage.RETRY})}
 
 TRANSITIONS: Mapping[Stage, Mapping[type[Event], frozenset[Stage]]] = {
-    **dict.fromkeys((Stage.NEW, Stage.NOT_LISTED, Stage.OUTAGE), _NOT_STORED),
-    **dict.fromkeys((Stage.EMPTY, Stage.RETRY, Stage.ABSENT, Stage.REFUSED), _WAITING),
+    **dict.fromkeys((Stage.NEW, Stage.NOT_LISTED), _NOT_STORED),
+    **dict.fromkeys((Stage.EMPTY, Stage.OUTAGE, Stage.RETRY, Stage.ABSENT, Stage.REFUSED), _WAITING),
     **dict.fromkeys(
         (Stage.PROVISIONAL, Stage.PROVISIONAL_RETRY, Stage.PROVISIONAL_REFUSED, Stage.PUBLISHED), _STORED_PROVISIONAL
     ),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 
-from market_data_pipeline.findings import Finding
+from market_data_pipeline.findings import Basis, Finding
 from market_data_pipeline.ingest import DayOutcome
 from market_data_pipeline.outcomes import Action
 from market_data_pipeline.quality.standing import continuity, cover, states_of
@@ -218,7 +218,7 @@ def test_rows_that_an_older_version_filled_in_twice_are_taken_out(
         row = lake.one(KEY, "2018-02-10").row
         assert (row.rows, row.verdicts) == (48, "healed")
     ledger = lake.ledger(KEY)
-    ledger.put(replace(row, findings=row.findings.replace('"rule":"spacing"', '"rule":"grid"')))
+    ledger.put(replace(row, bases=Basis.RULE_REPLACED))
     ledger.write(lake.layout.ledger(KEY))
     lake.at("2018-03-06T12:00:00")
     row = lake.one(KEY, "2018-02-10").row
