@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 import pytest
 
 from market_data_pipeline.cli import main  # noqa: F401 - loaded once, for all tests
-from market_data_pipeline.findings import Finding, to_json
+from market_data_pipeline.day import Classified, after, record_of
+from market_data_pipeline.findings import Finding
 from market_data_pipeline.lake import files
-from market_data_pipeline.lake.ledger import judged_row, row_from_provenance
 from market_data_pipeline.lake.states import DayState, state_of
 from market_data_pipeline.sandbox import FlatRows, MarketOutage, Status
 from market_data_pipeline.series import Market
@@ -127,7 +127,8 @@ def as_version_0_1_left_it(world: World) -> None:
         record, table = files.read_whole(path)
         found = tuple(one for one in record.findings if one.rule != "flat_confirmed")
         record = record.model_copy(update={"findings": found})
-        ledger.put(judged_row(row_from_provenance(record, files.write_table(path, table, record)), to_json(said)))
+        stored = record_of(record, files.write_table(path, table, record))
+        ledger.put(after(stored, stored.day, Classified(tuple(said))))
         ledger.write(world.layout.ledger(key))
     judged = world.layout.judged(Market.UM)
     judged.write_text(judged.read_text().replace(" asked", ""))
