@@ -91,7 +91,7 @@ class Need:
         return self.is_due or (self.awaits_archive and self.kind is not NeedKind.OTHER_ARCHIVE)
 
 
-_KINDS: Mapping[Stage, NeedKind] = {
+KINDS: Mapping[Stage, NeedKind] = {
     Stage.NEW: NeedKind.REFETCH,
     Stage.NOT_LISTED: NeedKind.NOTHING,
     Stage.EMPTY: NeedKind.REFETCH,
@@ -127,7 +127,7 @@ def needs(record: DayRecord | None, now: datetime, reach: timedelta | None = Non
         return Need(NeedKind.LATER, at, record.asked_at, is_final=is_final)
     without_archive = record.outcome in (HELD, EMPTY) or record.failure in WITHOUT_ARCHIVE
     return Need(
-        _KINDS[stage_of(record)],
+        KINDS[stage_of(record)],
         at,
         record.asked_at,
         _not_before(record, at, reach),
