@@ -21,9 +21,15 @@ _BASES = {
 _RULE_REPLACED = "grid"
 _BEYOND_REACH = "; only another archive can bring them"
 _JUMP, _NOT_THERE = "the ids jump, and ", "REST does not have the ids in between either"
-_NOT_ASKED = "REST was not asked: "
+_NOBODY_ASKED = "REST was not asked"
+_NOT_ASKED = f"{_NOBODY_ASKED}: "
 _ELSEWHERE = "REST has these ids with times of another day"
-_NO_CANDLE = "REST has no candle"
+_NO_ROWS = ("REST has no candle", "the archive has no file of the day, the next is of ")
+_BY_LISTING = re.compile(r"trading (began|ended) on this day by the listing(; )?")
+_BY_TRADES = re.compile(
+    r", (and the ids of aggTrades run on across it, [0-9 to]+|yet \d+ aggTrades held took place there)"
+)
+_MAY_BE_ANSWERED = frozenset({Verdict.NOT_LISTED, Verdict.OUTAGE, Verdict.UNEXPLAINED})
 _SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
 _FAULT = re.compile(r"(?:(?P<rows>[\d,]+) rows )?(?P<rule>\w+)")
 
@@ -59,11 +65,12 @@ def _rest(finding: Finding) -> RestAnswer | None:
         return RestAnswer(answered=True, reason="" if said == _NOT_THERE else said)
     if _NOT_ASKED in evidence:
         return RestAnswer(answered=False, reason=evidence.split(_NOT_ASKED, 1)[1])
-    if evidence.startswith(_NO_CANDLE):
+    if finding.rule not in _MAY_BE_ANSWERED or evidence.endswith(_NOBODY_ASKED):
+        return None
+    if evidence.startswith(_NO_ROWS):
         return RestAnswer(answered=True)
-    if finding.rule == Verdict.UNEXPLAINED:  # a refusal, in REST's own words
-        return RestAnswer(answered=True, reason=evidence)
-    return None
+    refusal = _BY_TRADES.sub("", _BY_LISTING.sub("", evidence))
+    return RestAnswer(answered=True, reason=refusal) if refusal else None
 
 
 def _faults(evidence: str) -> tuple[tuple[str, int], ...]:
