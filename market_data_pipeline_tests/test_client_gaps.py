@@ -69,7 +69,7 @@ def test_final_only_leaves_provisional_days_out(lake: SmallLake, market: MarketD
     result = market.klines(["BTCUSDT", "ETHUSDT"], "1h", "2024-01-02", "2024-01-05", final_only=True)
     for rows in (result.arrow().num_rows, len(result.df()), result.pl().height, len(result.relation())):
         assert rows == 5 * 24
-    assert repr(result).endswith("5 of 6 days held and final>")
+    assert repr(result).endswith("5 of 6 days stored and final>")
     assert market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05").arrow().num_rows == 72
     trades = market.agg_trades("BTCUSDT", "2024-01-02", "2024-01-05", final_only=True).df()
     assert set(trades["transact_time"].dt.day) == {2, 4}
@@ -283,7 +283,7 @@ def test_final_only_leaves_faulty_days_out_of_every_answer(lake: SmallLake, mark
         rows = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05", final_only=True)
     taken = (rows.arrow().num_rows, len(rows.df()), len(rows.pl()), len(rows.relation().fetchall()))
     assert taken == (48, 48, 48, 48)
-    assert "2 of 3 days held and final" in repr(rows)
+    assert "2 of 3 days stored and final" in repr(rows)
     whole = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05", on_gap="ignore")
     assert (whole.arrow().num_rows, whole.version != rows.version) == (72, True)
     lines = told(market, "BTCUSDT", "1h", "2024-01-02", "2024-01-05", final_only=True)

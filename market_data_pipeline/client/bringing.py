@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
+
+from tqdm import tqdm
 
 from market_data_pipeline import clock
 from market_data_pipeline.client.asking import Wanted, midnight
@@ -55,16 +59,25 @@ def bring_lacking(settings: Settings, layout: Layout, wanted: Wanted) -> None:
     from market_data_pipeline.definitions import ignore_notices
     from market_data_pipeline.sync import bring
 
-    with warnings.catch_warnings():
+    total = sum(map(len, lacking.values()))
+    with warnings.catch_warnings(), _progress(total) as on_result:
         ignore_notices()
-        report = bring(settings, lacking, profiles=wanted.data_type is DataType.TRADE_PROFILE)
+        report = bring(settings, lacking, on_result, profiles=wanted.data_type is DataType.TRADE_PROFILE)
     if report.failures:
         reasons = " ".join(failure.reason for failure in report.failures[:_REASONS])
         more = f" And {len(report.failures) - _REASONS} more." if len(report.failures) > _REASONS else ""
         raise MarketDataError(
-            f"{len(report.failures)} of {sum(map(len, lacking.values()))} days could not be brought. {reasons}{more} "
+            f"{len(report.failures)} of {total} days could not be brought. {reasons}{more} "
             "Without sync=True, what is held is read."
         )
+
+
+@contextmanager
+def _progress(days: int) -> Iterator[Callable[[object], None]]:
+    """Show a progress bar in a terminal or a notebook; yield what is called after each day."""
+    shown = sys.stderr.isatty() or "ipykernel" in sys.modules
+    with tqdm(total=days, unit="day", desc="sync", disable=not shown, leave=False) as bar:
+        yield lambda _: bar.update()
 
 
 def _partitions_of(universe: Universe, lacking: Mapping[SeriesKey, list[date]]) -> dict[SeriesKey, list[date]]:

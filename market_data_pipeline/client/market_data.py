@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from market_data_pipeline import faults
-from market_data_pipeline.client.asking import (
-    Moment,
-    check_held,
-    wanted_of,
-)
+from market_data_pipeline.client.asking import Moment, check_held, market_of, wanted_of
 from market_data_pipeline.client.bringing import bring_lacking
 from market_data_pipeline.client.gaps import OnGap, check_on_gap, gaps_in, gaps_query, tell_gaps, worth_a_warning
 from market_data_pipeline.client.results import Answer, Result, StoredRows
-from market_data_pipeline.client.session import DuckDB, Limits, Views
+from market_data_pipeline.client.session import DuckDB, Limits, Params, Views
+from market_data_pipeline.lake import catalog
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.series import DataType
-from market_data_pipeline.settings import load_settings
+from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import load_universe
 from market_data_pipeline.universe.collected import Listings
 
@@ -37,15 +36,21 @@ class MarketData:
     the columns ``symbol``, ``interval`` (of klines) and the time are always among them, first.
 
     Args:
-        root: The data folder; None means ``MARKET_DATA_DIR``, or ``data``.
+        root: The data folder; None means ``MARKET_DATA_DIR``, or ``data``. ``universe.yaml`` is the file that
+            ``MARKET_DATA_UNIVERSE`` names, or the one in the data folder, beside it, or above it.
+
+    Warns:
+        UserWarning: the folder has files, and is no lake.
 
     Raises:
         UsageError: a setting in the environment is wrong.
     """
 
     def __init__(self, root: str | PathLike[str] | None = None) -> None:
-        self._settings = load_settings() if root is None else load_settings(dir=Path(root))
+        settings = load_settings() if root is None else load_settings(dir=Path(root))
+        self._settings = settings.model_copy(update={"universe": _universe_of(settings)})
         self._layout = Layout(self._settings.root)
+        _warn_of_no_lake(self._layout)
         self._files = DuckDB(self._layout)
         self._views = Views(self._layout, Limits.of(self._settings))
 
@@ -60,6 +65,7 @@ class MarketData:
         interval: str,
         start: Moment,
         end: Moment | None = None,
+        *,
         market: str = "spot",
         columns: str | Iterable[str] | None = None,
         sync: bool = False,
@@ -95,6 +101,7 @@ class MarketData:
         symbols: str | Iterable[str],
         start: Moment,
         end: Moment | None = None,
+        *,
         market: str = "spot",
         columns: str | Iterable[str] | None = None,
         sync: bool = False,
@@ -129,6 +136,7 @@ class MarketData:
         symbols: str | Iterable[str],
         start: Moment,
         end: Moment | None = None,
+        *,
         market: str = "spot",
         columns: str | Iterable[str] | None = None,
         sync: bool = False,
@@ -155,7 +163,7 @@ class MarketData:
         """
         return self._rows(DataType.TRADE_PROFILE, symbols, None, start, end, market, columns, sync, final_only, on_gap)
 
-    def sql(self, query: str) -> Result:
+    def sql(self, query: str, params: Params = None) -> Result:
         """Run a query over the views: ``binance_spot.klines``, ``binance_um.agg_trades``, ``quality.coverage``, ….
 
         All views have all symbols, also those that are no longer collected. For one symbol the macros
@@ -165,14 +173,39 @@ class MarketData:
         ``MARKET_DATA_SQL_SECONDS``, ``MARKET_DATA_SQL_MEMORY_MB`` and ``MARKET_DATA_SQL_DISK_MB``. For any other SQL,
         open the file ``catalog.duckdb`` with DuckDB.
 
+        Args:
+            query: The SELECT.
+            params: Values for its ``?`` (a list), or for its ``$name`` (a dict). Never paste text of others into SQL.
+
         Raises:
             UsageError: the text is no query, or DuckDB refuses it; its words are in the text.
             QueryLimitError: the query needs more than it may take.
             DamagedFileError: a file that the query needs is damaged; the text names it.
         """
-        answer = Answer(self._views, query)
+        answer = Answer(self._views, query, params)
         answer.relation()  # so that a mistake is said here, and not where the rows are taken
         return answer
+
+    def series(self) -> Result:
+        """Return the stored series, one row for each, with their first and last day, days and rows."""
+        return self.sql(
+            'SELECT market, data_type, symbol, "interval", min(day) AS first_day, max(day) AS last_day, '
+            "count(*) AS days, CAST(sum(rows) AS BIGINT) AS rows FROM quality.coverage WHERE outcome = 'held' "
+            'GROUP BY ALL ORDER BY market, data_type, symbol, "interval"'
+        )
+
+    def symbols(self, market: str | None = None) -> list[str]:
+        """Return the symbols of which something is stored, in order.
+
+        Args:
+            market: ``spot``, ``um`` or ``cm``; None means all.
+
+        Raises:
+            UsageError: there is no such market.
+        """
+        only = market_of(market) if market is not None else None
+        with faults.in_words():
+            return sorted({key.symbol for key in catalog.series_held(self._layout) if only in (None, key.market)})
 
     def coverage(self) -> Result:
         """Which days are held, from where, provisional or final, what their checks found, and which days failed.
@@ -186,6 +219,7 @@ class MarketData:
         symbols: str | Iterable[str] | None = None,
         start: Moment | None = None,
         end: Moment | None = None,
+        *,
         market: str | None = None,
         interval: str | None = None,
         explained: bool | None = None,
@@ -208,7 +242,9 @@ class MarketData:
         return self.sql(gaps_query(self._layout, symbols, start, end, market, interval, explained))
 
     def __repr__(self) -> str:
-        return f"MarketData({str(self._layout.root)!r})"
+        universe = self._settings.universe
+        found = f"universe={str(universe)!r}" if universe.is_file() else "no universe.yaml"
+        return f"<MarketData {str(self._layout.root)!r}, {found}>"
 
     def _rows(
         self,
@@ -243,3 +279,27 @@ class MarketData:
         universe = self._settings.universe
         # A lake is read without its universe, too.
         return load_universe(universe, resolve=False).listings if universe.is_file() else {}
+
+
+def _universe_of(settings: Settings) -> Path:
+    """Return the path of the universe: as set, or ``universe.yaml`` in the data folder, beside it, or above it."""
+    if "universe" in settings.model_fields_set:
+        return settings.universe
+    name = settings.universe.name
+    near = (settings.root, *settings.root.parents[:2])
+    return next((folder / name for folder in near if (folder / name).is_file()), settings.universe)
+
+
+_OURS = frozenset({"lake", "ledger", "universe.yaml", "dagster", "tmp"})
+"""Names of which a data folder has at least one as soon as anything was done in it."""
+
+
+def _warn_of_no_lake(layout: Layout) -> None:
+    """Warn of a folder with files that is no lake: its path is probably mistyped."""
+    root = layout.root
+    with suppress(OSError):
+        names = {path.name for path in root.iterdir() if path.name[0] != "."} - {"README.md"}
+        if names and names.isdisjoint(_OURS):
+            warnings.warn(
+                f"{root} is no data folder of market_data_pipeline: it has neither lake/ nor ledger/.", stacklevel=3
+            )

@@ -5,15 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from market_data_pipeline import faults
 from market_data_pipeline.client import days as day_records
-from market_data_pipeline.client.asking import Wanted, listed, plain
-from market_data_pipeline.client.session import DuckDB, Views
+from market_data_pipeline.client.asking import Wanted, listed, plain, there_are
+from market_data_pipeline.client.session import DuckDB, Params, Views
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake import catalog, on_disk, reading
 from market_data_pipeline.lake.files import DamagedFileError
@@ -28,8 +30,16 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+_SHOWN = 5
+"""Rows that a notebook shows."""
+
+
 class Result(ABC):
-    """Rows that were asked for, read each time when they are taken, in the type that is wanted."""
+    """Rows that you requested. Each call reads them again, in the type that you want.
+
+    A result has the Arrow PyCapsule interface, so ``pl.DataFrame(result)``, ``pa.table(result)`` and
+    ``duckdb.sql("FROM result")`` work. A notebook shows its first rows.
+    """
 
     @abstractmethod
     def arrow(self) -> pa.Table:
@@ -71,17 +81,29 @@ class Result(ABC):
             DamagedFileError: a file cannot be read; the text names it.
             UsageError: polars is not installed.
         """
-        try:
-            import polars as pl
-        except ImportError:
-            raise UsageError(
-                "polars is not installed. Install it: pip install 'market-data-pipeline[polars]'"
-            ) from None
-        return pl.DataFrame(self.arrow())
+        frame: pl.DataFrame = _polars().DataFrame(self.arrow())
+        return frame
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of rows. No column is read for it."""
+
+    @abstractmethod
+    def _first_rows(self) -> pa.Table:
+        """Return as many rows as a notebook shows."""
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """Return the rows for any library that reads Arrow streams."""
+        return self.arrow().__arrow_c_stream__(requested_schema)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the result in words, and its first rows."""
+        shown = _in_its_unit(self._first_rows().to_pandas(date_as_object=False))
+        return f"<p>{escape(repr(self))}</p>{shown.to_html(index=False, border=0)}"
 
 
 class StoredRows(Result):
-    """Rows of the files of days."""
+    """Rows of stored days."""
 
     def __init__(self, layout: Layout, connection: DuckDB, wanted: Wanted, *, final_only: bool = False) -> None:
         """Made by ``MarketData``.
@@ -97,6 +119,66 @@ class StoredRows(Result):
         self._wanted = wanted
         self._final_only = final_only
         self._taken: Sequence[DayFile] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of rows. No column is read for it.
+
+        Raises:
+            DamagedFileError: a file cannot be read; the text names it.
+        """
+        return self._duckdb.count_stored(self._sql)
+
+    def _first_rows(self) -> pa.Table:
+        return _aware(self._duckdb.stored(lambda: f"{self._sql()} LIMIT {_SHOWN}").to_arrow_table())
+
+    def wide(self, column: str) -> pd.DataFrame:
+        """Return one column as a pandas frame with a row for each time and a column for each symbol.
+
+        Args:
+            column: The column, e.g. ``close``.
+
+        Returns:
+            A frame whose index is ``open_time`` (UTC), or ``day`` of profiles. Where a symbol has no row, it is NaN.
+
+        Raises:
+            UsageError: the rows have no such column, or are trades, of which several share a time.
+            DamagedFileError: a file cannot be read; the text names it.
+        """
+        wanted = self._wanted
+        if wanted.data_type is DataType.AGG_TRADES:
+            raise UsageError("Several aggTrades can share a time, so they have no wide form. Use df().")
+        time = reading.time_column(wanted.data_type)
+        labels = (*reading.labels_of(wanted.data_type), time)
+        values = [name for name in wanted.schema.names if name not in labels]
+        if column not in values:
+            raise UsageError(f"There is no column {column!r} to spread. {there_are(column, values)}")
+        schema = pa.schema([wanted.schema.field(name) for name in (*labels, column)])
+        narrow = StoredRows(self._layout, self._duckdb, replace(wanted, schema=schema), final_only=self._final_only)
+        frame = narrow.df()
+        self._taken = narrow._taken
+        return frame.assign(symbol=frame["symbol"].astype(str)).pivot(index=time, columns="symbol", values=column)
+
+    def scan(self) -> pl.LazyFrame:
+        """Return the rows as a lazy polars frame over the files, so that polars reads only what a query needs.
+
+        Times are zone-aware UTC. The frame names the files as they are now: make it again once days were stored since.
+
+        Raises:
+            UsageError: polars is not installed.
+        """
+        polars = _polars()
+        wanted = self._wanted
+        paths = list(dict.fromkeys(day.path for day in self._take()))
+        if not paths:
+            nothing: pl.LazyFrame = polars.DataFrame(_aware(wanted.schema.empty_table())).lazy()
+            return nothing
+        frame: pl.LazyFrame = polars.scan_parquet(paths, hive_partitioning=False, glob=False)
+        start, end = self._cut
+        if start is not None:
+            time = polars.col(reading.time_column(wanted.data_type))
+            frame = frame.filter((time >= start) & (time < end))
+        times = [field.name for field in wanted.schema if pa.types.is_timestamp(field.type)]
+        return frame.select(wanted.schema.names).with_columns(polars.col(times).dt.replace_time_zone("UTC"))
 
     @property
     def version(self) -> str:
@@ -174,7 +256,7 @@ class StoredRows(Result):
         name = " ".join(filter(None, (first.market, first.data_type, first.interval)))
         symbols = listed([key.symbol for key in wanted.keys], 5)
         try:
-            held = f"{len(self._held())} of {asked} days held{' and final' if self._final_only else ''}"
+            held = f"{len(self._held())} of {asked} days stored{' and final' if self._final_only else ''}"
         except MarketDataError as error:
             held = str(error)
         return f"<{name} of {symbols} from {plain(wanted.start)} to {plain(wanted.end)} UTC: {held}>"
@@ -183,22 +265,39 @@ class StoredRows(Result):
 class Answer(Result):
     """Rows that a query answers with."""
 
-    def __init__(self, views: Views, query: str) -> None:
+    def __init__(self, views: Views, query: str, params: Params = None) -> None:
         self._views = views
         self._query = query
+        self._params = params
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._views.count(self._query, self._params)
+
+    def _first_rows(self) -> pa.Table:
+        with self._views.in_time():
+            return _aware(self._views.read(self._query, lambda rows: rows.limit(_SHOWN).to_arrow_table(), self._params))
 
     def arrow(self) -> pa.Table:
         """The rows as an Arrow table."""
-        return _aware(self._views.rows(self._query))
+        return _aware(self._views.rows(self._query, self._params))
 
     def relation(self) -> duckdb.DuckDBPyRelation:
         """The rows as a lazy DuckDB relation."""
-        return self._views.answer(self._query)
+        return self._views.answer(self._query, self._params)
 
     def __repr__(self) -> str:
         shown = " ".join(self._query.split())
         columns = ", ".join(self.relation().columns)
         return f"<{shown if len(shown) <= 80 else shown[:79] + '…'}: {columns}>"
+
+
+def _polars() -> Any:
+    try:
+        import polars as pl
+    except ImportError:
+        raise UsageError("polars is not installed. Install it: pip install 'market-data-pipeline[polars]'") from None
+    return pl
 
 
 def _in_its_unit(frame: pd.DataFrame) -> pd.DataFrame:

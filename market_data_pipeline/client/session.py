@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -68,6 +68,10 @@ class Limits:
         return cls(settings.sql_memory_mb, settings.sql_disk_mb, settings.sql_seconds)
 
 
+Params = Sequence[object] | Mapping[str, object] | None
+"""Values for the ``?`` or the ``$name`` of a query."""
+
+
 class QueryLimitError(MarketDataError):
     """A query needs more time or memory than it may take."""
 
@@ -87,6 +91,10 @@ class DuckDB:
     def stored(self, query: Callable[[], str]) -> duckdb.DuckDBPyRelation:
         """Return a lazy relation over files. ``query`` is called again if a file vanishes before it is opened."""
         return self._run(lambda: self._session().sql(query()))
+
+    def count_stored(self, query: Callable[[], str]) -> int:
+        """Return the number of rows of files, without reading their columns."""
+        return self._run(lambda: count_rows(self._session().query(query())))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._layout,)
@@ -138,6 +146,12 @@ class DuckDB:
             living = [(thread, its) for thread, its in self._every_session if thread.is_alive()]
             self._every_session = [*living, (threading.current_thread(), session)]
         return session
+
+
+def count_rows(relation: duckdb.DuckDBPyRelation) -> int:
+    """Return the number of rows of a relation."""
+    [(number,)] = relation.count("*").fetchall()
+    return int(number)
 
 
 def _keep_for_ever(thing: object) -> None:
@@ -214,19 +228,24 @@ class Views(DuckDB):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._layout, self._limits)
 
-    def answer(self, query: str) -> duckdb.DuckDBPyRelation:
+    def answer(self, query: str, params: Params = None) -> duckdb.DuckDBPyRelation:
         """Return a lazy relation that answers a query. The limit of time does not hold for reading it."""
         with self.in_time():
-            return self._run(lambda: self._answer(query))
+            return self._run(lambda: self._answer(query, params))
 
-    def rows(self, query: str) -> pa.Table:
+    def rows(self, query: str, params: Params = None) -> pa.Table:
         """Return the rows that answer a query, within the limits."""
         with self.in_time():
-            return self.read(query, self._bounded)
+            return self.read(query, self._bounded, params)
 
-    def read(self, query: str, use: Callable[[duckdb.DuckDBPyRelation], _T]) -> _T:
+    def count(self, query: str, params: Params = None) -> int:
+        """Return the number of rows that answer a query, within the limits."""
+        with self.in_time():
+            return self.read(query, count_rows, params)
+
+    def read(self, query: str, use: Callable[[duckdb.DuckDBPyRelation], _T], params: Params = None) -> _T:
         """Return what a function makes of the relation. It is called again if a file was replaced meanwhile."""
-        return self._run(lambda: use(self._answer(query)))
+        return self._run(lambda: use(self._answer(query, params)))
 
     def streamed(self, query: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
         """Return the names of the columns, and the rows as DuckDB gets to them. Use it within :meth:`in_time`."""
@@ -316,10 +335,10 @@ class Views(DuckDB):
             reader.close()
         return pa.Table.from_batches(batches, reader.schema)
 
-    def _answer(self, query: str) -> duckdb.DuckDBPyRelation:
+    def _answer(self, query: str, params: Params = None) -> duckdb.DuckDBPyRelation:
         session = self._session()
         self._prepare(session, query)
-        return session.sql(query)
+        return session.sql(query) if params is None else session.sql(query, params=params)
 
     def _prepare(self, session: duckdb.DuckDBPyConnection, query: str) -> None:
         """Refuse what is no query, and bring the views up to the lake."""
