@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from market_data_pipeline.client import MarketData as MarketData
 
 __all__ = ["GapError", "GapWarning", "MarketData"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> object:
