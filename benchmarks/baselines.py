@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -102,7 +103,7 @@ def bare_libraries(key: SeriesKey, zips: Sequence[str], mirror: Path, folder: Pa
 
     def one(zip_: str) -> None:
         table = pa_csv.read_csv(
-            pa.BufferReader(_only_member(mirror / zip_)),
+            cast("BinaryIO", pa.BufferReader(_only_member(mirror / zip_))),
             read_options=pa_csv.ReadOptions(column_names=list(types), use_threads=False),
             convert_options=options,
         )

@@ -83,8 +83,8 @@ def _candles(key: SeriesKey, day: date, price: float, random: np.random.Generato
     mean = path.mean(axis=1)
     opened = clock.day_start_us(day) + np.arange(_MINUTES) * _MINUTE_US
     columns = {
-        "symbol": pa.DictionaryArray.from_arrays(pa.array(np.zeros(_MINUTES, np.int32)), pa.array([key.symbol])),
-        "interval": pa.DictionaryArray.from_arrays(pa.array(np.zeros(_MINUTES, np.int32)), pa.array([key.interval])),
+        "symbol": pa.DictionaryArray.from_arrays(np.zeros(_MINUTES, np.int32), pa.array([key.symbol])),
+        "interval": pa.DictionaryArray.from_arrays(np.zeros(_MINUTES, np.int32), pa.array([key.interval])),
         "open_time": pa.array(opened).cast(pa.timestamp("us")),
         "open": path[:, 0],
         "high": path.max(axis=1),

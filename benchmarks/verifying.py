@@ -53,7 +53,7 @@ def _copy(lake: Path, key: SeriesKey, other: SeriesKey, days: Sequence[date]) ->
     layout.folder(other).mkdir(parents=True)
     for day in days:
         record, table = files.read_whole(layout.file(key, day))
-        labels = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(table), np.int32)), pa.array([other.symbol]))
+        labels = pa.DictionaryArray.from_arrays(np.zeros(len(table), np.int32), pa.array([other.symbol]))
         number = table.schema.get_field_index("symbol")
         table = table.set_column(number, table.schema.field(number), labels)
         record = record.model_copy(update={"series": str(other), "content_sha256": content_sha256(table)})

@@ -166,7 +166,7 @@ def _held_rows(layout: Layout, key: SeriesKey) -> pa.Table | None:
         rows = read_columns(layout.ledger(key), _COLUMNS)
     except DamagedFileError:  # or lost: its next writer makes it again from the footers
         return None
-    return rows.filter(pc.and_(pc.equal(rows["outcome"], HELD), pc.is_valid(rows["first_key"])))
+    return rows.filter(pc.and_(pc.equal(rows["outcome"], pa.scalar(str(HELD))), pc.is_valid(rows["first_key"])))
 
 
 _FILE, _VERSION = Struct("<Iqq"), Struct("<q")
@@ -185,9 +185,7 @@ def _versions(ledgers: Mapping[SeriesKey, pa.Table]) -> dict[date, int]:
 
 def _days_with(ledgers: Mapping[SeriesKey, pa.Table], column: str, text: str) -> set[date]:
     return {
-        day
-        for rows in ledgers.values()
-        for day in rows.filter(pc.match_substring(rows[column], text))["day"].to_pylist()
+        day for rows in ledgers.values() for day in files.days_of(rows.filter(pc.match_substring(rows[column], text)))
     }
 
 

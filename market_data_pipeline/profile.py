@@ -109,6 +109,6 @@ def trade_profile(trades: duckdb.DuckDBPyRelation, *, symbol: str, inverse: bool
     answer = trades.query("trades", query)
     if answer is None:  # DuckDB's answer to a statement that is no query
         raise TypeError("The query of tradeProfile returned nothing.")
-    table = answer.to_arrow_table()
+    table: pa.Table = answer.to_arrow_table()
     symbols = pa.array([symbol] * table.num_rows, pa.string()).dictionary_encode()
     return table.add_column(0, "symbol", symbols).cast(TRADE_PROFILE_SCHEMA)

@@ -56,13 +56,8 @@ def _asked_again(read: Callable[[], pa.Table]) -> pa.Table:
 
 
 def _wrong_days(table: pa.Table) -> str:
-    keyed = pa.table(
-        {
-            "symbol": table["symbol"].cast(pa.string()),
-            "day": pc.floor_temporal(table["open_time"], unit="day"),
-            "close": table["close"],
-        }
-    )
+    days_of_rows = pc.floor_temporal(table["open_time"], unit="day")
+    keyed = pa.table([table["symbol"].cast(pa.string()), days_of_rows, table["close"]], ["symbol", "day", "close"])
     days = keyed.group_by(["symbol", "day"]).aggregate([("close", "count"), ("close", "count_distinct")]).to_pylist()
     wrong = [day for day in days if (day["close_count"], day["close_count_distinct"]) != (24, 1)]
     return f"{len(days)} days, wrong: {wrong}" if wrong or len(days) != 20 else ""

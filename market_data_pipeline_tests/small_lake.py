@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +39,7 @@ def day_table(key: SeriesKey, day: date, version: int = 0) -> pa.Table:
     )
     step = clock.US_PER_DAY // rows
     times = clock.day_start_us(day) + np.arange(rows) * step
-    numbers: dict[str, object] = {
+    numbers: dict[str, Any] = {
         "open_time": times,
         "close_time": times + step - 1,
         "transact_time": times,
@@ -47,7 +48,7 @@ def day_table(key: SeriesKey, day: date, version: int = 0) -> pa.Table:
         "price": np.arange(rows),
         "day": [day],
     }
-    columns = []
+    columns: list[pa.Array[Any]] = []
     for field in schema:
         if field.type == WORD:
             columns.append(pa.array([getattr(key, field.name)] * rows).dictionary_encode())

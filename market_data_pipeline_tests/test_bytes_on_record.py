@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -46,12 +47,12 @@ def footer_start(data: bytes) -> int:
 def at_wrong_statistics(path: Path) -> int:
     """Where a bit is of a statistic that readers skip rows by: the rows are as they were, and the bounds are not."""
     data = path.read_bytes()
-    statistics = pq.read_metadata(path).row_group(0).column(3).statistics
+    statistics: Any = pq.read_metadata(path).row_group(0).column(3).statistics
     bound = statistics.max
     for at in range(footer_start(data), len(data) - 8):
         try:
             with files.opened(flipped(data, at, 6)) as (_, metadata):
-                found = files.statistics_in(metadata, 0, 3)
+                found: Any = files.statistics_in(metadata, 0, 3)
                 if found is not None and found.has_min_max and found.max < bound:
                     return at
         except files.UNREADABLE:

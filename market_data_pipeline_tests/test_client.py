@@ -70,12 +70,13 @@ def market(lake: SmallLake) -> MarketData:
 def as_arrow(result: Result, face: str) -> pa.Table:
     """One face of a result, as an Arrow table with zone-aware times and plain text."""
     value: Any = getattr(result, face)()
-    table: pa.Table = {
+    faces: dict[str, Callable[[], pa.Table]] = {
         "arrow": lambda: value,
         "df": lambda: pa.Table.from_pandas(value, preserve_index=False),
         "pl": lambda: value.to_arrow(),
         "relation": lambda: value.to_arrow_table(),
-    }[face]()
+    }
+    table = faces[face]()
     for n, field in enumerate(table.schema):
         if (
             pa.types.is_dictionary(field.type)
@@ -212,7 +213,7 @@ def test_a_part_of_a_day_of_many_row_groups_is_the_same_as_the_day_cut(lake: Sma
 
 
 def test_profiles_are_of_the_days_whose_midnight_lies_in_the_range(market: MarketData) -> None:
-    def days_of(start: str, end: str) -> list[date]:
+    def days_of(start: str, end: str) -> list[Any]:
         return [*market.trade_profile("BTCUSDT", start, end).arrow()["day"].to_pylist()]
 
     assert days_of("2024-01-02", "2024-01-04") == [date(2024, 1, 2), date(2024, 1, 3)]

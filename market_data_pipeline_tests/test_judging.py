@@ -62,7 +62,7 @@ def hold(
     for name in ("volume", "count"):
         at = table.schema.get_field_index(name)
         values = np.where(is_flat, 0, table[name].to_numpy())
-        table = table.set_column(at, table.schema.field(name), [values])
+        table = table.set_column(at, table.schema.field(name), pa.chunked_array([values]))
     times = clock.day_start_us(day) + 60_000_000 * np.array(sorted(flat), dtype=np.int64)
     found = verdict_finding(NOT_YET, "candles", len(flat), key_ranges(times, step * 60_000_000))
     if flat and confirmed:

@@ -64,7 +64,7 @@ def test_klines_that_follow_from_trades_are_said_to(world: World, market_data: M
 def test_a_candle_that_differs_is_shown_with_both_values_and_is_on_record(
     world: World, market_data: MarketData
 ) -> None:
-    true = world.table(MINUTES, "2026-03-03").column("high").to_pylist()[600]
+    true = float(world.table(MINUTES, "2026-03-03").column("high").to_numpy()[600])
     alter(world, 600, "high", true + 1)
 
     first = market_data("reconcile", "--interval", "1m")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -69,11 +70,11 @@ def write_day(world: World, key: SeriesKey, day: date, rows: int, etag: str | No
     schema, spec = lake_schema(key.market, key.data_type), spec_of(key)
     random = np.random.default_rng(day.toordinal())
     prices = np.round(50_000 + np.cumsum(random.normal(size=rows)), 2)
-    columns: dict[str, pa.Array] = {}
+    columns: dict[str, pa.Array[Any]] = {}
     for one in schema:
         if pa.types.is_dictionary(one.type):
             label = key.symbol if one.name == "symbol" else key.interval
-            columns[one.name] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([label]))
+            columns[one.name] = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), pa.array([label]))
         elif pa.types.is_timestamp(one.type):
             times = clock.day_start_us(day) + np.arange(rows) * (clock.US_PER_DAY // rows)
             columns[one.name] = pa.array(times).cast(one.type)
@@ -675,14 +676,14 @@ def hashed(record: Provenance, table: pa.Table) -> Provenance:
 
 def labelled(label: str) -> Callable[[pa.Table], pa.Table]:
     def change(table: pa.Table) -> pa.Table:
-        labels = pa.DictionaryArray.from_arrays(pa.array(np.zeros(table.num_rows, np.int32)), pa.array([label]))
+        labels = pa.DictionaryArray.from_arrays(np.zeros(table.num_rows, np.int32), pa.array([label]))
         return table.set_column(0, table.schema.field(0), labels)
 
     return change
 
 
 def of_other_labels_here_and_there(table: pa.Table) -> pa.Table:
-    which = pa.array(np.arange(table.num_rows, dtype=np.int32) % 2)
+    which = np.arange(table.num_rows, dtype=np.int32) % 2
     labels = pa.DictionaryArray.from_arrays(which, pa.array(["BTCUSDT", "ETHUSDT"]))
     return table.set_column(0, table.schema.field(0), labels)
 

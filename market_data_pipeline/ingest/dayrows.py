@@ -89,7 +89,7 @@ class DayRows:
         order = np.argsort(ints(both, spec.key), kind="stable")
         counts = [*(p.rows for p in self.parts), table.num_rows]
         origin = np.repeat(np.arange(len(counts)), counts)[order]
-        return replace(self, table=both.take(pa.array(order)), parts=parts_by_origin(origin, (*self.parts, part)))
+        return replace(self, table=both.take(order), parts=parts_by_origin(origin, (*self.parts, part)))
 
     def without(self, keys: Ints, spec: Spec) -> DayRows:
         """This day without the rows of some keys."""

@@ -37,7 +37,7 @@ from market_data_pipeline.version_1 import with_fields
 
 _UTC_US = pa.timestamp("us")
 SCHEMA = pa.schema(
-    [
+    [  # type: ignore[arg-type]  # mypy joins the types of the columns to object
         ("day", pa.date32()),
         ("outcome", pa.string()),
         ("final", pa.bool_()),
@@ -202,7 +202,7 @@ def _believable(table: pa.Table) -> pa.Table:
     if "asked_at" in known:
         asked, latest = table["asked_at"], clock.naive_utc(clock.now() + clock.TOLERANCE)
         earliest = datetime.combine(ARCHIVE_BEGINS, time())
-        told = pc.and_(pc.less_equal(asked, latest), pc.greater_equal(asked, earliest))
+        told = pc.and_(pc.less_equal(asked, pa.scalar(latest)), pc.greater_equal(asked, pa.scalar(earliest)))
         table = _with(table, "asked_at", pc.if_else(told, asked, pa.scalar(None, _UTC_US)))
     if "attempts" in known:
         table = _with(table, "attempts", pc.max_element_wise(table["attempts"], 0))
@@ -212,7 +212,7 @@ def _believable(table: pa.Table) -> pa.Table:
     return table
 
 
-def _with(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
+def _with(table: pa.Table, name: str, column: pa.ChunkedArray[Any]) -> pa.Table:
     return table.set_column(table.column_names.index(name), SCHEMA.field(name), column)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from datetime import date
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,7 +52,8 @@ def encode_month(days: Sequence[DayInMonth], spec: Spec) -> pa.Buffer:
     with pq.ParquetWriter(encoded, schema, **files.parquet_options(schema, spec)) as writer:
         for group in _groups([day.table for day in days]):
             writer.write_table(group.replace_schema_metadata(None), row_group_size=max(1, group.num_rows))
-        writer.add_key_value_metadata({RECORDS_KEY: _RECORDS.dump_json(records, exclude_none=True)})
+        footer: Any = {RECORDS_KEY: _RECORDS.dump_json(records, exclude_none=True)}  # bytes, unlike the stubs say
+        writer.add_key_value_metadata(footer)
     return encoded.getvalue()
 
 

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 from enum import StrEnum
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -158,7 +158,7 @@ def _content(table: pa.Table) -> Iterator[bytes | pa.Buffer | memoryview]:
         yield name.encode() + b"\0"
         chunks = [columns[number] for columns in batches]
         if chunks and isinstance(chunks[0], pa.DictionaryArray):
-            yield _label_of(chunks)
+            yield _label_of(cast("list[pa.DictionaryArray[Any, Any]]", chunks))
         else:
             yield from map(bytes_of, chunks)
 
@@ -167,16 +167,16 @@ def _content(table: pa.Table) -> Iterator[bytes | pa.Buffer | memoryview]:
 # taken as it lies.
 
 
-def _label_of(chunks: Sequence[pa.DictionaryArray]) -> bytes:
+def _label_of(chunks: Sequence[pa.DictionaryArray[Any, Any]]) -> bytes:
     if len(chunks) == 1 and len(chunks[0].dictionary) == 1 and not chunks[0].null_count:
         [chunk] = chunks
-        if len(chunk) and not np.frombuffer(bytes_of(chunk.indices), np.uint8).any():
+        if len(chunk) and not np.frombuffer(memoryview(bytes_of(chunk.indices)), np.uint8).any():
             return str(chunk.dictionary[0]).encode()
-    labels = dict.fromkeys(str(value) for chunk in chunks for value in chunk.unique().to_pylist())
+    labels = dict.fromkeys(str(value) for chunk in chunks for value in chunk.unique().dictionary_decode().to_pylist())
     return ",".join(labels).encode()
 
 
-def bytes_of(values: pa.Array) -> pa.Buffer | memoryview:
+def bytes_of(values: pa.Array[Any]) -> pa.Buffer | memoryview:
     """The values of a column, but labels, as :func:`content_sha256` takes them in."""
     kind, rows = values.type, len(values)
     if pa.types.is_boolean(kind):
@@ -185,10 +185,11 @@ def bytes_of(values: pa.Array) -> pa.Buffer | memoryview:
     if values.null_count or not rows:
         return _bytes_with_nulls(values)
     width = kind.bit_width // 8
-    return values.buffers()[1].slice(values.offset * width, rows * width)
+    buffer = cast("pa.Buffer", values.buffers()[1])
+    return buffer.slice(values.offset * width, rows * width)
 
 
-def _bytes_with_nulls(values: pa.Array) -> memoryview:
+def _bytes_with_nulls(values: pa.Array[Any]) -> memoryview:
     if pa.types.is_timestamp(values.type):
         values = values.view(pa.int64())
     elif pa.types.is_date32(values.type):

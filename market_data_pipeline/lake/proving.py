@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -205,7 +205,7 @@ class _Prover:
             return None
         labels = self._labels
         if labels is not None and labels.are_in(data, metadata):
-            rest = range(labels.columns, metadata.num_columns)
+            rest = list(range(labels.columns, metadata.num_columns))
             return labels, reader.read_all(column_indices=rest, use_threads=False)
         table = reader.read_all(use_threads=False)
         self._labels = _Labels.of(data, metadata, table)
@@ -301,7 +301,7 @@ def _wrong_statistics(metadata: pq.FileMetaData, decoded: _Decoded | None) -> st
     return None
 
 
-def _are_of(told: pq.Statistics, values: pa.ChunkedArray) -> bool:
+def _are_of(told: Any, values: pa.ChunkedArray[Any]) -> bool:
     """Return True if statistics are those of values, as far as they say something."""
     if told.has_null_count and told.null_count != values.null_count:
         return False
@@ -310,7 +310,8 @@ def _are_of(told: pq.Statistics, values: pa.ChunkedArray) -> bool:
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     try:
-        return bool({"min": told.min, "max": told.max} == pc.min_max(values).as_py())
+        bounds: Any = {"min": told.min, "max": told.max}
+        return bool(bounds == pc.min_max(values).as_py())
     except OverflowError:  # a time beyond the year 9999
         return False
 
@@ -322,5 +323,5 @@ def _chunks(metadata: pq.FileMetaData, columns: int) -> list[pq.ColumnChunkMetaD
 
 def _encoded(data: bytes, chunk: pq.ColumnChunkMetaData) -> bytes:
     """A column as it is in the file: its dictionary, then its values."""
-    begin = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    begin: Any = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
     return data[begin : begin + chunk.total_compressed_size]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -201,7 +201,7 @@ def _row_groups(metadata: pq.FileMetaData, time: str, start: datetime | None, en
     column = metadata.schema.names.index(time) if time in metadata.schema.names else None
     groups = []
     for group in range(metadata.num_row_groups):
-        known = files.statistics_in(metadata, group, column) if column is not None else None
+        known: Any = files.statistics_in(metadata, group, column) if column is not None else None
         if known is not None and known.has_min_max:
             if start is not None and known.max < start:
                 continue
@@ -211,8 +211,8 @@ def _row_groups(metadata: pq.FileMetaData, time: str, start: datetime | None, en
     return groups
 
 
-def _label(values: Sequence[str], counts: Sequence[int]) -> pa.DictionaryArray:
+def _label(values: Sequence[str], counts: Sequence[int]) -> pa.Array[Any]:
     words = sorted(set(values))
     number = {word: n for n, word in enumerate(words)}
     indices = np.repeat(np.array([number[value] for value in values], dtype=np.int32), counts)
-    return pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(words, pa.string())).cast(WORD)
+    return pa.DictionaryArray.from_arrays(indices, pa.array(words, pa.string())).cast(WORD)

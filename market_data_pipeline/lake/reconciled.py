@@ -99,7 +99,7 @@ class DayReconciled:
 
 _TIME = pa.timestamp("us")
 SCHEMA = pa.schema(
-    [
+    [  # type: ignore[arg-type]  # mypy joins the types of the columns to object
         ("day", pa.date32()),
         ("source", pa.string()),
         ("klines_sha256", pa.string()),

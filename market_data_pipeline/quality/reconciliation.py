@@ -552,7 +552,7 @@ _TRADE_COLUMNS = ["agg_trade_id", "first_trade_id", "last_trade_id", "transact_t
 
 def _trades_of(table: pa.Table) -> _Trades:
     table = table.sort_by("agg_trade_id")
-    real = pc.greater_equal(table.column("first_trade_id"), 0)
+    real = pc.greater_equal(table.column("first_trade_id"), pa.scalar(0))
     rows = table.filter(real)
     sentinels = ints(table.filter(pc.invert(real)), "agg_trade_id")
     return _Trades(

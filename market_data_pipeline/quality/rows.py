@@ -61,7 +61,7 @@ def in_order(table: pa.Table, spec: Spec) -> tuple[pa.Table, list[Finding], KeyC
     findings: list[Finding] = []
     backwards = int((steps < 0).sum())
     if backwards:
-        table = table.take(pa.array(np.argsort(keys, kind="stable")))
+        table = table.take(np.argsort(keys, kind="stable"))
         message = f"Rows were not in the order of {spec.key} at {backwards} places; they were sorted."
         findings.append(
             Finding(check="integrity", rule="order", severity=Severity.WARN, count=backwards, message=message)
@@ -91,7 +91,7 @@ def in_order(table: pa.Table, spec: Spec) -> tuple[pa.Table, list[Finding], KeyC
 
 
 def _conflict(table: pa.Table, keys: Ints, repeated: Ints) -> KeyConflict | None:
-    earlier, later = table.take(pa.array(repeated)), table.take(pa.array(repeated + 1))
+    earlier, later = table.take(repeated), table.take(repeated + 1)
     alike = np.ones(len(repeated), dtype=bool)
     for name in table.column_names:
         if not pa.types.is_dictionary(table.schema.field(name).type):

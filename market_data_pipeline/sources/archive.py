@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import date, datetime
 from functools import cache, lru_cache
 from itertools import chain, islice
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +77,7 @@ def read_zip(
         if raw.num_rows == 0:
             continue
         rows += raw.num_rows
-        times += pc.min_max(raw.column(spec.time)).as_py().values()
+        times += _bounds(raw.column(spec.time))
         unit = _microseconds_per_unit(min(times), max(times), stem)
         blocks.append(_conform(raw, key, spec, unit))
         if rows > most_rows(key, days):
@@ -125,8 +126,7 @@ def read_zips(zips: Mapping[str, bytes], key: SeriesKey, rows: int) -> pa.Table:
     raw = _parse_lines(memoryview(lines), spec, False, stem)
     if raw.num_rows != rows * len(zips):
         raise MalformedError(f"{stem}.csv, or one read with it, has empty lines.")
-    span = pc.min_max(raw.column(spec.time)).as_py()
-    return _conform(raw, key, spec, _microseconds_per_unit(span["min"], span["max"], stem))
+    return _conform(raw, key, spec, _microseconds_per_unit(*_bounds(raw.column(spec.time)), stem))
 
 
 def _lines(data: bytes, spec: Spec, stem: str, number: int) -> bytes:
@@ -148,16 +148,16 @@ def split_days(table: pa.Table, time_column: str) -> dict[date, pa.Table]:
         return {}
     if (days[1:] < days[:-1]).any():
         order = np.argsort(days, kind="stable")
-        table, days = table.take(pa.array(order)), days[order]
+        table, days = table.take(order), days[order]
     starts = np.flatnonzero(np.r_[True, days[1:] != days[:-1]])
     ends = np.r_[starts[1:], len(days)]
     return {
-        clock.day_of_us(int(days[start]) * clock.US_PER_DAY): table.slice(start, end - start)
+        clock.day_of_us(int(days[start]) * clock.US_PER_DAY): table.slice(int(start), int(end - start))
         for start, end in zip(starts, ends, strict=True)
     }
 
 
-def label_columns(key: SeriesKey, rows: int) -> list[pa.Array]:
+def label_columns(key: SeriesKey, rows: int) -> list[pa.Array[Any]]:
     """The symbol (and interval) columns of a table: the same word in every row."""
     words = [key.symbol] if key.interval is None else [key.symbol, key.interval]
     index = _zeros(rows)
@@ -165,7 +165,7 @@ def label_columns(key: SeriesKey, rows: int) -> list[pa.Array]:
 
 
 @lru_cache(maxsize=8)  # days of candles have the same number of rows
-def _zeros(rows: int) -> pa.Array:
+def _zeros(rows: int) -> pa.Array[Any]:
     return pa.array(np.zeros(rows, dtype=np.int32))
 
 
@@ -263,7 +263,7 @@ def _has_header(block: memoryview, spec: Spec, stem: str) -> bool:
 
 # --- from lines to Arrow ----------------------------------------------------------------------------------------
 
-_READ = {"time": pa.int64(), "ignore": pa.string()}
+_READ: Mapping[str, pa.DataType] = {"time": pa.int64(), "ignore": pa.string()}
 
 
 _PARSE = pa_csv.ParseOptions(quote_char=False)
@@ -309,7 +309,7 @@ def _parse(block: _Block, spec: Spec, stem: str) -> pa.Table:
 def _parse_lines(lines: memoryview, spec: Spec, header: bool, stem: str) -> pa.Table:
     try:
         return pa_csv.read_csv(
-            pa.BufferReader(lines),
+            cast("BinaryIO", pa.BufferReader(lines)),
             read_options=pa_csv.ReadOptions(
                 column_names=[c.name for c in spec.columns],
                 skip_rows=int(header),
@@ -348,7 +348,7 @@ def _microseconds_per_unit(low: int, high: int, stem: str) -> int:
 
 
 def _conform(raw: pa.Table, key: SeriesKey, spec: Spec, unit: int) -> pa.Table:
-    columns: list[pa.Array | pa.ChunkedArray] = list(label_columns(key, raw.num_rows))
+    columns: list[pa.Array[Any] | pa.ChunkedArray[Any]] = list(label_columns(key, raw.num_rows))
     for column in spec.columns:
         if column.kind == "ignore":
             continue
@@ -357,7 +357,13 @@ def _conform(raw: pa.Table, key: SeriesKey, spec: Spec, unit: int) -> pa.Table:
     return pa.table(columns, schema=lake_schema(spec.market, spec.data_type))
 
 
-def _as_time(values: pa.ChunkedArray, unit: int) -> pa.ChunkedArray:
+def _bounds(values: pa.Array[Any] | pa.ChunkedArray[Any]) -> tuple[Any, Any]:
+    """Return the least and the greatest value."""
+    bounds: Any = pc.min_max(values).as_py()
+    return bounds["min"], bounds["max"]
+
+
+def _as_time(values: pa.ChunkedArray[Any], unit: int) -> pa.ChunkedArray[Any]:
     return (values if unit == 1 else pc.multiply(values, unit)).cast(TIME)
 
 
@@ -408,7 +414,7 @@ _REST_TIMES_US = 10**15, 41 * 10**14
 """Times that REST can have, in microseconds: 2001 to 2099."""
 
 
-def _rest_column(values: list[object], column: Column, unit: int) -> pa.Array:
+def _rest_column(values: list[object], column: Column, unit: int) -> pa.Array[Any]:
     if {*map(type, values)} != {_JSON_TYPES[column.kind]}:
         raise TypeError(f"{column.name} is not always a JSON {_JSON_TYPES[column.kind].__name__}")
     if column.kind == "float":
@@ -418,7 +424,7 @@ def _rest_column(values: list[object], column: Column, unit: int) -> pa.Array:
         return numbers
     if column.kind == "time":
         times = pc.multiply_checked(pa.array(values, pa.int64()), unit)
-        low, high = pc.min_max(times).as_py().values()
+        low, high = _bounds(times)
         if low < _REST_TIMES_US[0] or high >= _REST_TIMES_US[1]:
             raise ValueError(f"{column.name} is not always a time between 2001 and 2099")
         return times.cast(TIME)

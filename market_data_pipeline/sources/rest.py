@@ -226,7 +226,7 @@ class RestApi:
             from_id = last + 1
         found = pa.concat_tables([lake_schema(key.market, key.data_type).empty_table(), *tables])
         times = pc.cast(found.column("transact_time"), pa.int64())
-        inside = pc.and_(pc.greater_equal(times, start_us), pc.less(times, end_us))
+        inside = pc.and_(pc.greater_equal(times, pa.scalar(start_us)), pc.less(times, pa.scalar(end_us)))
         return RestRows(found.filter(inside), f"{self._host.url}{endpoint.path}", now, cut)
 
     def agg_trades_of_ids(
@@ -279,7 +279,7 @@ class RestApi:
             cursor = _last(table, "agg_trade_id") + 1
         found = pa.concat_tables([lake_schema(key.market, key.data_type).empty_table(), *tables])
         return RestRows(
-            found.filter(pc.less_equal(found.column("agg_trade_id"), last)),
+            found.filter(pc.less_equal(found.column("agg_trade_id"), pa.scalar(last))),
             f"{self._host.url}{endpoint.path}",
             now,
             cut,
@@ -378,7 +378,8 @@ class RestApi:
         if (keys[1:] <= keys[:-1]).any():
             raise RestAnswerError(f"REST answered rows of {key} that are not in the order of {spec.key}.")
         if between_us is not None:
-            low, high = pc.min_max(pc.cast(table.column(spec.time), pa.int64())).as_py().values()
+            bounds: Any = pc.min_max(pc.cast(table.column(spec.time), pa.int64())).as_py()
+            low, high = bounds["min"], bounds["max"]
             if low < between_us[0] // 1000 * 1000 or high > between_us[1] // 1000 * 1000 + 999:
                 raise RestAnswerError(
                     f"REST was asked for rows of {key} from {_moment(between_us[0])} to {_moment(between_us[1])}, and "

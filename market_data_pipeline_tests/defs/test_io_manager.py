@@ -56,7 +56,8 @@ def test_a_range_loads_as_the_type_that_is_asked_for(project: Project, kind: Any
     assert isinstance(loaded, duckdb.DuckDBPyRelation if kind is object else kind)
     frame = as_arrow(loaded)
     assert frame.column_names == lake_schema(KLINES.market, KLINES.data_type).names
-    assert [moment.date() for moment in frame["open_time"].to_pylist()] == [day(2)] * 24 + [day(3)] * 24
+    moments: list[Any] = frame["open_time"].to_pylist()
+    assert [moment.date() for moment in moments] == [day(2)] * 24 + [day(3)] * 24
     assert frame["symbol"].to_pylist() == ["BTCUSDT"] * 48
     assert frame["open"].to_pylist() == [102.0 + n for n in range(24)] + [103.0 + n for n in range(24)]
 

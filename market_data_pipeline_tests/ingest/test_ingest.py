@@ -239,7 +239,7 @@ def test_trades_beyond_the_weight_of_a_run_wait_for_the_next(world: World) -> No
     second = outcome(world.one(TRADES, "2026-03-05"))
     assert second.row.gaps == "info"
     assert second.row.rows > first.row.rows
-    ids = world.table(TRADES, "2026-03-05").column("agg_trade_id").to_pylist()
+    ids: list[Any] = world.table(TRADES, "2026-03-05").column("agg_trade_id").to_pylist()
     assert ids == list(range(ids[0], ids[0] + len(ids)))
 
 

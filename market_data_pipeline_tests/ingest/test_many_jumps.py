@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import date
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +41,13 @@ def every_other_trade() -> DayRows:
     times = clock.day_start_us(DAY) + ids * (clock.US_PER_DAY // (2 * JUMPS + 2))
     schema = lake_schema(KEY.market, KEY.data_type)
     numbers = {"agg_trade_id": ids, "first_trade_id": ids, "last_trade_id": ids, "transact_time": times}
-    other = {"price": 1.0, "quantity": 1.0, "symbol": "BTCUSDT", "is_buyer_maker": True, "is_best_match": True}
+    other: dict[str, Any] = {
+        "price": 1.0,
+        "quantity": 1.0,
+        "symbol": "BTCUSDT",
+        "is_buyer_maker": True,
+        "is_best_match": True,
+    }
     columns = [
         pa.array(numbers[name] if name in numbers else [other[name]] * len(ids)).cast(schema.field(name).type)
         for name in schema.names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -73,10 +73,8 @@ def test_of_a_hole_that_rest_reaches_in_part_the_rest_is_filled_in(world: World)
     assert row.rows == truth.rows - defect.count
     assert 0 < defect.count < truth.rows / 2
     oldest = clock.to_us(utc("2026-03-03T09:10:00"))
-    times = [
-        clock.to_us(moment.replace(tzinfo=utc(DAY).tzinfo))
-        for moment in world.table(CM, DAY)["transact_time"].to_pylist()
-    ]
+    moments: list[Any] = world.table(CM, DAY)["transact_time"].to_pylist()
+    times = [clock.to_us(moment.replace(tzinfo=utc(DAY).tzinfo)) for moment in moments]
     assert any(oldest <= at < clock.to_us(utc("2026-03-03T09:30:00")) for at in times)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +14,8 @@ from market_data_pipeline.lake.provenance import content_sha256
 ROWS = 12
 
 
-def labels(*names: str) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(pa.array(np.arange(ROWS, dtype=np.int32) % len(names)), pa.array(names))
+def labels(*names: str) -> pa.Array[Any]:
+    return pa.DictionaryArray.from_arrays(np.arange(ROWS, dtype=np.int32) % len(names), pa.array(names))
 
 
 @pytest.fixture

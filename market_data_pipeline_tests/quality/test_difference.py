@@ -26,7 +26,7 @@ def versions(changed: int) -> tuple[pa.Table, pa.Table]:
     at = before.schema.get_field_index("volume")
     volumes = before["volume"].to_numpy().copy()
     volumes[: 2 * changed : 2] += 1 + np.arange(changed)
-    return before, before.set_column(at, before.schema.field(at), [volumes])
+    return before, before.set_column(at, before.schema.field(at), pa.chunked_array([volumes]))
 
 
 @pytest.mark.parametrize("changed", [1, 3, 10, KEPT, KEPT + 50])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ def candles(key: SeriesKey, opened: list[int], flat: frozenset[int] = frozenset(
     """Candles at these open times; those in ``flat`` without a trade."""
     rows, step = len(opened), interval_us(key.interval or "")
     volume = np.array([0.0 if at in flat else 2.0 for at in opened])
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "open_time": pa.array(np.array(opened, dtype=np.int64)).cast(pa.timestamp("us")),
         "close_time": pa.array(np.array(opened, dtype=np.int64) + step - 1).cast(pa.timestamp("us")),
         "count": pa.array(np.array([0 if at in flat else 3 for at in opened], dtype=np.int64)),
@@ -45,7 +46,7 @@ def trades(key: SeriesKey, ids: list[int], times: list[int] | None = None) -> pa
     """Trades with these ids, a microsecond apart if not at given times."""
     rows = len(ids)
     at = pa.array(times or START + np.arange(rows, dtype=np.int64)).cast(pa.timestamp("us"))
-    values: dict[str, object] = {"transact_time": at, "is_buyer_maker": pa.array([True] * rows)}
+    values: dict[str, Any] = {"transact_time": at, "is_buyer_maker": pa.array([True] * rows)}
     values |= {name: pa.array(ids, pa.int64()) for name in ("agg_trade_id", "first_trade_id", "last_trade_id")}
     values |= {"is_best_match": pa.array([True] * rows)}
     names = [c.name for c in spec_of(key).columns]

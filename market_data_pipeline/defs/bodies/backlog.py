@@ -97,7 +97,7 @@ def _days_by_outcome(ledger: Path) -> dict[str, set[date]]:
     except files.DamagedFileError:
         return {}
     found: dict[str, set[date]] = {}
-    for outcome in pc.unique(table["outcome"]).to_pylist():
+    for outcome in map(str, pc.unique(table["outcome"]).to_pylist()):
         found[outcome] = set(files.days_of(table.filter(pc.equal(table["outcome"], pa.scalar(outcome)))))
     return found
 

@@ -7,6 +7,7 @@ written as text, not as base64, so that the event log can pack it to a third.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -28,7 +29,7 @@ class Candle:
 
 def merge_candles(table: pa.Table, most: int = MOST_CANDLES) -> list[Candle]:
     """Merge a day's klines, ordered by time, into at most ``most`` candles of the same number of rows."""
-    columns = {name: table.column(name).to_pylist() for name in ("open", "high", "low", "close")}
+    columns: dict[str, list[Any]] = {name: table.column(name).to_pylist() for name in ("open", "high", "low", "close")}
     size = max(1, -(-table.num_rows // most))
     return [
         Candle(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -118,5 +119,5 @@ def _hashes(ledger: Path, column: str) -> dict[date, tuple[bool, str | None]]:
         table = files.read_table(ledger, ["day", "final", column])
     except files.DamagedFileError:
         return {}
-    days, final, hashes = (table[name].to_pylist() for name in ("day", "final", column))
-    return dict(zip(days, zip(final, hashes, strict=True), strict=True))
+    final, hashes = (cast("list[Any]", table[name].to_pylist()) for name in ("final", column))
+    return dict(zip(files.days_of(table), zip(final, hashes, strict=True), strict=True))

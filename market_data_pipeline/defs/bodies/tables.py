@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -176,11 +176,11 @@ def as_arrow(value: Any) -> pa.Table:
         case pa.Table():
             return value
         case _ if hasattr(value, "to_arrow_table"):
-            return value.to_arrow_table()
+            return cast("pa.Table", value.to_arrow_table())
         case _ if hasattr(value, "collect"):
-            return value.collect().to_arrow()
+            return cast("pa.Table", value.collect().to_arrow())
         case _ if hasattr(value, "to_arrow"):
-            return value.to_arrow()
+            return cast("pa.Table", value.to_arrow())
         case _ if type(value).__module__.startswith("pandas"):
             return pa.Table.from_pandas(value, preserve_index=False)
     raise MarketDataError(f"A derived asset returns a table, not {type(value).__module__}.{type(value).__name__}.")
@@ -195,17 +195,17 @@ def split_by_day(
         MarketDataError: columns are missing or of another kind, or rows are of a day that was not asked for.
     """
     try:
-        cast = table.select(schema.names).cast(schema)
+        rows = table.select(schema.names).cast(schema)
     except (KeyError, pa.ArrowException) as error:
         raise MarketDataError(f"{key}: the output does not have the columns of the series: {error}") from error
     if "day" not in schema.names:
         if len(days) > 1:
             raise MarketDataError(f"{key}: an output for {len(days)} days needs a column `day` to be split by.")
-        return {days[0]: cast if cast.num_rows else None}
-    strangers = set(pc.unique(cast["day"]).to_pylist()) - set(days)
+        return {days[0]: rows if rows.num_rows else None}
+    strangers: set[Any] = set(pc.unique(rows["day"]).to_pylist()) - set(days)
     if strangers:
         raise MarketDataError(f"{key}: the output has rows of {min(strangers)}, which is not a day of this run.")
-    parts = {day: cast.filter(pc.equal(cast["day"], pa.scalar(day, pa.date32()))) for day in days}
+    parts = {day: rows.filter(pc.equal(rows["day"], pa.scalar(day, pa.date32()))) for day in days}
     return {day: part if part.num_rows else None for day, part in parts.items()}
 
 
