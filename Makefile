@@ -42,7 +42,7 @@ format: $(STAMP) ## fix format and style where possible
 	$(BIN)/ruff check --fix .
 
 docs: $(STAMP) ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(STAMP) ## measure, with baselines in the same run
 	$(BIN)/python -m benchmarks

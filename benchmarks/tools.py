@@ -2,7 +2,7 @@
 
 None of them can be told another address, by argument, setting or environment: where they spell Binance's, a line of the
 script that starts them puts the server's in its place. Nothing else of theirs is touched, and their imports are not
-timed. What they do and do not do beside downloading is said in ``docs/performance.md``.
+timed. What they do and do not do beside downloading is said in ``docs/development/performance.md``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""``docs/sql.md``: every query and line of Python in it runs, with the answers that it shows, over a made-up exchange.
+"""The pages on SQL and notebooks: each query and block of Python runs over a generated exchange with the shown answer.
 
-After a change that is meant, run this file's tests with ``UPDATE_SNAPSHOTS=1`` in the environment: the answers are
-written into the document.
+To accept changed answers, run these tests with ``UPDATE_SNAPSHOTS=1``. They write the answers into the page.
 """
 
 from __future__ import annotations
@@ -22,11 +21,13 @@ from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.reconciled import DayReconciled, write_reconciled
 from market_data_pipeline.sandbox import MarketOutage, MissingRows, QuietSymbol, Sandbox, WrongChecksum
 from market_data_pipeline.sync import bring
+from market_data_pipeline_tests.documents import DOCS, blocks_of
 from market_data_pipeline_tests.world import World, agg_trades, days, klines, utc
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sql document")]
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "sql.md"
+DOCUMENT = DOCS / "reference" / "sql.md"
+NOTEBOOKS = DOCS / "guides" / "notebooks.md"
 BLOCK = re.compile(r"^```sql\n(?P<query>.*?)^```\n(?:\n(?P<answer>\|.*?\n)(?=\n|\Z))?", re.DOTALL | re.MULTILINE)
 UNIVERSE = """\
 collect:
@@ -144,7 +145,7 @@ def test_every_query_has_the_answer_that_is_shown(lake: Path, number: int) -> No
 def test_the_python_runs(lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(lake.parent)
     names: dict[str, Any] = {}
-    for code in re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.DOTALL | re.MULTILINE):
+    for code in blocks_of(NOTEBOOKS, "python"):
         exec(code, names)
     assert len(names["candles"].df()) == 2 * 2 * 24
     assert names["trades"].height > 0

@@ -1,1 +1,1 @@
-"""Scripts that make parts of the documentation."""
+"""Programs for developers: documentation and checks. Nothing of the package imports them."""

@@ -99,7 +99,7 @@ def tell_incomplete(incomplete: Mapping[SeriesKey, Sequence[DayRecord]], console
         console.print(Text(f"  {rule}: {REMEDIES.get(rule, _LOOK)}"), soft_wrap=True)
 
 
-_LOOK = "see the table of checks in README.md."
+_LOOK = "see the table of checks in docs/reference/checks.md."
 
 
 def _sums(days: Sequence[tuple[SeriesKey, DayRecord, Sequence[Fault]]]) -> Iterator[str]:

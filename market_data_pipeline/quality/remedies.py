@@ -1,6 +1,6 @@
-"""What to do about each rule that a check can report: one sentence each, as README.md and the command line print it.
+"""The remedy of each rule that a check can report, one sentence each, for the command line and the documentation.
 
-The rules themselves do not belong here (``integrity.py``, ``verdicts.py``); a test compares both, and README.md.
+The rules themselves do not belong here (``integrity.py``, ``verdicts.py``). A test compares both with the docs.
 """
 
 from __future__ import annotations

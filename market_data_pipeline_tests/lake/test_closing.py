@@ -31,6 +31,7 @@ from market_data_pipeline.lake.reading import read_days
 from market_data_pipeline.schemas import lake_schema
 from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.specs import spec_of
+from market_data_pipeline_tests.documents import query_by_hand
 from market_data_pipeline_tests.small_lake import SmallLake, day_table, days_from, series
 
 HOURS, MINUTES = series("BTCUSDT", "1h"), series("ETHUSDT", "1m")
@@ -340,13 +341,8 @@ def test_the_catalog_is_published_again_for_a_closed_month_and_for_nothing_else(
     assert files.stat(publish_catalog(lake.layout)) == second
 
 
-README = Path(__file__).parents[2] / "README.md"
-
-
-def test_files_that_are_read_by_hand_as_the_readme_says_have_each_row_once(
-    lake: SmallLake, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    query = README.read_text().split("Whoever reads files by hand")[1].split("```sql")[1].split("```")[0]
+def test_query_by_hand_reads_each_row_once(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    query = query_by_hand()
     lake.layout.root.joinpath("data").symlink_to(lake.layout.root)
     monkeypatch.chdir(lake.layout.root)
     lake.put(HOURS, days_from("2024-03-01", 5))

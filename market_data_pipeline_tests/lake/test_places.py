@@ -15,6 +15,7 @@ from market_data_pipeline.defs.bodies.tables import as_arrow, load_days
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.catalog import publish_catalog
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline_tests.documents import query_by_hand
 from market_data_pipeline_tests.small_lake import SmallLake, days_from, series
 
 HOURS, TRADES, PROFILE = series("BTCUSDT", "1h"), series("BTCUSDT"), series("BTCUSDT", data_type="tradeProfile")
@@ -89,11 +90,8 @@ def test_every_way_to_the_rows_is_right_in_any_place(
     assert answers(tmp_path / place / "data") == expected
 
 
-README = Path(__file__).parents[2] / "README.md"
-
-
-def test_readme_query_by_hand_is_right_below_a_partition(plain: SmallLake, tmp_path: Path) -> None:
-    query = README.read_text().split("Whoever reads files by hand")[1].split("```sql")[1].split("```")[0]
+def test_query_by_hand_is_right_below_a_partition(plain: SmallLake, tmp_path: Path) -> None:
+    query = query_by_hand()
     found = []
     for place in (tmp_path / "plain", tmp_path / "volume=1"):
         shutil.copytree(plain.root, place / "data")

@@ -1,4 +1,4 @@
-"""Each rule that a check can report has its remedy: in the code, and in README.md in the same words."""
+"""Each rule that a check can report has its remedy, in the code and in the documentation in the same words."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from market_data_pipeline import findings
 from market_data_pipeline.day import REFUSED
 from market_data_pipeline.findings import HISTORY, VERDICT_SEVERITY, Severity
 from market_data_pipeline.quality.remedies import FAILURES, GAPS, INTEGRITY
+from market_data_pipeline_tests.documents import DOCS
 
 PACKAGE = Path(market_data_pipeline.__file__).parent
-README = (PACKAGE.parent / "README.md").read_text()
+PAGE = (DOCS / "reference" / "checks.md").read_text("utf-8")
 
 
 def rules_in_code() -> Iterator[str]:
@@ -38,8 +39,8 @@ def test_every_integrity_rule_has_a_remedy() -> None:
     assert {*rules_in_code(), *HISTORY} == set(INTEGRITY)
 
 
-def test_readme_lists_every_rule_with_its_remedy() -> None:
-    table = README.partition("### Rules of `integrity`")[2].partition("###")[0]
+def test_every_rule_is_documented_with_its_remedy() -> None:
+    table = PAGE.partition("## Rules of `integrity`")[2].partition("\n## ")[0]
     cells = [[cell.strip() for cell in line.split(" | ")] for line in table.splitlines() if line.startswith("| `")]
     told = {rule: row[-1].removesuffix(" |") for row in cells for rule in re.findall(r"`(\w+)`", row[0])}
     assert told == INTEGRITY
