@@ -31,11 +31,12 @@ dev: $(STAMP) ## start Dagster's UI and daemon
 test: $(STAMP) ## run all tests
 	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
-lint: $(STAMP) ## check format, style, types and dependencies
+lint: $(STAMP) ## check format, style, types, dependencies and words
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/deptry --no-ansi market_data_pipeline
+	$(BIN)/python -m tools.phrases
 
 format: $(STAMP) ## fix format and style where possible
 	$(BIN)/ruff format .
