@@ -28,8 +28,8 @@ demo: $(STAMP) ## run the whole pipeline on generated data, without network
 dev: $(STAMP) ## start Dagster's UI and daemon
 	$(BIN)/market-data ui --port $(DAGSTER_PORT)
 
-test: $(STAMP) ## run all tests
-	$(BIN)/python -m pytest -n 3 --dist loadgroup
+test: $(STAMP) ## run all tests, and measure which lines of the package run
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -p tools.coverage_gate --coverage-at-least 95
 
 lint: $(STAMP) ## check format, style, types, dependencies and words
 	$(BIN)/ruff format --check .
