@@ -11,12 +11,14 @@ import click
 import pytest
 
 from market_data_pipeline.cli import main
+from market_data_pipeline.day import Stage
 from market_data_pipeline.findings import VERDICT_SEVERITY, Severity, Verdict
 from market_data_pipeline.lake.states import DayState
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.sources.errors import SourceError
 from market_data_pipeline_tests.documents import DOCS, PROJECT, blocks_of, first_cells
 from market_data_pipeline_tests.small_lake import SmallLake, days_from, series
+from tools import lifecycle_reference
 from tools.settings_reference import ENV_EXAMPLE, as_env_example, as_markdown
 
 CHECKS = DOCS / "reference" / "checks.md"
@@ -128,3 +130,15 @@ def test_python_of_the_front_pages_runs(page: Path, tmp_path: Path, monkeypatch:
     for code in blocks_of(page, "python"):
         exec(code, names)
     assert names["candles"].df().groupby("symbol", observed=True).size().unique().tolist() == [31 * 24]
+
+
+# --- the life of a day ------------------------------------------------------------------------------------------------
+
+
+def test_lifecycle_page_has_every_stage_event_and_need() -> None:
+    assert "<!-- lifecycle -->" in (DOCS / "concepts" / "day-lifecycle.md").read_text("utf-8").splitlines()
+    text = lifecycle_reference.as_markdown()
+    assert all(f"| `{stage}` |" in text for stage in Stage)
+    assert all(f"--> {box}:" in text for box in ("not_stored", "provisional", "final", "replaced", "published"))
+    assert "Rows were written." in text
+    assert "Another archive, or another checksum, than the one that was refused." in text

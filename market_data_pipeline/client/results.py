@@ -94,7 +94,8 @@ class Result(ABC):
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """Return the rows for any library that reads Arrow streams."""
-        return self.arrow().__arrow_c_stream__(requested_schema)
+        rows: Any = self.arrow()  # its stubs leave this method untyped
+        return rows.__arrow_c_stream__(requested_schema)
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the result in words, and its first rows."""

@@ -175,9 +175,8 @@ def _with_told_columns(table: pa.Table) -> pa.Table:
     names = table.column_names
     if "bases" in names or "findings" not in names:
         return table
-    told = {
-        text: told_columns(with_fields(findings_.from_json(text))) for text in pc.unique(table["findings"]).to_pylist()
-    }
+    texts = pc.unique(table["findings"]).to_pylist()
+    told = {text: told_columns(with_fields(findings_.from_json(text or "[]"))) for text in texts}
     rows: list[Mapping[str, Any]] = [told[text] for text in table["findings"].to_pylist()]
     for name in ToldColumns.__annotations__:
         column = pa.chunked_array([pa.array([row[name] for row in rows], SCHEMA.field(name).type)])
