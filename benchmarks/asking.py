@@ -16,9 +16,9 @@ from benchmarks.lakes import big_lake, lake_days, lake_series
 from benchmarks.processes import apart, as_a_notebook
 from benchmarks.report import Baseline, Row
 from market_data_pipeline import MarketData
-from market_data_pipeline.lake.catalog import publish_catalog
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.sql.publish import publish_catalog
 
 if TYPE_CHECKING:
     import polars as pl

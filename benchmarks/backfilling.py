@@ -20,8 +20,8 @@ from benchmarks.measure import Cost, measured
 from benchmarks.processes import apart
 from benchmarks.report import Baseline, Row
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.on_disk import days_on_disk
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.lake.partitions import days_on_disk
+from market_data_pipeline.model.series import SeriesKey
 
 _FIVE_YEARS = 60
 """Months."""
@@ -127,7 +127,7 @@ import dagster
 imported = time.perf_counter()
 warnings.simplefilter("ignore")
 from dagster._core.remote_representation.external_data import RepositorySnap
-from market_data_pipeline.definitions import defs
+from market_data_pipeline.defs.definitions import defs
 snapshot = RepositorySnap.from_def(defs().get_repository_def())
 loaded = time.perf_counter()
 print(imported - began, loaded - imported, len(snapshot.asset_nodes))
@@ -171,8 +171,9 @@ def _command(root: Path, env: Mapping[str, str], key: SeriesKey, days: Sequence[
 
 
 def _one_day(root: Path, env: Mapping[str, str], keys: Sequence[SeriesKey], day: date) -> Cost:
-    from market_data_pipeline.definitions import build_definitions, ignore_notices
-    from market_data_pipeline.defs.home import days_on_record, materialize_days, open_instance
+    from market_data_pipeline.defs.definitions import build_definitions, ignore_notices
+    from market_data_pipeline.defs.in_process import days_on_record, materialize_days
+    from market_data_pipeline.defs.platform.home import open_instance
     from market_data_pipeline.universe import load_universe
 
     os.environ.pop("DAGSTER_HOME", None)
@@ -210,8 +211,8 @@ def bring_all(
     import dagster._core.storage.schedules
 
     import market_data_pipeline.defs.event_log  # noqa: F401
-    from market_data_pipeline.defs.home import CONFIG, days_on_record, open_instance
-    from market_data_pipeline.sync import bring
+    from market_data_pipeline.defs.in_process import bring, days_on_record
+    from market_data_pipeline.defs.platform.home import CONFIG, open_instance
 
     os.environ.pop("DAGSTER_HOME", None)
     warnings.simplefilter("ignore", dg.PreviewWarning)

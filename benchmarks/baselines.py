@@ -21,9 +21,9 @@ from isal import isal_zlib
 
 from benchmarks.measure import Cost, measured
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.schemas import ARROW_TYPES
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.specs import spec_of
+from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.schema import ARROW_TYPES
+from market_data_pipeline.model.series import SeriesKey
 
 
 def days_of(key: SeriesKey, days: Sequence[date]) -> list[str]:

@@ -17,7 +17,7 @@ import psutil
 
 from benchmarks.processes import FRESH, started, workers
 from market_data_pipeline import clock
-from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
+from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.settings import PREFIX, Settings
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from benchmarks.data import Archives, days_of_months, serving
 from benchmarks.measure import median
 from benchmarks.processes import apart
 from benchmarks.report import Baseline, Row
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.model.series import SeriesKey
 
 _AMOUNTS = 3
 

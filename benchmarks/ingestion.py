@@ -17,11 +17,11 @@ from benchmarks.tools import DAILY_TOOLS, MONTHLY_TOOLS, beside
 from market_data_pipeline import clock
 from market_data_pipeline.ingest import DayFailure, DayOutcome, Sources, ingest
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.provenance import ChecksumStatus
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.model.provenance import ChecksumStatus
+from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.sources.file import ArchiveFile
-from market_data_pipeline.sources.vision import Archive
+from market_data_pipeline.sources.binance.archive import Archive
+from market_data_pipeline.sources.protocol import ArchiveFile
 
 _REQUESTS_A_DAY = 2
 """The zip and its checksum."""

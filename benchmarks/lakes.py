@@ -13,14 +13,15 @@ import pyarrow as pa
 from benchmarks.data import Archives, days_from, klines, symbol_names
 from benchmarks.processes import workers
 from market_data_pipeline import clock
-from market_data_pipeline.lake import files
-from market_data_pipeline.lake.catalog import publish_catalog
+from market_data_pipeline.lake import parquet
+from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.months import DayInMonth, encode_month
-from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
-from market_data_pipeline.schemas import lake_schema
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.specs import spec_of
+from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.provenance import ChecksumStatus, Part, Provenance, Source
+from market_data_pipeline.model.schema import lake_schema
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.sql.publish import publish_catalog
 
 LAKE_FROM = date(2022, 1, 1)
 
@@ -70,7 +71,7 @@ def _write_series(root: Path, key: SeriesKey, days: Sequence[date], seed: int) -
             layout.month(key, month[0].record.day).write_bytes(encode_month(month, spec))
             continue
         for record, table in month:
-            encoded = files.encode_table(table, record, spec)
+            encoded = parquet.encode_table(table, record, spec)
             layout.file(key, record.day).write_bytes(encoded)
 
 

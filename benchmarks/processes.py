@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from benchmarks import AS_A_NOTEBOOK
-from market_data_pipeline.processes import PURGE_DELAY
+from market_data_pipeline.lake.arrow_memory import PURGE_DELAY
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.data import Archives
 from benchmarks.report import Baseline
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.model.series import SeriesKey
 
 _INSTALL_SECONDS, _RUN_SECONDS = 1200, 600
 

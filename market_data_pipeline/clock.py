@@ -5,6 +5,7 @@ Everything in the project asks here what time it is, as ``clock.now()``, so that
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 
@@ -16,6 +17,8 @@ TOLERANCE = timedelta(minutes=5)
 
 _EPOCH_DAY = date(1970, 1, 1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 
 
 def now() -> datetime:
@@ -67,3 +70,34 @@ def days_of_month(day: date) -> tuple[date, ...]:
 def _days_from(first: date) -> tuple[date, ...]:
     following = (first + timedelta(days=32)).replace(day=1)
     return tuple(first + timedelta(days=n) for n in range((following - first).days))
+
+
+def days_between(first: date, last: date) -> list[date]:
+    """The days from ``first`` to ``last``, both included; none where ``last`` is earlier."""
+    return [first + n * DAY for n in range((last - first).days + 1)]
+
+
+def contiguous_ranges(days: Iterable[date], at_most: int | None = None) -> Iterator[tuple[date, date]]:
+    """Split days into runs of consecutive days, in order, as Dagster's range runs want them.
+
+    Args:
+        days: Days in any order; a day named twice counts once.
+        at_most: Longest run in days; None for no limit.
+
+    Yields:
+        First and last day of each run, both included.
+
+    >>> list(contiguous_ranges([date(2024, 1, 1), date(2024, 1, 2), date(2024, 1, 5)]))
+    [(datetime.date(2024, 1, 1), datetime.date(2024, 1, 2)), (datetime.date(2024, 1, 5), datetime.date(2024, 1, 5))]
+    """
+    first = last = None
+    for day in sorted(set(days)):
+        if first is None or last is None:
+            first = last = day
+        elif day - last == DAY and (at_most is None or (last - first).days + 1 < at_most):
+            last = day
+        else:
+            yield first, last
+            first = last = day
+    if first is not None and last is not None:
+        yield first, last

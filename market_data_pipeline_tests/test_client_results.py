@@ -15,7 +15,7 @@ import pytest
 
 from market_data_pipeline import MarketData
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline_tests.small_lake import SmallLake, days_from, series
+from market_data_pipeline_tests.support.small_lake import SmallLake, days_from, series
 
 BTC, ETH = series("BTCUSDT", "1h"), series("ETHUSDT", "1h")
 TRADES = series("BTCUSDT")
@@ -78,7 +78,7 @@ def test_wide_has_a_column_for_each_symbol(market: MarketData) -> None:
 @pytest.mark.parametrize("closed", [False, True])
 def test_scan_is_the_same_rows(lake: SmallLake, market: MarketData, columns: list[str] | None, closed: bool) -> None:
     if closed:
-        from market_data_pipeline.lake.closing import close_months
+        from market_data_pipeline.lake.closed_months import close_months
 
         lake.put(BTC, days_from("2023-12-01", 31))
         assert close_months(lake.layout, BTC) == [date(2023, 12, 1)]

@@ -11,13 +11,13 @@ import click
 import pytest
 
 from market_data_pipeline.cli import main
-from market_data_pipeline.day import Stage
-from market_data_pipeline.findings import VERDICT_SEVERITY, Severity, Verdict
-from market_data_pipeline.lake.states import DayState
+from market_data_pipeline.errors import SourceError
+from market_data_pipeline.model.day import Stage
+from market_data_pipeline.model.findings import VERDICT_SEVERITY, Severity, Verdict
+from market_data_pipeline.model.states import DayState
 from market_data_pipeline.settings import PREFIX, Settings
-from market_data_pipeline.sources.errors import SourceError
-from market_data_pipeline_tests.documents import DOCS, PROJECT, blocks_of, first_cells
-from market_data_pipeline_tests.small_lake import SmallLake, days_from, series
+from market_data_pipeline_tests.support.documents import DOCS, PROJECT, blocks_of, first_cells
+from market_data_pipeline_tests.support.small_lake import SmallLake, days_from, series
 from tools import lifecycle_reference
 from tools.settings_reference import ENV_EXAMPLE, as_env_example, as_markdown
 
@@ -99,7 +99,9 @@ def test_every_state_of_a_day_is_documented() -> None:
 
 
 def test_every_check_is_documented() -> None:
-    snapshot: dict[str, Any] = json.loads(Path(__file__).with_name("definitions_snapshot.json").read_text())
+    snapshot: dict[str, Any] = json.loads(
+        Path(__file__).with_name("defs").joinpath("definitions_snapshot.json").read_text()
+    )
     names = {check for asset in snapshot["assets"].values() for check in asset["checks"]}
     assert names
     assert [name for name in names if f"`{name}`" not in CHECKS.read_text("utf-8")] == []

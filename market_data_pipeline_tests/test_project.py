@@ -9,7 +9,7 @@ import tomllib
 import yaml
 
 import market_data_pipeline
-from market_data_pipeline_tests.documents import PROJECT
+from market_data_pipeline_tests.support.documents import PROJECT
 
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))
 

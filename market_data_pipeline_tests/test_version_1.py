@@ -12,20 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from market_data_pipeline.checks.gaps import Missing
+from market_data_pipeline.checks.halts import Answers, MarketDay
+from market_data_pipeline.checks.ordering import Ints
+from market_data_pipeline.checks.verdicts import NOT_COMPARED, AnsweredIds, TradeRecord, judge_candles, judge_trades
 from market_data_pipeline.clock import day_start_us
-from market_data_pipeline.findings import Basis, Finding, Range, RestAnswer, Severity
-from market_data_pipeline.quality.gaps import Missing
-from market_data_pipeline.quality.market import Answers, MarketDay
-from market_data_pipeline.quality.rows import Ints
-from market_data_pipeline.quality.verdicts import (
-    NOT_COMPARED,
-    AnsweredIds,
-    TradeRecord,
-    judge_candles,
-    judge_trades,
-)
-from market_data_pipeline.version_1 import published_sha256, with_fields
-from market_data_pipeline_tests.world import klines
+from market_data_pipeline.model.findings import Basis, Finding, Range, RestAnswer, Severity
+from market_data_pipeline.model.version_1 import published_sha256, with_fields
+from market_data_pipeline_tests.support.world import klines
 
 RECORDED = json.loads((Path(__file__).parent / "releases" / "0.1.0.findings.json").read_text())
 """One finding of each sentence in the data folder of release 0.1.0, with the fields that today's checks set for it."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from enum import StrEnum
 from itertools import pairwise
 
-from market_data_pipeline.day import TRANSITIONS, Event, Stage
-from market_data_pipeline.needs import KINDS, NeedKind
+from market_data_pipeline.model.day import TRANSITIONS, Event, Stage
+from market_data_pipeline.model.needs import KINDS, NeedKind
 
 _DRAWN = {
     "not_stored": (Stage.EMPTY, Stage.OUTAGE, Stage.NOT_LISTED, Stage.RETRY, Stage.ABSENT, Stage.REFUSED),

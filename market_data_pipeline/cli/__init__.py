@@ -15,26 +15,30 @@ from typing import Any
 
 import click
 
-from market_data_pipeline.processes import keep_memory
+from market_data_pipeline.lake.arrow_memory import keep_memory
 
 keep_memory()
 
 # isort: split
-from market_data_pipeline import __version__, faults
-from market_data_pipeline.cli.collect import add, backfill, sync
+from market_data_pipeline import __version__
+from market_data_pipeline.cli.add import add
+from market_data_pipeline.cli.backfill import backfill
 from market_data_pipeline.cli.compact import compact_command
 from market_data_pipeline.cli.coverage import coverage
 from market_data_pipeline.cli.demo import demo
 from market_data_pipeline.cli.prune import prune
 from market_data_pipeline.cli.quarantine import quarantine
-from market_data_pipeline.cli.query import sql
 from market_data_pipeline.cli.reconcile import reconcile
-from market_data_pipeline.cli.servers import sandbox, ui
+from market_data_pipeline.cli.sandbox import sandbox
 from market_data_pipeline.cli.signals import ending_the_process
+from market_data_pipeline.cli.sql import sql
 from market_data_pipeline.cli.status import status
+from market_data_pipeline.cli.sync import sync
+from market_data_pipeline.cli.ui import ui
 from market_data_pipeline.cli.universe import universe
 from market_data_pipeline.cli.verify import verify
 from market_data_pipeline.errors import MarketDataError, UsageError
+from market_data_pipeline.model import faults
 
 
 class _Refused(click.ClickException):

@@ -7,13 +7,13 @@ from datetime import timedelta
 
 import click
 
-from market_data_pipeline.cli.choice import asked, choosing_klines, series_among
-from market_data_pipeline.cli.screen import aside, counted, progress_bar
+from market_data_pipeline.cli.console import aside, counted, progress_bar
+from market_data_pipeline.cli.selection import asked, choosing_klines, series_among
 from market_data_pipeline.cli.summary import ExitCode, end
-from market_data_pipeline.compacting import CompactReport, compact
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.maintenance.compaction import CompactReport, compact
+from market_data_pipeline.model.datasets import closes_months
 from market_data_pipeline.settings import load_settings
-from market_data_pipeline.specs import closes_months
 
 
 @click.command("compact")
@@ -36,7 +36,7 @@ def compact_command(
       market-data compact
       market-data compact --symbol BTCUSDT --interval 1m
     """
-    from market_data_pipeline.lake.catalog import series_held
+    from market_data_pipeline.lake.partitions import series_held
 
     settings = load_settings()
     held = [key for key in series_held(Layout(settings.root)) if closes_months(key.data_type)]

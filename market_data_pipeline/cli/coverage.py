@@ -12,17 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from market_data_pipeline import clock
-from market_data_pipeline.cli.choice import asked, choosing_series, series_among
-from market_data_pipeline.cli.coverage_page import coverage_page
-from market_data_pipeline.cli.screen import aside, counted, out, red
+from market_data_pipeline.cli.console import aside, counted, out, red
+from market_data_pipeline.cli.selection import asked, choosing_series, series_among
+from market_data_pipeline.coverage.calendar import SeriesCalendar
+from market_data_pipeline.coverage.page import coverage_page
+from market_data_pipeline.coverage.summary import SeriesCoverage, survey
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.lake import files
+from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.states import DayState
-from market_data_pipeline.quality.calendar import SeriesCalendar
-from market_data_pipeline.quality.standing import SeriesCoverage
+from market_data_pipeline.model.states import DayState
 from market_data_pipeline.settings import load_settings
-from market_data_pipeline.survey import survey
 from market_data_pipeline.universe import Universe, load_universe
 
 _HEADS = {
@@ -68,7 +67,8 @@ def coverage(
       market-data coverage --market um --interval 1m
       market-data coverage --html coverage.html
     """
-    from market_data_pipeline.lake.catalog import refresh_catalog, series_held
+    from market_data_pipeline.lake.partitions import series_held
+    from market_data_pipeline.sql.publish import refresh_catalog
 
     settings = load_settings()
     layout = Layout(settings.root)
@@ -84,7 +84,7 @@ def coverage(
     tell_doubtful([one.coverage for one in surveyed], out())
     if page is not None:
         text = coverage_page(calendars, str(settings.root), clock.now())
-        files.write_bytes(page.absolute(), text.encode())
+        storage.write_bytes(page.absolute(), text.encode())
         out().print(f"{page} shows {counted(len(calendars), 'calendar')}.", soft_wrap=True)
 
 

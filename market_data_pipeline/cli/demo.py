@@ -15,14 +15,14 @@ from pathlib import Path
 import click
 
 from market_data_pipeline import clock
-from market_data_pipeline.cli.choice import Asked, choose
-from market_data_pipeline.cli.collect import fetch
-from market_data_pipeline.cli.query import run_query
-from market_data_pipeline.cli.screen import aside, out
+from market_data_pipeline.cli.console import aside, out
+from market_data_pipeline.cli.download import fetch
+from market_data_pipeline.cli.selection import Asked, choose
 from market_data_pipeline.cli.signals import LAST_SECONDS
+from market_data_pipeline.cli.sql import run_query
 from market_data_pipeline.cli.status import all_series, show
 from market_data_pipeline.cli.summary import end
-from market_data_pipeline.lake import files
+from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import load_universe
@@ -110,7 +110,7 @@ def demo(then_ui: bool, port: int) -> None:
 
 
 def _run_ui(settings: Settings, port: int, sandbox: dict[str, str]) -> None:
-    from market_data_pipeline.defs.home import dagster_dev_command, end_all_with_this_process, prepare_ui
+    from market_data_pipeline.defs.platform.home import dagster_dev_command, end_all_with_this_process, prepare_ui
 
     prepare_ui(Layout(settings.root), port=port, allowed_hosts=settings.ui_host_names)
     aside().print(f"Dagster's UI comes up at http://127.0.0.1:{port}, until Ctrl-C.")
@@ -131,7 +131,7 @@ def write_universe(root: Path) -> Path:
     """Write the demo's own ``universe.yaml`` for the last :data:`DAYS` days; return where."""
     path = root / "universe.yaml"
     first = clock.today() - timedelta(days=DAYS - 1)
-    files.write_bytes(path, _UNIVERSE.format(days=DAYS, first=first).encode())
+    storage.write_bytes(path, _UNIVERSE.format(days=DAYS, first=first).encode())
     return path
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from market_data_pipeline import clock
-from market_data_pipeline.cli.screen import aside, counted, in_bytes
+from market_data_pipeline.cli.console import aside, counted, in_bytes
+from market_data_pipeline.defs.platform.records import parse_age
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.records import parse_age
 from market_data_pipeline.settings import load_settings
 
 
@@ -42,8 +42,8 @@ def prune(age: str | None, dry_run: bool) -> None:
     if not layout.dagster_home.exists():
         console.print(f"There are no records in {layout.dagster_home} yet.", soft_wrap=True)
         return
-    from market_data_pipeline.defs.bodies.pruning import prune as drop
-    from market_data_pipeline.defs.home import open_instance, recording
+    from market_data_pipeline.defs.platform.home import open_instance, recording
+    from market_data_pipeline.defs.platform.pruning import prune as drop
 
     with recording(layout), open_instance(layout) as instance:
         done = drop(instance, before, dry_run=dry_run)

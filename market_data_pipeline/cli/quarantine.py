@@ -15,20 +15,19 @@ from rich.console import Console
 from rich.table import Table
 
 from market_data_pipeline import clock
-from market_data_pipeline.cli.choice import Chosen
-from market_data_pipeline.cli.collect import fetch
-from market_data_pipeline.cli.screen import aside, counted, in_bytes, out
+from market_data_pipeline.cli.console import aside, counted, in_bytes, out
+from market_data_pipeline.cli.download import fetch
+from market_data_pipeline.cli.selection import Chosen
 from market_data_pipeline.cli.summary import ExitCode, end
-from market_data_pipeline.day import HELD, OtherArchive, after
-from market_data_pipeline.errors import UsageError
-from market_data_pipeline.lake import files
+from market_data_pipeline.errors import DamagedFileError, UsageError
 from market_data_pipeline.lake import quarantine as kept
-from market_data_pipeline.lake.files import DamagedFileError
+from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.quarantine import Entry
-from market_data_pipeline.lake.reading import read_day
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.lake.reader import read_day
+from market_data_pipeline.model.day import HELD, OtherArchive, after
+from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
 
@@ -232,10 +231,10 @@ class Content:
 
 def read_content(entry: Entry) -> Content:
     """Read what refused bytes hold."""
-    from market_data_pipeline.quality.rows import in_order
-    from market_data_pipeline.sources.archive import read_zip
-    from market_data_pipeline.sources.errors import MalformedError
-    from market_data_pipeline.specs import spec_of
+    from market_data_pipeline.checks.ordering import in_order
+    from market_data_pipeline.errors import MalformedError
+    from market_data_pipeline.model.datasets import spec_of
+    from market_data_pipeline.sources.binance.zip_reader import read_zip
 
     try:
         data = entry.read()
@@ -266,8 +265,8 @@ def _first_lines(data: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def difference_to_held(entry: Entry, content: Content, layout: Layout) -> str:
     """How refused bytes differ from the file that is held of their day, in words; empty where none is."""
-    from market_data_pipeline.quality.difference import difference, said
-    from market_data_pipeline.specs import spec_of
+    from market_data_pipeline.checks.diff import difference, said
+    from market_data_pipeline.model.datasets import spec_of
 
     if entry.day is None or content.table is None:
         return ""
@@ -406,7 +405,7 @@ def _let_go(chosen: Iterable[Entry], days: Mapping[Path, list[date]], layout: La
 
 def _make_due(layout: Layout, key: SeriesKey, found: Sequence[Entry], wait_seconds: float) -> None:
     """Have days asked for again that are held, and for which the archive had other bytes that were refused."""
-    with files.only_writer(layout.lock(key), wait_seconds, str(key)):
+    with storage.only_writer(layout.lock(key), wait_seconds, str(key)):
         ledger = Ledger.read(layout.ledger(key))
         held = [(entry, row) for entry in found if entry.day and (row := ledger.get(entry.day)) and row.held]
         for entry, row in held:

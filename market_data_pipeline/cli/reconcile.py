@@ -10,15 +10,15 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from market_data_pipeline.cli.choice import Day, asked, check_days, choosing_klines, series_among
-from market_data_pipeline.cli.screen import aside, counted, out, progress_bar, red
+from market_data_pipeline.cli.console import aside, counted, out, progress_bar, red
+from market_data_pipeline.cli.selection import Day, asked, check_days, choosing_klines, series_among
 from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.reconciled import DayReconciled, Difference
-from market_data_pipeline.lineage import comparable
-from market_data_pipeline.reconciling import found_before, plan
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.model.lineage import comparable
+from market_data_pipeline.model.reconciliation import DayReconciled, Difference
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.reconciliation.plan import found_before, plan
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
 
@@ -102,10 +102,10 @@ def _compared(
     if not due:
         _tell(troubles)
         return _by_day(found), not troubles
-    from market_data_pipeline.definitions import ignore_notices
-    from market_data_pipeline.defs.home import open_instance, recording, run_reconciliation
-    from market_data_pipeline.defs.reconciliation import build_reconciliation_job, run_config
-    from market_data_pipeline.sync import reasons, stop_if_interrupted
+    from market_data_pipeline.defs.definitions import ignore_notices
+    from market_data_pipeline.defs.in_process import reasons, run_reconciliation, stop_if_interrupted
+    from market_data_pipeline.defs.platform.home import open_instance, recording
+    from market_data_pipeline.defs.reconciliation.definitions import build_reconciliation_job, run_config
 
     with progress_bar(sum(due.values()), "days", "comparing", aside()) as bar, warnings.catch_warnings():
         ignore_notices()

@@ -1,6 +1,6 @@
 """SIGTERM and Ctrl-C: the process ends within ten seconds, with the exit code that a shell gives a signal.
 
-What belongs here: hearing of a signal, whoever handles it. What does not: what is stopped (``stopping.py``).
+What belongs here: hearing of a signal, whoever handles it. What does not: what is stopped (``model/waits.py``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from market_data_pipeline.stopping import end_process
+from market_data_pipeline.model.waits import end_process
 
 LAST_SECONDS = 8.0
 """How long the process may take to end by itself, storing what it has."""

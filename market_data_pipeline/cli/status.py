@@ -14,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from market_data_pipeline import clock
-from market_data_pipeline.cli.holdings import Holding, day_of, holding
-from market_data_pipeline.cli.screen import counted, in_bytes, out, red
+from market_data_pipeline.cli.console import counted, in_bytes, out, red
+from market_data_pipeline.coverage.holdings import Holding, day_of, holding
+from market_data_pipeline.defs.platform.records import BIG, size_of_records
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.records import BIG, size_of_records
-from market_data_pipeline.series import EXCHANGE, SeriesKey
+from market_data_pipeline.model.series import EXCHANGE, SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
 
@@ -80,7 +80,7 @@ def status_of(key: SeriesKey, found: Holding, universe: Universe) -> SeriesStatu
 
 def all_series(settings: Settings, universe: Universe) -> list[SeriesStatus]:
     """The status of every series that is collected or held."""
-    from market_data_pipeline.lake.catalog import series_held
+    from market_data_pipeline.lake.partitions import series_held
 
     layout = Layout(settings.root)
     keys = dict.fromkeys([*universe.series(), *series_held(layout)])
@@ -152,7 +152,7 @@ def status(as_json: bool) -> None:
 
       market-data sql "FROM quality.coverage WHERE failure IS NOT NULL"
     """
-    from market_data_pipeline.lake.catalog import refresh_catalog
+    from market_data_pipeline.sql.publish import refresh_catalog
 
     settings = load_settings()
     refresh_catalog(Layout(settings.root))

@@ -1,6 +1,6 @@
 """Print the result of a command that fetches days: failures, incomplete days and what to do; and its exit code.
 
-Fetching does not belong here (``sync``), nor does the rule that decides whether a day is complete (``lake.states``).
+Fetching does not belong here (``sync``), nor does the rule that decides whether a day is complete (``model.states``).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from market_data_pipeline.cli.screen import counted, red
-from market_data_pipeline.day import REFUSED, DayRecord
-from market_data_pipeline.findings import shortened
-from market_data_pipeline.lake.states import Fault, faults_of
-from market_data_pipeline.quality.remedies import REMEDIES
-from market_data_pipeline.series import DataType, SeriesKey
+from market_data_pipeline.checks.remedies import REMEDIES
+from market_data_pipeline.cli.console import counted, red
+from market_data_pipeline.model.day import REFUSED, DayRecord
+from market_data_pipeline.model.findings import shortened
+from market_data_pipeline.model.series import DataType, SeriesKey
+from market_data_pipeline.model.states import Fault, faults_of
 
 if TYPE_CHECKING:
-    from market_data_pipeline.outcomes import DayFailure
-    from market_data_pipeline.sync import Report
+    from market_data_pipeline.defs.in_process import Report
+    from market_data_pipeline.model.outcomes import DayFailure
 
 SHOWN_DAYS = 20
 """Days that a list names before it says how many more there are."""

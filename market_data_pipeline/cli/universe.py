@@ -9,15 +9,14 @@ import click
 from rich.progress import Progress
 from rich.table import Table
 
-from market_data_pipeline.cli.screen import aside, counted, out
+from market_data_pipeline.cli.console import aside, counted, out
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.listed import listing_sources
-from market_data_pipeline.series import Listing, Market
+from market_data_pipeline.model.series import Listing, Market
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.universe import load_universe
-from market_data_pipeline.universe.collected import is_pattern, lock_path
-from market_data_pipeline.universe.listing import refresh
-from market_data_pipeline.universe.writing import write_lock
+from market_data_pipeline.universe.edit import write_lock
+from market_data_pipeline.universe.listings import listing_sources, refresh
+from market_data_pipeline.universe.resolved import is_pattern, lock_path
 
 
 @click.group()

@@ -9,18 +9,18 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from market_data_pipeline.cli.choice import Chosen, asked, choosing_series, series_among
-from market_data_pipeline.cli.collect import fetch
-from market_data_pipeline.cli.screen import aside, counted, in_bytes, out, progress_bar
+from market_data_pipeline.cli.console import aside, counted, in_bytes, out, progress_bar
+from market_data_pipeline.cli.download import fetch
+from market_data_pipeline.cli.selection import Chosen, asked, choosing_series, series_among
 from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.lake.on_disk import days_on_disk
-from market_data_pipeline.processes import cpus
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.settings import Settings, load_settings
+from market_data_pipeline.lake.partitions import days_on_disk
+from market_data_pipeline.maintenance.archive_sweep import Discovery, Kind, SweepReport, sweep
+from market_data_pipeline.maintenance.scrub import LocalReport, prove_local
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.settings import Settings, cpus, load_settings
 from market_data_pipeline.universe import Universe, load_universe
-from market_data_pipeline.verify import Discovery, Kind, LocalReport, SweepReport, prove_local, sweep
 
 SHOWN = 50
 """Lines of a table; the sentence below it counts all."""
@@ -63,7 +63,7 @@ def verify(
       market-data verify --market um --check-only
       market-data verify --local
     """
-    from market_data_pipeline.lake.catalog import series_held
+    from market_data_pipeline.lake.partitions import series_held
 
     settings = load_settings()
     held = series_held(Layout(settings.root))
@@ -83,7 +83,7 @@ def verify(
 
 
 def _listing(settings: Settings, keys: Sequence[SeriesKey], universe: Universe, *, mend: bool, yes: bool) -> ExitCode:
-    from market_data_pipeline.sources.vision import Archive
+    from market_data_pipeline.sources.binance.archive import Archive
 
     archive = Archive(settings)
     try:

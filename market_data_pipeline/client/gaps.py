@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Literal, get_args
 
 from market_data_pipeline import clock
-from market_data_pipeline.client.asking import (
+from market_data_pipeline.client.request import (
     Moment,
     Wanted,
     market_of,
@@ -19,16 +19,16 @@ from market_data_pipeline.client.asking import (
     symbols_of,
     there_are,
 )
-from market_data_pipeline.day import EMPTY, FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.errors import MarketDataError, UsageError
-from market_data_pipeline.findings import Finding, Severity, Verdict
-from market_data_pipeline.lake.catalog import quoted, series_held
+from market_data_pipeline.lake.day_records import rows_on_record, sound_among
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.on_disk import days_between
-from market_data_pipeline.lake.on_record import rows_on_record, sound_among
-from market_data_pipeline.lake.states import EXPLAINED
-from market_data_pipeline.series import DataType, Listing, SeriesKey, interval_us
-from market_data_pipeline.universe.collected import Listings
+from market_data_pipeline.lake.partitions import days_between, series_held
+from market_data_pipeline.model.day import EMPTY, FAILED, HELD, NOT_LISTED, DayRecord
+from market_data_pipeline.model.findings import Finding, Severity, Verdict
+from market_data_pipeline.model.series import DataType, Listing, SeriesKey, interval_us
+from market_data_pipeline.model.states import EXPLAINED
+from market_data_pipeline.sql.file_lists import quoted
+from market_data_pipeline.universe.resolved import Listings
 
 OnGap = Literal["raise", "warn", "ignore"]
 """What to do about gaps that nothing explains."""

@@ -9,18 +9,18 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from market_data_pipeline import faults
-from market_data_pipeline.client.asking import Moment, check_held, market_of, wanted_of
-from market_data_pipeline.client.bringing import bring_lacking
+from market_data_pipeline.client.fetch import bring_lacking
 from market_data_pipeline.client.gaps import OnGap, check_on_gap, gaps_in, gaps_query, tell_gaps, worth_a_warning
-from market_data_pipeline.client.results import Answer, Result, StoredRows
+from market_data_pipeline.client.request import Moment, check_held, market_of, wanted_of
+from market_data_pipeline.client.result import Answer, Result, StoredRows
 from market_data_pipeline.client.session import DuckDB, Limits, Params, Views
-from market_data_pipeline.lake import catalog
+from market_data_pipeline.lake import partitions
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.series import DataType
+from market_data_pipeline.model import faults
+from market_data_pipeline.model.series import DataType
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import load_universe
-from market_data_pipeline.universe.collected import Listings
+from market_data_pipeline.universe.resolved import Listings
 
 
 class MarketData:
@@ -205,7 +205,7 @@ class MarketData:
         """
         only = market_of(market) if market is not None else None
         with faults.in_words():
-            return sorted({key.symbol for key in catalog.series_held(self._layout) if only in (None, key.market)})
+            return sorted({key.symbol for key in partitions.series_held(self._layout) if only in (None, key.market)})
 
     def coverage(self) -> Result:
         """Which days are held, from where, provisional or final, what their checks found, and which days failed.

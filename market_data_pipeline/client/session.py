@@ -21,17 +21,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from market_data_pipeline import faults
 from market_data_pipeline.client.queries import check_query
-from market_data_pipeline.errors import MarketDataError, UsageError
-from market_data_pipeline.lake import catalog
+from market_data_pipeline.errors import MarketDataError, QueryLimitError, UsageError
+from market_data_pipeline.lake import partitions
+from market_data_pipeline.lake.day_records import CORRECTED, corrected
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.on_record import CORRECTED, corrected
-from market_data_pipeline.series import EXCHANGE
+from market_data_pipeline.model import faults
+from market_data_pipeline.model.series import EXCHANGE
 from market_data_pipeline.settings import Settings
+from market_data_pipeline.sql import errors, file_lists, views
 
 if TYPE_CHECKING:
     import duckdb
+
 
 _T = TypeVar("_T")
 
@@ -70,10 +72,6 @@ class Limits:
 
 Params = Sequence[object] | Mapping[str, object] | None
 """Values for the ``?`` or the ``$name`` of a query."""
-
-
-class QueryLimitError(MarketDataError):
-    """A query needs more time or memory than it may take."""
 
 
 class DuckDB:
@@ -121,7 +119,7 @@ class DuckDB:
 
     def _run(self, read: Callable[[], _T]) -> _T:
         with faults.in_words(), _gate.passed():
-            return catalog.retrying(read, self._layout)
+            return errors.retrying(read, self._layout)
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         import duckdb
@@ -314,7 +312,7 @@ class Views(DuckDB):
                 f"The query cannot be run. It may read the files of the views in {self._layout.root}, and no others. "
                 f"{text}. `market-data sql --unrestricted` reads other files, too."
             )
-        return catalog.lake_error(error, self._layout)
+        return errors.lake_error(error, self._layout)
 
     def _bounded(self, answer: duckdb.DuckDBPyRelation) -> pa.Table:
         """Return the rows of a relation. DuckDB's own limit of memory is not one of what it hands out."""
@@ -376,10 +374,10 @@ class Views(DuckDB):
     def _connect(self) -> duckdb.DuckDBPyConnection:
         database = super()._connect()
         _remove_left_spills(self._layout.root)
-        folders = ", ".join(catalog.quoted(f"{folder}/") for folder in _folders_of_views(self._layout))
+        folders = ", ".join(file_lists.quoted(f"{folder}/") for folder in _folders_of_views(self._layout))
         for setting in (
             f"memory_limit = '{self._limits.memory_mb}MB'",
-            f"temp_directory = {catalog.quoted(str(self._spill))}",
+            f"temp_directory = {file_lists.quoted(str(self._spill))}",
             f"max_temp_directory_size = '{self._limits.disk_mb}MB'",
             "allow_persistent_secrets = false",
             "allow_community_extensions = false",
@@ -409,12 +407,12 @@ class Views(DuckDB):
         """
         import duckdb
 
-        corrections = corrected(self._layout, catalog.series_held(self._layout)) if as_on_disk else None
+        corrections = corrected(self._layout, partitions.series_held(self._layout)) if as_on_disk else None
         with self._lock:
             if corrections is not None:
                 self._correct(session, corrections)
-            held, marked = catalog.marked_now(self._layout)
-            statements = catalog.statements(held, _CORRECTIONS if self._corrections.num_rows else "", marked=marked)
+            held, marked = file_lists.marked_now(self._layout)
+            statements = views.statements(held, _CORRECTIONS if self._corrections.num_rows else "", marked=marked)
             if statements == self._made:
                 return
             self._broken = None
@@ -425,7 +423,7 @@ class Views(DuckDB):
                     raise
                 except duckdb.Error as error:
                     # A damaged file keeps its view from being made; the others are of use all the same.
-                    self._broken = catalog.lake_error(error, self._layout)
+                    self._broken = errors.lake_error(error, self._layout)
             self._made = statements if self._broken is None else []
 
 
@@ -473,7 +471,7 @@ def _folders_of_views(layout: Layout) -> list[str]:
         folders += [folder for folder in below if folder.is_symlink()]
         below = [Path(entry) for folder in below for entry in _folders_in(folder)]
     folders += [folder.resolve() for folder in folders]
-    return list(dict.fromkeys(name for folder in folders for name in (str(folder), catalog.as_pattern(folder))))
+    return list(dict.fromkeys(name for folder in folders for name in (str(folder), file_lists.as_pattern(folder))))
 
 
 def _folders_in(folder: Path) -> list[str]:

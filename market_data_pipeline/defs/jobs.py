@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from market_data_pipeline.defs.coverage import coverage_key
+from market_data_pipeline.defs.coverage.definitions import coverage_key
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.upkeep import build_compact_job, build_prune_job, build_verify_job
-from market_data_pipeline.lineage import profile_of
-from market_data_pipeline.series import DataType, SeriesKey
+from market_data_pipeline.defs.maintenance.definitions import build_compact_job, build_prune_job, build_verify_job
+from market_data_pipeline.model.lineage import profile_of
+from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
 
 Job = UnresolvedAssetJobDefinition | dg.JobDefinition

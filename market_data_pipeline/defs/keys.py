@@ -1,10 +1,12 @@
-"""Series and their asset keys."""
+"""Names that Dagster keeps: the asset keys of series, and the check and job ``reconciliation``."""
 
 from __future__ import annotations
 
 import dagster as dg
 
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.model.series import SeriesKey
+
+RECONCILIATION = "reconciliation"
 
 
 def asset_key_of(key: SeriesKey) -> dg.AssetKey:

@@ -8,17 +8,10 @@ from datetime import date
 
 import dagster as dg
 
+from market_data_pipeline.clock import contiguous_ranges, days_between
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.partitions import (
-    PARTITION,
-    RANGE_END,
-    RANGE_START,
-    contiguous_ranges,
-    day_of,
-    days_between,
-    partition_of,
-)
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, day_of, partition_of
+from market_data_pipeline.model.series import SeriesKey
 
 Days = dict[SeriesKey, list[date]]
 """UTC days by series."""

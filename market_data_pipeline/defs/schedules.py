@@ -14,14 +14,15 @@ from datetime import UTC, date, datetime
 import dagster as dg
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
+from market_data_pipeline.clock import DAY, HOUR
 from market_data_pipeline.defs.jobs import COMPACT, COVERAGE, INGEST_ALL, PRUNE, TRADE_PROFILES, VERIFY, Job, Jobs
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.partitions import DAY, HOUR, partition_of
+from market_data_pipeline.defs.partitions import partition_of
+from market_data_pipeline.defs.platform.heartbeat import close_dead_runs
 from market_data_pipeline.defs.requests import run_requests, underway, without
-from market_data_pipeline.defs.runs import close_dead_runs
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lineage import profile_of
-from market_data_pipeline.series import DataType, SeriesKey
+from market_data_pipeline.model.lineage import profile_of
+from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe
 
@@ -58,12 +59,12 @@ def build_schedules(jobs: Jobs, settings: Settings, universe: Universe) -> list[
     after = (settings.daily_hour + 1) % 24
 
     def recent(at: datetime) -> DaysToAsk:
-        from market_data_pipeline.defs.bodies.due import recent_days
+        from market_data_pipeline.maintenance.due import recent_days
 
         return recent_days(at, settings.recent_days, universe, layout)
 
     def growing(at: datetime) -> DaysToAsk:
-        from market_data_pipeline.defs.bodies.due import growing_day
+        from market_data_pipeline.maintenance.due import growing_day
 
         return growing_day(at, universe)
 
@@ -142,13 +143,13 @@ def _upkeep_schedules(jobs: Jobs, settings: Settings) -> Iterator[dg.ScheduleDef
 
 def _profiles_schedule(jobs: Jobs, settings: Settings, universe: Universe, layout: Layout) -> dg.ScheduleDefinition:
     def changed(at: datetime) -> DaysToAsk:
-        from market_data_pipeline.defs.bodies.due import changed_profiles
+        from market_data_pipeline.maintenance.due import changed_profiles
 
         # An hour back, for the case that `daily` runs at 23:00 and this falls on the next day.
         return changed_profiles((at - HOUR).date(), settings.recent_days, universe, layout)
 
     def never_made(at: datetime, busy: Busy) -> Mapping[SeriesKey, Sequence[date]]:
-        from market_data_pipeline.defs.bodies.backlog import profile_backlog
+        from market_data_pipeline.maintenance.backlog import profile_backlog
 
         return profile_backlog(universe, layout, (at - HOUR).date(), busy)
 
@@ -185,8 +186,8 @@ def _repair_schedule(jobs: Jobs, settings: Settings, universe: Universe, layout:
             # What they bring is not in the ledgers yet, and would be asked for twice.
             yield dg.SkipReason("The runs of an earlier tick are not finished yet.")
             return
-        from market_data_pipeline.defs.bodies.backlog import backlog, requestable
-        from market_data_pipeline.defs.bodies.due import days_to_repair
+        from market_data_pipeline.maintenance.backlog import backlog, requestable
+        from market_data_pipeline.maintenance.due import days_to_repair
 
         at = context.scheduled_execution_time.astimezone(UTC)
         what = requestable(universe)

@@ -29,7 +29,7 @@ def build_sensors(jobs: Jobs, settings: Settings, universe: Universe) -> list[dg
         ),
     )
     def archive_published(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        from market_data_pipeline.defs.bodies.published import look
+        from market_data_pipeline.defs.maintenance.published import look
 
         return look(context, settings, universe)
 

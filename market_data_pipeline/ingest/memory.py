@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from market_data_pipeline.stopping import Stop, Wait
+from market_data_pipeline.model.waits import Stop, Wait
 
 _LOOK_AGAIN_SECONDS = 1.0
 

@@ -18,22 +18,22 @@ from datetime import date, timedelta
 import numpy as np
 
 from market_data_pipeline import clock
-from market_data_pipeline.day import DayRecord
-from market_data_pipeline.findings import RestAnswer
-from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE
-from market_data_pipeline.ingest.dayrows import DayRows
-from market_data_pipeline.ingest.healing import Healer, left_out, without_repeated
+from market_data_pipeline.checks.continuity import open_midnights
+from market_data_pipeline.checks.ordering import Ints, ints
+from market_data_pipeline.checks.verdicts import AnsweredIds, answered_ids
+from market_data_pipeline.errors import DamagedFileError, StorageError
+from market_data_pipeline.ingest.day_rows import DayRows
+from market_data_pipeline.ingest.from_archive import MEMORY_PER_BYTE
+from market_data_pipeline.ingest.gap_fill import Healer, left_out, without_repeated
 from market_data_pipeline.ingest.memory import MemoryBudget
-from market_data_pipeline.ingest.shelf import Shelf
-from market_data_pipeline.lake.files import DamagedFileError, StorageError
+from market_data_pipeline.ingest.store import Shelf
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.lake.reading import read_day
-from market_data_pipeline.needs import open_midnights
-from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
-from market_data_pipeline.quality.rows import Ints, ints
-from market_data_pipeline.quality.verdicts import AnsweredIds, answered_ids
-from market_data_pipeline.series import interval_us
-from market_data_pipeline.specs import spec_of
+from market_data_pipeline.lake.reader import read_day
+from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.day import DayRecord
+from market_data_pipeline.model.findings import RestAnswer
+from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome
+from market_data_pipeline.model.series import interval_us
 
 logger = logging.getLogger(__name__)
 

@@ -11,40 +11,31 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 
 from market_data_pipeline import clock
-from market_data_pipeline.day import (
-    HELD,
-    Confirmed,
-    DayRecord,
-    Failed,
-    NothingThere,
-    Unlisted,
-    after,
-)
-from market_data_pipeline.findings import Finding
-from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE, ArchivedDays
-from market_data_pipeline.ingest.asked import AskedDays, Nothing
-from market_data_pipeline.ingest.dayrows import DayRows
-from market_data_pipeline.ingest.encoding import Encoded, decode
-from market_data_pipeline.ingest.healing import Healer, with_what_was_held
+from market_data_pipeline.checks.halts import suspect_flat
+from market_data_pipeline.errors import AbsentError, ChecksumError, SourceError, StorageError, UnprovenError
+from market_data_pipeline.ingest.day_rows import DayRows
+from market_data_pipeline.ingest.encode import Encoded, decode
+from market_data_pipeline.ingest.from_archive import MEMORY_PER_BYTE, ArchivedDays
+from market_data_pipeline.ingest.from_rest import AskedDays, Nothing
+from market_data_pipeline.ingest.gap_fill import Healer, with_what_was_held
 from market_data_pipeline.ingest.memory import Reservation
 from market_data_pipeline.ingest.midnight import Midnight
-from market_data_pipeline.ingest.shelf import Shelf
 from market_data_pipeline.ingest.sources import Sources
-from market_data_pipeline.lake import files, quarantine
-from market_data_pipeline.lake.closing import note_month
-from market_data_pipeline.lake.files import StorageError
+from market_data_pipeline.ingest.store import Shelf
+from market_data_pipeline.lake import quarantine, storage
+from market_data_pipeline.lake.closed_months import note_month
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, reconcile
-from market_data_pipeline.lake.provenance import Source
-from market_data_pipeline.needs import is_still_unlisted, needs, reach_of
-from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
-from market_data_pipeline.quality.market import suspect_flat
-from market_data_pipeline.series import Listing, SeriesKey
+from market_data_pipeline.model.datasets import monthly_may_stand
+from market_data_pipeline.model.day import HELD, Confirmed, DayRecord, Failed, NothingThere, Unlisted, after
+from market_data_pipeline.model.findings import Finding
+from market_data_pipeline.model.needs import is_still_unlisted, needs, reach_of
+from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome
+from market_data_pipeline.model.provenance import Source
+from market_data_pipeline.model.series import Listing, SeriesKey
+from market_data_pipeline.model.waits import StoppedError
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.sources.errors import AbsentError, ChecksumError, SourceError, UnprovenError
-from market_data_pipeline.sources.rest import RestApi
-from market_data_pipeline.specs import monthly_may_stand
-from market_data_pipeline.stopping import StoppedError
+from market_data_pipeline.sources.binance.rest import RestApi
 
 _SAVE_EVERY_SECONDS = 10.0
 """How much work a killed run may leave for :func:`reconcile` to read back from footers."""
@@ -81,7 +72,7 @@ def ingest(
     """
     with (
         sources.stop.if_interrupted(),
-        files.only_writer(layout.lock(key), settings.lock_wait_seconds, str(key), sources.stop),
+        storage.only_writer(layout.lock(key), settings.lock_wait_seconds, str(key), sources.stop),
     ):
         yield from _Run(key, layout, sources, settings, listing or Listing()).bring(sorted(set(days)))
 
@@ -127,9 +118,9 @@ class _Run:
 
     def bring(self, days: Sequence[date]) -> Iterator[DayOutcome | DayFailure]:
         ledger = self.layout.ledger(self.key)
-        files.remove_leftovers(self.layout.folder(self.key))
-        files.remove_leftovers(self.layout.months(self.key))
-        files.remove_leftovers(self.layout.quarantine(self.key))
+        storage.remove_leftovers(self.layout.folder(self.key))
+        storage.remove_leftovers(self.layout.months(self.key))
+        storage.remove_leftovers(self.layout.quarantine(self.key))
         self._ledger = Ledger.read(ledger)
         changed = reconcile(self._ledger, self.layout, self.key)
         settled = {day: found for day in days if (found := self._settled(day)) is not None}

@@ -8,12 +8,11 @@ from types import TracebackType
 from typing import Self
 
 from market_data_pipeline.ingest.memory import MemoryBudget
-from market_data_pipeline.processes import cpus
-from market_data_pipeline.series import Market
-from market_data_pipeline.settings import Settings
-from market_data_pipeline.sources.rest import RestApi
-from market_data_pipeline.sources.vision import Archive
-from market_data_pipeline.stopping import Stop
+from market_data_pipeline.model.series import Market
+from market_data_pipeline.model.waits import Stop
+from market_data_pipeline.settings import Settings, cpus
+from market_data_pipeline.sources.binance.archive import Archive
+from market_data_pipeline.sources.binance.rest import RestApi
 
 
 class Sources:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from market_data_pipeline.series import EXCHANGE, Market, SeriesKey
+from market_data_pipeline.model.series import EXCHANGE, Market, SeriesKey
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,19 +21,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from market_data_pipeline import clock
-from market_data_pipeline import findings as findings_
-from market_data_pipeline.day import HELD, DayRecord, FileStat, Lost, ToldColumns, after, record_of, told_columns
-from market_data_pipeline.findings import Basis
-from market_data_pipeline.lake import files
-from market_data_pipeline.lake.files import DamagedFileError, StorageError
+from market_data_pipeline.errors import DamagedFileError, StorageError
+from market_data_pipeline.lake import parquet, storage
+from market_data_pipeline.lake.checksums import CHANGED, Recorded, content_sha256
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.on_disk import DayFile, days_on_disk, parse_whole, read_record
-from market_data_pipeline.lake.provenance import Provenance, content_sha256
-from market_data_pipeline.lake.proving import CHANGED, Recorded
-from market_data_pipeline.schemas import lake_schema
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.specs import ARCHIVE_BEGINS
-from market_data_pipeline.version_1 import with_fields
+from market_data_pipeline.lake.partitions import days_on_disk, parse_whole, read_record
+from market_data_pipeline.model import findings as findings_
+from market_data_pipeline.model.datasets import ARCHIVE_BEGINS
+from market_data_pipeline.model.day import (
+    HELD,
+    DayFile,
+    DayRecord,
+    FileStat,
+    Lost,
+    ToldColumns,
+    after,
+    record_of,
+    told_columns,
+)
+from market_data_pipeline.model.findings import Basis, Severity
+from market_data_pipeline.model.provenance import Provenance
+from market_data_pipeline.model.schema import lake_schema
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.model.version_1 import with_fields
 
 _UTC_US = pa.timestamp("us")
 SCHEMA = pa.schema(
@@ -85,6 +95,14 @@ UNSETTLED = (
 """Rows of days that may have to be asked for again: not final, open, or of an archive that was replaced."""
 
 
+CHECKS_DO_NOT_PASS = (pc.field("outcome") == HELD) & (
+    pc.field("integrity").isin([Severity.WARN.value, Severity.ERROR.value])
+    | pc.field("gaps").isin([Severity.WARN.value, Severity.ERROR.value])
+    | pc.field("failure").is_valid()
+)
+"""Ledger rows of stored days whose checks warn or fail: all that are not complete are among them."""
+
+
 class Ledger:
     """A series' ledger in memory, by day."""
 
@@ -116,7 +134,7 @@ class Ledger:
         """Write the ledger, atomically."""
         ordered = [self.rows[day] for day in sorted(self.rows)]
         columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in ordered] for name in _FIELDS}
-        files.write_table(path, pa.table(columns, schema=SCHEMA))
+        parquet.write_table(path, pa.table(columns, schema=SCHEMA))
 
     def put(self, row: DayRecord) -> None:
         """Set the row of its day."""
@@ -133,7 +151,7 @@ class Ledger:
 
 def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table | None:
     try:
-        return files.read_table(path, columns)
+        return parquet.read_table(path, columns)
     except DamagedFileError as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
@@ -154,11 +172,11 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     """
     wanted = list(dict.fromkeys(columns))
     if _NEW.isdisjoint(wanted):
-        return files.read_table(path, wanted)
+        return parquet.read_table(path, wanted)
     try:
-        return files.read_table(path, list(dict.fromkeys((*wanted, "bases"))))
+        return parquet.read_table(path, list(dict.fromkeys((*wanted, "bases"))))
     except DamagedFileError as error:
-        table = files.read_table(path)
+        table = parquet.read_table(path)
         with suppress(pa.ArrowException, ValueError):
             table = _with_told_columns(table)
         if not set(wanted) <= set(table.column_names):
@@ -227,7 +245,7 @@ def days_held(path: Path) -> list[date]:
     table = _read_table(path, ["day", "outcome"])
     if table is None or table.column_names != ["day", "outcome"]:
         return []
-    outcomes = zip(files.days_of(table), table["outcome"].to_pylist(), strict=True)
+    outcomes = zip(parquet.days_of(table), table["outcome"].to_pylist(), strict=True)
     return [day for day, outcome in outcomes if outcome == HELD]
 
 
@@ -249,7 +267,7 @@ def recorded(path: Path) -> dict[date, Recorded]:
         on_record = pc.field("file_sha256").is_valid() | pc.field("month_sha256").is_valid()
         table = table.filter((pc.field("outcome") == HELD) | on_record)
         names = ("outcome", "rows", "bytes", "mtime_ns", "file_sha256", "month_sha256")
-        columns = zip(files.days_of(table), *(table[name].to_pylist() for name in names), strict=True)
+        columns = zip(parquet.days_of(table), *(table[name].to_pylist() for name in names), strict=True)
     except (KeyError, pa.ArrowInvalid):  # of no version that there was
         return {}
     return {
@@ -282,7 +300,7 @@ def contents_held(path: Path, first: date, last: date) -> dict[date, Content]:
             return {}
         inside = (pc.field("outcome") == HELD) & (pc.field("day") >= first) & (pc.field("day") <= last)
         held = table.select(["day", "outcome", "content_sha256", "fetched_at"]).filter(inside)
-        columns = files.days_of(held), held["content_sha256"].to_pylist(), files.us_of(held, "fetched_at")
+        columns = parquet.days_of(held), held["content_sha256"].to_pylist(), parquet.us_of(held, "fetched_at")
         return {day: Content(sha256, at) for day, sha256, at in zip(*columns, strict=True)}
     except (KeyError, pa.ArrowInvalid):  # of no version that there was
         return {}
@@ -335,9 +353,9 @@ def _proven(held: DayFile, row: DayRecord) -> DayRecord:
         DamagedFileError: it does not hold what its footer says, or not the bytes that were written.
     """
     try:
-        data, _ = files.read_bytes(str(held.path))
+        data, _ = storage.read_bytes(str(held.path))
     except OSError as error:
-        raise files.damaged(held.path, error) from error
+        raise parquet.damaged(held.path, error) from error
     sha256 = hashlib.sha256(data).hexdigest()
     as_written = row.bytes_sha256(of_month=held.of_month) == sha256
     if not as_written and row.outcome != HELD and row.bytes_sha256(of_month=held.of_month) is not None:

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from market_data_pipeline import __version__
-from market_data_pipeline.lake import files
-from market_data_pipeline.lake.provenance import Provenance
-from market_data_pipeline.regular_files import reading
-from market_data_pipeline.schemas import as_declared
-from market_data_pipeline.specs import Spec
+from market_data_pipeline.lake import parquet, storage
+from market_data_pipeline.lake.regular_files import reading
+from market_data_pipeline.model.datasets import Spec
+from market_data_pipeline.model.provenance import Provenance
+from market_data_pipeline.model.schema import as_declared
 
 RECORDS_KEY = b"market_data_pipeline_days"
 """In the footer: the record of each day, as a file of its own would have it, in the order of the rows."""
@@ -49,7 +49,7 @@ def encode_month(days: Sequence[DayInMonth], spec: Spec) -> pa.Buffer:
     records = tuple(day.record.model_copy(update={"writer_version": __version__}) for day in days)
     schema = days[0].table.schema.remove_metadata()
     encoded = pa.BufferOutputStream()
-    with pq.ParquetWriter(encoded, schema, **files.parquet_options(schema, spec)) as writer:
+    with pq.ParquetWriter(encoded, schema, **parquet.parquet_options(schema, spec)) as writer:
         for group in _groups([day.table for day in days]):
             writer.write_table(group.replace_schema_metadata(None), row_group_size=max(1, group.num_rows))
         footer: Any = {RECORDS_KEY: _RECORDS.dump_json(records, exclude_none=True)}  # bytes, unlike the stubs say
@@ -79,9 +79,9 @@ def read_month(path: Path, schema: pa.Schema) -> dict[date, DayInMonth]:
         DamagedFileError: it is not there or not readable, or holds other rows than its records say.
     """
     try:
-        data, _ = files.read_bytes(str(path))
+        data, _ = storage.read_bytes(str(path))
     except OSError as error:
-        raise files.damaged(path, error) from error
+        raise parquet.damaged(path, error) from error
     return parse_month(path, data, schema)
 
 
@@ -92,14 +92,14 @@ def parse_month(path: Path, data: bytes, schema: pa.Schema) -> dict[date, DayInM
         DamagedFileError: they are not readable, or hold other rows than their records say.
     """
     try:
-        with files.opened(data) as (reader, metadata):
+        with parquet.opened(data) as (reader, metadata):
             records = _records_in(metadata)
             table = as_declared(reader.read_all(use_threads=False), schema)
         starts = list(accumulate((record.rows for record in records), initial=0))
         if starts[-1] != table.num_rows:
             raise ValueError(f"it has {table.num_rows} rows, and the records of its days speak of {starts[-1]}")
-    except files.UNREADABLE as error:
-        raise files.damaged(path, error) from error
+    except parquet.UNREADABLE as error:
+        raise parquet.damaged(path, error) from error
     return {
         record.day: DayInMonth(record, table.slice(start, end - start))
         for record, (start, end) in zip(records, pairwise(starts), strict=True)
@@ -115,8 +115,8 @@ def read_records(path: Path) -> dict[date, Provenance]:
     try:
         with reading(path) as file:
             return {record.day: record for record in _records_in(pq.read_metadata(file))}
-    except files.UNREADABLE as error:
-        raise files.damaged(path, error) from error
+    except parquet.UNREADABLE as error:
+        raise parquet.damaged(path, error) from error
 
 
 def _records_in(metadata: pq.FileMetaData) -> tuple[Provenance, ...]:

@@ -21,16 +21,16 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from market_data_pipeline import clock, version_1
-from market_data_pipeline.day import NOT_LISTED
-from market_data_pipeline.errors import UsageError
-from market_data_pipeline.lake import files
-from market_data_pipeline.lake.files import DamagedFileError, StorageError
+from market_data_pipeline import clock
+from market_data_pipeline.errors import DamagedFileError, StorageError, UsageError
+from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.lake.provenance import ChecksumStatus
-from market_data_pipeline.regular_files import read_regular, reading
-from market_data_pipeline.series import DataType, Market, SeriesKey
+from market_data_pipeline.lake.regular_files import read_regular, reading
+from market_data_pipeline.model import version_1
+from market_data_pipeline.model.day import NOT_LISTED
+from market_data_pipeline.model.provenance import ChecksumStatus
+from market_data_pipeline.model.series import DataType, Market, SeriesKey
 
 logger = logging.getLogger(__name__)
 
@@ -238,7 +238,7 @@ def put(
         beginning=len(stored) < len(data),
         published_sha256=published_sha256,
     )
-    files.write_bytes(path, stored)
+    storage.write_bytes(path, stored)
     _write_record(path, record)
     return path
 
@@ -250,7 +250,7 @@ def _make_room(layout: Layout, key: SeriesKey, path: Path, stem: str, size: int,
     sizes = {
         other: stat.bytes
         for other in layout.quarantined.rglob("*.zip")
-        if other != path and (stat := files.stat(other)) is not None
+        if other != path and (stat := storage.stat(other)) is not None
     }
     share = most_bytes // 2
 
@@ -373,7 +373,7 @@ def accept(layout: Layout, entry: Entry, *, by: str, at: datetime, reason: str =
         )
     entry.read()
     acceptance = Acceptance(by=by, at=at, reason=reason)
-    with files.only_writer(layout.lock(entry.key), _WAIT_SECONDS, str(entry.key)):
+    with storage.only_writer(layout.lock(entry.key), _WAIT_SECONDS, str(entry.key)):
         record = _read_record(entry.path)
         if record is None:
             raise DamagedFileError(f"The record of {entry.path} is gone. Retry its day; nothing was accepted.")
@@ -389,7 +389,7 @@ def release(entry: Entry) -> None:
     """Remove an entry: its bytes and its record. What the system refuses to remove stays, and is logged."""
     for path in (entry.path, _record_path(entry.path)):
         try:
-            files.remove(path)
+            storage.remove(path)
         except StorageError as error:
             logger.warning("%s", error)
 
@@ -438,13 +438,13 @@ def _read_record(path: Path) -> _Record | None:
 
 
 def _write_record(path: Path, record: _Record) -> None:
-    files.write_bytes(_record_path(path), record.model_dump_json(indent=2, exclude_none=True).encode())
+    storage.write_bytes(_record_path(path), record.model_dump_json(indent=2, exclude_none=True).encode())
 
 
 def _entry(path: Path, key: SeriesKey) -> Entry | None:
     """A zip of the folder with its record; without a record that can be read, what the file itself tells."""
     match = _NAME.fullmatch(path.name)
-    stat = files.stat(path)
+    stat = storage.stat(path)
     if match is None or stat is None:
         return None
     period = match["period"]

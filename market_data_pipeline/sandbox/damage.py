@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from random import Random
 
+from market_data_pipeline.model.series import DataType
 from market_data_pipeline.sandbox.faults import (
     Damage,
     DamagedArchive,
@@ -17,7 +18,6 @@ from market_data_pipeline.sandbox.faults import (
 from market_data_pipeline.sandbox.generator import DAY_US
 from market_data_pipeline.sandbox.rows import AGG_TRADES_HEADER, KLINES_HEADER, TIME_COLUMNS, TextRows
 from market_data_pipeline.sandbox.zips import make_zip
-from market_data_pipeline.series import DataType
 
 _QUANTITY = {DataType.KLINES: 5, DataType.AGG_TRADES: 2}
 _CLOSE_OR_PRICE = {DataType.KLINES: 4, DataType.AGG_TRADES: 1}

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
+from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.sandbox.exchange import Archive, Cadence, GeneratedExchange
 from market_data_pipeline.sandbox.faults import Faults
 from market_data_pipeline.sandbox.symbols import GeneratedSymbol
-from market_data_pipeline.series import SeriesKey
 
 
 def write_mirror(

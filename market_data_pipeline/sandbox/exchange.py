@@ -18,6 +18,7 @@ from typing import Literal, overload
 import numpy as np
 
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey, interval_us, intervals_of
 from market_data_pipeline.sandbox.cache import Cache
 from market_data_pipeline.sandbox.damage import (
     damaged_zip,
@@ -70,7 +71,6 @@ from market_data_pipeline.sandbox.rows import (
 )
 from market_data_pipeline.sandbox.symbols import DEFAULT_SYMBOLS, GeneratedSymbol
 from market_data_pipeline.sandbox.zips import make_zip
-from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey, interval_us, intervals_of
 
 HEADER_FROM = date(2022, 7, 1)
 """From this day on futures archives begin with a header; older ones, and all of spot, have none."""

@@ -14,8 +14,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from market_data_pipeline.model.series import Market
 from market_data_pipeline.sandbox.symbols import GeneratedSymbol
-from market_data_pipeline.series import Market
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.model.series import DataType, Market, SeriesKey
 from market_data_pipeline.sandbox.cache import Cache
 from market_data_pipeline.sandbox.exchange import (
     Archive,
@@ -26,7 +27,6 @@ from market_data_pipeline.sandbox.exchange import (
 from market_data_pipeline.sandbox.faults import Faults
 from market_data_pipeline.sandbox.generator import day_start_us, moment_us
 from market_data_pipeline.sandbox.rows import Rows, TextRows, read_csv
-from market_data_pipeline.series import DataType, Market, SeriesKey
 
 
 class MirrorExchange(Exchange):

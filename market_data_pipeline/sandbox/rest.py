@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.sandbox.exchange import Exchange
 from market_data_pipeline.sandbox.generator import moment_us
 from market_data_pipeline.sandbox.rows import Rows
-from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
 
 PREFIXES = {"/api/v3": Market.SPOT, "/fapi/v1": Market.UM, "/dapi/v1": Market.CM}
 BUDGETS = {Market.SPOT: 6_000, Market.UM: 2_400, Market.CM: 2_400}

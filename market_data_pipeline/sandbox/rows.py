@@ -11,9 +11,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from market_data_pipeline.sandbox.digits import Decimals, Words, csv_text
+from market_data_pipeline.model.series import DataType, Market
+from market_data_pipeline.sandbox.csv_writer import Decimals, Words, csv_text
 from market_data_pipeline.sandbox.generator import Klines, Trades
-from market_data_pipeline.series import DataType, Market
 
 Ints = npt.NDArray[np.int64]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time
 
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.series import Market
+from market_data_pipeline.model.series import Market
 
 
 @dataclass(frozen=True, slots=True)

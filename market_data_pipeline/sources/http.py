@@ -1,7 +1,8 @@
 """HTTP: one whole answer of a host within bounds of time and size, or an error that says what came instead.
 
 One layer retries: passing faults (5xx, a cut body, no connection) within one allowance of time for all attempts. The
-archive and REST share this module. What an answer means is each host's own table (``vision.py``, ``rest.py``).
+archive and REST share this module. What an answer means is each host's own table (``sources/binance/archive.py``,
+``sources/binance/rest.py``).
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from urllib3.exceptions import (
 from urllib3.response import BaseHTTPResponse
 
 from market_data_pipeline import __version__, clock
+from market_data_pipeline.errors import NetworkError
+from market_data_pipeline.model.waits import Stop, Wait, in_words
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.sources.connection import Connections, Meter, TooBigError
-from market_data_pipeline.sources.errors import NetworkError
-from market_data_pipeline.stopping import Stop, Wait, in_words
 
 OK, BAD_REQUEST, FORBIDDEN, TOO_MANY = 200, 400, 403, 429
 

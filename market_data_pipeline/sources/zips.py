@@ -1,7 +1,8 @@
 """The one CSV inside a zip, inflated within bounds.
 
 A zip may be hostile or broken in every field although its checksum is right. Nothing here trusts a size that the zip
-states, and nothing is inflated beyond what the caller allows. Rows and columns belong in ``archive.py``.
+states, and nothing is inflated beyond what the caller allows. Rows and columns belong in
+``sources/binance/zip_reader.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import PurePosixPath
 from isal import igzip_lib, isal_zlib
 from isal.igzip_lib import IsalError
 
-from market_data_pipeline.sources.errors import MalformedError
+from market_data_pipeline.errors import MalformedError
 
 _BODY_BYTES = 1 << 20
 """Of a zip, inflated at a time, to some 4 MB of CSV, so that a day's is never whole in memory. Where that is more than

@@ -14,17 +14,28 @@ import pytest
 from filelock import FileLock
 
 from market_data_pipeline import clock
-from market_data_pipeline.day import FAILED, HELD, NOT_LISTED, DayRecord, OtherArchive, after
-from market_data_pipeline.definitions import build_definitions
-from market_data_pipeline.defs.bodies import backlog, due
-from market_data_pipeline.defs.home import open_instance
+from market_data_pipeline.clock import DAY, HOUR
+from market_data_pipeline.defs.definitions import build_definitions
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.partitions import DAY, HOUR, RANGE_END, RANGE_START
+from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START
+from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.defs.schedules import MOST_REPAIRS
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
+from market_data_pipeline.maintenance import backlog, due
+from market_data_pipeline.model.day import FAILED, HELD, NOT_LISTED, DayRecord, OtherArchive, after
+from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.settings import Settings
-from market_data_pipeline_tests.defs.fakes import KLINES, OTHER, PROFILE, TRADES, Project, day, hold, put, universe_of
+from market_data_pipeline_tests.support.fakes import (
+    KLINES,
+    OTHER,
+    PROFILE,
+    TRADES,
+    Project,
+    day,
+    hold,
+    put,
+    universe_of,
+)
 
 CM = SeriesKey("binance", Market.CM, DataType.KLINES, "BTCUSD_PERP", "1m")
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from market_data_pipeline.coverage.summary import cover, states_of
 from market_data_pipeline.ingest import DayFailure
-from market_data_pipeline.lake.catalog import publish_catalog
-from market_data_pipeline.lake.states import DayState, state_of
-from market_data_pipeline.outcomes import Action
-from market_data_pipeline.quality.standing import cover, states_of
+from market_data_pipeline.model.outcomes import Action
+from market_data_pipeline.model.series import Market, SeriesKey
+from market_data_pipeline.model.states import DayState, state_of
 from market_data_pipeline.sandbox import GeneratedSymbol, MissingDay, Sandbox, Status
-from market_data_pipeline.series import Market, SeriesKey
-from market_data_pipeline_tests.shell import shell
-from market_data_pipeline_tests.world import World, agg_trades, days, klines
+from market_data_pipeline.sql.publish import publish_catalog
+from market_data_pipeline_tests.support.shell import shell
+from market_data_pipeline_tests.support.world import World, agg_trades, days, klines
 
 HOLE = days("2026-01-20", "2026-01-22")
 AROUND = days("2026-01-18", "2026-01-24")

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from market_data_pipeline.lake import quarantine
-from market_data_pipeline.outcomes import DayFailure
+from market_data_pipeline.model.outcomes import DayFailure
+from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.sandbox import Sandbox, write_mirror
-from market_data_pipeline.series import SeriesKey
 from market_data_pipeline_tests.sources.test_zips import TRADE, bomb, candles, zipped
-from market_data_pipeline_tests.world import World, agg_trades, days, klines, utc
+from market_data_pipeline_tests.support.world import World, agg_trades, days, klines, utc
 
 HOURS, TRADES, MIDDLE = klines("BTCUSDT", "1h"), agg_trades("BTCUSDT"), date(2026, 3, 2)
 WANTED = days("2026-03-01", "2026-03-03")

@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import verdicts_of
-from market_data_pipeline.ingest.dayrows import DayRows
-from market_data_pipeline.ingest.encoding import describe
-from market_data_pipeline.ingest.healing import Healer
-from market_data_pipeline.lake.provenance import Part, Source
-from market_data_pipeline.schemas import lake_schema
-from market_data_pipeline.series import Listing
-from market_data_pipeline.sources.rest import RestRows
-from market_data_pipeline_tests.world import agg_trades, utc
+from market_data_pipeline.ingest.day_rows import DayRows
+from market_data_pipeline.ingest.encode import describe
+from market_data_pipeline.ingest.gap_fill import Healer
+from market_data_pipeline.model.findings import verdicts_of
+from market_data_pipeline.model.provenance import Part, Source
+from market_data_pipeline.model.schema import lake_schema
+from market_data_pipeline.model.series import Listing
+from market_data_pipeline.sources.binance.rest import RestRows
+from market_data_pipeline_tests.support.world import agg_trades, utc
 
 KEY, DAY = agg_trades("BTCUSDT"), date(2026, 3, 3)
 JUMPS = 133

@@ -11,20 +11,20 @@ import pyarrow as pa
 import pytest
 
 from market_data_pipeline import clock
-from market_data_pipeline.ingest import Sources, encoding, healing, ingest
-from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE
-from market_data_pipeline.ingest.dayrows import DayRows
+from market_data_pipeline.checks.continuity import open_midnights
+from market_data_pipeline.checks.ordering import ints
+from market_data_pipeline.errors import NetworkError
+from market_data_pipeline.ingest import Sources, encode, gap_fill, ingest
+from market_data_pipeline.ingest.day_rows import DayRows
+from market_data_pipeline.ingest.from_archive import MEMORY_PER_BYTE
 from market_data_pipeline.ingest.midnight import Midnight
-from market_data_pipeline.ingest.shelf import Shelf
-from market_data_pipeline.needs import open_midnights
-from market_data_pipeline.outcomes import Action, DayOutcome
-from market_data_pipeline.quality.rows import ints
+from market_data_pipeline.ingest.store import Shelf
+from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.outcomes import Action, DayOutcome
+from market_data_pipeline.model.series import Listing, SeriesKey
 from market_data_pipeline.sandbox import Fault, MissingRows, RepeatedAtMidnight, Status
-from market_data_pipeline.series import Listing, SeriesKey
-from market_data_pipeline.sources.errors import NetworkError
-from market_data_pipeline.sources.rest import RestApi, RestRows
-from market_data_pipeline.specs import spec_of
-from market_data_pipeline_tests.world import World, agg_trades, utc
+from market_data_pipeline.sources.binance.rest import RestApi, RestRows
+from market_data_pipeline_tests.support.world import World, agg_trades, utc
 
 TRADES = agg_trades("SOLUSDT")
 PAIR = [date(2026, 2, 10), date(2026, 2, 11)]
@@ -105,7 +105,7 @@ def test_a_jump_of_more_ids_than_memory_has_room_for_is_told_like_any_other(worl
     place = rows.table.schema.get_field_index("agg_trade_id")
     ids = pa.array(ints(rows.table, "agg_trade_id") + 10**13)
     far = replace(rows, table=rows.table.set_column(place, rows.table.schema.field(place), ids))
-    shelf.put(PAIR[1], None, encoding.encode(TRADES, far, encoding.describe(TRADES, PAIR[1], far, Listing())), 0.0)
+    shelf.put(PAIR[1], None, encode.encode(TRADES, far, encode.describe(TRADES, PAIR[1], far, Listing())), 0.0)
     world.sandbox.faults.add(Status(path="/api/v3/", status=451))
     world.at("2026-03-05T14:00:00")
 
@@ -160,7 +160,7 @@ def test_a_day_all_of_whose_trades_stand_in_the_day_before_says_so_and_is_left_a
 
 def test_what_lacks_between_two_days_is_asked_for_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.sandbox.faults.add(MISSING)
-    for module in (encoding, healing):
+    for module in (encode, gap_fill):
         monkeypatch.setattr(module, "seems_cut", lambda *_: False)
     world.ingest(TRADES, PAIR)
     assert goes_on(world)
@@ -273,7 +273,7 @@ def test_trades_whose_times_lie_beyond_midnight_stay_in_their_own_day(
         PAIR[1]: after.without(ints(early, "agg_trade_id"), spec).with_more(late, after.parts[0], spec),
     }
     for day, rows in exchanged.items():
-        shelf.put(day, None, encoding.encode(TRADES, rows, encoding.describe(TRADES, day, rows, Listing())), 0.0)
+        shelf.put(day, None, encode.encode(TRADES, rows, encode.describe(TRADES, day, rows, Listing())), 0.0)
     real = RestApi.agg_trades_of_ids
 
     def as_stored(api: RestApi, key: SeriesKey, first: int, last: int, *args: Any) -> RestRows:

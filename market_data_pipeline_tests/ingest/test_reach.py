@@ -9,15 +9,15 @@ from typing import Any, Literal
 import pytest
 
 from market_data_pipeline import clock
-from market_data_pipeline.day import DayRecord
-from market_data_pipeline.defs.bodies.due import days_to_repair
-from market_data_pipeline.defs.bodies.published import is_time
+from market_data_pipeline.defs.maintenance.published import is_time
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.needs import needs, reach_of
+from market_data_pipeline.maintenance.due import days_to_repair
+from market_data_pipeline.model.day import DayRecord
+from market_data_pipeline.model.needs import needs, reach_of
+from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.sandbox import MissingDay, MissingRows, Status
-from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.universe import load_universe
-from market_data_pipeline_tests.world import World, agg_trades, utc
+from market_data_pipeline_tests.support.world import World, agg_trades, utc
 
 UM, CM, SPOT = agg_trades("BTCUSDT", "um"), agg_trades("BTCUSD_PERP", "cm"), agg_trades("BTCUSDT")
 DAY = "2026-03-03"

@@ -13,14 +13,15 @@ import pyarrow as pa
 import pytest
 
 from market_data_pipeline import clock
-from market_data_pipeline.day import DayRecord, OtherArchive, after
-from market_data_pipeline.findings import Finding
+from market_data_pipeline.checks.ordering import ints
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, Sources, ingest
-from market_data_pipeline.judging import judge_flat_candles
-from market_data_pipeline.lake import files, quarantine
+from market_data_pipeline.lake import parquet, quarantine
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.quality.rows import ints
+from market_data_pipeline.maintenance.flat_candles import judge_flat_candles
+from market_data_pipeline.model.day import DayRecord, OtherArchive, after
+from market_data_pipeline.model.findings import Finding
+from market_data_pipeline.model.series import Listing, Market, SeriesKey
 from market_data_pipeline.sandbox import (
     ChangedRows,
     Damage,
@@ -40,9 +41,8 @@ from market_data_pipeline.sandbox import (
     Status,
     WrongChecksum,
 )
-from market_data_pipeline.series import Listing, Market, SeriesKey
 from market_data_pipeline.sources.http import Answer, Host
-from market_data_pipeline_tests.world import Result, World, agg_trades, days, klines, utc
+from market_data_pipeline_tests.support.world import Result, World, agg_trades, days, klines, utc
 
 BTC, TRADES = klines("BTCUSDT", "1m"), agg_trades("BTCUSDT")
 DAY, BEFORE = date(2026, 3, 3), date(2026, 3, 2)
@@ -105,7 +105,7 @@ class Story:
         with self.undisturbed(), Sources(self.world.settings) as sources:
             [result] = ingest(key, [day], layout=layout, sources=sources, settings=self.world.settings)
         assert isinstance(result, DayOutcome), result
-        return files.read_table(layout.file(key, day))
+        return parquet.read_table(layout.file(key, day))
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -125,7 +125,7 @@ class Story:
         return self.world.ingest(key, wanted, listing)
 
     def held(self, key: SeriesKey, day: date = DAY) -> pa.Table:
-        return files.read_table(self.world.layout.file(key, day))
+        return parquet.read_table(self.world.layout.file(key, day))
 
     @property
     def requests(self) -> Asked:
@@ -258,7 +258,7 @@ def test_twenty_minutes_that_the_archive_lacks_come_from_rest(story: Story) -> N
     assert span(found) == [(at("10:00"), at("10:19"), 20)]
     assert (row.gaps, row.final, row.missing) == ("info", True, 0)
     assert story.held(BTC).equals(truth)
-    parts = files.read_provenance(story.world.layout.file(BTC, DAY)).parts
+    parts = parquet.read_provenance(story.world.layout.file(BTC, DAY)).parts
     assert [(p.source.value, p.first_row, p.rows) for p in parts] == [
         ("archive_daily", 0, 600),
         ("rest", 600, 20),
@@ -369,7 +369,7 @@ def test_a_whole_day_that_the_archive_lacks_comes_from_rest_and_is_provisional(s
     row = good(story.bring(key))
     assert (row.source, row.final, gaps(row), row.checksum) == ("rest", False, [], None)
     assert story.held(key).equals(truth)
-    [part] = files.read_provenance(story.world.layout.file(key, DAY)).parts
+    [part] = parquet.read_provenance(story.world.layout.file(key, DAY)).parts
     assert (part.source.value, part.first_row, part.rows) == ("rest", 0, truth.num_rows)
     if key == BTC:
         assert story.requests == ABSENT + WHOLE_DAY

@@ -27,12 +27,12 @@ import yaml
 from market_data_pipeline import MarketData
 from market_data_pipeline.lake import quarantine
 from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.model.series import Market
 from market_data_pipeline.sandbox import GeneratedSymbol, Sandbox
 from market_data_pipeline.sandbox.faults import fault_from_json
-from market_data_pipeline.series import Market
-from market_data_pipeline_tests.shell import MarketData as Command
-from market_data_pipeline_tests.shell import shell
-from market_data_pipeline_tests.world import World, agg_trades, klines
+from market_data_pipeline_tests.support.shell import MarketData as Command
+from market_data_pipeline_tests.support.shell import shell
+from market_data_pipeline_tests.support.world import World, agg_trades, klines
 
 RELEASE = Path(__file__).parents[1] / "releases" / "0.1.0"
 

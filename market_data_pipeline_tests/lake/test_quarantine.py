@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from market_data_pipeline.day import FAILED, HELD, NOT_LISTED, DayRecord
-from market_data_pipeline.errors import UsageError
+from market_data_pipeline.errors import DamagedFileError, UsageError
 from market_data_pipeline.lake import quarantine
-from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.quarantine import Entry
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline_tests.world import agg_trades, klines
+from market_data_pipeline.model.day import FAILED, HELD, NOT_LISTED, DayRecord
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline_tests.support.world import agg_trades, klines
 
 DAY = date(2024, 1, 3)
 AT = datetime(2024, 1, 4, 9, 30, tzinfo=UTC)

@@ -31,12 +31,13 @@ from click.testing import CliRunner
 
 from market_data_pipeline import clock
 from market_data_pipeline.cli import main
-from market_data_pipeline.definitions import build_definitions, ignore_notices
-from market_data_pipeline.defs.home import materialize_days, open_instance
+from market_data_pipeline.defs.definitions import build_definitions, ignore_notices
+from market_data_pipeline.defs.in_process import materialize_days
+from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.sandbox import Fault, GeneratedSymbol, OtherBody, Sandbox, Status
 from market_data_pipeline.sandbox.faults import fault_from_json
-from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.universe import load_universe
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from market_data_pipeline.errors import NetworkError
 from market_data_pipeline.sandbox import CutBody, OtherBody, RawAnswer, Status
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.sources.errors import NetworkError
 from market_data_pipeline.sources.http import Host, Kind
-from market_data_pipeline_tests.world import World, days, klines
+from market_data_pipeline_tests.support.world import World, days, klines
 
 SMALL = Kind("a small thing", 4096)
 BIG = Kind("a big thing", 64 << 20, big=True)

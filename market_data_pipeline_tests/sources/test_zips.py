@@ -15,11 +15,11 @@ import pyarrow as pa
 import pytest
 
 from market_data_pipeline import clock
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.sources.archive import read_zip
-from market_data_pipeline.sources.errors import MalformedError
+from market_data_pipeline.errors import MalformedError
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.sources.binance.zip_reader import read_zip
 from market_data_pipeline.sources.zips import glimpse
-from market_data_pipeline_tests.world import agg_trades, klines
+from market_data_pipeline_tests.support.world import agg_trades, klines
 
 KEY, DAY, STEM = klines("BTCUSDT", "1h"), date(2026, 3, 2), "BTCUSDT-1h-2026-03-02"
 TRADES, TRADES_STEM = agg_trades("BTCUSDT"), "BTCUSDT-aggTrades-2026-03-02"

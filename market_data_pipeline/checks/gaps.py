@@ -1,0 +1,156 @@
+"""Which rows of a day are not there, exactly, and which are there and say that nothing was traded.
+
+Pure; tables are ordered by key. Why rows are missing is for ``verdicts``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from market_data_pipeline import clock
+from market_data_pipeline.checks.ordering import Ints, floats, ints
+from market_data_pipeline.model.series import Listing, SeriesKey, interval_us
+
+
+def _none() -> Ints:
+    return np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Open times (microseconds UTC) of candles that are not there.
+
+    Attributes:
+        lacking: Those that should be there.
+        before: On the first listed day, those before the first one that is there: trading may have begun with it.
+        after: On the last listed day, those after the last one that is there: trading may have ended with it.
+    """
+
+    lacking: Ints
+    before: Ints = field(default_factory=_none)
+    after: Ints = field(default_factory=_none)
+
+    def __len__(self) -> int:
+        """How many are not there, whether they should be or not."""
+        return len(self.lacking) + len(self.before) + len(self.after)
+
+
+def expected_open_times(key: SeriesKey, day: date, known_until_us: int | None = None) -> Ints:
+    """The open times (microseconds UTC) of a day's candles that have closed by ``known_until_us``, or of all."""
+    step, start = interval_us(key.interval or ""), clock.day_start_us(day)
+    over = start + clock.US_PER_DAY
+    closed = max(0, min(over if known_until_us is None else known_until_us, over) - start) // step
+    return start + step * np.arange(closed, dtype=np.int64)
+
+
+def off_grid(opened: Ints, step: int) -> Ints:
+    """Those of some open times that are no multiple of the interval: spot has a few days of them, of 2017 and 2018."""
+    times: Ints = opened[opened % step != 0]
+    return times
+
+
+def ends_of(opened: Ints, closed: Ints, step: int) -> Ints:
+    """When candles end (microseconds UTC, exclusive): with their close_time, which is never beyond their interval.
+
+    A close_time that is cut short counts, one that lies before the open_time does not.
+    """
+    last: Ints = np.clip(closed, opened, opened + step - 1)
+    # Milliseconds: the candle ends with the whole of its last one.
+    return np.where(closed % 1000 == 0, np.minimum(last + 1000, opened + step), last + 1)
+
+
+def missing_candles(
+    key: SeriesKey, table: pa.Table, day: date, known_until_us: int, listing: Listing, reach_us: int = 0
+) -> Missing:
+    """The candles of a day that are not there.
+
+    Nothing is missing where a candle off the grid covers a part of the time.
+
+    Args:
+        key: The series.
+        table: The day's rows, ordered by key.
+        day: The UTC day.
+        known_until_us: Until when the day is over, as the source saw it (microseconds UTC): of today only candles
+            closed by then are expected.
+        listing: On the first and the last listed day there may be none before and after those that are there.
+        reach_us: Until when the last candle of the day before, off the grid, reaches into this day.
+    """
+    expected, present = expected_open_times(key, day, known_until_us), ints(table, "open_time")
+    if np.array_equal(expected, present):  # as nearly always
+        return Missing(_none())
+    missing = np.setdiff1d(expected, present, assume_unique=True)
+    missing = missing[~_covered(missing, table, interval_us(key.interval or "")) & (missing >= reach_us)]
+    before, after = np.zeros((2, len(missing)), dtype=bool)
+    if len(present):
+        if any(first == day for first, _ in listing.spans):
+            before = missing < present[0]
+        if any(last == day for _, last in listing.spans):
+            after = missing > present[-1]
+    return Missing(missing[~before & ~after], missing[before], missing[after])
+
+
+def _covered(missing: Ints, table: pa.Table, step: int) -> npt.NDArray[np.bool_]:
+    """Of candles that are not there, for each whether one off the grid covers a part of its time."""
+    opened = ints(table, "open_time")
+    off = opened % step != 0
+    if not off.any():
+        return np.zeros(len(missing), dtype=bool)
+    ends = ends_of(opened[off], ints(table, "close_time")[off], step)
+    slots = np.concatenate([opened[off] // step, (ends - 1) // step]) * step
+    return np.isin(missing, slots)
+
+
+def overlapping(opened: Ints, closed: Ints, table: pa.Table, step: int, reach_us: int = 0) -> npt.NDArray[np.bool_]:
+    """Of candles, for each whether one with another open time that is in a table, or the day before, has its time, too.
+
+    Args:
+        opened: Their open times in microseconds UTC, ordered.
+        closed: Their close times.
+        table: Other candles, ordered.
+        step: The length of a candle.
+        reach_us: Until when the last candle of the day before reaches.
+    """
+    ours = ints(table, "open_time")
+    within: npt.NDArray[np.bool_] = opened < reach_us
+    if len(ours) == 0 or not (len(off_grid(ours, step)) or len(off_grid(opened, step))):
+        return within
+    ends = ends_of(ours, ints(table, "close_time"), step)
+    before = np.searchsorted(ours, opened, side="left") - 1  # the last one that begins earlier
+    within |= (before >= 0) & (ends[np.maximum(before, 0)] > opened)
+    after = np.searchsorted(ours, opened, side="right")  # the first one that begins later
+    return within | ((after < len(ours)) & (ours[np.minimum(after, len(ours) - 1)] < ends_of(opened, closed, step)))
+
+
+def flat_candles(table: pa.Table) -> Ints:
+    """Open times (microseconds UTC) of candles without volume and trades."""
+    flat = (floats(table, "volume") == 0) & (ints(table, "count") == 0)
+    times: Ints = ints(table, "open_time")[flat]
+    return times
+
+
+def missing_ids(table: pa.Table) -> list[tuple[int, int]]:
+    """Runs of agg_trade_ids that are not there between the first and the last one, both ends included."""
+    ids = ints(table, "agg_trade_id")
+    if len(ids) == 0 or ids[-1] - ids[0] == len(ids) - 1:  # as nearly every day; ids rise
+        return []
+    jumps = np.flatnonzero(np.diff(ids) > 1)
+    return [(int(ids[at]) + 1, int(ids[at + 1]) - 1) for at in jumps]
+
+
+def seems_cut(table: pa.Table, day: date) -> bool:
+    """Whether a day of aggTrades ends so early that its archive may be cut short, as all of 2021-12-14 are (at 09:29).
+
+    The ids do not tell: the next day's do, where it is held. By itself a day seems cut where the pause until midnight
+    is longer than ten minutes and than five times the longest pause between its trades.
+    """
+    times = ints(table, "transact_time")
+    if len(times) < 2:
+        return False  # nothing to compare with
+    until_midnight = clock.day_start_us(day) + clock.US_PER_DAY - int(times[-1])
+    longest = int(np.diff(times).max(initial=0))
+    return until_midnight > max(10 * 60_000_000, 5 * longest)

@@ -1,0 +1,41 @@
+"""``market-data backfill``: fetch days of series that are in the universe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+
+import click
+
+from market_data_pipeline.cli.download import chosen_of, fetch, yes_option
+from market_data_pipeline.cli.selection import asked, choosing
+from market_data_pipeline.cli.summary import end
+from market_data_pipeline.settings import load_settings
+
+
+@click.command()
+@choosing
+@yes_option
+def backfill(
+    markets: Sequence[str],
+    data_types: Sequence[str],
+    symbols: Sequence[str],
+    intervals: Sequence[str],
+    first: date | None,
+    last: date | None,
+    yes: bool,
+) -> None:
+    """Bring days of series that are in the universe.
+
+    Each option may be repeated, or left out for all. Runs Dagster in this process: every day is a materialization with
+    its checks, on record in the UI. Days that are held are not downloaded again, so a backfill that was stopped goes
+    on where it was; a file that was damaged by hand is replaced.
+
+    Exit codes: 0 all days are stored and their checks pass, 1 days failed, 2 invalid request, 3 all days were fetched,
+    but some are incomplete or fail their checks.
+
+      market-data backfill --symbol BTCUSDT --interval 1m --from 2024-01-01 --through 2024-01-31
+      market-data backfill --market um --data-type aggTrades --from 2024-05-01 --through 2024-05-01
+    """
+    settings = load_settings()
+    end(fetch(settings, chosen_of(settings, asked(markets, data_types, symbols, intervals, first, last)), yes=yes))

@@ -1,0 +1,23 @@
+"""``market-data sync``: fetch everything in the universe up to now."""
+
+from __future__ import annotations
+
+import click
+
+from market_data_pipeline.cli.download import chosen_of, fetch, yes_option
+from market_data_pipeline.cli.selection import Asked
+from market_data_pipeline.cli.summary import end
+from market_data_pipeline.settings import load_settings
+
+
+@click.command()
+@yes_option
+def sync(yes: bool) -> None:
+    """Bring everything in the universe up to now.
+
+    Today's candles and trades are included, and so are the tradeProfiles of days with trades. Nothing is started for
+    days that are held and on record. The schedules in Dagster's UI do the same by themselves while `market-data ui`
+    runs.
+    """
+    settings = load_settings()
+    end(fetch(settings, chosen_of(settings, Asked()), yes=yes, everything=True))

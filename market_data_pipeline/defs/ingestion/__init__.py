@@ -1,0 +1,1 @@
+"""Assets of series, and what their runs do."""

@@ -1,0 +1,1 @@
+"""Jobs that look after the lake, and what their runs and ticks do."""

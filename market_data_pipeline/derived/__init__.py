@@ -1,0 +1,1 @@
+"""Data made of other series of the lake."""

@@ -1,0 +1,222 @@
+"""A day's rows as REST has them, beyond what is held already: of today, and of days whose archive is not there."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+
+import pyarrow as pa
+
+from market_data_pipeline import clock
+from market_data_pipeline.checks.gaps import expected_open_times
+from market_data_pipeline.checks.ordering import in_order, ints, key_ranges
+from market_data_pipeline.checks.verdicts import Ground, verdict_finding
+from market_data_pipeline.errors import AbsentError, BeyondReachError, RestAnswerError, SourceError, UnpublishedError
+from market_data_pipeline.ingest.day_rows import DayRows, joined
+from market_data_pipeline.ingest.gap_fill import Healer
+from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.findings import Finding, RestAnswer, Verdict
+from market_data_pipeline.model.needs import pause_ended
+from market_data_pipeline.model.outcomes import Action
+from market_data_pipeline.model.provenance import Part, Source
+from market_data_pipeline.model.series import DataType, Listing, SeriesKey, interval_us
+from market_data_pipeline.sources.binance.rest import RestApi, RestRows
+
+logger = logging.getLogger(__name__)
+
+_MAY_BE_LATE = timedelta(days=14)
+"""How long a day without a file may yet get one, although later days have theirs."""
+
+LATEST_ARCHIVE = timedelta(days=30)
+"""How late an archive may be: publication has stalled for 9 days."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """There is nothing to store for a day, and that is as it should be.
+
+    Attributes:
+        action: What was done for it.
+        findings: Why it has no rows, where that is settled.
+    """
+
+    action: Action
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass
+class AskedDays:
+    """The days of one series by REST, for one run.
+
+    Attributes:
+        key: The series.
+        rest: REST of its market.
+        listing: When the symbol was listed, as far as known.
+        later_day: Asks the archive for the first day after one that has a file.
+    """
+
+    key: SeriesKey
+    rest: Callable[[], RestApi]
+    listing: Listing
+    later_day: Callable[[date], date | None]
+    _first_candle: tuple[date | None] | None = field(default=None, init=False)
+    _asking: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def __post_init__(self) -> None:
+        self._healer = Healer(self.key, self.rest, self.listing)
+
+    def rows(self, day: date, held: DayRows | None) -> DayRows | Nothing:
+        """What REST has of a day, added to what is held: after it, and between its rows where some lack.
+
+        Args:
+            day: The UTC day, not in the future.
+            held: What is held of it.
+
+        Raises:
+            SourceError: REST does not answer, may not be asked, or has nothing of a day that should have rows.
+        """
+        if held is not None and self._is_over(day, held):
+            filled = self._filled(day, held, held)
+            return Nothing(Action.HELD) if filled is held else filled
+        # Trades are asked for hour by hour: 24 requests a day to learn what one candle tells of all days.
+        if held is None and self.key.interval is None and day < clock.today() and self._before_listing(day):
+            return Nothing(Action.NOT_LISTED)
+        try:
+            fetched = self._ask(day, held)
+        except BeyondReachError as error:
+            if held is None and (hole := self._hole(day)) is not None:
+                return hole
+            if day < clock.today() - LATEST_ARCHIVE:
+                raise _with_archive_answer(AbsentError(str(error))) from error
+            raise _with_archive_answer(BeyondReachError(f"{error}; the archive will bring it")) from error
+        except SourceError as error:
+            if day < clock.today():
+                raise _with_archive_answer(error) from error
+            raise
+        new = fetched.table.num_rows
+        if held is None and new == 0:
+            return self._nothing(day, fetched)
+        # What is held is looked at again even where nothing came: candles that should have closed since are missing.
+        before, parts = (held.table, held.parts) if held else (fetched.table.schema.empty_table(), ())
+        table = pa.concat_tables([before, fetched.table])
+        part = Part(
+            source=Source.REST,
+            url=fetched.url,
+            first_row=before.num_rows,
+            rows=new,
+            fetched_at=fetched.asked_at,
+        )
+        ordered, findings, conflict = in_order(table, spec_of(self.key))
+        if conflict is not None:
+            raise RestAnswerError(f"REST gave two different rows: {conflict.rows[0]} and {conflict.rows[1]}.")
+        rows = DayRows(
+            table=ordered,
+            parts=joined((*parts, part)),
+            final=False,
+            known_until_us=clock.to_us(fetched.asked_at),
+            findings=tuple(findings),
+            cut=fetched.cut,
+            action=Action.FETCHED if held is None else Action.EXTENDED if new else Action.HELD,
+        )
+        return rows if held is None else self._filled(day, held, rows)
+
+    def _filled(self, day: date, held: DayRows, rows: DayRows) -> DayRows:
+        """What is held and what came after it, with what REST lacked between the rows held, and has now.
+
+        A day that is over is asked for again after the pauses of ``quality.repair``. One that still grows is asked for
+        each hour, so that the same pauses are counted from the end of what lacks.
+        """
+        holes = self._healer.holes(day, held)
+        if holes is None:
+            return rows
+        seen, now = clock.naive_from_us(held.known_until_us), clock.naive_from_us(rows.known_until_us)
+        if rows is not held and not pause_ended(clock.naive_from_us(holes.until_us), seen, now):
+            return rows
+        filled = self._healer.fill_holes(day, holes, rows)
+        if filled is rows:
+            return rows
+        grown = filled.table.num_rows > held.table.num_rows
+        return replace(filled, parts=joined(filled.parts), action=Action.EXTENDED if grown else Action.HELD)
+
+    def _is_over(self, day: date, held: DayRows) -> bool:
+        """Whether nothing comes after the last row that is held."""
+        end = clock.day_start_us(day) + clock.US_PER_DAY
+        if self.key.interval is not None:
+            return int(ints(held.table, "open_time")[-1]) + interval_us(self.key.interval) >= end
+        return held.known_until_us >= end and not held.cut
+
+    def _ask(self, day: date, held: DayRows | None) -> RestRows:
+        start = clock.day_start_us(day)
+        end = start + clock.US_PER_DAY
+        last = int(ints(held.table, spec_of(self.key).key)[-1]) if held else None
+        if self.key.interval is None:
+            if held is None or last is None:
+                return self.rest().agg_trades(self.key, start, end)
+            return self.rest().agg_trades(self.key, start, end, last + 1, int(ints(held.table, "transact_time")[-1]))
+        return self.rest().klines(self.key, start if last is None else last + interval_us(self.key.interval), end)
+
+    def _nothing(self, day: date, fetched: RestRows) -> Nothing:
+        """Neither source has a row of the day: what does that mean?"""
+        if fetched.cut:
+            raise UnpublishedError(
+                "the archive does not have it yet, and the REST weight that this run may spend on aggTrades "
+                "(MARKET_DATA_REST_TRADES_WEIGHT) is used up. The next run, or the archive, will bring it."
+            )
+        if day == clock.today():
+            return Nothing(Action.EMPTY)
+        if self._before_listing(day):
+            return Nothing(Action.NOT_LISTED)
+        if (hole := self._hole(day)) is not None:
+            return hole
+        raise _with_archive_answer(AbsentError("REST has no rows for it either"))
+
+    def _hole(self, day: date) -> Nothing | None:
+        """A day within a listing on which nothing was traded, as the archive and REST show; None where they do not.
+
+        The archive has later days and has not this one, e.g. spot COCOSUSDT 2021-01-20 to 22, and REST has no candle in
+        which there were trades.
+        """
+        if day >= clock.today() - _MAY_BE_LATE:
+            return None
+        start = clock.day_start_us(day)
+        candles = self.key if self.key.interval else replace(self.key, data_type=DataType.KLINES, interval="1d")
+        try:
+            had = self.rest().klines(candles, start, start + clock.US_PER_DAY).table
+            later = None if (ints(had, "count") > 0).any() else self.later_day(day)
+        except SourceError as error:
+            logger.info("%s %s: why it has no rows could not be asked for: %s", self.key, day, error)
+            return None
+        if later is None:
+            return None
+        evidence = f"the archive has no file of the day, the next is of {later}, and REST has no candle with trades"
+        times = expected_open_times(self.key, day) if self.key.interval else None
+        ranges = () if times is None else key_ranges(times, interval_us(self.key.interval or ""))
+        what, count = ("aggregated trades", 0) if times is None else ("candles", len(times))
+        return Nothing(
+            Action.EMPTY,
+            (verdict_finding(Ground(Verdict.OUTAGE, evidence, rest=RestAnswer(answered=True)), what, count, ranges),),
+        )
+
+    def _before_listing(self, day: date) -> bool:
+        first = self._first_listed()
+        return first is not None and day < first
+
+    def _first_listed(self) -> date | None:
+        """The day of the symbol's first candle by REST, asked for once; None where REST does not say."""
+        if self.listing.first is not None:
+            return self.listing.first
+        with self._asking:  # days of the series are in work by several threads
+            if self._first_candle is None:
+                try:
+                    self._first_candle = (self.rest().first_candle_day(self.key),)
+                except SourceError:
+                    self._first_candle = (None,)
+            return self._first_candle[0]
+
+
+def _with_archive_answer(error: SourceError) -> SourceError:
+    """The same failure, with the archive's answer before REST's."""
+    return type(error)(f"the archive has no file for it (404), and: {error}")

@@ -1,0 +1,493 @@
+"""Filling in what the archive lacks and REST has, by row. Nothing is ever invented, and the archive's row always wins.
+
+What belongs here: which rows to ask REST for, and putting its answer into the day. What does not: the verdict on what
+is missing all the same (``checks/verdicts.py``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+
+import numpy as np
+import pyarrow as pa
+
+from market_data_pipeline import clock
+from market_data_pipeline.checks.diff import change_finding, difference, disagreement, said
+from market_data_pipeline.checks.gaps import (
+    flat_candles,
+    missing_candles,
+    missing_ids,
+    off_grid,
+    overlapping,
+    seems_cut,
+)
+from market_data_pipeline.checks.integrity import off_grid_finding
+from market_data_pipeline.checks.ordering import Ints, ints, key_ranges, within
+from market_data_pipeline.checks.verdicts import CUT, AnsweredIds, pieces
+from market_data_pipeline.errors import BeyondReachError, RefusedError, SourceError
+from market_data_pipeline.ingest.day_rows import DayRows
+from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.findings import (
+    ACROSS_MIDNIGHT,
+    FLAT_CONFIRMED,
+    FLAT_FILLED,
+    FLAT_REFUSED,
+    OFF_GRID,
+    Finding,
+    Range,
+    RestAnswer,
+    Severity,
+)
+from market_data_pipeline.model.provenance import Part, Source
+from market_data_pipeline.model.series import Listing, SeriesKey, interval_us
+from market_data_pipeline.sources.binance.rest import RestApi, RestRows
+
+logger = logging.getLogger(__name__)
+
+_RANGES_ASKED = 50
+"""Runs of missing ids that one attempt at a day may ask REST for: a damaged day takes several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Healer:
+    """Asks REST for what a day of one series lacks.
+
+    Attributes:
+        key: The series.
+        rest: REST of its market.
+        listing: When the symbol was listed.
+    """
+
+    key: SeriesKey
+    rest: Callable[[], RestApi]
+    listing: Listing
+
+    def heal(self, day: date, rows: DayRows) -> DayRows:
+        """A day as its archive has it, with the rows that it lacks and REST has."""
+        return self._trades(day, rows) if self.key.interval is None else self._candles(day, rows)
+
+    # --- days that are REST's altogether ----------------------------------------------------------------------------
+
+    def holes(self, day: date, held: DayRows) -> Holes | None:
+        """What lacks between the rows that are held of a day; None where nothing does."""
+        if self.key.interval is None:
+            lacking = missing_ids(held.table)
+            if not lacking:
+                return None
+            after = np.searchsorted(ints(held.table, "agg_trade_id"), lacking[-1][1])
+            return Holes(lacking[:_RANGES_ASKED], int(ints(held.table, "transact_time")[after]))
+        step, page = interval_us(self.key.interval), spec_of(self.key).rest.page
+        newest = int(ints(held.table, "open_time")[-1])
+        candles = missing_candles(self.key, held.table, day, newest, self.listing, held.reach_us).lacking
+        return Holes(_spans(candles, page * step), int(candles[-1]) + step) if len(candles) else None
+
+    def fill_holes(self, day: date, holes: Holes, rows: DayRows) -> DayRows:
+        """A day with what REST has now and did not have when it was asked before.
+
+        Where it cannot be asked, the day stays as it is: it is provisional, and will be asked for again.
+        """
+        step = interval_us(self.key.interval) if self.key.interval else 0
+        try:
+            for first, last in holes.spans:
+                if self.key.interval is None:
+                    around = _around(rows.table, first, last)
+                    answer = _of_day(self.rest().agg_trades_of_ids(self.key, first, last, around), day)
+                else:
+                    answer = self.rest().klines(self.key, first, last + step)
+                rows = self.filled_in(rows, answer)
+        except SourceError as error:
+            logger.info("%s %s: what lacks inside the day could not be asked for: %s", self.key, day, error)
+        return rows
+
+    # --- candles ------------------------------------------------------------------------------------------------
+
+    def _candles(self, day: date, rows: DayRows) -> DayRows:
+        step = interval_us(self.key.interval or "")
+        rows = self.without_overlaps(rows)
+        off = off_grid(ints(rows.table, "open_time"), step)
+        if len(off) and not any(finding.rule == OFF_GRID and finding.rest is not None for finding in rows.findings):
+            rows = self._told_off_grid(rows, off, step)
+        missing = missing_candles(self.key, rows.table, day, rows.known_until_us, self.listing, rows.reach_us)
+        if len(missing) == 0:
+            return rows
+        page = spec_of(self.key).rest.page
+        try:
+            # Before and after trading REST has nothing, which it says in one answer, however long that is.
+            ends = [(int(times[0]), int(times[-1])) for times in (missing.before, missing.after) if len(times)]
+            for first, last in (*_spans(missing.lacking, page * step), *ends):
+                rows = self.filled_in(rows, self.rest().klines(self.key, first, last + step))
+        except SourceError as error:
+            return replace(rows, rest=_asked_in_vain(error))
+        return replace(rows, rest=RestAnswer(answered=True))
+
+    def without_overlaps(self, rows: DayRows) -> DayRows:
+        """A day without rows of REST that have the time of rows of its archive, off the grid, or of the day before."""
+        if not rows.of_archive or self.key.interval is None:
+            return rows
+        ours = rows.from_rest()
+        keys, step = ints(rows.table, "open_time"), interval_us(self.key.interval)
+        of_archive = rows.table.filter(pa.array(~np.isin(keys, ints(ours, "open_time"))))
+        overlaps = overlapping(*_span_of(ours), of_archive, step, rows.reach_us)
+        return rows.without(ints(ours, "open_time")[overlaps], spec_of(self.key)) if overlaps.any() else rows
+
+    def _told_off_grid(self, rows: DayRows, off: Ints, step: int) -> DayRows:
+        """A day with the finding of its candles off the grid, which says what REST has in their place.
+
+        Where REST cannot be asked, the integrity check says what it can by itself.
+        """
+        first, last = int(off[0]) // step * step, int(off[-1]) // step * step
+        try:
+            answer = self.rest().klines(self.key, first, last + step)
+        except SourceError as error:
+            logger.info("%s: what REST has of candles off the grid could not be asked for: %s", self.key, error)
+            return rows
+        finding = off_grid_finding(self.key, rows.table, off, answer.table)
+        return replace(rows, findings=(*(one for one in rows.findings if one.rule != OFF_GRID), finding))
+
+    def ask_for_flat(self, day: date, rows: DayRows, suspect: Sequence[Range]) -> DayRows:
+        """A day with what REST has of flat candles that may be a fault of the archive.
+
+        Args:
+            day: The UTC day.
+            rows: Its rows.
+            suspect: Where they are.
+        """
+        if self.key.interval is None or not rows.of_archive:
+            return rows
+        step, page = interval_us(self.key.interval), spec_of(self.key).rest.page
+        times = flat_candles(rows.table)
+        times = times[within(times, suspect)]
+        try:
+            for first, last in _spans(times, page * step):
+                answer = self.rest().klines(self.key, first, last + step)
+                asked = times[(times >= first) & (times <= last)]
+                rows = with_trades_over_flat(self.key, rows, answer.table, _part_of(answer))
+                still = np.intersect1d(flat_candles(rows.table), asked)
+                rows = _noted(rows, FLAT_CONFIRMED, still, first, last, "have no trade by REST either")
+        except RefusedError as error:
+            return _noted(rows, FLAT_REFUSED, times, int(times[0]), int(times[-1]), f"may be wrong; {error}")
+        except SourceError as error:
+            logger.info("%s %s: what REST has of flat candles could not be asked for: %s", self.key, day, error)
+        return rows
+
+    # --- trades -------------------------------------------------------------------------------------------------
+
+    def _trades(self, day: date, rows: DayRows) -> DayRows:
+        missing = missing_ids(rows.table)
+        rows = self._ids(day, rows, missing) if missing else rows
+        return self._rest_of_day(day, rows) if rows.cut or seems_cut(rows.table, day) else rows
+
+    def _ids(self, day: date, rows: DayRows, missing: Sequence[tuple[int, int]]) -> DayRows:
+        """A day of aggTrades with those of the ids that REST has and that belong into it."""
+        before = [one for one in rows.asked_ids if one.last < missing[0][0]]
+        asked, to_ask = _asked_already(missing, [one for one in rows.asked_ids if one.last >= missing[0][0]])
+        if len(to_ask) > _RANGES_ASKED:
+            why = f"the ids jump at {len(to_ask)} places, and an attempt asks for {_RANGES_ASKED} of them"
+            asked.append(AnsweredIds(to_ask[_RANGES_ASKED][0], missing[-1][1], RestAnswer(answered=False, reason=why)))
+        for first, last in to_ask[:_RANGES_ASKED]:
+            answer = self.of_ids(first, last, _around(rows.table, first, last))
+            mine, elsewhere = answer.of_day(day, self.key)
+            rows = self.filled_in(rows, mine)
+            asked += (*answer.lacks, *elsewhere)
+            if answer.why_not and not answer.lacks[-1].answer.beyond_reach:  # nor would the others be answered now
+                asked.append(AnsweredIds(last + 1, missing[-1][1], answer.lacks[-1].answer))
+                break
+        return replace(rows, asked_ids=(*before, *asked))
+
+    def of_ids(self, first: int, last: int, between_us: tuple[int, int] | None) -> IdsAnswer:
+        """Ask REST for trades by their ids.
+
+        Args:
+            first: First id.
+            last: Last id, included.
+            between_us: When the trades before and after them took place (microseconds UTC); None if not known.
+        """
+        try:
+            answer = self.rest().agg_trades_of_ids(self.key, first, last, between_us)
+        except SourceError as error:
+            return IdsAnswer(None, (AnsweredIds(first, last, _asked_in_vain(error)),), str(error))
+        had = ints(answer.table, "agg_trade_id")
+        until = last if not answer.cut else int(had[-1]) if len(had) else first - 1
+        served = (int(had[0]) if len(had) else until + 1) if answer.beyond else first
+        lacks = [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in left_out(served, until, had)]
+        if served > first:  # those before are older than what REST serves, so that it did not say whether they exist
+            lacks.insert(
+                0, AnsweredIds(first, served - 1, RestAnswer(answered=False, reason=answer.beyond, beyond_reach=True))
+            )
+        if answer.cut:
+            lacks.append(AnsweredIds(until + 1, last, RestAnswer(answered=False, reason=CUT)))
+        return IdsAnswer(answer, tuple(lacks), CUT if answer.cut else "")
+
+    def _rest_of_day(self, day: date, rows: DayRows) -> DayRows:
+        start = clock.day_start_us(day)
+        last = int(ints(rows.table, "agg_trade_id")[-1])
+        try:
+            since = int(ints(rows.table, "transact_time")[-1])
+            answer = self.rest().agg_trades(self.key, start, start + clock.US_PER_DAY, last + 1, since)
+        except SourceError as error:
+            # The day only seemed cut; where it is, the next day's first id tells (see ``ingest``).
+            logger.info("%s %s: whether the archive is cut short could not be asked: %s", self.key, day, error)
+            return rows
+        had = ints(answer.table, "agg_trade_id")
+        lacks = (
+            [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in left_out(last + 1, int(had[-1]), had)]
+            if len(had)
+            else []
+        )
+        return replace(self.filled_in(rows, answer), cut=answer.cut, asked_ids=(*rows.asked_ids, *lacks))
+
+    # --- both ---------------------------------------------------------------------------------------------------
+
+    def filled_in(self, rows: DayRows, answer: RestRows | None) -> DayRows:
+        """A day with those rows of an answer that it does not have; where both have one, the day's stands."""
+        if answer is None:
+            return rows
+        spec = spec_of(self.key)
+        known = ints(rows.table, spec.key)
+        theirs = ints(answer.table, spec.key)
+        new = answer.table.filter(pa.array(~np.isin(theirs, known)))
+        if self.key.interval is not None:  # what the archive has off the grid stands for the time that it covers
+            overlaps = overlapping(*_span_of(new), rows.table, interval_us(self.key.interval), rows.reach_us)
+            new = new.filter(pa.array(~overlaps))
+        common = answer.table.filter(pa.array(np.isin(theirs, known)))
+        if common.num_rows:
+            told = (one for one in disagreement(self.key, common, rows.table) if one not in rows.findings)
+            rows = replace(rows, findings=(*rows.findings, *told))
+        if new.num_rows == 0:
+            return rows
+        return rows.with_more(new, _of_rows(_part_of(answer), new.num_rows), spec)
+
+
+@dataclass(frozen=True, slots=True)
+class Holes:
+    """What lacks between the rows that are held of a day.
+
+    Attributes:
+        spans: First and last keys to ask for.
+        until_us: When the last one ended (microseconds UTC).
+    """
+
+    spans: Sequence[tuple[int, int]]
+    until_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class IdsAnswer:
+    """What came of asking REST for a run of trades.
+
+    Attributes:
+        rows: The answer; None where there was none.
+        lacks: The ids that it does not have: those that REST does not have, and those that it was not asked for.
+        why_not: Why some were not asked for; empty where all were.
+    """
+
+    rows: RestRows | None
+    lacks: tuple[AnsweredIds, ...]
+    why_not: str
+
+    def of_day(self, day: date, key: SeriesKey) -> tuple[RestRows | None, list[AnsweredIds]]:
+        """The trades that took place on a day, and which ones did not."""
+        if self.rows is None:
+            return None, []
+        mine, name = _of_day(self.rows, day), spec_of(key).key
+        others = np.setdiff1d(ints(self.rows.table, name), ints(mine.table, name))
+        elsewhere = [
+            AnsweredIds(one.first, one.last, RestAnswer(answered=True, elsewhere=True)) for one in key_ranges(others, 1)
+        ]
+        return mine, elsewhere
+
+
+def _asked_already(
+    missing: Sequence[tuple[int, int]], known: Sequence[AnsweredIds]
+) -> tuple[list[AnsweredIds], list[tuple[int, int]]]:
+    """What REST answered for jumps in earlier attempts, and those it was not asked for yet, or did not answer for.
+
+    Jumps are asked for in their order, and a record keeps the first ranges of a verdict only: all that lie before the
+    first one that was not asked for were answered.
+    """
+    answered = [one for one in known if one.answer.answered]
+    first_left = min((one.first for one in known if not one.answer.answered), default=0)
+    to_ask = []
+    for first, last in missing:
+        for a, b, answer in pieces(first, last, tuple(answered)):
+            if answer is None and b < first_left:
+                answered.append(AnsweredIds(a, b, RestAnswer(answered=True)))
+            elif answer is None:
+                to_ask.append((a, b))
+    return answered, to_ask
+
+
+def _asked_in_vain(error: SourceError) -> RestAnswer:
+    """What came of asking REST where it gave no rows: a refusal is an answer, and would come again."""
+    refused, beyond = isinstance(error, RefusedError), isinstance(error, BeyondReachError)
+    return RestAnswer(answered=refused, reason=str(error), beyond_reach=beyond)
+
+
+def _around(table: pa.Table, first: int, last: int) -> tuple[int, int]:
+    """When the trades before and after a run of ids took place (microseconds UTC), both of which the table has."""
+    keys, times = ints(table, "agg_trade_id"), ints(table, "transact_time")
+    return int(times[np.searchsorted(keys, first) - 1]), int(times[np.searchsorted(keys, last, "right")])
+
+
+def left_out(first: int, last: int, there: Ints) -> tuple[tuple[int, int], ...]:
+    """Runs of ids from one to another, both included, that are not there: of a jump, however far it goes."""
+    edges = np.concatenate(([first - 1], there, [last + 1]))
+    return tuple((int(edges[n]) + 1, int(edges[n + 1]) - 1) for n in np.flatnonzero(np.diff(edges) > 1))
+
+
+def _of_day(answer: RestRows, day: date) -> RestRows:
+    times, start = ints(answer.table, "transact_time"), clock.day_start_us(day)
+    inside = (times >= start) & (times < start + clock.US_PER_DAY)
+    return replace(answer, table=answer.table.filter(pa.array(inside)))
+
+
+def with_trades_over_flat(key: SeriesKey, rows: DayRows, rest: pa.Table, part: Part) -> DayRows:
+    """A day in which rows of REST with trades stand for flat ones of the archive; a finding keeps both.
+
+    Args:
+        key: The series.
+        rows: The day.
+        rest: Rows that REST has, or had.
+        part: Where they came from.
+    """
+    if key.interval is None:
+        return rows
+    spec = spec_of(key)
+    traded = rest.filter(pa.array(ints(rest, "count") > 0))
+    taken = traded.filter(pa.array(np.isin(ints(traded, spec.key), flat_candles(rows.table))))
+    if taken.num_rows == 0:
+        return rows
+    keys = ints(taken, spec.key)
+    flat = rows.table.filter(pa.array(np.isin(ints(rows.table, spec.key), keys)))
+    found = difference(flat, taken, spec, said(key))
+    finding = Finding(
+        check="integrity",
+        rule=FLAT_FILLED,
+        severity=Severity.INFO,
+        count=len(keys),
+        message=f"{len(keys)} candles are flat in the archive, and REST has trades in them: REST's stand. "
+        f"Archive → REST: {found.shown}.",
+        ranges=key_ranges(keys, interval_us(key.interval)),
+        evidence=f"archive → REST: {found.kept}",
+    )
+    filled = rows.without(keys, spec).with_more(taken, _of_rows(part, taken.num_rows), spec)
+    return replace(filled, findings=(*filled.findings, finding))
+
+
+def with_what_was_held(key: SeriesKey, held: DayRows, rows: DayRows) -> DayRows:
+    """A day as its archive has it now, with what is only known from REST, and what changed since it was stored.
+
+    Args:
+        key: The series.
+        held: The day as it is held: provisional, or of an archive that was replaced since.
+        rows: The day as its archive has it now.
+    """
+    spec = spec_of(key)
+    only_rest = held.from_rest()
+    if only_rest.num_rows:
+        part = next(part for part in held.parts if part.source is Source.REST)
+        rows = with_trades_over_flat(key, rows, only_rest, part)
+    only_rest = only_rest.filter(pa.array(~np.isin(ints(only_rest, spec.key), ints(rows.table, spec.key))))
+    if key.interval is not None:
+        overlaps = overlapping(*_span_of(only_rest), rows.table, interval_us(key.interval), rows.reach_us)
+        only_rest = only_rest.filter(pa.array(~overlaps))
+    found = difference(held.table, rows.table, spec, said(key))
+    kept = replace(found, removed=np.setdiff1d(found.removed, ints(only_rest, spec.key)))
+    findings: list[Finding] = []
+    if held.of_archive:
+        findings += [change_finding(key, "replaced", kept, "The archive was replaced")] if kept else []
+    else:
+        findings += disagreement(key, held.table, rows.table)
+        findings += [change_finding(key, "became_final", kept, "The archive stands for REST now")] if kept else []
+    rows = replace(rows, findings=(*rows.findings, *findings))
+    if only_rest.num_rows == 0:
+        return rows
+    return rows.with_more(only_rest, part, spec)
+
+
+def without_repeated(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows:
+    """A day of aggTrades without those that stand in the day before, too (binance-public-data #353): none stays twice.
+
+    Where all of them do, they stay, since a day without a row cannot be held, and a finding says so.
+
+    Args:
+        key: The series.
+        before: The day before.
+        rows: The day.
+    """
+    spec = spec_of(key)
+    repeated = np.intersect1d(ints(before, spec.key), ints(rows.table, spec.key))
+    if len(repeated) == 0 and any(finding.rule == ACROSS_MIDNIGHT for finding in rows.findings):
+        return rows
+    if len(repeated) == 0:
+        message = "Ids of this day and of the day before lie between each other; none stands on both sides of midnight."
+        told = Finding(check="integrity", rule=ACROSS_MIDNIGHT, severity=Severity.INFO, count=0, message=message)
+        return replace(rows, findings=(*rows.findings, told))
+    found = difference(
+        before.filter(pa.array(np.isin(ints(before, spec.key), repeated))),
+        rows.table.filter(pa.array(np.isin(ints(rows.table, spec.key), repeated))),
+        replace(spec, columns=tuple(column for column in spec.columns if column.kind != "time")),
+        said(key),
+    )
+    stay = len(repeated) == rows.table.num_rows
+    message = (
+        f"Every trade of this day ({len(repeated)}) stands in the day before, too, and stays on both sides of "
+        "midnight, as a day without trades cannot be held: count it once."
+        if stay
+        else f"{len(repeated)} trades stood on both sides of midnight; they were kept in the day before only."
+    )
+    finding = Finding(
+        check="integrity",
+        rule=ACROSS_MIDNIGHT,
+        severity=Severity.ERROR if stay or found else Severity.WARN,
+        count=len(repeated),
+        message=f"{message} Some differ: {found.shown}." if found else message,
+        ranges=key_ranges(repeated, 1),
+    )
+    if stay and finding in rows.findings:
+        return rows
+    mended = rows if stay else rows.without(repeated, spec)
+    return replace(mended, findings=(*mended.findings, finding))
+
+
+def _part_of(answer: RestRows) -> Part:
+    return Part(source=Source.REST, url=answer.url, first_row=0, rows=0, fetched_at=answer.asked_at)
+
+
+def _of_rows(part: Part, rows: int) -> Part:
+    """A part as it is of so many rows."""
+    return part.model_copy(update={"first_row": 0, "rows": rows})
+
+
+def _noted(rows: DayRows, rule: str, times: Ints, first: int, last: int, what: str) -> DayRows:
+    """A day on record of which is what REST answered for flat candles of a span."""
+    if len(times) == 0:
+        return rows
+    finding = Finding(
+        check="integrity",
+        rule=rule,
+        severity=Severity.INFO,
+        count=len(times),
+        message=f"{len(times)} flat candles {what}.",
+        ranges=(Range(first=first, last=last, count=len(times)),),
+    )
+    return replace(rows, findings=(*(one for one in rows.findings if one != finding), finding))
+
+
+def _span_of(table: pa.Table) -> tuple[Ints, Ints]:
+    """Open and close times of candles."""
+    return ints(table, "open_time"), ints(table, "close_time")
+
+
+def _spans(lacking: Ints, longest_us: int) -> list[tuple[int, int]]:
+    """First and last open times to ask for, so that each request has as much as it can."""
+    spans: list[tuple[int, int]] = []
+    for at in lacking:
+        if spans and at - spans[-1][0] < longest_us:
+            spans[-1] = (spans[-1][0], int(at))
+        else:
+            spans.append((int(at), int(at)))
+    return spans

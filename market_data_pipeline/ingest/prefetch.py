@@ -1,0 +1,94 @@
+"""Series ahead of the one that is asked for: a run asks for one after another, and reports each while others come.
+
+Where a run takes a day of hundreds of series, nearly all of its time would be waiting for answers in turn.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Generic, TypeVar
+
+from market_data_pipeline.model.series import SeriesKey
+
+_T = TypeVar("_T")
+
+
+@dataclass
+class _Series(Generic[_T]):
+    """A series that was begun: its results so far, and how it ended."""
+
+    days: tuple[date, ...]
+    results: queue.SimpleQueue[_T | None] = field(default_factory=queue.SimpleQueue)
+    error: BaseException | None = None
+
+
+class Ahead(Generic[_T]):
+    """Brings the series that a run will ask for, some at a time, in the order given.
+
+    Args:
+        bring: Brings days of one series, one result for each; called by several threads at once.
+        wanted: What will be asked for, in order.
+        side_by_side: How many series at a time.
+    """
+
+    def __init__(
+        self,
+        bring: Callable[[SeriesKey, Sequence[date]], Generator[_T]],
+        wanted: Sequence[tuple[SeriesKey, Sequence[date]]],
+        side_by_side: int,
+    ) -> None:
+        self._bring = bring
+        self._left = {key: tuple(days) for key, days in wanted}
+        self._begun: dict[SeriesKey, _Series[_T]] = {}
+        self._most = 2 * side_by_side
+        self._threads = ThreadPoolExecutor(side_by_side, thread_name_prefix="ahead")
+        self._stopped = threading.Event()
+        if len(self._left) > 1:
+            self._begin_more()
+
+    def days(self, key: SeriesKey, days: Sequence[date]) -> Iterator[_T]:
+        """The results of a series as they come; of one that was not expected, too.
+
+        Raises:
+            Exception: what bringing it raised, after the results that there were.
+        """
+        self._left.pop(key, None)
+        series = self._begun.pop(key, None)
+        if series is None or series.days != tuple(days):
+            yield from self._bring(key, days)
+            return
+        self._begin_more()
+        while (result := series.results.get()) is not None:
+            yield result
+        if series.error is not None:
+            raise series.error
+
+    def _begin_more(self) -> None:
+        while self._left and len(self._begun) < self._most:
+            key = next(iter(self._left))
+            series = self._begun[key] = _Series[_T](self._left.pop(key))
+            self._threads.submit(self._work, key, series)
+
+    def _work(self, key: SeriesKey, series: _Series[_T]) -> None:
+        try:
+            if not self._stopped.is_set():
+                with closing(self._bring(key, series.days)) as results:
+                    for result in results:
+                        series.results.put(result)
+                        if self._stopped.is_set():
+                            break
+        except BaseException as error:  # noqa: BLE001 - raised where the series is asked for
+            series.error = error
+        finally:
+            series.results.put(None)
+
+    def close(self) -> None:
+        """Stop; days that are in work are finished, and what nobody asked for is held all the same."""
+        self._stopped.set()
+        self._threads.shutdown(cancel_futures=True)

@@ -1,0 +1,149 @@
+"""A day's rows into its file of the lake, with what the checks found of them; and out of it again, to go on from.
+
+What belongs here: which of two files of a day is the better one, and what is said of a day. What does not: where rows
+come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+
+from market_data_pipeline import clock
+from market_data_pipeline.checks.gaps import ends_of
+from market_data_pipeline.checks.ordering import ints
+from market_data_pipeline.checks.verdicts import TradeRecord
+from market_data_pipeline.errors import DamagedFileError
+from market_data_pipeline.ingest.day_rows import DayRows
+from market_data_pipeline.ingest.encode import Encoded, describe, encode, lacking
+from market_data_pipeline.lake import parquet
+from market_data_pipeline.lake.closed_months import write_day
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.partitions import days_between, read_record, read_whole
+from market_data_pipeline.lake.reader import read_day
+from market_data_pipeline.model.day import HELD, Confirmed, DayFile, DayRecord, Stored, after
+from market_data_pipeline.model.outcomes import Action, DayOutcome
+from market_data_pipeline.model.provenance import Provenance, Source
+from market_data_pipeline.model.series import DataType, Listing, SeriesKey, interval_us
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """The files of one series in the lake, written by whoever holds its lock.
+
+    Attributes:
+        key: The series.
+        layout: Where the lake lies.
+        listing: When the symbol was listed.
+    """
+
+    key: SeriesKey
+    layout: Layout
+    listing: Listing
+
+    def rows(self, day: date) -> DayRows | None:
+        """The rows of a day that is held; None where its file is damaged."""
+        held = self._on_disk(day)
+        if held is None:
+            return None
+        try:
+            record, table = read_whole(held)
+        except DamagedFileError:
+            return None
+        return self.reached(day, DayRows.of_file(record, table))
+
+    def reached(self, day: date, rows: DayRows) -> DayRows:
+        """A day's rows, with until when the last candle of the day before reaches into them: nearly none does.
+
+        It matters where the archive has no candle at midnight, so that one lacks, or is REST's.
+        """
+        if self.key.interval is None or rows.table.num_rows == 0:
+            return rows
+        begins = int(ints(rows.table.slice(0, 1), "open_time")[0])
+        if begins == clock.day_start_us(day) and rows.parts[0].source is not Source.REST:
+            return rows
+        return replace(rows, reach_us=self._reach(day - timedelta(days=1)))
+
+    def _reach(self, day: date) -> int:
+        """When the last candle of a day ends (microseconds UTC), if it is off the grid; else, or if not held, 0."""
+        held = self._on_disk(day)
+        record, step = self._record_in(held), interval_us(self.key.interval or "")
+        if record is None or record.last_key is None or record.last_key % step == 0:
+            return 0
+        try:
+            last = read_day(self.layout, self.key, day, ["open_time", "close_time"]).slice(record.rows - 1)
+        except DamagedFileError:
+            return 0
+        return int(ends_of(ints(last, "open_time"), ints(last, "close_time"), step)[0])
+
+    def store(self, day: date, known: DayRecord | None, rows: DayRows, started: float) -> DayOutcome:
+        """Check a day's rows and write them, unless the file that is held is the better one.
+
+        Args:
+            day: The UTC day.
+            known: The day in the ledger.
+            rows: Its rows.
+            started: When work on the day began, by :func:`time.perf_counter`.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        # A file that the ledger does not count as held was found to be damaged: its footer proves nothing.
+        on_disk = self._on_disk(day) if known is not None and known.outcome == HELD else None
+        held = self._record_in(on_disk)
+        rows = self.reached(day, rows)
+        trades = self._trades_held(day) if rows.of_archive and lacking(self.key, day, rows, self.listing) else None
+        record = describe(self.key, day, rows, self.listing, trades)
+        if known is not None and held is not None and _keep(held, record):
+            # What the ledger says of the file goes further than its footer: flat candles were judged since.
+            row = after(known, day, Confirmed(clock.now(), archive=True))
+            return DayOutcome(self.key, day, row, Action.HELD, time.perf_counter() - started, rows.downloaded)
+        return self.put(day, known, encode(self.key, rows, record), started, rows.action)
+
+    def put(
+        self, day: date, known: DayRecord | None, encoded: Encoded, started: float, action: Action = Action.FETCHED
+    ) -> DayOutcome:
+        """Write a day, into the file of its month where that is closed.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        stat = write_day(self.layout, self.key, encoded.record, encoded.parquet)
+        sha256 = hashlib.sha256(encoded.parquet).hexdigest()
+        row = after(known, day, Stored(encoded.record, stat, sha256, clock.now()))
+        return DayOutcome(self.key, day, row, action, time.perf_counter() - started, encoded.downloaded)
+
+    def _on_disk(self, day: date) -> DayFile | None:
+        return next(iter(days_between(self.layout, self.key, day, day)), None)
+
+    def _record_in(self, held: DayFile | None) -> Provenance | None:
+        try:
+            return None if held is None else read_record(held)
+        except DamagedFileError:
+            return None
+
+    def _trades_held(self, day: date) -> TradeRecord | None:
+        """The symbol's aggTrades of a day as witnesses for its candles, where the lake has them."""
+        if self.key.interval is None:
+            return None
+        path = self.layout.file(replace(self.key, data_type=DataType.AGG_TRADES, interval=None), day)
+        if not path.exists():
+            return None
+        try:
+            table = parquet.read_table(path, ["agg_trade_id", "transact_time"])
+        except DamagedFileError:
+            return None
+        return TradeRecord(ints(table, "agg_trade_id"), ints(table, "transact_time"))
+
+
+def _keep(held: Provenance, new: Provenance) -> bool:
+    """Whether the file that is held is the better one: final before provisional, and never fewer rows unproven."""
+    if held.final and not new.final:
+        return True
+    same_source = [(part.sha256, part.etag) for part in held.parts] == [(part.sha256, part.etag) for part in new.parts]
+    if held.final == new.final and held.content_sha256 == new.content_sha256 and held.findings == new.findings:
+        over = clock.naive_utc(held.fetched_at).date() > held.day  # else the newer one knows that no row came after
+        return same_source if new.final else over or clock.naive_utc(new.fetched_at).date() == new.day
+    return new.rows < held.rows and not new.final

@@ -1,0 +1,428 @@
+"""Flat candles of a whole market, judged with all its symbols in view, and put on record. Knows nothing of Dagster.
+
+``ingest`` sees one series and calls flat candles quiet and unconfirmed. What the rest of the market did is known only
+when the other series are there, so it is worked out afterwards, from the ledgers: set-wise, a market's day at a time.
+Where all of them are flat, the verdict is ``unconfirmed``, and the day is due: ``ingest`` then asks REST for it, once.
+The verdicts stand in the ledgers; a footer keeps what its day alone told. Done twice, nothing changes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from datetime import date
+from hashlib import blake2b
+from pathlib import Path
+from struct import Struct
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from market_data_pipeline import clock
+from market_data_pipeline.checks.gaps import flat_candles
+from market_data_pipeline.checks.halts import Answers, MarketDay, Stillness, TradedIn, is_contested, is_cut, stillness
+from market_data_pipeline.checks.ordering import Ints, ints
+from market_data_pipeline.errors import DamagedFileError, SeriesBusyError
+from market_data_pipeline.ingest import Sources, ingest
+from market_data_pipeline.lake import parquet, storage
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import Ledger, read_columns
+from market_data_pipeline.lake.partitions import series_held
+from market_data_pipeline.lake.reader import read_day
+from market_data_pipeline.lake.regular_files import read_regular
+from market_data_pipeline.model.day import HELD, Classified, after
+from market_data_pipeline.model.findings import FLAT, LACKING, Basis, Finding, Range, Verdict, from_json, to_json
+from market_data_pipeline.model.needs import needs
+from market_data_pipeline.model.outcomes import DayOutcome
+from market_data_pipeline.model.series import DataType, Market, SeriesKey, interval_us
+from market_data_pipeline.settings import Settings
+from market_data_pipeline.universe import Universe
+
+_MOST_DAYS = 5_000
+"""Days of series that are asked for at a time; of more, the others stay due. A day takes up to three requests."""
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = ["day", "outcome", "bytes", "mtime_ns", "first_key", "last_key", "verdicts", "findings", "bases"]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What came of it.
+
+    Attributes:
+        days: Days of series whose verdicts, or their evidence, changed.
+        busy: Series that another run was writing: they are judged the next time.
+        verdicts: Those of the days, in order, on which it is not merely other symbols, or more of them, that tell the
+            same of the same candles.
+    """
+
+    days: int
+    busy: tuple[SeriesKey, ...]
+    verdicts: Mapping[SeriesKey, tuple[date, ...]] = field(default_factory=dict, compare=False)
+
+    def then(self, later: Judged) -> Judged:
+        """What came of judging twice, the second time some of the same days."""
+        both = {
+            key: tuple(sorted({*self.verdicts.get(key, ()), *later.verdicts.get(key, ())}))
+            for key in (*self.verdicts, *later.verdicts)
+        }
+        return Judged(max(self.days, later.days), later.busy, both)
+
+
+def judge_flat_candles(layout: Layout, market: Market) -> Judged:
+    """Tell ``suspended`` from ``quiet`` in all flat candles held of a market, and write that into the ledgers.
+
+    A day is judged again only when a file of the market's was written since, or a verdict of its was lost.
+
+    Args:
+        layout: Where the lake lies.
+        market: The market.
+
+    Raises:
+        StorageError: a ledger cannot be written.
+    """
+    seen = _read_seen(layout.judged(market))
+    every = _ledgers(layout, market)
+    versions = _versions(every)
+    changed: dict[SeriesKey, dict[date, tuple[str, str]]] = {}
+    looked_at: dict[str, int] = {}
+    for interval in sorted({key.interval for key in every if key.interval is not None}):
+        ledgers = {key: rows for key, rows in every.items() if key.interval == interval}
+        others = {key: rows for key, rows in every.items() if key.interval != interval}
+        due = _days_with(ledgers, "bases", Basis.MARKET_NOT_COMPARED)
+        for verdict in FLAT:
+            flat = _days_with(ledgers, "verdicts", verdict)
+            due |= {day for day in flat if seen.get(_seen_as(interval, day)) != versions[day]}
+        for day, changes in _judge_days(layout, _held_on(ledgers, due), others):
+            looked_at[_seen_as(interval, day)] = versions[day]
+            for key, before, now in changes:
+                changed.setdefault(key, {})[day] = (before, now)
+    days, busy, told = 0, list[SeriesKey](), dict[SeriesKey, tuple[date, ...]]()
+    for key, verdicts in changed.items():
+        try:
+            written = _write(layout, key, verdicts)
+            days += len(written)
+            if anew := tuple(day for day in written if _says(verdicts[day][0]) != _says(verdicts[day][1])):
+                told[key] = anew
+        except SeriesBusyError:
+            logger.info("%s is being written by another run; its flat candles are judged the next time", key)
+            busy.append(key)
+            for day in verdicts:
+                looked_at.pop(_seen_as(key.interval or "", day), None)
+    if looked_at:
+        _remember(layout.judged(market), looked_at, f"The record of flat candles of {market}")
+    return Judged(days, tuple(busy), told)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A held day as its ledger has it: first and last open time (of aggTrades: id), and the findings as JSON."""
+
+    key: SeriesKey
+    first: int
+    last: int
+    findings: str
+
+
+_REMEMBER_WAIT_SECONDS = 10.0
+
+
+def _remember(path: Path, looked_at: Mapping[str, int], what: str) -> None:
+    """Add to what days were judged from. Days that cannot be added are judged once more."""
+    with (
+        suppress(SeriesBusyError),
+        storage.only_writer(path.with_suffix(".lock"), _REMEMBER_WAIT_SECONDS, what),
+    ):
+        storage.write_bytes(path, json.dumps({**_read_seen(path), **looked_at}, indent=0).encode())
+
+
+def _read_seen(path: Path) -> dict[str, int]:
+    """What every day was judged from; nothing where that is lost: then all days are judged again."""
+    try:
+        found: dict[str, int] = json.loads(read_regular(path))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {name: version for name, version in found.items() if name.endswith(_ASKED)}
+
+
+_ASKED = " asked"
+"""Version 0.1 judged days without asking REST; they are judged once more."""
+
+
+def _seen_as(interval: str, day: date) -> str:
+    return f"{interval} {day}{_ASKED}"
+
+
+def _ledgers(layout: Layout, market: Market) -> dict[SeriesKey, pa.Table]:
+    """The held days of a market's series that tell whether there was trading: klines and aggTrades."""
+    return {
+        key: rows
+        for key in series_held(layout)
+        if key.market is market
+        and key.data_type in (DataType.KLINES, DataType.AGG_TRADES)
+        and (rows := _held_rows(layout, key)) is not None
+    }
+
+
+def _held_rows(layout: Layout, key: SeriesKey) -> pa.Table | None:
+    try:
+        rows = read_columns(layout.ledger(key), _COLUMNS)
+    except DamagedFileError:  # or lost: its next writer makes it again from the footers
+        return None
+    return rows.filter(pc.and_(pc.equal(rows["outcome"], pa.scalar(str(HELD))), pc.is_valid(rows["first_key"])))
+
+
+_FILE, _VERSION = Struct("<Iqq"), Struct("<q")
+
+
+def _versions(ledgers: Mapping[SeriesKey, pa.Table]) -> dict[date, int]:
+    """A number for each day that changes when a file of it is written, or one comes or goes."""
+    found: dict[date, int] = {}
+    for key, rows in ledgers.items():
+        name = zlib.crc32(str(key).encode())
+        for day, size, written in zip(*(rows[name].to_pylist() for name in ("day", "bytes", "mtime_ns")), strict=True):
+            digest = blake2b(_FILE.pack(name, size, written), digest_size=8).digest()
+            found[day] = found.get(day, 0) ^ _VERSION.unpack(digest)[0]
+    return found
+
+
+def _days_with(ledgers: Mapping[SeriesKey, pa.Table], column: str, text: str) -> set[date]:
+    return {
+        day for rows in ledgers.values() for day in parquet.days_of(rows.filter(pc.match_substring(rows[column], text)))
+    }
+
+
+def _held_on(ledgers: Mapping[SeriesKey, pa.Table], days: Iterable[date]) -> dict[date, list[_Held]]:
+    wanted = pa.array(sorted(days), pa.date32())
+    found: dict[date, list[_Held]] = {}
+    for key, rows in ledgers.items():
+        for row in rows.filter(pc.is_in(rows["day"], value_set=wanted)).to_pylist():
+            held = _Held(key, row["first_key"], row["last_key"], row["findings"])
+            found.setdefault(row["day"], []).append(held)
+    return found
+
+
+_Change = tuple[SeriesKey, str, str]
+"""A series whose findings of a day change, with the findings as they are and as they should be."""
+
+
+def _judge_days(
+    layout: Layout, held: Mapping[date, Sequence[_Held]], others: Mapping[SeriesKey, pa.Table]
+) -> Iterator[tuple[date, list[_Change]]]:
+    """What changes on each day.
+
+    Args:
+        layout: Where the lake lies.
+        held: What is held of the days in one interval.
+        others: Held days of series of other intervals, and of aggTrades. They are looked at only on days on which no
+            series of the same interval shows trading, which in a market of many symbols are few.
+    """
+    contested = []
+    for day, of_day in held.items():
+        changes, is_clear = _judge_day(layout, day, of_day, ())
+        if is_clear:
+            yield day, changes
+        else:
+            contested.append(day)
+    also = _held_on(others, contested)
+    for day in contested:
+        yield day, _judge_day(layout, day, held[day], also.get(day, ()))[0]
+
+
+def _judge_day(layout: Layout, day: date, held: Sequence[_Held], also: Sequence[_Held]) -> tuple[list[_Change], bool]:
+    """What changes on a day, and whether no other series could change it further.
+
+    Args:
+        layout: Where the lake lies.
+        day: The UTC day.
+        held: What is held of it in one interval.
+        also: What is held of it otherwise.
+    """
+    symbols: dict[str, Stillness] = {}
+    answers: dict[str, Answers] = {}
+    flat: dict[SeriesKey, tuple[Ints, tuple[Finding, ...]]] = {}
+    for one in held:
+        findings = from_json(one.findings)
+        ours = [finding for finding in findings if _is_flat(finding)]
+        # All of them are needed, also those beyond what a finding keeps: else the verdicts would change from one time
+        # to the next, since a range that is judged in parts is kept in parts.
+        times = _flat_times(layout, one.key, day, ours)
+        if times is None:
+            continue
+        symbols[one.key.symbol] = stillness(findings, one.first, one.last, times)
+        answers[one.key.symbol] = Answers.of(findings)
+        if ours:
+            flat[one.key] = times, findings
+    interval = held[0].key.interval or ""
+    trades = _trades(layout, day, symbols, also, interval)
+    market = MarketDay(interval, day, symbols, _elsewhere(also), trades, answers)
+    before = {one.key: one.findings for one in held}
+    changes, is_clear = list[_Change](), True
+    for key, (times, findings) in flat.items():
+        judged = market.judge(key, times, _own_trades(layout, day, key, also))
+        is_clear = is_clear and not any(map(is_contested, judged))
+        after = to_json([*(finding for finding in findings if not _is_flat(finding)), *judged])
+        if after != before[key]:
+            changes.append((key, before[key], after))
+    return changes, is_clear
+
+
+def _elsewhere(held: Iterable[_Held]) -> dict[str, dict[str, Stillness]]:
+    """What series of other intervals tell of a day by their findings alone, by interval and symbol."""
+    found: dict[str, dict[str, Stillness]] = {}
+    for one in held:
+        if one.key.interval is not None:
+            known = stillness(from_json(one.findings), one.first, one.last)
+            found.setdefault(one.key.interval, {})[one.key.symbol] = known
+    return found
+
+
+def _trades(
+    layout: Layout, day: date, symbols: Iterable[str], held: Sequence[_Held], interval: str
+) -> dict[str, TradedIn]:
+    """What aggTrades tell of those symbols of which no candles are held that tell as much."""
+    step = interval_us(interval)
+    known = {*symbols, *(one.key.symbol for one in held if one.key.interval and interval_us(one.key.interval) <= step)}
+    found: dict[str, TradedIn] = {}
+    for one in held:
+        if one.key.interval is None and one.key.symbol not in known:
+            try:
+                table = read_day(layout, one.key, day, ["transact_time"])
+            except DamagedFileError:
+                continue
+            times = ints(table, "transact_time")
+            whole = not any(f.check == "gaps" and f.rule in LACKING for f in from_json(one.findings))
+            found[one.key.symbol] = TradedIn(np.unique(times // step * step), whole)
+    return found
+
+
+def _own_trades(layout: Layout, day: date, key: SeriesKey, held: Sequence[_Held]) -> Ints | None:
+    """The candles in which a symbol was traded by its aggTrades; None where they are not among what is held."""
+    step = interval_us(key.interval or "")
+    for one in held:
+        if one.key.interval is None and one.key.symbol == key.symbol:
+            try:
+                return np.unique(
+                    ints(read_day(layout, one.key, day, ["transact_time"]), "transact_time") // step * step
+                )
+            except DamagedFileError:
+                return None
+    return None
+
+
+def _is_flat(finding: Finding) -> bool:
+    return finding.check == "gaps" and (finding.rule in FLAT or finding.basis is Basis.TRADED)
+
+
+def _flat_times(layout: Layout, key: SeriesKey, day: date, findings: Sequence[Finding]) -> Ints | None:
+    """Open times of a day's flat candles, ordered; None where they cannot be told."""
+    if not any(map(is_cut, findings)):
+        step = interval_us(key.interval or "")
+        bounds = [(range_.first, range_.count) for found in findings for range_ in found.ranges]
+        firsts, counts = np.array(bounds, dtype=np.int64).reshape(-1, 2).T
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.sort(np.repeat(firsts, counts) + step * within)
+    try:
+        return flat_candles(read_day(layout, key, day, ["open_time", "volume", "count"]))
+    except DamagedFileError:
+        return None
+
+
+_NOT_CONFIRMED = (Basis.MARKET_NOT_COMPARED, Basis.NO_OTHER_SERIES)
+
+
+def _says(findings: str) -> list[tuple[str, int, tuple[Range, ...], bool]]:
+    """The verdicts on flat candles among findings: which, on how many, where, and whether they rest on anything."""
+    return [
+        (one.rule, one.count, one.ranges, one.basis in _NOT_CONFIRMED) for one in from_json(findings) if _is_flat(one)
+    ]
+
+
+def _write(layout: Layout, key: SeriesKey, verdicts: Mapping[date, tuple[str, str]]) -> list[date]:
+    """Put verdicts into a ledger, except on days that were written since; return on which, in order.
+
+    Raises:
+        SeriesBusyError: another run is writing the series.
+    """
+    with storage.only_writer(layout.lock(key), 0, str(key)):
+        ledger = Ledger.read(layout.ledger(key))
+        written = []
+        for day, (before, now) in sorted(verdicts.items()):
+            row = ledger.get(day)
+            if row is not None and row.findings == before:
+                ledger.put(after(row, day, Classified(from_json(now))))
+                written.append(day)
+        if written:
+            ledger.write(layout.ledger(key))
+    return written
+
+
+@dataclass(frozen=True, slots=True)
+class Standstill:
+    """What came of it.
+
+    Attributes:
+        judged: What the verdicts are now.
+        stored: Days that were stored anew with what REST answered.
+    """
+
+    judged: Judged
+    stored: tuple[DayOutcome, ...] = ()
+
+
+def judge_with_rest(
+    layout: Layout,
+    market: Market,
+    settings: Settings,
+    universe: Universe,
+) -> Standstill:
+    """Judge the flat candles of a market, after REST was asked for those that the whole market shares.
+
+    REST is asked once for each of them. Where it does not answer, they stay ``unconfirmed``, and are asked for again
+    after the pauses of ``quality.repair``.
+
+    Args:
+        layout: Where the lake lies.
+        market: The market.
+        settings: How to ask.
+        universe: When symbols were listed. Series that it does not collect are not asked for.
+
+    Raises:
+        StorageError: a ledger cannot be written.
+    """
+    judged = judge_flat_candles(layout, market)
+    stored: list[DayOutcome] = []
+    due = _unconfirmed(layout, market, universe)
+    if due:
+        at_once = settings.model_copy(update={"lock_wait_seconds": 0})
+        with closing(Sources(settings)) as sources:
+            for key, days in due.items():
+                listing = universe.listing(key)
+                try:
+                    results = ingest(key, days, layout=layout, sources=sources, settings=at_once, listing=listing)
+                    stored += (result for result in results if isinstance(result, DayOutcome))
+                except SeriesBusyError:
+                    logger.info("%s is being written by another run; its flat candles are asked for the next time", key)
+        judged = judged.then(judge_flat_candles(layout, market))
+    return Standstill(judged, tuple(stored))
+
+
+def _unconfirmed(layout: Layout, market: Market, universe: Universe) -> dict[SeriesKey, list[date]]:
+    """Days whose flat candles REST has to confirm, and that are due; so many that it does not take hours."""
+    left = _MOST_DAYS
+    found: dict[SeriesKey, list[date]] = {}
+    now, unconfirmed = clock.now(), pc.match_substring(pc.field("verdicts"), Verdict.UNCONFIRMED)
+    for key in universe.series():
+        if key.market is market and key.interval is not None:
+            rows = Ledger.read(layout.ledger(key), unconfirmed).rows.values()
+            due = sorted(row.day for row in rows if Verdict.UNCONFIRMED in row.verdicts and needs(row, now).is_due)
+            if days := due[: max(0, left)]:
+                found[key] = days
+                left -= len(days)
+    return found

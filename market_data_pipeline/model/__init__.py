@@ -1,0 +1,1 @@
+"""The words of the pipeline: series, datasets, days and what is known of them. Imports nothing but itself."""

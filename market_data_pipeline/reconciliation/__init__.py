@@ -1,0 +1,1 @@
+"""Reconciliation: are klines what their trades, or finer klines, make of them?"""

@@ -1,0 +1,210 @@
+"""Which days of klines can be compared with their source, comparing them, and keeping what came of it.
+
+What belongs here: choosing days by the ledgers and by the record of what was compared. How two sides are compared is
+``reconciliation.rebuild``, the record ``reconciliation.record``. Knows nothing of Dagster.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from market_data_pipeline import clock
+from market_data_pipeline.lake import storage
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import Content, Ledger, contents_held
+from market_data_pipeline.lake.partitions import days_between, days_on_disk, file_of
+from market_data_pipeline.model.datasets import ARCHIVE_BEGINS
+from market_data_pipeline.model.day import HELD
+from market_data_pipeline.model.findings import Finding
+from market_data_pipeline.model.lineage import source_of
+from market_data_pipeline.model.reconciliation import DayReconciled
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.reconciliation.bars import DaySides
+from market_data_pipeline.reconciliation.rebuild import reconcile_days
+from market_data_pipeline.reconciliation.record import Compared, read_compared, read_reconciled, write_reconciled
+from market_data_pipeline.sql.errors import retrying
+
+BATCH_DAYS = 31
+"""Days that are compared in one pass."""
+
+WRITE_SECONDS = 5.0
+"""How long what was compared is kept in memory: a record of ten years takes 0.2 s to write, many batches less."""
+
+LOCK_WAIT_SECONDS = 60.0
+
+_FEW_DAYS = 100
+_DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A series whose days are to be compared.
+
+    Attributes:
+        key: The klines.
+        days: Days both sides of which are held and that were not compared as they are now, in order.
+        done: Days that were compared, and are still as they were, in order.
+        gone: Files that are gone although their day is held by the ledger; their days are in neither.
+    """
+
+    key: SeriesKey
+    days: tuple[date, ...]
+    done: tuple[date, ...]
+    gone: tuple[Path, ...]
+
+    def trouble(self) -> str | None:
+        """What keeps days from being compared, None where nothing does."""
+        if not self.gone:
+            return None
+        more = len(self.gone) - 1
+        others = (
+            f" is gone, and so {'is' if more == 1 else 'are'} {more:,} more. Backfill their days to bring them back."
+        )
+        only = " is gone. Backfill that day to bring it back."
+        return f"{self.key} is not compared on every day: {self.gone[0]}{others if more else only}"
+
+
+def plan(
+    layout: Layout, key: SeriesKey, first: date | None = None, last: date | None = None, *, again: bool = False
+) -> Comparison:
+    """What is to be compared of a series, from the ledgers and the record. Of ten years it takes some 40 ms.
+
+    Args:
+        layout: Where the lake lies.
+        key: The klines.
+        first: First UTC day; None for the first that is held.
+        last: Last UTC day, included. Today is never compared: it is still growing.
+        again: Whether days that were compared are compared again.
+
+    Raises:
+        StorageError: the system refuses to read a ledger.
+    """
+    other = source_of(key)
+    begin = max(first or ARCHIVE_BEGINS, ARCHIVE_BEGINS)
+    end = min(last or date.max, clock.today() - _DAY)
+    klines = contents_held(layout.ledger(key), begin, end)
+    source = contents_held(layout.ledger(other), begin - _DAY, end + _DAY)
+    record = {} if again else read_compared(layout.reconciled(key), begin, end)
+    both = sorted(klines.keys() & source.keys())
+    done = [day for day in both if day in record and _is_current(record[day], day, klines, source)]
+    due = sorted(set(both).difference(done))
+    gone = {one: set(due) - _days_there(layout, one, due) for one in (key, other)}
+    return Comparison(
+        key,
+        tuple(day for day in due if not any(day in days for days in gone.values())),
+        tuple(done),
+        tuple(layout.file(one, day) for one, days in gone.items() for day in sorted(days)),
+    )
+
+
+def _days_there(layout: Layout, key: SeriesKey, days: Sequence[date]) -> Set[date]:
+    """Which days have a file; looked for one by one where they are few among, perhaps, ten years of files."""
+    if len(days) > _FEW_DAYS:
+        return days_on_disk(layout, key).keys()
+    return {held.day for day in days for held in days_between(layout, key, day, day)}
+
+
+def _is_current(before: Compared, day: date, klines: Mapping[date, Content], source: Mapping[date, Content]) -> bool:
+    """Whether what was found on a day still holds: both sides are as they were, and so are the source's days around."""
+    if (before.klines_sha256, before.source_sha256) != (klines[day].sha256, source[day].sha256):
+        return False
+    if not before.lacked:
+        return True
+    around = (source.get(day + step) for step in (-_DAY, _DAY))
+    return all(one is None or one.fetched_us is None or one.fetched_us <= before.compared_us for one in around)
+
+
+def found_before(layout: Layout, wanted: Comparison) -> list[DayReconciled]:
+    """What earlier comparisons found on those days that are still as they were, in order."""
+    record = read_reconciled(layout.reconciled(wanted.key), wanted.done)
+    return [record[day] for day in wanted.done if day in record]
+
+
+def compare(
+    layout: Layout, key: SeriesKey, days: Sequence[date], *, memory_mb: int, wait_seconds: float = LOCK_WAIT_SECONDS
+) -> Iterator[list[DayReconciled]]:
+    """Compare days of a series with their source, and put what is found on record.
+
+    A batch counts when the next one is asked for, so one whose taker was stopped is compared again, rather than never
+    told. The record is written every :data:`WRITE_SECONDS` and at the end, also where that comes early: whoever is
+    killed in between compares those days again.
+
+    Args:
+        layout: Where the lake lies.
+        key: The klines.
+        days: Days of which both sides are held, in order.
+        memory_mb: What DuckDB may take.
+        wait_seconds: How long to wait for another process that writes the series' record.
+
+    Yields:
+        One result for each day, in order, in lists of at most :data:`BATCH_DAYS`.
+
+    Raises:
+        DamagedFileError: a file of either side cannot be read; the text names it, and days before are on record.
+        StorageError: the record cannot be written, or the system refuses to read a ledger.
+        SeriesBusyError: another process has been writing the record for too long.
+    """
+    told: list[DayReconciled] = []
+    written = time.monotonic()
+    try:
+        for start in range(0, len(days), BATCH_DAYS):
+            found = _compared(layout, key, days[start : start + BATCH_DAYS], memory_mb)
+            yield found
+            told += found
+            if time.monotonic() - written >= WRITE_SECONDS:
+                _put_on_record(layout, key, told, wait_seconds)
+                told, written = [], time.monotonic()
+    finally:
+        if told:
+            _put_on_record(layout, key, told, wait_seconds)
+
+
+def _compared(layout: Layout, key: SeriesKey, days: Sequence[date], memory_mb: int) -> list[DayReconciled]:
+    with storage.temporary_folder(layout.root) as scratch:
+        return retrying(
+            lambda: reconcile_days(key, _sides(layout, key, days), memory_mb=memory_mb, scratch=scratch), layout
+        )
+
+
+def _sides(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[DaySides]:
+    source = source_of(key)
+    near = (pc.field("day") >= days[0] - _DAY) & (pc.field("day") <= days[-1] + _DAY)
+    klines, others = (Ledger.read(layout.ledger(one), near) for one in (key, source))
+
+    def beside(day: date) -> Path | None:
+        row, path = others.get(day), file_of(layout, source, day)
+        return path if row is not None and row.outcome == HELD and path.is_file() else None
+
+    return [
+        DaySides(
+            day=day,
+            klines=file_of(layout, key, day),
+            source=file_of(layout, source, day),
+            klines_sha256=klines.rows[day].content_sha256,
+            source_sha256=others.rows[day].content_sha256,
+            klines_findings=klines.rows[day].findings_list(),
+            source_findings=others.rows[day].findings_list(),
+            before_findings=_findings(klines, day - _DAY),
+            before=beside(day - _DAY),
+            after=beside(day + _DAY),
+        )
+        for day in days
+    ]
+
+
+def _findings(ledger: Ledger, day: date) -> tuple[Finding, ...]:
+    return () if (row := ledger.get(day)) is None else row.findings_list()
+
+
+def _put_on_record(layout: Layout, key: SeriesKey, found: Sequence[DayReconciled], wait_seconds: float) -> None:
+    path = layout.reconciled(key)
+    with storage.only_writer(path.with_suffix(".lock"), wait_seconds, f"The reconciliation of {key}"):
+        record = read_reconciled(path)
+        record.update((one.day, one) for one in found)
+        write_reconciled(path, record.values())
