@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import secrets
 import sqlite3
 import stat
 import tempfile
@@ -23,8 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from market_data_pipeline.errors import HostOffError, StorageError
-from market_data_pipeline.lake import storage
+from market_data_pipeline.errors import HostOffError
+from market_data_pipeline.model import faults
 from market_data_pipeline.model.waits import Stop, Wait, in_words
 from market_data_pipeline.settings import PREFIX
 
@@ -236,9 +237,14 @@ class WeightBudget:
         """Put on record that the host has banned this address, for three days at most."""
         now = time.time()
         try:
-            storage.write_bytes(self._ban, f"{now + _plausible(seconds)} {now}".encode())
-        except StorageError as error:
-            logger.warning("%s The ban is known to this process only.", error)
+            _replace(self._ban, f"{now + _plausible(seconds)} {now}")
+        except OSError as error:
+            logger.warning(
+                "%s cannot be written (%s). %s. The ban is known to this process only.",
+                self._ban,
+                error.strerror,
+                faults.remedy(error),
+            )
 
     def banned_until(self) -> datetime | None:
         """When the ban on record ends (UTC); None where there is none, or none that can be.
@@ -262,6 +268,17 @@ class WeightBudget:
     def close(self) -> None:
         """Let go of the record."""
         self._record.close()
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file in one step: other processes read the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_text(text, "utf-8")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _plausible(seconds: float) -> float:
