@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from hashlib import blake2b
@@ -28,7 +28,6 @@ from market_data_pipeline.checks.gaps import flat_candles
 from market_data_pipeline.checks.halts import Answers, MarketDay, Stillness, TradedIn, is_contested, is_cut, stillness
 from market_data_pipeline.checks.ordering import Ints, ints
 from market_data_pipeline.errors import DamagedFileError, SeriesBusyError
-from market_data_pipeline.ingest import Sources, ingest
 from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, read_columns
@@ -40,8 +39,6 @@ from market_data_pipeline.model.findings import FLAT, LACKING, Basis, Finding, R
 from market_data_pipeline.model.needs import needs
 from market_data_pipeline.model.outcomes import DayOutcome
 from market_data_pipeline.model.series import DataType, Market, SeriesKey, interval_us
-from market_data_pipeline.settings import Settings
-from market_data_pipeline.universe import Universe
 
 _MOST_DAYS = 5_000
 """Days of series that are asked for at a time; of more, the others stay due. A day takes up to three requests."""
@@ -376,12 +373,11 @@ class Standstill:
     stored: tuple[DayOutcome, ...] = ()
 
 
-def judge_with_rest(
-    layout: Layout,
-    market: Market,
-    settings: Settings,
-    universe: Universe,
-) -> Standstill:
+FetchAgain = Callable[[Mapping[SeriesKey, Sequence[date]]], Iterable[DayOutcome]]
+"""Fetches days of series again, and yields those that it stored."""
+
+
+def judge_with_rest(layout: Layout, market: Market, keys: Iterable[SeriesKey], fetch_again: FetchAgain) -> Standstill:
     """Judge the flat candles of a market, after REST was asked for those that the whole market shares.
 
     REST is asked once for each of them. Where it does not answer, they stay ``unconfirmed``, and are asked for again
@@ -390,35 +386,26 @@ def judge_with_rest(
     Args:
         layout: Where the lake lies.
         market: The market.
-        settings: How to ask.
-        universe: When symbols were listed. Series that it does not collect are not asked for.
+        keys: The series that are collected. No others are fetched.
+        fetch_again: Called at most once, with the days that REST has to confirm.
 
     Raises:
         StorageError: a ledger cannot be written.
     """
     judged = judge_flat_candles(layout, market)
-    stored: list[DayOutcome] = []
-    due = _unconfirmed(layout, market, universe)
-    if due:
-        at_once = settings.model_copy(update={"lock_wait_seconds": 0})
-        with closing(Sources(settings)) as sources:
-            for key, days in due.items():
-                listing = universe.listing(key)
-                try:
-                    results = ingest(key, days, layout=layout, sources=sources, settings=at_once, listing=listing)
-                    stored += (result for result in results if isinstance(result, DayOutcome))
-                except SeriesBusyError:
-                    logger.info("%s is being written by another run; its flat candles are asked for the next time", key)
+    stored: tuple[DayOutcome, ...] = ()
+    if due := _unconfirmed(layout, market, keys):
+        stored = tuple(fetch_again(due))
         judged = judged.then(judge_flat_candles(layout, market))
-    return Standstill(judged, tuple(stored))
+    return Standstill(judged, stored)
 
 
-def _unconfirmed(layout: Layout, market: Market, universe: Universe) -> dict[SeriesKey, list[date]]:
+def _unconfirmed(layout: Layout, market: Market, keys: Iterable[SeriesKey]) -> dict[SeriesKey, list[date]]:
     """Days whose flat candles REST has to confirm, and that are due; so many that it does not take hours."""
     left = _MOST_DAYS
     found: dict[SeriesKey, list[date]] = {}
     now, unconfirmed = clock.now(), pc.match_substring(pc.field("verdicts"), Verdict.UNCONFIRMED)
-    for key in universe.series():
+    for key in keys:
         if key.market is market and key.interval is not None:
             rows = Ledger.read(layout.ledger(key), unconfirmed).rows.values()
             due = sorted(row.day for row in rows if Verdict.UNCONFIRMED in row.verdicts and needs(row, now).is_due)

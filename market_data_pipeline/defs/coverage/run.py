@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import date
 from typing import Any
 
@@ -12,13 +14,18 @@ from market_data_pipeline.checks.continuity import Break
 from market_data_pipeline.coverage.calendar import calendar_markdown
 from market_data_pipeline.coverage.summary import GapSum, SeriesCoverage, survey
 from market_data_pipeline.defs.events import days_told_anew, gaps_told_anew, iso_time, spans
+from market_data_pipeline.errors import SeriesBusyError
+from market_data_pipeline.ingest import Sources, ingest
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.maintenance.flat_candles import judge_with_rest
 from market_data_pipeline.model.day import DayRecord
 from market_data_pipeline.model.findings import VERDICT_SEVERITY, Severity, shortened
+from market_data_pipeline.model.outcomes import DayOutcome
 from market_data_pipeline.model.series import Market, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe
+
+logger = logging.getLogger(__name__)
 
 SHOWN_SERIES = 200
 SHOWN_ROWS = 50
@@ -37,7 +44,9 @@ def look_at(context: dg.AssetExecutionContext, market: Market, settings: Setting
         universe: Which days should be held.
     """
     layout = Layout(settings.root)
-    standstill = judge_with_rest(layout, market, settings, universe)
+    standstill = judge_with_rest(
+        layout, market, universe.series(), lambda days: _fetched_again(days, layout, settings, universe)
+    )
     judged = standstill.judged
     yield from days_told_anew(context.instance, layout, standstill.stored)
     stored = {(one.key, one.day) for one in standstill.stored}
@@ -65,6 +74,21 @@ def look_at(context: dg.AssetExecutionContext, market: Market, settings: Setting
             continuity_result(covered),
         ],
     )
+
+
+def _fetched_again(
+    wanted: Mapping[SeriesKey, Sequence[date]], layout: Layout, settings: Settings, universe: Universe
+) -> Iterator[DayOutcome]:
+    """Fetch days again and yield those that were stored. A series that another run writes is left for next time."""
+    at_once = settings.model_copy(update={"lock_wait_seconds": 0})
+    with closing(Sources(settings)) as sources:
+        for key, days in wanted.items():
+            listing = universe.listing(key)
+            try:
+                results = ingest(key, days, layout=layout, sources=sources, settings=at_once, listing=listing)
+                yield from (result for result in results if isinstance(result, DayOutcome))
+            except SeriesBusyError:
+                logger.info("%s is being written by another run. Its flat candles are fetched the next time.", key)
 
 
 def coverage_markdown(covered: Sequence[SeriesCoverage]) -> str:
