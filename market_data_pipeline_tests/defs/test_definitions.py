@@ -18,8 +18,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from market_data_pipeline import definitions as door
 from market_data_pipeline.defs import definitions as module
 from market_data_pipeline.defs.definitions import build_definitions
+from market_data_pipeline.defs.platform.home import DEFINITIONS_MODULE
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.series import Listing, Market
 from market_data_pipeline.settings import Settings
@@ -103,6 +105,12 @@ def test_definitions_can_be_loaded_by_dagster(tmp_path: Path) -> None:
     dg.Definitions.validate_loadable(
         build_definitions(settings_of(tmp_path), Universe(parse_universe(UNIVERSE), LISTINGS))
     )
+
+
+def test_workspaces_of_version_0_1_load_the_same_definitions() -> None:
+    """The code location's name is the module's, and Dagster remembers under it which schedules are on."""
+    assert DEFINITIONS_MODULE == "market_data_pipeline.definitions"
+    assert door.defs is module.defs
 
 
 def test_an_empty_universe_loads(tmp_path: Path) -> None:

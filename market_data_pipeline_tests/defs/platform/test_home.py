@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 from market_data_pipeline.defs.in_process import days_on_record, materialize_days
+from market_data_pipeline.defs.platform.event_log import KeptConnectionEventLogStorage
 from market_data_pipeline.defs.platform.heartbeat import close_dead_runs
 from market_data_pipeline.defs.platform.home import CONFIG, open_instance, prepare_home
 from market_data_pipeline.lake.layout import Layout
@@ -72,6 +73,18 @@ def test_the_configuration_is_brought_up_to_date_until_a_user_takes_it_over(tmp_
     config.write_text(f"# mine\n{rest}")
     prepare_home(Layout(tmp_path))
     assert config.read_text() == f"# mine\n{rest}"
+
+
+def test_configuration_of_version_0_1_still_finds_its_event_log(tmp_path: Path) -> None:
+    """A user who took the file over has the module's old path in it."""
+    config = prepare_home(Layout(tmp_path)) / "dagster.yaml"
+    rest = CONFIG.read_text().partition("\n")[2]
+    of_0_1 = "# mine\n" + rest.replace("defs.platform.event_log", "defs.event_log")
+    assert of_0_1 != f"# mine\n{rest}"
+    config.write_text(of_0_1)
+    with open_instance(Layout(tmp_path)) as instance:
+        assert type(instance.event_log_storage) is KeptConnectionEventLogStorage
+    assert config.read_text() == of_0_1
 
 
 def test_the_configuration_in_the_repository_is_the_one_of_the_package() -> None:
