@@ -31,11 +31,12 @@ dev: $(STAMP) ## start Dagster's UI and daemon
 test: $(STAMP) ## run all tests, and measure which lines of the package run
 	$(BIN)/python -m pytest -n 3 --dist loadgroup -p tools.coverage_gate --coverage-at-least 95
 
-lint: $(STAMP) ## check format, style, types, dependencies and words
+lint: $(STAMP) ## check format, style, types, dependencies, walls and words
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/deptry --no-ansi market_data_pipeline
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m tools.phrases
 
 format: $(STAMP) ## fix format and style where possible
