@@ -42,7 +42,7 @@ um:
   ETHUSDT: [{from: 2019-11-27, until: null}]
 """
 KEYS = (klines("BTCUSDT", "1m"), agg_trades("BTCUSDT"), klines("ETHUSDT", "1h", "um"))
-WANTED = days("2024-01-11", "2024-02-09")  # no whole month, so that each day has an archive of its own
+WANTED = days("2024-01-11", "2024-01-31")  # no whole month, so that each day has an archive of its own
 BACKFILL = ("backfill", "--from", str(WANTED[0]), "--through", str(WANTED[-1]))
 THREADS = 4
 KILLS = 6
