@@ -170,7 +170,7 @@ class Daemon:
         return self._jobs[job, selection]
 
 
-_OF_STEPS = {
+_UNREAD = {
     dg.DagsterEventType.ENGINE_EVENT,
     dg.DagsterEventType.RESOURCE_INIT_STARTED,
     dg.DagsterEventType.RESOURCE_INIT_SUCCESS,
@@ -178,6 +178,11 @@ _OF_STEPS = {
     dg.DagsterEventType.STEP_START,
     dg.DagsterEventType.STEP_OUTPUT,
     dg.DagsterEventType.STEP_SUCCESS,
+    dg.DagsterEventType.HANDLED_OUTPUT,
+    dg.DagsterEventType.LOADED_INPUT,
+    dg.DagsterEventType.RUN_START,
+    dg.DagsterEventType.RUN_SUCCESS,
+    dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
 }
 """How a run went, for the eyes of whoever looks at it in the UI: no schedule and no asset reads it."""
 
@@ -187,7 +192,7 @@ class _Events(InMemoryEventLogStorage):
 
     def store_event(self, event: dg.EventLogEntry) -> None:
         """Keep what is told of assets, checks and runs."""
-        if event.dagster_event is not None and event.dagster_event.event_type not in _OF_STEPS:
+        if event.dagster_event is not None and event.dagster_event.event_type not in _UNREAD:
             super().store_event(event)  # type: ignore[no-untyped-call]
 
     @contextmanager
