@@ -1,4 +1,4 @@
-"""``on_gap``: rows that were asked for and that are not there, or not for sure, without an explanation."""
+"""Gaps of a request: missing or doubtful rows without an explanation. Classifying gaps belongs to ``checks``."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from market_data_pipeline.sql.file_lists import quoted
 from market_data_pipeline.universe.resolved import Listings
 
 OnGap = Literal["raise", "warn", "ignore"]
-"""What to do about gaps that nothing explains."""
+"""Action for gaps without an explanation."""
 
 MISSING, PROVISIONAL, FAULTY = "missing", "provisional", "faulty"
-"""Why days are not read, or not to be relied on, beside the verdicts of the gaps check and ``failed``."""
+"""Verdicts on whole days, in addition to those of the gaps check and ``failed``."""
 
 _TOLD = 10
 _DAY = timedelta(days=1)
@@ -42,19 +42,19 @@ _DAY = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Rows that were asked for, and are not there, or not for sure.
+    """Requested rows that are missing or doubtful.
 
     Attributes:
         key: The series.
-        verdict: ``archive_defect``, ``unexplained`` or ``unpublished`` inside a day that is held; ``failed`` or
-            ``missing`` (never brought) for whole days; ``provisional`` where only final days were asked for; ``faulty``
-            for days whose rows fail the integrity check.
+        verdict: Inside a stored day ``archive_defect``, ``unexplained``, ``unpublished`` or ``unconfirmed``. For whole
+            days ``failed``, ``missing`` (never fetched), ``provisional`` (if only final days are requested) or
+            ``faulty`` (its rows fail the integrity check).
         first: Open time of the first candle, or the beginning of the first day (UTC, without zone).
         last: Open time of the last candle, or the beginning of the last day.
-        evidence: What the verdict rests on, or why the days failed.
-        count: Number of rows; None where it is not known.
-        ids: First and last agg_trade_id that is not there.
-        failure: Kind of the failure of days that failed.
+        evidence: Ground of the verdict, or reason of the failure.
+        count: Number of rows; None if it is not known.
+        ids: First and last missing agg_trade_id.
+        failure: Kind of failure, for failed days.
     """
 
     key: SeriesKey
@@ -83,10 +83,10 @@ def _span(first: str, last: str) -> str:
 
 
 class GapError(MarketDataError):
-    """Rows that were asked for are not there, and nothing explains why.
+    """Requested rows are missing without an explanation.
 
     Attributes:
-        gaps: All of them, by series and time.
+        gaps: All gaps, by series and time.
     """
 
     def __init__(self, gaps: Sequence[Gap]) -> None:
@@ -95,7 +95,7 @@ class GapError(MarketDataError):
 
 
 class GapWarning(UserWarning):
-    """The same as :class:`GapError`, said as a warning."""
+    """Requested rows are missing without an explanation. See :class:`GapError`."""
 
 
 def _text(gaps: Sequence[Gap]) -> str:

@@ -1,4 +1,4 @@
-"""``MarketData``: what analysts call."""
+"""``MarketData``, the public door for notebooks and programs. Reading rows belongs to ``result.py``."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ from market_data_pipeline.universe.resolved import Listings
 
 
 class MarketData:
-    """Binance's market history as it lies in a lake.
+    """The lake of a data folder, for notebooks and programs.
 
-    >>> from market_data_pipeline import MarketData
-    >>> market = MarketData("data")  # doctest: +SKIP
-    >>> market.klines(["BTCUSDT", "ETHUSDT"], "1h", "2024-01-01", "2024-02-01").df()  # doctest: +SKIP
-    >>> market.sql("SELECT symbol, max(high) FROM binance_spot.klines GROUP BY symbol").df()  # doctest: +SKIP
-
-    Everywhere, ``start`` is inclusive and ``end`` exclusive, so a date as ``end`` leaves that day out; no ``end`` means
-    now. Moments are dates, datetimes or ISO text, in UTC where they have no zone. Rows come ordered by symbol and time;
-    the columns ``symbol``, ``interval`` (of klines) and the time are always among them, first.
+    ``start`` is inclusive and ``end`` exclusive; without ``end``, the range ends now. Moments are dates, datetimes or
+    ISO text, in UTC if they have no zone. Rows are ordered by symbol and time. ``symbol``, ``interval`` (klines) and
+    the time are always the first columns.
 
     Args:
-        root: The data folder; None means ``MARKET_DATA_DIR``, or ``data``. ``universe.yaml`` is the file that
-            ``MARKET_DATA_UNIVERSE`` names, or the one in the data folder, beside it, or above it.
+        root: The data folder; None means ``MARKET_DATA_DIR``, or ``data``. The universe is the file that
+            ``MARKET_DATA_UNIVERSE`` names, or ``universe.yaml`` in the data folder, beside it, or above it.
 
     Warns:
-        UserWarning: the folder has files, and is no lake.
+        UserWarning: The folder has files, but is no data folder.
 
     Raises:
-        UsageError: a setting in the environment is wrong.
+        UsageError: A setting in the environment is wrong.
+
+    Examples:
+        >>> from market_data_pipeline import MarketData
+        >>> market = MarketData(root)
+        >>> len(market.klines(["BTCUSDT", "ETHUSDT"], "1h", "2024-01-01", "2024-01-03"))
+        96
     """
 
     def __init__(self, root: str | PathLike[str] | None = None) -> None:
@@ -55,7 +56,7 @@ class MarketData:
         self._views = Views(self._layout, Limits.of(self._settings))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled: the same folders, wherever it is unpickled; connections are opened again there."""
+        """Return the state to pickle: the folders. The process that unpickles it opens connections of its own."""
         here = {"dir": self._settings.root, "universe": self._settings.universe.expanduser().absolute()}
         return {**self.__dict__, "_settings": self._settings.model_copy(update=here)}
 
@@ -72,27 +73,34 @@ class MarketData:
         final_only: bool = False,
         on_gap: OnGap = "warn",
     ) -> StoredRows:
-        """Candles of one interval whose ``open_time`` lies in a range.
+        """Return candles of one interval, by ``open_time``.
 
         Args:
             symbols: One symbol or several.
             interval: ``1s`` (spot only), ``1m``, ``3m``, … ``1d``.
-            start: From when on, inclusive.
-            end: Until when, exclusive; None means now.
+            start: First moment, inclusive.
+            end: Last moment, exclusive; None means now.
             market: ``spot``, ``um`` or ``cm``.
-            columns: Columns beside symbol, interval and open_time; None means all.
-            sync: First bring what the range lacks, through Dagster and on record.
-            final_only: Leave out days that are provisional or whose rows fail the integrity check, and refuse those
-                whose file was found damaged.
-            on_gap: What to do, before any row is read, about gaps that nothing explains, and about days whose rows fail
-                the integrity check: ``raise`` a :class:`GapError` that names them, ``warn`` once with a
-                :class:`GapWarning`, or ``ignore`` them. Without ``end``, what has happened since today was fetched is
-                no reason to warn.
+            columns: Columns besides symbol, interval and open_time; None means all.
+            sync: First fetch the missing days of the range, as a Dagster run. Shows a progress bar in terminals and
+                notebooks.
+            final_only: Leave out days that are provisional or fail the ``integrity`` check.
+            on_gap: Action before any row is read, if rows are missing without an explanation or days fail the
+                ``integrity`` check: ``"raise"`` a :class:`GapError`, ``"warn"`` once with a :class:`GapWarning`, or
+                ``"ignore"`` it. Without ``end``, rows that are newer than the last fetch are not missing.
 
         Raises:
-            UsageError: a symbol, interval, market or column is not there, or a moment cannot be meant.
-            MarketDataError: with ``sync``, days could not be brought.
-            GapError: with ``on_gap="raise"``, rows are missing and nothing explains why.
+            UsageError: A symbol, interval, market or column does not exist, or a moment is not valid.
+            DamagedFileError: With ``final_only``, the file of a day is damaged.
+            MarketDataError: With ``sync``, days could not be fetched.
+            GapError: With ``on_gap="raise"``, rows are missing without an explanation.
+
+        Examples:
+            >>> candles = market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-02", columns="close")
+            >>> candles.df().columns.tolist()
+            ['symbol', 'interval', 'open_time', 'close']
+            >>> candles.wide("close").shape
+            (24, 1)
         """
         return self._rows(DataType.KLINES, symbols, interval, start, end, market, columns, sync, final_only, on_gap)
 
@@ -108,26 +116,31 @@ class MarketData:
         final_only: bool = False,
         on_gap: OnGap = "warn",
     ) -> StoredRows:
-        """Aggregated trades whose ``transact_time`` lies in a range, ordered by symbol and ``agg_trade_id``.
+        """Return aggregated trades by ``transact_time``, ordered by symbol and ``agg_trade_id``.
 
         Args:
             symbols: One symbol or several.
-            start: From when on, inclusive.
-            end: Until when, exclusive; None means now.
+            start: First moment, inclusive.
+            end: Last moment, exclusive; None means now.
             market: ``spot``, ``um`` or ``cm``.
-            columns: Columns beside symbol and transact_time; None means all.
-            sync: First bring what the range lacks, through Dagster and on record.
-            final_only: Leave out days that are provisional or whose rows fail the integrity check, and refuse those
-                whose file was found damaged.
-            on_gap: What to do, before any row is read, about gaps that nothing explains, and about days whose rows fail
-                the integrity check: ``raise`` a :class:`GapError` that names them, ``warn`` once with a
-                :class:`GapWarning`, or ``ignore`` them. Without ``end``, what has happened since today was fetched is
-                no reason to warn.
+            columns: Columns besides symbol and transact_time; None means all.
+            sync: First fetch the missing days of the range, as a Dagster run. Shows a progress bar in terminals and
+                notebooks.
+            final_only: Leave out days that are provisional or fail the ``integrity`` check.
+            on_gap: Action before any row is read, if rows are missing without an explanation or days fail the
+                ``integrity`` check: ``"raise"`` a :class:`GapError`, ``"warn"`` once with a :class:`GapWarning`, or
+                ``"ignore"`` it. Without ``end``, rows that are newer than the last fetch are not missing.
 
         Raises:
-            UsageError: a symbol, market or column is not there, or a moment cannot be meant.
-            MarketDataError: with ``sync``, days could not be brought.
-            GapError: with ``on_gap="raise"``, rows are missing and nothing explains why.
+            UsageError: A symbol, market or column does not exist, or a moment is not valid.
+            DamagedFileError: With ``final_only``, the file of a day is damaged.
+            MarketDataError: With ``sync``, days could not be fetched.
+            GapError: With ``on_gap="raise"``, rows are missing without an explanation.
+
+        Examples:
+            >>> trades = market.agg_trades("BTCUSDT", "2024-01-01T00:00", "2024-01-02", columns="price")
+            >>> trades.arrow().column_names
+            ['symbol', 'transact_time', 'price']
         """
         return self._rows(DataType.AGG_TRADES, symbols, None, start, end, market, columns, sync, final_only, on_gap)
 
@@ -143,51 +156,69 @@ class MarketData:
         final_only: bool = False,
         on_gap: OnGap = "warn",
     ) -> StoredRows:
-        """The daily profile of trades (VWAP, point of control, cumulative delta, …), a row a day.
+        """Return the daily profile of trades: VWAP, point of control, cumulative delta and more, one row per day.
 
         Args:
             symbols: One symbol or several.
-            start: From when on: days whose midnight (UTC) is not before it.
-            end: Until when: days whose midnight is before it; None means now.
+            start: First day: the first midnight (UTC) that is not before it.
+            end: Exclusive: days whose midnight is before it; None means now.
             market: ``spot``, ``um`` or ``cm``.
-            columns: Columns beside symbol and day; None means all.
-            sync: First bring what the range lacks, through Dagster and on record: trades, then profiles.
-            final_only: Leave out days whose trades are provisional, incomplete or fail their checks.
-            on_gap: What to do about days without a profile, and about days whose trades are incomplete or fail their
-                checks: ``raise``, ``warn`` or ``ignore``, as for :meth:`klines`.
+            columns: Columns besides symbol and day; None means all.
+            sync: First fetch the missing days of the range, as a Dagster run. Shows a progress bar in terminals and
+                notebooks.
+            final_only: Leave out days that are provisional, or whose trades are incomplete or fail their checks.
+            on_gap: Action before any row is read, if rows are missing without an explanation or days fail the
+                ``integrity`` check: ``"raise"`` a :class:`GapError`, ``"warn"`` once with a :class:`GapWarning`, or
+                ``"ignore"`` it. Without ``end``, rows that are newer than the last fetch are not missing.
 
         Raises:
-            UsageError: a symbol, market or column is not there, or a moment cannot be meant.
-            MarketDataError: with ``sync``, days could not be brought.
-            GapError: with ``on_gap="raise"``, days are missing and nothing explains why.
+            UsageError: A symbol, market or column does not exist, or a moment is not valid.
+            DamagedFileError: With ``final_only``, the file of a day is damaged.
+            MarketDataError: With ``sync``, days could not be fetched.
+            GapError: With ``on_gap="raise"``, rows are missing without an explanation.
+
+        Examples:
+            >>> len(market.trade_profile("BTCUSDT", "2024-01-01", "2024-01-03"))
+            2
         """
         return self._rows(DataType.TRADE_PROFILE, symbols, None, start, end, market, columns, sync, final_only, on_gap)
 
     def sql(self, query: str, params: Params = None) -> Result:
-        """Run a query over the views: ``binance_spot.klines``, ``binance_um.agg_trades``, ``quality.coverage``, ….
+        """Run a query over the views ``binance_spot.klines``, ``binance_um.agg_trades``, ``quality.coverage`` and more.
 
-        All views have all symbols, also those that are no longer collected. For one symbol the macros
+        The views have all symbols, also those that are no longer collected. For one symbol the macros
         ``binance_spot.candles('BTCUSDT', '1m', '2024-01-01', '2024-02-01')`` and ``binance_spot.trades(…)`` are faster.
 
-        A query is one SELECT, or EXPLAIN of one. It reads the files of the views and no others, and takes at most
-        ``MARKET_DATA_SQL_SECONDS``, ``MARKET_DATA_SQL_MEMORY_MB`` and ``MARKET_DATA_SQL_DISK_MB``. For any other SQL,
-        open the file ``catalog.duckdb`` with DuckDB.
+        A query is one SELECT, or EXPLAIN of one. It reads only the files of the views, and takes at most
+        ``MARKET_DATA_SQL_SECONDS``, ``MARKET_DATA_SQL_MEMORY_MB`` and ``MARKET_DATA_SQL_DISK_MB``. For other SQL, open
+        ``catalog.duckdb`` with DuckDB.
 
         Args:
             query: The SELECT.
-            params: Values for its ``?`` (a list), or for its ``$name`` (a dict). Never paste text of others into SQL.
+            params: Values for each ``?`` (a list) or ``$name`` (a dict). Pass values from outside only like this.
 
         Raises:
-            UsageError: the text is no query, or DuckDB refuses it; its words are in the text.
-            QueryLimitError: the query needs more than it may take.
-            DamagedFileError: a file that the query needs is damaged; the text names it.
+            UsageError: The text is no query, or DuckDB refuses it.
+            QueryLimitError: The query needs more than a limit allows.
+            DamagedFileError: A file that the query reads is damaged.
+
+        Examples:
+            >>> query = "SELECT count(*) AS n FROM binance_spot.klines WHERE symbol = ?"
+            >>> market.sql(query, ["ETHUSDT"]).df()["n"].tolist()
+            [48]
         """
         answer = Answer(self._views, query, params)
-        answer.relation()  # so that a mistake is said here, and not where the rows are taken
+        answer.relation()  # report a mistake here, not when the rows are read
         return answer
 
     def series(self) -> Result:
-        """Return the stored series, one row for each, with their first and last day, days and rows."""
+        """Return the stored series, one row each: first and last day, number of days and rows.
+
+        Examples:
+            >>> stored = market.series().df()
+            >>> stored[stored["data_type"] == "klines"][["symbol", "days", "rows"]].values.tolist()
+            [['BTCUSDT', 2, 48], ['ETHUSDT', 2, 48]]
+        """
         return self.sql(
             'SELECT market, data_type, symbol, "interval", min(day) AS first_day, max(day) AS last_day, '
             "count(*) AS days, CAST(sum(rows) AS BIGINT) AS rows FROM quality.coverage WHERE outcome = 'held' "
@@ -195,22 +226,30 @@ class MarketData:
         )
 
     def symbols(self, market: str | None = None) -> list[str]:
-        """Return the symbols of which something is stored, in order.
+        """Return the symbols with stored data, in order.
 
         Args:
             market: ``spot``, ``um`` or ``cm``; None means all.
 
         Raises:
-            UsageError: there is no such market.
+            UsageError: The market does not exist.
+
+        Examples:
+            >>> market.symbols("spot")
+            ['BTCUSDT', 'ETHUSDT']
         """
         only = market_of(market) if market is not None else None
         with faults.in_words():
             return sorted({key.symbol for key in partitions.series_held(self._layout) if only in (None, key.market)})
 
     def coverage(self) -> Result:
-        """Which days are held, from where, provisional or final, what their checks found, and which days failed.
+        """Return one row for each day that was ever requested: origin, state, findings, and the reason of a failure.
 
-        One row for each day of each series that was ever asked for: the view ``quality.coverage``, in order.
+        It is the view ``quality.coverage``, in order.
+
+        Examples:
+            >>> market.coverage().df()["state"].unique().tolist()
+            ['final']
         """
         return self.sql('FROM quality.coverage ORDER BY exchange, market, data_type, symbol, "interval", day')
 
@@ -224,20 +263,24 @@ class MarketData:
         interval: str | None = None,
         explained: bool | None = None,
     ) -> Result:
-        """Ranges of rows that are missing, or stand still, inside the days that are held: verdict and evidence of each.
+        """Return ranges of missing or flat rows inside stored days, with the verdict and evidence of each.
 
-        The view ``quality.gaps``, in order. Days that are not held at all are told by :meth:`coverage`.
+        It is the view ``quality.gaps``, in order. :meth:`coverage` has the days that are not stored.
 
         Args:
             symbols: One symbol or several; None means all.
-            start: From when on, inclusive; None means the beginning.
-            end: Until when, exclusive; None means now.
+            start: First moment, inclusive; None means the beginning.
+            end: Last moment, exclusive; None means now.
             market: ``spot``, ``um`` or ``cm``; None means all.
-            interval: Kline interval; None means all, and trades, too.
-            explained: True for those that something explains (an outage, no trade), False for the others.
+            interval: Kline interval; None means all, and trades.
+            explained: True for gaps with an explanation (an outage, no trade), False for the others; None means both.
 
         Raises:
-            UsageError: a symbol, interval or market is not held, or a moment cannot be meant.
+            UsageError: A symbol, interval or market is not stored, or a moment is not valid.
+
+        Examples:
+            >>> len(market.gaps("BTCUSDT"))
+            0
         """
         return self.sql(gaps_query(self._layout, symbols, start, end, market, interval, explained))
 
@@ -277,7 +320,7 @@ class MarketData:
 
     def _listings(self) -> Listings:
         universe = self._settings.universe
-        # A lake is read without its universe, too.
+        # A lake without a universe can be read, too.
         return load_universe(universe, resolve=False).listings if universe.is_file() else {}
 
 

@@ -1,4 +1,4 @@
-"""What ``MarketData`` answers with: rows, in the type in which they are wanted."""
+"""Results of ``MarketData``: rows in the type that you want. Checking a request belongs to ``request.py``."""
 
 from __future__ import annotations
 
@@ -43,43 +43,54 @@ class Result(ABC):
 
     @abstractmethod
     def arrow(self) -> pa.Table:
-        """The rows as an Arrow table; times are zone-aware UTC.
+        """Return the rows as an Arrow table, with zone-aware times in UTC.
 
         Raises:
-            DamagedFileError: a file cannot be read; the text names it.
+            DamagedFileError: A file cannot be read. The text names it.
         """
 
     @abstractmethod
     def relation(self) -> duckdb.DuckDBPyRelation:
-        """The rows as a lazy DuckDB relation; times are UTC without zone, the session's TimeZone is UTC.
+        """Return the rows as a lazy DuckDB relation, with times in UTC without a zone.
 
-        What is found wrong with a file only when the relation is run is told by DuckDB's own error. If the file was
-        replaced in that moment, run it again. If its days went into files of months since, or the data folder moved,
-        the error names a file ``ask-again-…``: make the relation again. It belongs to the process that made it. That
-        of a query reads the files of the views only, so it cannot write a file, and can be joined with others of
-        queries; the limit of time does not hold for it.
+        The relation belongs to the process that created it. Faults of a file that appear when the relation runs have
+        DuckDB's own error. Run it again if the file was replaced at that moment. Create the relation again if the error
+        names a file ``ask-again-…``: days were moved into the file of a month, or the data folder moved. The relation
+        of a query reads only the files of the views, and has no time limit.
 
         Raises:
-            DamagedFileError: a file cannot be read; the text names it.
+            DamagedFileError: A file cannot be read. The text names it.
+
+        Examples:
+            >>> market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-02").relation().count("*").fetchall()
+            [(24,)]
         """
 
     def df(self) -> pd.DataFrame:
-        """The rows as a pandas frame; times are zone-aware UTC, symbol and interval of klines categories.
+        """Return the rows as a pandas frame, with zone-aware times in UTC. Labels of klines are categories.
 
-        Times have the unit that pandas gives to its own: nanoseconds in pandas 2, microseconds in pandas 3.
+        Times have the default unit of pandas: nanoseconds in pandas 2, microseconds in pandas 3.
 
         Raises:
-            DamagedFileError: a file cannot be read; the text names it.
+            DamagedFileError: A file cannot be read. The text names it.
+
+        Examples:
+            >>> market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-02").df().shape[0]
+            24
         """
         frame: pd.DataFrame = self.arrow().to_pandas(date_as_object=False, split_blocks=True, self_destruct=True)
         return _in_its_unit(frame)
 
     def pl(self) -> pl.DataFrame:
-        """The rows as a polars frame; times are zone-aware UTC.
+        """Return the rows as a polars frame, with zone-aware times in UTC.
 
         Raises:
-            DamagedFileError: a file cannot be read; the text names it.
+            DamagedFileError: A file cannot be read. The text names it.
             UsageError: polars is not installed.
+
+        Examples:
+            >>> market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-02").pl().height
+            24
         """
         frame: pl.DataFrame = _polars().DataFrame(self.arrow())
         return frame
@@ -107,13 +118,13 @@ class StoredRows(Result):
     """Rows of stored days."""
 
     def __init__(self, layout: Layout, connection: DuckDB, wanted: Wanted, *, final_only: bool = False) -> None:
-        """Made by ``MarketData``.
+        """Create the result of a request. ``MarketData`` does this.
 
         Args:
-            layout: Where the lake lies.
-            connection: For relations.
-            wanted: What was asked for.
-            final_only: Whether days that are not final are left out.
+            layout: Paths of the data folder.
+            connection: DuckDB for relations.
+            wanted: The request.
+            final_only: Leave out days that are not final.
         """
         self._layout = layout
         self._duckdb = connection
@@ -142,8 +153,12 @@ class StoredRows(Result):
             A frame whose index is ``open_time`` (UTC), or ``day`` of profiles. Where a symbol has no row, it is NaN.
 
         Raises:
-            UsageError: the rows have no such column, or are trades, of which several share a time.
-            DamagedFileError: a file cannot be read; the text names it.
+            UsageError: The rows have no such column, or are trades, of which several share a time.
+            DamagedFileError: A file cannot be read. The text names it.
+
+        Examples:
+            >>> market.klines(["BTCUSDT", "ETHUSDT"], "1h", "2024-01-01", "2024-01-02").wide("close").shape
+            (24, 2)
         """
         wanted = self._wanted
         if wanted.data_type is DataType.AGG_TRADES:
@@ -166,6 +181,10 @@ class StoredRows(Result):
 
         Raises:
             UsageError: polars is not installed.
+
+        Examples:
+            >>> market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-02").scan().select("close").collect().height
+            24
         """
         polars = _polars()
         wanted = self._wanted
@@ -183,42 +202,46 @@ class StoredRows(Result):
 
     @property
     def version(self) -> str:
-        """A hash over the contents of the days that were read, so that a backtest can cite its data.
+        """Return a hash over the contents of the days that were read, to cite in a backtest.
 
-        It is of the rows as they were taken the last time, or, where none were taken yet, of those that are there now.
-        It changes when a day of the range comes, goes, or is stored with other values; not with the columns asked for,
-        nor when a provisional day becomes final as it was.
+        It covers the rows that were read last, or the stored rows if none were read yet. It changes if a day of the
+        range is added, removed or stored with other values. It does not depend on the columns, and stays the same if a
+        provisional day becomes final with equal rows.
 
         Raises:
-            MarketDataError: a day was replaced since its rows were taken, so that what they were is not known any more.
-            DamagedFileError: a file is not what it says; the text names it.
+            MarketDataError: A day was replaced after its rows were read, so their hash is no longer known.
+            DamagedFileError: A file does not match its record. The text names it.
+
+        Examples:
+            >>> len(market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-02").version)
+            64
         """
         with faults.in_words():
             days = self._held() if self._taken is None else self._taken
             version = day_records.version_of(self._layout, days)
         if version is None:
             raise MarketDataError(
-                "A day was replaced after its rows were taken, so their version is not known any more. Take the rows "
+                "A day was replaced after its rows were read, so their version is no longer known. Read the rows "
                 "again, then their version."
             )
         return version
 
     def arrow(self) -> pa.Table:
-        """The rows as an Arrow table."""
+        """Return the rows as an Arrow table."""
         with faults.in_words():
             try:
                 return self._read()
-            except FileNotFoundError:  # removed since it was listed; one that is replaced is read as it was or as it is
+            except FileNotFoundError:  # removed after it was listed
                 try:
                     return self._read()
                 except FileNotFoundError as error:
-                    raise DamagedFileError(f"Files are being removed while they are read. {error}") from error
+                    raise DamagedFileError(f"Files are removed during the read. {error}") from error
 
     def _read(self) -> pa.Table:
         return _aware(reader.read_days(self._take(), self._wanted.schema, *self._cut))
 
     def relation(self) -> duckdb.DuckDBPyRelation:
-        """The rows as a lazy DuckDB relation."""
+        """Return the rows as a lazy DuckDB relation."""
         return self._duckdb.stored(self._sql)
 
     def _sql(self) -> str:
@@ -234,7 +257,7 @@ class StoredRows(Result):
 
     @property
     def _cut(self) -> tuple[datetime, datetime] | tuple[None, None]:
-        """Where rows are cut: a profile is of a whole day."""
+        """Return the first moment and the moment after the last one; None for profiles, which cover whole days."""
         wanted = self._wanted
         return (None, None) if wanted.data_type is DataType.TRADE_PROFILE else (wanted.start, wanted.end)
 
@@ -264,7 +287,7 @@ class StoredRows(Result):
 
 
 class Answer(Result):
-    """Rows that a query answers with."""
+    """Rows that answer a query."""
 
     def __init__(self, views: Views, query: str, params: Params = None) -> None:
         self._views = views
@@ -280,11 +303,11 @@ class Answer(Result):
             return _aware(self._views.read(self._query, lambda rows: rows.limit(_SHOWN).to_arrow_table(), self._params))
 
     def arrow(self) -> pa.Table:
-        """The rows as an Arrow table."""
+        """Return the rows as an Arrow table."""
         return _aware(self._views.rows(self._query, self._params))
 
     def relation(self) -> duckdb.DuckDBPyRelation:
-        """The rows as a lazy DuckDB relation."""
+        """Return the rows as a lazy DuckDB relation."""
         return self._views.answer(self._query, self._params)
 
     def __repr__(self) -> str:
@@ -313,7 +336,7 @@ def _in_its_unit(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _aware(table: pa.Table) -> pa.Table:
-    """The same table with zone-aware times, and columns that go together with those of other sources."""
+    """Return the table with zone-aware times, and nullable columns that match those of other sources."""
     fields = [
         field.with_type(pa.timestamp(field.type.unit, "UTC"))
         if pa.types.is_timestamp(field.type) and field.type.tz is None

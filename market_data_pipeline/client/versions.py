@@ -1,4 +1,4 @@
-"""Which of the days that are read are final, and the version of what was read."""
+"""Versions of data: the final days among those that are read, and a hash over their contents."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from market_data_pipeline.model.findings import Severity
 
 
 def final_only(layout: Layout, days: Iterable[DayFile]) -> list[DayFile]:
-    """Those of some days that are final and whose rows pass the integrity check.
+    """Return the days that are final and pass the integrity check.
 
     Raises:
-        DamagedFileError: a file is not what it says; the text names it.
-        StorageError: the system refuses to read a ledger.
+        DamagedFileError: A file does not match its record. The text names it.
+        StorageError: A ledger cannot be read.
     """
     return [file for file, row in _with_rows(layout, days) if row.final and row.integrity != Severity.ERROR]
 
 
 def version_of(layout: Layout, days: Sequence[DayFile]) -> str | None:
-    """A hash over series, day and content of days, as 64 hexadecimal digits; None where one was replaced since.
+    """Return a hash over series, day and content of days, 64 hexadecimal digits; None if one was replaced since.
 
-    The content's hash is over the values in the columns: a day that is fetched again and is the same keeps it.
+    The hash of a content covers the values of the columns. It stays the same if a day is fetched again with equal rows.
 
     Raises:
-        DamagedFileError: a file is not what it says; the text names it.
-        StorageError: the system refuses to read a ledger.
+        DamagedFileError: A file does not match its record. The text names it.
+        StorageError: A ledger cannot be read.
     """
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     for file, row in _with_rows(layout, days):
-        told.update(f"{file.key} {file.day} {row.content_sha256}\n".encode())
+        digest.update(f"{file.key} {file.day} {row.content_sha256}\n".encode())
     if not are_as_listed(layout, days):
         return None
-    return told.hexdigest()
+    return digest.hexdigest()
 
 
 def _with_rows(layout: Layout, days: Iterable[DayFile]) -> list[tuple[DayFile, DayRecord]]:
     found: list[tuple[DayFile, DayRecord]] = []
     for key, some in groupby(days, key=lambda file: file.key):
-        held = {file.day: file for file in some}
-        rows = rows_on_record(layout, key, held, min(held), max(held))
-        for day, file in held.items():
+        stored = {file.day: file for file in some}
+        rows = rows_on_record(layout, key, stored, min(stored), max(stored))
+        for day, file in stored.items():
             if rows[day].outcome == FAILED:
                 raise DamagedFileError(rows[day].reason or f"{file.path} is damaged.")
             found.append((file, rows[day]))
