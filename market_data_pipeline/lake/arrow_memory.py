@@ -1,23 +1,26 @@
-"""Memory that Arrow keeps for the next file. Imports nothing, because it counts only before Arrow is loaded."""
+"""Settings of Arrow's memory allocator. They take effect only before Arrow is loaded.
+
+Do not import anything here that loads Arrow.
+"""
 
 from __future__ import annotations
 
 import os
 
 PURGE_DELAY = "MIMALLOC_PURGE_DELAY"
-"""Tells Arrow's allocator when to give back to the system what is freed: after how many ms, or -1 for never."""
+"""Delay in ms after which Arrow's allocator returns freed memory to the system; -1 means never."""
 
 KEEP_MEMORY = {
     PURGE_DELAY: "-1",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
 }
-"""Arrow's allocator and glibc's keep what is freed for the next file; getting it back takes a tenth of the time."""
+"""Arrow's and glibc's allocators reuse freed memory for the next file. This takes a tenth of the time."""
 
 
 def keep_memory() -> None:
-    """Have Arrow keep what it frees, in this process and those that it starts; without effect once Arrow is loaded.
+    """Make Arrow reuse freed memory in this process and its children. No effect once Arrow is loaded.
 
-    For processes that bring data and end. One that lives long, such as a notebook's, should give back what it had.
+    Use it in processes that ingest data and end. A long-lived process, such as a notebook, should return its memory.
     """
     os.environ.setdefault(PURGE_DELAY, KEEP_MEMORY[PURGE_DELAY])

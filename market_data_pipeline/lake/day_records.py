@@ -1,7 +1,7 @@
-"""What is on record of days as they lie on the disk: final or provisional, hashes, findings, or why they failed.
+"""Records of days as they are on disk: final or provisional, hashes, findings, or the failure.
 
-Ledgers are read for this, and files that a ledger does not speak of: new ones are believed by their footer, those that
-were changed or found damaged are proven against it. Reading rows (``reader.py``) needs neither.
+They come from ledgers. Files that differ from the ledger are read instead: new files are trusted by their footer,
+changed or damaged ones are verified against it. Reading rows belongs to ``lake/reader.py``.
 """
 
 from __future__ import annotations
@@ -38,22 +38,21 @@ def rows_on_record(
     *,
     only: Sequence[date] | None = None,
 ) -> dict[date, DayRecord]:
-    """What is known of the days of a series, as they lie on the disk.
+    """Return the records of a series' days as they are on disk.
 
     Args:
-        layout: Where the lake lies.
+        layout: Layout of the lake.
         key: The series.
-        on_disk: The days from first to last that have rows on the disk.
+        on_disk: Stored days from first to last.
         first: First UTC day.
-        last: Last UTC day, included.
-        only: Days to look at; None for all from first to last.
+        last: Last UTC day, inclusive.
+        only: Days to read; None for all from first to last.
 
     Returns:
-        A row for each day with a file, and for those without one of which the ledger speaks. A day whose file is gone,
-        or is not what it says, has failed.
+        A record for each day that has a file or a ledger row. A day with a missing or damaged file has failed.
 
     Raises:
-        StorageError: the system refuses to read the ledger.
+        StorageError: The system cannot read the ledger.
     """
     inside = (pc.field("day") >= first) & (pc.field("day") <= last)
     if only is not None:
@@ -62,35 +61,37 @@ def rows_on_record(
     for day, row in known.items():
         if row.outcome == HELD and day not in on_disk:
             known[day] = after(None, day, Lost("its file is gone"))
-    for day, held in on_disk.items():
+    for day, stored in on_disk.items():
         found = known.get(day)
-        if found is None or not found.speaks_of(held.stat):
-            known[day] = row_of_file(held, found)
+        if found is None or not found.speaks_of(stored.stat):
+            known[day] = row_of_file(stored, found)
     return known
 
 
 def sound_among(layout: Layout, key: SeriesKey, on_disk: Mapping[date, DayFile]) -> set[date]:
-    """Return those of some stored days that are final, pass their checks and have no gap that nothing explains.
+    """Return the stored days that are final, pass their checks and have no unexplained gap.
 
-    This is by the ledger, for the files that it speaks of. A day that is not among them may be sound, too. The ledger's
-    columns are kept from call to call, as long as the file is the same.
+    Only days whose files match the ledger are returned. Other days may be sound as well. The ledger's columns are
+    cached until its file changes.
     """
     if not on_disk:
         return set()
     path = layout.ledger(key)
     try:
-        told = path.stat()
-        sound = _sound(path, (told.st_mtime_ns, told.st_size, told.st_ino))
+        found = path.stat()
+        sound = _sound(path, (found.st_mtime_ns, found.st_size, found.st_ino))
     except OSError:
         return set()
     begin, end = np.searchsorted(sound.day, [_number(min(on_disk)), _number(max(on_disk)) + 1])
     columns = (sound.day[begin:end].tolist(), sound.bytes[begin:end].tolist(), sound.mtime_ns[begin:end].tolist())
     known = {day: (size, mtime_ns) for day, size, mtime_ns in zip(*columns, strict=True)}
-    return {day for day, held in on_disk.items() if known.get(_number(day)) == (held.stat.bytes, held.stat.mtime_ns)}
+    return {
+        day for day, stored in on_disk.items() if known.get(_number(day)) == (stored.stat.bytes, stored.stat.mtime_ns)
+    }
 
 
 class _Sound(NamedTuple):
-    """Days since 1970 that are sound, in order, with size and time of the files that the ledger speaks of."""
+    """Sound days since 1970, in order, with size and modification time of their files in the ledger."""
 
     day: npt.NDArray[np.int64]
     bytes: npt.NDArray[np.int64]
@@ -104,18 +105,18 @@ _IS_SOUND = (
     & (pc.field("integrity") != Severity.ERROR.value)
     & ~pc.match_substring_regex(pc.field("verdicts"), _NOT_EXPLAINED)
 )
-_KEPT_LEDGERS = 256
-"""Ledgers of which the columns are kept: ten years are 90 kB."""
+_CACHED_LEDGERS = 256
+"""Ledgers whose columns are cached. Ten years take 90 kB."""
 
 
-@lru_cache(maxsize=_KEPT_LEDGERS)
+@lru_cache(maxsize=_CACHED_LEDGERS)
 def _sound(path: Path, _version: tuple[int, int, int]) -> _Sound:
     try:
-        table = parquet.read_table(path, [*_SPEAKING, "final", "integrity", "verdicts"])
+        table = parquet.read_table(path, [*_FILE_COLUMNS, "final", "integrity", "verdicts"])
         sound = table.filter(_IS_SOUND).sort_by("day")
         days = sound["day"].cast(pa.date32()).cast(pa.int32())
         return _Sound(*(np.asarray(column, dtype=np.int64) for column in (days, sound["bytes"], sound["mtime_ns"])))
-    except (DamagedFileError, pa.ArrowInvalid, KeyError):  # or of an older version, which lacks a column
+    except (DamagedFileError, pa.ArrowInvalid, KeyError):  # a column is missing in ledgers of older versions
         nothing = np.empty(0, dtype=np.int64)
         return _Sound(nothing, nothing, nothing)
 
@@ -126,30 +127,31 @@ def _number(day: date) -> int:
 
 _EPOCH = date(1970, 1, 1).toordinal()
 
-_SPEAKING = ("day", "outcome", "bytes", "mtime_ns")
-"""Columns of a ledger that tell which files it speaks of."""
+_FILE_COLUMNS = ("day", "outcome", "bytes", "mtime_ns")
+"""Columns of a ledger that identify its files."""
 
 
 def rows_as_on_disk(layout: Layout, key: SeriesKey, columns: Sequence[str] = ()) -> tuple[pa.Table, bool]:
-    """A series' ledger, corrected in memory where it does not speak of the files that lie there.
+    """Read a series' ledger, and correct it in memory if it does not match the files on disk.
 
-    A ledger that is lost or behind, or whose files were changed or removed by hand, is mended by its next writer.
+    The ledger may be missing or stale, or files may have been changed or removed by hand. The next writer of the
+    series repairs it.
 
     Args:
-        layout: Where the lake lies.
+        layout: Layout of the lake.
         key: The series.
-        columns: Of the ledger; more may come.
+        columns: Columns to read. The result may have more.
 
     Returns:
-        A row for each day, and whether it is another than the ledger has.
+        A row for each day, and True if the rows differ from the ledger.
 
     Raises:
-        StorageError: the system refuses to read the ledger.
+        StorageError: The system cannot read the ledger.
     """
     path = layout.ledger(key)
     try:
-        table = read_columns(path, (*_SPEAKING, *columns))
-        if _speaks_of(table, days_on_disk(layout, key)):
+        table = read_columns(path, (*_FILE_COLUMNS, *columns))
+        if _matches(table, days_on_disk(layout, key)):
             return table, False
     except DamagedFileError:
         pass
@@ -158,29 +160,29 @@ def rows_as_on_disk(layout: Layout, key: SeriesKey, columns: Sequence[str] = ())
     return pa.Table.from_pylist([asdict(row) for row in ledger.rows.values()], SCHEMA), True
 
 
-def _speaks_of(ledger: pa.Table, on_disk: Mapping[date, DayFile]) -> bool:
-    """Whether the days that a ledger has as held are those with a file, and the files those that it knows."""
-    held = ledger.filter(pc.field("outcome") == HELD)
-    known = zip(parquet.days_of(held), held["bytes"].to_pylist(), held["mtime_ns"].to_pylist(), strict=True)
-    return set(known) == {(day, held.stat.bytes, held.stat.mtime_ns) for day, held in on_disk.items()}
+def _matches(ledger: pa.Table, on_disk: Mapping[date, DayFile]) -> bool:
+    """Return True if a ledger's stored days and their files are exactly those on disk."""
+    rows = ledger.filter(pc.field("outcome") == HELD)
+    known = zip(parquet.days_of(rows), rows["bytes"].to_pylist(), rows["mtime_ns"].to_pylist(), strict=True)
+    return set(known) == {(day, stored.stat.bytes, stored.stat.mtime_ns) for day, stored in on_disk.items()}
 
 
 SERIES_LABELS = ("exchange", "market", "data_type", "symbol", "interval")
 
 CORRECTED = pa.schema([*((name, pa.string()) for name in ("series", *SERIES_LABELS)), *SCHEMA])
-"""The name of a series for people, its labels, and what its ledger should say of a day."""
+"""The display name of a series, its labels, and the corrected ledger row of a day."""
 
 
 def corrected(layout: Layout, keys: Iterable[SeriesKey]) -> pa.Table:
-    """All days of those series whose ledgers do not speak of the files that lie there, as they lie on the disk.
+    """Return all days on disk of each series whose ledger does not match its files.
 
-    A folder is listed for each series. No ledger is written: the next writer of the series does.
+    This lists a folder per series and writes no ledger. The next writer of the series does.
 
     Returns:
-        A table of :data:`CORRECTED`, empty where every ledger is right.
+        A table of :data:`CORRECTED`; empty if every ledger is right.
 
     Raises:
-        StorageError: the system refuses to read a ledger.
+        StorageError: The system cannot read a ledger.
     """
     rows = []
     for key in keys:

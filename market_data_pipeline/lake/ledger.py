@@ -1,8 +1,7 @@
-"""The ledger of a series: one row for each day that was ever asked for.
+"""The ledger of a series: one row for each day that was ever requested. Failures are recorded only here.
 
-It is the index that makes status, coverage and the ``quality`` views fast, and the only home of failures. What it says
-of held days is derived from the files' footers, so it can be made again from them; :func:`reconcile` does so for the
-days where the folder and the ledger differ (a crash between file and ledger, a ledger deleted, a file changed by hand).
+Rows of stored days can be rebuilt from the files' footers. :func:`reconcile` does so for days where folder and ledger
+differ: after a crash, a deleted ledger or a manual change. The states of a day belong to ``model/day.py``.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ UNSETTLED = (
     | pc.field("retry")
     | pc.match_substring(pc.field("bases"), Basis.RULE_REPLACED)
 )
-"""Rows of days that may have to be asked for again: not final, open, or of an archive that was replaced."""
+"""Rows of days that may need another fetch: provisional, open, or from a replaced archive."""
 
 
 CHECKS_DO_NOT_PASS = (pc.field("outcome") == HELD) & (
@@ -100,7 +99,7 @@ CHECKS_DO_NOT_PASS = (pc.field("outcome") == HELD) & (
     | pc.field("gaps").isin([Severity.WARN.value, Severity.ERROR.value])
     | pc.field("failure").is_valid()
 )
-"""Ledger rows of stored days whose checks warn or fail: all that are not complete are among them."""
+"""Ledger rows of stored days whose checks warn or fail. They include every incomplete day."""
 
 
 class Ledger:
@@ -111,12 +110,12 @@ class Ledger:
 
     @classmethod
     def read(cls, path: Path, where: pc.Expression | None = None) -> Self:
-        """Read a ledger; one that is absent or damaged is empty, since it can be made again from the footers.
+        """Read a ledger. A missing or damaged one is empty, because it can be rebuilt from the footers.
 
         Args:
             path: The ledger.
-            where: Which of its rows; all by default. Of ten years, those few days that are not settled are read thirty
-                times as fast. An older version's ledger, which lacks a column, is read whole.
+            where: Filter of rows; None reads all. Reading the few unsettled days of ten years is thirty times as fast.
+                A ledger of an older version without the filter's column is read whole.
         """
         table = _read_table(path)
         if table is None:
@@ -137,15 +136,15 @@ class Ledger:
         parquet.write_table(path, pa.table(columns, schema=SCHEMA))
 
     def put(self, row: DayRecord) -> None:
-        """Set the row of its day."""
+        """Store a row, and replace the previous one of its day."""
         self.rows[row.day] = row
 
     def get(self, day: date) -> DayRecord | None:
-        """The row of a day, None where the day was never asked for."""
+        """Return the row of a day; None if the day was never requested."""
         return self.rows.get(day)
 
     def days(self, outcome: str = HELD) -> list[date]:
-        """Days with an outcome, in order."""
+        """Return the days with an outcome, in order."""
         return sorted(day for day, row in self.rows.items() if row.outcome == outcome)
 
 
@@ -155,20 +154,20 @@ def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table | None
     except DamagedFileError as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
-            # Not its fault: what it says of failed days is nowhere else.
+            # The ledger itself may be good, and only it knows the failed days.
             raise StorageError(f"{path} cannot be read ({cause.strerror}). Nothing was changed.") from cause
         return None
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Return columns of a ledger; those that an older version did not have are worked out from the others.
+    """Read columns of a ledger. Derive those that are missing in an older version from the others.
 
     Args:
         path: The ledger.
-        columns: Names of columns; more may come.
+        columns: Names of columns. The result may have more.
 
     Raises:
-        DamagedFileError: the ledger cannot be read, or lacks a column in every version.
+        DamagedFileError: The ledger cannot be read, or a column is missing and cannot be derived.
     """
     wanted = list(dict.fromkeys(columns))
     if _NEW.isdisjoint(wanted):
@@ -185,17 +184,17 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
 
 
 _NEW = frozenset({"findings", "bases", "retry"})
-"""Columns that a ledger of version 0.1 does not have, or has in another form."""
+"""Columns that a ledger of version 0.1 does not have or stores in another form."""
 
 
 def _with_told_columns(table: pa.Table) -> pa.Table:
-    """Return the table of a ledger with the columns that version 0.1 did not have."""
+    """Add the columns that a ledger of version 0.1 does not have."""
     names = table.column_names
     if "bases" in names or "findings" not in names:
         return table
     texts = pc.unique(table["findings"]).to_pylist()
-    told = {text: told_columns(with_fields(findings_.from_json(text or "[]"))) for text in texts}
-    rows: list[Mapping[str, Any]] = [told[text] for text in table["findings"].to_pylist()]
+    derived = {text: told_columns(with_fields(findings_.from_json(text or "[]"))) for text in texts}
+    rows: list[Mapping[str, Any]] = [derived[text] for text in table["findings"].to_pylist()]
     for name in ToldColumns.__annotations__:
         column = pa.chunked_array([pa.array([row[name] for row in rows], SCHEMA.field(name).type)])
         table = _with(table, name, column) if name in names else table.append_column(SCHEMA.field(name), column)
@@ -203,24 +202,24 @@ def _with_told_columns(table: pa.Table) -> pa.Table:
 
 
 def _believable(table: pa.Table) -> pa.Table:
-    """The columns of a ledger in the types of :data:`SCHEMA`, without numbers and times that nobody can have written.
+    """Return the columns of a ledger with the types of :data:`SCHEMA` and without impossible numbers and times.
 
-    A day that was asked for in the future was so while the clock was wrong: when that was is not known. Nothing that
-    may lack is null.
+    A request time in the future comes from a wrong clock and becomes null. Other nulls become the column's default, if
+    it has one.
 
     Raises:
-        ArrowException: it is no ledger.
-        ValueError: it has the columns of no version.
+        ArrowException: The table is not a ledger.
+        ValueError: The columns match no version.
     """
     known = [name for name in _FIELDS if name in table.column_names]
     if len(known) < min(len(_FIELDS), len(table.column_names)):
-        raise ValueError("neither an older nor a newer version has these columns: a name lost a bit")
+        raise ValueError("the columns match no version: a name is damaged")
     table = table.select(known).cast(pa.schema([SCHEMA.field(name) for name in known]))
     if "asked_at" in known:
         asked, latest = table["asked_at"], clock.naive_utc(clock.now() + clock.TOLERANCE)
         earliest = datetime.combine(ARCHIVE_BEGINS, time())
-        told = pc.and_(pc.less_equal(asked, pa.scalar(latest)), pc.greater_equal(asked, pa.scalar(earliest)))
-        table = _with(table, "asked_at", pc.if_else(told, asked, pa.scalar(None, _UTC_US)))
+        possible = pc.and_(pc.less_equal(asked, pa.scalar(latest)), pc.greater_equal(asked, pa.scalar(earliest)))
+        table = _with(table, "asked_at", pc.if_else(possible, asked, pa.scalar(None, _UTC_US)))
     if "attempts" in known:
         table = _with(table, "attempts", pc.max_element_wise(table["attempts"], 0))
     for name in known:
@@ -234,13 +233,13 @@ def _with(table: pa.Table, name: str, column: pa.ChunkedArray[Any]) -> pa.Table:
 
 
 def days_held(path: Path) -> list[date]:
-    """The days that are held; forty times as fast as all that a ledger says of them.
+    """Return the stored days, forty times as fast as reading the whole ledger.
 
     Args:
-        path: The ledger; one that is absent or damaged knows of no day.
+        path: The ledger. A missing or damaged one has no days.
 
     Raises:
-        StorageError: the system refuses to read the ledger.
+        StorageError: The system cannot read the ledger.
     """
     table = _read_table(path, ["day", "outcome"])
     if table is None or table.column_names != ["day", "outcome"]:
@@ -250,13 +249,13 @@ def days_held(path: Path) -> list[date]:
 
 
 def recorded(path: Path) -> dict[date, Recorded]:
-    """Return the days that are held, and those that failed as damaged, with the hashes of their files.
+    """Return the stored days and those that failed as damaged, with the hashes of their files.
 
     Args:
-        path: The ledger; one that is absent or damaged knows of no day.
+        path: The ledger. A missing or damaged one has no days.
 
     Raises:
-        StorageError: the system refuses to read the ledger.
+        StorageError: The system cannot read the ledger.
     """
     table = _read_table(path)
     if table is None:
@@ -268,7 +267,7 @@ def recorded(path: Path) -> dict[date, Recorded]:
         table = table.filter((pc.field("outcome") == HELD) | on_record)
         names = ("outcome", "rows", "bytes", "mtime_ns", "file_sha256", "month_sha256")
         columns = zip(parquet.days_of(table), *(table[name].to_pylist() for name in names), strict=True)
-    except (KeyError, pa.ArrowInvalid):  # of no version that there was
+    except (KeyError, pa.ArrowInvalid):  # the columns match no version
         return {}
     return {
         day: Recorded(outcome == HELD, rows, FileStat(size, mtime_ns), own, month)
@@ -277,127 +276,126 @@ def recorded(path: Path) -> dict[date, Recorded]:
 
 
 class Content(NamedTuple):
-    """What is held of a day: the hash of the values in its columns, and when its rows were fetched (us, UTC)."""
+    """Content of a stored day: the hash of its values, and when its rows were fetched (µs, UTC)."""
 
     sha256: str | None
     fetched_us: int | None
 
 
 def contents_held(path: Path, first: date, last: date) -> dict[date, Content]:
-    """The content of each day that is held; eight times as fast as all that a ledger says of ten years.
+    """Return the content of each stored day, eight times as fast as reading a whole ledger of ten years.
 
     Args:
-        path: The ledger; one that is absent or damaged knows of no day.
+        path: The ledger. A missing or damaged one has no days.
         first: First UTC day.
-        last: Last UTC day, included.
+        last: Last UTC day, inclusive.
 
     Raises:
-        StorageError: the system refuses to read the ledger.
+        StorageError: The system cannot read the ledger.
     """
     table = _read_table(path)
     try:
         if table is None:
             return {}
         inside = (pc.field("outcome") == HELD) & (pc.field("day") >= first) & (pc.field("day") <= last)
-        held = table.select(["day", "outcome", "content_sha256", "fetched_at"]).filter(inside)
-        columns = parquet.days_of(held), held["content_sha256"].to_pylist(), parquet.us_of(held, "fetched_at")
+        rows = table.select(["day", "outcome", "content_sha256", "fetched_at"]).filter(inside)
+        columns = parquet.days_of(rows), rows["content_sha256"].to_pylist(), parquet.us_of(rows, "fetched_at")
         return {day: Content(sha256, at) for day, sha256, at in zip(*columns, strict=True)}
-    except (KeyError, pa.ArrowInvalid):  # of no version that there was
+    except (KeyError, pa.ArrowInvalid):  # the columns match no version
         return {}
 
 
 def reconcile(ledger: Ledger, layout: Layout, key: SeriesKey) -> list[date]:
-    """Bring a series' ledger up to what lies on the disk; return the days that changed.
+    """Refresh a series' ledger from the files on disk. Return the days that changed.
 
-    Days that the ledger does not know are believed by their footer, if it is that of the day of this series. A day
-    whose file is not the one the ledger speaks of (other size or time, or one that was found damaged before) is read
-    whole and proven against its footer.
+    New days are trusted by their footer, if it names this day and series. A file that differs from the ledger in size
+    or time, or that was found damaged before, is read whole and verified against its footer.
     """
     on_disk = days_on_disk(layout, key)
     changed: list[date] = []
-    for day, held in on_disk.items():
+    for day, stored in on_disk.items():
         row = ledger.get(day)
-        if row is not None and row.speaks_of(held.stat):
+        if row is not None and row.speaks_of(stored.stat):
             continue
         changed.append(day)
-        ledger.put(row_of_file(held, row))
+        ledger.put(row_of_file(stored, row))
     for day in ledger.days(HELD):
         if day not in on_disk:
             changed.append(day)
-            gone = f"{layout.file(key, day)} is gone. Backfill that day to bring it back."
+            gone = f"{layout.file(key, day)} is gone. Backfill that day to restore it."
             ledger.put(after(ledger.rows[day], day, Lost(gone)))
     return changed
 
 
-def row_of_file(held: DayFile, row: DayRecord | None) -> DayRecord:
-    """The row of a day by its file, where the ledger does not speak of that file: held, or failed as damaged.
+def row_of_file(stored: DayFile, row: DayRecord | None) -> DayRecord:
+    """Return the row of a day whose file does not match the ledger: stored, or failed as damaged.
 
     Args:
-        held: The day and its file.
-        row: What the ledger says of the day. Where it knows nothing, the file is believed by its footer, if that is of
-            this day of this series; else, since the file was changed or found damaged before, it is read whole and
-            proven against its footer and the hash on record, too.
+        stored: The day and its file.
+        row: The ledger's row of the day. If None, the file is trusted by its footer, if that names this day and series.
+            Otherwise the file was changed or found damaged before. It is read whole and verified against its footer and
+            the hash on record.
     """
     try:
         if row is None:
-            return record_of(read_record(held), held.stat)
-        return _proven(held, row)
+            return record_of(read_record(stored), stored.stat)
+        return _verified(stored, row)
     except DamagedFileError as error:
-        return after(row, held.day, Lost(str(error), damaged=True))
+        return after(row, stored.day, Lost(str(error), damaged=True))
 
 
-def _proven(held: DayFile, row: DayRecord) -> DayRecord:
-    """The row of a file of which the ledger does not speak, once the file was read whole.
+def _verified(stored: DayFile, row: DayRecord) -> DayRecord:
+    """Read a file that does not match the ledger, and return its row.
 
     Raises:
-        DamagedFileError: it does not hold what its footer says, or not the bytes that were written.
+        DamagedFileError: The file does not match its footer, or was changed after it was written.
     """
     try:
-        data, _ = storage.read_bytes(str(held.path))
+        data, _ = storage.read_bytes(str(stored.path))
     except OSError as error:
-        raise parquet.damaged(held.path, error) from error
+        raise parquet.damaged(stored.path, error) from error
     sha256 = hashlib.sha256(data).hexdigest()
-    as_written = row.bytes_sha256(of_month=held.of_month) == sha256
-    if not as_written and row.outcome != HELD and row.bytes_sha256(of_month=held.of_month) is not None:
-        raise DamagedFileError(CHANGED.format(path=held.path))
-    record, table = parse_whole(held, data)
-    schema = lake_schema(held.key.market, held.key.data_type)
+    as_written = row.bytes_sha256(of_month=stored.of_month) == sha256
+    if not as_written and row.outcome != HELD and row.bytes_sha256(of_month=stored.of_month) is not None:
+        raise DamagedFileError(CHANGED.format(path=stored.path))
+    record, table = parse_whole(stored, data)
+    schema = lake_schema(stored.key.market, stored.key.data_type)
     if not as_written and (not table.schema.equals(schema) or content_sha256(table) != record.content_sha256):
         raise DamagedFileError(
-            f"{held.path} does not hold what its footer says: it was changed after it was written. "
+            f"{stored.path} does not match its footer: it was changed after it was written. "
             "Backfill that day to replace it."
         )
-    found = record_of(record, held.stat, attempts=max(1, row.attempts))
-    # Of a closed month, another day may have been written since; whoever has all of its days in view decides.
-    if not as_written and not held.of_month and is_changed(held, row, record):
-        raise DamagedFileError(CHANGED.format(path=held.path))
+    found = record_of(record, stored.stat, attempts=max(1, row.attempts))
+    # In a closed month, another day may have been written since. `scrub` sees all of its days and decides.
+    if not as_written and not stored.of_month and is_changed(stored, row, record):
+        raise DamagedFileError(CHANGED.format(path=stored.path))
     if row.outcome == HELD and _same_version(row, found):
-        # E.g. of a month that was closed. What the ledger says goes further than the footer: candles were judged since.
-        # The hash of a month stays as it is: other days of the month tell whether it was written anew.
-        return replace(row, bytes=held.stat.bytes, mtime_ns=held.stat.mtime_ns)
-    return replace(found, month_sha256=sha256) if held.of_month else replace(found, file_sha256=sha256)
+        # For example, a month was closed. The ledger has more than the footer: candles were classified since.
+        # The month's hash stays: other days of the month show if it was rewritten.
+        return replace(row, bytes=stored.stat.bytes, mtime_ns=stored.stat.mtime_ns)
+    return replace(found, month_sha256=sha256) if stored.of_month else replace(found, file_sha256=sha256)
 
 
-def is_changed(held: DayFile, row: DayRecord, record: Provenance) -> bool:
-    """Return True if a file whose bytes are not those on record is damaged, and not another version of the day.
+def is_changed(stored: DayFile, row: DayRecord, record: Provenance) -> bool:
+    """Return True if a file whose hash differs from the ledger is damaged, and not another version of the day.
 
-    A run that was killed may have written a newer version that its ledger does not know.
+    A killed run may have written a newer version without updating the ledger.
 
     Args:
-        held: The day and its file.
-        row: What the ledger says of the day.
-        record: What the file says of it.
+        stored: The day and its file.
+        row: The ledger's row of the day.
+        record: Provenance from the file.
     """
-    if row.bytes_sha256(of_month=held.of_month) is None:
+    if row.bytes_sha256(of_month=stored.of_month) is None:
         return False
-    if row.outcome != HELD or row.speaks_of(held.stat):
+    if row.outcome != HELD or row.speaks_of(stored.stat):
         return True
-    found = record_of(record, held.stat)
+    found = record_of(record, stored.stat)
     newer = found.fetched_at is not None and row.fetched_at is not None and found.fetched_at > row.fetched_at
     return not newer and (found.content_sha256, found.final) == (row.content_sha256, row.final)
 
 
 def _same_version(row: DayRecord, other: DayRecord) -> bool:
-    """Whether two rows are of the same rows of a day, fetched at the same time."""
-    told = attrgetter("content_sha256", "fetched_at", "final", "source", "etag")
-    return bool(told(row) == told(other))
+    """Return True if two ledger rows describe the same content, fetched at the same time."""
+    version = attrgetter("content_sha256", "fetched_at", "final", "source", "etag")
+    return bool(version(row) == version(other))

@@ -1,6 +1,6 @@
 """Parquet files of the lake: encode, write and read tables, with provenance in the footer.
 
-Where a file lies and how it is replaced belongs to ``lake/storage.py``.
+Paths belong to ``lake/layout.py``, atomic replacement to ``lake/storage.py``.
 """
 
 from __future__ import annotations
@@ -27,28 +27,27 @@ from market_data_pipeline.model.day import FileStat
 from market_data_pipeline.model.provenance import FOOTER_KEY, Provenance
 
 ROW_GROUP_ROWS = 122_880
-"""DuckDB's vector group: measured as the best compromise of size and reading a slice of a day."""
+"""DuckDB's row group size. Measured as the best trade-off between file size and reading a part of a day."""
 
 _EPOCH = date(1970, 1, 1).toordinal()
 
 
 UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError)
-"""What is raised in reading a file that is not what it should be; see :func:`damaged`."""
-
+"""Exceptions from reading a damaged or foreign file; see :func:`damaged`."""
 
 _OF_THE_FILE = (None, errno.ENOENT, errno.EISDIR)
-"""Errors of the system that speak of the file itself; all others speak of the machine, and the file may be good."""
+"""Values of errno that concern the file itself. All others concern the machine, and the file may be good."""
 
 
 def encode_table(table: pa.Table, provenance: Provenance | None = None, spec: Spec | None = None) -> pa.Buffer:
-    """A table as Parquet, with provenance in the footer.
+    """Encode a table as Parquet, with provenance in the footer.
 
     Args:
-        table: What to write.
-        provenance: The record for the footer.
-        spec: How the columns are encoded and compressed; without one by zstd.
+        table: The rows.
+        provenance: Record for the footer.
+        spec: Encoding and compression of the columns. None means zstd.
     """
-    # Encoded in memory and written in one piece: Arrow would call back into Python for each of some hundred small ones.
+    # Encoded in memory and written in one piece. Otherwise Arrow calls into Python for each of some hundred small ones.
     encoded = pa.BufferOutputStream()
     with pq.ParquetWriter(encoded, table.schema, **parquet_options(table.schema, spec)) as writer:
         writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
@@ -59,16 +58,16 @@ def encode_table(table: pa.Table, provenance: Provenance | None = None, spec: Sp
 def _sign(writer: pq.ParquetWriter, provenance: Provenance | None) -> None:
     if provenance is not None:
         stamped = provenance.model_copy(update={"writer_version": __version__})
-        record: Any = {FOOTER_KEY: stamped.model_dump_json(exclude_none=True).encode()}  # bytes, unlike the stubs say
+        record: Any = {FOOTER_KEY: stamped.model_dump_json(exclude_none=True).encode()}  # bytes; the stubs want str
         writer.add_key_value_metadata(record)
 
 
 class EncodingAhead:
-    """What :func:`encode_table` makes of a big table, made by a thread while the table's blocks come.
+    """Encoder of a big table in a background thread, while its blocks arrive. Result as :func:`encode_table`.
 
     Args:
-        schema: Of the table.
-        spec: How the columns are encoded and compressed.
+        schema: Schema of the table.
+        spec: Encoding and compression of the columns.
     """
 
     def __init__(self, schema: pa.Schema, spec: Spec) -> None:
@@ -80,7 +79,7 @@ class EncodingAhead:
         self._rows = 0
 
     def take(self, block: pa.Table) -> None:
-        """The table's next rows."""
+        """Take the table's next rows."""
         self._rest.append(block)
         self._rows += block.num_rows
         while self._rows >= ROW_GROUP_ROWS:
@@ -93,12 +92,12 @@ class EncodingAhead:
         self._groups.append(self._thread.submit(self._writer.write_table, rows, row_group_size=ROW_GROUP_ROWS))
 
     def end(self) -> None:
-        """There are no more rows."""
+        """Encode the remaining rows. No more may follow."""
         if self._rows:
             self._write(pa.concat_tables(self._rest))
 
     def signed(self, provenance: Provenance) -> pa.Buffer:
-        """The file, all of whose rows came, with its record in the footer."""
+        """Return the bytes of the finished file, with its record in the footer. Call :meth:`end` first."""
         for group in self._groups:
             group.result()
         _sign(self._writer, provenance)
@@ -106,13 +105,13 @@ class EncodingAhead:
         return self._encoded.getvalue()
 
     def close(self) -> None:
-        """Let go of it, whether or not it was signed."""
+        """Release the thread and the writer, also if the file was never finished."""
         self._thread.shutdown(cancel_futures=True)
         self._writer.close()
 
 
 def parquet_options(schema: pa.Schema, spec: Spec | None = None) -> dict[str, Any]:
-    """How the files of the lake are compressed and encoded, as Arrow's Parquet writer takes it."""
+    """Return compression and encoding of the lake's files, as arguments of Arrow's Parquet writer."""
     labels = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     compression = spec.compression if spec else "zstd"
     return {
@@ -120,7 +119,7 @@ def parquet_options(schema: pa.Schema, spec: Spec | None = None) -> dict[str, An
         "compression_level": 1 if compression == "zstd" else None,
         "use_dictionary": [*labels, *(spec.dictionary if spec else ())],
         "column_encoding": dict.fromkeys(spec.delta, "DELTA_BINARY_PACKED") if spec else None,
-        # Ledgers and the like have no hash on record elsewhere: pages tell of themselves that they lost a bit.
+        # Ledgers and other tables without a spec have no hash on record elsewhere, so their pages have checksums.
         "write_page_checksum": spec is None,
     }
 
@@ -128,56 +127,55 @@ def parquet_options(schema: pa.Schema, spec: Spec | None = None) -> dict[str, An
 def write_table(
     path: Path, table: pa.Table, provenance: Provenance | None = None, spec: Spec | None = None
 ) -> FileStat:
-    """Write a table as :func:`encode_table` has it, atomically.
+    """Encode a table with :func:`encode_table` and write it atomically.
 
     Raises:
-        StorageError: the disk refuses; ``path`` is as it was.
+        StorageError: The write failed. ``path`` is unchanged.
     """
     return storage.write_bytes(path, encode_table(table, provenance, spec))
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a file of the lake whole.
+    """Read all rows of a file of the lake.
 
     Args:
         path: The file.
-        columns: Those to read, in order; all where not given.
+        columns: Names of columns, in order; None reads all.
 
     Raises:
-        DamagedFileError: it is not there or not readable, or lacks a column; the text names it and says what to do.
+        DamagedFileError: The file or a column is missing, or the file is unreadable. The message names it and the fix.
     """
     try:
         with reading(path) as file:
             table = _read_parquet(file, columns)
         return table if columns is None else table.select(columns)
     except KeyError as error:
-        raise damaged(path, ValueError(f"it lacks a column ({error.args[0]})")) from error
-    except UNREADABLE as error:  # also a name of a column that lost a bit and is no longer UTF-8
+        raise damaged(path, ValueError(f"a column is missing ({error.args[0]})")) from error
+    except UNREADABLE as error:  # also a damaged column name that is no longer UTF-8
         raise damaged(path, error) from error
 
 
 def _read_parquet(source: IO[bytes] | pa.NativeFile, columns: list[str] | None = None) -> pa.Table:
-    # In this thread. Those of Arrow, in which its `read_table` reads, let go of a Python file only after the rows are
-    # there: where the script ends meanwhile, the process ends by SIGABRT ("terminate called without an active
-    # exception").
+    # Read in this thread. Arrow's own threads release a Python file only after the rows are returned. If the script
+    # ends in between, the process aborts ("terminate called without an active exception").
     with pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=True) as file:
         return file.read(columns=columns, use_threads=False)
 
 
 def days_of(table: pa.Table) -> list[date]:
-    """The column ``day`` as dates; thirty times as fast as Arrow makes them one by one."""
+    """Return the column ``day`` as dates, thirty times as fast as Arrow's own conversion."""
     days: list[Any] = table["day"].cast(pa.int32()).to_pylist()
     return [date.fromordinal(_EPOCH + day) for day in days]
 
 
 def us_of(table: pa.Table, name: str) -> list[int | None]:
-    """A column of times (us) as microseconds since 1970, which are made thirty times as fast as datetimes."""
+    """Return a column of times as microseconds since 1970, thirty times as fast as datetimes."""
     us: list[int | None] = table[name].cast(pa.int64()).to_pylist()
     return us
 
 
 def read_encoded(parquet: pa.Buffer) -> pa.Table:
-    """The rows of a file that :func:`encode_table` made."""
+    """Return the rows of a file from :func:`encode_table`."""
     return _read_parquet(pa.BufferReader(parquet))
 
 
@@ -185,7 +183,7 @@ def read_provenance(path: Path) -> Provenance:
     """Read the record in a file's footer.
 
     Raises:
-        DamagedFileError: the file is not there, not Parquet, or has no valid record.
+        DamagedFileError: The file is missing, not Parquet, or has no valid record.
     """
     try:
         with reading(path) as file:
@@ -199,7 +197,7 @@ def read_whole(path: Path) -> tuple[Provenance, pa.Table]:
     """Read a file's record and its rows, opening it once.
 
     Raises:
-        DamagedFileError: the file is not there, not readable, or has no valid record.
+        DamagedFileError: The file is missing, unreadable, or has no valid record.
     """
     try:
         data, _ = read_bytes(str(path))
@@ -209,10 +207,10 @@ def read_whole(path: Path) -> tuple[Provenance, pa.Table]:
 
 
 def parse_whole(path: Path, data: bytes) -> tuple[Provenance, pa.Table]:
-    """Return the record and the rows of a file whose bytes were read.
+    """Return the record and the rows in the bytes of a file.
 
     Raises:
-        DamagedFileError: they are not readable, or have no valid record.
+        DamagedFileError: The bytes are unreadable or have no valid record.
     """
     try:
         with opened(data) as (reader, metadata):
@@ -223,9 +221,9 @@ def parse_whole(path: Path, data: bytes) -> tuple[Provenance, pa.Table]:
 
 @contextmanager
 def opened(data: bytes) -> Iterator[tuple[pq.ParquetReader, pq.FileMetaData]]:
-    """A reader of a file's bytes, and what its footer says.
+    """Open the bytes of a file, and yield its reader and its metadata.
 
-    Not a ``ParquetFile``, which makes an index of nested columns first, in the time of decoding one.
+    A ``ParquetFile`` would first index nested columns, which takes as long as decoding one column.
     """
     reader = pq.ParquetReader()
     reader.open(pa.BufferReader(data), use_memory_map=False, pre_buffer=False)
@@ -236,10 +234,10 @@ def opened(data: bytes) -> Iterator[tuple[pq.ParquetReader, pq.FileMetaData]]:
 
 
 def statistics_in(metadata: pq.FileMetaData, group: int, column: int) -> pq.Statistics | None:
-    """Return the statistics that a footer has of a column in a row group; None if there are none.
+    """Return the footer's statistics of a column in a row group; None if there are none.
 
     Raises:
-        ValueError: the footer is damaged. Arrow would end the process when it is asked for the statistics.
+        ValueError: The footer is damaged. Reading its statistics through Arrow would end the process.
     """
     chunk, described = metadata.row_group(group).column(column), metadata.schema.column(column)
     if chunk.physical_type != described.physical_type:
@@ -248,17 +246,15 @@ def statistics_in(metadata: pq.FileMetaData, group: int, column: int) -> pq.Stat
 
 
 def record_in(metadata: pq.FileMetaData) -> Provenance:
-    """The record that a footer has."""
+    """Return the record in a footer."""
     return Provenance.model_validate_json((metadata.metadata or {})[FOOTER_KEY])
 
 
 def damaged(path: Path, error: Exception) -> DamagedFileError:
-    """The fault of a file that cannot be read as what it should be."""
+    """Return the error for a file that cannot be read."""
     if isinstance(error, OSError) and error.errno not in _OF_THE_FILE and not isinstance(error, pa.ArrowException):
         return DamagedFileError(f"{path} cannot be read ({error.strerror}). {faults.remedy(error)}.")
-    reason = (
-        "it has no record of where it came from" if isinstance(error, KeyError) else str(error).strip() or repr(error)
-    )
+    reason = "its provenance is missing" if isinstance(error, KeyError) else str(error).strip() or repr(error)
     return DamagedFileError(
         f"{path} is damaged or was not written by this pipeline: {reason}. Backfill that day to replace it."
     )

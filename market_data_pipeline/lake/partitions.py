@@ -1,8 +1,8 @@
-"""Which days of a series have rows on the disk, and where: in a file of their own, or in that of their closed month.
+"""Stored days of a series and their files: the day's own file, or the file of its closed month.
 
-A month's file stands for all days of its month. From the moment that it is there the days' own files, which are removed
-later, are passed over. So whoever lists looks for months first: a month that is closed meanwhile is then found by its
-days, which are there still, and by them alone.
+A month's file has all days of its month, and readers then ignore the days' own files, which are removed later.
+List months first: a month that is closed during the listing is then found by its days alone.
+Reading many days into one table belongs to ``lake/reader.py``.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from market_data_pipeline.model.schema import as_declared, lake_schema
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 
 _LONG_RANGE = 1000
-"""Days from which on listing a series' folder, which can hold ten years, is quicker than to look for each file."""
+"""Number of days above which listing the folder (up to ten years) is faster than a stat of each file."""
 
 
 def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
-    """The days of a series that have rows on the disk, in order."""
+    """Return the stored days of a series, in order."""
     closed = storage.months_on_disk(layout.months(key)) if closes_months(key.data_type) else {}
     own = storage.days_on_disk(layout.folder(key))
     found = {day: DayFile(key, day, layout.file(key, day), stat) for day, stat in own.items()}
@@ -40,23 +40,23 @@ def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
 
 
 def days_named(layout: Layout, key: SeriesKey) -> set[date]:
-    """Return the days of a series that have rows on the disk by the names of its files, without a look at the files."""
+    """Return the stored days of a series by file name only, without a stat of the files."""
     closed = storage.months_named(layout.months(key)) if closes_months(key.data_type) else []
     return {*storage.days_named(layout.folder(key)), *(day for month in closed for day in clock.days_of_month(month))}
 
 
 def months_closed(layout: Layout, key: SeriesKey) -> list[str]:
-    """The closed months of a series, as ``2024-01``, in order."""
+    """Return the closed months of a series, as ``2024-01``, in order."""
     if not closes_months(key.data_type):
         return []
     return [month.isoformat()[: len("2024-01")] for month in storage.months_named(layout.months(key))]
 
 
 def days_between(layout: Layout, key: SeriesKey, first: date, last: date) -> list[DayFile]:
-    """The days from one to another, both included, that have rows on the disk, in order."""
+    """Return the stored days from first to last, both inclusive, in order."""
     length = (last - first).days + 1
     if length > _LONG_RANGE:
-        return [held for day, held in days_on_disk(layout, key).items() if first <= day <= last]
+        return [stored for day, stored in days_on_disk(layout, key).items() if first <= day <= last]
     days = [first + timedelta(days=n) for n in range(length)]
     closed = closed_among(layout, key, days)
     found = []
@@ -69,7 +69,7 @@ def days_between(layout: Layout, key: SeriesKey, first: date, last: date) -> lis
 
 
 def closed_among(layout: Layout, key: SeriesKey, days: Iterable[date]) -> Mapping[date, DayFile]:
-    """The days of those closed months that some days lie in."""
+    """Return all days of the closed months that contain the given days."""
     found: dict[date, DayFile] = {}
     if closes_months(key.data_type):
         for month in dict.fromkeys(day.replace(day=1) for day in days):
@@ -82,10 +82,10 @@ def days_of_month(layout: Layout, key: SeriesKey, month: date, stat: FileStat) -
     """Return the days of a closed month, each with its share of the bytes of the month's file.
 
     Args:
-        layout: Where the lake lies.
+        layout: Layout of the lake.
         key: The series.
-        month: Its first day.
-        stat: Of the month's file.
+        month: First day of the month.
+        stat: Size and modification time of the month's file.
     """
     path, days = layout.month(key, month), clock.days_of_month(month)
     shares = [stat.bytes * n // len(days) for n in range(len(days) + 1)]
@@ -96,106 +96,103 @@ def days_of_month(layout: Layout, key: SeriesKey, month: date, stat: FileStat) -
 
 
 def file_of(layout: Layout, key: SeriesKey, day: date) -> Path:
-    """The file that has a day's rows, or would have them."""
+    """Return the file that has a day's rows, or would have them."""
     month = layout.month(key, day)
     return month if closes_months(key.data_type) and storage.stat(month) is not None else layout.file(key, day)
 
 
 def are_as_listed(layout: Layout, days: Iterable[DayFile]) -> bool:
-    """Whether the files of days are those that they were when they were listed."""
-    for key, some in groupby(days, key=lambda held: held.key):
+    """Return True if the files of days are unchanged since they were listed."""
+    for key, some in groupby(days, key=lambda stored: stored.key):
         listed = set(some)
-        days_listed = [held.day for held in listed]
+        days_listed = [stored.day for stored in listed]
         if not listed.issubset(days_between(layout, key, min(days_listed), max(days_listed))):
             return False
     return True
 
 
-# --- what is in them -----------------------------------------------------------------------------------------
+# --- content of the files ------------------------------------------------------------------------------------
 
 
-def read_record(held: DayFile) -> Provenance:
-    """The record of a day.
+def read_record(stored: DayFile) -> Provenance:
+    """Read the record of a day.
 
     Raises:
-        DamagedFileError: the file is not there, not Parquet, or has no valid record of the day of the series.
+        DamagedFileError: The file is missing, not Parquet, or has no valid record of this day and series.
     """
-    if held.of_month:
-        return _belonging(held, _of_day(held, months.read_records(held.path)))
-    return _belonging(held, parquet.read_provenance(held.path))
+    if stored.of_month:
+        return _belonging(stored, _of_day(stored, months.read_records(stored.path)))
+    return _belonging(stored, parquet.read_provenance(stored.path))
 
 
-def read_whole(held: DayFile) -> DayInMonth:
-    """A day's record and its rows.
+def read_whole(stored: DayFile) -> DayInMonth:
+    """Read a day's record and its rows.
 
     Raises:
-        DamagedFileError: the file is not there, not readable, or has no valid record of the day of the series.
+        DamagedFileError: The file is missing, unreadable, or has no valid record of this day and series.
     """
     try:
-        data, _ = storage.read_bytes(str(held.path))
+        data, _ = storage.read_bytes(str(stored.path))
     except OSError as error:
-        raise parquet.damaged(held.path, error) from error
-    return parse_whole(held, data)
+        raise parquet.damaged(stored.path, error) from error
+    return parse_whole(stored, data)
 
 
-def parse_whole(held: DayFile, data: bytes) -> DayInMonth:
+def parse_whole(stored: DayFile, data: bytes) -> DayInMonth:
     """Return a day's record and its rows from the bytes of its file; see :func:`read_whole`.
 
     Raises:
-        DamagedFileError: they are not readable, or have no valid record of the day of the series.
+        DamagedFileError: The bytes are unreadable or have no valid record of this day and series.
     """
-    schema = lake_schema(held.key.market, held.key.data_type)
-    if held.of_month:
-        found = _of_day(held, months.parse_month(held.path, data, schema))
+    schema = lake_schema(stored.key.market, stored.key.data_type)
+    if stored.of_month:
+        found = _of_day(stored, months.parse_month(stored.path, data, schema))
     else:
-        record, table = parquet.parse_whole(held.path, data)
+        record, table = parquet.parse_whole(stored.path, data)
         found = DayInMonth(record, as_declared(table, schema))
-    _belonging(held, found.record)
+    _belonging(stored, found.record)
     return found
 
 
-def _belonging(held: DayFile, record: Provenance) -> Provenance:
-    elsewhere = belongs_elsewhere(record, str(held.key), held.day)
+def _belonging(stored: DayFile, record: Provenance) -> Provenance:
+    elsewhere = belongs_elsewhere(record, str(stored.key), stored.day)
     if elsewhere is not None:
-        raise parquet.damaged(held.path, ValueError(elsewhere))
+        raise parquet.damaged(stored.path, ValueError(elsewhere))
     return record
 
 
 _T = TypeVar("_T")
 
 
-def of_another_month(held: DayFile, days: Iterable[date]) -> str | None:
-    """Which day a month's file has that is none of its month's, in words; None where it has none, as it should."""
-    strays = (day for day in days if day.replace(day=1) != held.day.replace(day=1))
+def of_another_month(stored: DayFile, days: Iterable[date]) -> str | None:
+    """Describe the first day in a month's file that belongs to another month; None if there is none."""
+    strays = (day for day in days if day.replace(day=1) != stored.day.replace(day=1))
     return next((f"it has rows of {day}, which is of another month" for day in strays), None)
 
 
-def _of_day(held: DayFile, days: Mapping[date, _T]) -> _T:
-    if (stray := of_another_month(held, days)) is not None:
-        raise parquet.damaged(held.path, ValueError(stray))
+def _of_day(stored: DayFile, days: Mapping[date, _T]) -> _T:
+    if (stray := of_another_month(stored, days)) is not None:
+        raise parquet.damaged(stored.path, ValueError(stray))
     try:
-        return days[held.day]
+        return days[stored.day]
     except KeyError as error:
-        raise parquet.damaged(held.path, ValueError(f"it has no rows of {held.day}")) from error
+        raise parquet.damaged(stored.path, ValueError(f"it has no rows of {stored.day}")) from error
 
 
 def series_held(layout: Layout) -> list[SeriesKey]:
-    """Every series that was ever asked for or has a file, in order: from the ledgers, and from the lake's folders.
-
-    Folders and files that cannot be a series are passed over.
-    """
+    """Return every series that has a ledger or a file, in order. Skip folders and files that are not a series."""
     return sorted({*series_in_ledgers(layout), *series_with_files(layout)})
 
 
 def series_with_files(layout: Layout) -> list[SeriesKey]:
-    """The series that have at least one day's file, in order."""
+    """Return the series that have at least one stored day, in order."""
     found = []
     for market in Market:
         for data_type in data_types_of(market):
             for cadence in ("daily", "monthly"):
                 symbols = folder_of(layout, market, data_type) / cadence
                 for symbol in _names(symbols):
-                    # Without an interval, the days lie in the symbol's own folder.
+                    # Without an interval, the days are in the symbol's own folder.
                     intervals = _names(symbols / symbol) if data_type.has_interval else [None]
                     found += [key for i in intervals if (key := _series(market, data_type, symbol, i))]
     return sorted(key for key in set(found) if storage.has_days(layout.folder(key)) or months_closed(layout, key))
@@ -211,7 +208,7 @@ def series_in_ledgers(layout: Layout) -> Iterator[SeriesKey]:
                 for ledger in in_it:
                     stem = ledger.removesuffix(".parquet")
                     if stem == ledger:
-                        continue  # e.g. the series' lock
+                        continue  # for example, the series' lock
                     labels = (name, stem) if data_type.has_interval else (stem, None)
                     key = _series(market, data_type, *labels)
                     if key is not None:

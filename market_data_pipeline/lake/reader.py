@@ -1,6 +1,6 @@
-"""Days of series as one Arrow table: many small files read by a few threads.
+"""Read days of series into one Arrow table: many small files, read by a few threads.
 
-What belongs here: reading. Which days are meant, and in which type they are handed out, is said elsewhere.
+Choosing the days and converting the table for users do not belong here.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from market_data_pipeline.model.series import DataType, SeriesKey
 _DAYS_A_TASK = 16
 
 _READ_WHOLE = 128 << 10
-"""Bytes of a file up to which it is read in one piece: for the footer alone Arrow reads the last 64 KB."""
+"""Files up to this size (bytes) are read in one piece. For the footer alone Arrow reads the last 64 KB."""
 
 
 def labels_of(data_type: DataType) -> tuple[str, ...]:
-    """The columns that are the same in every row of a file and follow from its path."""
+    """Return the columns that have the same value in every row of a file, taken from its path."""
     return ("symbol", "interval") if data_type.has_interval else ("symbol",)
 
 
 def time_column(data_type: DataType) -> str:
-    """The column that says which day a row belongs to."""
+    """Return the name of the column that assigns a row to its day."""
     return _TIME_COLUMNS[data_type]
 
 
@@ -55,14 +55,14 @@ def read_days(
     """Read days of series of one market and data type, in the order given.
 
     Args:
-        days: Which files; each must exist.
-        schema: The columns to read, in order: a part of the lake's schema.
-        start: Rows before this moment (UTC, without zone) are left out.
-        end: Rows at this moment or after it are left out.
+        days: Days and their files. Each file must exist.
+        schema: Columns to read, in order: a part of the lake's schema.
+        start: Start of the range (UTC, without zone), inclusive; None means no bound.
+        end: End of the range (UTC, without zone), exclusive; None means no bound.
 
     Raises:
-        DamagedFileError: a file is not readable, or has not the columns of its series; the text names it.
-        FileNotFoundError: a file is gone.
+        DamagedFileError: A file is unreadable or does not have the columns of its series. The message names it.
+        FileNotFoundError: A file is missing.
     """
     if not days:
         return schema.empty_table()
@@ -75,7 +75,7 @@ def read_days(
         return [_read_file(piece.path, piece.bytes, wanted, time, *piece.cut(start, end)) for piece in some]
 
     pieces = _pieces(days)
-    # A day of candles is read in 0.4 ms, which is not worth a task of its own; a day of trades is.
+    # Reading a day of candles takes 0.4 ms, too little for a task of its own. A day of trades takes longer.
     tasks = list(_tasks(pieces)) if data_type.has_interval else [[piece] for piece in pieces]
     if len(tasks) == 1:
         tables = read(pieces)
@@ -96,26 +96,26 @@ def read_day(layout: Layout, key: SeriesKey, day: date, columns: Sequence[str] |
     """Read a day's rows.
 
     Args:
-        layout: Where the lake lies.
+        layout: Layout of the lake.
         key: The series.
         day: The UTC day.
-        columns: Those to read, in order; all where not given.
+        columns: Names of columns, in order; None reads all.
 
     Raises:
-        DamagedFileError: the day has no file, or none that is readable; the text names it.
+        DamagedFileError: The day's file is missing or unreadable. The message names it.
     """
     schema = lake_schema(key.market, key.data_type)
     try:
-        held = days_between(layout, key, day, day)
-        if not held:
-            raise FileNotFoundError(f"{layout.file(key, day)} is not there")
-        return read_days(held, schema if columns is None else pa.schema([schema.field(name) for name in columns]))
+        stored = days_between(layout, key, day, day)
+        if not stored:
+            raise FileNotFoundError(f"{layout.file(key, day)} is missing")
+        return read_days(stored, schema if columns is None else pa.schema([schema.field(name) for name in columns]))
     except FileNotFoundError as error:
         raise parquet.damaged(layout.file(key, day), error) from error
 
 
 class _Piece(NamedTuple):
-    """Days of a series, one after another, that are read out of one file; ``whole`` where it has no others."""
+    """Consecutive days of a series in one file. ``whole`` is True if the file has no other days."""
 
     key: SeriesKey
     path: Path
@@ -125,7 +125,7 @@ class _Piece(NamedTuple):
     whole: bool
 
     def cut(self, start: datetime | None, end: datetime | None) -> tuple[datetime | None, datetime | None]:
-        """What of a range cuts the file's rows: None on a side where all of them are wanted."""
+        """Return the bounds that cut the file's rows; None for a side that cuts no row."""
         begin, over = _midnight(self.first), _midnight(self.last + timedelta(days=1))
         after = start if start is not None and start > begin else None if self.whole else begin
         before = end if end is not None and end < over else None if self.whole else over
@@ -167,7 +167,7 @@ def _read_file(
 ) -> pa.Table:
     try:
         source = path if size > _READ_WHOLE else pa.BufferReader(read_regular(path))
-        # Measured: without pre_buffer a day of candles takes half the time.
+        # Without pre_buffer, reading a day of candles takes half the time (measured).
         with pq.ParquetFile(source, pre_buffer=False) as file:
             if start is None and end is None:
                 table = file.read(columns=schema.names, use_threads=False)
@@ -182,10 +182,10 @@ def _read_file(
         raise parquet.damaged(path, error) from error
     if not table.schema.equals(schema):
         if set(table.column_names) != set(schema.names):
-            raise parquet.damaged(path, ValueError("it has not the columns of its series"))
+            raise parquet.damaged(path, ValueError("it does not have the columns of its series"))
         table = as_declared(table.select(schema.names), schema)
         if not table.schema.equals(schema):
-            raise parquet.damaged(path, ValueError("its columns are not of the types of its series"))
+            raise parquet.damaged(path, ValueError("its columns do not have the types of its series"))
     return table
 
 
@@ -198,7 +198,7 @@ def _cut(table: pa.Table, time: str, start: datetime | None, end: datetime | Non
 
 
 def _row_groups(metadata: pq.FileMetaData, time: str, start: datetime | None, end: datetime | None) -> list[int]:
-    """The row groups that can have rows in a range, by the statistics in the footer."""
+    """Return the row groups that can have rows in a range, by the statistics in the footer."""
     column = metadata.schema.names.index(time) if time in metadata.schema.names else None
     groups = []
     for group in range(metadata.num_row_groups):

@@ -1,7 +1,7 @@
-"""Reading files that must be regular ones: a named pipe would wait for ever, and a device may have no end.
+"""Read regular files only. Reading a named pipe would block forever, and a device may have no end.
 
-Small, since reading the universe needs it and nothing else of the lake. Writing, and Parquet, belong in
-``storage.py``.
+The module is small because the universe needs it without the rest of the lake. Writing belongs to ``storage.py``,
+Parquet to ``parquet.py``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 
 
 def open_regular(path: str | Path) -> int:
-    """Open a regular file for reading, and return its descriptor; links are followed.
+    """Open a regular file for reading and return its descriptor. Follow links.
 
     Raises:
-        OSError: The file is not there or not regular, or the system refuses to open it.
+        OSError: The file is missing or not regular, or the system cannot open it.
     """
     # Without O_NONBLOCK, opening a named pipe waits for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -1,8 +1,8 @@
 """Storage of the lake: atomic replacement of files, listing of days, and the lock of a series' writer.
 
-A file is written beside its final place under a name that no ``*.parquet`` pattern picks up, flushed to the disk,
-and renamed. A killed process leaves at most such a temporary file, which the series' next writer removes.
-What is inside of a file belongs to ``lake/parquet.py``.
+A file is written to a temporary name that no ``*.parquet`` pattern matches, flushed to disk and renamed. A killed
+process leaves at most this temporary file, and the series' next writer removes it.
+File content belongs to ``lake/parquet.py``.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ logger = logging.getLogger(__name__)
 
 TEMPORARY = ".tmp"
 
-_LOOK_AGAIN_SECONDS = 0.05
-"""How often a lock that another process holds is tried again."""
+_RETRY_SECONDS = 0.05
+"""Interval between attempts to take a lock."""
 
 
 def stat(path: Path) -> FileStat | None:
-    """Size and modification time of a file, None where there is none, or something else than a regular file."""
+    """Return size and modification time of a regular file; None if there is no such file."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -50,10 +50,10 @@ def stat(path: Path) -> FileStat | None:
 
 
 def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> FileStat:
-    """Let ``write`` fill a new file and put it in the place of ``path`` in one step.
+    """Let ``write`` fill a new file, then replace ``path`` with it atomically.
 
     Raises:
-        StorageError: the disk is full or the folder is not writable; ``path`` is as it was.
+        StorageError: The disk is full or the folder is not writable. ``path`` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
     try:
@@ -76,16 +76,16 @@ def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> File
 def _new_file(path: Path) -> IO[bytes]:
     try:
         return path.open("xb")
-    except FileNotFoundError:  # as a rule the folder is there, and to make sure of it takes as long as to open the file
+    except FileNotFoundError:  # the folder usually exists, and checking it takes as long as opening the file
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("xb")
 
 
 def remove(path: Path) -> None:
-    """Remove a file, which may be gone already.
+    """Remove a file. It may be missing.
 
     Raises:
-        StorageError: the system refuses.
+        StorageError: The file cannot be removed.
     """
     try:
         path.unlink(missing_ok=True)
@@ -101,14 +101,14 @@ def _storage_message(path: Path, error: OSError) -> str:
 
 
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
-"""Errors of `fsync` on file systems that do not have it, such as some FUSE and SMB mounts."""
+"""Errors of `fsync` on file systems without it, such as some FUSE and SMB mounts."""
 
 _reported: set[int] = set()
-"""File systems of which this process has reported that they cannot flush files."""
+"""File systems without flush that this process has already reported."""
 
 
 def _sync_folder(folder: Path) -> None:
-    # The rename is durable only when the folder is. Some file systems do not let anybody open or sync a folder.
+    # The rename is durable only once the folder is synced. Some file systems cannot open or sync a folder.
     try:
         handle = os.open(folder, os.O_RDONLY)
     except PermissionError:
@@ -123,7 +123,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _flush(handle: int, folder: Path) -> None:
-    """Flush a file to the disk, as far as the file system can."""
+    """Flush a file to disk if the file system supports it."""
     try:
         os.fsync(handle)
     except OSError as error:
@@ -132,23 +132,23 @@ def _flush(handle: int, folder: Path) -> None:
         if (file_system := os.fstat(handle).st_dev) not in _reported:
             _reported.add(file_system)
             logger.warning(
-                "The file system of %s cannot flush files (%s). A power cut may lose the files written last: after "
-                "one, `market-data verify --local` finds them.",
+                "The file system of %s cannot flush files (%s). A power cut may lose the files written last. "
+                "Run `market-data verify --local` after one to find them.",
                 folder,
                 error.strerror,
             )
 
 
 def write_bytes(path: Path, data: bytes | pa.Buffer) -> FileStat:
-    """Write a file whole, atomically."""
+    """Write a file atomically."""
     return replace_atomically(path, lambda file: file.write(data))
 
 
 def read_bytes(path: str) -> tuple[bytes, FileStat]:
-    """A file's bytes, and the size and time of the version that they are of; in half of the time of a ``Path``.
+    """Read a file's bytes with the size and modification time of that version. Twice as fast as with a ``Path``.
 
     Raises:
-        OSError: the file is not there, or the system refuses to read it.
+        OSError: The file is missing or not regular, or the system cannot read it.
     """
     file = open_regular(path)
     try:
@@ -162,31 +162,31 @@ def read_bytes(path: str) -> tuple[bytes, FileStat]:
 
 
 _DAY, _MONTH = ("{}", len("2024-01-01")), ("{}-01", len("2024-01"))
-"""How the names of days and of closed months are read as dates, and how long they are."""
+"""Date format and length of the file names of days and of closed months."""
 
 
 def days_on_disk(folder: Path) -> dict[date, FileStat]:
-    """The days of a series that have a file of their own, with what tells its version apart; in order."""
+    """Return the days with their own file, in order, with its size and modification time."""
     return _with_stat(folder, *_DAY)
 
 
 def days_named(folder: Path) -> list[date]:
-    """The days of a series that have a file of their own, in order, without a look at the files themselves."""
+    """Return the days with their own file, in order, without a stat of the files."""
     return sorted(day for day, _ in _named(folder, *_DAY))
 
 
 def has_days(folder: Path) -> bool:
-    """Whether a series has a day with a file of its own."""
+    """Return True if a series has a day with its own file."""
     return any(_named(folder, *_DAY))
 
 
 def months_on_disk(folder: Path) -> dict[date, FileStat]:
-    """The closed months of a series, by their first day, with what tells the file's version apart; in order."""
+    """Return the first day of each closed month, in order, with the file's size and modification time."""
     return _with_stat(folder, *_MONTH)
 
 
 def months_named(folder: Path) -> list[date]:
-    """The closed months of a series, by their first day, in order, without a look at the files themselves."""
+    """Return the first day of each closed month, in order, without a stat of the files."""
     return sorted(month for month, _ in _named(folder, *_MONTH))
 
 
@@ -200,7 +200,7 @@ def _with_stat(folder: Path, as_date: str, length: int) -> dict[date, FileStat]:
 
 
 def _named(folder: Path, as_date: str, length: int) -> Iterator[tuple[date, os.DirEntry[str]]]:
-    """The regular files of a folder whose names are dates."""
+    """Yield the regular files of a folder that are named by date."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -218,49 +218,49 @@ def _named(folder: Path, as_date: str, length: int) -> Iterator[tuple[date, os.D
 
 
 def remove_leftovers(folder: Path, of: str = "", *, older_than_seconds: float = 0) -> None:
-    """Remove temporary files that killed writers left. Only the holder of the series' lock may call this.
+    """Remove temporary files of killed writers. The caller must have the series' lock.
 
     Args:
-        folder: Where to look.
-        of: Name of the one file whose leftovers are meant, in a folder that other series write to as well.
-        older_than_seconds: The least age. An hour, say, where writers take no lock.
+        folder: Folder of the temporary files.
+        of: Start of the file name, for a folder that other series write to as well.
+        older_than_seconds: Minimum age. Use an hour, for example, if writers take no lock.
     """
     if folder.is_dir():
         for path in folder.glob(f".*{TEMPORARY}"):
             if path.name.startswith(f".{of}"):
-                with suppress(FileNotFoundError):  # another has just removed it
+                with suppress(FileNotFoundError):  # another process has just removed it
                     if not older_than_seconds or time.time() - path.stat().st_mtime > older_than_seconds:
                         path.unlink()
 
 
 @contextmanager
 def only_writer(lock: Path, wait_seconds: float, what: str, stop: Stop | None = None) -> Iterator[None]:
-    """Be the only writer of a series; a killed process lets go by itself.
+    """Become the only writer of a series for the duration of the block. A killed process releases its lock.
 
     Args:
         lock: The lock file.
         wait_seconds: How long to wait for another writer.
         what: Name of the series, for the message.
-        stop: What ends the wait; the end of the process does so, too.
+        stop: Ends the wait early. Process shutdown ends it as well.
 
     Raises:
-        SeriesBusyError: the other writer did not finish in time.
-        StoppedError: the wait was ended.
-        StorageError: the lock file cannot be made.
+        SeriesBusyError: The other writer did not finish in time.
+        StoppedError: The wait was ended.
+        StorageError: The lock file cannot be created.
     """
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             wait, ends = Wait(stop or Stop()), time.monotonic() + wait_seconds
             while True:
                 try:
-                    held.enter_context(locks.held(lock))
+                    stack.enter_context(locks.held(lock))
                     break
                 except Timeout:
                     if (left := ends - time.monotonic()) <= 0:
                         raise
-                    told = f"Waiting for {locks.holder(lock)}, which writes {what}, for up to {in_words(left)} more."
-                    wait.sleep(min(left, _LOOK_AGAIN_SECONDS), told)
+                    text = f"Waiting for {locks.holder(lock)}, which writes {what}, for up to {in_words(left)} more."
+                    wait.sleep(min(left, _RETRY_SECONDS), text)
         except Timeout:
             raise SeriesBusyError(
                 f"{what} is being written by another run ({locks.holder(lock)}) and was not free within "
@@ -275,25 +275,25 @@ def only_writer(lock: Path, wait_seconds: float, what: str, stop: Stop | None = 
 
 @contextmanager
 def temporary_folder(root: Path) -> Iterator[Path]:
-    """Make a folder below the data folder for the time of a work. Those of killed processes are removed first.
+    """Create a temporary folder below the data folder for the duration of the block. Remove those of killed processes.
 
     Raises:
-        StorageError: the folder cannot be made.
+        StorageError: The folder cannot be created.
     """
     place = root / "tmp"
     folder = place / f"{os.getpid()}-{secrets.token_hex(4)}"
     lock = folder.with_suffix(".lock")
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
             place.mkdir(parents=True, exist_ok=True)
             for other in place.glob("*.lock"):
                 with suppress(Timeout), locks.held(other):
                     rmtree(other.with_suffix(""), ignore_errors=True)
                     other.unlink(missing_ok=True)
-            held.enter_context(locks.held(lock))
+            stack.enter_context(locks.held(lock))
             folder.mkdir()
         except OSError as error:
             raise StorageError(_storage_message(folder, error)) from error
-        held.callback(lock.unlink, missing_ok=True)
-        held.callback(rmtree, folder, ignore_errors=True)
+        stack.callback(lock.unlink, missing_ok=True)
+        stack.callback(rmtree, folder, ignore_errors=True)
         yield folder

@@ -91,7 +91,7 @@ def test_coverage_in_sql_speaks_of_the_files_that_lie_there(world: World) -> Non
     file.unlink()
     gone = shown()
     assert gone[:4] == ("failed", "failed", False, "gone")
-    assert "Backfill that day to bring it back" in gone[4]
+    assert "Backfill that day to restore it" in gone[4]
     assert states(world) == before | {str(DAY): ("failed", False)}
     assert notebook.sql("SELECT count(*) AS n FROM binance_spot.klines").arrow()["n"].to_pylist() == [len(before) - 1]
     file.write_bytes(kept)

@@ -79,7 +79,7 @@ def test_a_closed_month_is_proven_day_by_day(world: World) -> None:
     storage.write_bytes(month, encode_month([*(held | {JANUARY[7]: swapped}).values()], spec_of(HOURS)))
     faults = {proof.day: proof.fault for proof in prove_days(world.layout, HOURS, JANUARY) if proof.fault}
     assert list(faults) == [JANUARY[7]]
-    assert f"{month} does not hold what its footer says (open_time begins or ends elsewhere)" in faults[JANUARY[7]]
+    assert f"{month} does not match its footer (the first or last open_time differs)" in faults[JANUARY[7]]
 
 
 def test_a_damaged_month_is_named_for_each_of_its_days(world: World) -> None:

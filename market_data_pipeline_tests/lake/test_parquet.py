@@ -44,7 +44,7 @@ def test_columns_come_in_the_order_in_which_they_are_asked_for(path: Path) -> No
 
 
 def test_a_file_without_a_column_is_named(path: Path) -> None:
-    with pytest.raises(DamagedFileError, match=r"2026-02-05\.parquet is damaged .*lacks a column.*nowhere"):
+    with pytest.raises(DamagedFileError, match=r"2026-02-05\.parquet is damaged .*a column is missing.*nowhere"):
         parquet.read_table(path, ["a", "nowhere"])
 
 

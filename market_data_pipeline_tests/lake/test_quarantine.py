@@ -157,7 +157,7 @@ def test_only_a_wrong_checksum_of_bytes_that_are_still_there_can_be_accepted(lay
         quarantine.accept(layout, malformed, by="me", at=AT)
     entry = kept(layout, data=b"other bytes")
     entry.path.write_bytes(b"something else")
-    with pytest.raises(DamagedFileError, match="does not hold the bytes that were refused"):
+    with pytest.raises(DamagedFileError, match="no longer has the refused bytes"):
         quarantine.accept(layout, entry, by="me", at=AT)
     entry.path.unlink()
     with pytest.raises(DamagedFileError, match="cannot be read"):
