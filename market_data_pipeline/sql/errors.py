@@ -1,4 +1,7 @@
-"""Errors of DuckDB over files of the lake: retry a read whose file was replaced, and name the damaged file."""
+"""DuckDB errors over files of the lake: retry a read whose file was replaced, and name the damaged file.
+
+Building SQL belongs to ``sql/views.py`` and ``sql/file_lists.py``.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,16 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _TRIES = 3
-"""How often DuckDB is asked where a file may have been replaced while it read."""
-
+"""Number of attempts if a file may have been replaced during a read."""
 
 _NAMED_FILE = re.compile(r"""['"]([^'"]+\.parquet)['"]""")
 
 
 def may_have_been_replaced(error: duckdb.Error) -> bool:
-    """Whether an error can come of a file that was replaced, or removed, while DuckDB read it.
+    """Return True if the error may come from a file that was replaced or removed while DuckDB read it.
 
-    DuckDB 1.5 and 2.0 open each file twice, once for the footer and once for the data. Where it is replaced in between,
-    they report invalid data; wrong rows were never seen. Asked again, they answer.
+    DuckDB 1.5 and 2.0 open each file twice, for the footer and for the data. If it is replaced in between, they report
+    invalid data. They never returned wrong rows. A retry succeeds.
     """
     import duckdb
 
@@ -39,11 +41,11 @@ def may_have_been_replaced(error: duckdb.Error) -> bool:
 
 
 def retrying(read: Callable[[], _T], layout: Layout) -> _T:
-    """What DuckDB reads; asked again where a file may have been replaced while it read.
+    """Read from DuckDB, and retry if a file may have been replaced meanwhile.
 
     Raises:
-        DamagedFileError: a file cannot be read, or is gone; the text names it.
-        UsageError: the query cannot be run.
+        DamagedFileError: A file is unreadable or missing. The message names it.
+        UsageError: The query cannot be run.
     """
     import duckdb
 
@@ -60,40 +62,40 @@ def retrying(read: Callable[[], _T], layout: Layout) -> _T:
 
 
 def lake_error(error: duckdb.Error, layout: Layout | None = None) -> MarketDataError:
-    """What an error of DuckDB means to people: a damaged file, or a query that cannot be run.
+    """Convert a DuckDB error for users: a damaged file, or a query that cannot be run.
 
     Args:
-        error: What DuckDB raised.
-        layout: The lake: which files are its own, and where to look for the damaged one if DuckDB does not name it.
+        error: The DuckDB error.
+        layout: Layout of the lake. If given, its files are searched for a damaged one that DuckDB does not name.
     """
     import duckdb
 
     text = str(error).partition("\n")[0]
     if WHAT_TO_DO in text:
-        return MarketDataError("Months were closed since the query was made, so it would miss their days. Ask again.")
+        return MarketDataError("Months were closed after the query was built, so it would miss days. Run it again.")
     named = _NAMED_FILE.search(text)
     if named and "No files found" not in text:
         return parquet.damaged(Path(named[1]), error)
     path = path_of(named[1]) if named else None
     if layout is not None and path is not None and path.is_relative_to(layout.root):
-        return DamagedFileError(f"{path} is gone. Backfill that day to bring it back.")
-    if type(error) is duckdb.Error:  # a footer or a page that makes no sense; DuckDB does not say whose
+        return DamagedFileError(f"{path} is gone. Backfill that day to restore it.")
+    if type(error) is duckdb.Error:  # an invalid footer or page, in a file that DuckDB does not name
         return (layout and _first_damaged(layout)) or DamagedFileError(
-            f"A file of the lake cannot be read: {text}. If it was being replaced, ask again."
+            f"A file of the lake cannot be read: {text}. If it was being replaced, run the query again."
         )
     return UsageError(f"The query cannot be run. {error}")
 
 
 def _first_damaged(layout: Layout) -> DamagedFileError | None:
-    """The first damaged file among those that are not as the ledgers know them."""
+    """Return the first damaged file among those that differ from their ledger."""
     for key in series_with_files(layout):
         ledger = Ledger.read(layout.ledger(key))
-        for day, held in days_on_disk(layout, key).items():
+        for day, stored in days_on_disk(layout, key).items():
             row = ledger.get(day)
-            if row is not None and row.speaks_of(held.stat):
+            if row is not None and row.speaks_of(stored.stat):
                 continue
             try:
-                read_whole(held)
+                read_whole(stored)
             except DamagedFileError as damaged:
                 return damaged
     return None

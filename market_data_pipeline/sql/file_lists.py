@@ -1,7 +1,7 @@
-# ruff: noqa: S608 - the SQL is made of the project's own column names and of paths that are quoted.
-"""Lists of the lake's files, as SQL: which files a view or a query reads, and the marks that end outdated SQL.
+# ruff: noqa: S608 - the SQL has only the project's own column names and quoted paths.
+"""File lists as SQL: the files that a view or query reads, and the marks that invalidate stale SQL.
 
-Columns and labels belong to ``sql/views.py``.
+Views and macros belong to ``sql/views.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
 
 _SOON_SEARCHED = 40_000
-"""Characters up to which DuckDB searches a text in less time than it takes to look into a map; measured."""
+"""Length of a text (characters) up to which DuckDB searches it faster than a map (measured)."""
 
 NAMED = "filename = true"
 
@@ -33,18 +33,18 @@ _DAY_FILE = "????-??-??.parquet"
 
 
 WHAT_TO_DO = "ask-again-or-open-the-catalog-again-or-run-market-data-status"
-"""Begins the name of a mark, which DuckDB shows to people whose SQL is outdated."""
+"""Start of a mark's file name. DuckDB shows the name to users of stale SQL."""
 
 _A_DAY, _A_MONTH = "2024-01-01.parquet", "2024-01.parquet"
 
 
 @dataclass(frozen=True)
 class Held:
-    """The series that have files, and which of their months are closed, as SQL over a lake has to know them.
+    """Series that have files and their closed months, as the SQL over a lake needs them.
 
     Attributes:
-        layout: Where the lake lies.
-        months: The closed months of each series, as ``2024-01``, in order.
+        layout: Layout of the lake.
+        months: Closed months of each series, as ``2024-01``, in order.
     """
 
     layout: Layout
@@ -61,12 +61,12 @@ def held_now(layout: Layout) -> Held:
 
 
 def quoted(text: str) -> str:
-    """A string as an SQL literal."""
+    """Return a string as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def as_pattern(path: str | Path) -> str:
-    """Return a pattern that matches a path and no other.
+    """Return a pattern that matches exactly this path.
 
     Raises:
         UsageError: The path has a backslash. DuckDB has no pattern for it.
@@ -74,16 +74,16 @@ def as_pattern(path: str | Path) -> str:
     text = str(path)
     if "\\" in text:
         raise UsageError(
-            f"SQL cannot read below {text}: DuckDB takes the backslash in the path for an escape. "
+            f"SQL cannot read below {text}: DuckDB treats the backslash in the path as an escape. "
             "Move the data to a folder without one."
         )
     return re.sub(r"([*?\[])", r"[\1]", text)
 
 
 def read_parquet(files: str, *options: str) -> str:
-    """Return SQL that reads Parquet files with the columns that are in them, whatever their paths look like.
+    """Return SQL that reads Parquet files with exactly their own columns, whatever their paths.
 
-    DuckDB takes a folder ``day=2026-11-30`` on the way to a file for a column, unless it is told otherwise.
+    By default, DuckDB turns a folder ``day=2026-11-30`` in the path into a column.
 
     Args:
         files: SQL for a path, a pattern or a list of them.
@@ -93,7 +93,7 @@ def read_parquet(files: str, *options: str) -> str:
 
 
 def path_of(pattern: str) -> Path | None:
-    """The path that :func:`as_pattern` made a pattern of; None for one with wildcards, which stands for many files."""
+    """Return the path of a pattern from :func:`as_pattern`; None if the pattern has wildcards."""
     if re.search(r"[*?\[]", re.sub(r"\[[*?\[]\]", "", pattern)):
         return None
     return Path(re.sub(r"\[([*?\[])\]", r"\1", pattern))
@@ -102,14 +102,14 @@ def path_of(pattern: str) -> Path | None:
 def scan(
     market: Market, data_type: DataType, paths: Sequence[Path], columns: Iterable[str], mark: Path | None = None
 ) -> str:
-    """A query that reads given files, in their order, with symbol and interval taken from their paths.
+    """Return a query that reads the given files in order, with symbol and interval from their paths.
 
     Args:
         market: The market of the files.
-        data_type: Their data type.
-        paths: The files, all of which must exist; none gives a typed empty result.
+        data_type: The data type of the files.
+        paths: The files. All must exist. Without any, the result is empty and typed.
         columns: Names of the columns to read, labels included.
-        mark: From :func:`newest_mark`, called before the files were listed. It is read first.
+        mark: Mark to read first. Call :func:`newest_mark` for it before you list the files.
     """
     if not paths:
         return empty(market, data_type, columns)
@@ -118,9 +118,9 @@ def scan(
 
 
 def select_list(data_type: DataType, columns: Iterable[str]) -> str:
-    # DuckDB evaluates a condition on an expression over nothing but `filename` once a file and skips the file without
-    # opening it. string_split is the cheapest such expression (measured against split_part, parse_path and regexps).
     """Return the SQL of columns, with symbol and interval taken from the names of files."""
+    # DuckDB evaluates a condition over `filename` alone once per file, and skips the file without opening it.
+    # string_split is the cheapest such expression (measured against split_part, parse_path and regexps).
     labels = dict(zip(reversed(labels_of(data_type)), ("-2", "-3"), strict=False))
     return ", ".join(
         f"string_split(filename, '/')[{labels[name]}] AS \"{name}\"" if name in labels else f'"{name}"'
@@ -129,7 +129,7 @@ def select_list(data_type: DataType, columns: Iterable[str]) -> str:
 
 
 def empty(market: Market, data_type: DataType, columns: Iterable[str] | None = None) -> str:
-    """Return a query without rows that has the types of a market and data type."""
+    """Return a query without rows, with the column types of a market and data type."""
     schema = lake_schema(market, data_type)
     names = schema.names if columns is None else columns
     typed = ", ".join(f'CAST(NULL AS {_sql_type(schema.field(name).type)}) AS "{name}"' for name in names)
@@ -145,7 +145,7 @@ def _sql_type(arrow: pa.DataType) -> str:
 
 
 def marks_of(held: Held) -> list[tuple[Path, pa.Schema]]:
-    """The marks that SQL over a lake reads first, and their columns."""
+    """Return the marks that SQL over a lake reads first, with their schemas."""
     marks = [
         (in_sql.mark, lake_schema(market, data_type))
         for market in Market
@@ -166,10 +166,10 @@ def has_ledgers(layout: Layout) -> bool:
 
 
 def marked_now(layout: Layout) -> tuple[Held, bool]:
-    """List what a lake has, and write the marks of it that are missing.
+    """List the series of a lake, and write its missing marks.
 
     Returns:
-        What the lake has, and whether its marks are there. A reader who may not write goes without.
+        The stored series, and True if all marks exist. Without write access, SQL works without marks.
     """
     while True:
         held = held_now(layout)
@@ -179,19 +179,19 @@ def marked_now(layout: Layout) -> tuple[Held, bool]:
                 parquet.write_table(mark, schema.empty_table())
         except StorageError:
             return held, False
-        # A mark that came too late would outlive what it stands for: nobody would remove it.
+        # If the lake changed meanwhile, a new mark may already be stale, and nothing would remove it.
         if not missing or held_now(layout) == held:
             return held, True
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one market and data type, as SQL finds them.
+    """The files of one market and data type, as SQL.
 
-    Which months are closed is part of the SQL, so that what it reads is whole at any moment: days are read until the
-    SQL knows of the month's file, and from then on that. Who goes on with SQL of an earlier time, in a catalog that was
-    opened before, reads the days, which stay for a while. Long before they are removed, the mark that such SQL reads
-    first is, so that it fails instead of finding fewer rows.
+    The closed months are part of the SQL, so that its result is complete at any moment. SQL reads a month's file if it
+    lists the month as closed, and the days' own files otherwise. Stale SQL in an open catalog still reads the days'
+    files, which stay for a while. The mark of this SQL is removed long before the files, so that it fails instead of
+    returning fewer rows.
     """
 
     held: Held
@@ -201,9 +201,9 @@ class Files:
     place: str = ""
     keys: Sequence[SeriesKey] = field(init=False)
     _closed_months: Sequence[tuple[str, str]] = field(init=False)
-    """What is closed: ``/monthly/BTCUSDT/1m/`` and ``2024-01``, in order."""
+    """Closed months, as ``/monthly/BTCUSDT/1m/`` and ``2024-01``, in order."""
     _closed: str = field(init=False)
-    """The same as one text; nothing where none is."""
+    """Closed months as one text; empty if there are none."""
 
     @property
     def folder(self) -> Path:
@@ -212,12 +212,12 @@ class Files:
 
     @property
     def everything(self) -> str:
-        """SQL for a pattern of all files."""
+        """Return SQL for a pattern of all files."""
         levels = "*/" * len(labels_of(self.data_type))
         return quoted(f"{self._cadences}/{levels}{self._name}")
 
     def of_series(self, series: str) -> str:
-        """SQL for a pattern of the files of a series, which is given as SQL, too."""
+        """Return SQL for a pattern of the files of a series. ``series`` is SQL as well."""
         return f"{quoted(f'{self._cadences}/')} || {series} || {quoted('/' + self._name)}"
 
     @property
@@ -229,7 +229,7 @@ class Files:
         return "????-??*.parquet" if self.closes else _DAY_FILE
 
     def listed(self, pattern: str) -> str:
-        """SQL for all that is read where a pattern is meant."""
+        """Return SQL for the files of a pattern, with the mark first."""
         return f"[{quoted(as_pattern(self.mark))}, {pattern}]" if self.marked else pattern
 
     @property
@@ -239,15 +239,15 @@ class Files:
 
     @property
     def mark(self) -> Path:
-        """A file without rows, which is there as long as it is right to read what this SQL reads.
+        """Return the path of the mark: a file without rows that exists while this SQL is valid.
 
-        DuckDB takes the columns from it, so that it opens no other file for them. Its name is what an error shows.
+        DuckDB takes the columns from it and opens no other file for them. An error shows its name.
         """
         digest = hashlib.sha256(self._closed.encode()).hexdigest()[:16]
         return self.folder / "marks" / f"{WHAT_TO_DO}-{digest}.parquet"
 
     def __post_init__(self) -> None:
-        # Not cached_property: its lock (until Python 3.12) may be held in a parent when a child is forked.
+        # Not cached_property: its lock (until Python 3.12) may be locked in the parent during a fork.
         keys = self.held.keys(self.market, self.data_type)
         months = [(f"/monthly/{folder_labels(key)}/", month) for key in keys for month in self.held.months[key]]
         object.__setattr__(self, "keys", keys)
@@ -256,7 +256,7 @@ class Files:
 
     @property
     def _closed_by_month(self) -> str:
-        """SQL for a map from months to the series of which they are closed."""
+        """Return SQL for a map from each month to the series that closed it."""
         by_month: dict[str, list[str]] = {}
         for series, month in self._closed_months:
             by_month.setdefault(month, []).append(series)
@@ -264,8 +264,8 @@ class Files:
         return f"MAP {{{text}}}"
 
     def _is_closed(self, name: str) -> str:
-        """SQL for whether the month of a file is closed, whose name is as long as another."""
-        # A file whose name is a month's is of one only in the folder of months; for that of a day the rest is enough.
+        """Return SQL that is true if a file's month is closed. The file's name is as long as ``name``."""
+        # A month's name counts only in the folder of months. For a day's name, the rest of the path is enough.
         begin, end = len(f"{self.folder}/{'' if name == _A_MONTH else 'daily/'}"), len(name) + 1
         after_month = end - len("2024-01")
         if len(self._closed) <= _SOON_SEARCHED:
@@ -274,16 +274,17 @@ class Files:
         return f"contains(coalesce(map_extract({self._closed_by_month}, {month})[1], ''), {series})"
 
     def conditions(self) -> list[str]:
-        """What is true of the files that are read, in SQL over nothing but their names: each is asked once a file.
+        """Return SQL conditions over ``filename`` alone that are true for the files to read.
 
-        Each step takes DuckDB two microseconds a file, so there are few, and names are cut by place.
+        DuckDB evaluates each once per file. Each step takes 2 µs per file, so there are few, and names are cut by
+        position.
         """
         return [*self._of_its_kind(), *filter(None, [self.place])]
 
     def _of_its_kind(self) -> list[str]:
         if not self.closes:
             return []
-        # A month's name is asked for first, since the slash before it may be where that of a day would be: /1h/2024-01.
+        # Check for a month's name first. Its slash may be at the position of a day's slash: /1h/2024-01.
         of_month, of_day = (f"filename[-{len(name) + 1}] = '/'" for name in (_A_MONTH, _A_DAY))
         if not self._closed:
             return [f"NOT {of_month} AND {of_day}"]
@@ -292,11 +293,11 @@ class Files:
         return [f"CASE WHEN {of_month} THEN {month} WHEN {of_day} THEN NOT {day} ELSE false END"]
 
     def conditions_of(self, labels: Sequence[str], start: str, last: str) -> list[str]:
-        """What is true of the files of a series that may have rows from one moment to another, all given as SQL.
+        """Return SQL conditions that are true for a series' files with rows from start to last. All arguments are SQL.
 
-        DuckDB works them out for each file, and takes longer over a function than over opening it: so whole names are
-        compared, and it is one condition. Each function costs time once more when the query is bound, so a name is
-        written by one that is given all of it as a format.
+        DuckDB evaluates them for each file, and a function takes longer than opening the file. So whole names are
+        compared, in one condition. Each function also takes time when the query is bound, so one function formats the
+        whole name.
         """
         series = ", '/', ".join(labels)
         folder = str(self.folder).replace("%", "%%")

@@ -1,7 +1,7 @@
 """Publication of the views as ``catalog.duckdb``.
 
-The catalog is built elsewhere and swapped in by rename. No process opens the published file for writing, because a
-DuckDB writer shuts out every reader. What is in the views belongs to ``sql/views.py``.
+The catalog is built in a temporary folder and replaced by rename. No process opens the published file for writing,
+because a DuckDB writer locks out all readers. The SQL of the views belongs to ``sql/views.py``.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ LOCK_WAIT_SECONDS = 60.0
 
 
 _LEFT_AFTER_SECONDS = 3600
-"""Age from which a temporary file beside the marks counts as left: readers write marks without a lock."""
+"""Age (s) from which a temporary file next to the marks is a leftover. Readers write marks without a lock."""
 
 
 def publish_views(layout: Layout, log: logging.Logger | None = None) -> None:
-    """Bring the SQL views up to what a run has written. A run whose days are held does not fail for the views' sake."""
+    """Publish the SQL views after a run. Log an error instead of failing the run, because its days are stored."""
     try:
         publish_catalog(layout)
     except MarketDataError as error:
-        (log or logging.getLogger(__name__)).warning("The views for SQL are not up to date. %s", error)
+        (log or logging.getLogger(__name__)).warning("The SQL views are not up to date. %s", error)
 
 
 def publish_catalog(layout: Layout) -> Path:
-    """Bring ``catalog.duckdb`` up to the lake; return its path.
+    """Update ``catalog.duckdb`` to the lake and return its path.
 
-    Where it is right already, that is found out by listing folders, and nothing is written. Readers that have the old
-    file open go on with it. Several processes may publish at once. DuckDB 1.4 can read the file.
+    An up-to-date catalog is detected by listing folders, and nothing is written. Readers of the old file continue with
+    it. Several processes may publish at once. DuckDB 1.4 can read the file.
 
     Raises:
-        StorageError: the root cannot be written to.
-        SeriesBusyError: another process has been publishing for too long.
-        DamagedFileError: the columns of the ledgers cannot be read off them; the old catalog stays.
+        StorageError: The data folder is not writable.
+        SeriesBusyError: Another process has been publishing for too long.
+        DamagedFileError: The columns of the ledgers cannot be read. The old catalog stays.
     """
     if not _is_published(held_now(layout)):
         lock = layout.catalog.with_suffix(".lock")
         with storage.only_writer(lock, LOCK_WAIT_SECONDS, "The catalog"):
-            # Looked at again under the lock, so that the last to publish has seen the newest files.
+            # List again under the lock, so that the last publisher sees the newest files.
             held = held_now(layout)
             for mark, schema in marks_of(held):
                 storage.remove_leftovers(mark.parent, older_than_seconds=_LEFT_AFTER_SECONDS)
@@ -67,22 +67,22 @@ def publish_catalog(layout: Layout) -> Path:
 
 
 def refresh_catalog(layout: Layout) -> None:
-    """Bring a catalog that there is up to the lake; leave it as it is if the folder cannot be written."""
+    """Update an existing catalog to the lake. Leave it unchanged if it cannot be published."""
     if layout.catalog.exists():
         with suppress(MarketDataError):
             publish_catalog(layout)
 
 
 def retire_catalogs(layout: Layout) -> datetime | None:
-    """Have SQL of an earlier time fail from now on: it looks for days that are to be removed.
+    """Remove the marks of stale SQL, so that it fails. It would read days' files that are about to be removed.
 
-    Whoever has the catalog open that is published now goes on with it.
+    The SQL of the current catalog still works.
 
     Returns:
-        When the oldest of what is retired was published (UTC); None where there was nothing to retire.
+        Publication time (UTC) of the oldest retired mark; None if there was none.
 
     Raises:
-        StorageError: the system refuses.
+        StorageError: A mark cannot be removed.
     """
     current = {mark for mark, _ in marks_of(held_now(layout))}
     retired = []
@@ -98,7 +98,7 @@ def retire_catalogs(layout: Layout) -> datetime | None:
 
 @contextmanager
 def _scratch(layout: Layout) -> Iterator[Path]:
-    if "?" in str(layout.root):  # DuckDB cannot write there: it takes what follows for parameters
+    if "?" in str(layout.root):  # DuckDB cannot write there: it treats the rest of the path as parameters
         with tempfile.TemporaryDirectory(prefix="catalog-") as folder:
             yield Path(folder)
     else:
@@ -115,7 +115,7 @@ def _publish(layout: Layout, wanted: Sequence[str]) -> None:
             connection.execute(f"ATTACH {quoted(str(path))} AS built (STORAGE_VERSION 'v1.0.0')")
             connection.execute("USE built")
             try:
-                connection.execute("BEGIN")  # one commit, and so one wait for the disk
+                connection.execute("BEGIN")  # one commit waits for the disk only once
                 for statement in wanted:
                     connection.execute(statement)
                 connection.execute("COMMIT")
@@ -130,7 +130,7 @@ def _publish(layout: Layout, wanted: Sequence[str]) -> None:
 
 
 def _is_published(held: Held) -> bool:
-    """Return True if the catalog is the one of a lake that has this, and its marks are there."""
+    """Return True if the catalog matches the stored series and all marks exist."""
     stat = storage.stat(held.layout.catalog)
     try:
         return (
@@ -144,7 +144,7 @@ def _is_published(held: Held) -> bool:
 
 
 def _signature_file(layout: Layout) -> Path:
-    # Beside the catalog, since to look into it would need DuckDB, its locks and 20 ms.
+    # A separate file, because reading it from the catalog needs DuckDB, its locks and 20 ms.
     return layout.catalog.with_suffix(".signature")
 
 

@@ -1,8 +1,8 @@
-# ruff: noqa: S608 - the SQL is made of the project's own column names and of paths and symbols that are quoted.
-"""Views and macros over the lake, as SQL text. The catalog holds no data and can be deleted at any time.
+# ruff: noqa: S608 - the SQL has only the project's own column names, and quoted paths and symbols.
+"""Views and macros over the lake, as SQL text. The catalog has no data and can be deleted at any time.
 
-The SQL keeps to what DuckDB 1.4 understands too. In it, times are TIMESTAMP in UTC without zone.
-Which files are read belongs to ``sql/file_lists.py``, the catalog's file to ``sql/publish.py``.
+The SQL must run on DuckDB 1.4 as well. Its times are TIMESTAMP in UTC without zone.
+File lists belong to ``sql/file_lists.py``, the catalog's file to ``sql/publish.py``.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ STATE_SQL = " ".join(("CASE", *(f"WHEN {rule.sql()} THEN '{rule.state}'" for rul
 
 
 def statements(held: Held, corrections: str = "", *, marked: bool = True, published: bool = False) -> list[str]:
-    """The SQL that makes every schema, view and macro over a lake.
+    """Return the SQL that creates every schema, view and macro over a lake.
 
-    The text changes when a series gets its first file or a month is closed, and not when a series gets more files, so
-    it tells whether a catalog is still right.
+    The text changes when a series gets its first file or a month is closed, but not when a series gets more files. So
+    it shows if a catalog is up to date.
 
     Args:
-        held: What the lake has.
-        corrections: Name of a table that stands for the ledgers of the series in it (``lake.day_records.CORRECTED``).
-            Without, views of the quality are what the ledgers say.
-        marked: Whether the SQL reads the marks of :func:`marks_of`, which must be there.
-        published: Whether the SQL is kept in the catalog of the folder, which people may copy and move.
+        held: Stored series of the lake.
+        corrections: Name of a table that replaces the ledgers of its series (``lake.day_records.CORRECTED``). Empty
+            means that the quality views read only the ledgers.
+        marked: Read the marks of :func:`marks_of`. They must exist.
+        published: Write SQL for the catalog in the data folder, which users may copy and move.
     """
     layout = held.layout
     place = _in_its_place(layout) if published else ""
@@ -93,11 +93,11 @@ def statements(held: Held, corrections: str = "", *, marked: bool = True, publis
 
 
 def _in_its_place(layout: Layout) -> str:
-    """Return SQL that is true, or an error if the catalog that it is in lies in another folder than the lake.
+    """Return SQL that is true, or raises an error if its catalog is not in the lake's folder.
 
-    The SQL of a catalog names files by their whole paths, so that of a copy would read the original's. No function
-    tells a view which catalog it is in. So each has a sequence that is named after its folder, and all catalogs of
-    this name that are open must lie there.
+    The SQL of a catalog has absolute paths, so a copy would read the original's files. No function returns the catalog
+    of a view. So each catalog has a sequence that is named after its folder, and all open catalogs with this sequence
+    must be in that folder.
     """
     root = str(layout.root)
     places = ", ".join(quoted(place) for place in dict.fromkeys((root, os.path.realpath(root))))
@@ -123,9 +123,9 @@ def _identifier(name: str | Path) -> str:
 
 
 def newest_mark(layout: Layout, market: Market, data_type: DataType) -> Path | None:
-    """Return a mark that goes before days do that are there now; None if nobody has written one.
+    """Return a mark that is removed before the current days' files are; None if there is no mark.
 
-    A lazy relation that reads it first says "ask again" in DuckDB's error, and not the name of a day that is gone.
+    A lazy relation reads it first. DuckDB's error then shows the mark's name instead of the name of a removed day.
     """
     found = {
         mark: stat.mtime_ns
@@ -147,11 +147,11 @@ _MACROS = {DataType.KLINES: "candles", DataType.AGG_TRADES: "trades"}
 
 
 def _macro(schema: str, files: Files) -> str:
-    """A table macro for one series from ``a`` (inclusive) to ``b`` (exclusive); NULL means no bound.
+    """Return a table macro for one series from ``a`` (inclusive) to ``b`` (exclusive); NULL means no bound.
 
-    It lists the folders of one series where a view lists all, and skips the files outside by their names. The folders
-    are known by the series that had files when the catalog was made. For any other series the macro lists every
-    folder: slower, right all the same, and empty instead of an error for a series that does not exist.
+    The macro lists the folders of one series, and skips files outside the range by name. It knows the series that had
+    files when the catalog was built. For any other series it lists every folder. This is slower but correct, and the
+    result is empty if the series does not exist.
     """
     labels = labels_of(files.data_type)
     head = f"CREATE OR REPLACE MACRO {schema}.{_MACROS[files.data_type]}({', '.join(labels)}, a, b := NULL) AS TABLE"
@@ -164,7 +164,7 @@ def _macro(schema: str, files: Files) -> str:
         f'"{name}" AS "{name}"' if name in labels else f'r."{name}"'
         for name in lake_schema(files.market, files.data_type).names
     )
-    # What is NULL is passed over by both, and what is infinite has a name of a file.
+    # Both functions ignore NULL. The bounds also replace infinity, which has no file name.
     start, end = f"greatest({_moment('a')}, {_FIRST})", f"least({_moment('b')}, {_LAST})"
     time = f'r."{time_column(files.data_type)}"'
     last = f"({end} - INTERVAL 1 MICROSECOND)"
@@ -180,10 +180,10 @@ _FIRST, _LAST = "TIMESTAMP '1000-01-01'", "TIMESTAMP '9999-12-31'"
 
 
 def _moment(argument: str) -> str:
-    """Return SQL for an argument as TIMESTAMP in UTC, whatever it is of and whatever the session's zone.
+    """Return SQL for an argument of any type as TIMESTAMP in UTC, independent of the session's zone.
 
-    As text, a TIMESTAMPTZ ends with its offset, and all else has one only if somebody wrote it. DuckDB drops the offset
-    of a text that becomes a TIMESTAMP, and takes the session's zone for what a TIMESTAMPTZ becomes.
+    As text, a TIMESTAMPTZ ends with its offset. Other types have an offset only if the user wrote one. A cast of text
+    to TIMESTAMP drops the offset, and a cast of TIMESTAMPTZ uses the session's zone.
     """
     text = f"CAST({argument} AS VARCHAR)"
     in_utc = f"make_timestamp(epoch_us(CAST({text} AS TIMESTAMPTZ)))"
@@ -266,8 +266,8 @@ FROM ranged
 """
 )
 
-# A finding keeps its first ranges only, and its count is of all: the rest has a row without bounds, so that sums are
-# right.
+# A finding stores only its first ranges, but its count includes all. The rest is one row without bounds, so that sums
+# are right.
 _GAPS = (
     _FOUND
     + """, gap AS (
@@ -293,7 +293,7 @@ FROM ranged
 def _ledger_days(layout: Layout, *, marked: bool) -> str:
     folder = layout.root / "ledger"
     mark = [mark_of_ledgers(layout)] if marked else []
-    # Ledgers of older versions may lack columns.
+    # Columns may be missing in ledgers of older versions.
     every = f"{_no_ledger_days(_LEDGER_COLUMNS)} UNION ALL BY NAME SELECT * FROM {_of_series(folder, mark)}"
     return f"SELECT {_labels_below(folder)}, {_named(_LEDGER_COLUMNS)} FROM ({every})"
 
@@ -304,7 +304,7 @@ def _of_series(folder: Path, marks: Iterable[Path] = ()) -> str:
 
 
 def _labels_below(folder: Path) -> str:
-    """The labels of a series, read off the path of its one file below a folder that is laid out as the ledgers are."""
+    """Return SQL for the labels of a series, from its file's path below a folder with the layout of the ledgers."""
     depth = len(folder.parts)  # the leading "/" splits into one part too
     part = [f"string_split(filename, '/')[{depth + i}]" for i in range(1, 6)]
     without_suffix = "left({0}, len({0}) - len('.parquet'))"
@@ -331,7 +331,7 @@ _RECONCILED_TYPES = {
         '"ids" VARCHAR)[]'
     ),
 }
-# Both sides are looked up by the name of their series: a plain key, so that DuckDB joins by hash.
+# Both sides are joined by the name of their series. It is a plain key, so DuckDB uses a hash join.
 _RECONCILIATION = """
 WITH known AS (
     SELECT concat_ws('/', exchange, market, data_type, symbol, "interval") AS series, day, content_sha256 FROM ({held})

@@ -219,4 +219,4 @@ def test_what_killed_writers_of_marks_left_is_removed(lake: SmallLake) -> None:
 def test_error_of_an_outdated_query_says_what_to_do(lake: SmallLake) -> None:
     error = duckdb.IOException(f'No files found that match the pattern "{marks_of(held_now(lake.layout))[0][0]}"')
     assert type(errors.lake_error(error, lake.layout)) is MarketDataError
-    assert "Ask again" in str(errors.lake_error(error, lake.layout))
+    assert "Run it again" in str(errors.lake_error(error, lake.layout))

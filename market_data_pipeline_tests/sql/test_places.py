@@ -105,6 +105,6 @@ def test_backslash_in_the_path_is_refused_in_words(plain: SmallLake, tmp_path: P
     root = tmp_path / "back\\slash" / "data"
     shutil.copytree(plain.root, root)
     for ask in (lambda: publish_catalog(Layout(root)), lambda: MarketData(root).sql("FROM binance_spot.klines")):
-        with pytest.raises(UsageError, match="takes the backslash in the path"):
+        with pytest.raises(UsageError, match="treats the backslash in the path"):
             ask()
     assert MarketData(root).klines("BTCUSDT", "1h", "2024-01-01", "2024-01-03").arrow().num_rows == 48
