@@ -9,10 +9,10 @@ say.
 
 import os
 
-from market_data_pipeline.lake.arrow_memory import keep_memory
+from market_data_pipeline.lake.arrow_memory import reuse_memory
 
 AS_A_NOTEBOOK = "BENCHMARK_AS_A_NOTEBOOK"
 """Is set in the environment of processes that are no part of the pipeline, but ask it."""
 
 if AS_A_NOTEBOOK not in os.environ:
-    keep_memory()  # as in the processes of the pipeline; what is measured beside it has it, too
+    reuse_memory()  # as in the processes of the pipeline; what is measured beside it has it, too

@@ -15,9 +15,9 @@ from typing import Any
 
 import click
 
-from market_data_pipeline.lake.arrow_memory import keep_memory
+from market_data_pipeline.lake.arrow_memory import reuse_memory
 
-keep_memory()
+reuse_memory()
 
 # isort: split
 from market_data_pipeline import __version__

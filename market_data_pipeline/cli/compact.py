@@ -36,10 +36,10 @@ def compact_command(
       market-data compact
       market-data compact --symbol BTCUSDT --interval 1m
     """
-    from market_data_pipeline.lake.partitions import series_held
+    from market_data_pipeline.lake.partitions import known_series
 
     settings = load_settings()
-    held = [key for key in series_held(Layout(settings.root)) if closes_months(key.data_type)]
+    held = [key for key in known_series(Layout(settings.root)) if closes_months(key.data_type)]
     if not held:
         aside().print(f"No klines are held in {settings.root} yet, so there is no month to close.", soft_wrap=True)
         return

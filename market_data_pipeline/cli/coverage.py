@@ -67,13 +67,13 @@ def coverage(
       market-data coverage --market um --interval 1m
       market-data coverage --html coverage.html
     """
-    from market_data_pipeline.lake.partitions import series_held
+    from market_data_pipeline.lake.partitions import known_series
     from market_data_pipeline.sql.publish import refresh_catalog
 
     settings = load_settings()
     layout = Layout(settings.root)
     refresh_catalog(layout)
-    held = series_held(layout)
+    held = known_series(layout)
     universe = _universe(settings.universe, or_without=bool(held))
     there = list(dict.fromkeys([*universe.series(), *held]))
     what = asked(markets, data_types, symbols, intervals)

@@ -394,7 +394,7 @@ def _let_go(chosen: Iterable[Entry], days: Mapping[Path, list[date]], layout: La
     """Remove entries whose days are held by good files; return the others."""
     left = []
     for entry in chosen:
-        if kept.is_mended(entry, Ledger.read(layout.ledger(entry.key)), days[entry.path]):
+        if kept.is_resolved(entry, Ledger.read(layout.ledger(entry.key)), days[entry.path]):
             kept.release(entry)
             what = f"{entry.key.short} {_period(entry)}"
             console.print(f"{entry.name} is let go: {what} is held by good files.", soft_wrap=True)

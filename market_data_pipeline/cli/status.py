@@ -80,10 +80,10 @@ def status_of(key: SeriesKey, found: Holding, universe: Universe) -> SeriesStatu
 
 def all_series(settings: Settings, universe: Universe) -> list[SeriesStatus]:
     """The status of every series that is collected or held."""
-    from market_data_pipeline.lake.partitions import series_held
+    from market_data_pipeline.lake.partitions import known_series
 
     layout = Layout(settings.root)
-    keys = dict.fromkeys([*universe.series(), *series_held(layout)])
+    keys = dict.fromkeys([*universe.series(), *known_series(layout)])
     return [status_of(key, holding(layout, key), universe) for key in keys]
 
 

@@ -63,10 +63,10 @@ def verify(
       market-data verify --market um --check-only
       market-data verify --local
     """
-    from market_data_pipeline.lake.partitions import series_held
+    from market_data_pipeline.lake.partitions import known_series
 
     settings = load_settings()
-    held = series_held(Layout(settings.root))
+    held = known_series(Layout(settings.root))
     if not held:
         aside().print(f"Nothing is held in {settings.root} yet, so there is nothing to verify.", soft_wrap=True)
         return

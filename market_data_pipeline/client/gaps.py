@@ -22,7 +22,7 @@ from market_data_pipeline.client.request import (
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake.day_records import rows_on_record, sound_among
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.partitions import days_between, series_held
+from market_data_pipeline.lake.partitions import days_between, known_series
 from market_data_pipeline.model.day import EMPTY, FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.model.findings import Finding, Severity, Verdict
 from market_data_pipeline.model.series import DataType, Listing, SeriesKey, interval_us
@@ -313,7 +313,7 @@ def gaps_query(
     """
     first, last = range_of(date.min if start is None else start, end)
     in_market = None if market is None else market_of(market)
-    held = [key for key in series_held(layout) if in_market in (None, key.market)]
+    held = [key for key in known_series(layout) if in_market in (None, key.market)]
     if interval is not None:
         _check_one_of(interval, [key.interval or "" for key in held], "interval")
         held = [key for key in held if key.interval == interval]

@@ -240,7 +240,7 @@ class MarketData:
         """
         only = market_of(market) if market is not None else None
         with faults.in_words():
-            return sorted({key.symbol for key in partitions.series_held(self._layout) if only in (None, key.market)})
+            return sorted({key.symbol for key in partitions.known_series(self._layout) if only in (None, key.market)})
 
     def coverage(self) -> Result:
         """Return one row for each day that was ever requested: origin, state, findings, and the reason of a failure.

@@ -192,7 +192,7 @@ def check_held(layout: Layout, keys: Sequence[SeriesKey]) -> None:
 
 def _not_there(layout: Layout, key: SeriesKey) -> str:
     alike = [
-        held for held in partitions.series_held(layout) if (held.market, held.data_type) == (key.market, key.data_type)
+        held for held in partitions.known_series(layout) if (held.market, held.data_type) == (key.market, key.data_type)
     ]
     intervals = sorted((k.interval for k in alike if k.symbol == key.symbol and k.interval), key=list(INTERVALS).index)
     how = "Bring it with sync=True, or with `market-data add`."

@@ -407,7 +407,7 @@ class Views(DuckDB):
         """
         import duckdb
 
-        corrections = corrected(self._layout, partitions.series_held(self._layout)) if as_on_disk else None
+        corrections = corrected(self._layout, partitions.known_series(self._layout)) if as_on_disk else None
         with self._lock:
             if corrections is not None:
                 self._correct(session, corrections)

@@ -14,7 +14,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.checks.continuity import Break, continuity, is_told
 from market_data_pipeline.coverage.calendar import SeriesCalendar, calendar_of
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import Ledger, reconcile
+from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
 from market_data_pipeline.model.day import EMPTY, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.model.findings import Finding, Severity, Verdict, shortened
 from market_data_pipeline.model.needs import is_still_unlisted
@@ -206,7 +206,7 @@ def survey(layout: Layout, universe: Universe, keys: Iterable[SeriesKey], provis
     today = clock.today()
     for key in keys:
         ledger = Ledger.read(layout.ledger(key))
-        reconcile(ledger, layout, key)
+        refresh_ledger(ledger, layout, key)
         # A day that was not listed when it was asked for may be, as the listing knows by now.
         listing = universe.listing(key)
         rows = {

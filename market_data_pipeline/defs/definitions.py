@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from market_data_pipeline.lake.arrow_memory import keep_memory
+from market_data_pipeline.lake.arrow_memory import reuse_memory
 
-keep_memory()
+reuse_memory()
 
 # isort: split
 from market_data_pipeline.defs.coverage.definitions import build_coverage_asset

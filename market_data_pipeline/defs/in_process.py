@@ -28,7 +28,7 @@ from market_data_pipeline.errors import SeriesBusyError, UsageError
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import CHECKS_DO_NOT_PASS, Ledger, reconcile
+from market_data_pipeline.lake.ledger import CHECKS_DO_NOT_PASS, Ledger, refresh_ledger
 from market_data_pipeline.model.day import EMPTY, HELD, DayRecord, Failed, after
 from market_data_pipeline.model.findings import Basis, Severity
 from market_data_pipeline.model.lineage import profile_of
@@ -203,7 +203,7 @@ def _report_settled(
     """Report the days for which no run is needed; return the others."""
     ledger = Ledger.read(layout.ledger(key))
     # In memory only: a run, which holds the series' lock, writes the ledger.
-    behind = reconcile(ledger, layout, key)
+    behind = refresh_ledger(ledger, layout, key)
     needed, now = [], clock.now()
     for day in days:
         row = ledger.get(day)
@@ -224,7 +224,7 @@ def _mend_ledger(key: SeriesKey, layout: Layout) -> None:
     """Write a ledger that was lost, where no run is needed; a run that is at work on the series does so itself."""
     with suppress(SeriesBusyError), storage.only_writer(layout.lock(key), 0, str(key)):
         ledger = Ledger.read(layout.ledger(key))
-        if reconcile(ledger, layout, key):
+        if refresh_ledger(ledger, layout, key):
             ledger.write(layout.ledger(key))
 
 

@@ -210,7 +210,7 @@ class ArchivedDays:
             raise
 
     def _quarantine(self, path: str, file: ArchiveFile, error: SourceError, day: date | None) -> None:
-        kept = quarantine.put(
+        kept = quarantine.store(
             self.layout,
             self.key,
             path,

@@ -23,9 +23,9 @@ from market_data_pipeline.ingest.midnight import Midnight
 from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.ingest.store import Shelf
 from market_data_pipeline.lake import quarantine, storage
-from market_data_pipeline.lake.closed_months import note_month
+from market_data_pipeline.lake.closed_months import record_month
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import Ledger, reconcile
+from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
 from market_data_pipeline.model.datasets import monthly_may_stand
 from market_data_pipeline.model.day import HELD, Confirmed, DayRecord, Failed, NothingThere, Unlisted, after
 from market_data_pipeline.model.findings import Finding
@@ -38,7 +38,7 @@ from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.binance.rest import RestApi
 
 _SAVE_EVERY_SECONDS = 10.0
-"""How much work a killed run may leave for :func:`reconcile` to read back from footers."""
+"""How much work a killed run may leave for :func:`refresh_ledger` to read back from footers."""
 
 _LAST_SECONDS = 3.0
 """How long a run that was interrupted waits for days in work: those that are being read are stored."""
@@ -122,7 +122,7 @@ class _Run:
         storage.remove_leftovers(self.layout.months(self.key))
         storage.remove_leftovers(self.layout.quarantine(self.key))
         self._ledger = Ledger.read(ledger)
-        changed = reconcile(self._ledger, self.layout, self.key)
+        changed = refresh_ledger(self._ledger, self.layout, self.key)
         settled = {day: found for day in days if (found := self._settled(day)) is not None}
         unsaved, saved_at = bool(changed), time.monotonic()
         brought = False
@@ -133,7 +133,7 @@ class _Run:
                 for result in midnight.across(in_order):
                     if result.row is not self._ledger.get(result.day):
                         self._ledger.put(result.row)
-                        note_month(self._ledger, self.layout, self.key, result.day)
+                        record_month(self._ledger, self.layout, self.key, result.day)
                         unsaved = brought = True
                         if time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
                             self._ledger.write(ledger)
@@ -146,7 +146,7 @@ class _Run:
                 if unsaved:
                     self._ledger.write(ledger)
                 if brought:
-                    quarantine.release_mended(self.layout, self.key, self._ledger)
+                    quarantine.release_resolved(self.layout, self.key, self._ledger)
 
     def _settled(self, day: date) -> DayOutcome | None:
         """The result of a day for which no source need be asked."""

@@ -10,7 +10,7 @@ import os
 PURGE_DELAY = "MIMALLOC_PURGE_DELAY"
 """Delay in ms after which Arrow's allocator returns freed memory to the system; -1 means never."""
 
-KEEP_MEMORY = {
+REUSE_MEMORY = {
     PURGE_DELAY: "-1",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
@@ -18,9 +18,9 @@ KEEP_MEMORY = {
 """Arrow's and glibc's allocators reuse freed memory for the next file. This takes a tenth of the time."""
 
 
-def keep_memory() -> None:
+def reuse_memory() -> None:
     """Make Arrow reuse freed memory in this process and its children. No effect once Arrow is loaded.
 
     Use it in processes that ingest data and end. A long-lived process, such as a notebook, should return its memory.
     """
-    os.environ.setdefault(PURGE_DELAY, KEEP_MEMORY[PURGE_DELAY])
+    os.environ.setdefault(PURGE_DELAY, REUSE_MEMORY[PURGE_DELAY])

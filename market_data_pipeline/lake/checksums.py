@@ -61,7 +61,7 @@ class Recorded(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class DayVerification:
     """Result of verifying one day.
 
     Attributes:
@@ -81,9 +81,9 @@ class Proof:
     as_written: bool = False
 
 
-def prove_days(
+def verify_days(
     layout: Layout, key: SeriesKey, days: Sequence[date], known: Mapping[date, Recorded] | None = None
-) -> list[Proof]:
+) -> list[DayVerification]:
     """Verify days of a series against the hashes on record.
 
     Decode files whose hash differs or is not on record, and compare them with their footer: schema, rows, key order,
@@ -121,20 +121,20 @@ class _Verifier:
         self._labels: _Labels | None = None
         self._month: _Month | None = None
 
-    def verify(self, path: str, day: date) -> Proof:
+    def verify(self, path: str, day: date) -> DayVerification:
         """Read a file and compare it with its footer."""
         try:
             data, stat = storage.read_bytes(path)
         except FileNotFoundError:
-            return Proof(day, None, fault=f"{path} is gone. Backfill that day to restore it.")
+            return DayVerification(day, None, fault=f"{path} is gone. Backfill that day to restore it.")
         except OSError as error:
-            return Proof(day, storage.stat(Path(path)), fault=str(parquet.damaged(Path(path), error)))
+            return DayVerification(day, storage.stat(Path(path)), fault=str(parquet.damaged(Path(path), error)))
         sha256 = hashlib.sha256(data).hexdigest()
         known = self._known.get(day)
         if known is not None and known.file_sha256 == sha256:
-            return Proof(day, stat, known.rows, sha256=sha256, as_written=True)
+            return DayVerification(day, stat, known.rows, sha256=sha256, as_written=True)
         if known is not None and known.rules_out(DayFile(self._of, day, Path(path), stat), sha256):
-            return Proof(day, stat, fault=CHANGED.format(path=path), sha256=sha256)
+            return DayVerification(day, stat, fault=CHANGED.format(path=path), sha256=sha256)
         try:
             with parquet.opened(data) as (reader, metadata):
                 rows = metadata.num_rows
@@ -142,21 +142,23 @@ class _Verifier:
                 decoded = self._decoded(data, reader, metadata)
                 wrong = self._difference(record, day, decoded) or _wrong_statistics(metadata, decoded)
         except parquet.UNREADABLE as error:
-            return Proof(day, stat, fault=str(parquet.damaged(Path(path), error)), sha256=sha256)
+            return DayVerification(day, stat, fault=str(parquet.damaged(Path(path), error)), sha256=sha256)
         return self._result(path, day, stat, rows, wrong, sha256)
 
-    def verify_in_month(self, stored: DayFile) -> Proof:
+    def verify_in_month(self, stored: DayFile) -> DayVerification:
         """Compare a day of a closed month with its record. Read the month once for all of its days."""
         if self._month is None or stored.path != self._month.path:
             self._month = self._read_month(stored)
         month = self._month
         if month.as_written:
             known = self._known.get(stored.day)
-            return Proof(stored.day, stored.stat, known.rows if known else 0, sha256=month.sha256, as_written=True)
+            return DayVerification(
+                stored.day, stored.stat, known.rows if known else 0, sha256=month.sha256, as_written=True
+            )
         if month.changed:
-            return Proof(stored.day, stored.stat, fault=CHANGED.format(path=stored.path), sha256=month.sha256)
+            return DayVerification(stored.day, stored.stat, fault=CHANGED.format(path=stored.path), sha256=month.sha256)
         if isinstance(month.days, DamagedFileError):
-            return Proof(stored.day, stored.stat, fault=str(month.days), sha256=month.sha256)
+            return DayVerification(stored.day, stored.stat, fault=str(month.days), sha256=month.sha256)
         found = month.days
         if stored.day not in found:
             return self._result(str(stored.path), stored.day, stored.stat, 0, "the day is missing", month.sha256)
@@ -190,11 +192,13 @@ class _Verifier:
             return _Month(stored.path, sha256, days=parquet.damaged(stored.path, error))
         return _Month(stored.path, sha256, found, wrong)
 
-    def _result(self, path: str, day: date, stat: FileStat, rows: int, wrong: str | None, sha256: str | None) -> Proof:
+    def _result(
+        self, path: str, day: date, stat: FileStat, rows: int, wrong: str | None, sha256: str | None
+    ) -> DayVerification:
         if wrong is None:
-            return Proof(day, stat, rows, sha256=sha256)
+            return DayVerification(day, stat, rows, sha256=sha256)
         advice = "it was changed after it was written. Backfill that day to replace it."
-        return Proof(day, stat, rows, f"{path} does not match its footer ({wrong}): {advice}", sha256)
+        return DayVerification(day, stat, rows, f"{path} does not match its footer ({wrong}): {advice}", sha256)
 
     def _decoded(self, data: bytes, reader: pq.ParquetReader, metadata: pq.FileMetaData) -> _Decoded | None:
         """Return a file's rows; None if it does not have the columns of its series."""

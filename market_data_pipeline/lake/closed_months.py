@@ -22,7 +22,7 @@ from market_data_pipeline.lake import parquet as parquet_files
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import Ledger, reconcile
+from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
 from market_data_pipeline.lake.months import DayInMonth, encode_month, read_month
 from market_data_pipeline.lake.partitions import days_between, days_of_month, days_on_disk, read_whole
 from market_data_pipeline.model.datasets import closes_months, spec_of
@@ -67,14 +67,14 @@ def close_months(layout: Layout, key: SeriesKey, *, wait_seconds: float = 0) -> 
     with storage.only_writer(layout.lock(key), wait_seconds, str(key)):
         storage.remove_leftovers(layout.months(key))
         ledger = Ledger.read(path)
-        changed = bool(reconcile(ledger, layout, key))
+        changed = bool(refresh_ledger(ledger, layout, key))
         for month in months_to_close(layout, key, ledger, clock.today()):
             try:
                 days = [_verified(layout, key, ledger, day) for day in clock.days_of_month(month)]
             except DamagedFileError:
                 continue  # `verify --local` reports it, and a backfill replaces it
             storage.write_bytes(layout.month(key, month), encode_month(days, spec_of(key)))
-            note_month(ledger, layout, key, month)
+            record_month(ledger, layout, key, month)
             closed.append(month)
         if closed or changed:
             ledger.write(path)
@@ -90,7 +90,7 @@ def _verified(layout: Layout, key: SeriesKey, ledger: Ledger, day: date) -> DayI
     return found
 
 
-def note_month(ledger: Ledger, layout: Layout, key: SeriesKey, day: date) -> None:
+def record_month(ledger: Ledger, layout: Layout, key: SeriesKey, day: date) -> None:
     """Record the month's file of a day in the ledger if that month is closed."""
     if not closes_months(key.data_type) or not layout.month(key, day).exists():
         return

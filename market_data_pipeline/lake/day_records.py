@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import SCHEMA, Ledger, read_columns, reconcile, row_of_file
+from market_data_pipeline.lake.ledger import SCHEMA, Ledger, read_columns, refresh_ledger, row_of_file
 from market_data_pipeline.lake.partitions import days_on_disk
 from market_data_pipeline.model.day import HELD, DayFile, DayRecord, Lost, after
 from market_data_pipeline.model.findings import Severity, Verdict
@@ -156,7 +156,7 @@ def rows_as_on_disk(layout: Layout, key: SeriesKey, columns: Sequence[str] = ())
     except DamagedFileError:
         pass
     ledger = Ledger.read(path)
-    reconcile(ledger, layout, key)
+    refresh_ledger(ledger, layout, key)
     return pa.Table.from_pylist([asdict(row) for row in ledger.rows.values()], SCHEMA), True
 
 

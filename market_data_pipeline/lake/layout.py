@@ -61,7 +61,7 @@ class Layout:
         """Return the path of a series' reconciliation record."""
         return self.reconciliation / key.ledger.removeprefix("ledger/")
 
-    def judged(self, market: Market) -> Path:
+    def classified(self, market: Market) -> Path:
         """Return the path of the inputs from which a market's flat candles were last classified."""
         return self.root / "quality" / "judged" / EXCHANGE / f"{market}.json"
 

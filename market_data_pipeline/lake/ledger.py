@@ -1,7 +1,7 @@
 """The ledger of a series: one row for each day that was ever requested. Failures are recorded only here.
 
-Rows of stored days can be rebuilt from the files' footers. :func:`reconcile` does so for days where folder and ledger
-differ: after a crash, a deleted ledger or a manual change. The states of a day belong to ``model/day.py``.
+Rows of stored days can be rebuilt from the files' footers. :func:`refresh_ledger` does so if folder and ledger differ:
+after a crash, a deleted ledger or a manual change. The states of a day belong to ``model/day.py``.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ SCHEMA = pa.schema(
 _FIELDS = tuple(one.name for one in fields(DayRecord))
 _DEFAULTS = {one.name: one.default for one in fields(DayRecord) if one.default is not MISSING}
 
-UNSETTLED = (
+MAY_NEED_FETCH = (
     ~pc.field("final")
     | pc.field("replaced_by").is_valid()
     | pc.field("retry")
@@ -232,7 +232,7 @@ def _with(table: pa.Table, name: str, column: pa.ChunkedArray[Any]) -> pa.Table:
     return table.set_column(table.column_names.index(name), SCHEMA.field(name), column)
 
 
-def days_held(path: Path) -> list[date]:
+def _stored_days(path: Path) -> list[date]:
     """Return the stored days, forty times as fast as reading the whole ledger.
 
     Args:
@@ -261,7 +261,7 @@ def recorded(path: Path) -> dict[date, Recorded]:
     if table is None:
         return {}
     if "file_sha256" not in table.column_names:  # a ledger of an older version
-        return dict.fromkeys(days_held(path), Recorded())
+        return dict.fromkeys(_stored_days(path), Recorded())
     try:
         on_record = pc.field("file_sha256").is_valid() | pc.field("month_sha256").is_valid()
         table = table.filter((pc.field("outcome") == HELD) | on_record)
@@ -275,14 +275,14 @@ def recorded(path: Path) -> dict[date, Recorded]:
     }
 
 
-class Content(NamedTuple):
+class StoredContent(NamedTuple):
     """Content of a stored day: the hash of its values, and when its rows were fetched (µs, UTC)."""
 
     sha256: str | None
     fetched_us: int | None
 
 
-def contents_held(path: Path, first: date, last: date) -> dict[date, Content]:
+def stored_contents(path: Path, first: date, last: date) -> dict[date, StoredContent]:
     """Return the content of each stored day, eight times as fast as reading a whole ledger of ten years.
 
     Args:
@@ -300,12 +300,12 @@ def contents_held(path: Path, first: date, last: date) -> dict[date, Content]:
         inside = (pc.field("outcome") == HELD) & (pc.field("day") >= first) & (pc.field("day") <= last)
         rows = table.select(["day", "outcome", "content_sha256", "fetched_at"]).filter(inside)
         columns = parquet.days_of(rows), rows["content_sha256"].to_pylist(), parquet.us_of(rows, "fetched_at")
-        return {day: Content(sha256, at) for day, sha256, at in zip(*columns, strict=True)}
+        return {day: StoredContent(sha256, at) for day, sha256, at in zip(*columns, strict=True)}
     except (KeyError, pa.ArrowInvalid):  # the columns match no version
         return {}
 
 
-def reconcile(ledger: Ledger, layout: Layout, key: SeriesKey) -> list[date]:
+def refresh_ledger(ledger: Ledger, layout: Layout, key: SeriesKey) -> list[date]:
     """Refresh a series' ledger from the files on disk. Return the days that changed.
 
     New days are trusted by their footer, if it names this day and series. A file that differs from the ledger in size

@@ -179,7 +179,7 @@ def _of_day(stored: DayFile, days: Mapping[date, _T]) -> _T:
         raise parquet.damaged(stored.path, ValueError(f"it has no rows of {stored.day}")) from error
 
 
-def series_held(layout: Layout) -> list[SeriesKey]:
+def known_series(layout: Layout) -> list[SeriesKey]:
     """Return every series that has a ledger or a file, in order. Skip folders and files that are not a series."""
     return sorted({*series_in_ledgers(layout), *series_with_files(layout)})
 

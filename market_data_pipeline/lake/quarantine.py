@@ -171,7 +171,7 @@ _BEGINNING_BYTES = 1024
 # --- storing --------------------------------------------------------------------------------------------------------
 
 
-def put(
+def store(
     layout: Layout,
     key: SeriesKey,
     archive_key: str,
@@ -388,19 +388,19 @@ def release(entry: Entry) -> None:
             logger.warning("%s", error)
 
 
-def release_mended(layout: Layout, key: SeriesKey, ledger: Ledger) -> list[Entry]:
+def release_resolved(layout: Layout, key: SeriesKey, ledger: Ledger) -> list[Entry]:
     """Remove the entries of days that are now stored from a good file. Return these entries.
 
     Monthly zips stay, because days stored from daily zips do not show that the monthly zip is good. Accepted bytes stay
     while their day is stored from them. The caller must have the series' lock.
     """
-    mended = [entry for entry in entries_of(layout, key) if entry.day is not None and is_mended(entry, ledger)]
+    mended = [entry for entry in entries_of(layout, key) if entry.day is not None and is_resolved(entry, ledger)]
     for entry in mended:
         release(entry)
     return mended
 
 
-def is_mended(entry: Entry, ledger: Ledger, days: Iterable[date] | None = None) -> bool:
+def is_resolved(entry: Entry, ledger: Ledger, days: Iterable[date] | None = None) -> bool:
     """Return True if each day of an entry is stored from another good file, or was never listed.
 
     Args:

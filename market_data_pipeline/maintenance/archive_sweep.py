@@ -21,7 +21,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import MarketDataError, NetworkError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import Ledger, reconcile
+from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
 from market_data_pipeline.maintenance.scrub import OnProgress
 from market_data_pipeline.model.datasets import MOST_PAGES, monthly_may_stand
 from market_data_pipeline.model.day import FAILED, HELD, REFUSED, DayRecord, OtherArchive, after
@@ -255,7 +255,7 @@ def look_for(
 def _sweep_series(layout: Layout, key: SeriesKey, archive: Listing) -> SweepReport:
     try:
         ledger = Ledger.read(layout.ledger(key))
-        reconcile(ledger, layout, key)  # in memory: it may be behind
+        refresh_ledger(ledger, layout, key)  # in memory: it may be behind
     except MarketDataError as error:
         return SweepReport(troubles={key: str(error)})
     return _compare_rows(key, ledger.rows.values(), archive)
@@ -467,7 +467,7 @@ def mark_days(
     with storage.only_writer(layout.lock(key), wait_seconds, str(key)):
         ledger = Ledger.read(layout.ledger(key))
         before = dict(ledger.rows)
-        reconcile(ledger, layout, key)
+        refresh_ledger(ledger, layout, key)
         for found in discoveries:
             for day in found.days if found.kind in TO_BRING and found.etag else ():
                 row = ledger.get(day)

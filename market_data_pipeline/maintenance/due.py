@@ -14,7 +14,7 @@ from market_data_pipeline.clock import DAY, HOUR, days_between
 from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import CHECKS_DO_NOT_PASS, UNSETTLED, Ledger
+from market_data_pipeline.lake.ledger import CHECKS_DO_NOT_PASS, MAY_NEED_FETCH, Ledger
 from market_data_pipeline.model.day import NOT_LISTED
 from market_data_pipeline.model.lineage import profile_of
 from market_data_pipeline.model.needs import NeedKind, is_still_unlisted, needs, profile_is_due, reach_of
@@ -78,7 +78,7 @@ def days_to_repair(at: datetime, universe: Universe, layout: Layout) -> dict[Ser
     for key in universe.series():
         path = layout.ledger(key)
         # Of candles, whose days are proven by themselves, only the rows that are not settled are read.
-        ledger = Ledger.read(path, UNSETTLED if key.interval else None)
+        ledger = Ledger.read(path, MAY_NEED_FETCH if key.interval else None)
         if days := [day for day in due_days(key, ledger.rows, at) if first <= day < today]:
             wanted[key] = days
     return wanted

@@ -31,7 +31,7 @@ from market_data_pipeline.errors import DamagedFileError, SeriesBusyError
 from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, read_columns
-from market_data_pipeline.lake.partitions import series_held
+from market_data_pipeline.lake.partitions import known_series
 from market_data_pipeline.lake.reader import read_day
 from market_data_pipeline.lake.regular_files import read_regular
 from market_data_pipeline.model.day import HELD, Classified, after
@@ -84,7 +84,7 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
     Raises:
         StorageError: a ledger cannot be written.
     """
-    seen = _read_seen(layout.judged(market))
+    seen = _read_seen(layout.classified(market))
     every = _ledgers(layout, market)
     versions = _versions(every)
     changed: dict[SeriesKey, dict[date, tuple[str, str]]] = {}
@@ -113,7 +113,7 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
             for day in verdicts:
                 looked_at.pop(_seen_as(key.interval or "", day), None)
     if looked_at:
-        _remember(layout.judged(market), looked_at, f"The record of flat candles of {market}")
+        _remember(layout.classified(market), looked_at, f"The record of flat candles of {market}")
     return Judged(days, tuple(busy), told)
 
 
@@ -160,7 +160,7 @@ def _ledgers(layout: Layout, market: Market) -> dict[SeriesKey, pa.Table]:
     """The held days of a market's series that tell whether there was trading: klines and aggTrades."""
     return {
         key: rows
-        for key in series_held(layout)
+        for key in known_series(layout)
         if key.market is market
         and key.data_type in (DataType.KLINES, DataType.AGG_TRADES)
         and (rows := _held_rows(layout, key)) is not None

@@ -25,7 +25,7 @@ from typing import IO, Any, ParamSpec, TypeVar, cast
 
 from typing_extensions import override
 
-from market_data_pipeline.lake.arrow_memory import KEEP_MEMORY
+from market_data_pipeline.lake.arrow_memory import REUSE_MEMORY
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class _Worker:
             (*_COMMAND, ahead),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=KEEP_MEMORY | os.environ | path,
+            env=REUSE_MEMORY | os.environ | path,
             bufsize=1 << 16,
         )
         self._questions = cast("IO[bytes]", self._process.stdin)

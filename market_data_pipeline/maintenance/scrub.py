@@ -17,9 +17,9 @@ from time import perf_counter
 from market_data_pipeline import clock
 from market_data_pipeline.errors import DamagedFileError, MarketDataError
 from market_data_pipeline.lake import storage
-from market_data_pipeline.lake.checksums import CHANGED, Proof, Recorded, prove_days
+from market_data_pipeline.lake.checksums import CHANGED, DayVerification, Recorded, verify_days
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import Ledger, is_changed, reconcile, recorded
+from market_data_pipeline.lake.ledger import Ledger, is_changed, recorded, refresh_ledger
 from market_data_pipeline.lake.partitions import days_between, days_on_disk, read_record
 from market_data_pipeline.maintenance.pool import Processes
 from market_data_pipeline.model.day import HELD, DayFile, Lost, after
@@ -104,8 +104,8 @@ def prove_local(
             wanted[key] = _days_to_prove(layout, key, known[key])
         except MarketDataError as error:
             report.troubles[key] = str(error)
-    faulty: dict[SeriesKey, dict[date, Proof]] = {key: {} for key in wanted}
-    new: dict[SeriesKey, list[Proof]] = {key: [] for key in wanted}
+    faulty: dict[SeriesKey, dict[date, DayVerification]] = {key: {} for key in wanted}
+    new: dict[SeriesKey, list[DayVerification]] = {key: [] for key in wanted}
     for key, proofs in _proofs(layout, wanted, known, processes or cpus()):
         report.files[key] = report.files.get(key, 0) + len(proofs)
         report.rows += sum(proof.rows for proof in proofs)
@@ -134,14 +134,14 @@ def _proofs(
     wanted: Mapping[SeriesKey, Mapping[date, int]],
     known: Mapping[SeriesKey, Mapping[date, Recorded]],
     processes: int,
-) -> Iterator[tuple[SeriesKey, list[Proof]]]:
+) -> Iterator[tuple[SeriesKey, list[DayVerification]]]:
     """Read all files, in bundles of one series, by so many processes."""
     bundles = [(key, days) for key, sizes in wanted.items() for days in _bundles(sizes)]
-    beside = Processes(processes, ahead=prove_days.__module__, worth_bytes=_WORTH_BYTES)
+    beside = Processes(processes, ahead=verify_days.__module__, worth_bytes=_WORTH_BYTES)
     with closing(beside), ThreadPoolExecutor(processes, thread_name_prefix="prove") as readers:
         beside.expect(sum(sum(sizes.values()) for sizes in wanted.values()))
         tasks = [
-            readers.submit(beside.compute, prove_days, layout, key, days, _known_of(days, known[key]))
+            readers.submit(beside.compute, verify_days, layout, key, days, _known_of(days, known[key]))
             for key, days in bundles
         ]
         try:
@@ -171,7 +171,7 @@ def _bundles(sizes: Mapping[date, int]) -> list[list[date]]:
     return bundles
 
 
-def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[Proof], wait_seconds: float) -> None:
+def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[DayVerification], wait_seconds: float) -> None:
     """Note files that are not what they say as failed days.
 
     Raises:
@@ -180,7 +180,7 @@ def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[Proof], wait_
     """
     with storage.only_writer(layout.lock(key), wait_seconds, str(key)):
         ledger = Ledger.read(layout.ledger(key))
-        reconcile(ledger, layout, key)
+        refresh_ledger(ledger, layout, key)
         for proof in proofs:
             # A run may have replaced the file since it was read.
             held = days_between(layout, key, proof.day, proof.day)
@@ -197,8 +197,8 @@ def _known_of(days: Sequence[date], known: Mapping[date, Recorded]) -> dict[date
 
 
 def _changed(
-    layout: Layout, key: SeriesKey, proofs: Sequence[Proof], known: Mapping[date, Recorded]
-) -> dict[date, Proof]:
+    layout: Layout, key: SeriesKey, proofs: Sequence[DayVerification], known: Mapping[date, Recorded]
+) -> dict[date, DayVerification]:
     """Of files that hold what their footer says, those whose bytes are not the ones on record although they should be.
 
     A closed month is written whole, so that its file is another version if any of its days is.
@@ -207,7 +207,7 @@ def _changed(
     if not asked:
         return {}
     ledger = Ledger.read(layout.ledger(key))
-    found: dict[Path, dict[date, Proof]] = {}
+    found: dict[Path, dict[date, DayVerification]] = {}
     newer: set[Path] = set()
     for proof in asked:
         row, held = ledger.get(proof.day), _file_of(layout, key, proof)
@@ -224,18 +224,18 @@ def _changed(
     return {day: proof for path, days in found.items() if path not in newer for day, proof in days.items()}
 
 
-def _file_of(layout: Layout, key: SeriesKey, proof: Proof) -> DayFile | None:
+def _file_of(layout: Layout, key: SeriesKey, proof: DayVerification) -> DayFile | None:
     """The file of a day, if it is still the one that was proven."""
     return next((held for held in days_between(layout, key, proof.day, proof.day) if held.stat == proof.stat), None)
 
 
-def _put_on_record(layout: Layout, key: SeriesKey, proofs: Sequence[Proof]) -> None:
+def _put_on_record(layout: Layout, key: SeriesKey, proofs: Sequence[DayVerification]) -> None:
     """Note the SHA-256 of files that were proven without one. A series that is being written is left for next time."""
     if not proofs:
         return
     with suppress(MarketDataError), storage.only_writer(layout.lock(key), 0, str(key)):
         ledger = Ledger.read(layout.ledger(key))
-        reconcile(ledger, layout, key)
+        refresh_ledger(ledger, layout, key)
         for proof in proofs:
             row, held = ledger.get(proof.day), _file_of(layout, key, proof)
             if row is not None and row.outcome == HELD and held is not None:

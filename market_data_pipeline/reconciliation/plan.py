@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from market_data_pipeline import clock
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import Content, Ledger, contents_held
+from market_data_pipeline.lake.ledger import Ledger, StoredContent, stored_contents
 from market_data_pipeline.lake.partitions import days_between, days_on_disk, file_of
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS
 from market_data_pipeline.model.day import HELD
@@ -88,8 +88,8 @@ def plan(
     other = source_of(key)
     begin = max(first or ARCHIVE_BEGINS, ARCHIVE_BEGINS)
     end = min(last or date.max, clock.today() - _DAY)
-    klines = contents_held(layout.ledger(key), begin, end)
-    source = contents_held(layout.ledger(other), begin - _DAY, end + _DAY)
+    klines = stored_contents(layout.ledger(key), begin, end)
+    source = stored_contents(layout.ledger(other), begin - _DAY, end + _DAY)
     record = {} if again else read_compared(layout.reconciled(key), begin, end)
     both = sorted(klines.keys() & source.keys())
     done = [day for day in both if day in record and _is_current(record[day], day, klines, source)]
@@ -110,7 +110,9 @@ def _days_there(layout: Layout, key: SeriesKey, days: Sequence[date]) -> Set[dat
     return {held.day for day in days for held in days_between(layout, key, day, day)}
 
 
-def _is_current(before: Compared, day: date, klines: Mapping[date, Content], source: Mapping[date, Content]) -> bool:
+def _is_current(
+    before: Compared, day: date, klines: Mapping[date, StoredContent], source: Mapping[date, StoredContent]
+) -> bool:
     """Whether what was found on a day still holds: both sides are as they were, and so are the source's days around."""
     if (before.klines_sha256, before.source_sha256) != (klines[day].sha256, source[day].sha256):
         return False

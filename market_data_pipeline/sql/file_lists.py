@@ -39,7 +39,7 @@ _A_DAY, _A_MONTH = "2024-01-01.parquet", "2024-01.parquet"
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredSeries:
     """Series that have files and their closed months, as the SQL over a lake needs them.
 
     Attributes:
@@ -55,9 +55,9 @@ class Held:
         return [key for key in self.months if (key.market, key.data_type) == (market, data_type)]
 
 
-def held_now(layout: Layout) -> Held:
+def stored_series(layout: Layout) -> StoredSeries:
     """List the series that have files, and their closed months."""
-    return Held(layout, {key: months_closed(layout, key) for key in series_with_files(layout)})
+    return StoredSeries(layout, {key: months_closed(layout, key) for key in series_with_files(layout)})
 
 
 def quoted(text: str) -> str:
@@ -144,15 +144,15 @@ def _sql_type(arrow: pa.DataType) -> str:
     return {pa.int64(): "BIGINT", pa.float64(): "DOUBLE", pa.bool_(): "BOOLEAN", pa.date32(): "DATE"}[arrow]
 
 
-def marks_of(held: Held) -> list[tuple[Path, pa.Schema]]:
+def marks_of(stored: StoredSeries) -> list[tuple[Path, pa.Schema]]:
     """Return the marks that SQL over a lake reads first, with their schemas."""
     marks = [
         (in_sql.mark, lake_schema(market, data_type))
         for market in Market
         for data_type in data_types_of(market)
-        if (in_sql := Files(held, market, data_type)).keys
+        if (in_sql := Files(stored, market, data_type)).keys
     ]
-    return [*marks, (mark_of_ledgers(held.layout), LEDGER_SCHEMA)] if has_ledgers(held.layout) else marks
+    return [*marks, (mark_of_ledgers(stored.layout), LEDGER_SCHEMA)] if has_ledgers(stored.layout) else marks
 
 
 def mark_of_ledgers(layout: Layout) -> Path:
@@ -165,23 +165,23 @@ def has_ledgers(layout: Layout) -> bool:
     return any(series_in_ledgers(layout))
 
 
-def marked_now(layout: Layout) -> tuple[Held, bool]:
+def marked_now(layout: Layout) -> tuple[StoredSeries, bool]:
     """List the series of a lake, and write its missing marks.
 
     Returns:
         The stored series, and True if all marks exist. Without write access, SQL works without marks.
     """
     while True:
-        held = held_now(layout)
-        missing = [(mark, schema) for mark, schema in marks_of(held) if not mark.exists()]
+        stored = stored_series(layout)
+        missing = [(mark, schema) for mark, schema in marks_of(stored) if not mark.exists()]
         try:
             for mark, schema in missing:
                 parquet.write_table(mark, schema.empty_table())
         except StorageError:
-            return held, False
+            return stored, False
         # If the lake changed meanwhile, a new mark may already be stale, and nothing would remove it.
-        if not missing or held_now(layout) == held:
-            return held, True
+        if not missing or stored_series(layout) == stored:
+            return stored, True
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Files:
     returning fewer rows.
     """
 
-    held: Held
+    stored: StoredSeries
     market: Market
     data_type: DataType
     marked: bool = True
@@ -208,7 +208,7 @@ class Files:
     @property
     def folder(self) -> Path:
         """Return the folder of the market and data type."""
-        return folder_of(self.held.layout, self.market, self.data_type)
+        return folder_of(self.stored.layout, self.market, self.data_type)
 
     @property
     def everything(self) -> str:
@@ -248,8 +248,8 @@ class Files:
 
     def __post_init__(self) -> None:
         # Not cached_property: its lock (until Python 3.12) may be locked in the parent during a fork.
-        keys = self.held.keys(self.market, self.data_type)
-        months = [(f"/monthly/{folder_labels(key)}/", month) for key in keys for month in self.held.months[key]]
+        keys = self.stored.keys(self.market, self.data_type)
+        months = [(f"/monthly/{folder_labels(key)}/", month) for key in keys for month in self.stored.months[key]]
         object.__setattr__(self, "keys", keys)
         object.__setattr__(self, "_closed_months", months)
         object.__setattr__(self, "_closed", " ".join(series + month for series, month in months))

@@ -23,7 +23,7 @@ from market_data_pipeline.model.datasets import data_types_of
 from market_data_pipeline.model.day import FileStat
 from market_data_pipeline.model.series import Market
 from market_data_pipeline.sql.errors import lake_error
-from market_data_pipeline.sql.file_lists import Held, held_now, marks_of, quoted
+from market_data_pipeline.sql.file_lists import StoredSeries, marks_of, quoted, stored_series
 from market_data_pipeline.sql.views import statements
 
 LOCK_WAIT_SECONDS = 60.0
@@ -52,17 +52,17 @@ def publish_catalog(layout: Layout) -> Path:
         SeriesBusyError: Another process has been publishing for too long.
         DamagedFileError: The columns of the ledgers cannot be read. The old catalog stays.
     """
-    if not _is_published(held_now(layout)):
+    if not _is_published(stored_series(layout)):
         lock = layout.catalog.with_suffix(".lock")
         with storage.only_writer(lock, LOCK_WAIT_SECONDS, "The catalog"):
             # List again under the lock, so that the last publisher sees the newest files.
-            held = held_now(layout)
-            for mark, schema in marks_of(held):
+            stored = stored_series(layout)
+            for mark, schema in marks_of(stored):
                 storage.remove_leftovers(mark.parent, older_than_seconds=_LEFT_AFTER_SECONDS)
                 if not mark.exists():
                     parquet.write_table(mark, schema.empty_table())
-            if not _is_published(held):
-                _publish(layout, statements(held, published=True))
+            if not _is_published(stored):
+                _publish(layout, statements(stored, published=True))
     return layout.catalog
 
 
@@ -84,7 +84,7 @@ def retire_catalogs(layout: Layout) -> datetime | None:
     Raises:
         StorageError: A mark cannot be removed.
     """
-    current = {mark for mark, _ in marks_of(held_now(layout))}
+    current = {mark for mark, _ in marks_of(stored_series(layout))}
     retired = []
     for market in Market:
         for data_type in data_types_of(market):
@@ -129,15 +129,15 @@ def _publish(layout: Layout, wanted: Sequence[str]) -> None:
     storage.write_bytes(_signature_file(layout), _signature(wanted, stat).encode())
 
 
-def _is_published(held: Held) -> bool:
+def _is_published(stored: StoredSeries) -> bool:
     """Return True if the catalog matches the stored series and all marks exist."""
-    stat = storage.stat(held.layout.catalog)
+    stat = storage.stat(stored.layout.catalog)
     try:
         return (
             stat is not None
-            and read_regular(_signature_file(held.layout)).decode()
-            == _signature(statements(held, published=True), stat)
-            and all(mark.exists() for mark, _ in marks_of(held))
+            and read_regular(_signature_file(stored.layout)).decode()
+            == _signature(statements(stored, published=True), stat)
+            and all(mark.exists() for mark, _ in marks_of(stored))
         )
     except (OSError, ValueError):
         return False

@@ -26,7 +26,7 @@ from market_data_pipeline.sql.file_lists import (
     NAMED,
     WHAT_TO_DO,
     Files,
-    Held,
+    StoredSeries,
     as_pattern,
     empty,
     folder_labels,
@@ -41,20 +41,22 @@ STATE_SQL = " ".join(("CASE", *(f"WHEN {rule.sql()} THEN '{rule.state}'" for rul
 """:func:`state_of` as an SQL expression over the columns ``outcome``, ``final``, ``verdicts`` and ``integrity``."""
 
 
-def statements(held: Held, corrections: str = "", *, marked: bool = True, published: bool = False) -> list[str]:
+def statements(
+    stored: StoredSeries, corrections: str = "", *, marked: bool = True, published: bool = False
+) -> list[str]:
     """Return the SQL that creates every schema, view and macro over a lake.
 
     The text changes when a series gets its first file or a month is closed, but not when a series gets more files. So
     it shows if a catalog is up to date.
 
     Args:
-        held: Stored series of the lake.
+        stored: Stored series of the lake.
         corrections: Name of a table that replaces the ledgers of its series (``lake.day_records.CORRECTED``). Empty
             means that the quality views read only the ledgers.
         marked: Read the marks of :func:`marks_of`. They must exist.
         published: Write SQL for the catalog in the data folder, which users may copy and move.
     """
-    layout = held.layout
+    layout = stored.layout
     place = _in_its_place(layout) if published else ""
     made: list[str] = []
     for market in Market:
@@ -62,7 +64,7 @@ def statements(held: Held, corrections: str = "", *, marked: bool = True, publis
         made.append(f"CREATE SCHEMA IF NOT EXISTS {schema}")
         for data_type in data_types_of(market):
             view = f"CREATE OR REPLACE VIEW {schema}.{data_type.sql_name}"
-            in_sql = Files(held, market, data_type, marked, place)
+            in_sql = Files(stored, market, data_type, marked, place)
             made.append(f"{view} AS {_view(in_sql)}")
             if data_type in _MACROS:
                 made.append(_macro(schema, in_sql))
@@ -83,7 +85,7 @@ def statements(held: Held, corrections: str = "", *, marked: bool = True, publis
     )
     compared = _where(_reconciled_days(layout), place)
     made.append(
-        f"CREATE OR REPLACE VIEW quality.reconciliation AS {_RECONCILIATION.format(days=compared, held=with_rows)}"
+        f"CREATE OR REPLACE VIEW quality.reconciliation AS {_RECONCILIATION.format(days=compared, rows=with_rows)}"
     )
     differences = _RECONCILIATION_DIFFERENCES.format(days=compared)
     made.append(f"CREATE OR REPLACE VIEW quality.reconciliation_differences AS {differences}")
@@ -334,7 +336,7 @@ _RECONCILED_TYPES = {
 # Both sides are joined by the name of their series. It is a plain key, so DuckDB uses a hash join.
 _RECONCILIATION = """
 WITH known AS (
-    SELECT concat_ws('/', exchange, market, data_type, symbol, "interval") AS series, day, content_sha256 FROM ({held})
+    SELECT concat_ws('/', exchange, market, data_type, symbol, "interval") AS series, day, content_sha256 FROM ({rows})
 )
 SELECT exchange, market, data_type, symbol, "interval", r.day AS day, r.source AS source, bars, differing, explained,
     differing - explained AS unexplained, contract_size, compared_at, klines_sha256, source_sha256,

@@ -147,7 +147,7 @@ def test_a_broken_zip_of_another_kind_is_shown_and_not_accepted(world: World, ma
         file.writestr(name, ",".join("0123456789") * 20)
     data = bytearray(packed.getvalue())
     data[30 + len(name) + 4] ^= 0xFF  # how it is compressed, behind the version and the length of what says so
-    quarantine.put(
+    quarantine.store(
         world.layout, BTC, BTC.archive_daily(DAY), bytes(data), kind="checksum", reason="other", day=DAY, at=clock.now()
     )
     shown = market_data("quarantine", "show", name.removesuffix(".csv"))
@@ -162,7 +162,7 @@ def test_a_zip_that_lost_a_bit_is_shown_as_broken_and_not_accepted(world: World,
         file.writestr(name, ",".join("0123456789") * 20)
     data = bytearray(packed.getvalue())
     data[30 + len(name)] ^= 0b110  # how the first block is compressed, as its first byte behind the file's name says
-    quarantine.put(
+    quarantine.store(
         world.layout, BTC, BTC.archive_daily(DAY), bytes(data), kind="checksum", reason="other", day=DAY, at=clock.now()
     )
     shown = market_data("quarantine", "show", name.removesuffix(".csv"))

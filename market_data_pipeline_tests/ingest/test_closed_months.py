@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import date
 
 from market_data_pipeline.lake import storage
-from market_data_pipeline.lake.checksums import prove_days
+from market_data_pipeline.lake.checksums import verify_days
 from market_data_pipeline.lake.closed_months import close_months
 from market_data_pipeline.lake.day_records import corrected
 from market_data_pipeline.lake.months import encode_month, read_month
@@ -71,13 +71,13 @@ def test_a_damaged_month_is_brought_again_day_by_day(world: World) -> None:
 
 def test_a_closed_month_is_proven_day_by_day(world: World) -> None:
     closed(world)
-    proofs = prove_days(world.layout, HOURS, JANUARY)
+    proofs = verify_days(world.layout, HOURS, JANUARY)
     assert [(proof.fault, proof.rows) for proof in proofs] == [(None, 24)] * 31
     month = world.layout.month(HOURS, JANUARY[0])
     held = read_month(month, lake_schema(HOURS.market, HOURS.data_type))
     swapped = held[JANUARY[7]]._replace(table=held[JANUARY[8]].table)
     storage.write_bytes(month, encode_month([*(held | {JANUARY[7]: swapped}).values()], spec_of(HOURS)))
-    faults = {proof.day: proof.fault for proof in prove_days(world.layout, HOURS, JANUARY) if proof.fault}
+    faults = {proof.day: proof.fault for proof in verify_days(world.layout, HOURS, JANUARY) if proof.fault}
     assert list(faults) == [JANUARY[7]]
     assert f"{month} does not match its footer (the first or last open_time differs)" in faults[JANUARY[7]]
 
@@ -86,5 +86,5 @@ def test_a_damaged_month_is_named_for_each_of_its_days(world: World) -> None:
     closed(world)
     month = world.layout.month(HOURS, JANUARY[0])
     month.write_bytes(month.read_bytes()[:-50])
-    faults = [proof.fault or "" for proof in prove_days(world.layout, HOURS, JANUARY)]
+    faults = [proof.fault or "" for proof in verify_days(world.layout, HOURS, JANUARY)]
     assert [str(month) in fault for fault in faults] == [True] * 31

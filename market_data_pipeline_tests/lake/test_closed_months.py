@@ -19,9 +19,15 @@ from hypothesis import strategies as st
 from market_data_pipeline import MarketData, clock
 from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import parquet, storage
-from market_data_pipeline.lake.closed_months import close_months, closed_days, note_month, remove_closed_days, write_day
+from market_data_pipeline.lake.closed_months import (
+    close_months,
+    closed_days,
+    record_month,
+    remove_closed_days,
+    write_day,
+)
 from market_data_pipeline.lake.day_records import corrected
-from market_data_pipeline.lake.ledger import Ledger, reconcile
+from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
 from market_data_pipeline.lake.months import DayInMonth, encode_month, read_month
 from market_data_pipeline.lake.parquet import encode_table
 from market_data_pipeline.lake.partitions import days_between, days_on_disk, read_record, read_whole
@@ -173,9 +179,9 @@ def test_a_day_of_a_closed_month_is_written_into_it(lake: SmallLake) -> None:
     after = all_rows(lake)
     assert (after.slice(0, 7 * 24), after.slice(8 * 24)) == (before.slice(0, 7 * 24), before.slice(8 * 24))
     ledger = Ledger.read(lake.layout.ledger(HOURS))
-    note_month(ledger, lake.layout, HOURS, JANUARY[7])
+    record_month(ledger, lake.layout, HOURS, JANUARY[7])
     assert {row.outcome for row in ledger.rows.values()} == {"held"}
-    assert reconcile(ledger, lake.layout, HOURS) == []
+    assert refresh_ledger(ledger, lake.layout, HOURS) == []
 
 
 def test_what_the_market_said_of_a_day_outlives_a_crash_before_the_ledger_was_written(lake: SmallLake) -> None:
@@ -188,7 +194,7 @@ def test_what_the_market_said_of_a_day_outlives_a_crash_before_the_ledger_was_wr
     ledger_path.write_bytes(before)  # the process was killed before it wrote
     assert not is_right(lake)
     ledger = Ledger.read(ledger_path)
-    reconcile(ledger, lake.layout, HOURS)
+    refresh_ledger(ledger, lake.layout, HOURS)
     assert ledger.rows[JANUARY[3]].findings_list() == (judged,)
     ledger.write(ledger_path)
     assert is_right(lake)
@@ -201,12 +207,12 @@ def test_a_damaged_month_fails_its_days_and_a_day_that_is_brought_again_is_held(
     month = lake.layout.month(HOURS, JANUARY[0])
     month.write_bytes(month.read_bytes()[:-100])
     ledger = Ledger.read(lake.layout.ledger(HOURS))
-    assert reconcile(ledger, lake.layout, HOURS) == JANUARY
+    assert refresh_ledger(ledger, lake.layout, HOURS) == JANUARY
     assert {ledger.rows[day].failure for day in JANUARY} == {"damaged"}
     assert month.name in (ledger.rows[JANUARY[0]].reason or "")
     write_day(lake.layout, HOURS, record, encode_table(day_table(HOURS, JANUARY[7]), record))
     assert own_files(lake) == [JANUARY[7]]
-    reconcile(ledger, lake.layout, HOURS)
+    refresh_ledger(ledger, lake.layout, HOURS)
     assert [day for day in JANUARY if ledger.rows[day].outcome != FAILED] == [JANUARY[7]]
 
 

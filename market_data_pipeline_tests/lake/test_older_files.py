@@ -12,9 +12,9 @@ import pytest
 from market_data_pipeline import MarketData, clock
 from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import parquet, storage
-from market_data_pipeline.lake.checksums import prove_days
+from market_data_pipeline.lake.checksums import verify_days
 from market_data_pipeline.lake.closed_months import close_months, write_day
-from market_data_pipeline.lake.ledger import Ledger, reconcile
+from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
 from market_data_pipeline.lake.months import DayInMonth, encode_month
 from market_data_pipeline.lake.partitions import days_between, days_on_disk, read_whole
 from market_data_pipeline.lake.reader import read_days
@@ -38,7 +38,7 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallLake:
         for held in days_between(lake.layout, key, JANUARY[0], JANUARY[-1])[::2]:
             record, table = read_whole(held)
             parquet.write_table(held.path, older(table), record, spec_of(key))
-        reconcile(ledger, lake.layout, key)
+        refresh_ledger(ledger, lake.layout, key)
         ledger.write(lake.layout.ledger(key))
     return lake
 
@@ -63,7 +63,7 @@ def test_they_are_read_and_proven_with_those_of_this_version(lake: SmallLake, ke
     assert [set(is_required(path)) for path in paths] == [{False}, {True}]
     held = list(days_on_disk(lake.layout, key).values())
     assert read_days(held, lake_schema(key.market, key.data_type)).equals(truth(key, JANUARY))
-    assert [proof.fault for proof in prove_days(lake.layout, key, JANUARY)] == [None] * 31
+    assert [proof.fault for proof in verify_days(lake.layout, key, JANUARY)] == [None] * 31
     market = MarketData(lake.root)
     january = "2024-01-01", "2024-02-01"
     result = market.klines("BTCUSDT", "1h", *january) if key.interval else market.agg_trades("BTCUSDT", *january)
@@ -80,7 +80,7 @@ def test_a_missing_value_in_one_is_damage(lake: SmallLake, key: SeriesKey) -> No
     lost = pa.array([None, *values[1:]]).cast(table.column(name).type)
     at = table.schema.get_field_index(name)
     parquet.write_table(held.path, older(table).set_column(at, name, lost), record, spec_of(key))
-    [fault] = [proof.fault for proof in prove_days(lake.layout, key, JANUARY[:1])]
+    [fault] = [proof.fault for proof in verify_days(lake.layout, key, JANUARY[:1])]
     assert fault is not None
     assert f"{name} is missing in a row" in fault
     with pytest.raises(DamagedFileError, match=held.path.name):
@@ -99,8 +99,8 @@ def test_they_are_closed_into_one_month_and_an_older_month_is_written_anew(lake:
     found = [read_whole(one) for one in held]
     storage.write_bytes(month, encode_month([DayInMonth(one.record, older(one.table)) for one in found], spec_of(key)))
     assert set(is_required(month)) == {False}
-    assert [proof.fault for proof in prove_days(lake.layout, key, JANUARY)] == [None] * 31
+    assert [proof.fault for proof in verify_days(lake.layout, key, JANUARY)] == [None] * 31
     assert read_days(held, lake_schema(key.market, key.data_type)).equals(truth(key, JANUARY))
     write_day(lake.layout, key, found[9].record, parquet.encode_table(found[9].table, found[9].record, spec_of(key)))
     assert set(is_required(month)) == {True}
-    assert [proof.fault for proof in prove_days(lake.layout, key, JANUARY)] == [None] * 31
+    assert [proof.fault for proof in verify_days(lake.layout, key, JANUARY)] == [None] * 31

@@ -40,7 +40,7 @@ def kept(
 ) -> Entry:
     sha256 = hashlib.sha256(data).hexdigest()
     archive_key = key.archive_daily(day) if day else key.archive_monthly(DAY)
-    path = quarantine.put(
+    path = quarantine.store(
         layout,
         key,
         archive_key,
@@ -185,7 +185,7 @@ def test_bytes_of_a_day_that_is_held_by_a_good_file_are_let_go(
     layout: Layout, ledger: list[DayRecord], mended: bool
 ) -> None:
     entry, other = kept(layout), kept(layout, day=date(2024, 1, 4))
-    released = quarantine.release_mended(layout, BTC, Ledger(ledger))
+    released = quarantine.release_resolved(layout, BTC, Ledger(ledger))
     assert released == ([entry] if mended else [])
     assert quarantine.entries(layout) == ([other] if mended else [entry, other])
     assert len(list(layout.quarantine(BTC).iterdir())) == (2 if mended else 4)
@@ -194,8 +194,8 @@ def test_bytes_of_a_day_that_is_held_by_a_good_file_are_let_go(
 def test_a_months_zip_stays_until_a_person_lets_it_go(layout: Layout) -> None:
     month = kept(layout, day=None)
     ledger = Ledger(row(HELD, day, final=True, checksum="verified") for day in month.days)
-    assert quarantine.is_mended(month, ledger)
-    assert quarantine.release_mended(layout, BTC, ledger) == []
+    assert quarantine.is_resolved(month, ledger)
+    assert quarantine.release_resolved(layout, BTC, ledger) == []
     quarantine.release(month)
     quarantine.release(month)
     assert quarantine.entries(layout) == []
@@ -215,7 +215,7 @@ def test_the_record_is_plain_json(layout: Layout) -> None:
 
 def put(layout: Layout, n: int, day: date | None = DAY, *, key: SeriesKey = BTC, size: int = 100) -> Entry | None:
     """Keep the n-th version of an archive, n hours later, where 1,000 bytes are the limit."""
-    path = quarantine.put(
+    path = quarantine.store(
         layout,
         key,
         key.archive_daily(day) if day else key.archive_monthly(DAY),

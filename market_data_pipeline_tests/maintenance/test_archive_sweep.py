@@ -378,7 +378,7 @@ def test_three_thousand_days_are_six_pages(tmp_path: Path, monkeypatch: pytest.M
         world = World(tmp_path, sandbox, monkeypatch)
         world.at("2026-03-05T12:00:30")
         Ledger(rows).write(world.layout.ledger(key))
-        monkeypatch.setattr(archive_sweep, "reconcile", lambda *_: [])  # the ledger is all there is of those days
+        monkeypatch.setattr(archive_sweep, "refresh_ledger", lambda *_: [])  # the ledger is all there is of those days
         report = swept(world, key, mark=False)
     assert len(wanted) == 3000
     assert len(report.of(Kind.REPLACED)) == 3000

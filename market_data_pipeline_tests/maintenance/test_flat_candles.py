@@ -20,7 +20,7 @@ from market_data_pipeline.defs.definitions import build_definitions
 from market_data_pipeline.defs.in_process import materialize_coverage
 from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.checksums import content_sha256
-from market_data_pipeline.lake.ledger import Ledger, reconcile
+from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
 from market_data_pipeline.maintenance import flat_candles
 from market_data_pipeline.maintenance.flat_candles import Judged, judge_flat_candles
 from market_data_pipeline.model.day import record_of
@@ -130,15 +130,15 @@ def test_a_second_time_changes_nothing(lake: SmallLake, remembered: str) -> None
     judge_flat_candles(lake.layout, Market.UM)
     before = storage.stat(lake.layout.ledger(NEAR))
     if remembered == "lost":
-        lake.layout.judged(Market.UM).unlink()
+        lake.layout.classified(Market.UM).unlink()
     elif remembered == "damaged":
-        lake.layout.judged(Market.UM).write_bytes(b"\xff{")
+        lake.layout.classified(Market.UM).write_bytes(b"\xff{")
     assert judge_flat_candles(lake.layout, Market.UM) == Judged(0, ())
     assert storage.stat(lake.layout.ledger(NEAR)) == before
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next(lake: SmallLake) -> None:
-    left = lake.layout.judged(Market.UM).with_name(".um.json.1-aa.tmp")
+    left = lake.layout.classified(Market.UM).with_name(".um.json.1-aa.tmp")
     of_another = left.with_name(".spot.json.1-aa.tmp")
     left.parent.mkdir(parents=True)
     for path in (left, of_another):
@@ -150,7 +150,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(lake: SmallLake) -> No
 
 def test_two_that_judge_at_once_forget_nothing_of_each_other(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each reads what is known before it judges, and writes afterwards."""
-    known = lake.layout.judged(Market.UM)
+    known = lake.layout.classified(Market.UM)
     other = "1h 2024-05-01 asked"
     judge_days = flat_candles._judge_days
 
@@ -166,7 +166,7 @@ def test_two_that_judge_at_once_forget_nothing_of_each_other(lake: SmallLake, mo
 
 def test_days_are_judged_once_more_if_nobody_could_remember(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flat_candles, "_REMEMBER_WAIT_SECONDS", 0)
-    known = lake.layout.judged(Market.UM)
+    known = lake.layout.classified(Market.UM)
     hold(lake, NEAR, 1, 2)
     with storage.only_writer(known.with_suffix(".lock"), 1, "another"):
         assert judge_flat_candles(lake.layout, Market.UM).days == 1
@@ -319,7 +319,7 @@ def test_more_ranges_than_a_finding_keeps_are_judged_by_the_rows(lake: SmallLake
     assert judge_flat_candles(lake.layout, Market.UM).days == 3
     assert gaps(lake, NEAR)[-1] == ("suspended", None, len(every_second) - MAX_RANGES)
     assert gaps(lake, BTC)[-2:] == [("quiet", "15:01", 1), ("suspended", None, len(every_second) - MAX_RANGES)]
-    lake.layout.judged(Market.UM).unlink()
+    lake.layout.classified(Market.UM).unlink()
     assert judge_flat_candles(lake.layout, Market.UM).days == 0
 
 
@@ -328,7 +328,7 @@ def test_a_verdict_that_was_lost_with_its_ledger_comes_back(lake: SmallLake) -> 
     hold(lake, AVAX, 5)
     judge_flat_candles(lake.layout, Market.UM)
     ledger = Ledger()
-    reconcile(ledger, lake.layout, NEAR)
+    refresh_ledger(ledger, lake.layout, NEAR)
     ledger.write(lake.layout.ledger(NEAR))
     assert gaps(lake, NEAR) == [("quiet", "00:05", 1)]
     judge_flat_candles(lake.layout, Market.UM)

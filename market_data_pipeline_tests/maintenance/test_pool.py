@@ -142,8 +142,8 @@ def said_by(script: str) -> list[str]:
 def test_whoever_brings_data_tells_arrow_to_keep_its_memory_before_arrow_is_loaded(name: str) -> None:
     script = (
         "import os, sys, importlib, market_data_pipeline.lake.arrow_memory as p\n"
-        "keep = p.keep_memory\n"
-        "p.keep_memory = lambda: (print('pyarrow' in sys.modules), keep())\n"
+        "keep = p.reuse_memory\n"
+        "p.reuse_memory = lambda: (print('pyarrow' in sys.modules), keep())\n"
         f"importlib.import_module({name!r})\n"
         "print(os.environ['MIMALLOC_PURGE_DELAY'])\n"
     )

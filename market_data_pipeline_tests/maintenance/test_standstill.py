@@ -130,7 +130,7 @@ def as_version_0_1_left_it(world: World) -> None:
         stored = record_of(record, parquet.write_table(path, table, record))
         ledger.put(after(stored, stored.day, Classified(tuple(said))))
         ledger.write(world.layout.ledger(key))
-    judged = world.layout.judged(Market.UM)
+    judged = world.layout.classified(Market.UM)
     judged.write_text(judged.read_text().replace(" asked", ""))
 
 

@@ -23,7 +23,7 @@ from market_data_pipeline.model.series import (
     encode_name,
     intervals_of,
 )
-from market_data_pipeline.sql.file_lists import held_now
+from market_data_pipeline.sql.file_lists import stored_series
 from market_data_pipeline.sql.views import statements
 from market_data_pipeline.universe import parse_universe
 from market_data_pipeline_tests.support.world import World, agg_trades, klines
@@ -123,6 +123,8 @@ def test_a_market_may_lack_a_data_type(world: World, monkeypatch: pytest.MonkeyP
         text = "collect:\n  - {market: [spot, um], symbols: [BTCUSDT], aggTrades: {from: 2024-01-01}}"
         with pytest.raises(UsageError, match=r"line 2: spot has no aggTrades\. Allowed: klines\."):
             parse_universe(text)
-        views = [sql for sql in statements(held_now(world.layout)) if sql.startswith("CREATE OR REPLACE VIEW binance_")]
+        views = [
+            sql for sql in statements(stored_series(world.layout)) if sql.startswith("CREATE OR REPLACE VIEW binance_")
+        ]
     assert not any("binance_spot.agg_trades" in sql or "binance_spot.trade_profile" in sql for sql in views)
     assert any("binance_um.agg_trades" in sql for sql in views)

@@ -23,7 +23,7 @@ from market_data_pipeline.maintenance.compaction import compact
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.sql import errors, file_lists, views
-from market_data_pipeline.sql.file_lists import held_now, marks_of
+from market_data_pipeline.sql.file_lists import marks_of, stored_series
 from market_data_pipeline.sql.publish import publish_catalog
 from market_data_pipeline_tests.support.small_lake import SmallLake, days_from, series
 
@@ -183,7 +183,7 @@ def test_reader_that_may_not_write_reads_without_marks(lake: SmallLake, monkeypa
 
 def test_mark_that_came_too_late_is_not_relied_on(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Months are closed between the list of them and its mark, which ``compact`` would not know to remove."""
-    write, listed = parquet.write_table, held_now(lake.layout)
+    write, listed = parquet.write_table, stored_series(lake.layout)
 
     def overtaken(path: Path, table: pa.Table, *rest: Any) -> Any:
         monkeypatch.setattr(parquet, "write_table", write)
@@ -191,14 +191,14 @@ def test_mark_that_came_too_late_is_not_relied_on(lake: SmallLake, monkeypatch: 
         return write(path, table, *rest)
 
     monkeypatch.setattr(parquet, "write_table", overtaken)
-    assert file_lists.marked_now(lake.layout) == (held_now(lake.layout), True)
-    assert held_now(lake.layout) != listed
+    assert file_lists.marked_now(lake.layout) == (stored_series(lake.layout), True)
+    assert stored_series(lake.layout) != listed
     assert MarketData(lake.root).sql(COUNT).arrow()["n"].to_pylist() == [1440]
 
 
 def test_catalog_whose_marks_are_gone_is_published_again(lake: SmallLake) -> None:
     publish_catalog(lake.layout)
-    for mark, _ in marks_of(held_now(lake.layout)):
+    for mark, _ in marks_of(stored_series(lake.layout)):
         mark.unlink()
     with duckdb.connect(publish_catalog(lake.layout), read_only=True) as opened:
         assert opened.execute(COUNT).fetchall() == [(1440,)]
@@ -206,7 +206,7 @@ def test_catalog_whose_marks_are_gone_is_published_again(lake: SmallLake) -> Non
 
 def test_what_killed_writers_of_marks_left_is_removed(lake: SmallLake) -> None:
     publish_catalog(lake.layout)
-    (mark, _), *_ = marks_of(held_now(lake.layout))
+    (mark, _), *_ = marks_of(stored_series(lake.layout))
     old, new = mark.with_name(".old.parquet.1-aa.tmp"), mark.with_name(".new.parquet.1-aa.tmp")
     for path in (old, new):
         path.write_bytes(b"half")
@@ -217,6 +217,6 @@ def test_what_killed_writers_of_marks_left_is_removed(lake: SmallLake) -> None:
 
 
 def test_error_of_an_outdated_query_says_what_to_do(lake: SmallLake) -> None:
-    error = duckdb.IOException(f'No files found that match the pattern "{marks_of(held_now(lake.layout))[0][0]}"')
+    error = duckdb.IOException(f'No files found that match the pattern "{marks_of(stored_series(lake.layout))[0][0]}"')
     assert type(errors.lake_error(error, lake.layout)) is MarketDataError
     assert "Run it again" in str(errors.lake_error(error, lake.layout))

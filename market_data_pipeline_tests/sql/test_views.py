@@ -15,7 +15,7 @@ import pytest
 from market_data_pipeline import clock
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.closed_months import close_months
-from market_data_pipeline.lake.partitions import series_held
+from market_data_pipeline.lake.partitions import known_series
 from market_data_pipeline.model.day import FAILED, DayRecord
 from market_data_pipeline.model.findings import VERDICT_SEVERITY, Finding, Range, Severity, Verdict
 from market_data_pipeline.model.schema import lake_schema
@@ -463,7 +463,7 @@ def test_files_and_folders_that_are_no_series_are_passed_over(lake: SmallLake) -
         stray.parent.mkdir(exist_ok=True)
         stray.write_bytes(b"")
     assert ask(lake, "SELECT count(*) FROM binance_spot.klines") == [(24,)]
-    assert series_held(lake.layout) == [BTC]
+    assert known_series(lake.layout) == [BTC]
 
 
 def test_no_view_depends_on_a_file_of_a_day(lake: SmallLake) -> None:
@@ -483,5 +483,5 @@ def test_series_held_are_known_by_ledger_or_by_files(lake: SmallLake) -> None:
     lake.layout.ledger(BTC).unlink()
     lake.note(trades, DayRecord(day=date(2024, 1, 1), outcome=FAILED))
     lake.put(perp, [date(2024, 1, 1)])
-    assert series_held(lake.layout) == sorted([BTC, trades, perp])
-    assert series_held(SmallLake(lake.root / "nowhere").layout) == []
+    assert known_series(lake.layout) == sorted([BTC, trades, perp])
+    assert known_series(SmallLake(lake.root / "nowhere").layout) == []

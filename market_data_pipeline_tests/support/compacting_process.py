@@ -26,7 +26,7 @@ GRACE = timedelta(seconds=10)
 
 STEPS: dict[str, tuple[Any, str, int]] = {
     "the month's bytes are on the disk": (os, "fsync", 1),
-    "the ledger speaks of the month": (closed_months, "note_month", 1),
+    "the ledger speaks of the month": (closed_months, "record_month", 1),
     "the ledger is written": (Ledger, "write", 1),
     "the catalog is published": (publish, "_publish", 1),
     "older catalogs are retired": (storage, "remove", 1),
@@ -49,7 +49,7 @@ def main(root: Path, step: str) -> None:
         return done(*args, **kwargs)
 
     setattr(place, name, do_or_die)
-    compaction.compact(load_settings(dir=root), partitions.series_held(Layout(root)), grace=GRACE)
+    compaction.compact(load_settings(dir=root), partitions.known_series(Layout(root)), grace=GRACE)
 
 
 if __name__ == "__main__":
