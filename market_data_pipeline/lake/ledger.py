@@ -308,8 +308,8 @@ def stored_contents(path: Path, first: date, last: date) -> dict[date, StoredCon
 def refresh_ledger(ledger: Ledger, layout: Layout, key: SeriesKey) -> list[date]:
     """Refresh a series' ledger from the files on disk. Return the days that changed.
 
-    New days are trusted by their footer, if it names this day and series. A file that differs from the ledger in size
-    or time, or that was found damaged before, is read whole and verified against its footer.
+    New days are trusted by their footer, if it names this day and series. A file is read whole and verified against its
+    footer if its size or time differs from the ledger, or if it was found damaged before.
     """
     on_disk = days_on_disk(layout, key)
     changed: list[date] = []

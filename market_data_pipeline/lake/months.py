@@ -1,7 +1,7 @@
 """Format of a closed month's file: the rows of all its days, one after another, and the record of each.
 
-A row group has a few whole days. Measured on a year of ten symbols, groups of one day make SQL twice as slow, and
-groups of a month make reading a day four times as slow. Closing a month belongs to ``lake/closed_months.py``.
+A row group has a few whole days. Groups of one day make SQL twice as slow, groups of a month make reading a day four
+times as slow (measured on a year of ten symbols). Closing a month belongs to ``lake/closed_months.py``.
 """
 
 from __future__ import annotations
