@@ -1,8 +1,7 @@
-"""HTTP: one whole answer of a host within bounds of time and size, or an error that says what came instead.
+"""HTTP GET: one complete response within bounds of time and size, or an error that describes the failure.
 
-One layer retries: passing faults (5xx, a cut body, no connection) within one allowance of time for all attempts. The
-archive and REST share this module. What an answer means is each host's own table (``sources/binance/archive.py``,
-``sources/binance/rest.py``).
+One layer retries transient faults (5xx, a truncated body, no connection), within one time budget for all attempts. The
+meaning of a response does not belong here (``sources/binance/archive.py``, ``sources/binance/rest.py``).
 """
 
 from __future__ import annotations
@@ -38,21 +37,21 @@ from market_data_pipeline.sources.connection import Connections, Meter, TooBigEr
 OK, BAD_REQUEST, FORBIDDEN, TOO_MANY = 200, 400, 403, 429
 
 PASSING = (500, 502, 503, 504)
-"""Answers that a later attempt may change."""
+"""Status codes of transient faults."""
 
 UNREACHABLE_AFTER = 3
-"""Requests in a row that a host may leave unanswered, retries and all, before it is taken to be unreachable."""
+"""A host counts as unreachable after this many unanswered requests in a row, retries included."""
 
 LEAST_RATE = 16_000
-"""Bytes per second of a big body, below which it counts as stalled: eight downloads share a line of 1 Mbit/s."""
+"""Minimum bytes per second of a big body. Below it, the body counts as stalled. Eight downloads share 1 Mbit/s."""
 
 CHECK_NETWORK = "A proxy or a login page may have answered in its place: check the network, and try again later."
 
 _ALL_ATTEMPTS = 1.8
-"""Timeouts that all attempts at one answer may lose together, pauses between them included."""
+"""Time budget for all attempts at one request, backoff included, in timeouts."""
 
 _LAST_ATTEMPT = 0.5
-"""Timeouts that must be left to begin another attempt."""
+"""Part of the timeout that must be left to start another attempt."""
 
 _LONGEST_BACKOFF_SECONDS = 30
 _MOST_REDIRECTS = 3
@@ -60,19 +59,19 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_ERROR_BYTES = 1 << 16
 _MOST_HEADER_BYTES = 1 << 20
 _FREE_BYTES = 8 << 20
-"""Bytes of one body that come before room for all of it is reserved."""
+"""Bytes of one body that are read before memory for all of it is reserved."""
 
 _CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What is asked for, and how big it can be.
+    """Kind of response to expect, and its maximum size.
 
     Attributes:
-        name: For messages, with its article.
-        most_bytes: Most bytes of its body.
-        big: Whether it may take longer than the timeout, as long as it comes at :data:`LEAST_RATE`.
+        name: Name for messages, with its article.
+        most_bytes: Maximum bytes of the body.
+        big: True if it may take longer than the timeout, as long as it comes at :data:`LEAST_RATE`.
     """
 
     name: str
@@ -85,14 +84,14 @@ _ANYTHING = Kind("any answer", 1 << 20)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A host's answer, with its whole body.
+    """A host's response, with its complete body.
 
     Attributes:
-        url: What was asked.
+        url: The URL requested.
         status: The status code.
-        headers: By name, whatever its case.
-        body: Whole; of a status other than 200, its first 64 kB.
-        route: The proxy through which it was asked, for messages; empty without one.
+        headers: By name, case-insensitive.
+        body: Complete for status 200. The first 64 kB for any other status.
+        route: The proxy in between, for messages. Empty without one.
     """
 
     url: str
@@ -103,7 +102,7 @@ class Answer:
 
     @property
     def said(self) -> str:
-        """The answer in words: who answered what."""
+        """The response in words, for messages."""
         return f"{self.url}{self.route} answered {self.status} with {self.content}"
 
     @property
@@ -113,59 +112,59 @@ class Answer:
 
     @property
     def is_html(self) -> bool:
-        """Whether the body is a web page."""
+        """True if the body is a web page."""
         begin = self.body[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
         return begin.startswith((b"<!doctype html", b"<html", b"<head", b"<body")) or b"<html" in begin
 
     @property
     def content(self) -> str:
-        """What the body is, in words, for an answer that should have been something else."""
+        """The body in words, for messages about an unexpected response."""
         if not self.body:
             return "an empty body"
         if self.is_html:
             title = re.search(rb"<title[^>]{0,200}>([^<]{0,300})", self.body[:_MOST_ERROR_BYTES], re.IGNORECASE)
             named = _printable(title[1])[:100] if title else ""
             return f"a web page (HTML{f', titled {named!r}' if named else ''})"
-        return f"{len(self.body):,} bytes that begin with {_printable(self.body[:80])!r}"
+        return f"{len(self.body):,} bytes starting with {_printable(self.body[:80])!r}"
 
 
 def _printable(data: bytes) -> str:
-    """Text of bytes without control characters, which a terminal would obey, on one line."""
+    """Return bytes as one line of text without control characters, which a terminal would obey."""
     text = data.decode(errors="replace")
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 class _AttemptError(Exception):
-    """An attempt failed. The text says how; another attempt may succeed."""
+    """An attempt failed, and another may succeed. The text is the reason."""
 
 
 class _UnansweredError(_AttemptError):
-    """Nothing came at all."""
+    """The host did not respond at all."""
 
 
 @dataclass
 class _Allowance:
-    """Time that all attempts at one answer may lose."""
+    """Time budget for all attempts at one request."""
 
     timeout: float
     lost: float = 0.0
 
     def next_attempt(self, pause: float) -> float:
-        """Return the seconds of the next attempt, after a pause; 0 if there is to be none."""
+        """Return the seconds for the next attempt, after a pause. 0 means no further attempt."""
         left = _ALL_ATTEMPTS * self.timeout - self.lost - pause
         return min(self.timeout, left) if left >= _LAST_ATTEMPT * self.timeout else 0.0
 
 
 @dataclass
 class Host:
-    """One host: its connections, and whether it can be reached.
+    """One host: its connections, retries and reachability.
 
     Attributes:
         url: Base URL.
         settings: Threads, timeout and retries.
-        retried: Status codes that are retried.
+        retried: Status codes to retry.
         stop: Ends every attempt, and the pauses between them.
-        downloads: One place for each download at a time; whoever asks takes one while its requests belong together.
+        downloads: Download slots. Callers acquire one for a group of related requests.
     """
 
     url: str
@@ -186,7 +185,7 @@ class Host:
         try:
             self._connections = Connections(self.url, self.settings.timeout_seconds, self.settings.download_threads)
             self.stop.on_set(self._connections.abort)
-        except NetworkError as error:  # told to whoever asks, as days fail one by one
+        except NetworkError as error:  # raised by each request, because days fail one by one
             self._connections = error
         self._headers = {
             "User-Agent": f"market-data-pipeline/{__version__}",
@@ -207,20 +206,20 @@ class Host:
         headers: dict[str, str] | None = None,
         admit: Callable[[int], None] | None = None,
     ) -> Answer:
-        """GET a path below the base URL; the body is whole when this returns. Any status but those retried comes back.
+        """GET a path below the base URL and return the complete response. Statuses other than ``retried`` are returned.
 
-        Attempts that bring nothing, and the pauses between them, take less than two timeouts together.
+        Failed attempts and the backoff between them take less than two timeouts in total.
 
         Args:
-            path: Below the base URL.
-            kind: What is asked for.
-            params: Of the query.
-            headers: To send.
-            admit: Called with a number of bytes before more than a few of them are kept, and with the body's length
-                when it is there. It may wait until there is room.
+            path: Path below the base URL.
+            kind: Kind of response to expect.
+            params: Query parameters.
+            headers: Headers to send in addition.
+            admit: Called with a number of bytes before the body outgrows 8 MiB, and with its length at the end. It may
+                block until memory is free.
 
         Raises:
-            NetworkError: No whole answer in all attempts, one that is too big or encoded, or a redirect elsewhere.
+            NetworkError: No attempt returned a complete response, it is too big or encoded, or it redirects elsewhere.
             StoppedError: The run was interrupted.
         """
         self.stop.check()
@@ -235,10 +234,10 @@ class Host:
         return self._attempts(asked)
 
     def _probe(self) -> None:
-        """Ask a host that seems to be unreachable for anything at all: perhaps it only left some requests unanswered.
+        """Send a test request to a host that seems unreachable, because it may have ignored only some requests.
 
         Raises:
-            NetworkError: It does not answer, or did not a short while ago.
+            NetworkError: The host does not respond, or did not within the last timeout.
         """
         if time.monotonic() >= self._probed_at:
             url = f"{self.url}/"
@@ -249,8 +248,8 @@ class Host:
             if self._unanswered == 0:
                 return
         raise NetworkError(
-            f"{self.name} was not asked again{self._route}: {UNREACHABLE_AFTER} requests in a row had no answer. "
-            "Check the network and start again; what is held is not fetched again."
+            f"{self.name} is unreachable{self._route}: {UNREACHABLE_AFTER} requests in a row got no response. "
+            "Check the network and run it again. Stored days are not fetched again."
         )
 
     def _meter(self, kind: Kind, seconds: float | None = None) -> Meter:
@@ -281,11 +280,11 @@ class Host:
             if not seconds or number == self.settings.retries:
                 break
             allowance.lost += pause
-            Wait(self.stop).sleep(pause, f"Waiting for {self.name}: it wants no request for {in_words(pause)}.", pause)
+            Wait(self.stop).sleep(pause, f"Waiting for {self.name}: next request in {in_words(pause)}.", pause)
         if answer is not None:
             return answer
         with self._lock:
-            # A host that answered others meanwhile is there: it is this request that it does not answer.
+            # A host that answered other requests meanwhile is reachable. Only this request fails.
             if isinstance(fault, _UnansweredError) and self._answered_at < began:
                 self._unanswered += 1
         tried = f" (tried {number + 1} times)" if number else ""
@@ -299,14 +298,14 @@ class Host:
         return float(min(self.settings.retry_backoff_seconds * 2.0 ** min(number, 30), _LONGEST_BACKOFF_SECONDS))
 
     def _redirected(self, asked: _Asked, meter: Meter) -> Answer:
-        """An answer, after redirects within the host."""
+        """Return the response, after redirects within the host."""
         url = asked.url
         for _ in range(_MOST_REDIRECTS + 1):
             found = self._once(url, asked, meter)
             if isinstance(found, Answer):
                 return found
             url = _target(url, found.location, self._route)
-        raise NetworkError(f"{asked.url}{self._route} redirects again and again, at last to {url}. {CHECK_NETWORK}")
+        raise NetworkError(f"{asked.url}{self._route} redirects too often, the last time to {url}. {CHECK_NETWORK}")
 
     def _once(self, url: str, asked: _Asked, meter: Meter) -> Answer | _Redirect:
         response: BaseHTTPResponse | None = None
@@ -322,7 +321,7 @@ class Host:
             whole = response.status >= OK
             return Answer(url, response.status, response.headers, body, self._route)
         except TooBigError as error:
-            most = f"more than the {asked.kind.most_bytes:,} bytes that {asked.kind.name} can have"
+            most = f"more than the maximum of {asked.kind.most_bytes:,} bytes for {asked.kind.name}"
             raise NetworkError(f"{url}{self._route} answered {most}. {CHECK_NETWORK}") from error
         except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             self.stop.check()
@@ -330,7 +329,7 @@ class Host:
         finally:
             if response is not None:
                 if not whole:
-                    response.close()  # what is left of it must not be taken for the answer to the next request
+                    response.close()  # unread bytes must not be read as the next response
                 response.release_conn()
 
     def close(self) -> None:
@@ -341,7 +340,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A request."""
+    """One request."""
 
     url: str
     headers: dict[str, str]
@@ -356,18 +355,18 @@ class _Redirect:
 
 
 def _body(response: BaseHTTPResponse, asked: _Asked, meter: Meter) -> bytes:
-    """The whole body of a 200, or the first bytes of any other.
+    """Read the complete body of a 200, or the first bytes of any other status.
 
     Raises:
-        TooBigError: It is bigger than its kind can be.
-        NetworkError: It is encoded.
+        TooBigError: It is bigger than its kind allows.
+        NetworkError: It has a content encoding.
     """
     if response.status != OK:
         return _beginning(response)
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         said = f"{asked.url}{asked.route} answered with Content-Encoding {_printable(encoding.encode())[:40]}"
-        raise NetworkError(f"{said}, which was not asked for. {CHECK_NETWORK}")
+        raise NetworkError(f"{said}, which we did not accept. {CHECK_NETWORK}")
     stated = _length(response)
     if stated is not None and stated > asked.kind.most_bytes:
         raise TooBigError
@@ -405,13 +404,13 @@ def _beginning(response: BaseHTTPResponse) -> bytes:
 
 
 def _length(response: BaseHTTPResponse) -> int | None:
-    """The length that an answer states; None where it states none that can be."""
+    """Return the Content-Length. None if it is missing or invalid."""
     text = response.headers.get("Content-Length", "")
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def _target(asked: str, location: str, route: str) -> str:
-    """The address that a redirect leads to.
+    """Return the URL that a redirect leads to.
 
     Raises:
         NetworkError: It leads to another host or scheme, or nowhere.
@@ -427,7 +426,7 @@ def _target(asked: str, location: str, route: str) -> str:
     except ValueError:
         same = False
     if not location or not same:
-        where = f"to {named}, which is another host or scheme" if location else "but names no target"
+        where = f"to {named}, another host or scheme" if location else "without a target"
         raise NetworkError(f"{asked}{route} redirects {where}. {CHECK_NETWORK}")
     path, query = quote(to.path or "/", safe="/%:@!$&'()*+,;="), quote(to.query, safe="/%:@!$&'()*+,;=?")
     return f"{ours.scheme}://{ours.netloc}{path}{f'?{query}' if query else ''}"
@@ -438,28 +437,28 @@ def _port(scheme: str) -> int:
 
 
 def _fault(error: Exception, response: BaseHTTPResponse | None) -> _AttemptError:
-    """What went wrong in one attempt, in words."""
+    """Return the failure of one attempt, in words."""
     if isinstance(error, ProxyError):
-        return _UnansweredError(f"the proxy refuses or does not answer ({_reason(error.original_error)})")
+        return _UnansweredError(f"the proxy refuses or does not respond ({_reason(error.original_error)})")
     if isinstance(error, SSLError):
-        advice = ". If a company's proxy signs with its own certificate, name that in REQUESTS_CA_BUNDLE"
+        advice = ". If a company proxy signs with its own certificate, set REQUESTS_CA_BUNDLE to it"
         unknown = "CERTIFICATE_VERIFY_FAILED" in str(error)
         return _UnansweredError(f"no secure connection ({_reason(error)}){advice if unknown else ''}")
     if isinstance(error, (NewConnectionError, NameResolutionError, ConnectTimeoutError)):
         return _UnansweredError(f"no connection ({_reason(error)})")
     if response is not None:
         if isinstance(error, ReadTimeoutError):
-            return _AttemptError(f"its body stalled, or came too slowly; {PREFIX}TIMEOUT_SECONDS says how long we wait")
-        return _AttemptError("its body was cut short, or its length is not what it states")
+            return _AttemptError(f"the body stalled or came too slowly; raise {PREFIX}TIMEOUT_SECONDS to wait longer")
+        return _AttemptError("the body was cut short, or does not match its stated length")
     if isinstance(error, (ReadTimeoutError, TimeoutError)):
-        return _UnansweredError(f"it did not answer in time; {PREFIX}TIMEOUT_SECONDS says how long we wait")
+        return _UnansweredError(f"no response in time; raise {PREFIX}TIMEOUT_SECONDS to wait longer")
     if isinstance(error, ProtocolError):
-        return _UnansweredError(f"the connection ended without a whole answer ({_reason(error)})")
-    return _UnansweredError(f"its answer is not HTTP as it should be ({_reason(error)})")
+        return _UnansweredError(f"the connection ended before the response was complete ({_reason(error)})")
+    return _UnansweredError(f"the response is not valid HTTP ({_reason(error)})")
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost reason, in the system's words."""
+    """Return the innermost reason, in the system's words."""
     inner = error.args[-1] if error.args and isinstance(error.args[-1], Exception) else error
     if inner is not error:
         return _reason(inner)
@@ -468,9 +467,9 @@ def _reason(error: BaseException) -> str:
 
 
 def seconds_asked(answer: Answer) -> float | None:
-    """Return the pause that an answer asks for by Retry-After, in seconds; None where it names none that can be.
+    """Return the seconds of a Retry-After header. None if it is missing or invalid.
 
-    A date is taken against our own clock. The number is finite and not negative; it can be as long as a day has.
+    A date is compared with our own clock. The number is finite and not negative, but can be very large.
     """
     text = answer.headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", text):

@@ -1,4 +1,4 @@
-"""A zip of the archive, as it was served."""
+"""Types that a source returns. Downloading does not belong here (``binance/archive.py``)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from market_data_pipeline.model.provenance import ChecksumStatus
 
 @dataclass(frozen=True, slots=True)
 class ArchiveFile:
-    """A zip as the archive serves it, proven as far as the archive allows.
+    """A zip as the archive serves it, with the result of its verification.
 
     Attributes:
-        url: Its address.
-        data: Its bytes.
-        sha256: Of the bytes, in hex.
-        etag: The archive's, without quotes.
-        last_modified: The archive's (HTTP date).
-        checksum: ``verified``; ``missing`` where no ``.CHECKSUM`` is published; ``accepted`` where a person did.
-        fetched_at: When the answer came (UTC).
-        checksum_etag: Of its ``.CHECKSUM``, without quotes; None where none is published.
+        url: The URL it came from.
+        data: The bytes of the zip.
+        sha256: SHA-256 of the bytes, in hex.
+        etag: The ETag, without quotes.
+        last_modified: The Last-Modified header (HTTP date).
+        checksum: ``verified``; ``missing`` if no ``.CHECKSUM`` is published; ``accepted`` if a person did.
+        fetched_at: Time of the response (UTC).
+        checksum_etag: ETag of the ``.CHECKSUM``, without quotes. None if none is published.
     """
 
     url: str
@@ -34,5 +34,5 @@ class ArchiveFile:
 
     @property
     def stem(self) -> str:
-        """Its name without ``.zip``; its CSV has the same."""
+        """The file name without ``.zip``. The CSV inside has the same stem."""
         return self.url.rsplit("/", 1)[-1].removesuffix(".zip")

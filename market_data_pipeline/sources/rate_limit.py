@@ -1,9 +1,7 @@
-"""The weight that REST requests may cost: one budget for all processes of a machine, since Binance counts by address.
+"""Weight budget of REST: one per host for all processes of a machine, because Binance counts per IP address.
 
-What was spent is on record in a SQLite file that all processes share, whatever share of the limit each may use; markets
-that Binance counts together have one. Binance's own count (``X-MBX-USED-WEIGHT-1M``), which includes other programs
-behind the same address, sets it right. Pauses (429) and bans (418) are on record, too, so that no process asks into
-them. Nothing of it is believed that this machine's clock contradicts.
+Processes share a SQLite file of spent weight, Binance's own count (``X-MBX-USED-WEIGHT-1M``), pauses (429) and bans
+(418). Records that contradict this machine's clock are dropped. Sending requests does not belong here (``http.py``).
 """
 
 from __future__ import annotations
@@ -34,25 +32,25 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 LOOK_AGAIN_SECONDS = 0.5
-"""How long a wait lasts before it looks whether there is still something to wait for."""
+"""Seconds between two checks of a wait's reason."""
 
 LONGEST_BAN_SECONDS = 3 * 86_400.0
 """Binance bans an address for at most three days."""
 
 TOLERANCE_SECONDS = 60.0
-"""How far in the future a time on record may lie: beyond, it was written while the clock was wrong, and is dropped."""
+"""Recorded times further in the future were written under a wrong clock, and are dropped."""
 
 _MINUTE = 60.0
 _NEARLY = 0.95
-"""Part of the whole limit at which we wait for the next minute, whoever used it."""
+"""Part of Binance's limit at which we wait for the next minute. Other programs' weight counts, too."""
 
 _BUSY_SECONDS = 5.0
-"""How long to wait for another process that writes the file."""
+"""Seconds to wait for another process that writes the file."""
 
 _FOLDER = "market-data-pipeline"
 
 USED, PAUSE = "used", "pause until"
-"""What is heard from a host: Binance's count of this minute's weight, and until when it wants no request."""
+"""Facts reported by a host: Binance's count of this minute's weight, and the end of a pause."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS spent (at REAL, weight INTEGER);
@@ -64,13 +62,13 @@ CREATE TABLE IF NOT EXISTS heard (what TEXT PRIMARY KEY, at REAL, value REAL);
 
 
 def shared_folder() -> Path:
-    """Return the folder for the budgets of this machine's user, made private if it is new.
+    """Return the folder for the budgets of this user. Create it, private, if it is new.
 
-    It lies in the user's cache, which is the same for a shell, cron and a service; if that cannot be written, in the
-    runtime directory, else below the temporary folder.
+    It is in the user's cache folder, which a shell, cron and a service share. If that is not writable, it is in the
+    runtime folder, else in the temporary folder.
 
     Raises:
-        HostOffError: no folder can be made, or the one that is there is not private.
+        HostOffError: No folder can be created, or the existing one is not private.
     """
     for folder in _candidates():
         try:
@@ -78,16 +76,16 @@ def shared_folder() -> Path:
         except OSError:
             continue
     raise HostOffError(
-        "No folder for the REST budget can be made: neither the home folder nor the temporary one can be written. "
+        "Cannot create a folder for the REST budget: neither the home folder nor the temporary folder is writable. "
         f"Set {PREFIX}BUDGET_DIR to a folder of your own."
     )
 
 
 def _candidates() -> Iterator[Path]:
     cache, runtime = (Path(os.environ.get(name) or "") for name in ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR"))
-    if cache.is_absolute():  # by its specification, others are ignored
+    if cache.is_absolute():  # the XDG specification ignores relative paths
         yield cache / _FOLDER
-    with suppress(RuntimeError):  # neither HOME nor an entry in the list of users
+    with suppress(RuntimeError):  # neither HOME nor an entry in the user database
         if (home := Path.home()) != Path("/") and home.is_absolute():
             yield home / ".cache" / _FOLDER
     if runtime.is_absolute():
@@ -96,29 +94,29 @@ def _candidates() -> Iterator[Path]:
 
 
 def private(folder: Path) -> Path:
-    """Make a folder that only this user may enter, or make sure that an existing one is this user's alone to write.
+    """Create a folder that only this user may enter, or check that only this user may write to an existing one.
 
     Raises:
-        HostOffError: it is a link, somebody else's, or others may write to it.
-        OSError: it cannot be made.
+        HostOffError: It is a link, belongs to another user, or others may write to it.
+        OSError: It cannot be created.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()
-    wrong, remedy = "", f"remove it, or set {PREFIX}BUDGET_DIR to a folder of your own"
+    wrong, remedy = "", f"Remove it, or set {PREFIX}BUDGET_DIR to a folder of your own"
     if stat.S_ISLNK(found.st_mode):
         wrong = "is a link"
     elif not stat.S_ISDIR(found.st_mode):
-        wrong = "is no folder"
+        wrong = "is not a folder"
     elif found.st_uid != os.geteuid():
         wrong = f"belongs to another user (uid {found.st_uid})"
     elif found.st_mode & 0o022:
-        wrong, remedy = "may be written by others", f"`chmod 700 {folder}` makes it yours alone"
+        wrong, remedy = "is writable by others", f"Run `chmod 700 {folder}`"
     if wrong:
-        raise HostOffError(f"The folder of the REST budget, {folder}, {wrong}, so that it is not used; {remedy}.")
+        raise HostOffError(f"The REST budget folder {folder} {wrong} and is not used. {remedy}.")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder} cannot be written")
+        raise PermissionError(f"{folder} is not writable")
     return folder
 
 
@@ -126,18 +124,18 @@ def private(folder: Path) -> Path:
 
 
 class WeightBudget:
-    """The budget of a host, or of hosts that Binance counts together.
+    """Weight budget of a host, or of hosts that Binance counts together.
 
     Args:
         host: Name of the host, or of the group.
-        per_minute: Binance's limit for one address.
-        share: Part of it that all processes together may have used when we take more.
-        folder: Where the budget is kept, for all processes.
-        stop: What ends its waits.
-        patience: Longest pause on record that is waited for, in seconds.
+        per_minute: Binance's weight limit per minute for one address.
+        share: Part of the limit that all processes together may use.
+        folder: Folder of the budget, shared by all processes.
+        stop: Ends its waits.
+        patience: Longest recorded pause to wait for, in seconds.
 
     Raises:
-        HostOffError: the folder is not private, or its files cannot be used.
+        HostOffError: The folder is not private, or its files are unusable.
     """
 
     def __init__(
@@ -159,7 +157,7 @@ class WeightBudget:
             self._folder = private(folder)
         except OSError as error:
             raise HostOffError(
-                f"The folder of the REST budget, {folder}, cannot be used ({error.strerror or error}). "
+                f"The REST budget folder {folder} is unusable ({error.strerror or error}). "
                 f"Set {PREFIX}BUDGET_DIR to a folder of your own."
             ) from error
         self._ban = self._folder / f"{stem}.banned-until"
@@ -169,46 +167,46 @@ class WeightBudget:
         """Wait until a request of this weight may be sent.
 
         Args:
-            weight: Of the request.
-            refuse: Called before and again and again while waiting; it raises where the request is not to be sent any
-                more, so that nobody waits a minute for nothing.
+            weight: Weight of the request.
+            refuse: Called at the start and repeatedly while waiting. It raises to cancel the request, so that no thread
+                waits a minute in vain.
 
         Raises:
-            StoppedError: the run was interrupted meanwhile.
-            HostOffError: the record cannot be written.
+            StoppedError: The run was interrupted meanwhile.
+            HostOffError: The budget file is not writable.
         """
         refuse()
         self._stop.check()
         wait = Wait(self._stop)
         while (left := self._take(min(weight, self.ours))) is not None:
             seconds, reason = left
-            wait.sleep(min(seconds, LOOK_AGAIN_SECONDS), f"Waiting for REST of {self._host}: {reason}.", seconds)
+            wait.sleep(min(seconds, LOOK_AGAIN_SECONDS), f"Waiting for {self._host} (REST): {reason}.", seconds)
             refuse()
 
     def _take(self, weight: int) -> tuple[float, str] | None:
-        """Put weight on record as spent; where it may not be yet, return how many seconds to wait, and for what."""
+        """Record weight as spent, or return the seconds to wait and the reason."""
         now = time.time()
 
         def take(record: sqlite3.Connection) -> tuple[float, str] | None:
             _drop_what_cannot_be(record, now, self._limit)
             if (pause := _heard(record, PAUSE) - now) > self._patience:
                 raise HostOffError(
-                    f"REST of {self._host} asked for a pause, of which {in_words(pause)} are left, and "
-                    f"{PREFIX}REST_PAUSE_SECONDS is {self._patience:g}. Days from the archive go on."
+                    f"{self._host} (REST) requested a pause with {in_words(pause)} left, longer than "
+                    f"{PREFIX}REST_PAUSE_SECONDS ({self._patience:g}). Days from the archive continue."
                 )
             if pause > 0:
-                return pause, f"it asked for a pause, of which {in_words(pause)} are left"
+                return pause, f"it requested a pause, {in_words(pause)} left"
             used, spent = _heard(record, USED), _spent(record)
             if used and used + weight > self._limit * _NEARLY:
                 left = max(_MINUTE - now % _MINUTE, 0.001)
                 return (
                     left,
-                    f"{used:.0f} of its {self._limit} weight a minute are used, by whoever asks from this address",
+                    f"this address used {used:.0f} of the {self._limit} weight per minute",
                 )
             if (left := _until_free(spent, self.ours - weight, now)) > 0:
                 return left, (
-                    f"{sum(one for _, one in spent)} of the {self.ours} weight that all your processes may use in a "
-                    f"minute ({PREFIX}WEIGHT_SHARE) are used"
+                    f"your processes used {sum(one for _, one in spent)} of their {self.ours} weight per minute "
+                    f"({PREFIX}WEIGHT_SHARE)"
                 )
             record.execute("INSERT INTO spent VALUES (?, ?)", (now, weight))
             return None
@@ -216,11 +214,11 @@ class WeightBudget:
         return self._record.change(take)
 
     def observe(self, used: int) -> None:
-        """Take over Binance's count of what this address has used in the present minute."""
+        """Record Binance's count of the weight that this address used in the current minute."""
         self._hear(USED, min(max(used, 0), 10 * self._limit))
 
     def pause(self, seconds: float) -> None:
-        """Put on record that the host wants no request for some seconds; a longer pause on record stays."""
+        """Record that the host wants no request for some seconds. A longer recorded pause stays."""
         self._hear(PAUSE, time.time() + _plausible(seconds))
 
     def _hear(self, what: str, value: float) -> None:
@@ -234,22 +232,22 @@ class WeightBudget:
         self._record.change(hear)
 
     def ban(self, seconds: float) -> None:
-        """Put on record that the host has banned this address, for three days at most."""
+        """Record that the host banned this address, for at most three days."""
         now = time.time()
         try:
             _replace(self._ban, f"{now + _plausible(seconds)} {now}")
         except OSError as error:
             logger.warning(
-                "%s cannot be written (%s). %s. The ban is known to this process only.",
+                "%s is not writable (%s). %s. Only this process knows the ban.",
                 self._ban,
                 error.strerror,
                 faults.remedy(error),
             )
 
     def banned_until(self) -> datetime | None:
-        """When the ban on record ends (UTC); None where there is none, or none that can be.
+        """Return the end of the recorded ban (UTC). None if there is no valid one.
 
-        A ban that ends more than three days from now, or was put on record in the future, is none: the clock was wrong.
+        A ban that ends more than three days from now, or was recorded in the future, is ignored: the clock was wrong.
         """
         try:
             if not stat.S_ISREG(self._ban.lstat().st_mode):
@@ -266,12 +264,12 @@ class WeightBudget:
         return datetime.fromtimestamp(min(until, now + LONGEST_BAN_SECONDS), UTC)
 
     def close(self) -> None:
-        """Let go of the record."""
+        """Close the budget file."""
         self._record.close()
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file in one step: other processes read the old text or the new one."""
+    """Replace a file atomically: other processes read the old text or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         temporary.write_text(text, "utf-8")
@@ -282,12 +280,12 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _plausible(seconds: float) -> float:
-    """A pause or ban as a host may ask for it: no number is a minute, and none is longer than three days."""
+    """Return the seconds of a pause or ban, at most three days. A number that is not finite means a minute."""
     return min(max(seconds, 0.0), LONGEST_BAN_SECONDS) if math.isfinite(seconds) else _MINUTE
 
 
 def _drop_what_cannot_be(record: sqlite3.Connection, now: float, limit: int) -> None:
-    """Remove what is over, what is no number, and what lies in the future: it was written under a wrong clock."""
+    """Delete records that expired, are not numbers, or lie in the future (written under a wrong clock)."""
     latest = now + TOLERANCE_SECONDS
     record.execute(
         "DELETE FROM spent WHERE typeof(at) NOT IN ('real', 'integer') OR NOT at BETWEEN ? AND ?"
@@ -313,7 +311,7 @@ def _spent(record: sqlite3.Connection) -> list[tuple[float, int]]:
 
 
 def _until_free(spent: list[tuple[float, int]], room: int, now: float) -> float:
-    """How many seconds until so much of what was spent is over that no more than ``room`` is left."""
+    """Return the seconds until enough spent weight expires that at most ``room`` is left."""
     left, used = 0.0, sum(weight for _, weight in spent)
     for at, weight in spent:
         if used <= room:
@@ -327,13 +325,10 @@ def _until_free(spent: list[tuple[float, int]], room: int, now: float) -> float:
 
 
 class _Record:
-    """A SQLite file that processes share; one that is damaged, or was deleted, is made anew.
-
-    Args:
-        path: The file.
+    """SQLite file that processes share. A damaged or deleted one is recreated.
 
     Raises:
-        HostOffError: the file is a link or somebody else's, or cannot be written.
+        HostOffError: The file is a link, belongs to another user, or is not writable.
     """
 
     def __init__(self, path: Path) -> None:
@@ -344,7 +339,7 @@ class _Record:
         self.change(lambda _: None)
 
     def change(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        """Return what ``work`` returns, in a transaction of its own."""
+        """Run ``work`` in its own transaction, and return its result."""
         with self._lock:
             for attempt in range(3):
                 try:
@@ -376,15 +371,15 @@ class _Record:
         if self._connection is not None and self._opened == self._there():
             return self._connection
         self._drop()
-        # Only a new file is opened here: to close one drops the locks that SQLite has on it elsewhere in this process.
+        # Open only a new file here: closing a file drops the locks that SQLite has on it elsewhere in this process.
         with suppress(FileExistsError):
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         found = os.lstat(self._path)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            raise PermissionError(0, "it is no file of yours")
+            raise PermissionError(0, "it is not a file of yours")
         connection = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         self._connection = connection
-        # What a power cut loses is a minute of counting.
+        # A power cut loses a minute of counting.
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("PRAGMA journal_mode = TRUNCATE").close()
         connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
@@ -403,14 +398,14 @@ class _Record:
             raise self._unusable(error) from error
         self._drop()
         if attempt == 0:
-            logger.warning("The REST budget's record %s was damaged (%s). It was made anew.", self._path, error)
+            logger.warning("The REST budget file %s was damaged (%s). It was recreated.", self._path, error)
         for path in (self._path, *(Path(f"{self._path}{end}") for end in ("-journal", "-wal", "-shm"))):
             path.unlink(missing_ok=True)
 
     def _unusable(self, error: Exception) -> HostOffError:
         said = getattr(error, "strerror", None) or str(error)
         return HostOffError(
-            f"The REST budget's record, {self._path}, cannot be used ({said}), so that REST is not asked. "
+            f"The REST budget file {self._path} is unusable ({said}), so no REST request is sent. "
             f"Remove it, or set {PREFIX}BUDGET_DIR to a folder of your own."
         )
 
@@ -426,7 +421,7 @@ class _Record:
 
 
 def _is_damage(error: sqlite3.OperationalError) -> bool:
-    """Return True if the file is not what this module writes; False if the system refuses."""
+    """Return True if this module did not write the content. Return False if the system refuses access."""
     return error.sqlite_errorcode in (
         sqlite3.SQLITE_ERROR,
         sqlite3.SQLITE_CORRUPT,

@@ -44,9 +44,9 @@ def stem(key: SeriesKey) -> str:
 @pytest.mark.parametrize(
     ("key", "data", "words"),
     [
-        (HOURS, bomb(b"1", stem(HOURS), 300), "has 314,572,800 bytes, and at most 16,777,216 are possible"),
-        (HOURS, bomb(candles(3600, 1).encode(), stem(HOURS), 300), "at most 16,777,216 are possible"),
-        (TRADES, bomb(TRADE, stem(TRADES), 300), "are possible for its period"),
+        (HOURS, bomb(b"1", stem(HOURS), 300), "has 314,572,800 bytes. The maximum for its period is 16,777,216"),
+        (HOURS, bomb(candles(3600, 1).encode(), stem(HOURS), 300), "The maximum for its period is 16,777,216"),
+        (TRADES, bomb(TRADE, stem(TRADES), 300), "The maximum for its period is"),
         (HOURS, zipped(candles(60, 1440)), "1,440 of 1,440 candles last 1m, not 1h"),
     ],
     ids=["one line", "rows of candles", "rows of trades", "another interval"],

@@ -576,7 +576,7 @@ def test_what_lacks_of_a_symbol_that_rest_no_longer_knows_is_not_asked_for_for_e
     row = good(story.bring(key))
     found = the_gap(row)
     assert (found.rule, row.final, len(asked)) == ("unexplained", True, 1)
-    assert found.evidence.endswith("REST of spot does not know the symbol, or no longer (error -1121)")
+    assert found.evidence.endswith("REST of spot does not know the symbol any more, or never did (error -1121)")
     story.world.at("2026-06-05T12:00:00")
     assert good(story.bring(key)) == row
     assert len(asked) == 1

@@ -260,8 +260,8 @@ def a_file(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("make", "said"),
-    [(a_link, "is a link"), (group_writable, "may be written by others"), (foreign, "uid 12345"),
-     (a_file, "is no folder")],
+    [(a_link, "is a link"), (group_writable, "is writable by others"), (foreign, "uid 12345"),
+     (a_file, "is not a folder")],
 )  # fmt: skip
 def test_a_folder_that_is_not_private_is_refused(tmp_path: Path, make: object, said: str) -> None:
     assert callable(make)
@@ -370,7 +370,7 @@ def test_a_long_wait_is_said_once(
     for _ in range(2):
         assert not granted(budget, 1)
     (line,) = [line for line in caplog.messages if "example.org" in line]
-    assert line.startswith("Waiting for REST of example.org: 50 of the 50 weight")
+    assert line.startswith("Waiting for example.org (REST): your processes used 50 of their 50 weight")
     budget.pause(90)
     assert not granted(budget, 1)
-    assert "it asked for a pause, of which 90 s are left" in caplog.messages[-1]
+    assert "it requested a pause, 90 s left" in caplog.messages[-1]

@@ -1,1 +1,1 @@
-"""Binance's archive and REST API."""
+"""Binance's archive and REST API. Other exchanges do not belong here."""

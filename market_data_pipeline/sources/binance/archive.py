@@ -1,7 +1,7 @@
-"""The archive, data.binance.vision: download a zip and prove it by its published checksum; list what there is.
+"""Download and list files of the archive, data.binance.vision, and verify zips against their published checksums.
 
-On the archive 403 and 404 both mean that a file does not exist. No rate limit is known. Pages of the listing are read
-in ``listing_page.py``.
+On the archive, 403 and 404 both mean that a file does not exist. It has no known rate limit. Parsing pages of the
+listing does not belong here (``listing_page.py``).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Archive:
     """The archive's files and its listing.
 
     Args:
-        settings: Its hosts, and how patient to be.
-        stop: What ends all waits; the end of the process does so, too.
+        settings: Hosts, timeouts and limits.
+        stop: Ends all waits, as the end of the process does.
     """
 
     def __init__(self, settings: Settings, stop: Stop | None = None) -> None:
@@ -55,25 +55,25 @@ class Archive:
         accepted: Collection[str] = (),
         most_bytes: int | None = None,
     ) -> ArchiveFile | None:
-        """Download a zip and compare it with its ``.CHECKSUM``; None where the archive has no such file.
+        """Download a zip and verify it against its ``.CHECKSUM``. Return None if the archive has no such file.
 
-        As many are downloaded at a time as the settings allow. Who waits for a download may not hold what a download
-        waits for in ``admit``.
+        The settings limit the downloads at a time. Do not hold reserved memory while waiting for a download slot. It
+        can deadlock with ``admit``.
 
-        A zip that does not match is fetched once more, with its checksum: it may have been replaced in between.
+        If the checksum differs, fetch the zip and its checksum once more: the zip may have been replaced in between.
 
         Args:
             path: Key in the archive's bucket.
-            admit: Called with the zip's size before all of it is kept; it may wait until there is room.
-            accepted: sha256 of bytes that a person took for good, whatever their checksum says.
-            most_bytes: Size that such a zip has at most; never more than ``MARKET_DATA_MAX_ZIP_MB``.
+            admit: Called with the zip's size before all of it is in memory. It may block until memory is free.
+            accepted: SHA-256 of bytes that a person accepted despite their checksum.
+            most_bytes: Maximum size of such a zip. ``MARKET_DATA_MAX_ZIP_MB`` is the upper limit and the default.
 
         Raises:
-            ChecksumError: it does not match in the second attempt either; carries the bytes.
-            NetworkError: no whole answer, or one that is neither a zip nor what the checksum says.
+            ChecksumError: The second attempt does not match either. The error carries the bytes.
+            NetworkError: No complete response, or one that is not a zip and does not match the checksum.
         """
         if most_bytes is None or most_bytes > self._most_bytes:
-            kind = Kind(f"a zip (by {PREFIX}MAX_ZIP_MB)", self._most_bytes, big=True)
+            kind = Kind(f"a zip ({PREFIX}MAX_ZIP_MB)", self._most_bytes, big=True)
         else:
             kind = Kind("a zip of this series", most_bytes, big=True)
         with self._files.downloads:
@@ -112,41 +112,43 @@ class Archive:
         )
         if stated is not None and stated != sha256:
             return ChecksumError(
-                f"{name} does not match its published checksum: {name}.CHECKSUM says {stated}, the bytes have "
-                f"{sha256}. Binance may mend it: backfill the day again later.",
+                f"{name} does not match its published checksum: {name}.CHECKSUM has {stated}, the bytes have "
+                f"{sha256}. Binance may fix it: backfill the day again later.",
                 file,
                 stated,
             )
         return file
 
     def list_folders(self, prefix: str) -> list[str]:
-        """Names of the folders right below a prefix (which ends with a slash).
+        """Return the names of the folders directly below a prefix, which ends with a slash.
 
         Raises:
-            NetworkError: no whole listing came.
+            NetworkError: The listing is incomplete.
         """
         return [folder for page in self._pages(prefix) for folder in page.folders]
 
     def list_files(self, prefix: str) -> list[ListedFile]:
-        """All files whose path begins with a prefix and has no further slash, in the listing's order.
+        """Return all files whose path starts with a prefix and has no further slash, in the listing's order.
 
         Raises:
-            NetworkError: no whole listing came.
+            NetworkError: The listing is incomplete.
         """
         return [file for page in self._pages(prefix) for file in page.files]
 
     def list_page(self, prefix: str, after: str) -> tuple[list[ListedFile], bool]:
-        """One page (1,000 keys, ``.CHECKSUM`` ones counted) of the files right below a prefix: one request.
+        """Return one page of the files directly below a prefix, in one request.
+
+        A page has 1,000 keys. ``.CHECKSUM`` keys count.
 
         Args:
-            prefix: What the keys begin with, ending with a slash.
-            after: The page begins with the first key after this one, which need not exist.
+            prefix: Start of the keys, ending with a slash.
+            after: The page starts with the first key after this one. The key need not exist.
 
         Returns:
-            The files in the listing's order, and whether there are more after them.
+            The files in the listing's order, and True if more follow.
 
         Raises:
-            NetworkError: no whole listing came.
+            NetworkError: The listing is incomplete.
         """
         page = self._page(prefix, after, after)
         return list(page.files), page.next_marker is not None
@@ -160,8 +162,8 @@ class Archive:
                 return
             marker, after = page.next_marker, page.last
         raise NetworkError(
-            f"The listing of {prefix} at {self._listing.url} has more than {MOST_PAGES} pages, the last of them from "
-            f"{marker!r} on. Check {PREFIX}VISION_LISTING_URL."
+            f"The listing of {prefix} at {self._listing.url} has more than {MOST_PAGES} pages. The next one starts "
+            f"at {marker!r}. Check {PREFIX}VISION_LISTING_URL."
         )
 
     def _page(self, prefix: str, marker: str, after: str) -> Page:
@@ -172,7 +174,7 @@ class Archive:
             return read_page(answer.body, prefix, after)
         except ValueError as error:
             raise NetworkError(
-                f"{answer.url}{answer.route} answered no S3 listing that can be used: {error}. {_CHECK_LISTING}"
+                f"{answer.url}{answer.route} answered an unusable S3 listing: {error}. {_CHECK_LISTING}"
             ) from error
 
     def close(self) -> None:
@@ -182,14 +184,14 @@ class Archive:
 
 
 def _found(answer: Answer) -> Answer | None:
-    """An answer with a file; None where the archive says that it has none.
+    """Return a response with a file. Return None if the archive has no such file.
 
     Raises:
-        NetworkError: it says neither.
+        NetworkError: The response is neither.
     """
     if answer.status == OK:
         return answer
-    # A 403 with a web page is a firewall or a proxy that talks to people; S3 answers XML.
+    # A 403 with a web page comes from a firewall or a proxy. S3 answers XML.
     if answer.status in ABSENT and not (answer.status == FORBIDDEN and answer.is_html):
         return None
     raise NetworkError(f"{answer.said}. Try again later.")
@@ -201,16 +203,16 @@ def _stated_sha256(answer: Answer) -> str | None:
 
 
 def _instead_of_zip(answer: Answer) -> str | None:
-    """What came instead of a zip, in words; None where it is one, from its beginning to its end."""
+    """Return a message about a response that is not a complete zip, else None."""
     if not answer.body.startswith(b"PK"):
         return f"{answer.said} instead of a zip. {CHECK_NETWORK}"
     if not zipfile.is_zipfile(io.BytesIO(answer.body)):
-        return f"{answer.url}{answer.route} was cut short: its {len(answer.body):,} bytes lack the end of a zip."
+        return f"{answer.url}{answer.route} was cut short: its {len(answer.body):,} bytes have no end of a zip."
     return None
 
 
 def _etag(answer: Answer) -> str | None:
-    """The ETag without quotes; None where there is none, or none that can be."""
+    """Return the ETag without quotes. None if it is missing or invalid."""
     found = re.fullmatch(r'(?:W/)?"?([\x21\x23-\x7e]{1,200})"?', answer.headers.get("ETag", "").strip())
     return found[1] if found else None
 

@@ -1,7 +1,7 @@
-"""One page of the bucket's listing, read strictly: a page that cannot be trusted is refused as a whole.
+"""Parse one page of the bucket's listing strictly: reject a malformed page as a whole.
 
-A listing decides which archives exist, so a page of something else must not look like archives that vanished. How pages
-are asked for does not belong here (``archive.py``).
+The listing decides which archives exist, so an unrelated page must not look like vanished archives. Requesting pages
+does not belong here (``archive.py``).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from xml.etree import ElementTree as ET
 
 _S3 = "{http://s3.amazonaws.com/doc/2006-03-01/}"
 _MOST_KEYS = 1_000
-"""Keys and folders on one page of S3, at most."""
+"""Maximum keys and folders on one page of S3."""
 
 _MOST_MARKUP = 100 * _MOST_KEYS
-"""Tags and attributes on one page: S3 has some twenty tags a key. Each takes a hundred times its bytes in memory."""
+"""Maximum tags and attributes on one page. S3 has about 20 tags per key. Each takes 100 times its bytes in memory."""
 
 _LONGEST_KEY = 1_024
-"""Bytes of a key of S3, at most."""
+"""Maximum bytes of an S3 key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class ListedFile:
     Attributes:
         key: Path in the bucket, e.g. ``data/spot/daily/klines/BTCUSDT/1m/BTCUSDT-1m-2024-01-01.zip``.
         size: Bytes.
-        etag: Without quotes; empty where the listing has none.
-        last_modified: ISO 8601, as listed; empty where the listing has none.
+        etag: Without quotes. Empty if the listing has none.
+        last_modified: ISO 8601, as listed. Empty if the listing has none.
     """
 
     key: str
@@ -46,9 +46,9 @@ class Page:
     """A page of a listing.
 
     Attributes:
-        files: In the order of their keys.
+        files: Files, ordered by key.
         folders: Names of the folders, without the prefix and the slash, in order.
-        next_marker: Where to go on; None on the last page.
+        next_marker: Marker of the next page. None on the last page.
         last: The last key or folder, as the bucket names it.
     """
 
@@ -59,7 +59,7 @@ class Page:
 
 
 class _NoDoctype(ET.TreeBuilder):
-    """Refuses what no listing has, and entities need: a document type."""
+    """Tree builder that rejects a document type: no listing has one, and entities need it."""
 
     def doctype(self, name: str, _public: str | None, _system: str | None) -> NoReturn:
         raise ValueError(f"it has a document type, {name[:40]!r}")
@@ -70,11 +70,11 @@ def read_page(body: bytes, prefix: str, after: str) -> Page:
 
     Args:
         body: The XML.
-        prefix: The prefix that was asked for, ending with a slash.
-        after: All keys and folders come after this one in the order of UTF-8.
+        prefix: The requested prefix, ending with a slash.
+        after: All keys and folders come after this one in UTF-8 order.
 
     Raises:
-        ValueError: It is not a page of what was asked for. The text says why.
+        ValueError: It is not a page of the requested listing. The text is the reason.
     """
     root = _parse(body)
     echoed = root.findtext(f"{_S3}Prefix")
@@ -84,7 +84,7 @@ def read_page(body: bytes, prefix: str, after: str) -> Page:
     files = tuple(_file(node, prefix) for node in contents)
     folders = tuple(_folder(node, prefix) for node in root.iterfind(f"{_S3}CommonPrefixes"))
     if len(files) + len(folders) > _MOST_KEYS:
-        raise ValueError(f"it has {len(files) + len(folders):,} keys, and a page has {_MOST_KEYS:,} at most")
+        raise ValueError(f"it has {len(files) + len(folders):,} keys, and the maximum is {_MOST_KEYS:,}")
     keys = [file.key for file in files]
     prefixes = [f"{prefix}{folder}/" for folder in folders]
     _refuse_disorder(keys, after)
@@ -103,7 +103,7 @@ def _parse(body: bytes) -> ET.Element:
     except ET.ParseError as error:
         raise ValueError(f"it is not XML ({error})") from error
     except LookupError as error:
-        raise ValueError(f"its encoding is not known ({error})") from error
+        raise ValueError(f"its encoding is unknown ({error})") from error
     if root.tag != f"{_S3}ListBucketResult":
         raise ValueError(f"its root is {_shown(root.tag)} instead of ListBucketResult")
     return root
@@ -115,10 +115,10 @@ def _next_marker(root: ET.Element, keys: list[str], last: str) -> str | None:
         return None
     if truncated != "true":
         raise ValueError(f"IsTruncated is {_shown(truncated or '')} instead of true or false")
-    # NextMarker comes only with a delimiter; the last key is the documented other way.
+    # NextMarker comes only with a delimiter. Otherwise the last key is the marker, as documented.
     marker = root.findtext(f"{_S3}NextMarker") or (keys[-1] if keys else "")
     if not last or not marker:
-        raise ValueError("it says that there is more, but not from where on (no key and no NextMarker)")
+        raise ValueError("it is truncated, but has no key and no NextMarker to continue from")
     if marker < last:
         raise ValueError(f"its NextMarker {_shown(marker)} comes before its last key {_shown(last)}")
     return marker
@@ -128,7 +128,7 @@ def _refuse_disorder(keys: Iterable[str], after: str) -> None:
     before = after
     for key in keys:
         if key <= before:
-            raise ValueError(f"it does not get further: {_shown(key)} comes after {_shown(before)}")
+            raise ValueError(f"its keys are out of order: {_shown(key)} comes after {_shown(before)}")
         before = key
 
 
@@ -155,12 +155,12 @@ def _folder(node: ET.Element, prefix: str) -> str:
 
 
 def _name(key: str, prefix: str) -> str:
-    """The part of a key behind the prefix: one name, which is safe in a path."""
+    """Return the part of a key after the prefix: one name that is safe in a path."""
     name = key.removeprefix(prefix)
     if not key.startswith(prefix) or not name:
-        raise ValueError(f"{_shown(key)} does not lie below {prefix}")
+        raise ValueError(f"{_shown(key)} is not below {prefix}")
     if "/" in name or "\\" in name or name in (".", "..") or not name.isprintable() or len(key.encode()) > _LONGEST_KEY:
-        raise ValueError(f"{_shown(key)} is not the key of a file right below {prefix}")
+        raise ValueError(f"{_shown(key)} is not the key of a file directly below {prefix}")
     return name
 
 

@@ -1,7 +1,8 @@
-"""REST: klines and aggTrades of the three markets in pages, within the weight budget, closed candles only.
+"""REST: pages of klines (closed candles only) and aggTrades of the three markets, within the weight budget.
 
-A host's answers mean: 429 wait as long as it says and go on; 418 (banned), 403 (firewall) and 451 (blocked country)
-switch the host off for the rest of the run, since asking on makes it worse.
+429 means: wait for the requested time and retry. 418 (banned), 403 (firewall) and 451 (blocked country) switch the host
+off for the rest of the run, because further requests prolong a ban. The budget itself does not belong here
+(``rate_limit.py``).
 """
 
 from __future__ import annotations
@@ -49,47 +50,47 @@ from market_data_pipeline.sources.rate_limit import LONGEST_BAN_SECONDS, WeightB
 _USED_WEIGHT = "X-MBX-USED-WEIGHT-1M"
 _TIME_WEIGHT = 1
 _MOST_COUNTED = 1_000_000
-"""Weight in a minute above which Binance's count cannot be meant: the highest limit is 6,000."""
+"""Maximum plausible weight per minute in Binance's count. The highest limit is 6,000."""
 
 _ANSWER = Kind("an answer of REST", 16 << 20)
 _MOST_COMMAS = 100_000
-"""Commas in an answer: five times as many as between the values of the biggest page."""
+"""Maximum commas in a response: five times as many as the biggest page has."""
 
 _DEFAULT_PAUSE = 60.0
 _PATIENCE = 5
-"""How often one request may be told to wait (429) before the host is off for the run."""
+"""Attempts at one request that may get 429 before the host is off for the run."""
 
 _INVALID_SYMBOL = -1121
 _TOO_OLD = -4166
-"""Futures aggTrades older than what is served: "Search window is restricted to recent 2 days only"."""
+"""Futures aggTrades beyond the served window: "Search window is restricted to recent 2 days only"."""
 _PASSING_CODES = range(-1099, -999)
-"""Codes of errors of the server or the network, by Binance's documentation; all others lie in what was asked for."""
+"""Codes of server and network errors, by Binance's documentation. All others are faults of the request."""
 
 _ADVICE = {
     403: "its firewall refuses this address",
-    418: "it has banned this address for asking too much",
+    418: "it has banned this address for too many requests",
     451: "it refuses this country",
 }
 
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
-"""How far the server's clock may be from ours. Beyond, one is wrong, and nobody knows which candles are closed."""
+"""Maximum difference between the server's clock and ours. Beyond it, nobody knows which candles are closed."""
 
 _EDGE = timedelta(minutes=10)
-"""Rows nearer than this to the end of what REST serves are not asked for: they may be gone before the answer."""
+"""Margin at the oldest end of the rows that REST serves: rows in it may be gone before the response."""
 
 
 @dataclass(frozen=True, slots=True)
 class RestRows:
-    """Rows that REST gave.
+    """Rows from REST.
 
     Attributes:
         table: With :func:`lake_schema`, ordered by key.
-        url: The endpoint asked.
-        asked_at: The time (UTC) when the first request was sent: what had happened until then is in the table. It is
-            the server's, but where trades were asked for by their ids.
-        cut: Whether rows are lacking because the run's weight for aggTrades was used up.
-        beyond: Why rows at the beginning may be lacking although they exist: they are older than what REST serves.
+        url: URL of the endpoint.
+        asked_at: Time of the first request (UTC). The table has everything that happened before. It is the server's
+            time, except for requests by id.
+        cut: True if rows are missing because the run used up its weight for aggTrades.
+        beyond: Reason if rows at the start may be missing because REST no longer serves them. Else empty.
     """
 
     table: pa.Table
@@ -104,11 +105,11 @@ class RestApi:
 
     Args:
         market: The market.
-        settings: Its host, and how patient to be.
-        stop: What ends all waits; by default :meth:`close` alone does.
+        settings: Host, timeouts and limits.
+        stop: Ends all waits. By default, only :meth:`close` does.
 
     Raises:
-        HostOffError: the folder of the shared budget cannot be used.
+        HostOffError: The folder of the shared budget is unusable.
     """
 
     def __init__(self, market: Market, settings: Settings, stop: Stop | None = None) -> None:
@@ -132,15 +133,15 @@ class RestApi:
         self._trades_weight_left = settings.rest_trades_weight
         self._lock = threading.Lock()
 
-    # --- what is asked --------------------------------------------------------------------------------------
+    # --- endpoints ------------------------------------------------------------------------------------------
 
     def klines(self, key: SeriesKey, start_us: int, end_us: int) -> RestRows:
-        """Closed candles with ``start_us <= open_time < end_us`` (microseconds UTC); none before the listing.
+        """Fetch closed candles with ``start_us <= open_time < end_us`` (microseconds UTC). None exist before a listing.
 
         Raises:
-            HostOffError: the host refuses, or did so before in this run.
-            NetworkError: no answer.
-            RestAnswerError: an answer is not understood.
+            HostOffError: The host refuses, or did so before in this run.
+            NetworkError: No response.
+            RestAnswerError: A response is not understood.
         """
         endpoint = spec_of(key).rest
         step = interval_us(key.interval or "")
@@ -175,20 +176,20 @@ class RestApi:
     def agg_trades(
         self, key: SeriesKey, start_us: int, end_us: int, from_id: int | None = None, since_us: int | None = None
     ) -> RestRows:
-        """Trades with ``start_us <= transact_time < end_us``, from an id on where it is known.
+        """Fetch trades with ``start_us <= transact_time < end_us``, from an id on if it is known.
 
         Args:
             key: The series.
             start_us: Microseconds UTC.
             end_us: Microseconds UTC.
-            from_id: The first id to ask for.
-            since_us: When the trade before that id took place (microseconds UTC); ``start_us`` where not given.
+            from_id: The first id to fetch. None: the first id after ``start_us``.
+            since_us: Time of the trade before that id (microseconds UTC). Defaults to ``start_us``.
 
         Raises:
-            BeyondReachError: REST does not serve trades so old; it was not asked.
-            HostOffError: the host refuses, or did so before in this run.
-            NetworkError: no answer.
-            RestAnswerError: an answer is not understood, or does not begin where it was asked to.
+            BeyondReachError: REST no longer serves trades this old. No request was sent.
+            HostOffError: The host refuses, or did so before in this run.
+            NetworkError: No response.
+            RestAnswerError: A response is not understood, or does not start at the requested id.
         """
         endpoint = spec_of(key).rest
         self._refuse_beyond(endpoint, start_us if since_us is None else max(start_us, since_us), clock.now())
@@ -216,10 +217,8 @@ class RestApi:
             table = self._table(rows, key, between)
             first, last = _first(table, "agg_trade_id"), _last(table, "agg_trade_id")
             if from_id is not None and first != from_id:
-                # Answers by fromId can be silently cut (binance-public-data #376).
-                raise RestAnswerError(
-                    f"REST was asked for the trades of {key} from id {from_id} on, and answered from {first} on."
-                )
+                # Responses to fromId can be silently truncated (binance-public-data #376).
+                raise RestAnswerError(f"REST answered trades of {key} from id {first} on. Id {from_id} was requested.")
             tables.append(table)
             if _last(table, "transact_time") >= end or (from_id is not None and len(rows) < endpoint.page):
                 break
@@ -232,23 +231,22 @@ class RestApi:
     def agg_trades_of_ids(
         self, key: SeriesKey, first: int, last: int, between_us: tuple[int, int] | None = None
     ) -> RestRows:
-        """The trades with ids from ``first`` to ``last`` that REST has; a cut answer has none beyond its last one.
+        """Fetch the trades with ids from ``first`` to ``last`` that REST has. A cut result has none after its last row.
 
-        Others with higher ids are known, so that all of these have happened, whatever the server's clock says: it is
-        not asked for.
+        Trades with higher ids are known, so all of these have happened. The server's time is not needed.
 
         Args:
             key: The series.
             first: First id.
-            last: Last id, included.
-            between_us: When the trades before the first and after the last id took place (microseconds UTC), which
-                tells whether REST serves them still; None where that is not known.
+            last: Last id, inclusive.
+            between_us: Times of the trades before the first and after the last id (microseconds UTC). They decide if
+                REST still serves the ids. None if unknown.
 
         Raises:
-            BeyondReachError: REST does not serve trades so old; it was not asked, or said so.
-            HostOffError: the host refuses, or did so before in this run.
-            NetworkError: no answer.
-            RestAnswerError: an answer is not understood.
+            BeyondReachError: REST no longer serves trades this old. It refused, or no request was sent.
+            HostOffError: The host refuses, or did so before in this run.
+            NetworkError: No response.
+            RestAnswerError: A response is not understood.
         """
         endpoint = spec_of(key).rest
         now = clock.now()
@@ -272,8 +270,8 @@ class RestApi:
             table = self._table(rows, key)
             if _first(table, "agg_trade_id") < cursor:
                 raise RestAnswerError(
-                    f"REST was asked for the trades of {key} from id {cursor} on, and answered from "
-                    f"{_first(table, 'agg_trade_id')} on."
+                    f"REST answered trades of {key} from id {_first(table, 'agg_trade_id')} on. "
+                    f"Id {cursor} was requested."
                 )
             tables.append(table)
             cursor = _last(table, "agg_trade_id") + 1
@@ -287,7 +285,7 @@ class RestApi:
         )
 
     def _first_served(self, key: SeriesKey, endpoint: RestEndpoint, until_us: int, now: datetime) -> int | None:
-        """The id of the oldest trade that REST still serves; None where there is none before a moment."""
+        """Return the id of the oldest trade that REST still serves. None if it has none before ``until_us``."""
         at = clock.to_us(now - (endpoint.reach or timedelta()) + _EDGE)
         while at < until_us and self._spend_on_trades(endpoint.weight):
             span = at + _span_us(endpoint)
@@ -301,17 +299,17 @@ class RestApi:
             raise BeyondReachError(beyond)
 
     def _beyond(self, endpoint: RestEndpoint, moment_us: int, now: datetime) -> str:
-        """Say that REST does not serve rows of a moment any more; empty where it does."""
+        """Return the reason if REST no longer serves rows of a moment, else an empty string."""
         if endpoint.reach is None or moment_us >= clock.to_us(now - endpoint.reach + _EDGE):
             return ""
         return reaches_back(self.market, endpoint.reach)
 
     def first_candle_day(self, key: SeriesKey) -> date | None:
-        """The UTC day of a symbol's first candle, None where it never had one.
+        """Return the UTC day of a symbol's first candle. None if it never had one.
 
         Raises:
-            HostOffError: the host refuses, or did so before in this run.
-            NetworkError: no answer.
+            HostOffError: The host refuses, or did so before in this run.
+            NetworkError: No response.
         """
         daily = SeriesKey(EXCHANGE, key.market, DataType.KLINES, key.symbol, "1d")
         endpoint = spec_of(daily).rest
@@ -320,29 +318,28 @@ class RestApi:
             return None
         return clock.day_of_us(_first(self._table(rows, daily), "open_time"))
 
-    # --- how it is asked ------------------------------------------------------------------------------------
+    # --- requests -------------------------------------------------------------------------------------------
 
     def _server_now(self) -> datetime:
-        """The server's clock, asked for once a run; from then on the time that passes is counted, not this machine's.
+        """Return the server's time. It is requested once per run, and a monotonic clock counts from then on.
 
         Raises:
-            RestAnswerError: it is so far from ours that one of them must be wrong.
+            RestAnswerError: It differs so much from ours that one of the clocks is wrong.
         """
         with self._lock:
             if self._server is None:
                 answer = self._request(self._facts.time_path, {}, _TIME_WEIGHT)
                 counted_from, ours = time.monotonic(), clock.now()
                 try:
-                    # Time is in the unit of the header, like all others.
+                    # The header's unit applies to the server time, too.
                     server = datetime.fromtimestamp(int(_json(answer)["serverTime"]) * self._unit / 1e6, UTC)
                 except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
                     raise RestAnswerError(f"{answer.url} answered no server time: {answer.text!r}.") from error
                 if abs(server - ours) > CLOCK_TOLERANCE:
                     raise RestAnswerError(
-                        f"{answer.url} answered {server:%Y-%m-%d %H:%M:%S} UTC while this machine's clock says "
-                        f"{ours:%Y-%m-%d %H:%M:%S}: the clock of this machine or the server's is off by "
-                        f"{in_words(abs(server - ours).total_seconds())}, so that nobody can tell which candles are "
-                        "closed. Set this machine's clock (NTP)."
+                        f"{answer.url} answered {server:%Y-%m-%d %H:%M:%S} UTC and this machine's clock is at "
+                        f"{ours:%Y-%m-%d %H:%M:%S}. They differ by {in_words(abs(server - ours).total_seconds())}, "
+                        "so it is unknown which candles are closed. Set this machine's clock (NTP)."
                     )
                 self._server = server, counted_from
             server, counted_from = self._server
@@ -354,20 +351,19 @@ class RestApi:
         if not isinstance(rows, list):
             raise RestAnswerError(f"{answer.said} instead of rows.")
         if len(rows) > int(params["limit"]):
-            raise RestAnswerError(f"{answer.url} answered {len(rows):,} rows: more than were asked for.")
+            raise RestAnswerError(f"{answer.url} answered {len(rows):,} rows, more than requested.")
         return rows
 
     def _table(self, rows: list[Any], key: SeriesKey, between_us: tuple[int, int] | None = None) -> pa.Table:
-        """Rows as a table, each after the one before.
+        """Return the rows of a response as a table, checked to be in order.
 
         Args:
-            rows: As answered.
+            rows: Rows of the response.
             key: The series.
-            between_us: The first and last moment (microseconds UTC) that were asked for, which REST takes in
-                milliseconds.
+            between_us: First and last requested moment (microseconds UTC). REST takes milliseconds.
 
         Raises:
-            RestAnswerError: they are not rows of what was asked for.
+            RestAnswerError: The rows do not match the request.
         """
         spec = spec_of(key)
         try:
@@ -376,14 +372,14 @@ class RestApi:
             raise RestAnswerError(str(error)) from error
         keys = pc.cast(table.column(spec.key), pa.int64()).to_numpy()
         if (keys[1:] <= keys[:-1]).any():
-            raise RestAnswerError(f"REST answered rows of {key} that are not in the order of {spec.key}.")
+            raise RestAnswerError(f"REST answered rows of {key} that are not ordered by {spec.key}.")
         if between_us is not None:
             bounds: Any = pc.min_max(pc.cast(table.column(spec.time), pa.int64())).as_py()
             low, high = bounds["min"], bounds["max"]
             if low < between_us[0] // 1000 * 1000 or high > between_us[1] // 1000 * 1000 + 999:
                 raise RestAnswerError(
-                    f"REST was asked for rows of {key} from {_moment(between_us[0])} to {_moment(between_us[1])}, and "
-                    f"answered from {_moment(low)} to {_moment(high)}."
+                    f"REST answered rows of {key} from {_moment(low)} to {_moment(high)}. "
+                    f"{_moment(between_us[0])} to {_moment(between_us[1])} was requested."
                 )
         return table
 
@@ -391,17 +387,17 @@ class RestApi:
         for _ in range(_PATIENCE):
             with self._host.downloads:
                 self._budget.acquire(weight, self._refuse_if_off)
-                self._refuse_if_off()  # another thread, or process, may have been banned while this one waited
+                self._refuse_if_off()  # another thread or process may have been banned meanwhile
                 answer = self._host.get(path, _ANSWER, dict(params), self._headers)
                 if (used := _used_weight(answer)) is not None:
                     self._budget.observe(used)
                 if answer.status == TOO_MANY:
-                    # On record, so that no thread and no other process asks meanwhile: who does is banned.
+                    # Record it, so that no thread and no other process sends a request: Binance bans for that.
                     self._budget.pause(_retry_after(answer))
                 if answer.status != TOO_MANY or _retry_after(answer) > self._settings.rest_pause_seconds:
-                    self._judge(answer)  # before the place is another thread's
+                    self._raise_for_status(answer)  # record a ban before releasing the download slot
                     return answer
-        self._judge(answer)
+        self._raise_for_status(answer)
         return answer
 
     def _refuse_if_off(self) -> None:
@@ -411,10 +407,10 @@ class RestApi:
         if self._off:
             raise HostOffError(
                 f"REST of {self.market} ({self._host.name}) is off for the rest of this run: {self._off}. "
-                f"Days from the archive go on. {_way_out(self.market)}"
+                f"Days from the archive continue. {_way_out(self.market)}"
             )
 
-    def _judge(self, answer: Answer) -> None:
+    def _raise_for_status(self, answer: Answer) -> None:
         status = answer.status
         if status == OK:
             return
@@ -422,19 +418,19 @@ class RestApi:
             pause = _retry_after(answer)
             if status == 418:
                 self._budget.ban(pause)
-            self._off = _ADVICE.get(status, "it keeps asking for a pause longer than we wait") + f" (answer {status})"
+            self._off = _ADVICE.get(status, "it requests longer pauses than we wait") + f" (status {status})"
             self._refuse_if_off()
         code = _code(answer)
         if code == _INVALID_SYMBOL:
-            raise RefusedError(f"REST of {self.market} does not know the symbol, or no longer (error {code})")
+            raise RefusedError(f"REST of {self.market} does not know the symbol any more, or never did (error {code})")
         if code == _TOO_OLD:
-            raise BeyondReachError(f"REST of {self.market} does not serve rows so old (error {code})")
+            raise BeyondReachError(f"REST of {self.market} does not serve rows this old (error {code})")
         if status == BAD_REQUEST and code not in _PASSING_CODES:
-            raise RefusedError(f"REST of {self.market} refuses such a request: {answer.text}")
+            raise RefusedError(f"REST of {self.market} refuses this request: {answer.text}")
         raise NetworkError(f"{answer.said}. Try again later.")
 
     def _spend_on_trades(self, weight: int) -> bool:
-        """Take weight from what this run may spend on aggTrades; False where it is used up."""
+        """Take weight from this run's allowance for aggTrades. Return False if it is used up."""
         with self._lock:
             if self._trades_weight_left < weight:
                 return False
@@ -448,21 +444,21 @@ class RestApi:
 
 
 def _json(answer: Answer) -> Any:
-    """The JSON of an answer: finite numbers, each name once.
+    """Parse the JSON of a response. Numbers must be finite and names unique.
 
     Raises:
-        NetworkError: a web page came instead.
-        RestAnswerError: it is no such JSON.
+        NetworkError: The response is a web page.
+        RestAnswerError: The response is not valid JSON.
     """
     if answer.is_html:
         raise NetworkError(f"{answer.said} instead of JSON. {CHECK_NETWORK}")
     if answer.body.count(b",") > _MOST_COMMAS:  # each value takes ten times its bytes in memory
-        raise RestAnswerError(f"{answer.said}, which has far more values than were asked for.")
+        raise RestAnswerError(f"{answer.said}, far more values than requested.")
     try:
         return json.loads(answer.body, parse_constant=_no_number, object_pairs_hook=_once_each)
     except (ValueError, RecursionError) as error:
         why = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise RestAnswerError(f"{answer.said}, which is not the JSON of REST ({why}).") from error
+        raise RestAnswerError(f"{answer.said}, not the JSON of REST ({why}).") from error
 
 
 def _no_number(text: str) -> NoReturn:
@@ -472,12 +468,12 @@ def _no_number(text: str) -> NoReturn:
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("an object has a name twice")
+        raise ValueError("an object has a duplicate name")
     return found
 
 
 def _code(answer: Answer) -> int | None:
-    """Binance's code of an error, which says more than the status; None where there is none."""
+    """Return Binance's error code, which is more precise than the status. None if there is none."""
     try:
         code = json.loads(answer.body)["code"]
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -486,20 +482,20 @@ def _code(answer: Answer) -> int | None:
 
 
 def _budget_name(market: Market, settings: Settings) -> str:
-    """The budget's name: the host's, or that of all hosts that Binance counts together with it."""
+    """Return the name of the budget: the host, or all hosts that Binance counts together."""
     together = [other for other in MARKETS if MARKETS[other].budget == MARKETS[market].budget]
     hosts = dict.fromkeys(urlsplit(settings.rest_url(other)).netloc for other in together)
     return "+".join((MARKETS[market].budget, *sorted(hosts))) if len(together) > 1 else next(iter(hosts))
 
 
 def reaches_back(market: Market, reach: timedelta) -> str:
-    """Say how far back REST serves a market's aggTrades."""
-    return f"REST of {market} serves aggTrades of the last {in_words(reach.total_seconds())} only"
+    """Return a message about the age limit of a market's aggTrades."""
+    return f"REST of {market} only serves aggTrades of the last {in_words(reach.total_seconds())}"
 
 
 def _way_out(market: Market) -> str:
     setting = f"{PREFIX}{market.upper()}_URL"
-    return f"Wait, lower {PREFIX}WEIGHT_SHARE, or name a host that answers here in {setting}."
+    return f"Wait, lower {PREFIX}WEIGHT_SHARE, or set {setting} to a host that answers."
 
 
 def _span_us(endpoint: RestEndpoint) -> int:
@@ -516,13 +512,13 @@ def _by_id(key: SeriesKey, from_id: int, endpoint: RestEndpoint) -> dict[str, st
 
 
 def _retry_after(answer: Answer) -> float:
-    """How many seconds the host wants to be left alone: a number or a date; a minute where it says neither."""
+    """Return the seconds to wait by Retry-After. A minute if the header is missing or invalid."""
     asked = seconds_asked(answer)
     return _DEFAULT_PAUSE if asked is None else min(asked, LONGEST_BAN_SECONDS)
 
 
 def _used_weight(answer: Answer) -> int | None:
-    """Binance's count of what this address has used in this minute; None where it is not said, or cannot be meant."""
+    """Return Binance's count of the weight used in this minute. None if it is missing or implausible."""
     text = answer.headers.get(_USED_WEIGHT, "")
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) and int(text) <= _MOST_COUNTED else None
 

@@ -1,10 +1,8 @@
-"""The bytes of an archive's zip, read into Arrow: its CSV, header, time unit and columns read off the file itself.
+"""Read the CSV of an archive's zip, or rows of REST, into Arrow. No disk, no network.
 
-What belongs here: from the bytes of a CSV to rows. What does not: the zip around it (``sources/zips.py``), how it is
-downloaded (``archive.py``), and whether what the rows say makes sense (``checks``). Nothing here touches a disk or a
-network.
-
-A file is never trusted to be like its neighbours: old archives are not made again when Binance changes the format.
+Header, time unit and columns come from the file itself: Binance does not republish old archives when the format
+changes. The zip container (``sources/zips.py``), downloads (``archive.py``) and the validity of rows (``checks``) do
+not belong here.
 """
 
 from __future__ import annotations
@@ -32,20 +30,20 @@ from market_data_pipeline.model.series import INTERVALS, DataType, Market, Serie
 from market_data_pipeline.sources.zips import inflated
 
 _ROW_BYTES = 400
-"""Bytes; more than any row of candles has: 12 values of up to 25 letters."""
+"""Maximum bytes of a row of candles: 12 values of up to 25 characters."""
 
 _TRADES_RATIO = 16
-"""Bytes of CSV that a byte of a zip of trades may hold. Real ones hold 3 to 5. Trades that differ in nothing but their
-ids, which no symbol has, would come to 11."""
+"""Maximum bytes of CSV per byte of a zip of trades. Real zips have 3 to 5. Trades that differ only in their ids would
+reach 11, and no symbol has them."""
 
 _LEAST_BOUND = 16 << 20
-"""Bytes of CSV that are read from any zip, so that what is in a wrong one can be said."""
+"""Bytes of CSV to read from any zip, so that an error can describe the content of a wrong one."""
 
 _PARSERS = 2
-"""Threads that parse a big zip, since that takes twice as long as inflating it."""
+"""Threads that parse a big zip. Parsing takes twice as long as inflating."""
 
 _LONGEST_LINE = 4096
-"""Bytes; more than all names of columns together, and ten times a row."""
+"""Maximum bytes of a line: more than all column names together, and ten times a row."""
 
 
 def read_zip(
@@ -55,20 +53,20 @@ def read_zip(
 
     Args:
         data: The zip.
-        key: The series that it should hold.
-        stem: Name of the zip without ``.zip``; its CSV has the same.
+        key: The expected series.
+        stem: Name of the zip without ``.zip``. Its CSV has the same stem.
         first: First UTC day that rows may belong to.
-        last: Last such day.
-        taken: Is called with the rows of each block of a big zip as soon as they are read, before it is known whether
-            the whole is good; together they are the table.
+        last: Last such day, inclusive.
+        taken: Called with the rows of each block of a big zip as soon as they are read, before the whole zip is known
+            to be valid. The blocks together are the table.
 
     Returns:
         A table with :func:`lake_schema`, rows in the order of the CSV, times in microseconds UTC.
 
     Raises:
-        MalformedError: the zip is broken, holds no or more than one fitting CSV, a row has the wrong number of columns,
-            a value is not of its kind, rows belong to other days or last another interval than the series', or there is
-            more of them than its days can have.
+        MalformedError: The zip is broken or does not have exactly one matching CSV, a row has the wrong number of
+            columns, a value has the wrong type, rows belong to other days or another interval, or there are more rows
+            than the days can have.
     """
     spec = spec_of(key)
     blocks: list[pa.Table] = []
@@ -85,8 +83,9 @@ def read_zip(
             break
         distinct += _distinct(raw, spec)
         if rows > most_repeated(distinct):
-            told = f"{stem}.csv has the same rows again and again"
-            raise MalformedError(f"{told}: of the first {rows:,}, {distinct:,} differ in {spec.key}.")
+            raise MalformedError(
+                f"{stem}.csv repeats its rows: the first {rows:,} have {distinct:,} distinct values of {spec.key}."
+            )
         if taken is not None:
             taken(blocks[-1])
     if not blocks:
@@ -102,24 +101,24 @@ def read_zip(
 
 
 def _distinct(raw: pa.Table, spec: Spec) -> int:
-    """Return how many rows of a block are told apart by their key. Counting takes long, and most stand in order."""
+    """Return the number of distinct keys in a block. Counting is slow, so skip it for rows in order."""
     keys = raw.column(spec.key).to_numpy()
     return len(keys) if (keys[1:] > keys[:-1]).all() else int(pc.count_distinct(raw.column(spec.key)).as_py())
 
 
 def read_zips(zips: Mapping[str, bytes], key: SeriesKey, rows: int) -> pa.Table:
-    """Read daily zips of candles together, of which Arrow reads ten in the time of four that come one by one.
+    """Read daily zips of candles together. Arrow reads ten of them in the time of four single ones.
 
     Args:
         zips: The zips by their names without ``.zip``.
-        key: The series that they should hold.
-        rows: How many rows each of them should have.
+        key: The expected series.
+        rows: Expected number of rows per zip.
 
     Returns:
-        As :func:`read_zip`; the rows of each zip follow those of the one before. Whose days they are is not looked at.
+        A table as from :func:`read_zip`, with the zips' rows in order. The days of the rows are not checked.
 
     Raises:
-        MalformedError: one of them is not as it should be, or not as the others. :func:`read_zip` tells which.
+        MalformedError: A zip is malformed or differs from the others. :func:`read_zip` finds the one at fault.
     """
     spec = spec_of(key)
     stem = next(iter(zips))
@@ -131,7 +130,7 @@ def read_zips(zips: Mapping[str, bytes], key: SeriesKey, rows: int) -> pa.Table:
 
 
 def _lines(data: bytes, spec: Spec, stem: str, number: int) -> bytes:
-    """The lines of a zip's CSV without its header, each with its end."""
+    """Return the lines of a zip's CSV without its header, each with its line end."""
     csv = b"".join(inflated(data, stem, number * _ROW_BYTES + _LONGEST_LINE))
     if _has_header(memoryview(csv), spec, stem):
         csv = csv.partition(b"\n")[2]
@@ -143,7 +142,7 @@ def _lines(data: bytes, spec: Spec, stem: str, number: int) -> bytes:
 
 
 def split_days(table: pa.Table, time_column: str) -> dict[date, pa.Table]:
-    """One table for each day, whose rows are in the order in which they stood."""
+    """Split a table by UTC day. Rows of a day stay in order."""
     days = pc.cast(table.column(time_column), pa.int64()).to_numpy() // clock.US_PER_DAY
     if len(days) == 0:
         return {}
@@ -159,7 +158,7 @@ def split_days(table: pa.Table, time_column: str) -> dict[date, pa.Table]:
 
 
 def label_columns(key: SeriesKey, rows: int) -> list[pa.Array[Any]]:
-    """The symbol (and interval) columns of a table: the same word in every row."""
+    """Return the symbol (and interval) columns of a table: the same word in every row."""
     words = [key.symbol] if key.interval is None else [key.symbol, key.interval]
     index = _zeros(rows)
     return [pa.DictionaryArray.from_arrays(index, pa.array([word], WORD.value_type), safe=False) for word in words]
@@ -171,9 +170,9 @@ def _zeros(rows: int) -> pa.Array[Any]:
 
 
 def other_interval(key: SeriesKey, table: pa.Table) -> str | None:
-    """Say which interval candles have, in words, if it is not the series'; else return None.
+    """Return the candles' interval, in words, if it is not the series'. Else return None.
 
-    What most candles last decides, so candles off the grid, and some that are cut short at an outage, are no matter.
+    The duration of most candles decides. Candles off the grid, and a few that an outage cut short, do not matter.
 
     Args:
         key: The series.
@@ -191,7 +190,7 @@ def other_interval(key: SeriesKey, table: pa.Table) -> str | None:
     values, counts = np.unique(lasts, return_counts=True)
     most = int(counts.argmax())
     last, count = int(values[most]), int(counts[most])
-    # A candle is cut short, and never lasts longer. One alone may be cut to the length of another interval.
+    # A candle can be cut short, but never lasts longer. A single one may be cut to the length of another interval.
     if count <= mine or (last < own and (count == 1 or not _is_interval(last, opened))):
         return None
     names = {interval_us(name): name for name in INTERVALS}
@@ -200,7 +199,7 @@ def other_interval(key: SeriesKey, table: pa.Table) -> str | None:
 
 
 def _is_interval(us: int, opened: npt.NDArray[np.int64]) -> bool:
-    """Return True if candles of a length have it from Binance, or follow each other by it."""
+    """Return True if a duration is one of Binance's intervals, or the most common step between the candles."""
     if us in map(interval_us, INTERVALS):
         return True
     steps, counts = np.unique(np.diff(opened), return_counts=True)
@@ -208,7 +207,7 @@ def _is_interval(us: int, opened: npt.NDArray[np.int64]) -> bool:
 
 
 def _most_bytes(key: SeriesKey, days: int, size: int) -> int:
-    """Return the most bytes of CSV in a zip of so many days and bytes."""
+    """Return the maximum bytes of CSV in a zip of this many days and bytes."""
     possible = _TRADES_RATIO * size if key.interval is None else most_rows(key, days) * _ROW_BYTES
     return max(_LEAST_BOUND, possible)
 
@@ -217,13 +216,13 @@ def _most_bytes(key: SeriesKey, days: int, size: int) -> int:
 
 
 _Block = tuple[list[memoryview], bool]
-"""Whole lines, in one part or two, and whether they begin with a header."""
+"""Whole lines, in one or two parts, and True if they start with a header."""
 
 
 def _blocks(pieces: Iterator[bytes], spec: Spec, stem: str) -> Iterator[_Block]:
-    """Whole lines from pieces of any size.
+    """Yield whole lines from pieces of any size.
 
-    A line that two pieces share is a part of its own, since to put the pieces together would copy the whole CSV.
+    A line that spans two pieces is its own part, because joining the pieces would copy the whole CSV.
     """
     rest, begun = b"", False
     for piece in pieces:
@@ -236,28 +235,26 @@ def _blocks(pieces: Iterator[bytes], spec: Spec, stem: str) -> Iterator[_Block]:
             begun = True
         rest = piece[cut:] if cut else rest + piece
         if len(rest) > _LONGEST_LINE:
-            raise MalformedError(f"{stem}.csv has a line of more than {_LONGEST_LINE:,} bytes, which no row has.")
+            raise MalformedError(f"{stem}.csv has a line of more than {_LONGEST_LINE:,} bytes, longer than any row.")
     if rest:
         yield [memoryview(rest)], not begun and _has_header(memoryview(rest), spec, stem)
 
 
 def _has_header(block: memoryview, spec: Spec, stem: str) -> bool:
-    """Whether the first line is a header: spot never has one, um since mid-2022, cm now and then.
+    """Return True if the first line is a header: spot never has one, um has since mid-2022, cm sometimes.
 
-    Anything but the name of a column or a number is refused, lest a row be taken for a header and be lost.
+    Reject a line that starts with neither a column name nor a number, so that no row is lost as a header.
     """
     line = bytes(block[:_LONGEST_LINE]).partition(b"\n")[0]
     if line.endswith(b"\r"):
-        raise MalformedError(
-            f"{stem}.csv was saved by another program (its lines end in CR LF): it is not Binance's file."
-        )
+        raise MalformedError(f"{stem}.csv is not Binance's file: another program saved it (its lines end in CR LF).")
     if not line[:1].isalnum():
-        raise MalformedError(f"{stem}.csv begins with {line[:12]!r}, which is neither a header nor a number.")
+        raise MalformedError(f"{stem}.csv starts with {line[:12]!r}, neither a header nor a number.")
     if line[:1].isdigit():
         return False
     if line.count(b",") + 1 != len(spec.columns):
         raise MalformedError(
-            f"{stem}.csv begins with {line[:80]!r}, which is neither a row nor a header of {len(spec.columns)} columns."
+            f"{stem}.csv starts with {line[:80]!r}, neither a row nor a header of {len(spec.columns)} columns."
         )
     return True
 
@@ -270,7 +267,7 @@ _READ: Mapping[str, pa.DataType] = {"time": pa.int64(), "ignore": pa.string()}
 _PARSE = pa_csv.ParseOptions(quote_char=False)
 
 _ROW_OF_BLOCK = re.compile(r"Row #\d+: ")
-"""Where Arrow found a fault, counted from the start of a block; the text has the row itself."""
+"""Row number in Arrow's message. It counts from the start of a block, so it is dropped. The text has the row itself."""
 
 
 @cache
@@ -286,7 +283,7 @@ def _convert(market: Market, data_type: DataType) -> pa_csv.ConvertOptions:
 
 
 def _parsed(blocks: Iterator[_Block], spec: Spec, stem: str) -> Iterator[pa.Table]:
-    """The rows of each block; of a zip with many, parsed by other threads while this one inflates."""
+    """Yield the rows of each block. Other threads parse a zip with many blocks while this one inflates."""
     first = list(islice(blocks, _PARSERS))
     if len(first) < _PARSERS:
         yield from (_parse(block, spec, stem) for block in first)
@@ -295,7 +292,7 @@ def _parsed(blocks: Iterator[_Block], spec: Spec, stem: str) -> Iterator[pa.Tabl
     with ThreadPoolExecutor(_PARSERS, thread_name_prefix="parse") as parsers:
         for block in chain(first, blocks):
             parsing.append(parsers.submit(_parse, block, spec, stem))
-            if len(parsing) > 2 * _PARSERS:  # lest the whole CSV is in memory
+            if len(parsing) > 2 * _PARSERS:  # bounds the CSV in memory
                 yield parsing.popleft().result()
         while parsing:
             yield parsing.popleft().result()
@@ -331,21 +328,19 @@ def _read_type(column: Column) -> pa.DataType:
 def _plain(error: Exception, spec: Spec) -> str:
     text = _ROW_OF_BLOCK.sub("", str(error)).replace("\n", " ").strip().rstrip(".")
     if "E+" in text and "int64" in text:
-        return f"{text}: a spreadsheet has rounded its times"
+        return f"{text}: a spreadsheet rounded its times"
     if text.startswith("CSV parse error: Expected"):
         return f"{text} (a row of {spec.data_type} in {spec.market} has {len(spec.columns)} columns)"
     return text
 
 
 def _microseconds_per_unit(low: int, high: int, stem: str) -> int:
-    """The file's time unit by magnitude: spot wrote milliseconds until 2024-12-31, and microseconds since."""
+    """Return the file's time unit by magnitude: spot has milliseconds until 2024-12-31, and microseconds since."""
     if low >= 10**12 and high < 10**14:
         return 1000
     if low >= 10**15 and high < 10**17:
         return 1
-    raise MalformedError(
-        f"{stem}.csv has times from {low} to {high}, which are neither all milliseconds nor all microseconds."
-    )
+    raise MalformedError(f"{stem}.csv has times from {low} to {high}, neither all milliseconds nor all microseconds.")
 
 
 def _conform(raw: pa.Table, key: SeriesKey, spec: Spec, unit: int) -> pa.Table:
@@ -384,35 +379,35 @@ def _text(moment: datetime) -> str:
 
 
 def table_from_rest(rows: list[list[object]] | list[dict[str, object]], key: SeriesKey, unit: int) -> pa.Table:
-    """Rows of a REST answer as the archive's table.
+    """Convert rows of a REST response to the archive's table.
 
     Args:
-        rows: Kline rows are arrays in the order of the CSV; aggTrades are objects, of which unknown fields are ignored.
+        rows: Klines are arrays in the order of the CSV. AggTrades are objects, and their unknown fields are ignored.
         key: The series.
-        unit: Microseconds in one unit of its times.
+        unit: Microseconds in one unit of the times.
 
     Raises:
-        MalformedError: a field is missing, not of its kind or out of range.
+        MalformedError: A field is missing, of the wrong type or out of range.
     """
     spec = spec_of(key)
     kept = [(at, column) for at, column in enumerate(spec.columns) if column.kind != "ignore"]
     try:
         if {*map(type, rows)} != {dict if spec.columns[0].rest else list}:
-            raise TypeError("a row is no row")
+            raise TypeError("a row has the wrong type")
         columns = [
             _rest_column([row[column.rest or at] for row in rows], column, unit)  # type: ignore[index]
             for at, column in kept
         ]
     except (KeyError, IndexError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
-        raise MalformedError(f"REST answered rows of {key} that are not understood: {repr(error)[:300]}.") from error
+        raise MalformedError(f"REST answered malformed rows of {key}: {repr(error)[:300]}.") from error
     return pa.table([*label_columns(key, len(rows)), *columns], schema=lake_schema(key.market, key.data_type))
 
 
 _JSON_TYPES: dict[str, type] = {"float": str, "int": int, "time": int, "bool": bool}
-"""Types in Binance's JSON: prices and volumes are strings, so that no digit is lost."""
+"""Types in Binance's JSON. Prices and volumes are strings, so that no digit is lost."""
 
 _REST_TIMES_US = 10**15, 41 * 10**14
-"""Times that REST can have, in microseconds: 2001 to 2099."""
+"""Plausible times of REST, in microseconds: 2001 to 2099."""
 
 
 def _rest_column(values: list[object], column: Column, unit: int) -> pa.Array[Any]:
