@@ -1,8 +1,8 @@
-"""Days of one series become files of the lake. Knows nothing of Dagster.
+"""Ingest days of one series into the lake. Dagster does not belong here.
 
-For each day: bytes or JSON → verified Arrow table with its origin → findings → one Parquet file, atomically, then
-the ledger. Threads fetch days ahead, within a bound of memory, and results come back in order. A day that is over
-comes from its daily or monthly archive. REST fills in missing rows and serves days that have no archive yet.
+For each day: bytes or JSON → verified Arrow table with its origin → findings → one Parquet file, atomically → ledger.
+Threads fetch days ahead within a memory budget, and results come in order. A past day comes from its daily or monthly
+archive. REST fills in missing rows and serves days without an archive.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Action", "DayFailure", "DayOutcome", "Sources", "ingest"]
 
 
 def __getattr__(name: str) -> object:
-    # Imported when asked for: a process that only encodes days needs no network, nor what that imports.
+    # Import lazily: a process that only encodes days needs neither the network nor its imports.
     if name == "ingest":
         from market_data_pipeline.ingest.run import ingest
 

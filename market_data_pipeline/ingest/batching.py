@@ -1,7 +1,7 @@
-"""What several threads ask for one by one, computed together: a thread that computes takes along what waits.
+"""Batch the requests of several threads: a computing thread takes all waiting requests along.
 
-Where little is asked for, each answer is computed at once; where more is asked for than can be computed meanwhile, more
-of it is computed together, which takes less time for each.
+Under low load, each request is computed at once. Under high load, batches grow and the time per request drops. The
+computation itself does not belong here.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _V = TypeVar("_V")
 
 @dataclass
 class Together(Generic[_K, _A, _V]):
-    """Answers to those who ask for one each.
+    """Compute values for single requests, in batches.
 
     Attributes:
-        one: The answer for one key and its argument.
-        many: Answers for several at once, by key, each as soon as it is there; those left out are had from ``one``.
-        computing: Its threads compute.
-        most: How many may be computed together.
+        one: Compute the value of one key and its argument.
+        many: Compute several values at once and yield each with its key. Keys left out go to ``one``.
+        computing: Executor of the computations.
+        most: Maximum batch size.
     """
 
     one: Callable[[_K, _A], _V]
@@ -35,18 +35,18 @@ class Together(Generic[_K, _A, _V]):
     _waiting: deque[tuple[_K, _A, Future[_V]]] = field(default_factory=deque)
 
     def ask(self, key: _K, argument: _A) -> _V:
-        """The answer for one argument.
+        """Return the computed value of one argument.
 
         Args:
-            key: Nobody else asks for it meanwhile.
-            argument: What is asked for.
+            key: Key of the request, unique among the requests in progress.
+            argument: Argument of the computation.
 
         Raises:
-            Exception: whatever computing it raised.
+            Exception: The error of the computation.
         """
         answer: Future[_V] = Future()
         self._waiting.append((key, argument, answer))
-        # A call for each that waits, which takes one at least: none is left without.
+        # One call per waiting request. Each takes at least one, so none is left over.
         self.computing.submit(self._compute_waiting)
         return answer.result()
 
@@ -65,7 +65,7 @@ class Together(Generic[_K, _A, _V]):
                 for key in list(left):
                     self.computing.submit(self._compute, key, *left[key])
                     del left[key]
-        except BaseException as error:  # noqa: BLE001 - raised where it was asked for
+        except BaseException as error:  # noqa: BLE001 - raised in the requesting thread
             for _, answer in left.values():
                 answer.set_exception(error)
             return
@@ -75,5 +75,5 @@ class Together(Generic[_K, _A, _V]):
     def _compute(self, key: _K, argument: _A, answer: Future[_V]) -> None:
         try:
             answer.set_result(self.one(key, argument))
-        except BaseException as error:  # noqa: BLE001 - raised where it was asked for
+        except BaseException as error:  # noqa: BLE001 - raised in the requesting thread
             answer.set_exception(error)

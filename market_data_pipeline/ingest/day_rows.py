@@ -1,4 +1,7 @@
-"""A day's rows on their way into the lake, with where each came from; rows of two sources become one day. Pure."""
+"""Rows of a day on their way into the lake, with their origin, and merging rows of two sources. Pure.
+
+Fetching and storing rows do not belong here (``from_archive.py``, ``from_rest.py``, ``store.py``).
+"""
 
 from __future__ import annotations
 
@@ -19,21 +22,21 @@ from market_data_pipeline.model.provenance import Part, Provenance, Source
 
 @dataclass(frozen=True, slots=True)
 class DayRows:
-    """A day's rows as sources gave them.
+    """Rows of a day from its sources.
 
     Attributes:
-        table: The rows, ordered by key, each key once.
-        parts: Where they came from, in the order of the rows.
-        final: Whether the day is settled by its archive.
-        known_until_us: Until when the day is over, as the source saw it (microseconds UTC).
-        findings: What was found so far.
+        table: The rows, ordered by key, without duplicate keys.
+        parts: Origins, in the order of the rows.
+        final: True if the day comes from its verified archive.
+        known_until_us: End of the time that the source covers (microseconds UTC).
+        findings: Findings so far.
         downloaded: Bytes fetched from the archive.
-        action: What was done for the day.
-        rest: What REST said of candles that the archive does not have; None if it was not asked.
-        asked_ids: What REST said of trades that are missing.
-        cut: Whether later trades were left out, since the run's REST weight for aggTrades was used up.
-        before: Runs of ids that lack between the day before and this one, both ends included.
-        reach_us: Until when the last candle of the day before, off the grid, reaches into this day (microseconds UTC).
+        action: Action taken for the day.
+        rest: REST's answer about candles that the archive does not have. None if it was not requested.
+        asked_ids: REST's answers about missing trades.
+        cut: True if later trades are left out because the run used up its REST weight for aggTrades.
+        before: Runs of missing ids between the previous day and this one, both ends inclusive.
+        reach_us: End of the previous day's last candle, off the grid, inside this day (microseconds UTC). 0 if none.
     """
 
     table: pa.Table
@@ -51,7 +54,7 @@ class DayRows:
 
     @classmethod
     def of_file(cls, record: Provenance, table: pa.Table, downloaded: int = 0) -> Self:
-        """The rows of a day's file, to go on from; what can be worked out again from them is left out."""
+        """Build from a stored file, to continue from it. Leave out findings that can be recomputed."""
         over = clock.day_start_us(record.day) + clock.US_PER_DAY
         asked = answered_ids(record.findings) if "agg_trade_id" in table.column_names and record.final else ()
         return cls(
@@ -67,24 +70,24 @@ class DayRows:
         )
 
     def from_rest(self) -> pa.Table:
-        """The rows that came from REST."""
+        """Return the rows that came from REST."""
         table: pa.Table = self.table.filter(pa.array(_origins(self.parts, Source.REST)))
         return table
 
     @property
     def of_archive(self) -> bool:
-        """Whether its archive was there, if only without proof, so that what lacks is lacking there."""
+        """True if the day has an archive, verified or not, so missing rows are missing in the archive."""
         return self.final or any(part.source is not Source.REST for part in self.parts)
 
     def healed(self, spec: Spec) -> Ints:
-        """Keys of the rows that REST gave because the archive lacks them; none of a day that is REST's altogether."""
+        """Return the keys of rows that REST filled into an archive day. A day from REST alone has none."""
         if not self.of_archive:
             return np.zeros(0, dtype=np.int64)
         keys: Ints = ints(self.table, spec.key)[_origins(self.parts, Source.REST)]
         return keys
 
     def with_more(self, table: pa.Table, part: Part, spec: Spec) -> DayRows:
-        """This day with rows of one more place, whose keys it does not have yet."""
+        """Add rows of one more origin. Their keys must be new to this day."""
         both = pa.concat_tables([self.table, table])
         order = np.argsort(ints(both, spec.key), kind="stable")
         counts = [*(p.rows for p in self.parts), table.num_rows]
@@ -92,7 +95,7 @@ class DayRows:
         return replace(self, table=both.take(order), parts=parts_by_origin(origin, (*self.parts, part)))
 
     def without(self, keys: Ints, spec: Spec) -> DayRows:
-        """This day without the rows of some keys."""
+        """Remove the rows of some keys."""
         keep = ~np.isin(ints(self.table, spec.key), keys)
         origin = np.repeat(np.arange(len(self.parts)), [p.rows for p in self.parts])[keep]
         return replace(self, table=self.table.filter(pa.array(keep)), parts=parts_by_origin(origin, self.parts))
@@ -103,7 +106,7 @@ def _origins(parts: tuple[Part, ...], source: Source) -> np.ndarray:
 
 
 def parts_by_origin(origin: np.ndarray, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    """Row ranges by source: ``origin`` says for each row which of ``parts`` it came from."""
+    """Return row ranges by origin. ``origin`` has the index into ``parts`` of each row."""
     if len(origin) == 0:
         return ()
     starts = np.flatnonzero(np.r_[True, origin[1:] != origin[:-1]])
@@ -115,7 +118,7 @@ def parts_by_origin(origin: np.ndarray, parts: tuple[Part, ...]) -> tuple[Part, 
 
 
 def joined(parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    """Parts, neighbours from the same REST endpoint made one: a day extended each hour keeps a short record."""
+    """Merge neighbouring parts of the same REST endpoint, so that a day extended each hour has a short record."""
     made: list[Part] = []
     for part in parts:
         last = made[-1] if made else None

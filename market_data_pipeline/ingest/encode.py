@@ -1,6 +1,6 @@
-"""From an archive's zip to the days in it, checked, and to the bytes of their files: pure, so any thread can do it.
+"""Turn an archive's zip into checked days, and into the bytes of their files. Pure, so that any thread can run it.
 
-What belongs here: everything that takes computing. What does not: asking anybody for what a day lacks, and the disk.
+All heavy computation belongs here. Requests for missing rows and the disk do not.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from market_data_pipeline.sources.binance.zip_reader import other_interval, read
 from market_data_pipeline.sources.protocol import ArchiveFile
 
 _BIG_BYTES = 1 << 20
-"""Size of a daily zip from which threads are worth their start: some 50,000 trades."""
+"""Size of a daily zip above which extra threads pay off: about 50,000 trades."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A day's file as it will lie in the lake.
+    """A day's file as the lake will store it.
 
     Attributes:
-        parquet: Its bytes.
-        record: What its footer says.
-        downloaded: Bytes of the archive that it was made of.
+        parquet: The bytes of the file.
+        record: The content of its footer.
+        downloaded: Bytes of the archive behind it.
     """
 
     parquet: pa.Buffer
@@ -60,18 +60,18 @@ class Encoded:
 def read_days(
     key: SeriesKey, file: ArchiveFile, first: date, last: date, listing: Listing | None = None
 ) -> dict[date, DayRows | Encoded]:
-    """The days of a zip, as far as they can be had without asking anybody.
+    """Read the days of a zip, without requests.
 
     Args:
         key: The series.
-        file: The zip; a daily one where ``first`` is ``last``, else a monthly one.
+        file: The zip: a daily one if ``first`` is ``last``, else a monthly one.
         first: First UTC day that it may have.
-        last: Last such day.
-        listing: When the symbol was listed, if days that lack nothing should come encoded; else rows come.
+        last: Last such day, inclusive.
+        listing: Listing spans of the symbol. Complete days are then returned encoded. None: all days come as rows.
 
     Raises:
-        MalformedError: it is not what the archive publishes.
-        ConflictError: two different rows of a day have one key.
+        MalformedError: The zip is not in the archive's format.
+        ConflictError: Two different rows of a day have the same key.
     """
     if listing is not None and first == last and len(file.data) > _BIG_BYTES:
         return {first: _read_big_day(key, file, first, listing)}
@@ -96,12 +96,12 @@ def read_days(
 
 
 def _of_own_interval(key: SeriesKey, days: dict[date, pa.Table]) -> dict[date, pa.Table]:
-    """Leave out the days of a monthly zip whose candles are of another interval than the series."""
+    """Drop the days of a monthly zip whose candles have another interval."""
     return {day: table for day, table in days.items() if other_interval(key, table) is None}
 
 
 def read_daily(key: SeriesKey, files: Mapping[date, ArchiveFile]) -> Iterator[tuple[date, Encoded]]:
-    """The days of small daily zips of candles, if all of them are sound; else none, and they are to be read one by one.
+    """Yield the days of small daily zips of candles if all are sound. Else yield nothing: read them one by one.
 
     Args:
         key: The series.
@@ -122,10 +122,10 @@ def read_daily(key: SeriesKey, files: Mapping[date, ArchiveFile]) -> Iterator[tu
 
 
 def _flat_candles_of_sound(key: SeriesKey, table: pa.Table, days: Sequence[date]) -> dict[date, Ints]:
-    """The open times (microseconds UTC) of flat candles by day, if the candles of all days are sound; else nothing.
+    """Return the open times (microseconds UTC) of flat candles by day if all days are sound, else an empty dict.
 
-    Sound: all are there, in order, and break no rule. So are nearly all days, and of many at once this is told in a
-    tenth of the time that it takes to tell it of each.
+    Sound candles are complete, in order and break no rule. Nearly all days are sound. Checking many at once takes a
+    tenth of the time.
     """
     if key.interval is None:
         return {}
@@ -144,7 +144,7 @@ def _encode_sound(key: SeriesKey, rows: DayRows, day: date, flat: Ints) -> Encod
 
 
 def _read_big_day(key: SeriesKey, file: ArchiveFile, day: date, listing: Listing) -> DayRows | Encoded:
-    """The day of a daily zip, encoded while it is read and checked: as it comes, it nearly always may stay."""
+    """Read a big daily zip, and encode it at the same time: nearly always, no row changes."""
     spec = spec_of(key)
     with closing(EncodingAhead(lake_schema(key.market, key.data_type), spec)) as ahead:
         table = read_zip(file.data, key, file.stem, day, day, ahead.take)
@@ -153,7 +153,7 @@ def _read_big_day(key: SeriesKey, file: ArchiveFile, day: date, listing: Listing
         if lacking(key, day, rows, listing):
             return rows
         record = describe(key, day, rows, listing)
-        if rows.table is not table:  # it had to be sorted, or rows stood twice
+        if rows.table is not table:  # it was sorted, or had duplicate rows
             return encode(key, rows, record)
         return Encoded(ahead.signed(record), record, rows.downloaded)
 
@@ -170,7 +170,7 @@ def _rows(key: SeriesKey, table: pa.Table, file: ArchiveFile, source: Source, da
 def _of_archive(
     table: pa.Table, findings: list[Finding], file: ArchiveFile, source: Source, day: date, size: int
 ) -> DayRows:
-    """A day's rows, in order, as an archive has them."""
+    """Return the ordered rows of an archive as a day."""
     proven = file.checksum is not ChecksumStatus.MISSING
     if file.checksum is not ChecksumStatus.VERIFIED:
         findings.append(checksum_accepted() if proven else checksum_missing())
@@ -196,14 +196,14 @@ def _of_archive(
 
 
 def is_complete(key: SeriesKey, rows: DayRows) -> bool:
-    """Whether a monthly zip's day may stand for the daily archive: complete and without fault."""
+    """Return True if a day of a monthly zip can replace the daily archive: it is complete and without errors."""
     faults = [*rows.findings, *check_integrity(key, rows.table)]
     sound = all(finding.severity is not Severity.ERROR for finding in faults)
     return sound and rows.table.num_rows == expected_rows(key)
 
 
 def lacking(key: SeriesKey, day: date, rows: DayRows, listing: Listing) -> bool:
-    """Whether a day has rows to ask REST for, or seems to: also where REST may have other ones, on the grid."""
+    """Return True if a day has, or seems to have, rows to fetch from REST. Candles off the grid count, too."""
     if key.interval is None:
         return bool(missing_ids(rows.table)) or seems_cut(rows.table, day)
     if len(off_grid(ints(rows.table, "open_time"), interval_us(key.interval))):
@@ -214,16 +214,16 @@ def lacking(key: SeriesKey, day: date, rows: DayRows, listing: Listing) -> bool:
 def describe(
     key: SeriesKey, day: date, rows: DayRows, listing: Listing, trades: TradeRecord | None = None
 ) -> Provenance:
-    """Check a day's rows, and say where they came from and what was found.
+    """Check a day's rows, and return their provenance with all findings.
 
     Args:
         key: The series.
         day: The UTC day.
         rows: Its rows, at least one.
-        listing: When the symbol was listed.
-        trades: The symbol's aggTrades of that day as witnesses for candles that lack, where they are held.
+        listing: Listing spans of the symbol.
+        trades: The symbol's stored aggTrades of the day, as evidence for missing candles. None if not stored.
     """
-    known = {finding.rule for finding in rows.findings} & {OFF_GRID}  # with what REST has in their place
+    known = {finding.rule for finding in rows.findings} & {OFF_GRID}  # has REST's candles, too
     integrity = (finding for finding in check_integrity(key, rows.table) if finding.rule not in known)
     found = (*rows.findings, *integrity, *_gaps(key, day, rows, listing, trades))
     return _record(key, day, rows, found)
@@ -260,10 +260,10 @@ def _gaps(key: SeriesKey, day: date, rows: DayRows, listing: Listing, trades: Tr
 
 
 def encode(key: SeriesKey, rows: DayRows, record: Provenance) -> Encoded:
-    """The bytes of a day's file."""
+    """Encode a day as the bytes of its file."""
     return Encoded(encode_table(rows.table, record, spec_of(key)), record, rows.downloaded)
 
 
 def decode(encoded: Encoded) -> DayRows:
-    """The inverse of :func:`encode`."""
+    """Decode a day: the inverse of :func:`encode`."""
     return DayRows.of_file(encoded.record, read_encoded(encoded.parquet), encoded.downloaded)

@@ -1,9 +1,8 @@
-"""A day's rows as the archive has them: of its daily zip, or of a monthly one.
+"""Rows of a day from the archive: from its daily zip, or from a monthly one. REST does not belong here.
 
-A monthly zip may be stale by a day, or have been made of a daily one that was cut (binance-public-data #459): a day of
-it stands for the daily archive only where it is complete and without fault. That is decided day by day, so that one bad
-day does not cost the other thirty a download each. Where the archive has no daily zip of a day, what the month has of
-it stands. Bytes that are refused go into quarantine.
+A monthly zip may be stale by a day, or built from a truncated daily one (binance-public-data #459). So a day of it
+counts only if it is complete and without errors, or has no daily zip. The check is per day, so that one bad day does
+not cost 30 downloads. Rejected bytes go into quarantine.
 """
 
 from __future__ import annotations
@@ -34,37 +33,37 @@ from market_data_pipeline.sources.protocol import ArchiveFile
 logger = logging.getLogger(__name__)
 
 MEMORY_PER_BYTE = 7
-"""Peak memory of a day beside the size of its zip: the zip, its Arrow table (4 times), checks and encoding."""
+"""Peak memory of a day per byte of its zip: the zip, its Arrow table (4 times), checks and encoding."""
 
 _SMALL_BYTES = 1 << 18
-"""Size of a daily zip up to which it is read together with others that wait: four times a day of 1m klines."""
+"""Maximum size of a daily zip to read in a batch: four times a day of 1m klines."""
 
 _MOST_TOGETHER = 8
 
 _ROW_BYTES = 256
-"""Bytes of one candle in a zip, at most; Binance's have some 50."""
+"""Maximum bytes of one candle in a zip. Binance's have about 50."""
 
 _OVERHEAD_BYTES = 16 << 20
-"""Bytes that a zip of candles may have beside its rows. A zip with a right checksum that holds something else is to be
-read, and to come into quarantine with the reason."""
+"""Extra bytes that a zip of candles may have. A zip with a matching checksum and other content must still be read, so
+that it goes into quarantine with the reason."""
 
 _MONTHS_KEPT = 4
-"""Months whose days are asked for one by one, since they have no daily zips, that are kept meanwhile."""
+"""Months to cache, for days without daily zips that are requested one by one."""
 
 
 @dataclass
 class ArchivedDays:
-    """The days of one series in the archive, for one run.
+    """Days of one series in the archive, for one run.
 
     Attributes:
         key: The series.
-        layout: Where quarantine lies.
-        listing: When the symbol was listed.
+        layout: Layout of the lake, for the quarantine.
+        listing: Listing spans of the symbol.
         archive: The archive.
-        computing: Threads that read zips.
-        memory: What all workers may take together.
-        quarantine_bytes: How much all refused bytes may take together.
-        refused: ETags of the zips that were refused, and of their ``.CHECKSUM`` files, by day.
+        computing: Executor that reads zips.
+        memory: Memory budget of all workers.
+        quarantine_bytes: Maximum bytes of the whole quarantine.
+        refused: ETags of rejected zips and of their ``.CHECKSUM`` files, by day.
     """
 
     key: SeriesKey
@@ -87,18 +86,18 @@ class ArchivedDays:
         return read_days(self.key, file, day, day, self.listing)[day]
 
     def rows(self, day: date, fresh: bool, whole_month: bool, memory: Reservation) -> DayRows | Encoded | None:
-        """The rows of a day, perhaps encoded already; None where the archive has none.
+        """Return the rows of a day, possibly already encoded. None if the archive has none.
 
         Args:
-            day: The UTC day, which is over.
-            fresh: Whether nothing is held of the day, so that a day that lacks nothing may be encoded at once.
-            whole_month: Whether all days of its month are asked for, so that the monthly zip saves requests.
-            memory: The worker's share, of which nothing is taken: who waits for a download may not hold what others
-                wait for that have begun one.
+            day: The UTC day, in the past.
+            fresh: True if the day is not stored, so that a complete day can be encoded at once.
+            whole_month: True if the run fetches all days of the month, so that the monthly zip saves requests.
+            memory: The worker's reservation, still empty. Do not hold reserved memory while waiting for a download
+                slot. It can deadlock.
 
         Raises:
-            SourceError: the zip is damaged or does not match its checksum, or no whole answer came.
-            StorageError: what was refused cannot be put into quarantine.
+            SourceError: The zip is damaged or does not match its checksum, or the response was incomplete.
+            StorageError: Rejected bytes cannot be stored in quarantine.
         """
         of_month = self._month(day).get(day) if whole_month else None
         if isinstance(of_month, Encoded) or (of_month is not None and is_complete(self.key, of_month)):
@@ -114,7 +113,7 @@ class ArchivedDays:
         return None if file is None else self._read(file, path, day, day, encode=fresh)[day]
 
     def _month(self, day: date) -> Mapping[date, DayRows | Encoded]:
-        """The days of a month's zip; nothing where the archive has none that can be trusted."""
+        """Return the days of a month's zip. Empty if the archive has no valid one."""
         month = clock.days_of_month(day)
         with self._lock:
             found = self._months.get(month[0])
@@ -124,7 +123,7 @@ class ArchivedDays:
                 if len(idle) >= _MONTHS_KEPT:
                     del self._months[idle[0]]
                 found = self._months[month[0]] = Future()
-        if mine:  # outside of the lock: other months are fetched meanwhile, and whoever wants this one waits
+        if mine:  # outside the lock, so that other months can be fetched; requests for this one wait
             try:
                 found.set_result(self._read_month(month))
             except BaseException as error:
@@ -133,10 +132,10 @@ class ArchivedDays:
         return found.result()
 
     def later_day(self, day: date) -> date | None:
-        """The first day after one that has a daily zip; None where the archive has no later one. It takes a request.
+        """Return the first later day that has a daily zip, or None. It takes one request.
 
         Raises:
-            SourceError: the listing does not answer.
+            SourceError: The listing does not respond.
         """
         path = self.key.archive_daily(day)
         page, _ = self.archive.list_page(self.key.archive_folder(), f"{path}.CHECKSUM")
@@ -144,7 +143,7 @@ class ArchivedDays:
         return min((date.fromisoformat(found[1]) for found in days if found), default=None)
 
     def has_month(self, month: date) -> bool:
-        """Whether the archive has a zip of a month that can be trusted, which is kept until :meth:`release`.
+        """Return True if the archive has a valid zip of a month. It stays cached until :meth:`release`.
 
         Args:
             month: Its first day.
@@ -154,14 +153,14 @@ class ArchivedDays:
         try:
             found = bool(self._month(month))
         except StorageError:
-            return True  # each of its days will say so
-        if not found:  # it is known, until others push it out, that the archive has none
+            return True  # each of its days reports the error
+        if not found:  # the absence stays cached until other months evict it
             with self._lock:
                 self._in_work.discard(month)
         return found
 
     def release(self, month: date) -> None:
-        """Let go of a month, all of whose days were taken.
+        """Release a month after the last of its days.
 
         Args:
             month: Its first day.
@@ -179,7 +178,7 @@ class ArchivedDays:
                     return {}
                 return self._read(file, path, month[0], month[-1], encode=True)
         except SourceError as error:
-            # The daily archives are the better witness: a bad monthly zip only costs time.
+            # The daily archives are the better source. A bad monthly zip only costs time.
             logger.warning("%s: the monthly zip is not used: %s", self.key, error)
             return {}
 
@@ -194,7 +193,7 @@ class ArchivedDays:
             self._quarantine(path, error.file, error, days[0] if len(days) == 1 else None)
             raise
         if file is None:
-            memory.give_back()  # for one that did not match its checksum and was gone when it was asked for again
+            memory.give_back()  # the zip did not match its checksum, and was gone at the second attempt
         return file
 
     def _read(
@@ -225,14 +224,14 @@ class ArchivedDays:
         )
         if kept is None:
             full = f"quarantine is full ({self.quarantine_bytes / 1e6:,.0f} MB)"
-            advice = "Retry what is in it (`market-data quarantine list`), or raise MARKET_DATA_QUARANTINE_MB."
+            advice = "Retry its files (`market-data quarantine list`), or raise MARKET_DATA_QUARANTINE_MB."
             error.args = (f"{error} The file is not stored, because {full}. {advice}", *error.args[1:])
         if day is not None:
             self.refused[day] = file.etag, file.checksum_etag
 
 
 def _most_bytes(key: SeriesKey, days: int) -> int | None:
-    """Return the most bytes that a zip of some days of candles has; None for trades, whose number nothing bounds."""
+    """Return the maximum bytes of a zip with some days of candles. None for trades, whose number has no limit."""
     if key.interval is None:
         return None
     return days * clock.US_PER_DAY // interval_us(key.interval) * _ROW_BYTES + _OVERHEAD_BYTES

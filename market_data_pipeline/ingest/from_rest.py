@@ -1,4 +1,7 @@
-"""A day's rows as REST has them, beyond what is held already: of today, and of days whose archive is not there."""
+"""Rows of a day from REST, in addition to stored ones: for today, and for days without an archive.
+
+Filling gaps of the archive does not belong here (``gap_fill.py``).
+"""
 
 from __future__ import annotations
 
@@ -28,19 +31,19 @@ from market_data_pipeline.sources.binance.rest import RestApi, RestRows
 logger = logging.getLogger(__name__)
 
 _MAY_BE_LATE = timedelta(days=14)
-"""How long a day without a file may yet get one, although later days have theirs."""
+"""Time during which a day may still get its archive although later days have theirs."""
 
 LATEST_ARCHIVE = timedelta(days=30)
-"""How late an archive may be: publication has stalled for 9 days."""
+"""Maximum delay of an archive. The longest known stall of publication is 9 days."""
 
 
 @dataclass(frozen=True, slots=True)
 class Nothing:
-    """There is nothing to store for a day, and that is as it should be.
+    """A day without rows to store, as expected.
 
     Attributes:
-        action: What was done for it.
-        findings: Why it has no rows, where that is settled.
+        action: Action taken for the day.
+        findings: Reason that the day has no rows, if it is known.
     """
 
     action: Action
@@ -49,13 +52,13 @@ class Nothing:
 
 @dataclass
 class AskedDays:
-    """The days of one series by REST, for one run.
+    """Days of one series from REST, for one run.
 
     Attributes:
         key: The series.
         rest: REST of its market.
-        listing: When the symbol was listed, as far as known.
-        later_day: Asks the archive for the first day after one that has a file.
+        listing: Listing spans of the symbol, as far as known.
+        later_day: Return the first later day that has a file in the archive.
     """
 
     key: SeriesKey
@@ -69,19 +72,19 @@ class AskedDays:
         self._healer = Healer(self.key, self.rest, self.listing)
 
     def rows(self, day: date, held: DayRows | None) -> DayRows | Nothing:
-        """What REST has of a day, added to what is held: after it, and between its rows where some lack.
+        """Fetch a day from REST and merge it with the stored rows: after them, and into their gaps.
 
         Args:
             day: The UTC day, not in the future.
-            held: What is held of it.
+            held: Rows of the stored day. None if the day is not stored.
 
         Raises:
-            SourceError: REST does not answer, may not be asked, or has nothing of a day that should have rows.
+            SourceError: REST does not respond, is off, or has no rows of a day that should have some.
         """
         if held is not None and self._is_over(day, held):
             filled = self._filled(day, held, held)
             return Nothing(Action.HELD) if filled is held else filled
-        # Trades are asked for hour by hour: 24 requests a day to learn what one candle tells of all days.
+        # Trades take 24 requests a day, one per hour. The first candle answers for all days in one request.
         if held is None and self.key.interval is None and day < clock.today() and self._before_listing(day):
             return Nothing(Action.NOT_LISTED)
         try:
@@ -91,7 +94,7 @@ class AskedDays:
                 return hole
             if day < clock.today() - LATEST_ARCHIVE:
                 raise _with_archive_answer(AbsentError(str(error))) from error
-            raise _with_archive_answer(BeyondReachError(f"{error}; the archive will bring it")) from error
+            raise _with_archive_answer(BeyondReachError(f"{error}. The archive will have the day")) from error
         except SourceError as error:
             if day < clock.today():
                 raise _with_archive_answer(error) from error
@@ -99,7 +102,7 @@ class AskedDays:
         new = fetched.table.num_rows
         if held is None and new == 0:
             return self._nothing(day, fetched)
-        # What is held is looked at again even where nothing came: candles that should have closed since are missing.
+        # Check the stored rows again even without new ones: candles that should have closed since are missing.
         before, parts = (held.table, held.parts) if held else (fetched.table.schema.empty_table(), ())
         table = pa.concat_tables([before, fetched.table])
         part = Part(
@@ -111,7 +114,9 @@ class AskedDays:
         )
         ordered, findings, conflict = in_order(table, spec_of(self.key))
         if conflict is not None:
-            raise RestAnswerError(f"REST gave two different rows: {conflict.rows[0]} and {conflict.rows[1]}.")
+            raise RestAnswerError(
+                f"REST answered two different rows with one key: {conflict.rows[0]} and {conflict.rows[1]}."
+            )
         rows = DayRows(
             table=ordered,
             parts=joined((*parts, part)),
@@ -124,10 +129,10 @@ class AskedDays:
         return rows if held is None else self._filled(day, held, rows)
 
     def _filled(self, day: date, held: DayRows, rows: DayRows) -> DayRows:
-        """What is held and what came after it, with what REST lacked between the rows held, and has now.
+        """Fill gaps between the stored rows with rows that REST has now.
 
-        A day that is over is asked for again after the pauses of ``quality.repair``. One that still grows is asked for
-        each hour, so that the same pauses are counted from the end of what lacks.
+        A past day is retried with the backoff of ``model.needs``. Today is fetched every hour, so the same backoff
+        counts from the end of the gap.
         """
         holes = self._healer.holes(day, held)
         if holes is None:
@@ -142,7 +147,7 @@ class AskedDays:
         return replace(filled, parts=joined(filled.parts), action=Action.EXTENDED if grown else Action.HELD)
 
     def _is_over(self, day: date, held: DayRows) -> bool:
-        """Whether nothing comes after the last row that is held."""
+        """Return True if no row can follow the last stored one."""
         end = clock.day_start_us(day) + clock.US_PER_DAY
         if self.key.interval is not None:
             return int(ints(held.table, "open_time")[-1]) + interval_us(self.key.interval) >= end
@@ -159,11 +164,11 @@ class AskedDays:
         return self.rest().klines(self.key, start if last is None else last + interval_us(self.key.interval), end)
 
     def _nothing(self, day: date, fetched: RestRows) -> Nothing:
-        """Neither source has a row of the day: what does that mean?"""
+        """Return the reason that neither source has rows of the day, or raise."""
         if fetched.cut:
             raise UnpublishedError(
-                "the archive does not have it yet, and the REST weight that this run may spend on aggTrades "
-                "(MARKET_DATA_REST_TRADES_WEIGHT) is used up. The next run, or the archive, will bring it."
+                "the archive does not have it yet, and this run has used up its REST weight for aggTrades "
+                "(MARKET_DATA_REST_TRADES_WEIGHT). The next run fetches it."
             )
         if day == clock.today():
             return Nothing(Action.EMPTY)
@@ -174,10 +179,10 @@ class AskedDays:
         raise _with_archive_answer(AbsentError("REST has no rows for it either"))
 
     def _hole(self, day: date) -> Nothing | None:
-        """A day within a listing on which nothing was traded, as the archive and REST show; None where they do not.
+        """Return a listed day without trades, if the archive and REST both confirm it. Else return None.
 
-        The archive has later days and has not this one, e.g. spot COCOSUSDT 2021-01-20 to 22, and REST has no candle in
-        which there were trades.
+        The archive has later days but not this one (for example spot COCOSUSDT 2021-01-20 to 22), and REST has no
+        candle with trades.
         """
         if day >= clock.today() - _MAY_BE_LATE:
             return None
@@ -187,11 +192,11 @@ class AskedDays:
             had = self.rest().klines(candles, start, start + clock.US_PER_DAY).table
             later = None if (ints(had, "count") > 0).any() else self.later_day(day)
         except SourceError as error:
-            logger.info("%s %s: why it has no rows could not be asked for: %s", self.key, day, error)
+            logger.info("%s %s: cannot check why it has no rows: %s", self.key, day, error)
             return None
         if later is None:
             return None
-        evidence = f"the archive has no file of the day, the next is of {later}, and REST has no candle with trades"
+        evidence = f"the archive has no file of the day (the next is {later}), and REST has no candle with trades"
         times = expected_open_times(self.key, day) if self.key.interval else None
         ranges = () if times is None else key_ranges(times, interval_us(self.key.interval or ""))
         what, count = ("aggregated trades", 0) if times is None else ("candles", len(times))
@@ -205,10 +210,10 @@ class AskedDays:
         return first is not None and day < first
 
     def _first_listed(self) -> date | None:
-        """The day of the symbol's first candle by REST, asked for once; None where REST does not say."""
+        """Return the day of the symbol's first candle, requested once. None if REST does not answer."""
         if self.listing.first is not None:
             return self.listing.first
-        with self._asking:  # days of the series are in work by several threads
+        with self._asking:  # several threads work on the days of the series
             if self._first_candle is None:
                 try:
                     self._first_candle = (self.rest().first_candle_day(self.key),)
@@ -218,5 +223,5 @@ class AskedDays:
 
 
 def _with_archive_answer(error: SourceError) -> SourceError:
-    """The same failure, with the archive's answer before REST's."""
+    """Return the same error with the archive's answer before REST's."""
     return type(error)(f"the archive has no file for it (404), and: {error}")

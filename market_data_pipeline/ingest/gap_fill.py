@@ -1,7 +1,7 @@
-"""Filling in what the archive lacks and REST has, by row. Nothing is ever invented, and the archive's row always wins.
+"""Fill gaps of the archive with rows from REST. No row is ever invented, and the archive's row always wins.
 
-What belongs here: which rows to ask REST for, and putting its answer into the day. What does not: the verdict on what
-is missing all the same (``checks/verdicts.py``).
+Choosing the rows to request and merging them into the day belong here. Verdicts on rows that stay missing do not
+(``checks/verdicts.py``).
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ from market_data_pipeline.sources.binance.rest import RestApi, RestRows
 logger = logging.getLogger(__name__)
 
 _RANGES_ASKED = 50
-"""Runs of missing ids that one attempt at a day may ask REST for: a damaged day takes several."""
+"""Maximum runs of missing ids that one attempt at a day requests. A damaged day takes several attempts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Healer:
-    """Asks REST for what a day of one series lacks.
+    """Fetch the missing rows of one series from REST.
 
     Attributes:
         key: The series.
         rest: REST of its market.
-        listing: When the symbol was listed.
+        listing: Listing spans of the symbol.
     """
 
     key: SeriesKey
@@ -66,13 +66,13 @@ class Healer:
     listing: Listing
 
     def heal(self, day: date, rows: DayRows) -> DayRows:
-        """A day as its archive has it, with the rows that it lacks and REST has."""
+        """Fill the gaps of an archive day with rows that REST has."""
         return self._trades(day, rows) if self.key.interval is None else self._candles(day, rows)
 
-    # --- days that are REST's altogether ----------------------------------------------------------------------------
+    # --- days from REST alone ---------------------------------------------------------------------------------------
 
     def holes(self, day: date, held: DayRows) -> Holes | None:
-        """What lacks between the rows that are held of a day; None where nothing does."""
+        """Return the gaps between the stored rows of a day. None if it has no gaps."""
         if self.key.interval is None:
             lacking = missing_ids(held.table)
             if not lacking:
@@ -85,9 +85,9 @@ class Healer:
         return Holes(_spans(candles, page * step), int(candles[-1]) + step) if len(candles) else None
 
     def fill_holes(self, day: date, holes: Holes, rows: DayRows) -> DayRows:
-        """A day with what REST has now and did not have when it was asked before.
+        """Fill gaps of a day with rows that REST did not have before.
 
-        Where it cannot be asked, the day stays as it is: it is provisional, and will be asked for again.
+        If REST does not respond, the day stays unchanged. It is provisional and is retried later.
         """
         step = interval_us(self.key.interval) if self.key.interval else 0
         try:
@@ -99,7 +99,7 @@ class Healer:
                     answer = self.rest().klines(self.key, first, last + step)
                 rows = self.filled_in(rows, answer)
         except SourceError as error:
-            logger.info("%s %s: what lacks inside the day could not be asked for: %s", self.key, day, error)
+            logger.info("%s %s: cannot fill gaps inside the day: %s", self.key, day, error)
         return rows
 
     # --- candles ------------------------------------------------------------------------------------------------
@@ -109,13 +109,13 @@ class Healer:
         rows = self.without_overlaps(rows)
         off = off_grid(ints(rows.table, "open_time"), step)
         if len(off) and not any(finding.rule == OFF_GRID and finding.rest is not None for finding in rows.findings):
-            rows = self._told_off_grid(rows, off, step)
+            rows = self._with_off_grid_finding(rows, off, step)
         missing = missing_candles(self.key, rows.table, day, rows.known_until_us, self.listing, rows.reach_us)
         if len(missing) == 0:
             return rows
         page = spec_of(self.key).rest.page
         try:
-            # Before and after trading REST has nothing, which it says in one answer, however long that is.
+            # Before and after trading, REST answers any span with one empty response.
             ends = [(int(times[0]), int(times[-1])) for times in (missing.before, missing.after) if len(times)]
             for first, last in (*_spans(missing.lacking, page * step), *ends):
                 rows = self.filled_in(rows, self.rest().klines(self.key, first, last + step))
@@ -124,7 +124,7 @@ class Healer:
         return replace(rows, rest=RestAnswer(answered=True))
 
     def without_overlaps(self, rows: DayRows) -> DayRows:
-        """A day without rows of REST that have the time of rows of its archive, off the grid, or of the day before."""
+        """Remove REST candles that overlap archive candles off the grid, or a candle of the previous day."""
         if not rows.of_archive or self.key.interval is None:
             return rows
         ours = rows.from_rest()
@@ -133,27 +133,27 @@ class Healer:
         overlaps = overlapping(*_span_of(ours), of_archive, step, rows.reach_us)
         return rows.without(ints(ours, "open_time")[overlaps], spec_of(self.key)) if overlaps.any() else rows
 
-    def _told_off_grid(self, rows: DayRows, off: Ints, step: int) -> DayRows:
-        """A day with the finding of its candles off the grid, which says what REST has in their place.
+    def _with_off_grid_finding(self, rows: DayRows, off: Ints, step: int) -> DayRows:
+        """Add the finding about candles off the grid, with REST's candles in their place.
 
-        Where REST cannot be asked, the integrity check says what it can by itself.
+        If REST does not respond, the integrity check reports them without REST.
         """
         first, last = int(off[0]) // step * step, int(off[-1]) // step * step
         try:
             answer = self.rest().klines(self.key, first, last + step)
         except SourceError as error:
-            logger.info("%s: what REST has of candles off the grid could not be asked for: %s", self.key, error)
+            logger.info("%s: cannot compare candles off the grid with REST: %s", self.key, error)
             return rows
         finding = off_grid_finding(self.key, rows.table, off, answer.table)
         return replace(rows, findings=(*(one for one in rows.findings if one.rule != OFF_GRID), finding))
 
     def ask_for_flat(self, day: date, rows: DayRows, suspect: Sequence[Range]) -> DayRows:
-        """A day with what REST has of flat candles that may be a fault of the archive.
+        """Replace suspect flat candles with REST's candles if those have trades, and record REST's answer.
 
         Args:
             day: The UTC day.
             rows: Its rows.
-            suspect: Where they are.
+            suspect: Ranges of flat candles that may be a fault of the archive.
         """
         if self.key.interval is None or not rows.of_archive:
             return rows
@@ -166,11 +166,11 @@ class Healer:
                 asked = times[(times >= first) & (times <= last)]
                 rows = with_trades_over_flat(self.key, rows, answer.table, _part_of(answer))
                 still = np.intersect1d(flat_candles(rows.table), asked)
-                rows = _noted(rows, FLAT_CONFIRMED, still, first, last, "have no trade by REST either")
+                rows = _noted(rows, FLAT_CONFIRMED, still, first, last, "have no trades in REST either")
         except RefusedError as error:
             return _noted(rows, FLAT_REFUSED, times, int(times[0]), int(times[-1]), f"may be wrong; {error}")
         except SourceError as error:
-            logger.info("%s %s: what REST has of flat candles could not be asked for: %s", self.key, day, error)
+            logger.info("%s %s: cannot compare flat candles with REST: %s", self.key, day, error)
         return rows
 
     # --- trades -------------------------------------------------------------------------------------------------
@@ -181,29 +181,29 @@ class Healer:
         return self._rest_of_day(day, rows) if rows.cut or seems_cut(rows.table, day) else rows
 
     def _ids(self, day: date, rows: DayRows, missing: Sequence[tuple[int, int]]) -> DayRows:
-        """A day of aggTrades with those of the ids that REST has and that belong into it."""
+        """Fill missing ids of a day with trades that REST has and that belong to the day."""
         before = [one for one in rows.asked_ids if one.last < missing[0][0]]
         asked, to_ask = _asked_already(missing, [one for one in rows.asked_ids if one.last >= missing[0][0]])
         if len(to_ask) > _RANGES_ASKED:
-            why = f"the ids jump at {len(to_ask)} places, and an attempt asks for {_RANGES_ASKED} of them"
+            why = f"the ids have {len(to_ask)} gaps, and one attempt requests {_RANGES_ASKED} of them"
             asked.append(AnsweredIds(to_ask[_RANGES_ASKED][0], missing[-1][1], RestAnswer(answered=False, reason=why)))
         for first, last in to_ask[:_RANGES_ASKED]:
             answer = self.of_ids(first, last, _around(rows.table, first, last))
             mine, elsewhere = answer.of_day(day, self.key)
             rows = self.filled_in(rows, mine)
             asked += (*answer.lacks, *elsewhere)
-            if answer.why_not and not answer.lacks[-1].answer.beyond_reach:  # nor would the others be answered now
+            if answer.why_not and not answer.lacks[-1].answer.beyond_reach:  # further requests would fail, too
                 asked.append(AnsweredIds(last + 1, missing[-1][1], answer.lacks[-1].answer))
                 break
         return replace(rows, asked_ids=(*before, *asked))
 
     def of_ids(self, first: int, last: int, between_us: tuple[int, int] | None) -> IdsAnswer:
-        """Ask REST for trades by their ids.
+        """Fetch trades by their ids.
 
         Args:
             first: First id.
-            last: Last id, included.
-            between_us: When the trades before and after them took place (microseconds UTC); None if not known.
+            last: Last id, inclusive.
+            between_us: Times of the trades before and after them (microseconds UTC). None if unknown.
         """
         try:
             answer = self.rest().agg_trades_of_ids(self.key, first, last, between_us)
@@ -213,7 +213,7 @@ class Healer:
         until = last if not answer.cut else int(had[-1]) if len(had) else first - 1
         served = (int(had[0]) if len(had) else until + 1) if answer.beyond else first
         lacks = [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in left_out(served, until, had)]
-        if served > first:  # those before are older than what REST serves, so that it did not say whether they exist
+        if served > first:  # earlier ids are older than what REST serves, so it is unknown if they exist
             lacks.insert(
                 0, AnsweredIds(first, served - 1, RestAnswer(answered=False, reason=answer.beyond, beyond_reach=True))
             )
@@ -228,8 +228,8 @@ class Healer:
             since = int(ints(rows.table, "transact_time")[-1])
             answer = self.rest().agg_trades(self.key, start, start + clock.US_PER_DAY, last + 1, since)
         except SourceError as error:
-            # The day only seemed cut; where it is, the next day's first id tells (see ``ingest``).
-            logger.info("%s %s: whether the archive is cut short could not be asked: %s", self.key, day, error)
+            # The day only seems truncated. If it is, the next day's first id shows it (see ``midnight.py``).
+            logger.info("%s %s: cannot check for a truncated archive: %s", self.key, day, error)
             return rows
         had = ints(answer.table, "agg_trade_id")
         lacks = (
@@ -242,20 +242,20 @@ class Healer:
     # --- both ---------------------------------------------------------------------------------------------------
 
     def filled_in(self, rows: DayRows, answer: RestRows | None) -> DayRows:
-        """A day with those rows of an answer that it does not have; where both have one, the day's stands."""
+        """Add the rows of a response that the day does not have. The day's own rows win."""
         if answer is None:
             return rows
         spec = spec_of(self.key)
         known = ints(rows.table, spec.key)
         theirs = ints(answer.table, spec.key)
         new = answer.table.filter(pa.array(~np.isin(theirs, known)))
-        if self.key.interval is not None:  # what the archive has off the grid stands for the time that it covers
+        if self.key.interval is not None:  # an archive candle off the grid counts for the time that it covers
             overlaps = overlapping(*_span_of(new), rows.table, interval_us(self.key.interval), rows.reach_us)
             new = new.filter(pa.array(~overlaps))
         common = answer.table.filter(pa.array(np.isin(theirs, known)))
         if common.num_rows:
-            told = (one for one in disagreement(self.key, common, rows.table) if one not in rows.findings)
-            rows = replace(rows, findings=(*rows.findings, *told))
+            new_findings = (one for one in disagreement(self.key, common, rows.table) if not _is_known(one, rows))
+            rows = replace(rows, findings=(*rows.findings, *new_findings))
         if new.num_rows == 0:
             return rows
         return rows.with_more(new, _of_rows(_part_of(answer), new.num_rows), spec)
@@ -263,11 +263,11 @@ class Healer:
 
 @dataclass(frozen=True, slots=True)
 class Holes:
-    """What lacks between the rows that are held of a day.
+    """Gaps between the stored rows of a day.
 
     Attributes:
-        spans: First and last keys to ask for.
-        until_us: When the last one ended (microseconds UTC).
+        spans: First and last keys to request.
+        until_us: End of the last gap (microseconds UTC).
     """
 
     spans: Sequence[tuple[int, int]]
@@ -276,12 +276,12 @@ class Holes:
 
 @dataclass(frozen=True, slots=True)
 class IdsAnswer:
-    """What came of asking REST for a run of trades.
+    """Result of requesting a run of trade ids.
 
     Attributes:
-        rows: The answer; None where there was none.
-        lacks: The ids that it does not have: those that REST does not have, and those that it was not asked for.
-        why_not: Why some were not asked for; empty where all were.
+        rows: The rows. None without a response.
+        lacks: The missing ids: those that REST does not have, and those that were not requested.
+        why_not: Reason that some ids were not requested. Empty if all were.
     """
 
     rows: RestRows | None
@@ -289,7 +289,7 @@ class IdsAnswer:
     why_not: str
 
     def of_day(self, day: date, key: SeriesKey) -> tuple[RestRows | None, list[AnsweredIds]]:
-        """The trades that took place on a day, and which ones did not."""
+        """Split into the trades of a day, and the ids of trades of other days."""
         if self.rows is None:
             return None, []
         mine, name = _of_day(self.rows, day), spec_of(key).key
@@ -303,10 +303,10 @@ class IdsAnswer:
 def _asked_already(
     missing: Sequence[tuple[int, int]], known: Sequence[AnsweredIds]
 ) -> tuple[list[AnsweredIds], list[tuple[int, int]]]:
-    """What REST answered for jumps in earlier attempts, and those it was not asked for yet, or did not answer for.
+    """Split gaps into those that REST answered in earlier attempts, and those still to request.
 
-    Jumps are asked for in their order, and a record keeps the first ranges of a verdict only: all that lie before the
-    first one that was not asked for were answered.
+    Gaps are requested in order, and a record has only the first ranges of a verdict. So all gaps before the first
+    unanswered one were answered.
     """
     answered = [one for one in known if one.answer.answered]
     first_left = min((one.first for one in known if not one.answer.answered), default=0)
@@ -321,19 +321,19 @@ def _asked_already(
 
 
 def _asked_in_vain(error: SourceError) -> RestAnswer:
-    """What came of asking REST where it gave no rows: a refusal is an answer, and would come again."""
+    """Return the answer behind an error. A refusal is an answer, because it would repeat."""
     refused, beyond = isinstance(error, RefusedError), isinstance(error, BeyondReachError)
     return RestAnswer(answered=refused, reason=str(error), beyond_reach=beyond)
 
 
 def _around(table: pa.Table, first: int, last: int) -> tuple[int, int]:
-    """When the trades before and after a run of ids took place (microseconds UTC), both of which the table has."""
+    """Return the times of the trades before and after a run of ids (microseconds UTC). The table must have both."""
     keys, times = ints(table, "agg_trade_id"), ints(table, "transact_time")
     return int(times[np.searchsorted(keys, first) - 1]), int(times[np.searchsorted(keys, last, "right")])
 
 
 def left_out(first: int, last: int, there: Ints) -> tuple[tuple[int, int], ...]:
-    """Runs of ids from one to another, both included, that are not there: of a jump, however far it goes."""
+    """Return the runs of missing ids from ``first`` to ``last``, both inclusive, as ranges of any length."""
     edges = np.concatenate(([first - 1], there, [last + 1]))
     return tuple((int(edges[n]) + 1, int(edges[n + 1]) - 1) for n in np.flatnonzero(np.diff(edges) > 1))
 
@@ -345,13 +345,13 @@ def _of_day(answer: RestRows, day: date) -> RestRows:
 
 
 def with_trades_over_flat(key: SeriesKey, rows: DayRows, rest: pa.Table, part: Part) -> DayRows:
-    """A day in which rows of REST with trades stand for flat ones of the archive; a finding keeps both.
+    """Replace flat candles of the archive with REST's if those have trades. A finding records both.
 
     Args:
         key: The series.
         rows: The day.
         rest: Rows that REST has, or had.
-        part: Where they came from.
+        part: Origin of the REST rows.
     """
     if key.interval is None:
         return rows
@@ -368,7 +368,7 @@ def with_trades_over_flat(key: SeriesKey, rows: DayRows, rest: pa.Table, part: P
         rule=FLAT_FILLED,
         severity=Severity.INFO,
         count=len(keys),
-        message=f"{len(keys)} candles are flat in the archive, and REST has trades in them: REST's stand. "
+        message=f"{len(keys)} candles are flat in the archive and have trades in REST. REST's candles are stored. "
         f"Archive → REST: {found.shown}.",
         ranges=key_ranges(keys, interval_us(key.interval)),
         evidence=f"archive → REST: {found.kept}",
@@ -378,12 +378,12 @@ def with_trades_over_flat(key: SeriesKey, rows: DayRows, rest: pa.Table, part: P
 
 
 def with_what_was_held(key: SeriesKey, held: DayRows, rows: DayRows) -> DayRows:
-    """A day as its archive has it now, with what is only known from REST, and what changed since it was stored.
+    """Merge stored rows that only REST has into an archive day, and record changes since it was stored.
 
     Args:
         key: The series.
-        held: The day as it is held: provisional, or of an archive that was replaced since.
-        rows: The day as its archive has it now.
+        held: The stored day: provisional, or from an archive that was replaced since.
+        rows: The day from the current archive.
     """
     spec = spec_of(key)
     only_rest = held.from_rest()
@@ -401,7 +401,7 @@ def with_what_was_held(key: SeriesKey, held: DayRows, rows: DayRows) -> DayRows:
         findings += [change_finding(key, "replaced", kept, "The archive was replaced")] if kept else []
     else:
         findings += disagreement(key, held.table, rows.table)
-        findings += [change_finding(key, "became_final", kept, "The archive stands for REST now")] if kept else []
+        findings += [change_finding(key, "became_final", kept, "The archive replaced REST")] if kept else []
     rows = replace(rows, findings=(*rows.findings, *findings))
     if only_rest.num_rows == 0:
         return rows
@@ -409,13 +409,13 @@ def with_what_was_held(key: SeriesKey, held: DayRows, rows: DayRows) -> DayRows:
 
 
 def without_repeated(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows:
-    """A day of aggTrades without those that stand in the day before, too (binance-public-data #353): none stays twice.
+    """Remove trades that also appear in the previous day (binance-public-data #353).
 
-    Where all of them do, they stay, since a day without a row cannot be held, and a finding says so.
+    If all of them do, they stay, because a day without rows cannot be stored. A finding reports it.
 
     Args:
         key: The series.
-        before: The day before.
+        before: Rows of the previous day.
         rows: The day.
     """
     spec = spec_of(key)
@@ -423,9 +423,9 @@ def without_repeated(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows
     if len(repeated) == 0 and any(finding.rule == ACROSS_MIDNIGHT for finding in rows.findings):
         return rows
     if len(repeated) == 0:
-        message = "Ids of this day and of the day before lie between each other; none stands on both sides of midnight."
-        told = Finding(check="integrity", rule=ACROSS_MIDNIGHT, severity=Severity.INFO, count=0, message=message)
-        return replace(rows, findings=(*rows.findings, told))
+        message = "The ids of this day and of the previous day overlap. No trade appears in both."
+        overlap = Finding(check="integrity", rule=ACROSS_MIDNIGHT, severity=Severity.INFO, count=0, message=message)
+        return replace(rows, findings=(*rows.findings, overlap))
     found = difference(
         before.filter(pa.array(np.isin(ints(before, spec.key), repeated))),
         rows.table.filter(pa.array(np.isin(ints(rows.table, spec.key), repeated))),
@@ -434,10 +434,10 @@ def without_repeated(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows
     )
     stay = len(repeated) == rows.table.num_rows
     message = (
-        f"Every trade of this day ({len(repeated)}) stands in the day before, too, and stays on both sides of "
-        "midnight, as a day without trades cannot be held: count it once."
+        f"All {len(repeated)} trades of this day also appear in the previous day. They stay in both days. "
+        "Deduplicate on `agg_trade_id`."
         if stay
-        else f"{len(repeated)} trades stood on both sides of midnight; they were kept in the day before only."
+        else f"{len(repeated)} trades also appear in the previous day. Only the previous day has them now."
     )
     finding = Finding(
         check="integrity",
@@ -447,7 +447,7 @@ def without_repeated(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows
         message=f"{message} Some differ: {found.shown}." if found else message,
         ranges=key_ranges(repeated, 1),
     )
-    if stay and finding in rows.findings:
+    if stay and _is_known(finding, rows):
         return rows
     mended = rows if stay else rows.without(repeated, spec)
     return replace(mended, findings=(*mended.findings, finding))
@@ -458,12 +458,12 @@ def _part_of(answer: RestRows) -> Part:
 
 
 def _of_rows(part: Part, rows: int) -> Part:
-    """A part as it is of so many rows."""
+    """Return a part with another number of rows."""
     return part.model_copy(update={"first_row": 0, "rows": rows})
 
 
 def _noted(rows: DayRows, rule: str, times: Ints, first: int, last: int, what: str) -> DayRows:
-    """A day on record of which is what REST answered for flat candles of a span."""
+    """Add the finding about REST's answer for flat candles of a span."""
     if len(times) == 0:
         return rows
     finding = Finding(
@@ -474,16 +474,26 @@ def _noted(rows: DayRows, rule: str, times: Ints, first: int, last: int, what: s
         message=f"{len(times)} flat candles {what}.",
         ranges=(Range(first=first, last=last, count=len(times)),),
     )
-    return replace(rows, findings=(*(one for one in rows.findings if one != finding), finding))
+    others = (one for one in rows.findings if _without_text(one) != _without_text(finding))
+    return replace(rows, findings=(*others, finding))
+
+
+def _is_known(finding: Finding, rows: DayRows) -> bool:
+    """Return True if a day has the finding, in these or other words: stored ones may have an older text."""
+    return any(_without_text(one) == _without_text(finding) for one in rows.findings)
+
+
+def _without_text(finding: Finding) -> Finding:
+    return finding.model_copy(update={"message": ""})
 
 
 def _span_of(table: pa.Table) -> tuple[Ints, Ints]:
-    """Open and close times of candles."""
+    """Return the open and close times of candles."""
     return ints(table, "open_time"), ints(table, "close_time")
 
 
 def _spans(lacking: Ints, longest_us: int) -> list[tuple[int, int]]:
-    """First and last open times to ask for, so that each request has as much as it can."""
+    """Return the first and last open times of requests, each as big as a page allows."""
     spans: list[tuple[int, int]] = []
     for at in lacking:
         if spans and at - spans[-1][0] < longest_us:

@@ -1,9 +1,8 @@
-"""From one day to the next: ids of aggTrades run on over midnight, so that neighbours prove each other.
+"""Check neighbouring days across midnight: ids of aggTrades are contiguous, and candles off the grid may cross it.
 
-Candles off the grid may reach over it.
-
-A trade at midnight may lack on both sides, or stand on both (binance-public-data #353). Days are looked at when they
-are brought; those of a run that was killed in between, when they are asked for again (``quality.repair``).
+A trade at midnight may be missing in both days or appear in both (binance-public-data #353). Days are checked when they
+are fetched. After a killed run, they are checked when they are fetched again (``model.needs``). Gaps inside a day do
+not belong here (``gap_fill.py``).
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ _BROUGHT = (Action.FETCHED, Action.EXTENDED)
 
 @dataclass(frozen=True, slots=True)
 class Midnight:
-    """Looks at neighbouring days of one series of aggTrades.
+    """Check and repair neighbouring days of one series.
 
     Attributes:
-        shelf: Where its days lie.
-        healer: Asks REST for what lacks.
-        ledger: Of the series.
-        memory: What all days in work may take together.
+        shelf: The stored days of the series.
+        healer: Fetches missing rows from REST.
+        ledger: The ledger of the series.
+        memory: Memory budget of all days in progress.
     """
 
     shelf: Shelf
@@ -58,7 +57,7 @@ class Midnight:
     memory: MemoryBudget
 
     def across(self, results: Iterator[DayOutcome | DayFailure]) -> Iterator[DayOutcome | DayFailure]:
-        """Results in order, each day that was brought looked at together with its neighbours, and mended."""
+        """Yield results in order, after comparing each fetched day with its neighbours and repairing it."""
         before: DayOutcome | DayFailure | None = None
         unmet = set(open_midnights(self.shelf.key, self.ledger.rows, clock.now()))
         for result in results:
@@ -82,7 +81,7 @@ class Midnight:
         second: DayRecord | None,
         unmet: Set[date],
     ) -> dict[date, DayOutcome]:
-        """Of two neighbouring days, those of this run's results that had to be mended for what midnight shows."""
+        """Compare two neighbouring days, and return the repaired ones among this run's results."""
         ours = {r.day: r for r in results if isinstance(r, DayOutcome)}
         if not any(r.action in _BROUGHT or r.day in unmet for r in ours.values()):
             return {}
@@ -101,7 +100,7 @@ class Midnight:
         return {} if mended is later else {later.day: mended}
 
     def _reach(self, first: DayRecord, second: DayRecord, later: DayOutcome | None) -> dict[date, DayOutcome]:
-        """A day of candles into which the last one of the day before, off the grid, reaches: it may lack none there."""
+        """Store a day of candles again if the previous day's last candle reaches into it and covers a gap."""
         if (first.last_key or 0) % interval_us(self.shelf.key.interval or "") == 0:
             return {}
         outcome = later or DayOutcome(self.shelf.key, second.day, second, Action.HELD)
@@ -110,13 +109,13 @@ class Midnight:
             if rows is None or not rows.reach_us:
                 return {}
             stored = self._stored_again(outcome, self.healer.heal(second.day, rows))
-        if later is None:  # not of this run, which puts its own on record
+        if later is None:  # the caller records only its own results
             self.ledger.put(stored.row)
             return {}
         return {second.day: stored}
 
     def _fill(self, ours: Mapping[date, DayOutcome], later: date, first: int, last: int) -> dict[date, DayOutcome]:
-        """Bring the ids that lack between two days, and say of the later one which still do, and why."""
+        """Fetch the ids missing between two days, and record in the later one the ids still missing, with reasons."""
         answer = self.healer.of_ids(first, last, self._around(later))
         there: Ints = np.zeros(0, dtype=np.int64)
         stored: dict[date, DayOutcome] = {}
@@ -129,7 +128,7 @@ class Midnight:
                 filled = self.healer.filled_in(rows, mine)
                 ids = ints(filled.table, "agg_trade_id")
                 if day != later and filled is not rows:
-                    # What lacks before the trades that REST had is now inside this day, and its own to tell of.
+                    # Ids missing before the filled trades are now inside this day, which reports them.
                     filled = replace(filled, asked_ids=(*rows.asked_ids, *answer.lacks))
                     first = max(first, int(ids[-1]) + 1)
                 there = np.union1d(there, ids[(ids >= first) & (ids <= last)])
@@ -140,11 +139,11 @@ class Midnight:
                     filled = replace(filled, before=before, asked_ids=(*known, *inside))
                 if filled is not rows:
                     stored[day] = self._stored_again(outcome, filled)
-                del rows, filled  # before the room is given back
+                del rows, filled  # before the memory is returned
         return stored
 
     def _around(self, later: date) -> tuple[int, int] | None:
-        """When the last trade before and the first one after a midnight took place, where REST does not serve all."""
+        """Return the times of the last trade before and the first one after midnight. None if REST has no age limit."""
         if spec_of(self.shelf.key).rest.reach is None:
             return None
         try:
@@ -156,7 +155,7 @@ class Midnight:
         return int(ints(before, "transact_time")[-1]), int(ints(after, "transact_time")[0])
 
     def _forget(self, outcome: DayOutcome) -> DayOutcome:
-        """A day that meets the one before, of which it may have said that trades lack in between."""
+        """Drop outdated findings about missing trades before a day that now follows the previous one directly."""
         if not any(one.last < (outcome.row.first_key or 0) for one in answered_ids(outcome.row.findings_list())):
             return outcome
         with self._room_for(outcome.row):
@@ -164,7 +163,7 @@ class Midnight:
             return outcome if rows is None else self._stored_again(outcome, replace(rows, before=()))
 
     def _apart(self, earlier: DayRecord, outcome: DayOutcome) -> DayOutcome:
-        """The later of two days that overlap, without the trades that stand in the earlier one, too."""
+        """Remove trades of the earlier day from the later of two overlapping days."""
         with self._room_for(earlier, outcome.row):
             rows, before = self.shelf.rows(outcome.day), self.shelf.rows(earlier.day)
             if rows is None or before is None:
@@ -174,7 +173,7 @@ class Midnight:
 
     @contextmanager
     def _room_for(self, *days: DayRecord) -> Iterator[None]:
-        """Wait until days that are held may be read at the same time."""
+        """Reserve memory to read stored days at the same time."""
         with self.memory.reservation() as memory:
             memory.take(sum(day.bytes for day in days) * MEMORY_PER_BYTE)
             yield
@@ -184,12 +183,12 @@ class Midnight:
         try:
             stored = self.shelf.store(outcome.day, outcome.row, replace(rows, action=action), time.perf_counter())
         except StorageError as error:
-            logger.warning("%s: %s is left as it was brought: %s", self.shelf.key, outcome.day, error)
+            logger.warning("%s: %s stays as fetched: %s", self.shelf.key, outcome.day, error)
             return outcome
         return replace(stored, seconds=outcome.seconds + stored.seconds, downloaded=outcome.downloaded, action=action)
 
 
 def _of_day_before(elsewhere: Iterable[AnsweredIds]) -> list[AnsweredIds]:
-    """Trades that REST has and that belong into a day that this run was not asked for: they are still to be brought."""
-    why = RestAnswer(answered=False, reason="they belong into the day before, which was not asked for")
+    """Mark trades that belong to a day outside of this run as still to fetch."""
+    why = RestAnswer(answered=False, reason="they belong to the previous day, which was not requested")
     return [replace(one, answer=why) for one in elsewhere]

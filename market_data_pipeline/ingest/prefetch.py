@@ -1,6 +1,7 @@
-"""Series ahead of the one that is asked for: a run asks for one after another, and reports each while others come.
+"""Prefetch series: a run processes one after another, while the next ones are fetched in the background.
 
-Where a run takes a day of hundreds of series, nearly all of its time would be waiting for answers in turn.
+Without it, a run over a day of hundreds of series would spend nearly all its time waiting for responses. Fetching the
+days of one series does not belong here (``run.py``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _T = TypeVar("_T")
 
 @dataclass
 class _Series(Generic[_T]):
-    """A series that was begun: its results so far, and how it ended."""
+    """A started series: its results so far, and its error if it failed."""
 
     days: tuple[date, ...]
     results: queue.SimpleQueue[_T | None] = field(default_factory=queue.SimpleQueue)
@@ -29,12 +30,12 @@ class _Series(Generic[_T]):
 
 
 class Ahead(Generic[_T]):
-    """Brings the series that a run will ask for, some at a time, in the order given.
+    """Fetch the series of a run ahead, in the given order.
 
     Args:
-        bring: Brings days of one series, one result for each; called by several threads at once.
-        wanted: What will be asked for, in order.
-        side_by_side: How many series at a time.
+        bring: Fetch days of one series and yield one result per day. Several threads call it at once.
+        wanted: The series and days of the run, in order.
+        side_by_side: Maximum series at a time.
     """
 
     def __init__(
@@ -53,10 +54,10 @@ class Ahead(Generic[_T]):
             self._begin_more()
 
     def days(self, key: SeriesKey, days: Sequence[date]) -> Iterator[_T]:
-        """The results of a series as they come; of one that was not expected, too.
+        """Yield the results of a series as they come. The series need not be among the prefetched ones.
 
         Raises:
-            Exception: what bringing it raised, after the results that there were.
+            Exception: The error of fetching it, after the results so far.
         """
         self._left.pop(key, None)
         series = self._begun.pop(key, None)
@@ -83,12 +84,12 @@ class Ahead(Generic[_T]):
                         series.results.put(result)
                         if self._stopped.is_set():
                             break
-        except BaseException as error:  # noqa: BLE001 - raised where the series is asked for
+        except BaseException as error:  # noqa: BLE001 - raised by ``days``
             series.error = error
         finally:
             series.results.put(None)
 
     def close(self) -> None:
-        """Stop; days that are in work are finished, and what nobody asked for is held all the same."""
+        """Stop. Days in progress are finished and stored, even if no caller reads their results."""
         self._stopped.set()
         self._threads.shutdown(cancel_futures=True)

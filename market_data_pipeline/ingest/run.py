@@ -1,4 +1,7 @@
-"""One run on one series while its lock is held: which days are settled, threads ahead, results in order, the ledger."""
+"""Run the ingestion of one series: select days, fetch ahead in threads, yield results in order, update the ledger.
+
+Sources, gap filling and files do not belong here (``from_*.py``, ``gap_fill.py``, ``store.py``).
+"""
 
 from __future__ import annotations
 
@@ -38,10 +41,10 @@ from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.binance.rest import RestApi
 
 _SAVE_EVERY_SECONDS = 10.0
-"""How much work a killed run may leave for :func:`refresh_ledger` to read back from footers."""
+"""Maximum work of a killed run that :func:`refresh_ledger` must read back from footers."""
 
 _LAST_SECONDS = 3.0
-"""How long a run that was interrupted waits for days in work: those that are being read are stored."""
+"""Maximum wait of an interrupted run for days in progress, so that it stores days that are being read."""
 
 
 def ingest(
@@ -53,22 +56,22 @@ def ingest(
     settings: Settings,
     listing: Listing | None = None,
 ) -> Iterator[DayOutcome | DayFailure]:
-    """Bring days of a series into the lake.
+    """Ingest days of a series into the lake.
 
     Args:
         key: The series.
-        days: UTC days to bring, in any order.
-        layout: Where the lake lies.
-        sources: Where data comes from.
-        settings: Threads, memory and waiting.
-        listing: When the symbol was listed, as far as known; days outside are ``not_listed`` without a request.
+        days: UTC days, in any order.
+        layout: Layout of the lake.
+        sources: Sources of the run.
+        settings: Threads, memory and timeouts.
+        listing: Listing spans of the symbol, as far as known. Days outside are ``not_listed`` without a request.
 
     Yields:
-        One result for each day, in order of days. Days that are held are reported from the ledger.
+        One result per day, in order of days. Stored days without need are reported from the ledger.
 
     Raises:
-        SeriesBusyError: another run writes the series and did not finish in time.
-        StorageError: the ledger or its lock cannot be written.
+        SeriesBusyError: Another run writes the series and did not finish in time.
+        StorageError: The ledger or its lock is not writable.
     """
     with (
         sources.stop.if_interrupted(),
@@ -79,7 +82,7 @@ def ingest(
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Days for one worker: one day, or a whole month that a monthly zip may serve."""
+    """Days of one worker: a single day, or a whole month that one monthly zip may cover."""
 
     days: tuple[date, ...]
     whole_month: bool = False
@@ -141,7 +144,7 @@ class _Run:
                     yield result
         finally:
             try:
-                in_order.close()  # whatever ended it: no day is in work once the run is over
+                in_order.close()  # no day is in progress after the run, however it ended
             finally:
                 if unsaved:
                     self._ledger.write(ledger)
@@ -149,7 +152,7 @@ class _Run:
                     quarantine.release_resolved(self.layout, self.key, self._ledger)
 
     def _settled(self, day: date) -> DayOutcome | None:
-        """The result of a day for which no source need be asked."""
+        """Return the result of a day that needs no request, else None."""
         row, now = self._ledger.get(day), clock.now()
         if row is not None and needs(row, now, reach_of(self.key)).is_met:
             return DayOutcome(self.key, day, row, Action.HELD if row.held else Action.EMPTY)
@@ -167,14 +170,14 @@ class _Run:
         return DayOutcome(self.key, day, after(self._ledger.get(day), day, event), action, seconds)
 
     def _in_order(self, days: Sequence[date], settled: Mapping[date, DayOutcome]) -> Generator[DayOutcome | DayFailure]:
-        """Results in the order of days, while workers are a bounded number of jobs ahead."""
+        """Yield results in order of days, while workers are a bounded number of jobs ahead."""
         jobs = iter(self._jobs([day for day in days if day not in settled]))
         ahead: deque[tuple[_Job, Future[list[DayOutcome | DayFailure] | None]]] = deque()
         ready: deque[DayOutcome | DayFailure] = deque()
         threads = self.sources.at_a_time
         pool = ThreadPoolExecutor(threads, thread_name_prefix=f"ingest-{self.key.symbol}")
         try:
-            with self.sources.stop.if_interrupted():  # before the days in work are waited for
+            with self.sources.stop.if_interrupted():  # before waiting for the days in progress
                 for day in days:
                     if day in settled:
                         yield settled[day]
@@ -182,7 +185,7 @@ class _Run:
                     while not ready:
                         while len(ahead) < 2 * threads and (job := next(jobs, None)) is not None:
                             ahead.append((job, pool.submit(self._work, job)))
-                        # It stays among those ahead until it is done: an interrupt waits for it, too.
+                        # The job stays in ``ahead`` until it is done, so that an interrupt waits for it, too.
                         results = ahead[0][1].result()
                         first, _ = ahead.popleft()
                         if results is not None:
@@ -192,7 +195,7 @@ class _Run:
                             ahead.extendleft(reversed([(job, pool.submit(self._work, job)) for job in alone]))
                     yield ready.popleft()
         finally:
-            # Ending a run waits for the days in work, not for the months that they belong to.
+            # The end of a run waits for the days in progress, not for their months.
             self._stopped.set()
             for _, future in ahead:
                 future.cancel()
@@ -203,10 +206,10 @@ class _Run:
             pool.shutdown(wait=not interrupted)
 
     def _jobs(self, days: Sequence[date]) -> list[_Job]:
-        """Days to fetch, with whole months together where a monthly zip may stand for them."""
+        """Group days to fetch: whole months together if a monthly zip can replace the daily ones."""
         if not monthly_may_stand(self.key):
             return [_Job((day,)) for day in days]
-        # A day whose daily zip was replaced is not in that of the month, which may be older.
+        # The monthly zip may be older than a replaced daily zip.
         wanted = {day for day in days if not self._is_replaced(day)}
         jobs, done = [], set[date]()
         for day in days:
@@ -227,7 +230,7 @@ class _Run:
     # --- one worker -------------------------------------------------------------------------------------------
 
     def _work(self, job: _Job) -> list[DayOutcome | DayFailure] | None:
-        """The results of a job; None where it is a month without a zip, whose days are better brought side by side."""
+        """Return the results of a job. None for a month without a zip: its days are fetched in parallel instead."""
         results = []
         self.sources.stop.check()
         if job.whole_month:
@@ -235,7 +238,7 @@ class _Run:
                 if not self._archived.has_month(job.days[0]):
                     return None
         for day in job.days:
-            with self.sources.places:  # shared with other series of the run
+            with self.sources.places:  # shared by all series of the run
                 if self._stopped.is_set():
                     break
                 results.append(self._day(day, job.whole_month))
@@ -253,7 +256,7 @@ class _Run:
             with self.sources.memory.reservation() as memory:
                 rows = self._obtain(day, known, whole_month, memory)
                 if self._abandoned.is_set():
-                    raise StoppedError  # the lock may be another run's by now
+                    raise StoppedError  # another run may have the lock by now
                 if isinstance(rows, Encoded):
                     return self._shelf.put(day, known, rows, started)
                 if isinstance(rows, DayRows):
@@ -274,11 +277,11 @@ class _Run:
     def _obtain(
         self, day: date, known: DayRecord | None, whole_month: bool, memory: Reservation
     ) -> DayRows | Encoded | Nothing:
-        """A day's rows: of the archive where it has them, with what it lacks from REST; else of REST."""
+        """Fetch a day's rows from the archive, with gaps filled from REST, or else from REST."""
         if day > clock.today():
-            raise AbsentError(f"the day lies in the future; today is {clock.today()} (UTC).")
+            raise AbsentError(f"the day is in the future; today is {clock.today()} (UTC).")
         if day < clock.today():
-            if known is not None and known.held and not known.replaced_by:  # what lacks is asked for, and no more
+            if known is not None and known.held and not known.replaced_by:  # fetch only missing rows
                 memory.take(known.bytes * MEMORY_PER_BYTE)
                 held = self._shelf.rows(day)
                 if held is not None:
@@ -297,10 +300,10 @@ class _Run:
         return self._asked.rows(day, held)
 
     def _completed(self, day: date, known: DayRecord | None, rows: DayRows) -> DayRows:
-        """What the archive has of a day, with what it lacks and was held from REST, or REST has now."""
+        """Complete an archive day with rows from REST, stored before or fetched now."""
         if not rows.final and known is not None and known.held:
             raise UnprovenError(
-                "the archive was published again without a checksum; the rows held, which were proven, stay."
+                "the archive was republished without a checksum. The stored rows, which are verified, stay."
             )
         if known is not None and known.outcome == HELD and (held := self._shelf.rows(day)) is not None:
             rows = with_what_was_held(self.key, held, rows)

@@ -1,7 +1,6 @@
-"""A day's rows into its file of the lake, with what the checks found of them; and out of it again, to go on from.
+"""Store a day's rows in the lake with their findings, and read stored days to continue from them.
 
-What belongs here: which of two files of a day is the better one, and what is said of a day. What does not: where rows
-come from.
+Choosing the better of two files of a day belongs here. Fetching rows does not.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ from market_data_pipeline.model.series import DataType, Listing, SeriesKey, inte
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """The files of one series in the lake, written by whoever holds its lock.
+    """Stored days of one series. Writers must have the lock of the series.
 
     Attributes:
         key: The series.
-        layout: Where the lake lies.
-        listing: When the symbol was listed.
+        layout: Layout of the lake.
+        listing: Listing spans of the symbol.
     """
 
     key: SeriesKey
@@ -44,7 +43,7 @@ class Shelf:
     listing: Listing
 
     def rows(self, day: date) -> DayRows | None:
-        """The rows of a day that is held; None where its file is damaged."""
+        """Return the rows of a stored day. None if its file is missing or damaged."""
         held = self._on_disk(day)
         if held is None:
             return None
@@ -55,9 +54,9 @@ class Shelf:
         return self.reached(day, DayRows.of_file(record, table))
 
     def reached(self, day: date, rows: DayRows) -> DayRows:
-        """A day's rows, with until when the last candle of the day before reaches into them: nearly none does.
+        """Set the end of the previous day's last candle if it reaches into this day. Nearly none does.
 
-        It matters where the archive has no candle at midnight, so that one lacks, or is REST's.
+        It matters only if the archive has no candle at midnight: it is missing, or comes from REST.
         """
         if self.key.interval is None or rows.table.num_rows == 0:
             return rows
@@ -67,7 +66,7 @@ class Shelf:
         return replace(rows, reach_us=self._reach(day - timedelta(days=1)))
 
     def _reach(self, day: date) -> int:
-        """When the last candle of a day ends (microseconds UTC), if it is off the grid; else, or if not held, 0."""
+        """Return the end of a day's last candle (microseconds UTC) if it is off the grid. Else, or if not stored, 0."""
         held = self._on_disk(day)
         record, step = self._record_in(held), interval_us(self.key.interval or "")
         if record is None or record.last_key is None or record.last_key % step == 0:
@@ -79,25 +78,25 @@ class Shelf:
         return int(ends_of(ints(last, "open_time"), ints(last, "close_time"), step)[0])
 
     def store(self, day: date, known: DayRecord | None, rows: DayRows, started: float) -> DayOutcome:
-        """Check a day's rows and write them, unless the file that is held is the better one.
+        """Check a day's rows and write them, unless the stored file is better.
 
         Args:
             day: The UTC day.
             known: The day in the ledger.
             rows: Its rows.
-            started: When work on the day began, by :func:`time.perf_counter`.
+            started: Start of the work on the day, by :func:`time.perf_counter`.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: The disk refuses.
         """
-        # A file that the ledger does not count as held was found to be damaged: its footer proves nothing.
+        # A file that the ledger does not count as stored was damaged, so its footer is not evidence.
         on_disk = self._on_disk(day) if known is not None and known.outcome == HELD else None
         held = self._record_in(on_disk)
         rows = self.reached(day, rows)
         trades = self._trades_held(day) if rows.of_archive and lacking(self.key, day, rows, self.listing) else None
         record = describe(self.key, day, rows, self.listing, trades)
         if known is not None and held is not None and _keep(held, record):
-            # What the ledger says of the file goes further than its footer: flat candles were judged since.
+            # The ledger knows more than the footer: flat candles may have been classified since.
             row = after(known, day, Confirmed(clock.now(), archive=True))
             return DayOutcome(self.key, day, row, Action.HELD, time.perf_counter() - started, rows.downloaded)
         return self.put(day, known, encode(self.key, rows, record), started, rows.action)
@@ -105,10 +104,10 @@ class Shelf:
     def put(
         self, day: date, known: DayRecord | None, encoded: Encoded, started: float, action: Action = Action.FETCHED
     ) -> DayOutcome:
-        """Write a day, into the file of its month where that is closed.
+        """Write a day, into the file of its month if the month is closed.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: The disk refuses.
         """
         stat = write_day(self.layout, self.key, encoded.record, encoded.parquet)
         sha256 = hashlib.sha256(encoded.parquet).hexdigest()
@@ -125,7 +124,7 @@ class Shelf:
             return None
 
     def _trades_held(self, day: date) -> TradeRecord | None:
-        """The symbol's aggTrades of a day as witnesses for its candles, where the lake has them."""
+        """Return the symbol's stored aggTrades of a day, as evidence for its candles. None if not stored."""
         if self.key.interval is None:
             return None
         path = self.layout.file(replace(self.key, data_type=DataType.AGG_TRADES, interval=None), day)
@@ -139,11 +138,11 @@ class Shelf:
 
 
 def _keep(held: Provenance, new: Provenance) -> bool:
-    """Whether the file that is held is the better one: final before provisional, and never fewer rows unproven."""
+    """Return True if the stored file is better. Final beats provisional, and a provisional day never loses rows."""
     if held.final and not new.final:
         return True
     same_source = [(part.sha256, part.etag) for part in held.parts] == [(part.sha256, part.etag) for part in new.parts]
     if held.final == new.final and held.content_sha256 == new.content_sha256 and held.findings == new.findings:
-        over = clock.naive_utc(held.fetched_at).date() > held.day  # else the newer one knows that no row came after
+        over = clock.naive_utc(held.fetched_at).date() > held.day  # else the newer file covers more time
         return same_source if new.final else over or clock.naive_utc(new.fetched_at).date() == new.day
     return new.rows < held.rows and not new.final

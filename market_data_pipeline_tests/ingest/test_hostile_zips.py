@@ -66,7 +66,7 @@ def test_of_what_is_no_zip_the_newest_beginning_is_stored(world: World) -> None:
     for n in range(3):
         serve(world, HOURS, MIDDLE, b"<html>%d" % n + b"log in" * 10_000)
         (failed,) = world.ingest(HOURS, [MIDDLE])
-        assert "it is not a zip, but begins with b'<html>" in (failed.row.reason or "")
+        assert "it is not a zip, but starts with b'<html>" in (failed.row.reason or "")
     (entry,) = quarantine.entries(world.layout)
     assert entry.size == 1024
     assert entry.path.read_bytes().startswith(b"<html>2")

@@ -148,7 +148,7 @@ def test_a_day_all_of_whose_trades_stand_in_the_day_before_says_so_and_is_left_a
     first, second = (world.ledger(TRADES).rows[day] for day in PAIR)
     [found] = [found for found in second.findings_list() if found.check == "integrity"]
     assert (second.rows, second.first_key, second.integrity) == (1, first.last_key, "error")
-    assert found.message.startswith("Every trade of this day (1) stands in the day before, too")
+    assert found.message.startswith("All 1 trades of this day also appear in the previous day")
     assert [(r.first, r.last) for r in found.ranges] == [(first.last_key, first.last_key)]
     world.at("2026-03-06T14:00:00")
     world.forget()
@@ -221,7 +221,7 @@ def test_the_later_day_alone_keeps_telling_of_trades_that_belong_before_it(world
     row = world.ledger(TRADES).rows[PAIR[1]]
     assert not goes_on(world)
     assert row.verdicts.split("+") == ["healed", "unpublished"]
-    assert "belong into the day before" in row.findings
+    assert "belong to the previous day" in row.findings
     world.at("2026-03-06T14:00:00")
     assert open_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == PAIR
     world.ingest(TRADES, PAIR)

@@ -471,7 +471,7 @@ def test_an_id_on_both_sides_of_midnight_stays_on_one(story: Story, together: bo
     found = finding(row, "across_midnight")
     last = int(ints(story.held(TRADES, BEFORE), "agg_trade_id")[-1])
     assert (found.count, found.severity.value, span(found)) == (1, "warn", [(last, last, 1)])
-    assert "stood on both sides of midnight; they were kept in the day before only" in found.message
+    assert "also appear in the previous day. Only the previous day has them now" in found.message
     assert story.held(TRADES).equals(truth)
     assert story.requests == (2 if together else 1) * ZIP
 

@@ -159,7 +159,7 @@ def test_a_wait_for_memory_is_said_and_ended(monkeypatch: pytest.MonkeyPatch) ->
         stop.set()
         thread.join(20)
     assert len(ended) == 1
-    assert said == ["Waiting for memory: 60 MB are wanted, and days in work take 80 of 100 MB (MARKET_DATA_MEMORY_MB)."]
+    assert said == ["Waiting for 60 MB of memory: days in progress use 80 of 100 MB (MARKET_DATA_MEMORY_MB)."]
 
 
 def test_a_wait_for_a_lock_names_the_process_once(
