@@ -18,7 +18,7 @@ _V = TypeVar("_V")
 
 
 @dataclass
-class Together(Generic[_K, _A, _V]):
+class Batcher(Generic[_K, _A, _V]):
     """Compute values for single requests, in batches.
 
     Attributes:
@@ -34,7 +34,7 @@ class Together(Generic[_K, _A, _V]):
     most: int
     _waiting: deque[tuple[_K, _A, Future[_V]]] = field(default_factory=deque)
 
-    def ask(self, key: _K, argument: _A) -> _V:
+    def compute(self, key: _K, argument: _A) -> _V:
         """Return the computed value of one argument.
 
         Args:

@@ -79,7 +79,7 @@ class DayRows:
         """True if the day has an archive, verified or not, so missing rows are missing in the archive."""
         return self.final or any(part.source is not Source.REST for part in self.parts)
 
-    def healed(self, spec: Spec) -> Ints:
+    def gap_filled(self, spec: Spec) -> Ints:
         """Return the keys of rows that REST filled into an archive day. A day from REST alone has none."""
         if not self.of_archive:
             return np.zeros(0, dtype=np.int64)

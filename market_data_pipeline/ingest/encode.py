@@ -87,8 +87,8 @@ def read_days(
             found[day] = _encode_sound(key, _of_archive(of_day, [], file, source, day, size), day, flat[day])
             continue
         rows = _rows(key, of_day, file, source, day, size)
-        may_stand = first == last or is_complete(key, rows)
-        if listing is None or not may_stand or lacking(key, day, rows, listing):
+        usable = first == last or is_complete(key, rows)
+        if listing is None or not usable or may_need_rest(key, day, rows, listing):
             found[day] = rows
         else:
             found[day] = encode(key, rows, describe(key, day, rows, listing))
@@ -150,7 +150,7 @@ def _read_big_day(key: SeriesKey, file: ArchiveFile, day: date, listing: Listing
         table = read_zip(file.data, key, file.stem, day, day, ahead.take)
         ahead.end()
         rows = _rows(key, table, file, Source.ARCHIVE_DAILY, day, len(file.data))
-        if lacking(key, day, rows, listing):
+        if may_need_rest(key, day, rows, listing):
             return rows
         record = describe(key, day, rows, listing)
         if rows.table is not table:  # it was sorted, or had duplicate rows
@@ -171,9 +171,9 @@ def _of_archive(
     table: pa.Table, findings: list[Finding], file: ArchiveFile, source: Source, day: date, size: int
 ) -> DayRows:
     """Return the ordered rows of an archive as a day."""
-    proven = file.checksum is not ChecksumStatus.MISSING
+    has_checksum = file.checksum is not ChecksumStatus.MISSING
     if file.checksum is not ChecksumStatus.VERIFIED:
-        findings.append(checksum_accepted() if proven else checksum_missing())
+        findings.append(checksum_accepted() if has_checksum else checksum_missing())
     part = Part(
         source=source,
         url=file.url,
@@ -188,7 +188,7 @@ def _of_archive(
     return DayRows(
         table=table,
         parts=(part,),
-        final=proven,
+        final=has_checksum,
         known_until_us=clock.day_start_us(day) + clock.US_PER_DAY,
         findings=tuple(findings),
         downloaded=size,
@@ -202,7 +202,7 @@ def is_complete(key: SeriesKey, rows: DayRows) -> bool:
     return sound and rows.table.num_rows == expected_rows(key)
 
 
-def lacking(key: SeriesKey, day: date, rows: DayRows, listing: Listing) -> bool:
+def may_need_rest(key: SeriesKey, day: date, rows: DayRows, listing: Listing) -> bool:
     """Return True if a day has, or seems to have, rows to fetch from REST. Candles off the grid count, too."""
     if key.interval is None:
         return bool(missing_ids(rows.table)) or seems_cut(rows.table, day)
@@ -246,16 +246,16 @@ def _record(key: SeriesKey, day: date, rows: DayRows, findings: tuple[Finding, .
 
 
 def _gaps(key: SeriesKey, day: date, rows: DayRows, listing: Listing, trades: TradeRecord | None) -> list[Finding]:
-    healed = rows.healed(spec_of(key))
+    filled_keys = rows.gap_filled(spec_of(key))
     if key.interval is None:
         missing = [*rows.before, *missing_ids(rows.table)]
-        return judge_trades(missing, healed, archived=rows.of_archive, asked=rows.asked_ids, cut=rows.cut)
+        return judge_trades(missing, filled_keys, archived=rows.of_archive, asked=rows.asked_ids, cut=rows.cut)
     missing_rows = missing_candles(key, rows.table, day, rows.known_until_us, listing, rows.reach_us)
     flat = flat_candles(rows.table)
-    filled = healed[within(healed, ranges_of(rows.findings, FLAT_FILLED))]
+    filled = filled_keys[within(filled_keys, ranges_of(rows.findings, FLAT_FILLED))]
     of_archive = rows.of_archive
     return judge_candles(
-        key, missing_rows, healed, flat, filled=filled, archived=of_archive, rest=rows.rest, trades=trades
+        key, missing_rows, filled_keys, flat, filled=filled, archived=of_archive, rest=rows.rest, trades=trades
     )
 
 

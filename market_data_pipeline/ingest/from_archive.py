@@ -18,7 +18,7 @@ from functools import partial
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import ChecksumError, ConflictError, MalformedError, SourceError, StorageError
-from market_data_pipeline.ingest.batching import Together
+from market_data_pipeline.ingest.batching import Batcher
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.ingest.encode import Encoded, is_complete, read_daily, read_days
 from market_data_pipeline.ingest.memory import MemoryBudget, Reservation
@@ -47,12 +47,12 @@ _OVERHEAD_BYTES = 16 << 20
 """Extra bytes that a zip of candles may have. A zip with a matching checksum and other content must still be read, so
 that it goes into quarantine with the reason."""
 
-_MONTHS_KEPT = 4
+_MONTHS_CACHED = 4
 """Months to cache, for days without daily zips that are requested one by one."""
 
 
 @dataclass
-class ArchivedDays:
+class ArchiveDays:
     """Days of one series in the archive, for one run.
 
     Attributes:
@@ -74,13 +74,13 @@ class ArchivedDays:
     memory: MemoryBudget
     quarantine_bytes: int
     refused: dict[date, tuple[str | None, str | None]] = field(default_factory=dict)
-    _small: Together[date, ArchiveFile, DayRows | Encoded] = field(init=False)
+    _small: Batcher[date, ArchiveFile, DayRows | Encoded] = field(init=False)
     _in_work: set[date] = field(default_factory=set)
     _months: dict[date, Future[Mapping[date, DayRows | Encoded]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._small = Together(self._of_small, partial(read_daily, self.key), self.computing, _MOST_TOGETHER)
+        self._small = Batcher(self._of_small, partial(read_daily, self.key), self.computing, _MOST_TOGETHER)
 
     def _of_small(self, day: date, file: ArchiveFile) -> DayRows | Encoded:
         return read_days(self.key, file, day, day, self.listing)[day]
@@ -120,7 +120,7 @@ class ArchivedDays:
             mine = found is None
             if found is None:
                 idle = [known for known in self._months if known not in self._in_work]
-                if len(idle) >= _MONTHS_KEPT:
+                if len(idle) >= _MONTHS_CACHED:
                     del self._months[idle[0]]
                 found = self._months[month[0]] = Future()
         if mine:  # outside the lock, so that other months can be fetched; requests for this one wait
@@ -201,7 +201,7 @@ class ArchivedDays:
     ) -> Mapping[date, DayRows | Encoded]:
         try:
             if encode and first == last and self.key.interval is not None and len(file.data) <= _SMALL_BYTES:
-                return {first: self._small.ask(first, file)}
+                return {first: self._small.compute(first, file)}
             listing = self.listing if encode else None
             return self.computing.submit(read_days, self.key, file, first, last, listing).result()
         except (MalformedError, ConflictError) as error:
@@ -209,7 +209,7 @@ class ArchivedDays:
             raise
 
     def _quarantine(self, path: str, file: ArchiveFile, error: SourceError, day: date | None) -> None:
-        kept = quarantine.store(
+        entry = quarantine.put(
             self.layout,
             self.key,
             path,
@@ -222,7 +222,7 @@ class ArchivedDays:
             published_sha256=error.published_sha256 if isinstance(error, ChecksumError) else None,
             most_bytes=self.quarantine_bytes,
         )
-        if kept is None:
+        if entry is None:
             full = f"quarantine is full ({self.quarantine_bytes / 1e6:,.0f} MB)"
             advice = "Retry its files (`market-data quarantine list`), or raise MARKET_DATA_QUARANTINE_MB."
             error.args = (f"{error} The file is not stored, because {full}. {advice}", *error.args[1:])

@@ -19,7 +19,7 @@ from market_data_pipeline.checks.ordering import in_order, ints, key_ranges
 from market_data_pipeline.checks.verdicts import Ground, verdict_finding
 from market_data_pipeline.errors import AbsentError, BeyondReachError, RestAnswerError, SourceError, UnpublishedError
 from market_data_pipeline.ingest.day_rows import DayRows, joined
-from market_data_pipeline.ingest.gap_fill import Healer
+from market_data_pipeline.ingest.gap_fill import GapFiller
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.findings import Finding, RestAnswer, Verdict
 from market_data_pipeline.model.needs import pause_ended
@@ -38,7 +38,7 @@ LATEST_ARCHIVE = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
-class Nothing:
+class NoRows:
     """A day without rows to store, as expected.
 
     Attributes:
@@ -51,7 +51,7 @@ class Nothing:
 
 
 @dataclass
-class AskedDays:
+class RestDays:
     """Days of one series from REST, for one run.
 
     Attributes:
@@ -66,32 +66,32 @@ class AskedDays:
     listing: Listing
     later_day: Callable[[date], date | None]
     _first_candle: tuple[date | None] | None = field(default=None, init=False)
-    _asking: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:
-        self._healer = Healer(self.key, self.rest, self.listing)
+        self._gap_filler = GapFiller(self.key, self.rest, self.listing)
 
-    def rows(self, day: date, held: DayRows | None) -> DayRows | Nothing:
+    def rows(self, day: date, stored: DayRows | None) -> DayRows | NoRows:
         """Fetch a day from REST and merge it with the stored rows: after them, and into their gaps.
 
         Args:
             day: The UTC day, not in the future.
-            held: Rows of the stored day. None if the day is not stored.
+            stored: Rows of the stored day. None if the day is not stored.
 
         Raises:
             SourceError: REST does not respond, is off, or has no rows of a day that should have some.
         """
-        if held is not None and self._is_over(day, held):
-            filled = self._filled(day, held, held)
-            return Nothing(Action.HELD) if filled is held else filled
+        if stored is not None and self._is_over(day, stored):
+            filled = self._filled(day, stored, stored)
+            return NoRows(Action.HELD) if filled is stored else filled
         # Trades take 24 requests a day, one per hour. The first candle answers for all days in one request.
-        if held is None and self.key.interval is None and day < clock.today() and self._before_listing(day):
-            return Nothing(Action.NOT_LISTED)
+        if stored is None and self.key.interval is None and day < clock.today() and self._before_listing(day):
+            return NoRows(Action.NOT_LISTED)
         try:
-            fetched = self._ask(day, held)
+            fetched = self._fetch(day, stored)
         except BeyondReachError as error:
-            if held is None and (hole := self._hole(day)) is not None:
-                return hole
+            if stored is None and (untraded := self._untraded_day(day)) is not None:
+                return untraded
             if day < clock.today() - LATEST_ARCHIVE:
                 raise _with_archive_answer(AbsentError(str(error))) from error
             raise _with_archive_answer(BeyondReachError(f"{error}. The archive will have the day")) from error
@@ -100,10 +100,10 @@ class AskedDays:
                 raise _with_archive_answer(error) from error
             raise
         new = fetched.table.num_rows
-        if held is None and new == 0:
+        if stored is None and new == 0:
             return self._nothing(day, fetched)
         # Check the stored rows again even without new ones: candles that should have closed since are missing.
-        before, parts = (held.table, held.parts) if held else (fetched.table.schema.empty_table(), ())
+        before, parts = (stored.table, stored.parts) if stored else (fetched.table.schema.empty_table(), ())
         table = pa.concat_tables([before, fetched.table])
         part = Part(
             source=Source.REST,
@@ -124,46 +124,46 @@ class AskedDays:
             known_until_us=clock.to_us(fetched.asked_at),
             findings=tuple(findings),
             cut=fetched.cut,
-            action=Action.FETCHED if held is None else Action.EXTENDED if new else Action.HELD,
+            action=Action.FETCHED if stored is None else Action.EXTENDED if new else Action.HELD,
         )
-        return rows if held is None else self._filled(day, held, rows)
+        return rows if stored is None else self._filled(day, stored, rows)
 
-    def _filled(self, day: date, held: DayRows, rows: DayRows) -> DayRows:
+    def _filled(self, day: date, stored: DayRows, rows: DayRows) -> DayRows:
         """Fill gaps between the stored rows with rows that REST has now.
 
         A past day is retried with the backoff of ``model.needs``. Today is fetched every hour, so the same backoff
         counts from the end of the gap.
         """
-        holes = self._healer.holes(day, held)
-        if holes is None:
+        gaps = self._gap_filler.gaps(day, stored)
+        if gaps is None:
             return rows
-        seen, now = clock.naive_from_us(held.known_until_us), clock.naive_from_us(rows.known_until_us)
-        if rows is not held and not pause_ended(clock.naive_from_us(holes.until_us), seen, now):
+        seen, now = clock.naive_from_us(stored.known_until_us), clock.naive_from_us(rows.known_until_us)
+        if rows is not stored and not pause_ended(clock.naive_from_us(gaps.until_us), seen, now):
             return rows
-        filled = self._healer.fill_holes(day, holes, rows)
+        filled = self._gap_filler.fill_gaps(day, gaps, rows)
         if filled is rows:
             return rows
-        grown = filled.table.num_rows > held.table.num_rows
+        grown = filled.table.num_rows > stored.table.num_rows
         return replace(filled, parts=joined(filled.parts), action=Action.EXTENDED if grown else Action.HELD)
 
-    def _is_over(self, day: date, held: DayRows) -> bool:
+    def _is_over(self, day: date, stored: DayRows) -> bool:
         """Return True if no row can follow the last stored one."""
         end = clock.day_start_us(day) + clock.US_PER_DAY
         if self.key.interval is not None:
-            return int(ints(held.table, "open_time")[-1]) + interval_us(self.key.interval) >= end
-        return held.known_until_us >= end and not held.cut
+            return int(ints(stored.table, "open_time")[-1]) + interval_us(self.key.interval) >= end
+        return stored.known_until_us >= end and not stored.cut
 
-    def _ask(self, day: date, held: DayRows | None) -> RestRows:
+    def _fetch(self, day: date, stored: DayRows | None) -> RestRows:
         start = clock.day_start_us(day)
         end = start + clock.US_PER_DAY
-        last = int(ints(held.table, spec_of(self.key).key)[-1]) if held else None
+        last = int(ints(stored.table, spec_of(self.key).key)[-1]) if stored else None
         if self.key.interval is None:
-            if held is None or last is None:
+            if stored is None or last is None:
                 return self.rest().agg_trades(self.key, start, end)
-            return self.rest().agg_trades(self.key, start, end, last + 1, int(ints(held.table, "transact_time")[-1]))
+            return self.rest().agg_trades(self.key, start, end, last + 1, int(ints(stored.table, "transact_time")[-1]))
         return self.rest().klines(self.key, start if last is None else last + interval_us(self.key.interval), end)
 
-    def _nothing(self, day: date, fetched: RestRows) -> Nothing:
+    def _nothing(self, day: date, fetched: RestRows) -> NoRows:
         """Return the reason that neither source has rows of the day, or raise."""
         if fetched.cut:
             raise UnpublishedError(
@@ -171,14 +171,14 @@ class AskedDays:
                 "(MARKET_DATA_REST_TRADES_WEIGHT). The next run fetches it."
             )
         if day == clock.today():
-            return Nothing(Action.EMPTY)
+            return NoRows(Action.EMPTY)
         if self._before_listing(day):
-            return Nothing(Action.NOT_LISTED)
-        if (hole := self._hole(day)) is not None:
-            return hole
+            return NoRows(Action.NOT_LISTED)
+        if (untraded := self._untraded_day(day)) is not None:
+            return untraded
         raise _with_archive_answer(AbsentError("REST has no rows for it either"))
 
-    def _hole(self, day: date) -> Nothing | None:
+    def _untraded_day(self, day: date) -> NoRows | None:
         """Return a listed day without trades, if the archive and REST both confirm it. Else return None.
 
         The archive has later days but not this one (for example spot COCOSUSDT 2021-01-20 to 22), and REST has no
@@ -200,7 +200,7 @@ class AskedDays:
         times = expected_open_times(self.key, day) if self.key.interval else None
         ranges = () if times is None else key_ranges(times, interval_us(self.key.interval or ""))
         what, count = ("aggregated trades", 0) if times is None else ("candles", len(times))
-        return Nothing(
+        return NoRows(
             Action.EMPTY,
             (verdict_finding(Ground(Verdict.OUTAGE, evidence, rest=RestAnswer(answered=True)), what, count, ranges),),
         )
@@ -213,7 +213,7 @@ class AskedDays:
         """Return the day of the symbol's first candle, requested once. None if REST does not answer."""
         if self.listing.first is not None:
             return self.listing.first
-        with self._asking:  # several threads work on the days of the series
+        with self._lock:  # several threads work on the days of the series
             if self._first_candle is None:
                 try:
                     self._first_candle = (self.rest().first_candle_day(self.key),)

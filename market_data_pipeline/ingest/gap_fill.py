@@ -47,12 +47,12 @@ from market_data_pipeline.sources.binance.rest import RestApi, RestRows
 
 logger = logging.getLogger(__name__)
 
-_RANGES_ASKED = 50
+_MOST_RANGES = 50
 """Maximum runs of missing ids that one attempt at a day requests. A damaged day takes several attempts."""
 
 
 @dataclass(frozen=True, slots=True)
-class Healer:
+class GapFiller:
     """Fetch the missing rows of one series from REST.
 
     Attributes:
@@ -65,33 +65,33 @@ class Healer:
     rest: Callable[[], RestApi]
     listing: Listing
 
-    def heal(self, day: date, rows: DayRows) -> DayRows:
+    def fill(self, day: date, rows: DayRows) -> DayRows:
         """Fill the gaps of an archive day with rows that REST has."""
         return self._trades(day, rows) if self.key.interval is None else self._candles(day, rows)
 
     # --- days from REST alone ---------------------------------------------------------------------------------------
 
-    def holes(self, day: date, held: DayRows) -> Holes | None:
+    def gaps(self, day: date, stored: DayRows) -> Gaps | None:
         """Return the gaps between the stored rows of a day. None if it has no gaps."""
         if self.key.interval is None:
-            lacking = missing_ids(held.table)
+            lacking = missing_ids(stored.table)
             if not lacking:
                 return None
-            after = np.searchsorted(ints(held.table, "agg_trade_id"), lacking[-1][1])
-            return Holes(lacking[:_RANGES_ASKED], int(ints(held.table, "transact_time")[after]))
+            after = np.searchsorted(ints(stored.table, "agg_trade_id"), lacking[-1][1])
+            return Gaps(lacking[:_MOST_RANGES], int(ints(stored.table, "transact_time")[after]))
         step, page = interval_us(self.key.interval), spec_of(self.key).rest.page
-        newest = int(ints(held.table, "open_time")[-1])
-        candles = missing_candles(self.key, held.table, day, newest, self.listing, held.reach_us).lacking
-        return Holes(_spans(candles, page * step), int(candles[-1]) + step) if len(candles) else None
+        newest = int(ints(stored.table, "open_time")[-1])
+        candles = missing_candles(self.key, stored.table, day, newest, self.listing, stored.reach_us).lacking
+        return Gaps(_spans(candles, page * step), int(candles[-1]) + step) if len(candles) else None
 
-    def fill_holes(self, day: date, holes: Holes, rows: DayRows) -> DayRows:
+    def fill_gaps(self, day: date, gaps: Gaps, rows: DayRows) -> DayRows:
         """Fill gaps of a day with rows that REST did not have before.
 
         If REST does not respond, the day stays unchanged. It is provisional and is retried later.
         """
         step = interval_us(self.key.interval) if self.key.interval else 0
         try:
-            for first, last in holes.spans:
+            for first, last in gaps.spans:
                 if self.key.interval is None:
                     around = _around(rows.table, first, last)
                     answer = _of_day(self.rest().agg_trades_of_ids(self.key, first, last, around), day)
@@ -120,7 +120,7 @@ class Healer:
             for first, last in (*_spans(missing.lacking, page * step), *ends):
                 rows = self.filled_in(rows, self.rest().klines(self.key, first, last + step))
         except SourceError as error:
-            return replace(rows, rest=_asked_in_vain(error))
+            return replace(rows, rest=_answer_of(error))
         return replace(rows, rest=RestAnswer(answered=True))
 
     def without_overlaps(self, rows: DayRows) -> DayRows:
@@ -147,7 +147,7 @@ class Healer:
         finding = off_grid_finding(self.key, rows.table, off, answer.table)
         return replace(rows, findings=(*(one for one in rows.findings if one.rule != OFF_GRID), finding))
 
-    def ask_for_flat(self, day: date, rows: DayRows, suspect: Sequence[Range]) -> DayRows:
+    def compare_flat(self, day: date, rows: DayRows, suspect: Sequence[Range]) -> DayRows:
         """Replace suspect flat candles with REST's candles if those have trades, and record REST's answer.
 
         Args:
@@ -183,11 +183,13 @@ class Healer:
     def _ids(self, day: date, rows: DayRows, missing: Sequence[tuple[int, int]]) -> DayRows:
         """Fill missing ids of a day with trades that REST has and that belong to the day."""
         before = [one for one in rows.asked_ids if one.last < missing[0][0]]
-        asked, to_ask = _asked_already(missing, [one for one in rows.asked_ids if one.last >= missing[0][0]])
-        if len(to_ask) > _RANGES_ASKED:
-            why = f"the ids have {len(to_ask)} gaps, and one attempt requests {_RANGES_ASKED} of them"
-            asked.append(AnsweredIds(to_ask[_RANGES_ASKED][0], missing[-1][1], RestAnswer(answered=False, reason=why)))
-        for first, last in to_ask[:_RANGES_ASKED]:
+        asked, to_request = _split_answered(missing, [one for one in rows.asked_ids if one.last >= missing[0][0]])
+        if len(to_request) > _MOST_RANGES:
+            why = f"the ids have {len(to_request)} gaps, and one attempt requests {_MOST_RANGES} of them"
+            asked.append(
+                AnsweredIds(to_request[_MOST_RANGES][0], missing[-1][1], RestAnswer(answered=False, reason=why))
+            )
+        for first, last in to_request[:_MOST_RANGES]:
             answer = self.of_ids(first, last, _around(rows.table, first, last))
             mine, elsewhere = answer.of_day(day, self.key)
             rows = self.filled_in(rows, mine)
@@ -197,7 +199,7 @@ class Healer:
                 break
         return replace(rows, asked_ids=(*before, *asked))
 
-    def of_ids(self, first: int, last: int, between_us: tuple[int, int] | None) -> IdsAnswer:
+    def of_ids(self, first: int, last: int, between_us: tuple[int, int] | None) -> IdsResult:
         """Fetch trades by their ids.
 
         Args:
@@ -208,18 +210,18 @@ class Healer:
         try:
             answer = self.rest().agg_trades_of_ids(self.key, first, last, between_us)
         except SourceError as error:
-            return IdsAnswer(None, (AnsweredIds(first, last, _asked_in_vain(error)),), str(error))
+            return IdsResult(None, (AnsweredIds(first, last, _answer_of(error)),), str(error))
         had = ints(answer.table, "agg_trade_id")
         until = last if not answer.cut else int(had[-1]) if len(had) else first - 1
         served = (int(had[0]) if len(had) else until + 1) if answer.beyond else first
-        lacks = [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in left_out(served, until, had)]
+        lacks = [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in missing_between(served, until, had)]
         if served > first:  # earlier ids are older than what REST serves, so it is unknown if they exist
             lacks.insert(
                 0, AnsweredIds(first, served - 1, RestAnswer(answered=False, reason=answer.beyond, beyond_reach=True))
             )
         if answer.cut:
             lacks.append(AnsweredIds(until + 1, last, RestAnswer(answered=False, reason=CUT)))
-        return IdsAnswer(answer, tuple(lacks), CUT if answer.cut else "")
+        return IdsResult(answer, tuple(lacks), CUT if answer.cut else "")
 
     def _rest_of_day(self, day: date, rows: DayRows) -> DayRows:
         start = clock.day_start_us(day)
@@ -233,7 +235,7 @@ class Healer:
             return rows
         had = ints(answer.table, "agg_trade_id")
         lacks = (
-            [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in left_out(last + 1, int(had[-1]), had)]
+            [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in missing_between(last + 1, int(had[-1]), had)]
             if len(had)
             else []
         )
@@ -262,7 +264,7 @@ class Healer:
 
 
 @dataclass(frozen=True, slots=True)
-class Holes:
+class Gaps:
     """Gaps between the stored rows of a day.
 
     Attributes:
@@ -275,7 +277,7 @@ class Holes:
 
 
 @dataclass(frozen=True, slots=True)
-class IdsAnswer:
+class IdsResult:
     """Result of requesting a run of trade ids.
 
     Attributes:
@@ -300,7 +302,7 @@ class IdsAnswer:
         return mine, elsewhere
 
 
-def _asked_already(
+def _split_answered(
     missing: Sequence[tuple[int, int]], known: Sequence[AnsweredIds]
 ) -> tuple[list[AnsweredIds], list[tuple[int, int]]]:
     """Split gaps into those that REST answered in earlier attempts, and those still to request.
@@ -310,17 +312,17 @@ def _asked_already(
     """
     answered = [one for one in known if one.answer.answered]
     first_left = min((one.first for one in known if not one.answer.answered), default=0)
-    to_ask = []
+    to_request = []
     for first, last in missing:
         for a, b, answer in pieces(first, last, tuple(answered)):
             if answer is None and b < first_left:
                 answered.append(AnsweredIds(a, b, RestAnswer(answered=True)))
             elif answer is None:
-                to_ask.append((a, b))
-    return answered, to_ask
+                to_request.append((a, b))
+    return answered, to_request
 
 
-def _asked_in_vain(error: SourceError) -> RestAnswer:
+def _answer_of(error: SourceError) -> RestAnswer:
     """Return the answer behind an error. A refusal is an answer, because it would repeat."""
     refused, beyond = isinstance(error, RefusedError), isinstance(error, BeyondReachError)
     return RestAnswer(answered=refused, reason=str(error), beyond_reach=beyond)
@@ -332,7 +334,7 @@ def _around(table: pa.Table, first: int, last: int) -> tuple[int, int]:
     return int(times[np.searchsorted(keys, first) - 1]), int(times[np.searchsorted(keys, last, "right")])
 
 
-def left_out(first: int, last: int, there: Ints) -> tuple[tuple[int, int], ...]:
+def missing_between(first: int, last: int, there: Ints) -> tuple[tuple[int, int], ...]:
     """Return the runs of missing ids from ``first`` to ``last``, both inclusive, as ranges of any length."""
     edges = np.concatenate(([first - 1], there, [last + 1]))
     return tuple((int(edges[n]) + 1, int(edges[n + 1]) - 1) for n in np.flatnonzero(np.diff(edges) > 1))
@@ -377,38 +379,38 @@ def with_trades_over_flat(key: SeriesKey, rows: DayRows, rest: pa.Table, part: P
     return replace(filled, findings=(*filled.findings, finding))
 
 
-def with_what_was_held(key: SeriesKey, held: DayRows, rows: DayRows) -> DayRows:
+def with_stored_rows(key: SeriesKey, stored: DayRows, rows: DayRows) -> DayRows:
     """Merge stored rows that only REST has into an archive day, and record changes since it was stored.
 
     Args:
         key: The series.
-        held: The stored day: provisional, or from an archive that was replaced since.
+        stored: The stored day: provisional, or from an archive that was replaced since.
         rows: The day from the current archive.
     """
     spec = spec_of(key)
-    only_rest = held.from_rest()
+    only_rest = stored.from_rest()
     if only_rest.num_rows:
-        part = next(part for part in held.parts if part.source is Source.REST)
+        part = next(part for part in stored.parts if part.source is Source.REST)
         rows = with_trades_over_flat(key, rows, only_rest, part)
     only_rest = only_rest.filter(pa.array(~np.isin(ints(only_rest, spec.key), ints(rows.table, spec.key))))
     if key.interval is not None:
         overlaps = overlapping(*_span_of(only_rest), rows.table, interval_us(key.interval), rows.reach_us)
         only_rest = only_rest.filter(pa.array(~overlaps))
-    found = difference(held.table, rows.table, spec, said(key))
-    kept = replace(found, removed=np.setdiff1d(found.removed, ints(only_rest, spec.key)))
+    found = difference(stored.table, rows.table, spec, said(key))
+    changes = replace(found, removed=np.setdiff1d(found.removed, ints(only_rest, spec.key)))
     findings: list[Finding] = []
-    if held.of_archive:
-        findings += [change_finding(key, "replaced", kept, "The archive was replaced")] if kept else []
+    if stored.of_archive:
+        findings += [change_finding(key, "replaced", changes, "The archive was replaced")] if changes else []
     else:
-        findings += disagreement(key, held.table, rows.table)
-        findings += [change_finding(key, "became_final", kept, "The archive replaced REST")] if kept else []
+        findings += disagreement(key, stored.table, rows.table)
+        findings += [change_finding(key, "became_final", changes, "The archive replaced REST")] if changes else []
     rows = replace(rows, findings=(*rows.findings, *findings))
     if only_rest.num_rows == 0:
         return rows
     return rows.with_more(only_rest, part, spec)
 
 
-def without_repeated(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows:
+def without_duplicates(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows:
     """Remove trades that also appear in the previous day (binance-public-data #353).
 
     If all of them do, they stay, because a day without rows cannot be stored. A finding reports it.
@@ -449,8 +451,8 @@ def without_repeated(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows
     )
     if stay and _is_known(finding, rows):
         return rows
-    mended = rows if stay else rows.without(repeated, spec)
-    return replace(mended, findings=(*mended.findings, finding))
+    repaired = rows if stay else rows.without(repeated, spec)
+    return replace(repaired, findings=(*repaired.findings, finding))
 
 
 def _part_of(answer: RestRows) -> Part:

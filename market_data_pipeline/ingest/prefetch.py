@@ -29,29 +29,29 @@ class _Series(Generic[_T]):
     error: BaseException | None = None
 
 
-class Ahead(Generic[_T]):
+class Prefetcher(Generic[_T]):
     """Fetch the series of a run ahead, in the given order.
 
     Args:
-        bring: Fetch days of one series and yield one result per day. Several threads call it at once.
+        fetch: Fetch days of one series and yield one result per day. Several threads call it at once.
         wanted: The series and days of the run, in order.
         side_by_side: Maximum series at a time.
     """
 
     def __init__(
         self,
-        bring: Callable[[SeriesKey, Sequence[date]], Generator[_T]],
+        fetch: Callable[[SeriesKey, Sequence[date]], Generator[_T]],
         wanted: Sequence[tuple[SeriesKey, Sequence[date]]],
         side_by_side: int,
     ) -> None:
-        self._bring = bring
+        self._fetch = fetch
         self._left = {key: tuple(days) for key, days in wanted}
-        self._begun: dict[SeriesKey, _Series[_T]] = {}
+        self._started: dict[SeriesKey, _Series[_T]] = {}
         self._most = 2 * side_by_side
         self._threads = ThreadPoolExecutor(side_by_side, thread_name_prefix="ahead")
         self._stopped = threading.Event()
         if len(self._left) > 1:
-            self._begin_more()
+            self._start_more()
 
     def days(self, key: SeriesKey, days: Sequence[date]) -> Iterator[_T]:
         """Yield the results of a series as they come. The series need not be among the prefetched ones.
@@ -60,26 +60,26 @@ class Ahead(Generic[_T]):
             Exception: The error of fetching it, after the results so far.
         """
         self._left.pop(key, None)
-        series = self._begun.pop(key, None)
+        series = self._started.pop(key, None)
         if series is None or series.days != tuple(days):
-            yield from self._bring(key, days)
+            yield from self._fetch(key, days)
             return
-        self._begin_more()
+        self._start_more()
         while (result := series.results.get()) is not None:
             yield result
         if series.error is not None:
             raise series.error
 
-    def _begin_more(self) -> None:
-        while self._left and len(self._begun) < self._most:
+    def _start_more(self) -> None:
+        while self._left and len(self._started) < self._most:
             key = next(iter(self._left))
-            series = self._begun[key] = _Series[_T](self._left.pop(key))
+            series = self._started[key] = _Series[_T](self._left.pop(key))
             self._threads.submit(self._work, key, series)
 
     def _work(self, key: SeriesKey, series: _Series[_T]) -> None:
         try:
             if not self._stopped.is_set():
-                with closing(self._bring(key, series.days)) as results:
+                with closing(self._fetch(key, series.days)) as results:
                     for result in results:
                         series.results.put(result)
                         if self._stopped.is_set():

@@ -18,13 +18,13 @@ from market_data_pipeline.checks.halts import suspect_flat
 from market_data_pipeline.errors import AbsentError, ChecksumError, SourceError, StorageError, UnprovenError
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.ingest.encode import Encoded, decode
-from market_data_pipeline.ingest.from_archive import MEMORY_PER_BYTE, ArchivedDays
-from market_data_pipeline.ingest.from_rest import AskedDays, Nothing
-from market_data_pipeline.ingest.gap_fill import Healer, with_what_was_held
+from market_data_pipeline.ingest.from_archive import MEMORY_PER_BYTE, ArchiveDays
+from market_data_pipeline.ingest.from_rest import NoRows, RestDays
+from market_data_pipeline.ingest.gap_fill import GapFiller, with_stored_rows
 from market_data_pipeline.ingest.memory import Reservation
 from market_data_pipeline.ingest.midnight import Midnight
 from market_data_pipeline.ingest.sources import Sources
-from market_data_pipeline.ingest.store import Shelf
+from market_data_pipeline.ingest.store import DayStore
 from market_data_pipeline.lake import quarantine, storage
 from market_data_pipeline.lake.closed_months import record_month
 from market_data_pipeline.lake.layout import Layout
@@ -77,7 +77,7 @@ def ingest(
         sources.stop.if_interrupted(),
         storage.only_writer(layout.lock(key), settings.lock_wait_seconds, str(key), sources.stop),
     ):
-        yield from _Run(key, layout, sources, settings, listing or Listing()).bring(sorted(set(days)))
+        yield from _Run(key, layout, sources, settings, listing or Listing()).results(sorted(set(days)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,8 @@ class _Run:
     _abandoned: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __post_init__(self) -> None:
-        self._shelf = Shelf(self.key, self.layout, self.listing)
-        self._archived = ArchivedDays(
+        self._day_store = DayStore(self.key, self.layout, self.listing)
+        self._archive_days = ArchiveDays(
             self.key,
             self.layout,
             self.listing,
@@ -111,33 +111,33 @@ class _Run:
             self.sources.memory,
             self.settings.quarantine_mb * 1_000_000,
         )
-        self._asked = AskedDays(self.key, self._rest, self.listing, self._archived.later_day)
-        self._healer = Healer(self.key, self._rest, self.listing)
+        self._rest_days = RestDays(self.key, self._rest, self.listing, self._archive_days.later_day)
+        self._gap_filler = GapFiller(self.key, self._rest, self.listing)
 
     def _rest(self) -> RestApi:
         return self.sources.rest(self.key.market)
 
     # --- days in, results out ---------------------------------------------------------------------------------
 
-    def bring(self, days: Sequence[date]) -> Iterator[DayOutcome | DayFailure]:
+    def results(self, days: Sequence[date]) -> Iterator[DayOutcome | DayFailure]:
         ledger = self.layout.ledger(self.key)
         storage.remove_leftovers(self.layout.folder(self.key))
         storage.remove_leftovers(self.layout.months(self.key))
         storage.remove_leftovers(self.layout.quarantine(self.key))
         self._ledger = Ledger.read(ledger)
-        changed = refresh_ledger(self._ledger, self.layout, self.key)
-        settled = {day: found for day in days if (found := self._settled(day)) is not None}
+        changed = reconcile(self._ledger, self.layout, self.key)
+        finished = {day: found for day in days if (found := self._without_request(day)) is not None}
         unsaved, saved_at = bool(changed), time.monotonic()
-        brought = False
-        in_order = self._in_order(days, settled)
+        any_changed = False
+        in_order = self._in_order(days, finished)
         try:
-            midnight = Midnight(self._shelf, self._healer, self._ledger, self.sources.memory)
+            midnight = Midnight(self._day_store, self._gap_filler, self._ledger, self.sources.memory)
             with self.sources.stop.if_interrupted():
                 for result in midnight.across(in_order):
                     if result.row is not self._ledger.get(result.day):
                         self._ledger.put(result.row)
-                        record_month(self._ledger, self.layout, self.key, result.day)
-                        unsaved = brought = True
+                        note_month(self._ledger, self.layout, self.key, result.day)
+                        unsaved = any_changed = True
                         if time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
                             self._ledger.write(ledger)
                             unsaved, saved_at = False, time.monotonic()
@@ -148,10 +148,10 @@ class _Run:
             finally:
                 if unsaved:
                     self._ledger.write(ledger)
-                if brought:
-                    quarantine.release_resolved(self.layout, self.key, self._ledger)
+                if any_changed:
+                    quarantine.release_mended(self.layout, self.key, self._ledger)
 
-    def _settled(self, day: date) -> DayOutcome | None:
+    def _without_request(self, day: date) -> DayOutcome | None:
         """Return the result of a day that needs no request, else None."""
         row, now = self._ledger.get(day), clock.now()
         if row is not None and needs(row, now, reach_of(self.key)).is_met:
@@ -169,9 +169,11 @@ class _Run:
         event = Unlisted(at) if action is Action.NOT_LISTED else NothingThere(at, findings)
         return DayOutcome(self.key, day, after(self._ledger.get(day), day, event), action, seconds)
 
-    def _in_order(self, days: Sequence[date], settled: Mapping[date, DayOutcome]) -> Generator[DayOutcome | DayFailure]:
+    def _in_order(
+        self, days: Sequence[date], finished: Mapping[date, DayOutcome]
+    ) -> Generator[DayOutcome | DayFailure]:
         """Yield results in order of days, while workers are a bounded number of jobs ahead."""
-        jobs = iter(self._jobs([day for day in days if day not in settled]))
+        jobs = iter(self._jobs([day for day in days if day not in finished]))
         ahead: deque[tuple[_Job, Future[list[DayOutcome | DayFailure] | None]]] = deque()
         ready: deque[DayOutcome | DayFailure] = deque()
         threads = self.sources.at_a_time
@@ -179,8 +181,8 @@ class _Run:
         try:
             with self.sources.stop.if_interrupted():  # before waiting for the days in progress
                 for day in days:
-                    if day in settled:
-                        yield settled[day]
+                    if day in finished:
+                        yield finished[day]
                         continue
                     while not ready:
                         while len(ahead) < 2 * threads and (job := next(jobs, None)) is not None:
@@ -235,7 +237,7 @@ class _Run:
         self.sources.stop.check()
         if job.whole_month:
             with self.sources.places:
-                if not self._archived.has_month(job.days[0]):
+                if not self._archive_days.has_month(job.days[0]):
                     return None
         for day in job.days:
             with self.sources.places:  # shared by all series of the run
@@ -243,7 +245,7 @@ class _Run:
                     break
                 results.append(self._day(day, job.whole_month))
         if job.whole_month:
-            self._archived.release(job.days[0])
+            self._archive_days.release(job.days[0])
         return results
 
     def _day(self, day: date, whole_month: bool) -> DayOutcome | DayFailure:
@@ -254,14 +256,14 @@ class _Run:
             if self._refusal is not None:
                 raise self._refusal
             with self.sources.memory.reservation() as memory:
-                rows = self._obtain(day, known, whole_month, memory)
+                rows = self._fetch(day, known, whole_month, memory)
                 if self._abandoned.is_set():
                     raise StoppedError  # another run may have the lock by now
                 if isinstance(rows, Encoded):
-                    return self._shelf.put(day, known, rows, started)
+                    return self._day_store.put(day, known, rows, started)
                 if isinstance(rows, DayRows):
                     downloaded = rows.downloaded
-                    return self._shelf.store(day, known, rows, started)
+                    return self._day_store.store(day, known, rows, started)
             seconds = time.perf_counter() - started
             if rows.action is Action.HELD and known is not None:
                 return DayOutcome(self.key, day, after(known, day, Confirmed(clock.now())), Action.HELD, seconds)
@@ -274,30 +276,30 @@ class _Run:
                 downloaded = len(error.file.data)
             return self._failed(day, known, error.kind, str(error), started, downloaded)
 
-    def _obtain(
+    def _fetch(
         self, day: date, known: DayRecord | None, whole_month: bool, memory: Reservation
-    ) -> DayRows | Encoded | Nothing:
+    ) -> DayRows | Encoded | NoRows:
         """Fetch a day's rows from the archive, with gaps filled from REST, or else from REST."""
         if day > clock.today():
             raise AbsentError(f"the day is in the future; today is {clock.today()} (UTC).")
         if day < clock.today():
             if known is not None and known.held and not known.replaced_by:  # fetch only missing rows
                 memory.take(known.bytes * MEMORY_PER_BYTE)
-                held = self._shelf.rows(day)
-                if held is not None:
-                    healed = self._healer.heal(day, replace(held, action=Action.EXTENDED))
-                    return self._healer.ask_for_flat(day, healed, suspect_flat(known.findings_list()))
+                stored = self._day_store.rows(day)
+                if stored is not None:
+                    filled = self._gap_filler.fill(day, replace(stored, action=Action.EXTENDED))
+                    return self._gap_filler.compare_flat(day, filled, suspect_flat(known.findings_list()))
                 memory.give_back()
             fresh = known is None or known.outcome != HELD
-            rows = self._archived.rows(day, fresh, whole_month, memory)
+            rows = self._archive_days.rows(day, fresh, whole_month, memory)
             if isinstance(rows, Encoded):
                 if fresh:
                     return rows
                 rows = decode(rows)
             if rows is not None:
                 return self._completed(day, known, rows)
-        held = self._shelf.rows(day) if known is not None and known.outcome == HELD else None
-        return self._asked.rows(day, held)
+        stored = self._day_store.rows(day) if known is not None and known.outcome == HELD else None
+        return self._rest_days.rows(day, stored)
 
     def _completed(self, day: date, known: DayRecord | None, rows: DayRows) -> DayRows:
         """Complete an archive day with rows from REST, stored before or fetched now."""
@@ -305,14 +307,14 @@ class _Run:
             raise UnprovenError(
                 "the archive was republished without a checksum. The stored rows, which are verified, stay."
             )
-        if known is not None and known.outcome == HELD and (held := self._shelf.rows(day)) is not None:
-            rows = with_what_was_held(self.key, held, rows)
-        return self._healer.heal(day, self._shelf.reached(day, rows))
+        if known is not None and known.outcome == HELD and (stored := self._day_store.rows(day)) is not None:
+            rows = with_stored_rows(self.key, stored, rows)
+        return self._gap_filler.fill(day, self._day_store.reached(day, rows))
 
     def _failed(
         self, day: date, known: DayRecord | None, kind: str, reason: str, started: float, downloaded: int
     ) -> DayFailure:
         text = f"{self.key} {day}: {reason}"
-        etag, checksum_etag = self._archived.refused.get(day, (None, None))
+        etag, checksum_etag = self._archive_days.refused.get(day, (None, None))
         row = after(known, day, Failed(kind, text, clock.now(), etag, checksum_etag))
         return DayFailure(self.key, day, kind, text, row, time.perf_counter() - started, downloaded)

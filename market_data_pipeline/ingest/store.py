@@ -16,7 +16,7 @@ from market_data_pipeline.checks.ordering import ints
 from market_data_pipeline.checks.verdicts import TradeRecord
 from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.ingest.day_rows import DayRows
-from market_data_pipeline.ingest.encode import Encoded, describe, encode, lacking
+from market_data_pipeline.ingest.encode import Encoded, describe, encode, may_need_rest
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.closed_months import write_day
 from market_data_pipeline.lake.layout import Layout
@@ -29,7 +29,7 @@ from market_data_pipeline.model.series import DataType, Listing, SeriesKey, inte
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class DayStore:
     """Stored days of one series. Writers must have the lock of the series.
 
     Attributes:
@@ -44,11 +44,11 @@ class Shelf:
 
     def rows(self, day: date) -> DayRows | None:
         """Return the rows of a stored day. None if its file is missing or damaged."""
-        held = self._on_disk(day)
-        if held is None:
+        stored = self._on_disk(day)
+        if stored is None:
             return None
         try:
-            record, table = read_whole(held)
+            record, table = read_whole(stored)
         except DamagedFileError:
             return None
         return self.reached(day, DayRows.of_file(record, table))
@@ -67,8 +67,8 @@ class Shelf:
 
     def _reach(self, day: date) -> int:
         """Return the end of a day's last candle (microseconds UTC) if it is off the grid. Else, or if not stored, 0."""
-        held = self._on_disk(day)
-        record, step = self._record_in(held), interval_us(self.key.interval or "")
+        stored = self._on_disk(day)
+        record, step = self._record_in(stored), interval_us(self.key.interval or "")
         if record is None or record.last_key is None or record.last_key % step == 0:
             return 0
         try:
@@ -91,11 +91,13 @@ class Shelf:
         """
         # A file that the ledger does not count as stored was damaged, so its footer is not evidence.
         on_disk = self._on_disk(day) if known is not None and known.outcome == HELD else None
-        held = self._record_in(on_disk)
+        stored = self._record_in(on_disk)
         rows = self.reached(day, rows)
-        trades = self._trades_held(day) if rows.of_archive and lacking(self.key, day, rows, self.listing) else None
+        trades = (
+            self._stored_trades(day) if rows.of_archive and may_need_rest(self.key, day, rows, self.listing) else None
+        )
         record = describe(self.key, day, rows, self.listing, trades)
-        if known is not None and held is not None and _keep(held, record):
+        if known is not None and stored is not None and _stored_is_better(stored, record):
             # The ledger knows more than the footer: flat candles may have been classified since.
             row = after(known, day, Confirmed(clock.now(), archive=True))
             return DayOutcome(self.key, day, row, Action.HELD, time.perf_counter() - started, rows.downloaded)
@@ -117,13 +119,13 @@ class Shelf:
     def _on_disk(self, day: date) -> DayFile | None:
         return next(iter(days_between(self.layout, self.key, day, day)), None)
 
-    def _record_in(self, held: DayFile | None) -> Provenance | None:
+    def _record_in(self, stored: DayFile | None) -> Provenance | None:
         try:
-            return None if held is None else read_record(held)
+            return None if stored is None else read_record(stored)
         except DamagedFileError:
             return None
 
-    def _trades_held(self, day: date) -> TradeRecord | None:
+    def _stored_trades(self, day: date) -> TradeRecord | None:
         """Return the symbol's stored aggTrades of a day, as evidence for its candles. None if not stored."""
         if self.key.interval is None:
             return None
@@ -137,12 +139,14 @@ class Shelf:
         return TradeRecord(ints(table, "agg_trade_id"), ints(table, "transact_time"))
 
 
-def _keep(held: Provenance, new: Provenance) -> bool:
+def _stored_is_better(stored: Provenance, new: Provenance) -> bool:
     """Return True if the stored file is better. Final beats provisional, and a provisional day never loses rows."""
-    if held.final and not new.final:
+    if stored.final and not new.final:
         return True
-    same_source = [(part.sha256, part.etag) for part in held.parts] == [(part.sha256, part.etag) for part in new.parts]
-    if held.final == new.final and held.content_sha256 == new.content_sha256 and held.findings == new.findings:
-        over = clock.naive_utc(held.fetched_at).date() > held.day  # else the newer file covers more time
+    same_source = [(part.sha256, part.etag) for part in stored.parts] == [
+        (part.sha256, part.etag) for part in new.parts
+    ]
+    if stored.final == new.final and stored.content_sha256 == new.content_sha256 and stored.findings == new.findings:
+        over = clock.naive_utc(stored.fetched_at).date() > stored.day  # else the newer file covers more time
         return same_source if new.final else over or clock.naive_utc(new.fetched_at).date() == new.day
-    return new.rows < held.rows and not new.final
+    return new.rows < stored.rows and not new.final

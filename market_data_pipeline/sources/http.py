@@ -101,7 +101,7 @@ class Answer:
     route: str = ""
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """The response in words, for messages."""
         return f"{self.url}{self.route} answered {self.status} with {self.content}"
 
@@ -226,12 +226,12 @@ class Host:
         url = f"{self.url}/{quote(path.lstrip('/'))}"
         if params:
             url += f"?{urlencode(params)}"
-        asked = _Asked(url, self._headers | headers if headers else self._headers, kind, admit, self._route)
+        request = _Request(url, self._headers | headers if headers else self._headers, kind, admit, self._route)
         while self._unanswered >= UNREACHABLE_AFTER:
             with self._probing:
                 if self._unanswered >= UNREACHABLE_AFTER:
                     self._probe()
-        return self._attempts(asked)
+        return self._attempts(request)
 
     def _probe(self) -> None:
         """Send a test request to a host that seems unreachable, because it may have ignored only some requests.
@@ -242,7 +242,7 @@ class Host:
         if time.monotonic() >= self._probed_at:
             url = f"{self.url}/"
             try:
-                self._once(url, _Asked(url, self._headers, _ANYTHING, None, self._route), self._meter(_ANYTHING))
+                self._once(url, _Request(url, self._headers, _ANYTHING, None, self._route), self._meter(_ANYTHING))
             except (_AttemptError, NetworkError):
                 self._probed_at = time.monotonic() + self.settings.timeout_seconds
             if self._unanswered == 0:
@@ -261,15 +261,15 @@ class Host:
         proxy = self._connections.proxy if isinstance(self._connections, Connections) else None
         return f" through {proxy}" if proxy else ""
 
-    def _attempts(self, asked: _Asked) -> Answer:
+    def _attempts(self, request: _Request) -> Answer:
         allowance, began = _Allowance(self.settings.timeout_seconds), time.monotonic()
         seconds = allowance.timeout
         for number in range(self.settings.retries + 1):
-            meter = self._meter(asked.kind, seconds)
+            meter = self._meter(request.kind, seconds)
             answer: Answer | None = None
             fault: _AttemptError | None = None
             try:
-                answer = self._redirected(asked, meter)
+                answer = self._redirected(request, meter)
             except _AttemptError as failed:
                 fault = failed
             if answer is not None and answer.status not in self.retried:
@@ -288,40 +288,40 @@ class Host:
             if isinstance(fault, _UnansweredError) and self._answered_at < began:
                 self._unanswered += 1
         tried = f" (tried {number + 1} times)" if number else ""
-        raise NetworkError(f"{asked.url} could not be fetched{self._route}: {fault}{tried}.") from fault
+        raise NetworkError(f"{request.url} could not be fetched{self._route}: {fault}{tried}.") from fault
 
     def _pause(self, number: int, answer: Answer | None) -> float:
         if answer is not None and answer.status in (TOO_MANY, 503) and TOO_MANY in self.retried:
-            asked = seconds_asked(answer)
-            if asked is not None:
-                return min(asked, self.settings.rest_pause_seconds)
+            seconds = retry_after_seconds(answer)
+            if seconds is not None:
+                return min(seconds, self.settings.rest_pause_seconds)
         return float(min(self.settings.retry_backoff_seconds * 2.0 ** min(number, 30), _LONGEST_BACKOFF_SECONDS))
 
-    def _redirected(self, asked: _Asked, meter: Meter) -> Answer:
+    def _redirected(self, request: _Request, meter: Meter) -> Answer:
         """Return the response, after redirects within the host."""
-        url = asked.url
+        url = request.url
         for _ in range(_MOST_REDIRECTS + 1):
-            found = self._once(url, asked, meter)
+            found = self._once(url, request, meter)
             if isinstance(found, Answer):
                 return found
             url = _target(url, found.location, self._route)
-        raise NetworkError(f"{asked.url}{self._route} redirects too often, the last time to {url}. {CHECK_NETWORK}")
+        raise NetworkError(f"{request.url}{self._route} redirects too often, the last time to {url}. {CHECK_NETWORK}")
 
-    def _once(self, url: str, asked: _Asked, meter: Meter) -> Answer | _Redirect:
+    def _once(self, url: str, request: _Request, meter: Meter) -> Answer | _Redirect:
         response: BaseHTTPResponse | None = None
         whole = False
         try:
             if isinstance(self._connections, NetworkError):
                 raise NetworkError(str(self._connections))
-            response = self._connections.send(url, asked.headers, meter)
+            response = self._connections.send(url, request.headers, meter)
             self._unanswered, self._answered_at = 0, time.monotonic()
             if response.status in _REDIRECTS:
                 return _Redirect(response.headers.get("Location", ""))
-            body = _body(response, asked, meter)
+            body = _body(response, request, meter)
             whole = response.status >= OK
             return Answer(url, response.status, response.headers, body, self._route)
         except TooBigError as error:
-            most = f"more than the maximum of {asked.kind.most_bytes:,} bytes for {asked.kind.name}"
+            most = f"more than the maximum of {request.kind.most_bytes:,} bytes for {request.kind.name}"
             raise NetworkError(f"{url}{self._route} answered {most}. {CHECK_NETWORK}") from error
         except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             self.stop.check()
@@ -339,7 +339,7 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Request:
     """One request."""
 
     url: str
@@ -354,7 +354,7 @@ class _Redirect:
     location: str
 
 
-def _body(response: BaseHTTPResponse, asked: _Asked, meter: Meter) -> bytes:
+def _body(response: BaseHTTPResponse, request: _Request, meter: Meter) -> bytes:
     """Read the complete body of a 200, or the first bytes of any other status.
 
     Raises:
@@ -365,30 +365,30 @@ def _body(response: BaseHTTPResponse, asked: _Asked, meter: Meter) -> bytes:
         return _beginning(response)
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        said = f"{asked.url}{asked.route} answered with Content-Encoding {_printable(encoding.encode())[:40]}"
-        raise NetworkError(f"{said}, which we did not accept. {CHECK_NETWORK}")
+        summary = f"{request.url}{request.route} answered with Content-Encoding {_printable(encoding.encode())[:40]}"
+        raise NetworkError(f"{summary}, which we did not accept. {CHECK_NETWORK}")
     stated = _length(response)
-    if stated is not None and stated > asked.kind.most_bytes:
+    if stated is not None and stated > request.kind.most_bytes:
         raise TooBigError
-    if asked.kind.big:
+    if request.kind.big:
         meter.allow_rate(LEAST_RATE)
-    body = _whole(response, asked, meter, asked.kind.most_bytes if stated is None else stated)
-    if asked.admit is not None:
-        asked.admit(len(body))
+    body = _whole(response, request, meter, request.kind.most_bytes if stated is None else stated)
+    if request.admit is not None:
+        request.admit(len(body))
     return body
 
 
-def _whole(response: BaseHTTPResponse, asked: _Asked, meter: Meter, expected: int) -> bytes:
+def _whole(response: BaseHTTPResponse, request: _Request, meter: Meter, expected: int) -> bytes:
     body = io.BytesIO()
     room = _FREE_BYTES
     for chunk in response.stream(_CHUNK, decode_content=False):
         came = body.tell() + len(chunk)
-        if came > asked.kind.most_bytes:
+        if came > request.kind.most_bytes:
             raise TooBigError
-        if came > room and asked.admit is not None:
+        if came > room and request.admit is not None:
             room = expected
             with meter.stopped():
-                asked.admit(room)
+                request.admit(room)
         body.write(chunk)
     return body.getvalue()
 
@@ -409,7 +409,7 @@ def _length(response: BaseHTTPResponse) -> int | None:
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
-def _target(asked: str, location: str, route: str) -> str:
+def _target(url: str, location: str, route: str) -> str:
     """Return the URL that a redirect leads to.
 
     Raises:
@@ -417,7 +417,7 @@ def _target(asked: str, location: str, route: str) -> str:
     """
     named = _printable(location.encode("latin-1", "replace"))[:200]
     try:
-        to, ours = urlsplit(urljoin(asked, location)), urlsplit(asked)
+        to, ours = urlsplit(urljoin(url, location)), urlsplit(url)
         same = (to.scheme, to.hostname, to.port or _port(to.scheme)) == (
             ours.scheme,
             ours.hostname,
@@ -427,7 +427,7 @@ def _target(asked: str, location: str, route: str) -> str:
         same = False
     if not location or not same:
         where = f"to {named}, another host or scheme" if location else "without a target"
-        raise NetworkError(f"{asked}{route} redirects {where}. {CHECK_NETWORK}")
+        raise NetworkError(f"{url}{route} redirects {where}. {CHECK_NETWORK}")
     path, query = quote(to.path or "/", safe="/%:@!$&'()*+,;="), quote(to.query, safe="/%:@!$&'()*+,;=?")
     return f"{ours.scheme}://{ours.netloc}{path}{f'?{query}' if query else ''}"
 
@@ -466,7 +466,7 @@ def _reason(error: BaseException) -> str:
     return _printable(text.encode(errors="replace"))[:200].rstrip(".") or type(error).__name__
 
 
-def seconds_asked(answer: Answer) -> float | None:
+def retry_after_seconds(answer: Answer) -> float | None:
     """Return the seconds of a Retry-After header. None if it is missing or invalid.
 
     A date is compared with our own clock. The number is finite and not negative, but can be very large.

@@ -188,7 +188,7 @@ class WeightBudget:
         now = time.time()
 
         def take(record: sqlite3.Connection) -> tuple[float, str] | None:
-            _drop_what_cannot_be(record, now, self._limit)
+            _drop_implausible(record, now, self._limit)
             if (pause := _heard(record, PAUSE) - now) > self._patience:
                 raise HostOffError(
                     f"{self._host} (REST) requested a pause with {in_words(pause)} left, longer than "
@@ -225,7 +225,7 @@ class WeightBudget:
         now = time.time()
 
         def hear(record: sqlite3.Connection) -> None:
-            _drop_what_cannot_be(record, now, self._limit)
+            _drop_implausible(record, now, self._limit)
             if value >= _heard(record, what):
                 record.execute("INSERT OR REPLACE INTO heard VALUES (?, ?, ?)", (what, now, value))
 
@@ -284,7 +284,7 @@ def _plausible(seconds: float) -> float:
     return min(max(seconds, 0.0), LONGEST_BAN_SECONDS) if math.isfinite(seconds) else _MINUTE
 
 
-def _drop_what_cannot_be(record: sqlite3.Connection, now: float, limit: int) -> None:
+def _drop_implausible(record: sqlite3.Connection, now: float, limit: int) -> None:
     """Delete records that expired, are not numbers, or lie in the future (written under a wrong clock)."""
     latest = now + TOLERANCE_SECONDS
     record.execute(
@@ -348,9 +348,9 @@ class _Record:
                 except sqlite3.OperationalError as error:
                     if not _is_damage(error):
                         raise self._unusable(error) from error
-                    self._make_anew(error, attempt)
+                    self._recreate(error, attempt)
                 except sqlite3.DatabaseError as error:
-                    self._make_anew(error, attempt)
+                    self._recreate(error, attempt)
                 except OSError as error:
                     raise self._unusable(error) from error
         raise AssertionError("the last attempt returns or raises")  # pragma: no cover
@@ -393,7 +393,7 @@ class _Record:
             return None
         return found.st_dev, found.st_ino
 
-    def _make_anew(self, error: sqlite3.Error, attempt: int) -> None:
+    def _recreate(self, error: sqlite3.Error, attempt: int) -> None:
         if attempt == 2:
             raise self._unusable(error) from error
         self._drop()
@@ -403,9 +403,9 @@ class _Record:
             path.unlink(missing_ok=True)
 
     def _unusable(self, error: Exception) -> HostOffError:
-        said = getattr(error, "strerror", None) or str(error)
+        why = getattr(error, "strerror", None) or str(error)
         return HostOffError(
-            f"The REST budget file {self._path} is unusable ({said}), so no REST request is sent. "
+            f"The REST budget file {self._path} is unusable ({why}), so no REST request is sent. "
             f"Remove it, or set {PREFIX}BUDGET_DIR to a folder of your own."
         )
 

@@ -1,4 +1,4 @@
-"""Several threads ask for one thing each, and are answered together."""
+"""Several threads ask for one thing each, and are answered in batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from market_data_pipeline.ingest.batching import Together
+from market_data_pipeline.ingest.batching import Batcher
 
 T = TypeVar("T")
 
@@ -64,13 +64,13 @@ def asked(numbers: Mapping[int, int], most: int) -> tuple[Squares, dict[int, Fut
     """All numbers asked for while the first, which is asked for alone, is being computed."""
     squares, answers = Squares(), {}
     with Announcing(1) as computing, ThreadPoolExecutor(len(numbers)) as askers:
-        together = Together(squares.one, squares.many, computing, most)
+        batcher = Batcher(squares.one, squares.many, computing, most)
         waiting = iter(numbers.items())
         key, number = next(waiting)
-        answers[key] = askers.submit(together.ask, key, number)
+        answers[key] = askers.submit(batcher.compute, key, number)
         assert squares.begun.wait(WAIT_SECONDS)
         for key, number in waiting:
-            answers[key] = askers.submit(together.ask, key, number)
+            answers[key] = askers.submit(batcher.compute, key, number)
         for _ in numbers:
             assert computing.submitted.acquire(timeout=WAIT_SECONDS)
         squares.go_on.set()
@@ -110,11 +110,11 @@ def test_no_one_waits_for_ever_where_computing_together_breaks() -> None:
 
 def test_no_one_waits_for_ever_where_the_threads_are_ended_meanwhile() -> None:
     squares, computing = Squares(), Announcing(1)
-    together = Together(squares.one, squares.many, computing, 8)
+    batcher = Batcher(squares.one, squares.many, computing, 8)
     with ThreadPoolExecutor(3) as askers:
-        answers = [askers.submit(together.ask, 0, 2)]
+        answers = [askers.submit(batcher.compute, 0, 2)]
         assert squares.begun.wait(WAIT_SECONDS)
-        answers += [askers.submit(together.ask, key, number) for key, number in ((1, 4), (2, 5))]
+        answers += [askers.submit(batcher.compute, key, number) for key, number in ((1, 4), (2, 5))]
         for _ in range(3):
             assert computing.submitted.acquire(timeout=WAIT_SECONDS)
         computing.shutdown(wait=False)
@@ -130,8 +130,8 @@ def test_everyone_gets_an_answer_of_their_own(numbers: list[int], most: int) -> 
     squares = Squares()
     squares.go_on.set()
     with ThreadPoolExecutor(2) as computing, ThreadPoolExecutor(8) as askers:
-        together = Together(squares.one, squares.many, computing, most)
-        answers = [askers.submit(together.ask, at, number) for at, number in enumerate(numbers)]
+        batcher = Batcher(squares.one, squares.many, computing, most)
+        answers = [askers.submit(batcher.compute, at, number) for at, number in enumerate(numbers)]
     for number, answer in zip(numbers, answers, strict=True):
         if number < 0 and number % 2:
             assert isinstance(answer.exception(), ValueError)

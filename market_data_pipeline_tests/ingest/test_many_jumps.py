@@ -12,7 +12,7 @@ import pyarrow as pa
 from market_data_pipeline import clock
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.ingest.encode import describe
-from market_data_pipeline.ingest.gap_fill import Healer
+from market_data_pipeline.ingest.gap_fill import GapFiller
 from market_data_pipeline.model.findings import verdicts_of
 from market_data_pipeline.model.provenance import Part, Source
 from market_data_pipeline.model.schema import lake_schema
@@ -60,9 +60,9 @@ def every_other_trade() -> DayRows:
 
 def test_each_attempt_asks_for_jumps_that_were_not_asked_for_yet() -> None:
     rest, rows, seen = Rest(), every_other_trade(), []
-    healer = Healer(KEY, lambda: rest, Listing())  # type: ignore[arg-type, return-value]
+    gap_filler = GapFiller(KEY, lambda: rest, Listing())  # type: ignore[arg-type, return-value]
     for _ in range(4):
-        record = describe(KEY, DAY, healer.heal(DAY, rows), Listing())
+        record = describe(KEY, DAY, gap_filler.fill(DAY, rows), Listing())
         lacking = sum(finding.count for finding in record.findings if finding.check == "gaps")
         seen.append((len(rest.asked), verdicts_of(record.findings), lacking))
         rows = DayRows.of_file(record, rows.table)

@@ -18,7 +18,7 @@ from market_data_pipeline.ingest import Sources, encode, gap_fill, ingest
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.ingest.from_archive import MEMORY_PER_BYTE
 from market_data_pipeline.ingest.midnight import Midnight
-from market_data_pipeline.ingest.store import Shelf
+from market_data_pipeline.ingest.store import DayStore
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.outcomes import Action, DayOutcome
 from market_data_pipeline.model.series import Listing, SeriesKey
@@ -77,16 +77,16 @@ def test_days_that_are_read_again_are_read_within_the_bound_of_memory(
     world.sandbox.faults.add(fault)
     leave_unmet(world, monkeypatch)
     sizes = {day: row.bytes * MEMORY_PER_BYTE for day, row in world.ledger(TRADES).rows.items()}
-    read = Shelf.rows
+    read = DayStore.rows
     taken: dict[date, int] = {}
 
     with Sources(world.settings) as sources:
 
-        def watched(shelf: Shelf, day: date) -> DayRows | None:
+        def watched(day_store: DayStore, day: date) -> DayRows | None:
             taken[day] = sources.memory._used
-            return read(shelf, day)
+            return read(day_store, day)
 
-        monkeypatch.setattr(Shelf, "rows", watched)
+        monkeypatch.setattr(DayStore, "rows", watched)
         list(ingest(TRADES, PAIR, layout=world.layout, sources=sources, settings=world.settings))
 
         assert goes_on(world)
@@ -99,13 +99,13 @@ def test_days_that_are_read_again_are_read_within_the_bound_of_memory(
 
 def test_a_jump_of_more_ids_than_memory_has_room_for_is_told_like_any_other(world: World) -> None:
     world.ingest(TRADES, PAIR)
-    shelf = Shelf(TRADES, world.layout, Listing())
-    rows = shelf.rows(PAIR[1])
+    day_store = DayStore(TRADES, world.layout, Listing())
+    rows = day_store.rows(PAIR[1])
     assert rows is not None
     place = rows.table.schema.get_field_index("agg_trade_id")
     ids = pa.array(ints(rows.table, "agg_trade_id") + 10**13)
     far = replace(rows, table=rows.table.set_column(place, rows.table.schema.field(place), ids))
-    shelf.put(PAIR[1], None, encode.encode(TRADES, far, encode.describe(TRADES, PAIR[1], far, Listing())), 0.0)
+    day_store.put(PAIR[1], None, encode.encode(TRADES, far, encode.describe(TRADES, PAIR[1], far, Listing())), 0.0)
     world.sandbox.faults.add(Status(path="/api/v3/", status=451))
     world.at("2026-03-05T14:00:00")
 
@@ -256,9 +256,9 @@ def test_trades_whose_times_lie_beyond_midnight_stay_in_their_own_day(
 ) -> None:
     """Ids that lie between each other on two days: none is put into both, and nobody asks again and again."""
     world.ingest(TRADES, PAIR)
-    shelf = Shelf(TRADES, world.layout, Listing())
+    day_store = DayStore(TRADES, world.layout, Listing())
     spec, midnight = spec_of(TRADES), clock.day_start_us(PAIR[1])
-    before, after = (shelf.rows(day) for day in PAIR)
+    before, after = (day_store.rows(day) for day in PAIR)
     assert before is not None
     assert after is not None
 
@@ -273,7 +273,7 @@ def test_trades_whose_times_lie_beyond_midnight_stay_in_their_own_day(
         PAIR[1]: after.without(ints(early, "agg_trade_id"), spec).with_more(late, after.parts[0], spec),
     }
     for day, rows in exchanged.items():
-        shelf.put(day, None, encode.encode(TRADES, rows, encode.describe(TRADES, day, rows, Listing())), 0.0)
+        day_store.put(day, None, encode.encode(TRADES, rows, encode.describe(TRADES, day, rows, Listing())), 0.0)
     real = RestApi.agg_trades_of_ids
 
     def as_stored(api: RestApi, key: SeriesKey, first: int, last: int, *args: Any) -> RestRows:

@@ -11,7 +11,7 @@ from datetime import date
 import pytest
 
 from market_data_pipeline.errors import MarketDataError
-from market_data_pipeline.ingest.prefetch import Ahead
+from market_data_pipeline.ingest.prefetch import Prefetcher
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline_tests.support.world import days, klines
 
@@ -45,8 +45,8 @@ class Bringing:
 
 
 @contextmanager
-def ahead(bringing: Bringing, side_by_side: int = 2) -> Iterator[Ahead[tuple[SeriesKey, date]]]:
-    found = Ahead(bringing, WANTED, side_by_side)
+def ahead(bringing: Bringing, side_by_side: int = 2) -> Iterator[Prefetcher[tuple[SeriesKey, date]]]:
+    found = Prefetcher(bringing, WANTED, side_by_side)
     try:
         yield found
     finally:

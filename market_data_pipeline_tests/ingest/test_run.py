@@ -20,7 +20,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import DamagedFileError, SeriesBusyError, StorageError
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, from_archive, run
 from market_data_pipeline.ingest.day_rows import DayRows
-from market_data_pipeline.ingest.store import Shelf
+from market_data_pipeline.ingest.store import DayStore
 from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.maintenance.flat_candles import judge_flat_candles
@@ -736,7 +736,7 @@ def test_a_day_whose_file_is_damaged_does_not_hold_memory_that_downloads_wait_fo
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # the ledger does not see it
     for module in (run, from_archive):
         monkeypatch.setattr(module, "MEMORY_PER_BYTE", 1 << 40)  # each day takes all memory there is
-    downloading, rows_of = threading.Event(), Shelf.rows
+    downloading, rows_of = threading.Event(), DayStore.rows
 
     def fetch(archive: Archive, path: str, admit: Callable[[int], None], *more: Any) -> Any:
         def admitted(size: int) -> None:
@@ -745,13 +745,13 @@ def test_a_day_whose_file_is_damaged_does_not_hold_memory_that_downloads_wait_fo
 
         return original(archive, path, admitted, *more)
 
-    def rows(shelf: Shelf, day: date) -> DayRows | None:
+    def rows(day_store: DayStore, day: date) -> DayRows | None:
         assert downloading.wait(60)  # the only place of all downloads is taken, by one that waits for memory
-        return rows_of(shelf, day)
+        return rows_of(day_store, day)
 
     original = Archive.fetch
     monkeypatch.setattr(Archive, "fetch", fetch)
-    monkeypatch.setattr(Shelf, "rows", rows)
+    monkeypatch.setattr(DayStore, "rows", rows)
     world.set(download_threads=1)
     results: list[Result] = []
     bringing = threading.Thread(target=lambda: results.extend(world.ingest(BTC, [with_a_gap, fresh])), daemon=True)

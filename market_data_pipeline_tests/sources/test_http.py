@@ -333,7 +333,7 @@ def test_through_a_proxy_an_answer_has_the_same_bounds(world: World, monkeypatch
     world.set(timeout_seconds=2, retries=0)
     host = Host("http://archive.example", world.settings)
     world.sandbox.faults.add(OtherBody(status=407))
-    assert host.get("any", SMALL).said.startswith("http://archive.example/any through the proxy 127.0.0.1")
+    assert host.get("any", SMALL).summary.startswith("http://archive.example/any through the proxy 127.0.0.1")
     world.sandbox.faults.clear()
     world.sandbox.faults.add(RawAnswer(begin=HEAD + "\r\n", then="b", pause=0.05))
     assert "the body stalled" in failure(host)

@@ -13,7 +13,7 @@ from market_data_pipeline.clock import days_between
 from market_data_pipeline.defs.keys import series_of
 from market_data_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, day_of
 from market_data_pipeline.ingest import Sources, ingest
-from market_data_pipeline.ingest.prefetch import Ahead
+from market_data_pipeline.ingest.prefetch import Prefetcher
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.outcomes import DayResult, OnResult
 from market_data_pipeline.model.series import DataType, SeriesKey
@@ -35,7 +35,7 @@ class Ingestion:
         on_result: Told of each day as soon as it is done.
     """
 
-    def __init__(self, ahead: Ahead[DayResult], stop: Stop, on_result: OnResult | None) -> None:
+    def __init__(self, ahead: Prefetcher[DayResult], stop: Stop, on_result: OnResult | None) -> None:
         self._ahead = ahead
         self._stop = stop
         self._on_result = on_result
@@ -83,7 +83,7 @@ def open_ingestion(
         wanted = series_wanted(context.run)
         longest = max((len(days) for _, days in wanted), default=1)
         # Days of one series are brought side by side, too; the next is begun while one reports its days.
-        with closing(Ahead(bring, wanted, max(2, sources.at_a_time // longest))) as ahead, telling(_log(context)):
+        with closing(Prefetcher(bring, wanted, max(2, sources.at_a_time // longest))) as ahead, telling(_log(context)):
             yield Ingestion(ahead, sources.stop, on_result)
     publish_views(layout, context.log)
 

@@ -98,7 +98,7 @@ class Archive:
         if stated != sha256 and (instead := _instead_of_zip(answer)):
             raise NetworkError(instead)
         if published is not None and stated is None:
-            raise NetworkError(f"{published.said} instead of a checksum. {CHECK_NETWORK}")
+            raise NetworkError(f"{published.summary} instead of a checksum. {CHECK_NETWORK}")
         name = path.rsplit("/", 1)[-1]
         file = ArchiveFile(
             url=f"{self._files.url}/{path}",
@@ -169,7 +169,7 @@ class Archive:
     def _page(self, prefix: str, marker: str, after: str) -> Page:
         answer = self._listing.get("", _LISTING, {"delimiter": "/", "prefix": prefix, "marker": marker})
         if answer.status != OK or answer.is_html:
-            raise NetworkError(f"{answer.said} instead of an S3 listing. {_CHECK_LISTING}")
+            raise NetworkError(f"{answer.summary} instead of an S3 listing. {_CHECK_LISTING}")
         try:
             return read_page(answer.body, prefix, after)
         except ValueError as error:
@@ -194,7 +194,7 @@ def _found(answer: Answer) -> Answer | None:
     # A 403 with a web page comes from a firewall or a proxy. S3 answers XML.
     if answer.status in ABSENT and not (answer.status == FORBIDDEN and answer.is_html):
         return None
-    raise NetworkError(f"{answer.said}. Try again later.")
+    raise NetworkError(f"{answer.summary}. Try again later.")
 
 
 def _stated_sha256(answer: Answer) -> str | None:
@@ -205,7 +205,7 @@ def _stated_sha256(answer: Answer) -> str | None:
 def _instead_of_zip(answer: Answer) -> str | None:
     """Return a message about a response that is not a complete zip, else None."""
     if not answer.body.startswith(b"PK"):
-        return f"{answer.said} instead of a zip. {CHECK_NETWORK}"
+        return f"{answer.summary} instead of a zip. {CHECK_NETWORK}"
     if not zipfile.is_zipfile(io.BytesIO(answer.body)):
         return f"{answer.url}{answer.route} was cut short: its {len(answer.body):,} bytes have no end of a zip."
     return None

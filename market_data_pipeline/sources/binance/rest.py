@@ -43,7 +43,7 @@ from market_data_pipeline.sources.http import (
     Answer,
     Host,
     Kind,
-    seconds_asked,
+    retry_after_seconds,
 )
 from market_data_pipeline.sources.rate_limit import LONGEST_BAN_SECONDS, WeightBudget, shared_folder
 
@@ -349,7 +349,7 @@ class RestApi:
         answer = self._request(endpoint.path, params, endpoint.weight)
         rows = _json(answer)
         if not isinstance(rows, list):
-            raise RestAnswerError(f"{answer.said} instead of rows.")
+            raise RestAnswerError(f"{answer.summary} instead of rows.")
         if len(rows) > int(params["limit"]):
             raise RestAnswerError(f"{answer.url} answered {len(rows):,} rows, more than requested.")
         return rows
@@ -427,7 +427,7 @@ class RestApi:
             raise BeyondReachError(f"REST of {self.market} does not serve rows this old (error {code})")
         if status == BAD_REQUEST and code not in _PASSING_CODES:
             raise RefusedError(f"REST of {self.market} refuses this request: {answer.text}")
-        raise NetworkError(f"{answer.said}. Try again later.")
+        raise NetworkError(f"{answer.summary}. Try again later.")
 
     def _spend_on_trades(self, weight: int) -> bool:
         """Take weight from this run's allowance for aggTrades. Return False if it is used up."""
@@ -451,14 +451,14 @@ def _json(answer: Answer) -> Any:
         RestAnswerError: The response is not valid JSON.
     """
     if answer.is_html:
-        raise NetworkError(f"{answer.said} instead of JSON. {CHECK_NETWORK}")
+        raise NetworkError(f"{answer.summary} instead of JSON. {CHECK_NETWORK}")
     if answer.body.count(b",") > _MOST_COMMAS:  # each value takes ten times its bytes in memory
-        raise RestAnswerError(f"{answer.said}, far more values than requested.")
+        raise RestAnswerError(f"{answer.summary}, far more values than requested.")
     try:
         return json.loads(answer.body, parse_constant=_no_number, object_pairs_hook=_once_each)
     except (ValueError, RecursionError) as error:
         why = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise RestAnswerError(f"{answer.said}, not the JSON of REST ({why}).") from error
+        raise RestAnswerError(f"{answer.summary}, not the JSON of REST ({why}).") from error
 
 
 def _no_number(text: str) -> NoReturn:
@@ -513,8 +513,8 @@ def _by_id(key: SeriesKey, from_id: int, endpoint: RestEndpoint) -> dict[str, st
 
 def _retry_after(answer: Answer) -> float:
     """Return the seconds to wait by Retry-After. A minute if the header is missing or invalid."""
-    asked = seconds_asked(answer)
-    return _DEFAULT_PAUSE if asked is None else min(asked, LONGEST_BAN_SECONDS)
+    seconds = retry_after_seconds(answer)
+    return _DEFAULT_PAUSE if seconds is None else min(seconds, LONGEST_BAN_SECONDS)
 
 
 def _used_weight(answer: Answer) -> int | None:

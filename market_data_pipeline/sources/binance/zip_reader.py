@@ -390,13 +390,13 @@ def table_from_rest(rows: list[list[object]] | list[dict[str, object]], key: Ser
         MalformedError: A field is missing, of the wrong type or out of range.
     """
     spec = spec_of(key)
-    kept = [(at, column) for at, column in enumerate(spec.columns) if column.kind != "ignore"]
+    columns_read = [(at, column) for at, column in enumerate(spec.columns) if column.kind != "ignore"]
     try:
         if {*map(type, rows)} != {dict if spec.columns[0].rest else list}:
             raise TypeError("a row has the wrong type")
         columns = [
             _rest_column([row[column.rest or at] for row in rows], column, unit)  # type: ignore[index]
-            for at, column in kept
+            for at, column in columns_read
         ]
     except (KeyError, IndexError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise MalformedError(f"REST answered malformed rows of {key}: {repr(error)[:300]}.") from error
