@@ -92,8 +92,8 @@ class ArchiveDays:
             day: The UTC day, in the past.
             fresh: True if the day is not stored, so that a complete day can be encoded at once.
             whole_month: True if the run fetches all days of the month, so that the monthly zip saves requests.
-            memory: The worker's reservation, still empty. Do not hold reserved memory while waiting for a download
-                slot. It can deadlock.
+            memory: The worker's reservation, still empty. Do not reserve memory before waiting for a download slot. It
+                can deadlock.
 
         Raises:
             SourceError: The zip is damaged or does not match its checksum, or the response was incomplete.

@@ -168,7 +168,7 @@ class RestDays:
         if fetched.cut:
             raise UnpublishedError(
                 "the archive does not have it yet, and this run has used up its REST weight for aggTrades "
-                "(MARKET_DATA_REST_TRADES_WEIGHT). The next run fetches it."
+                "(MARKET_DATA_REST_TRADES_WEIGHT). The next run fetches it, from REST or from the archive."
             )
         if day == clock.today():
             return NoRows(Action.EMPTY)

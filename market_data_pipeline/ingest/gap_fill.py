@@ -193,9 +193,9 @@ class GapFiller:
             answer = self.of_ids(first, last, _around(rows.table, first, last))
             mine, elsewhere = answer.of_day(day, self.key)
             rows = self.filled_in(rows, mine)
-            asked += (*answer.lacks, *elsewhere)
-            if answer.why_not and not answer.lacks[-1].answer.beyond_reach:  # further requests would fail, too
-                asked.append(AnsweredIds(last + 1, missing[-1][1], answer.lacks[-1].answer))
+            asked += (*answer.missing, *elsewhere)
+            if answer.why_not and not answer.missing[-1].answer.beyond_reach:  # further requests would fail, too
+                asked.append(AnsweredIds(last + 1, missing[-1][1], answer.missing[-1].answer))
                 break
         return replace(rows, asked_ids=(*before, *asked))
 
@@ -214,14 +214,14 @@ class GapFiller:
         had = ints(answer.table, "agg_trade_id")
         until = last if not answer.cut else int(had[-1]) if len(had) else first - 1
         served = (int(had[0]) if len(had) else until + 1) if answer.beyond else first
-        lacks = [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in missing_between(served, until, had)]
+        missing = [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in missing_between(served, until, had)]
         if served > first:  # earlier ids are older than what REST serves, so it is unknown if they exist
-            lacks.insert(
+            missing.insert(
                 0, AnsweredIds(first, served - 1, RestAnswer(answered=False, reason=answer.beyond, beyond_reach=True))
             )
         if answer.cut:
-            lacks.append(AnsweredIds(until + 1, last, RestAnswer(answered=False, reason=CUT)))
-        return IdsResult(answer, tuple(lacks), CUT if answer.cut else "")
+            missing.append(AnsweredIds(until + 1, last, RestAnswer(answered=False, reason=CUT)))
+        return IdsResult(answer, tuple(missing), CUT if answer.cut else "")
 
     def _rest_of_day(self, day: date, rows: DayRows) -> DayRows:
         start = clock.day_start_us(day)
@@ -234,12 +234,12 @@ class GapFiller:
             logger.info("%s %s: cannot check for a truncated archive: %s", self.key, day, error)
             return rows
         had = ints(answer.table, "agg_trade_id")
-        lacks = (
+        missing = (
             [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in missing_between(last + 1, int(had[-1]), had)]
             if len(had)
             else []
         )
-        return replace(self.filled_in(rows, answer), cut=answer.cut, asked_ids=(*rows.asked_ids, *lacks))
+        return replace(self.filled_in(rows, answer), cut=answer.cut, asked_ids=(*rows.asked_ids, *missing))
 
     # --- both ---------------------------------------------------------------------------------------------------
 
@@ -282,12 +282,12 @@ class IdsResult:
 
     Attributes:
         rows: The rows. None without a response.
-        lacks: The missing ids: those that REST does not have, and those that were not requested.
+        missing: The missing ids: those that REST does not have, and those that were not requested.
         why_not: Reason that some ids were not requested. Empty if all were.
     """
 
     rows: RestRows | None
-    lacks: tuple[AnsweredIds, ...]
+    missing: tuple[AnsweredIds, ...]
     why_not: str
 
     def of_day(self, day: date, key: SeriesKey) -> tuple[RestRows | None, list[AnsweredIds]]:

@@ -133,13 +133,13 @@ class Midnight:
                 ids = ints(filled.table, "agg_trade_id")
                 if day != later and filled is not rows:
                     # Ids missing before the filled trades are now inside this day, which reports them.
-                    filled = replace(filled, asked_ids=(*rows.asked_ids, *answer.lacks))
+                    filled = replace(filled, asked_ids=(*rows.asked_ids, *answer.missing))
                     first = max(first, int(ids[-1]) + 1)
                 there = np.union1d(there, ids[(ids >= first) & (ids <= last)])
                 if day == later:
                     before = missing_between(first, min(last, int(ids[0]) - 1), there[there < ids[0]])
                     inside = [one for one in rows.asked_ids if one.first > last]
-                    known = [*answer.lacks, *(elsewhere if len(ours) > 1 else _of_day_before(elsewhere))]
+                    known = [*answer.missing, *(elsewhere if len(ours) > 1 else _of_day_before(elsewhere))]
                     filled = replace(filled, before=before, asked_ids=(*known, *inside))
                 if filled is not rows:
                     stored[day] = self._store_again(outcome, filled)

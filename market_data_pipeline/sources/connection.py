@@ -387,7 +387,7 @@ def _trusted(path: str, variable: str) -> ssl.SSLContext:
             error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else "no certificates"
         )
         raise NetworkError(
-            f"The trusted certificates cannot be read: {variable or 'the bundle of certifi'} names {path} ({why}). "
+            f"Cannot read the trusted certificates: {variable or 'the bundle of certifi'} names {path} ({why}). "
             f"{f'Fix the path, or unset {variable}' if variable else 'Reinstall certifi'}."
         ) from error
     return context

@@ -45,7 +45,7 @@ UNREACHABLE_AFTER = 3
 LEAST_RATE = 16_000
 """Minimum bytes per second of a big body. Below it, the body counts as stalled. Eight downloads share 1 Mbit/s."""
 
-CHECK_NETWORK = "A proxy or a login page may have answered in its place: check the network, and try again later."
+CHECK_NETWORK = "A proxy or a login page may have answered instead. Check the network and try again later."
 
 _ALL_ATTEMPTS = 1.8
 """Time budget for all attempts at one request, backoff included, in timeouts."""
@@ -107,7 +107,7 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The beginning of the body, for messages."""
+        """The start of the body, for messages."""
         return _printable(self.body[:200])
 
     @property
@@ -163,7 +163,7 @@ class Host:
         url: Base URL.
         settings: Threads, timeout and retries.
         retried: Status codes to retry.
-        stop: Ends every attempt, and the pauses between them.
+        stop: Ends every attempt, and the backoff between them.
         downloads: Download slots. Callers acquire one for a group of related requests.
     """
 

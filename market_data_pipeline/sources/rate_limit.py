@@ -35,7 +35,7 @@ LOOK_AGAIN_SECONDS = 0.5
 """Seconds between two checks of a wait's reason."""
 
 LONGEST_BAN_SECONDS = 3 * 86_400.0
-"""Binance bans an address for at most three days."""
+"""Longest ban of an address by Binance: three days."""
 
 TOLERANCE_SECONDS = 60.0
 """Recorded times further in the future were written under a wrong clock, and are dropped."""

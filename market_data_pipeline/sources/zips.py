@@ -34,7 +34,7 @@ _DIRECTORY_BYTES = 1 << 14
 """Maximum bytes of a zip's directory."""
 
 _DESCRIPTOR_BYTES = 24
-"""Longest data descriptor behind a file's compressed bytes (zip specification, 4.3.9)."""
+"""Maximum bytes of a data descriptor after a file's compressed bytes (zip specification, 4.3.9)."""
 
 _FOLDER_BYTES = 1024
 """Maximum bytes of a folder's own entry before the directory."""
@@ -128,7 +128,7 @@ def _entries(data: bytes, stem: str) -> list[zipfile.ZipInfo]:
     if len(end) < _END_BYTES or end[:4] != b"PK\x05\x06" or end[-2:] != b"\0\0":
         raise _broken(stem, "it is truncated, or other bytes or a comment follow its end")
     if data[-_END_BYTES - 20 :][:4] == b"PK\x06\x07":
-        raise _broken(stem, "it has a zip64 directory, which no archive of this size needs")
+        raise _broken(stem, "it has a zip64 directory, and no archive of this size needs one")
     number, directory_bytes = struct.unpack_from("<H", end, 10)[0], struct.unpack_from("<I", end, 12)[0]
     if number > _ENTRIES or directory_bytes > _DIRECTORY_BYTES:
         raise _broken(stem, f"it lists {number:,} files in {directory_bytes:,} bytes instead of one")
@@ -153,7 +153,7 @@ def _csv_among(entries: list[zipfile.ZipInfo], stem: str) -> zipfile.ZipInfo:
 
 def _refuse_unread(member: zipfile.ZipInfo, stem: str) -> None:
     if member.flag_bits & _ENCRYPTED:
-        raise MalformedError(f"The zip of {stem} is encrypted, which no archive is.")
+        raise MalformedError(f"The zip of {stem} is encrypted. No archive is.")
     if member.flag_bits & _PATCHED or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise MalformedError(
             f"The zip of {stem} is compressed by method {member.compress_type}, which no archive uses."

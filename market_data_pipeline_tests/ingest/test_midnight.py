@@ -36,7 +36,7 @@ MISSING = MissingRows(
 def leave_unmet(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bring both days as a run that is killed right after writing the second one does."""
     with monkeypatch.context() as patch:
-        patch.setattr(Midnight, "_meet", lambda *_: {})
+        patch.setattr(Midnight, "_compare", lambda *_: {})
         world.ingest(TRADES, PAIR)
     assert all(row.held for row in world.ledger(TRADES).rows.values())
     world.at("2026-03-05T14:00:00")
@@ -156,6 +156,17 @@ def test_a_day_all_of_whose_trades_stand_in_the_day_before_says_so_and_is_left_a
     world.ingest(TRADES, PAIR)
     assert world.asked() == []
     assert world.ledger(TRADES).rows[PAIR[1]] == second
+
+
+def test_finding_with_an_older_text_is_not_repeated(world: World) -> None:
+    """Texts of findings change between versions. A stored day must not get the same finding twice."""
+    world.ingest(TRADES, PAIR[:1])
+    rows = DayStore(TRADES, world.layout, Listing()).rows(PAIR[0])
+    assert rows is not None
+    once = gap_fill.without_duplicates(TRADES, rows.table, rows)
+    [finding] = once.findings
+    older = replace(once, findings=(finding.model_copy(update={"message": "An older text."}),))
+    assert gap_fill.without_duplicates(TRADES, rows.table, older) is older
 
 
 def test_what_lacks_between_two_days_is_asked_for_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

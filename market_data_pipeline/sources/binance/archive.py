@@ -35,7 +35,7 @@ _CHECK_LISTING = f"Check the network and {PREFIX}VISION_LISTING_URL."
 
 
 class Archive:
-    """The archive's files and its listing.
+    """Client of the archive's files and its listing.
 
     Args:
         settings: Hosts, timeouts and limits.
@@ -57,8 +57,8 @@ class Archive:
     ) -> ArchiveFile | None:
         """Download a zip and verify it against its ``.CHECKSUM``. Return None if the archive has no such file.
 
-        The settings limit the downloads at a time. Do not hold reserved memory while waiting for a download slot. It
-        can deadlock with ``admit``.
+        The settings limit the downloads at a time. Do not reserve memory before waiting for a download slot. It can
+        deadlock with ``admit``.
 
         If the checksum differs, fetch the zip and its checksum once more: the zip may have been replaced in between.
 

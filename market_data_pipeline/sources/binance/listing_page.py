@@ -80,7 +80,9 @@ def read_page(body: bytes, prefix: str, after: str) -> Page:
     echoed = root.findtext(f"{_S3}Prefix")
     if echoed is not None and echoed != prefix:
         raise ValueError(f"it lists {_shown(echoed)} instead of {prefix}")
-    contents = (node for node in root.iterfind(f"{_S3}Contents") if node.findtext(f"{_S3}Key") != prefix)  # the folder
+    contents = (
+        node for node in root.iterfind(f"{_S3}Contents") if node.findtext(f"{_S3}Key") != prefix
+    )  # skip the folder
     files = tuple(_file(node, prefix) for node in contents)
     folders = tuple(_folder(node, prefix) for node in root.iterfind(f"{_S3}CommonPrefixes"))
     if len(files) + len(folders) > _MOST_KEYS:
