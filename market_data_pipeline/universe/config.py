@@ -1,4 +1,7 @@
-"""``universe.yaml`` and its lock as text: each mistake is told with its line and what is allowed."""
+"""Parse ``universe.yaml`` and its lock. Errors name the file, the line and the allowed values.
+
+Changes to the files belong to ``universe/edit.py``, resolving patterns to ``universe/resolved.py``.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ from market_data_pipeline.universe.resolved import (
     series_of,
 )
 
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML was built with libyaml
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast if PyYAML has libyaml
 _TEXT_TAG = "tag:yaml.org,2002:str"
 
 
@@ -35,20 +38,20 @@ _FROM = "a day such as 2020-01-01, `listing` for the symbol's first day, or `30 
 
 
 def load_universe(path: Path, *, resolve: bool = True) -> Universe:
-    """Read ``universe.yaml`` and the lock beside it, if there is one.
+    """Read ``universe.yaml`` and its lock, if there is one.
 
     Args:
-        path: The universe's file.
-        resolve: Whether every pattern must mean something and every start be known. ``universe refresh`` does without.
+        path: Path of ``universe.yaml``.
+        resolve: Require that every pattern matches a symbol and every start is known. ``universe refresh`` does not.
 
     Raises:
-        UsageError: a file cannot be read or has mistakes; each is told with its line and what is allowed.
+        UsageError: a file cannot be read or has mistakes. The text names line and allowed values of each mistake.
     """
     text = read_text(path)
     if text is None:
         raise UsageError(
-            f"There is no {path}. It says what to collect: `market-data add BTCUSDT 1m --from 2024-01-01` begins one, "
-            "and MARKET_DATA_UNIVERSE names another file."
+            f"There is no {path}, the list of series to collect. Create it with `market-data add BTCUSDT 1m --from "
+            "2024-01-01`, or set MARKET_DATA_UNIVERSE to another file."
         )
     lock = lock_path(path)
     listed = read_text(lock)
@@ -60,10 +63,10 @@ def load_universe(path: Path, *, resolve: bool = True) -> Universe:
 
 
 def read_text(path: Path) -> str | None:
-    """The text of a universe or a lock, None where there is no such file.
+    """Return the text of a universe or a lock, None if the file does not exist.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the file cannot be read.
     """
     try:
         with open(open_regular(path), encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
@@ -75,7 +78,7 @@ def read_text(path: Path) -> str | None:
 
 
 class _Mistakes:
-    """Mistakes of a file, gathered so that all are told at once."""
+    """Mistakes of a file, collected so that one error reports all of them."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -94,10 +97,10 @@ def _line(node: yaml.Node) -> int:
 
 
 def compose(text: str, name: str) -> yaml.Node | None:
-    """The YAML nodes of a text, which know their lines; None where it is empty.
+    """Parse a text into YAML nodes, which have line numbers. Return None if the text is empty.
 
     Raises:
-        UsageError: it is not YAML; the text names the line.
+        UsageError: the text is not YAML. The error names the line.
     """
     try:
         node: yaml.Node | None = yaml.compose(text, Loader=_LOADER)
@@ -114,15 +117,15 @@ def parse_universe(text: str, name: str = "universe.yaml") -> tuple[Entry, ...]:
 
     Args:
         text: The text.
-        name: What messages call the file.
+        name: Name of the file in messages.
 
     Raises:
-        UsageError: the text has mistakes; each is told with its line and what is allowed.
+        UsageError: the text has mistakes. The error names line and allowed values of each.
     """
     mistakes = _Mistakes(name)
     root = compose(text, name)
     if root is None:
-        raise UsageError(f"{name} is empty. It has a list `collect:` with what to collect.")
+        raise UsageError(f"{name} is empty. It needs a list `collect:` of series to collect.")
     collect = _mapping(root, "the file", ("collect",), ("collect",), mistakes).get("collect")
     entries = [_entry(item, mistakes) for item in _sequence(collect, "collect", mistakes)] if collect else []
     mistakes.raise_if_any()
@@ -143,12 +146,12 @@ def _mapping(
         if word not in allowed:
             mistakes.add(key, f"{word!r} is not known in {what}{_meant(word, allowed)}. Allowed: {', '.join(allowed)}.")
         elif word in found:
-            mistakes.add(key, f"{word!r} stands twice in {what}.")
+            mistakes.add(key, f"{word!r} appears twice in {what}.")
         else:
             found[word] = value
     for word in needed:
         if word not in found and not any(str(key.value) == word for key, _ in node.value):
-            mistakes.add(node, f"{what} lacks {word!r}.")
+            mistakes.add(node, f"{what} needs {word!r}.")
     return found
 
 
@@ -163,7 +166,7 @@ def _sequence(node: yaml.Node, what: str, mistakes: _Mistakes) -> list[yaml.Node
 
 
 def _words(node: yaml.Node, what: str, mistakes: _Mistakes) -> list[yaml.ScalarNode]:
-    """The words of a list, or one word that stands for a list of one."""
+    """Return the words of a list. A single word counts as a list of one."""
     items = [node] if isinstance(node, yaml.ScalarNode) and node.value else _sequence(node, what, mistakes)
     if isinstance(node, yaml.SequenceNode) and not items:
         mistakes.add(node, f"`{what}:` is an empty list.")
@@ -208,7 +211,7 @@ def _entry(node: yaml.Node, mistakes: _Mistakes) -> Entry | None:
         return None
     if not wanted:
         allowed = ", ".join(f"`{data_type}:`" for data_type in DATA_TYPES)
-        mistakes.add(node, f"this entry collects nothing. Say what: {allowed}.")
+        mistakes.add(node, f"this entry collects nothing. Add one of: {allowed}.")
         return None
     return Entry(markets, symbols, tuple(symbol for symbol, _ in excepted), wanted, _line(node))
 
@@ -221,7 +224,7 @@ def _markets(node: yaml.Node, mistakes: _Mistakes) -> tuple[Market, ...]:
                 word, f"{word.value!r} is no market{_meant(word.value, Market)}. Allowed: {', '.join(Market)}."
             )
         elif Market(word.value) in found:
-            mistakes.add(word, f"market {word.value} stands twice.")
+            mistakes.add(word, f"market {word.value} appears twice.")
         else:
             found[Market(word.value)] = None
     return tuple(found)
@@ -231,13 +234,13 @@ def _symbols(node: yaml.Node, what: str, mistakes: _Mistakes) -> tuple[tuple[str
     found: dict[str, int] = {}
     for word in _words(node, what, mistakes):
         if word.tag != _TEXT_TAG:
-            mistakes.add(word, f"{word.value} is not text to YAML: write the symbol in quotes, '{word.value}'.")
+            mistakes.add(word, f"YAML does not read {word.value} as text. Write the symbol in quotes: '{word.value}'.")
         elif not re.fullmatch(r"[^\s/\\.][^\s/\\]*", word.value):
             mistakes.add(word, f"{word.value!r} cannot be a symbol: it has a space, a slash or a leading dot.")
         elif word.value != word.value.upper():
             mistakes.add(word, f"symbols are written in capitals: {word.value.upper()}, not {word.value}.")
         elif word.value in found:
-            mistakes.add(word, f"symbol {word.value} stands twice (line {found[word.value]} too).")
+            mistakes.add(word, f"symbol {word.value} appears twice, first in line {found[word.value]}.")
         else:
             found[word.value] = _line(word)
     return tuple(found.items())
@@ -276,7 +279,7 @@ def _intervals(node: yaml.Node, markets: tuple[Market, ...], mistakes: _Mistakes
                 break
         else:
             if word.value in found:
-                mistakes.add(word, f"interval {word.value} stands twice.")
+                mistakes.add(word, f"interval {word.value} appears twice.")
             found[word.value] = None
     return tuple(found)
 
@@ -290,10 +293,10 @@ def _since(node: yaml.Node, mistakes: _Mistakes) -> Since | None:
 
 
 def parse_since(text: str) -> Since:
-    """Read what may stand after ``from``: a day, ``listing`` or ``30 days ago``.
+    """Parse the value of ``from``: a day, ``listing`` or ``30 days ago``.
 
     Raises:
-        UsageError: it is none of these, or a day in the future.
+        UsageError: the text is none of these, or a day in the future.
     """
     ago = re.fullmatch(r"(\d{1,5}) days? ago", text.strip())
     if ago:
@@ -309,7 +312,7 @@ def parse_since(text: str) -> Since:
 
 
 def day_in(text: str) -> date | None:
-    """The day that a text is, written as 2020-01-31; None where it is none."""
+    """Parse a day written as 2020-01-31. Return None for anything else."""
     try:
         return date.fromisoformat(text) if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text) else None
     except ValueError:
@@ -326,8 +329,8 @@ def _refuse_duplicates(entries: Sequence[Entry], name: str) -> None:
                 for key, _ in series_of(entry, market, symbol):
                     if key in first:
                         raise UsageError(
-                            f"{name}, line {line}: {key} is collected twice; the other is in line {first[key]}. "
-                            "Take it out of one of them."
+                            f"{name}, line {line}: {key} is collected twice, first in line {first[key]}. "
+                            "Remove one of the two."
                         )
                     first[key] = line
 
@@ -336,7 +339,7 @@ def parse_lock(text: str, name: str = "universe.lock.yaml") -> dict[tuple[Market
     """Read the text of a lock.
 
     Raises:
-        UsageError: it is not what ``universe refresh`` writes; the text names the line.
+        UsageError: the text does not have the form that ``universe refresh`` writes. The error names the line.
     """
     mistakes = _Mistakes(name)
     root = compose(text, name)
@@ -349,7 +352,7 @@ def parse_lock(text: str, name: str = "universe.lock.yaml") -> dict[tuple[Market
         for symbol, spans in symbols.value:
             found[Market(word), str(symbol.value)] = Listing(tuple(_spans(spans, mistakes)))
     if mistakes.found:
-        mistakes.found.append((mistakes.found[-1][0], "`market-data universe refresh` writes this file anew."))
+        mistakes.found.append((mistakes.found[-1][0], "`market-data universe refresh` rewrites this file."))
     mistakes.raise_if_any()
     return found
 

@@ -1,4 +1,4 @@
-"""Changing the files: an entry more in ``universe.yaml``, a new lock."""
+"""Edit ``universe.yaml`` and write its lock. Parsing both belongs to ``universe/config.py``."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from market_data_pipeline.universe.config import compose, parse_universe
 from market_data_pipeline.universe.resolved import Entry, Listings, Since, lock_path, series_of
 
 LOCK_HEADER = """\
-# Written by `market-data universe refresh` from the listing of Binance's archive; commit it beside the universe.
-# The UTC days on which each symbol was listed, both included; until null: listed still. A relisting is a second span.
+# Written by `market-data universe refresh` from the listing of Binance's archive. Commit it with the universe.
+# UTC days on which each symbol was listed, both included. `until: null`: still listed. A relisting is a second span.
 """
 
 NEW_UNIVERSE = """\
-# What to collect. Every entry names a market (spot, um, cm), symbols, and what of them from which day on.
+# Series to collect. Each entry names a market (spot, um, cm), symbols, data types and the first day of each.
 collect:
 """
 
 
 def add_series(text: str, key: SeriesKey, since: Since, name: str = "universe.yaml") -> str:
-    """Add a series to the text of a ``universe.yaml``; comments and all else stay as they are.
+    """Add a series to the text of a ``universe.yaml``. Comments and other entries stay unchanged.
 
     Args:
-        text: The text; empty for a new file.
+        text: The text. Empty for a new file.
         key: The series.
-        since: From when on.
-        name: What messages call the file.
+        since: Start of the series.
+        name: Name of the file in messages.
 
     Returns:
-        The text with an entry for the series at its end, or the same text if the series is named already. An entry
-        that collects this series alone gets its ``from:`` changed if it is later.
+        The text with an entry for the series at its end. If an entry names the series already, the text is
+        unchanged, except that an entry for this series alone gets the earlier ``from:`` of the two.
 
     Raises:
-        UsageError: the text has mistakes, or is written in a way that cannot be added to.
+        UsageError: the text has mistakes, or its form does not allow adding an entry.
     """
     text = text if text.strip() else NEW_UNIVERSE
     body = _without_empty_list(text if text.endswith("\n") else text + "\n", name)
@@ -56,12 +56,12 @@ def add_series(text: str, key: SeriesKey, since: Since, name: str = "universe.ya
         good = False
     if not good:
         lines = _entry_text(key, since, "  ")
-        raise UsageError(f"{name} is written in a way that cannot be added to. Put this under `collect:`:\n{lines}")
+        raise UsageError(f"No entry can be added to {name} in its present form. Add this under `collect:`:\n{lines}")
     return added
 
 
 def _without_empty_list(text: str, name: str) -> str | None:
-    """The text ready for a first entry, if its list is empty; None where it is not."""
+    """Return the text ready for a first entry if its list is empty, else None."""
     root = compose(text, name)
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     for key, value in pairs:
@@ -78,16 +78,16 @@ def _names(entry: Entry, key: SeriesKey) -> bool:
 
 
 def _earlier(text: str, entry: Entry, key: SeriesKey, since: Since, name: str) -> str:
-    """Return the text with an earlier ``from:`` for the series, if the entry's ``from:`` is of no other series."""
+    """Return the text with an earlier ``from:`` for the series, if no other series shares the entry's ``from:``."""
     wanted = next(one for one in entry.wanted if one.data_type is key.data_type and key.interval in one.intervals)
     alone = len(entry.markets) == len(entry.symbols) == len(wanted.intervals) == 1
     if not alone or _later(since, wanted.since):
         return text
     if wanted.since.day is not None and since.days_ago is not None:
-        since = Since(day=since.first(None))  # a start that moves on would be the later one some day
+        since = Since(day=since.first(None))  # a moving start would some day be the later one
     begin, end = wanted.since_span
     changed = f"{text[:begin]}{since}{text[end:]}"
-    try:  # a `from:` that is an alias, or has one, stands for other series, too
+    try:  # a `from:` that is an alias, or has one, applies to other series, too
         only_this = _starts(changed, name) == {**_starts(text, name), key: since}
     except UsageError:
         only_this = False
@@ -95,7 +95,7 @@ def _earlier(text: str, entry: Entry, key: SeriesKey, since: Since, name: str) -
 
 
 def _starts(text: str, name: str) -> dict[SeriesKey, Since]:
-    """Return the start of each series that is named."""
+    """Return the start of each series that the text names without a pattern."""
     return {
         key: since
         for entry in parse_universe(text, name)
@@ -124,21 +124,21 @@ def _entry_text(key: SeriesKey, since: Since, indent: str) -> str:
 
 
 def write_lock(path: Path, listings: Listings) -> Path:
-    """Write the lock of a universe beside it, atomically; return where.
+    """Write the lock of a universe next to it, atomically, and return its path.
 
     Args:
-        path: The universe's file.
-        listings: What :func:`refresh` found.
+        path: Path of ``universe.yaml``.
+        listings: Result of :func:`refresh`.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the lock cannot be written.
     """
     storage.write_bytes(lock_path(path), render_lock(listings).encode())
     return lock_path(path)
 
 
 def render_lock(listings: Listings) -> str:
-    """The text of a lock: sorted, one line a symbol, so that a change of one symbol is a change of one line."""
+    """Return the text of a lock: sorted, one line per symbol, so that a changed symbol changes one line."""
     lines = [LOCK_HEADER]
     for market in Market:
         symbols = sorted(symbol for where, symbol in listings if where is market)

@@ -1,7 +1,6 @@
-"""Listings of symbols: from when to when each was traded, from the archive's listing and REST.
+"""Find the listing days of symbols in the archive's listing and from REST, for the lock and for symbols not in it.
 
-What the lock is made of, and the lookup of symbols that the lock does not have. Reading and writing the lock belong
-to ``universe/config.py`` and ``universe/edit.py``.
+Reading and writing the lock belong to ``universe/config.py`` and ``universe/edit.py``.
 """
 
 from __future__ import annotations
@@ -28,29 +27,29 @@ if TYPE_CHECKING:
 
 
 DELISTED_AFTER = timedelta(days=14)
-"""Daily files that are absent for longer than this mean that a symbol was not listed.
+"""A symbol without daily files for longer than this was not listed.
 
-The archive's publication has stalled for up to 9 days, which must not look like a delisting; spot LUNAUSDT was away for
-17 days in May 2022, which must.
+The archive's publication has stalled for up to 9 days, which is no delisting. Spot LUNAUSDT was delisted for 17 days in
+May 2022.
 """
 
 ANCHORS = {Market.SPOT: "BTCUSDT", Market.UM: "BTCUSDT", Market.CM: "BTCUSD_PERP"}
-"""Symbols whose newest daily file tells how far the archive of a market has got, whatever else is collected."""
+"""Symbols that show the newest published day of a market. They are listed whatever the universe collects."""
 
 UM_FILES_BEGIN = date(2020, 1, 1)
-"""About when daily files of um begin; symbols listed by then traded before, since 2019-09, which only REST knows."""
+"""Approximate first day of um's daily files. For symbols that traded before, since 2019-09, only REST has the start."""
 
 
 def spans_of(days: Iterable[date], newest: date) -> tuple[tuple[date, date | None], ...]:
-    """Listing spans from the days that have a daily file.
+    """Return listing spans, derived from the days that have a daily file.
 
     Args:
         days: Days with a file, in any order.
         newest: The newest day that the market's archive has for any symbol.
 
     Returns:
-        Spans, both days included. A hole of more than :data:`DELISTED_AFTER` separates two; the last is open unless it
-        ended longer than that before ``newest``.
+        Spans, both days included. A hole of more than :data:`DELISTED_AFTER` separates two. The last span is open
+        unless it ended longer than that before ``newest``.
     """
     spans: list[tuple[date, date]] = []
     for day in sorted(set(days)):
@@ -69,24 +68,24 @@ class ListedFile(Protocol):
 
     @property
     def key(self) -> str:
-        """Its key in the bucket."""
+        """Return its key in the bucket."""
 
 
 class ArchiveListing(Protocol):
-    """What :func:`refresh` asks of ``sources.binance.archive.Archive``; both may be called from several threads."""
+    """The listing, as :func:`refresh` needs it. Thread-safe. ``sources.binance.archive.Archive`` implements it."""
 
     def list_folders(self, prefix: str) -> Sequence[str]:
-        """Names of the folders right below a prefix."""
+        """Return the names of the folders directly below a prefix."""
 
     def list_files(self, prefix: str) -> Sequence[ListedFile]:
-        """Files right below a prefix."""
+        """Return the files directly below a prefix."""
 
 
 class FirstCandle(Protocol):
-    """What :func:`refresh` asks of REST."""
+    """REST, as :func:`refresh` needs it."""
 
     def first_candle_day(self, key: SeriesKey) -> date | None:
-        """The UTC day of a series' first candle, None where it has none or REST cannot be asked."""
+        """Return the UTC day of a series' first candle, None if it has none or REST is not available."""
 
 
 def refresh(
@@ -97,25 +96,24 @@ def refresh(
     threads: int = 16,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[tuple[Market, str], Listing]:
-    """Resolve a universe over the archive's listing: which symbols it means and when each was listed.
+    """Resolve a universe against the archive's listing: find its symbols and their listing days.
 
-    A listing day is one that has a daily file of the 1d klines (two keys a day, a thousand a page, so that ten years of
-    a symbol are eight requests). REST, if it is given, is asked for the first candle of symbols that um had before its
-    daily files begin, and of symbols that are named and that the archive does not have yet, e.g. because they began
-    today. Patterns mean what the archive has.
+    A symbol was listed on each day that has a daily file of 1d klines. A page has 1,000 keys and a day has two, so ten
+    years of a symbol take eight requests. REST, if given, supplies the first candle of um symbols that are older than
+    the daily files, and of named symbols that the archive does not have yet. Patterns match the archive's symbols.
 
     Args:
-        universe: What to resolve; its old lock is not looked at.
+        universe: The universe. Its lock is ignored.
         archive: The archive's listing.
-        rest: Where the first candle can be asked for.
-        threads: Symbols asked for at the same time.
-        on_progress: Called with symbols done and symbols in all.
+        rest: Source of first candles. None leaves REST out.
+        threads: Number of symbols to list in parallel.
+        on_progress: Called with the number of symbols done and their total.
 
     Returns:
-        Listings of every symbol that the universe means.
+        Listings of all symbols of the universe.
 
     Raises:
-        UsageError: a symbol does not exist in its market, or a pattern means none; each is told with its line.
+        UsageError: a symbol does not exist in its market, or a pattern matches none. The text has the line of each.
     """
     wanted: list[tuple[Market, str]] = []
     new: dict[tuple[Market, str], Listing] = {}
@@ -135,11 +133,11 @@ def refresh(
 
 
 def only_unlisted(universe: Universe, keys: Iterable[SeriesKey]) -> Universe:
-    """The universe without all that its lock knows: symbols of some series that are named, but not in the lock.
+    """Return the universe reduced to named symbols of some series that its lock does not have.
 
     Args:
-        universe: The universe; its lock is kept.
-        keys: The series; those that are not collected are passed over.
+        universe: The universe. The result has the same lock.
+        keys: The series. Series that the universe does not collect are skipped.
     """
     wanted = {(key.market, key.symbol) for key in keys if key in universe} - universe.listings.keys()
     entries = tuple(
@@ -155,10 +153,10 @@ def only_unlisted(universe: Universe, keys: Iterable[SeriesKey]) -> Universe:
 def look_up(
     market: Market, symbol: str, archive: ArchiveListing, rest: FirstCandle | None = None
 ) -> dict[tuple[Market, str], Listing]:
-    """What :func:`refresh` finds of one symbol.
+    """Return the listing of one symbol, as :func:`refresh` finds it.
 
     Raises:
-        UsageError: there is no such symbol; the text names those near to it.
+        UsageError: there is no such symbol. The text names similar ones.
     """
     there = sorted(_symbols_of(archive, market))
     if symbol not in there:
@@ -178,15 +176,18 @@ def _listings_of(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[tuple[Market, str], Listing]:
     anchors = ((market, ANCHORS[market]) for market, _ in wanted)
-    asked = list(dict.fromkeys([*wanted, *anchors]))
+    requested = list(dict.fromkeys([*wanted, *anchors]))
     days: dict[tuple[Market, str], list[date]] = {}
     with ThreadPoolExecutor(threads) as pool:
-        answers = pool.map(lambda item: _listed_days(archive, *item), asked)
-        for number, (item, found) in enumerate(zip(asked, answers, strict=True), start=1):
+        results = pool.map(lambda item: _listed_days(archive, *item), requested)
+        for number, (item, found) in enumerate(zip(requested, results, strict=True), start=1):
             days[item] = found
             if on_progress:
-                on_progress(number, len(asked))
-    newest = {m: max((d for (where, _), ds in days.items() if where is m for d in ds), default=None) for m, _ in asked}
+                on_progress(number, len(requested))
+    newest = {
+        market: max((day for (of, _), some in days.items() if of is market for day in some), default=None)
+        for market, _ in requested
+    }
     return {
         (market, symbol): Listing(spans)
         for market, symbol in wanted
@@ -202,7 +203,7 @@ def _symbols_of(archive: ArchiveListing, market: Market) -> set[str]:
 
 
 def _choose(universe: Universe, market: Market, there: Sequence[str]) -> tuple[set[str], dict[str, list[int]]]:
-    """The symbols that a market's archive has of those that are meant, and the lines of names it has nothing for."""
+    """Return the universe's symbols that a market's archive has, and the lines of names that match none."""
     chosen: set[str] = set()
     unknown: dict[str, list[int]] = {}
     for entry in universe.entries:
@@ -217,7 +218,7 @@ def _choose(universe: Universe, market: Market, there: Sequence[str]) -> tuple[s
 
 
 def _not_archived_yet(market: Market, symbol: str, rest: FirstCandle | None) -> Listing | None:
-    """The listing of a symbol that the archive has no file of, by its first candle; None where REST has none either."""
+    """Return the listing of a symbol without a file in the archive, from REST's first candle; None without a candle."""
     if rest is None or is_pattern(symbol):
         return None
     first = rest.first_candle_day(SeriesKey(EXCHANGE, market, DataType.KLINES, symbol, "1d"))
@@ -226,12 +227,12 @@ def _not_archived_yet(market: Market, symbol: str, rest: FirstCandle | None) -> 
 
 def _no_such_symbol(market: Market, symbol: str, there: Sequence[str]) -> str:
     if not there:
-        return f"the archive has no symbol of {market} at all."
-    return f"{market} has no symbol {symbol}. Near to it: {near_to(symbol, there)}."
+        return f"the archive has no {market} symbols at all."
+    return f"{market} has no symbol {symbol}. Similar: {near_to(symbol, there)}."
 
 
 def near_to(symbol: str, there: Sequence[str]) -> str:
-    """The symbols that are spelt most like one, and how many there are."""
+    """Return the most similar symbols, and the number of all."""
     near = get_close_matches(symbol, there, n=5, cutoff=0.5) or list(there[:5])
     return f"{', '.join(near)} ({len(there)} symbols in all)"
 
@@ -241,7 +242,7 @@ def _listed_days(archive: ArchiveListing, market: Market, symbol: str) -> list[d
     found = _days_of(archive, daily.archive_folder())
     if found:
         return found
-    # Not every copy of the archive has the 1d klines of every symbol: the next longest interval says the same.
+    # Not every copy of the archive has 1d klines of every symbol. The next longest interval has the same days.
     above = daily.archive_folder().removesuffix("1d/")
     there = archive.list_folders(above)
     for interval in reversed(intervals_of(market)):
@@ -264,42 +265,41 @@ def _with_first_candle(
     return ((min(first, spans[0][0]), spans[0][1]), *spans[1:]) if first else spans
 
 
-Tell = Callable[[str], object]
+Report = Callable[[str], object]
 
 
-def with_listings(settings: Settings, universe: Universe, keys: Iterable[SeriesKey], tell: Tell) -> Universe:
-    """A universe that knows when the symbols of series were listed; its lock is written where it did not know.
+def with_listings(settings: Settings, universe: Universe, keys: Iterable[SeriesKey], report: Report) -> Universe:
+    """Add the listings of series' symbols that the lock does not have, and write the lock.
 
-    A misspelt symbol is refused here, before each of its days is asked for in vain. It costs a few requests a symbol
-    that is not in the lock, and none at all if all are. Without a lock and without network, nothing is known of any
-    symbol, and none is refused.
+    This refuses a misspelt symbol before any of its days is requested. It takes a few requests per symbol that is not
+    in the lock. Without a lock and without network it refuses nothing.
 
     Args:
-        settings: Where the archive is.
-        universe: As it was loaded.
-        keys: The series that are to be brought; those that are not collected are passed over.
-        tell: Told in a sentence what could not be found out.
+        settings: Addresses of archive and REST.
+        universe: The universe, as loaded.
+        keys: The series to fetch. Series that the universe does not collect are skipped.
+        report: Called with one sentence about anything that could not be looked up.
 
     Raises:
-        UsageError: a symbol does not exist in its market, or it is not in the lock and the archive cannot be asked;
-            the text names the line, symbols near to it, and what to do.
+        UsageError: a symbol does not exist in its market, or it is not in the lock and the archive cannot be reached.
+            The text names the line, similar symbols and the remedy.
     """
     unlisted = only_unlisted(universe, keys)
     if not unlisted.entries:
         return universe
     try:
-        with listing_sources(settings, tell) as (archive, rest):
+        with listing_sources(settings, report) as (archive, rest):
             found = refresh(unlisted, archive, rest)
     except UsageError as error:
         raise UsageError(
-            f"{error}\nMend it in {universe.path}; `market-data universe refresh` looks all symbols up."
+            f"{error}\nCorrect it in {universe.path}. `market-data universe refresh` looks all symbols up."
         ) from None
     except MarketDataError as error:
         if not universe.listings:
             return universe
-        raise UsageError(f"{_not_in_lock(unlisted)}\nWhether they exist cannot be looked up now: {error}") from error
+        raise UsageError(f"{_not_in_lock(unlisted)}\nThe archive cannot be reached to look them up: {error}") from error
     known = {**universe.listings, **found}
-    with suppress(StorageError):  # where nothing may be written, it is looked up again the next time
+    with suppress(StorageError):  # without write access, the next run looks it up again
         write_lock(universe.path, known)
     return replace(universe, listings=known)
 
@@ -312,19 +312,19 @@ def _not_in_lock(unlisted: Universe) -> str:
             for symbol, line in entry.symbols:
                 near = f" It has {near_to(symbol, there)}." if there else ""
                 lock = lock_path(unlisted.path).name
-                lines.append(f"{unlisted.path}, line {line}: {lock} does not have {symbol} of {market}.{near}")
+                lines.append(f"{unlisted.path}, line {line}: {lock} does not have {market} symbol {symbol}.{near}")
     return "\n".join([*dict.fromkeys(lines), "`market-data universe refresh` looks symbols up."])
 
 
-class _PatientRest:
-    """The first candle of a symbol, where REST lets us ask; what it refuses is told, and costs no more than its answer.
+class _LenientRest:
+    """First candles from REST. An error is reported and does not end the refresh.
 
-    The archive alone then says when um's symbols began that are older than its daily files, and which ones there are.
+    Without REST, um symbols that are older than the daily files start with their first daily file.
     """
 
-    def __init__(self, settings: Settings, tell: Tell) -> None:
+    def __init__(self, settings: Settings, report: Report) -> None:
         self._settings = settings
-        self._tell = tell
+        self._report = report
         self._hosts: dict[Market, RestApi] = {}
 
     def first_candle_day(self, key: SeriesKey) -> date | None:
@@ -338,7 +338,7 @@ class _PatientRest:
         except RefusedError:  # it does not know the symbol
             return None
         except MarketDataError as error:
-            self._tell(f"{key.market} {key.symbol}: listed from its first daily file on, as far as is known: {error}")
+            self._report(f"{key.market} {key.symbol}: using its first daily file as the first listing day: {error}")
             return None
 
     def close(self) -> None:
@@ -347,14 +347,14 @@ class _PatientRest:
 
 
 @contextmanager
-def listing_sources(settings: Settings, tell: Tell) -> Iterator[tuple[Archive, FirstCandle]]:
-    """The archive's listing, and REST for symbols that are older than it, or that it does not have yet.
+def listing_sources(settings: Settings, report: Report) -> Iterator[tuple[Archive, FirstCandle]]:
+    """Open the archive's listing, and REST for symbols that are older than the archive or not in it yet.
 
     Args:
-        settings: Where they are.
-        tell: Told in a sentence of each symbol of which REST could not be asked.
+        settings: Addresses of both.
+        report: Called with one sentence about each symbol for which REST failed.
     """
     from market_data_pipeline.sources.binance.archive import Archive
 
-    with closing(Archive(settings)) as archive, closing(_PatientRest(settings, tell)) as rest:
+    with closing(Archive(settings)) as archive, closing(_LenientRest(settings, report)) as rest:
         yield archive, rest

@@ -1,4 +1,4 @@
-"""What is collected: the entries of ``universe.yaml``, resolved to series and UTC days."""
+"""The entries of ``universe.yaml``, resolved to series and UTC days. Parsing them belongs to ``universe/config.py``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, SPECS
 from market_data_pipeline.model.series import EXCHANGE, DataType, Listing, Market, SeriesKey, intervals_of
 
 DATA_TYPES = tuple(dict.fromkeys(data_type for _, data_type in SPECS))
-"""What can be collected, as the keys of an entry."""
+"""Data types that can be collected. An entry uses them as keys."""
 
 
 Listings = Mapping[tuple[Market, str], Listing]
@@ -23,20 +23,18 @@ Listings = Mapping[tuple[Market, str], Listing]
 
 @dataclass(frozen=True, slots=True)
 class Since:
-    """From which day on a series is collected, as ``from:`` says.
+    """Start of a series, from ``from:``. With neither attribute, it is the symbol's listing.
 
     Attributes:
-        day: A fixed day; None where the two others say it.
-        days_ago: A number of days before today, so that the start moves on; None where it does not.
-
-    With neither, collecting starts with the symbol's listing.
+        day: A fixed day. None for the two other forms.
+        days_ago: Number of days before today, so that the start moves. None if it does not move.
     """
 
     day: date | None = None
     days_ago: int | None = None
 
     def first(self, listed: date | None) -> date | None:
-        """The first day to collect of a symbol; None where it is the listing's and that is not known."""
+        """Return the first day to collect of a symbol, None if it is the listing day and that is unknown."""
         wanted = self.day if self.days_ago is None else clock.today() - timedelta(days=self.days_ago)
         return max((day for day in (wanted, listed) if day), default=None)
 
@@ -48,15 +46,15 @@ class Since:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One data type of an entry: for klines its intervals, and from when on.
+    """One data type of an entry, with intervals (klines only) and start.
 
     Attributes:
-        data_type: Klines, aggTrades.
-        intervals: Kline intervals; ``(None,)`` for a data type that has none.
-        since: From when on.
+        data_type: Klines or aggTrades.
+        intervals: Kline intervals. ``(None,)`` for a data type without intervals.
+        since: Start.
         line: Line in the file, from 1.
         since_line: Line of ``from:``.
-        since_span: Where the text of ``from:`` begins and ends, in characters of the file.
+        since_span: Begin and end of the value of ``from:``, in characters of the file.
     """
 
     data_type: DataType
@@ -72,10 +70,10 @@ class Entry:
     """One entry of ``universe.yaml``.
 
     Attributes:
-        markets: The markets that it speaks of.
+        markets: Its markets.
         symbols: Symbols or patterns (``*`` any letters, ``?`` one), with the line of each.
-        excepted: Symbols or patterns that the entry's patterns leave out.
-        wanted: What to collect of them.
+        excepted: Symbols or patterns to leave out of the entry's patterns.
+        wanted: Data types to collect.
         line: Line in the file, from 1.
     """
 
@@ -86,26 +84,26 @@ class Entry:
     line: int
 
     def takes(self, pattern: str, symbol: str) -> bool:
-        """Whether one of the entry's patterns means a symbol."""
+        """Return True if a pattern of the entry matches a symbol that the entry does not except."""
         return fnmatchcase(symbol, pattern) and not any(fnmatchcase(symbol, left_out) for left_out in self.excepted)
 
 
 def is_pattern(symbol: str) -> bool:
-    """Whether a symbol in ``universe.yaml`` stands for many."""
+    """Return True if a symbol in ``universe.yaml`` is a pattern."""
     return "*" in symbol or "?" in symbol
 
 
 @dataclass(frozen=True)
 class Universe:
-    """What to collect, resolved: series with their first day and the days on which they were listed.
+    """The series to collect, each with its first day and its listing days.
 
-    A symbol that is named goes before a pattern that means it too, so that one symbol can be collected from another
-    day than the rest; where several patterns mean the same series, the earliest start holds.
+    A named symbol takes precedence over a pattern that matches it, so that it can start on another day than the rest.
+    If several patterns match a series, the earliest start applies.
 
     Attributes:
-        entries: What ``universe.yaml`` says.
-        listings: What the lock says.
-        path: Where ``universe.yaml`` lies, for messages.
+        entries: Entries of ``universe.yaml``.
+        listings: Listings of the lock.
+        path: Path of ``universe.yaml``, for messages.
     """
 
     entries: tuple[Entry, ...]
@@ -131,18 +129,18 @@ class Universe:
         found = [name for where, name in self.listings if where is market and entry.takes(symbol, name)]
         if not found:
             raise UsageError(
-                f"{self.path}, line {line}: {lock_path(self.path).name} has no symbol of {market} that {symbol} means. "
-                "`market-data universe refresh` writes it from Binance's archive."
+                f"{self.path}, line {line}: no {market} symbol in {lock_path(self.path).name} matches {symbol}. "
+                "`market-data universe refresh` writes the lock from Binance's archive."
             )
         return found
 
     def series(self) -> list[SeriesKey]:
-        """All series to collect, in the order of markets, data types, symbols and intervals.
+        """Return all series to collect, ordered by market, data type, symbol and interval.
 
-        Derived series (tradeProfile) are not among them.
+        Derived series (tradeProfile) are not included.
 
         Raises:
-            UsageError: a pattern means nothing, because the lock is missing or older than the pattern.
+            UsageError: a pattern matches no symbol, because the lock is missing or older than the pattern.
         """
         return list(self._resolved)
 
@@ -150,12 +148,12 @@ class Universe:
         return _source_of(key) in self._resolved
 
     def start(self, key: SeriesKey) -> date:
-        """The first UTC day to collect: what ``from:`` says, but not before the listing, nor before Binance.
+        """Return the first UTC day to collect: ``from:``, but not before the listing or the begin of the archive.
 
-        A derived series starts with what it is derived from.
+        A derived series starts with its source.
 
         Raises:
-            UsageError: the series is not in the universe, or starts with a listing that is not known.
+            UsageError: the series is not in the universe, or starts with its listing and the lock does not have that.
         """
         key = _source_of(key)
         if key not in self._resolved:
@@ -164,33 +162,33 @@ class Universe:
         days = [since.first(listed) for since in self._resolved[key]]
         if None in days:
             raise UsageError(
-                f"{self.path}: {key} is to be collected from its listing on, and that day is not known. "
-                "`market-data universe refresh` finds it, or give a day: `from: 2020-01-01`."
+                f"{self.path}: {key} starts with its listing, and that day is not known. "
+                "Run `market-data universe refresh` to find it, or give a day: `from: 2020-01-01`."
             )
         return max(min(day for day in days if day), ARCHIVE_BEGINS)
 
     def end(self, key: SeriesKey) -> date:
-        """The last UTC day to collect: the last listed one, or today."""
+        """Return the last UTC day to collect: the last listed day, or today."""
         last = self.listing(key).last
         return min(last, clock.today()) if last else clock.today()
 
     def listing(self, key: SeriesKey) -> Listing:
-        """When the symbol was listed, from the lock; an empty listing where nothing is known."""
+        """Return the symbol's listing from the lock, an empty one if the lock does not have the symbol."""
         return self.listings.get((key.market, key.symbol), Listing())
 
     def spans(self, key: SeriesKey) -> list[tuple[date, date]]:
-        """Runs of UTC days to collect, both ends included: from the start to the end, without days between listings."""
+        """Return runs of UTC days to collect, both ends included. Days between two listings are left out."""
         first, last = self.start(key), self.end(key)
         listed = self.listing(key).spans or ((first, None),)
         runs = [(max(first, begin), min(last, until or last)) for begin, until in listed]
         return [(begin, until) for begin, until in runs if begin <= until]
 
     def days(self, key: SeriesKey) -> list[date]:
-        """All UTC days to collect, in order."""
+        """Return all UTC days to collect, in order."""
         return [first + timedelta(days=n) for first, last in self.spans(key) for n in range((last - first).days + 1)]
 
     def from_line(self, key: SeriesKey) -> int:
-        """Return the line of the ``from:`` that decides when a series of the universe begins."""
+        """Return the line of the ``from:`` that decides the start of a series."""
         key = _source_of(key)
         listed = self.listing(key).first
         found: list[tuple[bool, date, int]] = []
@@ -206,14 +204,13 @@ class Universe:
         return min(found)[2] if found else 0
 
     def said_of_start(self, key: SeriesKey) -> str:
-        """Return from when on a series is collected, and where that is written, for messages."""
+        """Return the start of a series and its place in the file, for messages."""
         return f"{key} is collected from {self.start(key)} on ({self.path}, line {self.from_line(key)})"
 
     def first_day(self) -> date:
-        """The earliest day that any series may be asked for; it does not move as days go by.
+        """Return the earliest day that can be fetched of any series. It does not change from day to day.
 
-        It is the earliest start, save where ``30 days ago`` is the earliest: such a start moves, so there the
-        listing stands for it.
+        It is the earliest start. If that is a moving one such as ``30 days ago``, it is the listing of that series.
         """
         fixed: list[date] = []
         moving: list[tuple[date, date]] = []
@@ -230,18 +227,18 @@ class Universe:
         return min([*fixed, *settled], default=ARCHIVE_BEGINS)
 
     def refuse_before_first(self, day: date, key: SeriesKey) -> None:
-        """Refuse a day that is no partition in Dagster, because everything collected begins later.
+        """Refuse a day before the first partition in Dagster.
 
         Args:
             day: The day.
-            key: The series that it was requested of.
+            key: The requested series.
 
         Raises:
-            UsageError: the text says when it begins and which line to change.
+            UsageError: the day is before the first partition. The text names that day and the line to change.
         """
         if day < self.first_day():
             raise UsageError(
-                f"{day} is before all that {self.path} collects, which begins on {self.first_day()}. "
+                f"{day} is before the first day of {self.path}, {self.first_day()}. "
                 f"Set an earlier `from:` there first: {self.said_of_start(key)}."
             )
 
@@ -251,11 +248,11 @@ class Universe:
         ]
         near = near or [k for k in self._resolved if (k.market, k.data_type) == (key.market, key.data_type)]
         there = ", ".join(str(k) for k in (near or list(self._resolved))[:12])
-        return f"{key} is not in {self.path}. There are: {there or 'none'}. `market-data add` puts a series into it."
+        return f"{key} is not in {self.path}. It has: {there or 'none'}. `market-data add` adds a series."
 
 
 def series_of(entry: Entry, market: Market, symbol: str) -> Iterator[tuple[SeriesKey, Since]]:
-    """The series that an entry means of one symbol in one market, each with its start."""
+    """Yield the series of an entry for one symbol in one market, each with its start."""
     for wanted in entry.wanted:
         for interval in wanted.intervals:
             yield SeriesKey(EXCHANGE, market, wanted.data_type, symbol, interval), wanted.since
@@ -273,5 +270,5 @@ def _order(key: SeriesKey) -> tuple[int, int, str, int]:
 
 
 def lock_path(universe: Path) -> Path:
-    """Where the lock of a universe lies: ``universe.lock.yaml`` beside ``universe.yaml``."""
+    """Return the path of a universe's lock: ``universe.lock.yaml`` next to ``universe.yaml``."""
     return universe.with_name(f"{universe.stem}.lock{universe.suffix or '.yaml'}")

@@ -424,7 +424,7 @@ def test_add_begins_a_universe(world: World, market_data: MarketData) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("BTCUSD 1m", r"Spot has no symbol BTCUSD. Near to it: BTCUSDT"),
+        ("BTCUSD 1m", r"Spot has no symbol BTCUSD. Similar: BTCUSDT"),
         ("BTCUSDT 7m", r"'7m' is neither a kline interval nor aggTrades. There are: 1s, 1m"),
         ("BTCUSDT 1s --market um", r"no kline interval '1s' in um"),
         ("BTCUSDT 1m --from soon", r"--from cannot be 'soon'. Allowed: a day"),

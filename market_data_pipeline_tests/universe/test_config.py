@@ -142,7 +142,7 @@ def test_derived_series_starts_with_its_source_and_unknown_series_lists_what_the
     found = universe("collect: [{market: spot, symbols: BTCUSDT, aggTrades: {from: 7 days ago}}]", LOCK)
     derived = SeriesKey("binance", Market.SPOT, DataType.TRADE_PROFILE, "BTCUSDT")
     assert found.start(derived) == TODAY - timedelta(days=7)
-    with pytest.raises(UsageError, match=r"klines/ETHUSDT/1m is not in .*There are: binance/spot/aggTrades/BTCUSDT"):
+    with pytest.raises(UsageError, match=r"klines/ETHUSDT/1m is not in .*It has: binance/spot/aggTrades/BTCUSDT"):
         found.start(klines("ETHUSDT", "1m"))
 
 
@@ -179,21 +179,21 @@ ENTRY = (
     [
         ("collect:", "colect:", 1, r"'colect' is not known in the file \(meant: collect\?\). Allowed: collect"),
         ("market: spot", "market: sopt", 2, r"'sopt' is no market \(meant: spot\?\). Allowed: spot, um, cm"),
-        ("market: spot", "market: [spot, spot]", 2, "market spot stands twice"),
+        ("market: spot", "market: [spot, spot]", 2, "market spot appears twice"),
         ("market: spot", "marked: spot", 2, r"Allowed: market, symbols, except, klines, aggTrades"),
         ("symbols: [BTCUSDT]", "symbol: BTCUSDT", 3, r"meant: symbols\?"),
         ("symbols: [BTCUSDT]", "symbols: []", 3, "empty list"),
         ("symbols: [BTCUSDT]", "symbols:", 3, "nothing below it"),
-        ("symbols: [BTCUSDT]", "symbols: [1000]", 3, "1000 is not text to YAML: write the symbol in quotes"),
+        ("symbols: [BTCUSDT]", "symbols: [1000]", 3, "YAML does not read 1000 as text. Write the symbol in quotes"),
         ("symbols: [BTCUSDT]", "symbols: [[BTCUSDT]]", 3, "a list of words; here is a list"),
         ("symbols: [BTCUSDT]", "symbols: [btcusdt]", 3, "capitals: BTCUSDT, not btcusdt"),
         ("symbols: [BTCUSDT]", "symbols: ['BTC/USDT']", 3, "'BTC/USDT' cannot be a symbol"),
-        ("symbols: [BTCUSDT]", "symbols: [BTCUSDT, BTCUSDT]", 3, "stands twice"),
-        ("symbols: [BTCUSDT]\n", "symbols: [BTCUSDT]\n    symbols: [ETHUSDT]\n", 4, "'symbols' stands twice"),
+        ("symbols: [BTCUSDT]", "symbols: [BTCUSDT, BTCUSDT]", 3, "appears twice"),
+        ("symbols: [BTCUSDT]\n", "symbols: [BTCUSDT]\n    symbols: [ETHUSDT]\n", 4, "'symbols' appears twice"),
         ("intervals: [1m]", "intervals: [1m, 7m]", 5, "no kline interval '7m' in spot. Allowed: 1s, 1m, 3m, 5m"),
-        ("intervals: [1m]", "intervals: [1m, 1m]", 5, "interval 1m stands twice"),
-        ("intervals: [1m]\n      ", "", 5, "`klines:` lacks 'intervals'"),
-        ("\n      from: 2024-01-01", "", 5, "`klines:` lacks 'from'"),
+        ("intervals: [1m]", "intervals: [1m, 1m]", 5, "interval 1m appears twice"),
+        ("intervals: [1m]\n      ", "", 5, "`klines:` needs 'intervals'"),
+        ("\n      from: 2024-01-01", "", 5, "`klines:` needs 'from'"),
         ("2024-01-01", "2024-02-30", 6, r"`from:` cannot be '2024-02-30'. Allowed: a day such as"),
         ("2024-01-01", "01.02.2024", 6, "30 days ago"),
         ("2024-01-01", "2026-11-22", 6, r"in the future; today is 2026-11-21 \(UTC\)"),
@@ -202,7 +202,7 @@ ENTRY = (
             "    klines:\n      intervals: [1m]\n      from: 2024-01-01\n",
             "",
             2,
-            "collects nothing. Say what: `klines:`",
+            "collects nothing. Add one of: `klines:`",
         ),
         ("  - market", "  - aggTrades: [1]\n    market", 2, "must have the keys from; here is a list"),
         ("  - market: spot", "  - x\n  - market: spot", 2, "must have the keys market, symbols"),
@@ -238,7 +238,7 @@ def test_series_that_is_collected_twice_is_refused_with_both_lines() -> None:
 
 @pytest.mark.parametrize("text", ["", "# nothing\n"])
 def test_empty_file_says_what_belongs_in_it(text: str) -> None:
-    with pytest.raises(UsageError, match=r"universe\.yaml is empty. It has a list `collect:`"):
+    with pytest.raises(UsageError, match=r"universe\.yaml is empty. It needs a list `collect:`"):
         parse_universe(text)
 
 
@@ -254,7 +254,7 @@ def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
     "text", ["spot: 3", "spot: {BTCUSDT: [{from: 2020, until: null}]}", "spott: {}", "spot: {BTCUSDT: 2020-01-01}"]
 )
 def test_damaged_lock_says_how_to_write_it_anew(text: str) -> None:
-    with pytest.raises(UsageError, match=r"universe.lock.yaml, line 1: [\s\S]*`market-data universe refresh` writes"):
+    with pytest.raises(UsageError, match=r"universe.lock.yaml, line 1: [\s\S]*`market-data universe refresh` rewrites"):
         parse_lock(text)
 
 
@@ -395,7 +395,7 @@ def test_refresh_lists_each_symbol_once_and_nothing_that_is_not_meant(archive: F
 @pytest.mark.parametrize(
     ("symbol", "says"),
     [
-        ("BTCUSD", r"line 3: spot has no symbol BTCUSD. Near to it: .*BTCUSDT.*\(4 symbols in all\)"),
+        ("BTCUSD", r"line 3: spot has no symbol BTCUSD. Similar: .*BTCUSDT.*\(4 symbols in all\)"),
         ("'*EUR'", r"line 3: spot has no symbol \*EUR"),
     ],
 )
@@ -407,7 +407,7 @@ def test_refresh_refuses_symbols_that_do_not_exist(archive: FakeArchive, symbol:
 
 def test_look_up_finds_one_symbol_or_names_those_near_to_it(archive: FakeArchive) -> None:
     assert look_up(Market.SPOT, "LUNAUSDT", archive)[Market.SPOT, "LUNAUSDT"].last == date(2024, 3, 1)
-    with pytest.raises(UsageError, match=r"^Spot has no symbol BTCUSD. Near to it: .*BTCUSDT"):
+    with pytest.raises(UsageError, match=r"^Spot has no symbol BTCUSD. Similar: .*BTCUSDT"):
         look_up(Market.SPOT, "BTCUSD", archive)
 
 
@@ -451,5 +451,5 @@ def test_first_and_further_entries_go_into_any_file(text: str) -> None:
 
 def test_file_that_cannot_be_added_to_is_left_alone_and_says_what_to_write() -> None:
     flow = "collect: [{market: spot, symbols: BTCUSDT, klines: {intervals: 1d, from: 2024-01-01}}]\n"
-    with pytest.raises(UsageError, match=r"cannot be added to. Put this under `collect:`:\n  - market: spot"):
+    with pytest.raises(UsageError, match=r"in its present form. Add this under `collect:`:\n  - market: spot"):
         add_series(flow, klines("ETHUSDT", "1d"), Since())

@@ -25,7 +25,7 @@ collect:
 """
 LOCK = "spot:\n  ETHUSDT: [{from: 2017-08-17, until: null}]\n"
 MISSPELT = UNIVERSE.format(symbols="ETHUSDT, BTCUSTD")
-MISTAKE = r"universe\.yaml, line 3: spot has no symbol BTCUSTD\. Near to it: BTCUSDT.*market-data universe refresh"
+MISTAKE = r"universe\.yaml, line 3: spot has no symbol BTCUSTD\. Similar: BTCUSDT.*market-data universe refresh"
 
 
 @pytest.mark.parametrize("lock", [LOCK, None], ids=["lock", "no lock"])
@@ -36,7 +36,7 @@ def test_a_misspelt_symbol_is_refused_and_none_of_its_days_asked_for(
     market_data = shell(world, monkeypatch, MISSPELT, lock)
     result = market_data(command)
     assert result.exit_code == 2, result.output
-    assert " ".join(result.stderr.split()).find("line 3: spot has no symbol BTCUSTD. Near to it: BTCUSDT") >= 0
+    assert " ".join(result.stderr.split()).find("line 3: spot has no symbol BTCUSTD. Similar: BTCUSDT") >= 0
     assert "market-data universe refresh" in result.stderr
     assert not world.asked("BTCUSTD")
     assert len(world.asked()) <= 4
@@ -77,9 +77,9 @@ def test_without_network_the_lock_decides_and_without_both_nothing_is_refused(
     result = market_data("sync")
     assert result.exit_code == 2, result.output
     said = " ".join(result.stderr.split())
-    assert "line 3: universe.lock.yaml does not have BTCUSTD of spot. It has ETHUSDT (1 symbols in all)." in said
+    assert "line 3: universe.lock.yaml does not have spot symbol BTCUSTD. It has ETHUSDT (1 symbols in all)." in said
     assert "`market-data universe refresh`" in said
-    assert "cannot be looked up now" in said
+    assert "cannot be reached to look them up" in said
     (world.root / "universe.lock.yaml").unlink()
     universe = load_universe(world.root / "universe.yaml")
     assert with_listings(world.settings, universe, [klines("BTCUSTD", "1d")], pytest.fail) == universe
@@ -132,5 +132,5 @@ def test_symbol_that_nobody_has_is_refused_when_rest_is_off(new_world: World, mo
     assert result.exit_code == 2
     said = " ".join(result.stderr.split())
     assert "REST of spot" in said
-    assert "Spot has no symbol NEWUSDT. Near to it: " in said
+    assert "Spot has no symbol NEWUSDT. Similar: " in said
     assert "NEWUSDT" not in (new_world.root / "universe.yaml").read_text()
