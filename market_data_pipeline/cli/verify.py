@@ -98,7 +98,7 @@ def _listing(settings: Settings, keys: Sequence[SeriesKey], universe: Universe, 
     _tell_troubles(report.troubles, console)
     if report.not_reached:
         console.print(report.said_of_not_reached(), soft_wrap=True, style="red")
-    wanted, refused = report.to_bring, report.of(Kind.REFUSED)
+    wanted, refused = report.to_fetch, report.of(Kind.REFUSED)
     if refused:
         console.print(_said_of_refused(refused), soft_wrap=True)
     well = not refused and not report.troubles
@@ -182,7 +182,7 @@ def _that_can_be_brought(wanted: Mapping[SeriesKey, Sequence[date]], universe: U
 
 def _tell_changes(layout: Layout, report: SweepReport, console: Console) -> None:
     told = 0
-    for key, days in report.to_bring.items():
+    for key, days in report.to_fetch.items():
         rows = Ledger.read(layout.ledger(key)).rows
         for day in days:
             for finding in rows[day].findings_list() if day in rows else ():

@@ -1,1 +1,1 @@
-"""Work across series that keeps a lake right: sweeps, scrubs, compaction, and which days are due. No Dagster."""
+"""Maintenance across series: sweeps, scrubs, compaction and due days. Dagster does not belong here."""

@@ -1,7 +1,7 @@
-"""Sweep over the archive's listing: find days whose archive Binance has replaced, published or removed since.
+"""Sweep the archive's listing for days whose archive Binance has replaced, published or removed.
 
-:func:`sweep` compares the listing, by pages, with what ledgers say of the archives that days came from, and marks
-the days in the ledger. Fetching them again belongs to ``ingest``, and when to do so to ``model/needs.py``.
+:func:`sweep` compares pages of the listing with the ledgers and marks the days there. Fetching them again belongs to
+``ingest``, the decision when to do so to ``model/needs.py``.
 """
 
 from __future__ import annotations
@@ -32,66 +32,66 @@ from market_data_pipeline.settings import Settings
 
 
 class Listed(Protocol):
-    """A line of the archive's listing, as ``sources.binance.archive`` gives it."""
+    """A file in the archive's listing, as ``sources.binance.archive`` returns it."""
 
     @property
     def key(self) -> str:
-        """Path in the bucket."""
+        """Return its path in the bucket."""
 
     @property
     def etag(self) -> str:
-        """Without quotes; empty where the listing has none."""
+        """Return its ETag without quotes, empty if the listing has none."""
 
     @property
     def last_modified(self) -> str:
-        """ISO 8601."""
+        """Return its Last-Modified in ISO 8601."""
 
 
 class Listing(Protocol):
-    """What is asked of the archive: ``sources.binance.archive.Archive`` is one."""
+    """The archive, as a sweep needs it. ``sources.binance.archive.Archive`` implements it."""
 
     def list_page(self, prefix: str, after: str) -> tuple[Sequence[Listed], bool]:
-        """Files right below a prefix whose keys come after one, at most a page; and whether there are more."""
+        """Return at most a page of files directly below a prefix, after a key, and True if there are more."""
 
 
 # --- the archive's listing ----------------------------------------------------------------------------------------
 
 
 FAILED_IN_A_ROW = 3
-"""Series that could not be listed, one after another, from which on the listing's host is taken to be down."""
+"""Consecutive series that cannot be listed before the sweep takes the host to be down."""
 
 _NAMED = 5
-"""Series that a text names before it says that there are more."""
+"""Number of series that a message lists by name."""
 
 
 class Kind(StrEnum):
-    """What the listing says of an archive that the lake does not."""
+    """Difference between the listing and the lake."""
 
     REPLACED = "replaced"
-    """Another archive is there than the one that the rows came from."""
+    """The listing has another archive than the one that the rows came from."""
     PUBLISHED = "published"
-    """An archive is there for a day that has none yet: it is provisional, or failed."""
+    """The listing has an archive for a day without one. The day is provisional or failed."""
     REFUSED = "refused"
-    """An archive is there that was to replace the rows, and was refused: it is fetched again when it, or its
-    ``.CHECKSUM``, is another one; the rows stay."""
+    """The listing has a replacement that ingest refused. The rows stay. It is fetched again once it or its
+    ``.CHECKSUM`` changes."""
     VANISHED = "vanished"
-    """The archive that the rows came from is there no more; the rows stay."""
+    """The archive that the rows came from is no longer listed. The rows stay."""
 
 
-TO_BRING = frozenset({Kind.REPLACED, Kind.PUBLISHED})
-"""What is to be fetched."""
+TO_FETCH = frozenset({Kind.REPLACED, Kind.PUBLISHED})
+"""Kinds of archives to fetch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """One archive that is not as the ledger says.
+    """One archive whose listing differs from the ledger.
 
     Attributes:
-        kind: In which way.
+        kind: Kind of the difference.
         key: The series.
-        days: The UTC days concerned, in order: one of a daily archive, up to a month of a monthly one.
+        days: The UTC days affected, in order: one for a daily archive, up to a month for a monthly one.
         archive: Its key in the bucket.
-        etag: As listed now; its Last-Modified where the listing has no ETag, empty where it vanished.
+        etag: ETag listed now, or Last-Modified if the listing has no ETag. Empty if the archive vanished.
     """
 
     kind: Kind
@@ -103,15 +103,15 @@ class Discovery:
 
 @dataclass
 class SweepReport:
-    """What a sweep found.
+    """Result of a sweep.
 
     Attributes:
-        archives: Archives that were compared, by series.
-        discoveries: Those that are not as the ledgers say, in the order of series and days.
-        requests: Pages of the listing that were asked for.
-        unproven: Days of held archives of which neither ETag nor Last-Modified is on record, so nothing can be said.
+        archives: Number of archives compared, by series.
+        discoveries: Archives that differ from the ledgers, in order of series and days.
+        requests: Pages of the listing that were requested.
+        unproven: Stored days whose ledger has neither ETag nor Last-Modified, so that they cannot be compared.
         troubles: Series that could not be compared or marked, with the reason.
-        not_reached: Series that were not compared because it ended early, in the order in which they were to be.
+        not_reached: Series not compared because the sweep ended early, in order.
     """
 
     archives: dict[SeriesKey, int] = field(default_factory=dict)
@@ -122,7 +122,7 @@ class SweepReport:
     not_reached: list[SeriesKey] = field(default_factory=list)
 
     def add(self, other: SweepReport) -> None:
-        """Take in what was found of further series."""
+        """Add the results of further series."""
         self.archives |= other.archives
         self.discoveries += other.discoveries
         self.requests += other.requests
@@ -131,26 +131,26 @@ class SweepReport:
         self.not_reached += other.not_reached
 
     def of(self, kind: Kind) -> list[Discovery]:
-        """The discoveries of a kind."""
+        """Return the discoveries of a kind."""
         return [found for found in self.discoveries if found.kind is kind]
 
     def said_of_not_reached(self) -> str:
-        """What to tell people of the series that were not compared, with the first of them; empty where all were."""
+        """Return a message about the series not compared, with the first of them by name. Empty if there are none."""
         if not self.not_reached:
             return ""
         names = ", ".join(map(str, self.not_reached[:_NAMED]))
         more = ", …" if len(self.not_reached) > _NAMED else ""
         return (
-            f"{len(self.not_reached)} series were not compared, since the archive's listing could not be had for those "
-            f"before: {names}{more}. Try again later."
+            f"{len(self.not_reached)} series were not compared, because listing the archive failed for the series "
+            f"before them: {names}{more}. Try again later."
         )
 
     @property
-    def to_bring(self) -> dict[SeriesKey, list[date]]:
-        """The days that are to be fetched again, by series."""
+    def to_fetch(self) -> dict[SeriesKey, list[date]]:
+        """Return the days to fetch again, by series."""
         wanted: dict[SeriesKey, set[date]] = {}
         for found in self.discoveries:
-            if found.kind in TO_BRING:
+            if found.kind in TO_FETCH:
                 wanted.setdefault(found.key, set()).update(found.days)
         return {key: sorted(days) for key, days in wanted.items()}
 
@@ -164,22 +164,22 @@ def sweep(
     at_once: bool = False,
     on_progress: OnProgress | None = None,
 ) -> SweepReport:
-    """Compare the archive's listing with the ledgers of series, and mark the days whose archive is another one now.
+    """Compare the archive's listing with the ledgers of series, and mark the days whose archive has changed.
 
-    A page of the listing has 500 days, so ten years of a series are eight requests. Days that came from a monthly zip
-    are compared with that one. Days that wait for their archive, and days that failed for what was in it, are looked
-    for as well.
+    A page of the listing has 500 days, so ten years of a series take eight requests. Days from a monthly zip are
+    compared with that zip. The sweep also looks for archives of days that wait for theirs, and of days that failed
+    because of the archive's content.
 
-    No further series is begun after :data:`FAILED_IN_A_ROW` that could not be listed, since the host is down for the
-    others as well, and each would wait through all retries; the report has those that were not reached.
+    The sweep ends early after :data:`FAILED_IN_A_ROW` consecutive series that cannot be listed, because the host is
+    down and every further series would wait through all retries. ``not_reached`` has the rest.
 
     Args:
-        settings: Where the lake is, and how many series are asked for at the same time.
-        keys: The series; derived ones, which have no archive, are passed over.
+        settings: Location of the lake, and number of series to list in parallel.
+        keys: The series. Derived series have no archive and are skipped.
         archive: The archive's listing.
-        mark: Whether to write what was found into the ledgers.
-        at_once: Whether days are marked anew that rest after an attempt failed, since somebody wants them now.
-        on_progress: Told after each series how many archives were compared.
+        mark: Write the result into the ledgers.
+        at_once: End the retry backoff of days whose last attempt failed.
+        on_progress: Called after each series with the number of archives compared.
     """
     layout = Layout(settings.root)
     report = SweepReport()
@@ -194,7 +194,7 @@ def sweep(
             return SweepReport(not_reached=[key])
         found = _sweep_series(layout, key, archive)
         with lock:
-            if found.troubles and key in found.archives:  # one without was not looked for: its ledger cannot be read
+            if found.troubles and key in found.archives:  # without it, the ledger failed, not the listing
                 unlisted += 1
             elif found.requests:
                 unlisted = 0
@@ -222,17 +222,16 @@ def look_for(
     threads: int = 1,
     seconds: float = inf,
 ) -> SweepReport:
-    """Look in the listing for the archives of days that wait for theirs; nothing is marked.
+    """Look in the listing for the archives of days that wait for theirs. This marks nothing.
 
-    No further series is begun after one that could not be listed, since its host is mostly down for the others as well,
-    nor when the time is up: the report has those that were not reached.
+    No further series starts after one that cannot be listed, because the host is then usually down, or after the time
+    limit. ``not_reached`` has the rest.
 
     Args:
-        waiting: Rows of the days, by series, in the order in which they are looked for; see
-            ``quality.repair.waits_for_archive``.
+        waiting: Ledger rows of the days, by series, in the order to look for them.
         archive: The archive's listing.
-        threads: How many series are asked for at the same time.
-        seconds: How long to go on with further series.
+        threads: Number of series to list in parallel.
+        seconds: Time after which no further series starts.
     """
     report = SweepReport()
     until = monotonic() + seconds
@@ -255,7 +254,7 @@ def look_for(
 def _sweep_series(layout: Layout, key: SeriesKey, archive: Listing) -> SweepReport:
     try:
         ledger = Ledger.read(layout.ledger(key))
-        refresh_ledger(ledger, layout, key)  # in memory: it may be behind
+        reconcile(ledger, layout, key)  # in memory only: the file may be behind
     except MarketDataError as error:
         return SweepReport(troubles={key: str(error)})
     return _compare_rows(key, ledger.rows.values(), archive)
@@ -283,7 +282,7 @@ def _compare_rows(key: SeriesKey, rows: Iterable[DayRecord], archive: Listing) -
 
 
 def _cadences(key: SeriesKey, row: DayRecord, now: datetime) -> tuple[str, ...]:
-    """In which of the archive's folders to look for a day: daily, monthly, both or none."""
+    """Return the archive's folders in which to look for a day: daily, monthly, both or none."""
     sources = (row.source or "").split("+") if row.outcome == HELD else []
     if Source.ARCHIVE_MONTHLY in sources:
         return ("monthly",)
@@ -291,7 +290,7 @@ def _cadences(key: SeriesKey, row: DayRecord, now: datetime) -> tuple[str, ...]:
         return ("daily",)
     if not needs(row, now).awaits_archive:
         return ()
-    # A day whose own archive stays away may be in that of its month, which comes in the first half of the next.
+    # A day without a daily archive may be in the monthly one, which appears in the first half of the next month.
     month_over = (row.day.year, row.day.month) != (now.year, now.month)
     return ("daily", "monthly") if month_over and monthly_may_stand(key) else ("daily",)
 
@@ -329,7 +328,7 @@ def _days(rows: Iterable[DayRecord]) -> tuple[date, ...]:
 
 
 def _is_same(row: DayRecord, file: Listed) -> bool | None:
-    """Whether a listed archive is the one that a day's rows came from; None where that cannot be told."""
+    """Return True if a day's rows came from the listed archive, None if that is unknown."""
     if row.etag and file.etag:
         return row.etag == file.etag
     if row.last_modified and file.last_modified and (ours := _moment(row.last_modified)):
@@ -338,43 +337,43 @@ def _is_same(row: DayRecord, file: Listed) -> bool | None:
 
 
 def _moment(text: str) -> datetime | None:
-    """A Last-Modified, as headers (HTTP date) or listings (ISO 8601) write it, to the second that headers have."""
+    """Parse a Last-Modified of a header (HTTP date) or a listing (ISO 8601), truncated to seconds as in headers."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         try:
             moment = parsedate_to_datetime(text)
         except (ValueError, TypeError, IndexError, OverflowError):
-            return None  # an older record may hold what a host once sent as a date
+            return None  # an older record may have a malformed date from a host
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).replace(microsecond=0)
 
 
 def identity(file: Listed) -> str:
-    """What tells an archive from the one that replaces it: its ETag, or its Last-Modified where there is none."""
+    """Return the version of an archive: its ETag, or its Last-Modified if it has no ETag."""
     return file.etag or file.last_modified
 
 
 def is_published(row: DayRecord, file: Listed, checksum: Listed | None) -> bool:
-    """Whether a listed archive brings a day further that is not final.
+    """Return True if this archive would make a provisional or failed day final.
 
     Args:
         row: The day's row in the ledger.
         file: The day's archive in the listing.
-        checksum: Its ``.CHECKSUM``, where that is listed.
+        checksum: Its ``.CHECKSUM``. None if that is not listed.
     """
     if row.final:
         return False
     if _is_proven_anew(row, checksum):
         return True
     if row.outcome == HELD and row.checksum == ChecksumStatus.MISSING and row.etag == file.etag:
-        return checksum is not None and row.failure != "checksum"  # the same archive, which only lacked its proof
+        return checksum is not None and row.failure != "checksum"  # the same archive, whose checksum was missing
     return not knows_archive(row, identity(file))
 
 
 def _is_proven_anew(row: DayRecord, checksum: Listed | None) -> bool:
-    """Whether the archive of a day was refused for want of proof, and another ``.CHECKSUM`` is there than was then.
+    """Return True if the day's archive failed its checksum and the listing now has another ``.CHECKSUM``.
 
-    The bytes may be the same: what they are to match is another.
+    The archive's bytes may be the same.
     """
     if checksum is None or row.failure not in ("checksum", "unproven"):
         return False
@@ -386,12 +385,12 @@ def _is_proven_anew(row: DayRecord, checksum: Listed | None) -> bool:
 
 
 def _is_back(row: DayRecord, same: bool | None) -> bool:
-    """Whether an archive that was refused is gone again, and the one that a day's rows came from is back."""
+    """Return True if a refused replacement is gone and the archive of the day's rows is back."""
     return same is True and row.final and row.failure in REFUSED
 
 
 def _is_newer(file: Listed, row: DayRecord) -> bool:
-    """Whether a file was published after a day was asked for."""
+    """Return True if a file was published after the last attempt at a day."""
     if row.asked_at is None or not file.last_modified:
         return row.asked_at is None
     published = _moment(file.last_modified)
@@ -400,30 +399,30 @@ def _is_newer(file: Listed, row: DayRecord) -> bool:
 
 @dataclass
 class Pages:
-    """Looks for archives in the listing with as few requests as there can be.
+    """Find archives in the listing with as few requests as possible.
 
     Attributes:
         archive: The archive's listing.
-        requests: Pages asked for so far.
+        requests: Pages requested so far.
     """
 
     archive: Listing
     requests: int = 0
 
     def find(self, folder: str, wanted: Iterable[str]) -> dict[str, Listed]:
-        """The wanted archives and their ``.CHECKSUM`` files, as far as they are listed, by key.
+        """Return the wanted archives and their ``.CHECKSUM`` files that are listed, by key.
 
-        Each page begins with the next archive that is wanted, so stretches in which none is cost nothing.
+        Each page begins with the next wanted archive, so that stretches without one take no request.
 
         Args:
-            folder: Of the archives, ending with a slash.
-            wanted: Keys of archives right in that folder.
+            folder: Folder of the archives, ending with a slash.
+            wanted: Keys of archives directly in that folder.
         """
         left = sorted(wanted)
         found: dict[str, Listed] = {}
         after = ""
         while left:
-            # On from the last page, if that ended between a zip and its checksum.
+            # Continue from the last page if it ended between a zip and its checksum.
             after = max(after, left[0].removesuffix(".zip"))
             page, more = self.archive.list_page(folder, after)
             self.requests += 1
@@ -432,11 +431,11 @@ class Pages:
                 break
             if self.requests >= MOST_PAGES:
                 raise NetworkError(
-                    f"The listing of {folder} has more than {MOST_PAGES} pages, the last of them from {after} on. "
+                    f"The listing of {folder} has more than {MOST_PAGES} pages. The last one begins at {after}. "
                     "Check the network and MARKET_DATA_VISION_LISTING_URL."
                 )
             after = page[-1].key
-            # A zip at the end of a page is not done with before the page that has its checksum.
+            # A zip at the end of a page also needs the next page, which has its checksum.
             left = [key for key in left if f"{key}.CHECKSUM" > page[-1].key]
         return found
 
@@ -449,16 +448,16 @@ def mark_days(
     *,
     at_once: bool = False,
 ) -> None:
-    """Note in a series' ledger which archives are there in place of those that its days came from.
+    """Mark the days of a series in its ledger whose archive is to be fetched, with the archive's version.
 
-    A day that is marked for that archive already, and which a passing failure kept from having it, keeps its pauses.
+    A day that is already marked for this archive, and whose fetch failed, stays in retry backoff.
 
     Args:
-        layout: Where the lake lies.
+        layout: Layout of the lake.
         key: The series.
-        discoveries: What a sweep found of it.
+        discoveries: The sweep's discoveries in the series.
         wait_seconds: How long to wait for another run that writes the series.
-        at_once: Whether pauses end.
+        at_once: End the retry backoff.
 
     Raises:
         SeriesBusyError: another run writes the series and did not finish in time.
@@ -469,7 +468,7 @@ def mark_days(
         before = dict(ledger.rows)
         refresh_ledger(ledger, layout, key)
         for found in discoveries:
-            for day in found.days if found.kind in TO_BRING and found.etag else ():
+            for day in found.days if found.kind in TO_FETCH and found.etag else ():
                 row = ledger.get(day)
                 # A run may have fetched the day since it was compared.
                 if row is None or (row.final and row.etag == found.etag and row.failure is None):

@@ -1,7 +1,7 @@
-"""The backlog: days that the universe collects and that are not on record, or whose file is gone. All times are UTC.
+"""Find the backlog: days of the universe without a ledger row, or whose file is gone. All times are UTC.
 
-A machine that was off leaves such days, and so do a lost ledger, a file removed by hand, an earlier ``from:`` and a new
-series. Days that failed do not belong here: they have a ledger row, and ``quality.repair`` says when to retry them.
+Causes are downtime, a lost ledger, a deleted file, an earlier ``from:`` and a new series. Failed days do not belong
+here: they have a ledger row, and ``model/needs.py`` schedules their retries.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.universe import Universe, load_universe
 
 PORTION = 1000
-"""Days of all series together that one tick may request: minutes of work for candles, so that ticks do not pile up."""
+"""Days of all series together that one tick may request. Candles take minutes, so that ticks do not pile up."""
 
 SECONDS = 20.0
-"""How long a tick looks at series; Dagster ends it after 60 s. Series that are left come first in another tick."""
+"""Time limit of a tick. Dagster ends it after 60 s. Each tick starts at another series."""
 
 _STRIDE = 997
-"""How far the first series to look at moves from hour to hour; a prime, so that all of them get their turn."""
+"""Number of series that the start moves per hour. A prime, so that every series gets its turn."""
 
 Busy = Mapping[SeriesKey, Collection[date]]
-"""Days that runs which are not finished will fetch."""
+"""Days that unfinished runs will fetch."""
 
 
 def backlog(
@@ -45,11 +45,11 @@ def backlog(
 
     Args:
         at: The tick's time, zone-aware.
-        until: First UTC day that is left to the other schedules.
-        what: What can be requested.
-        layout: Where the lake lies.
+        until: First UTC day that belongs to the other schedules.
+        what: Series and days that can be requested.
+        layout: Layout of the lake.
         busy: Days to leave out.
-        seconds: How long to look at series.
+        seconds: Time after which no further series is looked at.
     """
     found = {}
     end = time.monotonic() + seconds
@@ -71,8 +71,8 @@ def _in_turn(keys: Sequence[SeriesKey], at: datetime) -> list[SeriesKey]:
 def lacking(universe: Universe, key: SeriesKey, layout: Layout, until: date) -> list[date]:
     """Return the days before ``until`` that a series should have and that are not on record, in order.
 
-    A day that is stored by the ledger and has no file is among them. So is one that was not listed when it was fetched,
-    if it is by the listing as refreshed since.
+    This includes days that are stored according to the ledger but have no file. It also includes days recorded as not
+    listed that the current listing covers.
     """
     spans = [(first, min(last, until - DAY)) for first, last in universe.spans(key)]
     wanted = [day for first, last in spans for day in days_between(first, last)]
@@ -83,12 +83,12 @@ def lacking(universe: Universe, key: SeriesKey, layout: Layout, until: date) -> 
 
 
 def _on_record(layout: Layout, key: SeriesKey, *, not_listed_is_known: bool = True) -> set[date]:
-    """Return the days of which the ledger speaks, without those that it has as stored and that have no file."""
+    """Return the days in the ledger, without days that it has as stored but that have no file."""
     by_outcome = _days_by_outcome(layout.ledger(key))
-    held = by_outcome.pop(HELD, set())
+    stored = by_outcome.pop(HELD, set())
     if not not_listed_is_known:
         by_outcome.pop(NOT_LISTED, None)
-    return set().union(*by_outcome.values()) | (held & days_named(layout, key) if held else held)
+    return set().union(*by_outcome.values()) | (stored & days_named(layout, key) if stored else stored)
 
 
 def _days_by_outcome(ledger: Path) -> dict[str, set[date]]:
@@ -118,8 +118,8 @@ def profile_backlog(universe: Universe, layout: Layout, until: date, busy: Busy)
 def portion(days: Mapping[SeriesKey, Sequence[date]], most: int | None = None) -> dict[SeriesKey, list[date]]:
     """Return the newest days of each series, together at most ``most`` (by default :data:`PORTION`).
 
-    Each series has an equal share, so that one whose runs end without a trace cannot hold up the others; what a series
-    leaves of its share goes to those that come first.
+    Each series has an equal share, so that a series whose runs fail without a trace cannot block the others. Unused
+    shares go to the first series.
     """
     if not days:
         return {}
@@ -136,13 +136,13 @@ def portion(days: Mapping[SeriesKey, Sequence[date]], most: int | None = None) -
 
 @dataclass(frozen=True, slots=True)
 class Requestable:
-    """What of the universe a code location can request.
+    """The part of the universe that a code location can request.
 
     Attributes:
-        universe: As ``universe.yaml`` and its lock are now.
-        keys: Series that the code location knows, and that are collected still.
+        universe: The current ``universe.yaml`` and lock.
+        keys: Series that the code location knows and the universe still collects.
         first: The first day that is a partition.
-        notice: What it cannot request until it is reloaded, in words; empty if there is nothing.
+        notice: Message about series and days that need a reload first. Empty if there are none.
     """
 
     universe: Universe
@@ -152,15 +152,15 @@ class Requestable:
 
 
 def requestable(loaded: Universe) -> Requestable:
-    """Read the universe again: it may have been changed since the code location was loaded.
+    """Read the universe again, because it may have changed since the code location was loaded.
 
     Args:
-        loaded: The universe that the code location was loaded with.
+        loaded: The universe at the time of loading.
     """
     first, known = loaded.first_day(), loaded.series()
     try:
         now = load_universe(loaded.path)
-    except UsageError:  # absent, or half written by an editor: a reload says what is wrong
+    except UsageError:  # missing, or half written by an editor: a reload reports the error
         return Requestable(loaded, tuple(known), first)
     new = sorted(set(now.series()) - set(known))
     keys = tuple(key for key in known if key in now)
@@ -168,7 +168,7 @@ def requestable(loaded: Universe) -> Requestable:
         return Requestable(now, keys, first)
     what = f"{len(new):,} new series, e.g. {new[0]}" if new else f"days before {first}"
     notice = (
-        f"{now.path} was changed: {what}. Reload the code location (Deployment, Reload), or start `market-data ui` "
-        "again, so that they are fetched."
+        f"{now.path} has changed: {what}. To fetch them, reload the code location (Deployment, Reload) or restart "
+        "`market-data ui`."
     )
     return Requestable(now, keys, first, notice)

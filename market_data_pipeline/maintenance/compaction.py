@@ -1,7 +1,7 @@
-"""Months that are over and settled put into one file each, over many series; nothing here is Dagster's.
+"""Compact completed months of final days into one file each, across series.
 
-Afterwards every reader of the project takes the month's file. The days' own files stay for a while, since a reader may
-have its list of them already, and are removed by a later call.
+Readers then use the month's file. A later call removes the files of days, because a reader may still have its list of
+them. Closing the month of one series belongs to ``lake/closed_months.py``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from market_data_pipeline.sql.publish import publish_catalog, retire_catalogs
 
 @dataclass
 class CompactReport:
-    """What was done.
+    """Result of a compaction.
 
     Attributes:
-        closed: The months that were put into one file, as ``2024-01``, by series.
-        removed: How many files of days were removed.
-        waiting: How many are left until the grace period is over.
-        troubles: Why a series was left as it is, by series.
+        closed: The months that were closed, as ``2024-01``, by series.
+        removed: Number of removed files of days.
+        waiting: Number of files that stay until the grace period is over.
+        troubles: Reason why a series was left unchanged, by series.
     """
 
     closed: dict[SeriesKey, list[str]] = field(default_factory=dict)
@@ -44,19 +44,19 @@ def compact(
     grace: timedelta | None = None,
     on_progress: Callable[[], None] | None = None,
 ) -> CompactReport:
-    """Close the months of series that may be closed, and remove the files of days whose month has been for a while.
+    """Close the months of series that can be closed, and remove files of days after the grace period.
 
-    A crash at any point leaves no day twice and none missing, and the next call goes on.
+    After a crash at any point no day is duplicate or missing, and the next call continues.
 
     Args:
-        settings: Where the lake is.
-        keys: The series; those that stay in days are passed over.
-        grace: How long the days of a closed month stay; by default as the settings say.
-        on_progress: Told of each series.
+        settings: Location of the lake.
+        keys: The series. Series that do not close months are skipped.
+        grace: How long the files of days stay after their month was closed. None takes the setting.
+        on_progress: Called after each series.
 
     Raises:
         StorageError: the catalog cannot be written.
-        SeriesBusyError: another process has been publishing the catalog for too long.
+        SeriesBusyError: another process was publishing the catalog and did not finish in time.
     """
     layout, report = Layout(settings.root), CompactReport()
     keys = [key for key in keys if closes_months(key.data_type)]
@@ -71,7 +71,7 @@ def compact(
     publish_catalog(layout)
     over = clock.now() - (timedelta(minutes=settings.compact_grace_minutes) if grace is None else grace)
     if (oldest := retire_catalogs(layout)) is not None:
-        over = min(over, oldest)  # a query that is being answered may have begun with it
+        over = min(over, oldest)  # a running query may still use it
     left = {key: closed_days(layout, key, over) for key in keys}
     report.waiting = sum(len(waiting) for _, waiting in left.values())
     for key, (due, _) in left.items():

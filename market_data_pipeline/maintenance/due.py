@@ -1,4 +1,7 @@
-"""Which days the schedules ask for at a tick, by the ledgers. All times are UTC."""
+"""Select the days that the schedules request at a tick, from the ledgers. All times are UTC.
+
+When a single day is due belongs to ``model/needs.py``.
+"""
 
 from __future__ import annotations
 
@@ -27,24 +30,23 @@ def _collected(universe: Universe, key: SeriesKey, day: date) -> bool:
 
 
 def recent_days(at: datetime, count: int, universe: Universe, layout: Layout) -> list[tuple[date, list[SeriesKey]]]:
-    """Yesterday for every series, and of the days before, those that are not final and may have come since.
+    """Return yesterday for every series, and earlier days that are not final and may be published by now.
 
-    Nor is a day final that was thought not to be listed, and is by the listing as refreshed since.
-
-    A day whose bytes were refused is not: the same would come again. The sweep sees when others are published.
+    This includes days recorded as not listed that the current listing covers. It excludes days whose archive was
+    refused, because the same archive would fail again. The sweep finds a replacement.
 
     Args:
         at: The tick's time, zone-aware.
-        count: How many days back.
-        universe: What is collected.
-        layout: Where the ledgers lie.
+        count: Number of days to look back.
+        universe: The series to collect.
+        layout: Layout of the lake.
     """
     today = at.date()
     yesterday = today - DAY
     recent = pc.field("day") >= today - count * DAY
     ledgers = {key: Ledger.read(layout.ledger(key), recent) for key in universe.series()}
 
-    def asked(key: SeriesKey, ledger: Ledger, day: date) -> bool:
+    def is_requested(key: SeriesKey, ledger: Ledger, day: date) -> bool:
         row = ledger.get(day)
         if not _collected(universe, key, day):
             return False
@@ -54,49 +56,49 @@ def recent_days(at: datetime, count: int, universe: Universe, layout: Layout) ->
         return need.is_worth_asking or (day == yesterday and need.kind is not NeedKind.OTHER_ARCHIVE)
 
     return [
-        (day, [key for key, ledger in ledgers.items() if asked(key, ledger, day)])
+        (day, [key for key, ledger in ledgers.items() if is_requested(key, ledger, day)])
         for day in days_between(today - count * DAY, yesterday)
     ]
 
 
 def growing_day(at: datetime, universe: Universe) -> list[tuple[date, list[SeriesKey]]]:
-    """The day of the hour just over: today, or the day before within the first hour after midnight."""
+    """Return the day of the hour that just ended: today, or yesterday within the first hour after midnight."""
     day = (at - HOUR).date()
     return [(day, [key for key in universe.series() if _collected(universe, key, day)])]
 
 
 def days_to_repair(at: datetime, universe: Universe, layout: Layout) -> dict[SeriesKey, list[date]]:
-    """The days of each series that are due by themselves, see ``quality.repair``.
+    """Return the past days of each series that are due, see ``model/needs.py``.
 
     Args:
         at: The tick's time, zone-aware.
-        universe: What is collected.
-        layout: Where the ledgers lie.
+        universe: The series to collect.
+        layout: Layout of the lake.
     """
     first, today = universe.first_day(), at.date()
     wanted = {}
     for key in universe.series():
         path = layout.ledger(key)
-        # Of candles, whose days are proven by themselves, only the rows that are not settled are read.
-        ledger = Ledger.read(path, MAY_NEED_FETCH if key.interval else None)
+        # A day of candles does not depend on its neighbours, so unsettled rows are enough.
+        ledger = Ledger.read(path, UNSETTLED if key.interval else None)
         if days := [day for day in due_days(key, ledger.rows, at) if first <= day < today]:
             wanted[key] = days
     return wanted
 
 
 def changed_profiles(today: date, count: int, universe: Universe, layout: Layout) -> list[tuple[date, list[SeriesKey]]]:
-    """Days whose aggTrades are held and are not those that the day's tradeProfile was made of."""
+    """Return days whose stored aggTrades are not the ones that the day's tradeProfile was made of."""
     recent = days_between(today - count * DAY, today - DAY)
     ledgers: dict[SeriesKey, tuple[Ledger, Ledger]] = {}
     days = set(recent)
     for key in universe.series():
         if key.data_type is DataType.AGG_TRADES:
             paths = layout.ledger(key), layout.ledger(profile_of(key))
-            # Further back, those only that there are already: a replaced archive may have changed the trades of any
-            # day. Of years of days, whole rows are read of those few that are not alike.
+            # Before the recent days, only existing profiles count: a replaced archive may change the trades of any
+            # day. Whole rows are read only for the few days whose hashes differ.
             source, made = _hashes(paths[0], "content_sha256"), _hashes(paths[1], "archive_sha256")
             differing = {day for day, hashed in made.items() if source.get(day) != hashed}
-            # Their checks may have changed since, without other rows.
+            # Checks may have changed although the rows have not.
             differing |= {day for path in paths for day in Ledger.read(path, CHECKS_DO_NOT_PASS).rows if day in made}
             days |= differing
             where = pc.field("day").isin(pa.array({*recent, *differing}, pa.date32()))
@@ -108,7 +110,7 @@ def changed_profiles(today: date, count: int, universe: Universe, layout: Layout
 
 
 def _hashes(ledger: Path, column: str) -> dict[date, tuple[bool, str | None]]:
-    """Whether each day is final, and one of its hashes; nothing where there is no ledger."""
+    """Return for each day True if it is final, and one of its hashes. Empty if there is no ledger."""
     try:
         table = parquet.read_table(ledger, ["day", "final", column])
     except DamagedFileError:

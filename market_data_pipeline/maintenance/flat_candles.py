@@ -1,9 +1,8 @@
-"""Flat candles of a whole market, judged with all its symbols in view, and put on record. Knows nothing of Dagster.
+"""Classify flat candles of a market by comparing all its symbols, and write the verdicts into the ledgers.
 
-``ingest`` sees one series and calls flat candles quiet and unconfirmed. What the rest of the market did is known only
-when the other series are there, so it is worked out afterwards, from the ledgers: set-wise, a market's day at a time.
-Where all of them are flat, the verdict is ``unconfirmed``, and the day is due: ``ingest`` then asks REST for it, once.
-The verdicts stand in the ledgers; a footer keeps what its day alone told. Done twice, nothing changes.
+``ingest`` sees one series and marks flat candles as quiet and unconfirmed. This room compares a market's day at a time.
+A day on which every symbol is flat is ``unconfirmed`` and due: ``ingest`` requests it from REST once. Footers stay
+unchanged. A second run changes nothing. The rules for verdicts belong to ``checks/halts.py``.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from market_data_pipeline.model.outcomes import DayOutcome
 from market_data_pipeline.model.series import DataType, Market, SeriesKey, interval_us
 
 _MOST_DAYS = 5_000
-"""Days of series that are asked for at a time; of more, the others stay due. A day takes up to three requests."""
+"""Most days to fetch in one run. The rest stays due. A day takes up to three requests."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +49,12 @@ _COLUMNS = ["day", "outcome", "bytes", "mtime_ns", "first_key", "last_key", "ver
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What came of it.
+    """Result of classifying the flat candles of a market.
 
     Attributes:
-        days: Days of series whose verdicts, or their evidence, changed.
-        busy: Series that another run was writing: they are judged the next time.
-        verdicts: Those of the days, in order, on which it is not merely other symbols, or more of them, that tell the
-            same of the same candles.
+        days: Number of days whose verdicts or evidence changed.
+        busy: Series that another run was writing. The next run classifies them.
+        verdicts: Days whose verdicts changed, in order, by series. Days with only other evidence are left out.
     """
 
     days: int
@@ -64,7 +62,7 @@ class Judged:
     verdicts: Mapping[SeriesKey, tuple[date, ...]] = field(default_factory=dict, compare=False)
 
     def then(self, later: Judged) -> Judged:
-        """What came of judging twice, the second time some of the same days."""
+        """Merge with the result of a second run over some of the same days."""
         both = {
             key: tuple(sorted({*self.verdicts.get(key, ()), *later.verdicts.get(key, ())}))
             for key in (*self.verdicts, *later.verdicts)
@@ -73,13 +71,9 @@ class Judged:
 
 
 def judge_flat_candles(layout: Layout, market: Market) -> Judged:
-    """Tell ``suspended`` from ``quiet`` in all flat candles held of a market, and write that into the ledgers.
+    """Classify all stored flat candles of a market as ``suspended`` or ``quiet``, and write that into the ledgers.
 
-    A day is judged again only when a file of the market's was written since, or a verdict of its was lost.
-
-    Args:
-        layout: Where the lake lies.
-        market: The market.
+    A day is classified again only after one of the market's files for it was written, or one of its verdicts was lost.
 
     Raises:
         StorageError: a ledger cannot be written.
@@ -96,7 +90,7 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
         for verdict in FLAT:
             flat = _days_with(ledgers, "verdicts", verdict)
             due |= {day for day in flat if seen.get(_seen_as(interval, day)) != versions[day]}
-        for day, changes in _judge_days(layout, _held_on(ledgers, due), others):
+        for day, changes in _judge_days(layout, _stored_on(ledgers, due), others):
             looked_at[_seen_as(interval, day)] = versions[day]
             for key, before, now in changes:
                 changed.setdefault(key, {})[day] = (before, now)
@@ -108,7 +102,7 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
             if anew := tuple(day for day in written if _says(verdicts[day][0]) != _says(verdicts[day][1])):
                 told[key] = anew
         except SeriesBusyError:
-            logger.info("%s is being written by another run; its flat candles are judged the next time", key)
+            logger.info("Another run is writing %s. The next run classifies its flat candles.", key)
             busy.append(key)
             for day in verdicts:
                 looked_at.pop(_seen_as(key.interval or "", day), None)
@@ -118,8 +112,8 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
-    """A held day as its ledger has it: first and last open time (of aggTrades: id), and the findings as JSON."""
+class _StoredDay:
+    """A stored day in its ledger: first and last open time (aggTrades: id), and the findings as JSON."""
 
     key: SeriesKey
     first: int
@@ -131,7 +125,7 @@ _REMEMBER_WAIT_SECONDS = 10.0
 
 
 def _remember(path: Path, looked_at: Mapping[str, int], what: str) -> None:
-    """Add to what days were judged from. Days that cannot be added are judged once more."""
+    """Record the versions of classified days. The next run classifies days again that cannot be recorded."""
     with (
         suppress(SeriesBusyError),
         storage.only_writer(path.with_suffix(".lock"), _REMEMBER_WAIT_SECONDS, what),
@@ -140,7 +134,7 @@ def _remember(path: Path, looked_at: Mapping[str, int], what: str) -> None:
 
 
 def _read_seen(path: Path) -> dict[str, int]:
-    """What every day was judged from; nothing where that is lost: then all days are judged again."""
+    """Read the recorded versions of classified days. A lost record is empty, so that all days are classified again."""
     try:
         found: dict[str, int] = json.loads(read_regular(path))
     except (FileNotFoundError, ValueError):
@@ -149,7 +143,7 @@ def _read_seen(path: Path) -> dict[str, int]:
 
 
 _ASKED = " asked"
-"""Version 0.1 judged days without asking REST; they are judged once more."""
+"""Suffix of days classified with REST. Days that version 0.1 classified without REST are classified once more."""
 
 
 def _seen_as(interval: str, day: date) -> str:
@@ -157,20 +151,20 @@ def _seen_as(interval: str, day: date) -> str:
 
 
 def _ledgers(layout: Layout, market: Market) -> dict[SeriesKey, pa.Table]:
-    """The held days of a market's series that tell whether there was trading: klines and aggTrades."""
+    """Return the stored days of a market's series that show trading: klines and aggTrades."""
     return {
         key: rows
         for key in known_series(layout)
         if key.market is market
         and key.data_type in (DataType.KLINES, DataType.AGG_TRADES)
-        and (rows := _held_rows(layout, key)) is not None
+        and (rows := _stored_rows(layout, key)) is not None
     }
 
 
-def _held_rows(layout: Layout, key: SeriesKey) -> pa.Table | None:
+def _stored_rows(layout: Layout, key: SeriesKey) -> pa.Table | None:
     try:
         rows = read_columns(layout.ledger(key), _COLUMNS)
-    except DamagedFileError:  # or lost: its next writer makes it again from the footers
+    except DamagedFileError:  # or missing: its next writer rebuilds it from the footers
         return None
     return rows.filter(pc.and_(pc.equal(rows["outcome"], pa.scalar(str(HELD))), pc.is_valid(rows["first_key"])))
 
@@ -179,7 +173,7 @@ _FILE, _VERSION = Struct("<Iqq"), Struct("<q")
 
 
 def _versions(ledgers: Mapping[SeriesKey, pa.Table]) -> dict[date, int]:
-    """A number for each day that changes when a file of it is written, or one comes or goes."""
+    """Return a number for each day that changes when one of its files is written, added or removed."""
     found: dict[date, int] = {}
     for key, rows in ledgers.items():
         name = zlib.crc32(str(key).encode())
@@ -195,60 +189,62 @@ def _days_with(ledgers: Mapping[SeriesKey, pa.Table], column: str, text: str) ->
     }
 
 
-def _held_on(ledgers: Mapping[SeriesKey, pa.Table], days: Iterable[date]) -> dict[date, list[_Held]]:
+def _stored_on(ledgers: Mapping[SeriesKey, pa.Table], days: Iterable[date]) -> dict[date, list[_StoredDay]]:
     wanted = pa.array(sorted(days), pa.date32())
-    found: dict[date, list[_Held]] = {}
+    found: dict[date, list[_StoredDay]] = {}
     for key, rows in ledgers.items():
         for row in rows.filter(pc.is_in(rows["day"], value_set=wanted)).to_pylist():
-            held = _Held(key, row["first_key"], row["last_key"], row["findings"])
-            found.setdefault(row["day"], []).append(held)
+            stored = _StoredDay(key, row["first_key"], row["last_key"], row["findings"])
+            found.setdefault(row["day"], []).append(stored)
     return found
 
 
 _Change = tuple[SeriesKey, str, str]
-"""A series whose findings of a day change, with the findings as they are and as they should be."""
+"""A series whose findings of a day change, with the old and the new findings as JSON."""
 
 
 def _judge_days(
-    layout: Layout, held: Mapping[date, Sequence[_Held]], others: Mapping[SeriesKey, pa.Table]
+    layout: Layout, stored: Mapping[date, Sequence[_StoredDay]], others: Mapping[SeriesKey, pa.Table]
 ) -> Iterator[tuple[date, list[_Change]]]:
-    """What changes on each day.
+    """Yield the changes of each day.
 
     Args:
-        layout: Where the lake lies.
-        held: What is held of the days in one interval.
-        others: Held days of series of other intervals, and of aggTrades. They are looked at only on days on which no
-            series of the same interval shows trading, which in a market of many symbols are few.
+        layout: Layout of the lake.
+        stored: Stored days of one interval.
+        others: Stored days of other intervals, and of aggTrades. They are read only for days on which no series of the
+            same interval shows trading. In a market of many symbols these are few.
     """
     contested = []
-    for day, of_day in held.items():
+    for day, of_day in stored.items():
         changes, is_clear = _judge_day(layout, day, of_day, ())
         if is_clear:
             yield day, changes
         else:
             contested.append(day)
-    also = _held_on(others, contested)
+    also = _stored_on(others, contested)
     for day in contested:
-        yield day, _judge_day(layout, day, held[day], also.get(day, ()))[0]
+        yield day, _judge_day(layout, day, stored[day], also.get(day, ()))[0]
 
 
-def _judge_day(layout: Layout, day: date, held: Sequence[_Held], also: Sequence[_Held]) -> tuple[list[_Change], bool]:
-    """What changes on a day, and whether no other series could change it further.
+def _judge_day(
+    layout: Layout, day: date, stored: Sequence[_StoredDay], also: Sequence[_StoredDay]
+) -> tuple[list[_Change], bool]:
+    """Return the changes of a day, and True if no other series can change its verdicts further.
 
     Args:
-        layout: Where the lake lies.
+        layout: Layout of the lake.
         day: The UTC day.
-        held: What is held of it in one interval.
-        also: What is held of it otherwise.
+        stored: The day's series of one interval.
+        also: The day's series of other intervals, and its aggTrades.
     """
     symbols: dict[str, Stillness] = {}
     answers: dict[str, Answers] = {}
     flat: dict[SeriesKey, tuple[Ints, tuple[Finding, ...]]] = {}
-    for one in held:
+    for one in stored:
         findings = from_json(one.findings)
         ours = [finding for finding in findings if _is_flat(finding)]
-        # All of them are needed, also those beyond what a finding keeps: else the verdicts would change from one time
-        # to the next, since a range that is judged in parts is kept in parts.
+        # Use all flat candles, also those beyond the ranges of a finding. Otherwise verdicts would differ between
+        # runs, because ranges that are classified in parts are stored in parts.
         times = _flat_times(layout, one.key, day, ours)
         if times is None:
             continue
@@ -256,10 +252,10 @@ def _judge_day(layout: Layout, day: date, held: Sequence[_Held], also: Sequence[
         answers[one.key.symbol] = Answers.of(findings)
         if ours:
             flat[one.key] = times, findings
-    interval = held[0].key.interval or ""
+    interval = stored[0].key.interval or ""
     trades = _trades(layout, day, symbols, also, interval)
     market = MarketDay(interval, day, symbols, _elsewhere(also), trades, answers)
-    before = {one.key: one.findings for one in held}
+    before = {one.key: one.findings for one in stored}
     changes, is_clear = list[_Change](), True
     for key, (times, findings) in flat.items():
         judged = market.judge(key, times, _own_trades(layout, day, key, also))
@@ -270,10 +266,10 @@ def _judge_day(layout: Layout, day: date, held: Sequence[_Held], also: Sequence[
     return changes, is_clear
 
 
-def _elsewhere(held: Iterable[_Held]) -> dict[str, dict[str, Stillness]]:
-    """What series of other intervals tell of a day by their findings alone, by interval and symbol."""
+def _elsewhere(stored: Iterable[_StoredDay]) -> dict[str, dict[str, Stillness]]:
+    """Return the stillness of series of other intervals, from their findings alone, by interval and symbol."""
     found: dict[str, dict[str, Stillness]] = {}
-    for one in held:
+    for one in stored:
         if one.key.interval is not None:
             known = stillness(from_json(one.findings), one.first, one.last)
             found.setdefault(one.key.interval, {})[one.key.symbol] = known
@@ -281,13 +277,16 @@ def _elsewhere(held: Iterable[_Held]) -> dict[str, dict[str, Stillness]]:
 
 
 def _trades(
-    layout: Layout, day: date, symbols: Iterable[str], held: Sequence[_Held], interval: str
+    layout: Layout, day: date, symbols: Iterable[str], stored: Sequence[_StoredDay], interval: str
 ) -> dict[str, TradedIn]:
-    """What aggTrades tell of those symbols of which no candles are held that tell as much."""
+    """Return the candles with trades, from aggTrades, of symbols without stored candles as fine as ``interval``."""
     step = interval_us(interval)
-    known = {*symbols, *(one.key.symbol for one in held if one.key.interval and interval_us(one.key.interval) <= step)}
+    known = {
+        *symbols,
+        *(one.key.symbol for one in stored if one.key.interval and interval_us(one.key.interval) <= step),
+    }
     found: dict[str, TradedIn] = {}
-    for one in held:
+    for one in stored:
         if one.key.interval is None and one.key.symbol not in known:
             try:
                 table = read_day(layout, one.key, day, ["transact_time"])
@@ -299,10 +298,10 @@ def _trades(
     return found
 
 
-def _own_trades(layout: Layout, day: date, key: SeriesKey, held: Sequence[_Held]) -> Ints | None:
-    """The candles in which a symbol was traded by its aggTrades; None where they are not among what is held."""
+def _own_trades(layout: Layout, day: date, key: SeriesKey, stored: Sequence[_StoredDay]) -> Ints | None:
+    """Return the open times of candles in which a symbol's aggTrades have trades, None without aggTrades."""
     step = interval_us(key.interval or "")
-    for one in held:
+    for one in stored:
         if one.key.interval is None and one.key.symbol == key.symbol:
             try:
                 return np.unique(
@@ -318,7 +317,7 @@ def _is_flat(finding: Finding) -> bool:
 
 
 def _flat_times(layout: Layout, key: SeriesKey, day: date, findings: Sequence[Finding]) -> Ints | None:
-    """Open times of a day's flat candles, ordered; None where they cannot be told."""
+    """Return the open times of a day's flat candles, in order. None if the file is damaged."""
     if not any(map(is_cut, findings)):
         step = interval_us(key.interval or "")
         bounds = [(range_.first, range_.count) for found in findings for range_ in found.ranges]
@@ -335,14 +334,14 @@ _NOT_CONFIRMED = (Basis.MARKET_NOT_COMPARED, Basis.NO_OTHER_SERIES)
 
 
 def _says(findings: str) -> list[tuple[str, int, tuple[Range, ...], bool]]:
-    """The verdicts on flat candles among findings: which, on how many, where, and whether they rest on anything."""
+    """Return the verdicts on flat candles: verdict, count, ranges, and True if no other series confirms it."""
     return [
         (one.rule, one.count, one.ranges, one.basis in _NOT_CONFIRMED) for one in from_json(findings) if _is_flat(one)
     ]
 
 
 def _write(layout: Layout, key: SeriesKey, verdicts: Mapping[date, tuple[str, str]]) -> list[date]:
-    """Put verdicts into a ledger, except on days that were written since; return on which, in order.
+    """Write verdicts into a ledger, except on days that changed meanwhile. Return the written days, in order.
 
     Raises:
         SeriesBusyError: another run is writing the series.
@@ -362,11 +361,11 @@ def _write(layout: Layout, key: SeriesKey, verdicts: Mapping[date, tuple[str, st
 
 @dataclass(frozen=True, slots=True)
 class Standstill:
-    """What came of it.
+    """Result of classifying with REST.
 
     Attributes:
-        judged: What the verdicts are now.
-        stored: Days that were stored anew with what REST answered.
+        judged: The verdicts.
+        stored: Days that were stored again with REST's answers.
     """
 
     judged: Judged
@@ -374,19 +373,18 @@ class Standstill:
 
 
 FetchAgain = Callable[[Mapping[SeriesKey, Sequence[date]]], Iterable[DayOutcome]]
-"""Fetches days of series again, and yields those that it stored."""
+"""Fetch days of series again, and yield the stored ones."""
 
 
 def judge_with_rest(layout: Layout, market: Market, keys: Iterable[SeriesKey], fetch_again: FetchAgain) -> Standstill:
-    """Judge the flat candles of a market, after REST was asked for those that the whole market shares.
+    """Classify the flat candles of a market, and confirm from REST the ones that the whole market shares.
 
-    REST is asked once for each of them. Where it does not answer, they stay ``unconfirmed``, and are asked for again
-    after the pauses of ``quality.repair``.
+    Each day is requested from REST once. Without an answer it stays ``unconfirmed`` and is retried with backoff.
 
     Args:
-        layout: Where the lake lies.
+        layout: Layout of the lake.
         market: The market.
-        keys: The series that are collected. No others are fetched.
+        keys: The series to collect. No others are fetched.
         fetch_again: Called at most once, with the days that REST has to confirm.
 
     Raises:
@@ -401,7 +399,7 @@ def judge_with_rest(layout: Layout, market: Market, keys: Iterable[SeriesKey], f
 
 
 def _unconfirmed(layout: Layout, market: Market, keys: Iterable[SeriesKey]) -> dict[SeriesKey, list[date]]:
-    """Days whose flat candles REST has to confirm, and that are due; so many that it does not take hours."""
+    """Return due days whose flat candles REST has to confirm, at most :data:`_MOST_DAYS`."""
     left = _MOST_DAYS
     found: dict[SeriesKey, list[date]] = {}
     now, unconfirmed = clock.now(), pc.match_substring(pc.field("verdicts"), Verdict.UNCONFIRMED)

@@ -1,11 +1,8 @@
-"""Processes beside this one, for whoever has much to compute: they are handed values, and hand back values.
+"""A process pool for work that is mostly Python, such as reading many small files. A process takes 0.5 s and 150 MB.
 
-They are for what is mostly Python, such as reading many small files, which threads would take turns in. They cost half
-a second to start and 150 MB each, so only who has much to do starts them, and begins without.
-
-Python's own pools are no help here: they begin each process by importing the program's main script again, which in a
-user's script without a guard starts everything anew. These processes import what they are asked to compute and nothing
-else, end with this one even if it is killed, and leave Ctrl-C to it.
+``concurrent.futures`` imports the main script again in each process, which restarts a user's script without a guard.
+These processes import only the module they need, end with this process even if it is killed, and ignore Ctrl-C. The
+functions to compute do not belong here.
 """
 
 from __future__ import annotations
@@ -33,18 +30,18 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _Answer = tuple[Exception | None, Any]
-"""What went wrong, or the value."""
+"""The exception, or the value."""
 
 _COMMAND = (sys.executable, "-c", "from market_data_pipeline.maintenance.pool import serve; serve()")
 
 
 class Processes:
-    """Computes as many things at a time as there are CPUs: one here, each of the others in a process of its own.
+    """Run several functions in parallel: one in this process, each of the others in a worker process.
 
     Args:
-        number: How many processes, this one counted.
-        ahead: Module that they import before they are asked for anything.
-        worth_bytes: How much is read here alone.
+        number: Number of processes, this one included.
+        ahead: Module that workers import at start.
+        worth_bytes: Expected bytes from which workers start.
     """
 
     def __init__(
@@ -64,10 +61,10 @@ class Processes:
         self._changed = threading.Condition()
 
     def expect(self, size: int) -> None:
-        """Say as early as it is known that there will be something to compute, lest it wait for processes to start.
+        """Announce work. Call this early, because workers take time to start.
 
         Args:
-            size: Bytes that will have to be read, which tell whether processes are worth it.
+            size: Bytes to read. Workers start once their sum reaches ``worth_bytes``.
         """
         with self._changed:
             self._expected += size
@@ -79,14 +76,14 @@ class Processes:
                     self._all.append(_Worker(self._ahead))
                     threading.Thread(target=self._welcome, args=(self._all[-1],), daemon=True).start()
             except OSError as error:
-                logger.warning("No process could be started (%s); this one goes on alone.", error)
+                logger.warning("No worker process could be started (%s). This process continues alone.", error)
                 self._to_start = 0
 
     def compute(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """The function's value. Waits while as much is being computed as may be.
+        """Call a function and return its value. Wait until this process or a worker is free.
 
         Args:
-            function: A function of a module; it, its arguments and its value are pickled.
+            function: A function of a module. It is pickled, and so are its arguments and its value.
             args: Its arguments.
             kwargs: Its arguments by name.
 
@@ -100,9 +97,7 @@ class Processes:
             try:
                 error, value = worker.ask((function, args, kwargs))
             except (OSError, EOFError, pickle.UnpicklingError):
-                logger.warning(
-                    "A process that computes beside this one ended before it answered; the work goes on without it."
-                )
+                logger.warning("A worker process ended before it answered. The work continues without it.")
                 self._lose(worker)
                 return self.compute(function, *args, **kwargs)
         finally:
@@ -113,7 +108,7 @@ class Processes:
         return result
 
     def _welcome(self, worker: _Worker) -> None:
-        """Wait until a process is there."""
+        """Wait until a worker is ready."""
         try:
             worker.greet()
         except (OSError, EOFError, pickle.UnpicklingError):
@@ -122,9 +117,9 @@ class Processes:
             self._leave(worker)
 
     def _place(self) -> _Worker | None:
-        """A process with nothing to do, or None for this one; waits until there is either."""
+        """Wait for a free worker and return it, or None for this process."""
         with self._changed:
-            # One at a time here: threads share Python's lock.
+            # One call at a time in this process, because threads share the GIL.
             self._changed.wait_for(lambda: self._idle or not self._here)
             if self._idle:
                 return self._idle.pop()
@@ -148,7 +143,7 @@ class Processes:
         worker.end()
 
     def close(self) -> None:
-        """End the other processes, which have nothing to do."""
+        """End the workers. They must be idle."""
         with self._changed:
             ended, self._all, self._idle, self._to_start = self._all, [], [], 0
         for worker in ended:
@@ -156,7 +151,7 @@ class Processes:
 
 
 class _Worker:
-    """A process that computes one thing at a time."""
+    """A process that runs one function at a time."""
 
     def __init__(self, ahead: str) -> None:
         folder = str(Path(__file__).resolve().parents[2])
@@ -174,14 +169,14 @@ class _Worker:
         self._greeted = threading.Event()
 
     def greet(self) -> None:
-        """Wait until it has imported what it needs."""
+        """Wait until the worker has imported its module."""
         try:
             pickle.load(self._answers)  # noqa: S301 - our own process wrote it
         finally:
             self._greeted.set()
 
     def ask(self, what: object) -> _Answer:
-        """Have it computed there."""
+        """Run a function in the worker and return the answer."""
         pickle.dump(what, self._questions, protocol=5)
         self._questions.flush()
         answer: _Answer = pickle.load(self._answers)  # noqa: S301 - our own process wrote it
@@ -189,12 +184,12 @@ class _Worker:
 
     def end(self) -> None:
         self._process.kill()
-        self._greeted.wait()  # nobody may be reading what is closed
+        self._greeted.wait()  # close the pipe only after its reader is done
         self._process.communicate()
 
 
 class _WithoutPandas(importlib.abc.MetaPathFinder):
-    """Arrow imports pandas where it is installed, which takes 0.4 s, to tell whether an argument is of it."""
+    """Hide pandas from Arrow, which otherwise imports it for a type check. That takes 0.4 s."""
 
     @override
     def find_spec(self, fullname: str, path: object, target: object = None) -> None:
@@ -203,27 +198,27 @@ class _WithoutPandas(importlib.abc.MetaPathFinder):
 
 
 def serve() -> None:
-    """Answer what comes on standard input, until it is closed: by :class:`Processes`, or since that process ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run finishes the days that are in work
+    """Answer requests on standard input until it is closed by :class:`Processes` or by the end of that process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run finishes the days in progress
     answers = os.fdopen(os.dup(1), "wb", buffering=1 << 16)
-    os.dup2(2, 1)  # whatever is printed is no answer
+    os.dup2(2, 1)  # printed text must not mix with answers
     sys.meta_path.insert(0, _WithoutPandas())
-    import_module(sys.argv[1])  # what it will be asked for
+    import_module(sys.argv[1])
     _answer(answers, "ready")
     while True:
         try:
-            function, args, kwargs = pickle.load(sys.stdin.buffer)  # noqa: S301 - the process that started us wrote it
+            function, args, kwargs = pickle.load(sys.stdin.buffer)  # noqa: S301 - our parent wrote it
         except EOFError:
             return
         try:
             answer: _Answer = (None, function(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - it is raised over there
+        except Exception as error:  # noqa: BLE001 - the parent raises it
             answer = (_sendable(error), None)
         _answer(answers, answer)
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error, or what it says where it cannot be pickled."""
+    """Return the error, or a RuntimeError with its text if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 - ours
     except Exception:  # noqa: BLE001 - whatever its class does

@@ -1,6 +1,6 @@
-"""Scrub of the lake: read every file and compare its bytes with the hash on record.
+"""Scrub the lake: read every file and compare its bytes with the hash on record.
 
-Nothing else shows a file that lost bits at the same size and time. Damaged days are marked in the ledger; fetching
+Only this finds a file with flipped bits but the same size and time. Damaged days are marked in the ledger. Fetching
 them again belongs to ``ingest``.
 """
 
@@ -28,26 +28,26 @@ from market_data_pipeline.settings import Settings, cpus
 
 _FILES_AT_ONCE = 32
 _BYTES_AT_ONCE = 4 << 20
-"""What a process is handed at a time: little enough that none waits long for another at the end."""
+"""Size of a bundle for one process. Small bundles avoid a long wait for the last one."""
 
 _WORTH_BYTES = 32 << 20
-"""Bytes that one process reads by itself, in about the time that another takes to start."""
+"""Bytes that this process reads in about the time that a worker takes to start."""
 
 OnProgress = Callable[[int], None]
-"""Told how many more days are done."""
+"""Called with the number of further days that are done."""
 
 
 @dataclass
 class LocalReport:
-    """What reading the lake found.
+    """Result of a scrub.
 
     Attributes:
-        files: Files that were read, by series.
+        files: Number of files read, by series.
         rows: Rows in them.
         bytes: Their size.
-        seconds: How long it took.
-        faults: Days whose file is not what its footer says, or is gone, with the reason.
-        troubles: Series whose ledger could not be told, with the reason.
+        seconds: Duration.
+        faults: Days whose file is missing or does not match its record, with the reason.
+        troubles: Series whose ledger could not be read or written, with the reason.
     """
 
     files: dict[SeriesKey, int] = field(default_factory=dict)
@@ -58,13 +58,13 @@ class LocalReport:
     troubles: dict[SeriesKey, str] = field(default_factory=dict)
 
     @property
-    def to_bring(self) -> dict[SeriesKey, list[date]]:
-        """The days whose file is to be replaced, by series."""
+    def to_fetch(self) -> dict[SeriesKey, list[date]]:
+        """Return the days whose file is to be replaced, by series."""
         return {key: sorted(days) for key, days in self.faults.items()}
 
     @property
     def all_well(self) -> bool:
-        """Whether every file is what its footer says."""
+        """Return True if every file matches its record."""
         return not self.faults and not self.troubles
 
 
@@ -76,22 +76,19 @@ def prove_local(
     processes: int = 1,
     on_progress: OnProgress | None = None,
 ) -> LocalReport:
-    """Read every file of series and compare it with the SHA-256 on record of all its bytes.
+    """Read every file of series and verify its bytes against the SHA-256 on record.
 
-    A file without one on record is compared with its footer: schema, rows, order of keys, statistics, sha256 of the
-    content. If all is well, the SHA-256 of its bytes is put on record.
-
-    A file that is not as it was written is noted as failed in the ledger, so that the next run that is asked for the
-    day replaces it.
+    A file without a SHA-256 on record is compared with its footer: schema, rows, key order, statistics and content
+    hash. If it matches, the SHA-256 of its bytes is recorded. A day with a fault is marked as failed in the ledger, so
+    that the next run replaces it.
 
     Args:
-        settings: Where the lake is, and how long to wait for a series that is being written.
-        keys: The series, derived ones too.
-        mark: Whether to write what was found into the ledgers.
-        processes: How many processes may read, this one counted; 0 takes one for each CPU. Small files (1m klines) take
-            Python's lock half of the time, so threads would wait for one another. Others are started where there is
-            much to read.
-        on_progress: Told how many more files were read.
+        settings: Location of the lake, and how long to wait for a series that another run writes.
+        keys: The series, derived ones included.
+        mark: Write the result into the ledgers.
+        processes: Number of reading processes, this one included. 0 means one per CPU. Reading small files (1m klines)
+            occupies Python's GIL half of the time, so threads would not help. Workers start only if there is much to read.
+        on_progress: Called with the number of further files read.
     """
     layout = Layout(settings.root)
     report = LocalReport()
@@ -134,14 +131,14 @@ def _proofs(
     wanted: Mapping[SeriesKey, Mapping[date, int]],
     known: Mapping[SeriesKey, Mapping[date, Recorded]],
     processes: int,
-) -> Iterator[tuple[SeriesKey, list[DayVerification]]]:
-    """Read all files, in bundles of one series, by so many processes."""
+) -> Iterator[tuple[SeriesKey, list[Proof]]]:
+    """Read all files in parallel, in bundles of one series."""
     bundles = [(key, days) for key, sizes in wanted.items() for days in _bundles(sizes)]
-    beside = Processes(processes, ahead=verify_days.__module__, worth_bytes=_WORTH_BYTES)
-    with closing(beside), ThreadPoolExecutor(processes, thread_name_prefix="prove") as readers:
-        beside.expect(sum(sum(sizes.values()) for sizes in wanted.values()))
+    pool = Processes(processes, ahead=prove_days.__module__, worth_bytes=_WORTH_BYTES)
+    with closing(pool), ThreadPoolExecutor(processes, thread_name_prefix="prove") as readers:
+        pool.expect(sum(sum(sizes.values()) for sizes in wanted.values()))
         tasks = [
-            readers.submit(beside.compute, verify_days, layout, key, days, _known_of(days, known[key]))
+            readers.submit(pool.compute, prove_days, layout, key, days, _known_of(days, known[key]))
             for key, days in bundles
         ]
         try:
@@ -153,9 +150,9 @@ def _proofs(
 
 
 def _days_to_prove(layout: Layout, key: SeriesKey, known: Iterable[date]) -> dict[date, int]:
-    """The days that have a file, and those that should have one by the ledger, with its size in bytes; in order."""
+    """Return the days with a file or a ledger row of a stored file, with the file's size in bytes, in order."""
     sizes = dict.fromkeys(known, 0)
-    sizes |= {day: held.stat.bytes for day, held in days_on_disk(layout, key).items()}
+    sizes |= {day: file.stat.bytes for day, file in days_on_disk(layout, key).items()}
     return dict(sorted(sizes.items()))
 
 
@@ -171,8 +168,8 @@ def _bundles(sizes: Mapping[date, int]) -> list[list[date]]:
     return bundles
 
 
-def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[DayVerification], wait_seconds: float) -> None:
-    """Note files that are not what they say as failed days.
+def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[Proof], wait_seconds: float) -> None:
+    """Mark the days of damaged or missing files as failed.
 
     Raises:
         SeriesBusyError: another run writes the series and did not finish in time.
@@ -183,62 +180,62 @@ def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[DayVerificati
         refresh_ledger(ledger, layout, key)
         for proof in proofs:
             # A run may have replaced the file since it was read.
-            held = days_between(layout, key, proof.day, proof.day)
-            if (held[0].stat if held else None) == proof.stat:
+            file = days_between(layout, key, proof.day, proof.day)
+            if (file[0].stat if file else None) == proof.stat:
                 lost = Lost(proof.fault or "", damaged=proof.stat is not None)
                 ledger.put(after(ledger.get(proof.day), proof.day, lost))
         ledger.write(layout.ledger(key))
 
 
 def _known_of(days: Sequence[date], known: Mapping[date, Recorded]) -> dict[date, Recorded]:
-    """What is on record of days, and of the rest of their months."""
+    """Return the records of days, and of the rest of their months."""
     months = {day.replace(day=1) for day in days}
     return {day: known[day] for month in months for day in clock.days_of_month(month) if day in known}
 
 
 def _changed(
-    layout: Layout, key: SeriesKey, proofs: Sequence[DayVerification], known: Mapping[date, Recorded]
-) -> dict[date, DayVerification]:
-    """Of files that hold what their footer says, those whose bytes are not the ones on record although they should be.
+    layout: Layout, key: SeriesKey, proofs: Sequence[Proof], known: Mapping[date, Recorded]
+) -> dict[date, Proof]:
+    """Return files that match their footer but not the bytes on record, although no run rewrote them.
 
-    A closed month is written whole, so that its file is another version if any of its days is.
+    A closed month is written as a whole, so its file is a newer version if one of its days is.
     """
-    asked = [proof for proof in proofs if (of := known.get(proof.day)) and (of.file_sha256 or of.month_sha256)]
-    if not asked:
+    hashed = [proof for proof in proofs if (of := known.get(proof.day)) and (of.file_sha256 or of.month_sha256)]
+    if not hashed:
         return {}
     ledger = Ledger.read(layout.ledger(key))
     found: dict[Path, dict[date, DayVerification]] = {}
     newer: set[Path] = set()
-    for proof in asked:
-        row, held = ledger.get(proof.day), _file_of(layout, key, proof)
-        if row is None or held is None:
+    for proof in hashed:
+        row, file = ledger.get(proof.day), _file_of(layout, key, proof)
+        if row is None or file is None:
             continue
         try:
-            if is_changed(held, row, read_record(held)):
-                fault = CHANGED.format(path=held.path)
-                found.setdefault(held.path, {})[proof.day] = replace(proof, fault=fault)
-            elif held.of_month:
-                newer.add(held.path)
+            if is_changed(file, row, read_record(file)):
+                fault = CHANGED.format(path=file.path)
+                found.setdefault(file.path, {})[proof.day] = replace(proof, fault=fault)
+            elif file.of_month:
+                newer.add(file.path)
         except DamagedFileError:
-            continue  # it was replaced since it was read
+            continue  # replaced since it was read
     return {day: proof for path, days in found.items() if path not in newer for day, proof in days.items()}
 
 
-def _file_of(layout: Layout, key: SeriesKey, proof: DayVerification) -> DayFile | None:
-    """The file of a day, if it is still the one that was proven."""
-    return next((held for held in days_between(layout, key, proof.day, proof.day) if held.stat == proof.stat), None)
+def _file_of(layout: Layout, key: SeriesKey, proof: Proof) -> DayFile | None:
+    """Return the file of a day if it is still the one that was read."""
+    return next((file for file in days_between(layout, key, proof.day, proof.day) if file.stat == proof.stat), None)
 
 
-def _put_on_record(layout: Layout, key: SeriesKey, proofs: Sequence[DayVerification]) -> None:
-    """Note the SHA-256 of files that were proven without one. A series that is being written is left for next time."""
+def _put_on_record(layout: Layout, key: SeriesKey, proofs: Sequence[Proof]) -> None:
+    """Record the SHA-256 of verified files without one. A series that another run writes waits for the next scrub."""
     if not proofs:
         return
     with suppress(MarketDataError), storage.only_writer(layout.lock(key), 0, str(key)):
         ledger = Ledger.read(layout.ledger(key))
         refresh_ledger(ledger, layout, key)
         for proof in proofs:
-            row, held = ledger.get(proof.day), _file_of(layout, key, proof)
-            if row is not None and row.outcome == HELD and held is not None:
-                own, month = (None, proof.sha256) if held.of_month else (proof.sha256, None)
+            row, file = ledger.get(proof.day), _file_of(layout, key, proof)
+            if row is not None and row.outcome == HELD and file is not None:
+                own, month = (None, proof.sha256) if file.of_month else (proof.sha256, None)
                 ledger.put(replace(row, file_sha256=own, month_sha256=month))
         ledger.write(layout.ledger(key))

@@ -139,7 +139,7 @@ def test_series_that_were_not_compared_are_named_with_the_reason(
     world.forget()
     result = market_data("verify")
     assert result.exit_code == 1
-    assert "2 series were not compared, since the archive's listing could not be had for those before" in result.stderr
+    assert "2 series were not compared, because listing the archive failed for the series before" in result.stderr
     assert len(world.asked()) == 3
 
 

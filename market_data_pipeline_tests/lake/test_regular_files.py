@@ -87,7 +87,7 @@ def test_a_day_in_the_lake_is_fetched_again(world: World, make: Callable[[Path],
     world.ingest(BTC, WEEK)
     path = world.layout.file(BTC, DAY)
     in_place_of(path, make)
-    assert prove_local(world.settings, [BTC]).to_bring == {BTC: [DAY]}
+    assert prove_local(world.settings, [BTC]).to_fetch == {BTC: [DAY]}
     results = world.ingest(BTC, WEEK)
     if path.is_dir() and not path.is_symlink():
         [failed] = [result for result in results if isinstance(result, DayFailure)]

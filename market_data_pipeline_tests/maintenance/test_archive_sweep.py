@@ -134,7 +134,7 @@ def test_replaced_daily_archives_are_found_and_marked(world: World) -> None:
     report = swept(world, BTC)
 
     assert found(report) == [(Kind.REPLACED, BTC, ["2026-02-05"]), (Kind.REPLACED, BTC, ["2026-02-09"])]
-    assert report.to_bring == {BTC: replaced}
+    assert report.to_fetch == {BTC: replaced}
     ledger = world.ledger(BTC)
     assert [day for day, row in ledger.rows.items() if row.replaced_by] == replaced
     for one in report.discoveries:
@@ -151,7 +151,7 @@ def test_a_replaced_day_is_fetched_again_and_then_all_is_well(world: World) -> N
     )
     world.ingest(BTC, days("2026-02-03", "2026-02-20"))
     world.at("2026-03-06T12:00:00")
-    assert swept(world, BTC).to_bring == {BTC: [replaced]}
+    assert swept(world, BTC).to_fetch == {BTC: [replaced]}
     world.forget()
     [outcome] = world.ingest(BTC, [replaced])
     assert outcome.row.rows == 24
@@ -245,14 +245,14 @@ def test_a_replaced_archive_whose_proof_comes_later_is_taken_for_a_day_that_is_f
     wrong = WrongChecksum(path=f"BTCUSDT-1h-{day}")
     proof = world.sandbox.faults.add(wrong if refused == "checksum" else MissingChecksum(days=[day]))
     world.at("2026-03-06T12:00:00")
-    assert swept(world, BTC).to_bring == {BTC: [day]}
+    assert swept(world, BTC).to_fetch == {BTC: [day]}
     kept = world.one(BTC, str(day)).row
     assert (kept.failure, kept.held, kept.content_sha256) == (refused, True, old.content_sha256)
     world.at("2026-03-20T12:00:00")
     for _ in range(2):
         again = swept(world, BTC)
         assert found(again) == [(Kind.REFUSED, BTC, [str(day)])]
-        assert again.to_bring == {}, "the same answer would come again"
+        assert again.to_fetch == {}, "the same answer would come again"
         assert world.ledger(BTC).rows[day] == kept
     world.forget()
     assert world.one(BTC, str(day)).row.failure == refused
@@ -280,7 +280,7 @@ def test_a_day_of_rest_whose_archive_was_refused_is_asked_for_again_only_for_ano
 
     world.at("2026-02-15T12:00:00")
 
-    assert swept(world, BTC).to_bring == {}
+    assert swept(world, BTC).to_fetch == {}
     assert found(swept(world, BTC)) == [(Kind.REFUSED, BTC, [str(day)])]
     assert not needs(world.ledger(BTC).rows[day], clock.now()).is_due
     world.at("2026-02-20T12:00:00")
@@ -356,7 +356,7 @@ def test_an_archive_that_vanished_is_told_and_the_day_stays(world: World) -> Non
     world.sandbox.faults.add(MissingDay(series=str(BTC), days=[date(2026, 2, 5)]))
     report = swept(world, BTC)
     assert found(report) == [(Kind.VANISHED, BTC, ["2026-02-05"])]
-    assert report.to_bring == {}
+    assert report.to_fetch == {}
     assert world.ledger(BTC).rows[date(2026, 2, 5)].held
     assert world.ledger(BTC).rows[date(2026, 2, 5)].replaced_by is None
 
@@ -457,7 +457,7 @@ def test_a_ledger_that_cannot_be_read_does_not_stop_the_others(world: World) -> 
     assert report.not_reached == [], "the listing is not what failed"
     assert {key: reason.partition(" (")[0] for key, reason in local.troubles.items()} == reasons
     assert local.files == {BTC: 2, ETH: 2}
-    assert local.to_bring == {ETH: [date(2026, 2, 4)]}
+    assert local.to_fetch == {ETH: [date(2026, 2, 4)]}
     assert not local.all_well
 
 
@@ -528,10 +528,10 @@ def test_three_replaced_archives_of_ten_symbols_and_a_year_are_found_and_mended_
         world.forget()
 
         report = sweep(world.settings, keys, Archive(world.settings))
-        mended = [result.row for key, wanted in report.to_bring.items() for result in world.ingest(key, wanted)]
+        mended = [result.row for key, wanted in report.to_fetch.items() for result in world.ingest(key, wanted)]
 
         assert sum(report.archives.values()) == 3650
-        assert report.to_bring == {key: [day] for key, day in replaced.items()}
+        assert report.to_fetch == {key: [day] for key, day in replaced.items()}
         assert [row.etag for row in mended] == [one.etag for one in report.discoveries]
         assert len(world.sandbox.requests) <= 40
         assert report.requests == 10
@@ -575,7 +575,7 @@ def test_a_file_that_lost_a_bit_at_the_same_size_and_time_is_found_and_replaced(
 
     report = prove_local(world.settings, [BTC])
 
-    assert report.to_bring == {BTC: [day]}
+    assert report.to_fetch == {BTC: [day]}
     assert "Backfill that day to replace it" in report.faults[BTC][day]
     row = world.ledger(BTC).rows[day]
     assert (row.outcome, row.failure) == (FAILED, "damaged")
@@ -592,7 +592,7 @@ def test_a_file_that_is_another_days_or_gone_is_found(world: World) -> None:
     (folder / "2026-02-04.parquet").write_bytes((folder / "2026-02-05.parquet").read_bytes())
     (folder / "2026-02-06.parquet").unlink()
     report = prove_local(world.settings, [BTC])
-    assert report.to_bring == {BTC: [date(2026, 2, 4), date(2026, 2, 6)]}
+    assert report.to_fetch == {BTC: [date(2026, 2, 4), date(2026, 2, 6)]}
     assert {row.failure for row in world.ledger(BTC).rows.values()} == {None, "damaged", "gone"}
     assert all(result.row.held for result in world.ingest(BTC, days("2026-02-03", "2026-02-08")))
     assert prove_local(world.settings, [BTC]).all_well
@@ -608,7 +608,7 @@ def test_a_file_of_another_series_is_never_held_and_a_backfill_replaces_it(world
     if ledger == "lost":
         world.layout.ledger(ETH).unlink()  # then files are believed by their footers
     else:
-        assert prove_local(world.settings, [ETH]).to_bring == {ETH: [day]}
+        assert prove_local(world.settings, [ETH]).to_fetch == {ETH: [day]}
     world.forget()
 
     [mended] = world.ingest(ETH, [day])
@@ -640,7 +640,7 @@ def test_a_closed_month_with_days_of_another_is_found_and_a_backfill_leaves_its_
     remove_closed_days(world.layout, BTC, wanted)
     spoil(world.layout.month(BTC, november), world.layout.month(BTC, december))
 
-    assert prove_local(world.settings, [BTC]).to_bring == {BTC: days("2025-12-01", "2025-12-31")}
+    assert prove_local(world.settings, [BTC]).to_fetch == {BTC: days("2025-12-01", "2025-12-31")}
     assert all(result.row.held for result in world.ingest(BTC, wanted))
     assert prove_local(world.settings, [BTC]).all_well
     assert pa.concat_tables([read_day(world.layout, BTC, day) for day in wanted]).equals(truth)
@@ -754,7 +754,7 @@ def test_among_many_each_file_that_is_wrong_is_named_with_what_is_wrong(
         break_it(world.layout.file(BTC, day))
     report = prove_local(world.settings, [BTC])
     assert report.files == {BTC: len(wanted)}
-    assert report.to_bring == {BTC: list(wrong)}
+    assert report.to_fetch == {BTC: list(wrong)}
     for day, (_, reason) in wrong.items():
         assert str(world.layout.file(BTC, day)) in report.faults[BTC][day]
         assert reason in report.faults[BTC][day]
@@ -787,7 +787,7 @@ def test_many_files_are_proven_by_two_processes_to_the_same_end(world: World, mo
     before = psutil.Process().children()
     report = prove_local(world.settings, [BTC], processes=2)
     assert report.files == {BTC: len(wanted)}
-    assert report.to_bring == {BTC: [wanted[70]]}
+    assert report.to_fetch == {BTC: [wanted[70]]}
     assert world.ledger(BTC).rows[wanted[70]].failure == "damaged"
     assert len(world.ledger(BTC).days(HELD)) == len(wanted) - 1
     assert psutil.Process().children() == before, "none is left behind"

@@ -67,7 +67,7 @@ def held(world: World) -> World:
 
 
 def faults(world: World, key: SeriesKey = HOURS, *, mark: bool = False) -> list[date]:
-    return prove_local(world.settings, [key], mark=mark).to_bring.get(key, [])
+    return prove_local(world.settings, [key], mark=mark).to_fetch.get(key, [])
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
