@@ -1,1 +1,1 @@
-"""Data made of other series of the lake."""
+"""Series derived from other series of the lake. Downloads do not belong here."""

@@ -1,7 +1,6 @@
-"""tradeProfile: what one day of aggregated trades amounts to, in one row.
+"""Compute tradeProfile: one row that summarizes a day of aggregated trades.
 
-Pure computation over a DuckDB relation and rows of ledgers; it knows nothing of files or Dagster. DuckDB is the
-relation's business, so nothing is imported for it here.
+This is pure computation over a DuckDB relation. Reading and writing files do not belong here.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ if TYPE_CHECKING:
 
 
 # Binance writes prices and quantities with at most eight decimals: a step is 0.00000001.
-# Sentinel rows (first = last = -1, price 0) stand for no trade. Quantities are summed with compensation (fsum) and
-# rounded to the eight decimals that they have, so that 0.1 + 0.2 is 0.3 and equal levels are equal. Levels are found
-# with whole numbers: 0.29 / 0.01 is 28.999… in floating point, and the trade would fall into the level below. A VWAP
-# lies between low and high, which the last digit of a quotient may miss.
+# Sentinel rows (first = last = -1, price 0) are no trades. Quantities are summed with compensation (fsum) and rounded
+# to their eight decimals, so that 0.1 + 0.2 is 0.3 and equal levels are equal. Levels use whole numbers: 0.29 / 0.01 is
+# 28.999… in floating point, so the trade would fall into the level below. A VWAP lies between low and high, but the
+# last digit of a quotient may miss that.
 _QUERY = """
 WITH fills AS (
     SELECT
@@ -67,27 +66,27 @@ _LEVEL_BY_PRICE = "pow(10, floor(log10(vwap * 1e-4)))"
 
 
 def trade_profile(trades: duckdb.DuckDBPyRelation, *, symbol: str, inverse: bool, level_size: float = 0.0) -> pa.Table:
-    """Make one row for each day that has trades.
+    """Compute one row for each day that has trades.
 
-    Volumes count taker's side: ``buy_volume`` where the buyer was the taker (``is_buyer_maker`` false). The point of
-    control is the price level with the most volume, named by its lower edge; the lowest one of equals.
+    Volumes count the taker's side: ``buy_volume`` has trades whose buyer was the taker (``is_buyer_maker`` false). The
+    point of control is the price level with the most volume, given by its lower edge. Of equal levels, the lowest wins.
 
     Args:
-        trades: aggTrades of one symbol, of any number of whole UTC days, columns as in the lake.
-        symbol: What to write as symbol.
-        inverse: Whether quantities are contracts of an inverse future (cm), whose VWAP is Σq / Σ(q/p).
-        level_size: Height of a price level. 0 takes the largest power of ten that is not above 0.01 % of the day's
-            VWAP (60,000 → 1; 3,200 → 0.1), but no less than 0.00000001, the smallest step of Binance's prices.
+        trades: aggTrades of one symbol, for any number of whole UTC days, columns as in the lake.
+        symbol: Value of the symbol column.
+        inverse: Quantities are contracts of an inverse future (cm), whose VWAP is Σq / Σ(q/p).
+        level_size: Height of a price level. 0 takes the largest power of ten that is at most 0.01 % of the day's
+            VWAP (60,000 → 1; 3,200 → 0.1), but at least 0.00000001, the smallest step of Binance's prices.
 
     Returns:
-        A table with ``model.schema.TRADE_PROFILE_SCHEMA``, ordered by day; a day without trades has no row.
+        A table with ``model.schema.TRADE_PROFILE_SCHEMA``, ordered by day. A day without trades has no row.
     """
     query = _QUERY.format(
         vwap=_INVERSE_VWAP if inverse else _LINEAR_VWAP,
         level_size=f"CAST({level_size!r} AS DOUBLE)" if level_size else _LEVEL_BY_PRICE,
     )
     answer = trades.query("trades", query)
-    if answer is None:  # DuckDB's answer to a statement that is no query
+    if answer is None:  # DuckDB returns None for a statement that is no query
         raise TypeError("The query of tradeProfile returned nothing.")
     table: pa.Table = answer.to_arrow_table()
     symbols = pa.array([symbol] * table.num_rows, pa.string()).dictionary_encode()

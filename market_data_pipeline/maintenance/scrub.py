@@ -86,8 +86,8 @@ def prove_local(
         settings: Location of the lake, and how long to wait for a series that another run writes.
         keys: The series, derived ones included.
         mark: Write the result into the ledgers.
-        processes: Number of reading processes, this one included. 0 means one per CPU. Reading small files (1m klines)
-            occupies Python's GIL half of the time, so threads would not help. Workers start only if there is much to read.
+        processes: Number of reading processes, this one included. 0 means one per CPU. Small files (1m klines) need
+            Python's GIL half of the time, so threads would not help. Workers start only if there is much to read.
         on_progress: Called with the number of further files read.
     """
     layout = Layout(settings.root)

@@ -1,1 +1,1 @@
-"""Reconciliation: are klines what their trades, or finer klines, make of them?"""
+"""Reconciliation: compare klines with klines rebuilt from trades or finer klines. No Dagster."""

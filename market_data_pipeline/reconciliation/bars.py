@@ -1,4 +1,4 @@
-"""Bars and trades as both sides of a reconciliation have them, and when two sums count as equal.
+"""Types for bars and trades of both sides of a reconciliation, and tolerances for equal sums.
 
 Reading klines belongs to ``reconciliation/rebuild.py``.
 """
@@ -18,13 +18,13 @@ from market_data_pipeline.lake import parquet
 from market_data_pipeline.model.findings import Finding
 
 RELATIVE = 1e-9
-"""How far sums of float64 may be apart."""
+"""Relative tolerance for sums of float64."""
 
 VALUE_DECIMALS = 1e-8
-"""Binance writes a bar's value (quote volume, in cm base volume) with eight decimals: each trade may be rounded."""
+"""Tolerance per trade. Binance rounds a bar's value (quote volume, in cm base volume) to eight decimals."""
 
 AGGREGATED_US = 100_000
-"""Futures: how long the trades of one aggTrade may be apart, in microseconds."""
+"""Futures: longest time between trades of one aggTrade, in microseconds."""
 
 _SHOWN_IDS = 20
 
@@ -34,19 +34,19 @@ TRADE_COLUMNS = ["agg_trade_id", "first_trade_id", "last_trade_id", "transact_ti
 
 @dataclass(frozen=True, slots=True)
 class DaySides:
-    """Both sides of a day, as they lie in the lake.
+    """Both sides of a day in the lake.
 
     Attributes:
         day: The UTC day.
-        klines: File of the klines, the day's own or that of its month.
-        source: File of the series that they are rebuilt from, likewise.
-        klines_sha256: Hash of the klines, as in the ledger.
-        source_sha256: Hash of the source.
-        klines_findings: What the checks found in the klines.
-        source_findings: What the checks found in the source.
-        before_findings: What the checks found in the klines of the day before, which may reach over midnight.
-        before: The source's file of the day before; None where it is not held.
-        after: The source's file of the day after.
+        klines: File of the klines, of the day or of its month.
+        source: File of the source series, of the day or of its month.
+        klines_sha256: Content hash of the klines, from the ledger.
+        source_sha256: Content hash of the source.
+        klines_findings: Findings of the checks on the klines.
+        source_findings: Findings of the checks on the source.
+        before_findings: Findings on the klines of the previous day. They may reach past midnight.
+        before: The source's file of the previous day. None if it is not stored.
+        after: The source's file of the next day. None if it is not stored.
     """
 
     day: date
@@ -63,7 +63,7 @@ class DaySides:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A bar as one side has it: prices None where it has no trade; the value is the quote's, in cm the base's."""
+    """A bar on one side. Prices are None without trades. Values are in the quote asset, in cm in the base asset."""
 
     open: float | None
     high: float | None
@@ -81,7 +81,7 @@ NO_TRADE = Side(None, None, None, None, 0.0, 0.0, 0.0, 0.0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A differing bar: ``at`` in microseconds since 1970 (UTC), and how many rows of the source it was made of."""
+    """A differing bar: ``at`` in microseconds since 1970 (UTC), both sides, and the number of source rows."""
 
     at: int
     klines: Side | None
@@ -90,12 +90,12 @@ class Bar:
 
 
 def near(one: float, other: float, trades: int = 0) -> bool:
-    """Whether two sums are the same: within :data:`RELATIVE`, and the rounding of each trade's value.
+    """Return True if two sums are equal within :data:`RELATIVE` and the rounding of each trade's value.
 
     Args:
         one: A sum of the klines.
         other: The same sum, rebuilt.
-        trades: How many values were rounded; 0 for sums of quantities, which are not.
+        trades: Number of rounded values. 0 for sums of quantities, which are not rounded.
     """
     return abs(one - other) <= RELATIVE * max(abs(one), abs(other)) + VALUE_DECIMALS * trades
 
@@ -108,7 +108,7 @@ def equal(field: str, one: float, other: float, trades: int) -> bool:
 
 
 def moment(microseconds: int) -> datetime:
-    """Microseconds since 1970 as the lake's tables keep times: UTC, without zone."""
+    """Convert microseconds since 1970 to a datetime without zone (UTC), as in the lake's tables."""
     return datetime.fromtimestamp(microseconds // 1_000_000, UTC).replace(
         tzinfo=None, microsecond=microseconds % 1_000_000
     )
@@ -116,7 +116,7 @@ def moment(microseconds: int) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Trades:
-    """A day's aggTrades without sentinel rows, in the order of their ids, and the sentinels' ids."""
+    """A day's aggTrades without sentinel rows, ordered by id, and the ids of the sentinels."""
 
     ids: Ints
     first: Ints
@@ -128,7 +128,7 @@ class Trades:
 
 
 def trades_of(table: pa.Table) -> Trades:
-    """Return the trades of a table, in the order of their ids."""
+    """Return the trades of a table, ordered by id."""
     table = table.sort_by("agg_trade_id")
     real = pc.greater_equal(table.column("first_trade_id"), pa.scalar(0))
     rows = table.filter(real)
@@ -145,7 +145,7 @@ def trades_of(table: pa.Table) -> Trades:
 
 
 def shown_ids(ids: Sequence[str]) -> str:
-    """Return the first ids in words, and how many more there are."""
+    """Return the first ids and the number of the others, for messages."""
     more = len(ids) - _SHOWN_IDS
     return ", ".join(ids[:_SHOWN_IDS]) + (f" and {more} more" if more > 0 else "")
 

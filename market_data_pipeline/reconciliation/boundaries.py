@@ -1,7 +1,8 @@
-"""Trades on both sides of a bar's edge.
+"""Explain differences of adjacent bars by aggTrades that cross their boundary.
 
 Futures aggregate "market trades that fill in 100ms with the same price and the same taking side" (documentation of
-the futures API), so the trades of one aggTrade can lie in two bars.
+the futures API), so the trades of one aggTrade can lie in two bars. Other reasons belong to
+``reconciliation/explain.py``.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from market_data_pipeline.reconciliation.bars import AGGREGATED_US, RELATIVE, Ba
 
 
 def across_bars(bars: Sequence[Bar], step: int, trades: Trades) -> dict[int, tuple[Reason, str]]:
-    """Bars next to each other of which one has what the other lacks, where an aggTrade at the edge allows it.
+    """Return reasons for adjacent bars whose differences cancel out, if aggTrades at their boundary allow it.
 
-    An aggTrade has one time, and its trades may be up to 100 ms apart: those that lie beyond the edge of a bar are in
-    the klines of the bar next to it.
+    An aggTrade has one time, but its trades may be up to 100 ms apart. Trades beyond the boundary count in the klines
+    of the adjacent bar.
     """
     reasons: dict[int, tuple[Reason, str]] = {}
     for run in _runs(bars, step):
@@ -43,7 +44,10 @@ def _runs(bars: Sequence[Bar], step: int) -> Iterator[list[Bar]]:
 
 
 def moved(run: Sequence[Bar], step: int, trades: Trades) -> list[list[int]] | None:
-    """The aggTrades (rows) at each edge of a run of bars, the outer ones empty; None where they explain it not."""
+    """Return the aggTrades (row numbers) at each edge of a run of bars. Outer edges are empty.
+
+    Return None if aggTrades do not explain the differences.
+    """
     edges: list[list[int]] = [[]]
     flows = [0]
     count, volume = 0, 0.0
@@ -54,12 +58,12 @@ def moved(run: Sequence[Bar], step: int, trades: Trades) -> list[list[int]] | No
         count += bar.klines.count - bar.rebuilt.count
         volume += bar.klines.volume - bar.rebuilt.volume
         edge = bar.at + step
-        # What the klines have more before the edge stands in aggTrades after it, and the other way round.
+        # If the klines have more before the edge, the aggTrades lie after it, and the other way round.
         low, high = (edge, edge + AGGREGATED_US) if count > 0 else (edge - AGGREGATED_US, edge)
         rows = np.flatnonzero((trades.at >= low) & (trades.at < high) & (trades.last > trades.first)) if count else ()
         room = sum(int(trades.last[row] - trades.first[row]) for row in rows)
         quantity = sum(float(trades.quantity[row]) for row in rows)
-        # At least one trade of an aggTrade stays on its side; where none crosses, no volume does.
+        # At least one trade of an aggTrade stays on its side. If no trade crosses, no volume does.
         if abs(count) > room or (abs(volume) >= quantity if count else abs(volume) > rounding):
             return None
         edges.append([int(row) for row in rows])
@@ -67,7 +71,7 @@ def moved(run: Sequence[Bar], step: int, trades: Trades) -> list[list[int]] | No
     if count or not _same_in_sum(run):
         return None
     for n, bar in enumerate(run):
-        # Into a bar comes what flows back over its left edge or on over its right one.
+        # Trades enter a bar backwards over its right edge or forwards over its left edge.
         left = {float(trades.price[row]) for row in edges[n]} if flows[n] < 0 else set()
         right = {float(trades.price[row]) for row in edges[n + 1]} if flows[n + 1] > 0 else set()
         if not _with_prices(bar, left, right):
@@ -76,7 +80,7 @@ def moved(run: Sequence[Bar], step: int, trades: Trades) -> list[list[int]] | No
 
 
 def _same_in_sum(run: Sequence[Bar]) -> bool:
-    """Whether nothing is lost or won among bars."""
+    """Return True if the sums over all bars are equal."""
     sides = [(bar.klines, bar.rebuilt) for bar in run if bar.klines is not None]
     trades = sum(ours.count for ours, _ in sides)
     return all(
@@ -92,7 +96,7 @@ def _same_in_sum(run: Sequence[Bar]) -> bool:
 
 
 def _with_prices(bar: Bar, left: set[float], right: set[float]) -> bool:
-    """Whether a bar has the prices that were rebuilt, or those of trades that came over its edges."""
+    """Return True if a bar has the rebuilt prices, or prices of trades that crossed its edges."""
     ours, made = bar.klines, bar.rebuilt
     if ours is None:
         return False

@@ -1,7 +1,7 @@
 """Explain bars that differ from their source although neither is wrong, with a :class:`Reason` for each.
 
-Futures leave trades of the insurance fund and of auto-deleveraging out of aggTrades (documentation of the futures
-API). Trades that cross the edge of a bar belong to ``reconciliation/boundaries.py``.
+Futures aggTrades leave out trades of the insurance fund and of auto-deleveraging (documentation of the futures API).
+Trades that cross the edge of a bar belong to ``reconciliation/boundaries.py``.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from market_data_pipeline.reconciliation.boundaries import across_bars
 def explain_bars(
     key: SeriesKey, source: SeriesKey, sides: DaySides, bars: Sequence[Bar], contract_size: float | None
 ) -> dict[int, tuple[Reason, str]]:
-    """The reasons of those bars of a day that have one, by open time in microseconds."""
+    """Return the reasons for a day's differing bars, by open time in microseconds. Unexplained bars are left out."""
     step = interval_us(key.interval or "")
-    reasons = _told(bars, sides, step, interval_us(source.interval) if source.interval else 0)
+    reasons = _from_findings(bars, sides, step, interval_us(source.interval) if source.interval else 0)
     open_bars = [bar for bar in bars if bar.at not in reasons and bar.klines is not None]
     if not open_bars:
         return reasons
@@ -50,7 +50,7 @@ def explain_bars(
     if source.interval is not None:
         for bar in open_bars:
             worth = _worth(bar, None, inverse=inverse)
-            if _lacks_candles(bar, source, sides, step) and _possible(bar, None, worth, opens=True, closes=True):
+            if _misses_candles(bar, source, sides, step) and _possible(bar, None, worth, opens=True, closes=True):
                 reasons[bar.at] = (Reason.MISSING_CANDLES, "")
         return reasons
     trades = read_trades(sides.source)
@@ -65,8 +65,8 @@ def explain_bars(
     return reasons
 
 
-def _told(bars: Iterable[Bar], sides: DaySides, step: int, finer: int) -> dict[int, tuple[Reason, str]]:
-    """The reasons of bars of which the days' own checks tell."""
+def _from_findings(bars: Iterable[Bar], sides: DaySides, step: int, finer: int) -> dict[int, tuple[Reason, str]]:
+    """Return the reasons that follow from the findings of the days' checks."""
     off_grid = list(_off_grid(sides, step, finer))
     reasons = {}
     for bar in bars:
@@ -78,7 +78,7 @@ def _told(bars: Iterable[Bar], sides: DaySides, step: int, finer: int) -> dict[i
 
 
 def _off_grid(sides: DaySides, step: int, finer: int) -> Iterator[tuple[int, int]]:
-    """When candles off the grid begin and end, of the klines and of finer ones that they are rebuilt from."""
+    """Yield begin and end of candles off the grid, in the klines and in the finer klines of the source."""
     both = (((*sides.before_findings, *sides.klines_findings), step), (sides.source_findings, finer))
     for findings, length in both:
         for found in findings:
@@ -87,9 +87,9 @@ def _off_grid(sides: DaySides, step: int, finer: int) -> Iterator[tuple[int, int
 
 
 def _known_gap(bar: Bar, findings: Iterable[Finding]) -> str | None:
-    """The verdict of the gaps check on a candle that is not held although trades took place; None without one.
+    """Return the gaps verdict for a missing candle with trades, None without a verdict.
 
-    The verdict ``outage`` says that no trade took place, which is not so.
+    The verdict ``outage`` does not count, because it means that there were no trades.
     """
     for found in findings:
         lacking = found.check == "gaps" and found.rule in LACKING and found.rule != Verdict.OUTAGE
@@ -98,11 +98,11 @@ def _known_gap(bar: Bar, findings: Iterable[Finding]) -> str | None:
     return None
 
 
-def _lacks_candles(bar: Bar, source: SeriesKey, sides: DaySides, step: int) -> bool:
-    """Whether a bar lacks candles of the finer interval in which there may have been trades."""
+def _misses_candles(bar: Bar, source: SeriesKey, sides: DaySides, step: int) -> bool:
+    """Return True if candles of the finer interval are missing in a bar and may have had trades."""
     fine = interval_us(source.interval or "")
     end = bar.at + step - fine
-    # In an outage no trade took place: nothing is missing.
+    # An outage has no trades, so its candles are not missing.
     without_trades = sum(
         max(0, (min(one.last, end) - max(one.first, bar.at)) // fine + 1)
         for found in sides.source_findings
@@ -113,16 +113,16 @@ def _lacks_candles(bar: Bar, source: SeriesKey, sides: DaySides, step: int) -> b
 
 
 _Worth = tuple[float, float]
-"""What one of a bar's volume may have been traded for, at the least and at the most."""
+"""Lowest and highest possible value of one unit of a bar's volume."""
 
 
 def _worth(bar: Bar, contract_size: float | None, *, inverse: bool) -> _Worth | None:
-    """What one of a bar's volume was traded for by the prices of the klines; None where that cannot be told.
+    """Return the value of one unit of a bar's volume, from the prices of the klines. None if it is unknown.
 
     Args:
         bar: The bar.
-        contract_size: Of an inverse contract; where it is None, it is as what was rebuilt of this bar allows.
-        inverse: Whether the volume is in contracts and the value in the base asset.
+        contract_size: Size of an inverse contract. None derives it from the rebuilt bar.
+        inverse: The volume is in contracts and the value in the base asset.
     """
     ours, made = bar.klines, bar.rebuilt
     if ours is None or not ours.low or not ours.high:
@@ -138,14 +138,14 @@ def _worth(bar: Bar, contract_size: float | None, *, inverse: bool) -> _Worth | 
 
 
 def _possible(bar: Bar, at_most: int | None, worth: _Worth | None, *, opens: bool, closes: bool) -> bool:
-    """Whether the klines are what was rebuilt and further trades.
+    """Return True if the klines can be the rebuilt bar plus further trades.
 
     Args:
         bar: The bar, which has a row in the klines.
-        at_most: How many further trades there may be; None for any number.
-        worth: What one of the bar's volume may have been traded for, see :func:`_worth`; None where it is not known.
-        opens: Whether the first of them may come before all others.
-        closes: Whether the last of them may come after all others.
+        at_most: Most further trades. None for any number.
+        worth: Value of one unit of the bar's volume, see :func:`_worth`. None if it is unknown.
+        opens: The first further trade may come before all others.
+        closes: The last further trade may come after all others.
     """
     ours, made = bar.klines, bar.rebuilt
     if ours is None or ours.open is None or ours.close is None or ours.high is None or ours.low is None:
@@ -153,7 +153,7 @@ def _possible(bar: Bar, at_most: int | None, worth: _Worth | None, *, opens: boo
     further = ours.count - made.count
     if further < 0 or (at_most is not None and further > at_most):
         return False
-    # A further trade has a quantity, whether or not the number of trades counts it.
+    # A further trade has a quantity, even if the number of trades does not count it.
     if near(ours.volume, made.volume) or not _sums_possible(ours, made, worth):
         return False
     if made.high is None or made.low is None:
@@ -167,9 +167,9 @@ def _possible(bar: Bar, at_most: int | None, worth: _Worth | None, *, opens: boo
 
 
 def _sums_possible(ours: Side, made: Side, worth: _Worth | None) -> bool:
-    """Whether further trades within the bar's prices make the sums what they are: those of takers who buy, and others.
+    """Return True if further trades within the bar's prices can explain the sums, for taker buys and for the rest.
 
-    Neither kind takes anything away, and what each adds to the value is what its volume may be worth.
+    Each kind only adds volume, and adds a value within the bounds for that volume.
     """
     volume, taker_volume = ours.volume - made.volume, ours.taker_volume - made.taker_volume
     volume_rounding = RELATIVE * max(ours.volume, made.volume)
@@ -190,7 +190,7 @@ def _sums_possible(ours: Side, made: Side, worth: _Worth | None) -> bool:
 
 
 def _edge(path: Path | None, *, last: bool) -> Trades | None:
-    """The first or the last aggTrades of a file: those of one row group."""
+    """Return the aggTrades of a file's first or last row group."""
     if path is None:
         return None
     try:
@@ -205,14 +205,14 @@ def _edge(path: Path | None, *, last: bool) -> Trades | None:
 
 @dataclass(frozen=True, slots=True)
 class _Hole:
-    """Trades that may have taken place and are in no aggTrade that is held.
+    """Possible trades that no stored aggTrade contains.
 
     Attributes:
         after: Time of the aggTrade before them, in microseconds.
         before: Time of the aggTrade after them.
-        first: The first trade id; None where it is not known how many there are.
+        first: The first trade id. None if their number is unknown.
         last: The last trade id.
-        reason: Why they are not there.
+        reason: Reason why they are missing.
     """
 
     after: int
@@ -223,14 +223,14 @@ class _Hole:
 
     @property
     def ids(self) -> str:
-        """The trade ids in words."""
+        """Return the trade ids as text."""
         if self.first is None or self.last is None:
             return ""
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
 
 
 def _holes(market: Market, sides: DaySides, trades: Trades) -> Iterator[_Hole]:
-    """The holes in the ids of a day's trades, with those across the midnights before and after."""
+    """Yield the holes in the ids of a day's trades, including holes across both midnights."""
     start = clock.day_start_us(sides.day)
     end = start + clock.US_PER_DAY
     before, after = _edge(sides.before, last=True), _edge(sides.after, last=False)
@@ -260,7 +260,7 @@ def _holes(market: Market, sides: DaySides, trades: Trades) -> Iterator[_Hole]:
 
 
 def _left_out(bar: Bar, step: int, holes: Iterable[_Hole], worth: _Worth | None) -> tuple[Reason, str] | None:
-    """Why a bar has further trades than were rebuilt, where that can be."""
+    """Return the reason why a bar has more trades than the rebuilt one, None if holes do not explain it."""
     end = bar.at + step
     inside = [hole for hole in holes if hole.after < end and hole.before >= bar.at]
     sizes = [hole.last - hole.first + 1 for hole in inside if hole.first is not None and hole.last is not None]
@@ -268,7 +268,7 @@ def _left_out(bar: Bar, step: int, holes: Iterable[_Hole], worth: _Worth | None)
     opens, closes = any(hole.after < bar.at for hole in inside), any(hole.before >= end for hole in inside)
     if not inside or not _possible(bar, at_most, worth, opens=opens, closes=closes):
         return None
-    # The gravest reason: what is missing in the lake before what Binance leaves out.
+    # Most serious reason first: trades missing in the lake come before trades that Binance leaves out.
     order = (Reason.MISSING_TRADES, Reason.TAKEN_BACK, Reason.SKIPPED_TRADES)
     reason = min((hole.reason for hole in inside), key=order.index)
     named = [hole.ids for hole in inside if hole.reason is reason and hole.ids]

@@ -1,7 +1,6 @@
-"""Which days of klines can be compared with their source, comparing them, and keeping what came of it.
+"""Select days of klines to compare with their source, compare them and record the results.
 
-What belongs here: choosing days by the ledgers and by the record of what was compared. How two sides are compared is
-``reconciliation.rebuild``, the record ``reconciliation.record``. Knows nothing of Dagster.
+The comparison itself belongs to ``reconciliation/rebuild.py``, the file of the record to ``reconciliation/record.py``.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from market_data_pipeline.reconciliation.record import Compared, read_compared, 
 from market_data_pipeline.sql.errors import retrying
 
 BATCH_DAYS = 31
-"""Days that are compared in one pass."""
+"""Number of days compared in one pass."""
 
 WRITE_SECONDS = 5.0
-"""How long what was compared is kept in memory: a record of ten years takes 0.2 s to write, many batches less."""
+"""Time between writes of the record. Writing a record of ten years takes 0.2 s, many batches take less."""
 
 LOCK_WAIT_SECONDS = 60.0
 
@@ -44,13 +43,13 @@ _DAY = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A series whose days are to be compared.
+    """Days of a series to compare.
 
     Attributes:
         key: The klines.
-        days: Days both sides of which are held and that were not compared as they are now, in order.
-        done: Days that were compared, and are still as they were, in order.
-        gone: Files that are gone although their day is held by the ledger; their days are in neither.
+        days: Days with both sides stored whose present content was not compared, in order.
+        done: Days that were compared and have not changed since, in order.
+        gone: Missing files of days that the ledger has as stored. Their days are in neither list.
     """
 
     key: SeriesKey
@@ -59,31 +58,29 @@ class Comparison:
     gone: tuple[Path, ...]
 
     def trouble(self) -> str | None:
-        """What keeps days from being compared, None where nothing does."""
+        """Return a message about days that cannot be compared, None if there are none."""
         if not self.gone:
             return None
         more = len(self.gone) - 1
-        others = (
-            f" is gone, and so {'is' if more == 1 else 'are'} {more:,} more. Backfill their days to bring them back."
-        )
-        only = " is gone. Backfill that day to bring it back."
+        others = f" is gone, and so {'is' if more == 1 else 'are'} {more:,} more. Backfill their days to restore them."
+        only = " is gone. Backfill that day to restore it."
         return f"{self.key} is not compared on every day: {self.gone[0]}{others if more else only}"
 
 
 def plan(
     layout: Layout, key: SeriesKey, first: date | None = None, last: date | None = None, *, again: bool = False
 ) -> Comparison:
-    """What is to be compared of a series, from the ledgers and the record. Of ten years it takes some 40 ms.
+    """Select the days of a series to compare, from the ledgers and the record. Ten years take about 40 ms.
 
     Args:
-        layout: Where the lake lies.
+        layout: Layout of the lake.
         key: The klines.
-        first: First UTC day; None for the first that is held.
-        last: Last UTC day, included. Today is never compared: it is still growing.
-        again: Whether days that were compared are compared again.
+        first: First UTC day. None for the first stored one.
+        last: Last UTC day, included. None for yesterday. Today is never compared, because it is still growing.
+        again: Compare days again that were compared before.
 
     Raises:
-        StorageError: the system refuses to read a ledger.
+        StorageError: a ledger cannot be read.
     """
     other = source_of(key)
     begin = max(first or ARCHIVE_BEGINS, ARCHIVE_BEGINS)
@@ -104,26 +101,24 @@ def plan(
 
 
 def _days_there(layout: Layout, key: SeriesKey, days: Sequence[date]) -> Set[date]:
-    """Which days have a file; looked for one by one where they are few among, perhaps, ten years of files."""
+    """Return the days that have a file. A few days are looked up one by one, because a folder may have ten years."""
     if len(days) > _FEW_DAYS:
         return days_on_disk(layout, key).keys()
-    return {held.day for day in days for held in days_between(layout, key, day, day)}
+    return {file.day for day in days for file in days_between(layout, key, day, day)}
 
 
-def _is_current(
-    before: Compared, day: date, klines: Mapping[date, StoredContent], source: Mapping[date, StoredContent]
-) -> bool:
-    """Whether what was found on a day still holds: both sides are as they were, and so are the source's days around."""
+def _is_current(before: Compared, day: date, klines: Mapping[date, Content], source: Mapping[date, Content]) -> bool:
+    """Return True if a day's result is current: both sides are unchanged, and so are the source's adjacent days."""
     if (before.klines_sha256, before.source_sha256) != (klines[day].sha256, source[day].sha256):
         return False
-    if not before.lacked:
+    if not before.incomplete_source:
         return True
     around = (source.get(day + step) for step in (-_DAY, _DAY))
     return all(one is None or one.fetched_us is None or one.fetched_us <= before.compared_us for one in around)
 
 
 def found_before(layout: Layout, wanted: Comparison) -> list[DayReconciled]:
-    """What earlier comparisons found on those days that are still as they were, in order."""
+    """Return the recorded results of days that have not changed since, in order."""
     record = read_reconciled(layout.reconciled(wanted.key), wanted.done)
     return [record[day] for day in wanted.done if day in record]
 
@@ -131,40 +126,40 @@ def found_before(layout: Layout, wanted: Comparison) -> list[DayReconciled]:
 def compare(
     layout: Layout, key: SeriesKey, days: Sequence[date], *, memory_mb: int, wait_seconds: float = LOCK_WAIT_SECONDS
 ) -> Iterator[list[DayReconciled]]:
-    """Compare days of a series with their source, and put what is found on record.
+    """Compare days of a series with their source, and record the results.
 
-    A batch counts when the next one is asked for, so one whose taker was stopped is compared again, rather than never
-    told. The record is written every :data:`WRITE_SECONDS` and at the end, also where that comes early: whoever is
-    killed in between compares those days again.
+    A batch is recorded once the caller requests the next one. If the caller stops, its last batch is compared again.
+    The record is written every :data:`WRITE_SECONDS` and at the end, also after an error. A killed process compares
+    the days since the last write again.
 
     Args:
-        layout: Where the lake lies.
+        layout: Layout of the lake.
         key: The klines.
-        days: Days of which both sides are held, in order.
-        memory_mb: What DuckDB may take.
+        days: Days with both sides stored, in order.
+        memory_mb: DuckDB's memory limit.
         wait_seconds: How long to wait for another process that writes the series' record.
 
     Yields:
         One result for each day, in order, in lists of at most :data:`BATCH_DAYS`.
 
     Raises:
-        DamagedFileError: a file of either side cannot be read; the text names it, and days before are on record.
-        StorageError: the record cannot be written, or the system refuses to read a ledger.
-        SeriesBusyError: another process has been writing the record for too long.
+        DamagedFileError: a file of either side cannot be read. The text names it. Earlier days are on record.
+        StorageError: the record cannot be written, or a ledger cannot be read.
+        SeriesBusyError: another process was writing the record and did not finish in time.
     """
-    told: list[DayReconciled] = []
+    accepted: list[DayReconciled] = []
     written = time.monotonic()
     try:
         for start in range(0, len(days), BATCH_DAYS):
             found = _compared(layout, key, days[start : start + BATCH_DAYS], memory_mb)
             yield found
-            told += found
+            accepted += found
             if time.monotonic() - written >= WRITE_SECONDS:
-                _put_on_record(layout, key, told, wait_seconds)
-                told, written = [], time.monotonic()
+                _add_to_record(layout, key, accepted, wait_seconds)
+                accepted, written = [], time.monotonic()
     finally:
-        if told:
-            _put_on_record(layout, key, told, wait_seconds)
+        if accepted:
+            _add_to_record(layout, key, accepted, wait_seconds)
 
 
 def _compared(layout: Layout, key: SeriesKey, days: Sequence[date], memory_mb: int) -> list[DayReconciled]:
@@ -179,7 +174,7 @@ def _sides(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[DaySide
     near = (pc.field("day") >= days[0] - _DAY) & (pc.field("day") <= days[-1] + _DAY)
     klines, others = (Ledger.read(layout.ledger(one), near) for one in (key, source))
 
-    def beside(day: date) -> Path | None:
+    def stored_file(day: date) -> Path | None:
         row, path = others.get(day), file_of(layout, source, day)
         return path if row is not None and row.outcome == HELD and path.is_file() else None
 
@@ -193,8 +188,8 @@ def _sides(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[DaySide
             klines_findings=klines.rows[day].findings_list(),
             source_findings=others.rows[day].findings_list(),
             before_findings=_findings(klines, day - _DAY),
-            before=beside(day - _DAY),
-            after=beside(day + _DAY),
+            before=stored_file(day - _DAY),
+            after=stored_file(day + _DAY),
         )
         for day in days
     ]
@@ -204,7 +199,7 @@ def _findings(ledger: Ledger, day: date) -> tuple[Finding, ...]:
     return () if (row := ledger.get(day)) is None else row.findings_list()
 
 
-def _put_on_record(layout: Layout, key: SeriesKey, found: Sequence[DayReconciled], wait_seconds: float) -> None:
+def _add_to_record(layout: Layout, key: SeriesKey, found: Sequence[DayReconciled], wait_seconds: float) -> None:
     path = layout.reconciled(key)
     with storage.only_writer(path.with_suffix(".lock"), wait_seconds, f"The reconciliation of {key}"):
         record = read_reconciled(path)

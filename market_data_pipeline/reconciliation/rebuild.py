@@ -1,8 +1,8 @@
-# ruff: noqa: S608 - the SQL is made of the project's own column names and of paths that are quoted.
+# ruff: noqa: S608 - the SQL consists of the project's own column names and of quoted paths.
 """Rebuild klines from their source and compare the two, bar by bar, in one pass of DuckDB.
 
 Klines of 1s and 1m are rebuilt from aggTrades, those of longer intervals from klines of 1m. Prices and the number of
-trades must be equal, volumes within :data:`RELATIVE`. Why bars differ belongs to ``reconciliation/explain.py``.
+trades must be equal, volumes within :data:`RELATIVE`. Reasons for differences belong to ``reconciliation/explain.py``.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ if TYPE_CHECKING:
     import duckdb
 
 _PLAIN = 1e-4
-"""How near a derived contract size must be to a plain number to be taken for it: base volumes have eight decimals."""
+"""Relative distance within which a derived contract size is rounded to one digit. Base volumes have eight decimals."""
 
 
 def reconcile_days(
     key: SeriesKey, days: Sequence[DaySides], *, memory_mb: int = 512, scratch: Path | None = None
 ) -> list[DayReconciled]:
-    """Compare days of klines with what they are rebuilt from.
+    """Compare days of klines with klines rebuilt from their source.
 
-    Measured with two cores: 31 days of a million aggTrades take 4 s, and 190 MB of memory.
+    On two cores, 31 days of a million aggTrades take 4 s and 190 MB of memory.
 
     Args:
         key: The klines.
-        days: The days, each with files of both sides. All of them are one pass, so hand over a month rather than a
-            year; of cm, the contract size is derived from all of them together.
-        memory_mb: What DuckDB may take; beyond it, it writes to ``scratch``.
-        scratch: A folder for what does not fit into memory; None means that all must.
+        days: The days, each with files of both sides. One pass reads all of them, so pass a month rather than a year.
+            In cm, the contract size is derived from all of them together.
+        memory_mb: DuckDB's memory limit. Beyond it, DuckDB writes to ``scratch``.
+        scratch: Folder for temporary files. None means that everything must fit into memory.
 
     Returns:
         One result for each day, in the order given.
 
     Raises:
         duckdb.Error: a file is damaged, or was replaced meanwhile.
-        DamagedFileError: the same of a file that was looked at closely.
+        DamagedFileError: a file is damaged that explaining differences reads.
     """
     if not days:
         return []
@@ -95,7 +95,7 @@ def reconcile_days(
 
 
 def _first(differences: Iterable[Difference]) -> tuple[Difference, ...]:
-    # What nothing explains comes first, so that it is kept.
+    # Unexplained differences come first, so that the limit does not drop them.
     ordered = sorted(differences, key=lambda one: (bool(one.reason), one.open_time))
     return tuple(sorted(ordered[:MAX_DIFFERENCES], key=lambda one: one.open_time))
 
@@ -118,7 +118,7 @@ def _connection(memory_mb: int, scratch: Path | None) -> Iterator[duckdb.DuckDBP
 
 _FIELDS = ("open", "high", "low", "close", "volume", "value", "taker_volume", "taker_value", "count")
 
-# Sentinel rows of spot (first = last = -1) stand for no trade.
+# Sentinel rows of spot (first = last = -1) are no trades.
 _FROM_TRADES = """
 SELECT
     epoch_us(transact_time) // {step} * {step} AS opened,
@@ -145,7 +145,7 @@ SELECT
 FROM ({candles}) GROUP BY 1
 """
 
-# Rows off the grid (spot, 2017 and 2018) belong to no bar: they explain that bars of their time differ. The file of a
+# Rows off the grid (spot, 2017 and 2018) belong to no bar. They explain why bars of their time differ. The file of a
 # closed month has other days, too.
 _CANDLES = """
 SELECT
@@ -166,7 +166,7 @@ def _quote(market: Market) -> str:
 
 
 def _column_names(market: Market) -> Mapping[str, str]:
-    """Fields of a bar to columns of the klines."""
+    """Return the column of the klines for each field of a bar."""
     quote = _quote(market)
     renamed = {
         "value": f"{quote}_volume",
@@ -184,7 +184,7 @@ def _listed(paths: Iterable[Path]) -> str:
 def _rebuild(
     connection: duckdb.DuckDBPyConnection, key: SeriesKey, source: SeriesKey, days: Sequence[DaySides]
 ) -> float | None:
-    """Make the tables ``k`` (klines) and ``r`` (rebuilt); return what the rebuilt values are to be multiplied with."""
+    """Create the tables ``k`` (klines) and ``r`` (rebuilt). Return the factor for rebuilt values."""
     step, quote = interval_us(key.interval or ""), _quote(key.market)
     dates = ", ".join(f"DATE '{one.day}'" for one in days)
     klines = _CANDLES.format(quote=quote, files=_listed(one.klines for one in days), step=step, days=dates)
@@ -201,9 +201,9 @@ def _rebuild(
 
 
 def _contract_size(connection: duckdb.DuckDBPyConnection) -> float | None:
-    """What a contract is worth in US dollars: base volume over Σ(contracts / price), in the middle of all bars.
+    """Return the size of a contract in US dollars: the median over all bars of base volume / Σ(contracts / price).
 
-    The lake does not have it (it is in exchangeInfo), and single bars may be wrong: their middle is not.
+    The lake does not store it (exchangeInfo has it). The median is robust against single wrong bars.
     """
     answer = connection.execute(
         'SELECT k."value" / r."value" FROM k JOIN r USING (opened) WHERE k."value" > 0 AND r."value" > 0'
@@ -213,7 +213,7 @@ def _contract_size(connection: duckdb.DuckDBPyConnection) -> float | None:
 
 
 def plain(ratio: float) -> float:
-    """A derived contract size without the rounding that is in it, where it is near to a plain number.
+    """Round a derived contract size to one digit, if it is near to that.
 
     >>> plain(99.99982), plain(10.0003), plain(12.34)
     (100.0, 10.0, 12.34)
@@ -223,7 +223,7 @@ def plain(ratio: float) -> float:
 
 
 def _counted(connection: duckdb.DuckDBPyConnection) -> dict[int, int]:
-    """How many candles were compared, by the start of their day in microseconds."""
+    """Return the number of compared candles, by the start of their day in microseconds."""
     rows = connection.execute(
         f"SELECT opened // {clock.US_PER_DAY} * {clock.US_PER_DAY}, count(*) FROM k GROUP BY 1"
     ).fetchall()
@@ -231,7 +231,7 @@ def _counted(connection: duckdb.DuckDBPyConnection) -> dict[int, int]:
 
 
 def _differing(connection: duckdb.DuckDBPyConnection, contract_size: float | None) -> dict[int, list[Bar]]:
-    """The differing bars in the order of time, by the start of their day in microseconds."""
+    """Return the differing bars, ordered by time, by the start of their day in microseconds."""
     size = "NULL" if contract_size is None else repr(contract_size)
     values = (
         ""
@@ -252,11 +252,11 @@ def _differing(connection: duckdb.DuckDBPyConnection, contract_size: float | Non
     ).fetchall()
     found: dict[int, list[Bar]] = {}
     width = len(_FIELDS)
-    for at, held, *fields_of in rows:
+    for at, stored, *fields_of in rows:
         traded = bool(fields_of[2 * width - 1])
         bar = Bar(
             at,
-            Side(*fields_of[:width]) if held else None,
+            Side(*fields_of[:width]) if stored else None,
             Side(*fields_of[width : 2 * width]) if traded else NO_TRADE,
             fields_of[-1] or 0,
         )
@@ -273,7 +273,7 @@ def _differences(bar: Bar, names: Mapping[str, str], reason: tuple[Reason, str] 
         return
     for field, column in names.items():
         one, other = getattr(ours, field), getattr(made, field)
-        if other is None and made.count:  # a value of cm, where no contract size could be derived
+        if other is None and made.count:  # a value of cm without a derived contract size
             continue
         if one is None or other is None or not equal(field, one, other, ours.count):
             yield Difference(at, column, _number(one), _number(other), why, ids)

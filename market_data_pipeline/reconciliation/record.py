@@ -1,7 +1,7 @@
-"""What days of klines were reconciled with, and where they differ: one small Parquet file a series.
+"""The record of reconciled days: one small Parquet file per series, ``{root}/quality/reconciliation/<series>.parquet``.
 
-What belongs here: the record and its file, ``{root}/quality/reconciliation/<series>.parquet``. How two sides are
-compared is ``reconciliation.rebuild``. The record can be deleted at any time: the days are compared again.
+You can delete it at any time: the days are then compared again. The comparison belongs to
+``reconciliation/rebuild.py``.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ SCHEMA = pa.schema(
 
 
 def read_reconciled(path: Path, days: Collection[date] | None = None) -> dict[date, DayReconciled]:
-    """Read a series' record, by day; one that is absent or damaged is empty, since days can be compared again.
+    """Read a series' record, by day. A missing or damaged record is empty, because days can be compared again.
 
     Args:
         path: The record.
-        days: Which of its days; all by default. Of ten years, a few are read thirty times as fast.
+        days: Days to read. None reads all. Reading a few of ten years is thirty times as fast.
     """
     try:
         table = parquet.read_table(path)
@@ -70,35 +70,35 @@ def read_reconciled(path: Path, days: Collection[date] | None = None) -> dict[da
 
 
 class Compared(NamedTuple):
-    """What tells whether a day has to be compared again: see :class:`DayReconciled`."""
+    """The part of a :class:`DayReconciled` that decides if the day has to be compared again."""
 
     klines_sha256: str | None
     source_sha256: str | None
     compared_us: int
-    lacked: bool
-    """Whether something differed because the source was not held whole, which the days beside may mend."""
+    incomplete_source: bool
+    """True if trades or candles of the source were missing. Adjacent days may supply them later."""
 
 
-_LACKING_SOURCE = (Reason.MISSING_TRADES, Reason.MISSING_CANDLES)
+_INCOMPLETE_SOURCE = (Reason.MISSING_TRADES, Reason.MISSING_CANDLES)
 
 
 def read_compared(path: Path, first: date, last: date) -> dict[date, Compared]:
-    """Of each day on a series' record, what tells whether it has to be compared again; quick, also of ten years.
+    """Read for each day of a record the part that decides if it has to be compared again. Fast, also for ten years.
 
     Args:
-        path: The record; one that is absent or damaged is empty.
+        path: The record. A missing or damaged one is empty.
         first: First UTC day.
         last: Last UTC day, included.
     """
     try:
         table = parquet.read_table(path).filter((pc.field("day") >= first) & (pc.field("day") <= last)).combine_chunks()
         reasons = pc.struct_field(pc.list_flatten(table["differences"]), "reason")
-        lacks = pc.is_in(reasons, pa.array(_LACKING_SOURCE, pa.string()))
-        lacking = set(pc.list_parent_indices(table["differences"]).filter(lacks).to_pylist())
+        is_incomplete = pc.is_in(reasons, pa.array(_INCOMPLETE_SOURCE, pa.string()))
+        incomplete = set(pc.list_parent_indices(table["differences"]).filter(is_incomplete).to_pylist())
         both = (table[name].to_pylist() for name in ("klines_sha256", "source_sha256"))
         columns = parquet.days_of(table), *both, parquet.us_of(table, "compared_at")
         return {
-            day: Compared(klines, source, at or 0, n in lacking)
+            day: Compared(klines, source, at or 0, n in incomplete)
             for n, (day, klines, source, at) in enumerate(zip(*columns, strict=True))
         }
     except (DamagedFileError, KeyError, pa.ArrowException):
@@ -109,7 +109,7 @@ def write_reconciled(path: Path, days: Iterable[DayReconciled]) -> None:
     """Write a series' record, atomically.
 
     Raises:
-        StorageError: the disk refuses.
+        StorageError: the record cannot be written.
     """
     ordered = sorted(days, key=lambda one: one.day)
     parquet.write_table(path, pa.Table.from_pylist([asdict(one) for one in ordered], schema=SCHEMA))

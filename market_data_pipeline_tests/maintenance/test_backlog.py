@@ -241,7 +241,7 @@ def test_earlier_from_is_noticed_while_the_daemon_runs(tmp_path: Path) -> None:
         assert asked(requests) == {OTHER: days_between(day(1), date(2024, 2, 19))}
         record(project.layout, OTHER, days_between(day(1), date(2024, 2, 19)))
         requests, skipped = tick(project, "repair")
-        assert (requests, "Reload the code location" in skipped) == ([], True)
+        assert (requests, "reload the code location" in skipped) == ([], True)
 
 
 def test_new_series_is_noticed_while_the_daemon_runs(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_new_series_is_noticed_while_the_daemon_runs(tmp_path: Path) -> None:
         path.write_text(BOTH)
         requests, skipped = tick(project, "repair")
         assert requests == []
-        assert "1 new series, e.g. binance/spot/klines/ETHUSDT/1h. Reload the code location" in skipped
+        assert "1 new series, e.g. binance/spot/klines/ETHUSDT/1h. To fetch them, reload the code location" in skipped
         path.write_text("collect: [")  # an editor at work
         assert "no day is missing" in tick(project, "repair")[1]
     again = project_of(tmp_path, BOTH)

@@ -58,7 +58,7 @@ def test_a_day_whose_file_is_gone_is_named_and_the_others_are_compared(
 
     assert wanted.days == (*DAYS[:2], *DAYS[3:])
     assert wanted.trouble() == (
-        f"{HOURS} is not compared on every day: {gone} is gone. Backfill that day to bring it back."
+        f"{HOURS} is not compared on every day: {gone} is gone. Backfill that day to restore it."
     )
     assert [one.day for batch in compare(lake.layout, HOURS, wanted.days, memory_mb=256) for one in batch] == [
         *wanted.days
