@@ -1,1 +1,1 @@
-"""Coverage: how complete series are, in sums, as calendars and as pictures. Reads only."""
+"""Coverage: how complete series are, as sums, calendars and pictures. Writing to the lake does not belong here."""

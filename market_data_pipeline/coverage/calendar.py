@@ -1,7 +1,7 @@
-"""Calendars of coverage: what each day of a series is, as runs of days, and a picture with a square for each day. Pure.
+"""Draw calendars of coverage: the state of each day as runs of days, and a picture with a square for each day.
 
-Weeks are columns, Monday to Sunday from top to bottom. Days in a row that are alike are drawn as one shape over which
-the grid is laid, so that a picture takes as many bytes as there are changes, not days.
+Weeks are columns, Monday at the top. A run of days in the same state is one shape under the grid, so that the size of
+a picture depends on the number of changes, not of days. Reading the lake does not belong here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHOWN_STATES = (
     DayState.MISSING,
     DayState.NOT_LISTED,
 )
-"""The states that a calendar knows, in the order of its legend."""
+"""The states that a calendar shows, in the order of its legend."""
 
 MEANING: Mapping[DayState, str] = {
     DayState.FINAL: "final",
@@ -43,7 +43,7 @@ MEANING: Mapping[DayState, str] = {
     DayState.MISSING: "missing",
     DayState.NOT_LISTED: "not listed",
 }
-"""What a legend says."""
+"""Labels of the legend."""
 
 ON_LIGHT: Mapping[DayState, str] = {
     DayState.FINAL: "#92c3e9",
@@ -56,7 +56,7 @@ ON_LIGHT: Mapping[DayState, str] = {
     DayState.MISSING: "#1f1f1f",
     DayState.NOT_LISTED: "#e6e6e6",
 }
-"""Colours on a light ground: pale for what is as it should be, and red-, green- and blue-blind eyes tell all apart."""
+"""Colours on a light background. Final is pale. All are distinct for red-, green- and blue-blind readers."""
 
 ON_DARK: Mapping[DayState, str] = {
     DayState.FINAL: "#2f5583",
@@ -69,12 +69,12 @@ ON_DARK: Mapping[DayState, str] = {
     DayState.MISSING: "#ffffff",
     DayState.NOT_LISTED: "#2c2f33",
 }
-"""Colours on a dark ground, chosen in the same way."""
+"""Colours on a dark background, chosen by the same rules."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Days in a row that are alike, both ends included."""
+    """Consecutive days in the same state, both ends included."""
 
     state: DayState
     first: date
@@ -82,19 +82,19 @@ class Run:
 
     @property
     def days(self) -> int:
-        """How many."""
+        """Return the number of days."""
         return (self.last - self.first).days + 1
 
 
 @dataclass(frozen=True, slots=True)
 class SeriesCalendar:
-    """What each day of a series is.
+    """The state of each day of a series.
 
     Attributes:
         key: The series.
-        runs: In order of days. A day that is in none is neither collected nor held.
+        runs: Runs in order of days. A day in no run is neither collected nor stored.
         verdicts: Rows by verdict of the gaps check.
-        notes: Of days that are not simply final, or not beyond doubt: what is to be said of them.
+        notes: Notes on days that are not final, or are final with doubts.
     """
 
     key: SeriesKey
@@ -103,7 +103,7 @@ class SeriesCalendar:
     notes: Mapping[date, str] = field(default_factory=dict)
 
     def counts(self) -> Counter[DayState]:
-        """Days by state."""
+        """Return the number of days by state."""
         counted: Counter[DayState] = Counter()
         for run in self.runs:
             counted[run.state] += run.days
@@ -111,7 +111,7 @@ class SeriesCalendar:
 
     @property
     def lacking(self) -> int:
-        """Days that should be there and are not, or not whole, or faulty."""
+        """Return the number of missing, failed, incomplete and faulty days."""
         counted = self.counts()
         return sum(
             counted[state] for state in (DayState.MISSING, DayState.FAILED, DayState.INCOMPLETE, DayState.FAULTY)
@@ -124,14 +124,14 @@ def calendar_of(
     verdicts: Mapping[str, int] | None = None,
     notes: Mapping[date, str] | None = None,
 ) -> SeriesCalendar:
-    """The calendar of a series.
+    """Build the calendar of a series.
 
     Args:
         key: The series.
-        states: What its days are, see ``coverage.summary.states_of``; those on which nothing is to be held are left
-            out.
+        states: States of its days, see ``coverage.summary.states_of``. States without a label in :data:`MEANING` are
+            left out.
         verdicts: Rows by verdict of the gaps check.
-        notes: What is to be said of days.
+        notes: Notes on days.
     """
     shown = {day: state for day, state in states.items() if state in MEANING}
     return SeriesCalendar(key, tuple(_runs(shown)), dict(verdicts or {}), dict(notes or {}))
@@ -160,7 +160,7 @@ class Strip:
     Attributes:
         first: Its first day.
         last: Its last day.
-        ticks: Columns of weeks above which something is written.
+        ticks: Columns of weeks with a label above them, and the labels.
     """
 
     first: date
@@ -169,22 +169,22 @@ class Strip:
 
     @property
     def weeks(self) -> int:
-        """Columns."""
+        """Return the number of columns."""
         return week_of(self.last, self.first) + 1
 
 
 def week_of(day: date, origin: date) -> int:
-    """Column of a day: whole weeks since the week of ``origin``."""
+    """Return the column of a day: whole weeks since the week of ``origin``."""
     return (day.toordinal() - 1) // 7 - (origin.toordinal() - 1) // 7
 
 
 def strips_of(begin: date, end: date, years: int) -> list[Strip]:
-    """The rows of a calendar, each of so many calendar years; little more than a year is one row, with its months.
+    """Return the rows of a calendar. A span of up to about a year is one row with labels of months.
 
     Args:
         begin: The first day.
         end: The last day.
-        years: How many years a row has; 0 puts all of them into one.
+        years: Number of calendar years in a row. 0 means one row for all.
     """
     if week_of(end, begin) <= _WEEKS_WITH_MONTHS:
         return [Strip(begin, end, tuple(_months(begin, end)))]
@@ -206,7 +206,7 @@ def _months(begin: date, end: date) -> Iterator[tuple[int, str]]:
     starts = [begin.replace(day=1)]
     while (following := (starts[-1] + timedelta(days=32)).replace(day=1)) <= end:
         starts.append(following)
-    # Of two that are too near to be written side by side, the one of which there is more.
+    # If the first two labels overlap, drop the first: its month has fewer days here.
     columns = [(max(0, week_of(start, begin)), start) for start in starts]
     if len(columns) > 1 and columns[1][0] < _MONTH_WEEKS:
         del columns[0]
@@ -215,13 +215,13 @@ def _months(begin: date, end: date) -> Iterator[tuple[int, str]]:
 
 
 def shapes(runs: Iterable[Run], strip: Strip, cell: int, top: int = 0) -> Iterator[tuple[DayState, str]]:
-    """Those of some runs of days that lie in a row, as SVG path data.
+    """Yield the runs of days inside a row as SVG path data, each with its state.
 
     Args:
         runs: The days.
         strip: The row.
         cell: Width and height of a day in pixels.
-        top: Where its Mondays begin.
+        top: Top of its Mondays in pixels.
     """
     for run in runs:
         first, last = max(run.first, strip.first), min(run.last, strip.last)
@@ -230,7 +230,7 @@ def shapes(runs: Iterable[Run], strip: Strip, cell: int, top: int = 0) -> Iterat
 
 
 def _shape(run: Run, origin: date, cell: int, top: int) -> str:
-    """The end of a week, whole weeks, and the beginning of one."""
+    """Draw a run as the end of a week, whole weeks and the beginning of a week."""
     first, last = week_of(run.first, origin), week_of(run.last, origin)
     from_day, to_day = run.first.weekday(), run.last.weekday()
     if first == last:
@@ -256,15 +256,15 @@ def _rectangle(week: int, weekday: int, weeks: int, days: int, cell: int, top: i
 
 MOST_BYTES = 20_000
 HEIGHT = 1200
-"""Pixels: as large as the squares can be for all series to be seen at once, else as small as they go."""
+"""Pixels that all series together should fit into. Squares are as large as that allows."""
 
 _WIDTH = 900
 _WEEKS_WITH_MONTHS, _TICK_WEEKS, _MONTH_WEEKS = 60, 13, 5
 _LAYOUTS = ((1, 12), (2, 8), (4, 4), (0, 2))
-"""Years in a row, and the side of a day's square in pixels."""
+"""Years per row, and the side of a day's square in pixels."""
 
 _LEAST_A_SERIES, _LEAST_A_RUN = 60, 12
-"""Bytes that a series, and a run of its days, take at least; encoding adds a third."""
+"""Least bytes for a series, and for a run of its days. Encoding adds a third."""
 
 _GRID = {12: 2, 8: 2, 4: 1, 2: 0.6}
 _LABEL, _TICKS, _LEGEND, _MARGIN = 26, 14, 20, 8
@@ -273,19 +273,19 @@ _TEXT = "#4a4a4a"
 
 
 def calendar_markdown(calendars: Iterable[SeriesCalendar], most_bytes: int = MOST_BYTES) -> str:
-    """Markdown that shows the calendars of series as one picture, those that lack most first.
+    """Return Markdown with one picture of all calendars. Series with the most missing days come first.
 
-    Dagster's UI strips raw HTML and shows pictures. Every event keeps its own copy: series are left out, and said to
-    be, where the picture would be longer than allowed.
+    Dagster's UI strips raw HTML but shows pictures. Every event stores its own copy, so series that exceed the size
+    limit are left out, and the text reports their number.
 
     Args:
-        calendars: Of the series, in any order.
+        calendars: Calendars of the series, in any order.
         most_bytes: Longest text.
     """
     ordered = sorted((one for one in calendars if one.runs), key=lambda one: (-one.lacking, one.key))
     if not ordered:
-        return "No day is held or collected yet."
-    # No more are drawn than could possibly fit.
+        return "No day is stored or collected yet."
+    # Start with an upper bound for the number of series that fit.
     least = accumulate((_LEAST_A_SERIES + _LEAST_A_RUN * len(one.runs)) * 4 // 3 for one in ordered)
     shown = max(1, sum(size <= most_bytes for size in least))
     while shown:
@@ -315,7 +315,7 @@ def _described(calendars: Sequence[SeriesCalendar]) -> str:
 
 
 def in_words(counted: Mapping[DayState, int]) -> str:
-    """Days by state as a legend says them, those that there are."""
+    """Return the number of days by state as text, with the labels of the legend."""
     return ", ".join(f"{counted[state]:,} {MEANING[state]}" for state in SHOWN_STATES if counted.get(state))
 
 
@@ -346,7 +346,7 @@ def _drawn(calendars: Sequence[SeriesCalendar], strips: Sequence[Strip], cell: i
         for strip in strips:
             if strip.last < one.runs[0].first or strip.first > one.runs[-1].last:
                 continue
-            # Squares begin at whole cells, where the grid has its lines.
+            # Align squares with the lines of the grid.
             top = -(-(top + _TICKS) // cell) * cell
             texts += [f'<text class="t" x="{week * cell}" y="{top - 3}">{text}</text>' for week, text in strip.ticks]
             for state, drawn in shapes(one.runs, strip, cell, top):

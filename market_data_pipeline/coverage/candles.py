@@ -1,7 +1,7 @@
-"""A small picture of a day's candles, for metadata: SVG in Markdown, since Dagster's UI strips raw HTML.
+"""Draw a small picture of a day's candles for metadata: SVG in Markdown, because Dagster's UI strips raw HTML.
 
-Every event keeps its own copy, so the picture is made of a few paths with whole numbers and stays under 4 KB. It is
-written as text, not as base64, so that the event log can pack it to a third.
+Every event stores its own copy, so the picture uses few paths with whole numbers and stays under 4 KB. It is text
+instead of base64, so that the event log can compress it to a third. Calendars belong to ``coverage/calendar.py``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def merge_candles(table: pa.Table, most: int = MOST_CANDLES) -> list[Candle]:
 
 
 def candles_svg(candles: list[Candle]) -> str:
-    """Draw candles, green where they rise and red where they fall, as an SVG of 480 by 120."""
+    """Draw candles as an SVG of 480 by 120 pixels. Rising candles are green, falling ones red."""
     top = max(candle.high for candle in candles)
     bottom = min(candle.low for candle in candles)
     scale = (HEIGHT - 2 * MARGIN) / (top - bottom) if top > bottom else 0.0
@@ -71,7 +71,7 @@ def candles_svg(candles: list[Candle]) -> str:
 
 
 def candles_markdown(table: pa.Table) -> str | None:
-    """Markdown that shows a day's klines as a picture; None for a table without rows.
+    """Return Markdown with a picture of a day's klines, None for a table without rows.
 
     Args:
         table: Columns open, high, low, close, ordered by time.

@@ -1,4 +1,7 @@
-"""What the lake holds of a series, from its ledger and its folder, and how much is still to be downloaded."""
+"""Read the stored days of a series in columns, from its ledger and folder, and count missing days.
+
+Gaps inside days and breaks between days belong to ``coverage/summary.py``.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +27,18 @@ _EPOCH = date(1970, 1, 1)
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A series' ledger in columns, one element a day that was ever asked for.
+    """A series' ledger in columns, one element per day that was ever requested.
 
     Attributes:
         day: Days since 1970-01-01 (UTC).
-        held: Whether a file is there.
-        final: Whether that file is settled.
-        failed: Whether the newest attempt failed and nothing is held.
-        empty: Whether it is settled that there is nothing to hold.
-        not_listed: Whether the symbol was not listed, as far as was known when the day was asked for.
+        held: True if the day is stored.
+        final: True if the day is final.
+        failed: True if the last attempt failed and nothing is stored.
+        empty: True if the day is final and has no data.
+        not_listed: True if the symbol was not listed, according to the listing at the time of the request.
         rows: Rows in the file.
         bytes: Its size.
-        incomplete: Whether a file is there, and the day is not complete (see ``model.states``).
+        incomplete: True if the day is stored and not complete (see ``model.states``).
     """
 
     day: npt.NDArray[np.int64]
@@ -50,16 +53,16 @@ class Holding:
 
     @property
     def settled(self) -> set[date]:
-        """Days that are final: nothing is downloaded for them again."""
+        """Return the stored days that are final. They are not downloaded again."""
         return {day_of(day) for day in self.day[self.held & self.final].tolist()}
 
     def missing_in(self, spans: Sequence[tuple[date, date]], *, listing_known: bool) -> int:
-        """How many days inside spans (both ends included) are neither held nor failed, though they should be.
+        """Return the number of missing days inside spans: neither stored, failed nor empty.
 
         Args:
-            spans: Days to collect, which are over.
-            listing_known: Whether the spans are those of the listing: a day inside them that was not listed when it
-                was asked for is, as the listing knows by now.
+            spans: Past days to collect, both ends included.
+            listing_known: The spans come from the listing. Days inside them count as missing even if they were not
+                listed at the time of the request.
         """
         known = self.held | self.failed | self.empty
         if not listing_known:
@@ -74,12 +77,12 @@ class Holding:
 
 
 def day_of(number: int) -> date:
-    """The UTC day that is so many days after 1970-01-01."""
+    """Convert days since 1970-01-01 to a UTC day."""
     return date.fromordinal(number + _EPOCH.toordinal())
 
 
 def holding(layout: Layout, key: SeriesKey) -> Holding:
-    """Read what is held of a series, as it lies on the disk."""
+    """Read the ledger of a series in columns, corrected by the files on disk."""
     table, _ = rows_as_on_disk(layout, key, _COLUMNS)
     outcome = np.asarray(table["outcome"].to_pylist(), dtype=object)
     held = outcome == HELD
@@ -98,7 +101,7 @@ def holding(layout: Layout, key: SeriesKey) -> Holding:
 
 
 def _incomplete(table: pa.Table) -> npt.NDArray[np.bool_]:
-    """Return which days are stored and not complete; only rows whose checks warn or fail are looked at one by one."""
+    """Return a mask of stored days that are not complete. Only rows whose checks warn or fail are looked at."""
     table = table.select(_OF_CHECKS).append_column("place", pa.array(range(table.num_rows), pa.int64()))
     found = np.zeros(table.num_rows, dtype=bool)
     for row in table.filter(CHECKS_DO_NOT_PASS).to_pylist():

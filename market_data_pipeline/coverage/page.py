@@ -1,7 +1,7 @@
-"""The page of ``market-data coverage --html``: a calendar of each series, in one file that needs nothing else. Pure.
+"""Render the page of ``market-data coverage --html``: a calendar of each series, in one self-contained file.
 
-Days are drawn as shapes of days that are alike, so that a page of hundreds of series opens at once. What the mouse
-points at is worked out by a few lines of script from the same runs of days; without script, all but that is there.
+Runs of days in the same state are one shape, so that a page of hundreds of series opens at once. A short script shows
+the day under the mouse. Everything else works without the script. Reading the lake does not belong here.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from market_data_pipeline.coverage.calendar import (
 from market_data_pipeline.model.states import DayState
 
 _CELL, _YEARS, _TICKS = 8, 2, 16
-_TOLD = (DayState.INCOMPLETE, DayState.FAULTY, DayState.FAILED, DayState.MISSING, DayState.OUTAGE, DayState.HEALED)
-_MOST_TOLD = 50
+_LISTED = (DayState.INCOMPLETE, DayState.FAULTY, DayState.FAILED, DayState.MISSING, DayState.OUTAGE, DayState.HEALED)
+_MOST_LISTED = 50
 
 
 def coverage_page(calendars: Sequence[SeriesCalendar], root: str, made_at: datetime) -> str:
-    """The page as HTML, light or dark as the reader's screen is.
+    """Render the page as HTML, with a light and a dark colour scheme.
 
     Args:
-        calendars: Of the series, in the order in which they are shown.
-        root: Whose data it is.
-        made_at: When.
+        calendars: Calendars of the series, in the order of the page.
+        root: Folder of the lake.
+        made_at: Time shown on the page (UTC).
     """
     days: Counter[DayState] = Counter()
     for one in calendars:
@@ -57,8 +57,8 @@ def coverage_page(calendars: Sequence[SeriesCalendar], root: str, made_at: datet
         f'content="light dark"><style>{_style()}</style></head><body><header><h1>Coverage</h1>'
         f"<p>{escape(root)}, at {made_at:%Y-%m-%d %H:%M} UTC. {len(calendars):,} series: {in_words(days) or 'no day'}."
         f'</p><ul class="legend" aria-label="Legend">{legend}</ul><form><label>Series <input id="name" type="search" '
-        'placeholder="BTCUSDT 1m" autocomplete="off"></label><label><input id="lacking" type="checkbox"> only those '
-        'in which something lacks</label> <output id="shown"></output></form></header>'
+        'placeholder="BTCUSDT 1m" autocomplete="off"></label><label><input id="incomplete" type="checkbox"> only series '
+        'with missing or faulty days</label> <output id="shown"></output></form></header>'
         f'<svg width="0" height="0" aria-hidden="true"><defs><pattern id="grid" width="{_CELL}" height="{_CELL}" '
         f'patternUnits="userSpaceOnUse"><path d="M0 {_CELL}H{_CELL}V0"/></pattern></defs></svg><main>{series}</main>'
         '<div id="tip" role="tooltip" hidden></div>'
@@ -68,7 +68,7 @@ def coverage_page(calendars: Sequence[SeriesCalendar], root: str, made_at: datet
 
 
 def _json(data: Mapping[str, Any]) -> str:
-    """JSON that does not end the script in which it stands."""
+    """Return JSON that cannot close its ``<script>`` element."""
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", r"\u003c")
 
 
@@ -77,7 +77,7 @@ def _section(number: int, one: SeriesCalendar) -> str:
     verdicts = ", ".join(f"{rows:,} {verdict}" for verdict, rows in one.verdicts.items())
     gaps = f" Rows by verdict: {escape(verdicts)}." if verdicts else ""
     if not one.runs:
-        return f'<section data-name="{name}"><h2>{name}</h2><p>No day is held or collected yet.</p></section>'
+        return f'<section data-name="{name}"><h2>{name}</h2><p>No day is stored or collected yet.</p></section>'
     return (
         f'<section data-name="{name}"{"" if one.lacking else " data-whole"}><h2>{name}</h2>'
         f"<p>{one.runs[0].first} to {one.runs[-1].last}: {in_words(one.counts())}.{gaps}</p>"
@@ -108,25 +108,25 @@ def _strips(one: SeriesCalendar) -> list[Strip]:
 
 
 def _top(strip: int) -> int:
-    """Where the Mondays of a row begin: at a whole cell, where the grid has its lines."""
+    """Return the top of a row's Mondays in pixels, aligned with the lines of the grid."""
     return strip * (_TICKS + 7 * _CELL) + _TICKS
 
 
 def _details(one: SeriesCalendar) -> str:
-    """The newest days of which there is something to say, in words: the calendar for those who do not see it."""
-    told = list(_lines(one))
-    if not told:
+    """List the newest days with a note as text, for readers who cannot see the calendar."""
+    lines = list(_lines(one))
+    if not lines:
         return ""
-    more = f"<li>and {len(told) - _MOST_TOLD:,} more</li>" if len(told) > _MOST_TOLD else ""
-    items = "".join(f"<li>{line}</li>" for line in told[:_MOST_TOLD])
-    return f"<details><summary>In words ({len(told):,})</summary><ul>{items}{more}</ul></details>"
+    more = f"<li>and {len(lines) - _MOST_LISTED:,} more</li>" if len(lines) > _MOST_LISTED else ""
+    items = "".join(f"<li>{line}</li>" for line in lines[:_MOST_LISTED])
+    return f"<details><summary>As text ({len(lines):,})</summary><ul>{items}{more}</ul></details>"
 
 
 def _lines(one: SeriesCalendar) -> Iterator[str]:
     days = sorted(one.notes)
     for run in reversed(one.runs):
         noted = days[bisect_left(days, run.first) : bisect_right(days, run.last)]
-        if not noted and run.state in _TOLD:
+        if not noted and run.state in _LISTED:
             yield f"{_when(run)}: {MEANING[run.state]}"
         for day in reversed(noted):
             yield f"{day}: {MEANING[run.state]}. {escape(one.notes[day])}"
@@ -137,7 +137,7 @@ def _when(run: Run) -> str:
 
 
 def _data(one: SeriesCalendar) -> Mapping[str, Any]:
-    """What the script needs: days as numbers since 1970."""
+    """Return the data for the script, with days as numbers since 1970."""
     states = list(SHOWN_STATES)
     return {
         "runs": [[_number(run.first), _number(run.last), states.index(run.state)] for run in one.runs],
@@ -189,7 +189,7 @@ details ul { margin: 4px 0; padding-left: 20px }
 _SCRIPT = """
 const {cell, meaning, series} = JSON.parse(document.getElementById('data').textContent)
 const tip = document.getElementById('tip'), main = document.querySelector('main')
-const named = document.getElementById('name'), lacking = document.getElementById('lacking')
+const named = document.getElementById('name'), incomplete = document.getElementById('incomplete')
 
 main.addEventListener('mousemove', event => {
   const picture = event.target.closest('svg[data-series]')
@@ -217,12 +217,12 @@ function choose() {
   const sections = [...document.querySelectorAll('section')]
   for (const section of sections) {
     const name = section.dataset.name.toLowerCase()
-    section.hidden = !words.every(word => name.includes(word)) || (lacking.checked && 'whole' in section.dataset)
+    section.hidden = !words.every(word => name.includes(word)) || (incomplete.checked && 'whole' in section.dataset)
   }
   const shown = sections.filter(section => !section.hidden).length
   document.getElementById('shown').textContent = shown < sections.length ? `${shown} of ${sections.length} shown` : ''
 }
 named.addEventListener('input', choose)
-lacking.addEventListener('change', choose)
+incomplete.addEventListener('change', choose)
 document.querySelector('form').addEventListener('submit', event => event.preventDefault())
 """

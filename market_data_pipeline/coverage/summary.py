@@ -1,6 +1,6 @@
-"""How complete series are, in sums: days by state, gaps by verdict, breaks between days, days in doubt.
+"""Summarize how complete series are: days by state, gaps by verdict, breaks between days, days in doubt.
 
-Reads ledgers and folders, and writes nothing. A picture of each day belongs to ``coverage/calendar.py``.
+This reads ledgers and folders, and writes nothing. Pictures belong to ``coverage/calendar.py``.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _DAY = timedelta(days=1)
 _VERDICTS = frozenset(verdict.value for verdict in Verdict)
 
 _NOTE = 200
-"""Characters of what is said of a day."""
+"""Most characters of a day's note."""
 
 
 @dataclass(frozen=True, slots=True)
 class GapSum:
-    """What the gaps checks of a series' days found with one verdict.
+    """Sum of a series' gaps with one verdict.
 
     Attributes:
         verdict: The verdict.
-        rows: Rows on which it was given.
-        days: Days that have such rows.
-        newest: The newest of them.
-        evidence: What the verdict rests on there.
+        rows: Number of rows with it.
+        days: Number of days with such rows.
+        newest: The newest of these days.
+        evidence: Evidence for the verdict on the newest day.
     """
 
     verdict: Verdict
@@ -50,19 +50,19 @@ class GapSum:
 
 @dataclass(frozen=True, slots=True)
 class SeriesCoverage:
-    """How complete a series is.
+    """Completeness of a series, in sums.
 
     Attributes:
         key: The series.
-        final: Number of days that are held and settled.
-        provisional: Number of days that are held and will be fetched again.
+        final: Number of final days.
+        provisional: Number of provisional days. They will be fetched again.
         overdue: Days that have been provisional for too long.
-        failed: Days that were asked for and are not held, as their ledger has them.
-        missing: Days that were never brought.
-        breaks: Midnights that are not crossed, and no finding that passes says why.
-        explained: Number of midnights that are not crossed for a reason, e.g. an outage: findings that pass say so.
-        gaps: What is missing, or stands still, inside of the days that are held.
-        doubtful: Days that are held and not beyond doubt, with what is to be said of them, in order.
+        failed: Ledger rows of days that failed and are not stored.
+        missing: Days that were never fetched.
+        breaks: Breaks at midnight that no passing finding explains.
+        explained: Number of breaks at midnight that passing findings explain, e.g. by an outage.
+        gaps: Missing rows and flat candles inside stored days, by verdict.
+        doubtful: Notes on stored days in doubt, in order of days.
     """
 
     key: SeriesKey
@@ -78,20 +78,19 @@ class SeriesCoverage:
 
     @property
     def lacking(self) -> int:
-        """Number of days that should be there and are not."""
+        """Return the number of failed and missing days."""
         return len(self.failed) + len(self.missing)
 
 
 def states_of(rows: Mapping[date, DayRecord], wanted: Sequence[tuple[date, date]], today: date) -> dict[date, DayState]:
-    """What each day of a series is that is known, or that should be held. A day that is in none is neither.
+    """Return the state of each day of a series that is on record or should be stored.
 
-    A past day that was empty when it was asked for, and is not settled, was never brought: it is missing. Nothing is
-    missing of today, which is still growing.
+    A past day that is empty but not final is missing. Today is never missing, because it is still growing.
 
     Args:
-        rows: The series' ledger, by day, without days that are only thought not to be listed.
-        wanted: Spans of days to collect, both ends included, in order; between them the symbol was not listed.
-        today: The present day in UTC.
+        rows: The series' ledger, by day, without days whose not-listed record the listing contradicts.
+        wanted: Spans of days to collect, both ends included, in order. The symbol was not listed between them.
+        today: The current day in UTC.
     """
     states = {
         day: state_of(row.outcome, row.final, row.verdicts, row.integrity)
@@ -119,24 +118,24 @@ def cover(
     today: date,
     provisional_days: int,
 ) -> SeriesCoverage:
-    """Work out the coverage of a series.
+    """Compute the coverage of a series.
 
     Args:
         key: The series.
         rows: Its ledger, by day.
-        states: What its days are, see :func:`states_of`.
-        wanted: Spans of days that should be held, both ends included; today, which is still growing, is left out.
-        today: The present day in UTC.
-        provisional_days: After how many days a day that is still provisional is overdue.
+        states: States of its days, see :func:`states_of`.
+        wanted: Spans of days that should be stored, both ends included. Today does not count.
+        today: The current day in UTC.
+        provisional_days: Number of days after which a provisional day is overdue.
     """
     expected = [day for first, last in wanted for day in _days(first, min(last, today - _DAY))]
-    held = [rows[day] for day in expected if day in rows and rows[day].outcome == HELD]
-    provisional = [row.day for row in held if not row.final]
+    stored = [rows[day] for day in expected if day in rows and rows[day].outcome == HELD]
+    provisional = [row.day for row in stored if not row.final]
     breaks = continuity(key, rows, today)
     open_breaks = tuple(found for found in breaks if not is_told(key, found, rows, _passes))
     return SeriesCoverage(
         key,
-        len(held) - len(provisional),
+        len(stored) - len(provisional),
         len(provisional),
         tuple(day for day in provisional if (today - day).days > provisional_days),
         tuple(rows[day] for day in expected if states.get(day) is DayState.FAILED),
@@ -144,12 +143,12 @@ def cover(
         open_breaks,
         len(breaks) - len(open_breaks),
         sum_of_gaps(rows.values()),
-        {day: "; ".join(said) for day, row in sorted(rows.items()) if (said := doubts_of(row))},
+        {day: "; ".join(doubts) for day, row in sorted(rows.items()) if (doubts := doubts_of(row))},
     )
 
 
 def sum_of_gaps(rows: Iterable[DayRecord]) -> tuple[GapSum, ...]:
-    """What the gaps checks of days found, by verdict, in the order in which verdicts take precedence."""
+    """Sum the gaps of days by verdict, in the order of precedence of verdicts."""
     sums: dict[str, GapSum] = {}
     for row in rows:
         if row.outcome not in (HELD, EMPTY) or not row.verdicts:
@@ -177,11 +176,11 @@ def _passes(finding: Finding) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Surveyed:
-    """How complete a series is.
+    """Coverage and calendar of a series.
 
     Attributes:
-        coverage: In sums, and the days that are not as they should be.
-        calendar: Day by day.
+        coverage: Sums, and the days that need attention.
+        calendar: State of each day.
     """
 
     coverage: SeriesCoverage
@@ -189,25 +188,25 @@ class Surveyed:
 
 
 def survey(layout: Layout, universe: Universe, keys: Iterable[SeriesKey], provisional_days: int) -> Iterator[Surveyed]:
-    """Look at series, one after another.
+    """Yield coverage and calendar of each series.
 
-    A ledger that is lost or behind is worked out from the footers, in memory: its next writer writes it. Of a series
-    that is no longer collected, no day is missing.
+    A missing or outdated ledger is rebuilt from the footers in memory. Its next writer stores it. A series that is no
+    longer collected has no missing days.
 
     Args:
-        layout: Where the lake lies.
-        universe: Which days should be held.
+        layout: Layout of the lake.
+        universe: The series and days to collect.
         keys: The series.
-        provisional_days: After how many days a day that is still provisional is overdue.
+        provisional_days: Number of days after which a provisional day is overdue.
 
     Raises:
-        UsageError: the universe does not know from when on a series is collected.
+        UsageError: the universe does not have the start of a series.
     """
     today = clock.today()
     for key in keys:
         ledger = Ledger.read(layout.ledger(key))
-        refresh_ledger(ledger, layout, key)
-        # A day that was not listed when it was asked for may be, as the listing knows by now.
+        reconcile(ledger, layout, key)
+        # The listing may now cover a day that was not listed at the time of the request.
         listing = universe.listing(key)
         rows = {
             day: row for day, row in ledger.rows.items() if row.outcome != NOT_LISTED or is_still_unlisted(row, listing)
@@ -231,10 +230,10 @@ def _notes(
             gaps = sorted(
                 (found for found in row.findings_list() if found.check == "gaps"), key=lambda found: found.rule
             )
-            told = []
+            parts = []
             for rule, some in groupby(gaps, key=lambda found: found.rule):
                 findings = list(some)
-                told.append(f"{sum(found.count for found in findings):,} rows {rule} ({findings[0].evidence})")
-            note = "; ".join(told)
-        if said := "; ".join(filter(None, (note, doubtful.get(row.day)))):
-            yield row.day, shortened(said, _NOTE)
+                parts.append(f"{sum(found.count for found in findings):,} rows {rule} ({findings[0].evidence})")
+            note = "; ".join(parts)
+        if text := "; ".join(filter(None, (note, doubtful.get(row.day)))):
+            yield row.day, shortened(text, _NOTE)

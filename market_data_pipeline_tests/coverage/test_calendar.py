@@ -162,7 +162,7 @@ def test_series_that_lack_most_come_first_and_empty_ones_not_at_all() -> None:
     text = calendar_markdown([*many(2, 10, 11), lacks, SeriesCalendar(KEY, ())])
     svg = base64.b64decode(text.partition("base64,")[2][:-1]).decode()
     assert re.findall(r">spot/klines/(\w+)/", svg) == ["ZECUSDT", "S000USDT", "S001USDT"]
-    assert calendar_markdown([SeriesCalendar(KEY, ())]) == "No day is held or collected yet."
+    assert calendar_markdown([SeriesCalendar(KEY, ())]) == "No day is stored or collected yet."
 
 
 # --- colours -------------------------------------------------------------------------------------------------------
