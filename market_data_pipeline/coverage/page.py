@@ -57,8 +57,8 @@ def coverage_page(calendars: Sequence[SeriesCalendar], root: str, made_at: datet
         f'content="light dark"><style>{_style()}</style></head><body><header><h1>Coverage</h1>'
         f"<p>{escape(root)}, at {made_at:%Y-%m-%d %H:%M} UTC. {len(calendars):,} series: {in_words(days) or 'no day'}."
         f'</p><ul class="legend" aria-label="Legend">{legend}</ul><form><label>Series <input id="name" type="search" '
-        'placeholder="BTCUSDT 1m" autocomplete="off"></label><label><input id="incomplete" type="checkbox"> only series '
-        'with missing or faulty days</label> <output id="shown"></output></form></header>'
+        'placeholder="BTCUSDT 1m" autocomplete="off"></label><label><input id="incomplete" type="checkbox"> only '
+        'series with missing or faulty days</label> <output id="shown"></output></form></header>'
         f'<svg width="0" height="0" aria-hidden="true"><defs><pattern id="grid" width="{_CELL}" height="{_CELL}" '
         f'patternUnits="userSpaceOnUse"><path d="M0 {_CELL}H{_CELL}V0"/></pattern></defs></svg><main>{series}</main>'
         '<div id="tip" role="tooltip" hidden></div>'

@@ -183,7 +183,7 @@ def sweep(
     """
     layout = Layout(settings.root)
     report = SweepReport()
-    asked = [key for key in keys if key.data_type is not DataType.TRADE_PROFILE]
+    requested = [key for key in keys if key.data_type is not DataType.TRADE_PROFILE]
     unlisted = 0
     ended = Event()
     lock = Lock()
@@ -203,7 +203,7 @@ def sweep(
         return found
 
     with ThreadPoolExecutor(settings.download_threads, thread_name_prefix="sweep") as pool:
-        for key, found in zip(asked, pool.map(compare, asked), strict=True):
+        for key, found in zip(requested, pool.map(compare, requested), strict=True):
             report.add(found)
             if mark and found.discoveries:
                 try:
@@ -309,7 +309,9 @@ def _compare(
     for row in came_from_it:
         same = _is_same(row, file)
         swept.unproven += same is None
-        if (same is False and (not knows_archive(row, etag) or _is_proven_anew(row, checksum))) or _is_back(row, same):
+        if (same is False and (not knows_archive(row, etag) or _has_new_checksum(row, checksum))) or _is_back(
+            row, same
+        ):
             replaced.append(row)
     published = [
         row
@@ -363,14 +365,14 @@ def is_published(row: DayRecord, file: Listed, checksum: Listed | None) -> bool:
     """
     if row.final:
         return False
-    if _is_proven_anew(row, checksum):
+    if _has_new_checksum(row, checksum):
         return True
     if row.outcome == HELD and row.checksum == ChecksumStatus.MISSING and row.etag == file.etag:
         return checksum is not None and row.failure != "checksum"  # the same archive, whose checksum was missing
     return not knows_archive(row, identity(file))
 
 
-def _is_proven_anew(row: DayRecord, checksum: Listed | None) -> bool:
+def _has_new_checksum(row: DayRecord, checksum: Listed | None) -> bool:
     """Return True if the day's archive failed its checksum and the listing now has another ``.CHECKSUM``.
 
     The archive's bytes may be the same.

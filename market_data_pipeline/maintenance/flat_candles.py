@@ -78,7 +78,7 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
     Raises:
         StorageError: a ledger cannot be written.
     """
-    seen = _read_seen(layout.classified(market))
+    seen = _read_versions(layout.judged(market))
     every = _ledgers(layout, market)
     versions = _versions(every)
     changed: dict[SeriesKey, dict[date, tuple[str, str]]] = {}
@@ -89,26 +89,26 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
         due = _days_with(ledgers, "bases", Basis.MARKET_NOT_COMPARED)
         for verdict in FLAT:
             flat = _days_with(ledgers, "verdicts", verdict)
-            due |= {day for day in flat if seen.get(_seen_as(interval, day)) != versions[day]}
-        for day, changes in _judge_days(layout, _stored_on(ledgers, due), others):
-            looked_at[_seen_as(interval, day)] = versions[day]
+            due |= {day for day in flat if seen.get(_record_name(interval, day)) != versions[day]}
+        for day, changes in _classify_days(layout, _stored_on(ledgers, due), others):
+            looked_at[_record_name(interval, day)] = versions[day]
             for key, before, now in changes:
                 changed.setdefault(key, {})[day] = (before, now)
-    days, busy, told = 0, list[SeriesKey](), dict[SeriesKey, tuple[date, ...]]()
+    days, busy, renewed = 0, list[SeriesKey](), dict[SeriesKey, tuple[date, ...]]()
     for key, verdicts in changed.items():
         try:
             written = _write(layout, key, verdicts)
             days += len(written)
-            if anew := tuple(day for day in written if _says(verdicts[day][0]) != _says(verdicts[day][1])):
-                told[key] = anew
+            if new := tuple(day for day in written if _verdicts_of(verdicts[day][0]) != _verdicts_of(verdicts[day][1])):
+                renewed[key] = new
         except SeriesBusyError:
             logger.info("Another run is writing %s. The next run classifies its flat candles.", key)
             busy.append(key)
             for day in verdicts:
-                looked_at.pop(_seen_as(key.interval or "", day), None)
+                looked_at.pop(_record_name(key.interval or "", day), None)
     if looked_at:
-        _remember(layout.classified(market), looked_at, f"The record of flat candles of {market}")
-    return Judged(days, tuple(busy), told)
+        _remember(layout.judged(market), looked_at, f"The record of flat candles of {market}")
+    return Judged(days, tuple(busy), renewed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,24 +130,24 @@ def _remember(path: Path, looked_at: Mapping[str, int], what: str) -> None:
         suppress(SeriesBusyError),
         storage.only_writer(path.with_suffix(".lock"), _REMEMBER_WAIT_SECONDS, what),
     ):
-        storage.write_bytes(path, json.dumps({**_read_seen(path), **looked_at}, indent=0).encode())
+        storage.write_bytes(path, json.dumps({**_read_versions(path), **looked_at}, indent=0).encode())
 
 
-def _read_seen(path: Path) -> dict[str, int]:
+def _read_versions(path: Path) -> dict[str, int]:
     """Read the recorded versions of classified days. A lost record is empty, so that all days are classified again."""
     try:
         found: dict[str, int] = json.loads(read_regular(path))
     except (FileNotFoundError, ValueError):
         return {}
-    return {name: version for name, version in found.items() if name.endswith(_ASKED)}
+    return {name: version for name, version in found.items() if name.endswith(_WITH_REST)}
 
 
-_ASKED = " asked"
+_WITH_REST = " asked"
 """Suffix of days classified with REST. Days that version 0.1 classified without REST are classified once more."""
 
 
-def _seen_as(interval: str, day: date) -> str:
-    return f"{interval} {day}{_ASKED}"
+def _record_name(interval: str, day: date) -> str:
+    return f"{interval} {day}{_WITH_REST}"
 
 
 def _ledgers(layout: Layout, market: Market) -> dict[SeriesKey, pa.Table]:
@@ -203,7 +203,7 @@ _Change = tuple[SeriesKey, str, str]
 """A series whose findings of a day change, with the old and the new findings as JSON."""
 
 
-def _judge_days(
+def _classify_days(
     layout: Layout, stored: Mapping[date, Sequence[_StoredDay]], others: Mapping[SeriesKey, pa.Table]
 ) -> Iterator[tuple[date, list[_Change]]]:
     """Yield the changes of each day.
@@ -216,17 +216,17 @@ def _judge_days(
     """
     contested = []
     for day, of_day in stored.items():
-        changes, is_clear = _judge_day(layout, day, of_day, ())
+        changes, is_clear = _classify_day(layout, day, of_day, ())
         if is_clear:
             yield day, changes
         else:
             contested.append(day)
     also = _stored_on(others, contested)
     for day in contested:
-        yield day, _judge_day(layout, day, stored[day], also.get(day, ()))[0]
+        yield day, _classify_day(layout, day, stored[day], also.get(day, ()))[0]
 
 
-def _judge_day(
+def _classify_day(
     layout: Layout, day: date, stored: Sequence[_StoredDay], also: Sequence[_StoredDay]
 ) -> tuple[list[_Change], bool]:
     """Return the changes of a day, and True if no other series can change its verdicts further.
@@ -333,7 +333,7 @@ def _flat_times(layout: Layout, key: SeriesKey, day: date, findings: Sequence[Fi
 _NOT_CONFIRMED = (Basis.MARKET_NOT_COMPARED, Basis.NO_OTHER_SERIES)
 
 
-def _says(findings: str) -> list[tuple[str, int, tuple[Range, ...], bool]]:
+def _verdicts_of(findings: str) -> list[tuple[str, int, tuple[Range, ...], bool]]:
     """Return the verdicts on flat candles: verdict, count, ranges, and True if no other series confirms it."""
     return [
         (one.rule, one.count, one.ranges, one.basis in _NOT_CONFIRMED) for one in from_json(findings) if _is_flat(one)

@@ -98,7 +98,7 @@ def prove_local(
     for key in keys:
         try:
             known[key] = recorded(layout.ledger(key))
-            wanted[key] = _days_to_prove(layout, key, known[key])
+            wanted[key] = _days_to_read(layout, key, known[key])
         except MarketDataError as error:
             report.troubles[key] = str(error)
     faulty: dict[SeriesKey, dict[date, DayVerification]] = {key: {} for key in wanted}
@@ -114,7 +114,7 @@ def prove_local(
     for key, faults in faulty.items():
         faults |= _changed(layout, key, new[key], known[key])
         if mark:
-            _put_on_record(layout, key, [proof for proof in new[key] if proof.day not in faults])
+            _record_hashes(layout, key, [proof for proof in new[key] if proof.day not in faults])
         if faults:
             report.faults[key] = {day: proof.fault or "" for day, proof in faults.items()}
             if mark:
@@ -135,7 +135,7 @@ def _proofs(
     """Read all files in parallel, in bundles of one series."""
     bundles = [(key, days) for key, sizes in wanted.items() for days in _bundles(sizes)]
     pool = Processes(processes, ahead=prove_days.__module__, worth_bytes=_WORTH_BYTES)
-    with closing(pool), ThreadPoolExecutor(processes, thread_name_prefix="prove") as readers:
+    with closing(pool), ThreadPoolExecutor(processes, thread_name_prefix="scrub") as readers:
         pool.expect(sum(sum(sizes.values()) for sizes in wanted.values()))
         tasks = [
             readers.submit(pool.compute, prove_days, layout, key, days, _known_of(days, known[key]))
@@ -149,7 +149,7 @@ def _proofs(
                 task.cancel()
 
 
-def _days_to_prove(layout: Layout, key: SeriesKey, known: Iterable[date]) -> dict[date, int]:
+def _days_to_read(layout: Layout, key: SeriesKey, known: Iterable[date]) -> dict[date, int]:
     """Return the days with a file or a ledger row of a stored file, with the file's size in bytes, in order."""
     sizes = dict.fromkeys(known, 0)
     sizes |= {day: file.stat.bytes for day, file in days_on_disk(layout, key).items()}
@@ -226,7 +226,7 @@ def _file_of(layout: Layout, key: SeriesKey, proof: Proof) -> DayFile | None:
     return next((file for file in days_between(layout, key, proof.day, proof.day) if file.stat == proof.stat), None)
 
 
-def _put_on_record(layout: Layout, key: SeriesKey, proofs: Sequence[Proof]) -> None:
+def _record_hashes(layout: Layout, key: SeriesKey, proofs: Sequence[Proof]) -> None:
     """Record the SHA-256 of verified files without one. A series that another run writes waits for the next scrub."""
     if not proofs:
         return

@@ -152,16 +152,16 @@ def test_two_that_judge_at_once_forget_nothing_of_each_other(lake: SmallLake, mo
     """Each reads what is known before it judges, and writes afterwards."""
     known = lake.layout.classified(Market.UM)
     other = "1h 2024-05-01 asked"
-    judge_days = flat_candles._judge_days
+    classify_days = flat_candles._classify_days
 
     def meanwhile(*args: Any) -> Any:
         storage.write_bytes(known, json.dumps({other: 1}).encode())
-        return judge_days(*args)
+        return classify_days(*args)
 
-    monkeypatch.setattr(flat_candles, "_judge_days", meanwhile)
+    monkeypatch.setattr(flat_candles, "_classify_days", meanwhile)
     hold(lake, NEAR, 1, 2)
     judge_flat_candles(lake.layout, Market.UM)
-    assert json.loads(known.read_bytes()).keys() == {other, flat_candles._seen_as("1m", DAY)}
+    assert json.loads(known.read_bytes()).keys() == {other, flat_candles._record_name("1m", DAY)}
 
 
 def test_days_are_judged_once_more_if_nobody_could_remember(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
