@@ -17,7 +17,7 @@ from benchmarks.report import Baseline, Row
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.maintenance.scrub import prove_local
+from market_data_pipeline.maintenance.scrub import verify_local
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.series import SeriesKey
 
@@ -88,7 +88,7 @@ def _row(
 
 def _prove(lake: Path, env: Mapping[str, str], keys: Sequence[SeriesKey]) -> tuple[int, Cost]:
     with measured() as cost:
-        report = prove_local(settings_of(env, lake), keys, processes=0)
+        report = verify_local(settings_of(env, lake), keys, processes=0)
     if not report.all_well:
         raise RuntimeError(f"Files that were just written are not what they say: {report.faults}")
     return report.rows, cost

@@ -17,7 +17,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.partitions import days_on_disk
 from market_data_pipeline.maintenance.archive_sweep import Discovery, Kind, SweepReport, sweep
-from market_data_pipeline.maintenance.scrub import LocalReport, prove_local
+from market_data_pipeline.maintenance.scrub import LocalReport, verify_local
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings, cpus, load_settings
 from market_data_pipeline.universe import Universe, load_universe
@@ -138,7 +138,9 @@ def _said_of(report: SweepReport) -> str:
     archives = sum(report.archives.values())
     numbers = ", ".join(f"{len(report.of(kind)):,} {words}" for kind, words in _WORDS.items())
     unproven = (
-        f" {counted(report.unproven, 'day')} cannot be compared: no ETag is on record." if report.unproven else ""
+        f" {counted(report.without_etag, 'day')} cannot be compared: no ETag is on record."
+        if report.without_etag
+        else ""
     )
     stays = " What vanished from the archive stays in the lake." if report.of(Kind.VANISHED) else ""
     return (
@@ -200,7 +202,7 @@ def _local(settings: Settings, keys: Sequence[SeriesKey], *, mark: bool) -> bool
     total = sum(len(days_on_disk(layout, key)) for key in keys)
     processes = max(1, min(cpus(), settings.memory_mb // _PROCESS_MEMORY_MB))
     with progress_bar(total, "files", "reading", aside()) as bar:
-        report = prove_local(settings, keys, mark=mark, processes=processes, on_progress=bar.advance)
+        report = verify_local(settings, keys, mark=mark, processes=processes, on_progress=bar.advance)
     console = aside()
     if report.faults:
         out().print(_faults(report))

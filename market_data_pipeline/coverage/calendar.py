@@ -110,7 +110,7 @@ class SeriesCalendar:
         return counted
 
     @property
-    def lacking(self) -> int:
+    def days_incomplete(self) -> int:
         """Return the number of missing, failed, incomplete and faulty days."""
         counted = self.counts()
         return sum(
@@ -282,7 +282,7 @@ def calendar_markdown(calendars: Iterable[SeriesCalendar], most_bytes: int = MOS
         calendars: Calendars of the series, in any order.
         most_bytes: Longest text.
     """
-    ordered = sorted((one for one in calendars if one.runs), key=lambda one: (-one.lacking, one.key))
+    ordered = sorted((one for one in calendars if one.runs), key=lambda one: (-one.days_incomplete, one.key))
     if not ordered:
         return "No day is stored or collected yet."
     # Start with an upper bound for the number of series that fit.

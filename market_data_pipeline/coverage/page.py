@@ -79,7 +79,7 @@ def _section(number: int, one: SeriesCalendar) -> str:
     if not one.runs:
         return f'<section data-name="{name}"><h2>{name}</h2><p>No day is stored or collected yet.</p></section>'
     return (
-        f'<section data-name="{name}"{"" if one.lacking else " data-whole"}><h2>{name}</h2>'
+        f'<section data-name="{name}"{"" if one.days_incomplete else " data-whole"}><h2>{name}</h2>'
         f"<p>{one.runs[0].first} to {one.runs[-1].last}: {in_words(one.counts())}.{gaps}</p>"
         f"{_picture(number, one, name)}{_details(one)}</section>"
     )

@@ -77,7 +77,7 @@ class SeriesCoverage:
     doubtful: Mapping[date, str]
 
     @property
-    def lacking(self) -> int:
+    def days_missing(self) -> int:
         """Return the number of failed and missing days."""
         return len(self.failed) + len(self.missing)
 

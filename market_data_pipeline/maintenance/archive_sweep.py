@@ -109,7 +109,7 @@ class SweepReport:
         archives: Number of archives compared, by series.
         discoveries: Archives that differ from the ledgers, in order of series and days.
         requests: Pages of the listing that were requested.
-        unproven: Stored days whose ledger has neither ETag nor Last-Modified, so that they cannot be compared.
+        without_etag: Stored days whose ledger has neither ETag nor Last-Modified, so that they cannot be compared.
         troubles: Series that could not be compared or marked, with the reason.
         not_reached: Series not compared because the sweep ended early, in order.
     """
@@ -117,7 +117,7 @@ class SweepReport:
     archives: dict[SeriesKey, int] = field(default_factory=dict)
     discoveries: list[Discovery] = field(default_factory=list)
     requests: int = 0
-    unproven: int = 0
+    without_etag: int = 0
     troubles: dict[SeriesKey, str] = field(default_factory=dict)
     not_reached: list[SeriesKey] = field(default_factory=list)
 
@@ -126,7 +126,7 @@ class SweepReport:
         self.archives |= other.archives
         self.discoveries += other.discoveries
         self.requests += other.requests
-        self.unproven += other.unproven
+        self.without_etag += other.without_etag
         self.troubles |= other.troubles
         self.not_reached += other.not_reached
 
@@ -308,7 +308,7 @@ def _compare(
     replaced = []
     for row in came_from_it:
         same = _is_same(row, file)
-        swept.unproven += same is None
+        swept.without_etag += same is None
         if (same is False and (not knows_archive(row, etag) or _has_new_checksum(row, checksum))) or _is_back(
             row, same
         ):

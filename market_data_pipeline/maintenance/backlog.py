@@ -54,7 +54,7 @@ def backlog(
     found = {}
     end = time.monotonic() + seconds
     for key in _in_turn(what.keys, at):
-        days = [day for day in lacking(what.universe, key, layout, until) if day >= what.first]
+        days = [day for day in missing_days(what.universe, key, layout, until) if day >= what.first]
         days = [day for day in days if day not in busy.get(key, ())]
         if days:
             found[key] = days
@@ -68,7 +68,7 @@ def _in_turn(keys: Sequence[SeriesKey], at: datetime) -> list[SeriesKey]:
     return [*keys[begin:], *keys[:begin]]
 
 
-def lacking(universe: Universe, key: SeriesKey, layout: Layout, until: date) -> list[date]:
+def missing_days(universe: Universe, key: SeriesKey, layout: Layout, until: date) -> list[date]:
     """Return the days before ``until`` that a series should have and that are not on record, in order.
 
     This includes days that are stored according to the ledger but have no file. It also includes days recorded as not

@@ -48,7 +48,7 @@ _COLUMNS = ["day", "outcome", "bytes", "mtime_ns", "first_key", "last_key", "ver
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Classification:
     """Result of classifying the flat candles of a market.
 
     Attributes:
@@ -61,16 +61,16 @@ class Judged:
     busy: tuple[SeriesKey, ...]
     verdicts: Mapping[SeriesKey, tuple[date, ...]] = field(default_factory=dict, compare=False)
 
-    def then(self, later: Judged) -> Judged:
+    def then(self, later: Classification) -> Classification:
         """Merge with the result of a second run over some of the same days."""
         both = {
             key: tuple(sorted({*self.verdicts.get(key, ()), *later.verdicts.get(key, ())}))
             for key in (*self.verdicts, *later.verdicts)
         }
-        return Judged(max(self.days, later.days), later.busy, both)
+        return Classification(max(self.days, later.days), later.busy, both)
 
 
-def judge_flat_candles(layout: Layout, market: Market) -> Judged:
+def classify_flat_candles(layout: Layout, market: Market) -> Classification:
     """Classify all stored flat candles of a market as ``suspended`` or ``quiet``, and write that into the ledgers.
 
     A day is classified again only after one of the market's files for it was written, or one of its verdicts was lost.
@@ -108,7 +108,7 @@ def judge_flat_candles(layout: Layout, market: Market) -> Judged:
                 looked_at.pop(_record_name(key.interval or "", day), None)
     if looked_at:
         _remember(layout.judged(market), looked_at, f"The record of flat candles of {market}")
-    return Judged(days, tuple(busy), renewed)
+    return Classification(days, tuple(busy), renewed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,11 +364,11 @@ class Standstill:
     """Result of classifying with REST.
 
     Attributes:
-        judged: The verdicts.
+        classified: The verdicts.
         stored: Days that were stored again with REST's answers.
     """
 
-    judged: Judged
+    classified: Classification
     stored: tuple[DayOutcome, ...] = ()
 
 
@@ -376,7 +376,9 @@ FetchAgain = Callable[[Mapping[SeriesKey, Sequence[date]]], Iterable[DayOutcome]
 """Fetch days of series again, and yield the stored ones."""
 
 
-def judge_with_rest(layout: Layout, market: Market, keys: Iterable[SeriesKey], fetch_again: FetchAgain) -> Standstill:
+def classify_with_rest(
+    layout: Layout, market: Market, keys: Iterable[SeriesKey], fetch_again: FetchAgain
+) -> Standstill:
     """Classify the flat candles of a market, and confirm from REST the ones that the whole market shares.
 
     Each day is requested from REST once. Without an answer it stays ``unconfirmed`` and is retried with backoff.
@@ -390,12 +392,12 @@ def judge_with_rest(layout: Layout, market: Market, keys: Iterable[SeriesKey], f
     Raises:
         StorageError: a ledger cannot be written.
     """
-    judged = judge_flat_candles(layout, market)
+    classified = classify_flat_candles(layout, market)
     stored: tuple[DayOutcome, ...] = ()
     if due := _unconfirmed(layout, market, keys):
         stored = tuple(fetch_again(due))
-        judged = judged.then(judge_flat_candles(layout, market))
-    return Standstill(judged, stored)
+        classified = classified.then(classify_flat_candles(layout, market))
+    return Standstill(classified, stored)
 
 
 def _unconfirmed(layout: Layout, market: Market, keys: Iterable[SeriesKey]) -> dict[SeriesKey, list[date]]:

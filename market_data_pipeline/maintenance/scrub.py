@@ -68,7 +68,7 @@ class LocalReport:
         return not self.faults and not self.troubles
 
 
-def prove_local(
+def verify_local(
     settings: Settings,
     keys: Iterable[SeriesKey],
     *,

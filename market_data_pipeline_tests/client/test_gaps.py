@@ -15,7 +15,7 @@ import pytest
 from market_data_pipeline import GapError, GapWarning, MarketData, clock
 from market_data_pipeline.checks.verdicts import Ground, verdict_finding
 from market_data_pipeline.errors import DamagedFileError, MarketDataError, UsageError
-from market_data_pipeline.maintenance.scrub import prove_local
+from market_data_pipeline.maintenance.scrub import verify_local
 from market_data_pipeline.model.day import EMPTY, FAILED, NOT_LISTED, DayRecord
 from market_data_pipeline.model.findings import MAX_RANGES, Finding, Range, Severity, Verdict
 from market_data_pipeline.model.series import SeriesKey
@@ -100,7 +100,7 @@ def test_a_file_that_is_not_what_its_footer_says_is_not_handed_out_as_good(
     bad = date(2024, 1, 3)
     spoil(lake, BTC, bad)
     if found == "by verify":
-        prove_local(Settings(dir=lake.root, _env_file=None), [BTC])  # type: ignore[call-arg]  # pydantic's own
+        verify_local(Settings(dir=lake.root, _env_file=None), [BTC])  # type: ignore[call-arg]  # pydantic's own
     (line,) = told(market, "BTCUSDT", "1h", "2024-01-02", "2024-01-05", final_only=True)
     assert line.startswith("spot BTCUSDT 1h, 2024-01-03: failed (damaged: ")
     assert told(market, "BTCUSDT", "1h", "2024-01-02", "2024-01-05") == [line]
@@ -119,7 +119,7 @@ def test_a_file_that_was_put_right_is_good_before_its_ledger_knows(lake: SmallLa
     good = path.read_bytes()
     before = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05").version
     spoil(lake, BTC, date(2024, 1, 3))
-    prove_local(Settings(dir=lake.root, _env_file=None), [BTC])  # type: ignore[call-arg]  # pydantic's own
+    verify_local(Settings(dir=lake.root, _env_file=None), [BTC])  # type: ignore[call-arg]  # pydantic's own
     path.write_bytes(good)
     result = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05", final_only=True, on_gap="raise")
     assert (result.arrow().num_rows, result.version) == (72, before)

@@ -54,7 +54,7 @@ def test_days_in_a_row_that_are_alike_are_one_run_and_those_with_nothing_to_hold
     found = calendar_of(KEY, {fifth: MISSING, first: FINAL, second: FINAL, third: FAILED, fourth: DayState.EMPTY})
     assert found.runs == (Run(FINAL, first, second), Run(FAILED, third, third), Run(MISSING, fifth, fifth))
     assert found.counts() == {FINAL: 2, FAILED: 1, MISSING: 1}
-    assert found.lacking == 2
+    assert found.days_incomplete == 2
 
 
 # --- where it is drawn ---------------------------------------------------------------------------------------------

@@ -53,13 +53,13 @@ def test_days_are_counted_by_what_is_held_of_them() -> None:
     assert (found.final, found.provisional, found.overdue) == (1, 1, ())
     assert found.failed == (rows[WEEK[2]],)
     assert found.missing == (WEEK[4], WEEK[5], WEEK[6])  # a past day that is still empty was never finished
-    assert found.lacking == 4
+    assert found.days_missing == 4
 
 
 def test_today_is_neither_missing_nor_compared() -> None:
     rows = by_day(*(held(day, 0, 9) for day in WEEK[6:]), held(TODAY, 50, 59))
     found = cover(TRADES, rows, states_of(rows, [(WEEK[6], TODAY)], TODAY), [(WEEK[6], TODAY)], TODAY, 10)
-    assert (found.final, found.lacking, found.breaks) == (1, 0, ())
+    assert (found.final, found.days_missing, found.breaks) == (1, 0, ())
     assert covered({}, TODAY).missing == tuple(WEEK)
 
 
@@ -89,8 +89,8 @@ def test_days_that_are_wanted_and_not_known_are_missing_and_those_between_listin
 def test_sums_and_calendar_tell_the_same_of_a_day(outcome: str, final: bool, lacking: int) -> None:
     rows = by_day(DayRecord(day=FIRST, outcome=outcome, final=final))
     states = states_of(rows, [(FIRST, FIRST)], TODAY)
-    assert cover(TRADES, rows, states, [(FIRST, FIRST)], TODAY, 10).lacking == lacking
-    assert calendar_of(TRADES, states).lacking == lacking
+    assert cover(TRADES, rows, states, [(FIRST, FIRST)], TODAY, 10).days_missing == lacking
+    assert calendar_of(TRADES, states).days_incomplete == lacking
 
 
 @pytest.mark.parametrize(("after", "overdue"), [(7, 0), (6, 1), (5, 2), (1, 2)])

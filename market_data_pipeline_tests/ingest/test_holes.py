@@ -62,7 +62,7 @@ def test_hole_is_explained_and_not_asked_for_again(world: World, key: SeriesKey)
     assert [again[day].action for day in HOLE] == [Action.EMPTY] * 3  # type: ignore[union-attr]
     rows, today, wanted = world.ledger(key).rows, date(2026, 3, 5), [(AROUND[0], AROUND[-1])]
     covered = cover(key, rows, states_of(rows, wanted, today), wanted, today, 10)
-    assert (covered.failed, covered.missing, covered.breaks, covered.lacking) == ((), (), (), 0)
+    assert (covered.failed, covered.missing, covered.breaks, covered.days_missing) == ((), (), (), 0)
     with duckdb.connect(str(publish_catalog(world.layout)), read_only=True) as connection:
         told = connection.execute("SELECT day, explained FROM quality.gaps WHERE verdict = 'outage' ORDER BY day")
         assert told.fetchall() == [(day, True) for day in HOLE]

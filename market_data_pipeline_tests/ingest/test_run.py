@@ -23,7 +23,7 @@ from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.ingest.store import DayStore
 from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.checksums import content_sha256
-from market_data_pipeline.maintenance.flat_candles import judge_flat_candles
+from market_data_pipeline.maintenance.flat_candles import classify_flat_candles
 from market_data_pipeline.model.day import OtherArchive, after
 from market_data_pipeline.model.needs import knows_archive, needs
 from market_data_pipeline.model.series import Listing, Market, SeriesKey
@@ -714,7 +714,7 @@ def test_a_look_that_changes_nothing_keeps_what_the_market_was_judged_to_do(worl
     world.sandbox.faults.add(Status(path="/fapi/", status=451))
     for key in keys:
         world.one(key, "2026-03-03")
-    judge_flat_candles(world.layout, Market.UM)
+    classify_flat_candles(world.layout, Market.UM)
     assert "unconfirmed" in world.ledger(keys[0]).rows[date(2026, 3, 3)].verdicts
     world.at("2026-03-05T14:00:00")
     assert "unconfirmed" in outcome(world.one(keys[0], "2026-03-03")).row.verdicts

@@ -18,7 +18,7 @@ from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, Sources,
 from market_data_pipeline.lake import parquet, quarantine
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.maintenance.flat_candles import judge_flat_candles
+from market_data_pipeline.maintenance.flat_candles import classify_flat_candles
 from market_data_pipeline.model.day import DayRecord, OtherArchive, after
 from market_data_pipeline.model.findings import Finding
 from market_data_pipeline.model.series import Listing, Market, SeriesKey
@@ -205,13 +205,13 @@ def test_an_outage_in_um_is_flat_rows_in_every_symbol(story: Story) -> None:
         assert good(story.bring(key)).verdicts == "quiet"
         assert story.requests == ZIP
     story.world.forget()
-    assert judge_flat_candles(story.world.layout, Market.UM).days == 3
+    assert classify_flat_candles(story.world.layout, Market.UM).days == 3
     assert story.requests == NOTHING  # the lake knows all symbols
     for key in keys:  # and REST, whether the archive alone has them flat
         assert finding(story.world.ledger(key).rows[DAY], "unconfirmed").count == 20
         story.world.ingest(key, [DAY])
     assert not story.world.asked(".zip")
-    judge_flat_candles(story.world.layout, Market.UM)
+    classify_flat_candles(story.world.layout, Market.UM)
     for key in keys:
         row = story.world.ledger(key).rows[DAY]
         found = finding(row, "suspended")
@@ -232,7 +232,7 @@ def test_a_quiet_symbol_is_flat_while_others_trade(story: Story) -> None:
     assert gaps(good(story.bring(other))) == []
     assert story.requests == ZIP
     story.world.forget()
-    judge_flat_candles(story.world.layout, Market.UM)
+    classify_flat_candles(story.world.layout, Market.UM)
     assert story.requests == NOTHING
     row = story.world.ledger(quiet).rows[DAY]
     found = the_gap(row)

@@ -14,7 +14,7 @@ import pytest
 from market_data_pipeline.errors import DamagedFileError, StorageError
 from market_data_pipeline.lake import parquet, quarantine, regular_files, storage
 from market_data_pipeline.lake.partitions import days_on_disk, months_closed
-from market_data_pipeline.maintenance.scrub import prove_local
+from market_data_pipeline.maintenance.scrub import verify_local
 from market_data_pipeline.model.outcomes import DayFailure
 from market_data_pipeline_tests.support.shell import shell
 from market_data_pipeline_tests.support.world import World, days, klines
@@ -87,7 +87,7 @@ def test_a_day_in_the_lake_is_fetched_again(world: World, make: Callable[[Path],
     world.ingest(BTC, WEEK)
     path = world.layout.file(BTC, DAY)
     in_place_of(path, make)
-    assert prove_local(world.settings, [BTC]).to_fetch == {BTC: [DAY]}
+    assert verify_local(world.settings, [BTC]).to_fetch == {BTC: [DAY]}
     results = world.ingest(BTC, WEEK)
     if path.is_dir() and not path.is_symlink():
         [failed] = [result for result in results if isinstance(result, DayFailure)]
@@ -95,7 +95,7 @@ def test_a_day_in_the_lake_is_fetched_again(world: World, make: Callable[[Path],
         shutil.rmtree(path)
         world.ingest(BTC, WEEK)
     assert path.is_file()
-    assert prove_local(world.settings, [BTC]).all_well
+    assert verify_local(world.settings, [BTC]).all_well
 
 
 @kinds
@@ -103,7 +103,7 @@ def test_a_closed_month_is_passed_over(world: World, make: Callable[[Path], obje
     world.ingest(BTC, WEEK)
     in_place_of(world.layout.month(BTC, DAY), make)
     assert (list(days_on_disk(world.layout, BTC)), months_closed(world.layout, BTC)) == (WEEK, [])
-    assert prove_local(world.settings, [BTC]).all_well
+    assert verify_local(world.settings, [BTC]).all_well
     world.layout.file(BTC, DAY).unlink()
     assert all(result.row.held for result in world.ingest(BTC, WEEK))
 
@@ -114,7 +114,7 @@ def test_a_ledger_is_named(world: World, make: Callable[[Path], object]) -> None
     in_place_of(world.layout.ledger(BTC), make)
     with pytest.raises(StorageError, match="cannot be read"):
         world.ingest(BTC, WEEK)
-    assert "cannot be read" in prove_local(world.settings, [BTC]).troubles[BTC]
+    assert "cannot be read" in verify_local(world.settings, [BTC]).troubles[BTC]
 
 
 @kinds

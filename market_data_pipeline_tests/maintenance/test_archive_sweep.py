@@ -25,7 +25,7 @@ from market_data_pipeline.lake.months import encode_month, read_month
 from market_data_pipeline.lake.reader import read_day
 from market_data_pipeline.maintenance import archive_sweep, scrub
 from market_data_pipeline.maintenance.archive_sweep import Kind, Pages, SweepReport, sweep
-from market_data_pipeline.maintenance.scrub import prove_local
+from market_data_pipeline.maintenance.scrub import verify_local
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.day import FAILED, HELD, DayRecord, record_of
 from market_data_pipeline.model.needs import needs
@@ -416,10 +416,10 @@ def test_where_the_listing_has_no_etag_the_time_of_the_archive_tells(
     line = Line(BTC.archive_daily(row.day), "", modified)
     report = sweep(world.settings, [BTC], OnePage(line))
     assert [one.kind for one in report.discoveries] == kinds
-    assert report.unproven == 0
+    assert report.without_etag == 0
     nothing_known = replace(row, etag=None, last_modified=None)
     Ledger([nothing_known]).write(world.layout.ledger(BTC))
-    assert sweep(world.settings, [BTC], OnePage(line)).unproven == 1
+    assert sweep(world.settings, [BTC], OnePage(line)).without_etag == 1
 
 
 def test_a_series_that_cannot_be_listed_does_not_stop_the_others(world: World) -> None:
@@ -450,7 +450,7 @@ def test_a_ledger_that_cannot_be_read_does_not_stop_the_others(world: World) -> 
     damage(world.layout.file(ETH, date(2026, 2, 4)))
 
     report = swept(world, *unread, BTC, ETH)
-    local = prove_local(world.settings, [*unread, BTC, ETH])
+    local = verify_local(world.settings, [*unread, BTC, ETH])
 
     assert {key: reason.partition(" (")[0] for key, reason in report.troubles.items()} == reasons
     assert report.archives == {BTC: 2, ETH: 2}
@@ -557,7 +557,7 @@ def test_every_file_is_read_and_proven(world: World) -> None:
     world.ingest(trades, days("2026-02-03", "2026-02-03"))
     world.forget()
     told: list[int] = []
-    report = prove_local(world.settings, [BTC, trades], on_progress=told.append)
+    report = verify_local(world.settings, [BTC, trades], on_progress=told.append)
     assert report.all_well
     assert report.files == {BTC: 6, trades: 1}
     assert report.rows == 6 * 24 + world.table(trades, "2026-02-03").num_rows
@@ -573,7 +573,7 @@ def test_a_file_that_lost_a_bit_at_the_same_size_and_time_is_found_and_replaced(
     [held] = world.ingest(BTC, [day])
     assert held.row.held, "nothing but reading the file tells"
 
-    report = prove_local(world.settings, [BTC])
+    report = verify_local(world.settings, [BTC])
 
     assert report.to_fetch == {BTC: [day]}
     assert "Backfill that day to replace it" in report.faults[BTC][day]
@@ -583,7 +583,7 @@ def test_a_file_that_lost_a_bit_at_the_same_size_and_time_is_found_and_replaced(
     [mended] = world.ingest(BTC, [day])
     assert mended.row.held
     assert world.table(BTC, "2026-02-05").equals(before)
-    assert prove_local(world.settings, [BTC]).all_well
+    assert verify_local(world.settings, [BTC]).all_well
 
 
 def test_a_file_that_is_another_days_or_gone_is_found(world: World) -> None:
@@ -591,11 +591,11 @@ def test_a_file_that_is_another_days_or_gone_is_found(world: World) -> None:
     folder = world.layout.folder(BTC)
     (folder / "2026-02-04.parquet").write_bytes((folder / "2026-02-05.parquet").read_bytes())
     (folder / "2026-02-06.parquet").unlink()
-    report = prove_local(world.settings, [BTC])
+    report = verify_local(world.settings, [BTC])
     assert report.to_fetch == {BTC: [date(2026, 2, 4), date(2026, 2, 6)]}
     assert {row.failure for row in world.ledger(BTC).rows.values()} == {None, "damaged", "gone"}
     assert all(result.row.held for result in world.ingest(BTC, days("2026-02-03", "2026-02-08")))
-    assert prove_local(world.settings, [BTC]).all_well
+    assert verify_local(world.settings, [BTC]).all_well
 
 
 @pytest.mark.parametrize("ledger", ["as it was", "lost"])
@@ -608,7 +608,7 @@ def test_a_file_of_another_series_is_never_held_and_a_backfill_replaces_it(world
     if ledger == "lost":
         world.layout.ledger(ETH).unlink()  # then files are believed by their footers
     else:
-        assert prove_local(world.settings, [ETH]).to_fetch == {ETH: [day]}
+        assert verify_local(world.settings, [ETH]).to_fetch == {ETH: [day]}
     world.forget()
 
     [mended] = world.ingest(ETH, [day])
@@ -616,7 +616,7 @@ def test_a_file_of_another_series_is_never_held_and_a_backfill_replaces_it(world
     assert mended.action is Action.FETCHED
     assert len(world.asked(".CHECKSUM")) == 1
     assert world.table(ETH, str(day)).equals(truth)
-    assert prove_local(world.settings, [ETH]).all_well
+    assert verify_local(world.settings, [ETH]).all_well
 
 
 def month_before(november: Path, december: Path) -> None:
@@ -640,9 +640,9 @@ def test_a_closed_month_with_days_of_another_is_found_and_a_backfill_leaves_its_
     remove_closed_days(world.layout, BTC, wanted)
     spoil(world.layout.month(BTC, november), world.layout.month(BTC, december))
 
-    assert prove_local(world.settings, [BTC]).to_fetch == {BTC: days("2025-12-01", "2025-12-31")}
+    assert verify_local(world.settings, [BTC]).to_fetch == {BTC: days("2025-12-01", "2025-12-31")}
     assert all(result.row.held for result in world.ingest(BTC, wanted))
-    assert prove_local(world.settings, [BTC]).all_well
+    assert verify_local(world.settings, [BTC]).all_well
     assert pa.concat_tables([read_day(world.layout, BTC, day) for day in wanted]).equals(truth)
     candles = MarketData(world.layout.root).klines("BTCUSDT", "1h", wanted[0], date(2026, 1, 1)).arrow()
     assert candles["open_time"].cast(pa.int64()).equals(truth["open_time"].cast(pa.int64()))
@@ -656,7 +656,7 @@ def test_rows_that_were_changed_and_written_again_are_found(world: World) -> Non
         table.schema.get_field_index("close"), table.schema.field("close"), pc.add(table["close"], 0.01)
     )
     parquet.write_table(path, changed, parquet.read_provenance(path))
-    report = prove_local(world.settings, [BTC], mark=False)
+    report = verify_local(world.settings, [BTC], mark=False)
     assert "sha256" in report.faults[BTC][date(2026, 2, 4)]
     assert world.ledger(BTC).rows[date(2026, 2, 4)].failure is None
 
@@ -752,7 +752,7 @@ def test_among_many_each_file_that_is_wrong_is_named_with_what_is_wrong(
         write_day(world, BTC, day, 24)
     for day, (break_it, _) in wrong.items():
         break_it(world.layout.file(BTC, day))
-    report = prove_local(world.settings, [BTC])
+    report = verify_local(world.settings, [BTC])
     assert report.files == {BTC: len(wanted)}
     assert report.to_fetch == {BTC: list(wrong)}
     for day, (_, reason) in wrong.items():
@@ -770,11 +770,11 @@ def test_files_of_several_row_groups_and_of_other_numbers_of_rows_are_proven(
     for day in wanted[4:]:
         write_day(world, BTC, day, 24)
     assert pq.read_metadata(world.layout.file(BTC, wanted[-1])).num_row_groups == 3
-    report = prove_local(world.settings, [BTC])
+    report = verify_local(world.settings, [BTC])
     assert report.all_well
     assert report.rows == 2 * 20 + 2 * 21 + 4 * 24
     rewrite(world.layout.file(BTC, wanted[-1]), swapped, hashed)
-    assert "is not strictly ascending" in prove_local(world.settings, [BTC], mark=False).faults[BTC][wanted[-1]]
+    assert "does not rise" in verify_local(world.settings, [BTC], mark=False).faults[BTC][wanted[-1]]
 
 
 @pytest.mark.slow
@@ -785,7 +785,7 @@ def test_many_files_are_proven_by_two_processes_to_the_same_end(world: World, mo
         write_day(world, BTC, day, 24)
     damage(world.layout.file(BTC, wanted[70]))
     before = psutil.Process().children()
-    report = prove_local(world.settings, [BTC], processes=2)
+    report = verify_local(world.settings, [BTC], processes=2)
     assert report.files == {BTC: len(wanted)}
     assert report.to_fetch == {BTC: [wanted[70]]}
     assert world.ledger(BTC).rows[wanted[70]].failure == "damaged"

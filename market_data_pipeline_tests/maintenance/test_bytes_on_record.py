@@ -18,7 +18,7 @@ from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.closed_months import close_months, remove_closed_days
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.months import read_records
-from market_data_pipeline.maintenance.scrub import prove_local
+from market_data_pipeline.maintenance.scrub import verify_local
 from market_data_pipeline.model.day import FAILED, HELD
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.sandbox import ReplacedArchive
@@ -67,7 +67,7 @@ def held(world: World) -> World:
 
 
 def faults(world: World, key: SeriesKey = HOURS, *, mark: bool = False) -> list[date]:
-    return prove_local(world.settings, [key], mark=mark).to_fetch.get(key, [])
+    return verify_local(world.settings, [key], mark=mark).to_fetch.get(key, [])
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -101,7 +101,7 @@ def test_a_wrong_statistic_is_found_and_the_day_fetched_again(held: World, *, sa
     good = path.read_bytes()
     change(path, flipped(good, at_wrong_statistics(path), 6), same_time=same_time)
     if same_time:
-        report = prove_local(held.settings, [HOURS])
+        report = verify_local(held.settings, [HOURS])
         assert "Backfill that day to replace it" in report.faults[HOURS][DAY]
         row = held.ledger(HOURS).rows[DAY]
         assert (row.outcome, row.failure) == (FAILED, "damaged")

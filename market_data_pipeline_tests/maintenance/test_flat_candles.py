@@ -22,7 +22,7 @@ from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
 from market_data_pipeline.maintenance import flat_candles
-from market_data_pipeline.maintenance.flat_candles import Judged, judge_flat_candles
+from market_data_pipeline.maintenance.flat_candles import Classification, classify_flat_candles
 from market_data_pipeline.model.day import record_of
 from market_data_pipeline.model.findings import MAX_RANGES, Basis, Finding, Range, Severity, Verdict
 from market_data_pipeline.model.series import Market, SeriesKey
@@ -105,7 +105,7 @@ def test_an_outage_of_all_symbols_is_suspended_and_the_quiet_of_one_is_not(lake:
     hold(lake, AVAX, *range(514, 533))
     hold(lake, series("NEARUSDT", "1m", "spot"))
 
-    assert judge_flat_candles(lake.layout, Market.UM) == Judged(2, ())
+    assert classify_flat_candles(lake.layout, Market.UM) == Classification(2, ())
 
     assert gaps(lake, AVAX) == [("suspended", "08:34", 19)]
     assert gaps(lake, NEAR) == [("quiet", "00:07", 1), ("suspended", "08:34", 19)]
@@ -116,7 +116,7 @@ def test_an_outage_of_all_symbols_is_suspended_and_the_quiet_of_one_is_not(lake:
 def test_an_outage_that_rest_has_not_confirmed_is_not_explained(lake: SmallLake) -> None:
     hold(lake, NEAR, 514, 515, confirmed=False)
     hold(lake, AVAX, 514, 515)
-    assert judge_flat_candles(lake.layout, Market.UM).days == 2
+    assert classify_flat_candles(lake.layout, Market.UM).days == 2
     assert gaps(lake, NEAR) == [("unconfirmed", "08:34", 2)]
     assert gaps(lake, AVAX) == [("suspended", "08:34", 2)]
     row = Ledger.read(lake.layout.ledger(NEAR)).rows[DAY]
@@ -127,13 +127,13 @@ def test_an_outage_that_rest_has_not_confirmed_is_not_explained(lake: SmallLake)
 def test_a_second_time_changes_nothing(lake: SmallLake, remembered: str) -> None:
     hold(lake, NEAR, 1, 2, 5)
     hold(lake, AVAX, 2)
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     before = storage.stat(lake.layout.ledger(NEAR))
     if remembered == "lost":
         lake.layout.classified(Market.UM).unlink()
     elif remembered == "damaged":
-        lake.layout.classified(Market.UM).write_bytes(b"\xff{")
-    assert judge_flat_candles(lake.layout, Market.UM) == Judged(0, ())
+        lake.layout.judged(Market.UM).write_bytes(b"\xff{")
+    assert classify_flat_candles(lake.layout, Market.UM) == Classification(0, ())
     assert storage.stat(lake.layout.ledger(NEAR)) == before
 
 
@@ -144,7 +144,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(lake: SmallLake) -> No
     for path in (left, of_another):
         path.write_bytes(b"half")
     hold(lake, NEAR, 1, 2)
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     assert (left.exists(), of_another.exists()) == (False, True)
 
 
@@ -160,7 +160,7 @@ def test_two_that_judge_at_once_forget_nothing_of_each_other(lake: SmallLake, mo
 
     monkeypatch.setattr(flat_candles, "_classify_days", meanwhile)
     hold(lake, NEAR, 1, 2)
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     assert json.loads(known.read_bytes()).keys() == {other, flat_candles._record_name("1m", DAY)}
 
 
@@ -169,21 +169,21 @@ def test_days_are_judged_once_more_if_nobody_could_remember(lake: SmallLake, mon
     known = lake.layout.classified(Market.UM)
     hold(lake, NEAR, 1, 2)
     with storage.only_writer(known.with_suffix(".lock"), 1, "another"):
-        assert judge_flat_candles(lake.layout, Market.UM).days == 1
+        assert classify_flat_candles(lake.layout, Market.UM).days == 1
     assert not known.exists()
-    assert judge_flat_candles(lake.layout, Market.UM).days == 0
+    assert classify_flat_candles(lake.layout, Market.UM).days == 0
     assert known.exists()
 
 
 def test_a_symbol_that_comes_later_changes_the_verdict(lake: SmallLake) -> None:
     hold(lake, NEAR, 1, 2)
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     assert gaps(lake, NEAR) == [("quiet", "00:01", 2)]
     hold(lake, AVAX, 1, 2)
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     assert gaps(lake, NEAR) == [("suspended", "00:01", 2)]
     hold(lake, BTC)
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     assert gaps(lake, NEAR) == [("quiet", "00:01", 2)]
 
 
@@ -194,24 +194,24 @@ BY_MINUTES = tuple(range(600, 620))
 def test_a_symbol_that_traded_in_candles_of_another_interval_refutes_a_suspension(lake: SmallLake) -> None:
     for key in (NEAR, AVAX):
         hold(lake, key, *BY_MINUTES)
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     assert gaps(lake, NEAR) == [("suspended", "10:00", 20)]
     hold(lake, FIVE)
-    assert judge_flat_candles(lake.layout, Market.UM).days == 2
+    assert classify_flat_candles(lake.layout, Market.UM).days == 2
     assert gaps(lake, NEAR) == [("quiet", "10:00", 20)]
     (found,) = told(lake, NEAR)
     assert found.evidence == "1 of 2 other symbols that are held traded meanwhile, e.g. BTCUSDT"
-    assert judge_flat_candles(lake.layout, Market.UM).days == 0
+    assert classify_flat_candles(lake.layout, Market.UM).days == 0
 
 
 def test_a_candle_of_another_interval_tells_of_stillness_only_as_far_as_it_lasts(lake: SmallLake) -> None:
     for key in (NEAR, AVAX):
         hold(lake, key, *range(602, 618))
     hold_five(lake, flat=(121, 122))  # 10:05 and 10:10; those at 10:00 and 10:15 traded, perhaps outside the outage
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     assert gaps(lake, NEAR) == [("suspended", "10:02", 16)]
     hold_five(lake, flat=(121,))
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     assert gaps(lake, NEAR) == [("suspended", "10:02", 8), ("quiet", "10:10", 5), ("suspended", "10:15", 3)]
 
 
@@ -225,7 +225,7 @@ def test_flat_candles_are_told_apart_by_those_of_shorter_intervals_of_another_sy
     hour = series("NEARUSDT", "1h", "um")
     hold(lake, hour, *(60 * n for n in (3, 10)), step=60)
     hold(lake, AVAX, *range(180, 240), 600)
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     assert gaps(lake, hour) == [("suspended", "03:00", 1), ("quiet", "10:00", 1)]
 
 
@@ -236,7 +236,7 @@ def test_trades_of_another_symbol_tell_whether_the_market_stood_still(lake: Smal
     if held_as_well:
         hold(lake, AVAX, *range(602, 619))
     lake.put(TRADES, [DAY])
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     assert gaps(lake, NEAR) == [("suspended", "10:02", 2), ("quiet", "10:04", 1), ("suspended", "10:05", 14)]
     evidence = {one.rule: one.evidence for one in told(lake, NEAR)}
     number, names = ("2", "AVAXUSDT, BTCUSDT") if held_as_well else ("1", "BTCUSDT")
@@ -259,7 +259,7 @@ def test_a_symbol_that_traded_while_those_of_the_same_interval_paused_is_seen_as
     ten = clock.to_us(utc(f"{day}T10:00"))
 
     def at_ten() -> list[tuple[str, str]]:
-        judge_flat_candles(world.layout, Market.UM)
+        classify_flat_candles(world.layout, Market.UM)
         findings = [f for key in quiet for f in world.ledger(key).rows[day].findings_list()]
         return [(f.rule, f.evidence) for f in findings if any(r.first <= ten <= r.last for r in f.ranges)]
 
@@ -278,7 +278,7 @@ def test_trades_of_which_some_lack_do_not_prove_that_there_were_none(lake: Small
     hold(lake, NEAR, 602, 604)
     lacking = verdict_finding(Ground(Verdict.UNPUBLISHED, "REST was not asked"), "aggregated trades", 3, ())
     lake.put(TRADES, [DAY], findings=(lacking,))
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     assert gaps(lake, NEAR) == [("quiet", "10:02", 1), ("quiet", "10:04", 1)]
 
 
@@ -286,10 +286,10 @@ def test_the_own_trades_of_a_symbol_show_a_defect_and_its_other_intervals_are_no
     btc = series("BTCUSDT", "1m", "um")
     hold(lake, btc, *BY_MINUTES)
     hold(lake, FIVE)
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     assert [one.evidence for one in told(lake, btc)] == [f"unconfirmed: no other series held of um tells; {CONFIRMED}"]
     lake.put(TRADES, [DAY])
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     assert {one.rule for one in told(lake, btc)} == {"archive_defect", "quiet"}
 
 
@@ -305,7 +305,7 @@ def test_trades_are_not_read_where_candles_tell(lake: SmallLake, monkeypatch: py
         return table(path, columns)
 
     monkeypatch.setattr(parquet, "read_table", noted)
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     assert lake.layout.ledger(TRADES) in read
     assert lake.layout.file(TRADES, DAY) not in read
     assert gaps(lake, NEAR) == [("quiet", "10:02", 1)]
@@ -316,29 +316,29 @@ def test_more_ranges_than_a_finding_keeps_are_judged_by_the_rows(lake: SmallLake
     hold(lake, NEAR, *every_second)
     hold(lake, AVAX, *every_second)
     hold(lake, BTC, *every_second, 901)
-    assert judge_flat_candles(lake.layout, Market.UM).days == 3
+    assert classify_flat_candles(lake.layout, Market.UM).days == 3
     assert gaps(lake, NEAR)[-1] == ("suspended", None, len(every_second) - MAX_RANGES)
     assert gaps(lake, BTC)[-2:] == [("quiet", "15:01", 1), ("suspended", None, len(every_second) - MAX_RANGES)]
-    lake.layout.classified(Market.UM).unlink()
-    assert judge_flat_candles(lake.layout, Market.UM).days == 0
+    lake.layout.judged(Market.UM).unlink()
+    assert classify_flat_candles(lake.layout, Market.UM).days == 0
 
 
 def test_a_verdict_that_was_lost_with_its_ledger_comes_back(lake: SmallLake) -> None:
     hold(lake, NEAR, 5)
     hold(lake, AVAX, 5)
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     ledger = Ledger()
     refresh_ledger(ledger, lake.layout, NEAR)
     ledger.write(lake.layout.ledger(NEAR))
     assert gaps(lake, NEAR) == [("quiet", "00:05", 1)]
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     assert gaps(lake, NEAR) == [("suspended", "00:05", 1)]
 
 
 def test_other_findings_of_the_day_stay(lake: SmallLake) -> None:
     outage = verdict_finding(Ground(Verdict.OUTAGE, "REST has no candle either"), "candles", 3, ())
     hold(lake, NEAR, 5, others=(outage,))
-    judge_flat_candles(lake.layout, Market.UM)
+    classify_flat_candles(lake.layout, Market.UM)
     row = Ledger.read(lake.layout.ledger(NEAR)).rows[DAY]
     assert row.findings_list()[0] == outage
     assert row.verdicts == "outage+quiet"
@@ -348,9 +348,9 @@ def test_a_series_that_another_run_writes_is_left_to_the_next_time(lake: SmallLa
     hold(lake, NEAR, 5)
     hold(lake, AVAX, 5)
     with storage.only_writer(lake.layout.lock(NEAR), 0, "test"):
-        assert judge_flat_candles(lake.layout, Market.UM) == Judged(1, (NEAR,))
+        assert classify_flat_candles(lake.layout, Market.UM) == Classification(1, (NEAR,))
     assert gaps(lake, AVAX) == [("suspended", "00:05", 1)]
-    assert judge_flat_candles(lake.layout, Market.UM) == Judged(1, ())
+    assert classify_flat_candles(lake.layout, Market.UM) == Classification(1, ())
     assert gaps(lake, NEAR) == [("suspended", "00:05", 1)]
 
 
@@ -361,7 +361,7 @@ def test_days_of_a_lost_or_older_ledger_are_passed_over(lake: SmallLake) -> None
     ledger = lake.layout.ledger(AVAX)
     parquet.write_table(ledger, parquet.read_table(ledger).drop_columns(["verdicts"]))
     lake.layout.ledger(BTC).unlink()
-    assert judge_flat_candles(lake.layout, Market.UM) == Judged(1, ())
+    assert classify_flat_candles(lake.layout, Market.UM) == Classification(1, ())
     assert gaps(lake, NEAR) == [("quiet", "00:05", 1)]
 
 

@@ -17,7 +17,7 @@ from market_data_pipeline.defs.events import days_told_anew, gaps_told_anew, iso
 from market_data_pipeline.errors import SeriesBusyError
 from market_data_pipeline.ingest import Sources, ingest
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.maintenance.flat_candles import judge_with_rest
+from market_data_pipeline.maintenance.flat_candles import classify_with_rest
 from market_data_pipeline.model.day import DayRecord
 from market_data_pipeline.model.findings import VERDICT_SEVERITY, Severity, shortened
 from market_data_pipeline.model.outcomes import DayOutcome
@@ -44,10 +44,10 @@ def look_at(context: dg.AssetExecutionContext, market: Market, settings: Setting
         universe: Which days should be held.
     """
     layout = Layout(settings.root)
-    standstill = judge_with_rest(
+    standstill = classify_with_rest(
         layout, market, universe.series(), lambda days: _fetched_again(days, layout, settings, universe)
     )
-    judged = standstill.judged
+    judged = standstill.classified
     yield from days_told_anew(context.instance, layout, standstill.stored)
     stored = {(one.key, one.day) for one in standstill.stored}
     others = {key: [day for day in days if (key, day) not in stored] for key, days in judged.verdicts.items()}
@@ -60,7 +60,7 @@ def look_at(context: dg.AssetExecutionContext, market: Market, settings: Setting
             "series": len(covered),
             "days held": sum(one.final + one.provisional for one in covered),
             "days provisional": sum(one.provisional for one in covered),
-            "days missing": sum(one.lacking for one in covered),
+            "days missing": sum(one.days_missing for one in covered),
             "days judged anew": judged.days,
             "calendar": dg.MetadataValue.md(calendar_markdown(one.calendar for one in surveyed)),
             "coverage": dg.MetadataValue.md(coverage_markdown(covered)),
@@ -94,7 +94,7 @@ def _fetched_again(
 def coverage_markdown(covered: Sequence[SeriesCoverage]) -> str:
     """A table by series, those that lack most first."""
     head = ["series", "final", "provisional", "failed", "missing", "which"]
-    ordered = sorted(covered, key=lambda one: (-one.lacking, one.key))
+    ordered = sorted(covered, key=lambda one: (-one.days_missing, one.key))
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     lines += [
         f"| {one.key} | {one.final} | {one.provisional} | {len(one.failed)} | {len(one.missing)} "

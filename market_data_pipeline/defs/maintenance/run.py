@@ -56,7 +56,7 @@ def report_metadata(report: SweepReport) -> dict[str, dg.MetadataValue]:
         "archives": sum(report.archives.values()),
         "requests": report.requests,
         **{kind.value: len(report.of(kind)) for kind in Kind},
-        "days without an ETag on record": report.unproven,
+        "days without an ETag on record": report.without_etag,
         **({"not compared": len(report.not_reached)} if report.not_reached else {}),
     }
     metadata: dict[str, dg.MetadataValue] = {name: dg.MetadataValue.int(number) for name, number in numbers.items()}

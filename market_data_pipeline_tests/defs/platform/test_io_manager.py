@@ -22,7 +22,7 @@ from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.closed_months import close_months, closed_days, remove_closed_days
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.maintenance.scrub import prove_local
+from market_data_pipeline.maintenance.scrub import verify_local
 from market_data_pipeline.model.day import EMPTY, FAILED, NOT_LISTED, DayRecord
 from market_data_pipeline.model.provenance import Source
 from market_data_pipeline.model.schema import TRADE_PROFILE_SCHEMA, lake_schema
@@ -119,7 +119,7 @@ def test_a_day_whose_file_was_found_damaged_is_not_loaded(project: Project) -> N
     path = project.layout.file(KLINES, day(2))
     record, table = parquet.read_whole(path)
     parquet.write_table(path, table.slice(1), record)
-    prove_local(project.settings, [KLINES])
+    verify_local(project.settings, [KLINES])
 
     with pytest.raises(NotHeldError, match=r"not held in the lake: 2024-01-02\. .*does not match its footer"):
         load(project, KLINES, pa.Table, 1, 2)
