@@ -59,7 +59,7 @@ def reconcile_days(
 
     Raises:
         duckdb.Error: a file is damaged, or was replaced meanwhile.
-        DamagedFileError: a file is damaged that explaining differences reads.
+        DamagedFileError: the same, for a file that is read to explain differences.
     """
     if not days:
         return []
