@@ -17,7 +17,7 @@ import click
 from market_data_pipeline.cli.console import aside, counted, in_bytes, watching
 from market_data_pipeline.cli.selection import Asked, Chosen, choose, collected
 from market_data_pipeline.cli.summary import ExitCode, tell
-from market_data_pipeline.coverage.holdings import Holding, holding
+from market_data_pipeline.coverage.holdings import StoredDays, stored_days
 from market_data_pipeline.defs.platform.records import BIG, BYTES_A_DAY
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
@@ -94,7 +94,7 @@ def fetch(settings: Settings, chosen: Chosen, *, yes: bool, everything: bool = F
 def ask_first(settings: Settings, wanted: Mapping[SeriesKey, Sequence[date]], *, yes: bool) -> None:
     """Say how much a big download is, or that it will not fit the disk, and ask whether to go on."""
     layout = Layout(settings.root)
-    size = size_of(wanted, {key: holding(layout, key) for key in wanted})
+    size = size_of(wanted, {key: stored_days(layout, key) for key in wanted})
     concern = concern_about(size, shutil.disk_usage(existing(settings.root)).free)
     if concern:
         aside().print(f"{concern} Dagster's records take up to {in_bytes(size.records)} of it.", soft_wrap=True)
@@ -144,12 +144,12 @@ class Size:
         return self.days * BYTES_A_DAY
 
 
-def day_size(key: SeriesKey, held: Holding) -> tuple[float, float]:
+def day_size(key: SeriesKey, held: StoredDays) -> tuple[float, float]:
     """Bytes of a day's zip and of its file: from the newest days that are held, else from what is usual.
 
     >>> import numpy as np
     >>> from market_data_pipeline.model.series import DataType, Market
-    >>> nothing = Holding(*(np.empty(0, dtype=t) for t in (int, *[bool] * 5, int, int)))
+    >>> nothing = StoredDays(*(np.empty(0, dtype=t) for t in (int, *[bool] * 5, int, int)))
     >>> key = SeriesKey("binance", Market.SPOT, DataType.KLINES, "BTCUSDT", "1m")
     >>> [round(size) for size in day_size(key, nothing)]
     [69620, 84582]
@@ -160,18 +160,18 @@ def day_size(key: SeriesKey, held: Holding) -> tuple[float, float]:
     else:
         usual = _ZIP_OVERHEAD + rows * (_ZIP_BYTES_A_SECOND_CANDLE if key.interval == "1s" else _ZIP_BYTES_A_CANDLE)
     file = _FILE_OVERHEAD + usual * (_CANDLES_FILE_TO_ZIP if key.interval else _TRADES_FILE_TO_ZIP)
-    sample = held.bytes[held.held & held.final][-_SAMPLE:]
+    sample = held.bytes[held.stored & held.final][-_SAMPLE:]
     if not sample.size:
         return usual, file
     seen = float(sample.mean())
     return usual * seen / file, seen
 
 
-def size_of(wanted: Mapping[SeriesKey, Sequence[date]], holdings: Mapping[SeriesKey, Holding]) -> Size:
+def size_of(wanted: Mapping[SeriesKey, Sequence[date]], holdings: Mapping[SeriesKey, StoredDays]) -> Size:
     """Estimate what days of series will cost that are not held and final."""
     days, download, disk = 0, 0.0, 0.0
     for key, asked in wanted.items():
-        left = len(set(asked) - holdings[key].settled)
+        left = len(set(asked) - holdings[key].final_days)
         zipped, filed = day_size(key, holdings[key])
         days, download, disk = days + left, download + left * zipped, disk + left * filed
     return Size(days, round(download), round(disk))

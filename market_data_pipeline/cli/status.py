@@ -15,7 +15,7 @@ from rich.text import Text
 
 from market_data_pipeline import clock
 from market_data_pipeline.cli.console import counted, in_bytes, out, red
-from market_data_pipeline.coverage.holdings import Holding, day_of, holding
+from market_data_pipeline.coverage.holdings import StoredDays, day_of, stored_days
 from market_data_pipeline.defs.platform.records import BIG, size_of_records
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.series import EXCHANGE, SeriesKey
@@ -56,25 +56,25 @@ class SeriesStatus:
     bytes: int
 
 
-def status_of(key: SeriesKey, found: Holding, universe: Universe) -> SeriesStatus:
+def status_of(key: SeriesKey, found: StoredDays, universe: Universe) -> SeriesStatus:
     """What is held of a series, and what its universe wants beyond that."""
     collected = key in universe
     yesterday = clock.today() - timedelta(days=1)
     spans = universe.spans(key) if collected else []
     over = [(first, min(last, yesterday)) for first, last in spans if first <= yesterday]
-    days = found.day[found.held]
+    days = found.day[found.stored]
     return SeriesStatus(
         series=str(key),
         collected=collected,
         first=day_of(int(days.min())) if days.size else None,
         last=day_of(int(days.max())) if days.size else None,
-        held=int(np.count_nonzero(found.held & found.final)),
-        provisional=int(np.count_nonzero(found.held & ~found.final)),
+        held=int(np.count_nonzero(found.stored & found.final)),
+        provisional=int(np.count_nonzero(found.stored & ~found.final)),
         incomplete=int(np.count_nonzero(found.incomplete)),
         failed=int(np.count_nonzero(found.failed)),
         missing=found.missing_in(over, listing_known=bool(universe.listing(key).spans)),
-        rows=int(found.rows[found.held].sum()),
-        bytes=int(found.bytes[found.held].sum()),
+        rows=int(found.rows[found.stored].sum()),
+        bytes=int(found.bytes[found.stored].sum()),
     )
 
 
@@ -83,8 +83,8 @@ def all_series(settings: Settings, universe: Universe) -> list[SeriesStatus]:
     from market_data_pipeline.lake.partitions import known_series
 
     layout = Layout(settings.root)
-    keys = dict.fromkeys([*universe.series(), *known_series(layout)])
-    return [status_of(key, holding(layout, key), universe) for key in keys]
+    keys = dict.fromkeys([*universe.series(), *series_held(layout)])
+    return [status_of(key, stored_days(layout, key), universe) for key in keys]
 
 
 def show(statuses: Iterable[SeriesStatus], root: str, console: Console) -> None:

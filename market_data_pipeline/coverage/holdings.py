@@ -26,12 +26,12 @@ _EPOCH = date(1970, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class StoredDays:
     """A series' ledger in columns, one element per day that was ever requested.
 
     Attributes:
         day: Days since 1970-01-01 (UTC).
-        held: True if the day is stored.
+        stored: True if the day is stored.
         final: True if the day is final.
         failed: True if the last attempt failed and nothing is stored.
         empty: True if the day is final and has no data.
@@ -42,7 +42,7 @@ class Holding:
     """
 
     day: npt.NDArray[np.int64]
-    held: npt.NDArray[np.bool_]
+    stored: npt.NDArray[np.bool_]
     final: npt.NDArray[np.bool_]
     failed: npt.NDArray[np.bool_]
     empty: npt.NDArray[np.bool_]
@@ -52,9 +52,9 @@ class Holding:
     incomplete: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=bool))
 
     @property
-    def settled(self) -> set[date]:
+    def final_days(self) -> set[date]:
         """Return the stored days that are final. They are not downloaded again."""
-        return {day_of(day) for day in self.day[self.held & self.final].tolist()}
+        return {day_of(day) for day in self.day[self.stored & self.final].tolist()}
 
     def missing_in(self, spans: Sequence[tuple[date, date]], *, listing_known: bool) -> int:
         """Return the number of missing days inside spans: neither stored, failed nor empty.
@@ -64,7 +64,7 @@ class Holding:
             listing_known: The spans come from the listing. Days inside them count as missing even if they were not
                 listed at the time of the request.
         """
-        known = self.held | self.failed | self.empty
+        known = self.stored | self.failed | self.empty
         if not listing_known:
             known |= self.not_listed
         days = self.day[known]
@@ -81,15 +81,15 @@ def day_of(number: int) -> date:
     return date.fromordinal(number + _EPOCH.toordinal())
 
 
-def holding(layout: Layout, key: SeriesKey) -> Holding:
+def stored_days(layout: Layout, key: SeriesKey) -> StoredDays:
     """Read the ledger of a series in columns, corrected by the files on disk."""
     table, _ = rows_as_on_disk(layout, key, _COLUMNS)
     outcome = np.asarray(table["outcome"].to_pylist(), dtype=object)
-    held = outcome == HELD
+    stored = outcome == HELD
     final = np.asarray(table["final"].to_pylist(), dtype=bool)
-    return Holding(
+    return StoredDays(
         day=np.asarray(table["day"].cast(pa.date32()).cast(pa.int32()).to_numpy(), dtype=np.int64),
-        held=np.asarray(held, dtype=bool),
+        stored=np.asarray(stored, dtype=bool),
         final=final,
         failed=np.asarray(outcome == FAILED, dtype=bool),
         empty=np.asarray((outcome == EMPTY) & final, dtype=bool),

@@ -25,7 +25,7 @@ from market_data_pipeline.cli import main
 from market_data_pipeline.cli.demo import as_typed
 from market_data_pipeline.cli.download import Size, concern_about, day_size, size_of
 from market_data_pipeline.cli.selection import Asked, choose
-from market_data_pipeline.coverage.holdings import Holding, holding
+from market_data_pipeline.coverage.holdings import StoredDays, stored_days
 from market_data_pipeline.defs.coverage.definitions import coverage_key
 from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.lake import parquet, storage
@@ -284,13 +284,13 @@ def test_size_is_estimated_from_held_days_and_counts_only_what_is_not_final() ->
     wanted = days("2026-01-01", "2026-01-10")
     first = (wanted[0] - type(wanted[0])(1970, 1, 1)).days
     yes, no = np.ones(4, dtype=bool), np.zeros(4, dtype=bool)
-    held = Holding(
+    held = StoredDays(
         np.arange(first, first + 4), yes, np.array([1, 1, 1, 0], dtype=bool), no, no, no, yes * 9, yes * 5_000_000
     )
     key = agg_trades("BTCUSDT")
     assert size_of({key: wanted}, {key: held}).days == 7
     assert size_of({key: wanted}, {key: held}).disk == 35_000_000
-    nothing = Holding(*(np.empty(0, dtype=t) for t in (int, *[bool] * 5, int, int)))
+    nothing = StoredDays(*(np.empty(0, dtype=t) for t in (int, *[bool] * 5, int, int)))
     assert 4e9 < size_of({key: days("2025-01-01", "2025-12-31")}, {key: nothing}).download < 6e9
     for symbol, interval, actual in (("BTCUSDT", "1m", 69_497), ("BTCUSDT", "1s", 2_363_903)):  # as Binance's zips are
         assert day_size(klines(symbol, interval), nothing)[0] == pytest.approx(actual, rel=0.1)
@@ -357,8 +357,8 @@ def test_status_needs_no_ledger_and_shows_what_is_no_longer_collected(world: Wor
 
 
 def test_holding_of_a_series_that_nobody_asked_for_is_empty(world: World) -> None:
-    found = holding(world.layout, klines("ETHUSDT", "1h"))
-    assert found.settled == set()
+    found = stored_days(world.layout, klines("ETHUSDT", "1h"))
+    assert found.final_days == set()
     assert found.day.size == 0
 
 
