@@ -223,8 +223,8 @@ class Universe:
                 else:
                     moving.append((day, listed))
         earliest = min(fixed, default=None)
-        settled = [listed for day, listed in moving if earliest is None or day < earliest]
-        return min([*fixed, *settled], default=ARCHIVE_BEGINS)
+        fallbacks = [listed for day, listed in moving if earliest is None or day < earliest]
+        return min([*fixed, *fallbacks], default=ARCHIVE_BEGINS)
 
     def refuse_before_first(self, day: date, key: SeriesKey) -> None:
         """Refuse a day before the first partition in Dagster.
