@@ -1,3 +1,3 @@
-"""Door for ``dagster.yaml`` files of version 0.1, which name this module. The code is in ``defs/platform``."""
+"""Old import path of the event log, for ``dagster.yaml`` files of version 0.1. No code belongs here."""
 
 from market_data_pipeline.defs.platform.event_log import KeptConnectionEventLogStorage as KeptConnectionEventLogStorage

@@ -1,12 +1,8 @@
-"""Outcomes of days to Dagster's events: materializations and check evaluations, each on its own partition.
+"""Results of days as Dagster's events: materializations and check evaluations, each on its own partition.
 
-Beside ``reconciliation``, this is the only module that touches ``AssetCheckEvaluation`` with partitions and targets, a
-preview API: in a run over a range of partitions an ``AssetCheckResult`` would be stored without a partition, and an
-evaluation without a target is not shown. Good days and failed days of one run are reported in either of two ways, never
-both for the same day:
-
-- all good: metadata for each partition and one ``MaterializeResult``, from which Dagster makes a materialization a day;
-- some failed: a materialization by hand for each good day, a failing ``integrity`` for each bad one, then ``Failure``.
+``AssetCheckEvaluation`` with partitions and targets is a preview API, used only here and in ``reconciliation``. In a
+run over many partitions an ``AssetCheckResult`` would be stored without a partition. An evaluation without a target is
+not shown. Computing results does not belong here.
 """
 
 from __future__ import annotations
@@ -36,14 +32,14 @@ from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.model.states import is_complete
 
 SHOWN_RANGES = 10
-"""Ranges in a table of metadata: an event keeps its own copy, and a day's metadata stays under 4 KB."""
+"""Maximum number of ranges in a metadata table. Every event stores its own copy, below 4 kB per day."""
 
 SHOWN_EVIDENCE = 40
-"""Characters of the evidence in that table."""
+"""Maximum number of characters of the evidence in that table."""
 
 SHOWN_FAILURES = 50
 CHANGES = ("became_final", "replaced", "disagreement")
-"""Rules that tell how a day that was stored anew differs from before."""
+"""Rules that describe how a day that was stored again differs from before."""
 
 SHOWN_TEXT = 600
 _PAGE = 1000
@@ -55,17 +51,22 @@ def day_events(
     layout: Layout,
     picture: Callable[[DayOutcome], str | None] | None = None,
 ) -> Iterator[Any]:
-    """The events of one series' days, for the asset's body to yield.
+    """Yield the events of one series' days, from the asset's body.
+
+    A run reports its days in one of two ways, never both for the same day:
+
+    - All good: metadata for each partition and one ``MaterializeResult``. Dagster makes a materialization a day of it.
+    - Some failed: a materialization for each good day, a failing ``integrity`` for each bad one, then ``Failure``.
 
     Args:
-        context: Of the asset whose partitions the days are.
-        results: One for each partition of the run, in order.
-        layout: Where the files lie, for the metadata.
-        picture: Makes Markdown of a picture of a day; asked for the newest day that has rows only, since every event
-            keeps its own copy.
+        context: The context of the asset.
+        results: One result for each partition of the run, in order.
+        layout: The location of the files, for the metadata.
+        picture: Returns Markdown with a picture of a day. Called only for the newest day with rows, because every event
+            stores its own copy.
 
     Raises:
-        dagster.Failure: after all events, where days failed; it is not retried, since good days are on record and
+        dagster.Failure: Days failed. It comes after all events and is not retried, because good days are on record and
             the same bytes would fail again.
     """
     good = [result for result in results if isinstance(result, DayOutcome)]
@@ -95,34 +96,34 @@ def day_events(
 
 
 def add_metadata(context: dg.AssetExecutionContext, of_partitions: Mapping[str, Mapping[str, Any]]) -> None:
-    """Say of partitions of the asset what belongs to their materializations.
+    """Add metadata to the materializations of partitions.
 
-    ``add_asset_metadata`` does so for one, and for each goes through all partitions of the run and copies what was said
-    of others: a sixth of the time of a run over 900 days, and more of a longer one.
+    ``add_asset_metadata`` does so for one partition, and each call walks all partitions of the run and copies their
+    metadata. This takes a sixth of the time of a run over 900 days, and a larger share of a longer one.
     """
     step = context.get_step_execution_context()
-    said: dict[Any, Mapping[str, Any]] = {
+    added: dict[Any, Mapping[str, Any]] = {
         AssetMetadataHandle(asset_key=context.asset_key, partition_key=name): metadata
         for name, metadata in of_partitions.items()
     }
     before = step._metadata_accumulator.per_output_metadata
-    step._metadata_accumulator = OutputMetadataAccumulator(per_output_metadata={**before, **said})
+    step._metadata_accumulator = OutputMetadataAccumulator(per_output_metadata={**before, **added})
 
 
 def _evaluations(
     instance: dg.DagsterInstance, asset_key: dg.AssetKey, good: Sequence[DayOutcome], bad: Sequence[DayFailure]
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    written = newest_targets(instance, asset_key, [partition_of(result.day) for result in good])
+    targets = newest_targets(instance, asset_key, [partition_of(result.day) for result in good])
     for name in CHECKS:
         for result in good:
-            target = written.get(partition_of(result.day))
-            # A day that is reported again may be held from before, while what was published since is refused.
+            target = targets.get(partition_of(result.day))
+            # A day that is reported again may have an older file, while its newest archive is refused.
             if name == "integrity" and result.row.failure is not None:
                 reason = result.row.reason or result.row.failure
                 yield _failed(asset_key, result.key, result.row, result.row.failure, reason, target)
             else:
                 yield _evaluation(asset_key, result.key, result.row, name, target)
-    # A bad day whose older file is still held speaks of that file's materialization; one never held has none.
+    # A bad day with an older file targets that materialization. A day without a file has none.
     older = newest_targets(instance, asset_key, [partition_of(one.day) for one in bad if one.row.outcome == HELD])
     for one in bad:
         yield _failed(asset_key, one.key, one.row, one.failure, one.reason, older.get(partition_of(one.day)))
@@ -131,7 +132,7 @@ def _evaluations(
 def _evaluation(
     asset_key: dg.AssetKey, key: SeriesKey, row: DayRecord, name: str, target: Target | None
 ) -> dg.AssetCheckEvaluation:
-    """What a check found of a day."""
+    """Return the evaluation of a check for a day."""
     severity = Severity(getattr(row, name) or Severity.INFO)
     findings = [finding for finding in row.findings_list() if finding.check == name]
     return dg.AssetCheckEvaluation(
@@ -149,9 +150,9 @@ def _evaluation(
 def _failed(
     asset_key: dg.AssetKey, key: SeriesKey, row: DayRecord, failure: str, reason: str, target: Target | None
 ) -> dg.AssetCheckEvaluation:
-    """The integrity of a day whose newest attempt failed, with what was found of the file that stays."""
-    held = row.outcome == HELD
-    findings = [finding for finding in row.findings_list() if finding.check == "integrity"] if held else []
+    """Return the failing ``integrity`` of a day whose newest attempt failed, with the findings of its older file."""
+    stored = row.outcome == HELD
+    findings = [finding for finding in row.findings_list() if finding.check == "integrity"] if stored else []
     return dg.AssetCheckEvaluation(
         asset_key=asset_key,
         check_name="integrity",
@@ -160,7 +161,7 @@ def _failed(
         description=shortened(reason, SHOWN_TEXT),
         metadata={
             "failure": failure,
-            "older file": "stays" if held else "there is none",
+            "older file": "stays" if stored else "none",
             **findings_metadata(findings, key),
         },
         partition=partition_of(row.day),
@@ -171,11 +172,10 @@ def _failed(
 def newest_targets(
     instance: dg.DagsterInstance, asset_key: dg.AssetKey, partitions: Sequence[str]
 ) -> dict[str, Target]:
-    """The newest materialization of each partition, as far as it is among the newest of all of them.
+    """Return the newest materialization of each partition, if it is among the newest of all of them.
 
-    At least one is found where any of them has a materialization.
-
-    Limits count all of an asset's history, newest first, so days that were just written come from one call a page.
+    If any partition has a materialization, at least one is returned. Limits count the whole history of an asset, newest
+    first, so one call per page returns days that were just written.
     """
     found: dict[str, Target] = {}
     for start in range(0, len(partitions), _PAGE):
@@ -191,26 +191,26 @@ def newest_targets(
 
 
 def every_target(instance: dg.DagsterInstance, asset_key: dg.AssetKey, partitions: Iterable[str]) -> dict[str, Target]:
-    """The newest materialization of each partition that has one, however long ago that was."""
+    """Return the newest materialization of each partition that has one, whatever its age."""
     found: dict[str, Target] = {}
     left = list(partitions)
-    # Days that were often written, e.g. each hour, leave no place for others among the newest.
+    # Days that were written often, e.g. hourly, crowd out others among the newest.
     while left and (more := newest_targets(instance, asset_key, left)):
         found |= more
         left = [name for name in left if name not in more]
     return found
 
 
-def days_told_anew(
+def restored_day_events(
     instance: dg.DagsterInstance, layout: Layout, stored: Sequence[DayOutcome]
 ) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
-    """Events of days that were stored anew without a run of their own, for any run to yield.
+    """Yield events of days that were stored again without a run of their own. Any run may yield them.
 
-    Days that are not on record are left out: whoever puts them there tells of them as they are then.
+    Days without a materialization are left out. The run that adds one reports them.
 
     Args:
-        instance: With the days' materializations.
-        layout: Where the files lie, for the metadata.
+        instance: Dagster's records.
+        layout: The location of the files, for the metadata.
         stored: The days.
     """
     by_series: dict[SeriesKey, list[DayOutcome]] = {}
@@ -219,29 +219,29 @@ def days_told_anew(
     for key, outcomes in by_series.items():
         asset_key, ledger = asset_key_of(key), Ledger.read(layout.ledger(key))
         on_record = every_target(instance, asset_key, [partition_of(one.day) for one in outcomes])
-        told = [
-            replace(one, row=ledger.get(one.day) or one.row)  # which was judged since
+        reported = [
+            replace(one, row=ledger.get(one.day) or one.row)  # the row may have newer verdicts
             for one in outcomes
             if partition_of(one.day) in on_record
         ]
-        for one in told:
+        for one in reported:
             yield dg.AssetMaterialization(
                 asset_key=asset_key, partition=partition_of(one.day), metadata=day_metadata(one, layout)
             )
-        yield from _evaluations(instance, asset_key, told, ())
+        yield from _evaluations(instance, asset_key, reported, ())
 
 
-def gaps_told_anew(
+def gaps_evaluations(
     instance: dg.DagsterInstance, layout: Layout, days: Mapping[SeriesKey, Sequence[date]]
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    """Evaluations of days' ``gaps`` checks by what their ledgers say now, for any run to yield.
+    """Yield evaluations of days' ``gaps`` checks from the current ledgers. Any run may yield them.
 
-    Days that are not on record are left out: whoever puts them there tells of their checks as well.
+    Days without a materialization are left out. The run that adds one reports their checks as well.
 
     Args:
-        instance: With the days' materializations.
-        layout: Where the ledgers lie.
-        days: By series.
+        instance: Dagster's records.
+        layout: The location of the ledgers.
+        days: UTC days by series.
     """
     for key, some in days.items():
         asset_key, ledger = asset_key_of(key), Ledger.read(layout.ledger(key))
@@ -256,7 +256,7 @@ def gaps_told_anew(
 
 
 def day_metadata(result: DayOutcome, layout: Layout, picture: str | None = None) -> dict[str, Any]:
-    """What is shown of a good day: rows, bytes, source, hashes, state, and how it came."""
+    """Return the metadata of a good day: rows, bytes, source, hashes, state and action."""
     row = result.row
     facts: dict[str, Any] = {
         "dagster/partition_row_count": row.rows,
@@ -283,42 +283,42 @@ def day_metadata(result: DayOutcome, layout: Layout, picture: str | None = None)
 
 
 def state_in_words(row: DayRecord) -> str:
-    """A day's state in words."""
+    """Return a day's state as text."""
     if row.outcome == HELD:
-        return "final" if row.final else "provisional: fetched again when the archive is there"
+        return "final" if row.final else "provisional: fetched again when the archive is published"
     return {
-        NOT_LISTED: "not listed: the symbol was not traded on that day",
-        EMPTY: "empty: nothing was traded on that day" if row.final else "empty: nothing was traded yet",
+        NOT_LISTED: "not listed: the symbol was not listed on this day",
+        EMPTY: "empty: no trades on this day" if row.final else "empty: no trades yet",
     }.get(row.outcome, row.outcome)
 
 
 def findings_metadata(findings: Iterable[Finding], key: SeriesKey) -> dict[str, Any]:
-    """What a check found: a sentence for each rule, with the evidence, and a table of ranges, the gravest first."""
+    """Return the findings of a check: one text per rule, and a table of ranges, the most severe first."""
     ranks = list(Severity)
     ordered = sorted(findings, key=lambda finding: -ranks.index(finding.severity))
     metadata: dict[str, Any] = {}
     for finding in ordered:
-        told = f"{finding.severity.value}: {shortened(finding.message, SHOWN_TEXT)}"
+        text = f"{finding.severity.value}: {shortened(finding.message, SHOWN_TEXT)}"
         before = metadata.get(finding.rule)
-        metadata[finding.rule] = shortened(f"{before}\n{told}", SHOWN_TEXT) if before else told
+        metadata[finding.rule] = shortened(f"{before}\n{text}", SHOWN_TEXT) if before else text
     ranges = [(finding, range_) for finding in ordered for range_ in finding.ranges]
     if ranges:
         metadata["ranges"] = _ranges_table(ranges, key)
         if len(ranges) > SHOWN_RANGES:
-            metadata["more ranges"] = f"the first {SHOWN_RANGES} of {len(ranges)} are shown"
+            metadata["more ranges"] = f"{SHOWN_RANGES} of {len(ranges)} ranges shown"
     return metadata
 
 
 def _ranges_table(ranges: Sequence[tuple[Finding, Range]], key: SeriesKey) -> dg.TableMetadataValue:
-    said: Callable[[int], str | int] = iso_time if key.data_type is DataType.KLINES else int
-    # Of rows that changed, the sentence shows the first values; SQL has them all.
+    shown: Callable[[int], str | int] = iso_time if key.data_type is DataType.KLINES else int
+    # The message shows the first values of changed rows. SQL has them all.
     with_evidence = any(finding.evidence for finding, _ in ranges if finding.check == "gaps")
 
     def record(finding: Finding, range_: Range) -> dg.TableRecord:
         columns = {
             "rule": finding.rule,
-            "first": said(range_.first),
-            "last": said(range_.last),
+            "first": shown(range_.first),
+            "last": shown(range_.last),
             "count": range_.count,
         }
         if with_evidence:
@@ -329,7 +329,7 @@ def _ranges_table(ranges: Sequence[tuple[Finding, Range]], key: SeriesKey) -> dg
 
 
 def iso_time(microseconds: int) -> str:
-    """Microseconds since 1970 as an ISO time in UTC, e.g. ``2024-01-01T00:00:00Z``."""
+    """Return microseconds since 1970 as an ISO time in UTC, e.g. ``2024-01-01T00:00:00Z``."""
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
     return moment.isoformat().replace("+00:00", "Z")
 
@@ -346,14 +346,14 @@ def _failures_table(failures: Sequence[DayFailure]) -> dg.TableMetadataValue:
 def _description(findings: Sequence[Finding], row: DayRecord) -> str:
     if row.outcome != HELD:
         return shortened(" ".join([state_in_words(row), *(finding.message for finding in findings)]), SHOWN_TEXT)
-    return shortened(" ".join(finding.message for finding in findings), SHOWN_TEXT) or "Nothing was found wrong."
+    return shortened(" ".join(finding.message for finding in findings), SHOWN_TEXT) or "No problems found."
 
 
-# --- words for logs ------------------------------------------------------------------------------------------------
+# --- texts for logs ------------------------------------------------------------------------------------------------
 
 
 def spans(days: Iterable[date]) -> str:
-    """Days in words, consecutive ones as a span, at most ten spans.
+    """Return days as text, with at most ten spans of consecutive days.
 
     >>> spans([date(2024, 1, 1), date(2024, 1, 2), date(2024, 1, 5)])
     '2024-01-01 to 2024-01-02, 2024-01-05'
@@ -363,7 +363,7 @@ def spans(days: Iterable[date]) -> str:
 
 
 def failure_text(results: Sequence[DayOutcome | DayFailure]) -> str:
-    """What a failed run says: how many days, which, why the first of each kind, and what to do."""
+    """Return the text of a failed run: the failed days, the first reason of each kind, and the next step."""
     bad = [result for result in results if isinstance(result, DayFailure)]
     first_of_kind: dict[str, DayFailure] = {}
     for failure in bad:
@@ -373,27 +373,27 @@ def failure_text(results: Sequence[DayOutcome | DayFailure]) -> str:
     )
     return (
         f"{bad[0].key}: {len(bad)} of {len(results)} days failed ({spans(failure.day for failure in bad)}). "
-        f"The other days are in the lake and on record; a backfill of the failed days asks for those only.\n{reasons}"
+        f"The other days are in the lake and on record. Start a backfill of the failed days only.\n{reasons}"
     )
 
 
 def log_line(key: SeriesKey, results: Sequence[DayOutcome | DayFailure], seconds: float) -> str:
-    """The one line that a run logs for a series.
+    """Return the log line of a run for one series.
 
     Args:
         key: The series.
-        results: Its days' results.
-        seconds: How long all of them took together.
+        results: The results of its days.
+        seconds: The duration of all of them together.
     """
     actions = [result.action.value for result in results if isinstance(result, DayOutcome)]
     days = "1 day" if len(results) == 1 else f"{len(results)} days"
-    told = [f"{actions.count(action)} {action.replace('_', ' ')}" for action in sorted(set(actions))]
+    counts = [f"{actions.count(action)} {action.replace('_', ' ')}" for action in sorted(set(actions))]
     failed = len(results) - len(actions)
     good = [one.row for one in results if isinstance(one, DayOutcome)]
     incomplete = sum(row.outcome == HELD and not is_complete(row) for row in good)
-    told += [f"{incomplete} of them incomplete"] if incomplete else []
+    counts += [f"{incomplete} of them incomplete"] if incomplete else []
     megabytes = sum(result.downloaded for result in results) / 1e6
     return (
         f"{key}: {days} ({spans(result.day for result in results)}): "
-        f"{', '.join([*told, f'{failed} failed'])}; {megabytes:.1f} MB downloaded in {seconds:.1f} s"
+        f"{', '.join([*counts, f'{failed} failed'])}; {megabytes:.1f} MB downloaded in {seconds:.1f} s"
     )

@@ -1,7 +1,7 @@
-"""Bring days of series through Dagster, in this process and on record: what the command line and notebooks call.
+"""Ingest days through Dagster in this process, on record: the code behind the command line and notebooks.
 
-What belongs here: which days need a run at all, and running them. What does not: how a day is brought (``ingest``) or
-recorded (``defs``), and what is shown meanwhile (``cli``).
+Choosing the days that need a run, and running them, belongs here. Fetching a day (``ingest``), recording it (``defs``)
+and printing progress (``cli``) do not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from market_data_pipeline.defs.coverage.definitions import coverage_key
 from market_data_pipeline.defs.definitions import build_definitions
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START, day_of, partition_of
-from market_data_pipeline.defs.platform.heartbeat import LIFE, life_resource, says_it_lives
+from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT, heartbeat, heartbeat_resource
 from market_data_pipeline.defs.platform.home import open_instance, recording
 from market_data_pipeline.errors import SeriesBusyError, UsageError
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
@@ -43,14 +43,14 @@ from market_data_pipeline.universe import Universe, load_universe
 
 @dataclass
 class Report:
-    """What came of it.
+    """Result of a call: stored days, failed days, and check results.
 
     Attributes:
-        outcomes: Days that are stored, or need not be.
-        failures: Days that are not.
+        outcomes: Days that are stored, or need no file.
+        failures: Days that failed.
         incomplete: Ledger rows of requested days that are stored and not complete (see ``model.states``) after the run,
             whenever they were stored. Days in ``failures`` are left out.
-        warned: Rules that only warn, each with the number of requested days on which it does.
+        warned: Rules that only warn, each with its number of requested days.
     """
 
     outcomes: list[DayOutcome] = field(default_factory=list)
@@ -59,14 +59,14 @@ class Report:
     warned: dict[str, int] = field(default_factory=dict)
 
     def add(self, result: DayResult) -> None:
-        """Take in the result of a day."""
+        """Add the result of a day."""
         if isinstance(result, DayFailure):
             self.failures.append(result)
         else:
             self.outcomes.append(result)
 
-    def look_again(self, layout: Layout) -> None:
-        """Take in what the ledgers say now of days with flat candles: they were judged since."""
+    def refresh(self, layout: Layout) -> None:
+        """Read the rows of days with flat candles from the ledgers again, because they were classified since."""
         ledgers: dict[SeriesKey, Ledger] = {}
         for at, one in enumerate(self.outcomes):
             if one.row.quiet:
@@ -75,7 +75,7 @@ class Report:
                 self.outcomes[at] = replace(one, row=ledgers[one.key].get(one.day) or one.row)
 
     def count(self, action: Action) -> int:
-        """Days for which this was done."""
+        """Return the number of days with this action."""
         return sum(outcome.action is action for outcome in self.outcomes)
 
 
@@ -87,38 +87,38 @@ def bring(
     profiles: bool = False,
     coverage: bool = False,
 ) -> Report:
-    """Bring days of series, each run on record in Dagster; nothing is started for days that are held and on record.
+    """Ingest days of series, with each run on record in Dagster. Days that are stored and on record start no run.
 
     Args:
-        settings: Where to, and where from.
-        wanted: Days of each series; all series must be in the universe.
-        on_result: Told of each day as soon as it is done, with the held ones first.
-        profiles: Whether the tradeProfiles of aggTrades days are made, too, where they are missing or out of date.
-        coverage: Whether the coverage of the markets, with its standing checks, is looked at afterwards. It is in any
-            case where flat candles were brought: what these mean takes all symbols of a market, and perhaps REST.
+        settings: The locations of the lake and of the sources.
+        wanted: Days of each series. All series must be in the universe.
+        on_result: Called after each day. Days that are stored already come first.
+        profiles: True also computes tradeProfiles of aggTrades days that are missing or out of date.
+        coverage: True also runs the coverage of the markets with its standing checks. It always runs if flat candles
+            were fetched, because classifying them takes all symbols of a market, and perhaps REST.
 
     Returns:
-        One result for each day that was wanted.
+        One result for each requested day.
 
     Raises:
-        UsageError: a series is not in the universe.
-        MarketDataError: nothing can be brought at all, e.g. because the folder is not writable.
-        KeyboardInterrupt: Ctrl-C; the days that were done are held, and a further call puts them on record.
+        UsageError: A series is not in the universe.
+        MarketDataError: Nothing can be fetched at all, e.g. because the folder is not writable.
+        KeyboardInterrupt: Ctrl-C. Finished days are stored, and the next call records them.
     """
     universe = load_universe(settings.universe)
     _refuse_unknown(universe, wanted)
     layout = Layout(settings.root)
     report = Report()
 
-    def told(result: DayResult) -> None:
+    def notify(result: DayResult) -> None:
         report.add(result)
         if on_result is not None:
             on_result(result)
 
-    definitions = build_definitions(settings, universe, on_result=told)
+    definitions = build_definitions(settings, universe, on_result=notify)
     with recording(layout), open_instance(layout) as instance:
         needed = {
-            key: _report_settled(key, days, universe.listing(key), layout, days_on_record(instance, key), told)
+            key: _report_stored(key, days, universe.listing(key), layout, days_on_record(instance, key), notify)
             for key, days in wanted.items()
         }
         for (first, last), keys in _runs(needed, settings.max_partitions_per_run):
@@ -126,7 +126,7 @@ def bring(
             if not run.success:
                 stop_if_interrupted(run)
                 for key in keys:
-                    _report_lost(key, days_between(first, last), report, run, told)
+                    _report_missing(key, days_between(first, last), report, run, notify)
         if profiles:
             for key in wanted:
                 if key.data_type is DataType.AGG_TRADES:
@@ -134,14 +134,14 @@ def bring(
         markets = dict.fromkeys(key.market for key in wanted) if coverage else _with_flat_candles(report)
         if markets:
             stop_if_interrupted(materialize_coverage(instance, definitions, markets, log_level="CRITICAL"))
-            report.look_again(layout)
-    _look_at_checks(wanted, layout, report)
+            report.refresh(layout)
+    _read_checks(wanted, layout, report)
     publish_views(layout)
     return report
 
 
-def _look_at_checks(wanted: Mapping[SeriesKey, Sequence[date]], layout: Layout, report: Report) -> None:
-    """Enter into the report what the checks of the requested days say now."""
+def _read_checks(wanted: Mapping[SeriesKey, Sequence[date]], layout: Layout, report: Report) -> None:
+    """Add the present check results of the requested days to the report."""
     failed = {(failure.key, failure.day) for failure in report.failures}
     warned: Counter[str] = Counter()
     for key, days in wanted.items():
@@ -157,7 +157,7 @@ def _look_at_checks(wanted: Mapping[SeriesKey, Sequence[date]], layout: Layout, 
 def _runs(
     needed: Mapping[SeriesKey, Sequence[date]], at_most: int
 ) -> Iterator[tuple[tuple[date, date], list[SeriesKey]]]:
-    """Series that need the same days go into one run, as far as all their days are no more than ``at_most``."""
+    """Group series that need the same days into one run, up to ``at_most`` days of all series together."""
     alike: dict[tuple[date, date], list[SeriesKey]] = {}
     for key, days in needed.items():
         for span in contiguous_ranges(days, at_most):
@@ -169,41 +169,41 @@ def _runs(
 
 
 def _action_of(row: DayRecord) -> Action:
-    """What is done for a day that is settled: nothing."""
+    """Return the action for a day that needs no run."""
     return Action.HELD if row.held else Action.EMPTY if row.outcome == EMPTY else Action.NOT_LISTED
 
 
 def _with_flat_candles(report: Report) -> list[Market]:
-    """Markets of which days have flat candles that were not judged yet."""
+    """Return the markets of days with flat candles that are not classified yet."""
     return sorted(
         {one.key.market for one in report.outcomes if one.row.quiet and Basis.MARKET_NOT_COMPARED in one.row.bases}
     )
 
 
 def _refuse_unknown(universe: Universe, wanted: Mapping[SeriesKey, Sequence[date]]) -> None:
-    there = set(universe.series())
+    known = set(universe.series())
     for key in wanted:
-        if key not in there:
-            what = key.interval or key.data_type
+        if key not in known:
+            kind = key.interval or key.data_type
             market = "" if key.market == "spot" else f" --market {key.market}"
             raise UsageError(
-                f"{key} is not in {universe.path}, so it cannot be brought. "
-                f"`market-data add {key.symbol} {what}{market}` puts it there and fetches it."
+                f"{key} is not in {universe.path}, so it cannot be fetched. "
+                f"Run `market-data add {key.symbol} {kind}{market}` to add and fetch it."
             )
 
 
-def _report_settled(
+def _report_stored(
     key: SeriesKey,
     days: Sequence[date],
     listing: Listing,
     layout: Layout,
     on_record: set[date],
-    told: OnResult,
+    notify: OnResult,
 ) -> list[date]:
-    """Report the days for which no run is needed; return the others."""
+    """Report the days that need no run. Return the others."""
     ledger = Ledger.read(layout.ledger(key))
-    # In memory only: a run, which holds the series' lock, writes the ledger.
-    behind = refresh_ledger(ledger, layout, key)
+    # In memory only: runs have the series' lock and write the ledger.
+    behind = reconcile(ledger, layout, key)
     needed, now = [], clock.now()
     for day in days:
         row = ledger.get(day)
@@ -212,16 +212,16 @@ def _report_settled(
             and day in on_record
             and (needs(row, now, reach_of(key)).is_met or is_still_unlisted(row, listing))
         ):
-            told(DayOutcome(key, day, row, _action_of(row)))
+            notify(DayOutcome(key, day, row, _action_of(row)))
         else:
             needed.append(day)
     if behind and not needed:
-        _mend_ledger(key, layout)
+        _repair_ledger(key, layout)
     return needed
 
 
-def _mend_ledger(key: SeriesKey, layout: Layout) -> None:
-    """Write a ledger that was lost, where no run is needed; a run that is at work on the series does so itself."""
+def _repair_ledger(key: SeriesKey, layout: Layout) -> None:
+    """Write a lost ledger if no run is needed. A run that is writing the series does so itself."""
     with suppress(SeriesBusyError), storage.only_writer(layout.lock(key), 0, str(key)):
         ledger = Ledger.read(layout.ledger(key))
         if refresh_ledger(ledger, layout, key):
@@ -229,7 +229,7 @@ def _mend_ledger(key: SeriesKey, layout: Layout) -> None:
 
 
 def stop_if_interrupted(run: dg.ExecuteInProcessResult) -> None:
-    """Pass Ctrl-C on: Dagster ends the run as failed, and the next one would begin."""
+    """Raise KeyboardInterrupt if Ctrl-C ended the run. Dagster only marks it as failed, and the next would start."""
     for event in run.all_events:
         error = event.step_failure_data.error if event.is_step_failure else None
         if error is not None and error.cls_name in (
@@ -240,25 +240,25 @@ def stop_if_interrupted(run: dg.ExecuteInProcessResult) -> None:
             raise KeyboardInterrupt
 
 
-def _report_lost(
+def _report_missing(
     key: SeriesKey,
     days: Sequence[date],
     report: Report,
     run: dg.ExecuteInProcessResult,
-    told: OnResult,
+    notify: OnResult,
 ) -> None:
-    """Report the days of a failed run that it said nothing of, e.g. because another run wrote the series."""
+    """Report the days of a failed run without a result, e.g. because another run writes the series."""
     results: list[DayResult] = [*report.outcomes, *report.failures]
-    said = {result.day for result in results if result.key == key}
-    reason = next(reasons(run), "the run failed; its log in Dagster says why")
+    reported = {result.day for result in results if result.key == key}
+    reason = next(reasons(run), "the run failed; see its log in Dagster")
     for day in days:
-        if day not in said:
+        if day not in reported:
             row = after(None, day, Failed("run", reason, clock.now()))
-            told(DayFailure(key, day, "run", f"{key} {day}: {reason}", row))
+            notify(DayFailure(key, day, "run", f"{key} {day}: {reason}", row))
 
 
 def reasons(run: dg.ExecuteInProcessResult) -> Iterator[str]:
-    """Why steps of a run failed, in words for people."""
+    """Yield the reasons why steps of a run failed, as text for people."""
     for event in run.all_events:
         if event.is_step_failure:
             data = event.step_failure_data
@@ -266,7 +266,7 @@ def reasons(run: dg.ExecuteInProcessResult) -> Iterator[str]:
                 yield data.user_failure_data.description
             elif data.error:
                 error = data.error
-                while error.cause is not None:  # Dagster's own words are around what happened
+                while error.cause is not None:  # Dagster wraps the error in messages of its own
                     error = error.cause
                 yield error.message.strip().removeprefix(f"{error.cls_name}: ")
 
@@ -286,17 +286,17 @@ def _make_profiles(
     due = [
         day
         for day in days
-        if profile_is_due(trades.get(day), profiles.get(day)) or (day not in on_record and _holds(trades.get(day)))
+        if profile_is_due(trades.get(day), profiles.get(day)) or (day not in on_record and _is_stored(trades.get(day)))
     ]
-    # A derived run takes one day more than its source's, see defs.ingestion.definitions.backfill_policy.
+    # One run can take one day more than a run of the source, see defs.ingestion.definitions.backfill_policy.
     for first, last in contiguous_ranges(due, settings.max_partitions_per_run):
         run = materialize_days(instance, definitions, [key], first, last, log_level="CRITICAL")
         if not run.success:
             stop_if_interrupted(run)
-            _report_lost(key, [day for day in due if first <= day <= last], report, run, report.add)
+            _report_missing(key, [day for day in due if first <= day <= last], report, run, report.add)
 
 
-def _holds(row: DayRecord | None) -> bool:
+def _is_stored(row: DayRecord | None) -> bool:
     return row is not None and row.outcome == HELD
 
 
@@ -310,19 +310,19 @@ def materialize_days(
     tags: Mapping[str, str] | None = None,
     log_level: str = "ERROR",
 ) -> dg.ExecuteInProcessResult:
-    """Run a range of days of one or more series in this process, on record as a run that the UI started would be.
+    """Run a range of days of series in this process, on record like a run that the UI starts.
 
     Args:
         instance: From :func:`open_instance`.
-        definitions: From ``defs.definitions.build_definitions``; its ``on_result`` hears of each day.
-        keys: The series; their steps go one after another. A failed one does not stop the others.
+        definitions: From ``defs.definitions.build_definitions``. Its ``on_result`` is called after each day.
+        keys: The series. Their steps run one after another, and a failed step does not stop the others.
         first: First UTC day.
         last: Last UTC day, included.
         tags: Further tags of the run.
-        log_level: What of the run's log goes to the console; the event log has all of it.
+        log_level: Lowest level of the run's log that goes to the console. The event log has all of it.
 
     Returns:
-        The finished run; ``success`` is False where a day failed.
+        The finished run. ``success`` is False if a day failed.
     """
     range_tags = {RANGE_START: partition_of(first), RANGE_END: partition_of(last)}
     return _run(instance, definitions, [asset_key_of(key) for key in keys], {**(tags or {}), **range_tags}, log_level)
@@ -335,13 +335,13 @@ def materialize_coverage(
     *,
     log_level: str = "ERROR",
 ) -> dg.ExecuteInProcessResult:
-    """Run the coverage of markets, with its standing checks, in this process and on record.
+    """Run the coverage of markets with its standing checks, in this process and on record.
 
     Args:
         instance: From :func:`open_instance`.
         definitions: From ``defs.definitions.build_definitions``.
         markets: Markets of the universe.
-        log_level: What of the run's log goes to the console.
+        log_level: Lowest level of the run's log that goes to the console.
     """
     return _run(instance, definitions, [coverage_key(market) for market in markets], {}, log_level)
 
@@ -357,15 +357,17 @@ def run_reconciliation(
 
     Args:
         instance: From :func:`open_instance`.
-        job: From ``defs.reconciliation.definitions.build_reconciliation_job``; its ``on_compared`` hears of what was
-            compared.
+        job: From ``defs.reconciliation.definitions.build_reconciliation_job``. Its ``on_compared`` is called after each
+            comparison.
         config: From ``defs.reconciliation.definitions.run_config``.
-        log_level: What of the run's log goes to the console.
+        log_level: Lowest level of the run's log that goes to the console.
     """
-    # Of the code location only this job: its hundreds of assets have no part in it.
-    definitions = dg.Definitions(jobs=[job], resources={LIFE: life_resource()}, executor=dg.in_process_executor)
+    # Only this job of the code location: it needs none of the hundreds of assets.
+    definitions = dg.Definitions(
+        jobs=[job], resources={HEARTBEAT: heartbeat_resource()}, executor=dg.in_process_executor
+    )
     run_id = make_new_run_id()
-    with says_it_lives(instance, run_id):
+    with heartbeat(instance, run_id):
         return definitions.resolve_job_def(job.name).execute_in_process(
             instance=instance,
             run_id=run_id,
@@ -382,7 +384,7 @@ def _run(
     log_level: str,
 ) -> dg.ExecuteInProcessResult:
     run_id = make_new_run_id()
-    with says_it_lives(instance, run_id):
+    with heartbeat(instance, run_id):
         return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
             instance=instance,
             run_id=run_id,
@@ -398,5 +400,5 @@ def _log_config(log_level: str) -> dict[str, Any]:
 
 
 def days_on_record(instance: dg.DagsterInstance, key: SeriesKey) -> set[date]:
-    """The UTC days of a series that have a materialization in Dagster's records."""
+    """Return the UTC days of a series that have a materialization in Dagster's records."""
     return {day_of(name) for name in instance.get_materialized_partitions(asset_key_of(key))}

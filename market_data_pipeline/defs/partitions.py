@@ -1,4 +1,4 @@
-"""The one partitions definition of the project, and the way between partition keys and days."""
+"""The only partitions definition of the project, and conversions between partition keys and days."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import dagster as dg
 
 PARTITION = "dagster/partition"
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-"""Tags of a run that say which days it is of."""
+"""Tags of a run that select its days."""
 
 
 def daily_partitions(first: date) -> dg.DailyPartitionsDefinition:
-    """A partition for each UTC day from ``first`` to today.
+    """Return partitions for each UTC day from ``first`` to today.
 
-    All assets share it, although symbols were listed on different days: assets whose partitions definitions differ
+    All assets share it, although symbols were listed on different days. Assets with different partitions definitions
     cannot share a job, a schedule or a backfill started in the UI. Days before a listing succeed as not listed,
     without a request. ``end_offset=1`` makes today, which is still growing, a partition too.
 
@@ -25,10 +25,10 @@ def daily_partitions(first: date) -> dg.DailyPartitionsDefinition:
 
 
 def day_of(partition_key: str) -> date:
-    """The UTC day that a partition key stands for."""
+    """Return the UTC day of a partition key."""
     return date.fromisoformat(partition_key)
 
 
 def partition_of(day: date) -> str:
-    """The partition key of a UTC day."""
+    """Return the partition key of a UTC day."""
     return day.isoformat()

@@ -103,5 +103,5 @@ def test_the_job_tells_what_it_closed(world: World, market_data: MarketData) -> 
     assert run.success
     [told] = [event.step_output_data.metadata for event in run.all_events if event.is_successful_output]
     assert told["months closed"].value == 2
-    assert told["files of days that wait"].value == 59
+    assert told["files of days to remove later"].value == 59
     assert "binance/spot/klines/BTCUSDT/1h" in str(told["closed"].value)

@@ -379,7 +379,7 @@ def test_the_flat_minutes_of_recorded_um_symbols_are_told_apart_by_the_coverage(
         runs = [materialize_coverage(instance, definitions, [Market.UM]) for _ in range(2)]
 
     events = [event for run in runs for event in run.get_asset_materialization_events()]
-    assert [event.materialization.metadata["days judged anew"].value for event in events] == [30, 0]
+    assert [event.materialization.metadata["days classified again"].value for event in events] == [30, 0]
 
     with duckdb.connect(str(publish_catalog(recorded.layout)), read_only=True) as connection:
         sums = connection.execute("SELECT symbol, verdict, sum(count) FROM quality.gaps GROUP BY ALL ORDER BY ALL")

@@ -1,4 +1,7 @@
-"""What a run does for the coverage of a market: a look at all of its series, and the results of the standing checks."""
+"""Runs of a market's coverage: read all of its series and evaluate the standing checks.
+
+Counting days does not belong here; see ``coverage.summary``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import dagster as dg
 from market_data_pipeline.checks.continuity import Break
 from market_data_pipeline.coverage.calendar import calendar_markdown
 from market_data_pipeline.coverage.summary import GapSum, SeriesCoverage, survey
-from market_data_pipeline.defs.events import days_told_anew, gaps_told_anew, iso_time, spans
+from market_data_pipeline.defs.events import gaps_evaluations, iso_time, restored_day_events, spans
 from market_data_pipeline.errors import SeriesBusyError
 from market_data_pipeline.ingest import Sources, ingest
 from market_data_pipeline.lake.layout import Layout
@@ -31,37 +34,37 @@ SHOWN_SERIES = 200
 SHOWN_ROWS = 50
 SHOWN_FAILURES = 20
 SHOWN_TEXT = 200
-"""An event keeps its own copy of all that it shows: together it stays below some 60 KB."""
+"""Limits that bound the metadata of one event to about 60 kB. Every event stores its own copy."""
 
 
 def look_at(context: dg.AssetExecutionContext, market: Market, settings: Settings, universe: Universe) -> Iterator[Any]:
-    """Judge flat candles with the whole market in view, and REST's answer, and tell Dagster what is held of it.
+    """Classify flat candles across the market, ask REST about them, and report the coverage to Dagster.
 
     Args:
-        context: Of the market's coverage.
+        context: The context of the coverage asset.
         market: The market.
-        settings: Where the lake is.
-        universe: Which days should be held.
+        settings: The location of the lake.
+        universe: The days that the lake should have.
     """
     layout = Layout(settings.root)
     standstill = classify_with_rest(
         layout, market, universe.series(), lambda days: _fetched_again(days, layout, settings, universe)
     )
-    judged = standstill.classified
-    yield from days_told_anew(context.instance, layout, standstill.stored)
+    judged = standstill.judged
+    yield from restored_day_events(context.instance, layout, standstill.stored)
     stored = {(one.key, one.day) for one in standstill.stored}
     others = {key: [day for day in days if (key, day) not in stored] for key, days in judged.verdicts.items()}
-    yield from gaps_told_anew(context.instance, layout, others)
+    yield from gaps_evaluations(context.instance, layout, others)
     keys = [key for key in universe.series() if key.market is market]
     surveyed = list(survey(layout, universe, keys, settings.provisional_days))
     covered = [one.coverage for one in surveyed]
     yield dg.MaterializeResult(
         metadata={
             "series": len(covered),
-            "days held": sum(one.final + one.provisional for one in covered),
+            "days stored": sum(one.final + one.provisional for one in covered),
             "days provisional": sum(one.provisional for one in covered),
-            "days missing": sum(one.days_missing for one in covered),
-            "days judged anew": judged.days,
+            "days missing": sum(one.lacking for one in covered),
+            "days classified again": judged.days,
             "calendar": dg.MetadataValue.md(calendar_markdown(one.calendar for one in surveyed)),
             "coverage": dg.MetadataValue.md(coverage_markdown(covered)),
         },
@@ -79,7 +82,7 @@ def look_at(context: dg.AssetExecutionContext, market: Market, settings: Setting
 def _fetched_again(
     wanted: Mapping[SeriesKey, Sequence[date]], layout: Layout, settings: Settings, universe: Universe
 ) -> Iterator[DayOutcome]:
-    """Fetch days again and yield those that were stored. A series that another run writes is left for next time."""
+    """Fetch days again and yield those that were stored. Skip a series that another run is writing."""
     at_once = settings.model_copy(update={"lock_wait_seconds": 0})
     with closing(Sources(settings)) as sources:
         for key, days in wanted.items():
@@ -88,13 +91,15 @@ def _fetched_again(
                 results = ingest(key, days, layout=layout, sources=sources, settings=at_once, listing=listing)
                 yield from (result for result in results if isinstance(result, DayOutcome))
             except SeriesBusyError:
-                logger.info("%s is being written by another run. Its flat candles are fetched the next time.", key)
+                logger.info(
+                    "%s is being written by another run. The next run of coverage fetches its flat candles again.", key
+                )
 
 
 def coverage_markdown(covered: Sequence[SeriesCoverage]) -> str:
-    """A table by series, those that lack most first."""
-    head = ["series", "final", "provisional", "failed", "missing", "which"]
-    ordered = sorted(covered, key=lambda one: (-one.days_missing, one.key))
+    """Return a Markdown table by series. Series with the most missing and failed days come first."""
+    head = ["series", "final", "provisional", "failed", "missing", "days"]
+    ordered = sorted(covered, key=lambda one: (-one.lacking, one.key))
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     lines += [
         f"| {one.key} | {one.final} | {one.provisional} | {len(one.failed)} | {len(one.missing)} "
@@ -107,34 +112,34 @@ def coverage_markdown(covered: Sequence[SeriesCoverage]) -> str:
 
 
 def missing_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
-    """The verdict on days that were never brought: a warning, with the way to bring them."""
+    """Return the check result for days that were never fetched: a warning, with the command that fetches them."""
     days = sum(len(one.missing) for one in covered)
-    lacking = [one for one in covered if one.missing]
+    incomplete = [one for one in covered if one.missing]
     metadata: dict[str, Any] = {"days": days}
     if days:
-        metadata["missing"] = _days_table((one.key, one.missing) for one in lacking)
+        metadata["missing"] = _days_table((one.key, one.missing) for one in incomplete)
     return dg.AssetCheckResult(
         check_name="missing_days",
         passed=not days,
         severity=dg.AssetCheckSeverity.WARN,
         description=(
-            f"{days} days of {len(lacking)} series were never brought. `market-data sync` brings them, or a backfill "
-            "in the UI."
+            f"{days} days of {len(incomplete)} series were never fetched. Run `market-data sync`, or start a "
+            "backfill in the UI."
             if days
-            else "Every day up to yesterday was brought."
+            else "Every day up to yesterday was fetched."
         ),
         metadata=metadata,
     )
 
 
 def failed_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
-    """The verdict on days that were asked for and are not held: an error, with the reasons and the way out of each."""
+    """Return the check result for requested days without a file: an error, with reasons and remedies."""
     failed = sorted(((one.key, row) for one in covered for row in one.failed), key=lambda found: found[1].day)
     newest = failed[::-1]
     metadata: dict[str, Any] = {"days": len(failed)}
     if failed:
         metadata["failed"] = _table([_failure(key, row) for key, row in newest], SHOWN_FAILURES)
-    # A long text makes a table unreadable, and the days of a kind mostly have one reason.
+    # Reasons are long and mostly alike, so the table has none: show one reason for each kind.
     for key, row in failed:
         kind = row.failure or "failed"
         metadata[f"{kind}: newest reason"] = shortened(row.reason or "", SHOWN_TEXT)
@@ -144,11 +149,11 @@ def failed_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult
         passed=not failed,
         severity=dg.AssetCheckSeverity.ERROR,
         description=(
-            f"{len(failed)} days of {len({key for key, _ in failed})} series failed and are not held. The metadata has "
-            f"the newest of them, at most {SHOWN_FAILURES}, and for each kind the way to recover. All of them: "
+            f"{len(failed)} days of {len({key for key, _ in failed})} series failed and are not in the lake. The "
+            f"metadata lists the newest, at most {SHOWN_FAILURES}, and the way to recover each kind. List all of them: "
             "`market-data sql \"FROM quality.coverage WHERE outcome = 'failed'\"`."
             if failed
-            else "No day that was asked for is without a file."
+            else "No requested day has failed."
         ),
         metadata=metadata,
     )
@@ -164,29 +169,29 @@ def _failure(key: SeriesKey, row: DayRecord) -> dict[str, str | int]:
 
 
 def how_to_recover(key: SeriesKey, row: DayRecord) -> str:
-    """What a person can do about a failed day: a command, as Markdown, or to wait."""
-    asked = f"--market {key.market} --data-type {key.data_type} --symbol {key.symbol}"
+    """Return the remedy for a failed day as Markdown: a command, or advice to wait."""
+    selection = f"--market {key.market} --data-type {key.data_type} --symbol {key.symbol}"
     interval = f" --interval {key.interval}" if key.interval else ""
-    backfill = f"`market-data backfill {asked}{interval} --from {row.day} --through {row.day}`"
+    backfill = f"`market-data backfill {selection}{interval} --from {row.day} --through {row.day}`"
     match row.failure:
         case "checksum" | "malformed" | "conflict":
             name = f"{key.symbol}-{key.interval or key.data_type}-{row.day}"
             return f"`market-data quarantine show {name}`, then `retry` or `accept`"
         case "absent":
-            return f"`market-data universe refresh`, if it was not listed; else wait, then {backfill}"
+            return f"`market-data universe refresh`, if the symbol was not listed. Otherwise wait, then {backfill}"
         case "unpublished":
-            return f"nothing: the archive brings it; or {backfill}"
+            return f"None needed: the next archive replaces it. To fetch it now: {backfill}"
         case _:
             return backfill
 
 
 def doubtful_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
-    """The verdict on days that are held and not beyond doubt: a warning that stays as long as they are so."""
-    doubtful = [(one.key, day, said) for one in covered for day, said in one.doubtful.items()]
+    """Return the check result for stored days in doubt: a warning that lasts as long as the doubt."""
+    doubtful = [(one.key, day, doubt) for one in covered for day, doubt in one.doubtful.items()]
     doubtful.sort(key=lambda found: found[1], reverse=True)
     records = [
-        {"series": str(key), "day": day.isoformat(), "what": shortened(said, SHOWN_TEXT)}
-        for key, day, said in doubtful[: SHOWN_ROWS + 1]
+        {"series": str(key), "day": day.isoformat(), "doubt": shortened(doubt, SHOWN_TEXT)}
+        for key, day, doubt in doubtful[: SHOWN_ROWS + 1]
     ]
     metadata: dict[str, Any] = {"days": len(doubtful)}
     if doubtful:
@@ -196,18 +201,18 @@ def doubtful_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResu
         passed=not doubtful,
         severity=dg.AssetCheckSeverity.WARN,
         description=(
-            f"{len(doubtful)} days of {len({key for key, *_ in doubtful})} series are held, but the archive that "
-            "replaced theirs was refused or not fetched yet, a person accepted a checksum that does not match, or the "
-            "integrity check fails. The metadata has the newest; the day's own check has all that is known of it."
+            f"{len(doubtful)} stored days of {len({key for key, *_ in doubtful})} series are in doubt. The archive was "
+            "replaced and the new one was refused or not fetched yet, you accepted a checksum that does not match, or "
+            "the integrity check fails. The metadata lists the newest days. The check of each day has the details."
             if doubtful
-            else "Every day that is held is of the archive that is published now, and proven."
+            else "Every stored day is verified against the archive that is published now."
         ),
         metadata=metadata,
     )
 
 
 def provisional_days_result(covered: Sequence[SeriesCoverage], after: int) -> dg.AssetCheckResult:
-    """The verdict on days that have been provisional for longer than some days: a warning."""
+    """Return the check result for days that are provisional for more than ``after`` days: a warning."""
     days = sum(len(one.overdue) for one in covered)
     late = [one for one in covered if one.overdue]
     metadata: dict[str, Any] = {"days": days, "reported after days": after}
@@ -218,9 +223,9 @@ def provisional_days_result(covered: Sequence[SeriesCoverage], after: int) -> dg
         passed=not days,
         severity=dg.AssetCheckSeverity.WARN,
         description=(
-            f"{days} days of {len(late)} series have been provisional for more than {after} days: their archive was "
-            "not published, or has no checksum. They are held as REST, or the archive, gave them, and stay usable; "
-            "MARKET_DATA_PROVISIONAL_DAYS sets when this is reported."
+            f"{days} days of {len(late)} series have been provisional for more than {after} days. Their archive was "
+            "not published, or has no checksum. They are stored as REST or the archive returned them, and stay usable. "
+            "Set MARKET_DATA_PROVISIONAL_DAYS to change this limit."
             if days
             else f"No day has been provisional for more than {after} days."
         ),
@@ -229,7 +234,7 @@ def provisional_days_result(covered: Sequence[SeriesCoverage], after: int) -> dg
 
 
 def gaps_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
-    """The verdict on what is missing inside of days: as grave as the gravest of them, with sums by series."""
+    """Return the check result for gaps inside days: the worst severity of all, with sums by series."""
     ranks = list(Severity)
     sums = [(one.key, gap) for one in covered for gap in one.gaps]
     sums.sort(key=lambda found: (-ranks.index(VERDICT_SEVERITY[found[1].verdict]), -found[1].newest.toordinal()))
@@ -237,7 +242,7 @@ def gaps_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
     rows: dict[str, int] = {}
     for _, gap in sums:
         rows[gap.verdict] = rows.get(gap.verdict, 0) + gap.rows
-    told = ", ".join(f"{number:,} {verdict}" for verdict, number in rows.items())
+    by_verdict = ", ".join(f"{number:,} {verdict}" for verdict, number in rows.items())
     metadata: dict[str, Any] = dict(rows)
     if sums:
         metadata["by series"] = _table([_gap_record(key, gap) for key, gap in sums], SHOWN_ROWS)
@@ -246,9 +251,9 @@ def gaps_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
         passed=worst is Severity.INFO,
         severity=dg.AssetCheckSeverity.WARN if worst is Severity.WARN else dg.AssetCheckSeverity.ERROR,
         description=(
-            f'Rows by verdict: {told}. Each range with its evidence: `market-data sql "FROM quality.gaps"`.'
+            f'Rows by verdict: {by_verdict}. List each range with its evidence: `market-data sql "FROM quality.gaps"`.'
             if sums
-            else "No row is missing, or stands still, inside of the days that are held."
+            else "The stored days have no gaps and no flat candles."
         ),
         metadata=metadata,
     )
@@ -266,29 +271,29 @@ def _gap_record(key: SeriesKey, gap: GapSum) -> dict[str, str | int]:
 
 
 def continuity_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
-    """The verdict on midnights: an error where rows stand on both sides, else a warning.
+    """Return the check result for midnights: an error for rows on both sides, else a warning.
 
-    Those that the days' own checks explain, e.g. by an outage over midnight, pass and are counted apart.
+    Midnights that the checks of the days explain, e.g. by an outage, pass and are counted separately.
     """
     breaks = [(one.key, found) for one in covered for found in one.breaks]
     overlaps = [found for _, found in breaks if found.overlap]
     explained = sum(one.explained for one in covered)
     table = [_break_record(key, found) for key, found in breaks]
-    excused = "that the checks of the days around explain, e.g. by an outage"
+    excused = "that the checks of the adjacent days explain, e.g. by an outage"
     if breaks:
-        said = (
-            f"{len(breaks)} midnights are not crossed: {len(breaks) - len(overlaps)} where rows lack, {len(overlaps)} "
-            "where rows stand on both sides. The gaps check of the days around tells what the exchange left out."
+        text = (
+            f"{len(breaks)} midnights are not continuous: {len(breaks) - len(overlaps)} with missing rows, "
+            f"{len(overlaps)} with overlapping rows. The `gaps` checks of the adjacent days list missing rows."
         )
-        said += f" Not counted: {explained} {excused}." if explained else ""
+        text += f" Not counted: {explained} {excused}." if explained else ""
     else:
-        but = f", but for {explained} midnights {excused}" if explained else ""
-        said = f"Each settled day goes on where the day before ended{but}."
+        but = f", except {explained} midnights {excused}" if explained else ""
+        text = f"Each final day continues where the previous day ended{but}."
     return dg.AssetCheckResult(
         check_name="continuity",
         passed=not breaks,
         severity=dg.AssetCheckSeverity.ERROR if overlaps else dg.AssetCheckSeverity.WARN,
-        description=said,
+        description=text,
         metadata={
             "breaks": len(breaks),
             "explained": explained,
@@ -298,23 +303,23 @@ def continuity_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
 
 
 def _break_record(key: SeriesKey, found: Break) -> dict[str, str | int]:
-    said: Callable[[int], str] = iso_time if key.interval else str
+    shown: Callable[[int], str] = iso_time if key.interval else str
     return {
         "series": str(key),
         "day": found.day.isoformat(),
-        "kind": "overlap" if found.overlap else "hole",
-        "expected": said(found.expected),
-        "found": said(found.found),
+        "kind": "overlap" if found.overlap else "gap",
+        "expected": shown(found.expected),
+        "found": shown(found.found),
     }
 
 
 def _days_table(days: Iterable[tuple[SeriesKey, Sequence[date]]]) -> dg.TableMetadataValue:
-    """Days by series, at least one: how many, and which."""
-    return _table([{"series": str(key), "days": len(some), "which": spans(some)} for key, some in days], SHOWN_ROWS)
+    """Return a table of days by series, for at least one series."""
+    return _table([{"series": str(key), "days": len(some), "spans": spans(some)} for key, some in days], SHOWN_ROWS)
 
 
 def _table(records: Sequence[Mapping[str, str | int]], most: int) -> dg.TableMetadataValue:
-    """A table of at least one record; where there are more than are shown, its last row says how many."""
+    """Return a table of at least one record. If records are left out, the last row has their number."""
     shown = [dg.TableRecord(dict(record)) for record in records[:most]]
     if len(records) > most:
         first, *others = records[0]

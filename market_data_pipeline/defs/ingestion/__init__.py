@@ -1,1 +1,1 @@
-"""Assets of series, and what their runs do."""
+"""Assets of series, and the code that their runs execute."""

@@ -1,4 +1,4 @@
-"""The checks of a series' days: what each is called, and what it says when it passes, warns or fails."""
+"""Names and descriptions of the checks of a series' days. Evaluating them does not belong here."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 
 CHECK_DESCRIPTIONS: Mapping[CheckName, str] = {
-    "integrity": "The day is what the exchange published and makes sense: checksum, schema, times inside the day, in "
-    "order and unique, prices and volumes possible. Bytes that cannot be trusted are not taken into the lake; rows "
-    "that only look wrong are kept as published. The reason stands in the metadata.",
-    "gaps": "Why rows are missing inside the day, or flat: each range has a verdict, its evidence in the metadata. "
-    "`outage`, `suspended`, `quiet`, `not_listed` and `healed` (filled in from REST) pass; `unpublished` (not known "
-    "yet) warns; `archive_defect` and `unexplained` fail.",
+    "integrity": "The day is as the exchange published it, and its rows are plausible.\n\nVerifies checksum, schema, "
+    "order and uniqueness of times inside the day, and the range of prices and volumes. Files that cannot be verified "
+    "are not stored. Rows that only look wrong are stored as published. The metadata has the reason.",
+    "gaps": "Every gap and every run of flat candles in the day has a verdict.\n\n`outage`, `suspended`, `quiet`, "
+    "`not_listed` and `healed` (gap-filled from REST) pass. `unpublished` (not known yet) warns. `archive_defect` and "
+    "`unexplained` fail. The metadata has the evidence for each range.",
 }
 
 
 def specs_of_checks(asset_key: dg.AssetKey, partitions_def: dg.PartitionsDefinition[str]) -> list[dg.AssetCheckSpec]:
-    """The checks of a partitioned series, evaluated for each day."""
+    """Return the checks of a partitioned series. Each day has its own evaluations."""
     return [
         dg.AssetCheckSpec(name, asset=asset_key, description=description, partitions_def=partitions_def)
         for name, description in CHECK_DESCRIPTIONS.items()

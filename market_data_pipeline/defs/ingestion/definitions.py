@@ -1,4 +1,7 @@
-"""Assets by factory: one for each series of the universe, and a derived tradeProfile for each aggTrades series."""
+"""Asset factories: one asset for each series of the universe, and a tradeProfile for each aggTrades series.
+
+Code that runs inside an asset does not belong here; see ``ingestion.run``.
+"""
 
 # No `from __future__ import annotations`: Dagster reads the annotation of `context` itself, not its text.
 
@@ -10,7 +13,7 @@ import dagster as dg
 
 from market_data_pipeline.defs.ingestion import checks
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.platform.heartbeat import LIFE
+from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT
 from market_data_pipeline.defs.reconciliation import definitions
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.datasets import MARKETS, Kind, lake_columns
@@ -30,10 +33,10 @@ MARKET_NAMES: Mapping[Market, str] = {
 
 
 def backfill_policy(settings: Settings, *, derived: bool) -> dg.BackfillPolicy:
-    """How many days one run of a backfill takes.
+    """Return the policy that limits the days in one run of a backfill.
 
-    A derived asset with the same policy would share the run of its source, where one bad day skips it and fails all
-    its days. With an unequal policy it gets runs of its own, and only the good days are asked for.
+    A derived asset with the same policy would share the run of its source. One bad day of the source would then skip it
+    and fail all its days. A different policy gives it runs of its own, for good days only.
     """
     return dg.BackfillPolicy.multi_run(settings.max_partitions_per_run + derived)
 
@@ -45,13 +48,13 @@ def build_series_asset(
     *,
     reconciled: bool = False,
 ) -> dg.AssetsDefinition:
-    """The asset of a series that Binance publishes, with its checks ``integrity`` and ``gaps`` for each day.
+    """Return the asset of a series that Binance publishes, with the checks ``integrity`` and ``gaps`` for each day.
 
     Args:
         key: The series.
-        partitions_def: Of the project.
-        settings: Where the lake is.
-        reconciled: Whether it has the check ``reconciliation``: what it is rebuilt from is collected, too.
+        partitions_def: The partitions of the project.
+        settings: The location of the lake.
+        reconciled: True adds the check ``reconciliation``, because the source of the klines is collected too.
     """
     asset_key = asset_key_of(key)
     layout = Layout(settings.root)
@@ -74,9 +77,9 @@ def build_series_asset(
         description=_describe(key, layout),
     )
     def series(context: dg.AssetExecutionContext) -> Iterator[Any]:
-        from market_data_pipeline.defs.ingestion.run import bring
+        from market_data_pipeline.defs.ingestion.run import fetch_days
 
-        yield from bring(context, getattr(context.resources, INGESTION), key, layout, reconciled=reconciled)
+        yield from fetch_days(context, getattr(context.resources, INGESTION), key, layout, reconciled=reconciled)
 
     return series
 
@@ -84,19 +87,19 @@ def build_series_asset(
 def build_trade_profile_asset(
     source: SeriesKey, partitions_def: dg.DailyPartitionsDefinition, settings: Settings
 ) -> dg.AssetsDefinition:
-    """The derived tradeProfile of an aggTrades series: one row a day, loaded and written by the IO manager."""
+    """Return the tradeProfile asset of an aggTrades series: one row a day, loaded and stored by the IO manager."""
     key = profile_of(source)
     layout = Layout(settings.root)
 
-    # Neither `trades` nor what comes back is annotated with its type: Dagster would import DuckDB and Arrow to read it.
-    # Where no type is asked for, the IO manager loads a relation of DuckDB; it writes any table.
+    # `trades` and the result have no type annotations: Dagster would import DuckDB and Arrow to read them. Without an
+    # annotation the IO manager loads a DuckDB relation. It writes any table.
     @dg.asset(
         key=asset_key_of(key),
         ins={"trades": dg.AssetIn(asset_key_of(source))},
         partitions_def=partitions_def,
         backfill_policy=backfill_policy(settings, derived=True),
         io_manager_key=IO_MANAGER,
-        required_resource_keys={LIFE},
+        required_resource_keys={HEARTBEAT},
         group_name=_group(key),
         kinds={"duckdb", "parquet"},
         owners=[OWNER],
@@ -112,7 +115,7 @@ def build_trade_profile_asset(
     return profile
 
 
-# --- what the UI tells of an asset -------------------------------------------------------------------------------
+# --- texts in the UI ---------------------------------------------------------------------------------------------
 
 
 def _group(key: SeriesKey) -> str:
@@ -138,29 +141,30 @@ def _describe(key: SeriesKey, layout: Layout) -> str:
     market = MARKET_NAMES[key.market]
     match key.data_type:
         case DataType.KLINES:
-            what = f"Candles of {key.interval} of **{key.symbol}** in Binance {market}, one row for each interval."
+            first_line = f"Klines of **{key.symbol}** at {key.interval} from Binance {market}, one row per candle."
             python = f'MarketData().klines("{key.symbol}", "{key.interval}", "2024-01-01", market="{key.market}").df()'
         case DataType.AGG_TRADES:
-            what = (
-                f"Aggregated trades of **{key.symbol}** in Binance {market}: one row for all fills of one order at "
-                "one price and moment."
+            first_line = (
+                f"Aggregated trades of **{key.symbol}** from Binance {market}. A row has all fills of one order at one "
+                "price and time."
             )
             python = f'MarketData().agg_trades("{key.symbol}", "2024-01-01", market="{key.market}").df()'
         case DataType.TRADE_PROFILE:
-            what = (
-                f"A row a day made of `{source_of(key)}`: VWAP, high, low, point of control (the price level with the "
-                "most volume), volume bought and sold by takers, cumulative delta and the number of trades."
+            first_line = (
+                f"Daily trade statistics of **{key.symbol}**, one row per day, computed from `{source_of(key)}`.\n\n"
+                "Columns: VWAP, high, low, point of control (the price level with the most volume), volume bought and "
+                "sold by takers, cumulative delta and the number of trades."
             )
             python = f"MarketData().sql(\"FROM {view} WHERE symbol = '{key.symbol}'\").df()"
         case other:
             assert_never(other)
     units = (
-        "Contracts are inverse: `volume` is in contracts, VWAP is Σq / Σ(q/p)."
+        "Contracts are inverse. `volume` is in contracts, and VWAP is Σq / Σ(q/p)."
         if MARKETS[key.market].inverse
         else "Volumes are in the base asset."
     )
     return (
-        f"{what} Each partition is one UTC day; times are UTC. {units}\n\n"
+        f"{first_line}\n\nEach partition is one UTC day. Times are UTC. {units}\n\n"
         f"**Files:** `{layout.folder(key)}/<day>.parquet`\n\n"
         f'**SQL:** `market-data sql "FROM {view} WHERE {" AND ".join(where)} LIMIT 10"`\n\n'
         f"**Python:** `{python}`"
@@ -168,8 +172,8 @@ def _describe(key: SeriesKey, layout: Layout) -> str:
 
 
 _COLUMNS: Mapping[str, str] = {
-    "symbol": "Symbol as Binance spells it; the same in every row of a file.",
-    "interval": "Kline interval; the same in every row of a file.",
+    "symbol": "Symbol as Binance spells it. The same in every row of a file.",
+    "interval": "Kline interval. The same in every row of a file.",
     "open_time": "Start of the candle (UTC).",
     "open": "Price of the first trade.",
     "high": "Highest price.",
@@ -177,30 +181,30 @@ _COLUMNS: Mapping[str, str] = {
     "close": "Price of the last trade.",
     "volume": "Traded quantity.",
     "close_time": "Last moment of the candle (UTC).",
-    "quote_volume": "Traded value in the quote asset; rounded in the last place beyond 15 digits.",
+    "quote_volume": "Traded value in the quote asset. Beyond 15 digits the last place is rounded.",
     "base_volume": "Traded quantity in the base asset.",
     "count": "Number of trades.",
     "taker_buy_volume": "Quantity bought by takers.",
     "taker_buy_quote_volume": "Value bought by takers, in the quote asset.",
     "taker_buy_base_volume": "Quantity bought by takers, in the base asset.",
-    "agg_trade_id": "Id of the aggregated trade; ids follow one another without a hole.",
-    "price": "Price; 0 in Binance's sentinel rows (spot), which stand for no trade.",
+    "agg_trade_id": "Id of the aggregated trade. Ids are consecutive.",
+    "price": "Price. It is 0 in Binance's sentinel rows (spot), which mean no trade.",
     "quantity": "Quantity.",
     "first_trade_id": "Id of the first trade in it.",
     "last_trade_id": "Id of the last trade in it.",
-    "transact_time": "When it was traded (UTC).",
-    "is_buyer_maker": "True where the seller was the taker.",
+    "transact_time": "Time of the trade (UTC).",
+    "is_buyer_maker": "True if the seller was the taker.",
     "is_best_match": "Binance's flag of the best price match (spot only).",
     "day": "The UTC day.",
     "vwap": "Volume-weighted average price: Σpq / Σq, in cm Σq / Σ(q/p).",
-    "point_of_control": "Lower edge of the price level with the most volume; the lowest one of equals.",
+    "point_of_control": "Lower edge of the price level with the most volume. Ties go to the lowest level.",
     "point_of_control_volume": "Volume at that level.",
     "level_size": "Height of a price level.",
-    "buy_volume": "Volume where the buyer was the taker.",
-    "sell_volume": "Volume where the seller was the taker.",
+    "buy_volume": "Volume of trades whose buyer was the taker.",
+    "sell_volume": "Volume of trades whose seller was the taker.",
     "cumulative_delta": "Buy volume minus sell volume.",
     "trades": "Number of trades inside the aggregated ones.",
-    "agg_trades": "Number of aggregated trades, sentinel rows left out.",
+    "agg_trades": "Number of aggregated trades, without sentinel rows.",
 }
 
 _SQL_TYPES: Mapping[Kind, str] = {
@@ -215,7 +219,7 @@ _SQL_TYPES: Mapping[Kind, str] = {
 
 @cache
 def column_schema(market: Market, data_type: DataType) -> dg.TableSchema:
-    """Columns of a series with their SQL types and what they mean; volumes of cm are said to be in contracts."""
+    """Return the columns of a series with SQL types and descriptions. Volumes of cm are marked as contracts."""
     contracts = MARKETS[market].inverse
     return dg.TableSchema(
         columns=[

@@ -1,4 +1,7 @@
-"""What assets get from outside: the way into ``ingest``, open for as long as one run."""
+"""The resource ``ingestion``: access to ``ingest``, open for one run.
+
+Opening it does not belong here; see ``ingestion.session``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import dagster as dg
 
-from market_data_pipeline.defs.platform.heartbeat import LIFE
+from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.series import Listing, SeriesKey
 from market_data_pipeline.settings import Settings
@@ -33,7 +36,7 @@ class Ingest(Protocol):
         listing: Listing,
         settings: Settings,
     ) -> Iterator[DayResult]:
-        """Bring days of one series into the lake, in order."""
+        """Ingest days of one series, in order."""
 
 
 def ingestion_resource(
@@ -44,14 +47,14 @@ def ingestion_resource(
     ingest_days: Ingest | None = None,
     on_result: OnResult | None = None,
 ) -> dg.ResourceDefinition:
-    """The resource ``ingestion``: opened at the start of a run, closed at its end.
+    """Return the resource ``ingestion``: opened at the start of a run, closed at its end.
 
     Args:
-        settings: Where to write and how to ask.
-        universe: When symbols were listed.
-        open_sources: Opens what a run asks; ``ingest.Sources`` by default.
-        ingest_days: Stands in for :func:`market_data_pipeline.ingest.ingest`.
-        on_result: Told of each day as soon as it is done.
+        settings: The location of the lake and the limits for sources.
+        universe: The listing spans of symbols.
+        open_sources: Opens the sources of a run. Default: ``ingest.Sources``.
+        ingest_days: A replacement for :func:`market_data_pipeline.ingest.ingest`.
+        on_result: Called after each day.
     """
 
     def open_for_run(context: dg.InitResourceContext) -> Iterator[Ingestion]:
@@ -63,6 +66,6 @@ def ingestion_resource(
 
     return dg.ResourceDefinition(
         resource_fn=open_for_run,
-        required_resource_keys={LIFE},
-        description="Binance's archive and REST API, and the lake that days are written to.",
+        required_resource_keys={HEARTBEAT},
+        description="Connects a run to Binance's archive and REST API, and to the lake.",
     )

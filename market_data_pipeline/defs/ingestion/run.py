@@ -1,4 +1,7 @@
-"""What a run does for the asset of a series, and for a tradeProfile."""
+"""Runs of the assets of series and of tradeProfiles.
+
+Fetching and computing do not belong here; see ``ingest`` and ``derived``.
+"""
 
 from __future__ import annotations
 
@@ -31,28 +34,28 @@ if TYPE_CHECKING:
     import duckdb
 
 
-def bring(
+def fetch_days(
     context: dg.AssetExecutionContext, ingestion: Ingestion, key: SeriesKey, layout: Layout, *, reconciled: bool
 ) -> Iterator[Any]:
-    """Bring the days of a run into the lake, and tell Dagster of each.
+    """Ingest the days of a run and report each to Dagster.
 
     Args:
-        context: Of the series' asset.
-        ingestion: The way into ``ingest``.
+        context: The context of the series' asset.
+        ingestion: Access to ``ingest``.
         key: The series.
-        layout: Where the lake lies.
-        reconciled: Whether the asset has the check ``reconciliation``.
+        layout: The location of the lake.
+        reconciled: True if the asset has the check ``reconciliation``.
 
     Raises:
-        dagster.Failure: a day failed, after the events of the others; or the series could not be written at all.
+        dagster.Failure: A day failed, after the events of the others. Or the series could not be written at all.
     """
     began = time.monotonic()
-    with failing_in_words():  # days that were written by then are stored, and the next run puts them on record
+    with failing_in_words():  # days that were written before a fault stay, and the next run reports them
         results = list(ingestion.days(key, [day_of(name) for name in context.partition_keys]))
         context.log.info(events.log_line(key, results, time.monotonic() - began))
         picture = _picture_of(layout) if key.data_type is DataType.KLINES else None
-        told = events.day_events(context, results, layout, picture)
-        yield from with_reconciliation(context, layout, results, told) if reconciled else told
+        reported = events.day_events(context, results, layout, picture)
+        yield from with_reconciliation(context, layout, results, reported) if reconciled else reported
 
 
 def _picture_of(layout: Layout) -> Callable[[DayOutcome], str | None]:
@@ -60,7 +63,7 @@ def _picture_of(layout: Layout) -> Callable[[DayOutcome], str | None]:
         try:
             table = read_day(layout, result.key, result.day, ["open", "high", "low", "close"])
         except DamagedFileError:
-            return None  # the next run finds and reports it; a picture is no reason to fail a day
+            return None  # the next run finds and reports it. A picture must not fail a day
         return candles_markdown(table)
 
     return picture
@@ -73,17 +76,17 @@ def make_profile(
     layout: Layout,
     level_size: float,
 ) -> pa.Table:
-    """The tradeProfile of a run's days, for the IO manager to write.
+    """Return the tradeProfile of a run's days, for the IO manager to write.
 
     Args:
-        context: Of the tradeProfile's asset.
-        trades: The days' aggTrades, columns as in the lake.
+        context: The context of the tradeProfile's asset.
+        trades: The days' aggTrades, with the lake's columns.
         key: The tradeProfile.
-        layout: Where the ledger of the aggTrades lies.
-        level_size: Height of a price level; 0 takes one by the price.
+        layout: The location of the aggTrades' ledger.
+        level_size: The height of a price level. 0 chooses it by the price.
 
     Returns:
-        A table with ``model.schema.TRADE_PROFILE_SCHEMA``; a day without trades has no row.
+        A table with ``model.schema.TRADE_PROFILE_SCHEMA``. A day without trades has no row.
     """
     inverse = MARKETS[key.market].inverse
     with failing_in_words():
@@ -98,14 +101,14 @@ def make_profile(
     events.add_metadata(context, metadata)
     incomplete = [name for name, facts in metadata.items() if "integrity" in facts]
     if incomplete:
-        context.log.warning("%s: the trades of %d days are incomplete: %s", key, len(incomplete), incomplete[:10])
+        context.log.warning("%s: %d days have incomplete trades: %s", key, len(incomplete), incomplete[:10])
     context.log.info("%s: %d of %d days have trades", key, len(rows), len(context.partition_keys))
     return table
 
 
 def _profile_metadata(row: Mapping[str, Any] | None, findings: Sequence[Finding]) -> dict[str, Any]:
     if row is None:
-        return {"dagster/partition_row_count": 0, "state": "no trade on that day"}
+        return {"dagster/partition_row_count": 0, "state": "no trades on this day"}
     shown = ("vwap", "point_of_control", "volume", "cumulative_delta", "trades")
     marks = {"integrity": f"fails: {' '.join(one.message for one in findings)}"} if findings else {}
     return {"dagster/partition_row_count": 1, **{name: row[name] for name in shown}, **marks}

@@ -1,4 +1,7 @@
-"""What the resource ``ingestion`` opens for a run, and closes after it."""
+"""The session of the resource ``ingestion``: opened for a run, closed after it.
+
+Fetching does not belong here; see ``ingest``.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,12 @@ if TYPE_CHECKING:
 
 
 class Ingestion:
-    """The way into ``ingest`` for one run, whose assets share what it opened.
+    """Access to ``ingest`` for one run. The assets of the run share its connections.
 
     Args:
-        ahead: Brings days of a series, and series ahead of those that were asked for.
-        stop: Ends what the run waits for, when it is interrupted.
-        on_result: Told of each day as soon as it is done.
+        ahead: Ingests days of a series, and prefetches the next series.
+        stop: Ends all waits of the run when it is interrupted.
+        on_result: Called after each day.
     """
 
     def __init__(self, ahead: Prefetcher[DayResult], stop: Stop, on_result: OnResult | None) -> None:
@@ -41,10 +44,10 @@ class Ingestion:
         self._on_result = on_result
 
     def days(self, key: SeriesKey, days: Sequence[date]) -> Iterator[DayResult]:
-        """Bring days of one series into the lake; one result for each day, in order.
+        """Ingest days of one series. Yield one result for each day, in order.
 
         Raises:
-            MarketDataError: the series is being written by another run, or the disk refuses.
+            MarketDataError: Another run is writing the series, or the disk refuses.
         """
         with self._stop.if_interrupted():
             for result in self._ahead.days(key, days):
@@ -62,28 +65,28 @@ def open_ingestion(
     ingest_days: Ingest | None,
     on_result: OnResult | None,
 ) -> Iterator[Ingestion]:
-    """The way into ``ingest`` for a run, once; afterwards the SQL views are brought up to what it has written.
+    """Yield the access to ``ingest`` for one run. Afterwards, publish the SQL views of what it wrote.
 
     Args:
-        context: Of the resource.
-        settings: Where to write and how to ask.
-        universe: When symbols were listed.
-        open_sources: Opens what a run asks, in place of ``ingest.Sources``.
-        ingest_days: Stands in for ``ingest.ingest``.
-        on_result: Told of each day as soon as it is done.
+        context: The context of the resource.
+        settings: The location of the lake and the limits for sources.
+        universe: The listing spans of symbols.
+        open_sources: A replacement for ``ingest.Sources``.
+        ingest_days: A replacement for ``ingest.ingest``.
+        on_result: Called after each day.
     """
     layout = Layout(settings.root)
     with closing((open_sources or Sources)(settings)) as sources:
 
-        def bring(key: SeriesKey, days: Sequence[date]) -> Generator[DayResult]:
+        def fetch(key: SeriesKey, days: Sequence[date]) -> Generator[DayResult]:
             yield from (ingest_days or ingest)(
                 key, days, layout=layout, sources=sources, listing=universe.listing(key), settings=settings
             )
 
         wanted = series_wanted(context.run)
         longest = max((len(days) for _, days in wanted), default=1)
-        # Days of one series are brought side by side, too; the next is begun while one reports its days.
-        with closing(Prefetcher(bring, wanted, max(2, sources.at_a_time // longest))) as ahead, telling(_log(context)):
+        # Days of one series are fetched in parallel. The next series starts while one reports its days.
+        with closing(Ahead(fetch, wanted, max(2, sources.at_a_time // longest))) as ahead, telling(_log(context)):
             yield Ingestion(ahead, sources.stop, on_result)
     publish_views(layout, context.log)
 
@@ -94,7 +97,7 @@ def _log(context: dg.InitResourceContext) -> Callable[[str], object]:
 
 
 def series_wanted(run: dg.DagsterRun | None) -> list[tuple[SeriesKey, list[date]]]:
-    """The series that a run will bring, in the order of its steps, with the days of each."""
+    """Return the series that a run will fetch, in the order of its steps, with the days of each."""
     if run is None or not run.asset_selection:
         return []
     first = run.tags.get(RANGE_START) or run.tags.get(PARTITION)

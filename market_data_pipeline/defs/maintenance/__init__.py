@@ -1,1 +1,1 @@
-"""Jobs that look after the lake, and what their runs and ticks do."""
+"""Jobs that maintain the lake, and the code that their runs and ticks execute."""

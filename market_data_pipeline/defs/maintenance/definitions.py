@@ -1,8 +1,7 @@
-"""Jobs of one op that look after the lake and the records: ``verify``, ``compact`` and ``prune``.
+"""Jobs of one op that maintain the lake and Dagster's records: ``verify``, ``compact`` and ``prune``.
 
-``verify`` finds out which archives of days that are held were replaced since, by the archive's listing. It marks those
-days in the ledgers; the schedule ``repair`` requests what is marked. `market-data verify` does both. ``compact`` puts
-the candles of months that are over into a file a month. ``prune`` drops old runs from Dagster's records.
+``verify`` marks stored days whose archive was replaced, and ``repair`` requests the marked days. ``compact`` writes
+finished months into one file each. ``prune`` drops old runs. The work itself does not belong here; see ``run.py``.
 """
 
 # No `from __future__ import annotations`: Dagster reads the annotation of `context` itself, not its text.
@@ -11,19 +10,19 @@ from collections.abc import Callable, Sequence
 
 import dagster as dg
 
-from market_data_pipeline.defs.platform.heartbeat import LIFE
+from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings
 
 
 def build_verify_job(keys: Sequence[SeriesKey], settings: Settings, name: str, description: str) -> dg.JobDefinition:
-    """The job that compares the archives of series with their ledgers.
+    """Return the job that compares the archives of series with their ledgers.
 
     Args:
-        keys: The series; those of which nothing is held cost no request.
-        settings: Where the ledgers lie, and where the archive is.
-        name: Of the job.
-        description: Of the job.
+        keys: The series. Those without stored days cost no request.
+        settings: The locations of the ledgers and of the archive.
+        name: The name of the job.
+        description: The text for the UI.
     """
 
     def work(context: dg.OpExecutionContext) -> None:
@@ -35,13 +34,13 @@ def build_verify_job(keys: Sequence[SeriesKey], settings: Settings, name: str, d
 
 
 def build_compact_job(keys: Sequence[SeriesKey], settings: Settings, name: str, description: str) -> dg.JobDefinition:
-    """The job that closes months.
+    """Return the job that closes months.
 
     Args:
-        keys: The series; those that stay in days are passed over.
-        settings: Where the lake is.
-        name: Of the job.
-        description: Of the job.
+        keys: The series. Those that are stored by day are skipped.
+        settings: The location of the lake.
+        name: The name of the job.
+        description: The text for the UI.
     """
 
     def work(context: dg.OpExecutionContext) -> None:
@@ -56,9 +55,9 @@ def build_prune_job(settings: Settings, name: str, description: str) -> dg.JobDe
     """Return the job that drops old runs.
 
     Args:
-        settings: How long runs are kept.
-        name: Of the job.
-        description: Of the job.
+        settings: The retention of runs.
+        name: The name of the job.
+        description: The text for the UI.
     """
 
     def work(context: dg.OpExecutionContext) -> None:
@@ -72,7 +71,7 @@ def build_prune_job(settings: Settings, name: str, description: str) -> dg.JobDe
 def _job_of_one_op(
     name: str, op: str, description: str, work: Callable[[dg.OpExecutionContext], None]
 ) -> dg.JobDefinition:
-    @dg.op(name=op, out=dg.Out(dg.Nothing), required_resource_keys={LIFE}, description=description)
+    @dg.op(name=op, out=dg.Out(dg.Nothing), required_resource_keys={HEARTBEAT}, description=description)
     def only(context: dg.OpExecutionContext) -> None:
         from market_data_pipeline.defs.platform.faults import failing_in_words
 

@@ -1,4 +1,7 @@
-"""What a tick of the sensor ``archive_published`` does: which days to look for, and what is requested of them."""
+"""A tick of the sensor ``archive_published``: choose days, look in the listing, request those that are published.
+
+Reading the listing does not belong here; see ``maintenance.archive_sweep``.
+"""
 
 from __future__ import annotations
 
@@ -24,33 +27,33 @@ from market_data_pipeline.sources.binance.archive import Archive
 from market_data_pipeline.universe import Universe
 
 EARLIEST = timedelta(hours=2)
-"""How long after a day's end its archive may be there at the earliest."""
+"""Time after the end of a day before which its archive is never published."""
 
-PAUSES = (
+INTERVALS = (
     (timedelta(hours=12), timedelta(0)),
     (timedelta(days=10), timedelta(hours=2)),
     (timedelta(days=30), timedelta(hours=6)),
     (timedelta(days=90), timedelta(days=1)),
 )
-"""How long after a day's end its archive is looked for how often; older ones are left to the sweep."""
+"""Time since the end of a day, and the interval between two looks up to then. Older days are left to the sweep."""
 
 SECONDS = 30
-"""How long a tick goes on looking for further series; Dagster ends a tick after 60 s."""
+"""Time after which a tick starts no further series. Dagster ends a tick after 60 s."""
 
 ANSWER_SECONDS = 10
-"""How long one page of the listing may keep a tick waiting; a later tick asks again for what did not come."""
+"""Timeout of one page of the listing. A later tick requests the page again."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Seen(BaseModel):
-    """What the sensor remembers from tick to tick, as its cursor.
+    """State of the sensor between ticks, stored as its cursor.
 
     Attributes:
-        looked_at: When the listing was looked at last.
-        left: Series that were not reached then: the next tick looks for them first.
-        failed: Series that could not be looked for then: the next tick looks for them last.
-        asked: ETags of the archives whose days were requested and have not become final yet, by series and day.
+        looked_at: The time of the last look at the listing.
+        left: Series that the last tick did not reach. The next tick starts with them.
+        failed: Series that failed in the last tick. The next tick ends with them.
+        asked: ETags of archives whose days were requested and are not final yet, by series and day.
     """
 
     looked_at: AwareDatetime | None = None
@@ -60,7 +63,7 @@ class Seen(BaseModel):
 
     @classmethod
     def of(cls, cursor: str | None) -> Seen:
-        """The cursor, read; one that cannot be, or that was written under a clock ahead, is begun anew."""
+        """Parse the cursor. Return a new one if it is invalid or its time is in the future."""
         try:
             seen = cls.model_validate_json(cursor) if cursor else cls()
         except ValidationError:
@@ -68,11 +71,11 @@ class Seen(BaseModel):
         return cls() if seen.looked_at is not None and clock.is_future(seen.looked_at) else seen
 
     def due(self, waiting: Mapping[SeriesKey, Sequence[DayRecord]], now: datetime) -> dict[SeriesKey, list[DayRecord]]:
-        """The days to look for now, by series: first those that were not reached the last time, last those that failed.
+        """Return the days to look for now, by series: first those not reached last time, last those that failed.
 
         Args:
-            waiting: All days that wait.
-            now: The present moment, zone-aware.
+            waiting: All days that wait for their archive.
+            now: The current time, zone-aware.
         """
         place = dict.fromkeys(self.left, -1) | dict.fromkeys(self.failed, 1)
         found = {}
@@ -85,11 +88,11 @@ class Seen(BaseModel):
     def after(
         self, waiting: Mapping[SeriesKey, Iterable[DayRecord]], report: SweepReport
     ) -> tuple[dict[str, dict[date, str]], dict[SeriesKey, list[date]]]:
-        """What was asked for after a look, and the days of it that were not before.
+        """Return the requested archives after a look, and the days that are new among them.
 
         Args:
-            waiting: All days that wait; of others nothing is remembered.
-            report: What the listing has.
+            waiting: All days that wait for their archive. Other days are forgotten.
+            report: The archives in the listing.
         """
         asked = {
             str(key): {row.day: etag for row in rows if (etag := self.asked.get(str(key), {}).get(row.day))}
@@ -106,12 +109,12 @@ class Seen(BaseModel):
 def look(
     context: dg.SensorEvaluationContext, settings: Settings, universe: Universe
 ) -> dg.SensorResult | dg.SkipReason:
-    """Look for the archives of days that wait for them, and request the days of those that are there.
+    """Look in the listing for archives of waiting days, and request the days that are published.
 
     Args:
-        context: Of the sensor; its cursor is a :class:`Seen`.
-        settings: Where the ledgers lie, and where the archive is.
-        universe: What is collected.
+        context: The context of the sensor. Its cursor is a :class:`Seen`.
+        settings: The locations of the ledgers and of the archive.
+        universe: The series to collect.
     """
     layout = Layout(settings.root)
     now, seen = clock.now(), Seen.of(context.cursor)
@@ -119,25 +122,25 @@ def look(
     due = seen.due(waiting, now)
     if not due:
         number = sum(map(len, waiting.values()))
-        return dg.SkipReason(f"{counted(number)} for their archive; it is too early to look for any of them again.")
+        return dg.SkipReason(f"{counted(number)} for an archive. It is too early to look again.")
     with closing(Archive(_for_a_tick(settings))) as archive:
         report = look_for(due, archive, threads=settings.download_threads, seconds=SECONDS)
     for key, trouble in report.troubles.items():
-        context.log.warning("%s could not be looked for: %s", key, trouble)
+        context.log.warning("%s: looking for archives failed: %s", key, trouble)
     asked, wanted = seen.after(waiting, report)
     left, failed = (list(map(str, keys)) for keys in (report.not_reached, report.troubles))
     cursor = Seen(looked_at=now, left=left, failed=failed, asked=asked).model_dump_json()
     if not wanted:
         number = sum(map(len, due.values()))
-        said = f"{counted(number)} for their archive; {report.requests} pages of the listing have no new one."
-        return dg.SensorResult(skip_reason=f"{said}{_said_of(len(left) + len(failed))}", cursor=cursor)
-    # The same for a tick that is evaluated twice; another one for another archive of the same day.
+        text = f"{counted(number)} for an archive. {report.requests} pages of the listing have no new one."
+        return dg.SensorResult(skip_reason=f"{text}{_next_tick(len(left) + len(failed))}", cursor=cursor)
+    # Equal if a tick is evaluated twice. Different if the archive of a day is replaced.
     stamp = f"archive_published {seen.looked_at or now:%Y-%m-%dT%H:%M:%S} {_digest(asked, wanted)}"
     return dg.SensorResult(run_requests(stamp, wanted, settings.max_partitions_per_run), cursor=cursor)
 
 
 def _for_a_tick(settings: Settings) -> Settings:
-    """With few attempts and short waits: the next tick is another attempt."""
+    """Return settings with few attempts and short waits, because the next tick tries again."""
     shorter = {
         "retries": min(settings.retries, 1),
         "timeout_seconds": min(settings.timeout_seconds, ANSWER_SECONDS),
@@ -145,28 +148,28 @@ def _for_a_tick(settings: Settings) -> Settings:
     return settings.model_copy(update=shorter)
 
 
-def _said_of(left: int) -> str:
-    return f" {left:,} series {'is' if left == 1 else 'are'} looked for by the next tick." if left else ""
+def _next_tick(left: int) -> str:
+    return f" The next tick looks for {left:,} more series." if left else ""
 
 
 def _digest(asked: Mapping[str, Mapping[date, str]], wanted: Mapping[SeriesKey, Iterable[date]]) -> str:
-    """What tells archives that are requested from others of the same days."""
+    """Return a digest of the requested ETags. It changes if an archive of the same days is replaced."""
     etags = "\n".join(asked[str(key)][day] for key, days in wanted.items() for day in days)
     return hashlib.sha256(etags.encode()).hexdigest()[:16]
 
 
 def counted(number: int) -> str:
-    """How many days wait, in words."""
+    """Return how many days wait, as text."""
     return f"{number or 'No'} day{'s wait' if number > 1 else ' waits'}"
 
 
 def days_that_wait(universe: Universe, layout: Layout, now: datetime) -> dict[SeriesKey, list[DayRecord]]:
-    """The days of each series that are over and wait for their archive, in order.
+    """Return the past days of each series that wait for their archive, in order.
 
     Args:
-        universe: What is collected.
-        layout: Where the ledgers lie.
-        now: The present moment, zone-aware.
+        universe: The series to collect.
+        layout: The location of the ledgers.
+        now: The current time, zone-aware.
     """
     first = universe.first_day()
     waiting = {}
@@ -178,19 +181,19 @@ def days_that_wait(universe: Universe, layout: Layout, now: datetime) -> dict[Se
 
 
 def is_time(day: date, looked_at: datetime | None, now: datetime, reach: timedelta | None = None) -> bool:
-    """Whether to look for a day's archive now.
+    """Return True if a day's archive is due for a look.
 
     Args:
         day: The UTC day.
-        looked_at: When the listing was looked at last; None where it never was.
-        now: The present moment, zone-aware.
-        reach: How far back REST serves the series: as long as it could fill in what the archive lacks, each tick looks.
+        looked_at: The time of the last look at the listing. None if there was none.
+        now: The current time, zone-aware.
+        reach: How far back REST serves the series. Until then every tick looks, because REST can still fill gaps.
     """
     age = now - datetime.combine(day + DAY, time(), UTC)
-    pause = next((pause for until, pause in PAUSES if EARLIEST <= age < until), None)
-    if pause is not None and reach is not None and age < reach:
+    interval = next((interval for until, interval in INTERVALS if EARLIEST <= age < until), None)
+    if interval is not None and reach is not None and age < reach:
         return True
-    if pause is None or looked_at is None or not pause:
-        return pause is not None
-    # Counted in whole pauses of the clock, so that looking for a younger day does not put off an older one.
-    return (now - _EPOCH) // pause > (looked_at - _EPOCH) // pause
+    if interval is None or looked_at is None or not interval:
+        return interval is not None
+    # Intervals start at fixed times, so that a look for a younger day does not delay an older one.
+    return (now - _EPOCH) // interval > (looked_at - _EPOCH) // interval

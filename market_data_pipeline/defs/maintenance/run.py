@@ -1,4 +1,4 @@
-"""What runs of the jobs ``verify`` and ``compact`` do, and their reports."""
+"""Runs of the jobs ``verify`` and ``compact``, and their reports. The work itself belongs to ``maintenance``."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _SHOWN_SERIES = 100
 
 
 def compare_archives(context: dg.OpExecutionContext, keys: Sequence[SeriesKey], settings: Settings) -> None:
-    """Compare the archives of series with their ledgers, mark the days that were replaced, and tell of both.
+    """Compare the archives of series with their ledgers, mark the days that were replaced, and report both.
 
     Args:
-        context: Of the job's op.
-        keys: The series; those of which nothing is held cost no request.
-        settings: Where the ledgers lie, and where the archive is.
+        context: The context of the job's op.
+        keys: The series. Those without stored days cost no request.
+        settings: The locations of the ledgers and of the archive.
 
     Raises:
-        dagster.Failure: series could not be compared or marked; the others were.
+        dagster.Failure: Some series could not be compared or marked. The others were.
     """
     with closing(Archive(settings)) as archive:
         report = sweep(settings, keys, archive)
     metadata = report_metadata(report)
     context.log.info(
-        "%d archives of %d series compared in %d requests: %s",
+        "Compared %d archives of %d series in %d requests: %s",
         sum(report.archives.values()),
         len(report.archives),
         report.requests,
@@ -51,7 +51,7 @@ def compare_archives(context: dg.OpExecutionContext, keys: Sequence[SeriesKey], 
 
 
 def report_metadata(report: SweepReport) -> dict[str, dg.MetadataValue]:
-    """What a sweep found, for the run's page: numbers, and a table of the archives that are not as they were."""
+    """Return the findings of a sweep for the run's page: numbers, and a table of changed archives."""
     numbers = {
         "archives": sum(report.archives.values()),
         "requests": report.requests,
@@ -65,7 +65,7 @@ def report_metadata(report: SweepReport) -> dict[str, dg.MetadataValue]:
             [
                 dg.TableRecord(
                     {
-                        "what": found.kind.value,
+                        "finding": found.kind.value,
                         "series": str(found.key),
                         "first day": found.days[0].isoformat(),
                         "days": len(found.days),
@@ -79,21 +79,21 @@ def report_metadata(report: SweepReport) -> dict[str, dg.MetadataValue]:
 
 
 def close_months(context: dg.OpExecutionContext, keys: Sequence[SeriesKey], settings: Settings) -> None:
-    """Close the months of series that may be closed, remove the files of days whose month was, and tell of both.
+    """Close the months of series that are ready, remove files of days of closed months, and report both.
 
     Args:
-        context: Of the job's op.
-        keys: The series; those that stay in days are passed over.
-        settings: Where the lake is.
+        context: The context of the job's op.
+        keys: The series. Those that are stored by day are skipped.
+        settings: The location of the lake.
 
     Raises:
-        dagster.Failure: series were left as they were; the others were done.
+        dagster.Failure: Some series were left unchanged. The others are done.
     """
     report = compact(settings, keys)
     metadata: dict[str, dg.MetadataValue] = {
         "months closed": dg.MetadataValue.int(sum(map(len, report.closed.values()))),
         "files of days removed": dg.MetadataValue.int(report.removed),
-        "files of days that wait": dg.MetadataValue.int(report.waiting),
+        "files of days to remove later": dg.MetadataValue.int(report.waiting),
     }
     if report.closed:
         shown = list(report.closed.items())[:_SHOWN_SERIES]
@@ -102,7 +102,7 @@ def close_months(context: dg.OpExecutionContext, keys: Sequence[SeriesKey], sett
         )
     if report.troubles:
         raise dg.Failure(
-            description=f"{len(report.troubles)} series were left as they were. "
+            description=f"{len(report.troubles)} series were left unchanged. "
             + " ".join(f"{key}: {reason}" for key, reason in list(report.troubles.items())[:5]),
             metadata=metadata,
             allow_retries=False,

@@ -1,1 +1,1 @@
-"""Dagster as this project runs it: its home, event log, web server, records and tables. Imports no topic."""
+"""Dagster's home, event log, web server, records and tables. Code of a topic does not belong here."""

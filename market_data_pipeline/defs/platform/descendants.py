@@ -1,8 +1,8 @@
 """End all processes that this one started when it ends, even if it is killed. Linux only: it reads ``/proc``.
 
-This module is also the program of a small process, the watcher. It waits at a pipe whose other end only the watched
-process has, and finds descendants by a variable in their environment. It imports the standard library alone.
-Starting processes does not belong here, nor does how a process ends by itself.
+This module is also the program of the watcher, a small process at a pipe whose other end only the watched process has.
+It finds descendants by an environment variable and imports only the standard library. Starting other processes does not
+belong here.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path
 MARK = "MARKET_DATA_STARTED_BY"
 """Environment variable that descendants inherit."""
 
-ASKED_AFTER_SECONDS = 1.0
-"""Time after a stop in which descendants may hear of it by themselves, as all in a terminal do at Ctrl-C."""
+TERM_AFTER_SECONDS = 1.0
+"""Seconds after a stop until SIGTERM. In a terminal, descendants get Ctrl-C themselves before that."""
 
-KILLED_AFTER_SECONDS = 9.0
-"""Time after a stop, or after the end of the watched process, until what is left is killed."""
+KILL_AFTER_SECONDS = 9.0
+"""Seconds after a stop, or after the end of the watched process, until SIGKILL."""
 
 _LEAST_SECONDS = 1.0
-"""Time that a descendant has after SIGTERM."""
+"""Minimum number of seconds between SIGTERM and SIGKILL."""
 
 _PROCESSES = Path("/proc")
 _LOOK_AGAIN_SECONDS = 0.1
@@ -36,14 +36,14 @@ _watchers: list[subprocess.Popen[bytes]] = []
 
 
 def end_with_this_process(at_once: str) -> Callable[[], None]:
-    """End the processes that this one starts from now on, and those that they start, when it ends.
+    """End the processes that this one starts from now on, and their descendants, when it ends.
 
     Args:
         at_once: Part of a command line. Descendants with it get SIGTERM as soon as a stop begins. The others get it
             when this process has ended.
 
     Returns:
-        A function that says that a stop has begun. Without ``/proc`` it has no effect.
+        A function that signals the start of a stop. Without ``/proc`` it has no effect.
     """
     if not (_PROCESSES / "self" / "environ").exists():
         return lambda: None
@@ -57,7 +57,7 @@ def end_with_this_process(at_once: str) -> Callable[[], None]:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
-                start_new_session=True,  # Ctrl-C is not for it
+                start_new_session=True,  # so that it does not get Ctrl-C
             )
         )
     finally:
@@ -75,9 +75,9 @@ def _watch(pipe: int, mark: bytes, at_once: bytes) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     stopping = os.read(pipe, 1) != b""
-    kill_at = time.monotonic() + KILLED_AFTER_SECONDS
+    kill_at = time.monotonic() + KILL_AFTER_SECONDS
     if stopping:
-        time.sleep(ASKED_AFTER_SECONDS)
+        time.sleep(TERM_AFTER_SECONDS)
         _send(signal.SIGTERM, mark, at_once)
         while os.read(pipe, 100):
             pass
@@ -91,7 +91,7 @@ def _watch(pipe: int, mark: bytes, at_once: bytes) -> None:
 
 
 def _send(number: int, mark: bytes, part: bytes = b"") -> bool:
-    """Send a signal to the descendants whose command line has a part; return True if there are any."""
+    """Send a signal to descendants with a part in their command line. Return True if there are any."""
     found = False
     for folder in _descendants(mark):
         with suppress(OSError):

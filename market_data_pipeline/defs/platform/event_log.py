@@ -1,23 +1,8 @@
-"""Dagster's SQLite event log with connections that are kept, events that are written together, and little of each day.
+"""Dagster's SQLite event log with open connections, batched events and packed JSON.
 
-The stock class makes an engine and a connection for every event, so nothing is ever cached, and commits three times or
-more, and has SQLAlchemy make two statements anew: a day with its two check evaluations costs about 50 ms. Here it costs
-a tenth, with the same locks and schema.
-
-The stock class also stores each event of an asset twice and each evaluation of a check three times, as 1 to 4 kB of
-JSON, and gives each run a file of its own, which takes 110 kB empty: 37 kB for a day. Here it is 3 kB:
-
-- Runs have no file of their own. All events lie in the index. A run that has a file, from before, goes on in it.
-- The JSON of events is packed (``packing``).
-- When a run ends, its plans that came true and its evaluations that passed leave the log, in which the empty outputs of
-  checks never were. The day's materialization and the history of its checks say the same.
-
-``unpacking`` makes it what the stock class reads, where ``dagster.yaml`` names this class no more.
-
-It leans on private parts of ``dagster._core``: the lock that lets one thread at a time into a storage object, the set
-of shards whose schema is made, the method that makes it, those that make a row of an event, keep an asset's row and
-store what was planned and found of checks, the one that looks for events in all runs, two tables, and the watcher that
-Postgres uses. dagster is pinned to 1.13, and the tests of this module go through all of them.
+A day with two check evaluations costs 3 to 5 ms and 3 kB here, and 50 ms and 37 kB in the stock class, with the same
+locks and schema. It uses private parts of ``dagster._core``, which is pinned to 1.13, and the tests run all of them.
+Choosing what to record does not belong here.
 """
 
 from __future__ import annotations
@@ -59,23 +44,23 @@ from sqlalchemy.pool import NullPool, Pool, StaticPool
 from market_data_pipeline.defs.platform.packing import PackingConnection, pack
 
 KEPT_SHARDS = 8
-"""Files held open: the index, and those of runs that have one; each takes three file handles."""
+"""Files with an open connection: the index, and those of runs that have one. Each takes three file handles."""
 
 TOGETHER = 100
-"""Events written in one transaction, at most: other processes wait for so long."""
+"""Maximum number of events in one transaction. Other processes wait for it."""
 
 WAIT_SECONDS = 1.0
-"""How long a check's evaluation may wait for others."""
+"""Maximum number of seconds that a check's evaluation waits for others."""
 
 
 WAL_BYTES = 1_000_000
-"""What the write-ahead log of a file is cut down to once it was written back."""
+"""Bytes to which the write-ahead log of a file is cut after a checkpoint."""
 
 PACKED = 1
-"""``PRAGMA user_version`` of an index that holds packed values."""
+"""``PRAGMA user_version`` of an index with packed values."""
 
 _MANY = frozenset({DagsterEventType.ASSET_MATERIALIZATION, DagsterEventType.ASSET_CHECK_EVALUATION})
-"""Events of which a run over days has as many as days."""
+"""Types of events that a run over days has once per day."""
 
 _CHECKS = AssetCheckExecutionsTable.c
 
@@ -95,7 +80,7 @@ _EVALUATED = (
         materialization_event_storage_id=sa.bindparam("materialization_id"),
     )
 )
-"""An evaluation takes the place of what was planned. Made once: SQLAlchemy takes longer over it than SQLite."""
+"""Replace a planned check by its evaluation. Compiled once: SQLAlchemy takes longer for it than SQLite."""
 
 
 _EVENTS = SqlEventLogStorageTable.c
@@ -120,13 +105,13 @@ _CAME_TRUE = SqlEventLogStorageTable.delete().where(
         )
     )
 )
-"""Drops a run's plans to materialize partitions that it has materialized."""
+"""Delete the plans of a run to materialize partitions that it has materialized."""
 
 _PLANNED_CHECKS = SqlEventLogStorageTable.delete().where(
     _EVENTS.run_id == sa.bindparam("run"),
     _EVENTS.dagster_event_type == DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED.value,
 )
-"""Drops a run's plans to check. The table of checks has each of them, or the evaluation in its place."""
+"""Delete the plans of a run to check. The table of checks has each plan, or its evaluation."""
 
 _ENDED = {f"PIPELINE_{status.value}" for status in FINISHED_STATUSES}
 """Types of events that end a run."""
@@ -151,7 +136,7 @@ def _evaluated(event: EventLogEntry, event_id: int, row: Mapping[str, Any]) -> d
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """Which file a connection is to, and of which process: neither may change under a connection."""
+    """The file of a connection, and the process that opened it. Neither may change under a connection."""
 
     process: int
     device: int
@@ -160,7 +145,7 @@ class _Identity:
 
 @dataclass(frozen=True, slots=True)
 class _Writing:
-    """Events being written together: by which thread, and the connections in whose transactions."""
+    """A batch of events in progress: its thread, and the connections with their transactions."""
 
     thread: int
     transactions: ExitStack
@@ -172,7 +157,7 @@ class _Writing:
 
 @dataclass(frozen=True, slots=True)
 class _Evaluations:
-    """Of a run: checks that were evaluated, the names of their outputs, and the events of evaluations that passed."""
+    """Checks of a run that were evaluated, the names of their outputs, and the ids of evaluations that passed."""
 
     checks: set[AssetCheckKey] = field(default_factory=set)
     outputs: set[str] = field(default_factory=set)
@@ -180,7 +165,7 @@ class _Evaluations:
 
 
 class _Waiting:
-    """Events that are written with the next one."""
+    """Events that are written together with the next one."""
 
     def __init__(self) -> None:
         self._events: list[EventLogEntry] = []
@@ -198,25 +183,35 @@ class _Waiting:
             self._events.append(event)
 
     def is_due(self) -> bool:
-        """Whether there are many, or the first has waited long enough for whoever looks on."""
+        """Return True if there are many events, or the first has waited long enough."""
         return len(self) >= TOGETHER or time.monotonic() - self._since > WAIT_SECONDS
 
     def take(self) -> list[EventLogEntry]:
-        """All of them; none in a fork, whose parent writes them."""
+        """Return all events and forget them. A fork returns none, because its parent writes them."""
         with self._lock:
             taken, self._events = self._events, []
             return taken if self._process == os.getpid() else []
 
 
 class KeptConnectionEventLogStorage(SqliteEventLogStorage):
-    """The SQLite event log of Dagster, with up to :data:`KEPT_SHARDS` connections kept open.
+    """The SQLite event log of Dagster, with up to :data:`KEPT_SHARDS` open connections.
 
-    A power cut may lose the last commits (``synchronous=NORMAL``), a killed process the evaluations of its last second.
-    What is lost is put on record again by the next run, since the lake's ledgers know what is held.
+    The stock class opens an engine and a connection for each event, commits at least three times, and compiles two
+    statements again. It stores each event of an asset twice and each evaluation three times, as JSON of 1 to 4 kB. It
+    also gives each run a file, which takes 110 kB when empty. This class differs in three ways:
 
-    ``path_for_shard`` names the file that a run would have; most have none, and are read from the index.
+    - Runs have no file of their own. All events are in the index. A run that has a file from before continues in it.
+    - The JSON of events is packed (``packing``).
+    - At the end of a run, its fulfilled plans and its passed evaluations leave the log. Empty outputs of checks are
+      never written. The day's materialization and the history of its checks have the same information.
 
-    In ``dagster.yaml`` it takes ``home``, the DAGSTER_HOME, and keeps its files where the stock class does by default.
+    A power cut may lose the last commits (``synchronous=NORMAL``), and a killed process the evaluations of its last
+    second. The next run records them again, because the lake's ledgers know the stored days.
+
+    ``path_for_shard`` names the file that a run would have. Most runs have none and are read from the index.
+    ``unpacking`` restores files for the stock class when ``dagster.yaml`` no longer names this class.
+
+    In ``dagster.yaml`` it takes ``home``, the DAGSTER_HOME. Its files are where the stock class has them by default.
     """
 
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
@@ -224,18 +219,18 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
         self._of_parent: list[Engine] = []
         self._writing: _Writing | None = None
         self._waiting = _Waiting()
-        self._wrong: sa.exc.SQLAlchemyError | None = None
-        self._of_runs: dict[str, _Evaluations] = {}  # that have not ended
+        self._error: sa.exc.SQLAlchemyError | None = None
+        self._of_runs: dict[str, _Evaluations] = {}  # unfinished runs only
         self._known_to_exist: set[str] = set()
         self._poller: SqlPollingEventWatcher | None = None
-        # What Dagster has together, an asset's materializations in a run over days, it then hands over together.
+        # Dagster then passes all materializations of a run over days in batches.
         os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", str(TOGETHER))
         super().__init__(base_dir=base_dir, inst_data=inst_data)
 
     guards_webserver = True
 
     def optimize_for_webserver(self, statement_timeout: int, pool_recycle: int, max_overflow: int) -> None:
-        """Put the guard before the web server, which calls this before it serves: every one of this home has it."""
+        """Add the guard to the web server. Each web server of this home calls this before it serves."""
         from market_data_pipeline.defs.platform.guard import guard_webserver
 
         guard_webserver()
@@ -243,20 +238,20 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
 
     @classmethod
     def config_type(cls) -> Any:
-        """What ``dagster.yaml`` gives: ``home``, which may name an environment variable."""
+        """Return the configuration in ``dagster.yaml``: ``home``, which may name an environment variable."""
         return {"home": StringSource}
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]) -> Self:
-        """Make the storage that ``dagster.yaml`` describes. The stock method would make the stock class."""
+        """Return the storage that ``dagster.yaml`` describes. The stock method would return the stock class."""
         return cls(base_dir=str(Path(config_value["home"]) / "history" / "runs"), inst_data=inst_data)
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
-    # The stock class writes an event in three transactions or more, and asks the database for its schema in each.
+    # The stock class writes an event in at least three transactions and reads the schema in each.
 
     def store_event(self, event: EventLogEntry) -> None:
-        """Write an event; a check's evaluation waits for the event after it, so that many are written together."""
+        """Write an event. The evaluation of a check waits for the next event, so that many are written together."""
         if event.run_id and event.dagster_event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
             self._waiting.add(event)
             if not self._waiting.is_due():
@@ -266,25 +261,25 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
             self.store_event_batch([event])
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
-        """Write events together: to their runs' files, and what they tell of assets to the index."""
+        """Write events together: to their runs' files, and those of assets to the index."""
         waiting = self._waiting.take()
         try:
             self._write([*waiting, *events])
         except sa.exc.SQLAlchemyError:
             if not waiting:
                 raise
-            for event in waiting:  # so that what is wrong with one keeps nothing else from being written
-                self._write_or_tell_later(event)
+            for event in waiting:  # one by one, so that a faulty event blocks no others
+                self._write_or_raise_later(event)
             self._write(events)
-        if self._wrong is not None and len(events) <= 1:  # a batch that raises is written once more by Dagster
-            wrong, self._wrong = self._wrong, None
-            raise wrong
+        if self._error is not None and len(events) <= 1:  # Dagster writes a batch that raises once more
+            error, self._error = self._error, None
+            raise error
 
-    def _write_or_tell_later(self, event: EventLogEntry) -> None:
+    def _write_or_raise_later(self, event: EventLogEntry) -> None:
         try:
             self._write([event])
         except sa.exc.SQLAlchemyError as error:
-            self._wrong = self._wrong or error
+            self._error = self._error or error
 
     def _write(self, events: Sequence[EventLogEntry]) -> None:
         with self._one_transaction() as writing:
@@ -306,10 +301,12 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
         if self._file_of(event.run_id) == INDEX_SHARD_NAME:
             SqlEventLogStorage.store_event(self, event)
         else:
-            super().store_event(event)  # to the run's file, and what tells of assets, checks and its state to the index
+            super().store_event(
+                event
+            )  # to the run's file, and events of assets, checks and the run's status to the index
 
     def _tidy(self, run_id: str) -> None:
-        """Drop of a run that has ended what other rows say as well."""
+        """Delete events of a finished run that other rows repeat."""
         passed = [{"passed": event_id} for event_id in self._of_runs.pop(run_id, _Evaluations()).passed]
         with self._one_transaction(), self.index_connection() as index:
             index.execute(_CAME_TRUE, {"run": run_id})
@@ -324,14 +321,14 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
         return row | {"event": pack(row["event"])}
 
     def _store_alike(self, run_id: str, kind: DagsterEventType, events: Sequence[EventLogEntry]) -> None:
-        """What the stock class does for each of many events of one kind, with a statement for all of them."""
+        """Store many events of one type with one statement for all of them."""
         rows = [self._event_to_row(event) for event in events]
         if self._file_of(run_id) != INDEX_SHARD_NAME:
             with self.run_connection(run_id) as run:
                 run.execute(SqlEventLogStorageTable.insert(), rows)
         with self.index_connection() as index:
             index.execute(SqlEventLogStorageTable.insert(), rows)
-            # Nobody else writes in this transaction, so the ids of its rows follow one another.
+            # The ids of its rows are consecutive, because only this transaction writes.
             last = index.execute(sa.select(sa.func.last_insert_rowid())).scalar_one()
             numbered = list(zip(events, range(last - len(rows) + 1, last + 1), strict=True))
             if kind is DagsterEventType.ASSET_MATERIALIZATION:
@@ -340,7 +337,7 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
                     self._store_asset_event(index, event, event_id)
                 return
             for (event, event_id), row in zip(numbered, rows, strict=True):
-                if index.execute(_EVALUATED, _evaluated(event, event_id, row)).rowcount != 1:  # nobody planned it
+                if index.execute(_EVALUATED, _evaluated(event, event_id, row)).rowcount != 1:  # not planned
                     self._update_asset_check_evaluation(event, event_id)
                 else:
                     self._note(event, event_id)
@@ -360,14 +357,14 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
             noted.passed.append(event_id)
 
     def _is_of_check(self, event: EventLogEntry) -> bool:
-        """Return True if an event says that a check has yielded its output, which is always empty."""
+        """Return True if an event reports the output of a check, which is always empty."""
         if event.dagster_event_type is not DagsterEventType.STEP_OUTPUT or event.run_id not in self._of_runs:
             return False
         name = event.get_dagster_event().step_output_data.step_output_handle.output_name
         return name in self._of_runs[event.run_id].outputs
 
     def _store_asset_check_evaluation_planned(self, event: EventLogEntry, event_id: int | None) -> None:
-        # The stock method writes the event as JSON anew for each day.
+        # The stock method serializes the event for each day.
         planned = event.get_dagster_event().asset_check_planned_data
         at: object = self._event_insert_timestamp(event)  # type: ignore[no-untyped-call]
         row = {
@@ -387,13 +384,13 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
         if self._writing is None or event.dagster_event is None:
             super()._store_asset_event(conn, event, event_id)
             return
-        # The row that an asset has shows the newest event of each kind: none but the last of a batch stays in it.
+        # The row of an asset has the newest event of each type, so only the last of a batch is written.
         which = (event.dagster_event.asset_key, event.dagster_event_type)
         self._writing.newest.pop(which, None)
         self._writing.newest[which] = event, event_id
 
     def has_table(self, table_name: str) -> bool:
-        """Whether the index has a table, which stays so."""
+        """Return True if the index has a table. Cache a True."""
         if table_name not in self._known_to_exist and super().has_table(table_name):
             self._known_to_exist.add(table_name)
         return table_name in self._known_to_exist
@@ -406,7 +403,7 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
 
     @contextmanager
     def _one_transaction(self) -> Iterator[_Writing]:
-        """Until it is left, this thread's connections are those of one transaction for each file."""
+        """Use one transaction per file for this thread's connections, until the context ends."""
         with self._db_lock:
             try:
                 with ExitStack() as transactions:
@@ -420,8 +417,8 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
     def _get_run_sharded_event_records(
         self, event_records_filter: EventRecordsFilter, limit: int | None = None, ascending: bool = False
     ) -> Sequence[EventLogRecord]:
-        # The stock method opens the file of each run. Here the index has all events, but for those that runs with a
-        # file of their own kept to themselves.
+        # The stock method opens the file of each run. Here the index has all events, except some of runs with a file of
+        # their own.
         after = event_records_filter.after_cursor
         if isinstance(after, RunShardedEventsCursor):
             event_records_filter = event_records_filter._replace(after_cursor=after.id)
@@ -438,7 +435,7 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
                 writing.connections[shard] = writing.transactions.enter_context(self._transaction(shard))
             yield writing.connections[shard]
             return
-        if self._waiting:  # whoever reads finds what was told before
+        if self._waiting:  # readers must see all events stored before
             self.store_event_batch([])
         with self._db_lock, self._transaction(shard) as connection:
             yield connection
@@ -450,25 +447,25 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
             self._make_schema(shard)
         if engine is None:
             engine = self._open(shard, StaticPool)
-            sa.event.listen(engine, "connect", _be_quick)
+            sa.event.listen(engine, "connect", _set_fast_sync)
             if shard == INDEX_SHARD_NAME:
-                sa.event.listen(engine, "connect", _say_packed)
+                sa.event.listen(engine, "connect", _mark_as_packed)
         try:
             with engine.begin() as connection:
                 yield connection
         except BaseException:
-            # Whatever went wrong, the next event starts with a fresh connection, as it does in the stock class.
+            # After any error the next event starts with a fresh connection, as in the stock class.
             engine.dispose()
             raise
         self._keep(shard, engine)
 
     def _file_of(self, run_id: str) -> str:
-        """Return the shard that a run's events lie in: its own if it has a file from before, else the index."""
+        """Return the shard with a run's events: its own if it has a file from before, else the index."""
         own = run_id != INDEX_SHARD_NAME and Path(self.path_for_shard(run_id)).exists()
         return run_id if own else INDEX_SHARD_NAME
 
     def _kept_engine(self, shard: str) -> Engine | None:
-        """Take out the shard's engine, unless the file was wiped or replaced, or this process is a fork."""
+        """Take the shard's engine, unless its file was deleted or replaced, or this process is a fork."""
         identity = self._identity(shard)
         if identity is None:
             self._initialized_dbs.discard(shard)
@@ -489,7 +486,7 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
 
     def _close(self, engine: Engine, identity: _Identity | None) -> None:
         if identity is not None and identity.process != os.getpid():
-            # The connection is the parent's: SQLite forbids even closing it here, so it is only kept from being used.
+            # The connection is the parent's. SQLite forbids even closing it here, so only stop using it.
             self._of_parent.append(engine)
         else:
             engine.dispose()
@@ -502,7 +499,7 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
         return _Identity(os.getpid(), found.st_dev, found.st_ino)
 
     def _make_schema(self, shard: str) -> None:
-        # With the stock pool, since making the schema opens a second connection inside the first.
+        # Use the stock pool, because creating the schema opens a second connection inside the first.
         Path(self.path_for_shard(shard)).parent.mkdir(parents=True, exist_ok=True)
         once = self._open(shard, NullPool)
         self._initdb(once, for_index_shard=shard == INDEX_SHARD_NAME)
@@ -511,7 +508,7 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
 
     def _initdb(self, engine: Engine, for_index_shard: bool = False) -> None:
         if for_index_shard:
-            # A new file can then give back pages one by one, without being written anew. It changes no old one.
+            # A new file can then free single pages without being rewritten. Older files do not change.
             with engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA auto_vacuum=INCREMENTAL")
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")
@@ -521,7 +518,7 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
         return sa.create_engine(
             self.conn_string_for_shard(shard),
             poolclass=pool,
-            # One thread at a time is let in, but not always the same one.
+            # Only one thread at a time uses it, but not always the same one.
             connect_args={
                 "timeout": SQLITE_BUSY_TIMEOUT_SECONDS,
                 "check_same_thread": False,
@@ -531,22 +528,22 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
 
     # --- watching --------------------------------------------------------------------------------------------------
 
-    # The stock watcher looks at the .db file, which a kept connection in WAL mode leaves untouched (33 of 494 events
-    # were missed): ask the tables instead, as Postgres does.
+    # The stock watcher looks at the .db file. An open connection in WAL mode does not change it, so 33 of 494 events
+    # were missed. Poll the tables instead, as for Postgres.
 
     def watch(self, run_id: str, cursor: str | None, callback: Callable[..., None]) -> None:
-        """Call back for each new event of a run."""
+        """Call ``callback`` for each new event of a run."""
         if self._poller is None:
             self._poller = SqlPollingEventWatcher(self)
         self._poller.watch_run(run_id, cursor, callback)
 
     def end_watch(self, run_id: str, handler: Callable[..., None]) -> None:
-        """Stop calling back."""
+        """Stop the calls of ``watch``."""
         if self._poller is not None:
             self._poller.unwatch_run(run_id, handler)
 
     def dispose(self) -> None:
-        """Write what waits, stop watching and close all connections."""
+        """Write waiting events, stop watching and close all connections."""
         if self._waiting:
             self.store_event_batch([])
         if self._poller is not None:
@@ -558,12 +555,12 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
                 self._close(*self._kept.popitem()[1])
 
 
-def _be_quick(connection: Any, _record: object) -> None:
+def _set_fast_sync(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
 
 
-def _say_packed(connection: Any, _record: object) -> None:
+def _mark_as_packed(connection: Any, _record: object) -> None:
     if connection.execute("PRAGMA user_version").fetchone()[0] != PACKED:
         connection.execute(f"PRAGMA user_version={PACKED}")
 
@@ -573,6 +570,6 @@ def _ends_a_run(event: EventLogEntry) -> bool:
 
 
 def give_pages_back(connection: Connection) -> None:
-    """Cut free pages off a file that was made to do so. Others keep them for what is written next."""
+    """Cut free pages off a file that can free single pages. Other files reuse them."""
     driver: Any = connection.connection.dbapi_connection
-    driver.executescript("PRAGMA incremental_vacuum")  # `execute` would take a single step, which frees one page
+    driver.executescript("PRAGMA incremental_vacuum")  # would run one step and free only one page

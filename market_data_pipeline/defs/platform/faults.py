@@ -1,4 +1,4 @@
-"""How a step of a run fails for a fault of the machine: with words, and without a retry."""
+"""Errors of a run's step as one sentence, without a retry. The sentences belong to ``model.faults``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from market_data_pipeline.model import faults
 
 @contextmanager
 def failing_in_words() -> Iterator[None]:
-    """Fail the step with one sentence, instead of a traceback, for a foreseeable fault.
+    """Fail the step with one sentence instead of a traceback, if the fault is foreseeable.
 
     Raises:
-        dagster.Failure: in the place of a `MarketDataError` or a fault of the machine. It is not retried: what was
-            stored stays, and another run goes on from there.
+        dagster.Failure: Replaces a `MarketDataError` or a fault of the machine. It is not retried. Stored days stay,
+            and the next run continues from there.
     """
     try:
         yield

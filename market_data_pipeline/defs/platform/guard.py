@@ -1,7 +1,7 @@
-"""Who may speak to Dagster's web server: pages that it served itself, and programs of this machine's users.
+"""A guard for Dagster's web server: it serves its own pages, and programs of this machine's users.
 
-Dagster's server has no login and does not ask where a request comes from: any page in a browser could start runs.
-The guard refuses foreign Host names (DNS rebinding), foreign origins, and changes by GET. It is no login.
+Dagster's server has no login and ignores the origin of requests, so any page in a browser could start runs. The guard
+refuses foreign Host names (DNS rebinding), foreign origins, and changes by GET. A login does not belong here.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
 _PORTS = {"http": 80, "https": 443}
 _BODIES = ("application/json", "application/graphql")
-"""Types of a body that a page cannot send elsewhere without asking first."""
+"""Content types that a foreign page cannot send without a preflight request."""
 
 
 def guard_webserver() -> None:
-    """Put the guard before every Dagster web server of this process. Call it as often as you like."""
+    """Add the guard to every Dagster web server of this process. Repeated calls are harmless."""
     from dagster_webserver.webserver import DagsterWebserver
     from starlette.middleware import Middleware
 
@@ -41,11 +41,11 @@ def guard_webserver() -> None:
 
 
 class Guard:
-    """ASGI middleware that refuses requests which a foreign page may have made.
+    """ASGI middleware that refuses requests that a foreign page may have made.
 
     Args:
-        app: What is guarded.
-        hosts: Names, ``name`` or ``name:port``, under which it is reached beside loopback and its own address.
+        app: The application to guard.
+        hosts: Allowed names, ``name`` or ``name:port``, in addition to loopback and the server's own address.
     """
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str] = ()) -> None:
@@ -53,7 +53,7 @@ class Guard:
         self._hosts = frozenset(host.casefold() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request with a refusal, or pass it on."""
+        """Refuse a request, or pass it on."""
         from starlette.responses import PlainTextResponse
 
         refusal = self._refusal(scope) if scope["type"] in ("http", "websocket") else None
@@ -71,10 +71,10 @@ class Guard:
         hosts = headers.all("host")
         host = _split(hosts[0]) if len(hosts) == 1 else None
         if host is None:
-            return 400, "The request names no host, or several."
+            return 400, "The request has no Host header, or several."
         if not self._is_ours(host, scope):
             return 403, (
-                f"This UI is not reached as {hosts[0]}. If that is its name, start it with "
+                f"{hosts[0]} is not an allowed name of this UI. To allow it, start the UI with "
                 f"`market-data ui --allow-host {host[0]}`, or set MARKET_DATA_UI_HOSTS."
             )
         for origin in headers.all("origin"):
@@ -93,7 +93,7 @@ class Guard:
             address = ip_address(name.strip("[]"))
         except ValueError:
             return False
-        # An address cannot be rebound; the one that the client reached is the server's own.
+        # An address cannot be rebound. The client reached the server's own address.
         return address.is_loopback or str(address) == (scope.get("server") or ("",))[0]
 
     def _is_from_here(self, origin: str, host: tuple[str, int | None]) -> bool:
@@ -119,9 +119,9 @@ def _refused_change(scope: Scope, headers: _Headers) -> tuple[int, str] | None:
     if scope["method"] == "POST":
         kinds = [kind.partition(";")[0].strip().casefold() for kind in headers.all("content-type")]
         if (kinds or graphql) and (len(kinds) != 1 or kinds[0] not in _BODIES):
-            return 415, f"A POST has the Content-Type {' or '.join(_BODIES)}."
+            return 415, f"A POST needs the Content-Type {' or '.join(_BODIES)}."
     elif graphql and "text/html" not in headers.first("accept") and _changes(scope["query_string"]):
-        return _NOT_BY_GET, "Only queries are answered by GET. Send mutations by POST."
+        return _NOT_BY_GET, "GET is for queries only. Send mutations by POST."
     return None
 
 
@@ -136,7 +136,7 @@ def _changes(query_string: bytes) -> bool:
     try:
         definitions = parse(text).definitions
     except GraphQLError:
-        return False  # Dagster says what is wrong with it
+        return False  # Dagster reports the error
     return any(
         isinstance(one, OperationDefinitionNode) and one.operation is not OperationType.QUERY for one in definitions
     )

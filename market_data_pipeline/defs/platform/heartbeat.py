@@ -1,9 +1,8 @@
-"""Runs whose process is no more: how they are recognized and closed.
+"""Heartbeat of runs: find runs whose process was killed, and close them.
 
-Dagster on one machine does not find out that a run's process was killed (a power cut, SIGKILL, a closed terminal): the
-run counts as running forever, takes one of the few places for concurrent runs, and keeps `repair` from asking for more.
-Whoever opens the records closes such runs, and so does each tick of `repair`. Here each run's process holds a file
-locked, which the operating system lets go of when the process ends, however it ends.
+Dagster on one machine does not notice a killed process. The run counts as running forever, takes one of the few places
+for concurrent runs, and blocks `repair`. So each run's process locks a file, which the operating system unlocks when
+the process ends. Starting runs does not belong here.
 """
 
 from __future__ import annotations
@@ -15,7 +14,9 @@ from pathlib import Path
 import dagster as dg
 from filelock import Timeout
 
-LIFE = "life"
+HEARTBEAT = "life"
+"""Name of the resource. Assets and recorded runs refer to it."""
+
 _UNFINISHED = (
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
@@ -24,35 +25,37 @@ _UNFINISHED = (
 )
 
 
-def life_resource() -> dg.ResourceDefinition:
-    """The resource ``life``, which every asset requires (series through ``ingestion``): it holds the run's file."""
+def heartbeat_resource() -> dg.ResourceDefinition:
+    """Return the resource ``life``, which locks the run's file. All assets require it, directly or by ``ingestion``."""
 
     def open_for_run(context: dg.InitResourceContext) -> Iterator[None]:
-        with says_it_lives(context.instance, context.run.run_id if context.run else None):
+        with heartbeat(context.instance, context.run.run_id if context.run else None):
             yield None
 
-    return dg.ResourceDefinition(resource_fn=open_for_run, description="Lets others see that this run's process lives.")
+    return dg.ResourceDefinition(
+        resource_fn=open_for_run, description="Marks this run as alive, so that a killed run can be closed."
+    )
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Close runs whose process ended without finishing them, as failed; return their ids.
+    """Close runs whose process ended without finishing them, as failed. Return their ids.
 
-    A run without a file is left alone: it is about to start, or about to be reported finished.
+    A run without a file is skipped: it is about to start, or about to be reported as finished.
     """
     from market_data_pipeline.lake import locks
 
     closed = []
     for run in instance.get_runs(dg.RunsFilter(statuses=list(_UNFINISHED))):
-        path = _life_of(instance, run.run_id)
+        path = _lock_path(instance, run.run_id)
         if not path.exists():
             continue
         try:
             with locks.held(path):
                 now = instance.get_run_by_id(run.run_id)
-                if now is not None and not now.is_finished:  # it may have ended since it was listed
+                if now is not None and not now.is_finished:  # it may have ended since
                     instance.report_run_failed(
                         now,
-                        "The process of this run ended without finishing it. What it brought is held; run it again.",
+                        "The process of this run ended before the run did. Finished days are stored. Run it again.",
                     )
                     closed.append(run.run_id)
         except Timeout:
@@ -61,32 +64,32 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     return closed
 
 
-def _life_of(instance: dg.DagsterInstance, run_id: str) -> Path:
+def _lock_path(instance: dg.DagsterInstance, run_id: str) -> Path:
     return Path(instance.root_directory) / "alive" / f"{run_id}.lock"
 
 
 @contextmanager
-def says_it_lives(instance: dg.DagsterInstance | None, run_id: str | None) -> Iterator[None]:
-    """Hold a run's file locked, which says to others that its process lives.
+def heartbeat(instance: dg.DagsterInstance | None, run_id: str | None) -> Iterator[None]:
+    """Lock a run's file, so that other processes see that it is alive.
 
-    A run in this process is held from before it is created until after it is reported finished: killed at any moment
-    between, it is closed by the next to look. The resource, within that, finds the file locked already.
+    A run in this process is locked from before it is created until after it is reported as finished. If it is killed in
+    between, the next process that looks closes it. The resource, inside of that, finds the file locked already.
 
     Args:
-        instance: Dagster's records; nothing is held for those that are in memory only.
-        run_id: The run, which need not exist yet; None for what is no run.
+        instance: Dagster's records. Records in memory need no lock.
+        run_id: The run, which need not exist yet. None if there is no run.
     """
     if instance is None or run_id is None or not instance.is_persistent:
         yield
         return
     from market_data_pipeline.lake import locks
 
-    path = _life_of(instance, run_id)
+    path = _lock_path(instance, run_id)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as life:
+    with ExitStack() as locked:
         owner = False
-        with suppress(Timeout):  # held by the process that started this run, or by another step's: one sign is enough
-            life.enter_context(locks.held(path))
+        with suppress(Timeout):  # locked by the process or by another step of this run: one lock is enough
+            locked.enter_context(locks.held(path))
             owner = True
         yield
         if owner:

@@ -1,7 +1,8 @@
-"""Dagster's home in the data folder, and runs in this process that are on record there.
+"""Dagster's home in the data folder, and its UI.
 
-Every door of the project (UI and daemon, command line, notebooks) has ``{root}/dagster`` as ``DAGSTER_HOME``, with the
-``dagster.yaml`` that lies beside this module, so that all of them see the same materializations and checks.
+The UI, the daemon, the command line and notebooks all use ``{root}/dagster`` as ``DAGSTER_HOME``, with the
+``dagster.yaml`` next to this module. They share the same materializations and checks. Running jobs belongs in
+``in_process``.
 """
 
 from __future__ import annotations
@@ -41,31 +42,32 @@ DEFINITIONS_MODULE = "market_data_pipeline.definitions"
 # --- the home ------------------------------------------------------------------------------------------------------
 
 _prepared: set[Path] = set()
-"""Homes that this process has named itself, of which nobody needs to be warned."""
+"""Homes that this process has set itself. They need no warning."""
 
 
 def prepare_home(layout: Layout) -> Path:
-    """Make ``{root}/dagster`` ready and name it as ``DAGSTER_HOME`` in this process's environment, absolute.
+    """Prepare ``{root}/dagster`` and set ``DAGSTER_HOME`` of this process to its absolute path.
 
-    Where the user's environment names another home, a warning says so: a home is shared with nothing else, since the
-    materializations in it speak of this data folder.
+    If the environment names another home, log a warning. The home is not shared, because its materializations refer to
+    this data folder.
 
     Returns:
         The home's path.
 
     Raises:
-        StorageError: the folder cannot be written.
+        StorageError: The folder cannot be written.
+        UsageError: The path has a character that Dagster cannot use.
     """
     home = layout.dagster_home.absolute()
-    if wrong := sorted({sign for sign in "?%" if sign in str(home)}):
+    if wrong := sorted({character for character in "?%" if character in str(home)}):
         raise UsageError(
-            f"Dagster cannot keep its records in {home}: its path must not have {' or '.join(wrong)} in it. "
-            f"Name another data folder ({PREFIX}DIR), or rename this one."
+            f"Dagster cannot store its records in {home}, because the path contains {' and '.join(wrong)}. "
+            f"Choose another data folder ({PREFIX}DIR), or rename this one."
         )
     named = os.environ.get("DAGSTER_HOME")
     if named and Path(named).expanduser().absolute() not in {home, *_prepared}:
         logger.warning(
-            "DAGSTER_HOME is %s in the environment. market_data_pipeline keeps Dagster's records with the data and "
+            "DAGSTER_HOME is %s in the environment. market_data_pipeline stores Dagster's records with the data and "
             "uses %s instead.",
             named,
             home,
@@ -79,20 +81,19 @@ def prepare_home(layout: Layout) -> Path:
 def _write_config(path: Path) -> None:
     ours = CONFIG.read_bytes()
     there = read_regular(path) if path.exists() else None
-    # The first line tells whether the file is still ours: a user who deleted it keeps changes of their own.
+    # Users delete the first line to own the file. Then it is not updated.
     if there is None or (there != ours and there.split(b"\n", 1)[0] == ours.split(b"\n", 1)[0]):
         storage.write_bytes(path, ours)
 
 
 def open_instance(layout: Layout) -> dg.DagsterInstance:
-    """Open Dagster's records of a data folder; use it as a context manager, or ``dispose()`` of it.
+    """Open Dagster's records of a data folder. Use it as a context manager, or call ``dispose()``.
 
-    Runs whose process was killed are closed as failed on the way, since they would count as running forever and take
-    the place of others.
+    Runs whose process was killed are closed as failed. Otherwise they would count as running forever and block others.
 
     Raises:
-        StorageError: the folder cannot be written.
-        RecordsError: the records cannot be used.
+        StorageError: The folder cannot be written.
+        RecordsError: The records cannot be used.
     """
     with recording(layout):
         instance = dg.DagsterInstance.from_config(str(prepare_home(layout)))
@@ -100,17 +101,17 @@ def open_instance(layout: Layout) -> dg.DagsterInstance:
         if type(storage) is SqliteEventLogStorage:
             from market_data_pipeline.defs.platform.unpacking import unpack_records
 
-            unpack_records(storage)  # ours was switched off in dagster.yaml
+            unpack_records(storage)  # dagster.yaml no longer names our event log
         close_dead_runs(instance)
         return instance
 
 
 @contextmanager
 def recording(layout: Layout) -> Iterator[None]:
-    """Turn a fault of Dagster's records, at any time while they are open, into one sentence with its remedy.
+    """Turn a fault of Dagster's records into one sentence with a remedy, while they are open.
 
     Raises:
-        RecordsError: in the place of an error of their databases or of their configuration.
+        RecordsError: Replaces an error of their databases or of their configuration.
     """
     try:
         with redirect_stderr(cast("TextIO", _WithoutNotices(sys.stderr))):
@@ -125,7 +126,7 @@ def recording(layout: Layout) -> Iterator[None]:
 
 
 class _WithoutNotices:
-    """A stream that leaves out Dagster's notices of events that could not be written: the error itself says so."""
+    """A stream without Dagster's notices of events that could not be written. The error itself has the reason."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -143,8 +144,8 @@ def _records_fault(home: Path, error: BaseException) -> str | None:
     for one in faults.chain(error):
         if isinstance(one, (dg.DagsterInvalidConfigError, yaml.YAMLError)):
             return (
-                f"{home / 'dagster.yaml'} is not a configuration that Dagster takes. Mend it, or delete it: the next "
-                f"command writes a new one. Dagster says: {_first_lines(one)}"
+                f"{home / 'dagster.yaml'} is not a valid Dagster configuration: {_first_lines(one)} "
+                "Fix it, or delete it and the next command writes a new one."
             )
         if faults.is_of_database(one):
             return _database_fault(home, one)
@@ -152,31 +153,31 @@ def _records_fault(home: Path, error: BaseException) -> str | None:
 
 
 _LEAST_FREE = 1_000_000
-"""Free bytes below which a disk counts as full: SQLite wants a page here and there."""
+"""Free bytes below which a disk counts as full. SQLite needs a few pages."""
 
-_START_ANEW = (
-    "Stop all processes of this data folder and delete {}: the next `market-data sync` puts every stored day on record "
-    "again without a download. The history of runs is lost."
+_START_OVER = (
+    "Stop all processes of this data folder and delete {}. The next `market-data sync` records every stored day again "
+    "without a download. The history of runs is lost."
 )
 
 
 def _database_fault(home: Path, error: BaseException) -> str:
     reason = faults.reason(error)
     what = f"Dagster's records in {home} cannot be used ({reason})."
-    # On a full disk SQLite may find its files damaged, too.
+    # On a full disk SQLite may also report damaged files.
     if "disk is full" in reason or shutil.disk_usage(home).free < _LEAST_FREE:
-        return f"{what} The disk is full: free some space and start again. What was stored stays."
+        return f"{what} The disk is full. Free some space and try again. Stored days are safe."
     if "locked" in reason:
-        return f"{what} Another process has been writing to them for too long. Start again when that has ended."
+        return f"{what} Another process is writing to them. Try again when it has finished."
     broken = _damaged_database(home)
     if broken is None and any(words in reason for words in ("readonly", "unable to open", "disk I/O")):
-        return f"{what} Check that this user can write to that folder and that its disk is in order."
-    return f"{what} {broken or home} is damaged or of another version. {_START_ANEW.format(home)}"
+        return f"{what} Check that this user can write to the folder and that the disk works."
+    return f"{what} {broken or home} is damaged or of another version. {_START_OVER.format(home)}"
 
 
 def _damaged_database(home: Path) -> Path | None:
-    """Return the first database that SQLite does not find in order."""
-    for path in sorted(home.rglob("*.db"), key=lambda path: (len(path.stem), path)):  # those of single runs at the end
+    """Return the first database that SQLite finds damaged."""
+    for path in sorted(home.rglob("*.db"), key=lambda path: (len(path.stem), path)):  # files of single runs come last
         try:
             with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
                 if database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
@@ -195,15 +196,15 @@ def _first_lines(error: BaseException) -> str:
 
 
 def dagster_dev_command(host: str = "127.0.0.1", port: int = 3000) -> list[str]:
-    """The command that starts Dagster's UI and daemon over this project, wherever the package is installed.
+    """Return the command that starts Dagster's UI and daemon over this project, wherever the package is installed.
 
-    The module is named rather than workspace.yaml, which a package that was installed from PyPI does not have.
+    It names the module, because a package from PyPI has no workspace.yaml.
     """
     return [sys.executable, "-m", "dagster", "dev", "-m", DEFINITIONS_MODULE, "-h", host, "-p", str(port)]
 
 
 def run_dagster_dev(host: str = "127.0.0.1", port: int = 3000) -> NoReturn:
-    """Run Dagster's UI and daemon in this process, after :func:`prepare_ui`, until a signal ends them."""
+    """Run Dagster's UI and daemon in this process until a signal ends them. Call :func:`prepare_ui` first."""
     end_all_with_this_process()
     sys.argv = dagster_dev_command(host, port)[2:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
@@ -217,28 +218,28 @@ _stop = Stop()
 
 
 def end_all_with_this_process() -> None:
-    """Let Dagster's processes that are started from now on end with this one, even if it is killed.
+    """End Dagster's processes that are started from now on with this one, even if it is killed.
 
-    By themselves they would outlive it, and wait for runs that are under way. Such runs are interrupted when a stop
-    begins. The next to open the records closes those that could not report it.
+    Otherwise they would outlive it and wait for runs in progress. A stop interrupts such runs. The next process that
+    opens the records closes those that could not report their end.
     """
     _stop.on_set(end_with_this_process(at_once=_RUN))
 
 
 def prepare_ui(layout: Layout, host: str = "127.0.0.1", port: int = 3000, allowed_hosts: Sequence[str] = ()) -> None:
-    """Make the home ready for Dagster's UI, which this process or a child of it then runs.
+    """Prepare the home for Dagster's UI, which this process or its child then runs.
 
     Raises:
-        StorageError: the home cannot be written.
-        UsageError: the address cannot be listened on.
-        UiRunsError: a UI runs over the same data folder.
+        StorageError: The home cannot be written.
+        UsageError: The address cannot be listened on.
+        UiRunsError: A UI already runs over this data folder.
     """
     claim_ui(prepare_home(layout), host, port)
     check_address(host, port)
-    instance = open_instance(layout)  # closes dead runs, which would take the place of those that the daemon starts
+    instance = open_instance(layout)  # closes dead runs, which would block those that the daemon starts
     if not hasattr(instance.event_log_storage, "guards_webserver"):
         logger.warning(
-            "%s has another event log, so the UI does not check where requests come from: any page in a browser on "
+            "%s names another event log, so the UI does not check the origin of requests. Any page in a browser on "
             "this machine can start runs.",
             layout.dagster_home / "dagster.yaml",
         )

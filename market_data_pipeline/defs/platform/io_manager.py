@@ -1,4 +1,7 @@
-"""``DuckDBParquetIOManager``: the lake's files as DuckDB relation, Arrow, pandas or polars, and back."""
+"""The IO manager: the lake's files as DuckDB relation, Arrow, pandas or polars, and back.
+
+Reading and writing files does not belong here; see ``tables``.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ from market_data_pipeline.model.series import SeriesKey
 
 
 class DuckDBParquetIOManager(dg.ConfigurableIOManager):
-    """Loads any series for one day or a range of days, by the annotation of the input.
+    """Load any series for one day or a range of days, as the type in the annotation of the input.
 
     ======================================  ======================================================
-    annotation                              what comes
+    annotation                              value
     ======================================  ======================================================
     ``duckdb.DuckDBPyRelation``, or none    a lazy relation over the days' files
     ``pyarrow.Table``                       a table
@@ -27,16 +30,16 @@ class DuckDBParquetIOManager(dg.ConfigurableIOManager):
     ``polars.DataFrame``, ``LazyFrame``     a frame, or a scan of the days' files
     ======================================  ======================================================
 
-    Times are UTC without zone, as in the lake. A day that is not held raises ``NotHeldError``, which names it;
-    days on which the symbol was not listed or nothing was traded have no rows and raise nothing. Days that are
-    provisional or incomplete load as others do; the footer and the ledger of a derived day made of them say so.
+    Times are UTC without zone, as in the lake. A missing day raises ``NotHeldError`` with its date. Days on which the
+    symbol was not listed or not traded have no rows and raise nothing. Provisional and incomplete days load like
+    others. The footer and the ledger of a derived day mark such sources.
 
-    What a derived asset returns (any of these types, for one day, or for a range with a column ``day``) becomes one
-    file a day. ``None`` writes nothing: assets that fetch write their own files.
+    The result of a derived asset (any of these types, for one day, or for a range with a column ``day``) becomes one
+    file a day. ``None`` writes nothing, because assets that fetch write their own files.
 
     Attributes:
         root: Absolute path of the data folder.
-        lock_wait_seconds: How long to wait for another run that writes the same series.
+        lock_wait_seconds: Seconds to wait for another run that writes the same series.
     """
 
     root: str
@@ -47,21 +50,21 @@ class DuckDBParquetIOManager(dg.ConfigurableIOManager):
         return Layout(Path(self.root))
 
     def load_input(self, context: dg.InputContext) -> Any:
-        """Load the partitions that a run, or an asset value loader, asks for.
+        """Load the partitions that a run or an asset value loader requests.
 
         Raises:
-            NotHeldError: a day is not held.
+            NotHeldError: A day is missing.
         """
         from market_data_pipeline.defs.platform.tables import load_days
 
         with faults.in_words():
-            return load_days(self._layout, *_asked(context), context.dagster_type.typing_type)
+            return load_days(self._layout, *_selection(context), context.dagster_type.typing_type)
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
-        """Write what a derived asset returned: one file a day, and the days' rows of the series' ledger.
+        """Write the result of a derived asset: one file a day, and the days' ledger rows.
 
         Raises:
-            MarketDataError: the rows are not of the partitions of the run, or the columns are not the series'.
+            MarketDataError: The rows are not of the run's partitions, or the columns are not those of the series.
         """
         if obj is None:
             return
@@ -70,10 +73,10 @@ class DuckDBParquetIOManager(dg.ConfigurableIOManager):
 
         parents = [series_of(dep.asset_key) for dep in context.asset_spec.deps]
         with faults.in_words():
-            store_days(self._layout, *_asked(context), obj, parents, self.lock_wait_seconds)
+            store_days(self._layout, *_selection(context), obj, parents, self.lock_wait_seconds)
             publish_views(self._layout, context.log)
 
 
-def _asked(context: dg.InputContext | dg.OutputContext) -> tuple[SeriesKey, list[date]]:
-    """The series and the days of it that are loaded or written."""
+def _selection(context: dg.InputContext | dg.OutputContext) -> tuple[SeriesKey, list[date]]:
+    """Return the series to load or write, and its days."""
     return series_of(context.asset_key), [day_of(name) for name in context.asset_partition_keys]

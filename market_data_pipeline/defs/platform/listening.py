@@ -1,4 +1,4 @@
-"""Where Dagster's UI listens: one UI for a data folder, at an address that is free."""
+"""The address of Dagster's UI: one UI per data folder, on a free port. Serving it does not belong here."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def claim_ui(home: Path, host: str, port: int) -> None:
     """Claim the one UI of a home for this process, until it ends.
 
     Raises:
-        UiRunsError: another process has it; the text names that.
+        UiRunsError: Another process has it. The text names that process.
     """
-    # Not `locks.held`, because nothing releases this before the process ends.
+    # Not `locks.held`, because the lock lasts until the process ends.
     claim = os.open(home / "ui.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     taken = False
     try:
         fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         taken = True
-    except OSError:  # a file system without locks: the process that is named tells
+    except OSError:  # a file system without locks: check the process that the file names
         taken = _is_named_and_runs(claim)
     if taken:
-        said = os.pread(claim, 1000, 0).decode(errors="replace").strip() or "another process"
+        owner = os.pread(claim, 1000, 0).decode(errors="replace").strip() or "another process"
         os.close(claim)
-        raise UiRunsError(f"A UI runs over {home.parent} already: {said}. Use that, or stop it first.")
+        raise UiRunsError(f"A UI already runs over {home.parent}: {owner}. Use it, or stop it first.")
     os.ftruncate(claim, 0)
     os.pwrite(claim, f"process {os.getpid()} at {address_of(host, port)}\n".encode(), 0)
 
@@ -51,10 +51,10 @@ def _is_named_and_runs(claim: int) -> bool:
 
 
 def check_address(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened on.
+    """Raise an error if the address cannot be listened on.
 
     Raises:
-        UsageError: the text says why.
+        UsageError: The text has the reason.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -64,10 +64,10 @@ def check_address(host: str, port: int) -> None:
                 trial.bind(address)
     except OSError as error:
         if isinstance(error, socket.gaierror) or error.errno in _NOT_HERE:
-            raise UsageError(f"{host} is no address of this machine. Choose another --host.") from error
+            raise UsageError(f"{host} is not an address of this machine. Choose another --host.") from error
         if error.errno == errno.EADDRINUSE:
             raise UsageError(f"Port {port} of {host} is in use by another program. Choose another --port.") from error
-        raise UsageError(f"Port {port} of {host} cannot be listened on: {error.strerror}.") from error
+        raise UsageError(f"Cannot listen on port {port} of {host}: {error.strerror}.") from error
 
 
 def address_of(host: str, port: int) -> str:
@@ -76,7 +76,7 @@ def address_of(host: str, port: int) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Return True if only programs on this machine reach a host."""
+    """Return True if only programs on this machine can reach a host."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -1,8 +1,7 @@
-"""Pack the JSON of Dagster's events: SQLite connections that write it compressed and read it as it was.
+"""Compression of the JSON of Dagster's events: SQLite connections that pack it on write and unpack it on read.
 
-An event's JSON is 1 to 4 kB, nearly all of it names of classes and fields. A compressor that knows those in advance
-makes 100 to 300 bytes of it. All other values stay as Dagster wrote them.
-Reading and writing events belongs into ``event_log``.
+An event's JSON is 1 to 4 kB, nearly all of it names of classes and fields. A compressor that knows these names makes
+100 to 300 bytes of it. Other values stay as Dagster wrote them. Reading and writing events belongs in ``event_log``.
 """
 
 from __future__ import annotations
@@ -22,20 +21,21 @@ PACKED_COLUMNS = (
     ("asset_keys", "last_materialization"),
     ("asset_keys", "cached_status_data"),
 )
-"""Tables of the event log, and their columns with such JSON."""
+"""Tables and columns of the event log with such JSON."""
 
 _LEAST = 200
-"""Shorter texts stay as they are."""
+"""Minimum length of a text to pack."""
 
 _BEGINS = '{"__class__": "'
-"""Dagster's own serialization begins so."""
+"""Start of Dagster's own serialization."""
 
 _KNOWN = "".join(Path(__file__).with_name("packing.txt").read_text("utf-8").splitlines()).encode()
-"""Pieces of Dagster's events as it writes them, the most frequent last. Values on disk were packed with exactly these,
-so the file must stay as it is; other pieces are another file, with another mark."""
+"""Pieces of Dagster's events, the most frequent last. Values on disk were packed with exactly these, so the file must
+not change. Other pieces need another file and another mark.
+"""
 
 _BEGUN = zlib.compressobj(6, zlib.DEFLATED, wbits=-14, memLevel=6, zdict=_KNOWN)
-"""A compressor that has read what is known. Copying it takes 30 µs with its first event, making it anew 140."""
+"""A compressor that has read the known pieces. Copying it and packing an event takes 30 µs, a new one 140 µs."""
 
 
 def pack(text: str) -> bytes:
@@ -52,7 +52,7 @@ def unpack(packed: bytes) -> str:
     """
     if packed[:1] != MARK:
         raise sqlite3.DatabaseError(
-            f"A value of Dagster's records begins with {packed[:1]!r}: a newer version packed it."
+            f"A value of Dagster's records starts with {packed[:1]!r}. A newer version packed it."
         )
     inflate = zlib.decompressobj(-zlib.MAX_WBITS, zdict=_KNOWN)
     try:
@@ -60,7 +60,7 @@ def unpack(packed: bytes) -> str:
     except zlib.error as error:
         raise sqlite3.DatabaseError(f"A value of Dagster's records is damaged: {error}.") from error
     if not inflate.eof:
-        raise sqlite3.DatabaseError("A value of Dagster's records is cut short.")
+        raise sqlite3.DatabaseError("A value of Dagster's records is truncated.")
     return text.decode()
 
 
@@ -81,7 +81,7 @@ def _unpacked(row: Any) -> Any:
 
 
 class _Cursor(sqlite3.Cursor):
-    """Packs parameters, unpacks rows."""
+    """Pack parameters and unpack rows."""
 
     def execute(self, sql: str, parameters: Any = (), /) -> Self:
         return super().execute(sql, _row_packed(parameters))
@@ -103,9 +103,9 @@ class _Cursor(sqlite3.Cursor):
 
 
 class PackingConnection(sqlite3.Connection):
-    """A connection whose cursors write Dagster's JSON packed and read it as it was; for ``sqlite3.connect(factory=)``.
+    """A connection whose cursors pack and unpack Dagster's JSON, for ``sqlite3.connect(factory=)``.
 
-    It takes positional parameters through cursors, as SQLAlchemy gives them, and reads no other binary values.
+    It takes positional parameters through cursors, as SQLAlchemy passes them, and reads no other binary values.
     """
 
     def cursor(self, factory: Any = None) -> Any:

@@ -1,8 +1,8 @@
-"""Prune Dagster's records: drop old runs, keep the newest materialization and check result of each partition.
+"""Prune Dagster's records: drop old runs, retain the newest materialization and check result of each partition.
 
-A run's row stays as long as a partition's newest materialization, attempt or check result is its own, so that every
-link in the UI leads somewhere; its log goes. Every transaction leaves whole records, so the next prune finishes one
-that was killed. It works on SQLite, with this project's event log or the stock one.
+The row of a run stays if it has the newest materialization, attempt or check result of a partition, so that links in
+the UI work. Its log is dropped. Each transaction leaves whole records, so the next prune finishes one that was killed.
+Scheduling prunes does not belong here.
 """
 
 from __future__ import annotations
@@ -34,35 +34,35 @@ from market_data_pipeline.lake import locks
 from market_data_pipeline.settings import Settings
 
 _RUNS_AT_ONCE = 20
-"""Runs dropped in one transaction. Others wait for it, so it is short."""
+"""Runs dropped in one transaction. It is short, because other processes wait for it."""
 
 _ROWS_AT_ONCE = 500
 
 _PAGES_AT_ONCE = 2_000
-"""Pages given back in one transaction, of 4 kB each."""
+"""Pages of 4 kB freed in one transaction."""
 
 _WAIT_SECONDS = 30.0
-"""How long to wait for another process's transaction."""
+"""Seconds to wait for another process's transaction."""
 
 _FINISHED = ", ".join(f"'{status.value}'" for status in FINISHED_STATUSES)
 
 _WORTHWHILE = 0.1
-"""Share of free pages from which a file is written anew that cannot give back single pages."""
+"""Share of free pages from which a file that cannot free single pages is rewritten."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was dropped, or would be.
+    """Result of a prune, or of a dry run.
 
     Attributes:
         runs: Old runs dropped.
-        kept: Old runs of which the newest of a partition, and the run's row, stay.
-        events: Events dropped, the logs of old runs.
+        kept: Old runs whose rows stay, because they have the newest result of a partition.
+        events: Events dropped: the logs of old runs.
         evaluations: Check results dropped.
         ticks: Ticks of schedules and sensors dropped.
         before: Bytes of all records before.
-        after: Bytes afterwards; an estimate in a dry run.
-        waiting: Why some space is not given back yet, None if all of it is.
+        after: Bytes of all records after. An estimate in a dry run.
+        waiting: The reason why some space is not freed yet. None if all of it is.
     """
 
     runs: int
@@ -78,18 +78,18 @@ class Pruned:
 def prune(
     instance: dg.DagsterInstance, before: datetime, *, dry_run: bool = False, run_id: str | None = None
 ) -> Pruned:
-    """Drop runs that ended before a moment, with their logs, and superseded results; give the space back.
+    """Drop runs that ended before a time, with their logs and superseded results. Free their space.
 
     Args:
         instance: Dagster's records, from ``home.open_instance``.
         before: Runs that ended earlier are old. Runs in progress, and those of backfills in progress, are never old.
         dry_run: Count only.
-        run_id: The run that calls, which is no reason to wait with giving space back.
+        run_id: The calling run. It does not delay freeing space.
 
     Raises:
-        UsageError: The records do not lie in SQLite files.
-        MarketDataError: Another prune is at work.
-        sqlite3.Error: A file cannot be used. Nothing that stays is lost, and the same call goes on where it stopped.
+        UsageError: The records are not in SQLite files.
+        MarketDataError: Another prune is in progress.
+        sqlite3.Error: A file cannot be used. No current result is lost, and the same call continues where it stopped.
     """
     home = Path(instance.root_directory)
     index, runs, schedules = _files(instance)
@@ -110,33 +110,33 @@ def prune(
                 _pack(events)
             waiting = _give_back({index: events, runs: history, schedules: ticks}, history, run_id)
     except Timeout:
-        raise MarketDataError(f"Another prune of {home} is at work. Wait until it has ended.") from None
+        raise MarketDataError(f"Another prune of {home} is in progress. Wait until it has finished.") from None
     return Pruned(*dropped, before=size, after=size_of_records(home), waiting=waiting)
 
 
 def prune_records(context: dg.OpExecutionContext, settings: Settings) -> None:
-    """Prune as the settings say, and report it.
+    """Prune as configured, and report the result.
 
     Args:
-        context: Of the job's op.
-        settings: How long runs are kept.
+        context: The context of the job's op.
+        settings: The retention of runs.
 
     Raises:
         MarketDataError: The records cannot be pruned.
     """
     if not context.instance.is_persistent:
-        context.log.info("These records are in memory only, so there is nothing to prune.")
+        context.log.info("There is nothing to prune, because these records are in memory only.")
         return
     before = clock.now() - timedelta(days=settings.keep_runs_days)
     done = prune(context.instance, before, run_id=context.run_id)
     context.log.info(
-        "%d runs that ended before %s dropped, %d kept without their logs; %.1f MB before, %.1f MB now. %s",
+        "Dropped %d runs that ended before %s and the logs of %d others. Size: %.1f MB before, %.1f MB now. %s",
         done.runs,
         f"{before:%Y-%m-%d}",
         done.kept,
         done.before / 1e6,
         done.after / 1e6,
-        f"Some space waits: {done.waiting}." if done.waiting else "",
+        f"Some space is not freed yet: {done.waiting}." if done.waiting else "",
     )
     context.add_output_metadata({name: value for name, value in asdict(done).items() if value is not None})
 
@@ -151,8 +151,8 @@ def _sqlite(storage: object, kind: type[_Storage]) -> _Storage:
     if isinstance(storage, kind):
         return storage
     raise UsageError(
-        f"Dagster's records lie in {type(storage).__name__}, and prune knows SQLite only. "
-        "Drop old runs with `dagster run delete`, and give back their space with the database's own tools."
+        f"Dagster's records are in {type(storage).__name__}, and prune supports only SQLite. "
+        "Drop old runs with `dagster run delete`, and free their space with the tools of the database."
     )
 
 
@@ -164,7 +164,7 @@ def _files(instance: dg.DagsterInstance) -> tuple[Path, Path, Path]:
     with runs.connect() as history, ticks.connect() as schedules:
         names = [str(connection.engine.url.database) for connection in (history, schedules)]
     with events.index_connection():
-        pass  # makes the file if there is none
+        pass  # creates the file if it is missing
     return Path(events.path_for_shard("index")), Path(names[0]), Path(names[1])
 
 
@@ -191,14 +191,14 @@ def _portions(values: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
-# --- what stays ----------------------------------------------------------------------------------------------------
+# --- retention ----------------------------------------------------------------------------------------------------
 
 
 class _Choice:
-    """Temporary tables of the index's connection: ``old``, runs whose logs go, and what stays of them.
+    """Temporary tables of the index's connection: ``old`` has runs whose logs are dropped.
 
-    ``stays`` has events, ``told`` check results, by id, and ``named`` the runs whose rows stay. What is stored after
-    they were made is newer than anything in them, so it can only make more of it superseded.
+    ``stays`` has ids of events that stay, ``results`` ids of check results, and ``named`` the runs whose rows stay.
+    Rows stored later are newer than anything in them, so they can only supersede more of it.
     """
 
     @staticmethod
@@ -216,31 +216,31 @@ class _Choice:
             INSERT OR IGNORE INTO stays SELECT max(id) FROM event_logs
                 WHERE dagster_event_type IN ('ASSET_MATERIALIZATION', 'ASSET_OBSERVATION') AND asset_key IS NOT NULL
                 GROUP BY asset_key, dagster_event_type, partition;
-            -- The newest attempt: the UI calls a partition failed that was planned and not materialized since.
+            -- The newest attempt: the UI shows a partition as failed if it was planned and not materialized since.
             INSERT OR IGNORE INTO stays SELECT max(id) FROM event_logs
                 WHERE dagster_event_type IN ('ASSET_MATERIALIZATION', 'ASSET_MATERIALIZATION_PLANNED')
                 AND asset_key IS NOT NULL GROUP BY asset_key, partition;
-            -- Ids of events are cursors and must go on rising.
+            -- Ids of events are cursors and must never decrease.
             INSERT OR IGNORE INTO stays SELECT id FROM event_logs ORDER BY id DESC LIMIT 1;
-            CREATE TEMP TABLE told (id INTEGER PRIMARY KEY);
-            INSERT OR IGNORE INTO told SELECT max(id) FROM asset_check_executions
+            CREATE TEMP TABLE results (id INTEGER PRIMARY KEY);
+            INSERT OR IGNORE INTO results SELECT max(id) FROM asset_check_executions
                 WHERE execution_status IN ('SUCCEEDED', 'FAILED') GROUP BY asset_key, check_name, partition;
-            INSERT OR IGNORE INTO told SELECT max(id) FROM asset_check_executions
+            INSERT OR IGNORE INTO results SELECT max(id) FROM asset_check_executions
                 GROUP BY asset_key, check_name, partition;
             CREATE TEMP TABLE named (run_id TEXT PRIMARY KEY) WITHOUT ROWID;
             INSERT OR IGNORE INTO named SELECT run_id FROM event_logs JOIN stays USING (id) JOIN old USING (run_id);
             INSERT OR IGNORE INTO named
-                SELECT run_id FROM asset_check_executions JOIN told USING (id) JOIN old USING (run_id);
+                SELECT run_id FROM asset_check_executions JOIN results USING (id) JOIN old USING (run_id);
             INSERT OR IGNORE INTO named SELECT last_run_id FROM asset_keys JOIN old ON run_id = last_run_id;
         """)
 
 
 _GOES = "run_id IN (SELECT run_id FROM old) AND id NOT IN (SELECT id FROM stays)"
-_UNTOLD = "run_id IN (SELECT run_id FROM old) AND id NOT IN (SELECT id FROM told)"
+_SUPERSEDED = "run_id IN (SELECT run_id FROM old) AND id NOT IN (SELECT id FROM results)"
 
 
 def _count(events: sqlite3.Connection, ticks: sqlite3.Connection, before: datetime) -> tuple[int, int, int, int, int]:
-    """Return the numbers of runs dropped and kept, events, evaluations and ticks."""
+    """Return the number of runs dropped, runs retained, events, evaluations and ticks."""
 
     def one(connection: sqlite3.Connection, sql: str, *values: object) -> int:
         return int(connection.execute(sql, values).fetchone()[0])
@@ -250,18 +250,18 @@ def _count(events: sqlite3.Connection, ticks: sqlite3.Connection, before: dateti
         one(events, "SELECT count(*) FROM old") - kept,
         kept,
         one(events, f"SELECT count(*) FROM event_logs WHERE {_GOES}"),  # noqa: S608
-        one(events, f"SELECT count(*) FROM asset_check_executions WHERE {_UNTOLD}"),  # noqa: S608
+        one(events, f"SELECT count(*) FROM asset_check_executions WHERE {_SUPERSEDED}"),  # noqa: S608
         one(ticks, f"SELECT count(*) FROM job_ticks WHERE {_OLD_TICKS}", _moment(before)),  # noqa: S608
     )
 
 
 def _spared(events: sqlite3.Connection, folder: Path) -> int:
-    """Estimate the bytes that come back: a row takes about as much again as its event, or 300 bytes."""
+    """Estimate the freed bytes. A row adds 300 bytes to its event, or 400 to its evaluation."""
     (logs,) = events.execute(
         f"SELECT coalesce(sum(length(event) + 300), 0) FROM event_logs WHERE {_GOES}"  # noqa: S608
     ).fetchone()
     (checks,) = events.execute(
-        f"SELECT coalesce(sum(length(evaluation_event) + 400), 0) FROM asset_check_executions WHERE {_UNTOLD}"  # noqa: S608
+        f"SELECT coalesce(sum(length(evaluation_event) + 400), 0) FROM asset_check_executions WHERE {_SUPERSEDED}"  # noqa: S608
     ).fetchone()
     own = (_shard_files(folder, run_id) for (run_id,) in events.execute("SELECT run_id FROM old"))
     return int(logs + checks) + sum(path.stat().st_size for paths in own for path in paths)
@@ -280,10 +280,12 @@ def _drop(
     ours = isinstance(instance.event_log_storage, KeptConnectionEventLogStorage)
     old = [run_id for (run_id,) in events.execute("SELECT run_id FROM old ORDER BY run_id")]
     named = {run_id for (run_id,) in events.execute("SELECT run_id FROM named")}
-    untold = events.execute(f"SELECT id FROM asset_check_executions WHERE {_UNTOLD}").fetchall()  # noqa: S608
-    for start in range(0, len(untold), _ROWS_AT_ONCE):
+    superseded = events.execute(f"SELECT id FROM asset_check_executions WHERE {_SUPERSEDED}").fetchall()  # noqa: S608
+    for start in range(0, len(superseded), _ROWS_AT_ONCE):
         with _transaction(events):
-            events.executemany("DELETE FROM asset_check_executions WHERE id = ?", untold[start : start + _ROWS_AT_ONCE])
+            events.executemany(
+                "DELETE FROM asset_check_executions WHERE id = ?", superseded[start : start + _ROWS_AT_ONCE]
+            )
     for some in _portions(old, _RUNS_AT_ONCE):
         marks = ", ".join("?" * len(some))
         goes = f"run_id IN ({marks}) AND id NOT IN (SELECT id FROM stays)"  # noqa: S608
@@ -294,7 +296,7 @@ def _drop(
                 some,
             )
             events.execute(f"DELETE FROM event_logs WHERE {goes}", some)  # noqa: S608
-        # The row goes after the events: a prune that is killed in between finds the run again.
+        # Rows of runs go after their events, so that the next prune finds the run again if this one is killed.
         gone = [run_id for run_id in some if run_id not in named]
         _drop_rows(history, gone)
         for run_id in some:
@@ -315,13 +317,13 @@ def _drop_rows(history: sqlite3.Connection, run_ids: Sequence[str]) -> None:
 
 
 def _shard_files(folder: Path, run_id: str) -> list[Path]:
-    """Return the files that a run has to itself, as all had before their events went into the index."""
+    """Return the files that only this run has. All runs had such files before their events went into the index."""
     names = (folder / f"{run_id}.db{suffix}" for suffix in ("", "-wal", "-shm"))
     return [path for path in names if path.exists()]
 
 
 def _empty_shard(path: Path) -> None:
-    """Empty the file of a run whose row stays. The stock event log does not notice that a file is gone."""
+    """Empty the file of a run whose row stays. The stock event log does not notice a missing file."""
     if path.exists():
         with _open(path) as shard:
             shard.execute("DELETE FROM event_logs")
@@ -338,7 +340,7 @@ def _drop_files(instance: dg.DagsterInstance, folder: Path, run_id: str, *, shar
 
 
 def _drop_backfills(history: sqlite3.Connection, before: datetime) -> None:
-    """Drop backfills that have ended and of which no run is left."""
+    """Drop finished backfills without runs."""
     with _transaction(history):
         history.execute(
             "DELETE FROM bulk_actions WHERE status NOT IN ('REQUESTED', 'CANCELING', 'FAILING') "
@@ -350,7 +352,7 @@ def _drop_backfills(history: sqlite3.Connection, before: datetime) -> None:
 
 
 def _drop_snapshots(history: sqlite3.Connection) -> None:
-    """Drop snapshots of jobs and plans that no run refers to, by itself or through another snapshot."""
+    """Drop snapshots of jobs and plans that no run refers to, directly or through another snapshot."""
     with _transaction(history):
         there = {str(name) for (name,) in history.execute("SELECT snapshot_id FROM snapshots")}
         bodies = (str(body) for (body,) in history.execute("SELECT run_body FROM runs"))
@@ -377,7 +379,7 @@ _OLD_TICKS = (
     "timestamp < ? AND status <> 'STARTED' AND id NOT IN "
     "(SELECT max(id) FROM job_ticks GROUP BY job_origin_id, selector_id)"
 )
-"""The newest of each schedule and sensor stays: the daemon goes on from it."""
+"""The newest tick of each schedule and sensor stays, because the daemon continues from it."""
 
 
 def _drop_ticks(ticks: sqlite3.Connection, before: datetime) -> None:
@@ -386,7 +388,7 @@ def _drop_ticks(ticks: sqlite3.Connection, before: datetime) -> None:
 
 
 def _moment(at: datetime) -> str:
-    """Return a moment as SQLAlchemy stores it."""
+    """Return a time as SQLAlchemy stores it."""
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
@@ -394,7 +396,7 @@ def _moment(at: datetime) -> str:
 
 
 def _pack(events: sqlite3.Connection) -> None:
-    """Pack events that were stored before there was packing."""
+    """Pack events that were stored by versions without packing."""
     for table, column in PACKED_COLUMNS:
         after = 0
         while rows := events.execute(
@@ -404,14 +406,14 @@ def _pack(events: sqlite3.Connection) -> None:
             after = rows[-1][0]
             with _transaction(events):
                 events.executemany(
-                    # Only what is still the same: a check's planned result may have come meanwhile.
+                    # Only unchanged values: a planned check may have its result by now.
                     f"UPDATE {table} SET {column} = ? WHERE id = ? AND {column} = ?",  # noqa: S608
                     [(pack(text), row_id, text) for row_id, text in rows],
                 )
 
 
 def _give_back(files: dict[Path, sqlite3.Connection], history: sqlite3.Connection, run_id: str | None) -> str | None:
-    """Cut free pages off the files; return why some of them cannot be cut yet."""
+    """Cut free pages off the files. Return the reason if some cannot be cut yet."""
     waiting = None
     for path, connection in files.items():
         pages, free, mode = (
@@ -422,26 +424,24 @@ def _give_back(files: dict[Path, sqlite3.Connection], history: sqlite3.Connectio
             for _ in range(-(-free // _PAGES_AT_ONCE)):
                 connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})")
         elif free > _WORTHWHILE * pages:
-            waiting = _write_anew(path, connection, history, run_id) or waiting
+            waiting = _rewrite(path, connection, history, run_id) or waiting
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     return waiting
 
 
-def _write_anew(
-    path: Path, connection: sqlite3.Connection, history: sqlite3.Connection, run_id: str | None
-) -> str | None:
-    """Write a file anew without its free pages, once: from then on it can give back single ones.
+def _rewrite(path: Path, connection: sqlite3.Connection, history: sqlite3.Connection, run_id: str | None) -> str | None:
+    """Rewrite a file without its free pages, once. From then on it can free single pages.
 
-    Everybody else who writes waits meanwhile, so it is left for later while runs are in progress.
+    All other writers wait meanwhile, so it is postponed while runs are in progress.
     """
     (at_work,) = history.execute(
         f"SELECT count(*) FROM runs WHERE status NOT IN ({_FINISHED}) AND run_id IS NOT ?",  # noqa: S608
         [run_id],
     ).fetchone()
     if at_work:
-        return f"{path.name} is written anew by a prune that finds no run in progress"
+        return f"{path.name} is rewritten by the next prune without a run in progress"
     if shutil.disk_usage(path.parent).free < 2 * path.stat().st_size:
-        return f"{path.name} would have to be written anew, for which the disk has no room"
+        return f"the disk has no room to rewrite {path.name}"
     connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
     connection.execute("VACUUM")
     return None

@@ -1,4 +1,4 @@
-"""The size of Dagster's records, and the age from which they may be pruned; nothing here imports Dagster."""
+"""The size of Dagster's records, and the age from which they may be pruned. Imports of Dagster do not belong here."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from market_data_pipeline.errors import UsageError
 
 BYTES_A_DAY = 4_000
-"""Most that a day of a series takes with its checks; 2.7 kB with two of them, as measured."""
+"""Maximum bytes per day of a series with its checks. Measured: 2.7 kB with two checks."""
 
 BIG = 1_000_000_000
-"""Records of more bytes than this are worth a word: in `status`, and before a backfill that would make them."""
+"""Bytes of records from which `status`, and a backfill that would create them, mention the size."""
 
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
@@ -36,9 +36,9 @@ def parse_age(text: str) -> timedelta:
     84
 
     Raises:
-        UsageError: The text is no such age.
+        UsageError: The text is not an age.
     """
     found = re.fullmatch(r"(\d{1,6})([hdw])", text.strip().lower(), re.ASCII)
     if found is None:
-        raise UsageError(f"{text!r} is not an age. Write a number and h, d or w: 36h, 90d, 12w.")
+        raise UsageError(f"{text!r} is not an age. Write a number and h, d or w, e.g. 36h, 90d or 12w.")
     return int(found[1]) * _UNITS[found[2]]

@@ -1,8 +1,7 @@
-"""The lake's files as tables of the type that is asked for, and a derived asset's table as files.
+"""Lake files as tables of the requested type, and the table of a derived asset as files.
 
-What belongs here: which files a load means, in which type they are handed out, and how a derived asset's output
-becomes files. What does not: computing. Files are given to DuckDB as an explicit list: finding one day among 10,950
-files by a pattern takes 355 ms, by a list 5 ms. DuckDB, pandas and polars are imported when somebody asks for them.
+Computing does not belong here. DuckDB reads an explicit list of files: finding one day among 10,950 files takes 355 ms
+by a pattern and 5 ms by a list. DuckDB, pandas and polars are imported on first use.
 """
 
 from __future__ import annotations
@@ -39,101 +38,100 @@ from market_data_pipeline.sql.views import newest_mark
 
 
 def load_days(layout: Layout, key: SeriesKey, days: Sequence[date], wanted: Any) -> Any:
-    """Days of a series as the type that is wanted, see :func:`load_files`.
+    """Return days of a series as the requested type, see :func:`load_files`.
 
     Raises:
-        NotHeldError: a day is not held.
-        StorageError: the system refuses to read the ledger.
+        NotHeldError: A day is missing.
+        StorageError: The system refuses to read the ledger.
     """
     schema = lake_schema(key.market, key.data_type)
     mark = newest_mark(layout, key.market, key.data_type)
     try:
-        return load_files(held_files(layout, key, days), schema, wanted, mark)
-    except FileNotFoundError:  # removed since it was listed, as days are whose month was closed
-        return load_files(held_files(layout, key, days), schema, wanted)
+        return load_files(stored_files(layout, key, days), schema, wanted, mark)
+    except FileNotFoundError:  # removed since it was listed, e.g. because its month was compacted
+        return load_files(stored_files(layout, key, days), schema, wanted)
 
 
-def held_files(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[DayFile]:
-    """The files of days, in the days' order; days that are empty or not listed have none.
+def stored_files(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[DayFile]:
+    """Return the files of days, in the days' order. Days that are empty or not listed have no file.
 
     Raises:
-        NotHeldError: a day has no file, or a damaged one, and no ledger row that says why it needs none; the text names
-            it.
-        StorageError: the system refuses to read the ledger.
+        NotHeldError: A day has no file, or a damaged one, and no ledger row that explains it. The text names the day.
+        StorageError: The system refuses to read the ledger.
     """
     if not days:
         return []
-    asked = set(days)
-    on_disk = {day: held for day, held in days_on_disk(layout, key).items() if day in asked}
+    requested = set(days)
+    on_disk = {day: file for day, file in days_on_disk(layout, key).items() if day in requested}
     rows = rows_on_record(layout, key, on_disk, min(days), max(days))
-    lacking = [day for day in days if not _held_or_explained(rows.get(day))]
-    if lacking:
-        raise NotHeldError(_not_held(key, lacking, rows))
+    missing = [day for day in days if not _stored_or_explained(rows.get(day))]
+    if missing:
+        raise NotHeldError(_missing_text(key, missing, rows))
     return [on_disk[day] for day in days if day in on_disk]
 
 
-def _held_or_explained(row: DayRecord | None) -> bool:
+def _stored_or_explained(row: DayRecord | None) -> bool:
     return row is not None and row.outcome in (HELD, EMPTY, NOT_LISTED)
 
 
-def _not_held(key: SeriesKey, days: Sequence[date], rows: Mapping[date, DayRecord]) -> str:
+def _missing_text(key: SeriesKey, days: Sequence[date], rows: Mapping[date, DayRecord]) -> str:
     named = ", ".join(str(day) for day in days[:10]) + (f" and {len(days) - 10} more" if len(days) > 10 else "")
     row = rows.get(days[0])
     why = f" Last attempt at {days[0]}: {row.reason}" if row is not None and row.reason else ""
-    return f"{key}: not held in the lake: {named}.{why} Materialize those partitions first, or leave the days out."
+    return f"{key}: days missing in the lake: {named}.{why} Materialize these partitions first, or leave the days out."
 
 
-def load_files(held: Sequence[DayFile], schema: pa.Schema, wanted: Any, mark: Path | None = None) -> Any:
-    """Load files of one schema as the type that is wanted.
+def load_files(stored: Sequence[DayFile], schema: pa.Schema, wanted: Any, mark: Path | None = None) -> Any:
+    """Load files of one schema as the requested type.
 
     Args:
-        held: The days; with none of them, an empty value with the right columns comes back.
-        schema: What is in them.
-        wanted: ``pyarrow.Table``, a class of pandas, polars or DuckDB; anything else means a DuckDB relation.
+        stored: The days. Without days, the result is empty and has the right columns.
+        schema: The schema of the files.
+        wanted: ``pyarrow.Table``, or a class of pandas, polars or DuckDB. Anything else means a DuckDB relation.
         mark: A file without rows that a DuckDB relation reads first, see ``catalog.newest_mark``.
     """
     module, name = getattr(wanted, "__module__", "").partition(".")[0], getattr(wanted, "__name__", "")
     if wanted is pa.Table:
-        return read_days(held, schema).cast(may_be_null(schema))
+        return read_days(stored, schema).cast(may_be_null(schema))
     if module == "pandas" and name == "DataFrame":
-        return read_days(held, schema).to_pandas()
+        return read_days(stored, schema).to_pandas()
     if module == "polars" and name in ("DataFrame", "LazyFrame"):
         import polars as pl
 
-        if name == "LazyFrame" and held:
-            time = pl.col(time_column(held[0].key.data_type))
-            inside = [(time >= start) & (time < end) for start, end in _spans(held)]
-            scanned = pl.scan_parquet([str(path) for path in _paths(held)], glob=False, hive_partitioning=False)
+        if name == "LazyFrame" and stored:
+            time = pl.col(time_column(stored[0].key.data_type))
+            inside = [(time >= start) & (time < end) for start, end in _spans(stored)]
+            scanned = pl.scan_parquet([str(path) for path in _paths(stored)], glob=False, hive_partitioning=False)
             return scanned.filter(pl.any_horizontal(inside)) if inside else scanned
-        frame = pl.DataFrame(read_days(held, schema))
+        frame = pl.DataFrame(read_days(stored, schema))
         return frame.lazy() if name == "LazyFrame" else frame
     if module not in ("duckdb", "_duckdb", "typing", "builtins", ""):
         raise MarketDataError(
-            f"An input cannot be loaded as {module}.{name}. There are duckdb.DuckDBPyRelation, pyarrow.Table, "
-            "pandas.DataFrame, polars.DataFrame and polars.LazyFrame."
+            f"An input cannot be loaded as {module}.{name}. Annotate it as duckdb.DuckDBPyRelation, pyarrow.Table, "
+            "pandas.DataFrame, polars.DataFrame or polars.LazyFrame."
         )
     import duckdb
 
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
-    if not held:
+    if not stored:
         return connection.from_arrow(schema.empty_table())
-    listed = [*filter(None, [mark]), *_paths(held)]
+    listed = [*filter(None, [mark]), *_paths(stored)]
     relation = connection.read_parquet([as_pattern(path) for path in listed], hive_partitioning=False)
-    column = time_column(held[0].key.data_type)
-    spans = (f"{column} >= TIMESTAMP '{start}' AND {column} < TIMESTAMP '{end}'" for start, end in _spans(held))
+    column = time_column(stored[0].key.data_type)
+    spans = (f"{column} >= TIMESTAMP '{start}' AND {column} < TIMESTAMP '{end}'" for start, end in _spans(stored))
     return relation.filter(condition) if (condition := " OR ".join(spans)) else relation
 
 
-def _paths(held: Sequence[DayFile]) -> list[Path]:
-    return list(dict.fromkeys(one.path for one in held))
+def _paths(stored: Sequence[DayFile]) -> list[Path]:
+    return list(dict.fromkeys(one.path for one in stored))
 
 
-def _spans(held: Sequence[DayFile]) -> list[tuple[datetime, datetime]]:
-    """From when to before when rows are wanted; nothing where no closed month has rows of other days, too."""
-    if not any(one.of_month for one in held):
+def _spans(stored: Sequence[DayFile]) -> list[tuple[datetime, datetime]]:
+    """Return half-open time ranges of the requested days. Return none if no month file has rows of other days."""
+    if not any(one.of_month for one in stored):
         return []
-    ranges = contiguous_ranges([one.day for one in held])
+    ranges = contiguous_ranges([one.day for one in stored])
     return [(_midnight(first), _midnight(last + timedelta(days=1))) for first, last in ranges]
 
 
@@ -152,22 +150,22 @@ def store_days(
     parents: Sequence[SeriesKey],
     lock_wait_seconds: float,
 ) -> None:
-    """Write what a derived asset returned for the days of a run: one file a day, and the days' rows of the ledger.
+    """Write the result of a derived asset for the days of a run: one file a day, and the days' ledger rows.
 
     Raises:
-        MarketDataError: it is no table, its rows are not of those days, or its columns are not the series'.
-        SeriesBusyError: another run writes the series.
-        StorageError: the disk refuses.
+        MarketDataError: It is not a table, its rows are not of these days, or its columns are not those of the series.
+        SeriesBusyError: Another run is writing the series.
+        StorageError: The disk refuses.
     """
     tables = split_by_day(key, as_arrow(value), lake_schema(key.market, key.data_type), days)
     write_derived(layout, key, tables, parents, lock_wait_seconds)
 
 
 def as_arrow(value: Any) -> pa.Table:
-    """An Arrow table of whatever holds a table: Arrow, pandas, polars (lazy too) or DuckDB.
+    """Return an Arrow table from an Arrow, pandas, polars (also lazy) or DuckDB value.
 
     Raises:
-        MarketDataError: it holds none.
+        MarketDataError: The value is not a table.
     """
     match value:
         case pa.Table():
@@ -180,24 +178,24 @@ def as_arrow(value: Any) -> pa.Table:
             return cast("pa.Table", value.to_arrow())
         case _ if type(value).__module__.startswith("pandas"):
             return pa.Table.from_pandas(value, preserve_index=False)
-    raise MarketDataError(f"A derived asset returns a table, not {type(value).__module__}.{type(value).__name__}.")
+    raise MarketDataError(f"A derived asset must return a table, not {type(value).__module__}.{type(value).__name__}.")
 
 
 def split_by_day(
     key: SeriesKey, table: pa.Table, schema: pa.Schema, days: Sequence[date]
 ) -> dict[date, pa.Table | None]:
-    """A derived asset's output by day, cast to the schema; None for days without rows.
+    """Split the result of a derived asset by day and cast it to the schema. Days without rows have None.
 
     Raises:
-        MarketDataError: columns are missing or of another kind, or rows are of a day that was not asked for.
+        MarketDataError: Columns are missing or of another type, or rows are of a day outside of the run.
     """
     try:
         rows = table.select(schema.names).cast(schema)
     except (KeyError, pa.ArrowException) as error:
-        raise MarketDataError(f"{key}: the output does not have the columns of the series: {error}") from error
+        raise MarketDataError(f"{key}: the output needs the columns of the series: {error}") from error
     if "day" not in schema.names:
         if len(days) > 1:
-            raise MarketDataError(f"{key}: an output for {len(days)} days needs a column `day` to be split by.")
+            raise MarketDataError(f"{key}: an output for {len(days)} days needs a column `day`.")
         return {days[0]: rows if rows.num_rows else None}
     strangers: set[Any] = set(pc.unique(rows["day"]).to_pylist()) - set(days)
     if strangers:
@@ -215,12 +213,12 @@ def write_derived(
 ) -> None:
     """Write days of a derived series and their ledger rows.
 
-    A derived day is final when all that it is made of is, and its integrity fails if a source's day is not complete. A
-    day without rows takes over why its source has none.
+    A derived day is final when all of its sources are. Its integrity fails if a source's day is not complete. A day
+    without rows copies the reason of its source.
 
     Raises:
-        SeriesBusyError: another run writes the series.
-        StorageError: the disk refuses.
+        SeriesBusyError: Another run is writing the series.
+        StorageError: The disk refuses.
     """
     sources = {parent: Ledger.read(layout.ledger(parent)) for parent in parents}
     with storage.only_writer(layout.lock(key), lock_wait_seconds, str(key)):

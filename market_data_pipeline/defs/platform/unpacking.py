@@ -1,4 +1,4 @@
-"""Rewrite Dagster's records as its stock event log reads them: unpacked, and with a file for each run."""
+"""Rewrite Dagster's records for its stock event log: unpacked, with one file per run. Packing does not belong here."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _ROWS_AT_ONCE = 500
 
 
 def unpack_records(storage: SqliteEventLogStorage) -> None:
-    """Unpack everything that this project's event log has packed; without such records, do nothing.
+    """Unpack everything that this project's event log has packed. Do nothing if there is nothing packed.
 
-    Each transaction leaves readable rows. The mark that the records are packed goes last, so the next call finishes
-    one that was killed.
+    Each transaction leaves readable rows. The mark of packed records is removed last, so the next call finishes one
+    that was killed.
 
     Args:
         storage: The stock event log over the same files.
@@ -58,7 +58,7 @@ def _unpack_column(connection: sqlite3.Connection, table: str, column: str) -> N
 
 
 def _write_shard(storage: SqliteEventLogStorage, index: sqlite3.Connection, run_id: str) -> None:
-    """Write a run's events into a file of its own, unless that has some."""
+    """Write a run's events into a file of its own, unless that file has events."""
     names = [column.name for column in SqlEventLogStorageTable.c if column.name != "id"]
     columns = ", ".join(f'"{name}"' for name in names)
     with storage.run_connection(run_id) as shard:

@@ -1,7 +1,7 @@
 """The job that evaluates the check ``reconciliation`` of klines, and its schedule.
 
-The check stands on the klines asset, and the work is the job's: the other side of the comparison often comes later, and
-a step of its own beside the asset would be pulled into every backfill of it.
+The check belongs to the klines asset, but a job does the work. The other side often arrives later, and a step of its
+own would join every backfill of the asset. Comparing does not belong here; see ``run.py``.
 """
 
 # No `from __future__ import annotations`: Dagster reads the annotation of `context` itself, not its text.
@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 
 from market_data_pipeline.defs.keys import RECONCILIATION
-from market_data_pipeline.defs.platform.heartbeat import LIFE
+from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.lineage import comparable, source_of
 from market_data_pipeline.model.reconciliation import OnCompared
@@ -22,37 +22,39 @@ from market_data_pipeline.settings import Settings
 
 SCHEDULE = "reconciliation_daily"
 MINUTE = 15
-"""After the schedule for tradeProfiles, which reads the same days, and before the one for coverage."""
+"""Minute of the tick: after the tradeProfiles, which read the same days, and before coverage."""
 
 _OP = "compare"
 _CONFIG = {
-    "series": dg.Field([str], default_value=[], description="E.g. binance/um/klines/BTCUSDT/1m; none means all."),
-    "first": dg.Field(str, default_value="", description="First UTC day, 2024-01-31; empty: the first that is held."),
-    "last": dg.Field(str, default_value="", description="Last UTC day, included; empty: yesterday."),
-    "again": dg.Field(bool, default_value=False, description="Compare days again that are as they were compared."),
+    "series": dg.Field([str], default_value=[], description="Series, e.g. binance/um/klines/BTCUSDT/1m. Default: all."),
+    "first": dg.Field(
+        str, default_value="", description="First UTC day, e.g. 2024-01-31. Default: the first stored day."
+    ),
+    "last": dg.Field(str, default_value="", description="Last UTC day, included. Default: yesterday."),
+    "again": dg.Field(bool, default_value=False, description="Compare unchanged days again."),
 }
 
 
 def build_reconciliation_job(
     keys: Sequence[SeriesKey], settings: Settings, on_compared: OnCompared | None = None
 ) -> dg.JobDefinition | None:
-    """The job that compares days and puts what it finds on the klines' check; None where nothing can be compared.
+    """Return the job that compares days and evaluates the klines' check. None if nothing can be compared.
 
     Args:
         keys: The universe's series.
-        settings: Where the lake is.
-        on_compared: Told of days as soon as they are compared, where the job runs in this process.
+        settings: The location of the lake.
+        on_compared: Called after each comparison, if the job runs in this process.
     """
     chosen = comparable(keys)
 
-    @dg.op(name=_OP, out={}, config_schema=_CONFIG, required_resource_keys={LIFE})
+    @dg.op(name=_OP, out={}, config_schema=_CONFIG, required_resource_keys={HEARTBEAT})
     def compare_days(context: dg.OpExecutionContext) -> Iterator[dg.AssetCheckEvaluation]:
-        """Compare days of klines with what they are rebuilt from, a month of a series at a time."""
+        """Compare days of klines with the candles rebuilt from their source, one month of a series at a time."""
         from market_data_pipeline.defs.platform.faults import failing_in_words
-        from market_data_pipeline.defs.reconciliation.run import compare_asked
+        from market_data_pipeline.defs.reconciliation.run import compare_requested
 
         with failing_in_words():
-            yield from compare_asked(context, chosen, settings, on_compared)
+            yield from compare_requested(context, chosen, settings, on_compared)
 
     if not chosen:
         return None
@@ -60,9 +62,10 @@ def build_reconciliation_job(
     @dg.job(
         name=RECONCILIATION,
         description=(
-            "Klines against what they can be rebuilt from: 1s and 1m against aggTrades, longer intervals against 1m. "
-            "Compares the days of which both sides are held and that are not as they were last compared; its result "
-            f"is the check `{RECONCILIATION}` of the klines, day by day. Reads files only; asks nothing of Binance."
+            "Compare klines with candles rebuilt from their source.\n\nThe source of 1s and 1m is aggTrades. The "
+            "source of longer intervals is 1m. Compares days that are stored on both sides and new or changed since "
+            f"the last comparison. The result is the check `{RECONCILIATION}` of each day of klines. Reads files only, "
+            "and sends no request to Binance."
         ),
     )
     def reconciliation() -> None:
@@ -74,7 +77,7 @@ def build_reconciliation_job(
 def build_reconciliation_schedule(
     job: dg.JobDefinition, keys: Sequence[SeriesKey], settings: Settings
 ) -> dg.ScheduleDefinition:
-    """The schedule of the job, after the daily ones; on from the start, since nothing is downloaded."""
+    """Return the schedule of the job, after the daily ones. It starts switched on, because it downloads nothing."""
     layout, chosen = Layout(settings.root), comparable(keys)
 
     @dg.schedule(
@@ -83,7 +86,7 @@ def build_reconciliation_schedule(
         cron_schedule=f"{MINUTE} {(settings.daily_hour + 1) % 24} * * *",
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Days of klines and of their source that are new, or have changed since they were compared.",
+        description="Compare klines with their source, for days that are new or changed since the last comparison.",
     )
     def evaluate() -> dg.RunRequest | dg.SkipReason:
         from market_data_pipeline.errors import MarketDataError
@@ -92,12 +95,12 @@ def build_reconciliation_schedule(
         def is_due(key: SeriesKey) -> bool:
             try:
                 return bool(plan(layout, key).days)
-            except MarketDataError:  # the run says what is wrong, after it has compared the others
+            except MarketDataError:  # the run reports the fault after it has compared the others
                 return True
 
         due = [str(key) for key in chosen if is_due(key)]
         if not due:
-            return dg.SkipReason("All days that are held on both sides are as they were last compared.")
+            return dg.SkipReason("All days that are stored on both sides are unchanged since the last comparison.")
         return dg.RunRequest(run_config=run_config(series=due))
 
     return evaluate
@@ -106,27 +109,28 @@ def build_reconciliation_schedule(
 def run_config(
     series: Sequence[str] = (), first: date | None = None, last: date | None = None, *, again: bool = False
 ) -> dict[str, Any]:
-    """The job's configuration; its defaults compare everything that is due."""
-    asked = {
+    """Return the job's configuration. The defaults compare everything that is due."""
+    selection = {
         "series": list(series),
         "first": "" if first is None else first.isoformat(),
         "last": "" if last is None else last.isoformat(),
         "again": again,
     }
-    return {"ops": {_OP: {"config": asked}}}
+    return {"ops": {_OP: {"config": selection}}}
 
 
 def reconciliation_spec(
     key: SeriesKey, asset_key: dg.AssetKey, partitions_def: dg.PartitionsDefinition[str]
 ) -> dg.AssetCheckSpec:
-    """The check of a klines series whose source is collected, too; evaluated for each day."""
+    """Return the check of a klines series whose source is collected too. Each day has its own evaluation."""
     return dg.AssetCheckSpec(
         RECONCILIATION,
         asset=asset_key,
         partitions_def=partitions_def,
         description=(
-            f"Each candle is what `{source_of(key)}` makes of it: prices and the number of trades exactly, volumes "
-            "within 1e-9. Where both may differ without a fault the reason is given, with ids; candles that differ "
-            f"for no known reason fail. Evaluated by the job `{RECONCILIATION}` when both sides are held."
+            f"Each candle equals the candle rebuilt from `{source_of(key)}`.\n\nPrices and the number of trades must "
+            "be equal, and volumes within 1e-9. Known reasons for a difference are listed with ids and pass. Candles "
+            "that differ for no known reason fail. "
+            f"The job `{RECONCILIATION}` evaluates a day when both sides are stored."
         ),
     )

@@ -1,9 +1,8 @@
-"""Evaluations of the check ``reconciliation``, and what the job does for them.
+"""Evaluations of the check ``reconciliation``, and the run of its job.
 
-A run of the klines compares nothing. It repeats what is on record of days that are still as they were compared, since a
-new materialization blanks what was said of the old one, and says of all others that they were not: without a word
-Dagster shows them as failed where another series of the same run fails. A day that differed for no known reason stays
-failed until it is compared again: that a side has changed does not prove it.
+A run of klines compares nothing. It repeats stored results, because a new materialization blanks the older evaluation.
+Days without a result pass as not compared: Dagster shows a day without an evaluation as failed if another series of the
+run fails. A failed day stays failed until it is compared again. Comparing belongs to ``reconciliation.plan``.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from market_data_pipeline.settings import Settings
 from market_data_pipeline.sql.publish import publish_views
 
 SHOWN_DIFFERENCES = 15
-"""Values in a day's table of metadata: an event keeps its own copy."""
+"""Maximum number of values in a day's metadata table. Every event stores its own copy."""
 
-NOT_COMPARED = f"Not compared yet: the job `{RECONCILIATION}` does so when both sides are held."
+NOT_COMPARED = f"Not compared yet. The job `{RECONCILIATION}` compares the day when both sides are stored."
 
-CHANGED_SINCE = f"One side has changed since: the job `{RECONCILIATION}` compares the day again."
+CHANGED_SINCE = f"One side has changed since. The job `{RECONCILIATION}` compares the day again."
 
 
 # --- evaluations ---------------------------------------------------------------------------------------------------
@@ -42,13 +41,13 @@ CHANGED_SINCE = f"One side has changed since: the job `{RECONCILIATION}` compare
 def evaluations(
     instance: dg.DagsterInstance, key: SeriesKey, found: Sequence[DayReconciled], stale: Collection[date] = ()
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    """What was found, as evaluations of the check, each on its day and its newest materialization.
+    """Yield results as evaluations of the check, each for its day and the newest materialization of that day.
 
     Args:
         instance: Dagster's records.
         key: The klines.
-        found: What was found, by day.
-        stale: Days of which a side has changed since.
+        found: The results, by day.
+        stale: Days with a side that has changed since the comparison.
     """
     asset_key = asset_key_of(key)
     targets = every_target(instance, asset_key, [partition_of(one.day) for one in found])
@@ -66,16 +65,16 @@ def evaluations(
 
 
 def describe(found: DayReconciled) -> str:
-    """A day's result in a sentence or two."""
+    """Return a day's result in one or two sentences."""
     if not found.differing:
-        return f"All {found.bars:,} candles are what {found.source} makes of them."
+        return f"All {found.bars:,} candles equal the candles rebuilt from {found.source}."
     reasons = sorted({one.reason for one in found.differences if one.reason})
     known = f"{found.explained:,} differ for a known reason ({', '.join(reasons)})" if found.explained else ""
     if not found.unexplained:
-        return f"Of {found.bars:,} candles {known}; all others are what {found.source} makes of them."
+        return f"Of {found.bars:,} candles {known}. All others equal the candles rebuilt from {found.source}."
     return (
-        f"{found.unexplained:,} of {found.bars:,} candles are not what {found.source} makes of them, and nothing "
-        f"explains it.{f' A further {known}.' if known else ''}"
+        f"{found.unexplained:,} of {found.bars:,} candles differ from the candles rebuilt from {found.source} for no "
+        f"known reason.{f' A further {known}.' if known else ''}"
     )
 
 
@@ -93,7 +92,7 @@ def _metadata(found: DayReconciled) -> Mapping[str, Any]:
         ordered = sorted(found.differences, key=lambda one: bool(one.reason))
         facts["differences"] = dg.MetadataValue.table([_record(one) for one in ordered[:SHOWN_DIFFERENCES]])
         if len(ordered) > SHOWN_DIFFERENCES:
-            facts["more differences"] = f"{SHOWN_DIFFERENCES} of {len(ordered)} values are shown"
+            facts["more differences"] = f"{SHOWN_DIFFERENCES} of {len(ordered)} values shown"
     return {name: value for name, value in facts.items() if value is not None}
 
 
@@ -114,22 +113,22 @@ def with_reconciliation(
     context: dg.AssetExecutionContext,
     layout: Layout,
     results: Iterable[DayOutcome | DayFailure],
-    told: Iterable[Any],
+    reported: Iterable[Any],
 ) -> Iterator[Any]:
-    """The events of a run of klines, followed by what is on record of its good days' reconciliation.
+    """Yield the events of a run of klines, then the stored reconciliation of its good days.
 
     Args:
-        context: Of the klines' asset.
-        layout: Where the record lies.
-        results: Of the run's days.
-        told: What :func:`~market_data_pipeline.defs.events.day_events` makes of them.
+        context: The context of the klines' asset.
+        layout: The location of the stored results.
+        results: The results of the run's days.
+        reported: The events that :func:`~market_data_pipeline.defs.events.day_events` makes of them.
 
     Raises:
-        dagster.Failure: as ``told`` does, after all events.
+        dagster.Failure: ``reported`` raised it. All events come first.
     """
     good = [result for result in results if isinstance(result, DayOutcome)]
     try:
-        yield from told
+        yield from reported
     except dg.Failure:
         yield from _on_record(context.instance, layout, good)
         raise
@@ -146,7 +145,7 @@ def _on_record(
     key, days = good[0].key, [result.day for result in good]
     try:
         current = set(plan(layout, key, min(days), max(days)).done)
-    except MarketDataError:  # a ledger that cannot be read, which the job tells of
+    except MarketDataError:  # a ledger that cannot be read, which the job reports
         current = set()
     record = read_reconciled(layout.reconciled(key), [one.day for one in good if one.row.outcome == HELD])
     known = {day: one for day, one in record.items() if day in current or one.unexplained}
@@ -168,36 +167,38 @@ def _on_record(
 # --- the job -------------------------------------------------------------------------------------------------------
 
 
-def compare_asked(
+def compare_requested(
     context: dg.OpExecutionContext, keys: Sequence[SeriesKey], settings: Settings, on_compared: OnCompared | None
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    """Compare the days that a run's configuration asks for, and tell Dagster of each.
+    """Compare the days that a run's configuration selects, and report each to Dagster.
 
     Args:
-        context: Of the job's op.
+        context: The context of the job's op.
         keys: The klines that can be compared.
-        settings: Where the lake is.
-        on_compared: Told of days as soon as they are compared.
+        settings: The location of the lake.
+        on_compared: Called after each comparison.
 
     Raises:
-        dagster.Failure: a series that is asked for cannot be compared; or, after all others, some could not be read.
+        dagster.Failure: A requested series cannot be compared. Or, after all others, some could not be read.
     """
-    asked, by_name, layout = context.op_config, {str(key): key for key in keys}, Layout(settings.root)
-    unknown = [name for name in asked["series"] if name not in by_name]
+    selection, by_name, layout = context.op_config, {str(key): key for key in keys}, Layout(settings.root)
+    unknown = [name for name in selection["series"] if name not in by_name]
     if unknown:
         raise dg.Failure(
-            f"{', '.join(unknown)} cannot be compared. There are: {', '.join(by_name)}.", allow_retries=False
+            f"{', '.join(unknown)} cannot be compared. Choose from: {', '.join(by_name)}.", allow_retries=False
         )
     troubles = []
-    for name in asked["series"] or by_name:
+    for name in selection["series"] or by_name:
         try:
-            wanted = plan(layout, by_name[name], _day(asked["first"]), _day(asked["last"]), again=asked["again"])
+            wanted = plan(
+                layout, by_name[name], _day(selection["first"]), _day(selection["last"]), again=selection["again"]
+            )
             yield from _compared(context, wanted, layout, settings, on_compared)
         except MarketDataError as error:
             troubles.append(str(error))
     publish_views(layout, context.log)
     if troubles:
-        # The other series were compared, and are on record.
+        # The other series were compared and reported.
         raise dg.Failure("\n".join(troubles), allow_retries=False)
 
 
@@ -221,8 +222,8 @@ def _compared(
         if on_compared is not None:
             on_compared(key, found)
     if wanted.days:
-        told = "%s: %d days, %d candles compared: %d differ, %d of them for no known reason"
-        context.log.info(told, key, len(wanted.days), bars, differing, unexplained)
+        text = "%s: compared %d days with %d candles: %d differ, %d of them for no known reason"
+        context.log.info(text, key, len(wanted.days), bars, differing, unexplained)
 
 
 def _day(text: str) -> date | None:

@@ -56,7 +56,7 @@ def test_a_complete_market_passes(project: Project) -> None:
 
     metadata, checks = run(project)
 
-    assert (metadata["days held"], metadata["days missing"], metadata["series"]) == (9, 0, 3)
+    assert (metadata["days stored"], metadata["days missing"], metadata["series"]) == (9, 0, 3)
     assert checks["missing_days"].passed
     assert checks["doubtful_days"].passed
     # The made-up trades jump from 19 to 20, as they should.
@@ -87,8 +87,8 @@ def test_days_that_lack_are_listed_by_series_with_the_way_to_bring_them(project:
     assert (missing.passed, missing.severity, bad.passed, bad.severity) == (
         False, dg.AssetCheckSeverity.WARN, False, dg.AssetCheckSeverity.ERROR
     )  # fmt: skip
-    assert "1 days of 1 series were never brought. `market-data sync`" in (missing.description or "")
-    assert table(missing, "missing") == [{"series": str(OTHER), "days": 1, "which": "2024-01-01"}]
+    assert "1 days of 1 series were never fetched. Run `market-data sync`" in (missing.description or "")
+    assert table(missing, "missing") == [{"series": str(OTHER), "days": 1, "spans": "2024-01-01"}]
     assert table(bad, "failed") == [{"series": str(OTHER), "day": "2024-01-03", "kind": "checksum", "attempts": 2}]
     assert bad.metadata["checksum: newest reason"].value == "It differs."
     assert bad.metadata["checksum: to recover"].value == (
@@ -128,11 +128,11 @@ def test_days_that_are_held_and_not_beyond_doubt_are_a_warning_that_stays(projec
 
     metadata, checks = run(project)
 
-    assert metadata["days held"] == 9
+    assert metadata["days stored"] == 9
     found = checks["doubtful_days"]
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
-    assert "3 days of 2 series are held" in (found.description or "")
-    assert [(row["series"], row["day"], row["what"]) for row in table(found, "doubtful")] == [
+    assert "3 stored days of 2 series are in doubt" in (found.description or "")
+    assert [(row["series"], row["day"], row["doubt"]) for row in table(found, "doubtful")] == [
         (str(OTHER), "2024-01-03", "the integrity check fails (1 candle is upside down.)"),
         (
             str(KLINES),
@@ -207,7 +207,7 @@ def test_a_lost_ledger_does_not_look_like_missing_days(project: Project) -> None
 
     metadata, checks = run(project)
 
-    assert (metadata["days held"], metadata["days missing"]) == (9, 0)
+    assert (metadata["days stored"], metadata["days missing"]) == (9, 0)
     assert all(found.passed for found in checks.values())
     assert not project.layout.ledger(KLINES).exists()  # the series' next writer writes it
 

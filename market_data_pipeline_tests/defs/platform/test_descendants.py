@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from market_data_pipeline.cli.signals import LAST_SECONDS
-from market_data_pipeline.defs.platform.descendants import KILLED_AFTER_SECONDS, MARK, end_with_this_process
+from market_data_pipeline.defs.platform.descendants import KILL_AFTER_SECONDS, MARK, end_with_this_process
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 
@@ -122,7 +122,7 @@ def test_strangers_are_left_alone() -> None:
 
 
 def test_all_is_over_within_ten_seconds() -> None:
-    assert LAST_SECONDS < KILLED_AFTER_SECONDS < 10
+    assert LAST_SECONDS < KILL_AFTER_SECONDS < 10
 
 
 def test_without_proc_nothing_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

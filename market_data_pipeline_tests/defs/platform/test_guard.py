@@ -255,7 +255,7 @@ def test_port_in_use_and_foreign_address_are_named() -> None:
             check_address("127.0.0.1", port)
     check_address("127.0.0.1", port)
     for host in ("203.0.113.7", "not a host"):
-        with pytest.raises(UsageError, match="is no address of this machine"):
+        with pytest.raises(UsageError, match="is not an address of this machine"):
             check_address(host, 3000)
 
 

@@ -74,7 +74,7 @@ def test_days_whose_month_is_closed_meanwhile_load(
     """Their own files are listed, and removed before they are read."""
     for number in range(1, 32):
         hold(project.layout, KLINES, day(number))
-    listed = tables.held_files
+    listed = tables.stored_files
 
     def list_then_remove(*args: Any) -> Any:
         held = listed(*args)
@@ -83,7 +83,7 @@ def test_days_whose_month_is_closed_meanwhile_load(
         remove_closed_days(project.layout, KLINES, due)
         return held
 
-    monkeypatch.setattr(tables, "held_files", list_then_remove)
+    monkeypatch.setattr(tables, "stored_files", list_then_remove)
     assert as_arrow(load(project, KLINES, kind, 2, 3)).num_rows == 48
     assert not list(project.layout.folder(KLINES).glob("*.parquet"))
 

@@ -33,8 +33,8 @@ def test_what_is_known_never_changes() -> None:
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        (b"\x02" + pack(EVENT)[1:], "a newer version packed it"),
-        (pack(EVENT)[:-3], "cut short"),
+        (b"\x02" + pack(EVENT)[1:], "A newer version packed it"),
+        (pack(EVENT)[:-3], "truncated"),
         (b"\x01\xff\xff\xff", "damaged"),
         (b"", "a newer version"),
     ],

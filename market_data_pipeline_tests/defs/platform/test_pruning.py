@@ -268,7 +268,7 @@ def test_of_old_ticks_the_newest_of_each_schedule_stays(instance: dg.DagsterInst
 def test_refusals_are_sentences(instance: dg.DagsterInstance, layout: Layout) -> None:
     with locks.held(layout.dagster_home / "prune.lock"), pytest.raises(MarketDataError, match="Another prune of"):
         prune(instance, later())
-    with dg.DagsterInstance.ephemeral() as memory, pytest.raises(UsageError, match="knows SQLite only"):
+    with dg.DagsterInstance.ephemeral() as memory, pytest.raises(UsageError, match="supports only SQLite"):
         prune(memory, later())
     index = layout.dagster_home / "history" / "runs" / "index.db"
     with closing(sqlite3.connect(index)) as file:

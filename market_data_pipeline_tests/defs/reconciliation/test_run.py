@@ -105,7 +105,7 @@ def test_days_held_on_both_sides_are_compared_each_on_its_partition(project: Pro
     assert run.success
     assert checked(project) == {"SUCCEEDED": {2, 3}}
     found = project.evaluation(RECONCILIATION, 2, HOURS)
-    assert found.description == f"All 24 candles are what {MINUTES} makes of them."
+    assert found.description == f"All 24 candles equal the candles rebuilt from {MINUTES}."
     [newest, *_] = project.instance.fetch_materializations(
         dg.AssetRecordsFilter(asset_key=asset_key_of(HOURS), asset_partitions=[str(day(2))]), limit=1
     ).records
@@ -156,7 +156,7 @@ def test_a_day_that_failed_stays_so_until_it_is_compared_again(project: Project)
 
     assert checked(project) == {"SUCCEEDED": {1}, "FAILED": {2}}
     assert project.evaluation(RECONCILIATION, 2, HOURS).description == (
-        f"1 of 24 candles are not what {MINUTES} makes of them, and nothing explains it. {CHANGED_SINCE}"
+        f"1 of 24 candles differ from the candles rebuilt from {MINUTES} for no known reason. {CHANGED_SINCE}"
     )
     assert not compared(project, 3)
     alter(project, HOURS, 2, 5, high=108.0, volume=1.0)
