@@ -145,7 +145,7 @@ def test_days_that_are_held_and_not_beyond_doubt_are_a_warning_that_stays(projec
 
 @pytest.mark.parametrize(
     ("failure", "words"),
-    [("absent", "universe refresh"), ("unpublished", "nothing: the archive"), ("conflict", "quarantine show")],
+    [("absent", "universe refresh"), ("unpublished", "the next archive replaces it"), ("conflict", "quarantine show")],
 )
 def test_each_failure_has_a_way_out(failure: str, words: str) -> None:
     assert words in how_to_recover(TRADES, DayRecord(day=day(1), outcome=FAILED, failure=failure))
@@ -238,7 +238,7 @@ def test_the_metadata_of_a_big_market_stays_small(tmp_path: Path, monkeypatch: p
     )
 
 
-@pytest.mark.parametrize(("first_key", "kind", "severity"), [(23, "hole", "WARN"), (19, "overlap", "ERROR")])
+@pytest.mark.parametrize(("first_key", "kind", "severity"), [(23, "gap", "WARN"), (19, "overlap", "ERROR")])
 def test_a_midnight_that_is_not_crossed_is_shown(project: Project, first_key: int, kind: str, severity: str) -> None:
     before = hold(project.layout, TRADES, day(1))
     put(project.layout, TRADES, replace(hold(project.layout, TRADES, day(2)), first_key=first_key))
@@ -272,5 +272,5 @@ def test_an_outage_over_midnight_that_both_days_explain_is_no_break(
 
     found = checks["continuity"]
     assert (found.passed, found.metadata["explained"].value) == (passed, int(passed))
-    assert ("but for 1 midnights that the checks of the days around explain" in (found.description or "")) is passed
+    assert ("except 1 midnights that the checks of the adjacent days explain" in (found.description or "")) is passed
     assert ("midnights" in found.metadata) is not passed

@@ -110,7 +110,7 @@ def test_a_tick_without_a_provisional_day_asks_nobody(watch: Watch) -> None:
     watch.world.ingest(BTC, days("2026-03-01", "2026-03-05"))
     assert watch.tick("2026-03-05T12:30:00") == [], "today is the hourly schedule's"
     assert watch.requests == 0
-    assert watch.said == "No day waits for their archive; it is too early to look for any of them again."
+    assert watch.said == "No day waits for an archive. It is too early to look again."
 
 
 def test_a_day_becomes_final_when_its_archive_is_listed_and_is_requested_once(watch: Watch) -> None:
@@ -123,7 +123,7 @@ def test_a_day_becomes_final_when_its_archive_is_listed_and_is_requested_once(wa
     assert watch.tick("2026-03-05T02:30:00") == []
     assert watch.requests == 3, "a page of the listing for each series"
     assert watch.said is not None
-    assert watch.said.startswith("3 days wait for their archive")
+    assert watch.said.startswith("3 days wait for an archive")
     requests = watch.tick("2026-03-05T08:30:00")
     assert asked(requests) == {("2026-03-04", "2026-03-04"): {BTC, ETH, UM}}
     assert watch.tick("2026-03-05T09:00:00") == [], "its run has not begun yet"
@@ -223,7 +223,7 @@ def test_a_listing_that_is_down_is_given_up_after_the_first_series_and_the_next_
     assert watch.tick("2026-03-05T14:00:00") == []
     assert watch.requests <= 2, "400 series with all retries each would outlast the tick"
     assert watch.said is not None
-    assert "3 series are looked for by the next tick" in watch.said
+    assert "The next tick looks for 3 more series" in watch.said
     assert "503" in capfd.readouterr().err
 
     watch.world.sandbox.faults.remove(down)

@@ -93,7 +93,7 @@ def test_a_replaced_archive_is_shown_marked_and_fetched_by_repair(
     assert isinstance(table, dg.TableMetadataValue)
     assert [record.data for record in table.records] == [
         {
-            "what": "replaced",
+            "finding": "replaced",
             "series": str(BTC),
             "first day": "2026-02-04",
             "days": 1,

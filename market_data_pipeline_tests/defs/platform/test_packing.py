@@ -36,7 +36,7 @@ def test_what_is_known_never_changes() -> None:
         (b"\x02" + pack(EVENT)[1:], "A newer version packed it"),
         (pack(EVENT)[:-3], "truncated"),
         (b"\x01\xff\xff\xff", "damaged"),
-        (b"", "a newer version"),
+        (b"", "A newer version"),
     ],
 )
 def test_a_value_that_cannot_be_read_says_why(value: bytes, why: str) -> None:
