@@ -205,7 +205,7 @@ def doubtful_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResu
             "replaced and the new one was refused or not fetched yet, you accepted a checksum that does not match, or "
             "the integrity check fails. The metadata lists the newest days. The check of each day has the details."
             if doubtful
-            else "Every stored day is verified against the archive that is published now."
+            else "No stored day is in doubt."
         ),
         metadata=metadata,
     )

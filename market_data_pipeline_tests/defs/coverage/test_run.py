@@ -166,7 +166,7 @@ def test_days_that_stay_provisional_for_longer_than_the_setting_are_reported(
     if overdue:
         assert found.severity is dg.AssetCheckSeverity.WARN
         assert f"1 days of 1 series have been provisional for more than {after} days" in (found.description or "")
-        assert table(found, "overdue") == [{"series": str(KLINES), "days": 1, "which": overdue}]
+        assert table(found, "overdue") == [{"series": str(KLINES), "days": 1, "spans": overdue}]
 
 
 @pytest.mark.parametrize(
