@@ -21,8 +21,8 @@ CHECKS: Mapping[str, str] = {
     "missing_days": "Every day of every series was fetched.\n\nA series runs from its start in the universe to "
     "yesterday.",
     "failed_days": "No requested day has failed.",
-    "doubtful_days": "No stored day is in doubt.\n\nA day is in doubt if its archive was replaced and the new one is not "
-    "stored, if its checksum does not match, or if its integrity check fails.",
+    "doubtful_days": "No stored day is in doubt.\n\nA day is in doubt if its archive was replaced and the new one is "
+    "not stored, if its checksum does not match, or if its integrity check fails.",
     "provisional_days": "No day has been provisional for too long.\n\nA day becomes final when its archive is "
     "published and verified.",
     "gaps": "Every gap and every run of flat candles in the stored days has an explanation.\n\nThe verdicts are those "
