@@ -211,7 +211,7 @@ def bring_all(
     import dagster._core.storage.schedules
 
     import market_data_pipeline.defs.event_log  # noqa: F401
-    from market_data_pipeline.defs.in_process import bring, days_on_record
+    from market_data_pipeline.defs.in_process import days_on_record, run_ingest
     from market_data_pipeline.defs.platform.home import CONFIG, open_instance
 
     os.environ.pop("DAGSTER_HOME", None)
@@ -226,7 +226,7 @@ def bring_all(
         del config["event_log_storage"]
         (layout.dagster_home / "dagster.yaml").write_text(yaml.safe_dump(config))
     with measured() as cost, cost.watching_helpers():
-        report = bring(settings_of(env, root, universe), wanted)
+        report = run_ingest(settings_of(env, root, universe), wanted)
     if report.failures:
         raise RuntimeError(f"{len(report.failures)} days failed: {report.failures[0].reason}")
     with open_instance(layout) as instance:

@@ -73,7 +73,7 @@ def fetch(settings: Settings, chosen: Chosen, *, yes: bool, everything: bool = F
         MarketDataError: nothing can be brought at all, e.g. because the disk refuses.
     """
     from market_data_pipeline.defs.definitions import ignore_notices
-    from market_data_pipeline.defs.in_process import bring
+    from market_data_pipeline.defs.in_process import run_ingest
 
     console = aside()
     for note in chosen.notes:
@@ -84,7 +84,7 @@ def fetch(settings: Settings, chosen: Chosen, *, yes: bool, everything: bool = F
     with watching(chosen.wanted, console) as watch, warnings.catch_warnings():
         ignore_notices()
         try:
-            report = bring(settings, chosen.wanted, on_result=watch, profiles=everything, coverage=everything)
+            report = run_ingest(settings, chosen.wanted, on_result=watch, profiles=everything, coverage=everything)
         except KeyboardInterrupt:
             console.print("Stopped. What was brought is kept; the same command goes on from there.")
             raise

@@ -57,12 +57,12 @@ def bring_lacking(settings: Settings, layout: Layout, wanted: Wanted) -> None:
     if not lacking:
         return
     from market_data_pipeline.defs.definitions import ignore_notices
-    from market_data_pipeline.defs.in_process import bring
+    from market_data_pipeline.defs.in_process import run_ingest
 
     total = sum(map(len, lacking.values()))
     with warnings.catch_warnings(), _progress(total) as on_result:
         ignore_notices()
-        report = bring(settings, lacking, on_result, profiles=wanted.data_type is DataType.TRADE_PROFILE)
+        report = run_ingest(settings, lacking, on_result, profiles=wanted.data_type is DataType.TRADE_PROFILE)
     if report.failures:
         reasons = " ".join(failure.reason for failure in report.failures[:_REASONS])
         more = f" And {len(report.failures) - _REASONS} more." if len(report.failures) > _REASONS else ""

@@ -79,7 +79,7 @@ class Report:
         return sum(outcome.action is action for outcome in self.outcomes)
 
 
-def bring(
+def run_ingest(
     settings: Settings,
     wanted: Mapping[SeriesKey, Sequence[date]],
     on_result: OnResult | None = None,

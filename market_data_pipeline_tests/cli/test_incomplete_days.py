@@ -8,7 +8,7 @@ from datetime import date
 
 import pytest
 
-from market_data_pipeline.defs.in_process import bring
+from market_data_pipeline.defs.in_process import run_ingest
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.maintenance.due import changed_profiles
@@ -141,7 +141,7 @@ def test_report_of_python_knows_them(world: World, market_data: MarketData) -> N
     break_rows(world)
     market_data(*BACKFILL)
     settings = world.settings.model_copy(update={"universe": world.root / "universe.yaml"})
-    report = bring(settings, {CANDLES: [date(2026, 3, 1), BAD]})
+    report = run_ingest(settings, {CANDLES: [date(2026, 3, 1), BAD]})
     assert {key: [row.day for row in rows] for key, rows in report.incomplete.items()} == {CANDLES: [BAD]}
     assert not report.failures
 

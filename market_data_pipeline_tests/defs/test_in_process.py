@@ -1,4 +1,4 @@
-"""What ``bring`` asks for and what it leaves alone."""
+"""``run_ingest``: the days that it requests, and the days that it leaves alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import dagster as dg
 import pytest
 
-from market_data_pipeline.defs.in_process import Report, bring
+from market_data_pipeline.defs.in_process import Report, run_ingest
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.model.lineage import profile_of
@@ -35,7 +35,7 @@ def brought(world: World) -> Callable[[str], Report]:
 
     def run(spans: str = "{from: 2017-08-17, until: null}") -> Report:
         universe.with_name("universe.lock.yaml").write_text(f"spot:\n  BTCUSDT: [{spans}]\n")
-        return bring(world.settings, {BTC: WANTED})
+        return run_ingest(world.settings, {BTC: WANTED})
 
     return run
 
@@ -73,7 +73,7 @@ def test_the_gaps_check_of_a_day_says_what_the_market_did_as_soon_as_that_is_kno
     )
     numbers = []
     for _ in range(2):
-        bring(world.settings, wanted, coverage=True)
+        run_ingest(world.settings, wanted, coverage=True)
         with open_instance(world.layout) as instance:
             for key in keys:
                 check = dg.AssetCheckKey(asset_key_of(key), "gaps")
@@ -100,12 +100,12 @@ def test_a_profile_that_cannot_be_made_is_a_failure_that_names_the_file(world: W
     world.settings.universe.write_text(
         "collect:\n  - {market: spot, symbols: [BTCUSDT], aggTrades: {from: 2026-02-01}}\n"
     )
-    bring(world.settings, {trades: WANTED})
+    run_ingest(world.settings, {trades: WANTED})
     path = world.layout.file(trades, WANTED[1])
     stat = path.stat()
     path.write_bytes(b"PAR1" + bytes(stat.st_size - 4))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a disk does that loses bits
-    report = bring(world.settings, {trades: WANTED}, profiles=True)
+    report = run_ingest(world.settings, {trades: WANTED}, profiles=True)
     assert report.count(Action.HELD) == 3
     assert {failure.day for failure in report.failures} == set(WANTED)
     assert {failure.key for failure in report.failures} == {profile_of(trades)}
