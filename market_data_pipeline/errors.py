@@ -1,4 +1,7 @@
-"""The faults that a user can meet. Each message says what happened, to what, and what to do."""
+"""Every foreseeable error as one tree. Each message names what happened, where, and the next step.
+
+Errors that only one module raises and catches do not belong here.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,18 @@ if TYPE_CHECKING:
 
 
 class MarketDataError(Exception):
-    """A foreseeable fault: its text is for people, and no traceback is shown for it."""
+    """A foreseeable error. Its text is for people, and the CLI prints no traceback."""
 
 
 class UsageError(MarketDataError):
-    """Something asked for does not exist or cannot be meant: an unknown symbol, a date that is none. Exit code 2."""
+    """The request is invalid, for example an unknown symbol or an impossible date. Exit code 2."""
 
 
 class SourceError(MarketDataError):
-    """A day could not be had from a source.
+    """A day could not be fetched from a source.
 
     Attributes:
-        kind: The failure's kind as the ledger keeps it.
+        kind: Kind of failure, as in the ledger.
     """
 
     kind = "source"
@@ -33,13 +36,13 @@ class MalformedError(SourceError):
 
 
 class RestAnswerError(SourceError):
-    """REST answered something that is not understood; another time it may answer otherwise."""
+    """REST sent an answer of an unknown form. A later answer may be valid."""
 
     kind = "rest_answer"
 
 
 class UnprovenError(SourceError):
-    """The archive was published again without a checksum, and cannot stand for rows that were proven."""
+    """The archive was published again without a checksum, so it cannot replace verified rows."""
 
     kind = "unproven"
 
@@ -48,8 +51,8 @@ class ChecksumError(SourceError):
     """The bytes do not match their published checksum.
 
     Attributes:
-        file: The file, as it was served.
-        published_sha256: The sha256 that the archive published.
+        file: The file as downloaded.
+        published_sha256: SHA-256 that the archive published.
     """
 
     kind = "checksum"
@@ -61,13 +64,13 @@ class ChecksumError(SourceError):
 
 
 class NetworkError(SourceError):
-    """A host did not answer, or kept answering that it cannot."""
+    """A host did not answer, or failed at every retry."""
 
     kind = "network"
 
 
 class HostOffError(SourceError):
-    """A REST host refuses us (418, 403, 451), or is off for the rest of the run because it did."""
+    """A REST host refuses our requests (418, 403, 451). It is off for the rest of the run."""
 
     kind = "host_off"
 
@@ -79,17 +82,17 @@ class AbsentError(SourceError):
 
 
 class RefusedError(AbsentError):
-    """REST says that it does not serve such a request (400), e.g. of a symbol unknown to it: it would say so again."""
+    """REST refuses the request (400), for example for an unknown symbol. A retry would fail, too."""
 
 
 class UnpublishedError(SourceError):
-    """The archive does not have the day yet, and over REST it would cost more weight than a run may spend."""
+    """The archive does not have the day yet, and REST would cost more weight than a run may spend."""
 
     kind = "unpublished"
 
 
 class BeyondReachError(UnpublishedError):
-    """REST does not serve rows so old: only the archive has them, now and later."""
+    """REST does not serve rows that old. Only the archive can have them."""
 
 
 class ConflictError(SourceError):
@@ -99,15 +102,15 @@ class ConflictError(SourceError):
 
 
 class StorageError(MarketDataError):
-    """The disk refuses: it is full, or a folder cannot be written to. What was there before is untouched."""
+    """The disk is full, or a folder is not writable. Existing files are unchanged."""
 
 
 class DamagedFileError(MarketDataError):
-    """A file of the lake cannot be read as what it should be."""
+    """A file of the lake is damaged or not of the expected form."""
 
 
 class SeriesBusyError(MarketDataError):
-    """Another process has been writing the same series for longer than we may wait."""
+    """Another process wrote the same series for longer than the lock timeout."""
 
 
 class RecordsError(MarketDataError):
@@ -115,16 +118,16 @@ class RecordsError(MarketDataError):
 
 
 class UiRunsError(MarketDataError):
-    """A UI runs over the same data folder."""
+    """A Dagster UI is running on the same data folder."""
 
 
 class NotHeldError(MarketDataError):
-    """Days were asked for that the lake does not hold."""
+    """The lake does not have some of the requested days."""
 
 
 class EnvironmentFaultError(MarketDataError):
-    """The machine refuses: a disk, a file, a database, memory."""
+    """The machine failed: a disk, a file, a database or memory."""
 
 
 class QueryLimitError(MarketDataError):
-    """A query needs more time or memory than it may take."""
+    """A query exceeds its limit of time or memory."""

@@ -1,4 +1,7 @@
-"""Environment, or a ``.env`` file, to :class:`Settings`. Every setting has the prefix ``MARKET_DATA_``."""
+"""Read :class:`Settings` from the environment or a ``.env`` file. Every setting has the prefix ``MARKET_DATA_``.
+
+Facts about Binance that no user changes do not belong here (``model/datasets.py``).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ PREFIX = "MARKET_DATA_"
 
 
 class Settings(BaseSettings):
-    """What a user can set; ``.env.example`` shows the same list. Without settings the real Binance is asked."""
+    """All settings. ``.env.example`` has the same list. The defaults use the real Binance."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
@@ -145,42 +148,44 @@ class Settings(BaseSettings):
         except ValueError:
             names_host = False
         if not names_host:
-            raise ValueError(f"{url!r} is not a URL: it must name a host, and perhaps a port")
+            raise ValueError(f"{url!r} is not a URL: it must have a host, and may have a port")
         return url.rstrip("/")
 
     @cached_property
     def root(self) -> Path:
-        """The root folder, absolute."""
+        """Return the absolute path of the data folder."""
         try:
             return self.dir.expanduser().absolute()
         except RuntimeError as error:
-            raise UsageError(f"{PREFIX}DIR is {self.dir}, and there is no such home folder. Name it whole.") from error
+            raise UsageError(
+                f"{PREFIX}DIR is {self.dir}, and there is no such home folder. Use an absolute path."
+            ) from error
 
     @property
     def ui_host_names(self) -> list[str]:
-        """The names in ``ui_hosts``."""
+        """Return the names in ``ui_hosts``."""
         return [name.strip() for name in self.ui_hosts.split(",") if name.strip()]
 
     def rest_url(self, market: Market) -> str:
-        """Base URL of a market's REST host."""
+        """Return the base URL of a market's REST host."""
         return {Market.SPOT: self.spot_url, Market.UM: self.um_url, Market.CM: self.cm_url}[market]
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Read the environment and ``.env``; keyword arguments win.
+    """Read the environment and ``.env``. Keyword arguments take precedence.
 
     Raises:
-        UsageError: a setting is not what it may be; the text names it and the reason.
+        UsageError: A setting is invalid. The message names the setting and the reason.
     """
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # pydantic converts and checks each
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The file .env in this folder cannot be read: {error}.") from error
+        raise UsageError(f"Cannot read the file .env in this folder: {error}.") from error
     except ValidationError as error:
         wrong = "; ".join(f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
-        raise UsageError(f"A setting in the environment or in .env is wrong. {wrong}") from None
+        raise UsageError(f"A setting in the environment or in .env is invalid. {wrong}") from None
 
 
 def cpus() -> int:
-    """CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

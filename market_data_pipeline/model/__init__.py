@@ -1,1 +1,4 @@
-"""The words of the pipeline: series, datasets, days and what is known of them. Imports nothing but itself."""
+"""The types of the pipeline: series, datasets, days and their records. Pure.
+
+Input and output do not belong here.
+"""

@@ -1,4 +1,4 @@
-"""Datasets: the one table of what each market and data type looks like, with columns, units, endpoints and bounds.
+"""Facts about each market and data type in one table: columns, units, endpoints and bounds.
 
 Code that downloads, parses or checks does not belong here. It reads the facts from here.
 """
@@ -12,7 +12,7 @@ from typing import Literal
 from market_data_pipeline.model.series import INTERVALS, DataType, Market, SeriesKey
 
 MOST_PAGES = 200
-"""Pages of one listing, at most: 200,000 keys. A folder of daily files has eight after ten years."""
+"""Most pages of one listing, which is 200,000 keys. A folder of daily files has eight pages after ten years."""
 
 Compression = Literal["zstd", "lz4"]
 Kind = Literal["time", "day", "int", "float", "bool", "word", "ignore"]
@@ -20,13 +20,13 @@ Kind = Literal["time", "day", "int", "float", "bool", "word", "ignore"]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the lake, and of the archive's CSV where it comes from there.
+    """A column of the lake, and of the archive's CSV if the CSV has it.
 
     Attributes:
         name: Name in the lake.
-        kind: What its values are. ``time`` columns are integers in the source, in milliseconds or microseconds since
-            1970; a ``word`` is mostly the same from row to row; what is to ``ignore`` is in the CSV only.
-        rest: Field of the REST answer, where rows are objects (kline rows are arrays in the CSV's order).
+        kind: Kind of the values. ``time`` is an integer in the source, in milliseconds or microseconds since 1970. A
+            ``word`` is mostly the same from row to row. An ``ignore`` column is in the CSV only.
+        rest: Field of the REST answer if its rows are objects. Kline rows are arrays in the CSV's order.
     """
 
     name: str
@@ -36,14 +36,14 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class RestEndpoint:
-    """How a data type is asked for over REST.
+    """The REST endpoint of a data type.
 
     Attributes:
         path: Path below the market's host.
-        page: Rows asked for by one request: the size that costs least weight by row.
-        weight: What such a request costs.
+        page: Rows per request. This size costs the least weight per row.
+        weight: Request weight of one page.
         max_span: Longest time between startTime and endTime in one request.
-        reach: How far back from now it answers; None where there is no limit. Older rows come from the archive only.
+        reach: Age of the oldest rows that REST serves. None means no limit. Older rows come from the archive only.
     """
 
     path: str
@@ -59,11 +59,11 @@ class MarketSpec:
 
     Attributes:
         time_path: Endpoint of the server's clock.
-        weight_per_minute: The budget of one IP address.
-        budget: Markets with the same name here are counted together by Binance, whichever host is asked.
-        microseconds: Whether the API speaks microseconds when asked by the header ``X-MBX-TIME-UNIT``.
-        inverse: Contracts that are margined in the base asset: volume is in contracts, VWAP is Σq / Σ(q/p).
-        first_agg_trade_id: The id of a symbol's first aggTrade.
+        weight_per_minute: Request weight per minute and IP address.
+        budget: Name of the weight budget. Binance counts markets of one budget together, on all hosts.
+        microseconds: True if the API sends microseconds with the header ``X-MBX-TIME-UNIT``.
+        inverse: True for contracts margined in the base asset. Volume is in contracts, VWAP is Σq / Σ(q/p).
+        first_agg_trade_id: Id of a symbol's first aggTrade.
     """
 
     time_path: str
@@ -76,7 +76,7 @@ class MarketSpec:
 
 MARKETS: dict[Market, MarketSpec] = {
     Market.SPOT: MarketSpec("/api/v3/time", 6000, "spot", True, False, 0),
-    # One budget since COIN-M was joined to USDⓈ-M on 2026-06-30.
+    # Binance counts COIN-M and USDⓈ-M in one budget since 2026-06-30.
     Market.UM: MarketSpec("/fapi/v1/time", 2400, "futures", False, False, 1),
     Market.CM: MarketSpec("/dapi/v1/time", 2400, "futures", False, True, 1),
 }
@@ -84,18 +84,16 @@ MARKETS: dict[Market, MarketSpec] = {
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What a data type looks like in a market.
+    """The form of a data type in a market.
 
     Attributes:
-        columns: The CSV's columns in order.
-        key: The column by which rows are unique and ordered.
-        time: The column that says which day a row belongs to.
-        rest: Its REST endpoint.
-        monthly: Whether a monthly zip may stand for daily ones. Not for aggTrades: their months are a gigabyte, and
-            what it would save is 30 requests among 30 big downloads.
-        dictionary: Columns written with dictionary encoding (beside symbol and interval).
-        delta: Columns written with DELTA_BINARY_PACKED.
-        compression: How the columns are compressed.
+        columns: Columns of the CSV in order.
+        key: Column by which rows are unique and ordered.
+        time: Column that assigns a row to its day.
+        monthly: True if a monthly zip may replace daily ones. False for aggTrades: a month is a gigabyte, and saves
+            only 30 requests among 30 big downloads.
+        dictionary: Columns with dictionary encoding, in addition to symbol and interval.
+        delta: Columns with the encoding DELTA_BINARY_PACKED.
     """
 
     market: Market
@@ -139,11 +137,11 @@ _AGG_TRADE_COLUMNS = (
 
 
 def _klines(market: Market, rest: RestEndpoint) -> Spec:
-    # In cm, volume is in contracts, and the columns that hold the quote volume elsewhere hold the base asset's.
+    # In cm, volume is in contracts, and base asset volume takes the place of quote volume.
     columns = _kline_columns("base" if MARKETS[market].inverse else "quote")
     delta = ("open_time", "close_time", "count")
-    # Against zstd, days of 1m take half of the time to write and to read and queries over months two thirds, for a
-    # fifth more bytes: a column of a day is so short that zstd mostly prepares.
+    # Compared with zstd, lz4 halves the time to write and read a day of 1m and takes two thirds of the time of queries
+    # over months. Files are a fifth larger. The columns of a day are so short that zstd mostly spends time on setup.
     return Spec(market, DataType.KLINES, columns, "open_time", "open_time", rest, True, (), delta, "lz4")
 
 
@@ -156,8 +154,8 @@ def _agg_trades(market: Market, columns: tuple[Column, ...], rest: RestEndpoint)
 
 
 _HOUR = timedelta(hours=1)
-# Futures klines weigh 2 up to 499 rows, 5 up to 1000, 10 above: pages of 499 are the cheapest by row. Futures aggTrades
-# reach back 48 hours (um, since 2026-08-18) and 24 hours (cm, since 2026-06-26).
+# Futures klines cost 2 up to 499 rows, 5 up to 1000 and 10 above, so pages of 499 are the cheapest per row. Futures
+# aggTrades reach back 48 hours (um, since 2026-08-18) and 24 hours (cm, since 2026-06-26).
 _ROWS = (
     _klines(Market.SPOT, RestEndpoint("/api/v3/klines", 1000, 2)),
     _klines(Market.UM, RestEndpoint("/fapi/v1/klines", 499, 2)),
@@ -197,16 +195,16 @@ _TRADE_PROFILE_COLUMNS = (
     Column("trades", "int"),
     Column("agg_trades", "int"),
 )
-"""Of the derived tradeProfile: one row a day. Volumes are in the base asset, in contracts for cm."""
+"""Columns of the derived tradeProfile, one row per day. Volumes are in the base asset, for cm in contracts."""
 
 
 def spec_of(key: SeriesKey) -> Spec:
-    """The row of the table for a series that Binance publishes."""
+    """Return the facts of a series that Binance publishes."""
     return SPECS[key.market, key.data_type]
 
 
 def data_types_of(market: Market) -> tuple[DataType, ...]:
-    """The data types that a market has, derived ones included, in the order of :class:`DataType`."""
+    """Return the data types of a market, including derived ones, in the order of :class:`DataType`."""
     return tuple(
         data_type
         for data_type in DataType
@@ -215,49 +213,49 @@ def data_types_of(market: Market) -> tuple[DataType, ...]:
 
 
 def lake_columns(market: Market, data_type: DataType) -> tuple[Column, ...]:
-    """The columns of a series' files in the lake, derived types included: symbol (and interval), then its own."""
+    """Return the columns of a series' files in the lake, also for derived types. Symbol and interval come first."""
     labels = ("symbol", "interval") if data_type.has_interval else ("symbol",)
     own = _TRADE_PROFILE_COLUMNS if data_type is DataType.TRADE_PROFILE else SPECS[market, data_type].columns
     return (*(Column(label, "word") for label in labels), *(column for column in own if column.kind != "ignore"))
 
 
 def monthly_may_stand(key: SeriesKey) -> bool:
-    """Whether a monthly zip of the series is worth taking for its days (1s klines are as bulky as trades)."""
+    """Return True if a monthly zip may replace the daily zips. 1s klines are too bulky, like trades."""
     return spec_of(key).monthly and key.interval is not None and INTERVALS[key.interval] >= 60
 
 
 def closes_months(data_type: DataType) -> bool:
-    """Whether the days of a month that is over are put into one file: candles are many small files otherwise."""
+    """Return True if the days of a past month become one file. Candles would be many small files otherwise."""
     return data_type is DataType.KLINES
 
 
 def expected_rows(key: SeriesKey) -> int | None:
-    """Candles in a whole day of a klines series; None where the number is not known beforehand."""
+    """Return the number of candles in a whole day. None means that it is not known in advance."""
     return None if key.interval is None else 86_400 // INTERVALS[key.interval]
 
 
 MOST_TRADES_A_DAY = 50_000_000
-"""Upper bound of a day's aggTrades. The busiest days of spot BTCUSDT, in the months without fees of 2022 and 2023, have
-10 to 20 million trades, and fewer aggTrades; a day of um BTCUSDT has 1 to 5 million."""
+"""Upper bound of a day's aggTrades. The busiest days of spot BTCUSDT have 10 to 20 million trades and fewer aggTrades.
+They lie in the months without fees of 2022 and 2023. A day of um BTCUSDT has 1 to 5 million."""
 
 _REPEATED_ROWS = 100
-"""Rows that an archive may have again, or off the grid, beside twice those that its days can have."""
+"""Allowance for repeated and off-grid rows of an archive, in addition to twice the rows of its days."""
 
 
 def most_rows(key: SeriesKey, days: int) -> int:
-    """Return how many rows an archive of so many days can have at most.
+    """Return the upper bound of rows in an archive of ``days`` days.
 
-    Real archives repeat rows (binance-public-data #203) and have candles off the grid (2018-02-09), so the bound of
-    candles is twice their number and a bit more.
+    Some archives repeat rows (binance-public-data #203) or have candles off the grid (2018-02-09). The bound for
+    candles is therefore a little above twice their number.
     """
     expected = expected_rows(key)
     return MOST_TRADES_A_DAY * days if expected is None else most_repeated(expected * days)
 
 
 def most_repeated(rows: int) -> int:
-    """Return how many rows an archive can have at most that repeats so many."""
+    """Return the upper bound of rows in an archive that repeats ``rows`` rows."""
     return 2 * rows + _REPEATED_ROWS
 
 
 ARCHIVE_BEGINS = date(2017, 7, 14)
-"""The day of Binance's first trade: nothing can be older."""
+"""Day of Binance's first trade. No data is older."""

@@ -1,7 +1,7 @@
-"""A day of a series: its record, the events that move it from stage to stage, and what they make of the record. Pure.
+"""A day of a series: its record, its stages, and the events that change the record. Pure.
 
-Reading and writing records does not belong here (``lake.ledger``), nor deciding what a day needs now (``needs``), nor
-what users see of it (``model.states``).
+Reading and writing records does not belong here (``lake.ledger``). Neither do the needs of a day (``needs``) or the
+state that users see (``model.states``).
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from market_data_pipeline.model.provenance import Provenance
 from market_data_pipeline.model.series import SeriesKey
 
 HELD, FAILED, EMPTY, NOT_LISTED = "held", "failed", "empty", "not_listed"
-"""Outcomes of a day, as ledgers have them."""
+"""Outcomes of a day in a ledger."""
 
 LASTING = frozenset({"checksum", "malformed", "conflict", "absent", "unproven"})
-"""Kinds of failure that the same answer of the archive would repeat."""
+"""Kinds of failure that repeat as long as the archive gives the same answer."""
 
 WITHOUT_ARCHIVE = frozenset({"absent", "unpublished", "host_off", "rest_answer"})
-"""Kinds of failure of a day for which the archive had nothing, and REST gave no rows."""
+"""Kinds of failure if the archive did not have the day, and REST gave no rows."""
 
 REFUSED = LASTING - WITHOUT_ARCHIVE
-"""Kinds of failure of a day whose archive was fetched and refused."""
+"""Kinds of failure if the archive was fetched and refused."""
 
 DAMAGED, GONE = "damaged", "gone"
-"""Kinds of failure of a day whose file cannot be read, or is not there."""
+"""Kinds of failure if the stored file is unreadable or missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileStat:
-    """What tells a file's version apart cheaply: its size in bytes and its modification time in nanoseconds."""
+    """Cheap identity of a file's version: its size in bytes and its modification time in nanoseconds."""
 
     bytes: int
     mtime_ns: int
@@ -45,46 +45,45 @@ class FileStat:
 
 @dataclass(frozen=True, slots=True)
 class DayRecord:
-    """What is known of one day of one series.
+    """The ledger's record of one day of one series.
 
     Attributes:
         day: The UTC day.
-        outcome: ``held`` (a readable file, final or provisional), ``failed`` (asked for, nothing held), ``empty``
-            (nothing there yet, e.g. today before the first candle closed) or ``not_listed``.
-        final: Whether the day is settled. Not-listed days are.
+        outcome: ``held`` (stored in a readable file, final or provisional), ``failed`` (fetched, but not stored),
+            ``empty`` (fetched without rows, e.g. today before the first candle closed) or ``not_listed``.
+        final: True if the day is final. Not-listed days are final.
         rows: Rows in the file.
-        bytes: Size of the file.
-        mtime_ns: Its modification time, which with the size tells whether the file is the one this row speaks of.
-        source: Where the rows came from; several are joined by ``+``.
+        bytes: Size of the file in bytes.
+        mtime_ns: Modification time of the file in nanoseconds. Time and size identify the file's version.
+        source: Sources of the rows, joined by ``+``.
         checksum: Status of the archive's checksum.
-        archive_sha256: Of the zip.
-        etag: Of the zip.
-        last_modified: Of the zip.
-        content_sha256: Over the column values.
+        archive_sha256: SHA-256 of the zip.
+        etag: ETag of the zip.
+        last_modified: HTTP date of the zip.
+        content_sha256: SHA-256 over the column values.
         first_key: Key of the first row.
         last_key: Key of the last row.
-        integrity: Severity of what the integrity check found: info (passed), warn or error.
-        gaps: The same of the gaps check.
-        missing: Rows that are missing inside the day, as far as their number is known.
-        quiet: Flat candles (no trade).
-        findings: All findings, as JSON.
+        integrity: Worst severity of the integrity check: info (passed), warn or error.
+        gaps: Worst severity of the gaps check.
+        missing: Number of rows missing inside the day, as far as known.
+        quiet: Number of flat candles (no trade).
+        findings: All findings as JSON.
         verdicts: The distinct verdicts of the gaps check, joined by ``+``.
         bases: The distinct bases of the findings, joined by ``+``.
-        retry: True if a verdict may change with another attempt.
-        replaced_by: ETag of an archive that was published in place of what the rows came from, as the sweep over the
-            listing found it, or as it was refused; the day is fetched again, a refused one only for another archive or
-            another checksum. None where the archive is the one that is held.
-        checksum_etag: ETag of the ``.CHECKSUM`` that came with the zip that the newest attempt refused; None where it
-            refused none, or none had come.
-        attempts: How often the day was asked of a source since it last was as it should be; pauses grow by it.
-        failure: Kind of the newest attempt's failure; None when it succeeded. A held day whose newest attempt
-            failed stays held.
-        reason: The failure in words.
-        fetched_at: When the rows were fetched (UTC, without zone).
-        asked_at: When the newest attempt was made (UTC, without zone).
-        file_sha256: SHA-256 of all bytes of the day's own file as it was written. None if the file is older than this
-            column and was not verified since, or if its month is closed. A day that failed as damaged keeps it.
-        month_sha256: SHA-256 of all bytes of the file of the day's closed month; else None.
+        retry: True if another attempt may change a verdict.
+        replaced_by: ETag of an archive that replaces the source of the stored rows. Set by the sweep over the listing,
+            or when such an archive was refused. The day is fetched again; after a refusal, only for another archive or
+            another checksum. None if the stored rows came from the current archive.
+        checksum_etag: ETag of the ``.CHECKSUM`` of the zip that the newest attempt refused. None if it refused no zip,
+            or if the zip had no ``.CHECKSUM``.
+        attempts: Number of attempts since the last success. The backoff grows with it.
+        failure: Kind of failure of the newest attempt. None if it succeeded. A stored day stays stored after a failure.
+        reason: Message of the failure.
+        fetched_at: Time of the fetch of the rows (UTC, without zone).
+        asked_at: Time of the newest attempt (UTC, without zone).
+        file_sha256: SHA-256 of all bytes of the day's own file as written. None if the file is older than this column
+            and was not verified since, or if its month is closed. It stays on record if the file is damaged.
+        month_sha256: SHA-256 of all bytes of the file of the day's closed month. None if the month is not closed.
     """
 
     day: date
@@ -116,7 +115,7 @@ class DayRecord:
     reason: str | None = None
     fetched_at: datetime | None = None
     asked_at: datetime | None = None
-    # How a file was written is not what is known of the day: rows that differ in nothing else are equal.
+    # Hashes of files are not part of equality: the same rows can be written in different files.
     file_sha256: str | None = field(default=None, compare=False)
     month_sha256: str | None = field(default=None, compare=False)
 
@@ -127,7 +126,7 @@ class DayRecord:
 
     @property
     def is_marked(self) -> bool:
-        """Return True if another archive was seen since the day was fetched last."""
+        """Return True if another archive was listed after the last fetch."""
         return self.replaced_by is not None and self.attempts == 0
 
     @property
@@ -136,24 +135,24 @@ class DayRecord:
         return self.outcome == HELD and self.retry
 
     def speaks_of(self, stat: FileStat) -> bool:
-        """Whether the day is held, and a file of that size and time is the one that is meant."""
+        """Return True if the day is stored in a file of this size and modification time."""
         return self.outcome == HELD and (self.bytes, self.mtime_ns) == (stat.bytes, stat.mtime_ns)
 
     def bytes_sha256(self, *, of_month: bool) -> str | None:
-        """Return the SHA-256 on record of all bytes of the file that has the day's rows.
+        """Return the recorded SHA-256 of all bytes of the file with the day's rows.
 
         Args:
-            of_month: True if the rows lie in the file of a closed month.
+            of_month: True if the rows are in the file of a closed month.
         """
         return self.month_sha256 if of_month else self.file_sha256
 
     def findings_list(self) -> tuple[Finding, ...]:
-        """The findings, read."""
+        """Return the parsed findings."""
         return findings.from_json(self.findings)
 
 
 class ToldColumns(TypedDict):
-    """The columns of a ledger that say what the findings of a day say."""
+    """Ledger columns that are derived from the findings of a day."""
 
     findings: str
     verdicts: str
@@ -162,7 +161,7 @@ class ToldColumns(TypedDict):
 
 
 def told_columns(found: Sequence[Finding]) -> ToldColumns:
-    """Return the columns of a ledger that say what findings say."""
+    """Return the ledger columns that are derived from findings."""
     return ToldColumns(
         findings=findings.to_json(found),
         verdicts=findings.verdicts_of(found),
@@ -175,46 +174,45 @@ def told_columns(found: Sequence[Finding]) -> ToldColumns:
 
 
 class Stage(StrEnum):
-    """Where a day stands between never fetched and final."""
+    """Stage of a day between never fetched and final."""
 
     NEW = "new"
     """Never fetched."""
     NOT_LISTED = "not_listed"
     """The symbol was not traded on that day."""
     EMPTY = "empty"
-    """Fetched, and nothing was there yet."""
+    """Fetched, but no source had rows yet."""
     OUTAGE = "outage"
-    """Final without rows: nothing was traded all day."""
+    """Final without rows, because nothing was traded all day."""
     RETRY = "retry"
-    """Not stored. The last attempt failed for a reason that passes by itself, the file was lost, or an archive that was
-    not tried yet is published."""
+    """Not stored. The last attempt failed temporarily, the file was lost, or a new archive is published."""
     ABSENT = "absent"
-    """Not stored. No source has it; only an archive that is published later helps."""
+    """Not stored. No source has the day. Only a later archive helps."""
     REFUSED = "refused"
-    """Not stored. The archive's bytes were refused; only other bytes, or another checksum, help."""
+    """Not stored. The archive's bytes were refused. Only other bytes, or another checksum, help."""
     PROVISIONAL = "provisional"
     """Stored from REST, or from an archive without a checksum. It waits for its archive."""
     PROVISIONAL_RETRY = "provisional_retry"
-    """Provisional, and another attempt may bring more at once."""
+    """Provisional, and another attempt may add rows at once."""
     PROVISIONAL_REFUSED = "provisional_refused"
     """Provisional, and the archive's bytes were refused."""
     FINAL = "final"
-    """Stored as its archive has it. Nothing is left to do."""
+    """Stored as in its archive. Nothing is left to do."""
     FINAL_RETRY = "final_retry"
     """Final, with gaps that REST may still fill."""
     FINAL_REFUSED = "final_refused"
-    """Final, and an archive that was to replace it was refused. The stored rows stay."""
+    """Final, but an archive that should replace it was refused. The stored rows stay."""
     REPLACED = "replaced"
-    """Final, and another archive is published. It is to be fetched."""
+    """Final, but another archive is published. It must be fetched."""
     PUBLISHED = "published"
-    """Provisional, and an archive that was not tried yet is published."""
+    """Provisional, and a new archive is published."""
 
 
 def stage_of(record: DayRecord | None) -> Stage:
     """Return the stage of a day.
 
     Args:
-        record: The day's record; None if it was never fetched.
+        record: The day's record. None if it was never fetched.
     """
     if record is None:
         return Stage.NEW
@@ -264,10 +262,10 @@ class Stored:
     """Rows were written.
 
     Attributes:
-        footer: The record in the file's footer.
-        stat: The file.
-        sha256: Of all bytes of the day's own file; None if not known.
-        at: When its sources were asked last (UTC); None means when the footer says.
+        footer: Provenance from the file's footer.
+        stat: Size and modification time of the file.
+        sha256: SHA-256 of all bytes of the day's own file. None if not known.
+        at: Time of the newest attempt (UTC). None means the time in the footer.
     """
 
     footer: Provenance
@@ -278,11 +276,11 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """The sources were asked, and the stored rows stay as they are.
+    """The sources were fetched again, and the stored rows stay unchanged.
 
     Attributes:
-        at: When (UTC).
-        archive: True if the archive was fetched, so that no other one is waited for.
+        at: Time of the attempt (UTC).
+        archive: True if the archive was fetched, so that the day waits for no other one.
     """
 
     at: datetime
@@ -291,11 +289,11 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True)
 class NothingThere:
-    """No source has rows: not yet, or not at all.
+    """No source has rows yet, or none ever will.
 
     Attributes:
-        at: When they were asked (UTC).
-        findings: Why there will be none; empty if they may still come.
+        at: Time of the attempt (UTC).
+        findings: Reasons why there will be no rows. Empty if rows may still come.
     """
 
     at: datetime
@@ -304,10 +302,10 @@ class NothingThere:
 
 @dataclass(frozen=True, slots=True)
 class Unlisted:
-    """The listing says that the symbol was not traded on the day.
+    """By the listing, the symbol was not traded on the day.
 
     Attributes:
-        at: When it was looked at (UTC).
+        at: Time of the look at the listing (UTC).
     """
 
     at: datetime
@@ -315,14 +313,14 @@ class Unlisted:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The sources were asked, and the attempt failed.
+    """An attempt to fetch the day failed.
 
     Attributes:
-        kind: Kind of the failure, in one word.
-        reason: The failure in words.
-        at: When the attempt was made (UTC).
-        etag: Of the zip that was refused; None if none came.
-        checksum_etag: Of the ``.CHECKSUM`` that came with it.
+        kind: Kind of the failure in one word.
+        reason: Message of the failure.
+        at: Time of the attempt (UTC).
+        etag: ETag of the refused zip. None if no zip came.
+        checksum_etag: ETag of the ``.CHECKSUM`` of that zip.
     """
 
     kind: str
@@ -334,10 +332,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class OtherArchive:
-    """The listing has another archive, or another checksum, than the record knows.
+    """The listing has another archive, or another checksum, than the record.
 
     Attributes:
-        etag: Of the archive, as listed.
+        etag: ETag of the archive in the listing.
     """
 
     etag: str
@@ -345,11 +343,11 @@ class OtherArchive:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The day's file cannot be read, or is not there.
+    """The day's file is unreadable or missing.
 
     Attributes:
-        reason: What is wrong, in words.
-        damaged: True if there is a file. Its hashes stay on record, so that it is never taken for a good one.
+        reason: Message that describes the fault.
+        damaged: True if a file exists. Its hashes stay on record, so that the file never counts as good.
     """
 
     reason: str
@@ -361,7 +359,7 @@ class Classified:
     """Flat candles were compared with the rest of the market.
 
     Attributes:
-        findings: All findings of the day from now on.
+        findings: All new findings of the day. They replace the old ones.
     """
 
     findings: tuple[Finding, ...]
@@ -374,9 +372,9 @@ def after(record: DayRecord | None, day: date, event: Event) -> DayRecord:
     """Return the record of a day after an event.
 
     Args:
-        record: The record before; None if the day was never fetched.
+        record: The record before. None if the day was never fetched.
         day: The UTC day.
-        event: What happened.
+        event: The event.
     """
     known = record or DayRecord(day=day, outcome=FAILED)
     match event:
@@ -406,10 +404,10 @@ def after(record: DayRecord | None, day: date, event: Event) -> DayRecord:
 
 
 def next_attempt(record: DayRecord | None) -> int:
-    """Return the number of the next attempt. It is 1 after a success, also of a day that still grows.
+    """Return the number of the next attempt. It is 1 after a success, also for a day that still grows.
 
     Args:
-        record: The record so far; None if the day was never fetched.
+        record: The record so far. None if the day was never fetched.
     """
     if record is None or (record.outcome == HELD and record.failure is None and not record.open):
         return 1
@@ -431,7 +429,7 @@ def _without_rows(
         empty,
         **told_columns(found),
         missing=sum(finding.count for finding in found),
-        # A day that is not over is fetched each hour, and may have nothing for a while.
+        # A day that is not over is fetched each hour, and may have no rows for a while.
         attempts=attempts + 1 if empty.outcome == EMPTY and at.date() > empty.day else attempts,
         replaced_by=record.replaced_by if record and not empty.final else None,
         asked_at=clock.naive_utc(at),
@@ -439,7 +437,7 @@ def _without_rows(
 
 
 def _failed(record: DayRecord | None, known: DayRecord, event: Failed) -> DayRecord:
-    """Return the record after a failed attempt: what was stored stays stored, with the failure on record."""
+    """Return the record after a failed attempt. A stored day stays stored, with the failure on record."""
     stored, etag = known.outcome == HELD, event.etag
     return replace(
         known,
@@ -448,7 +446,7 @@ def _failed(record: DayRecord | None, known: DayRecord, event: Failed) -> DayRec
         attempts=next_attempt(record),
         failure=event.kind,
         reason=event.reason,
-        # A stored day keeps the ETag of its rows; the refused archive is the one that would replace them.
+        # The ETag of a stored day stays that of its rows. The refused archive is the one that would replace them.
         etag=known.etag if stored else etag,
         replaced_by=etag if stored and etag and etag != known.etag else known.replaced_by,
         checksum_etag=event.checksum_etag,
@@ -457,7 +455,10 @@ def _failed(record: DayRecord | None, known: DayRecord, event: Failed) -> DayRec
 
 
 def _classified(known: DayRecord, found: tuple[Finding, ...]) -> DayRecord:
-    """Return the record with findings that go further than the footer; what REST has to confirm is due at once."""
+    """Return the record with findings that are newer than the footer.
+
+    A new unconfirmed verdict is due at once, so that REST can confirm it.
+    """
     columns = told_columns(found)
     unconfirmed = Verdict.UNCONFIRMED in columns["verdicts"].split("+")
     is_new = unconfirmed and Verdict.UNCONFIRMED not in known.verdicts.split("+")
@@ -535,17 +536,16 @@ TRANSITIONS: Mapping[Stage, Mapping[type[Event], frozenset[Stage]]] = {
     ),
     **dict.fromkeys((Stage.FINAL, Stage.FINAL_RETRY, Stage.FINAL_REFUSED, Stage.REPLACED), _STORED_FINAL),
 }
-"""The stages that each event may lead to, by the stage before it. An event that is not there does not happen."""
+"""The stages after each event, by the stage before it. An event without an entry does not happen."""
 
 
 class DayFile(NamedTuple):
-    """A day of a series and the file that has its rows, with what tells the version of the day apart.
+    """A day of a series and the file with its rows.
 
     Attributes:
-        key: The series.
         day: The UTC day.
-        path: The day's own file, or that of its month.
-        stat: Of a closed month, each day has its share of the bytes.
+        path: The day's own file, or the file of its closed month.
+        stat: Identity of the file's version. In a closed month, each day has its share of the bytes.
     """
 
     key: SeriesKey
@@ -555,5 +555,5 @@ class DayFile(NamedTuple):
 
     @property
     def of_month(self) -> bool:
-        """Whether the file has the other days of the month, too."""
+        """Return True if the file has the whole month."""
         return len(self.path.stem) < len("2024-01-01")

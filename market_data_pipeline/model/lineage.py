@@ -1,4 +1,7 @@
-"""Which series are made of which, by name: tradeProfile of aggTrades, klines of trades or of shorter klines."""
+"""Sources of derived and rebuilt series: tradeProfile from aggTrades, klines from trades or shorter klines.
+
+The computation itself does not belong here (``derived/``, ``reconciliation/``).
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ from collections.abc import Iterable
 from market_data_pipeline.model.series import DataType, SeriesKey
 
 TRADED_INTERVALS = ("1s", "1m")
-"""Intervals that are rebuilt from aggTrades; longer ones from 1m."""
+"""Intervals that are rebuilt from aggTrades. Longer ones are rebuilt from 1m."""
 
 
 def source_of(key: SeriesKey) -> SeriesKey:
-    """The series that a tradeProfile is made of, or that klines are rebuilt from.
+    """Return the source of a tradeProfile or of rebuilt klines.
 
-    That is aggTrades for tradeProfile and klines of 1s and 1m, klines of 1m for longer intervals.
+    The source is aggTrades for tradeProfile and for klines of 1s and 1m. Longer klines are rebuilt from 1m klines.
 
     >>> from market_data_pipeline.model.series import EXCHANGE, Market
     >>> str(source_of(SeriesKey(EXCHANGE, Market.UM, DataType.KLINES, "BTCUSDT", "1h")))
@@ -25,12 +28,12 @@ def source_of(key: SeriesKey) -> SeriesKey:
 
 
 def profile_of(key: SeriesKey) -> SeriesKey:
-    """The tradeProfile that is made of an aggTrades series; the inverse of :func:`source_of`."""
+    """Return the tradeProfile of an aggTrades series. It is the inverse of :func:`source_of`."""
     return SeriesKey(key.exchange, key.market, DataType.TRADE_PROFILE, key.symbol)
 
 
 def comparable(keys: Iterable[SeriesKey]) -> list[SeriesKey]:
-    """The klines among series whose source is among them, too, in the order given.
+    """Return the klines whose source is also among ``keys``, in the given order.
 
     >>> from market_data_pipeline.model.series import EXCHANGE, Market
     >>> hours, minutes = (SeriesKey(EXCHANGE, Market.UM, DataType.KLINES, "BTCUSDT", one) for one in ("1h", "1m"))

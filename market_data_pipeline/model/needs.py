@@ -1,7 +1,6 @@
-"""What a day needs now: the one question of everyone who decides about a day. Pure.
+"""Decide what a day needs now. Schedules, sync, the archive sweep and the client all call :func:`needs`. Pure.
 
-Schedules, sync, the sweep over the archive and the client all ask :func:`needs`. A failed or incomplete day is tried
-again after a pause that doubles. How a day is fetched does not belong here (``ingest``).
+A failed or incomplete day is retried with exponential backoff. Fetching does not belong here (``ingest``).
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from market_data_pipeline.model.states import marked_with, source_mark
 FIRST_PAUSE = timedelta(hours=1)
 LONGEST_PAUSE = timedelta(days=7)
 PAUSE_WITHIN_REACH = timedelta(minutes=45)
-"""Longest pause while REST still serves rows of the day, and soon will not. The schedule `repair` ticks hourly."""
+"""Longest pause before REST stops serving the day. The schedule `repair` ticks hourly."""
 
 _DAY = timedelta(days=1)
 
 
 class NeedKind(StrEnum):
-    """Where what a day needs may come from."""
+    """Kind of source that a day needs."""
 
     NOTHING = "nothing"
     """Nothing is needed."""
@@ -46,24 +45,24 @@ class NeedKind(StrEnum):
     ARCHIVE = "archive"
     """Its archive, which is not published yet."""
     OTHER_ARCHIVE = "other_archive"
-    """Another archive, or another checksum, than the one that was refused."""
+    """Another archive, or another checksum, than the refused one."""
     REST = "rest"
     """REST, for rows that the archive does not have."""
     REFETCH = "refetch"
-    """Every source anew."""
+    """A new fetch from every source."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a day needs.
+    """The need of a day.
 
     Attributes:
-        kind: Where it may come from.
-        at: When it was worked out (UTC, without zone).
-        since: When the day was fetched last (UTC, without zone); None if never.
-        not_before: When a schedule may try again (UTC, without zone); None means at once.
-        awaits_archive: True if an archive that the listing shows now would bring the day further.
-        is_final: True if the day is final, so that only a schedule tries again.
+        kind: Kind of source that can meet the need.
+        at: Time of this decision (UTC, without zone).
+        since: Time of the last fetch (UTC, without zone). None if never fetched.
+        not_before: Earliest next attempt of a schedule (UTC, without zone). None means at once.
+        awaits_archive: True if an archive in the listing would make the day final.
+        is_final: True if the day is final, so that only a schedule retries.
     """
 
     kind: NeedKind
@@ -75,18 +74,18 @@ class Need:
 
     @property
     def is_due(self) -> bool:
-        """Return True if a schedule is to fetch the day now."""
+        """Return True if a schedule should fetch the day now."""
         tries = self.kind in (NeedKind.REST, NeedKind.REFETCH)
         return tries and (self.not_before is None or self.not_before <= self.at)
 
     @property
     def is_met(self) -> bool:
-        """Return True if no source has to be asked for the day now, also if somebody requests it."""
+        """Return True if the day needs no fetch now, even if a user requests it."""
         return self.is_final and not self.is_due
 
     @property
     def is_worth_asking(self) -> bool:
-        """Return True if the sources may have more than the lake has, as far as is known without the listing."""
+        """Return True if a source may have more than the lake. The listing is not read for this."""
         return self.is_due or (self.awaits_archive and self.kind is not NeedKind.OTHER_ARCHIVE)
 
 
@@ -107,16 +106,16 @@ KINDS: Mapping[Stage, NeedKind] = {
     Stage.FINAL_REFUSED: NeedKind.OTHER_ARCHIVE,
     Stage.REPLACED: NeedKind.REFETCH,
 }
-"""What a day of each stage needs."""
+"""Kind of need, by stage."""
 
 
 def needs(record: DayRecord | None, now: datetime, reach: timedelta | None = None) -> Need:
-    """Return what a day needs.
+    """Return the need of a day.
 
     Args:
-        record: The day's record; None if it was never fetched.
-        now: The present moment, zone-aware.
-        reach: How far back REST serves the series, see :func:`reach_of`; None means without limit.
+        record: The day's record. None if it was never fetched.
+        now: The current time, zone-aware.
+        reach: Age of the oldest rows that REST serves, see :func:`reach_of`. None means no limit.
     """
     at = clock.naive_utc(now)
     if record is None:
@@ -136,23 +135,23 @@ def needs(record: DayRecord | None, now: datetime, reach: timedelta | None = Non
 
 
 def reach_of(key: SeriesKey) -> timedelta | None:
-    """Return how far back from now REST serves a series; None means without limit."""
+    """Return the age of the oldest rows of a series that REST serves. None means no limit."""
     return None if key.data_type is DataType.TRADE_PROFILE else spec_of(key).rest.reach
 
 
 def pause_after(attempts: int) -> timedelta:
-    """Return how long a day rests after a number of attempts: an hour, doubling, at most a week."""
+    """Return the backoff after a number of attempts. It starts at an hour, doubles, and ends at a week."""
     doublings = min(max(attempts, 1) - 1, 10)
     return min(FIRST_PAUSE * (1 << doublings), LONGEST_PAUSE)
 
 
 def pause_ended(since: datetime, seen: datetime, now: datetime) -> bool:
-    """Return True if one of the pauses that follow each other from a moment on has ended since the last look.
+    """Return True if one of the consecutive pauses ended since the last look.
 
     Args:
-        since: The moment.
-        seen: The last look.
-        now: The present moment.
+        since: Start of the first pause.
+        seen: Time of the last look.
+        now: The current time.
     """
     ends, attempts = since, 0
     while ends <= now:
@@ -164,10 +163,10 @@ def pause_ended(since: datetime, seen: datetime, now: datetime) -> bool:
 
 
 def rest_ends(record: DayRecord, at: datetime, reach: timedelta | None) -> datetime | None:
-    """Return when the pause after the newest attempt ends; None if there is none.
+    """Return the end of the pause after the newest attempt. None if there is no pause.
 
-    While REST still serves the day and soon will not, each hourly tick asks. Once it no longer does, one more attempt
-    gives the final verdict.
+    Before a day leaves the reach of REST, every hourly tick retries. Afterwards, one more attempt gives the final
+    verdict.
     """
     if record.asked_at is None or record.attempts == 0:
         return None
@@ -182,7 +181,7 @@ def rest_ends(record: DayRecord, at: datetime, reach: timedelta | None) -> datet
 
 
 def is_still_unlisted(record: DayRecord, listing: Listing) -> bool:
-    """Return True if a day is not listed, also by the listing as refreshed since."""
+    """Return True if a day is recorded as not listed, and the refreshed listing agrees."""
     return record.outcome == NOT_LISTED and not (listing.spans and listing.covers(record.day))
 
 
@@ -190,11 +189,11 @@ def is_still_unlisted(record: DayRecord, listing: Listing) -> bool:
 
 
 def knows_archive(record: DayRecord, etag: str) -> bool:
-    """Return True if an archive is the one that a day's rows came from, or one that was refused before.
+    """Return True if an archive is the source of a day's rows, or was refused before.
 
     Args:
         record: The day's record.
-        etag: Of the archive, as listed.
+        etag: ETag of the archive in the listing.
     """
     if record.etag == etag:
         return record.outcome != FAILED or record.failure in LASTING
@@ -202,38 +201,38 @@ def knows_archive(record: DayRecord, etag: str) -> bool:
 
 
 def refused_archive(record: DayRecord, etag: str) -> bool:
-    """Return True if a stored day keeps its rows because an archive that was to replace them was refused.
+    """Return True if a day is stored, and this archive was refused as its replacement.
 
     Args:
         record: The day's record.
-        etag: Of the archive, as listed.
+        etag: ETag of the archive in the listing.
     """
     return record.outcome == HELD and record.failure in REFUSED and knows_archive(record, etag)
 
 
 def expects_archive(record: DayRecord, etag: str) -> bool:
-    """Return True if a day is marked for an archive already, and was not refused it: its pauses go on.
+    """Return True if a day is already marked for an archive that was not refused. Its backoff continues.
 
     Args:
         record: The day's record.
-        etag: Of the archive, as listed.
+        etag: ETag of the archive in the listing.
     """
     return record.replaced_by == etag and record.failure not in LASTING
 
 
 def profile_is_due(trades: DayRecord | None, profile: DayRecord | None) -> bool:
-    """Return True if a day's profile is to be made: its aggTrades are stored, and it was not made of them.
+    """Return True if a day's profile must be computed: its aggTrades are stored, and it was not made from them.
 
-    It is made again, too, if the checks of the aggTrades have begun or ceased to fail, so that its mark is right.
+    A change in the check results of the aggTrades also counts, so that the profile's mark stays right.
 
     Args:
-        trades: The day's row in the ledger of the aggTrades.
-        profile: The day's row in the ledger of the tradeProfile, whose ``archive_sha256`` is the content that it was
-            made of.
+        trades: The day's record in the ledger of the aggTrades.
+        profile: The day's record in the ledger of the tradeProfile. Its ``archive_sha256`` is the content hash of its
+            source.
     """
     if trades is None or trades.outcome != HELD:
         return False
-    # A profile without rows (all of them sentinels) has no hash, but it is as final as its source.
+    # A profile without rows (all trades are sentinels) has no hash, but it is as final as its source.
     made_of = profile.archive_sha256 or trades.content_sha256 if profile else None
     if profile is None or (profile.final, made_of) != (trades.final, trades.content_sha256):
         return True

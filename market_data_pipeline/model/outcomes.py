@@ -1,6 +1,6 @@
-"""What came of a day: the words in which ``ingest`` reports to whoever asked for it.
+"""Per-day results of an ingest run.
 
-They stand apart from it because importing ``ingest`` means importing every source.
+They are apart from ``ingest`` because importing ``ingest`` imports every source. Fetching does not belong here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from market_data_pipeline.model.series import SeriesKey
 
 
 class Action(StrEnum):
-    """What was done for a day."""
+    """Action of ``ingest`` for a day."""
 
     FETCHED = "fetched"
     EXTENDED = "extended"
@@ -26,15 +26,12 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DayOutcome:
-    """A day that is as it should be.
+    """Result of a successful day.
 
     Attributes:
-        key: The series.
-        day: The UTC day.
-        row: The day's row in the ledger.
-        action: What was done for it.
-        seconds: How long its worker took.
-        downloaded: Bytes fetched for it from the archive.
+        row: Its record after the run.
+        seconds: Time of its worker in seconds.
+        downloaded: Bytes downloaded from the archive.
     """
 
     key: SeriesKey
@@ -47,16 +44,14 @@ class DayOutcome:
 
 @dataclass(frozen=True, slots=True)
 class DayFailure:
-    """A day that could not be had; what was held of it before stays.
+    """Result of a failed day. Rows that were stored before stay.
 
     Attributes:
-        key: The series.
-        day: The UTC day.
-        failure: Kind, one word.
-        reason: For people: what happened and what to do.
-        row: The day's row in the ledger; its outcome is ``held`` where an older good file stays.
-        seconds: How long its worker took.
-        downloaded: Bytes fetched for it from the archive.
+        failure: Kind of failure in one word.
+        reason: Message for people, with the next step.
+        row: Its record after the run. The outcome is ``held`` if an older good file stays.
+        seconds: Time of its worker in seconds.
+        downloaded: Bytes downloaded from the archive.
     """
 
     key: SeriesKey
@@ -70,4 +65,4 @@ class DayFailure:
 
 DayResult = DayOutcome | DayFailure
 OnResult = Callable[[DayResult], None]
-"""Told of each day as soon as it is done; the command line's progress bar listens here, in the same process."""
+"""Called for each day as soon as it is done, in the same process. The CLI's progress bar uses it."""

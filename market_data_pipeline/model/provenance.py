@@ -1,7 +1,7 @@
-"""Where a day's rows came from and what they are: the record in every Parquet footer of the lake.
+"""Provenance of a day's rows: the record in every Parquet footer of the lake.
 
-It is complete from the start, since adding a fact later means rewriting the lake. Readers accept records of older and
-newer versions: what they do not know is ignored, what is absent takes its default.
+Adding a fact later means rewriting the lake. Readers accept older and newer versions: they ignore unknown fields, and
+absent fields take their default. Reading and writing footers does not belong here (``lake.parquet``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCHEMA_VERSION = 2
 
 
 class Source(StrEnum):
-    """Where rows come from."""
+    """Source of rows."""
 
     ARCHIVE_DAILY = "archive_daily"
     ARCHIVE_MONTHLY = "archive_monthly"
@@ -29,27 +29,27 @@ class Source(StrEnum):
 
 
 class ChecksumStatus(StrEnum):
-    """What is known of an archive's published checksum."""
+    """Status of an archive's published checksum."""
 
     VERIFIED = "verified"
     MISSING = "missing"
     ACCEPTED = "accepted"
-    """It does not match, and a person accepted the file nevertheless."""
+    """It does not match, but a person accepted the file."""
 
 
 class Part(BaseModel):
-    """A run of rows that came from one place.
+    """A run of rows from one source.
 
     Attributes:
-        source: Which kind of place.
+        source: Kind of source.
         url: Its address.
         first_row: Number of the part's first row in the file, from 0.
-        rows: How many rows.
-        fetched_at: When they were fetched (UTC); for REST by its clock, before it was asked.
-        sha256: Of the zip; None for REST. Of a derived part, the `content_sha256` of the day that it is made of.
-        etag: As the archive gave it, without quotes.
-        last_modified: As the archive gave it (HTTP date).
-        checksum: Status of the published checksum; None for REST.
+        rows: Number of rows.
+        fetched_at: Time of the fetch (UTC). For REST it is the server's time before the request.
+        sha256: SHA-256 of the zip. None for REST. For a derived part, the `content_sha256` of the source's day.
+        etag: ETag as the archive sent it, without quotes.
+        last_modified: HTTP date as the archive sent it.
+        checksum: Status of the published checksum. None for REST.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -72,13 +72,13 @@ class Provenance(BaseModel):
         series: Name of the series.
         day: The UTC day.
         parts: Row ranges by source, in the order of the rows.
-        final: Whether the day is settled; provisional days are fetched again when their archive is there.
-        fetched_at: When the newest part was fetched (UTC).
+        final: True if the day is final. Provisional days are fetched again when their archive is published.
+        fetched_at: Time of the fetch of the newest part (UTC).
         rows: Rows in the file.
-        first_key: Key of the first row (open_time in µs, or agg_trade_id); None for a file without rows.
+        first_key: Key of the first row (open_time in µs, or agg_trade_id). None for a file without rows.
         last_key: Key of the last row.
-        content_sha256: See :func:`content_sha256`.
-        findings: What the checks found.
+        content_sha256: SHA-256 over the column values.
+        findings: Findings of the checks.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -98,7 +98,7 @@ class Provenance(BaseModel):
 
     @model_validator(mode="after")
     def _with_fields(self) -> Self:
-        """Read a record of an older version in the form that this one writes."""
+        """Convert a record of an older version to the current form."""
         if self.schema_version < SCHEMA_VERSION:
             object.__setattr__(self, "findings", with_fields(self.findings))
             object.__setattr__(self, "schema_version", SCHEMA_VERSION)
@@ -106,11 +106,11 @@ class Provenance(BaseModel):
 
 
 def belongs_elsewhere(record: Provenance, series: str, day: date) -> str | None:
-    """Which day of which series a record is of, in words; None where it is the one below whose name its file lies.
+    """Return a message if a footer belongs to another series or day than its file name. None if they match.
 
     Args:
-        record: What a footer says.
-        series: Name of the series that the file should be of.
-        day: The UTC day that it should be of.
+        record: The record in the footer.
+        series: Name of the series by the file's path.
+        day: The UTC day by the file's path.
     """
     return None if (record.series, record.day) == (series, day) else f"it is {record.day} of {record.series}"

@@ -1,4 +1,7 @@
-"""The table of ``datasets.py`` in Arrow's words: what type a column has, and the schema of a series' files."""
+"""Arrow types of columns, and the Arrow schema of a series' files.
+
+Facts about columns do not belong here (``datasets.py``).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from market_data_pipeline.model.datasets import SPECS, Kind, lake_columns
 from market_data_pipeline.model.series import DataType, Market
 
 TIME = pa.timestamp("us")
-"""Times are microseconds in UTC without zone: a zoned type makes DuckDB sessions in other zones split days wrongly."""
+"""Times are microseconds in UTC without zone. With a zoned type, DuckDB sessions in other zones split days wrongly."""
 
 WORD = pa.dictionary(pa.int32(), pa.string())
 
@@ -27,10 +30,10 @@ ARROW_TYPES: Mapping[Kind, pa.DataType] = {
 
 @cache
 def lake_schema(market: Market, data_type: DataType) -> pa.Schema:
-    """The schema of a series' files in the lake, derived types included.
+    """Return the schema of a series' files in the lake, also for derived types.
 
-    What comes from the exchange is never null, and the files say so: Parquet then keeps no levels, without which Arrow
-    reads candles in two thirds of the time and writes trades in nine tenths.
+    Columns from the exchange are never null, and the schema declares it. Parquet then stores no definition levels.
+    Arrow reads candles in two thirds of the time and writes trades in nine tenths.
     """
     nullable = (market, data_type) not in SPECS
     columns = lake_columns(market, data_type)
@@ -38,16 +41,19 @@ def lake_schema(market: Market, data_type: DataType) -> pa.Schema:
 
 
 def may_be_null(schema: pa.Schema) -> pa.Schema:
-    """The same columns as other libraries hand them out, and as files had them before they said what is never null."""
+    """Return the same columns as nullable. Other libraries and older files have them in this form."""
     return pa.schema([field.with_nullable(True) for field in schema])
 
 
 def as_declared(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table with a schema, if all that keeps it from that is what might be null, and nothing is."""
+    """Return a table with a schema, if the two differ only in nullability and no value is null.
+
+    Otherwise the table is returned unchanged.
+    """
     if table.schema.equals(schema) or not may_be_null(table.schema).equals(may_be_null(schema)):
         return table
     return table if any(column.null_count for column in table.columns) else table.cast(schema)
 
 
 TRADE_PROFILE_SCHEMA = lake_schema(Market.SPOT, DataType.TRADE_PROFILE)
-"""The derived tradeProfile, which is alike in all markets."""
+"""Schema of the derived tradeProfile. It is the same in all markets."""

@@ -1,7 +1,6 @@
-"""The project's words: markets, data types, intervals and :class:`SeriesKey`, the one name that travels.
+"""Markets, data types, intervals and :class:`SeriesKey`, the name of a series in Dagster, lake, archive and SQL.
 
-What belongs here: how a series is *named* on each of its four faces (Dagster, lake, archive, SQL).
-What does not: what is inside the data of a series (``datasets.py``), and anything that touches a disk or a network.
+The columns of a series do not belong here (``datasets.py``), nor does anything that uses a disk or a network.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ EXCHANGE = "binance"
 
 
 class Market(StrEnum):
-    """The three markets of Binance that publish history: spot, USDⓈ-margined and coin-margined futures."""
+    """The Binance markets with published history: spot, USDⓈ-margined and coin-margined futures."""
 
     SPOT = "spot"
     UM = "um"
@@ -26,26 +25,26 @@ class Market(StrEnum):
 
     @property
     def archive_folder(self) -> str:
-        """Folder of the market in the archive: ``spot``, ``futures/um`` or ``futures/cm``."""
+        """Return the market's folder in the archive: ``spot``, ``futures/um`` or ``futures/cm``."""
         return "spot" if self is Market.SPOT else f"futures/{self.value}"
 
 
 class DataType(StrEnum):
-    """What a series is made of. The values are the archive's own folder names, except for derived types."""
+    """Data type of a series. The values are the archive's folder names, except for derived types."""
 
     KLINES = "klines"
     AGG_TRADES = "aggTrades"
     TRADE_PROFILE = "tradeProfile"
-    """Derived from aggTrades: one row a day; it has no archive."""
+    """Derived from aggTrades, one row per day. It has no archive."""
 
     @property
     def sql_name(self) -> str:
-        """The name in SQL: ``klines``, ``agg_trades``, ``trade_profile``."""
+        """Return the name in SQL: ``klines``, ``agg_trades``, ``trade_profile``."""
         return re.sub(r"(?<!^)([A-Z])", r"_\1", self.value).lower()
 
     @property
     def has_interval(self) -> bool:
-        """Whether its series are candles of an interval, each in a folder of its own, on a grid of times."""
+        """Return True if its series are candles with an interval. Each interval has its own folder."""
         return self in _OF_CANDLES
 
 
@@ -71,15 +70,15 @@ INTERVALS: dict[str, int] = {
 
 
 def interval_us(interval: str) -> int:
-    """Length of a kline interval in microseconds."""
+    """Return the length of a kline interval in microseconds."""
     return INTERVALS[interval] * 1_000_000
 
 
 def encode_name(text: str) -> str:
-    """Spell any symbol with the letters that Dagster allows in names (``[A-Za-z0-9_]``), reversibly.
+    """Encode a symbol with the characters that Dagster allows in names (``[A-Za-z0-9_]``), reversibly.
 
-    Every other character, and a lower-case ``u``, becomes ``u<hex code point>_``. The symbols that Binance
-    lists are upper-case letters, digits and ``_``, so almost all of them stay as they are.
+    Every other character, and a lower-case ``u``, becomes ``u<hex code point>_``. Almost all symbols of Binance
+    consist of upper-case letters, digits and ``_`` and stay unchanged.
 
     >>> encode_name("BTCUSD_PERP")
     'BTCUSD_PERP'
@@ -90,7 +89,7 @@ def encode_name(text: str) -> str:
 
 
 def decode_name(name: str) -> str:
-    """The inverse of :func:`encode_name`."""
+    """Decode a name of :func:`encode_name`."""
     return re.sub(r"u([0-9a-f]+)_", lambda m: chr(int(m.group(1), 16)), name)
 
 
@@ -98,10 +97,10 @@ def decode_name(name: str) -> str:
 class SeriesKey:
     """One series: an exchange, a market, a data type, a symbol and, for candles, an interval.
 
-    All four faces (asset key, files, archive, SQL) are derived from these fields; none is configured.
+    The names in Dagster, lake, archive and SQL are derived from these fields. None is configured.
 
     Raises:
-        UsageError: the interval is missing, superfluous, unknown, or not published for that market.
+        UsageError: The interval is missing, superfluous, unknown, or not published for that market.
     """
 
     exchange: str
@@ -109,18 +108,18 @@ class SeriesKey:
     data_type: DataType
     symbol: str
     interval: str | None = None
-    """Kline interval such as ``1m``; None for data types that have none."""
+    """Kline interval such as ``1m``. None for data types without interval."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[^\s/\\.][^\s/\\]*", self.symbol):
             raise UsageError(
-                f"{self.symbol!r} cannot be a symbol: it is empty or has a space, a slash or a leading dot."
+                f"{self.symbol!r} is not a symbol: it is empty or has a space, a slash or a leading dot."
             )
         if self.data_type.has_interval:
             allowed = intervals_of(self.market)
             if self.interval not in allowed:
                 raise UsageError(
-                    f"There is no kline interval {self.interval!r} in {self.market}. There are: {', '.join(allowed)}."
+                    f"{self.market} has no kline interval {self.interval!r}. Choose one of: {', '.join(allowed)}."
                 )
         elif self.interval is not None:
             raise UsageError(f"{self.data_type} has no interval, but {self.interval!r} was given.")
@@ -129,13 +128,13 @@ class SeriesKey:
 
     @property
     def asset_path(self) -> tuple[str, ...]:
-        """Components of the Dagster asset key, e.g. ``("binance", "spot", "klines", "BTCUSDT", "1m")``."""
+        """Return the parts of the Dagster asset key, e.g. ``("binance", "spot", "klines", "BTCUSDT", "1m")``."""
         parts = (self.exchange, self.market.value, self.data_type.value, encode_name(self.symbol))
         return (*parts, self.interval) if self.interval else parts
 
     @classmethod
     def from_asset_path(cls, path: tuple[str, ...] | list[str]) -> Self:
-        """The inverse of :attr:`asset_path`."""
+        """Return the series of an :attr:`asset_path`."""
         exchange, market, data_type, symbol, *interval = path
         return cls(exchange, Market(market), DataType(data_type), decode_name(symbol), *interval)
 
@@ -147,25 +146,25 @@ class SeriesKey:
 
     @property
     def folder(self) -> str:
-        """Folder of the daily files below the root, mirroring the archive's."""
+        """Return the folder of the daily files below the root. It mirrors the archive's folder."""
         return self._folder("daily")
 
     @property
     def months_folder(self) -> str:
-        """Folder of the files of closed months below the root, mirroring the archive's."""
+        """Return the folder of the monthly files below the root. It mirrors the archive's folder."""
         return self._folder("monthly")
 
     def file(self, day: date) -> str:
-        """Path of a day's Parquet file below the root."""
+        """Return the path of a day's Parquet file below the root."""
         return f"{self.folder}/{day.isoformat()}.parquet"
 
     def month_file(self, day: date) -> str:
-        """Path below the root of the file of the month that ``day`` lies in, once that is closed."""
+        """Return the path below the root of the file of a closed month that contains ``day``."""
         return f"{self.months_folder}/{day.isoformat()[:7]}.parquet"
 
     @property
     def ledger(self) -> str:
-        """Path of the series' ledger below the root."""
+        """Return the path of the series' ledger below the root."""
         parts = ("ledger", self.exchange, self.market, self.data_type, self.symbol, self.interval)
         return "/".join(filter(None, parts)) + ".parquet"
 
@@ -175,59 +174,63 @@ class SeriesKey:
         return f"{self.symbol}-{self.interval or self.data_type.value}-{period}"
 
     def archive_folder(self, cadence: str = "daily") -> str:
-        """Folder of the series in the archive's bucket, with a final slash; ``cadence`` is daily or monthly."""
+        """Return the folder of the series in the archive's bucket, with a final slash.
+
+        Args:
+            cadence: ``daily`` or ``monthly``.
+        """
         parts = ("data", self.market.archive_folder, cadence, self.data_type, self.symbol, self.interval)
         return "/".join(filter(None, parts)) + "/"
 
     def archive_daily(self, day: date) -> str:
-        """Key of a day's zip in the archive's bucket."""
+        """Return the key of a day's zip in the archive's bucket."""
         return f"{self.archive_folder('daily')}{self._archive_name(day.isoformat())}.zip"
 
     def archive_monthly(self, day: date) -> str:
-        """Key of the zip of the month that ``day`` lies in."""
+        """Return the key of the zip of the month that contains ``day``."""
         return f"{self.archive_folder('monthly')}{self._archive_name(day.isoformat()[:7])}.zip"
 
     # --- SQL -----------------------------------------------------------------------------------------------
 
     @property
     def sql_schema(self) -> str:
-        """Schema of the view that shows this series, e.g. ``binance_spot``."""
+        """Return the SQL schema of the series' view, e.g. ``binance_spot``."""
         return f"{self.exchange}_{self.market}"
 
     @property
     def short(self) -> str:
-        """The name for tables, where the exchange goes without saying, e.g. ``spot/klines/BTCUSDT/1m``."""
+        """Return the name without the exchange, for tables, e.g. ``spot/klines/BTCUSDT/1m``."""
         return str(self).removeprefix(f"{self.exchange}/")
 
     def __str__(self) -> str:
-        """The name for people: the asset key with the symbol as Binance spells it."""
+        """Return the name for people: the asset key with the symbol as Binance spells it."""
         return "/".join(filter(None, (self.exchange, self.market, self.data_type, self.symbol, self.interval)))
 
 
 def intervals_of(market: Market) -> tuple[str, ...]:
-    """The kline intervals with daily archives in a market (1s exists in spot only)."""
+    """Return the kline intervals with daily archives in a market. 1s exists in spot only."""
     return tuple(i for i in INTERVALS if i != "1s" or market is Market.SPOT)
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """When a symbol was listed: spans of UTC days, both ends included, in order; an open end means listed still.
+    """Days on which a symbol was listed: spans of UTC days, both ends included, in order.
 
-    A relisted symbol has more than one span. No span at all means that nothing is known.
+    An end of None means still listed. A relisted symbol has several spans. Without spans, nothing is known.
     """
 
     spans: tuple[tuple[date, date | None], ...] = ()
 
     def covers(self, day: date) -> bool:
-        """Whether the symbol was listed on a day; True where nothing is known."""
+        """Return True if the symbol was listed on a day, or if nothing is known."""
         return not self.spans or any(first <= day and (last is None or day <= last) for first, last in self.spans)
 
     @property
     def first(self) -> date | None:
-        """The first listed day, None where nothing is known."""
+        """Return the first listed day. None means that nothing is known."""
         return self.spans[0][0] if self.spans else None
 
     @property
     def last(self) -> date | None:
-        """The last listed day; None where it is listed still or nothing is known."""
+        """Return the last listed day. None means still listed, or that nothing is known."""
         return self.spans[-1][1] if self.spans else None
