@@ -15,7 +15,15 @@ import pytest
 from market_data_pipeline.checks.gaps import Missing
 from market_data_pipeline.checks.halts import Answers, MarketDay
 from market_data_pipeline.checks.ordering import Ints
-from market_data_pipeline.checks.verdicts import NOT_COMPARED, AnsweredIds, TradeRecord, judge_candles, judge_trades
+from market_data_pipeline.checks.verdicts import (
+    CUT,
+    NOT_COMPARED,
+    PROVISIONAL,
+    AnsweredIds,
+    TradeRecord,
+    judge_candles,
+    judge_trades,
+)
 from market_data_pipeline.clock import day_start_us
 from market_data_pipeline.model.findings import Basis, Finding, Range, RestAnswer, Severity
 from market_data_pipeline.model.version_1 import published_sha256, with_fields
@@ -24,7 +32,17 @@ from market_data_pipeline_tests.support.world import klines
 RECORDED = json.loads((Path(__file__).parent / "releases" / "0.1.0.findings.json").read_text())
 """One finding of each sentence in the data folder of release 0.1.0, with the fields that today's checks set for it."""
 
-NOT_COMPARED_THEN = "unconfirmed: whether other symbols of the market traded meanwhile was not looked at"
+SENTENCES_THEN = {
+    NOT_COMPARED: "unconfirmed: whether other symbols of the market traded meanwhile was not looked at",
+    PROVISIONAL: "the day is provisional: its archive is not there yet",
+    CUT: "the run's REST weight for aggTrades was used up",
+    "unconfirmed: no other series of spot is stored for this time": "unconfirmed: no other series held of spot tells",
+    "the aggTrade ids before and after are consecutive, ": "the ids of aggTrades run on across it, ",
+    ", but 2 stored aggTrades took place": ", yet 2 aggTrades held took place",
+    "stored aggTrades took place": "aggTrades held took place",
+    "only another archive can have them": "only another archive can bring them",
+}
+"""Sentences of today, as version 0.1 wrote them."""
 
 KEY = klines("BTCUSDT", "1m")
 DAY = date(2026, 2, 10)
@@ -53,7 +71,9 @@ def fields_of(finding: Finding) -> dict[str, Any]:
 
 def as_version_1(finding: Finding) -> Finding:
     """The finding as version 0.1 wrote it: the sentences, and no fields."""
-    evidence = finding.evidence.replace(NOT_COMPARED, NOT_COMPARED_THEN)
+    evidence = finding.evidence
+    for today, then in SENTENCES_THEN.items():
+        evidence = evidence.replace(today, then)
     return finding.model_copy(update={"basis": None, "rest": None, "faults": None, "evidence": evidence})
 
 

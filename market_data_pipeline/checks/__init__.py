@@ -1,1 +1,4 @@
-"""What can be wrong with a day: pure functions, Arrow in, findings out."""
+"""Checks of a day: pure functions with Arrow tables in and findings out.
+
+Input and output do not belong here.
+"""

@@ -1,6 +1,6 @@
-"""Continuity of a series: does each day go on where the day before ended? Pure.
+"""Check that each day of a series continues where the previous day ended. Pure, over ledger records.
 
-Reads ledger rows. Gaps inside a day belong to ``checks/gaps.py``.
+Gaps inside a day do not belong here (``checks/gaps.py``).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _DAY = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class Break:
-    """A midnight across which a series does not go on.
+    """A midnight at which a series does not continue.
 
     Attributes:
         day: The later day.
-        expected: Key that its first row should have: open_time in µs (UTC), or agg_trade_id.
-        found: Key that its first row has.
+        expected: Expected key of its first row: open_time in µs (UTC), or agg_trade_id.
+        found: Actual key of its first row.
     """
 
     day: date
@@ -34,20 +34,20 @@ class Break:
 
     @property
     def overlap(self) -> bool:
-        """Whether rows stand on both sides of midnight, rather than lack."""
+        """Return True if rows are on both sides of midnight, False if rows are missing."""
         return self.found < self.expected
 
 
 def continuity(key: SeriesKey, rows: Mapping[date, DayRecord], today: date) -> tuple[Break, ...]:
-    """Midnights at which a day does not go on where the day before ended.
+    """Return the midnights at which a day does not continue where the previous day ended.
 
-    A candle follows one interval later, an aggregated trade has the next id. Only days that are settled are compared,
-    since the last rows of a provisional day may be yet to come.
+    The next candle is one interval later, and the next aggregated trade has the next id. Only final days are compared,
+    because the last rows of a provisional day may still come.
 
     Args:
         key: The series: klines or aggTrades.
         rows: Its ledger, by day.
-        today: The present day in UTC, which is left out.
+        today: The current UTC day, which is skipped.
     """
     step = _step(key)
     breaks: list[Break] = []
@@ -57,7 +57,7 @@ def continuity(key: SeriesKey, rows: Mapping[date, DayRecord], today: date) -> t
             continue
         if row.first_key is None or before.last_key is None:
             continue
-        # A candle off the grid covers parts of two: what goes on in the second one follows.
+        # A candle off the grid covers parts of two slots. The next candle may begin in the second slot or after it.
         expected = -(-(before.last_key + step) // step) * step if key.interval else before.last_key + step
         if not before.last_key < row.first_key < expected + step:
             breaks.append(Break(day, expected, row.first_key))
@@ -65,43 +65,43 @@ def continuity(key: SeriesKey, rows: Mapping[date, DayRecord], today: date) -> t
 
 
 def _step(key: SeriesKey) -> int:
-    """How far the key of the next row lies from a row's."""
+    """Return the distance between the keys of neighbouring rows."""
     return interval_us(key.interval) if key.interval else 1
 
 
 def is_told(key: SeriesKey, found: Break, rows: Mapping[date, DayRecord], counts: Callable[[Finding], bool]) -> bool:
-    """Whether findings of the two days say of all that is not as it should be at a midnight why it is so.
+    """Return True if findings of the two days explain the whole break.
 
-    An outage over midnight is told in two parts, by each day of its own hours. An answer of REST may have parts, too.
+    An outage over midnight has two findings, one per day. An answer of REST may have several parts, too.
 
     Args:
         key: The series.
-        found: The midnight.
-        rows: Ledger rows of both days.
-        counts: Which findings count.
+        found: The break.
+        rows: Records of both days.
+        counts: Returns True for a finding that counts as an explanation.
     """
     before, after = ([one for one in rows[day].findings_list() if counts(one)] for day in (found.day - _DAY, found.day))
     if found.overlap:
         return any(one.rule == ACROSS_MIDNIGHT for one in after)
-    told = found.expected
+    reached = found.expected
     ranges = (range_ for one in (*before, *after) if one.check == "gaps" for range_ in one.ranges)
     for range_ in sorted(ranges, key=lambda range_: range_.first):
-        if range_.first > told:
+        if range_.first > reached:
             break
-        told = max(told, range_.last + _step(key))
-    return told > found.found - _step(key)
+        reached = max(reached, range_.last + _step(key))
+    return reached > found.found - _step(key)
 
 
 def open_midnights(key: SeriesKey, rows: Mapping[date, DayRecord], now: datetime) -> list[date]:
-    """Return days of aggTrades that are due because ids do not run on to the next day, and no verdict says why.
+    """Return the days of aggTrades that are due because of an unexplained break at midnight.
 
-    Neighbours are compared when either is fetched. A run that is killed in between leaves them open. Candles lie on a
-    grid, so what is missing at midnight is a gap of the day itself.
+    Neighbours are compared when either is fetched. A run that is killed in between leaves the break open. Candles are
+    on a grid, so a missing candle at midnight is a gap of its own day.
 
     Args:
         key: The series.
-        rows: Its records, or those of days that may be neighbours.
-        now: The present moment, zone-aware.
+        rows: Its records. Days without neighbours may be left out.
+        now: The current time, zone-aware.
 
     Returns:
         Both days of each such midnight, in order.
@@ -128,12 +128,12 @@ def _stays(finding: Finding) -> bool:
 
 
 def due_days(key: SeriesKey, rows: Mapping[date, DayRecord], now: datetime) -> list[date]:
-    """Return the days of a series that a schedule is to fetch now, in order.
+    """Return the days of a series that a schedule should fetch now, in order.
 
     Args:
         key: The series.
-        rows: Its records. Those of days that need nothing may be left out, but for aggTrades.
-        now: The present moment, zone-aware.
+        rows: Its records. Days without a need may be left out, except for aggTrades.
+        now: The current time, zone-aware.
     """
     reach = reach_of(key)
     due = {day for day, record in rows.items() if needs(record, now, reach).is_due}

@@ -1,4 +1,7 @@
-"""What differs between two versions of a day: rows added, removed and changed; and how it is told. Pure."""
+"""Compare two versions of a day: rows added, removed and changed, and the findings about them. Pure.
+
+The decision between the versions does not belong here (``ingest``).
+"""
 
 from __future__ import annotations
 
@@ -20,21 +23,21 @@ _Values = npt.NDArray[Any]
 _Mask = npt.NDArray[np.bool_]
 
 _SHOWN = 3
-"""Changed rows that a sentence shows with both values."""
+"""Most changed rows in a message, with both values."""
 
-KEPT = 100
-"""Changed rows of a day whose values are kept: a day that differs in more of them differs as a whole."""
+RECORDED = 100
+"""Most changed rows in the evidence, with both values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What a later version of a day has that the earlier one had not, or the other way round.
+    """Difference between two versions of a day.
 
     Attributes:
-        added: Keys of rows that only the later one has.
-        removed: Keys of rows that only the earlier one has.
-        changed: Keys of rows that both have, with different values.
-        examples: The first changed rows, at most ``KEPT``, each value that differs in words: before and after.
+        added: Keys of rows in the later version only.
+        removed: Keys of rows in the earlier version only.
+        changed: Keys of rows in both versions with different values.
+        examples: The first changed rows as text, at most ``RECORDED``, with each differing value before and after.
     """
 
     added: Ints
@@ -47,20 +50,20 @@ class Difference:
 
     @property
     def keys(self) -> Ints:
-        """Keys of all rows that differ, in order."""
+        """Return the keys of all differing rows, in order."""
         return np.unique(np.concatenate([self.added, self.removed, self.changed]))
 
     @property
     def shown(self) -> str:
-        """The first few changed rows with both values, and how many there are beside them; empty where none changed."""
-        return self._said(_SHOWN)
+        """Return the first few changed rows with both values and the number of further ones. Empty if none changed."""
+        return self._first(_SHOWN)
 
     @property
-    def kept(self) -> str:
-        """The changed rows with both values, as far as they are kept, joined by ``; ``, and how many there are more."""
-        return self._said(KEPT)
+    def recorded(self) -> str:
+        """Return the changed rows for the evidence, joined by ``; ``, and the number of further ones."""
+        return self._first(RECORDED)
 
-    def _said(self, most: int) -> str:
+    def _first(self, most: int) -> str:
         more = len(self.changed) - len(self.examples[:most])
         return "; ".join([*self.examples[:most], *([f"and {more} more"] if more else [])])
 
@@ -69,17 +72,17 @@ class Difference:
         return f"{len(self.added)} rows added, {len(self.removed)} removed, {len(self.changed)} changed{shown}"
 
 
-def difference(before: pa.Table, after: pa.Table, spec: Spec, say: Callable[[int], str]) -> Difference:
+def difference(before: pa.Table, after: pa.Table, spec: Spec, as_text: Callable[[int], str]) -> Difference:
     """Compare two versions of a day, each ordered by key and without duplicates.
 
-    Times are compared in the coarser of the two units: spot's archives are in milliseconds until 2024-12-31, REST
-    speaks microseconds. Floats may differ by 1e-9 of their size.
+    Times are compared in the coarser of the two units: spot's archives are in milliseconds until 2024-12-31, REST is
+    in microseconds. Floats may differ by 1e-9 of their size.
 
     Args:
         before: The earlier version.
-        after: The later one.
-        spec: What the columns are.
-        say: A key in words.
+        after: The later version.
+        spec: Facts about the columns.
+        as_text: Formats a key.
     """
     old, new = ints(before, spec.key), ints(after, spec.key)
     common, at_old, at_new = np.intersect1d(old, new, assume_unique=True, return_indices=True)
@@ -92,11 +95,11 @@ def difference(before: pa.Table, after: pa.Table, spec: Spec, say: Callable[[int
         differs[column.name], values[column.name] = _differs(a, b, column.kind), (a, b)
     changed = np.logical_or.reduce(list(differs.values())) if len(common) else np.zeros(0, dtype=bool)
     examples = []
-    for at in np.flatnonzero(changed)[:KEPT]:
-        said = ", ".join(
+    for at in np.flatnonzero(changed)[:RECORDED]:
+        pairs = ", ".join(
             f"{name} {values[name][0][at]} → {values[name][1][at]}" for name in differs if differs[name][at]
         )
-        examples.append(f"{say(int(common[at]))} {said}")
+        examples.append(f"{as_text(int(common[at]))} {pairs}")
     return Difference(
         added=np.setdiff1d(new, old, assume_unique=True),
         removed=np.setdiff1d(old, new, assume_unique=True),
@@ -105,18 +108,18 @@ def difference(before: pa.Table, after: pa.Table, spec: Spec, say: Callable[[int
     )
 
 
-def said(key: SeriesKey) -> Callable[[int], str]:
-    """How a key of a series is said: an open time as ISO text (UTC), or an id."""
+def key_format(key: SeriesKey) -> Callable[[int], str]:
+    """Return the formatter for keys of a series: an open time as ISO text (UTC), or an id."""
     if key.interval is None:
         return str
     return lambda us: clock.naive_from_us(us).isoformat(sep=" ")
 
 
 def disagreement(key: SeriesKey, rest: pa.Table, archive: pa.Table) -> list[Finding]:
-    """The finding of rows that REST and archive both have, with different values; none where they agree."""
+    """Return the finding of rows that REST and the archive have with different values. Empty if they agree."""
     spec = spec_of(key)
     common = archive.filter(pa.array(np.isin(ints(archive, spec.key), ints(rest, spec.key))))
-    found = difference(rest, common, spec, said(key))
+    found = difference(rest, common, spec, key_format(key))
     if len(found.changed) == 0:
         return []
     step = interval_us(key.interval) if key.interval else 1
@@ -126,22 +129,22 @@ def disagreement(key: SeriesKey, rest: pa.Table, archive: pa.Table) -> list[Find
             rule="disagreement",
             severity=Severity.WARN,
             count=len(found.changed),
-            message=f"REST and the archive disagree on {len(found.changed)} rows; the archive's stand. "
+            message=f"REST and the archive disagree on {len(found.changed)} rows. The archive's rows are stored. "
             f"REST → archive: {found.shown}.",
             ranges=key_ranges(found.changed, step),
-            evidence=f"REST → archive: {found.kept}",
+            evidence=f"REST → archive: {found.recorded}",
         )
     ]
 
 
 def change_finding(key: SeriesKey, rule: str, found: Difference, what: str) -> Finding:
-    """The finding that tells what changed when a day was stored anew.
+    """Return the finding about the changes of a day that was stored again.
 
     Args:
         key: The series.
         rule: ``became_final`` or ``replaced``.
-        found: What differs.
-        what: What happened, in words.
+        found: The difference.
+        what: The event, in words.
     """
     step = interval_us(key.interval) if key.interval else 1
     return Finding(
@@ -151,7 +154,7 @@ def change_finding(key: SeriesKey, rule: str, found: Difference, what: str) -> F
         count=len(found.keys),
         message=f"{what}: {found}.",
         ranges=key_ranges(found.keys, step),
-        evidence=f"before → after: {found.kept}" if found.examples else "",
+        evidence=f"before → after: {found.recorded}" if found.examples else "",
     )
 
 

@@ -1,13 +1,6 @@
-"""Flat candles against the rest of the market: the exchange stood still, or simply nobody traded. Pure.
+"""Compare flat candles with the rest of the market: a market halt, or simply no trade. Pure.
 
-In an outage of the futures markets Binance writes flat rows (volume 0, count 0) for every symbol, and a minute in which
-nobody traded looks the same. What tells them apart is the rest of the market: ``suspended`` where every other symbol
-that is held was flat or missing in the same candles, ``quiet`` where others traded. Whatever is held of a symbol tells:
-candles of the same interval or of another one, or aggTrades. With no other symbol to compare, a flat candle is quiet
-and unconfirmed.
-
-Flat candles of the whole market may also be a fault of the archive alone (um 2025-01-29, binance-public-data #395).
-REST tells: where it was not asked yet, such candles are ``unconfirmed``, see :class:`Answers`.
+Reading the stored days of the market does not belong here (``ingest``, ``maintenance``).
 """
 
 from __future__ import annotations
@@ -37,23 +30,31 @@ from market_data_pipeline.model.findings import (
 )
 from market_data_pipeline.model.series import SeriesKey, interval_us
 
+# In an outage of the futures markets Binance writes flat rows (volume 0, count 0) for every symbol. A minute without
+# trades looks the same. The rest of the market distinguishes them: `suspended` if every other stored symbol was flat or
+# missing in the same candles, `quiet` if others traded. All stored data of a symbol counts: candles of any interval,
+# and aggTrades. Without another symbol to compare, a flat candle is quiet and unconfirmed.
+#
+# Flat candles of the whole market may also be a fault of the archive alone (um 2025-01-29, binance-public-data #395).
+# REST decides. Until it answers, such candles are `unconfirmed`, see `Answers`.
+
 _NAMED = 3
 _UNKNOWN, _STILL, _TRADED = -1, 0, 1
 
-_SAYS_NOTHING = frozenset({Verdict.NOT_LISTED, *LACKING}) - {Verdict.OUTAGE}
-"""Verdicts on rows that are not there of which it is not known whether there was trading."""
+_UNKNOWN_TRADING = frozenset({Verdict.NOT_LISTED, *LACKING}) - {Verdict.OUTAGE}
+"""Verdicts on missing rows that leave open if trades took place."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stillness:
-    """When a symbol did not trade on a day. Bounds are open times in microseconds UTC, both ends included.
+    """Times without trades of a symbol's day. Bounds are open times in microseconds UTC, both ends included.
 
     Attributes:
-        first: First candle that is there.
-        last: Last candle that is there. Outside of these two nothing is known, save by ``still``.
+        first: First stored candle.
+        last: Last stored candle. Outside of these two, only ``still`` is known.
         still: Flat candles, and candles that are missing because nothing was traded.
-        unknown: Candles of which it is not known whether anything was traded.
-        flat: Flat candles one by one, where they were read off the rows.
+        unknown: Candles that may or may not have trades.
+        flat: All flat candles one by one. None if the rows were not read.
     """
 
     first: int
@@ -64,15 +65,15 @@ class Stillness:
 
 
 def stillness(findings: Iterable[Finding], first: int, last: int, flat: Ints | None = None) -> Stillness:
-    """When a symbol did not trade on a day, by what the gaps check said of it.
+    """Return the times without trades of a symbol's day, from the findings of the gaps check.
 
-    A finding keeps its first ranges only. What lies beyond those of one that has more is unknown.
+    A finding has its first ranges only. Candles after the last range of a cut finding are unknown.
 
     Args:
-        findings: Of the day.
+        findings: Findings of the day.
         first: Open time of the day's first candle, in microseconds UTC.
         last: Open time of its last candle.
-        flat: Open times of all flat candles, read off the rows, in place of those that the findings keep.
+        flat: Open times of all flat candles, read from the rows. None means to use the ranges of the findings.
     """
     still: list[tuple[int, int]] = []
     unknown: list[tuple[int, int]] = []
@@ -81,7 +82,7 @@ def stillness(findings: Iterable[Finding], first: int, last: int, flat: Ints | N
             continue
         if finding.rule in FLAT or finding.rule == Verdict.OUTAGE:
             still += _bounds(finding.ranges)
-        elif finding.rule in _SAYS_NOTHING:
+        elif finding.rule in _UNKNOWN_TRADING:
             unknown += _bounds(finding.ranges)
         else:
             continue
@@ -91,7 +92,7 @@ def stillness(findings: Iterable[Finding], first: int, last: int, flat: Ints | N
 
 
 def is_cut(finding: Finding) -> bool:
-    """Whether a finding speaks of more rows than its ranges show."""
+    """Return True if a finding has more rows than its ranges show."""
     return finding.count > sum(range_.count for range_ in finding.ranges)
 
 
@@ -101,11 +102,11 @@ def _bounds(ranges: Iterable[Range]) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class TradedIn:
-    """When a symbol traded on a day, by its aggTrades.
+    """Times of a symbol's trades on a day, from its aggTrades.
 
     Attributes:
-        times: Times of trades, in microseconds UTC, ordered; of those in one candle one is enough.
-        whole: Whether none is missing between them, so that no trade took place where there is none.
+        times: Times of trades in microseconds UTC, ordered. One per candle is enough.
+        whole: True if no trade is missing between them.
     """
 
     times: Ints
@@ -114,12 +115,12 @@ class TradedIn:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What REST answered for flat candles of a symbol's day.
+    """REST's answers for the flat candles of a symbol's day.
 
     Attributes:
-        confirmed: Spans whose flat candles have no trade by REST either.
-        filled: Candles that the archive has flat, and in which REST has trades.
-        refused: Spans of which it refuses to tell.
+        confirmed: Spans in which REST has no trade either.
+        filled: Candles that are flat in the archive, but have trades in REST.
+        refused: Spans that REST refuses to serve.
     """
 
     confirmed: tuple[Range, ...] = ()
@@ -128,7 +129,7 @@ class Answers:
 
     @classmethod
     def of(cls, findings: Sequence[Finding]) -> Answers:
-        """What the findings of a day tell."""
+        """Return the answers recorded in the findings of a day."""
         return cls(*(ranges_of(findings, rule) for rule in (FLAT_CONFIRMED, FLAT_FILLED, FLAT_REFUSED)))
 
 
@@ -137,10 +138,14 @@ _ALONE_TIMES = 5
 
 
 def stands_out(times: Ints, step: int) -> npt.NDArray[np.bool_]:
-    """Of flat candles, which of them are a run that is out of proportion to the other ones of the day.
+    """Return a mask of the flat candles in a run that is out of proportion to the other runs of the day.
 
-    Longer than ten minutes, and than five times the longest of the others: of a symbol that is traded all the time, it
-    may be a fault of the archive; of one that is seldom traded, there is none.
+    The run is longer than ten minutes and longer than five times the longest other run. For a symbol that trades all
+    the time, it may be a fault of the archive. A symbol that seldom trades has no such run.
+
+    Args:
+        times: Open times of the flat candles in microseconds UTC, ordered.
+        step: Length of a candle in microseconds.
     """
     firsts = np.flatnonzero(np.r_[True, np.diff(times) != step]) if len(times) else np.zeros(0, dtype=np.int64)
     lengths = np.diff(np.r_[firsts, len(times)])
@@ -155,7 +160,7 @@ def stands_out(times: Ints, step: int) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True)
 class _Elsewhere:
-    """What symbols did by their candles of another interval: for each of ``rows`` the candles in which it traded."""
+    """Symbols by their candles of another interval: for each of ``rows``, the candles with trades."""
 
     step: int
     rows: Ints
@@ -165,34 +170,34 @@ class _Elsewhere:
 _Found = dict[Ground, npt.NDArray[np.bool_]]
 """The candles of each verdict."""
 
-NOT_HEARD = "REST was not asked for them yet, or did not answer"
-"""What is said of flat candles that may be a fault of the archive, until REST has answered for them."""
+NO_ANSWER = "REST has not answered for them yet"
+"""Evidence for flat candles that may be a fault of the archive, until REST answers for them."""
 
 
 _BUT_TRADED = Ground(
     Verdict.ARCHIVE_DEFECT,
-    "flat in the archive, but aggTrades held took place there, and REST has no candle with trades",
+    "flat in the archive, but stored aggTrades took place there, and REST has no candle with trades",
     Basis.TRADED,
 )
 _OTHERS_TRADED = Ground(
     Verdict.ARCHIVE_DEFECT,
     "flat in the archive, but REST has trades of other symbols there, whose candles were flat, too, and refuses to "
-    "tell of this one",
+    "serve this symbol",
     Basis.TRADED,
 )
 
 
 class MarketDay:
-    """What symbols of one market did on one day, by candles of one interval.
+    """Trading of the symbols of one market on one day, by candles of one interval.
 
     Args:
         interval: Kline interval.
         day: The UTC day.
-        symbols: The symbols that are held in that interval on that day, and when they did not trade.
-        elsewhere: The same of series of other intervals, by interval and symbol. A candle of another interval tells
-            that its symbol traded somewhere in it, so it speaks against stillness that lasted for all of it.
-        trades: Symbols that are held as aggTrades.
-        answers: What REST answered for the flat candles of symbols. None where it does not matter.
+        symbols: Times without trades of the symbols that are stored in that interval.
+        elsewhere: The same for series of other intervals, by interval and symbol. A candle of another interval with
+            trades is evidence against a halt of its whole length.
+        trades: Times of trades of the symbols that are stored as aggTrades.
+        answers: REST's answers for the flat candles, by symbol. None if they do not matter.
     """
 
     def __init__(
@@ -218,7 +223,7 @@ class MarketDay:
             self._take_in_trades(self._did[self._row[name]], those)
 
     def _states(self, known: Stillness, step: int) -> npt.NDArray[np.int8]:
-        """What a symbol did, candle by candle of a length in microseconds."""
+        """Return the state of a symbol for each candle of a length in microseconds."""
         row = np.full(clock.US_PER_DAY // step, _UNKNOWN, dtype=np.int8)
 
         def fill(bounds: tuple[int, int], value: int) -> None:
@@ -235,7 +240,7 @@ class MarketDay:
         return row
 
     def _take_in(self, step: int, symbols: Mapping[str, Stillness]) -> _Elsewhere:
-        """Symbols by candles of another length: where they stood still, and candles in which they traded."""
+        """Add symbols by candles of another length: times without trades, and candles with trades."""
         rows = np.array([self._row[name] for name in symbols])
         states = np.array([self._states(known, step) for known in symbols.values()])
         still = self._any_of(states != _STILL, step) == 0
@@ -250,25 +255,25 @@ class MarketDay:
         row[slots] = _TRADED
 
     def _slots(self, times: Ints, step: int) -> Ints:
-        # Some candles of 2018 are off the grid: they count where they begin.
+        # Some candles of 2018 are off the grid. They count in the slot of their open time.
         slots: Ints = (times - self._start) // step
         return slots
 
-    def _any_of(self, said: npt.NDArray[np.bool_], step: int) -> npt.NDArray[np.bool_]:
-        """Of rows by candles of another length, for each of ours whether it is said of any that it overlaps."""
+    def _any_of(self, mask: npt.NDArray[np.bool_], step: int) -> npt.NDArray[np.bool_]:
+        """Convert a mask of candles of another length: True for each of our candles that overlaps a True one."""
         cell = gcd(step, self._step)
-        cells = np.repeat(said, step // cell, axis=1)
-        return np.asarray(cells.reshape(len(said), -1, self._step // cell).any(axis=2))
+        cells = np.repeat(mask, step // cell, axis=1)
+        return np.asarray(cells.reshape(len(mask), -1, self._step // cell).any(axis=2))
 
     def _traded_elsewhere(self, symbol: str, still: Ints) -> Iterator[tuple[Ints, npt.NDArray[np.bool_]]]:
-        """Other symbols that traded in candles of other lengths all of which seemed still.
+        """Yield other symbols that traded in candles of other lengths without another known trade.
 
         Args:
-            symbol: The one that is judged.
-            still: Its candles in which it was flat and no other is known to have traded.
+            symbol: The symbol to classify.
+            still: Its flat candles in which no other symbol is known to have traded.
 
         Yields:
-            Rows of symbols, and for each of our candles whether they traded then.
+            Rows of symbols, and a mask of our candles in which they traded.
         """
         seemed = np.zeros(self._did.shape[1], dtype=bool)
         seemed[still] = True
@@ -280,12 +285,12 @@ class MarketDay:
                 yield one.rows[hit], self._any_of(one.traded[hit] & inside, one.step)
 
     def judge(self, key: SeriesKey, times: Ints, traded: Ints | None = None) -> list[Finding]:
-        """Verdicts on the flat candles of a symbol: ``suspended``, then ``quiet``; one finding for each evidence.
+        """Return the verdicts on the flat candles of a symbol, ``suspended`` first, one finding per evidence.
 
         Args:
-            key: The series; whether it is among the symbols of the day makes no difference.
+            key: The series. It may be among the symbols of the day.
             times: Open times of its flat candles in microseconds UTC, ordered.
-            traded: When it was traded by its own aggTrades, where they are held.
+            traded: Times of its own aggTrades. None if they are not stored.
         """
         found = self._by_market(key, times)
         if self._answers is not None:
@@ -303,10 +308,10 @@ class MarketDay:
     def _by_rest(
         self, key: SeriesKey, times: Ints, found: _Found, answers: Mapping[str, Answers], traded: Ints | None
     ) -> _Found:
-        """The same verdicts, as far as they hold by what REST answered for candles that may be the archive's fault.
+        """Return the verdicts after REST's answers for candles that may be a fault of the archive.
 
-        These are the ones that all share, that others have flat in the archive alone, or in which trades took place;
-        and where there is no other symbol, those that stand out.
+        Such candles are flat in the whole market, flat in the archive alone for other symbols, or have trades. Without
+        another symbol, they are the runs out of proportion.
         """
         ours = answers.get(key.symbol, Answers())
         confirmed, refused = within(times, ours.confirmed), within(times, ours.refused)
@@ -317,24 +322,24 @@ class MarketDay:
         suspect = faulty | but_traded
         split: _Found = {}
 
-        def say(ground: Ground, which: npt.NDArray[np.bool_], also: str = "") -> None:
+        def add(ground: Ground, which: npt.NDArray[np.bool_], also: str = "") -> None:
             if which.any():
                 ground = replace(ground, evidence=f"{ground.evidence}{also}")
                 split[ground] = split.get(ground, np.zeros_like(which)) | which
 
-        say(_BUT_TRADED, but_traded & (confirmed | refused))
-        say(_OTHERS_TRADED, faulty & refused & ~but_traded & ~confirmed)
+        add(_BUT_TRADED, but_traded & (confirmed | refused))
+        add(_OTHERS_TRADED, faulty & refused & ~but_traded & ~confirmed)
         done = (but_traded & (confirmed | refused)) | (faulty & refused & ~confirmed)
         for ground, which in found.items():
             alone = ground.basis is Basis.NO_OTHER_SERIES
             suspended = ground.verdict is Verdict.SUSPENDED
             shared = which & (suspect | suspended | (stands_out(times, self._step) & alone)) & ~done
-            heard = confirmed | (refused & still_elsewhere)
-            say(replace(ground, verdict=Verdict.UNCONFIRMED), shared & ~heard, f"; {NOT_HEARD}")
-            say(ground, shared & confirmed, "; REST has no trade there either")
-            refuses = "; REST has no trade of others there either, and refuses to tell of this one"
-            say(ground, shared & heard & ~confirmed, refuses)
-            say(ground, which & ~shared & ~done)
+            answered = confirmed | (refused & still_elsewhere)
+            add(replace(ground, verdict=Verdict.UNCONFIRMED), shared & ~answered, f"; {NO_ANSWER}")
+            add(ground, shared & confirmed, "; REST has no trade there either")
+            refuses = "; REST has no trade of other symbols there either, and refuses to serve this symbol"
+            add(ground, shared & answered & ~confirmed, refuses)
+            add(ground, which & ~shared & ~done)
         return split
 
     def _by_market(self, key: SeriesKey, times: Ints) -> _Found:
@@ -353,18 +358,18 @@ class MarketDay:
         if quiet.any():
             evidence[Ground(Verdict.QUIET, self._some_traded(did[:, quiet], traded[quiet], known[quiet]))] = quiet
         if alone.any():
-            told = f"unconfirmed: no other series held of {key.market} tells"
-            evidence[Ground(Verdict.QUIET, told, Basis.NO_OTHER_SERIES)] = alone
+            nothing = f"unconfirmed: no other series of {key.market} is stored for this time"
+            evidence[Ground(Verdict.QUIET, nothing, Basis.NO_OTHER_SERIES)] = alone
         return evidence
 
     def _all_still(self, did: npt.NDArray[np.int8], known: Ints) -> str:
-        # Named are those of which most candles are known.
+        # Name the symbols with the most known candles.
         seen = (did == _STILL).sum(axis=1)
         names = [self._names[n] for n in np.argsort(-seen, kind="stable") if seen[n]]
         least = int(known.min())
         number = f"{'' if least == known.max() else 'at least '}{least}"
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        return f"every other symbol that is held was flat or missing, too ({number}: {', '.join(names[:_NAMED])}{more})"
+        return f"every other stored symbol was flat or missing, too ({number}: {', '.join(names[:_NAMED])}{more})"
 
     def _some_traded(self, did: npt.NDArray[np.int8], traded: Ints, known: Ints) -> str:
         by_symbol = (did == _TRADED).sum(axis=1)
@@ -372,17 +377,17 @@ class MarketDay:
         least = int(traded.min())
         number = f"{'' if least == traded.max() else 'at least '}{least} of {int(known.max())}"
         how = "e.g." if by_symbol[busiest] == did.shape[1] else "most often"
-        return f"{number} other symbols that are held traded meanwhile, {how} {self._names[busiest]}"
+        return f"{number} other stored symbols traded meanwhile, {how} {self._names[busiest]}"
 
 
 def suspect_flat(findings: Iterable[Finding]) -> tuple[Range, ...]:
-    """Where flat candles of a day may be a fault of its archive, so that REST is to be asked."""
+    """Return the ranges of flat candles that may be a fault of the archive, so that REST must confirm them."""
     suspect = [one for one in findings if one.rule == Verdict.UNCONFIRMED or one.basis is Basis.TRADED]
-    beyond = [one.ranges[-1] for one in suspect if is_cut(one)]  # a finding keeps its first ranges only
+    beyond = [one.ranges[-1] for one in suspect if is_cut(one)]
     ranges = [range_ for one in suspect for range_ in one.ranges]
     return (*ranges, *(range_.model_copy(update={"last": range_.last + clock.US_PER_DAY}) for range_ in beyond))
 
 
 def is_contested(finding: Finding) -> bool:
-    """Whether a verdict rests on no other symbol having traded, so that any that is held may refute it."""
+    """Return True if the verdict assumes that no other symbol traded, so that new data may refute it."""
     return finding.rule in (Verdict.SUSPENDED, Verdict.UNCONFIRMED) or finding.basis is Basis.NO_OTHER_SERIES

@@ -1,7 +1,7 @@
-"""The integrity check: does what a day's rows say make sense? Pure; the table is ordered and free of duplicates.
+"""The integrity check of a day's rows. Pure. The table is ordered and has no duplicates.
 
-A day that breaks a rule is kept as published, with the finding; what cannot be a day of the series at all (other
-days, other columns) was refused when it was read.
+A day that breaks a rule is stored as published, with the finding. Refusing an archive with other days or other columns
+does not belong here (``sources/binance/zip_reader.py``).
 """
 
 from __future__ import annotations
@@ -25,59 +25,60 @@ Mask = npt.NDArray[np.bool_]
 
 
 def check_integrity(key: SeriesKey, table: pa.Table) -> list[Finding]:
-    """Findings about the rows of one day, none where all is well."""
+    """Return the findings about the rows of one day. The list is empty if all rules pass."""
     rules = {DataType.KLINES: _klines, DataType.AGG_TRADES: _agg_trades}
     return rules[key.data_type](key, table) if table.num_rows else []
 
 
 def checksum_missing() -> Finding:
-    """The finding of a day whose archive has no ``.CHECKSUM``: loaded, but not proven."""
+    """Return the finding of a day whose archive has no ``.CHECKSUM``. The rows are stored, but not verified."""
     return Finding(
         check="integrity",
         rule="checksum_missing",
         severity=Severity.WARN,
         count=1,
-        message="The archive publishes no .CHECKSUM for this day, so its bytes are not proven; it stays provisional.",
+        message="The archive has no .CHECKSUM for this day, so its bytes are not verified. The day stays provisional.",
     )
 
 
 def checksum_accepted() -> Finding:
-    """The finding of a day whose bytes do not match their checksum, and that a person accepted nevertheless."""
+    """Return the finding of a day whose bytes do not match their checksum, but were accepted by a person."""
     return Finding(
         check="integrity",
         rule="checksum_accepted",
         severity=Severity.WARN,
         count=1,
-        message="The bytes do not match their published checksum; they were accepted by hand "
-        "(`market-data quarantine show` says by whom, and why).",
+        message="The bytes do not match their published checksum, but a person accepted them. "
+        "`market-data quarantine show` prints who and why.",
     )
 
 
 def off_grid_finding(key: SeriesKey, table: pa.Table, off: Ints, rest: pa.Table) -> Finding:
-    """The finding of candles that do not begin at multiples of their interval, with what REST has of their time.
+    """Return the finding of candles that do not begin at multiples of their interval, with REST's rows for their time.
 
     Args:
         key: The series.
         table: The day's rows.
-        off: Open times of those off the grid.
-        rest: What REST has from the first of them to the last.
+        off: Open times of the candles off the grid.
+        rest: REST's rows from the first of them to the last.
     """
     step, theirs = interval_us(key.interval or ""), ints(rest, "open_time")
     on_grid, same = theirs[theirs % step == 0], np.intersect1d(theirs, off)
     has = [f"{len(same)} of them" if len(same) else ""]
     if len(on_grid):
         has.append(f"{len(on_grid)} candles on the grid, {_moment(on_grid[0])} to {_moment(on_grid[-1])}")
-    said = f"REST has {' and '.join(filter(None, has)) or 'none'}"
-    also = ", of which those that have the time of rows of the archive are left out" if len(on_grid) else ""
+    evidence = f"REST has {' and '.join(filter(None, has)) or 'none'}"
+    if len(on_grid):
+        evidence += "; candles on the grid that overlap rows of the archive are not stored"
     return Finding(
         check="integrity",
         rule=OFF_GRID,
         severity=Severity.INFO,
         count=len(off),
         message=f"{len(off)} of {table.num_rows} rows: open_time is not a multiple of {key.interval}, from "
-        f"{_moment(off[0])} to {_moment(off[-1])}. They stand for the time that they cover. {said}{also}.",
+        f"{_moment(off[0])} to {_moment(off[-1])}. They count for the time that they cover. {evidence}.",
         ranges=key_ranges(off, step),
-        evidence=f"{said}{also}",
+        evidence=evidence,
         rest=RestAnswer(answered=True),
     )
 
@@ -112,7 +113,7 @@ def _klines(key: SeriesKey, table: pa.Table) -> list[Finding]:
     open_, high, low, close, total, quote, taker, taker_quote = values
 
     further = np.diff(opened)
-    near = (further > 0) & (further < step)  # of days that are read together, a later one may stand before
+    near = (further > 0) & (further < step)  # if days are read together, they may be out of order
     if near.sum() * 2 > len(opened):
         also = np.r_[near, False]
         report("spacing", also, f"the next candle begins less than {key.interval} later.")
@@ -124,9 +125,9 @@ def _klines(key: SeriesKey, table: pa.Table) -> list[Finding]:
     report("negative", (values < 0).any(axis=0), "a price or volume is negative.")
     report("negative_count", ints(table, "count") < 0, "the number of trades is negative.")
     outside = (low > np.minimum(open_, close)) | (high < np.maximum(open_, close))
-    report("price_range", outside, "open or close lies outside of low and high.")
+    report("price_range", outside, "open or close is not between low and high.")
     report("taker", _above(taker, total) | _above(taker_quote, quote), "the taker buy volume exceeds the volume.")
-    # One unit of the file's time before the next candle: a millisecond, or a microsecond in spot since 2025.
+    # A candle closes one unit of the file's time before the next: a millisecond, or a microsecond in spot since 2025.
     length = closed - opened
     report(
         "close_time",
@@ -142,14 +143,14 @@ def _agg_trades(key: SeriesKey, table: pa.Table) -> list[Finding]:
     report = _reporter(key, table, findings)
     price, quantity = floats(table, "price"), floats(table, "quantity")
     first, last = ints(table, "first_trade_id"), ints(table, "last_trade_id")
-    # Spot keeps rows for trades that were taken back: no price, no quantity, no trade ids.
+    # Spot has sentinel rows for trades that were taken back: no price, no quantity, no trade ids.
     sentinel = (price == 0) & (quantity == 0) & (first == -1) & (last == -1)
 
     report("finite", ~(np.isfinite(price) & np.isfinite(quantity)), "price or quantity is not a number.")
     report("positive", ~sentinel & ~((price > 0) & (quantity > 0)), "price or quantity is not positive.")
     report("trade_ids", first > last, "first_trade_id is greater than last_trade_id.")
     backwards = np.r_[False, np.diff(ints(table, "transact_time")) < 0]
-    report("time_order", backwards, "the time is earlier than that of the trade before.", Severity.INFO)
+    report("time_order", backwards, "the time is earlier than that of the previous trade.", Severity.INFO)
     return findings
 
 
@@ -162,13 +163,13 @@ def source_findings(made_of: Mapping[SeriesKey, DayRecord | None]) -> tuple[Find
     """Return a failing integrity finding for each source whose day is not complete.
 
     Args:
-        made_of: Ledger row of the day in each source; None if the source has no row.
+        made_of: Record of the day in each source. None if the source has no record.
     """
     found = []
     for key, row in made_of.items():
         if row is not None and (faults := source_mark(row)):
-            said = ", ".join(f"{rows:,} rows {rule}" if rows else rule for rule, rows in faults)
-            message = f"Made of {key}, whose day is incomplete or fails its checks: {said}."
+            listed = ", ".join(f"{rows:,} rows {rule}" if rows else rule for rule, rows in faults)
+            message = f"Made from {key}, whose day is incomplete or fails its checks: {listed}."
             found.append(
                 Finding(
                     check="integrity",
@@ -176,7 +177,7 @@ def source_findings(made_of: Mapping[SeriesKey, DayRecord | None]) -> tuple[Find
                     severity=Severity.ERROR,
                     count=sum(rows for _, rows in faults),
                     message=message,
-                    evidence=said,
+                    evidence=listed,
                     faults=faults,
                 )
             )

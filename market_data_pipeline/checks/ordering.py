@@ -1,4 +1,7 @@
-"""Rows in order: sorted by key, each key once. What had to be done for it is a finding."""
+"""Sort the rows of a day by key, with each key once. Sorting and dropping duplicates are findings.
+
+Rules about the values do not belong here (``integrity.py``).
+"""
 
 from __future__ import annotations
 
@@ -31,18 +34,18 @@ class KeyConflict:
 
 
 SAME_FLOAT = 1e-9
-"""Floats that differ by less, relatively, are the same number, rounded in another place."""
+"""Floats with a smaller relative difference are equal. They are the same number with other rounding."""
 
 
 def ints(table: pa.Table, column: str) -> Ints:
-    """An integer or time column (then microseconds since 1970) as numpy."""
+    """Return an integer or time column as numpy. Times are in microseconds since 1970."""
     values = table.column(column).to_numpy()
     numbers: Ints = values.view(np.int64) if values.dtype.kind == "M" else values
     return numbers
 
 
 def floats(table: pa.Table, column: str) -> Floats:
-    """A float column as numpy."""
+    """Return a float column as numpy."""
     values: Floats = table.column(column).to_numpy()
     return values
 
@@ -51,8 +54,8 @@ def in_order(table: pa.Table, spec: Spec) -> tuple[pa.Table, list[Finding], KeyC
     """Sort rows by key and drop exact duplicates.
 
     Returns:
-        The table; what was found; and the first conflict, where two rows share a key and differ (then the table is
-        of no use).
+        The table, the findings, and the first conflict between different rows with one key. With a conflict the table
+        is useless. None means no conflict.
     """
     keys = ints(table, spec.key)
     steps = np.diff(keys)
@@ -62,7 +65,7 @@ def in_order(table: pa.Table, spec: Spec) -> tuple[pa.Table, list[Finding], KeyC
     backwards = int((steps < 0).sum())
     if backwards:
         table = table.take(np.argsort(keys, kind="stable"))
-        message = f"Rows were not in the order of {spec.key} at {backwards} places; they were sorted."
+        message = f"Rows were not in the order of {spec.key} at {backwards} places. They were sorted."
         findings.append(
             Finding(check="integrity", rule="order", severity=Severity.WARN, count=backwards, message=message)
         )
@@ -75,7 +78,7 @@ def in_order(table: pa.Table, spec: Spec) -> tuple[pa.Table, list[Finding], KeyC
         keep = np.ones(len(keys), dtype=bool)
         keep[repeated + 1] = False
         table = table.filter(pa.array(keep))
-        message = f"{len(repeated)} rows stood in the file more than once, exactly alike; each was kept once."
+        message = f"{len(repeated)} rows were exact duplicates in the file. Each row was stored once."
         ranges = key_ranges(np.unique(keys[repeated]), 1)
         findings.append(
             Finding(
@@ -108,7 +111,7 @@ def _text(table: pa.Table, row: int) -> str:
 
 
 def within(keys: Ints, ranges: Iterable[Range]) -> npt.NDArray[np.bool_]:
-    """For each key whether it lies in a range."""
+    """Return a mask of the keys that lie in one of the ranges."""
     inside: npt.NDArray[np.bool_] = np.zeros(len(keys), dtype=bool)
     for range_ in ranges:
         inside |= (keys >= range_.first) & (keys <= range_.last)
@@ -116,10 +119,10 @@ def within(keys: Ints, ranges: Iterable[Range]) -> npt.NDArray[np.bool_]:
 
 
 def key_ranges(keys: Ints, step: int) -> tuple[Range, ...]:
-    """Runs of keys that follow each other by ``step``, at most ``MAX_RANGES`` of them.
+    """Return the runs of keys with distance ``step``, at most ``MAX_RANGES`` runs.
 
     Args:
-        keys: Sorted and unique.
+        keys: Sorted and unique keys.
         step: Distance of neighbours.
     """
     if len(keys) == 0:

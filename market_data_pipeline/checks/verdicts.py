@@ -1,22 +1,7 @@
-"""Why rows are not there: a verdict for every missing or flat range, from evidence. Pure.
+"""Classify the missing and flat rows of a day: a verdict for each range, from evidence. Pure.
 
-The order of precedence, first what fits (:class:`~market_data_pipeline.model.findings.Verdict` says what each means):
-
-1. ``not_listed``: the candles lie before the first one of the first listed day, or after the last one of the last, REST
-   has none there either or refuses for good, and no trade that is held took place there. A listing is to the day: it
-   proves nothing of minutes, so while REST cannot be asked such candles are judged as all others, see 6.
-2. ``healed``: the rows are there, and came from REST because the archive lacks them.
-3. ``unpublished``: the day has come from REST alone, so its archive may still bring them.
-4. Ids jump, and REST does not serve trades so old: ``archive_defect``, which is not open.
-5. REST was asked and has no row: ``outage``, unless aggTrades held of the same symbol took place there
-   (``unexplained``). A trade id that REST lacks, too, is ``unexplained``: ids have no holes of their own. Where REST
-   refuses for good, as for a symbol that it no longer knows, only ids that run on make it an ``outage``.
-6. REST could not be asked: ``outage`` where the ids of aggTrades held run on across the range, ``archive_defect`` where
-   trades took place in it, else ``unpublished``.
-7. Flat rows: ``suspended`` or ``quiet``; telling them apart takes the rest of the market (``halts.py``), so a day
-   alone calls them quiet and unconfirmed. Where the whole market shares them, REST is asked first: the verdict is
-   ``unconfirmed`` until it has answered, ``healed`` where it has trades, and ``archive_defect`` where trades took place
-   that it does not have either.
+The docs explain the verdicts (``docs/concepts/verdicts.md``). Comparing flat candles with the rest of the market does
+not belong here (``halts.py``).
 """
 
 from __future__ import annotations
@@ -32,19 +17,30 @@ from market_data_pipeline.checks.ordering import Ints, key_ranges
 from market_data_pipeline.model.findings import MAX_RANGES, VERDICT_SEVERITY, Basis, Finding, Range, RestAnswer, Verdict
 from market_data_pipeline.model.series import SeriesKey, interval_us
 
+# Order of precedence. The first rule that fits gives the verdict.
+#
+# 1. `not_listed`: the candles are before the first candle of the first listed day, or after the last candle of the last
+#    one. REST has none there either or refuses permanently, and no stored trade took place there. A listing has the
+#    resolution of a day, so without an answer of REST such candles are classified like all others, see 6.
+# 2. `healed`: the rows are missing in the archive and were filled from REST.
+# 3. `unpublished`: the day comes from REST alone, so its archive may still have the rows.
+# 4. The ids jump, and REST no longer serves trades that old: `archive_defect`, which is not open.
+# 5. REST answered and has no row: `outage`, or `unexplained` if stored aggTrades of the symbol took place there. An id
+#    that is missing in REST, too, is `unexplained`, because ids have no holes. If REST refuses permanently, for example
+#    for a symbol that it no longer knows, only consecutive ids make it an `outage`.
+# 6. REST did not answer: `outage` if the ids of stored aggTrades are consecutive across the range, `archive_defect` if
+#    trades took place in it, otherwise `unpublished`.
+# 7. Flat rows: `suspended` or `quiet`. Only the rest of the market can distinguish them (`halts.py`), so a day alone
+#    makes them quiet and unconfirmed. If the whole market shares them, REST decides: `unconfirmed` until it answers,
+#    `healed` if it has trades, and `archive_defect` if trades took place that REST does not have either.
+
 NOT_COMPARED = "unconfirmed: other symbols of the market were not compared yet"
-PROVISIONAL = "the day is provisional: its archive is not there yet"
+PROVISIONAL = "the day is provisional: its archive is not published yet"
 
 
 @dataclass(frozen=True, slots=True)
 class AnsweredIds:
-    """REST's answer for a run of agg_trade_ids that are not in the lake.
-
-    Attributes:
-        first: The first id.
-        last: The last id.
-        answer: The answer.
-    """
+    """REST's answer for a run of missing agg_trade_ids, both ends included."""
 
     first: int
     last: int
@@ -53,7 +49,7 @@ class AnsweredIds:
 
 @dataclass(frozen=True, slots=True)
 class TradeRecord:
-    """The aggTrades held of a symbol's day: witnesses for its candles.
+    """The stored aggTrades of a symbol's day, as evidence for its candles.
 
     Attributes:
         ids: Their agg_trade_ids, ordered.
@@ -64,9 +60,9 @@ class TradeRecord:
     times: Ints
 
     def between(self, start_us: int, end_us: int) -> tuple[int, tuple[int, int] | None]:
-        """How many trades took place from ``start_us`` (inclusive) to ``end_us``, and the ids around where none did.
+        """Return the number of trades from ``start_us`` to ``end_us`` (exclusive), and the ids around a range without.
 
-        The ids are those of the last trade before and the first after, and given only where they follow one another.
+        The ids are those of the last trade before and the first trade after. They are None unless they are consecutive.
         """
         low, high = np.searchsorted(self.times, [start_us, end_us])
         if high > low:
@@ -77,27 +73,27 @@ class TradeRecord:
 
 
 _WHAT = {
-    Verdict.NOT_LISTED: "lie before the listing or after its end",
-    Verdict.HEALED: "that the archive lacks were filled in from REST",
+    Verdict.NOT_LISTED: "are before the listing or after its end",
+    Verdict.HEALED: "are missing in the archive and were filled from REST",
     Verdict.OUTAGE: "are missing: nothing was traded (outage)",
     Verdict.ARCHIVE_DEFECT: "are missing in the archive although trades took place",
-    Verdict.UNEXPLAINED: "are missing, and what the sources say does not fit together",
-    Verdict.UNPUBLISHED: "are missing, and why is not known yet",
-    Verdict.UNCONFIRMED: "are flat, and whether trades took place is not known yet",
-    Verdict.SUSPENDED: "are flat while the whole market stood still",
+    Verdict.UNEXPLAINED: "are missing, and the sources contradict each other",
+    Verdict.UNPUBLISHED: "are missing, and the reason is not known yet",
+    Verdict.UNCONFIRMED: "are flat, and it is not known yet if trades took place",
+    Verdict.SUSPENDED: "are flat during a halt of the whole market",
     Verdict.QUIET: "are flat: no trade took place",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """A verdict with what it rests on.
+    """A verdict with its evidence.
 
     Attributes:
         verdict: The verdict.
-        evidence: What it rests on, for people.
-        basis: The same for code, as far as code asks.
-        rest: What REST said; None if it was not asked.
+        evidence: The evidence for people.
+        basis: The same for code. None if no code needs it.
+        rest: Answer of REST. None if there was no request.
     """
 
     verdict: Verdict
@@ -110,10 +106,10 @@ def verdict_finding(ground: Ground, what: str, count: int, ranges: Iterable[Rang
     """Return the finding of a verdict.
 
     Args:
-        ground: The verdict and what it rests on.
-        what: What is counted: candles, or aggregated trades.
-        count: How many.
-        ranges: Where.
+        ground: The verdict with its evidence.
+        what: The counted rows: candles, or aggregated trades.
+        count: Number of rows.
+        ranges: Their ranges. More than ``MAX_RANGES`` are cut.
     """
     verdict, evidence = ground.verdict, ground.evidence
     return Finding(
@@ -140,38 +136,38 @@ def judge_candles(
     rest: RestAnswer | None,
     trades: TradeRecord | None,
 ) -> list[Finding]:
-    """Verdicts on the candles of a day that are missing, were filled in, or are flat.
+    """Return the verdicts on the candles of a day that are missing, gap-filled or flat.
 
     Args:
         key: The series.
-        missing: What is not there.
-        healed: Open times (microseconds UTC) of rows that came from REST though the day comes from the archive.
+        missing: The missing candles.
+        healed: Open times (microseconds UTC) of rows from REST in a day from the archive.
         flat: Open times of flat rows.
-        filled: Those of the healed that the archive has flat.
-        archived: Whether its archive was there; else the day is what REST has of it so far.
-        rest: What REST said; None if it was not asked.
-        trades: The symbol's aggTrades of the day, if held.
+        filled: Open times of healed rows that are flat in the archive.
+        archived: True if the day comes from its archive, False if it comes from REST so far.
+        rest: Answer of REST. None if there was no request.
+        trades: The symbol's aggTrades of the day. None if they are not stored.
     """
     step = interval_us(key.interval or "")
     found: dict[Ground, list[Ints]] = {}
 
-    def say(ground: Ground, times: Ints) -> None:
+    def add(ground: Ground, times: Ints) -> None:
         if len(times):
             found.setdefault(ground, []).append(times)
 
     if len(missing.before):
-        say(_judge_end(missing.before, step, archived, rest, trades, began=True), missing.before)
+        add(_judge_end(missing.before, step, archived, rest, trades, began=True), missing.before)
     if len(missing.after):
-        say(_judge_end(missing.after, step, archived, rest, trades, began=False), missing.after)
+        add(_judge_end(missing.after, step, archived, rest, trades, began=False), missing.after)
     over_flat = np.isin(healed, filled) if filled is not None else np.zeros(len(healed), dtype=bool)
-    say(Ground(Verdict.HEALED, "REST has them"), healed[~over_flat])
-    say(Ground(Verdict.HEALED, "the archive has them flat, REST has trades in them"), healed[over_flat])
+    add(Ground(Verdict.HEALED, "REST has them"), healed[~over_flat])
+    add(Ground(Verdict.HEALED, "they are flat in the archive, but REST has trades in them"), healed[over_flat])
     if not archived:
-        say(_PROVISIONAL, missing.lacking)
+        add(_PROVISIONAL, missing.lacking)
     else:
         for times in _runs(missing.lacking, step):
-            say(_judge_run(int(times[0]), int(times[-1]) + step, rest, trades), times)
-    say(Ground(Verdict.QUIET, NOT_COMPARED, Basis.MARKET_NOT_COMPARED), flat)
+            add(_judge_run(int(times[0]), int(times[-1]) + step, rest, trades), times)
+    add(Ground(Verdict.QUIET, NOT_COMPARED, Basis.MARKET_NOT_COMPARED), flat)
     findings = []
     for ground, parts in found.items():
         times = np.concatenate(parts)
@@ -185,10 +181,10 @@ _PROVISIONAL = Ground(Verdict.UNPUBLISHED, PROVISIONAL, Basis.PROVISIONAL)
 def _judge_end(
     times: Ints, step: int, archived: bool, rest: RestAnswer | None, trades: TradeRecord | None, *, began: bool
 ) -> Ground:
-    """Why candles lack before the first one of a listing, or after its last."""
+    """Return the verdict on candles before the first one of a listing, or after its last."""
     start, end = int(times[0]), int(times[-1]) + step
-    unheard = rest is not None and not rest.answered
-    if archived and (unheard or (trades is not None and trades.between(start, end)[0])):
+    unanswered = rest is not None and not rest.answered
+    if archived and (unanswered or (trades is not None and trades.between(start, end)[0])):
         return _judge_run(start, end, rest, trades)
     if rest is not None and not rest.reason:
         edge = clock.naive_from_us(end if began else start - step).isoformat(sep=" ", timespec="minutes")
@@ -208,20 +204,20 @@ def _verdict_of_run(
     start_us: int, end_us: int, rest: RestAnswer | None, trades: TradeRecord | None
 ) -> tuple[Verdict, str]:
     took_place, around = trades.between(start_us, end_us) if trades else (0, None)
-    ran_on = f"the ids of aggTrades run on across it, {around[0]} to {around[1]}" if around else ""
+    consecutive = f"the aggTrade ids before and after are consecutive, {around[0]} to {around[1]}" if around else ""
     if rest is not None and rest.answered:
-        said = rest.reason or "REST has no candle either"
+        answer = rest.reason or "REST has no candle either"
         if took_place:
-            return Verdict.UNEXPLAINED, f"{said}, yet {took_place} aggTrades held took place there"
-        if rest.reason and not ran_on:
-            return Verdict.UNEXPLAINED, said
-        return Verdict.OUTAGE, f"{said}{f', and {ran_on}' if ran_on else ''}"
-    why_not = f"{_NOT_ASKED}: {rest.reason}" if rest else _NOT_ASKED
-    if ran_on:
-        return Verdict.OUTAGE, f"{ran_on}; {why_not}"
+            return Verdict.UNEXPLAINED, f"{answer}, but {took_place} stored aggTrades took place there"
+        if rest.reason and not consecutive:
+            return Verdict.UNEXPLAINED, answer
+        return Verdict.OUTAGE, f"{answer}{f', and {consecutive}' if consecutive else ''}"
+    not_asked = f"{_NOT_ASKED}: {rest.reason}" if rest else _NOT_ASKED
+    if consecutive:
+        return Verdict.OUTAGE, f"{consecutive}; {not_asked}"
     if took_place:
-        return Verdict.ARCHIVE_DEFECT, f"{took_place} aggTrades held took place there; {why_not}"
-    return Verdict.UNPUBLISHED, why_not
+        return Verdict.ARCHIVE_DEFECT, f"{took_place} stored aggTrades took place there; {not_asked}"
+    return Verdict.UNPUBLISHED, not_asked
 
 
 def _runs(keys: Ints, step: int) -> list[Ints]:
@@ -236,14 +232,14 @@ def judge_trades(
     asked: Sequence[AnsweredIds] = (),
     cut: bool = False,
 ) -> list[Finding]:
-    """Verdicts on the agg_trade_ids of a day that are missing or were filled in.
+    """Return the verdicts on the agg_trade_ids of a day that are missing or gap-filled.
 
     Args:
-        missing: Runs of ids that are not there, both ends included.
-        healed: Ids of rows that came from REST though the day comes from the archive.
-        archived: Whether its archive was there; else the day is what REST has of it so far.
-        asked: What REST said of them, or of some.
-        cut: Whether later trades were left out, since the run's REST weight for aggTrades was used up.
+        missing: Runs of missing ids, both ends included.
+        healed: Ids of rows from REST in a day from the archive.
+        archived: True if the day comes from its archive, False if it comes from REST so far.
+        asked: REST's answers for all or some of the missing ids.
+        cut: True if later trades were not fetched, because the run had spent its REST weight for aggTrades.
     """
     findings = []
     if len(healed):
@@ -264,7 +260,7 @@ def judge_trades(
 
 
 def pieces(first: int, last: int, asked: Sequence[AnsweredIds]) -> Iterator[tuple[int, int, RestAnswer | None]]:
-    """Yield a run of ids in parts, each with REST's answer for it; None if it was not asked."""
+    """Yield a run of ids in parts, each with REST's answer for it. None means no request."""
     at = first
     for ids in sorted(asked, key=lambda one: one.first):
         if ids.last < at or ids.first > last:
@@ -290,7 +286,7 @@ def _judge_ids(archived: bool, rest: RestAnswer | None) -> Ground:
     if rest.elsewhere:
         return Ground(Verdict.OUTAGE, "REST has these ids with times of another day", rest=rest)
     if rest.beyond_reach:
-        evidence = f"{_JUMP}{rest.reason}; only another archive can bring them"
+        evidence = f"{_JUMP}{rest.reason}; only another archive can have them"
         return Ground(Verdict.ARCHIVE_DEFECT, evidence, rest=rest)
     if rest.answered:
         return Ground(Verdict.UNEXPLAINED, _JUMP + (rest.reason or _NOT_THERE), rest=rest)
@@ -298,7 +294,7 @@ def _judge_ids(archived: bool, rest: RestAnswer | None) -> Ground:
 
 
 def answered_ids(findings: Iterable[Finding]) -> tuple[AnsweredIds, ...]:
-    """Return what REST said of ids that are missing in a final day, as the day's findings have it."""
+    """Return REST's answers for the missing ids of a day, as recorded in its findings."""
     return tuple(
         AnsweredIds(range_.first, range_.last, finding.rest)
         for finding in findings
@@ -313,12 +309,12 @@ def _unpublished_rest() -> Finding:
         rule=Verdict.UNPUBLISHED.value,
         severity=VERDICT_SEVERITY[Verdict.UNPUBLISHED],
         count=0,
-        message="Later trades of this day were left to the next run or to the archive: the run's REST weight for "
-        "aggTrades was used up (MARKET_DATA_REST_TRADES_WEIGHT).",
+        message="The next run or the archive will add later trades of this day. The run had spent its REST weight for "
+        "aggTrades (MARKET_DATA_REST_TRADES_WEIGHT).",
         evidence=CUT,
         basis=Basis.WEIGHT_SPENT,
     )
 
 
-CUT = "the run's REST weight for aggTrades was used up"
-"""Evidence of a day whose rest would cost more REST weight than a run may spend."""
+CUT = "the run had spent its REST weight for aggTrades"
+"""Evidence of a day whose later trades would cost more REST weight than a run may spend."""

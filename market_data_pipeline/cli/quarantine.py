@@ -265,7 +265,7 @@ def _first_lines(data: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def difference_to_held(entry: Entry, content: Content, layout: Layout) -> str:
     """How refused bytes differ from the file that is held of their day, in words; empty where none is."""
-    from market_data_pipeline.checks.diff import difference, said
+    from market_data_pipeline.checks.diff import difference, key_format
     from market_data_pipeline.model.datasets import spec_of
 
     if entry.day is None or content.table is None:
@@ -274,7 +274,7 @@ def difference_to_held(entry: Entry, content: Content, layout: Layout) -> str:
         held = read_day(layout, entry.key, entry.day)
     except DamagedFileError:
         return ""
-    found = difference(held, content.table, spec_of(entry.key), said(entry.key))
+    found = difference(held, content.table, spec_of(entry.key), key_format(entry.key))
     return str(found) if found else "none: it has the same rows"
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from market_data_pipeline import clock
-from market_data_pipeline.checks.diff import change_finding, difference, disagreement, said
+from market_data_pipeline.checks.diff import change_finding, difference, disagreement, key_format
 from market_data_pipeline.checks.gaps import (
     flat_candles,
     missing_candles,
@@ -364,7 +364,7 @@ def with_trades_over_flat(key: SeriesKey, rows: DayRows, rest: pa.Table, part: P
         return rows
     keys = ints(taken, spec.key)
     flat = rows.table.filter(pa.array(np.isin(ints(rows.table, spec.key), keys)))
-    found = difference(flat, taken, spec, said(key))
+    found = difference(flat, taken, spec, key_format(key))
     finding = Finding(
         check="integrity",
         rule=FLAT_FILLED,
@@ -373,7 +373,7 @@ def with_trades_over_flat(key: SeriesKey, rows: DayRows, rest: pa.Table, part: P
         message=f"{len(keys)} candles are flat in the archive and have trades in REST. REST's candles are stored. "
         f"Archive → REST: {found.shown}.",
         ranges=key_ranges(keys, interval_us(key.interval)),
-        evidence=f"archive → REST: {found.kept}",
+        evidence=f"archive → REST: {found.recorded}",
     )
     filled = rows.without(keys, spec).with_more(taken, _of_rows(part, taken.num_rows), spec)
     return replace(filled, findings=(*filled.findings, finding))
@@ -396,8 +396,8 @@ def with_stored_rows(key: SeriesKey, stored: DayRows, rows: DayRows) -> DayRows:
     if key.interval is not None:
         overlaps = overlapping(*_span_of(only_rest), rows.table, interval_us(key.interval), rows.reach_us)
         only_rest = only_rest.filter(pa.array(~overlaps))
-    found = difference(stored.table, rows.table, spec, said(key))
-    changes = replace(found, removed=np.setdiff1d(found.removed, ints(only_rest, spec.key)))
+    found = difference(held.table, rows.table, spec, key_format(key))
+    kept = replace(found, removed=np.setdiff1d(found.removed, ints(only_rest, spec.key)))
     findings: list[Finding] = []
     if stored.of_archive:
         findings += [change_finding(key, "replaced", changes, "The archive was replaced")] if changes else []
@@ -432,7 +432,7 @@ def without_duplicates(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRo
         before.filter(pa.array(np.isin(ints(before, spec.key), repeated))),
         rows.table.filter(pa.array(np.isin(ints(rows.table, spec.key), repeated))),
         replace(spec, columns=tuple(column for column in spec.columns if column.kind != "time")),
-        said(key),
+        key_format(key),
     )
     stay = len(repeated) == rows.table.num_rows
     message = (

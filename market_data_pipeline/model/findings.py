@@ -1,4 +1,7 @@
-"""What checks say about a day: :class:`Finding`. Written by ``checks``, kept by ``lake``, shown by Dagster and SQL."""
+"""Findings of the checks of a day, and their verdicts.
+
+Findings come from ``checks``, and ``lake`` stores them. The checks themselves do not belong here.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 
 class Severity(StrEnum):
-    """``error``: the check fails. ``warn``: it fails as a warning. ``info``: said, and the check passes."""
+    """``error``: the check fails. ``warn``: it fails as a warning. ``info``: the check passes."""
 
     INFO = "info"
     WARN = "warn"
@@ -18,29 +21,29 @@ class Severity(StrEnum):
 
 
 class Verdict(StrEnum):
-    """Why rows are not there, or stand still; the rules of the gaps check. Each comes from evidence, never from a date.
+    """Reason for missing or flat rows: the rules of the gaps check. A verdict comes from evidence, never from a date.
 
-    Which is given where evidence allows several is said in ``checks/verdicts.py``.
+    ``checks/verdicts.py`` has the order of precedence.
     """
 
     NOT_LISTED = "not_listed"
     """Before the listing, or after its end."""
     HEALED = "healed"
-    """The archive lacks them, REST had them: they were filled in from there."""
+    """The rows are missing in the archive and were gap-filled from REST."""
     OUTAGE = "outage"
-    """No trade took place: REST has no candle either, or the ids of aggTrades run on, or are those of another day."""
+    """No trade took place: REST has no candle either, or the aggTrade ids are consecutive or belong to another day."""
     ARCHIVE_DEFECT = "archive_defect"
-    """Trades took place, the archive lacks the rows, and REST was not able to fill them in."""
+    """Trades took place, but the rows are missing in the archive, and REST could not fill them."""
     UNEXPLAINED = "unexplained"
-    """Every source was asked, and what they answer does not fit together."""
+    """The answers of the sources contradict each other."""
     UNPUBLISHED = "unpublished"
-    """Not known yet: the archive is late, the day is provisional, or REST could not be asked."""
+    """Not known yet: the archive is late, the day is provisional, or REST did not answer."""
     UNCONFIRMED = "unconfirmed"
-    """Flat rows that may be a fault of the archive, since the whole market shares them; REST has not answered yet."""
+    """Flat rows of the whole market, which may be a fault of the archive. REST has not answered yet."""
     SUSPENDED = "suspended"
-    """Flat rows (no volume, no trade) while every other symbol held of the market was flat or missing, too."""
+    """Flat rows (no volume, no trade) while every other stored symbol of the market was flat or missing, too."""
     QUIET = "quiet"
-    """Flat rows while others traded, or with no other symbol to compare: simply no trade."""
+    """Flat rows without a trade, while others traded or with no other symbol to compare."""
 
 
 VERDICT_SEVERITY = {
@@ -54,43 +57,43 @@ VERDICT_SEVERITY = {
     Verdict.SUSPENDED: Severity.INFO,
     Verdict.QUIET: Severity.INFO,
 }
-"""What a verdict means for the gaps check: it passes, warns or fails."""
+"""Severity of each verdict: the gaps check passes, warns or fails."""
 
 LACKING = frozenset({Verdict.OUTAGE, Verdict.ARCHIVE_DEFECT, Verdict.UNEXPLAINED, Verdict.UNPUBLISHED})
-"""Verdicts on rows that are not in the lake although the symbol was listed."""
+"""Verdicts on missing rows of a listed symbol."""
 
 FLAT = frozenset({Verdict.UNCONFIRMED, Verdict.SUSPENDED, Verdict.QUIET})
-"""Verdicts on rows that are there and say that nothing was traded."""
+"""Verdicts on stored rows without a trade."""
 
 OPEN = frozenset({Verdict.ARCHIVE_DEFECT, Verdict.UNPUBLISHED, Verdict.UNCONFIRMED})
-"""Verdicts that another attempt may change: such a day is asked for again, with growing pauses."""
+"""Verdicts that another attempt may change. Such a day is retried with backoff."""
 
 
 class Basis(StrEnum):
-    """The ground of a finding, as far as code needs to know it. The evidence says the same to people."""
+    """Basis of a finding, for code. The evidence explains the same to people."""
 
     MARKET_NOT_COMPARED = "market_not_compared"
-    """Flat candles. The other series of the market were not compared yet."""
+    """Flat candles that were not compared with the other series of the market yet."""
     NO_OTHER_SERIES = "no_other_series"
-    """Flat candles. No other series that is stored says if the market traded."""
+    """Flat candles without another stored series that shows if the market traded."""
     TRADED = "traded"
-    """Flat candles of the archive in which trades took place that REST does not have either."""
+    """Flat candles of the archive in which trades took place. REST does not have these trades either."""
     PROVISIONAL = "provisional"
     """Missing rows of a day whose archive is not published yet."""
     WEIGHT_SPENT = "weight_spent"
     """Later trades of the day were not fetched, because the run had spent its REST weight."""
     RULE_REPLACED = "rule_replaced"
-    """A rule that this version no longer has. The day is checked again."""
+    """A rule that no longer exists. The day is checked again."""
 
 
 class RestAnswer(BaseModel):
-    """What REST said when it was asked for rows that the archive does not have.
+    """Answer of REST to a request for rows that the archive does not have.
 
     Attributes:
-        answered: True if it answered. A refusal that it would repeat is an answer.
-        reason: Why it did not answer, or refused. Empty if it answered with rows, or said that there are none.
-        elsewhere: It has the rows, with times of another day.
-        beyond_reach: The rows are older than what REST serves, so it is not asked again.
+        answered: True if REST answered. A permanent refusal counts as an answer.
+        reason: Reason for a refusal or a missing answer. Empty if REST answered with rows, or with none.
+        elsewhere: True if REST has the rows with times of another day.
+        beyond_reach: True if the rows are older than the reach of REST, so that a retry is useless.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -111,7 +114,7 @@ class Range(BaseModel):
     Attributes:
         first: Key of the first row: open_time in microseconds since 1970 (UTC), or an agg_trade_id.
         last: Key of the last row.
-        count: How many rows lie in it.
+        count: Number of rows.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -122,19 +125,19 @@ class Range(BaseModel):
 
 
 class Finding(BaseModel):
-    """One thing that a check has to say about one day of one series.
+    """One result of a check of one day of one series.
 
     Attributes:
-        check: The check that says it.
-        rule: Short name of the rule, e.g. ``price_range``; of the gaps check, a :class:`Verdict`.
-        severity: What it means for the check.
-        count: How many rows it concerns.
+        check: The check.
+        rule: Short name of the rule, e.g. ``price_range``. In the gaps check, a :class:`Verdict`.
+        severity: Severity for the check.
+        count: Number of affected rows.
         message: A sentence for people.
-        ranges: Where, as far as ``MAX_RANGES`` allows.
-        evidence: Of a verdict: what it rests on, in words. Of rows that changed: the values before and after.
-        basis: What it rests on, for code; None if no code asks.
-        rest: What REST said of the rows; None if it was not asked.
-        faults: Of a mark on derived data: the rules that its source breaks, and the number of rows of each.
+        ranges: The affected rows, at most ``MAX_RANGES`` ranges.
+        evidence: Evidence of a verdict, in words. For changed rows, the values before and after.
+        basis: Basis of the verdict, for code. None if no code needs it.
+        rest: Answer of REST for the rows. None if there was no request.
+        faults: For a mark on derived data, the rules that its source breaks, with the number of rows of each.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -152,27 +155,27 @@ class Finding(BaseModel):
 
     @property
     def open(self) -> bool:
-        """Return True if it is a verdict that another attempt may change."""
+        """Return True if another attempt may change the verdict."""
         return self.rule in OPEN and not (self.rest is not None and self.rest.beyond_reach)
 
 
 ACROSS_MIDNIGHT = "across_midnight"
-"""Rule that tells of trades on both sides of midnight."""
+"""Rule for trades on both sides of midnight."""
 
 OFF_GRID = "off_grid"
-"""Rule that tells of candles that do not begin at multiples of their interval, and of what REST has in their place."""
+"""Rule for candles that do not begin at multiples of their interval. Its evidence is REST's rows for their time."""
 
 FLAT_FILLED = "flat_filled"
-"""Rule that tells of candles that are flat in the archive, and for which REST's stand, since it has trades in them."""
+"""Rule for candles that are flat in the archive and were stored from REST, which has trades in them."""
 
 FLAT_CONFIRMED = "flat_confirmed"
-"""Rule that tells of spans whose flat candles have no trade by REST either."""
+"""Rule for spans of flat candles in which REST has no trade either."""
 
 FLAT_REFUSED = "flat_refused"
-"""Rule that tells of spans of whose flat candles REST refuses to tell, as of a symbol that it no longer knows."""
+"""Rule for spans of flat candles that REST refuses to serve, for example for a symbol it no longer knows."""
 
 SOURCE = "source"
-"""Rule that marks derived data made of days that are incomplete or fail their checks."""
+"""Rule for derived data made of days that are incomplete or fail their checks."""
 
 HISTORY = frozenset(
     {
@@ -190,45 +193,45 @@ HISTORY = frozenset(
         FLAT_REFUSED,
     }
 )
-"""Rules that tell what was done to a day; what all others say can be worked out again from its rows."""
+"""Rules that record what happened to a day. All others can be recomputed from its rows."""
 
 MAX_RANGES = 100
-"""Ranges that a finding keeps; its count always tells of all rows."""
+"""Most ranges of a finding. Its count always includes all rows."""
 
 _FINDINGS = TypeAdapter(tuple[Finding, ...])
 
 
 def ranges_of(findings: Iterable[Finding], rule: str) -> tuple[Range, ...]:
-    """The ranges of all findings of a rule."""
+    """Return the ranges of all findings of a rule."""
     return tuple(range_ for finding in findings if finding.rule == rule for range_ in finding.ranges)
 
 
 def to_json(findings: Iterable[Finding]) -> str:
-    """Findings as they stand in a ledger."""
+    """Return findings in the form of a ledger."""
     return _FINDINGS.dump_json(tuple(findings), exclude_none=True).decode()
 
 
 def from_json(text: str) -> tuple[Finding, ...]:
-    """The inverse of :func:`to_json`."""
+    """Parse the text of :func:`to_json`."""
     return _FINDINGS.validate_json(text or "[]")
 
 
 def verdicts_of(findings: Iterable[Finding]) -> str:
-    """The distinct verdicts of the gaps check, joined by ``+``, as they stand in a ledger."""
+    """Return the distinct verdicts of the gaps check, joined by ``+`` as in a ledger."""
     return "+".join(dict.fromkeys(finding.rule for finding in findings if finding.check == "gaps"))
 
 
 def bases_of(findings: Iterable[Finding]) -> str:
-    """The distinct bases of findings, joined by ``+``, as they stand in a ledger."""
+    """Return the distinct bases of findings, joined by ``+`` as in a ledger."""
     return "+".join(dict.fromkeys(finding.basis for finding in findings if finding.basis is not None))
 
 
 def shortened(text: str, most: int) -> str:
-    """A text for where there is room for ``most`` characters; that some are left out is seen."""
+    """Shorten a text to ``most`` characters. An ellipsis marks the cut."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def worst(findings: Iterable[Finding], check: CheckName) -> Severity:
-    """The gravest severity among a check's findings; ``info`` where there are none."""
+    """Return the worst severity of a check's findings. Without findings it is ``info``."""
     ranks = list(Severity)
     return max((f.severity for f in findings if f.check == check), key=ranks.index, default=Severity.INFO)

@@ -1,6 +1,6 @@
-"""Results of reconciling a day of klines with its source: the differences, and the reasons that explain them.
+"""Results of reconciling a day of klines with its source: differences, and the reasons for them.
 
-Comparing belongs to ``reconciliation/``, and so does the record on disk.
+Comparing does not belong here (``reconciliation/``), nor does the record on disk.
 """
 
 from __future__ import annotations
@@ -13,39 +13,39 @@ from enum import StrEnum
 from market_data_pipeline.model.series import SeriesKey
 
 MAX_DIFFERENCES = 1000
-"""Differing values that a day keeps; its counts are of all bars."""
+"""Most differing values on record per day. The counts include all bars."""
 
 
 class Reason(StrEnum):
-    """Why a bar may differ from its source without either being wrong."""
+    """Reason why a bar differs from its source although both are right."""
 
     SKIPPED_TRADES = "skipped_trades"
-    """Futures: trade ids that are in no aggTrade (insurance fund, auto-deleveraging) lie in the bar."""
+    """Futures: the bar contains trade ids that are in no aggTrade (insurance fund, auto-deleveraging)."""
     TAKEN_BACK = "taken_back"
-    """Spot: a sentinel row stands where trades were taken back."""
+    """Spot: a sentinel row marks trades that were taken back."""
     ACROSS_BARS = "across_bars"
-    """Futures: trades of up to 100 ms are one aggTrade, and its trades lie on both sides of the bar's edge."""
+    """Futures: an aggTrade of up to 100 ms has trades on both sides of the bar's edge."""
     MISSING_TRADES = "missing_trades"
-    """aggTrades are not held for all of the bar; the gaps check of the aggTrades says why."""
+    """A part of the aggTrades of the bar is missing. The gaps check of the aggTrades has the reason."""
     MISSING_CANDLES = "missing_candles"
-    """Candles of the finer interval are not held for all of the bar; their gaps check says why."""
+    """A part of the finer candles of the bar is missing. Their gaps check has the reason."""
     KNOWN_GAP = "known_gap"
-    """The candle is not held, and the gaps check of the klines knows it."""
+    """The candle is missing, and the gaps check of the klines reports it."""
     OFF_GRID = "off_grid"
-    """Candles that do not begin at multiples of the interval have a part of the bar's time."""
+    """Candles that do not begin at multiples of the interval cover a part of the bar."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One value of a bar that is not what its source makes of it.
+    """One value of a bar that differs from the value rebuilt from its source.
 
     Attributes:
-        open_time: The bar (UTC, without zone).
-        column: Column of the klines; ``candle`` where the whole row is missing, with the number of its trades.
-        klines: The value in the klines; None where there is no row.
-        rebuilt: The value that the source makes; None where the source has nothing for the bar.
-        reason: Why that may be so, a :class:`Reason`; empty where nothing explains it.
-        ids: What the reason rests on: trade ids that were left out, aggTrade ids, or a verdict.
+        open_time: Open time of the bar (UTC, without zone).
+        column: Column of the klines. ``candle`` if the whole row is missing; the value is then its number of trades.
+        klines: Value in the klines. None if the row is missing.
+        rebuilt: Value rebuilt from the source. None if the source has no rows for the bar.
+        reason: A :class:`Reason`. Empty if nothing explains the difference.
+        ids: Evidence for the reason: skipped trade ids, aggTrade ids, or a verdict.
     """
 
     open_time: datetime
@@ -58,18 +58,18 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class DayReconciled:
-    """How a day of klines stands against what it was rebuilt from.
+    """Result of comparing a day of klines with its source.
 
     Attributes:
         day: The UTC day.
-        source: Name of the series that it was rebuilt from.
-        klines_sha256: Hash of the day's klines, as in their ledger.
-        source_sha256: Hash of the day of the source.
-        compared_at: When (UTC, without zone).
-        bars: Bars that were compared.
+        source: Name of the source series.
+        klines_sha256: Content hash of the day's klines, as in their ledger.
+        source_sha256: Content hash of the source's day.
+        compared_at: Time of the comparison (UTC, without zone).
+        bars: Number of compared bars.
         differing: Bars that differ in any column.
-        explained: Those of them that a :class:`Reason` explains.
-        contract_size: What a contract of cm is worth in US dollars, derived from the two sides; None elsewhere.
+        explained: Differing bars with a :class:`Reason`.
+        contract_size: Value of a cm contract in US dollars, derived from both sides. None in other markets.
         differences: The differing values, at most ``MAX_DIFFERENCES``.
     """
 
@@ -86,9 +86,9 @@ class DayReconciled:
 
     @property
     def unexplained(self) -> int:
-        """Bars that differ for no known reason."""
+        """Return the number of bars that differ for no known reason."""
         return self.differing - self.explained
 
 
 OnCompared = Callable[[SeriesKey, Sequence["DayReconciled"]], None]
-"""Told of days as soon as they are compared; the command line's progress bar listens here, in the same process."""
+"""Called for days as soon as they are compared, in the same process. The CLI's progress bar uses it."""

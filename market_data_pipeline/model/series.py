@@ -113,13 +113,13 @@ class SeriesKey:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[^\s/\\.][^\s/\\]*", self.symbol):
             raise UsageError(
-                f"{self.symbol!r} is not a symbol: it is empty or has a space, a slash or a leading dot."
+                f"{self.symbol!r} cannot be a symbol: it is empty or has a space, a slash or a leading dot."
             )
         if self.data_type.has_interval:
             allowed = intervals_of(self.market)
             if self.interval not in allowed:
                 raise UsageError(
-                    f"{self.market} has no kline interval {self.interval!r}. Choose one of: {', '.join(allowed)}."
+                    f"There is no kline interval {self.interval!r} in {self.market}. There are: {', '.join(allowed)}."
                 )
         elif self.interval is not None:
             raise UsageError(f"{self.data_type} has no interval, but {self.interval!r} was given.")

@@ -1,7 +1,6 @@
-"""What a day of a series is, in one word: for tables and calendars that look at many days, and for SQL.
+"""State of a day in one word, for tables, calendars and SQL. Python and SQL read the same table of rules.
 
-What belongs here: the words and what they rest on, once in Python and once in SQL, which say the same; and what they
-leave unsaid of a day that is held.
+It also lists the faults and doubts of a stored day. The needs of a day do not belong here (``needs``).
 """
 
 from __future__ import annotations
@@ -16,47 +15,47 @@ from market_data_pipeline.model.provenance import ChecksumStatus
 
 
 class DayState(StrEnum):
-    """What a day of a series is. Of a held day, the first that fits in the order in which they stand here."""
+    """State of a day. A stored day has the first state that fits, in this order."""
 
     FAULTY = "faulty"
-    """Stored, and its rows fail the integrity check."""
+    """Stored, but its rows fail the integrity check."""
     INCOMPLETE = "incomplete"
-    """Stored, and rows are missing that nothing explains, or flat, and nothing confirms them."""
+    """Stored, but rows are missing without an explanation, or flat without a confirmation."""
     PROVISIONAL = "provisional"
-    """Held, and not settled yet: it is fetched again when its archive is there."""
+    """Stored, but not final. The day is fetched again when its archive is published."""
     OUTAGE = "outage"
-    """Final; inside of it the exchange or the market stood still, so no rows, or flat ones, are right. It may be all of
-    the day, which then has no file."""
+    """Final, with a halt of the exchange or the market, so that missing or flat rows are right. A halt of the whole day
+    leaves no file."""
     HEALED = "healed"
-    """Final; rows that the archive lacks came from REST."""
+    """Final, with rows gap-filled from REST."""
     FINAL = "final"
-    """Final, and nothing is to be said of it."""
+    """Final, without remarks."""
     FAILED = "failed"
-    """Asked for, and not held."""
+    """Fetched, but not stored."""
     EMPTY = "empty"
-    """Asked for, and nothing was there yet."""
+    """Fetched, but no source had rows yet."""
     MISSING = "missing"
-    """Never asked for."""
+    """Never fetched."""
     NOT_LISTED = "not_listed"
     """The symbol was not traded on that day."""
 
 
 EXPLAINED = frozenset(verdict for verdict, severity in VERDICT_SEVERITY.items() if severity is Severity.INFO)
-"""Verdicts that say why rows are not there, or stand still: nothing is left to find out."""
+"""Verdicts that explain missing or flat rows. Nothing is left to find out."""
 
 NOT_KNOWN_YET = frozenset({Verdict.UNPUBLISHED, Verdict.UNCONFIRMED})
 
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """One row of the table of states: a state, and what a day's record must say to have it. None means anything.
+    """A state and the conditions for it. None means any value.
 
     Attributes:
         state: The state.
         outcome: Outcome on record.
-        final: If the day is final.
-        integrity: Severity of what the integrity check found.
-        verdicts: Verdicts of which the gaps check gave at least one.
+        final: True if the day must be final, False if it must not.
+        integrity: Worst severity of the integrity check.
+        verdicts: The gaps check gave at least one of these verdicts.
     """
 
     state: DayState
@@ -74,7 +73,7 @@ class _Rule:
         )
 
     def sql(self) -> str:
-        """Return the same as an SQL condition."""
+        """Return the conditions as an SQL expression."""
         found = []
         if self.outcome is not None:
             found.append(f"outcome = '{self.outcome}'")
@@ -95,14 +94,14 @@ RULES = (
     _Rule(DayState.NOT_LISTED, outcome=NOT_LISTED),
     _Rule(DayState.FAULTY, integrity=Severity.ERROR),
     _Rule(DayState.INCOMPLETE, verdicts=frozenset({Verdict.ARCHIVE_DEFECT, Verdict.UNEXPLAINED})),
-    # A provisional day is not finished, so rows that are still to come are no news.
+    # Missing rows of a provisional day may still come.
     _Rule(DayState.INCOMPLETE, final=True, verdicts=NOT_KNOWN_YET),
     _Rule(DayState.PROVISIONAL, final=False),
     _Rule(DayState.OUTAGE, verdicts=frozenset({Verdict.OUTAGE, Verdict.SUSPENDED})),
     _Rule(DayState.HEALED, verdicts=frozenset({Verdict.HEALED})),
     _Rule(DayState.FINAL),
 )
-"""The state of a day on record is that of the first rule that fits. SQL and Python both read this table."""
+"""The first rule that fits gives the state of a day. SQL and Python both read this table."""
 
 
 @lru_cache(maxsize=1024)
@@ -110,10 +109,10 @@ def state_of(outcome: str, final: bool, verdicts: str, integrity: str | None = N
     """Return the state of a day on record.
 
     Args:
-        outcome: As in the ledger.
-        final: If the day is final.
+        outcome: Outcome in the ledger.
+        final: True if the day is final.
         verdicts: Verdicts of the gaps check, joined by ``+``.
-        integrity: Severity of what the integrity check found.
+        integrity: Worst severity of the integrity check.
 
     >>> state_of("held", True, "quiet+outage").value
     'outage'
@@ -128,8 +127,8 @@ class Fault:
 
     Attributes:
         rule: Rule of the integrity check, verdict of the gaps check, or kind of failure of the newest attempt.
-        rows: Number of rows it concerns; 0 if it concerns the day as a whole.
-        said: The evidence, or the finding in words.
+        rows: Number of affected rows. 0 means the whole day.
+        said: The evidence, or the message of the finding.
     """
 
     rule: str
@@ -138,10 +137,10 @@ class Fault:
 
 
 def is_complete(row: DayRecord) -> bool:
-    """Return True if a stored day has all its rows, or an explanation for them, and its checks do not fail.
+    """Return True if a day is stored, all its missing rows are explained, and its checks do not fail.
 
-    Checks that only warn pass, and so does a provisional day that still waits for rows. A day that is not stored is not
-    complete. This is the rule of the exit code, of ``status``, of ``final_only`` and of the marks on derived data.
+    Checks that only warn pass. A provisional day that waits for rows passes, too. The exit code, ``status``,
+    ``final_only`` and the marks on derived data use this rule.
     """
     if row.outcome != HELD or _was_refused(row):
         return False
@@ -149,7 +148,7 @@ def is_complete(row: DayRecord) -> bool:
 
 
 def faults_of(row: DayRecord) -> list[Fault]:
-    """Return the reasons why a stored day is not complete; none if it is, or if it is not stored."""
+    """Return the reasons why a stored day is not complete. The list is empty if it is complete or not stored."""
     if row.outcome != HELD or is_complete(row):
         return []
     refused = [Fault(row.failure or "", 0, row.reason or "")] if _was_refused(row) else []
@@ -157,7 +156,7 @@ def faults_of(row: DayRecord) -> list[Fault]:
 
 
 def faults_of_rows(row: DayRecord) -> list[Fault]:
-    """Return those reasons that lie in the stored rows, so that whatever is made of them has them, too."""
+    """Return the faults of the stored rows. Data derived from the rows inherits them."""
     if row.outcome != HELD or row.findings == "[]":
         return []
     found = []
@@ -169,47 +168,47 @@ def faults_of_rows(row: DayRecord) -> list[Fault]:
 
 
 def _was_refused(row: DayRecord) -> bool:
-    """Return True if the newest attempt failed and its failure still concerns the stored rows."""
+    """Return True if the newest attempt failed and the failure still affects the stored rows."""
     return row.failure is not None and (not row.final or row.replaced_by is not None)
 
 
 def doubts_of(row: DayRecord) -> list[str]:
-    """What keeps a day that is held from being beyond doubt, a sentence each: whoever uses it should know of it.
+    """Return the doubts about a stored day, one sentence each.
 
-    Another archive is there that was refused, or not fetched yet; a person accepted a checksum that does not match; the
-    integrity check fails.
+    They are: another archive was refused or not fetched yet, a person accepted a wrong checksum, or the integrity
+    check fails.
 
     Args:
-        row: The day's row in the ledger.
+        row: The day's record.
     """
     if row.outcome != HELD:
         return []
-    said = []
+    doubts = []
     if row.replaced_by is not None:
         why = ": ".join(filter(None, (row.failure, row.reason)))
-        said.append(
-            f"another archive was published, and could not be taken ({why})"
+        doubts.append(
+            f"another archive was published, but could not be used ({why})"
             if why
-            else "another archive was published, and is to be fetched"
+            else "another archive was published, and must be fetched"
         )
     if row.checksum == ChecksumStatus.ACCEPTED:
-        said.append("its archive does not match the published checksum, and was accepted by a person")
+        doubts.append("its archive does not match the published checksum, but a person accepted it")
     if row.integrity == Severity.ERROR:
         failing = (f for f in row.findings_list() if f.check == "integrity" and f.severity is Severity.ERROR)
-        said.append(f"the integrity check fails ({' '.join(f.message for f in failing)})")
-    return said
+        doubts.append(f"the integrity check fails ({' '.join(f.message for f in failing)})")
+    return doubts
 
 
 Mark = tuple[tuple[str, int], ...]
-"""Faults of a day: each rule, verdict or kind of failure, with the number of rows that it concerns."""
+"""Faults of a day: each rule, verdict or kind of failure, with its number of affected rows."""
 
 
 def source_mark(source: DayRecord) -> Mark:
-    """Return the faults of a source's day, as the derived day stores them; none if it is complete."""
+    """Return the faults of a source's day in the form of the mark. The mark is empty if the day is complete."""
     return tuple((fault.rule, fault.rows) for fault in faults_of_rows(source))
 
 
 def marked_with(derived: DayRecord) -> Mark:
-    """Return the faults of the source that a derived day was marked with when it was made."""
+    """Return the mark of a derived day: the faults of its source at the time of computation."""
     marks = (finding.faults or () for finding in derived.findings_list() if finding.rule == SOURCE)
     return tuple(fault for mark in marks for fault in mark)

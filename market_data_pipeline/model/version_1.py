@@ -1,7 +1,7 @@
-"""Read what version 0.1 wrote: it kept in sentences what are fields today.
+"""Read records of version 0.1, which stored in sentences what are fields today.
 
-Footers with schema version 1, ledgers without the column ``bases`` and quarantine records without ``published_sha256``
-come through here. No other module may parse a sentence. New forms do not belong here.
+They are footers with schema version 1, ledgers without the column ``bases`` and quarantine records without
+``published_sha256``. No other module may parse a sentence. New forms do not belong here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FAULT = re.compile(r"(?:(?P<rows>[\d,]+) rows )?(?P<rule>\w+)")
 
 
 def with_fields(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return findings of version 0.1 with the fields that their sentences stand for."""
+    """Return findings of version 0.1 with fields parsed from their sentences."""
     return tuple(_with_fields(finding) for finding in findings)
 
 
@@ -79,10 +79,10 @@ def _faults(evidence: str) -> tuple[tuple[str, int], ...]:
 
 
 def published_sha256(reason: str, sha256: str) -> str | None:
-    """Return the published hash that the reason of a refused checksum names.
+    """Return the published hash from the reason of a refused checksum.
 
     Args:
         reason: The reason in a quarantine record.
-        sha256: The hash of the refused bytes, which the reason names, too.
+        sha256: The hash of the refused bytes. The reason contains it, too.
     """
     return next((found for found in _SHA256.findall(reason) if found != sha256), None)

@@ -1,8 +1,7 @@
-"""Waits that a stop ends, and that say what they wait for once they last longer than a minute.
+"""Interruptible waits. A wait of more than a minute logs its reason.
 
-Every wait of the pipeline goes through a :class:`Stop`: pauses for REST, locks, memory, retries. A run that is
-interrupted sets it, and so does the command line at SIGTERM or Ctrl-C, for all of them at once.
-What is stopped, and in which order it is closed, does not belong here.
+Every wait of the pipeline uses a :class:`Stop`: rate limits, locks, memory, retries. An interrupted run sets it, and so
+does the CLI at SIGTERM or Ctrl-C. The order of shutdown does not belong here.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from contextlib import contextmanager
 logger = logging.getLogger(__name__)
 
 SAY_AFTER_SECONDS = 60.0
-"""A wait that lasts longer than this is logged."""
+"""A longer wait is logged."""
 
 SAY_AGAIN_SECONDS = 600.0
-"""A reason is logged at most once in this time, however many threads wait for it."""
+"""Each reason is logged at most once in this time, for all threads together."""
 
 
 class StoppedError(KeyboardInterrupt):
-    """The run was interrupted while this thread waited; nothing is stored from what it was doing."""
+    """The run was interrupted while this thread waited. Its work in progress is not stored."""
 
 
 class Stop:
-    """Ends all waits that were begun with it, and those that begin later."""
+    """A switch that ends all its waits, including those that begin later."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -40,7 +39,7 @@ class Stop:
 
     @property
     def is_set(self) -> bool:
-        """Return True if everything is to end."""
+        """Return True if all waits must end."""
         return self._event.is_set()
 
     def set(self) -> None:
@@ -67,7 +66,7 @@ class Stop:
 
     @contextmanager
     def if_interrupted(self) -> Iterator[None]:
-        """Set this when the block ends by Ctrl-C or by Dagster's word for it, so that its threads end, too."""
+        """Set this if Ctrl-C or Dagster interrupts the block, so that its threads end, too."""
         try:
             yield
         except (Exception, GeneratorExit):
@@ -78,10 +77,10 @@ class Stop:
 
 
 class Wait:
-    """One wait, from its construction on.
+    """One wait. It begins with its construction.
 
     Args:
-        stop: What ends it.
+        stop: Ends the wait.
     """
 
     def __init__(self, stop: Stop) -> None:
@@ -92,22 +91,22 @@ class Wait:
         """Sleep for a part of the wait.
 
         Args:
-            seconds: The part.
-            reason: What is waited for, as a sentence.
-            left: How many seconds the wait is known to last from now on.
+            seconds: Length of the part.
+            reason: Reason of the wait, as a sentence.
+            left: Known remaining seconds of the whole wait.
         """
         self.note(reason, left)
         self._stop.sleep(seconds)
 
     def note(self, reason: str, left: float = 0.0) -> None:
-        """Log what is waited for, if the whole wait lasts longer than a minute."""
+        """Log the reason if the whole wait lasts longer than a minute."""
         if time.monotonic() - self._began + left >= SAY_AFTER_SECONDS:
             _say(reason)
 
 
 @contextmanager
 def telling(tell: Callable[[str], object]) -> Iterator[None]:
-    """Pass what long waits say to ``tell``, too, from whichever thread waits."""
+    """Pass the reasons of long waits to ``tell``, too, from every thread."""
     handler = _Told(tell)
     logger.addHandler(handler)
     try:
@@ -135,7 +134,7 @@ def end_process() -> None:
 
 
 def in_words(seconds: float) -> str:
-    """Return a duration for people.
+    """Format a duration for people.
 
     >>> in_words(59), in_words(170), in_words(7300), in_words(300_000)
     ('59 s', '3 min', '2 h', '3 days')
@@ -155,7 +154,7 @@ _lock = threading.RLock()
 
 
 def _say(reason: str) -> None:
-    # Numbers in a reason change from look to look; it is the same reason.
+    # The same reason may come with other numbers.
     key = "".join(character for character in reason if not character.isdigit())
     now = time.monotonic()
     with _lock:

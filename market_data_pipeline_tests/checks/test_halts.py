@@ -62,31 +62,33 @@ def test_a_range_is_split_where_others_begin_to_trade() -> None:
         (
             "suspended",
             [(12, 19)],
-            "every other symbol that is held was flat or missing, too (2: AVAXUSDT, BTCUSDT)",
+            "every other stored symbol was flat or missing, too (2: AVAXUSDT, BTCUSDT)",
         ),
         (
             "quiet",
             [(10, 11), (20, 24), (700, 700)],
-            "at least 1 of 2 other symbols that are held traded meanwhile, most often AVAXUSDT",
+            "at least 1 of 2 other stored symbols traded meanwhile, most often AVAXUSDT",
         ),
     ]
 
 
 def test_with_no_other_symbol_it_is_quiet_and_unconfirmed() -> None:
-    assert told(judged(minutes(5, 6), {})) == [("quiet", [(5, 6)], "unconfirmed: no other series held of um tells")]
+    assert told(judged(minutes(5, 6), {})) == [
+        ("quiet", [(5, 6)], "unconfirmed: no other series of um is stored for this time")
+    ]
 
 
 @pytest.mark.parametrize("verdict", ["archive_defect", "unpublished", "unexplained", "not_listed"])
 def test_rows_that_lack_for_other_reasons_neither_confirm_nor_deny(verdict: str) -> None:
     lacking = symbol(gap(verdict, (0, 100)))
     assert [one[0:1] + one[2:] for one in told(judged(minutes(5), {"AVAXUSDT": lacking}))] == [
-        ("quiet", "unconfirmed: no other series held of um tells")
+        ("quiet", "unconfirmed: no other series of um is stored for this time")
     ]
     others = {"AVAXUSDT": lacking, "BTCUSDT": symbol(gap("quiet", (5, 5)))}
     [(rule, _, evidence)] = told(judged(minutes(5), others))
     assert (rule, evidence) == (
         "suspended",
-        "every other symbol that is held was flat or missing, too (1: BTCUSDT)",
+        "every other stored symbol was flat or missing, too (1: BTCUSDT)",
     )
 
 
@@ -111,9 +113,7 @@ def test_a_symbol_tells_nothing_of_candles_after_its_last_one() -> None:
 def test_evidence_names_three_symbols_and_counts_the_others() -> None:
     others = {f"S{n}USDT": symbol(gap("suspended", (5, 5))) for n in range(9)}
     [(_, _, evidence)] = told(judged(minutes(5), others))
-    assert evidence == (
-        "every other symbol that is held was flat or missing, too (9: S0USDT, S1USDT, S2USDT and 6 more)"
-    )
+    assert evidence == ("every other stored symbol was flat or missing, too (9: S0USDT, S1USDT, S2USDT and 6 more)")
 
 
 def test_nothing_is_said_of_a_day_without_flat_candles() -> None:

@@ -223,7 +223,7 @@ def test_an_accepted_day_loads_with_a_warning_that_stays(world: World, market_da
     assert world.table(BTC, "2026-02-04").num_rows == 24
     assert (
         "1 day held, but not beyond doubt:\n  spot/klines/BTCUSDT/1h 2026-02-04: its archive does not match the "
-        "published checksum, and was accepted by a person"
+        "published checksum, but a person accepted it"
     ) in market_data("coverage").stdout
     listed = market_data("quarantine", "list").stdout
     assert listed.splitlines()[1].split()[-1] == "somebody"

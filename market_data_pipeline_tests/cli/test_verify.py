@@ -82,7 +82,7 @@ def test_a_replaced_archive_that_was_refused_is_no_success_however_often_it_is_l
         assert "BTCUSDT-1h-2026-02-04.zip" in again.stdout
     assert world.asked(".zip") == [], "only the listing is asked"
     covered = market_data("coverage", "--html", str(world.root / "page.html"))
-    said = "another archive was published, and could not be taken (checksum: "
+    said = "another archive was published, but could not be used (checksum: "
     assert f"1 day held, but not beyond doubt:\n  spot/klines/BTCUSDT/1h 2026-02-04: {said}" in covered.stdout
     assert f"2026-02-04: final. {said}" in (world.root / "page.html").read_text()
 

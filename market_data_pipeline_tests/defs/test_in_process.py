@@ -85,7 +85,7 @@ def test_the_gaps_check_of_a_day_says_what_the_market_did_as_soon_as_that_is_kno
                 evaluation = told[0].event.dagster_event.asset_check_evaluation_data
                 assert evaluation.passed
                 assert "suspended" in evaluation.metadata
-                assert "every other symbol that is held was flat or missing" in (evaluation.description or "")
+                assert "every other stored symbol was flat or missing" in (evaluation.description or "")
                 newest, _ = instance.fetch_materializations(
                     dg.AssetRecordsFilter(asset_key_of(key), asset_partitions=[str(outage)]), limit=10
                 ).records  # the second is of the day with what REST answered

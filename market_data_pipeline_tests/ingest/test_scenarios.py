@@ -193,7 +193,9 @@ def test_an_outage_in_spot_is_proven_by_the_ids_of_its_trades(story: Story) -> N
     times = ints(story.held(TRADES), "transact_time")
     last = int(ids[times < at("10:00")][-1])
     assert (found.rule, row.gaps) == ("outage", "info")
-    assert f"the ids of aggTrades run on across it, {last} to {last + 1}; REST was not asked" in found.evidence
+    assert (
+        f"the aggTrade ids before and after are consecutive, {last} to {last + 1}; REST was not asked" in found.evidence
+    )
     assert story.held(BTC).num_rows == 1420
     assert story.requests == ZIP + CLOCK  # which was refused; no page was asked for after that
 
@@ -216,7 +218,7 @@ def test_an_outage_in_um_is_flat_rows_in_every_symbol(story: Story) -> None:
         row = story.world.ledger(key).rows[DAY]
         found = finding(row, "suspended")
         assert (found.count, span(found), row.gaps) == (20, [(at("10:00"), at("10:19"), 20)], "info")
-        assert "every other symbol that is held was flat or missing, too (2: " in found.evidence
+        assert "every other stored symbol was flat or missing, too (2: " in found.evidence
         assert story.held(key).num_rows == 1440
 
 
@@ -341,7 +343,7 @@ def test_candles_that_lack_although_trades_took_place_are_a_defect_until_healed(
     refusal = story.world.sandbox.faults.add(Status(path="/api/v3/", status=451))
     row = good(story.bring(BTC))
     assert (the_gap(row).rule, row.gaps) == ("archive_defect", "error")
-    assert "aggTrades held took place there" in the_gap(row).evidence
+    assert "stored aggTrades took place there" in the_gap(row).evidence
     assert story.held(BTC).num_rows == 1420
     assert story.requests == ZIP + CLOCK  # refused
     story.world.sandbox.faults.remove(refusal)

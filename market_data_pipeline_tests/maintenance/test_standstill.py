@@ -66,7 +66,7 @@ def test_flat_in_the_archive_alone_is_filled_in_from_rest(
         found = verdicts(world, symbol, market)
         assert set(found) <= {"healed", "quiet"}
         assert 15 <= found["healed"].count <= 20  # nobody traded a symbol in one or another minute
-        assert found["healed"].evidence == "the archive has them flat, REST has trades in them"
+        assert found["healed"].evidence == "they are flat in the archive, but REST has trades in them"
         assert state(world, symbol, market) is DayState.HEALED
         assert traded(world, symbol, market) > 0
         row = world.ledger(klines(symbol, "1m", market)).rows[DAY]
@@ -165,7 +165,7 @@ def test_trades_that_are_held_where_rest_is_flat_too_are_a_defect(
     assert len(world.table(agg_trades("BTCUSDT", "um"), str(DAY)))
     for symbol in SYMBOLS:
         defect = verdicts(world, symbol)["archive_defect"]
-        assert "aggTrades held took place there" in defect.evidence
+        assert "stored aggTrades took place there" in defect.evidence
         assert state(world, symbol) is DayState.INCOMPLETE
 
 

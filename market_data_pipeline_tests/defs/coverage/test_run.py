@@ -137,9 +137,9 @@ def test_days_that_are_held_and_not_beyond_doubt_are_a_warning_that_stays(projec
         (
             str(KLINES),
             "2024-01-02",
-            "its archive does not match the published checksum, and was accepted by a person",
+            "its archive does not match the published checksum, but a person accepted it",
         ),
-        (str(KLINES), "2024-01-01", "another archive was published, and could not be taken (checksum: It differs.)"),
+        (str(KLINES), "2024-01-01", "another archive was published, but could not be used (checksum: It differs.)"),
     ]
 
 

@@ -251,7 +251,7 @@ def test_metadata_of_a_day_says_what_came_from_where_in_under_4_kb(project: Proj
             count=100,
             message="x" * 5000,
             ranges=many,
-            evidence="at least 3 of 400 other symbols that are held traded meanwhile, most often BTCUSDT",
+            evidence="at least 3 of 400 other stored symbols traded meanwhile, most often BTCUSDT",
         ),
         *(
             Finding(
