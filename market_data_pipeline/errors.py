@@ -121,7 +121,7 @@ class UiRunsError(MarketDataError):
     """A Dagster UI is running on the same data folder."""
 
 
-class NotHeldError(MarketDataError):
+class NotStoredError(MarketDataError):
     """The lake does not have some of the requested days."""
 
 

@@ -21,8 +21,8 @@ from market_data_pipeline.checks.verdicts import (
     PROVISIONAL,
     AnsweredIds,
     TradeRecord,
-    judge_candles,
-    judge_trades,
+    classify_candles,
+    classify_trades,
 )
 from market_data_pipeline.clock import day_start_us
 from market_data_pipeline.model.findings import Basis, Finding, Range, RestAnswer, Severity
@@ -98,18 +98,18 @@ def test_recorded_findings_have_every_basis_of_the_release() -> None:
 JUDGED = [
     (archived, rest, place)
     for archived, rest, place in product(
-        [True, False], [None, ANSWERED, NO_ANSWER, REFUSED], ["lacking", "before", "after"]
+        [True, False], [None, ANSWERED, NO_ANSWER, REFUSED], ["inside", "before", "after"]
     )
     # At the ends of a listing, the sentence of a provisional day is the same for a refusal and for no answer.
-    if archived or rest is not NO_ANSWER or place == "lacking"
+    if archived or rest is not NO_ANSWER or place == "inside"
 ]
 
 
 @pytest.mark.parametrize("trades", [None, trades_at(0.5, 4.2, 5.9, 9.5), trades_at(0.5, 3.9, 6.1, 9.5)])
 @pytest.mark.parametrize(("archived", "rest", "place"), JUDGED)
 def test_verdict_on_candles(archived: bool, rest: RestAnswer | None, place: str, trades: TradeRecord | None) -> None:
-    missing = Missing(**{"lacking": NONE, place: minutes(4, 5)})
-    found = judge_candles(
+    missing = Missing(**{"inside": NONE, place: minutes(4, 5)})
+    found = classify_candles(
         KEY,
         missing,
         minutes(11, 12),
@@ -128,7 +128,7 @@ def test_verdict_on_candles(archived: bool, rest: RestAnswer | None, place: str,
 @pytest.mark.parametrize("archived", [True, False])
 def test_verdict_on_ids(archived: bool, answer: RestAnswer | None, cut: bool) -> None:
     asked = [AnsweredIds(5, 7, answer)] if answer else []
-    assert_comes_back(judge_trades([(5, 7), (10, 10)], np.array([12]), archived=archived, asked=asked, cut=cut))
+    assert_comes_back(classify_trades([(5, 7), (10, 10)], np.array([12]), archived=archived, asked=asked, cut=cut))
 
 
 @pytest.mark.parametrize("answered", [None, "nothing", "confirmed", "refused"])
@@ -138,7 +138,7 @@ def test_verdict_on_flat_candles(others: dict[str, Answers], traded: Ints | None
     span = (Range(first=0, last=1 << 60, count=20),)
     own = {"confirmed": Answers(confirmed=span), "refused": Answers(refused=span)}.get(answered or "", Answers())
     answers = None if answered is None else {KEY.symbol: own, **others}
-    assert_comes_back(MarketDay("1m", DAY, {}, answers=answers).judge(KEY, minutes(*range(20), 30), traded))
+    assert_comes_back(MarketDay("1m", DAY, {}, answers=answers).classify(KEY, minutes(*range(20), 30), traded))
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,9 @@ def _step(key: SeriesKey) -> int:
     return interval_us(key.interval) if key.interval else 1
 
 
-def is_told(key: SeriesKey, found: Break, rows: Mapping[date, DayRecord], counts: Callable[[Finding], bool]) -> bool:
+def is_reported(
+    key: SeriesKey, found: Break, rows: Mapping[date, DayRecord], counts: Callable[[Finding], bool]
+) -> bool:
     """Return True if findings of the two days explain the whole break.
 
     An outage over midnight has two findings, one per day. An answer of REST may have several parts, too.
@@ -117,7 +119,7 @@ def open_midnights(key: SeriesKey, rows: Mapping[date, DayRecord], now: datetime
     days: set[date] = set()
     for found in continuity(key, rows, naive.date()):
         pair = (rows[found.day - _DAY], rows[found.day])
-        if not is_told(key, found, rows, _stays) and all(map(has_rested, pair)):
+        if not is_reported(key, found, rows, _stays) and all(map(has_rested, pair)):
             days.update(row.day for row in pair)
     return sorted(days)
 

@@ -26,18 +26,18 @@ class Missing:
     """Open times (microseconds UTC) of missing candles.
 
     Attributes:
-        lacking: Candles that should exist.
+        inside: Candles that should exist.
         before: Candles before the first stored one on the first listed day. Trading may have begun with that one.
         after: Candles after the last stored one on the last listed day. Trading may have ended with that one.
     """
 
-    lacking: Ints
+    inside: Ints
     before: Ints = field(default_factory=_none)
     after: Ints = field(default_factory=_none)
 
     def __len__(self) -> int:
         """Return the number of all missing candles, expected or not."""
-        return len(self.lacking) + len(self.before) + len(self.after)
+        return len(self.inside) + len(self.before) + len(self.after)
 
 
 def expected_open_times(key: SeriesKey, day: date, known_until_us: int | None = None) -> Ints:

@@ -21,7 +21,7 @@ from market_data_pipeline.model.findings import (
     FLAT_CONFIRMED,
     FLAT_FILLED,
     FLAT_REFUSED,
-    LACKING,
+    MISSING,
     Basis,
     Finding,
     Range,
@@ -41,7 +41,7 @@ from market_data_pipeline.model.series import SeriesKey, interval_us
 _NAMED = 3
 _UNKNOWN, _STILL, _TRADED = -1, 0, 1
 
-_UNKNOWN_TRADING = frozenset({Verdict.NOT_LISTED, *LACKING}) - {Verdict.OUTAGE}
+_UNKNOWN_TRADING = frozenset({Verdict.NOT_LISTED, *MISSING}) - {Verdict.OUTAGE}
 """Verdicts on missing rows that leave open if trades took place."""
 
 
@@ -284,7 +284,7 @@ class MarketDay:
             if inside.any() and (hit := one.traded[:, inside].any(axis=1) & (one.rows != self._row.get(symbol))).any():
                 yield one.rows[hit], self._any_of(one.traded[hit] & inside, one.step)
 
-    def judge(self, key: SeriesKey, times: Ints, traded: Ints | None = None) -> list[Finding]:
+    def classify(self, key: SeriesKey, times: Ints, traded: Ints | None = None) -> list[Finding]:
         """Return the verdicts on the flat candles of a symbol, ``suspended`` first, one finding per evidence.
 
         Args:

@@ -125,7 +125,7 @@ def verdict_finding(ground: Ground, what: str, count: int, ranges: Iterable[Rang
     )
 
 
-def judge_candles(
+def classify_candles(
     key: SeriesKey,
     missing: Missing,
     healed: Ints,
@@ -163,9 +163,9 @@ def judge_candles(
     add(Ground(Verdict.HEALED, "REST has them"), healed[~over_flat])
     add(Ground(Verdict.HEALED, "they are flat in the archive, but REST has trades in them"), healed[over_flat])
     if not archived:
-        add(_PROVISIONAL, missing.lacking)
+        add(_PROVISIONAL, missing.inside)
     else:
-        for times in _runs(missing.lacking, step):
+        for times in _runs(missing.inside, step):
             add(_judge_run(int(times[0]), int(times[-1]) + step, rest, trades), times)
     add(Ground(Verdict.QUIET, NOT_COMPARED, Basis.MARKET_NOT_COMPARED), flat)
     findings = []
@@ -224,7 +224,7 @@ def _runs(keys: Ints, step: int) -> list[Ints]:
     return np.split(keys, np.flatnonzero(np.diff(keys) != step) + 1) if len(keys) else []
 
 
-def judge_trades(
+def classify_trades(
     missing: Sequence[tuple[int, int]],
     healed: Ints,
     *,

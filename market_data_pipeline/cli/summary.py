@@ -119,7 +119,7 @@ def _noun(key: SeriesKey) -> str:
 def _said(key: SeriesKey, faults: Sequence[Fault]) -> str:
     number, rule = sum(fault.rows for fault in faults), faults[0].rule
     said = f"{counted(number, _noun(key))} {rule}" if number else rule
-    return f"{said} ({shortened(faults[0].said, _EVIDENCE)})" if faults[0].said else said
+    return f"{said} ({shortened(faults[0].text, _EVIDENCE)})" if faults[0].text else said
 
 
 def tell_warnings(warned: Mapping[str, int], console: Console) -> None:

@@ -107,7 +107,7 @@ def _lacking(layout: Layout, key: SeriesKey, days: Sequence[date], now: datetime
 def _up_to_date(key: SeriesKey, row: DayRecord | None, held: DayFile | None, now: datetime) -> bool:
     if row is None or row.outcome == FAILED:
         return False
-    if row.outcome == HELD and (held is None or not row.speaks_of(held.stat)):
+    if row.outcome == HELD and (held is None or not row.matches_file(held.stat)):
         return False  # the file was removed or changed behind the ledger's back
     if row.final or row.outcome == NOT_LISTED:
         return True

@@ -11,7 +11,7 @@ from datetime import date, timedelta
 from itertools import groupby, pairwise
 
 from market_data_pipeline import clock
-from market_data_pipeline.checks.continuity import Break, continuity, is_told
+from market_data_pipeline.checks.continuity import Break, continuity, is_reported
 from market_data_pipeline.coverage.calendar import SeriesCalendar, calendar_of
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
@@ -132,7 +132,7 @@ def cover(
     stored = [rows[day] for day in expected if day in rows and rows[day].outcome == HELD]
     provisional = [row.day for row in stored if not row.final]
     breaks = continuity(key, rows, today)
-    open_breaks = tuple(found for found in breaks if not is_told(key, found, rows, _passes))
+    open_breaks = tuple(found for found in breaks if not is_reported(key, found, rows, _passes))
     return SeriesCoverage(
         key,
         len(stored) - len(provisional),

@@ -25,7 +25,7 @@ from market_data_pipeline.checks.gaps import (
 )
 from market_data_pipeline.checks.integrity import check_integrity, checksum_accepted, checksum_missing
 from market_data_pipeline.checks.ordering import Ints, in_order, ints, within
-from market_data_pipeline.checks.verdicts import TradeRecord, judge_candles, judge_trades
+from market_data_pipeline.checks.verdicts import TradeRecord, classify_candles, classify_trades
 from market_data_pipeline.errors import ConflictError, MalformedError
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.lake.checksums import content_sha256
@@ -139,7 +139,7 @@ def _flat_candles_of_sound(key: SeriesKey, table: pa.Table, days: Sequence[date]
 
 def _encode_sound(key: SeriesKey, rows: DayRows, day: date, flat: Ints) -> Encoded:
     none = flat[:0]
-    found = judge_candles(key, Missing(none), none, flat, archived=True, rest=None, trades=None)
+    found = classify_candles(key, Missing(none), none, flat, archived=True, rest=None, trades=None)
     return encode(key, rows, _record(key, day, rows, (*rows.findings, *found)))
 
 
@@ -249,13 +249,13 @@ def _gaps(key: SeriesKey, day: date, rows: DayRows, listing: Listing, trades: Tr
     filled_keys = rows.gap_filled(spec_of(key))
     if key.interval is None:
         missing = [*rows.before, *missing_ids(rows.table)]
-        return judge_trades(missing, filled_keys, archived=rows.of_archive, asked=rows.asked_ids, cut=rows.cut)
+        return classify_trades(missing, healed, archived=rows.of_archive, asked=rows.asked_ids, cut=rows.cut)
     missing_rows = missing_candles(key, rows.table, day, rows.known_until_us, listing, rows.reach_us)
     flat = flat_candles(rows.table)
     filled = filled_keys[within(filled_keys, ranges_of(rows.findings, FLAT_FILLED))]
     of_archive = rows.of_archive
-    return judge_candles(
-        key, missing_rows, filled_keys, flat, filled=filled, archived=of_archive, rest=rows.rest, trades=trades
+    return classify_candles(
+        key, missing_rows, healed, flat, filled=filled, archived=of_archive, rest=rows.rest, trades=trades
     )
 
 

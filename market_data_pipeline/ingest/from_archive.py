@@ -24,7 +24,7 @@ from market_data_pipeline.ingest.encode import Encoded, is_complete, read_daily,
 from market_data_pipeline.ingest.memory import MemoryBudget, Reservation
 from market_data_pipeline.lake import quarantine
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.model.datasets import monthly_may_stand
+from market_data_pipeline.model.datasets import monthly_may_replace
 from market_data_pipeline.model.provenance import ChecksumStatus
 from market_data_pipeline.model.series import Listing, SeriesKey, interval_us
 from market_data_pipeline.sources.binance.archive import Archive
@@ -105,7 +105,7 @@ class ArchiveDays:
         if (daily := self._daily(day, fresh, memory)) is not None:
             return daily
         month_over = clock.days_of_month(day)[-1] < clock.today()
-        return self._month(day).get(day) if month_over and monthly_may_stand(self.key) else None
+        return self._month(day).get(day) if month_over and monthly_may_replace(self.key) else None
 
     def _daily(self, day: date, fresh: bool, memory: Reservation) -> DayRows | Encoded | None:
         path = self.key.archive_daily(day)

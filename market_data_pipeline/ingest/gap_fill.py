@@ -80,9 +80,9 @@ class GapFiller:
             after = np.searchsorted(ints(stored.table, "agg_trade_id"), lacking[-1][1])
             return Gaps(lacking[:_MOST_RANGES], int(ints(stored.table, "transact_time")[after]))
         step, page = interval_us(self.key.interval), spec_of(self.key).rest.page
-        newest = int(ints(stored.table, "open_time")[-1])
-        candles = missing_candles(self.key, stored.table, day, newest, self.listing, stored.reach_us).lacking
-        return Gaps(_spans(candles, page * step), int(candles[-1]) + step) if len(candles) else None
+        newest = int(ints(held.table, "open_time")[-1])
+        candles = missing_candles(self.key, held.table, day, newest, self.listing, held.reach_us).inside
+        return Holes(_spans(candles, page * step), int(candles[-1]) + step) if len(candles) else None
 
     def fill_gaps(self, day: date, gaps: Gaps, rows: DayRows) -> DayRows:
         """Fill gaps of a day with rows that REST did not have before.
@@ -117,7 +117,7 @@ class GapFiller:
         try:
             # Before and after trading, REST answers any span with one empty response.
             ends = [(int(times[0]), int(times[-1])) for times in (missing.before, missing.after) if len(times)]
-            for first, last in (*_spans(missing.lacking, page * step), *ends):
+            for first, last in (*_spans(missing.inside, page * step), *ends):
                 rows = self.filled_in(rows, self.rest().klines(self.key, first, last + step))
         except SourceError as error:
             return replace(rows, rest=_answer_of(error))

@@ -28,8 +28,8 @@ from market_data_pipeline.ingest.store import DayStore
 from market_data_pipeline.lake import quarantine, storage
 from market_data_pipeline.lake.closed_months import record_month
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
-from market_data_pipeline.model.datasets import monthly_may_stand
+from market_data_pipeline.lake.ledger import Ledger, reconcile
+from market_data_pipeline.model.datasets import monthly_may_replace
 from market_data_pipeline.model.day import HELD, Confirmed, DayRecord, Failed, NothingThere, Unlisted, after
 from market_data_pipeline.model.findings import Finding
 from market_data_pipeline.model.needs import is_still_unlisted, needs, reach_of
@@ -208,8 +208,8 @@ class _Run:
             pool.shutdown(wait=not interrupted)
 
     def _jobs(self, days: Sequence[date]) -> list[_Job]:
-        """Group days to fetch: whole months together if a monthly zip can replace the daily ones."""
-        if not monthly_may_stand(self.key):
+        """Days to fetch, with whole months together where a monthly zip may stand for them."""
+        if not monthly_may_replace(self.key):
             return [_Job((day,)) for day in days]
         # The monthly zip may be older than a replaced daily zip.
         wanted = {day for day in days if not self._is_replaced(day)}

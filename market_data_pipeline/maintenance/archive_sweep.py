@@ -23,7 +23,7 @@ from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
 from market_data_pipeline.maintenance.scrub import OnProgress
-from market_data_pipeline.model.datasets import MOST_PAGES, monthly_may_stand
+from market_data_pipeline.model.datasets import MOST_PAGES, monthly_may_replace
 from market_data_pipeline.model.day import FAILED, HELD, REFUSED, DayRecord, OtherArchive, after
 from market_data_pipeline.model.needs import expects_archive, knows_archive, needs, refused_archive
 from market_data_pipeline.model.provenance import ChecksumStatus, Source
@@ -292,7 +292,7 @@ def _cadences(key: SeriesKey, row: DayRecord, now: datetime) -> tuple[str, ...]:
         return ()
     # A day without a daily archive may be in the monthly one, which appears in the first half of the next month.
     month_over = (row.day.year, row.day.month) != (now.year, now.month)
-    return ("daily", "monthly") if month_over and monthly_may_stand(key) else ("daily",)
+    return ("daily", "monthly") if month_over and monthly_may_replace(key) else ("daily",)
 
 
 def _compare(

@@ -34,7 +34,7 @@ from market_data_pipeline.lake.partitions import known_series
 from market_data_pipeline.lake.reader import read_day
 from market_data_pipeline.lake.regular_files import read_regular
 from market_data_pipeline.model.day import HELD, Classified, after
-from market_data_pipeline.model.findings import FLAT, LACKING, Basis, Finding, Range, Verdict, from_json, to_json
+from market_data_pipeline.model.findings import FLAT, MISSING, Basis, Finding, Range, Verdict, from_json, to_json
 from market_data_pipeline.model.needs import needs
 from market_data_pipeline.model.outcomes import DayOutcome
 from market_data_pipeline.model.series import DataType, Market, SeriesKey, interval_us
@@ -258,7 +258,7 @@ def _classify_day(
     before = {one.key: one.findings for one in stored}
     changes, is_clear = list[_Change](), True
     for key, (times, findings) in flat.items():
-        judged = market.judge(key, times, _own_trades(layout, day, key, also))
+        judged = market.classify(key, times, _own_trades(layout, day, key, also))
         is_clear = is_clear and not any(map(is_contested, judged))
         after = to_json([*(finding for finding in findings if not _is_flat(finding)), *judged])
         if after != before[key]:
@@ -293,7 +293,7 @@ def _trades(
             except DamagedFileError:
                 continue
             times = ints(table, "transact_time")
-            whole = not any(f.check == "gaps" and f.rule in LACKING for f in from_json(one.findings))
+            whole = not any(f.check == "gaps" and f.rule in MISSING for f in from_json(one.findings))
             found[one.key.symbol] = TradedIn(np.unique(times // step * step), whole)
     return found
 

@@ -219,7 +219,7 @@ def lake_columns(market: Market, data_type: DataType) -> tuple[Column, ...]:
     return (*(Column(label, "word") for label in labels), *(column for column in own if column.kind != "ignore"))
 
 
-def monthly_may_stand(key: SeriesKey) -> bool:
+def monthly_may_replace(key: SeriesKey) -> bool:
     """Return True if a monthly zip may replace the daily zips. 1s klines are too bulky, like trades."""
     return spec_of(key).monthly and key.interval is not None and INTERVALS[key.interval] >= 60
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypedDict
 
 from market_data_pipeline import clock
 from market_data_pipeline.model import findings
-from market_data_pipeline.model.findings import FLAT, LACKING, Basis, Finding, Verdict
+from market_data_pipeline.model.findings import FLAT, MISSING, Basis, Finding, Verdict
 from market_data_pipeline.model.provenance import Provenance
 from market_data_pipeline.model.series import SeriesKey
 
@@ -134,7 +134,7 @@ class DayRecord:
         """Return True if a gap of a stored day has a verdict that another attempt may change."""
         return self.outcome == HELD and self.retry
 
-    def speaks_of(self, stat: FileStat) -> bool:
+    def matches_file(self, stat: FileStat) -> bool:
         """Return True if the day is stored in a file of this size and modification time."""
         return self.outcome == HELD and (self.bytes, self.mtime_ns) == (stat.bytes, stat.mtime_ns)
 
@@ -151,7 +151,7 @@ class DayRecord:
         return findings.from_json(self.findings)
 
 
-class ToldColumns(TypedDict):
+class FindingColumns(TypedDict):
     """Ledger columns that are derived from the findings of a day."""
 
     findings: str
@@ -160,9 +160,9 @@ class ToldColumns(TypedDict):
     retry: bool
 
 
-def told_columns(found: Sequence[Finding]) -> ToldColumns:
+def finding_columns(found: Sequence[Finding]) -> FindingColumns:
     """Return the ledger columns that are derived from findings."""
-    return ToldColumns(
+    return FindingColumns(
         findings=findings.to_json(found),
         verdicts=findings.verdicts_of(found),
         bases=findings.bases_of(found),
@@ -427,7 +427,7 @@ def _without_rows(
     attempts = record.attempts if record else 0
     return replace(
         empty,
-        **told_columns(found),
+        **finding_columns(found),
         missing=sum(finding.count for finding in found),
         # A day that is not over is fetched each hour, and may have no rows for a while.
         attempts=attempts + 1 if empty.outcome == EMPTY and at.date() > empty.day else attempts,
@@ -459,7 +459,7 @@ def _classified(known: DayRecord, found: tuple[Finding, ...]) -> DayRecord:
 
     A new unconfirmed verdict is due at once, so that REST can confirm it.
     """
-    columns = told_columns(found)
+    columns = finding_columns(found)
     unconfirmed = Verdict.UNCONFIRMED in columns["verdicts"].split("+")
     is_new = unconfirmed and Verdict.UNCONFIRMED not in known.verdicts.split("+")
     gaps = findings.worst(found, "gaps").value
@@ -487,9 +487,9 @@ def record_of(footer: Provenance, stat: FileStat, *, attempts: int = 1, file_sha
         last_key=footer.last_key,
         integrity=findings.worst(footer.findings, "integrity").value,
         gaps=findings.worst(footer.findings, "gaps").value,
-        missing=sum(f.count for f in footer.findings if f.check == "gaps" and f.rule in LACKING),
+        missing=sum(f.count for f in footer.findings if f.check == "gaps" and f.rule in MISSING),
         quiet=sum(f.count for f in footer.findings if f.check == "gaps" and f.rule in FLAT),
-        **told_columns(footer.findings),
+        **finding_columns(footer.findings),
         attempts=attempts,
         fetched_at=clock.naive_utc(newest.fetched_at if newest else footer.fetched_at),
         asked_at=clock.naive_utc(footer.fetched_at),

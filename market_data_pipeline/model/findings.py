@@ -59,7 +59,7 @@ VERDICT_SEVERITY = {
 }
 """Severity of each verdict: the gaps check passes, warns or fails."""
 
-LACKING = frozenset({Verdict.OUTAGE, Verdict.ARCHIVE_DEFECT, Verdict.UNEXPLAINED, Verdict.UNPUBLISHED})
+MISSING = frozenset({Verdict.OUTAGE, Verdict.ARCHIVE_DEFECT, Verdict.UNEXPLAINED, Verdict.UNPUBLISHED})
 """Verdicts on missing rows of a listed symbol."""
 
 FLAT = frozenset({Verdict.UNCONFIRMED, Verdict.SUSPENDED, Verdict.QUIET})

@@ -128,12 +128,12 @@ class Fault:
     Attributes:
         rule: Rule of the integrity check, verdict of the gaps check, or kind of failure of the newest attempt.
         rows: Number of affected rows. 0 means the whole day.
-        said: The evidence, or the message of the finding.
+        text: The evidence, or the message of the finding.
     """
 
     rule: str
     rows: int
-    said: str
+    text: str
 
 
 def is_complete(row: DayRecord) -> bool:

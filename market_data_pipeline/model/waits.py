@@ -105,9 +105,9 @@ class Wait:
 
 
 @contextmanager
-def telling(tell: Callable[[str], object]) -> Iterator[None]:
-    """Pass the reasons of long waits to ``tell``, too, from every thread."""
-    handler = _Told(tell)
+def reporting(report: Callable[[str], object]) -> Iterator[None]:
+    """Pass the reasons of long waits to ``report``, too, from every thread."""
+    handler = _Reporter(report)
     logger.addHandler(handler)
     try:
         yield
@@ -115,13 +115,13 @@ def telling(tell: Callable[[str], object]) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-class _Told(logging.Handler):
-    def __init__(self, tell: Callable[[str], object]) -> None:
+class _Reporter(logging.Handler):
+    def __init__(self, report: Callable[[str], object]) -> None:
         super().__init__(logging.WARNING)
-        self._tell = tell
+        self._report = report
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._tell(record.getMessage())
+        self._report(record.getMessage())
 
 
 def end_process() -> None:

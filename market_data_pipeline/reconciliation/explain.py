@@ -18,7 +18,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.regular_files import reading
 from market_data_pipeline.model.datasets import MARKETS
-from market_data_pipeline.model.findings import LACKING, OFF_GRID, Finding, Verdict
+from market_data_pipeline.model.findings import MISSING, OFF_GRID, Finding, Verdict
 from market_data_pipeline.model.reconciliation import Reason
 from market_data_pipeline.model.series import Market, SeriesKey, interval_us
 from market_data_pipeline.reconciliation.bars import (
@@ -92,7 +92,7 @@ def _known_gap(bar: Bar, findings: Iterable[Finding]) -> str | None:
     The verdict ``outage`` does not count, because it means that there were no trades.
     """
     for found in findings:
-        lacking = found.check == "gaps" and found.rule in LACKING and found.rule != Verdict.OUTAGE
+        lacking = found.check == "gaps" and found.rule in MISSING and found.rule != Verdict.OUTAGE
         if lacking and (not found.ranges or any(one.first <= bar.at <= one.last for one in found.ranges)):
             return found.rule
     return None

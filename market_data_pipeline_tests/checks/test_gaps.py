@@ -63,8 +63,8 @@ def test_missing_and_present_make_up_the_day(interval: str, data: st.DataObject)
     flat = frozenset(at for at in present if data.draw(st.booleans()))
     table = candles(key, present, flat)
     missing = missing_candles(key, table, DAY, END, Listing())
-    assert sorted([*present, *missing.lacking.tolist()]) == whole
-    assert len(missing) == len(missing.lacking)
+    assert sorted([*present, *missing.inside.tolist()]) == whole
+    assert len(missing) == len(missing.inside)
     assert frozenset(flat_candles(table).tolist()) == flat
 
 
@@ -81,7 +81,7 @@ def test_of_today_only_closed_candles_are_expected(minutes: int) -> None:
     key = klines("BTCUSDT", "1h")
     known = START + minutes * 60_000_000
     missing = missing_candles(key, candles(key, []), DAY, known, Listing())
-    assert missing.lacking.tolist() == [START + n * 3_600_000_000 for n in range(minutes // 60)]
+    assert missing.inside.tolist() == [START + n * 3_600_000_000 for n in range(minutes // 60)]
 
 
 def test_before_the_first_candle_of_the_listing_day_nothing_is_missing() -> None:
@@ -90,7 +90,7 @@ def test_before_the_first_candle_of_the_listing_day_nothing_is_missing() -> None
     missing = missing_candles(key, candles(key, present), DAY, END, Listing(((DAY, None),)))
     assert missing.before.tolist() == [START + n * interval_us("1h") for n in range(7)]
     assert missing.after.tolist() == []
-    assert missing.lacking.tolist() == [START + 9 * interval_us("1h")]
+    assert missing.inside.tolist() == [START + 9 * interval_us("1h")]
 
 
 def test_every_interval_divides_the_day() -> None:

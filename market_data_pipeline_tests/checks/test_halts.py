@@ -45,7 +45,7 @@ def symbol(*findings: Finding, last: int = LAST) -> Stillness:
 
 
 def judged(flat: np.ndarray, others: Mapping[str, Stillness]) -> list[Finding]:
-    return MarketDay("1m", DAY, others).judge(NEAR, flat)
+    return MarketDay("1m", DAY, others).classify(NEAR, flat)
 
 
 def told(findings: list[Finding]) -> list[tuple[str, list[tuple[int, int]], str]]:
@@ -133,7 +133,7 @@ def test_a_flat_candle_is_suspended_just_when_there_are_others_and_all_of_them_a
         {name: Stillness(MIDNIGHT, LAST, flat=minutes(*sorted(flat))) for name, flat in flats.items()},
     )
     for name, flat in flats.items():
-        found = day.judge(series(name, "1m", "um"), minutes(*sorted(flat)))
+        found = day.classify(series(name, "1m", "um"), minutes(*sorted(flat)))
         suspended = {
             minute
             for rule, bounds, _ in told(found)
@@ -151,7 +151,7 @@ def test_a_day_of_400_symbols_is_judged_in_seconds() -> None:
     flats = {f"S{n:03}USDT": minutes(*np.unique(generator.integers(0, 1440, 40))) for n in range(400)}
     began = time.process_time()
     day = MarketDay("1m", DAY, {name: Stillness(MIDNIGHT, LAST, flat=flat) for name, flat in flats.items()})
-    found = [day.judge(series(name, "1m", "um"), flat) for name, flat in flats.items()]
+    found = [day.classify(series(name, "1m", "um"), flat) for name, flat in flats.items()]
     seconds = time.process_time() - began
     assert {finding.rule for findings in found for finding in findings} == {"quiet"}
     assert seconds < 5, seconds

@@ -7,7 +7,13 @@ import pytest
 
 from market_data_pipeline.checks.gaps import Missing
 from market_data_pipeline.checks.ordering import Ints
-from market_data_pipeline.checks.verdicts import AnsweredIds, TradeRecord, answered_ids, judge_candles, judge_trades
+from market_data_pipeline.checks.verdicts import (
+    AnsweredIds,
+    TradeRecord,
+    answered_ids,
+    classify_candles,
+    classify_trades,
+)
 from market_data_pipeline.model.findings import VERDICT_SEVERITY, RestAnswer, Severity, Verdict
 from market_data_pipeline_tests.support.world import klines
 
@@ -50,7 +56,7 @@ RAN_ON = trades_at(0.5, 3.9, 6.1, 9.5)
 def test_missing_candles(
     archived: bool, asked: RestAnswer, trades: TradeRecord | None, verdict: Verdict, evidence: str
 ) -> None:
-    (found,) = judge_candles(KEY, Missing(minutes(4, 5)), NONE, NONE, archived=archived, rest=asked, trades=trades)
+    (found,) = classify_candles(KEY, Missing(minutes(4, 5)), NONE, NONE, archived=archived, rest=asked, trades=trades)
     assert found.rule == verdict
     assert evidence in found.evidence
     assert evidence in found.message
@@ -76,7 +82,7 @@ def test_candles_before_the_first_or_after_the_last_one_of_a_listing(
     archived: bool, asked: RestAnswer | None, trades: TradeRecord | None, verdict: Verdict, evidence: str, end: str
 ) -> None:
     missing = Missing(NONE, **{end: minutes(4, 5)})
-    (found,) = judge_candles(KEY, missing, NONE, NONE, archived=archived, rest=asked, trades=trades)
+    (found,) = classify_candles(KEY, missing, NONE, NONE, archived=archived, rest=asked, trades=trades)
     assert found.rule == verdict
     if "REST has no" in evidence:
         evidence = evidence.format({"before": "before 1970-01-01 00:06", "after": "after 1970-01-01 00:03"}[end])
@@ -98,7 +104,7 @@ def test_what_a_verdict_means_for_the_check(verdict: str, severity: Severity) ->
 
 def test_each_range_has_its_own_verdict() -> None:
     missing = Missing(minutes(4, 5, 8, 20), before=minutes(0, 1))
-    found = judge_candles(
+    found = classify_candles(
         KEY, missing, minutes(11, 12), minutes(15), archived=True, rest=NO_ANSWER, trades=trades_at(3, 4.5, 7, 9, 11)
     )
     told = {(f.rule, f.count, tuple((r.first // MINUTE, r.last // MINUTE) for r in f.ranges)) for f in found}
@@ -122,13 +128,13 @@ def test_each_range_has_its_own_verdict() -> None:
 )
 def test_missing_ids(archived: bool, asked: RestAnswer | None, verdict: Verdict) -> None:
     answers = [AnsweredIds(1, 20, asked)] if asked else []
-    (found,) = judge_trades([(5, 7), (10, 10)], NONE, archived=archived, asked=answers)
+    (found,) = classify_trades([(5, 7), (10, 10)], NONE, archived=archived, asked=answers)
     assert (found.rule, found.count) == (verdict, 4)
     assert [(r.first, r.last) for r in found.ranges] == [(5, 7), (10, 10)]
 
 
 def test_ids_filled_in_and_weight_used_up_are_told_apart() -> None:
-    healed, cut = judge_trades([], np.array([5, 6, 9]), archived=True, asked=[AnsweredIds(5, 9, ANSWERED)], cut=True)
+    healed, cut = classify_trades([], np.array([5, 6, 9]), archived=True, asked=[AnsweredIds(5, 9, ANSWERED)], cut=True)
     assert (healed.rule, healed.count, len(healed.ranges)) == ("healed", 3, 2)
     assert (cut.rule, cut.severity) == ("unpublished", Severity.WARN)
     assert "MARKET_DATA_REST_TRADES_WEIGHT" in cut.message
@@ -140,13 +146,13 @@ def test_each_run_of_ids_is_judged_by_what_was_asked_of_it() -> None:
         AnsweredIds(5, 7, ANSWERED),
         AnsweredIds(8, 8, RestAnswer(answered=True, elsewhere=True)),
     ]
-    found = judge_trades([(5, 12), (20, 21)], NONE, archived=True, asked=answers)
+    found = classify_trades([(5, 12), (20, 21)], NONE, archived=True, asked=answers)
     assert {(one.rule, tuple((r.first, r.last) for r in one.ranges)) for one in found} == {
         ("unexplained", ((5, 7),)),
         ("outage", ((8, 8),)),
         ("unpublished", ((9, 10), (20, 21))),
         ("unpublished", ((11, 12),)),
     }
-    again = judge_trades([(5, 12), (20, 21)], NONE, archived=True, asked=answered_ids(found))
+    again = classify_trades([(5, 12), (20, 21)], NONE, archived=True, asked=answered_ids(found))
     assert {one.rule: one.count for one in again if one.rule != "unpublished"} == {"unexplained": 3, "outage": 1}
     assert sorted(found, key=str) == sorted(again, key=str)

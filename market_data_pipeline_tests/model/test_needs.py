@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from market_data_pipeline import clock
 from market_data_pipeline.checks.continuity import open_midnights
-from market_data_pipeline.checks.verdicts import AnsweredIds, judge_trades
+from market_data_pipeline.checks.verdicts import AnsweredIds, classify_trades
 from market_data_pipeline.model.day import EMPTY, FAILED, HELD, NOT_LISTED, DayRecord, Failed, OtherArchive, after
 from market_data_pipeline.model.findings import OPEN, Finding, Range, RestAnswer, Severity, to_json
 from market_data_pipeline.model.needs import LONGEST_PAUSE, knows_archive, needs, pause_after, pause_ended
@@ -184,7 +184,7 @@ def test_a_midnight_of_which_rest_lacks_some_ids_and_has_others_on_another_day_i
         AnsweredIds(15, 15, RestAnswer(answered=True)),
     ]
     for answers, expected in ((asked, []), (asked[:2], THREE[:2])):
-        findings = judge_trades([(11, 15)], np.zeros(0, dtype=np.int64), archived=True, asked=answers)
+        findings = classify_trades([(11, 15)], np.zeros(0, dtype=np.int64), archived=True, asked=answers)
         later = replace(WHOLE[1], first_key=16, findings=to_json(findings))
         rows = {one.day: one for one in (*WHOLE, later)}
         assert open_midnights(agg_trades("BTCUSDT"), rows, utc("2026-03-03T10:00:00")) == expected

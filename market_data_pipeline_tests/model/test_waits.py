@@ -151,7 +151,7 @@ def test_a_wait_for_memory_is_said_and_ended(monkeypatch: pytest.MonkeyPatch) ->
         except StoppedError as error:
             ended.append(error)
 
-    with waits_module.telling(say), budget.reservation() as first:
+    with waits_module.reporting(say), budget.reservation() as first:
         first.take(80 << 20)
         thread = threading.Thread(target=take, daemon=True)
         thread.start()

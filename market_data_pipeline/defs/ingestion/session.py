@@ -20,7 +20,7 @@ from market_data_pipeline.ingest.prefetch import Prefetcher
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.outcomes import DayResult, OnResult
 from market_data_pipeline.model.series import DataType, SeriesKey
-from market_data_pipeline.model.waits import Stop, telling
+from market_data_pipeline.model.waits import Stop, reporting
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sql.publish import publish_views
 from market_data_pipeline.universe import Universe
@@ -85,8 +85,8 @@ def open_ingestion(
 
         wanted = series_wanted(context.run)
         longest = max((len(days) for _, days in wanted), default=1)
-        # Days of one series are fetched in parallel. The next series starts while one reports its days.
-        with closing(Ahead(fetch, wanted, max(2, sources.at_a_time // longest))) as ahead, telling(_log(context)):
+        # Days of one series are brought side by side, too; the next is begun while one reports its days.
+        with closing(Ahead(bring, wanted, max(2, sources.at_a_time // longest))) as ahead, reporting(_log(context)):
             yield Ingestion(ahead, sources.stop, on_result)
     publish_views(layout, context.log)
 
