@@ -83,7 +83,7 @@ def all_series(settings: Settings, universe: Universe) -> list[SeriesStatus]:
     from market_data_pipeline.lake.partitions import known_series
 
     layout = Layout(settings.root)
-    keys = dict.fromkeys([*universe.series(), *series_held(layout)])
+    keys = dict.fromkeys([*universe.series(), *known_series(layout)])
     return [status_of(key, stored_days(layout, key), universe) for key in keys]
 
 

@@ -205,7 +205,7 @@ def survey(layout: Layout, universe: Universe, keys: Iterable[SeriesKey], provis
     today = clock.today()
     for key in keys:
         ledger = Ledger.read(layout.ledger(key))
-        reconcile(ledger, layout, key)
+        refresh_ledger(ledger, layout, key)
         # The listing may now cover a day that was not listed at the time of the request.
         listing = universe.listing(key)
         rows = {

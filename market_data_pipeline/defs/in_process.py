@@ -203,7 +203,7 @@ def _report_stored(
     """Report the days that need no run. Return the others."""
     ledger = Ledger.read(layout.ledger(key))
     # In memory only: runs have the series' lock and write the ledger.
-    behind = reconcile(ledger, layout, key)
+    behind = refresh_ledger(ledger, layout, key)
     needed, now = [], clock.now()
     for day in days:
         row = ledger.get(day)

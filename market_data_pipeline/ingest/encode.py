@@ -249,13 +249,13 @@ def _gaps(key: SeriesKey, day: date, rows: DayRows, listing: Listing, trades: Tr
     filled_keys = rows.gap_filled(spec_of(key))
     if key.interval is None:
         missing = [*rows.before, *missing_ids(rows.table)]
-        return classify_trades(missing, healed, archived=rows.of_archive, asked=rows.asked_ids, cut=rows.cut)
+        return classify_trades(missing, filled_keys, archived=rows.of_archive, asked=rows.asked_ids, cut=rows.cut)
     missing_rows = missing_candles(key, rows.table, day, rows.known_until_us, listing, rows.reach_us)
     flat = flat_candles(rows.table)
     filled = filled_keys[within(filled_keys, ranges_of(rows.findings, FLAT_FILLED))]
     of_archive = rows.of_archive
     return classify_candles(
-        key, missing_rows, healed, flat, filled=filled, archived=of_archive, rest=rows.rest, trades=trades
+        key, missing_rows, filled_keys, flat, filled=filled, archived=of_archive, rest=rows.rest, trades=trades
     )
 
 

@@ -209,7 +209,7 @@ class ArchiveDays:
             raise
 
     def _quarantine(self, path: str, file: ArchiveFile, error: SourceError, day: date | None) -> None:
-        entry = quarantine.put(
+        entry = quarantine.store(
             self.layout,
             self.key,
             path,

@@ -80,9 +80,9 @@ class GapFiller:
             after = np.searchsorted(ints(stored.table, "agg_trade_id"), lacking[-1][1])
             return Gaps(lacking[:_MOST_RANGES], int(ints(stored.table, "transact_time")[after]))
         step, page = interval_us(self.key.interval), spec_of(self.key).rest.page
-        newest = int(ints(held.table, "open_time")[-1])
-        candles = missing_candles(self.key, held.table, day, newest, self.listing, held.reach_us).inside
-        return Holes(_spans(candles, page * step), int(candles[-1]) + step) if len(candles) else None
+        newest = int(ints(stored.table, "open_time")[-1])
+        candles = missing_candles(self.key, stored.table, day, newest, self.listing, stored.reach_us).inside
+        return Gaps(_spans(candles, page * step), int(candles[-1]) + step) if len(candles) else None
 
     def fill_gaps(self, day: date, gaps: Gaps, rows: DayRows) -> DayRows:
         """Fill gaps of a day with rows that REST did not have before.
@@ -396,8 +396,8 @@ def with_stored_rows(key: SeriesKey, stored: DayRows, rows: DayRows) -> DayRows:
     if key.interval is not None:
         overlaps = overlapping(*_span_of(only_rest), rows.table, interval_us(key.interval), rows.reach_us)
         only_rest = only_rest.filter(pa.array(~overlaps))
-    found = difference(held.table, rows.table, spec, key_format(key))
-    kept = replace(found, removed=np.setdiff1d(found.removed, ints(only_rest, spec.key)))
+    found = difference(stored.table, rows.table, spec, key_format(key))
+    changes = replace(found, removed=np.setdiff1d(found.removed, ints(only_rest, spec.key)))
     findings: list[Finding] = []
     if stored.of_archive:
         findings += [change_finding(key, "replaced", changes, "The archive was replaced")] if changes else []

@@ -28,7 +28,7 @@ from market_data_pipeline.ingest.store import DayStore
 from market_data_pipeline.lake import quarantine, storage
 from market_data_pipeline.lake.closed_months import record_month
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import Ledger, reconcile
+from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
 from market_data_pipeline.model.datasets import monthly_may_replace
 from market_data_pipeline.model.day import HELD, Confirmed, DayRecord, Failed, NothingThere, Unlisted, after
 from market_data_pipeline.model.findings import Finding
@@ -41,7 +41,7 @@ from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.binance.rest import RestApi
 
 _SAVE_EVERY_SECONDS = 10.0
-"""Maximum work of a killed run that :func:`refresh_ledger` must read back from footers."""
+"""Maximum work of a killed run that :func:`reconcile` must read back from footers."""
 
 _LAST_SECONDS = 3.0
 """Maximum wait of an interrupted run for days in progress, so that it stores days that are being read."""
@@ -125,7 +125,7 @@ class _Run:
         storage.remove_leftovers(self.layout.months(self.key))
         storage.remove_leftovers(self.layout.quarantine(self.key))
         self._ledger = Ledger.read(ledger)
-        changed = reconcile(self._ledger, self.layout, self.key)
+        changed = refresh_ledger(self._ledger, self.layout, self.key)
         finished = {day: found for day in days if (found := self._without_request(day)) is not None}
         unsaved, saved_at = bool(changed), time.monotonic()
         any_changed = False
@@ -136,7 +136,7 @@ class _Run:
                 for result in midnight.across(in_order):
                     if result.row is not self._ledger.get(result.day):
                         self._ledger.put(result.row)
-                        note_month(self._ledger, self.layout, self.key, result.day)
+                        record_month(self._ledger, self.layout, self.key, result.day)
                         unsaved = any_changed = True
                         if time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
                             self._ledger.write(ledger)
@@ -149,7 +149,7 @@ class _Run:
                 if unsaved:
                     self._ledger.write(ledger)
                 if any_changed:
-                    quarantine.release_mended(self.layout, self.key, self._ledger)
+                    quarantine.release_resolved(self.layout, self.key, self._ledger)
 
     def _without_request(self, day: date) -> DayOutcome | None:
         """Return the result of a day that needs no request, else None."""
@@ -208,7 +208,7 @@ class _Run:
             pool.shutdown(wait=not interrupted)
 
     def _jobs(self, days: Sequence[date]) -> list[_Job]:
-        """Days to fetch, with whole months together where a monthly zip may stand for them."""
+        """Group days to fetch: whole months together if a monthly zip can replace the daily ones."""
         if not monthly_may_replace(self.key):
             return [_Job((day,)) for day in days]
         # The monthly zip may be older than a replaced daily zip.

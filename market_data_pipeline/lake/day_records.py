@@ -63,8 +63,8 @@ def rows_on_record(
             known[day] = after(None, day, Lost("its file is gone"))
     for day, stored in on_disk.items():
         found = known.get(day)
-        if found is None or not found.matches_file(held.stat):
-            known[day] = row_of_file(held, found)
+        if found is None or not found.matches_file(stored.stat):
+            known[day] = row_of_file(stored, found)
     return known
 
 

@@ -193,8 +193,8 @@ def _with_told_columns(table: pa.Table) -> pa.Table:
     if "bases" in names or "findings" not in names:
         return table
     texts = pc.unique(table["findings"]).to_pylist()
-    told = {text: finding_columns(with_fields(findings_.from_json(text or "[]"))) for text in texts}
-    rows: list[Mapping[str, Any]] = [told[text] for text in table["findings"].to_pylist()]
+    derived = {text: finding_columns(with_fields(findings_.from_json(text or "[]"))) for text in texts}
+    rows: list[Mapping[str, Any]] = [derived[text] for text in table["findings"].to_pylist()]
     for name in FindingColumns.__annotations__:
         column = pa.chunked_array([pa.array([row[name] for row in rows], SCHEMA.field(name).type)])
         table = _with(table, name, column) if name in names else table.append_column(SCHEMA.field(name), column)
@@ -315,7 +315,7 @@ def refresh_ledger(ledger: Ledger, layout: Layout, key: SeriesKey) -> list[date]
     changed: list[date] = []
     for day, stored in on_disk.items():
         row = ledger.get(day)
-        if row is not None and row.matches_file(held.stat):
+        if row is not None and row.matches_file(stored.stat):
             continue
         changed.append(day)
         ledger.put(row_of_file(stored, row))
@@ -388,7 +388,7 @@ def is_changed(stored: DayFile, row: DayRecord, record: Provenance) -> bool:
     """
     if row.bytes_sha256(of_month=stored.of_month) is None:
         return False
-    if row.outcome != HELD or row.matches_file(held.stat):
+    if row.outcome != HELD or row.matches_file(stored.stat):
         return True
     found = record_of(record, stored.stat)
     newer = found.fetched_at is not None and row.fetched_at is not None and found.fetched_at > row.fetched_at

@@ -254,7 +254,7 @@ def look_for(
 def _sweep_series(layout: Layout, key: SeriesKey, archive: Listing) -> SweepReport:
     try:
         ledger = Ledger.read(layout.ledger(key))
-        reconcile(ledger, layout, key)  # in memory only: the file may be behind
+        refresh_ledger(ledger, layout, key)  # in memory only: the file may be behind
     except MarketDataError as error:
         return SweepReport(troubles={key: str(error)})
     return _compare_rows(key, ledger.rows.values(), archive)

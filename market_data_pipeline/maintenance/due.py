@@ -80,7 +80,7 @@ def days_to_repair(at: datetime, universe: Universe, layout: Layout) -> dict[Ser
     for key in universe.series():
         path = layout.ledger(key)
         # A day of candles does not depend on its neighbours, so unsettled rows are enough.
-        ledger = Ledger.read(path, UNSETTLED if key.interval else None)
+        ledger = Ledger.read(path, MAY_NEED_FETCH if key.interval else None)
         if days := [day for day in due_days(key, ledger.rows, at) if first <= day < today]:
             wanted[key] = days
     return wanted

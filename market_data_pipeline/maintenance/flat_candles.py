@@ -78,7 +78,7 @@ def classify_flat_candles(layout: Layout, market: Market) -> Classification:
     Raises:
         StorageError: a ledger cannot be written.
     """
-    seen = _read_versions(layout.judged(market))
+    seen = _read_versions(layout.classified(market))
     every = _ledgers(layout, market)
     versions = _versions(every)
     changed: dict[SeriesKey, dict[date, tuple[str, str]]] = {}
@@ -107,7 +107,7 @@ def classify_flat_candles(layout: Layout, market: Market) -> Classification:
             for day in verdicts:
                 looked_at.pop(_record_name(key.interval or "", day), None)
     if looked_at:
-        _remember(layout.judged(market), looked_at, f"The record of flat candles of {market}")
+        _remember(layout.classified(market), looked_at, f"The record of flat candles of {market}")
     return Classification(days, tuple(busy), renewed)
 
 

@@ -131,14 +131,14 @@ def _proofs(
     wanted: Mapping[SeriesKey, Mapping[date, int]],
     known: Mapping[SeriesKey, Mapping[date, Recorded]],
     processes: int,
-) -> Iterator[tuple[SeriesKey, list[Proof]]]:
+) -> Iterator[tuple[SeriesKey, list[DayVerification]]]:
     """Read all files in parallel, in bundles of one series."""
     bundles = [(key, days) for key, sizes in wanted.items() for days in _bundles(sizes)]
-    pool = Processes(processes, ahead=prove_days.__module__, worth_bytes=_WORTH_BYTES)
+    pool = Processes(processes, ahead=verify_days.__module__, worth_bytes=_WORTH_BYTES)
     with closing(pool), ThreadPoolExecutor(processes, thread_name_prefix="scrub") as readers:
         pool.expect(sum(sum(sizes.values()) for sizes in wanted.values()))
         tasks = [
-            readers.submit(pool.compute, prove_days, layout, key, days, _known_of(days, known[key]))
+            readers.submit(pool.compute, verify_days, layout, key, days, _known_of(days, known[key]))
             for key, days in bundles
         ]
         try:
@@ -168,7 +168,7 @@ def _bundles(sizes: Mapping[date, int]) -> list[list[date]]:
     return bundles
 
 
-def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[Proof], wait_seconds: float) -> None:
+def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[DayVerification], wait_seconds: float) -> None:
     """Mark the days of damaged or missing files as failed.
 
     Raises:
@@ -194,8 +194,8 @@ def _known_of(days: Sequence[date], known: Mapping[date, Recorded]) -> dict[date
 
 
 def _changed(
-    layout: Layout, key: SeriesKey, proofs: Sequence[Proof], known: Mapping[date, Recorded]
-) -> dict[date, Proof]:
+    layout: Layout, key: SeriesKey, proofs: Sequence[DayVerification], known: Mapping[date, Recorded]
+) -> dict[date, DayVerification]:
     """Return files that match their footer but not the bytes on record, although no run rewrote them.
 
     A closed month is written as a whole, so its file is a newer version if one of its days is.
@@ -221,12 +221,12 @@ def _changed(
     return {day: proof for path, days in found.items() if path not in newer for day, proof in days.items()}
 
 
-def _file_of(layout: Layout, key: SeriesKey, proof: Proof) -> DayFile | None:
+def _file_of(layout: Layout, key: SeriesKey, proof: DayVerification) -> DayFile | None:
     """Return the file of a day if it is still the one that was read."""
     return next((file for file in days_between(layout, key, proof.day, proof.day) if file.stat == proof.stat), None)
 
 
-def _record_hashes(layout: Layout, key: SeriesKey, proofs: Sequence[Proof]) -> None:
+def _record_hashes(layout: Layout, key: SeriesKey, proofs: Sequence[DayVerification]) -> None:
     """Record the SHA-256 of verified files without one. A series that another run writes waits for the next scrub."""
     if not proofs:
         return

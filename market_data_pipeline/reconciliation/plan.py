@@ -107,7 +107,9 @@ def _days_there(layout: Layout, key: SeriesKey, days: Sequence[date]) -> Set[dat
     return {file.day for day in days for file in days_between(layout, key, day, day)}
 
 
-def _is_current(before: Compared, day: date, klines: Mapping[date, Content], source: Mapping[date, Content]) -> bool:
+def _is_current(
+    before: Compared, day: date, klines: Mapping[date, StoredContent], source: Mapping[date, StoredContent]
+) -> bool:
     """Return True if a day's result is current: both sides are unchanged, and so are the source's adjacent days."""
     if (before.klines_sha256, before.source_sha256) != (klines[day].sha256, source[day].sha256):
         return False

@@ -92,7 +92,7 @@ def _first_damaged(layout: Layout) -> DamagedFileError | None:
         ledger = Ledger.read(layout.ledger(key))
         for day, stored in days_on_disk(layout, key).items():
             row = ledger.get(day)
-            if row is not None and row.matches_file(held.stat):
+            if row is not None and row.matches_file(stored.stat):
                 continue
             try:
                 read_whole(stored)

@@ -21,7 +21,7 @@ import pytest
 
 from market_data_pipeline import MarketData
 from market_data_pipeline.defs.coverage.definitions import coverage_key
-from market_data_pipeline.defs.in_process import bring
+from market_data_pipeline.defs.in_process import run_ingest
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.model.outcomes import Action
@@ -130,7 +130,7 @@ def test_days_that_are_held_are_not_opened(world: World) -> None:
 
 
 def test_a_backfill_of_two_series_is_one_run_and_one_event_a_day_of_each(world: World) -> None:
-    report = bring(world.settings, {BTC: MONTH, ETH: MONTH})
+    report = run_ingest(world.settings, {BTC: MONTH, ETH: MONTH})
     assert report.count(Action.FETCHED) == 62
     assert kinds(world) == {"zip": 2, "checksum": 2}
     with open_instance(world.layout) as instance:
@@ -158,11 +158,11 @@ def test_a_backfill_of_two_series_is_one_run_and_one_event_a_day_of_each(world: 
 
 
 def test_what_is_held_and_on_record_is_no_run(world: World) -> None:
-    bring(world.settings, {BTC: MONTH, ETH: MONTH})
+    run_ingest(world.settings, {BTC: MONTH, ETH: MONTH})
     with open_instance(world.layout) as instance:
         before = [run.run_id for run in instance.get_runs()]
     world.forget()
-    assert bring(world.settings, {BTC: MONTH, ETH: MONTH}).count(Action.HELD) == 62
+    assert run_ingest(world.settings, {BTC: MONTH, ETH: MONTH}).count(Action.HELD) == 62
     with open_instance(world.layout) as instance:
         assert [run.run_id for run in instance.get_runs()] == before
     assert kinds(world) == {}
@@ -170,11 +170,11 @@ def test_what_is_held_and_on_record_is_no_run(world: World) -> None:
 
 def test_flat_candles_of_a_lone_series_are_judged_once(world: World) -> None:
     """No other symbol tells what they mean, and asking REST again would not either."""
-    report = bring(world.settings, {BTC: MONTH})
+    report = run_ingest(world.settings, {BTC: MONTH})
     flat = [outcome.row for outcome in report.outcomes if outcome.row.quiet]
     assert flat
     world.forget()
-    assert bring(world.settings, {BTC: MONTH}).count(Action.HELD) == 31
+    assert run_ingest(world.settings, {BTC: MONTH}).count(Action.HELD) == 31
     with open_instance(world.layout) as instance:
         coverage, _ = instance.get_runs()
     assert coverage.asset_selection == {SPOT_COVERAGE}
@@ -184,7 +184,7 @@ def test_flat_candles_of_a_lone_series_are_judged_once(world: World) -> None:
 def test_a_backfill_that_brings_no_flat_candle_is_one_run(world: World) -> None:
     world.settings.universe.write_text(UNIVERSE.replace("1m", "1h"))
     hours = klines("BTCUSDT", "1h")
-    report = bring(world.settings, {hours: MONTH})
+    report = run_ingest(world.settings, {hours: MONTH})
     assert report.count(Action.FETCHED) == 31
     assert not any(outcome.row.quiet for outcome in report.outcomes)
     with open_instance(world.layout) as instance:

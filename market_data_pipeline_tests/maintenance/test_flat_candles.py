@@ -132,7 +132,7 @@ def test_a_second_time_changes_nothing(lake: SmallLake, remembered: str) -> None
     if remembered == "lost":
         lake.layout.classified(Market.UM).unlink()
     elif remembered == "damaged":
-        lake.layout.judged(Market.UM).write_bytes(b"\xff{")
+        lake.layout.classified(Market.UM).write_bytes(b"\xff{")
     assert classify_flat_candles(lake.layout, Market.UM) == Classification(0, ())
     assert storage.stat(lake.layout.ledger(NEAR)) == before
 
@@ -200,8 +200,8 @@ def test_a_symbol_that_traded_in_candles_of_another_interval_refutes_a_suspensio
     assert classify_flat_candles(lake.layout, Market.UM).days == 2
     assert gaps(lake, NEAR) == [("quiet", "10:00", 20)]
     (found,) = told(lake, NEAR)
-    assert found.evidence == "1 of 2 other stored symbols traded meanwhile, e.g. BTCUSDT"
-    assert judge_flat_candles(lake.layout, Market.UM).days == 0
+    assert found.evidence == "1 of 2 other symbols that are held traded meanwhile, e.g. BTCUSDT"
+    assert classify_flat_candles(lake.layout, Market.UM).days == 0
 
 
 def test_a_candle_of_another_interval_tells_of_stillness_only_as_far_as_it_lasts(lake: SmallLake) -> None:
@@ -241,8 +241,8 @@ def test_trades_of_another_symbol_tell_whether_the_market_stood_still(lake: Smal
     evidence = {one.rule: one.evidence for one in told(lake, NEAR)}
     number, names = ("2", "AVAXUSDT, BTCUSDT") if held_as_well else ("1", "BTCUSDT")
     assert evidence == {
-        "suspended": f"every other stored symbol was flat or missing, too ({number}: {names}); {CONFIRMED}",
-        "quiet": f"1 of {number} other stored symbols traded meanwhile, e.g. BTCUSDT",
+        "suspended": f"every other symbol that is held was flat or missing, too ({number}: {names}); {CONFIRMED}",
+        "quiet": f"1 of {number} other symbols that are held traded meanwhile, e.g. BTCUSDT",
     }
 
 
@@ -286,10 +286,8 @@ def test_the_own_trades_of_a_symbol_show_a_defect_and_its_other_intervals_are_no
     btc = series("BTCUSDT", "1m", "um")
     hold(lake, btc, *BY_MINUTES)
     hold(lake, FIVE)
-    judge_flat_candles(lake.layout, Market.UM)
-    assert [one.evidence for one in told(lake, btc)] == [
-        f"unconfirmed: no other series of um is stored for this time; {CONFIRMED}"
-    ]
+    classify_flat_candles(lake.layout, Market.UM)
+    assert [one.evidence for one in told(lake, btc)] == [f"unconfirmed: no other series held of um tells; {CONFIRMED}"]
     lake.put(TRADES, [DAY])
     classify_flat_candles(lake.layout, Market.UM)
     assert {one.rule for one in told(lake, btc)} == {"archive_defect", "quiet"}
@@ -321,7 +319,7 @@ def test_more_ranges_than_a_finding_keeps_are_judged_by_the_rows(lake: SmallLake
     assert classify_flat_candles(lake.layout, Market.UM).days == 3
     assert gaps(lake, NEAR)[-1] == ("suspended", None, len(every_second) - MAX_RANGES)
     assert gaps(lake, BTC)[-2:] == [("quiet", "15:01", 1), ("suspended", None, len(every_second) - MAX_RANGES)]
-    lake.layout.judged(Market.UM).unlink()
+    lake.layout.classified(Market.UM).unlink()
     assert classify_flat_candles(lake.layout, Market.UM).days == 0
 
 
@@ -381,7 +379,7 @@ def test_the_flat_minutes_of_recorded_um_symbols_are_told_apart_by_the_coverage(
         runs = [materialize_coverage(instance, definitions, [Market.UM]) for _ in range(2)]
 
     events = [event for run in runs for event in run.get_asset_materialization_events()]
-    assert [event.materialization.metadata["days classified again"].value for event in events] == [30, 0]
+    assert [event.materialization.metadata["days judged anew"].value for event in events] == [30, 0]
 
     with duckdb.connect(str(publish_catalog(recorded.layout)), read_only=True) as connection:
         sums = connection.execute("SELECT symbol, verdict, sum(count) FROM quality.gaps GROUP BY ALL ORDER BY ALL")
@@ -395,7 +393,7 @@ def test_the_flat_minutes_of_recorded_um_symbols_are_told_apart_by_the_coverage(
             "SELECT symbol, strftime(first, '%Y-%m-%dT%H:%M'), strftime(last, '%H:%M'), evidence FROM quality.gaps "
             "WHERE verdict = 'suspended' ORDER BY symbol"
         )
-        evidence = "every other stored symbol was flat or missing, too (1: {}); " + CONFIRMED
+        evidence = "every other symbol that is held was flat or missing, too (1: {}); " + CONFIRMED
         assert suspended.fetchall() == [
             ("AVAXUSDT", "2023-09-12T08:34", "08:52", evidence.format("NEARUSDT")),
             ("NEARUSDT", "2023-09-12T08:34", "08:52", evidence.format("AVAXUSDT")),

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from market_data_pipeline import MarketData, clock
-from market_data_pipeline.defs.in_process import bring
+from market_data_pipeline.defs.in_process import run_ingest
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.model.reconciliation import DayReconciled
@@ -72,7 +72,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         wanted = dict.fromkeys((klines("BTCUSDT", "1m"), klines("BTCUSDT", "1h"), klines("ETHUSDT", "1h")), spot)
         wanted |= {klines(symbol, "1m", "um"): spot[1:4] for symbol in ("BTCUSDT", "ETHUSDT")}
         wanted |= {agg_trades("BTCUSDT"): spot[2:4]}
-        report = bring(world.settings, wanted, profiles=True, coverage=True)
+        report = run_ingest(world.settings, wanted, profiles=True, coverage=True)
         assert [str(failure.day) for failure in report.failures] == ["2026-03-02"]
         reconcile(Layout(root))
         if os.environ.get("UPDATE_SNAPSHOTS"):

@@ -50,7 +50,7 @@ def look_at(context: dg.AssetExecutionContext, market: Market, settings: Setting
     standstill = classify_with_rest(
         layout, market, universe.series(), lambda days: _fetched_again(days, layout, settings, universe)
     )
-    judged = standstill.judged
+    judged = standstill.classified
     yield from restored_day_events(context.instance, layout, standstill.stored)
     stored = {(one.key, one.day) for one in standstill.stored}
     others = {key: [day for day in days if (key, day) not in stored] for key, days in judged.verdicts.items()}
@@ -63,7 +63,7 @@ def look_at(context: dg.AssetExecutionContext, market: Market, settings: Setting
             "series": len(covered),
             "days stored": sum(one.final + one.provisional for one in covered),
             "days provisional": sum(one.provisional for one in covered),
-            "days missing": sum(one.lacking for one in covered),
+            "days missing": sum(one.days_missing for one in covered),
             "days classified again": judged.days,
             "calendar": dg.MetadataValue.md(calendar_markdown(one.calendar for one in surveyed)),
             "coverage": dg.MetadataValue.md(coverage_markdown(covered)),
@@ -99,7 +99,7 @@ def _fetched_again(
 def coverage_markdown(covered: Sequence[SeriesCoverage]) -> str:
     """Return a Markdown table by series. Series with the most missing and failed days come first."""
     head = ["series", "final", "provisional", "failed", "missing", "days"]
-    ordered = sorted(covered, key=lambda one: (-one.lacking, one.key))
+    ordered = sorted(covered, key=lambda one: (-one.days_missing, one.key))
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     lines += [
         f"| {one.key} | {one.final} | {one.provisional} | {len(one.failed)} | {len(one.missing)} "

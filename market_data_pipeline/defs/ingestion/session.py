@@ -85,8 +85,11 @@ def open_ingestion(
 
         wanted = series_wanted(context.run)
         longest = max((len(days) for _, days in wanted), default=1)
-        # Days of one series are brought side by side, too; the next is begun while one reports its days.
-        with closing(Ahead(bring, wanted, max(2, sources.at_a_time // longest))) as ahead, reporting(_log(context)):
+        # Days of one series are fetched in parallel. The next series starts while one reports its days.
+        with (
+            closing(Prefetcher(fetch, wanted, max(2, sources.at_a_time // longest))) as ahead,
+            reporting(_log(context)),
+        ):
             yield Ingestion(ahead, sources.stop, on_result)
     publish_views(layout, context.log)
 

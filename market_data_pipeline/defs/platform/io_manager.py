@@ -30,9 +30,9 @@ class DuckDBParquetIOManager(dg.ConfigurableIOManager):
     ``polars.DataFrame``, ``LazyFrame``     a frame, or a scan of the days' files
     ======================================  ======================================================
 
-    Times are UTC without zone, as in the lake. A day that is not held raises ``NotStoredError``, which names it;
-    days on which the symbol was not listed or nothing was traded have no rows and raise nothing. Days that are
-    provisional or incomplete load as others do; the footer and the ledger of a derived day made of them say so.
+    Times are UTC without zone, as in the lake. A missing day raises ``NotStoredError`` with its date. Days on which the
+    symbol was not listed or not traded have no rows and raise nothing. Provisional and incomplete days load like
+    others. The footer and the ledger of a derived day mark such sources.
 
     The result of a derived asset (any of these types, for one day, or for a range with a column ``day``) becomes one
     file a day. ``None`` writes nothing, because assets that fetch write their own files.
@@ -53,7 +53,7 @@ class DuckDBParquetIOManager(dg.ConfigurableIOManager):
         """Load the partitions that a run or an asset value loader requests.
 
         Raises:
-            NotStoredError: a day is not held.
+            NotStoredError: A day is missing.
         """
         from market_data_pipeline.defs.platform.tables import load_days
 

@@ -41,8 +41,8 @@ def load_days(layout: Layout, key: SeriesKey, days: Sequence[date], wanted: Any)
     """Return days of a series as the requested type, see :func:`load_files`.
 
     Raises:
-        NotStoredError: a day is not held.
-        StorageError: the system refuses to read the ledger.
+        NotStoredError: A day is missing.
+        StorageError: The system refuses to read the ledger.
     """
     schema = lake_schema(key.market, key.data_type)
     mark = newest_mark(layout, key.market, key.data_type)
@@ -56,18 +56,17 @@ def stored_files(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[D
     """Return the files of days, in the days' order. Days that are empty or not listed have no file.
 
     Raises:
-        NotStoredError: a day has no file, or a damaged one, and no ledger row that says why it needs none; the text
-            names it.
-        StorageError: the system refuses to read the ledger.
+        NotStoredError: A day has no file, or a damaged one, and no ledger row that explains it. The text names the day.
+        StorageError: The system refuses to read the ledger.
     """
     if not days:
         return []
     requested = set(days)
     on_disk = {day: file for day, file in days_on_disk(layout, key).items() if day in requested}
     rows = rows_on_record(layout, key, on_disk, min(days), max(days))
-    lacking = [day for day in days if not _held_or_explained(rows.get(day))]
-    if lacking:
-        raise NotStoredError(_not_held(key, lacking, rows))
+    missing = [day for day in days if not _stored_or_explained(rows.get(day))]
+    if missing:
+        raise NotStoredError(_missing_text(key, missing, rows))
     return [on_disk[day] for day in days if day in on_disk]
 
 

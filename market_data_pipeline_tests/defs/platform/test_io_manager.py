@@ -109,7 +109,9 @@ def test_days_that_are_not_held_are_named_with_the_reason(project: Project) -> N
     hold(project.layout, KLINES, day(1))
     put(project.layout, KLINES, DayRecord(day=day(2), outcome=FAILED, failure="checksum", reason="It does not match."))
 
-    with pytest.raises(NotStoredError, match=r"1h: not held in the lake: 2024-01-02, 2024-01-03.*It does not match"):
+    with pytest.raises(
+        NotStoredError, match=r"1h: days missing in the lake: 2024-01-02, 2024-01-03.*It does not match"
+    ):
         load(project, KLINES, pa.Table, 1, 3)
 
 
@@ -121,7 +123,9 @@ def test_a_day_whose_file_was_found_damaged_is_not_loaded(project: Project) -> N
     parquet.write_table(path, table.slice(1), record)
     verify_local(project.settings, [KLINES])
 
-    with pytest.raises(NotStoredError, match=r"not held in the lake: 2024-01-02\. .*not hold what its footer says"):
+    with pytest.raises(
+        NotStoredError, match=r"days missing in the lake: 2024-01-02\. .*does not hold what its footer says"
+    ):
         load(project, KLINES, pa.Table, 1, 2)
     assert load(project, KLINES, pa.Table, 1).num_rows == 24
 
