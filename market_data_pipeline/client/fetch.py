@@ -1,4 +1,4 @@
-"""``sync=True``: which days of a range a source may have more of than the lake, and bringing them through Dagster."""
+"""``sync=True``: find the days of a range that a source may complete, and fetch them as a Dagster run."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from market_data_pipeline.universe import Universe, load_universe
 from market_data_pipeline.universe.listings import with_listings
 
 _REASONS = 5
-"""Days that could not be brought whose reasons an error tells."""
+"""Number of failed days whose reasons an error lists."""
 
 _ARCHIVE_HOURS = 3
 """Daily archives appear between 03:00 and 09:00 UTC of the next day."""
 
 _ASK_AGAIN_AFTER = timedelta(hours=1)
-"""How long a day that waits for its archive is left alone after it was asked for."""
+"""Pause after a request for a day that waits for its archive."""
 
 
 def bring_lacking(settings: Settings, layout: Layout, wanted: Wanted) -> None:
-    """Bring the days of what is wanted for which a source may have more than the lake.
+    """Fetch the days of a request that a source may complete.
 
     Raises:
-        UsageError: a series is not in the universe, its symbol does not exist, or a day is before all that the universe
-            collects.
-        MarketDataError: days could not be brought; the text says why.
+        UsageError: A series is not in the universe, its symbol does not exist, or a day is before the first day of the
+            universe.
+        MarketDataError: Days could not be fetched. The text has the reasons.
     """
     now = clock.naive_utc(clock.now())
     days = wanted.days_through(now.date())
@@ -67,8 +67,8 @@ def bring_lacking(settings: Settings, layout: Layout, wanted: Wanted) -> None:
         reasons = " ".join(failure.reason for failure in report.failures[:_REASONS])
         more = f" And {len(report.failures) - _REASONS} more." if len(report.failures) > _REASONS else ""
         raise MarketDataError(
-            f"{len(report.failures)} of {total} days could not be brought. {reasons}{more} "
-            "Without sync=True, what is held is read."
+            f"{len(report.failures)} of {total} days could not be fetched. {reasons}{more} "
+            "Without sync=True, the stored days are read."
         )
 
 
@@ -81,24 +81,24 @@ def _progress(days: int) -> Iterator[Callable[[object], None]]:
 
 
 def _partitions_of(universe: Universe, lacking: Mapping[SeriesKey, list[date]]) -> dict[SeriesKey, list[date]]:
-    """Leave out the days before a symbol's listing that are no partition in Dagster, since there is nothing to bring.
+    """Leave out days before the listing that are no partition in Dagster: there is nothing to fetch.
 
     Raises:
-        UsageError: a day when the symbol may have been listed is before all that is collected.
+        UsageError: A day on which the symbol may have been listed is before the first day of the universe.
     """
     first = universe.first_day()
     left: dict[SeriesKey, list[date]] = {}
     for key, days in lacking.items():
         kept = [day for day in days if day >= first or universe.listing(key).covers(day)]
         if kept:
-            if key in universe:  # of others, whoever brings them says how to add them
+            if key in universe:  # the error for other series names the command that adds them
                 universe.refuse_before_first(kept[0], key)
             left[key] = kept
     return left
 
 
 def _lacking(layout: Layout, key: SeriesKey, days: Sequence[date], now: datetime) -> list[date]:
-    """The days for which a source may have more than the lake."""
+    """Return the days that a source may complete."""
     ledger = Ledger.read(layout.ledger(key))
     on_disk = days_on_disk(layout, key)
     return [day for day in days if not _up_to_date(key, ledger.get(day), on_disk.get(day), now)]
@@ -108,7 +108,7 @@ def _up_to_date(key: SeriesKey, row: DayRecord | None, held: DayFile | None, now
     if row is None or row.outcome == FAILED:
         return False
     if row.outcome == HELD and (held is None or not row.matches_file(held.stat)):
-        return False  # the file was removed or changed behind the ledger's back
+        return False  # the file was removed or changed by hand
     if row.final or row.outcome == NOT_LISTED:
         return True
     if row.asked_at is None:
@@ -118,10 +118,10 @@ def _up_to_date(key: SeriesKey, row: DayRecord | None, held: DayFile | None, now
         return key.interval is not None and _candles_begun(key, now) == _candles_begun(key, row.asked_at)
     if row.asked_at < over:
         return False
-    # All of the day is there, provisionally: only its archive can add to it.
+    # The whole day is stored provisionally. Only its archive can complete it.
     return now < over + timedelta(hours=_ARCHIVE_HOURS) or now - row.asked_at < _ASK_AGAIN_AFTER
 
 
 def _candles_begun(key: SeriesKey, moment: datetime) -> int:
-    """How many candles have begun since 1970; another has closed only if another has begun."""
+    """Return the number of candles that have begun since 1970. One more has closed only if one more has begun."""
     return clock.to_us(moment.replace(tzinfo=UTC)) // interval_us(str(key.interval))

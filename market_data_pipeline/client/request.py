@@ -1,4 +1,4 @@
-"""What people may ask ``MarketData`` for: symbols, moments, columns; what is refused, and how that is said."""
+"""Requests to ``MarketData``: check symbols, moments and columns. Reading rows belongs to ``result.py``."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey, intervals_of
 
 Moment = datetime | date | str
-"""A date, a datetime or ISO text. Without a zone it is UTC; a date is its midnight."""
+"""A date, a datetime or ISO text. Without a zone it is UTC. A date is its midnight."""
 
 _LISTED_NAMES = 40
-"""Names that an error lists before it says how many more there are."""
+"""Maximum number of names that an error lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What was asked for, checked.
+    """A checked request.
 
     Attributes:
         keys: Series of one market and data type, in the order of their symbols.
@@ -42,24 +42,24 @@ class Wanted:
 
     @property
     def data_type(self) -> DataType:
-        """What the series are of."""
+        """Return the data type of the series."""
         return self.keys[0].data_type
 
     @property
     def first_day(self) -> date:
-        """The first day that can have rows in the range."""
+        """Return the first day that can have rows in the range."""
         day = max(self.start.date(), ARCHIVE_BEGINS)
         begun = self.data_type is DataType.TRADE_PROFILE and self.start > midnight(day)
         return day + timedelta(days=1) if begun else day
 
     @property
     def last_day(self) -> date:
-        """The last day that can have rows in the range; before the first where none can."""
+        """Return the last day that can have rows in the range; it is before the first day if none can."""
         day = self.end.date()
         return day if self.end > midnight(day) or day == date.min else day - timedelta(days=1)
 
     def days_through(self, last: date) -> list[date]:
-        """The days of the range up to one, in order."""
+        """Return the days of the range up to a last day, in order."""
         first = self.first_day
         return [first + timedelta(days=n) for n in range((min(last, self.last_day) - first).days + 1)]
 
@@ -73,10 +73,10 @@ def wanted_of(
     market: str,
     columns: str | Iterable[str] | None,
 ) -> Wanted:
-    """What was asked for, checked; whether it is held is not looked at.
+    """Check a request. Series that are not stored pass.
 
     Raises:
-        UsageError: there is no such market, interval or column, or a moment cannot be meant.
+        UsageError: A market, interval or column does not exist, or a moment is not valid.
     """
     in_market = market_of(market)
     if data_type.has_interval:
@@ -89,10 +89,10 @@ def wanted_of(
 
 
 def market_of(text: str) -> Market:
-    """The market of that name.
+    """Return the market of a name.
 
     Raises:
-        UsageError: there is none; the text lists those that there are.
+        UsageError: There is no such market. The text lists the markets.
     """
     if text not in list(Market):
         raise UsageError(f"There is no market {text!r}. {there_are(text, list(Market))}")
@@ -106,23 +106,23 @@ def _check_interval(market: Market, interval: str | None) -> None:
 
 
 def _names(what: str, value: object) -> list[str]:
-    """One name or several as a list."""
+    """Return one name or several as a list."""
     names = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
     for name in names:
         if not isinstance(name, str):
-            raise UsageError(f"{name!r} is not the name of a {what}: give text, or a list of texts.")
+            raise UsageError(f"{name!r} is not the name of a {what}. Pass text, or a list of texts.")
     return [str(name) for name in names]
 
 
 def symbols_of(symbols: str | Iterable[str]) -> list[str]:
-    """One symbol or several, each once, in order.
+    """Return one symbol or several, each once, in order.
 
     Raises:
-        UsageError: there are none, or one is no text.
+        UsageError: There is no symbol, or one is not text.
     """
     names = _names("symbol", symbols)
     if not names:
-        raise UsageError("No symbol was asked for.")
+        raise UsageError("The request has no symbol.")
     return sorted(set(names))
 
 
@@ -139,10 +139,10 @@ def _columns(market: Market, data_type: DataType, columns: str | Iterable[str] |
 
 
 def range_of(start: Moment, end: Moment | None) -> tuple[datetime, datetime]:
-    """First moment, and first moment after the range, in UTC without zone; no end is now.
+    """Return the first moment of a range, and the first moment after it, in UTC without a zone. No end means now.
 
     Raises:
-        UsageError: one of them is no date, or the start is after the end.
+        UsageError: A moment is not a date, or the start is after the end.
     """
     first = _moment(start, "start")
     last = clock.naive_utc(clock.now()) if end is None else _moment(end, "end")
@@ -158,17 +158,17 @@ def _moment(value: object, name: str) -> datetime:
         try:
             in_utc = moment if moment.tzinfo is None else moment.astimezone(UTC)
         except OverflowError:
-            raise UsageError(f"{name} is {value!r}, which lies outside of the calendar.") from None
-        # Made anew, since subclasses such as pandas.Timestamp write themselves and count in their own ways.
+            raise UsageError(f"{name} is {value!r}, which is outside the calendar.") from None
+        # A plain datetime, because subclasses such as pandas.Timestamp have their own format and arithmetic.
         return datetime.combine(in_utc.date(), in_utc.time())
     if isinstance(moment, date) and not isinstance(moment, datetime):
         return midnight(moment)
-    raise UsageError(f"{name} is {value!r}, which is no date. {_HOW_MOMENTS_ARE_WRITTEN}")
+    raise UsageError(f"{name} is {value!r}, which is not a date. {_HOW_MOMENTS_ARE_WRITTEN}")
 
 
 _HOW_MOMENTS_ARE_WRITTEN = (
-    "Give a date, a datetime, or text such as 2024-01-31, 2024-01-31T12:30 or 2024-01-31T12:30+02:00; "
-    "what has no zone is UTC."
+    "Pass a date, a datetime, or text such as 2024-01-31, 2024-01-31T12:30 or 2024-01-31T12:30+02:00. "
+    "Without a zone it is UTC."
 )
 
 
@@ -176,14 +176,14 @@ def _parsed(text: str, name: str) -> datetime:
     try:
         return datetime.fromisoformat(text.strip())
     except ValueError:
-        raise UsageError(f"{name} is {text!r}, which is no date. {_HOW_MOMENTS_ARE_WRITTEN}") from None
+        raise UsageError(f"{name} is {text!r}, which is not a date. {_HOW_MOMENTS_ARE_WRITTEN}") from None
 
 
 def check_held(layout: Layout, keys: Sequence[SeriesKey]) -> None:
-    """Refuse series of which nothing was ever asked for.
+    """Refuse series that were never requested.
 
     Raises:
-        UsageError: the text lists the symbols, or the symbol's intervals, that there are.
+        UsageError: A series is not stored. The text lists the stored symbols, or the intervals of the symbol.
     """
     for key in keys:
         if not any(path.exists() for path in (layout.folder(key), layout.months(key), layout.ledger(key))):
@@ -195,18 +195,18 @@ def _not_there(layout: Layout, key: SeriesKey) -> str:
         held for held in partitions.known_series(layout) if (held.market, held.data_type) == (key.market, key.data_type)
     ]
     intervals = sorted((k.interval for k in alike if k.symbol == key.symbol and k.interval), key=list(INTERVALS).index)
-    how = "Bring it with sync=True, or with `market-data add`."
+    how = "Fetch it with sync=True, or with `market-data add`."
     if intervals:
         there = there_are(str(key.interval), intervals)
-        return f"{key.symbol} is not held with interval {key.interval} in {key.market}. {there} {how}"
+        return f"{key.symbol} is not stored with interval {key.interval} in {key.market}. {there} {how}"
     if not alike:
-        return f"No {key.market} {key.data_type} are held in {layout.root}. {how}"
+        return f"No {key.market} {key.data_type} are stored in {layout.root}. {how}"
     symbols = list(dict.fromkeys(k.symbol for k in alike))
-    return f"{key.symbol} is not held in {key.market} {key.data_type}. {there_are(key.symbol, symbols)} {how}"
+    return f"{key.symbol} is not stored in {key.market} {key.data_type}. {there_are(key.symbol, symbols)} {how}"
 
 
 def there_are(asked: str, names: Sequence[str]) -> str:
-    """A sentence on what there is in place of something that is not, the nearest names first."""
+    """Return a sentence that lists the existing names, and the nearest ones as a suggestion."""
     by_folded = {name.casefold(): name for name in names}
     close = [by_folded[name] for name in get_close_matches(asked.casefold(), by_folded, n=3)]
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
@@ -214,16 +214,16 @@ def there_are(asked: str, names: Sequence[str]) -> str:
 
 
 def listed(names: Sequence[str], most: int) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and the number of the others."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def midnight(day: date) -> datetime:
-    """When a day begins, without zone."""
+    """Return the start of a day, without a zone."""
     return datetime.combine(day, time())
 
 
 def plain(moment: datetime) -> str:
-    """A moment as people write it: seconds only where there are some."""
+    """Return a moment as text, with seconds only if it has some."""
     return moment.isoformat(" ", "minutes" if moment == moment.replace(second=0, microsecond=0) else "auto")

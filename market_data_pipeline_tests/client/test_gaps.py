@@ -244,7 +244,9 @@ def test_of_today_the_candles_that_have_closed_since_it_was_fetched_are_a_gap(
 
 def test_warn_says_the_same_where_it_was_asked_and_hands_out_what_is_held(lake: SmallLake, market: MarketData) -> None:
     lake.layout.file(BTC, date(2024, 1, 3)).unlink()
-    with pytest.warns(GapWarning, match=r"1 gap that nothing explains:\n- spot BTCUSDT 1h, 2024-01-03: failed") as said:
+    with pytest.warns(
+        GapWarning, match=r"1 gap without an explanation:\n- spot BTCUSDT 1h, 2024-01-03: failed"
+    ) as said:
         result = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05", on_gap="warn")
     assert said[0].filename == __file__
     assert result.arrow().num_rows == 48
@@ -259,7 +261,7 @@ def faulty(day: str) -> Finding:
 def test_default_warns_once_a_call_of_what_nothing_explains(lake: SmallLake, market: MarketData) -> None:
     lake.put(BTC, [date(2024, 1, 3)], findings=(lacks(Verdict.UNEXPLAINED, "2024-01-03", (3, 4)),))
     lake.put(BTC, [date(2024, 1, 4)], findings=(faulty("2024-01-04"),))
-    with pytest.warns(GapWarning, match="2 gaps that nothing explains") as warned:
+    with pytest.warns(GapWarning, match="2 gaps without an explanation") as warned:
         rows = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-06")
     assert (rows.arrow().num_rows, rows.df().shape[0]) == (96, 96)
     assert [one.filename for one in warned] == [__file__]
@@ -315,7 +317,7 @@ def test_a_long_list_of_gaps_is_cut_in_words_and_whole_in_the_error(lake: SmallL
     hours = [(hour, hour) for hour in range(0, 24, 2)]
     lake.put(BTC, [date(2024, 1, 3)], findings=(lacks(Verdict.UNEXPLAINED, "2024-01-03", *hours),))
     with pytest.raises(
-        GapError, match=r"has 12 gaps that nothing explains:(?s:.*)… and 2 more\n.*market-data sync"
+        GapError, match=r"has 12 gaps without an explanation:(?s:.*)… and 2 more\n.*market-data sync"
     ) as e:
         market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05", on_gap="raise")
     assert len(e.value.gaps) == 12
@@ -363,7 +365,7 @@ def test_the_version_is_of_the_rows_as_they_were_taken(lake: SmallLake, market: 
     lake.put(BTC, [date(2024, 1, 8)], version=1)
     assert result.version == version
     lake.put(BTC, [date(2024, 1, 3)], version=1)
-    with pytest.raises(MarketDataError, match="replaced after its rows were taken"):
+    with pytest.raises(MarketDataError, match="replaced after its rows were read"):
         _ = result.version
     getattr(result, face)()
     assert result.version != version
@@ -436,7 +438,7 @@ def test_gaps_are_those_of_what_was_asked_for(
         ({"symbols": "ETHUSDT", "market": "um"}, r"No symbol 'ETHUSDT' is held\. .*There are: BTCUSDT\."),
         ({"market": "usdm"}, r"no market 'usdm'"),
         ({"interval": "4h"}, r"No interval '4h' is held\. .*There are: 1h\."),
-        ({"start": "soon"}, r"start is 'soon', which is no date"),
+        ({"start": "soon"}, r"start is 'soon', which is not a date"),
     ],
 )  # fmt: skip
 def test_gaps_of_what_is_not_there_are_refused_in_words(

@@ -300,25 +300,25 @@ def test_threads_may_share_it(market: MarketData) -> None:
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
-        (lambda m: m.klines("BTCUSD", "1h", "2024-01-01"), r"BTCUSD is not held .* mean BTCUSDT.* BTCUSDT, ETHUSDT"),
-        (lambda m: m.klines("btcusdt", "1h", "2024-01-01"), r"btcusdt is not held .* mean BTCUSDT"),
-        (lambda m: m.klines("BTCUSDT", "4h", "2024-01-01"), r"not held with interval 4h in spot\..* There are: 1h\."),
+        (lambda m: m.klines("BTCUSD", "1h", "2024-01-01"), r"BTCUSD is not stored .* mean BTCUSDT.* BTCUSDT, ETHUSDT"),
+        (lambda m: m.klines("btcusdt", "1h", "2024-01-01"), r"btcusdt is not stored .* mean BTCUSDT"),
+        (lambda m: m.klines("BTCUSDT", "4h", "2024-01-01"), r"not stored with interval 4h in spot\..* There are: 1h\."),
         (lambda m: m.klines("BTCUSDT", "1 hour", "2024-01-01"), r"no kline interval '1 hour' in spot\..*1s, 1m, 3m"),
         (lambda m: m.klines("BTCUSDT", "1s", "2024-01-01", market="um"), r"no kline interval '1s' in um\..*1m, 3m"),
         (lambda m: m.klines("BTCUSDT", "1h", "2024-01-01", market="usdm"), r"no market 'usdm'\..*: spot, um, cm"),
-        (lambda m: m.klines("BTCUSDT", "1h", "2024-01-01", market="cm"), r"No cm klines are held in .*sync=True"),
+        (lambda m: m.klines("BTCUSDT", "1h", "2024-01-01", market="cm"), r"No cm klines are stored in .*sync=True"),
         (lambda m: m.klines("BTCUSDT", "1h", "2024-01-01", columns=["clsoe"]), r"no column 'clsoe' .* mean close\?"),
         (lambda m: m.agg_trades("BTCUSDT", "2024-01-01", columns="close"), r"no column 'close' .*agg_trade_id, price"),
-        (lambda m: m.klines([], "1h", "2024-01-01"), r"No symbol"),
+        (lambda m: m.klines([], "1h", "2024-01-01"), r"has no symbol"),
         (lambda m: m.klines(5, "1h", "2024-01-01"), r"5 is not the name of a symbol"),
         (lambda m: m.klines(["BTCUSDT", None], "1h", "2024-01-01"), r"None is not the name of a symbol"),
         (lambda m: m.klines("../BTC", "1h", "2024-01-01"), r"'\.\./BTC' cannot be a symbol"),
-        (lambda m: m.klines("BTCUSDT", "1h", "2024-02-30"), r"start is '2024-02-30', which is no date"),
-        (lambda m: m.klines("BTCUSDT", "1h", "yesterday"), r"start is 'yesterday', which is no date\. Give a date"),
-        (lambda m: m.klines("BTCUSDT", "1h", 20240101), r"start is 20240101, which is no date"),
-        (lambda m: m.klines("BTCUSDT", "1h", pd.NaT), r"start is NaT, which is no date"),
-        (lambda m: m.klines("BTCUSDT", "1h", "2024-01-01", "soon"), r"end is 'soon', which is no date"),
-        (lambda m: m.klines("BTCUSDT", "1h", "0001-01-01T00:00+02:00"), r"outside of the calendar"),
+        (lambda m: m.klines("BTCUSDT", "1h", "2024-02-30"), r"start is '2024-02-30', which is not a date"),
+        (lambda m: m.klines("BTCUSDT", "1h", "yesterday"), r"start is 'yesterday', which is not a date\. Pass a date"),
+        (lambda m: m.klines("BTCUSDT", "1h", 20240101), r"start is 20240101, which is not a date"),
+        (lambda m: m.klines("BTCUSDT", "1h", pd.NaT), r"start is NaT, which is not a date"),
+        (lambda m: m.klines("BTCUSDT", "1h", "2024-01-01", "soon"), r"end is 'soon', which is not a date"),
+        (lambda m: m.klines("BTCUSDT", "1h", "0001-01-01T00:00+02:00"), r"outside the calendar"),
         (lambda m: m.klines("BTCUSDT", "1h", "2024-01-05", "2024-01-04"), r"start \(2024-01-05 00:00 UTC\) is after"),
         (lambda m: m.klines("BTCUSDT", "1h", "2999-01-01"), r"start \(2999-01-01 00:00 UTC\) is after now"),
         (lambda m: m.sql("SELEC 1"), r"syntax error"),
@@ -601,7 +601,7 @@ def test_a_day_that_waits_for_its_archive_is_asked_for_once_an_hour(world: World
 @pytest.mark.slow
 def test_days_that_cannot_be_brought_are_told_and_what_is_held_can_be_read(world: World, synced: MarketData) -> None:
     world.sandbox.faults.add(WrongChecksum(path="2026-03-02"))
-    with pytest.raises(MarketDataError, match=r"(?s)1 of 3 days could not be brought\..*2026-03-02.*Without sync=True"):
+    with pytest.raises(MarketDataError, match=r"(?s)1 of 3 days could not be fetched\..*2026-03-02.*Without sync=True"):
         synced.klines("BTCUSDT", "1h", "2026-03-01", "2026-03-04", sync=True)
     assert synced.klines("BTCUSDT", "1h", "2026-03-01", "2026-03-04").arrow().num_rows == 48
 
