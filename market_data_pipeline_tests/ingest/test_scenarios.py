@@ -359,7 +359,7 @@ def test_candles_that_no_source_has_although_trades_took_place_are_unexplained(s
     story.world.sandbox.faults.add(MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="klines"))
     row = good(story.bring(BTC))
     assert (the_gap(row).rule, row.gaps) == ("unexplained", "error")
-    assert "REST has no candle either, yet" in the_gap(row).evidence
+    assert "REST has no candle either, but" in the_gap(row).evidence
     assert story.held(BTC).num_rows == 1420
     assert story.requests == ZIP + REST
 
