@@ -735,7 +735,7 @@ _FAULTS: tuple[tuple[Callable[[Path], object], str], ...] = (
     (lambda path: rewrite(path, with_text), "its columns are others"),
     (
         lambda path: parquet.write_table(path, parquet.read_table(path).replace_schema_metadata(None)),
-        "it has no record",
+        "its provenance is missing",
     ),
 )
 """What can be wrong with a file, and what is said of it."""
