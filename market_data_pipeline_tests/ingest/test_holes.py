@@ -54,7 +54,7 @@ def test_hole_is_explained_and_not_asked_for_again(world: World, key: SeriesKey)
         assert result.action is Action.EMPTY, result  # type: ignore[union-attr]
         assert (result.row.final, result.row.verdicts) == (True, "outage")
         (finding,) = result.row.findings_list()
-        assert "the next is of 2026-01-23, and REST has no candle with trades" in finding.evidence
+        assert "the next is 2026-01-23), and REST has no candle with trades" in finding.evidence
         assert state_of(result.row.outcome, result.row.final, result.row.verdicts) is DayState.OUTAGE
     world.forget()
     again = {result.day: result for result in world.ingest(key, AROUND)}

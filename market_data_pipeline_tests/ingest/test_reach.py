@@ -51,7 +51,7 @@ def test_a_hole_that_rest_does_not_reach_is_final_and_costs_no_request(
     row = world.one(key, DAY).row
     [(rule, evidence)] = verdicts(row).items()
     assert rule == row.verdicts == "archive_defect"
-    assert f"aggTrades of the last {hours} h only; only another archive can have them" in evidence
+    assert f"aggTrades of the last {hours} h; only another archive can bring them" in evidence
     assert row.gaps == "error"
     assert world.asked("/v1/aggTrades") == []
     world.forget()
@@ -117,7 +117,7 @@ def test_a_day_without_an_archive_waits_for_it(world: World) -> None:
     world.sandbox.faults.add(MissingDay(days=[date(2026, 3, 2)]))
     result = world.one(UM, "2026-03-02")
     assert result.row.failure == "unpublished"
-    assert "the archive has no file for it (404), and: REST of um serves aggTrades of the last 48 h only" in str(
+    assert "the archive has no file for it (404), and: REST of um only serves aggTrades of the last 48 h" in str(
         result.row.reason
     )
     assert world.asked("/fapi/v1/aggTrades") == []
