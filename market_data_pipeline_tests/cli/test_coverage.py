@@ -106,7 +106,7 @@ def test_without_its_universe_coverage_shows_what_is_held(lake: SmallLake, tmp_p
     (tmp_path / "universe.yaml").write_text(UNIVERSE.replace("[BTCUSDT, ETHUSDT]", "['*USDT']"))
     result = run()
     assert result.exit_code == 0
-    assert "`market-data universe refresh` writes it" in result.stderr
+    assert "`market-data universe refresh` writes the lock" in result.stderr
     assert table(result.stdout)["spot/klines/BTCUSDT/1h"]["final"] == "9"
     shutil.rmtree(lake.root)
     assert run().exit_code == 2
