@@ -195,7 +195,7 @@ class _Waiting:
 
 # Private parts of `dagster._core` in use: the lock that admits one thread at a time to a storage object, the set of
 # shards with a schema and the method that creates it, the methods that make a row of an event, update an asset's row
-# and store planned and evaluated checks, the one that finds events in all runs, two tables, and the watcher of Postgres.
+# and store checks, the one that finds events in all runs, two tables, and the watcher of Postgres.
 
 
 class KeptConnectionEventLogStorage(SqliteEventLogStorage):
