@@ -31,7 +31,7 @@ _FEW = 2
 
 
 def backfill(archives: Archives, work: Path) -> list[Row]:
-    """A whole Dagster backfill of 365 days of 1m klines: one run, SQLite, a new DAGSTER_HOME, both checks on each day.
+    """Measure a whole Dagster backfill of 365 days of 1m klines: one run, SQLite, a new DAGSTER_HOME, both checks.
 
     What ``market-data backfill`` does after its imports: universe, definitions, records, run, catalog. The same days
     come with Dagster's stock event log for comparison.
@@ -70,7 +70,7 @@ def backfill_months(archives: Archives, work: Path) -> list[Row]:
 
 
 def backfill_trades(archives: Archives, work: Path) -> list[Row]:
-    """A whole Dagster backfill of two weeks of a million aggTrades a day: the memory of all its processes."""
+    """Measure a whole Dagster backfill of two weeks of a million aggTrades a day: the memory of all its processes."""
     key, days, mirror = archives.trade_series, archives.trade_days, archives.trades()
     with serving(mirror) as origin:
         ours = [apart(bring_all, work / f"trades-{n}", origin.env, {key: days}) for n in range(_FEW)]
@@ -85,7 +85,7 @@ def _memory(name: str, what: str, costs: Sequence[Cost], baselines: list[Baselin
 
 
 def yesterday(archives: Archives, work: Path) -> list[Row]:
-    """A day of 400 series as one Dagster run, each answer of the archive 50 ms late; both checks on each day.
+    """Measure a day of 400 series as one Dagster run, each answer of the archive 50 ms late; both checks on each day.
 
     What the daily schedule's run does after its imports. Beside it, a script that fetches the zips one after another.
     """
@@ -101,7 +101,7 @@ def yesterday(archives: Archives, work: Path) -> list[Row]:
 
 
 def load(archives: Archives, work: Path) -> list[Row]:
-    """A code location of 400 assets, from Dagster's import to the snapshot that its server is asked for.
+    """Measure a code location of 400 assets, from Dagster's import to the snapshot that its server is asked for.
 
     In a fresh process, with the project's own imports. The import of Dagster, which no code location can do without and
     which a slow moment of the machine doubles, stands beside it.

@@ -50,7 +50,7 @@ def _reading(where: str | Path) -> Iterator[Callable[[str], bytes]]:
 
 
 def pandas_ingest(key: SeriesKey, zips: Sequence[str], where: str | Path, folder: Path) -> Cost:
-    """The script that many people have: requests, ``pandas.read_csv`` on the zip, ``to_parquet``, one after another.
+    """Run the common script: requests, ``pandas.read_csv`` on the zip, ``to_parquet``, one after another.
 
     Nothing is verified or checked, and no file is safe against a crash.
 
@@ -72,12 +72,12 @@ def pandas_ingest(key: SeriesKey, zips: Sequence[str], where: str | Path, folder
 
 
 def pandas_ingest_each(keys: Sequence[SeriesKey], day: date, url: str, folder: Path) -> float:
-    """The same script, for a day of one series after another; seconds."""
+    """Run the same script for a day of one series after another; seconds."""
     return sum(pandas_ingest(key, days_of(key, [day]), url, folder / str(n)).seconds for n, key in enumerate(keys))
 
 
 def polars_ingest(key: SeriesKey, zips: Sequence[str], where: str | Path, folder: Path) -> Cost:
-    """The same with polars, which reads and writes in threads of its own."""
+    """Run the same with polars, which reads and writes in threads of its own."""
     import polars as pl
 
     names = [column.name for column in spec_of(key).columns]

@@ -29,17 +29,17 @@ _MINUTES, _MINUTE_US = 1440, 60_000_000
 
 
 def lake_days(archives: Archives) -> list[date]:
-    """The days that the lake has of each symbol."""
+    """Return the days that the lake has of each symbol."""
     return days_from(LAKE_FROM, archives.scale.lake_days)
 
 
 def lake_series(archives: Archives) -> list[SeriesKey]:
-    """The series that it has."""
+    """Return its series."""
     return [klines(symbol) for symbol in symbol_names(archives.scale.symbols)]
 
 
 def big_lake(archives: Archives) -> Path:
-    """The root of a lake with years of 1m klines of several symbols; made once and kept.
+    """Return the root of a lake with years of 1m klines of several symbols. It is made once.
 
     Months of which all days are there are closed, the days of the last have files of their own. Prices are random
     walks. Files and footers are as ``ingest`` leaves them, but for what they say of where the rows
@@ -76,7 +76,7 @@ def _write_series(root: Path, key: SeriesKey, days: Sequence[date], seed: int) -
 
 
 def _candles(key: SeriesKey, day: date, price: float, random: np.random.Generator) -> tuple[pa.Table, float]:
-    """A day of candles that go on from a price, and the price at its end."""
+    """Return a day of candles that start at a price, and the last price."""
     steps = np.exp(random.normal(0, 0.0008, (_MINUTES, 4)).cumsum()).reshape(_MINUTES, 4)
     path = np.round(price * steps, 2)
     volume = np.round(random.gamma(2, 10, _MINUTES), 5)

@@ -66,7 +66,7 @@ def as_a_notebook() -> Iterator[None]:
 
 @contextmanager
 def workers() -> Iterator[ProcessPoolExecutor]:
-    """A process for each core, for what is not measured."""
+    """Return a pool with a process for each core, for work that is not measured."""
     if _kept is not None:
         yield _kept.pool
         return
