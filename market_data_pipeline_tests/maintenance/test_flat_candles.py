@@ -200,7 +200,7 @@ def test_a_symbol_that_traded_in_candles_of_another_interval_refutes_a_suspensio
     assert classify_flat_candles(lake.layout, Market.UM).days == 2
     assert gaps(lake, NEAR) == [("quiet", "10:00", 20)]
     (found,) = told(lake, NEAR)
-    assert found.evidence == "1 of 2 other symbols that are held traded meanwhile, e.g. BTCUSDT"
+    assert found.evidence == "1 of 2 other stored symbols traded meanwhile, e.g. BTCUSDT"
     assert classify_flat_candles(lake.layout, Market.UM).days == 0
 
 
@@ -242,7 +242,7 @@ def test_trades_of_another_symbol_tell_whether_the_market_stood_still(lake: Smal
     number, names = ("2", "AVAXUSDT, BTCUSDT") if held_as_well else ("1", "BTCUSDT")
     assert evidence == {
         "suspended": f"every other symbol that is held was flat or missing, too ({number}: {names}); {CONFIRMED}",
-        "quiet": f"1 of {number} other symbols that are held traded meanwhile, e.g. BTCUSDT",
+        "quiet": f"1 of {number} other stored symbols traded meanwhile, e.g. BTCUSDT",
     }
 
 
