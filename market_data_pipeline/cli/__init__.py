@@ -1,10 +1,7 @@
-"""The command ``market-data``: each command is a thin door to what the package does.
+"""The command ``market-data``: read options, show progress and tables, return exit codes.
 
-What belongs here: reading options, showing progress and tables, exit codes. What does not: anything that a notebook or
-Dagster needs too. Exit codes: 0 everything requested is stored and its checks pass, 1 something failed, 2 the request
-is invalid, 3 everything was fetched, but some days are incomplete or fail their checks.
-
-Commands import what is slow to import (Dagster, DuckDB) when they run, so that ``--help`` answers at once.
+Commands import slow packages (Dagster, DuckDB) when they run, so that ``--help`` answers at once. ``summary.ExitCode``
+lists the exit codes. Code that a notebook or Dagster needs too does not belong here.
 """
 
 from __future__ import annotations
@@ -46,7 +43,7 @@ class _Refused(click.ClickException):
 
 
 class _Commands(click.Group):
-    """A group whose commands end with a message, never with a traceback, where the fault could be foreseen."""
+    """A group whose commands end with a message, not with a traceback, if the fault could be foreseen."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -69,18 +66,24 @@ class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.commands)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
+        """List the commands by group."""
+        for title, commands in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(command.name or "", command.get_short_help_str()) for command in commands])
+
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="market-data")
 def main() -> None:
-    """Keep a complete, verified copy of Binance's market history, and query it.
+    """Collect a complete, verified copy of Binance's market history, and query it.
 
-    Data lies below the folder that MARKET_DATA_DIR names (./data by default); universe.yaml says what is collected.
-    Settings come from the environment or a .env file: see .env.example. All days and times are UTC.
+    MARKET_DATA_DIR names the data folder (default: ./data). universe.yaml lists the series to collect. Settings come
+    from the environment or a .env file: see .env.example. All days and times are UTC.
 
     Begin with:
 
-      market-data demo                               all of it on made-up data, without network
+      market-data demo                               the pipeline on made-up data, without network
       market-data add BTCUSDT 1h --from 2024-01-01   collect a series and fetch it
       market-data sync                               everything in the universe, up to now
       market-data sql "FROM binance_spot.klines LIMIT 5"
@@ -92,25 +95,16 @@ def _keep_examples(command: click.Command) -> None:
     command.help = re.sub(r"\n\n(?=  )", "\n\n\b\n", inspect.cleandoc(command.help or ""))
 
 
-COMMANDS = (
-    demo,
-    add,
-    backfill,
-    sync,
-    status,
-    coverage,
-    quarantine,
-    verify,
-    reconcile,
-    compact_command,
-    prune,
-    sql,
-    universe,
-    sandbox,
-    ui,
-)
+GROUPS: dict[str, tuple[click.Command, ...]] = {
+    "Get data": (add, sync, backfill),
+    "Look at data": (status, coverage, sql, universe),
+    "Check and repair": (verify, reconcile, quarantine, compact_command, prune),
+    "Run": (ui, demo, sandbox),
+}
+"""The commands in the order of the help text, by group."""
 
-for command in COMMANDS:
-    main.add_command(command)
-    _keep_examples(command)
+for commands in GROUPS.values():
+    for command in commands:
+        main.add_command(command)
+        _keep_examples(command)
 _keep_examples(main)

@@ -38,10 +38,10 @@ from market_data_pipeline.universe.resolved import Since
 @click.option("--through", "last", type=Day(), help="Last UTC day to fetch now, included. Left out: today.")
 @yes_option
 def add(symbol: str, what: Sequence[str], market: str, since: str | None, last: date | None, yes: bool) -> None:
-    """Put series of SYMBOL into the universe and fetch them.
+    """Add series to the universe and fetch them.
 
-    WHAT is one or more kline intervals, or aggTrades. Comments in universe.yaml stay as they are. A symbol that began
-    today, so that the archive has nothing of it, is looked up in REST.
+    WHAT is one or more kline intervals, or aggTrades. Comments in universe.yaml do not change. If Binance listed
+    SYMBOL today, so that the archive has no file of it yet, the command looks it up in REST.
 
     If universe.yaml collects a series already, an earlier --from is entered there, or the command names the line to
     change. A later one leaves the file as it is, and limits what is fetched now.

@@ -25,7 +25,7 @@ def backfill(
     last: date | None,
     yes: bool,
 ) -> None:
-    """Bring days of series that are in the universe.
+    """Fetch days of series in the universe.
 
     Each option may be repeated, or left out for all. Runs Dagster in this process: every day is a materialization with
     its checks, on record in the UI. Days that are held are not downloaded again, so a backfill that was stopped goes

@@ -26,7 +26,7 @@ from market_data_pipeline.settings import load_settings
 def compact_command(
     markets: Sequence[str], symbols: Sequence[str], intervals: Sequence[str], grace: int | None
 ) -> None:
-    """Put the candles of each month that is over into one file.
+    """Merge finished months into one file each.
 
     A query over years opens a file a month instead of thirty, and is answered several times as fast. A month is closed
     when all of its days are held and final. The files of its days are removed an hour later, by the next call, so that

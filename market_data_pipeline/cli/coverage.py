@@ -56,7 +56,9 @@ def coverage(
     intervals: tuple[str, ...],
     page: Path | None,
 ) -> None:
-    """Show how complete each series is: its days by state, and what is missing inside of them by verdict.
+    """Show how complete each series is.
+
+    The table counts days by state, and missing rows inside of them by verdict.
 
     Of days that are held, final ones are settled, healed ones have rows from REST that the archive lacks, in those with
     an outage the exchange stood still, and of incomplete ones (incompl.) rows are missing that nothing explains.

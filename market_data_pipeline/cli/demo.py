@@ -68,10 +68,11 @@ GROUP BY symbol ORDER BY symbol""",
 @click.option("--ui", "then_ui", is_flag=True, help="Afterwards run Dagster's UI over the demo's data, until Ctrl-C.")
 @click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="Port of the UI.")
 def demo(then_ui: bool, port: int) -> None:
-    """Show all of it on made-up data, without network.
+    """Run the pipeline on made-up data.
 
-    A backfill through Dagster, what is held, answers in SQL. Starts the sandbox on a free port and keeps everything in
-    the folder demo below MARKET_DATA_DIR, apart from your data. Run again, it downloads only what is new.
+    Needs no network. Starts the sandbox on a free port, runs a backfill through Dagster, shows what is stored, and runs
+    two queries. Its data is in the folder demo below MARKET_DATA_DIR, apart from yours. A second run downloads only new
+    days.
     """
     from market_data_pipeline.sandbox import Sandbox
 

@@ -21,11 +21,11 @@ from market_data_pipeline.settings import load_settings
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be dropped, and drop nothing.")
 def prune(age: str | None, dry_run: bool) -> None:
-    """Drop old runs from Dagster's records and give their space back.
+    """Remove old runs from Dagster's records.
 
-    The newest materialization and check results of each day stay, and so do the runs that they link to, without their
-    logs. Runs in progress stay. Files of the lake are not touched, and nothing is downloaded again. It may run beside
-    `sync`, the UI and its daemon.
+    Their disk space becomes free. The newest materialization and check results of each day stay, and so do the runs
+    that they link to, without their logs. Runs in progress stay. Files of the lake do not change, and nothing is
+    downloaded again. You can run it while `sync`, the UI or the daemon runs.
 
       market-data prune --runs-older-than 90d --dry-run
       market-data prune

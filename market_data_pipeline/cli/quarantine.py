@@ -45,7 +45,7 @@ _ETAG_UNKNOWN = "unknown"
 
 @click.group()
 def quarantine() -> None:
-    """Look at files that were refused, and decide what becomes of them.
+    """List, retry or accept refused files.
 
     A file that does not match its published checksum, or is not what Binance publishes, is kept below quarantine/ with
     the reason; its day fails, and other days go on. Binance mends most of them: retry. What it never mends can be
@@ -63,7 +63,7 @@ def quarantine() -> None:
 @quarantine.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array with an object for each file.")
 def list_command(as_json: bool) -> None:
-    """Show all files that were refused."""
+    """List all refused files."""
     layout = Layout(load_settings().root)
     found = kept.entries(layout)
     if as_json:
@@ -77,7 +77,10 @@ def list_command(as_json: bool) -> None:
 @quarantine.command()
 @click.argument("name")
 def show(name: str) -> None:
-    """Show why a file was refused, both checksums, what is in it, and how it differs from what is held."""
+    """Show why a file was refused.
+
+    Shows both checksums, the rows of the file, and the differences from the stored day.
+    """
     layout = Layout(load_settings().root)
     for entry in _named(layout, [name]):
         _show(entry, layout, out())
@@ -116,7 +119,7 @@ def retry(names: Sequence[str], everything: bool) -> None:
 @click.option("--reason", default="", help="Why; shown with the file from then on.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def accept(name: str, reason: str, yes: bool) -> None:
-    """Accept a file although its published checksum is another, and load its day.
+    """Accept a refused file and load its day.
 
     Only a wrong checksum can be accepted, and only of a file that reads as the day that it should be. The day is final
     then, and its integrity check keeps a warning. Another file of the same day is refused as before.

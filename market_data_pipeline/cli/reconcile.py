@@ -41,7 +41,7 @@ def reconcile(
     last: date | None,
     again: bool,
 ) -> None:
-    """Compare klines with what they can be rebuilt from.
+    """Compare klines with their trades.
 
     Klines of 1s and 1m are rebuilt from aggTrades, longer intervals from klines of 1m, for each day of which both are
     held. Prices and numbers of trades must be equal, volumes within 1e-9. Where both may differ without a fault, e.g.

@@ -38,7 +38,7 @@ _MEMORY_TIMES = 2
     "--unrestricted", is_flag=True, help="Run any SQL with your own rights: it can write and remove files. No limits."
 )
 def sql(query: str, form: str | None, unrestricted: bool) -> None:
-    """Answer a QUERY in SQL over all that is held.
+    """Run a SQL QUERY over the lake.
 
     The language is DuckDB's; times are UTC.
 

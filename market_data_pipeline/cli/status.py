@@ -143,7 +143,7 @@ def _numbers(s: SeriesStatus, with_incomplete: bool) -> tuple[str | Text, ...]:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="A JSON array with an object for each series.")
 def status(as_json: bool) -> None:
-    """Show what is held of each series.
+    """Show the stored days of each series.
 
     Days that are held are final and verified; provisional (prov.) ones came from REST, or without a checksum, and are
     fetched again when their archive is there; incomplete (incompl.) ones of both lack rows without an explanation, or

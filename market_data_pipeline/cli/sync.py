@@ -13,7 +13,7 @@ from market_data_pipeline.settings import load_settings
 @click.command()
 @yes_option
 def sync(yes: bool) -> None:
-    """Bring everything in the universe up to now.
+    """Fetch everything in the universe up to now.
 
     Today's candles and trades are included, and so are the tradeProfiles of days with trades. Nothing is started for
     days that are held and on record. The schedules in Dagster's UI do the same by themselves while `market-data ui`

@@ -21,7 +21,7 @@ from market_data_pipeline.universe.resolved import is_pattern, lock_path
 
 @click.group()
 def universe() -> None:
-    """Show, resolve and check what is collected.
+    """Show, resolve and check the universe.
 
     universe.yaml is written by hand, or by `market-data add`; universe.lock.yaml beside it has the days on which each
     symbol was listed, and is written by `market-data universe refresh`.
@@ -30,7 +30,7 @@ def universe() -> None:
 
 @universe.command()
 def show() -> None:
-    """Show all series with the days from and through which they are collected."""
+    """Show all series and the days to collect."""
     found = load_universe(load_settings().universe)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("market", "data type", "symbol", "intervals", "from", "through"):
@@ -47,9 +47,10 @@ def show() -> None:
 
 @universe.command(name="refresh")
 def refresh_command() -> None:
-    """Look up in Binance's archive when each symbol was listed, and write universe.lock.yaml.
+    """Look up when each symbol was listed.
 
-    Patterns are resolved anew, delisted symbols included. Needs the network; loading the universe later does not.
+    Reads Binance's archive and writes universe.lock.yaml. Resolves patterns again, delisted symbols included. Needs the
+    network. Commands that load the universe later do not.
     """
     settings = load_settings()
     found = load_universe(settings.universe, resolve=False)
@@ -84,7 +85,10 @@ def _shown(listing: Listing) -> str:
 
 @universe.command()
 def check() -> None:
-    """Check universe.yaml and its lock without network; exit code 2 where something is wrong."""
+    """Check universe.yaml and its lock file.
+
+    Needs no network. Exit code 2 if something is wrong.
+    """
     found = load_universe(load_settings().universe)
     unlisted = {
         f"{market} {symbol} (line {line})"

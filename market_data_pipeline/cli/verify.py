@@ -48,7 +48,7 @@ def verify(
     check_only: bool,
     yes: bool,
 ) -> None:
-    """Compare what is held with what Binance publishes now.
+    """Compare stored days with Binance's archive.
 
     Binance replaces archives after publication. The archive's listing tells which, 500 days in one request; those days
     are fetched again, and what changed in them is said. So are days whose archive was published since. With --local

@@ -39,6 +39,9 @@ from market_data_pipeline_tests.support.world import World, agg_trades, days, kl
 
 PROJECT = Path(__file__).parents[2]
 
+IMPERATIVES = {"Accept", "Add", "Check", "Compare", "Fetch", "List", "Look", "Merge", "Remove", "Run", "Show"}
+"""First words of help texts."""
+
 UNIVERSE = """\
 # mine
 collect:
@@ -519,6 +522,30 @@ def test_help_says_what_each_command_does(command: tuple[str, ...]) -> None:
     assert len(result.stdout.splitlines()) > 4
     for example in re.findall(r"^ *market-data .*", result.stdout, re.MULTILINE):
         assert example.startswith("    market-data ")  # on a line of its own, not wrapped into a paragraph
+
+
+def test_help_lists_the_commands_in_four_groups() -> None:
+    shown = CliRunner().invoke(main, ["--help"], terminal_width=80).stdout
+    groups = {
+        title: re.findall(r"^  ([a-z]+)  ", body, re.MULTILINE)
+        for title, body in re.findall(r"^([A-Z][a-z ]+):\n((?:  .*\n?)+)", shown, re.MULTILINE)
+        if title != "Options"
+    }
+    assert list(groups) == ["Get data", "Look at data", "Check and repair", "Run"]
+    assert [name for names in groups.values() for name in names] == list(main.commands)
+
+
+@pytest.mark.parametrize("command", _commands(main), ids=" ".join)
+def test_first_line_of_help_is_short_and_imperative(command: tuple[str, ...]) -> None:
+    """The list of commands shows it whole, in a terminal of 80 columns."""
+    found: click.Command = main
+    for name in command:
+        assert isinstance(found, click.Group)
+        found = found.commands[name]
+    first = (found.help or "").splitlines()[0]
+    assert len(first) <= 45
+    assert found.get_short_help_str() == first
+    assert first.split()[0].rstrip(",") in IMPERATIVES
 
 
 @pytest.mark.parametrize("command", list(main.commands))
