@@ -524,6 +524,20 @@ def test_help_says_what_each_command_does(command: tuple[str, ...]) -> None:
         assert example.startswith("    market-data ")  # on a line of its own, not wrapped into a paragraph
 
 
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+def test_documented_shell_completion_works(name: str) -> None:
+    page = (PROJECT / "docs" / "reference" / "commands.md").read_text("utf-8")
+    assert f"_MARKET_DATA_COMPLETE={name}_source market-data" in page
+    variables = {
+        "_MARKET_DATA_COMPLETE": f"{name}_complete",
+        "COMP_WORDS": "market-data doc",
+        "COMP_CWORD": "doc" if name == "fish" else "1",
+    }
+    result = CliRunner().invoke(main, prog_name="market-data", env=variables)
+    assert result.exit_code == 0
+    assert [word for word in re.split(r"[\s,]+", result.stdout) if word in main.commands] == ["doctor"]
+
+
 def test_help_lists_the_commands_in_four_groups() -> None:
     shown = CliRunner().invoke(main, ["--help"], terminal_width=80).stdout
     groups = {
