@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def _keep_examples(command: click.Command) -> None:
-    """Let indented paragraphs of a help text stand as they are written, which click does after a backspace."""
+    """Stop click from wrapping indented paragraphs of a help text. It leaves a paragraph alone after a backspace."""
     command.help = re.sub(r"\n\n(?=  )", "\n\n\b\n", inspect.cleandoc(command.help or ""))
 
 

@@ -1,4 +1,4 @@
-"""``market-data add``: put series into the universe and fetch them."""
+"""``market-data add``: add series to the universe and fetch them."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from market_data_pipeline.universe.resolved import Since
 @click.option(
     "--from",
     "since",
-    help="First UTC day (2024-01-31), `listing`, or `30 days ago`. Left out: the listing, or for a known series what "
-    "universe.yaml says.",
+    help="First UTC day (2024-01-31), `listing`, or `30 days ago`. Default: the listing, or for a known series the day "
+    "in universe.yaml.",
 )
-@click.option("--through", "last", type=Day(), help="Last UTC day to fetch now, included. Left out: today.")
+@click.option("--through", "last", type=Day(), help="Last UTC day to fetch now, included. Default: today.")
 @yes_option
 def add(symbol: str, what: Sequence[str], market: str, since: str | None, last: date | None, yes: bool) -> None:
     """Add series to the universe and fetch them.
@@ -43,8 +43,8 @@ def add(symbol: str, what: Sequence[str], market: str, since: str | None, last: 
     WHAT is one or more kline intervals, or aggTrades. Comments in universe.yaml do not change. If Binance listed
     SYMBOL today, so that the archive has no file of it yet, the command looks it up in REST.
 
-    If universe.yaml collects a series already, an earlier --from is entered there, or the command names the line to
-    change. A later one leaves the file as it is, and limits what is fetched now.
+    If universe.yaml already has a series, the command enters an earlier --from there, or names the line to change. A
+    later --from does not change the file. It limits the days to fetch now.
 
       market-data add BTCUSDT 1m 1h --from 2024-01-01
       market-data add BTCUSDT aggTrades --market um --from "7 days ago"

@@ -27,9 +27,9 @@ def backfill(
 ) -> None:
     """Fetch days of series in the universe.
 
-    Each option may be repeated, or left out for all. Runs Dagster in this process: every day is a materialization with
-    its checks, on record in the UI. Days that are held are not downloaded again, so a backfill that was stopped goes
-    on where it was; a file that was damaged by hand is replaced.
+    You can repeat each option. An option that you leave out selects all. Dagster runs in this process: every day is a
+    materialization with its checks, on record in the UI. Stored days are not downloaded again, so a stopped backfill
+    resumes. A file that was damaged by hand is replaced.
 
     Exit codes: 0 all days are stored and their checks pass, 1 days failed, 2 invalid request, 3 all days were fetched,
     but some are incomplete or fail their checks.

@@ -1,4 +1,4 @@
-"""``market-data compact``: the candles of months that are over, in a file a month."""
+"""``market-data compact``: merge the candles of finished months into one file per month."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from market_data_pipeline.settings import load_settings
 @click.option(
     "--grace",
     type=click.IntRange(min=0),
-    help="Minutes that the files of days stay after their month was closed. Left out: as the settings say, an hour.",
+    help="Minutes before the files of days are removed, once their month is one file. Default: the setting, 60.",
 )
 def compact_command(
     markets: Sequence[str], symbols: Sequence[str], intervals: Sequence[str], grace: int | None
 ) -> None:
     """Merge finished months into one file each.
 
-    A query over years opens a file a month instead of thirty, and is answered several times as fast. A month is closed
-    when all of its days are held and final. The files of its days are removed an hour later, by the next call, so that
-    whoever is reading them can finish; until then both are there, and every reader of this project takes the month's.
-    A day that is fetched again later is written into its month. Nothing is downloaded.
+    A query over years opens one file per month instead of thirty, and is several times as fast. A month is closed when
+    all of its days are final. The next call an hour later removes the files of its days, so that running queries can
+    finish. Until then both exist, and every reader of this project uses the month's file. A day that is fetched again
+    later is written into its month. Nothing is downloaded.
 
       market-data compact
       market-data compact --symbol BTCUSDT --interval 1m

@@ -1,4 +1,7 @@
-"""How things are shown: the console, numbers for people, the progress of a backfill."""
+"""Console output: numbers for people, and the progress of a backfill.
+
+Tables of a single command do not belong here.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +30,18 @@ WIDE = 200
 
 
 def out() -> Console:
-    """Where results go: tables, answers. Brackets are brackets there: paths and reasons may have some."""
-    # What goes into a file or a pipe is not cut to the width of a screen.
+    """Return the console for results (stdout). It prints brackets as they are, because paths and reasons have some."""
+    # Do not cut lines of a file or a pipe to the width of a screen.
     return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 def aside() -> Console:
-    """Where everything about the work goes: progress, notes, failures."""
+    """Return the console for progress, notes and failures (stderr)."""
     return Console(stderr=True, highlight=False, markup=False)
 
 
 def in_bytes(number: float) -> str:
-    """A size for people, in decimal units.
+    """Format a size for people, in decimal units.
 
     >>> in_bytes(512), in_bytes(1_234_567), in_bytes(5.5e9)
     ('512 B', '1.2 MB', '5.5 GB')
@@ -51,7 +54,7 @@ def in_bytes(number: float) -> str:
 
 
 def counted(number: int, thing: str) -> str:
-    """A number with its noun.
+    """Format a number with its noun.
 
     >>> counted(1, "day"), counted(12_345, "day")
     ('1 day', '12,345 days')
@@ -60,7 +63,7 @@ def counted(number: int, thing: str) -> str:
 
 
 def red(text: str) -> Text:
-    """What is not as it should be."""
+    """Return text in red, for faults."""
     return Text(text, style="red")
 
 
@@ -72,18 +75,18 @@ class Bar:
     _task: TaskID
 
     def advance(self, number: int, doing: str | None = None, *, rate: str = "") -> None:
-        """Move it on by a number of things; what is done now, and how fast, is written beside it."""
+        """Advance by a number of things, and show the current work and its rate."""
         self._progress.update(self._task, advance=number, description=doing, rate=rate)
 
 
 @contextmanager
 def progress_bar(total: int, things: str, doing: str, console: Console) -> Iterator[Bar]:
-    """A bar with how many things of all are done, and the time left; none where the console is no terminal.
+    """Show a bar with the number of things done and the time left, if the console is a terminal.
 
     Args:
         total: Number of things.
-        things: What is counted, e.g. ``days``.
-        doing: What is done first.
+        things: Their noun, e.g. ``days``.
+        doing: The first work.
         console: Where it is shown.
     """
     columns = (
@@ -100,7 +103,7 @@ def progress_bar(total: int, things: str, doing: str, console: Console) -> Itera
 
 @dataclass
 class Tally:
-    """What has come of one series so far."""
+    """Results of one series so far."""
 
     days: int
     actions: Counter[Action] = field(default_factory=Counter)
@@ -115,7 +118,7 @@ class Tally:
         return self.failed + sum(self.actions.values())
 
     def line(self, key: SeriesKey) -> str:
-        """The log line of the series."""
+        """Return the log line of the series."""
         words = {
             Action.HELD: "held before",
             Action.FETCHED: "fetched",
@@ -132,7 +135,7 @@ class Tally:
 
 
 class Watch:
-    """Hears of each day, moves the bar and logs a line when a series is done."""
+    """Receive the result of each day, advance the bar, and log a line when a series is done."""
 
     def __init__(self, wanted: Mapping[SeriesKey, Sequence[date]], bar: Bar) -> None:
         self.tallies = {key: Tally(len(days)) for key, days in wanted.items()}
@@ -172,7 +175,7 @@ class _OnConsole(logging.Handler):
 
 @contextmanager
 def watching(wanted: Mapping[SeriesKey, Sequence[date]], console: Console) -> Iterator[Watch]:
-    """Show a bar with days, rows a second and time left while days of series are brought; yields what hears of them."""
+    """Show a bar with days, rows per second and time left during a fetch. Yield the receiver of its results."""
     handler = _OnConsole(console)
     waits = logging.getLogger(waiting.__name__)
     waits_propagate, waits.propagate = waits.propagate, False

@@ -137,13 +137,13 @@ def write_universe(root: Path) -> Path:
 
 
 def demo_settings(root: Path, universe: Path, url: str) -> Settings:
-    """The settings in force, with the demo's root and universe and the sandbox's address."""
+    """Return the current settings with the demo's root and universe and the sandbox's address."""
     hosts = ("vision_url", "vision_listing_url", "spot_url", "um_url", "cm_url")
     return load_settings(dir=root, universe=universe, **dict.fromkeys(hosts, url))
 
 
 def as_typed() -> str:
-    """How this command is called from this shell: by its name where that finds it, else by where it is installed."""
+    """Return the command as this shell finds it: its name if that is on the PATH, else its path."""
     installed = Path(sys.executable).with_name("market-data")
     by_name = shutil.which("market-data")
     if not installed.exists() or (by_name is not None and Path(by_name).resolve() == installed.resolve()):

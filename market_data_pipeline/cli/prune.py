@@ -1,4 +1,4 @@
-"""``market-data prune``: drop old runs from Dagster's records and give their space back."""
+"""``market-data prune``: remove old runs from Dagster's records and free their disk space."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from market_data_pipeline.settings import load_settings
     "--runs-older-than",
     "age",
     metavar="AGE",
-    help="Drop runs that ended longer ago than this: 36h, 90d, 12w. Left out: as the settings say, 90d.",
+    help="Remove runs that ended longer ago than this: 36h, 90d, 12w. Default: the setting, 90d.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be dropped, and drop nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 def prune(age: str | None, dry_run: bool) -> None:
     """Remove old runs from Dagster's records.
 

@@ -18,14 +18,14 @@ from market_data_pipeline.cli.console import aside
 @click.option(
     "--mirror",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Serve a folder laid out as the archive (with data/… in it) in place of made-up data.",
+    help="Serve a folder with the layout of the archive (data/…) instead of made-up data.",
 )
-@click.option("--seed", default=0, show_default=True, help="Which of many made-up histories.")
+@click.option("--seed", default=0, show_default=True, help="Number of the made-up history.")
 def sandbox(port: int, mirror: Path | None, seed: int) -> None:
     """Run a made-up Binance on this machine.
 
-    For trying things out without network, until Ctrl-C. Serves the archive with its listing and the REST endpoints of
-    spot, um and cm. Prints the lines that point the pipeline at it: paste them into another shell.
+    Use it for trials without network. It serves the archive with its listing, and the REST endpoints of spot, um and
+    cm, until Ctrl-C. It prints the lines that point the pipeline at it. Paste them into another shell.
     """
     from market_data_pipeline.sandbox import Sandbox
 

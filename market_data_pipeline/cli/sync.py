@@ -15,9 +15,8 @@ from market_data_pipeline.settings import load_settings
 def sync(yes: bool) -> None:
     """Fetch everything in the universe up to now.
 
-    Today's candles and trades are included, and so are the tradeProfiles of days with trades. Nothing is started for
-    days that are held and on record. The schedules in Dagster's UI do the same by themselves while `market-data ui`
-    runs.
+    Includes today's candles and trades, and the tradeProfiles of days with trades. Skips days that are stored and on
+    record. The schedules in Dagster's UI do the same while `market-data ui` runs.
     """
     settings = load_settings()
     end(fetch(settings, chosen_of(settings, Asked()), yes=yes, everything=True))

@@ -23,18 +23,17 @@ from market_data_pipeline.universe import load_universe
 def ui(host: str, port: int, allowed: tuple[str, ...]) -> None:
     """Run Dagster's UI and daemon.
 
-    They run over the data folder until Ctrl-C. Backfills are started there with a click, and the schedules keep the
-    data current while this runs. Dagster's own records lie in the folder dagster below MARKET_DATA_DIR, where the other
-    commands put theirs too.
+    Both use the data folder, and run until Ctrl-C. You can start backfills in the UI, and the schedules update the data
+    while this runs. Dagster's records are in the folder dagster below MARKET_DATA_DIR. All commands share them.
 
-    The UI has no login. It refuses requests of pages that it did not serve itself. With another --host than loopback,
+    The UI has no login. It refuses requests from pages that it did not serve itself. If --host is not loopback,
     anybody who reaches the port can start runs.
     """
     from market_data_pipeline.defs.platform.home import prepare_ui, run_dagster_dev
     from market_data_pipeline.defs.platform.listening import address_of, is_loopback
 
     settings = load_settings()
-    load_universe(settings.universe)  # a mistake in it is told here, and not by a code location that does not load
+    load_universe(settings.universe)  # report a mistake here, not in a code location that fails to load
     prepare_ui(Layout(settings.root), host, port, [*settings.ui_host_names, *allowed])
     if not is_loopback(host):
         aside().print(

@@ -1,4 +1,4 @@
-"""``market-data universe``: show, refresh and check what is collected."""
+"""``market-data universe``: show, refresh and check the series to collect."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from market_data_pipeline.universe.resolved import is_pattern, lock_path
 def universe() -> None:
     """Show, resolve and check the universe.
 
-    universe.yaml is written by hand, or by `market-data add`; universe.lock.yaml beside it has the days on which each
-    symbol was listed, and is written by `market-data universe refresh`.
+    You write universe.yaml by hand, or with `market-data add`. `market-data universe refresh` writes universe.lock.yaml
+    in the same folder. It has the days on which each symbol was listed.
     """
 
 
