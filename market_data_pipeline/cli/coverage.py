@@ -47,7 +47,7 @@ _SHOWN_DOUBTFUL = 20
     "--html",
     "page",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a page with a calendar of each series, in one file that needs nothing else.",
+    help="Write an HTML page with a calendar of each series, as one self-contained file.",
 )
 def coverage(
     markets: tuple[str, ...],
@@ -60,11 +60,12 @@ def coverage(
 
     The table counts days by state, and missing rows inside of them by verdict.
 
-    Of days that are held, final ones are settled, healed ones have rows from REST that the archive lacks, in those with
-    an outage the exchange stood still, and of incomplete ones (incompl.) rows are missing that nothing explains.
-    Failed and missing are as in `market-data status`, and so is provisional (prov.), but for days that are incomplete.
-    Days that are held and not beyond doubt are named below: the archive that replaced theirs was refused, a person
-    accepted a checksum that does not match, or their integrity check fails. What is left out is all series.
+    Final days need no more work. Healed days have rows from REST that are missing in the archive. On outage days the
+    exchange was halted. Incomplete days (incompl.) have missing rows without an explanation. Failed and missing mean
+    the same as in `market-data status`. So does provisional (prov.), without incomplete days.
+
+    Stored days with a doubt are listed below the table: the archive that replaced theirs was refused, a person accepted
+    a checksum that does not match, or their integrity check fails. An option that you leave out selects all.
 
       market-data coverage --market um --interval 1m
       market-data coverage --html coverage.html
@@ -91,7 +92,7 @@ def coverage(
 
 
 def _universe(path: Path, *, or_without: bool) -> Universe:
-    """The universe; where it cannot be read, and it may do without, one that collects nothing."""
+    """Return the universe. If it cannot be read and ``or_without`` is set, return an empty one."""
     try:
         return load_universe(path)
     except UsageError as error:

@@ -31,6 +31,7 @@ from rich.text import Text
 
 from market_data_pipeline import __version__, clock
 from market_data_pipeline.cli.console import aside, counted, in_bytes, out
+from market_data_pipeline.cli.download import existing
 from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.defs.platform.records import BIG, size_of_records
 from market_data_pipeline.errors import HostOffError, MarketDataError, RestAnswerError
@@ -185,7 +186,7 @@ def _check_database(path: Path) -> None:
 def check_disk(settings: Settings) -> Iterator[Check]:
     """Check the disk of the data folder. If the folder does not exist, check the nearest one above it."""
     try:
-        folder = next(place for place in (settings.root, *settings.root.parents) if place.exists())
+        folder = existing(settings.root)
     except (MarketDataError, OSError) as error:
         yield Check("disk", State.FAIL, faults.sentence(error) or str(error), f"Check {PREFIX}DIR.")
         return

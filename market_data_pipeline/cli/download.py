@@ -103,7 +103,7 @@ def ask_first(settings: Settings, wanted: Mapping[SeriesKey, Sequence[date]], *,
 
 
 def concern_about(size: Size, free: int) -> str | None:
-    """What to say before work of a size, on a disk with so many free bytes; None where it can just begin.
+    """Return what to confirm before work of a size, on a disk with so many free bytes; None if nothing.
 
     >>> concern_about(Size(31, 2_000_000, 2_500_000), free=10**11) is None
     True
@@ -120,7 +120,7 @@ def concern_about(size: Size, free: int) -> str | None:
 
 
 def existing(path: Path) -> Path:
-    """The nearest folder above a path, or the path itself, that exists."""
+    """Return the path itself if it exists, else the nearest folder above it that does."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 

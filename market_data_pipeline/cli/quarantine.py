@@ -47,9 +47,9 @@ _ETAG_UNKNOWN = "unknown"
 def quarantine() -> None:
     """List, retry or accept refused files.
 
-    A file that does not match its published checksum, or is not what Binance publishes, is kept below quarantine/ with
-    the reason; its day fails, and other days go on. Binance mends most of them: retry. What it never mends can be
-    accepted by hand, and then loads with a warning that stays visible.
+    A file that does not match its published checksum, or is malformed, is stored below quarantine/ with the reason. Its
+    day fails, and other days continue. Binance corrects most of these files: retry them. You can accept a file that
+    Binance never corrects. It loads with a warning that stays visible.
 
     NAME is a file's name, or the first digits of its sha256 as `list` shows them.
 
@@ -88,12 +88,12 @@ def show(name: str) -> None:
 
 @quarantine.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--all", "everything", is_flag=True, help="All files, save those that were accepted.")
+@click.option("--all", "everything", is_flag=True, help="All files except accepted ones.")
 def retry(names: Sequence[str], everything: bool) -> None:
     """Fetch the days of refused files again.
 
-    Files whose days are held by good ones meanwhile are let go. With --all, those whose days are no longer collected
-    are left out, and named. Ends with exit code 0 only when all days are there.
+    Removes files whose day has been stored from a good file since. With --all, files whose days are no longer collected
+    are skipped and listed. Exit code 0 only if all days are stored.
     """
     settings = load_settings()
     layout = Layout(settings.root)
@@ -121,8 +121,8 @@ def retry(names: Sequence[str], everything: bool) -> None:
 def accept(name: str, reason: str, yes: bool) -> None:
     """Accept a refused file and load its day.
 
-    Only a wrong checksum can be accepted, and only of a file that reads as the day that it should be. The day is final
-    then, and its integrity check keeps a warning. Another file of the same day is refused as before.
+    You can accept a wrong checksum only, and only if the file reads as its day. The day becomes final, and its
+    integrity check has a warning from then on. Another file of the same day is still refused.
     """
     settings = load_settings()
     layout = Layout(settings.root)
@@ -389,7 +389,7 @@ def _bring(settings: Settings, universe: Universe, chosen: Sequence[Entry]) -> E
 
 
 def _days_that_matter(entry: Entry, collected: set[date]) -> list[date]:
-    """An entry's days; of a month those that are collected."""
+    """Return an entry's days. Of a month, return the collected ones."""
     return entry.days if entry.day is not None else [day for day in entry.days if day in collected]
 
 

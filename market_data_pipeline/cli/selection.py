@@ -103,7 +103,7 @@ def asked(
     first: date | None = None,
     last: date | None = None,
 ) -> Asked:
-    """The options' values as :class:`Asked`."""
+    """Return the options' values as :class:`Asked`."""
     return Asked(
         tuple(Market(m) for m in markets),
         tuple(DataType(d) for d in data_types),
@@ -133,7 +133,7 @@ class Chosen:
 
 
 def collected(universe: Universe, what: Asked) -> list[SeriesKey]:
-    """The series of a universe that were asked for; its days are not looked at.
+    """Return the requested series of a universe, regardless of their days.
 
     Raises:
         UsageError: something asked for is not in the universe; the text lists what there is.

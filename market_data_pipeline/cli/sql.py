@@ -46,8 +46,8 @@ def sql(query: str, form: str | None, unrestricted: bool) -> None:
       market-data sql "FROM binance_spot.candles('BTCUSDT', '1m', '2024-01-01', '2024-02-01')"
       market-data sql --csv "SELECT day, reason FROM quality.coverage WHERE outcome = 'failed'" > failed.csv
 
-    The views klines, agg_trades and trade_profile are in the schemas binance_spot, binance_um and binance_cm; what is
-    held and what checks found is in quality.coverage, quality.gaps and quality.findings.
+    The views klines, agg_trades and trade_profile are in the schemas binance_spot, binance_um and binance_cm. Stored
+    days are in quality.coverage, and results of checks in quality.gaps and quality.findings.
 
     A query is one SELECT, or EXPLAIN of one. It reads the files of the views and writes none. It takes at most
     MARKET_DATA_SQL_SECONDS, MARKET_DATA_SQL_MEMORY_MB and MARKET_DATA_SQL_DISK_MB.

@@ -145,10 +145,10 @@ def _numbers(s: SeriesStatus, with_incomplete: bool) -> tuple[str | Text, ...]:
 def status(as_json: bool) -> None:
     """Show the stored days of each series.
 
-    The column "held" counts final days. They are verified. Provisional days (prov.) came from
-    REST, or without a checksum. They are fetched again when the archive has them. Incomplete days (incompl.) are among
-    both. They have unexplained missing rows, or fail their checks. Failed days could not be fetched. Missing days are
-    past days of universe.yaml that were never fetched. SQL has the reasons of failures:
+    The column "held" counts final days. They are verified. Provisional days (prov.) came from REST, or without a
+    checksum. They are fetched again when the archive has them. Incomplete days (incompl.) are among both. They have
+    unexplained missing rows, or fail their checks. Failed days could not be fetched. Missing days are past days of
+    universe.yaml that were never fetched. SQL has the reasons of failures:
 
       market-data sql "FROM quality.coverage WHERE failure IS NOT NULL"
     """

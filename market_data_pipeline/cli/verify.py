@@ -1,4 +1,4 @@
-"""``market-data verify``: is the lake still what Binance publishes, and still what was written?"""
+"""``market-data verify``: compare the lake with Binance's archive, or with the bytes that were written."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SHOWN = 50
 """Lines of a table; the sentence below it counts all."""
 
 _PROCESS_MEMORY_MB = 256
-"""What a process that reads a day of a busy symbol's trades may take."""
+"""Memory of a process that reads a day of a busy symbol's trades."""
 
 
 @click.command()
 @choosing_series
-@click.option("--local", is_flag=True, help="Read every file instead, and compare it with what was written.")
-@click.option("--check-only", is_flag=True, help="Say what is wrong, and change nothing.")
+@click.option("--local", is_flag=True, help="Read every file instead, and compare it with the written bytes.")
+@click.option("--check-only", is_flag=True, help="Report faults, and change nothing.")
 @click.option(
     "--yes",
     "-y",
@@ -50,14 +50,16 @@ def verify(
 ) -> None:
     """Compare stored days with Binance's archive.
 
-    Binance replaces archives after publication. The archive's listing tells which, 500 days in one request; those days
-    are fetched again, and what changed in them is said. So are days whose archive was published since. With --local
-    nothing is asked of Binance: every file is compared with the SHA-256 of its bytes on record, or with the checksum of
-    its rows if it has none on record; damaged ones are noted as failed, and the next backfill or sync replaces them.
+    Binance replaces archives after publication. The archive's listing names them, 500 days in one request. This command
+    fetches those days again, and reports the changes. It also fetches days whose archive was published since.
 
-    Exit code 1 where something is wrong and was not mended: also where an archive was replaced by one that was refused,
-    until another one, or another checksum, is published. An archive that vanished is told, and is no fault of the lake:
-    its days stay, as they were proven.
+    With --local it sends no request to Binance. It compares every file with the SHA-256 of its bytes on record, or with
+    the checksum of its rows if there is no such record. Damaged files are marked as failed, and the next backfill or
+    sync replaces them.
+
+    Exit code 1 if a fault remains. If the new version of an archive was refused, the fault remains until Binance
+    publishes another archive or checksum. An archive that vanished is reported, and is no fault of the lake. Its days
+    stay, because they were verified.
 
       market-data verify
       market-data verify --market um --check-only
