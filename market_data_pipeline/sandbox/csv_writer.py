@@ -1,4 +1,4 @@
-"""Columns of integers to the text of a CSV, without a Python loop over rows."""
+"""Format columns of integers as CSV without a Python loop over rows. Column order and headers do not belong here."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy.typing as npt
 Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 
-_CHUNK = 1 << 15  # rows at a time: what a chunk needs stays in the processor's cache
+_CHUNK = 1 << 15  # rows at a time: a chunk's arrays fit into the processor's cache
 _GROUP = np.array([[ord(c) for c in f"{i:04d}"] for i in range(10_000)], np.uint8)
 _POWERS = 10 ** np.arange(1, 19, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class Decimals:
-    """A column of decimal numbers, none negative.
+    """A column of decimal numbers, all zero or greater.
 
     Attributes:
         units: the values in units of the last decimal.
-        decimals: how many decimals that is.
-        shown: how many are written (zeros are added); at least ``decimals``.
-        trimmed: written as a float is: without the zeros at the end, but with at least one decimal.
+        decimals: the number of decimals that ``units`` has.
+        shown: the number of decimals to write, at least ``decimals``. Zeros fill the rest.
+        trimmed: write like a float: without trailing zeros, but with at least one decimal.
     """
 
     units: npt.NDArray[np.int64]
@@ -35,7 +35,7 @@ class Decimals:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A column of true and false, or of one constant, spelt out."""
+    """A column with two words, one for true and one for false. With equal flags it is a constant."""
 
     flags: npt.NDArray[np.bool_]
     true: str
@@ -43,7 +43,7 @@ class Words:
 
 
 def csv_text(columns: Sequence[Decimals | Words]) -> bytes:
-    """The rows as CSV in ASCII, fields separated by commas, each row ended by a newline."""
+    """Return the rows as ASCII CSV without a header. Commas separate fields, and a newline ends each row."""
     first = columns[0]
     n = len(first.units if isinstance(first, Decimals) else first.flags)
     return b"".join(_chunk(columns, slice(at, at + _CHUNK)) for at in range(0, n, _CHUNK))
