@@ -143,4 +143,4 @@ def test_lifecycle_page_has_every_stage_event_and_need() -> None:
     assert all(f"| `{stage}` |" in text for stage in Stage)
     assert all(f"--> {box}:" in text for box in ("not_stored", "provisional", "final", "replaced", "published"))
     assert "Rows were written." in text
-    assert "Another archive, or another checksum, than the one that was refused." in text
+    assert "Another archive, or another checksum, than the refused one." in text

@@ -183,7 +183,7 @@ def test_sync_brings_everything_up_to_now(world: World, market_data: MarketData)
             "--data-type aggTrades --through 2026-01-01",
             r"is collected from 2026-03-03 on \(.*universe\.yaml, line 9\); name an earlier --from",
         ),
-        ("--symbol BTCUSDT --from 2021-01-01", r"which begins on 2022-01-01. Set an earlier `from:` there first"),
+        ("--symbol BTCUSDT --from 2021-01-01", r"universe.yaml, 2022-01-01. Set an earlier `from:` there first"),
         ("--frum 2021-01-01", "No such option"),
     ],
 )
@@ -483,7 +483,7 @@ def test_universe_refresh_takes_um_listings_older_than_the_archive_from_rest(
     world.sandbox.faults.add(Status(path=r"^/fapi/", status=451))
     result = market_data("universe", "refresh")
     assert result.exit_code == 0
-    assert "um ETHUSDT: listed from its first daily file on, as far as is known" in result.stderr
+    assert "um ETHUSDT: using its first daily file as the first listing day" in result.stderr
     assert "ETHUSDT: [{from: 2020-01-01" in (world.root / "universe.lock.yaml").read_text()
 
 

@@ -51,7 +51,7 @@ def test_a_hole_that_rest_does_not_reach_is_final_and_costs_no_request(
     row = world.one(key, DAY).row
     [(rule, evidence)] = verdicts(row).items()
     assert rule == row.verdicts == "archive_defect"
-    assert f"aggTrades of the last {hours} h; only another archive can bring them" in evidence
+    assert f"aggTrades of the last {hours} h; only another archive can have them" in evidence
     assert row.gaps == "error"
     assert world.asked("/v1/aggTrades") == []
     world.forget()

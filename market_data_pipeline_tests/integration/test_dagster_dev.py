@@ -291,7 +291,8 @@ def klines_are_compared_with_their_trades_day_by_day(desk: Desk, ui: Ui) -> None
     desk.run("backfill", "--data-type", "aggTrades", "--symbol", "BTCUSDT", "--from", day, "--through", day)
     desk.run("reconcile")
     compared = ui.evaluation(BTC, "reconciliation", MONTH[0])
-    assert compared["description"].startswith("All 1,440 candles are what binance/spot/aggTrades/BTCUSDT")
+    text = "All 1,440 candles equal the candles rebuilt from binance/spot/aggTrades/BTCUSDT"
+    assert compared["description"].startswith(text)
     assert compared["targetMaterialization"] is not None
     assert ui.checks(BTC)["reconciliation"] == {"SUCCEEDED": set(MONTH)}
     assert "Not compared yet" in ui.evaluation(BTC, "reconciliation", MONTH[1])["description"]

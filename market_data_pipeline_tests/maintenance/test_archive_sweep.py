@@ -378,7 +378,7 @@ def test_three_thousand_days_are_six_pages(tmp_path: Path, monkeypatch: pytest.M
         world = World(tmp_path, sandbox, monkeypatch)
         world.at("2026-03-05T12:00:30")
         Ledger(rows).write(world.layout.ledger(key))
-        monkeypatch.setattr(archive_sweep, "reconcile", lambda *_: [])  # the ledger is all there is of those days
+        monkeypatch.setattr(archive_sweep, "refresh_ledger", lambda *_: [])  # the ledger is all there is of those days
         report = swept(world, key, mark=False)
     assert len(wanted) == 3000
     assert len(report.of(Kind.REPLACED)) == 3000
@@ -719,20 +719,20 @@ def saying(**what: object) -> Callable[[Provenance, pa.Table], Provenance]:
 
 
 _FAULTS: tuple[tuple[Callable[[Path], object], str], ...] = (
-    (with_bit_lost_in(b"BTCUSDT"), "its values have another sha256"),
-    (with_bit_lost_in(b"1h"), "its values have another sha256"),
+    (with_bit_lost_in(b"BTCUSDT"), "the sha256 of its values differs"),
+    (with_bit_lost_in(b"1h"), "the sha256 of its values differs"),
     (damage, "Backfill that day to replace it"),
     (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged or was not written by this pipeline"),
     (lambda path: path.write_bytes(b""), "is damaged or was not written by this pipeline"),
-    (lambda path: rewrite(path, swapped, hashed), "open_time does not rise from row to row"),
+    (lambda path: rewrite(path, swapped, hashed), "open_time is not strictly ascending"),
     (lambda path: rewrite(path, lambda table: table.slice(0, 23), hashed), "it has 23 rows instead of 24"),
-    (lambda path: rewrite(path, labelled("ETHUSDT")), "its values have another sha256"),
-    (lambda path: rewrite(path, of_other_labels_here_and_there), "its values have another sha256"),
-    (lambda path: rewrite(path, same, saying(content_sha256="ab")), "its values have another sha256"),
-    (lambda path: rewrite(path, same, saying(last_key=1)), "open_time begins or ends elsewhere"),
+    (lambda path: rewrite(path, labelled("ETHUSDT")), "the sha256 of its values differs"),
+    (lambda path: rewrite(path, of_other_labels_here_and_there), "the sha256 of its values differs"),
+    (lambda path: rewrite(path, same, saying(content_sha256="ab")), "the sha256 of its values differs"),
+    (lambda path: rewrite(path, same, saying(last_key=1)), "the first or last open_time differs"),
     (lambda path: rewrite(path, same, saying(series=str(ETH))), "of binance/spot/klines/ETHUSDT/1h"),
-    (lambda path: rewrite(path, lambda table: table.drop_columns(["count"])), "its columns are others"),
-    (lambda path: rewrite(path, with_text), "its columns are others"),
+    (lambda path: rewrite(path, lambda table: table.drop_columns(["count"])), "its columns differ"),
+    (lambda path: rewrite(path, with_text), "its columns differ"),
     (
         lambda path: parquet.write_table(path, parquet.read_table(path).replace_schema_metadata(None)),
         "its provenance is missing",
@@ -774,7 +774,7 @@ def test_files_of_several_row_groups_and_of_other_numbers_of_rows_are_proven(
     assert report.all_well
     assert report.rows == 2 * 20 + 2 * 21 + 4 * 24
     rewrite(world.layout.file(BTC, wanted[-1]), swapped, hashed)
-    assert "does not rise" in verify_local(world.settings, [BTC], mark=False).faults[BTC][wanted[-1]]
+    assert "is not strictly ascending" in verify_local(world.settings, [BTC], mark=False).faults[BTC][wanted[-1]]
 
 
 @pytest.mark.slow

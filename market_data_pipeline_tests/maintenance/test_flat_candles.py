@@ -241,7 +241,7 @@ def test_trades_of_another_symbol_tell_whether_the_market_stood_still(lake: Smal
     evidence = {one.rule: one.evidence for one in told(lake, NEAR)}
     number, names = ("2", "AVAXUSDT, BTCUSDT") if held_as_well else ("1", "BTCUSDT")
     assert evidence == {
-        "suspended": f"every other symbol that is held was flat or missing, too ({number}: {names}); {CONFIRMED}",
+        "suspended": f"every other stored symbol was flat or missing, too ({number}: {names}); {CONFIRMED}",
         "quiet": f"1 of {number} other stored symbols traded meanwhile, e.g. BTCUSDT",
     }
 
@@ -287,7 +287,8 @@ def test_the_own_trades_of_a_symbol_show_a_defect_and_its_other_intervals_are_no
     hold(lake, btc, *BY_MINUTES)
     hold(lake, FIVE)
     classify_flat_candles(lake.layout, Market.UM)
-    assert [one.evidence for one in told(lake, btc)] == [f"unconfirmed: no other series held of um tells; {CONFIRMED}"]
+    alone = "unconfirmed: no other series of um is stored for this time"
+    assert [one.evidence for one in told(lake, btc)] == [f"{alone}; {CONFIRMED}"]
     lake.put(TRADES, [DAY])
     classify_flat_candles(lake.layout, Market.UM)
     assert {one.rule for one in told(lake, btc)} == {"archive_defect", "quiet"}
@@ -379,7 +380,7 @@ def test_the_flat_minutes_of_recorded_um_symbols_are_told_apart_by_the_coverage(
         runs = [materialize_coverage(instance, definitions, [Market.UM]) for _ in range(2)]
 
     events = [event for run in runs for event in run.get_asset_materialization_events()]
-    assert [event.materialization.metadata["days judged anew"].value for event in events] == [30, 0]
+    assert [event.materialization.metadata["days classified again"].value for event in events] == [30, 0]
 
     with duckdb.connect(str(publish_catalog(recorded.layout)), read_only=True) as connection:
         sums = connection.execute("SELECT symbol, verdict, sum(count) FROM quality.gaps GROUP BY ALL ORDER BY ALL")
@@ -393,7 +394,7 @@ def test_the_flat_minutes_of_recorded_um_symbols_are_told_apart_by_the_coverage(
             "SELECT symbol, strftime(first, '%Y-%m-%dT%H:%M'), strftime(last, '%H:%M'), evidence FROM quality.gaps "
             "WHERE verdict = 'suspended' ORDER BY symbol"
         )
-        evidence = "every other symbol that is held was flat or missing, too (1: {}); " + CONFIRMED
+        evidence = "every other stored symbol was flat or missing, too (1: {}); " + CONFIRMED
         assert suspended.fetchall() == [
             ("AVAXUSDT", "2023-09-12T08:34", "08:52", evidence.format("NEARUSDT")),
             ("NEARUSDT", "2023-09-12T08:34", "08:52", evidence.format("AVAXUSDT")),
