@@ -16,9 +16,9 @@ from benchmarks.lakes import big_lake, lake_days, lake_series
 from benchmarks.processes import apart, as_a_notebook
 from benchmarks.report import Baseline, Row
 from market_data_pipeline import MarketData
-from market_data_pipeline.lake.catalog import publish_catalog
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.sql.publish import publish_catalog
 
 if TYPE_CHECKING:
     import polars as pl
@@ -56,7 +56,7 @@ class _Question:
 
 @as_a_notebook()
 def sql(archives: Archives, _: Path) -> list[Row]:
-    """SQL over 3 years of 1m klines of 10 symbols: one day of one symbol; the last 500 candles; hourly bars of a year.
+    """Measure SQL over 3 years of 1m klines of 10 symbols: one day, the last 500 candles, hourly bars.
 
     The catalog is opened read-only by DuckDB, as any tool does, and each answer is fetched as an Arrow table. Beside
     it: through ``MarketData.sql``, DuckDB over a plain pattern of files, and polars over the same pattern.
@@ -151,7 +151,7 @@ def _pattern(lake: Path, key: SeriesKey) -> Path:
 
 
 def _checked(answer: Callable[[], int], rows: int) -> Callable[[], int]:
-    """The same, but for a wrong number of rows, which raises."""
+    """Return the same, or raise for a wrong number of rows."""
 
     def checked() -> int:
         came = answer()
@@ -236,7 +236,7 @@ def _by_polars(
 
 @as_a_notebook()
 def vwap(archives: Archives, work: Path) -> list[Row]:
-    """The volume-weighted price of each minute of a week of a million aggTrades a day, by SQL over the view."""
+    """Measure the volume-weighted price of each minute of a week of a million aggTrades a day, by SQL over the view."""
     key, days, lake = archives.trade_series, archives.trade_days[:_WEEK], work / "lake"
     times = archives.scale.repetitions
     with serving(archives.trades()) as origin:

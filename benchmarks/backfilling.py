@@ -20,8 +20,8 @@ from benchmarks.measure import Cost, measured
 from benchmarks.processes import apart
 from benchmarks.report import Baseline, Row
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.on_disk import days_on_disk
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.lake.partitions import days_on_disk
+from market_data_pipeline.model.series import SeriesKey
 
 _FIVE_YEARS = 60
 """Months."""
@@ -31,7 +31,7 @@ _FEW = 2
 
 
 def backfill(archives: Archives, work: Path) -> list[Row]:
-    """A whole Dagster backfill of 365 days of 1m klines: one run, SQLite, a new DAGSTER_HOME, both checks on each day.
+    """Measure a whole Dagster backfill of 365 days of 1m klines: one run, SQLite, a new DAGSTER_HOME, both checks.
 
     What ``market-data backfill`` does after its imports: universe, definitions, records, run, catalog. The same days
     come with Dagster's stock event log for comparison.
@@ -70,7 +70,7 @@ def backfill_months(archives: Archives, work: Path) -> list[Row]:
 
 
 def backfill_trades(archives: Archives, work: Path) -> list[Row]:
-    """A whole Dagster backfill of two weeks of a million aggTrades a day: the memory of all its processes."""
+    """Measure a whole Dagster backfill of two weeks of a million aggTrades a day: the memory of all its processes."""
     key, days, mirror = archives.trade_series, archives.trade_days, archives.trades()
     with serving(mirror) as origin:
         ours = [apart(bring_all, work / f"trades-{n}", origin.env, {key: days}) for n in range(_FEW)]
@@ -85,7 +85,7 @@ def _memory(name: str, what: str, costs: Sequence[Cost], baselines: list[Baselin
 
 
 def yesterday(archives: Archives, work: Path) -> list[Row]:
-    """A day of 400 series as one Dagster run, each answer of the archive 50 ms late; both checks on each day.
+    """Measure a day of 400 series as one Dagster run, each answer of the archive 50 ms late; both checks on each day.
 
     What the daily schedule's run does after its imports. Beside it, a script that fetches the zips one after another.
     """
@@ -101,7 +101,7 @@ def yesterday(archives: Archives, work: Path) -> list[Row]:
 
 
 def load(archives: Archives, work: Path) -> list[Row]:
-    """A code location of 400 assets, from Dagster's import to the snapshot that its server is asked for.
+    """Measure a code location of 400 assets, from Dagster's import to the snapshot that its server is asked for.
 
     In a fresh process, with the project's own imports. The import of Dagster, which no code location can do without and
     which a slow moment of the machine doubles, stands beside it.
@@ -127,7 +127,7 @@ import dagster
 imported = time.perf_counter()
 warnings.simplefilter("ignore")
 from dagster._core.remote_representation.external_data import RepositorySnap
-from market_data_pipeline.definitions import defs
+from market_data_pipeline.defs.definitions import defs
 snapshot = RepositorySnap.from_def(defs().get_repository_def())
 loaded = time.perf_counter()
 print(imported - began, loaded - imported, len(snapshot.asset_nodes))
@@ -171,8 +171,9 @@ def _command(root: Path, env: Mapping[str, str], key: SeriesKey, days: Sequence[
 
 
 def _one_day(root: Path, env: Mapping[str, str], keys: Sequence[SeriesKey], day: date) -> Cost:
-    from market_data_pipeline.definitions import build_definitions, ignore_notices
-    from market_data_pipeline.defs.home import days_on_record, materialize_days, open_instance
+    from market_data_pipeline.defs.definitions import build_definitions, ignore_notices
+    from market_data_pipeline.defs.in_process import days_on_record, materialize_days
+    from market_data_pipeline.defs.platform.home import open_instance
     from market_data_pipeline.universe import load_universe
 
     os.environ.pop("DAGSTER_HOME", None)
@@ -210,8 +211,8 @@ def bring_all(
     import dagster._core.storage.schedules
 
     import market_data_pipeline.defs.event_log  # noqa: F401
-    from market_data_pipeline.defs.home import CONFIG, days_on_record, open_instance
-    from market_data_pipeline.sync import bring
+    from market_data_pipeline.defs.in_process import days_on_record, run_ingest
+    from market_data_pipeline.defs.platform.home import CONFIG, open_instance
 
     os.environ.pop("DAGSTER_HOME", None)
     warnings.simplefilter("ignore", dg.PreviewWarning)
@@ -225,7 +226,7 @@ def bring_all(
         del config["event_log_storage"]
         (layout.dagster_home / "dagster.yaml").write_text(yaml.safe_dump(config))
     with measured() as cost, cost.watching_helpers():
-        report = bring(settings_of(env, root, universe), wanted)
+        report = run_ingest(settings_of(env, root, universe), wanted)
     if report.failures:
         raise RuntimeError(f"{len(report.failures)} days failed: {report.failures[0].reason}")
     with open_instance(layout) as instance:

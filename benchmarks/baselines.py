@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -20,9 +21,9 @@ from isal import isal_zlib
 
 from benchmarks.measure import Cost, measured
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.schemas import ARROW_TYPES
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.specs import spec_of
+from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.schema import ARROW_TYPES
+from market_data_pipeline.model.series import SeriesKey
 
 
 def days_of(key: SeriesKey, days: Sequence[date]) -> list[str]:
@@ -49,7 +50,7 @@ def _reading(where: str | Path) -> Iterator[Callable[[str], bytes]]:
 
 
 def pandas_ingest(key: SeriesKey, zips: Sequence[str], where: str | Path, folder: Path) -> Cost:
-    """The script that many people have: requests, ``pandas.read_csv`` on the zip, ``to_parquet``, one after another.
+    """Run the common script: requests, ``pandas.read_csv`` on the zip, ``to_parquet``, one after another.
 
     Nothing is verified or checked, and no file is safe against a crash.
 
@@ -71,12 +72,12 @@ def pandas_ingest(key: SeriesKey, zips: Sequence[str], where: str | Path, folder
 
 
 def pandas_ingest_each(keys: Sequence[SeriesKey], day: date, url: str, folder: Path) -> float:
-    """The same script, for a day of one series after another; seconds."""
+    """Run the same script for a day of one series after another; seconds."""
     return sum(pandas_ingest(key, days_of(key, [day]), url, folder / str(n)).seconds for n, key in enumerate(keys))
 
 
 def polars_ingest(key: SeriesKey, zips: Sequence[str], where: str | Path, folder: Path) -> Cost:
-    """The same with polars, which reads and writes in threads of its own."""
+    """Run the same with polars, which reads and writes in threads of its own."""
     import polars as pl
 
     names = [column.name for column in spec_of(key).columns]
@@ -102,7 +103,7 @@ def bare_libraries(key: SeriesKey, zips: Sequence[str], mirror: Path, folder: Pa
 
     def one(zip_: str) -> None:
         table = pa_csv.read_csv(
-            pa.BufferReader(_only_member(mirror / zip_)),
+            cast("BinaryIO", pa.BufferReader(_only_member(mirror / zip_))),
             read_options=pa_csv.ReadOptions(column_names=list(types), use_threads=False),
             convert_options=options,
         )

@@ -17,7 +17,7 @@ import psutil
 
 from benchmarks.processes import FRESH, started, workers
 from market_data_pipeline import clock
-from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
+from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.settings import PREFIX, Settings
 
 T = TypeVar("T")
@@ -96,29 +96,29 @@ class Archives:
     tools: Path | None = None
 
     def klines(self) -> Path:
-        """A mirror with daily zips of :attr:`kline_series`."""
+        """Make a mirror with daily zips of :attr:`kline_series`."""
         self._make("daily", [([self.kline_series], days, 20_000) for days in _pieces(self.kline_days)])
         return self.folder / "daily"
 
     def trades(self) -> Path:
-        """The same mirror, with the days of :attr:`trade_series` in it."""
+        """Make the same mirror with the days of :attr:`trade_series` in it."""
         self._make("daily", [([self.trade_series], [day], self.scale.trades) for day in self.trade_days])
         return self.folder / "daily"
 
     def symbols(self) -> Path:
-        """The same mirror, with :attr:`query_days` of as many symbols as are queried together in it."""
+        """Make the same mirror with :attr:`query_days` of as many symbols as are queried together in it."""
         others = [klines(name) for name in symbol_names(self.scale.symbols)[1:]]
         self.klines()
         self._make("daily", [([key], self.query_days, 20_000) for key in others])
         return self.folder / "daily"
 
     def many(self) -> Path:
-        """A mirror that has :attr:`short_days` of :attr:`many_series`."""
+        """Make a mirror that has :attr:`short_days` of :attr:`many_series`."""
         self._make("many", [(keys, self.short_days, 500) for keys in _pieces(self.many_series)])
         return self.folder / "many"
 
     def monthly(self) -> Path:
-        """A mirror that has monthly and daily zips of :attr:`kline_series`, as the archive has of months gone by.
+        """Make a mirror that has monthly and daily zips of :attr:`kline_series`, as the archive has of months gone by.
 
         They hold the year of the daily zips, again and again, with the times of :attr:`months`.
         """
@@ -201,7 +201,7 @@ def symbol_names(count: int) -> list[str]:
 
 
 def klines(symbol: str, interval: str = "1m") -> SeriesKey:
-    """The series of a symbol's klines in spot."""
+    """Return the series of a symbol's klines in spot."""
     return SeriesKey(EXCHANGE, Market.SPOT, DataType.KLINES, symbol, interval)
 
 
@@ -292,7 +292,7 @@ class Origin:
 
 
 def settings_of(env: Mapping[str, str], root: Path, universe: Path = Path("universe.yaml")) -> Settings:
-    """Settings of a lake in ``root`` that is filled from an :class:`Origin`, whatever the environment says."""
+    """Return settings of a lake in ``root`` that is filled from an :class:`Origin`, whatever the environment says."""
     own: dict[str, Any] = {"_env_file": None, "dir": root, "budget_dir": root / "budget", "universe": universe}
     own |= {name.removeprefix(PREFIX).lower(): url for name, url in env.items()}
     return Settings(**own)
@@ -300,7 +300,7 @@ def settings_of(env: Mapping[str, str], root: Path, universe: Path = Path("unive
 
 @contextmanager
 def serving(mirror: Path, latency: float = 0.0) -> Iterator[Origin]:
-    """The sandbox in a process of its own, so that its CPU is apart; it still shares the machine's cores.
+    """Run the sandbox in its own process, so that its CPU counts apart; it still shares the machine's cores.
 
     Args:
         mirror: The archives.

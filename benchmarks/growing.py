@@ -11,7 +11,7 @@ from benchmarks.data import Archives, days_of_months, serving
 from benchmarks.measure import median
 from benchmarks.processes import apart
 from benchmarks.report import Baseline, Row
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.model.series import SeriesKey
 
 _AMOUNTS = 3
 
@@ -54,7 +54,7 @@ def _first(series: Sequence[SeriesKey], count: int, days: Sequence[date]) -> Map
 
 
 def _steps(most: int, steps: Sequence[int]) -> list[int]:
-    """The steps, in proportion where there is less than the last of them.
+    """Return the steps, in proportion if there is less than the last of them.
 
     >>> _steps(96, (12, 36, 96)), _steps(6, (12, 36, 96)), _steps(2, (12, 36, 96))
     ([12, 36, 96], [1, 2, 6], [1, 2])
@@ -67,7 +67,7 @@ def _repetitions(archives: Archives) -> int:
 
 
 def growth_rows(name: str, what: str, unit: str, costs: Mapping[int, Sequence[float]]) -> list[Row]:
-    """A row for each amount, with what a unit costs; and what each further one costs, which shows how that grows.
+    """Return a row for each amount with the cost of a unit, and the cost of each further one, which shows the growth.
 
     Args:
         name: Of the rows, before the amount.
@@ -103,6 +103,6 @@ def growth_rows(name: str, what: str, unit: str, costs: Mapping[int, Sequence[fl
 
 
 def _further(costs: Mapping[int, Sequence[float]], few: int, many: int) -> list[float]:
-    """What each one beyond a few costs, in ms: without what every backfill costs once."""
+    """Return the cost in ms of each one beyond a few, without the fixed cost of a backfill."""
     pairs = zip(costs[few], costs[many], strict=True)
     return [1000 * (after - before) / (many - few) for before, after in pairs]

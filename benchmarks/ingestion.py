@@ -17,11 +17,11 @@ from benchmarks.tools import DAILY_TOOLS, MONTHLY_TOOLS, beside
 from market_data_pipeline import clock
 from market_data_pipeline.ingest import DayFailure, DayOutcome, Sources, ingest
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.provenance import ChecksumStatus
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.model.provenance import ChecksumStatus
+from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.sources.file import ArchiveFile
-from market_data_pipeline.sources.vision import Archive
+from market_data_pipeline.sources.binance.archive import Archive
+from market_data_pipeline.sources.protocol import ArchiveFile
 
 _REQUESTS_A_DAY = 2
 """The zip and its checksum."""
@@ -55,7 +55,7 @@ def ingest_klines(archives: Archives, work: Path) -> list[Row]:
 
 
 def ingest_klines_from_afar(archives: Archives, work: Path) -> list[Row]:
-    """The daily zips again, each answer of the archive 50 ms late: as many waits at a time as there are connections."""
+    """Measure the daily zips again, each answer of the archive 50 ms late."""
     key, days, mirror = archives.kline_series, archives.kline_days, archives.klines()
     with serving(mirror, ROUND_TRIP_SECONDS) as origin:
         runs = _ingests(origin, key, days, work / "far", min(3, archives.scale.repetitions))
@@ -77,7 +77,7 @@ def ingest_klines_from_afar(archives: Archives, work: Path) -> list[Row]:
 
 
 def ingest_klines_of_months(archives: Archives, work: Path) -> list[Row]:
-    """A year of 1m klines from monthly zips on disk; beside it, over HTTP: two requests a month."""
+    """Measure a year of 1m klines from monthly zips on disk; beside it, over HTTP: two requests a month."""
     key, months, mirror = archives.kline_series, archives.months[:MONTHS_OF_A_YEAR], archives.monthly()
     days, zips, times = days_of_months(months), months_of(key, months), archives.scale.repetitions
     with serving(mirror) as origin:

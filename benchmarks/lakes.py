@@ -13,14 +13,15 @@ import pyarrow as pa
 from benchmarks.data import Archives, days_from, klines, symbol_names
 from benchmarks.processes import workers
 from market_data_pipeline import clock
-from market_data_pipeline.lake import files
-from market_data_pipeline.lake.catalog import publish_catalog
+from market_data_pipeline.lake import parquet
+from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.months import DayInMonth, encode_month
-from market_data_pipeline.lake.provenance import ChecksumStatus, Part, Provenance, Source, content_sha256
-from market_data_pipeline.schemas import lake_schema
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.specs import spec_of
+from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.provenance import ChecksumStatus, Part, Provenance, Source
+from market_data_pipeline.model.schema import lake_schema
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.sql.publish import publish_catalog
 
 LAKE_FROM = date(2022, 1, 1)
 
@@ -28,17 +29,17 @@ _MINUTES, _MINUTE_US = 1440, 60_000_000
 
 
 def lake_days(archives: Archives) -> list[date]:
-    """The days that the lake has of each symbol."""
+    """Return the days that the lake has of each symbol."""
     return days_from(LAKE_FROM, archives.scale.lake_days)
 
 
 def lake_series(archives: Archives) -> list[SeriesKey]:
-    """The series that it has."""
+    """Return its series."""
     return [klines(symbol) for symbol in symbol_names(archives.scale.symbols)]
 
 
 def big_lake(archives: Archives) -> Path:
-    """The root of a lake with years of 1m klines of several symbols; made once and kept.
+    """Return the root of a lake with years of 1m klines of several symbols. It is made once.
 
     Months of which all days are there are closed, the days of the last have files of their own. Prices are random
     walks. Files and footers are as ``ingest`` leaves them, but for what they say of where the rows
@@ -70,12 +71,12 @@ def _write_series(root: Path, key: SeriesKey, days: Sequence[date], seed: int) -
             layout.month(key, month[0].record.day).write_bytes(encode_month(month, spec))
             continue
         for record, table in month:
-            encoded = files.encode_table(table, record, spec)
+            encoded = parquet.encode_table(table, record, spec)
             layout.file(key, record.day).write_bytes(encoded)
 
 
 def _candles(key: SeriesKey, day: date, price: float, random: np.random.Generator) -> tuple[pa.Table, float]:
-    """A day of candles that go on from a price, and the price at its end."""
+    """Return a day of candles that start at a price, and the last price."""
     steps = np.exp(random.normal(0, 0.0008, (_MINUTES, 4)).cumsum()).reshape(_MINUTES, 4)
     path = np.round(price * steps, 2)
     volume = np.round(random.gamma(2, 10, _MINUTES), 5)
@@ -83,8 +84,8 @@ def _candles(key: SeriesKey, day: date, price: float, random: np.random.Generato
     mean = path.mean(axis=1)
     opened = clock.day_start_us(day) + np.arange(_MINUTES) * _MINUTE_US
     columns = {
-        "symbol": pa.DictionaryArray.from_arrays(pa.array(np.zeros(_MINUTES, np.int32)), pa.array([key.symbol])),
-        "interval": pa.DictionaryArray.from_arrays(pa.array(np.zeros(_MINUTES, np.int32)), pa.array([key.interval])),
+        "symbol": pa.DictionaryArray.from_arrays(np.zeros(_MINUTES, np.int32), pa.array([key.symbol])),
+        "interval": pa.DictionaryArray.from_arrays(np.zeros(_MINUTES, np.int32), pa.array([key.interval])),
         "open_time": pa.array(opened).cast(pa.timestamp("us")),
         "open": path[:, 0],
         "high": path.max(axis=1),

@@ -79,12 +79,12 @@ def _cpu_seconds() -> float:
 
 
 def median(values: list[float]) -> float:
-    """The middle one."""
+    """Return the median."""
     return statistics.median(values)
 
 
 def peak_memory_mb(process: psutil.Process) -> float:
-    """The most resident memory that a process has had, in MB (10⁶ bytes); what it has now where that is not known."""
+    """Return the peak resident memory of a process in MB (10⁶ bytes), or today's if the peak is unknown."""
     status = Path(f"/proc/{process.pid}/status")
     if status.exists():
         # ru_maxrss of a Linux process begins with what its parent had when it was started; VmHWM is its own.

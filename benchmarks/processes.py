@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from benchmarks import AS_A_NOTEBOOK
-from market_data_pipeline.processes import PURGE_DELAY
+from market_data_pipeline.lake.arrow_memory import PURGE_DELAY
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,7 +66,7 @@ def as_a_notebook() -> Iterator[None]:
 
 @contextmanager
 def workers() -> Iterator[ProcessPoolExecutor]:
-    """A process for each core, for what is not measured."""
+    """Return a pool with a process for each core, for work that is not measured."""
     if _kept is not None:
         yield _kept.pool
         return

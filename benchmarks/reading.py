@@ -21,7 +21,7 @@ from benchmarks.processes import apart, as_a_notebook
 from benchmarks.report import Baseline, Row
 from market_data_pipeline import MarketData
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.model.series import SeriesKey
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,12 +15,13 @@ from benchmarks.measure import Cost, measured
 from benchmarks.processes import apart, workers
 from benchmarks.report import Baseline, Row
 from market_data_pipeline import clock
-from market_data_pipeline.lake import files
-from market_data_pipeline.lineage import source_of
-from market_data_pipeline.quality.reconciliation import DaySides, reconcile_days
-from market_data_pipeline.schemas import lake_schema
-from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
-from market_data_pipeline.specs import spec_of
+from market_data_pipeline.lake import parquet
+from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.lineage import source_of
+from market_data_pipeline.model.schema import lake_schema
+from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
+from market_data_pipeline.reconciliation.bars import DaySides
+from market_data_pipeline.reconciliation.rebuild import reconcile_days
 
 KEY = SeriesKey(EXCHANGE, Market.UM, DataType.KLINES, "BUSYUSDT", "1m")
 MOST_DAYS, MINUTES, MINUTE_US = 31, 1440, 60_000_000
@@ -124,5 +125,5 @@ def write_day(folder: Path, day: date, number: int, count: int) -> DaySides:
         labels = [label for label in (series.symbol, series.interval) if label is not None]
         words = [pa.array([label] * len(columns[0])).dictionary_encode() for label in labels]
         table = pa.table([*words, *columns], schema=schema)
-        files.write_table(folder / series.file(day), table, spec=spec)
+        parquet.write_table(folder / series.file(day), table, spec=spec)
     return DaySides(day, folder / KEY.file(day), folder / source.file(day))

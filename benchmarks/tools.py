@@ -2,7 +2,7 @@
 
 None of them can be told another address, by argument, setting or environment: where they spell Binance's, a line of the
 script that starts them puts the server's in its place. Nothing else of theirs is touched, and their imports are not
-timed. What they do and do not do beside downloading is said in ``docs/performance.md``.
+timed. What they do and do not do beside downloading is said in ``docs/development/performance.md``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.data import Archives
 from benchmarks.report import Baseline
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.model.series import SeriesKey
 
 _INSTALL_SECONDS, _RUN_SECONDS = 1200, 600
 
@@ -144,7 +144,7 @@ def beside(
     work: Path,
     rows: int,
 ) -> tuple[list[Baseline], list[str]]:
-    """What tools take to bring days of 1m klines.
+    """Measure published tools that fetch days of 1m klines.
 
     Args:
         tools: Which.
@@ -176,7 +176,7 @@ def beside(
 
 
 def _installed(tool: Tool, folder: Path) -> Path:
-    """The Python of an environment that has the tool, which is made where it is not there."""
+    """Return the Python of an environment with the tool, which is made if it is missing."""
     python, done = folder / "bin" / "python", folder / "installed"
     if not done.exists() or done.read_text() != repr(tool.packages):
         _answer([sys.executable, "-m", "venv", "--clear", str(folder)], "not installed", _INSTALL_SECONDS)
@@ -197,7 +197,7 @@ def _run(python: Path, tool: Tool, arguments: Sequence[str], folder: Path) -> tu
 
 
 def _answer(command: Sequence[str], fault: str, seconds: float, env: dict[str, str] | None = None) -> str:
-    """What a command prints.
+    """Return the output of a command.
 
     Raises:
         RuntimeError: it failed, or took too long.

@@ -14,12 +14,12 @@ from benchmarks.ingestion import ingest_into
 from benchmarks.measure import Cost, measured
 from benchmarks.processes import apart, workers
 from benchmarks.report import Baseline, Row
-from market_data_pipeline.lake import files
+from market_data_pipeline.lake import parquet
+from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.provenance import content_sha256
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.specs import spec_of
-from market_data_pipeline.verify import prove_local
+from market_data_pipeline.maintenance.scrub import verify_local
+from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.series import SeriesKey
 
 _WEEK = 7
 
@@ -52,12 +52,12 @@ def _copy(lake: Path, key: SeriesKey, other: SeriesKey, days: Sequence[date]) ->
     layout, spec = Layout(lake), spec_of(key)
     layout.folder(other).mkdir(parents=True)
     for day in days:
-        record, table = files.read_whole(layout.file(key, day))
-        labels = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(table), np.int32)), pa.array([other.symbol]))
+        record, table = parquet.read_whole(layout.file(key, day))
+        labels = pa.DictionaryArray.from_arrays(np.zeros(len(table), np.int32), pa.array([other.symbol]))
         number = table.schema.get_field_index("symbol")
         table = table.set_column(number, table.schema.field(number), labels)
         record = record.model_copy(update={"series": str(other), "content_sha256": content_sha256(table)})
-        encoded = files.encode_table(table, record, spec)
+        encoded = parquet.encode_table(table, record, spec)
         layout.file(other, day).write_bytes(encoded)
 
 
@@ -88,7 +88,7 @@ def _row(
 
 def _prove(lake: Path, env: Mapping[str, str], keys: Sequence[SeriesKey]) -> tuple[int, Cost]:
     with measured() as cost:
-        report = prove_local(settings_of(env, lake), keys, processes=0)
+        report = verify_local(settings_of(env, lake), keys, processes=0)
     if not report.all_well:
         raise RuntimeError(f"Files that were just written are not what they say: {report.faults}")
     return report.rows, cost

@@ -1,4 +1,7 @@
-"""A complete, verified copy of Binance's market history in Parquet, kept by Dagster and queried with SQL and Python."""
+"""Store a complete, verified copy of Binance's market history in Parquet, and query it with SQL and Python.
+
+Code does not belong here: importing the package must be cheap.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ if TYPE_CHECKING:
     from market_data_pipeline.client import MarketData as MarketData
 
 __all__ = ["GapError", "GapWarning", "MarketData"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> object:
-    # Imported when asked for: a Dagster run process needs neither the client nor what it imports.
+    # Import on first use: a Dagster run process needs neither the client nor its imports.
     if name in __all__:
         from market_data_pipeline import client
 

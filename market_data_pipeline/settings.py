@@ -1,7 +1,11 @@
-"""Environment, or a ``.env`` file, to :class:`Settings`. Every setting has the prefix ``MARKET_DATA_``."""
+"""Read :class:`Settings` from the environment or a ``.env`` file. Every setting has the prefix ``MARKET_DATA_``.
+
+Facts about Binance that no user changes do not belong here (``model/datasets.py``).
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cached_property
 from pathlib import Path
@@ -12,20 +16,20 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.series import Market
+from market_data_pipeline.model.series import Market
 
 PREFIX = "MARKET_DATA_"
 
 
 class Settings(BaseSettings):
-    """What a user can set; ``.env.example`` shows the same list. Without settings the real Binance is asked."""
+    """All settings. ``.env.example`` has the same list. The defaults use the real Binance."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
     )
 
-    dir: Path = Field(Path("data"), description="The root: lake, ledgers, catalog and Dagster's own files.")
-    universe: Path = Field(Path("universe.yaml"), description="What to collect.")
+    dir: Path = Field(Path("data"), description="The data folder: lake, ledgers, catalog and Dagster's records.")
+    universe: Path = Field(Path("universe.yaml"), description="The file that lists the series to collect.")
 
     vision_url: str = Field("https://data.binance.vision", description="The archive.")
     vision_listing_url: str = Field(
@@ -33,79 +37,104 @@ class Settings(BaseSettings):
     )
     spot_url: str = Field(
         "https://data-api.binance.vision",
-        description="REST of spot; this host answers where api.binance.com is blocked.",
+        description="REST for spot. The default host serves public data where `api.binance.com` is blocked.",
     )
-    um_url: str = Field("https://fapi.binance.com", description="REST of USDⓈ-margined futures.")
-    cm_url: str = Field("https://dapi.binance.com", description="REST of coin-margined futures.")
+    um_url: str = Field("https://fapi.binance.com", description="REST for USDⓈ-margined futures.")
+    cm_url: str = Field("https://dapi.binance.com", description="REST for coin-margined futures.")
 
     weight_share: float = Field(
-        0.5, gt=0, le=1, description="Share of Binance's REST limit to use: bots often sit behind the same address."
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of Binance's request limit to use, by all of your processes on this machine together. "
+        "If several users collect from one address, their shares should add up to less than 1.",
     )
     budget_dir: Path | None = Field(
         None,
-        description="Where processes share the REST budget; by default a private folder in the user's cache.",
+        description="Folder in which your processes share the request limit. It must belong to you alone and be no "
+        "link. Default: `market-data-pipeline` in your cache (`XDG_CACHE_HOME` or `~/.cache`); without a home folder, "
+        "in `XDG_RUNTIME_DIR` or the temporary folder.",
     )
     rest_trades_weight: int = Field(
         4000,
         ge=0,
-        description="Most REST weight that one run spends on aggTrades, by market; the rest waits for the archive.",
+        description="Request weight that one run may spend on aggTrades, per market. Other days wait for the archive.",
     )
     rest_pause_seconds: float = Field(
         120,
         ge=0,
-        description="Longest pause that a REST host may ask for (429, Retry-After) before it is off for the run.",
+        description="Longest pause in seconds that a REST host may request (429, Retry-After). If it requests more, "
+        "the run does without this host.",
     )
 
-    max_partitions_per_run: int = Field(366, ge=2, description="Most days in one Dagster run of a backfill.")
+    max_partitions_per_run: int = Field(366, ge=2, description="Days in one Dagster run of a backfill.")
     download_threads: int = Field(
-        8, ge=1, le=64, description="Downloads from a host at the same time; twice as many days are in work."
+        8, ge=1, le=64, description="Simultaneous downloads per host. Twice as many days are in progress."
     )
-    memory_mb: int = Field(512, ge=64, description="What days that are being worked on may take together, in MB.")
+    memory_mb: int = Field(512, ge=64, description="Memory in MB for all days in progress together.")
     quarantine_mb: int = Field(
-        2000, ge=1, description="How much refused files may take in quarantine, in MB; one series at most half of it."
+        2000, ge=1, description="Size limit in MB for quarantine. One series gets at most half of it."
     )
-    retries: int = Field(5, ge=0, description="How often a passing fault (5xx, a cut body) is tried again.")
-    retry_backoff_seconds: float = Field(0.5, ge=0, description="First pause between attempts; it doubles each time.")
+    retries: int = Field(5, ge=0, description="Retries after a temporary failure (5xx, a truncated body).")
+    retry_backoff_seconds: float = Field(
+        0.5, ge=0, description="Pause in seconds before the first retry. It doubles with each retry."
+    )
     timeout_seconds: float = Field(
-        60, gt=0, description="Seconds for one HTTP answer; a zip may take longer at 16 kB/s."
+        60,
+        gt=0,
+        description="Time limit in seconds for one HTTP answer. A zip may take longer at 16 kB/s or more. All retries "
+        "of an answer together take less than twice this time without progress.",
     )
     max_zip_mb: int = Field(
         256,
         ge=1,
-        description="Biggest zip to download, in MB; the biggest daily files have 120.",
+        description="Size limit in MB for a zip. The biggest daily files of Binance have 120 MB.",
     )
     lock_wait_seconds: float = Field(
-        600, ge=0, description="How long to wait for another run that writes the same series."
+        600, ge=0, description="Time in seconds to wait for another run that writes the same series."
     )
 
     ui_hosts: str = Field(
-        "", description="Names under which the UI is reached, separated by commas, beside those of this machine."
+        "",
+        description="Names of proxies in front of Dagster's UI, `name` or `name:port`, separated by commas. "
+        "Names of this machine need no entry.",
     )
-    daily_hour: int = Field(10, ge=0, le=23, description="UTC hour of the daily schedule; archives appear 03:00-09:00.")
-    hourly_minute: int = Field(5, ge=1, le=59, description="Minute of the hourly schedule for today.")
-    recent_days: int = Field(14, ge=1, description="How far back the daily schedule looks for days that are not final.")
+    daily_hour: int = Field(
+        10,
+        ge=0,
+        le=23,
+        description="UTC hour of the schedule `daily`. The archive publishes the previous day between 03:00 and 09:00.",
+    )
+    hourly_minute: int = Field(5, ge=1, le=59, description="Minute of the schedule `hourly`, which fetches today.")
+    recent_days: int = Field(
+        14, ge=1, description="Days that the schedule `daily` looks back for days that are not final."
+    )
     archive_minutes: int = Field(
-        30, ge=1, le=1440, description="How often the sensor looks whether archives were published, in minutes."
+        30, ge=1, le=1440, description="Minutes between two looks of the sensor `archive_published`."
     )
     verify_every: Literal["day", "week", "month"] = Field(
-        "week", description="How often the schedule of verify looks whether archives were replaced."
+        "week", description="Interval of the schedule `verify`, which looks for replaced archives."
     )
     provisional_days: int = Field(
-        10, ge=1, description="After how many days a day that is still provisional is reported; archives stall for 9."
+        10,
+        ge=1,
+        description="Days after which a provisional day is reported. Publication has stalled for 9 days before.",
     )
     compact_grace_minutes: int = Field(
-        60, ge=0, description="How long the files of days stay after their month was put into one file."
+        60, ge=0, description="Minutes before the files of days are removed, once their month is one file."
     )
     keep_runs_days: int = Field(
-        90, ge=1, description="How long the schedule of prune keeps runs and their logs in Dagster's records."
+        90,
+        ge=1,
+        description="Days after which the schedule `prune` removes runs and their logs from Dagster's records.",
     )
-    sql_memory_mb: int = Field(2048, ge=64, description="Memory in MB that one query in SQL may take.")
+    sql_memory_mb: int = Field(2048, ge=64, description="Memory in MB for one query.")
     sql_disk_mb: int = Field(
-        10000, ge=0, description="MB below the root that a query may take for what does not fit into its memory."
+        10000, ge=0, description="Disk space in MB, below the data folder, for a query that exceeds its memory."
     )
-    sql_seconds: float = Field(300, ge=0, description="How many seconds a query in SQL may take; 0 means no limit.")
+    sql_seconds: float = Field(300, ge=0, description="Time limit in seconds for one query. 0 means no limit.")
     profile_level: float = Field(
-        0, ge=0, description="Size of a price level in tradeProfile; 0 takes 0.01 % of the price."
+        0, ge=0, description="Height of a price level in tradeProfile. 0 means 0.01 % of the price."
     )
 
     @field_validator("vision_url", "vision_listing_url", "spot_url", "um_url", "cm_url")
@@ -119,37 +148,44 @@ class Settings(BaseSettings):
         except ValueError:
             names_host = False
         if not names_host:
-            raise ValueError(f"{url!r} is not a URL: it must name a host, and perhaps a port")
+            raise ValueError(f"{url!r} is not a URL: it must have a host, and may have a port")
         return url.rstrip("/")
 
     @cached_property
     def root(self) -> Path:
-        """The root folder, absolute."""
+        """Return the absolute path of the data folder."""
         try:
             return self.dir.expanduser().absolute()
         except RuntimeError as error:
-            raise UsageError(f"{PREFIX}DIR is {self.dir}, and there is no such home folder. Name it whole.") from error
+            raise UsageError(
+                f"{PREFIX}DIR is {self.dir}, and there is no such home folder. Use an absolute path."
+            ) from error
 
     @property
     def ui_host_names(self) -> list[str]:
-        """The names in ``ui_hosts``."""
+        """Return the names in ``ui_hosts``."""
         return [name.strip() for name in self.ui_hosts.split(",") if name.strip()]
 
     def rest_url(self, market: Market) -> str:
-        """Base URL of a market's REST host."""
+        """Return the base URL of a market's REST host."""
         return {Market.SPOT: self.spot_url, Market.UM: self.um_url, Market.CM: self.cm_url}[market]
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Read the environment and ``.env``; keyword arguments win.
+    """Read the environment and ``.env``. Keyword arguments take precedence.
 
     Raises:
-        UsageError: a setting is not what it may be; the text names it and the reason.
+        UsageError: A setting is invalid. The message names the setting and the reason.
     """
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # pydantic converts and checks each
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The file .env in this folder cannot be read: {error}.") from error
+        raise UsageError(f"Cannot read the file .env in this folder: {error}.") from error
     except ValidationError as error:
         wrong = "; ".join(f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
-        raise UsageError(f"A setting in the environment or in .env is wrong. {wrong}") from None
+        raise UsageError(f"A setting in the environment or in .env is invalid. {wrong}") from None
+
+
+def cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,10 +1,7 @@
-"""The command ``market-data``: each command is a thin door to what the package does.
+"""The command ``market-data``: read options, show progress and tables, return exit codes.
 
-What belongs here: reading options, showing progress and tables, exit codes. What does not: anything that a notebook or
-Dagster needs too. Exit codes: 0 everything requested is stored and its checks pass, 1 something failed, 2 the request
-is invalid, 3 everything was fetched, but some days are incomplete or fail their checks.
-
-Commands import what is slow to import (Dagster, DuckDB) when they run, so that ``--help`` answers at once.
+Commands import slow packages (Dagster, DuckDB) when they run, so that ``--help`` answers at once. ``summary.ExitCode``
+lists the exit codes. Code that a notebook or Dagster needs too does not belong here.
 """
 
 from __future__ import annotations
@@ -15,26 +12,31 @@ from typing import Any
 
 import click
 
-from market_data_pipeline.processes import keep_memory
+from market_data_pipeline.lake.arrow_memory import reuse_memory
 
-keep_memory()
+reuse_memory()
 
 # isort: split
-from market_data_pipeline import __version__, faults
-from market_data_pipeline.cli.collect import add, backfill, sync
+from market_data_pipeline import __version__
+from market_data_pipeline.cli.add import add
+from market_data_pipeline.cli.backfill import backfill
 from market_data_pipeline.cli.compact import compact_command
 from market_data_pipeline.cli.coverage import coverage
 from market_data_pipeline.cli.demo import demo
+from market_data_pipeline.cli.doctor import doctor
 from market_data_pipeline.cli.prune import prune
 from market_data_pipeline.cli.quarantine import quarantine
-from market_data_pipeline.cli.query import sql
 from market_data_pipeline.cli.reconcile import reconcile
-from market_data_pipeline.cli.servers import sandbox, ui
+from market_data_pipeline.cli.sandbox import sandbox
 from market_data_pipeline.cli.signals import ending_the_process
+from market_data_pipeline.cli.sql import sql
 from market_data_pipeline.cli.status import status
+from market_data_pipeline.cli.sync import sync
+from market_data_pipeline.cli.ui import ui
 from market_data_pipeline.cli.universe import universe
 from market_data_pipeline.cli.verify import verify
 from market_data_pipeline.errors import MarketDataError, UsageError
+from market_data_pipeline.model import faults
 
 
 class _Refused(click.ClickException):
@@ -42,7 +44,7 @@ class _Refused(click.ClickException):
 
 
 class _Commands(click.Group):
-    """A group whose commands end with a message, never with a traceback, where the fault could be foreseen."""
+    """A group whose commands end with a message, not with a traceback, if the fault could be foreseen."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -65,18 +67,24 @@ class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.commands)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
+        """List the commands by group."""
+        for title, commands in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(command.name or "", command.get_short_help_str()) for command in commands])
+
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="market-data")
 def main() -> None:
-    """Keep a complete, verified copy of Binance's market history, and query it.
+    """Collect a complete, verified copy of Binance's market history, and query it.
 
-    Data lies below the folder that MARKET_DATA_DIR names (./data by default); universe.yaml says what is collected.
-    Settings come from the environment or a .env file: see .env.example. All days and times are UTC.
+    MARKET_DATA_DIR names the data folder (default: ./data). universe.yaml lists the series to collect. Settings come
+    from the environment or a .env file: see .env.example. All days and times are UTC.
 
     Begin with:
 
-      market-data demo                               all of it on made-up data, without network
+      market-data demo                               the pipeline on made-up data, without network
       market-data add BTCUSDT 1h --from 2024-01-01   collect a series and fetch it
       market-data sync                               everything in the universe, up to now
       market-data sql "FROM binance_spot.klines LIMIT 5"
@@ -84,29 +92,20 @@ def main() -> None:
 
 
 def _keep_examples(command: click.Command) -> None:
-    """Let indented paragraphs of a help text stand as they are written, which click does after a backspace."""
+    """Stop click from wrapping indented paragraphs of a help text. It leaves a paragraph alone after a backspace."""
     command.help = re.sub(r"\n\n(?=  )", "\n\n\b\n", inspect.cleandoc(command.help or ""))
 
 
-COMMANDS = (
-    demo,
-    add,
-    backfill,
-    sync,
-    status,
-    coverage,
-    quarantine,
-    verify,
-    reconcile,
-    compact_command,
-    prune,
-    sql,
-    universe,
-    sandbox,
-    ui,
-)
+GROUPS: dict[str, tuple[click.Command, ...]] = {
+    "Get data": (add, sync, backfill),
+    "Look at data": (status, coverage, sql, universe),
+    "Check and repair": (verify, reconcile, quarantine, compact_command, prune, doctor),
+    "Run": (ui, demo, sandbox),
+}
+"""The commands in the order of the help text, by group."""
 
-for command in COMMANDS:
-    main.add_command(command)
-    _keep_examples(command)
+for commands in GROUPS.values():
+    for command in commands:
+        main.add_command(command)
+        _keep_examples(command)
 _keep_examples(main)

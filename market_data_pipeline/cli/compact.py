@@ -1,4 +1,4 @@
-"""``market-data compact``: the candles of months that are over, in a file a month."""
+"""``market-data compact``: merge the candles of finished months into one file per month."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from datetime import timedelta
 
 import click
 
-from market_data_pipeline.cli.choice import asked, choosing_klines, series_among
-from market_data_pipeline.cli.screen import aside, counted, progress_bar
+from market_data_pipeline.cli.console import aside, counted, progress_bar
+from market_data_pipeline.cli.selection import asked, choosing_klines, series_among
 from market_data_pipeline.cli.summary import ExitCode, end
-from market_data_pipeline.compacting import CompactReport, compact
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.maintenance.compaction import CompactReport, compact
+from market_data_pipeline.model.datasets import closes_months
 from market_data_pipeline.settings import load_settings
-from market_data_pipeline.specs import closes_months
 
 
 @click.command("compact")
@@ -21,25 +21,25 @@ from market_data_pipeline.specs import closes_months
 @click.option(
     "--grace",
     type=click.IntRange(min=0),
-    help="Minutes that the files of days stay after their month was closed. Left out: as the settings say, an hour.",
+    help="Minutes before the files of days are removed, once their month is one file. Default: the setting, 60.",
 )
 def compact_command(
     markets: Sequence[str], symbols: Sequence[str], intervals: Sequence[str], grace: int | None
 ) -> None:
-    """Put the candles of each month that is over into one file.
+    """Merge finished months into one file each.
 
-    A query over years opens a file a month instead of thirty, and is answered several times as fast. A month is closed
-    when all of its days are held and final. The files of its days are removed an hour later, by the next call, so that
-    whoever is reading them can finish; until then both are there, and every reader of this project takes the month's.
-    A day that is fetched again later is written into its month. Nothing is downloaded.
+    A query over years opens one file per month instead of thirty, and is several times as fast. A month is closed when
+    all of its days are final. The next call an hour later removes the files of its days, so that running queries can
+    finish. Until then both exist, and every reader of this project uses the month's file. A day that is fetched again
+    later is written into its month. Nothing is downloaded.
 
       market-data compact
       market-data compact --symbol BTCUSDT --interval 1m
     """
-    from market_data_pipeline.lake.catalog import series_held
+    from market_data_pipeline.lake.partitions import known_series
 
     settings = load_settings()
-    held = [key for key in series_held(Layout(settings.root)) if closes_months(key.data_type)]
+    held = [key for key in known_series(Layout(settings.root)) if closes_months(key.data_type)]
     if not held:
         aside().print(f"No klines are held in {settings.root} yet, so there is no month to close.", soft_wrap=True)
         return

@@ -12,17 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from market_data_pipeline import clock
-from market_data_pipeline.cli.choice import asked, choosing_series, series_among
-from market_data_pipeline.cli.coverage_page import coverage_page
-from market_data_pipeline.cli.screen import aside, counted, out, red
+from market_data_pipeline.cli.console import aside, counted, out, red
+from market_data_pipeline.cli.selection import asked, choosing_series, series_among
+from market_data_pipeline.coverage.calendar import SeriesCalendar
+from market_data_pipeline.coverage.page import coverage_page
+from market_data_pipeline.coverage.summary import SeriesCoverage, survey
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.lake import files
+from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.states import DayState
-from market_data_pipeline.quality.calendar import SeriesCalendar
-from market_data_pipeline.quality.standing import SeriesCoverage
+from market_data_pipeline.model.states import DayState
 from market_data_pipeline.settings import load_settings
-from market_data_pipeline.survey import survey
 from market_data_pipeline.universe import Universe, load_universe
 
 _HEADS = {
@@ -48,7 +47,7 @@ _SHOWN_DOUBTFUL = 20
     "--html",
     "page",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a page with a calendar of each series, in one file that needs nothing else.",
+    help="Write an HTML page with a calendar of each series, as one self-contained file.",
 )
 def coverage(
     markets: tuple[str, ...],
@@ -57,23 +56,27 @@ def coverage(
     intervals: tuple[str, ...],
     page: Path | None,
 ) -> None:
-    """Show how complete each series is: its days by state, and what is missing inside of them by verdict.
+    """Show how complete each series is.
 
-    Of days that are held, final ones are settled, healed ones have rows from REST that the archive lacks, in those with
-    an outage the exchange stood still, and of incomplete ones (incompl.) rows are missing that nothing explains.
-    Failed and missing are as in `market-data status`, and so is provisional (prov.), but for days that are incomplete.
-    Days that are held and not beyond doubt are named below: the archive that replaced theirs was refused, a person
-    accepted a checksum that does not match, or their integrity check fails. What is left out is all series.
+    The table counts days by state, and missing rows inside of them by verdict.
+
+    Final days need no more work. Healed days have rows from REST that are missing in the archive. On outage days the
+    exchange was halted. Incomplete days (incompl.) have missing rows without an explanation. Failed and missing mean
+    the same as in `market-data status`. So does provisional (prov.), without incomplete days.
+
+    Stored days with a doubt are listed below the table: the archive that replaced theirs was refused, a person accepted
+    a checksum that does not match, or their integrity check fails. An option that you leave out selects all.
 
       market-data coverage --market um --interval 1m
       market-data coverage --html coverage.html
     """
-    from market_data_pipeline.lake.catalog import refresh_catalog, series_held
+    from market_data_pipeline.lake.partitions import known_series
+    from market_data_pipeline.sql.publish import refresh_catalog
 
     settings = load_settings()
     layout = Layout(settings.root)
     refresh_catalog(layout)
-    held = series_held(layout)
+    held = known_series(layout)
     universe = _universe(settings.universe, or_without=bool(held))
     there = list(dict.fromkeys([*universe.series(), *held]))
     what = asked(markets, data_types, symbols, intervals)
@@ -84,12 +87,12 @@ def coverage(
     tell_doubtful([one.coverage for one in surveyed], out())
     if page is not None:
         text = coverage_page(calendars, str(settings.root), clock.now())
-        files.write_bytes(page.absolute(), text.encode())
+        storage.write_bytes(page.absolute(), text.encode())
         out().print(f"{page} shows {counted(len(calendars), 'calendar')}.", soft_wrap=True)
 
 
 def _universe(path: Path, *, or_without: bool) -> Universe:
-    """The universe; where it cannot be read, and it may do without, one that collects nothing."""
+    """Return the universe. If it cannot be read and ``or_without`` is set, return an empty one."""
     try:
         return load_universe(path)
     except UsageError as error:

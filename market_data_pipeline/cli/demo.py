@@ -15,14 +15,14 @@ from pathlib import Path
 import click
 
 from market_data_pipeline import clock
-from market_data_pipeline.cli.choice import Asked, choose
-from market_data_pipeline.cli.collect import fetch
-from market_data_pipeline.cli.query import run_query
-from market_data_pipeline.cli.screen import aside, out
+from market_data_pipeline.cli.console import aside, out
+from market_data_pipeline.cli.download import fetch
+from market_data_pipeline.cli.selection import Asked, choose
 from market_data_pipeline.cli.signals import LAST_SECONDS
+from market_data_pipeline.cli.sql import run_query
 from market_data_pipeline.cli.status import all_series, show
 from market_data_pipeline.cli.summary import end
-from market_data_pipeline.lake import files
+from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import load_universe
@@ -68,10 +68,11 @@ GROUP BY symbol ORDER BY symbol""",
 @click.option("--ui", "then_ui", is_flag=True, help="Afterwards run Dagster's UI over the demo's data, until Ctrl-C.")
 @click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="Port of the UI.")
 def demo(then_ui: bool, port: int) -> None:
-    """Show all of it on made-up data, without network.
+    """Run the pipeline on made-up data.
 
-    A backfill through Dagster, what is held, answers in SQL. Starts the sandbox on a free port and keeps everything in
-    the folder demo below MARKET_DATA_DIR, apart from your data. Run again, it downloads only what is new.
+    Needs no network. Starts the sandbox on a free port, runs a backfill through Dagster, shows what is stored, and runs
+    two queries. Its data is in the folder demo below MARKET_DATA_DIR, apart from yours. A second run downloads only new
+    days.
     """
     from market_data_pipeline.sandbox import Sandbox
 
@@ -110,7 +111,7 @@ def demo(then_ui: bool, port: int) -> None:
 
 
 def _run_ui(settings: Settings, port: int, sandbox: dict[str, str]) -> None:
-    from market_data_pipeline.defs.home import dagster_dev_command, end_all_with_this_process, prepare_ui
+    from market_data_pipeline.defs.platform.home import dagster_dev_command, end_all_with_this_process, prepare_ui
 
     prepare_ui(Layout(settings.root), port=port, allowed_hosts=settings.ui_host_names)
     aside().print(f"Dagster's UI comes up at http://127.0.0.1:{port}, until Ctrl-C.")
@@ -131,18 +132,18 @@ def write_universe(root: Path) -> Path:
     """Write the demo's own ``universe.yaml`` for the last :data:`DAYS` days; return where."""
     path = root / "universe.yaml"
     first = clock.today() - timedelta(days=DAYS - 1)
-    files.write_bytes(path, _UNIVERSE.format(days=DAYS, first=first).encode())
+    storage.write_bytes(path, _UNIVERSE.format(days=DAYS, first=first).encode())
     return path
 
 
 def demo_settings(root: Path, universe: Path, url: str) -> Settings:
-    """The settings in force, with the demo's root and universe and the sandbox's address."""
+    """Return the current settings with the demo's root and universe and the sandbox's address."""
     hosts = ("vision_url", "vision_listing_url", "spot_url", "um_url", "cm_url")
     return load_settings(dir=root, universe=universe, **dict.fromkeys(hosts, url))
 
 
 def as_typed() -> str:
-    """How this command is called from this shell: by its name where that finds it, else by where it is installed."""
+    """Return the command as this shell finds it: its name if that is on the PATH, else its path."""
     installed = Path(sys.executable).with_name("market-data")
     by_name = shutil.which("market-data")
     if not installed.exists() or (by_name is not None and Path(by_name).resolve() == installed.resolve()):

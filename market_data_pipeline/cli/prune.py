@@ -1,14 +1,14 @@
-"""``market-data prune``: drop old runs from Dagster's records and give their space back."""
+"""``market-data prune``: remove old runs from Dagster's records and free their disk space."""
 
 from __future__ import annotations
 
 import click
 
 from market_data_pipeline import clock
-from market_data_pipeline.cli.screen import aside, counted, in_bytes
+from market_data_pipeline.cli.console import aside, counted, in_bytes
+from market_data_pipeline.defs.platform.records import parse_age
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.records import parse_age
 from market_data_pipeline.settings import load_settings
 
 
@@ -17,15 +17,15 @@ from market_data_pipeline.settings import load_settings
     "--runs-older-than",
     "age",
     metavar="AGE",
-    help="Drop runs that ended longer ago than this: 36h, 90d, 12w. Left out: as the settings say, 90d.",
+    help="Remove runs that ended longer ago than this: 36h, 90d, 12w. Default: the setting, 90d.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be dropped, and drop nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 def prune(age: str | None, dry_run: bool) -> None:
-    """Drop old runs from Dagster's records and give their space back.
+    """Remove old runs from Dagster's records.
 
-    The newest materialization and check results of each day stay, and so do the runs that they link to, without their
-    logs. Runs in progress stay. Files of the lake are not touched, and nothing is downloaded again. It may run beside
-    `sync`, the UI and its daemon.
+    Their disk space becomes free. The newest materialization and check results of each day stay, and so do the runs
+    that they link to, without their logs. Runs in progress stay. Files of the lake do not change, and nothing is
+    downloaded again. You can run it while `sync`, the UI or the daemon runs.
 
       market-data prune --runs-older-than 90d --dry-run
       market-data prune
@@ -42,8 +42,8 @@ def prune(age: str | None, dry_run: bool) -> None:
     if not layout.dagster_home.exists():
         console.print(f"There are no records in {layout.dagster_home} yet.", soft_wrap=True)
         return
-    from market_data_pipeline.defs.bodies.pruning import prune as drop
-    from market_data_pipeline.defs.home import open_instance, recording
+    from market_data_pipeline.defs.platform.home import open_instance, recording
+    from market_data_pipeline.defs.platform.pruning import prune as drop
 
     with recording(layout), open_instance(layout) as instance:
         done = drop(instance, before, dry_run=dry_run)

@@ -15,20 +15,19 @@ from rich.console import Console
 from rich.table import Table
 
 from market_data_pipeline import clock
-from market_data_pipeline.cli.choice import Chosen
-from market_data_pipeline.cli.collect import fetch
-from market_data_pipeline.cli.screen import aside, counted, in_bytes, out
+from market_data_pipeline.cli.console import aside, counted, in_bytes, out
+from market_data_pipeline.cli.download import fetch
+from market_data_pipeline.cli.selection import Chosen
 from market_data_pipeline.cli.summary import ExitCode, end
-from market_data_pipeline.errors import UsageError
-from market_data_pipeline.lake import files
+from market_data_pipeline.errors import DamagedFileError, UsageError
 from market_data_pipeline.lake import quarantine as kept
-from market_data_pipeline.lake.files import DamagedFileError
+from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import HELD, Ledger
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.quarantine import Entry
-from market_data_pipeline.lake.reading import read_day
-from market_data_pipeline.quality.repair import marked
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.lake.reader import read_day
+from market_data_pipeline.model.day import HELD, OtherArchive, after
+from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
 
@@ -46,11 +45,11 @@ _ETAG_UNKNOWN = "unknown"
 
 @click.group()
 def quarantine() -> None:
-    """Look at files that were refused, and decide what becomes of them.
+    """List, retry or accept refused files.
 
-    A file that does not match its published checksum, or is not what Binance publishes, is kept below quarantine/ with
-    the reason; its day fails, and other days go on. Binance mends most of them: retry. What it never mends can be
-    accepted by hand, and then loads with a warning that stays visible.
+    A file that does not match its published checksum, or is malformed, is stored below quarantine/ with the reason. Its
+    day fails, and other days continue. Binance corrects most of these files: retry them. You can accept a file that
+    Binance never corrects. It loads with a warning that stays visible.
 
     NAME is a file's name, or the first digits of its sha256 as `list` shows them.
 
@@ -64,7 +63,7 @@ def quarantine() -> None:
 @quarantine.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array with an object for each file.")
 def list_command(as_json: bool) -> None:
-    """Show all files that were refused."""
+    """List all refused files."""
     layout = Layout(load_settings().root)
     found = kept.entries(layout)
     if as_json:
@@ -78,7 +77,10 @@ def list_command(as_json: bool) -> None:
 @quarantine.command()
 @click.argument("name")
 def show(name: str) -> None:
-    """Show why a file was refused, both checksums, what is in it, and how it differs from what is held."""
+    """Show why a file was refused.
+
+    Shows both checksums, the rows of the file, and the differences from the stored day.
+    """
     layout = Layout(load_settings().root)
     for entry in _named(layout, [name]):
         _show(entry, layout, out())
@@ -86,12 +88,12 @@ def show(name: str) -> None:
 
 @quarantine.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--all", "everything", is_flag=True, help="All files, save those that were accepted.")
+@click.option("--all", "everything", is_flag=True, help="All files except accepted ones.")
 def retry(names: Sequence[str], everything: bool) -> None:
     """Fetch the days of refused files again.
 
-    Files whose days are held by good ones meanwhile are let go. With --all, those whose days are no longer collected
-    are left out, and named. Ends with exit code 0 only when all days are there.
+    Removes files whose day has been stored from a good file since. With --all, files whose days are no longer collected
+    are skipped and listed. Exit code 0 only if all days are stored.
     """
     settings = load_settings()
     layout = Layout(settings.root)
@@ -117,10 +119,10 @@ def retry(names: Sequence[str], everything: bool) -> None:
 @click.option("--reason", default="", help="Why; shown with the file from then on.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def accept(name: str, reason: str, yes: bool) -> None:
-    """Accept a file although its published checksum is another, and load its day.
+    """Accept a refused file and load its day.
 
-    Only a wrong checksum can be accepted, and only of a file that reads as the day that it should be. The day is final
-    then, and its integrity check keeps a warning. Another file of the same day is refused as before.
+    You can accept a wrong checksum only, and only if the file reads as its day. The day becomes final, and its
+    integrity check has a warning from then on. Another file of the same day is still refused.
     """
     settings = load_settings()
     layout = Layout(settings.root)
@@ -232,10 +234,10 @@ class Content:
 
 def read_content(entry: Entry) -> Content:
     """Read what refused bytes hold."""
-    from market_data_pipeline.quality.rows import in_order
-    from market_data_pipeline.sources.archive import read_zip
-    from market_data_pipeline.sources.errors import MalformedError
-    from market_data_pipeline.specs import spec_of
+    from market_data_pipeline.checks.ordering import in_order
+    from market_data_pipeline.errors import MalformedError
+    from market_data_pipeline.model.datasets import spec_of
+    from market_data_pipeline.sources.binance.zip_reader import read_zip
 
     try:
         data = entry.read()
@@ -266,8 +268,8 @@ def _first_lines(data: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def difference_to_held(entry: Entry, content: Content, layout: Layout) -> str:
     """How refused bytes differ from the file that is held of their day, in words; empty where none is."""
-    from market_data_pipeline.quality.difference import difference, said
-    from market_data_pipeline.specs import spec_of
+    from market_data_pipeline.checks.diff import difference, key_format
+    from market_data_pipeline.model.datasets import spec_of
 
     if entry.day is None or content.table is None:
         return ""
@@ -275,7 +277,7 @@ def difference_to_held(entry: Entry, content: Content, layout: Layout) -> str:
         held = read_day(layout, entry.key, entry.day)
     except DamagedFileError:
         return ""
-    found = difference(held, content.table, spec_of(entry.key), said(entry.key))
+    found = difference(held, content.table, spec_of(entry.key), key_format(entry.key))
     return str(found) if found else "none: it has the same rows"
 
 
@@ -387,7 +389,7 @@ def _bring(settings: Settings, universe: Universe, chosen: Sequence[Entry]) -> E
 
 
 def _days_that_matter(entry: Entry, collected: set[date]) -> list[date]:
-    """An entry's days; of a month those that are collected."""
+    """Return an entry's days. Of a month, return the collected ones."""
     return entry.days if entry.day is not None else [day for day in entry.days if day in collected]
 
 
@@ -395,7 +397,7 @@ def _let_go(chosen: Iterable[Entry], days: Mapping[Path, list[date]], layout: La
     """Remove entries whose days are held by good files; return the others."""
     left = []
     for entry in chosen:
-        if kept.is_mended(entry, Ledger.read(layout.ledger(entry.key)), days[entry.path]):
+        if kept.is_resolved(entry, Ledger.read(layout.ledger(entry.key)), days[entry.path]):
             kept.release(entry)
             what = f"{entry.key.short} {_period(entry)}"
             console.print(f"{entry.name} is let go: {what} is held by good files.", soft_wrap=True)
@@ -406,10 +408,10 @@ def _let_go(chosen: Iterable[Entry], days: Mapping[Path, list[date]], layout: La
 
 def _make_due(layout: Layout, key: SeriesKey, found: Sequence[Entry], wait_seconds: float) -> None:
     """Have days asked for again that are held, and for which the archive had other bytes that were refused."""
-    with files.only_writer(layout.lock(key), wait_seconds, str(key)):
+    with storage.only_writer(layout.lock(key), wait_seconds, str(key)):
         ledger = Ledger.read(layout.ledger(key))
         held = [(entry, row) for entry in found if entry.day and (row := ledger.get(entry.day)) and row.held]
         for entry, row in held:
-            ledger.put(marked(row, entry.etag or _ETAG_UNKNOWN))
+            ledger.put(after(row, row.day, OtherArchive(entry.etag or _ETAG_UNKNOWN)))
         if held:
             ledger.write(layout.ledger(key))

@@ -1,4 +1,4 @@
-"""``market-data reconcile``: are the klines what their trades make of them?"""
+"""``market-data reconcile``: compare klines with their trades."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from market_data_pipeline.cli.choice import Day, asked, check_days, choosing_klines, series_among
-from market_data_pipeline.cli.screen import aside, counted, out, progress_bar, red
+from market_data_pipeline.cli.console import aside, counted, out, progress_bar, red
+from market_data_pipeline.cli.selection import Day, asked, check_days, choosing_klines, series_among
 from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.reconciled import DayReconciled, Difference
-from market_data_pipeline.lineage import comparable
-from market_data_pipeline.reconciling import found_before, plan
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.model.lineage import comparable
+from market_data_pipeline.model.reconciliation import DayReconciled, Difference
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.reconciliation.plan import found_before, plan
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
 
 SHOWN = 50
-"""Lines of the table of values; the sentence below it counts all."""
+"""Most lines of the table of values. The sentence below it counts all."""
 
 Found = Mapping[SeriesKey, Sequence[DayReconciled]]
 
 
 @click.command()
 @choosing_klines
-@click.option("--from", "first", type=Day(), help="First UTC day. Left out: the first that is held on both sides.")
-@click.option("--through", "last", type=Day(), help="Last UTC day, included. Left out: yesterday.")
-@click.option("--again", is_flag=True, help="Compare days again that have not changed since they were compared.")
+@click.option("--from", "first", type=Day(), help="First UTC day. Default: the first day that is stored on both sides.")
+@click.option("--through", "last", type=Day(), help="Last UTC day, included. Default: yesterday.")
+@click.option("--again", is_flag=True, help="Compare unchanged days again.")
 def reconcile(
     markets: Sequence[str],
     symbols: Sequence[str],
@@ -41,14 +41,14 @@ def reconcile(
     last: date | None,
     again: bool,
 ) -> None:
-    """Compare klines with what they can be rebuilt from.
+    """Compare klines with their trades.
 
-    Klines of 1s and 1m are rebuilt from aggTrades, longer intervals from klines of 1m, for each day of which both are
-    held. Prices and numbers of trades must be equal, volumes within 1e-9. Where both may differ without a fault, e.g.
-    because Binance leaves trades of the insurance fund out of aggTrades, the reason is said. Nothing is downloaded;
-    days that have not changed since are not compared again. It is on record in Dagster as the check `reconciliation`.
+    Klines of 1s and 1m are rebuilt from aggTrades, longer intervals from klines of 1m, for each day that is stored on
+    both sides. Prices and numbers of trades must be equal, volumes within 1e-9. Some differences are no fault, e.g.
+    because Binance leaves trades of the insurance fund out of aggTrades. The output has the reason. Nothing is
+    downloaded. Unchanged days are not compared again. Dagster records the result as the check `reconciliation`.
 
-    Exit code 1 where candles differ for no known reason, or not all could be compared.
+    Exit code 1 if candles differ for no known reason, or some could not be compared.
 
       market-data reconcile
       market-data reconcile --market um --symbol BTCUSDT --interval 1m --from 2024-01-01 --through 2024-01-31
@@ -93,7 +93,7 @@ def _compared(
     *,
     again: bool,
 ) -> tuple[Found, bool]:
-    """What is found on all chosen days, of which those that are due are compared now; and whether all could be."""
+    """Compare the days that are due. Return the results of all chosen days, and True if all could be compared."""
     layout = Layout(settings.root)
     plans = {key: plan(layout, key, first, last, again=again) for key in keys}
     found = {key: {day.day: day for day in found_before(layout, one)} for key, one in plans.items()}
@@ -102,10 +102,10 @@ def _compared(
     if not due:
         _tell(troubles)
         return _by_day(found), not troubles
-    from market_data_pipeline.definitions import ignore_notices
-    from market_data_pipeline.defs.home import open_instance, recording, run_reconciliation
-    from market_data_pipeline.defs.reconciliation import build_reconciliation_job, run_config
-    from market_data_pipeline.sync import reasons, stop_if_interrupted
+    from market_data_pipeline.defs.definitions import ignore_notices
+    from market_data_pipeline.defs.in_process import reasons, run_reconciliation, stop_if_interrupted
+    from market_data_pipeline.defs.platform.home import open_instance, recording
+    from market_data_pipeline.defs.reconciliation.definitions import build_reconciliation_job, run_config
 
     with progress_bar(sum(due.values()), "days", "comparing", aside()) as bar, warnings.catch_warnings():
         ignore_notices()
@@ -160,7 +160,7 @@ def _by_series(found: Found) -> Table:
 
 
 def _ordered(found: Found) -> list[tuple[SeriesKey, Difference]]:
-    """The values that differ, those that nothing explains first."""
+    """Return the values that differ, unexplained ones first."""
     every = [(key, one) for key, days in found.items() for day in days for one in day.differences]
     return sorted(every, key=lambda pair: bool(pair[1].reason))
 

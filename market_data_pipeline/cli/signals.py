@@ -1,6 +1,6 @@
 """SIGTERM and Ctrl-C: the process ends within ten seconds, with the exit code that a shell gives a signal.
 
-What belongs here: hearing of a signal, whoever handles it. What does not: what is stopped (``stopping.py``).
+The waits that a signal ends do not belong here (``model/waits.py``).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from market_data_pipeline.stopping import end_process
+from market_data_pipeline.model.waits import end_process
 
 LAST_SECONDS = 8.0
-"""How long the process may take to end by itself, storing what it has."""
+"""Seconds for the process to end by itself and store its days."""
 
 _NO_MORE = b"\0"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -26,7 +26,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def ending_the_process() -> Iterator[None]:
     """Let a signal end everything that waits, and the process with exit code 128 + the signal's number.
 
-    A command that took the signal as its normal end, and says so by exit code 0, keeps that.
+    A command that ended normally at the signal, with exit code 0, has that code.
 
     Dagster replaces the handlers of signals while it runs a job. So the signals are heard of through Python's wake-up
     pipe, too, by a thread of its own.

@@ -1,4 +1,4 @@
-"""``market-data status``: what the lake holds, by series, from the ledgers and the folders."""
+"""``market-data status``: count the stored days of each series, from the ledgers and the folders."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from market_data_pipeline import clock
-from market_data_pipeline.cli.holdings import Holding, day_of, holding
-from market_data_pipeline.cli.screen import counted, in_bytes, out, red
+from market_data_pipeline.cli.console import counted, in_bytes, out, red
+from market_data_pipeline.coverage.holdings import StoredDays, day_of, stored_days
+from market_data_pipeline.defs.platform.records import BIG, size_of_records
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.records import BIG, size_of_records
-from market_data_pipeline.series import EXCHANGE, SeriesKey
+from market_data_pipeline.model.series import EXCHANGE, SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
 
@@ -27,18 +27,18 @@ _WIDTH_WITH_DAYS = 105
 
 @dataclass(frozen=True, slots=True)
 class SeriesStatus:
-    """What is held of one series.
+    """Numbers of one series.
 
     Attributes:
         series: Its name.
-        collected: Whether the universe still has it.
-        first: First UTC day with a file, None where there is none.
+        collected: True if the universe still has it.
+        first: First UTC day with a file. None without a file.
         last: Last UTC day with a file.
         held: Days that are final.
         provisional: Days with a file that is not final yet.
         incomplete: Days with a file that are incomplete or fail their checks; they are among the two above.
-        failed: Days that were asked for and are not there.
-        missing: Days that the universe wants, that are over and that were never brought.
+        failed: Days that could not be fetched.
+        missing: Past days of the universe that were never fetched.
         rows: Rows in all files.
         bytes: Size of all files.
     """
@@ -56,39 +56,39 @@ class SeriesStatus:
     bytes: int
 
 
-def status_of(key: SeriesKey, found: Holding, universe: Universe) -> SeriesStatus:
-    """What is held of a series, and what its universe wants beyond that."""
+def status_of(key: SeriesKey, found: StoredDays, universe: Universe) -> SeriesStatus:
+    """Count the stored days of a series, and the days of its universe that are missing."""
     collected = key in universe
     yesterday = clock.today() - timedelta(days=1)
     spans = universe.spans(key) if collected else []
     over = [(first, min(last, yesterday)) for first, last in spans if first <= yesterday]
-    days = found.day[found.held]
+    days = found.day[found.stored]
     return SeriesStatus(
         series=str(key),
         collected=collected,
         first=day_of(int(days.min())) if days.size else None,
         last=day_of(int(days.max())) if days.size else None,
-        held=int(np.count_nonzero(found.held & found.final)),
-        provisional=int(np.count_nonzero(found.held & ~found.final)),
+        held=int(np.count_nonzero(found.stored & found.final)),
+        provisional=int(np.count_nonzero(found.stored & ~found.final)),
         incomplete=int(np.count_nonzero(found.incomplete)),
         failed=int(np.count_nonzero(found.failed)),
         missing=found.missing_in(over, listing_known=bool(universe.listing(key).spans)),
-        rows=int(found.rows[found.held].sum()),
-        bytes=int(found.bytes[found.held].sum()),
+        rows=int(found.rows[found.stored].sum()),
+        bytes=int(found.bytes[found.stored].sum()),
     )
 
 
 def all_series(settings: Settings, universe: Universe) -> list[SeriesStatus]:
-    """The status of every series that is collected or held."""
-    from market_data_pipeline.lake.catalog import series_held
+    """Return the status of every collected or stored series."""
+    from market_data_pipeline.lake.partitions import known_series
 
     layout = Layout(settings.root)
-    keys = dict.fromkeys([*universe.series(), *series_held(layout)])
-    return [status_of(key, holding(layout, key), universe) for key in keys]
+    keys = dict.fromkeys([*universe.series(), *known_series(layout)])
+    return [status_of(key, stored_days(layout, key), universe) for key in keys]
 
 
 def show(statuses: Iterable[SeriesStatus], root: str, console: Console) -> None:
-    """Print the table; a narrow screen does without the first and last day."""
+    """Print the table. On a narrow screen, leave out the first and last day."""
     statuses = list(statuses)
     with_days = console.width >= _WIDTH_WITH_DAYS
     table = Table(title=f"Series in {root}", title_justify="left", box=None, header_style="bold", pad_edge=False)
@@ -120,7 +120,7 @@ _WHICH_INCOMPLETE = "`market-data coverage` explains them, and `market-data back
 
 
 def tell_records(layout: Layout, days: int, console: Console) -> None:
-    """Print what Dagster's records take, for each stored day too, and what to do if that is much."""
+    """Print the size of Dagster's records, in all and per stored day, and the remedy if it is large."""
     size = size_of_records(layout.dagster_home)
     a_day = f", {in_bytes(size / days)} for each day" if days else ""
     advice = " `market-data prune` drops old runs and gives their space back." if size > BIG else ""
@@ -143,16 +143,16 @@ def _numbers(s: SeriesStatus, with_incomplete: bool) -> tuple[str | Text, ...]:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="A JSON array with an object for each series.")
 def status(as_json: bool) -> None:
-    """Show what is held of each series.
+    """Show the stored days of each series.
 
-    Days that are held are final and verified; provisional (prov.) ones came from REST, or without a checksum, and are
-    fetched again when their archive is there; incomplete (incompl.) ones of both lack rows without an explanation, or
-    fail their checks; failed ones were asked for and are not there; missing ones are wanted by
-    universe.yaml, are over and were never brought. Reasons of failures are in SQL:
+    The column "held" counts final days. They are verified. Provisional days (prov.) came from REST, or without a
+    checksum. They are fetched again when the archive has them. Incomplete days (incompl.) are among both. They have
+    unexplained missing rows, or fail their checks. Failed days could not be fetched. Missing days are past days of
+    universe.yaml that were never fetched. SQL has the reasons of failures:
 
       market-data sql "FROM quality.coverage WHERE failure IS NOT NULL"
     """
-    from market_data_pipeline.lake.catalog import refresh_catalog
+    from market_data_pipeline.sql.publish import refresh_catalog
 
     settings = load_settings()
     refresh_catalog(Layout(settings.root))

@@ -1,6 +1,6 @@
 """Print the result of a command that fetches days: failures, incomplete days and what to do; and its exit code.
 
-Fetching does not belong here (``sync``), nor does the rule that decides whether a day is complete (``lake.states``).
+Fetching does not belong here (``sync``), nor does the rule that decides whether a day is complete (``model.states``).
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from market_data_pipeline.cli.screen import counted, red
-from market_data_pipeline.findings import shortened
-from market_data_pipeline.lake.ledger import LedgerRow
-from market_data_pipeline.lake.states import Fault, faults_of
-from market_data_pipeline.quality.remedies import REMEDIES
-from market_data_pipeline.quality.repair import REFUSED
-from market_data_pipeline.series import DataType, SeriesKey
+from market_data_pipeline.checks.remedies import REMEDIES
+from market_data_pipeline.cli.console import counted, red
+from market_data_pipeline.model.day import REFUSED, DayRecord
+from market_data_pipeline.model.findings import shortened
+from market_data_pipeline.model.series import DataType, SeriesKey
+from market_data_pipeline.model.states import Fault, faults_of
 
 if TYPE_CHECKING:
-    from market_data_pipeline.outcomes import DayFailure
-    from market_data_pipeline.sync import Report
+    from market_data_pipeline.defs.in_process import Report
+    from market_data_pipeline.model.outcomes import DayFailure
 
 SHOWN_DAYS = 20
 """Days that a list names before it says how many more there are."""
@@ -78,7 +77,7 @@ def tell(report: Report, number: int, series: int, console: Console) -> ExitCode
     return ExitCode.STORED
 
 
-def tell_incomplete(incomplete: Mapping[SeriesKey, Sequence[LedgerRow]], console: Console) -> None:
+def tell_incomplete(incomplete: Mapping[SeriesKey, Sequence[DayRecord]], console: Console) -> None:
     """Print which stored days are incomplete or fail their checks: sums by rule, then days, then what to do."""
     days = [(key, row, faults_of(row)) for key, rows in incomplete.items() for row in rows]
     if not days:
@@ -100,10 +99,10 @@ def tell_incomplete(incomplete: Mapping[SeriesKey, Sequence[LedgerRow]], console
         console.print(Text(f"  {rule}: {REMEDIES.get(rule, _LOOK)}"), soft_wrap=True)
 
 
-_LOOK = "see the table of checks in README.md."
+_LOOK = "see the table of checks in docs/reference/checks.md."
 
 
-def _sums(days: Sequence[tuple[SeriesKey, LedgerRow, Sequence[Fault]]]) -> Iterator[str]:
+def _sums(days: Sequence[tuple[SeriesKey, DayRecord, Sequence[Fault]]]) -> Iterator[str]:
     """``50 candles unexplained``: rows of each rule, in the noun of the series."""
     rows: Counter[tuple[str, str]] = Counter()
     for key, _, faults in days:
@@ -120,7 +119,7 @@ def _noun(key: SeriesKey) -> str:
 def _said(key: SeriesKey, faults: Sequence[Fault]) -> str:
     number, rule = sum(fault.rows for fault in faults), faults[0].rule
     said = f"{counted(number, _noun(key))} {rule}" if number else rule
-    return f"{said} ({shortened(faults[0].said, _EVIDENCE)})" if faults[0].said else said
+    return f"{said} ({shortened(faults[0].text, _EVIDENCE)})" if faults[0].text else said
 
 
 def tell_warnings(warned: Mapping[str, int], console: Console) -> None:

@@ -1,4 +1,4 @@
-"""``market-data universe``: show, refresh and check what is collected."""
+"""``market-data universe``: show, refresh and check the series to collect."""
 
 from __future__ import annotations
 
@@ -9,29 +9,28 @@ import click
 from rich.progress import Progress
 from rich.table import Table
 
-from market_data_pipeline.cli.screen import aside, counted, out
+from market_data_pipeline.cli.console import aside, counted, out
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.listed import listing_sources
-from market_data_pipeline.series import Listing, Market
+from market_data_pipeline.model.series import Listing, Market
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.universe import load_universe
-from market_data_pipeline.universe.collected import is_pattern, lock_path
-from market_data_pipeline.universe.listing import refresh
-from market_data_pipeline.universe.writing import write_lock
+from market_data_pipeline.universe.edit import write_lock
+from market_data_pipeline.universe.listings import listing_sources, refresh
+from market_data_pipeline.universe.resolved import is_pattern, lock_path
 
 
 @click.group()
 def universe() -> None:
-    """Show, resolve and check what is collected.
+    """Show, resolve and check the universe.
 
-    universe.yaml is written by hand, or by `market-data add`; universe.lock.yaml beside it has the days on which each
-    symbol was listed, and is written by `market-data universe refresh`.
+    You write universe.yaml by hand, or with `market-data add`. `market-data universe refresh` writes universe.lock.yaml
+    in the same folder. It has the days on which each symbol was listed.
     """
 
 
 @universe.command()
 def show() -> None:
-    """Show all series with the days from and through which they are collected."""
+    """Show all series and the days to collect."""
     found = load_universe(load_settings().universe)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("market", "data type", "symbol", "intervals", "from", "through"):
@@ -48,9 +47,10 @@ def show() -> None:
 
 @universe.command(name="refresh")
 def refresh_command() -> None:
-    """Look up in Binance's archive when each symbol was listed, and write universe.lock.yaml.
+    """Look up when each symbol was listed.
 
-    Patterns are resolved anew, delisted symbols included. Needs the network; loading the universe later does not.
+    Reads Binance's archive and writes universe.lock.yaml. Resolves patterns again, delisted symbols included. Needs the
+    network. Commands that load the universe later do not.
     """
     settings = load_settings()
     found = load_universe(settings.universe, resolve=False)
@@ -85,7 +85,10 @@ def _shown(listing: Listing) -> str:
 
 @universe.command()
 def check() -> None:
-    """Check universe.yaml and its lock without network; exit code 2 where something is wrong."""
+    """Check universe.yaml and its lock file.
+
+    Needs no network. Exit code 2 if something is wrong.
+    """
     found = load_universe(load_settings().universe)
     unlisted = {
         f"{market} {symbol} (line {line})"

@@ -1,4 +1,4 @@
-"""``market-data verify``: is the lake still what Binance publishes, and still what was written?"""
+"""``market-data verify``: compare the lake with Binance's archive, or with the bytes that were written."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from market_data_pipeline.cli.choice import Chosen, asked, choosing_series, series_among
-from market_data_pipeline.cli.collect import fetch
-from market_data_pipeline.cli.screen import aside, counted, in_bytes, out, progress_bar
+from market_data_pipeline.cli.console import aside, counted, in_bytes, out, progress_bar
+from market_data_pipeline.cli.download import fetch
+from market_data_pipeline.cli.selection import Chosen, asked, choosing_series, series_among
 from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.lake.on_disk import days_on_disk
-from market_data_pipeline.processes import cpus
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.settings import Settings, load_settings
+from market_data_pipeline.lake.partitions import days_on_disk
+from market_data_pipeline.maintenance.archive_sweep import Discovery, Kind, SweepReport, sweep
+from market_data_pipeline.maintenance.scrub import LocalReport, verify_local
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.settings import Settings, cpus, load_settings
 from market_data_pipeline.universe import Universe, load_universe
-from market_data_pipeline.verify import Discovery, Kind, LocalReport, SweepReport, prove_local, sweep
 
 SHOWN = 50
 """Lines of a table; the sentence below it counts all."""
 
 _PROCESS_MEMORY_MB = 256
-"""What a process that reads a day of a busy symbol's trades may take."""
+"""Memory of a process that reads a day of a busy symbol's trades."""
 
 
 @click.command()
 @choosing_series
-@click.option("--local", is_flag=True, help="Read every file instead, and compare it with what was written.")
-@click.option("--check-only", is_flag=True, help="Say what is wrong, and change nothing.")
+@click.option("--local", is_flag=True, help="Read every file instead, and compare it with the written bytes.")
+@click.option("--check-only", is_flag=True, help="Report faults, and change nothing.")
 @click.option(
     "--yes",
     "-y",
@@ -48,25 +48,27 @@ def verify(
     check_only: bool,
     yes: bool,
 ) -> None:
-    """Compare what is held with what Binance publishes now.
+    """Compare stored days with Binance's archive.
 
-    Binance replaces archives after publication. The archive's listing tells which, 500 days in one request; those days
-    are fetched again, and what changed in them is said. So are days whose archive was published since. With --local
-    nothing is asked of Binance: every file is compared with the SHA-256 of its bytes on record, or with the checksum of
-    its rows if it has none on record; damaged ones are noted as failed, and the next backfill or sync replaces them.
+    Binance replaces archives after publication. The archive's listing names them, 500 days in one request. This command
+    fetches those days again, and reports the changes. It also fetches days whose archive was published since.
 
-    Exit code 1 where something is wrong and was not mended: also where an archive was replaced by one that was refused,
-    until another one, or another checksum, is published. An archive that vanished is told, and is no fault of the lake:
-    its days stay, as they were proven.
+    With --local it sends no request to Binance. It compares every file with the SHA-256 of its bytes on record, or with
+    the checksum of its rows if there is no such record. Damaged files are marked as failed, and the next backfill or
+    sync replaces them.
+
+    Exit code 1 if a fault remains. If the new version of an archive was refused, the fault remains until Binance
+    publishes another archive or checksum. An archive that vanished is reported, and is no fault of the lake. Its days
+    stay, because they were verified.
 
       market-data verify
       market-data verify --market um --check-only
       market-data verify --local
     """
-    from market_data_pipeline.lake.catalog import series_held
+    from market_data_pipeline.lake.partitions import known_series
 
     settings = load_settings()
-    held = series_held(Layout(settings.root))
+    held = known_series(Layout(settings.root))
     if not held:
         aside().print(f"Nothing is held in {settings.root} yet, so there is nothing to verify.", soft_wrap=True)
         return
@@ -83,7 +85,7 @@ def verify(
 
 
 def _listing(settings: Settings, keys: Sequence[SeriesKey], universe: Universe, *, mend: bool, yes: bool) -> ExitCode:
-    from market_data_pipeline.sources.vision import Archive
+    from market_data_pipeline.sources.binance.archive import Archive
 
     archive = Archive(settings)
     try:
@@ -98,7 +100,7 @@ def _listing(settings: Settings, keys: Sequence[SeriesKey], universe: Universe, 
     _tell_troubles(report.troubles, console)
     if report.not_reached:
         console.print(report.said_of_not_reached(), soft_wrap=True, style="red")
-    wanted, refused = report.to_bring, report.of(Kind.REFUSED)
+    wanted, refused = report.to_fetch, report.of(Kind.REFUSED)
     if refused:
         console.print(_said_of_refused(refused), soft_wrap=True)
     well = not refused and not report.troubles
@@ -138,7 +140,9 @@ def _said_of(report: SweepReport) -> str:
     archives = sum(report.archives.values())
     numbers = ", ".join(f"{len(report.of(kind)):,} {words}" for kind, words in _WORDS.items())
     unproven = (
-        f" {counted(report.unproven, 'day')} cannot be compared: no ETag is on record." if report.unproven else ""
+        f" {counted(report.without_etag, 'day')} cannot be compared: no ETag is on record."
+        if report.without_etag
+        else ""
     )
     stays = " What vanished from the archive stays in the lake." if report.of(Kind.VANISHED) else ""
     return (
@@ -182,7 +186,7 @@ def _that_can_be_brought(wanted: Mapping[SeriesKey, Sequence[date]], universe: U
 
 def _tell_changes(layout: Layout, report: SweepReport, console: Console) -> None:
     told = 0
-    for key, days in report.to_bring.items():
+    for key, days in report.to_fetch.items():
         rows = Ledger.read(layout.ledger(key)).rows
         for day in days:
             for finding in rows[day].findings_list() if day in rows else ():
@@ -200,7 +204,7 @@ def _local(settings: Settings, keys: Sequence[SeriesKey], *, mark: bool) -> bool
     total = sum(len(days_on_disk(layout, key)) for key in keys)
     processes = max(1, min(cpus(), settings.memory_mb // _PROCESS_MEMORY_MB))
     with progress_bar(total, "files", "reading", aside()) as bar:
-        report = prove_local(settings, keys, mark=mark, processes=processes, on_progress=bar.advance)
+        report = verify_local(settings, keys, mark=mark, processes=processes, on_progress=bar.advance)
     console = aside()
     if report.faults:
         out().print(_faults(report))

@@ -1,4 +1,4 @@
-"""``on_gap``: rows that were asked for and that are not there, or not for sure, without an explanation."""
+"""Gaps of a request: missing or doubtful rows without an explanation. Classifying gaps belongs to ``checks``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Literal, get_args
 
 from market_data_pipeline import clock
-from market_data_pipeline.client.asking import (
+from market_data_pipeline.client.request import (
     Moment,
     Wanted,
     market_of,
@@ -20,21 +20,21 @@ from market_data_pipeline.client.asking import (
     there_are,
 )
 from market_data_pipeline.errors import MarketDataError, UsageError
-from market_data_pipeline.findings import Finding, Severity, Verdict
-from market_data_pipeline.lake.catalog import quoted, series_held
+from market_data_pipeline.lake.day_records import rows_on_record, sound_among
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import EMPTY, FAILED, HELD, NOT_LISTED, LedgerRow
-from market_data_pipeline.lake.on_disk import days_between
-from market_data_pipeline.lake.on_record import rows_on_record, sound_among
-from market_data_pipeline.lake.states import EXPLAINED
-from market_data_pipeline.series import DataType, Listing, SeriesKey, interval_us
-from market_data_pipeline.universe.collected import Listings
+from market_data_pipeline.lake.partitions import days_between, known_series
+from market_data_pipeline.model.day import EMPTY, FAILED, HELD, NOT_LISTED, DayRecord
+from market_data_pipeline.model.findings import Finding, Severity, Verdict
+from market_data_pipeline.model.series import DataType, Listing, SeriesKey, interval_us
+from market_data_pipeline.model.states import EXPLAINED
+from market_data_pipeline.sql.file_lists import quoted
+from market_data_pipeline.universe.resolved import Listings
 
 OnGap = Literal["raise", "warn", "ignore"]
-"""What to do about gaps that nothing explains."""
+"""Action for gaps without an explanation."""
 
 MISSING, PROVISIONAL, FAULTY = "missing", "provisional", "faulty"
-"""Why days are not read, or not to be relied on, beside the verdicts of the gaps check and ``failed``."""
+"""Verdicts on whole days, in addition to those of the gaps check and ``failed``."""
 
 _TOLD = 10
 _DAY = timedelta(days=1)
@@ -42,18 +42,19 @@ _DAY = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Rows that were asked for, and are not there, or not for sure.
+    """Requested rows that are missing or doubtful.
 
     Attributes:
         key: The series.
-        verdict: ``archive_defect``, ``unexplained`` or ``unpublished`` inside a day that is held; ``failed`` or
-            ``missing`` (never brought) for whole days; ``provisional`` where only final days were asked for; ``faulty``
-            for days whose rows fail the integrity check.
+        verdict: Inside a stored day ``archive_defect``, ``unexplained``, ``unpublished`` or ``unconfirmed``. For whole
+            days ``failed``, ``missing`` (never fetched), ``provisional`` (if only final days are requested) or
+            ``faulty`` (its rows fail the integrity check).
         first: Open time of the first candle, or the beginning of the first day (UTC, without zone).
         last: Open time of the last candle, or the beginning of the last day.
-        evidence: What the verdict rests on, or why the days failed.
-        count: Number of rows; None where it is not known.
-        ids: First and last agg_trade_id that is not there.
+        evidence: Ground of the verdict, or reason of the failure.
+        count: Number of rows; None if it is not known.
+        ids: First and last missing agg_trade_id.
+        failure: Kind of failure, for failed days.
     """
 
     key: SeriesKey
@@ -63,6 +64,7 @@ class Gap:
     evidence: str = ""
     count: int | None = None
     ids: tuple[int, int] | None = None
+    failure: str | None = None
 
     def __str__(self) -> str:
         name = " ".join(filter(None, (self.key.market, self.key.symbol, self.key.interval or self.key.data_type)))
@@ -81,10 +83,10 @@ def _span(first: str, last: str) -> str:
 
 
 class GapError(MarketDataError):
-    """Rows that were asked for are not there, and nothing explains why.
+    """Requested rows are missing without an explanation.
 
     Attributes:
-        gaps: All of them, by series and time.
+        gaps: All gaps, by series and time.
     """
 
     def __init__(self, gaps: Sequence[Gap]) -> None:
@@ -93,25 +95,25 @@ class GapError(MarketDataError):
 
 
 class GapWarning(UserWarning):
-    """The same as :class:`GapError`, said as a warning."""
+    """Requested rows are missing without an explanation. See :class:`GapError`."""
 
 
 def _text(gaps: Sequence[Gap]) -> str:
     more = f"\n… and {len(gaps) - _TOLD:,} more" if len(gaps) > _TOLD else ""
-    number = "1 gap that nothing explains" if len(gaps) == 1 else f"{len(gaps):,} gaps that nothing explains"
+    number = "1 gap without an explanation" if len(gaps) == 1 else f"{len(gaps):,} gaps without an explanation"
     return (
-        f"What was asked for has {number}:\n"
+        f"The request has {number}:\n"
         + "\n".join(f"- {gap}" for gap in gaps[:_TOLD])
-        + f"{more}\n`market-data sync` fetches what is missing and mends what can be mended. on_gap='warn' or 'ignore' "
-        "hands out what is stored, 'raise' refuses."
+        + f"{more}\n`market-data sync` fetches missing days and repairs what it can. on_gap='warn' or 'ignore' returns "
+        "the stored rows, 'raise' refuses."
     )
 
 
 def check_on_gap(on_gap: str) -> None:
-    """Refuse what is no way to deal with gaps.
+    """Refuse an unknown value of ``on_gap``.
 
     Raises:
-        UsageError: the text lists the ways.
+        UsageError: The value is unknown. The text lists the known ones.
     """
     if on_gap not in get_args(OnGap):
         raise UsageError(f"There is no on_gap {on_gap!r}. {there_are(str(on_gap), get_args(OnGap))}")
@@ -120,21 +122,21 @@ def check_on_gap(on_gap: str) -> None:
 def worth_a_warning(gaps: Iterable[Gap]) -> list[Gap]:
     """Return gaps without those that need no warning.
 
-    Provisional days are left out on request, and a damaged file is named by the error of whoever reads it.
+    Provisional days are left out on request. A damaged file raises its own error when it is read.
     """
-    return [gap for gap in gaps if gap.verdict != PROVISIONAL and not gap.evidence.startswith("damaged: ")]
+    return [gap for gap in gaps if gap.verdict != PROVISIONAL and gap.failure != "damaged"]
 
 
 def tell_gaps(gaps: Sequence[Gap], on_gap: str, stacklevel: int) -> None:
-    """Raise or warn of gaps, as was asked for.
+    """Raise an error or a warning for gaps.
 
     Args:
-        gaps: Those that nothing explains.
+        gaps: Gaps without an explanation.
         on_gap: ``raise`` or ``warn``.
-        stacklevel: How far up the user's own line is.
+        stacklevel: Number of frames up to the line of the user.
 
     Raises:
-        GapError: there are gaps.
+        GapError: There are gaps, and ``on_gap`` is ``raise``.
     """
     if gaps and on_gap == "raise":
         raise GapError(gaps)
@@ -145,26 +147,26 @@ def tell_gaps(gaps: Sequence[Gap], on_gap: str, stacklevel: int) -> None:
 def gaps_in(
     layout: Layout, wanted: Wanted, listings: Callable[[], Listings], *, final_only: bool, growing: bool = True
 ) -> list[Gap]:
-    """The gaps of what is wanted that nothing explains, by series and time.
+    """Return the gaps of a request without an explanation, by series and time.
 
-    What has not happened yet is no gap, nor a candle that has not closed. The ids that a day of aggTrades lacks have no
-    times, so they count for any part of the day. Only days that are not plainly sound are looked at one by one.
+    The future is no gap, and neither is an open candle. Missing ids of aggTrades have no times, so they count for any
+    part of the day. Only doubtful days are checked one by one.
 
     Args:
-        layout: Where the lake lies.
-        wanted: What was asked for.
-        listings: Reads when symbols were listed, as far as known: before and after, no day is missing.
-        final_only: Whether days that are not final, or whose integrity fails, will be left out.
-        growing: Whether what has happened since today was fetched last counts, too.
+        layout: Paths of the data folder.
+        wanted: The request.
+        listings: Reads the known listings of symbols. Outside a listing, no day is missing.
+        final_only: Days that are not final, or fail the integrity check, are left out.
+        growing: Count rows that are newer than the last fetch of today.
 
     Raises:
-        StorageError: the system refuses to read a ledger.
+        StorageError: A ledger cannot be read.
     """
     found: list[Gap] = []
     now = clock.naive_utc(clock.now())
     days = wanted.days_through(now.date())
     if wanted.data_type is DataType.TRADE_PROFILE and days and days[-1] == now.date():
-        days.pop()  # a day's profile is made when the day is over
+        days.pop()  # a profile is made after its day is over
     for key in wanted.keys if days else ():
         on_disk = {held.day: held for held in days_between(layout, key, days[0], days[-1])}
         doubtful = sorted(set(days) - sound_among(layout, key, on_disk))
@@ -183,7 +185,7 @@ def gaps_in(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What is wanted of a day, as far as it is over: from ``start`` to before ``end`` (UTC, without zone)."""
+    """The past part of a requested day: from ``start`` to before ``end`` (UTC, without a zone)."""
 
     key: SeriesKey
     day: date
@@ -195,7 +197,7 @@ class _Part:
 
 
 def _gaps_of_day(
-    part: _Part, row: LedgerRow | None, listing: Listing, *, final_only: bool, until_fetched: bool
+    part: _Part, row: DayRecord | None, listing: Listing, *, final_only: bool, until_fetched: bool
 ) -> Iterator[Gap]:
     if row is None or row.outcome not in (HELD, EMPTY):
         known_not_listed = row is not None and row.outcome == NOT_LISTED and not listing.spans
@@ -204,7 +206,8 @@ def _gaps_of_day(
         if row is None or row.outcome == NOT_LISTED:
             yield part.whole(MISSING, "")
         else:
-            yield part.whole(FAILED, ": ".join(filter(None, (row.failure, row.reason))))
+            said = ": ".join(filter(None, (row.failure, row.reason)))
+            yield replace(part.whole(FAILED, said), failure=row.failure)
         return
     if row.outcome == EMPTY and row.final:
         return
@@ -237,12 +240,12 @@ def _gaps_of_finding(part: _Part, finding: Finding) -> Iterator[Gap]:
             yield _candles(part, finding.rule, first, last, finding.evidence)
     beyond = finding.count - sum(range_.count for range_ in finding.ranges)
     if beyond or not finding.ranges:
-        # A finding keeps its first ranges only.
+        # A finding has only its first ranges.
         yield part.whole(finding.rule, finding.evidence, beyond or None)
 
 
-def _not_yet_fetched(part: _Part, row: LedgerRow) -> Iterator[Gap]:
-    """What of a day was still to come when it was fetched."""
+def _not_yet_fetched(part: _Part, row: DayRecord) -> Iterator[Gap]:
+    """Yield the part of a day that was in the future at the last fetch."""
     known = row.asked_at if row.failure is None else row.fetched_at
     if known is None or known >= part.end:
         return
@@ -251,7 +254,7 @@ def _not_yet_fetched(part: _Part, row: LedgerRow) -> Iterator[Gap]:
         yield part.whole(Verdict.UNPUBLISHED, evidence)
         return
     step = interval_us(str(part.key.interval))
-    # The candle that was growing then, up to the last one that has closed by now.
+    # From the candle that was open then to the last one that has closed by now.
     first = max(_us(known) // step * step, _first_candle(part.start, step))
     closed = _us(min(midnight(part.day + _DAY), clock.naive_utc(clock.now()))) // step * step
     last = min(_first_candle(part.end, step), closed) - step
@@ -276,7 +279,7 @@ def _first_candle(moment: datetime, step: int) -> int:
 
 
 def _joined(gaps: Iterable[Gap]) -> Iterator[Gap]:
-    """Whole days in a row with one verdict as one gap, with the evidence of the first."""
+    """Join consecutive days with one verdict into one gap, with the evidence of the first day."""
     before: Gap | None = None
     for gap in gaps:
         follows = (
@@ -303,14 +306,14 @@ def gaps_query(
     interval: str | None,
     explained: bool | None,
 ) -> str:
-    """The query behind ``MarketData.gaps``; None means all.
+    """Return the query of ``MarketData.gaps``. None means all.
 
     Raises:
         UsageError: a symbol, interval or market is not held, or a moment cannot be meant.
     """
     first, last = range_of(date.min if start is None else start, end)
     in_market = None if market is None else market_of(market)
-    held = [key for key in series_held(layout) if in_market in (None, key.market)]
+    held = [key for key in known_series(layout) if in_market in (None, key.market)]
     if interval is not None:
         _check_one_of(interval, [key.interval or "" for key in held], "interval")
         held = [key for key in held if key.interval == interval]

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -21,17 +21,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from market_data_pipeline import faults
 from market_data_pipeline.client.queries import check_query
-from market_data_pipeline.errors import MarketDataError, UsageError
-from market_data_pipeline.lake import catalog
+from market_data_pipeline.errors import MarketDataError, QueryLimitError, UsageError
+from market_data_pipeline.lake import partitions
+from market_data_pipeline.lake.day_records import CORRECTED, corrected
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.on_record import CORRECTED, corrected
-from market_data_pipeline.series import EXCHANGE
+from market_data_pipeline.model import faults
+from market_data_pipeline.model.series import EXCHANGE
 from market_data_pipeline.settings import Settings
+from market_data_pipeline.sql import errors, file_lists, views
 
 if TYPE_CHECKING:
     import duckdb
+
 
 _T = TypeVar("_T")
 
@@ -68,8 +70,8 @@ class Limits:
         return cls(settings.sql_memory_mb, settings.sql_disk_mb, settings.sql_seconds)
 
 
-class QueryLimitError(MarketDataError):
-    """A query needs more time or memory than it may take."""
+Params = Sequence[object] | Mapping[str, object] | None
+"""Values for the ``?`` or the ``$name`` of a query."""
 
 
 class DuckDB:
@@ -87,6 +89,10 @@ class DuckDB:
     def stored(self, query: Callable[[], str]) -> duckdb.DuckDBPyRelation:
         """Return a lazy relation over files. ``query`` is called again if a file vanishes before it is opened."""
         return self._run(lambda: self._session().sql(query()))
+
+    def count_stored(self, query: Callable[[], str]) -> int:
+        """Return the number of rows of files, without reading their columns."""
+        return self._run(lambda: count_rows(self._session().query(query())))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._layout,)
@@ -113,7 +119,7 @@ class DuckDB:
 
     def _run(self, read: Callable[[], _T]) -> _T:
         with faults.in_words(), _gate.passed():
-            return catalog.retrying(read, self._layout)
+            return errors.retrying(read, self._layout)
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         import duckdb
@@ -138,6 +144,12 @@ class DuckDB:
             living = [(thread, its) for thread, its in self._every_session if thread.is_alive()]
             self._every_session = [*living, (threading.current_thread(), session)]
         return session
+
+
+def count_rows(relation: duckdb.DuckDBPyRelation) -> int:
+    """Return the number of rows of a relation."""
+    [(number,)] = relation.count("*").fetchall()
+    return int(number)
 
 
 def _keep_for_ever(thing: object) -> None:
@@ -214,19 +226,24 @@ class Views(DuckDB):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._layout, self._limits)
 
-    def answer(self, query: str) -> duckdb.DuckDBPyRelation:
+    def answer(self, query: str, params: Params = None) -> duckdb.DuckDBPyRelation:
         """Return a lazy relation that answers a query. The limit of time does not hold for reading it."""
         with self.in_time():
-            return self._run(lambda: self._answer(query))
+            return self._run(lambda: self._answer(query, params))
 
-    def rows(self, query: str) -> pa.Table:
+    def rows(self, query: str, params: Params = None) -> pa.Table:
         """Return the rows that answer a query, within the limits."""
         with self.in_time():
-            return self.read(query, self._bounded)
+            return self.read(query, self._bounded, params)
 
-    def read(self, query: str, use: Callable[[duckdb.DuckDBPyRelation], _T]) -> _T:
+    def count(self, query: str, params: Params = None) -> int:
+        """Return the number of rows that answer a query, within the limits."""
+        with self.in_time():
+            return self.read(query, count_rows, params)
+
+    def read(self, query: str, use: Callable[[duckdb.DuckDBPyRelation], _T], params: Params = None) -> _T:
         """Return what a function makes of the relation. It is called again if a file was replaced meanwhile."""
-        return self._run(lambda: use(self._answer(query)))
+        return self._run(lambda: use(self._answer(query, params)))
 
     def streamed(self, query: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
         """Return the names of the columns, and the rows as DuckDB gets to them. Use it within :meth:`in_time`."""
@@ -295,7 +312,7 @@ class Views(DuckDB):
                 f"The query cannot be run. It may read the files of the views in {self._layout.root}, and no others. "
                 f"{text}. `market-data sql --unrestricted` reads other files, too."
             )
-        return catalog.lake_error(error, self._layout)
+        return errors.lake_error(error, self._layout)
 
     def _bounded(self, answer: duckdb.DuckDBPyRelation) -> pa.Table:
         """Return the rows of a relation. DuckDB's own limit of memory is not one of what it hands out."""
@@ -316,10 +333,10 @@ class Views(DuckDB):
             reader.close()
         return pa.Table.from_batches(batches, reader.schema)
 
-    def _answer(self, query: str) -> duckdb.DuckDBPyRelation:
+    def _answer(self, query: str, params: Params = None) -> duckdb.DuckDBPyRelation:
         session = self._session()
         self._prepare(session, query)
-        return session.sql(query)
+        return session.sql(query) if params is None else session.sql(query, params=params)
 
     def _prepare(self, session: duckdb.DuckDBPyConnection, query: str) -> None:
         """Refuse what is no query, and bring the views up to the lake."""
@@ -357,10 +374,10 @@ class Views(DuckDB):
     def _connect(self) -> duckdb.DuckDBPyConnection:
         database = super()._connect()
         _remove_left_spills(self._layout.root)
-        folders = ", ".join(catalog.quoted(f"{folder}/") for folder in _folders_of_views(self._layout))
+        folders = ", ".join(file_lists.quoted(f"{folder}/") for folder in _folders_of_views(self._layout))
         for setting in (
             f"memory_limit = '{self._limits.memory_mb}MB'",
-            f"temp_directory = {catalog.quoted(str(self._spill))}",
+            f"temp_directory = {file_lists.quoted(str(self._spill))}",
             f"max_temp_directory_size = '{self._limits.disk_mb}MB'",
             "allow_persistent_secrets = false",
             "allow_community_extensions = false",
@@ -390,12 +407,12 @@ class Views(DuckDB):
         """
         import duckdb
 
-        corrections = corrected(self._layout, catalog.series_held(self._layout)) if as_on_disk else None
+        corrections = corrected(self._layout, partitions.known_series(self._layout)) if as_on_disk else None
         with self._lock:
             if corrections is not None:
                 self._correct(session, corrections)
-            held, marked = catalog.marked_now(self._layout)
-            statements = catalog.statements(held, _CORRECTIONS if self._corrections.num_rows else "", marked=marked)
+            held, marked = file_lists.marked_now(self._layout)
+            statements = views.statements(held, _CORRECTIONS if self._corrections.num_rows else "", marked=marked)
             if statements == self._made:
                 return
             self._broken = None
@@ -406,7 +423,7 @@ class Views(DuckDB):
                     raise
                 except duckdb.Error as error:
                     # A damaged file keeps its view from being made; the others are of use all the same.
-                    self._broken = catalog.lake_error(error, self._layout)
+                    self._broken = errors.lake_error(error, self._layout)
             self._made = statements if self._broken is None else []
 
 
@@ -454,7 +471,7 @@ def _folders_of_views(layout: Layout) -> list[str]:
         folders += [folder for folder in below if folder.is_symlink()]
         below = [Path(entry) for folder in below for entry in _folders_in(folder)]
     folders += [folder.resolve() for folder in folders]
-    return list(dict.fromkeys(name for folder in folders for name in (str(folder), catalog.as_pattern(folder))))
+    return list(dict.fromkeys(name for folder in folders for name in (str(folder), file_lists.as_pattern(folder))))
 
 
 def _folders_in(folder: Path) -> list[str]:

@@ -1,5 +1,5 @@
-"""All of Dagster: turns partitions into days and outcomes into events.
+"""Dagster definitions: partitions become days, and results of days become events.
 
-What belongs here: assets, checks, events, jobs, schedules, the IO manager, resources, and Dagster's own home.
-What does not: fetching, checking, computing or writing a day; that lies below and runs without Dagster.
+Assets, checks, events, jobs, schedules, the IO manager, resources and Dagster's home belong here.
+Fetching, checking, computing and writing a day do not: they run without Dagster.
 """

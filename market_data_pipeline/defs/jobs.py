@@ -1,6 +1,7 @@
-"""Jobs: what is started together, by a schedule or by hand.
+"""Jobs: assets and ops that start together, by a schedule or by hand.
 
-Derived assets and coverage have jobs of their own: in a job with their sources, one failed source would skip them.
+Derived assets and coverage have jobs of their own. In a job with their sources, one failed source would skip them.
+Times do not belong here; see ``schedules``.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from collections.abc import Sequence
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from market_data_pipeline.defs.coverage import coverage_key
+from market_data_pipeline.defs.coverage.definitions import coverage_key
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.upkeep import build_compact_job, build_prune_job, build_verify_job
-from market_data_pipeline.lineage import profile_of
-from market_data_pipeline.series import DataType, SeriesKey
+from market_data_pipeline.defs.maintenance.definitions import build_compact_job, build_prune_job, build_verify_job
+from market_data_pipeline.model.lineage import profile_of
+from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
 
 Job = UnresolvedAssetJobDefinition | dg.JobDefinition
@@ -25,15 +26,15 @@ TRADE_PROFILES, COVERAGE, VERIFY, COMPACT, PRUNE = "trade_profiles", "coverage",
 
 
 def build_jobs(keys: Sequence[SeriesKey], settings: Settings) -> Jobs:
-    """The jobs by name, of the universe's series; a job that would have nothing to run is left out."""
+    """Return the jobs of the universe's series by name. Leave out jobs that would have nothing to run."""
     klines = [key for key in keys if key.data_type is DataType.KLINES]
     agg_trades = [key for key in keys if key.data_type is DataType.AGG_TRADES]
     profiles = [profile_of(key) for key in agg_trades]
     partitioned = (
-        (INGEST_ALL, keys, "Klines and aggTrades of all series, for a day."),
-        (KLINES, klines, "Klines of all series, for a day."),
-        (AGG_TRADES, agg_trades, "aggTrades of all symbols, for a day."),
-        (TRADE_PROFILES, profiles, "tradeProfile of all symbols, for a day whose aggTrades are held."),
+        (INGEST_ALL, keys, "Fetch klines and aggTrades of all series, for a day."),
+        (KLINES, klines, "Fetch klines of all series, for a day."),
+        (AGG_TRADES, agg_trades, "Fetch aggTrades of all symbols, for a day."),
+        (TRADE_PROFILES, profiles, "Compute tradeProfile of all symbols, for a day whose aggTrades are stored."),
     )
     jobs: Jobs = {
         name: _job(name, [asset_key_of(key) for key in chosen], description)
@@ -42,14 +43,16 @@ def build_jobs(keys: Sequence[SeriesKey], settings: Settings) -> Jobs:
     }
     if keys:
         markets = dict.fromkeys(key.market for key in keys)
-        description = "What is held of each market, with the standing checks and a calendar."
+        description = "Report the stored days of each market, with the standing checks and a calendar."
         jobs[COVERAGE] = _job(COVERAGE, [coverage_key(market) for market in markets], description)
-        description = "Which archives were replaced since they were fetched, by the listing; the days are marked."
+        description = (
+            "Find archives that were replaced since they were fetched, and mark their days. Reads the listing only."
+        )
         jobs[VERIFY] = build_verify_job(keys, settings, VERIFY, description)
-        description = "Old runs and superseded results dropped from Dagster's records, their space given back."
+        description = "Drop old runs and superseded results from Dagster's records, and free their space."
         jobs[PRUNE] = build_prune_job(settings, PRUNE, description)
     if klines:
-        description = "The candles of each month that is over and settled put into one file, for quick queries."
+        description = "Write the candles of each finished month into one file, so that queries are faster."
         jobs[COMPACT] = build_compact_job(klines, settings, COMPACT, description)
     return jobs
 

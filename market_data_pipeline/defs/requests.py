@@ -1,4 +1,4 @@
-"""Run requests of schedules and sensors: days of series, in as few runs as there can be."""
+"""Run requests of schedules and sensors, in as few runs as possible. Choosing days does not belong here."""
 
 from __future__ import annotations
 
@@ -8,31 +8,24 @@ from datetime import date
 
 import dagster as dg
 
+from market_data_pipeline.clock import contiguous_ranges, days_between
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.partitions import (
-    PARTITION,
-    RANGE_END,
-    RANGE_START,
-    contiguous_ranges,
-    day_of,
-    days_between,
-    partition_of,
-)
-from market_data_pipeline.series import SeriesKey
+from market_data_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, day_of, partition_of
+from market_data_pipeline.model.series import SeriesKey
 
 Days = dict[SeriesKey, list[date]]
 """UTC days by series."""
 
 
 def run_requests(stamp: str, wanted: Mapping[SeriesKey, Iterable[date]], at_most: int) -> list[dg.RunRequest]:
-    """A request for each stretch of days that the same series are asked for, newest first.
+    """Return one run request for each stretch of days that the same series need, newest first.
 
-    A run under the daemon takes seconds to start, a day within it milliseconds.
+    A run under the daemon takes seconds to start. A day within it takes milliseconds.
 
     Args:
-        stamp: What run keys begin with; requests with the same stamp for the same days and series have the same key.
+        stamp: The prefix of run keys. Requests with the same stamp, days and series have the same key.
         wanted: UTC days of each series.
-        at_most: Most days in a run.
+        at_most: The maximum number of days in a run.
     """
     by_day: dict[date, list[SeriesKey]] = {}
     for key, days in wanted.items():
@@ -48,12 +41,12 @@ def run_requests(stamp: str, wanted: Mapping[SeriesKey, Iterable[date]], at_most
 def underway(
     instance: dg.DagsterInstance, keys: Iterable[SeriesKey], statuses: Sequence[dg.DagsterRunStatus]
 ) -> dict[SeriesKey, set[date]]:
-    """Return the days of series that runs in some states will fetch, whoever launched them.
+    """Return the days of series that unfinished runs will fetch, by whomever they were launched.
 
     Args:
         instance: Dagster's records.
         keys: The series.
-        statuses: States of the runs.
+        statuses: The statuses of the runs to look at.
     """
     by_asset = {asset_key_of(key): key for key in keys}
     found: dict[SeriesKey, set[date]] = {}
@@ -70,7 +63,7 @@ def underway(
 
 
 def without(days: Mapping[SeriesKey, Iterable[date]], taken: Mapping[SeriesKey, Collection[date]]) -> Days:
-    """Return days of series without those that are taken; no series without days."""
+    """Return days of series except those that are taken. Leave out series without days."""
     left = {key: [day for day in some if day not in taken.get(key, ())] for key, some in days.items()}
     return {key: some for key, some in left.items() if some}
 

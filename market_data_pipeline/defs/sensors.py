@@ -1,8 +1,8 @@
-"""Sensors: what the archive has published since.
+"""The sensor that requests days as soon as their archive is published.
 
-A day from REST is provisional until its archive is there, mostly between 03:00 and 09:00 of the next day; publication
-has stalled for nine days, too, and days come out of order. The sensor asks the archive's listing, and requests those
-days whose archive is in it: no other day costs a download.
+A REST day is provisional until its archive appears, mostly between 03:00 and 09:00 UTC of the next day. Publication has
+also stalled for nine days, and days appear out of order. The sensor requests only days in the archive's listing.
+Code of a tick does not belong here; see ``maintenance.published``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from market_data_pipeline.universe import Universe
 
 
 def build_sensors(jobs: Jobs, settings: Settings, universe: Universe) -> list[dg.SensorDefinition]:
-    """The sensor ``archive_published``, where there is anything to collect."""
+    """Return the sensor ``archive_published`` if there is anything to collect."""
     if INGEST_ALL not in jobs:
         return []
 
@@ -24,12 +24,12 @@ def build_sensors(jobs: Jobs, settings: Settings, universe: Universe) -> list[dg
         job=jobs[INGEST_ALL],
         minimum_interval_seconds=settings.archive_minutes * 60,
         description=(
-            "Days that wait for their archive are looked for in the archive's listing, one request for a series; those "
-            "that are there are fetched and become final."
+            "Fetch archives as soon as Binance publishes them.\n\nLooks for provisional days in the archive's listing, "
+            "with one request per series. Days with an archive are fetched and become final."
         ),
     )
     def archive_published(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        from market_data_pipeline.defs.bodies.published import look
+        from market_data_pipeline.defs.maintenance.published import look
 
         return look(context, settings, universe)
 

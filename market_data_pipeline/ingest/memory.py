@@ -1,4 +1,4 @@
-"""A bound on what days that are being worked on take in memory together, however many and however big they are."""
+"""Memory budget of all days in progress. Estimating the size of a day does not belong here (``from_archive.py``)."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from market_data_pipeline.stopping import Stop, Wait
+from market_data_pipeline.model.waits import Stop, Wait
 
 _LOOK_AGAIN_SECONDS = 1.0
 
 
 class Reservation:
-    """What one worker has taken from a :class:`MemoryBudget`."""
+    """One worker's share of a :class:`MemoryBudget`."""
 
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
         self._taken = 0
 
     def take(self, size: int) -> None:
-        """Wait until ``size`` bytes are free, and take them; what was taken before is part of them."""
+        """Wait until ``size`` bytes are free, and take them. Bytes taken before are part of ``size``."""
         if size > self._taken:
             self.give_back()
-            self._budget._take(size)  # the two are one thing
+            self._budget._take(size)
             self._taken = size
 
     def give_back(self) -> None:
-        """Free what was taken."""
+        """Return all bytes to the budget."""
         self._budget._take(-self._taken)
         self._taken = 0
 
 
 class MemoryBudget:
-    """Bytes that workers share. One that is bigger than the whole budget works alone.
+    """Bytes that workers share. A day bigger than the whole budget runs alone.
 
     Args:
         total: Bytes.
-        stop: What ends its waits.
+        stop: Ends its waits.
     """
 
     def __init__(self, total: int, stop: Stop | None = None) -> None:
@@ -47,7 +47,7 @@ class MemoryBudget:
 
     @contextmanager
     def reservation(self) -> Iterator[Reservation]:
-        """A reservation that is given back at the end."""
+        """Open a reservation, and return its bytes at the end."""
         reservation = Reservation(self)
         try:
             yield reservation
@@ -61,7 +61,7 @@ class MemoryBudget:
                 self._stop.check()
                 wait = wait or Wait(self._stop)
                 wait.note(
-                    f"Waiting for memory: {size >> 20} MB are wanted, and days in work take {self._used >> 20} of "
+                    f"Waiting for {size >> 20} MB of memory: days in progress use {self._used >> 20} of "
                     f"{self._total >> 20} MB (MARKET_DATA_MEMORY_MB)."
                 )
                 self._changed.wait(_LOOK_AGAIN_SECONDS)

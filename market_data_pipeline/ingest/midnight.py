@@ -1,9 +1,8 @@
-"""From one day to the next: ids of aggTrades run on over midnight, so that neighbours prove each other.
+"""Check neighbouring days across midnight: ids of aggTrades are contiguous, and candles off the grid may cross it.
 
-Candles off the grid may reach over it.
-
-A trade at midnight may lack on both sides, or stand on both (binance-public-data #353). Days are looked at when they
-are brought; those of a run that was killed in between, when they are asked for again (``quality.repair``).
+A trade at midnight may be missing in both days or appear in both (binance-public-data #353). Days are checked when they
+are fetched. After a killed run, they are checked when they are fetched again (``model.needs``). Gaps inside a day do
+not belong here (``gap_fill.py``).
 """
 
 from __future__ import annotations
@@ -18,176 +17,183 @@ from datetime import date, timedelta
 import numpy as np
 
 from market_data_pipeline import clock
-from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE
-from market_data_pipeline.ingest.dayrows import DayRows
-from market_data_pipeline.ingest.healing import Healer, left_out, without_repeated
+from market_data_pipeline.checks.continuity import open_midnights
+from market_data_pipeline.checks.ordering import Ints, ints
+from market_data_pipeline.checks.verdicts import AnsweredIds, answered_ids
+from market_data_pipeline.errors import DamagedFileError, StorageError
+from market_data_pipeline.ingest.day_rows import DayRows
+from market_data_pipeline.ingest.from_archive import MEMORY_PER_BYTE
+from market_data_pipeline.ingest.gap_fill import GapFiller, missing_between, without_duplicates
 from market_data_pipeline.ingest.memory import MemoryBudget
-from market_data_pipeline.ingest.shelf import Shelf
-from market_data_pipeline.lake.files import DamagedFileError, StorageError
-from market_data_pipeline.lake.ledger import Ledger, LedgerRow
-from market_data_pipeline.lake.reading import read_day
-from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
-from market_data_pipeline.quality.repair import unmet_midnights
-from market_data_pipeline.quality.rows import Ints, ints
-from market_data_pipeline.quality.verdicts import Asked, AskedIds, asked_before
-from market_data_pipeline.series import interval_us
-from market_data_pipeline.specs import spec_of
+from market_data_pipeline.ingest.store import DayStore
+from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.lake.reader import read_day
+from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.day import DayRecord
+from market_data_pipeline.model.findings import RestAnswer
+from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome
+from market_data_pipeline.model.series import interval_us
 
 logger = logging.getLogger(__name__)
 
 _DAY = timedelta(days=1)
-_BROUGHT = (Action.FETCHED, Action.EXTENDED)
+_CHANGED = (Action.FETCHED, Action.EXTENDED)
 
 
 @dataclass(frozen=True, slots=True)
 class Midnight:
-    """Looks at neighbouring days of one series of aggTrades.
+    """Check and repair neighbouring days of one series.
 
     Attributes:
-        shelf: Where its days lie.
-        healer: Asks REST for what lacks.
-        ledger: Of the series.
-        memory: What all days in work may take together.
+        day_store: The stored days of the series.
+        gap_filler: Fetches missing rows from REST.
+        ledger: The ledger of the series.
+        memory: Memory budget of all days in progress.
     """
 
-    shelf: Shelf
-    healer: Healer
+    day_store: DayStore
+    gap_filler: GapFiller
     ledger: Ledger
     memory: MemoryBudget
 
     def across(self, results: Iterator[DayOutcome | DayFailure]) -> Iterator[DayOutcome | DayFailure]:
-        """Results in order, each day that was brought looked at together with its neighbours, and mended."""
+        """Yield results in order, after comparing each fetched day with its neighbours and repairing it."""
         before: DayOutcome | DayFailure | None = None
-        unmet = set(unmet_midnights(self.shelf.key, self.ledger.rows, clock.now()))
+        unchecked = set(open_midnights(self.day_store.key, self.ledger.rows, clock.now()))
         for result in results:
-            mended: dict[date, DayOutcome] = {}
+            repaired: dict[date, DayOutcome] = {}
             if before is not None and before.day + _DAY == result.day:
-                mended = self._meet((before, result), before.row, result.row, unmet)
+                repaired = self._compare((before, result), before.row, result.row, unchecked)
             else:
                 if before is not None:
-                    mended = self._meet((before,), before.row, self.ledger.get(before.day + _DAY), unmet)
-                mended |= self._meet((result,), self.ledger.get(result.day - _DAY), result.row, unmet)
+                    repaired = self._compare((before,), before.row, self.ledger.get(before.day + _DAY), unchecked)
+                repaired |= self._compare((result,), self.ledger.get(result.day - _DAY), result.row, unchecked)
             if before is not None:
-                yield mended.get(before.day, before)
-            before = mended.get(result.day, result)
+                yield repaired.get(before.day, before)
+            before = repaired.get(result.day, result)
         if before is not None:
-            yield self._meet((before,), before.row, self.ledger.get(before.day + _DAY), unmet).get(before.day, before)
+            yield self._compare((before,), before.row, self.ledger.get(before.day + _DAY), unchecked).get(
+                before.day, before
+            )
 
-    def _meet(
+    def _compare(
         self,
         results: Sequence[DayOutcome | DayFailure],
-        first: LedgerRow | None,
-        second: LedgerRow | None,
-        unmet: Set[date],
+        first: DayRecord | None,
+        second: DayRecord | None,
+        unchecked: Set[date],
     ) -> dict[date, DayOutcome]:
-        """Of two neighbouring days, those of this run's results that had to be mended for what midnight shows."""
+        """Compare two neighbouring days, and return the repaired ones among this run's results."""
         ours = {r.day: r for r in results if isinstance(r, DayOutcome)}
-        if not any(r.action in _BROUGHT or r.day in unmet for r in ours.values()):
+        if not any(r.action in _CHANGED or r.day in unchecked for r in ours.values()):
             return {}
         if first is None or second is None or not (first.held and second.held):
             return {}
         if first.last_key is None or second.first_key is None:
             return {}
         later = ours.get(second.day)
-        if self.shelf.key.interval is not None:
+        if self.day_store.key.interval is not None:
             return self._reach(first, second, later)
         if second.first_key > first.last_key + 1:
             return self._fill(ours, second.day, first.last_key + 1, second.first_key - 1)
         if later is None:
             return {}
-        mended = self._forget(later) if second.first_key == first.last_key + 1 else self._apart(first, later)
-        return {} if mended is later else {later.day: mended}
+        repaired = (
+            self._drop_outdated(later) if second.first_key == first.last_key + 1 else self._remove_overlap(first, later)
+        )
+        return {} if repaired is later else {later.day: repaired}
 
-    def _reach(self, first: LedgerRow, second: LedgerRow, later: DayOutcome | None) -> dict[date, DayOutcome]:
-        """A day of candles into which the last one of the day before, off the grid, reaches: it may lack none there."""
-        if (first.last_key or 0) % interval_us(self.shelf.key.interval or "") == 0:
+    def _reach(self, first: DayRecord, second: DayRecord, later: DayOutcome | None) -> dict[date, DayOutcome]:
+        """Store a day of candles again if the previous day's last candle reaches into it and covers a gap."""
+        if (first.last_key or 0) % interval_us(self.day_store.key.interval or "") == 0:
             return {}
-        outcome = later or DayOutcome(self.shelf.key, second.day, second, Action.HELD)
-        with self._room_for(outcome.row):
-            rows = self.shelf.rows(second.day)
+        outcome = later or DayOutcome(self.day_store.key, second.day, second, Action.HELD)
+        with self._memory_for(outcome.row):
+            rows = self.day_store.rows(second.day)
             if rows is None or not rows.reach_us:
                 return {}
-            stored = self._stored_again(outcome, self.healer.heal(second.day, rows))
-        if later is None:  # not of this run, which puts its own on record
+            stored = self._store_again(outcome, self.gap_filler.fill(second.day, rows))
+        if later is None:  # the caller records only its own results
             self.ledger.put(stored.row)
             return {}
         return {second.day: stored}
 
     def _fill(self, ours: Mapping[date, DayOutcome], later: date, first: int, last: int) -> dict[date, DayOutcome]:
-        """Bring the ids that lack between two days, and say of the later one which still do, and why."""
-        answer = self.healer.of_ids(first, last, self._around(later))
+        """Fetch the ids missing between two days, and record in the later one the ids still missing, with reasons."""
+        answer = self.gap_filler.of_ids(first, last, self._around(later))
         there: Ints = np.zeros(0, dtype=np.int64)
         stored: dict[date, DayOutcome] = {}
         for day, outcome in sorted(ours.items()):
-            with self._room_for(outcome.row):
-                rows = self.shelf.rows(day)
+            with self._memory_for(outcome.row):
+                rows = self.day_store.rows(day)
                 if rows is None:
                     continue
-                mine, elsewhere = answer.of_day(day, self.shelf.key)
-                filled = self.healer.filled_in(rows, mine)
+                mine, elsewhere = answer.of_day(day, self.day_store.key)
+                filled = self.gap_filler.filled_in(rows, mine)
                 ids = ints(filled.table, "agg_trade_id")
                 if day != later and filled is not rows:
-                    # What lacks before the trades that REST had is now inside this day, and its own to tell of.
-                    filled = replace(filled, asked_ids=(*rows.asked_ids, *answer.lacks))
+                    # Ids missing before the filled trades are now inside this day, which reports them.
+                    filled = replace(filled, asked_ids=(*rows.asked_ids, *answer.missing))
                     first = max(first, int(ids[-1]) + 1)
                 there = np.union1d(there, ids[(ids >= first) & (ids <= last)])
                 if day == later:
-                    before = left_out(first, min(last, int(ids[0]) - 1), there[there < ids[0]])
+                    before = missing_between(first, min(last, int(ids[0]) - 1), there[there < ids[0]])
                     inside = [one for one in rows.asked_ids if one.first > last]
-                    known = [*answer.lacks, *(elsewhere if len(ours) > 1 else _of_day_before(elsewhere))]
+                    known = [*answer.missing, *(elsewhere if len(ours) > 1 else _of_day_before(elsewhere))]
                     filled = replace(filled, before=before, asked_ids=(*known, *inside))
                 if filled is not rows:
-                    stored[day] = self._stored_again(outcome, filled)
-                del rows, filled  # before the room is given back
+                    stored[day] = self._store_again(outcome, filled)
+                del rows, filled  # before the memory is returned
         return stored
 
     def _around(self, later: date) -> tuple[int, int] | None:
-        """When the last trade before and the first one after a midnight took place, where REST does not serve all."""
-        if spec_of(self.shelf.key).rest.reach is None:
+        """Return the times of the last trade before and the first one after midnight. None if REST has no age limit."""
+        if spec_of(self.day_store.key).rest.reach is None:
             return None
         try:
             before, after = (
-                read_day(self.shelf.layout, self.shelf.key, day, ["transact_time"]) for day in (later - _DAY, later)
+                read_day(self.day_store.layout, self.day_store.key, day, ["transact_time"])
+                for day in (later - _DAY, later)
             )
         except DamagedFileError:
             return None
         return int(ints(before, "transact_time")[-1]), int(ints(after, "transact_time")[0])
 
-    def _forget(self, outcome: DayOutcome) -> DayOutcome:
-        """A day that meets the one before, of which it may have said that trades lack in between."""
-        if not any(one.last < (outcome.row.first_key or 0) for one in asked_before(outcome.row.findings_list())):
+    def _drop_outdated(self, outcome: DayOutcome) -> DayOutcome:
+        """Drop outdated findings about missing trades before a day that now follows the previous one directly."""
+        if not any(one.last < (outcome.row.first_key or 0) for one in answered_ids(outcome.row.findings_list())):
             return outcome
-        with self._room_for(outcome.row):
-            rows = self.shelf.rows(outcome.day)
-            return outcome if rows is None else self._stored_again(outcome, replace(rows, before=()))
+        with self._memory_for(outcome.row):
+            rows = self.day_store.rows(outcome.day)
+            return outcome if rows is None else self._store_again(outcome, replace(rows, before=()))
 
-    def _apart(self, earlier: LedgerRow, outcome: DayOutcome) -> DayOutcome:
-        """The later of two days that overlap, without the trades that stand in the earlier one, too."""
-        with self._room_for(earlier, outcome.row):
-            rows, before = self.shelf.rows(outcome.day), self.shelf.rows(earlier.day)
+    def _remove_overlap(self, earlier: DayRecord, outcome: DayOutcome) -> DayOutcome:
+        """Remove trades of the earlier day from the later of two overlapping days."""
+        with self._memory_for(earlier, outcome.row):
+            rows, before = self.day_store.rows(outcome.day), self.day_store.rows(earlier.day)
             if rows is None or before is None:
                 return outcome
-            mended = without_repeated(self.shelf.key, before.table, rows)
-            return outcome if mended is rows else self._stored_again(outcome, mended)
+            repaired = without_duplicates(self.day_store.key, before.table, rows)
+            return outcome if repaired is rows else self._store_again(outcome, repaired)
 
     @contextmanager
-    def _room_for(self, *days: LedgerRow) -> Iterator[None]:
-        """Wait until days that are held may be read at the same time."""
+    def _memory_for(self, *days: DayRecord) -> Iterator[None]:
+        """Reserve memory to read stored days at the same time."""
         with self.memory.reservation() as memory:
             memory.take(sum(day.bytes for day in days) * MEMORY_PER_BYTE)
             yield
 
-    def _stored_again(self, outcome: DayOutcome, rows: DayRows) -> DayOutcome:
-        action = outcome.action if outcome.action in _BROUGHT else Action.EXTENDED
+    def _store_again(self, outcome: DayOutcome, rows: DayRows) -> DayOutcome:
+        action = outcome.action if outcome.action in _CHANGED else Action.EXTENDED
         try:
-            stored = self.shelf.store(outcome.day, outcome.row, replace(rows, action=action), time.perf_counter())
+            stored = self.day_store.store(outcome.day, outcome.row, replace(rows, action=action), time.perf_counter())
         except StorageError as error:
-            logger.warning("%s: %s is left as it was brought: %s", self.shelf.key, outcome.day, error)
+            logger.warning("%s: %s stays as fetched: %s", self.day_store.key, outcome.day, error)
             return outcome
         return replace(stored, seconds=outcome.seconds + stored.seconds, downloaded=outcome.downloaded, action=action)
 
 
-def _of_day_before(elsewhere: Iterable[AskedIds]) -> list[AskedIds]:
-    """Trades that REST has and that belong into a day that this run was not asked for: they are still to be brought."""
-    why = Asked(False, "they belong into the day before, which was not asked for")
-    return [replace(one, asked=why) for one in elsewhere]
+def _of_day_before(elsewhere: Iterable[AnsweredIds]) -> list[AnsweredIds]:
+    """Mark trades that belong to a day outside of this run as still to fetch."""
+    why = RestAnswer(answered=False, reason="they belong to the previous day, which was not requested")
+    return [replace(one, answer=why) for one in elsewhere]

@@ -1,4 +1,7 @@
-"""One run on one series while its lock is held: which days are settled, threads ahead, results in order, the ledger."""
+"""Run the ingestion of one series: select days, fetch ahead in threads, yield results in order, update the ledger.
+
+Sources, gap filling and files do not belong here (``from_*.py``, ``gap_fill.py``, ``store.py``).
+"""
 
 from __future__ import annotations
 
@@ -11,46 +14,37 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import Finding, to_json, verdicts_of
-from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE, ArchivedDays
-from market_data_pipeline.ingest.asked import AskedDays, Nothing
-from market_data_pipeline.ingest.dayrows import DayRows
-from market_data_pipeline.ingest.encoding import Encoded, decode
-from market_data_pipeline.ingest.healing import Healer, with_what_was_held
+from market_data_pipeline.checks.halts import suspect_flat
+from market_data_pipeline.errors import AbsentError, ChecksumError, SourceError, StorageError, UnprovenError
+from market_data_pipeline.ingest.day_rows import DayRows
+from market_data_pipeline.ingest.encode import Encoded, decode
+from market_data_pipeline.ingest.from_archive import MEMORY_PER_BYTE, ArchiveDays
+from market_data_pipeline.ingest.from_rest import NoRows, RestDays
+from market_data_pipeline.ingest.gap_fill import GapFiller, with_stored_rows
 from market_data_pipeline.ingest.memory import Reservation
 from market_data_pipeline.ingest.midnight import Midnight
-from market_data_pipeline.ingest.shelf import Shelf
 from market_data_pipeline.ingest.sources import Sources
-from market_data_pipeline.lake import files, quarantine
-from market_data_pipeline.lake.closing import note_month
-from market_data_pipeline.lake.files import StorageError
+from market_data_pipeline.ingest.store import DayStore
+from market_data_pipeline.lake import quarantine, storage
+from market_data_pipeline.lake.closed_months import record_month
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import (
-    EMPTY,
-    HELD,
-    NOT_LISTED,
-    Ledger,
-    LedgerRow,
-    failed_row,
-    next_attempt,
-    reconcile,
-)
-from market_data_pipeline.lake.provenance import Source
-from market_data_pipeline.outcomes import Action, DayFailure, DayOutcome
-from market_data_pipeline.quality.market import suspect_flat
-from market_data_pipeline.quality.repair import is_not_listed, is_settled, reach_of
-from market_data_pipeline.series import Listing, SeriesKey
+from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
+from market_data_pipeline.model.datasets import monthly_may_replace
+from market_data_pipeline.model.day import HELD, Confirmed, DayRecord, Failed, NothingThere, Unlisted, after
+from market_data_pipeline.model.findings import Finding
+from market_data_pipeline.model.needs import is_still_unlisted, needs, reach_of
+from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome
+from market_data_pipeline.model.provenance import Source
+from market_data_pipeline.model.series import Listing, SeriesKey
+from market_data_pipeline.model.waits import StoppedError
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.sources.errors import AbsentError, ChecksumError, SourceError, UnprovenError
-from market_data_pipeline.sources.rest import RestApi
-from market_data_pipeline.specs import monthly_may_stand
-from market_data_pipeline.stopping import StoppedError
+from market_data_pipeline.sources.binance.rest import RestApi
 
 _SAVE_EVERY_SECONDS = 10.0
-"""How much work a killed run may leave for :func:`reconcile` to read back from footers."""
+"""Maximum work of a killed run that :func:`reconcile` must read back from footers."""
 
 _LAST_SECONDS = 3.0
-"""How long a run that was interrupted waits for days in work: those that are being read are stored."""
+"""Maximum wait of an interrupted run for days in progress, so that it stores days that are being read."""
 
 
 def ingest(
@@ -62,33 +56,33 @@ def ingest(
     settings: Settings,
     listing: Listing | None = None,
 ) -> Iterator[DayOutcome | DayFailure]:
-    """Bring days of a series into the lake.
+    """Ingest days of a series into the lake.
 
     Args:
         key: The series.
-        days: UTC days to bring, in any order.
-        layout: Where the lake lies.
-        sources: Where data comes from.
-        settings: Threads, memory and waiting.
-        listing: When the symbol was listed, as far as known; days outside are ``not_listed`` without a request.
+        days: UTC days, in any order.
+        layout: Layout of the lake.
+        sources: Sources of the run.
+        settings: Threads, memory and timeouts.
+        listing: Listing spans of the symbol, as far as known. Days outside are ``not_listed`` without a request.
 
     Yields:
-        One result for each day, in order of days. Days that are held are reported from the ledger.
+        One result per day, in order of days. Stored days without need are reported from the ledger.
 
     Raises:
-        SeriesBusyError: another run writes the series and did not finish in time.
-        StorageError: the ledger or its lock cannot be written.
+        SeriesBusyError: Another run writes the series and did not finish in time.
+        StorageError: The ledger or its lock is not writable.
     """
     with (
         sources.stop.if_interrupted(),
-        files.only_writer(layout.lock(key), settings.lock_wait_seconds, str(key), sources.stop),
+        storage.only_writer(layout.lock(key), settings.lock_wait_seconds, str(key), sources.stop),
     ):
-        yield from _Run(key, layout, sources, settings, listing or Listing()).bring(sorted(set(days)))
+        yield from _Run(key, layout, sources, settings, listing or Listing()).results(sorted(set(days)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Days for one worker: one day, or a whole month that a monthly zip may serve."""
+    """Days of one worker: a single day, or a whole month that one monthly zip may cover."""
 
     days: tuple[date, ...]
     whole_month: bool = False
@@ -107,8 +101,8 @@ class _Run:
     _abandoned: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __post_init__(self) -> None:
-        self._shelf = Shelf(self.key, self.layout, self.listing)
-        self._archived = ArchivedDays(
+        self._day_store = DayStore(self.key, self.layout, self.listing)
+        self._archive_days = ArchiveDays(
             self.key,
             self.layout,
             self.listing,
@@ -117,52 +111,52 @@ class _Run:
             self.sources.memory,
             self.settings.quarantine_mb * 1_000_000,
         )
-        self._asked = AskedDays(self.key, self._rest, self.listing, self._archived.later_day)
-        self._healer = Healer(self.key, self._rest, self.listing)
+        self._rest_days = RestDays(self.key, self._rest, self.listing, self._archive_days.later_day)
+        self._gap_filler = GapFiller(self.key, self._rest, self.listing)
 
     def _rest(self) -> RestApi:
         return self.sources.rest(self.key.market)
 
     # --- days in, results out ---------------------------------------------------------------------------------
 
-    def bring(self, days: Sequence[date]) -> Iterator[DayOutcome | DayFailure]:
+    def results(self, days: Sequence[date]) -> Iterator[DayOutcome | DayFailure]:
         ledger = self.layout.ledger(self.key)
-        files.remove_leftovers(self.layout.folder(self.key))
-        files.remove_leftovers(self.layout.months(self.key))
-        files.remove_leftovers(self.layout.quarantine(self.key))
+        storage.remove_leftovers(self.layout.folder(self.key))
+        storage.remove_leftovers(self.layout.months(self.key))
+        storage.remove_leftovers(self.layout.quarantine(self.key))
         self._ledger = Ledger.read(ledger)
-        changed = reconcile(self._ledger, self.layout, self.key)
-        settled = {day: found for day in days if (found := self._settled(day)) is not None}
+        changed = refresh_ledger(self._ledger, self.layout, self.key)
+        finished = {day: found for day in days if (found := self._without_request(day)) is not None}
         unsaved, saved_at = bool(changed), time.monotonic()
-        brought = False
-        in_order = self._in_order(days, settled)
+        any_changed = False
+        in_order = self._in_order(days, finished)
         try:
-            midnight = Midnight(self._shelf, self._healer, self._ledger, self.sources.memory)
+            midnight = Midnight(self._day_store, self._gap_filler, self._ledger, self.sources.memory)
             with self.sources.stop.if_interrupted():
                 for result in midnight.across(in_order):
                     if result.row is not self._ledger.get(result.day):
                         self._ledger.put(result.row)
-                        note_month(self._ledger, self.layout, self.key, result.day)
-                        unsaved = brought = True
+                        record_month(self._ledger, self.layout, self.key, result.day)
+                        unsaved = any_changed = True
                         if time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
                             self._ledger.write(ledger)
                             unsaved, saved_at = False, time.monotonic()
                     yield result
         finally:
             try:
-                in_order.close()  # whatever ended it: no day is in work once the run is over
+                in_order.close()  # no day is in progress after the run, however it ended
             finally:
                 if unsaved:
                     self._ledger.write(ledger)
-                if brought:
-                    quarantine.release_mended(self.layout, self.key, self._ledger)
+                if any_changed:
+                    quarantine.release_resolved(self.layout, self.key, self._ledger)
 
-    def _settled(self, day: date) -> DayOutcome | None:
-        """The result of a day for which no source need be asked."""
-        row = self._ledger.get(day)
-        if row is not None and is_settled(row, clock.now(), reach_of(self.key)):
+    def _without_request(self, day: date) -> DayOutcome | None:
+        """Return the result of a day that needs no request, else None."""
+        row, now = self._ledger.get(day), clock.now()
+        if row is not None and needs(row, now, reach_of(self.key)).is_met:
             return DayOutcome(self.key, day, row, Action.HELD if row.held else Action.EMPTY)
-        if row is not None and is_not_listed(row, self.listing):
+        if row is not None and is_still_unlisted(row, self.listing):
             return DayOutcome(self.key, day, row, Action.NOT_LISTED)
         if not self.listing.covers(day) and (row is None or row.outcome != HELD):
             return self._without_rows(day, Action.NOT_LISTED)
@@ -171,39 +165,29 @@ class _Run:
     def _without_rows(
         self, day: date, action: Action, seconds: float = 0.0, findings: tuple[Finding, ...] = ()
     ) -> DayOutcome:
-        outcome, final = (NOT_LISTED, True) if action is Action.NOT_LISTED else (EMPTY, bool(findings))
-        known = self._ledger.get(day)
-        if known is not None and known.outcome == outcome and not findings:
-            return DayOutcome(self.key, day, known, action, seconds)
-        row = LedgerRow(
-            day=day,
-            outcome=outcome,
-            final=final,
-            missing=sum(finding.count for finding in findings),
-            findings=to_json(findings),
-            verdicts=verdicts_of(findings),
-            attempts=known.attempts if known else 0,
-            asked_at=clock.naive_utc(clock.now()),
-        )
-        return DayOutcome(self.key, day, row, action, seconds)
+        at = clock.now()
+        event = Unlisted(at) if action is Action.NOT_LISTED else NothingThere(at, findings)
+        return DayOutcome(self.key, day, after(self._ledger.get(day), day, event), action, seconds)
 
-    def _in_order(self, days: Sequence[date], settled: Mapping[date, DayOutcome]) -> Generator[DayOutcome | DayFailure]:
-        """Results in the order of days, while workers are a bounded number of jobs ahead."""
-        jobs = iter(self._jobs([day for day in days if day not in settled]))
+    def _in_order(
+        self, days: Sequence[date], finished: Mapping[date, DayOutcome]
+    ) -> Generator[DayOutcome | DayFailure]:
+        """Yield results in order of days, while workers are a bounded number of jobs ahead."""
+        jobs = iter(self._jobs([day for day in days if day not in finished]))
         ahead: deque[tuple[_Job, Future[list[DayOutcome | DayFailure] | None]]] = deque()
         ready: deque[DayOutcome | DayFailure] = deque()
         threads = self.sources.at_a_time
         pool = ThreadPoolExecutor(threads, thread_name_prefix=f"ingest-{self.key.symbol}")
         try:
-            with self.sources.stop.if_interrupted():  # before the days in work are waited for
+            with self.sources.stop.if_interrupted():  # before waiting for the days in progress
                 for day in days:
-                    if day in settled:
-                        yield settled[day]
+                    if day in finished:
+                        yield finished[day]
                         continue
                     while not ready:
                         while len(ahead) < 2 * threads and (job := next(jobs, None)) is not None:
                             ahead.append((job, pool.submit(self._work, job)))
-                        # It stays among those ahead until it is done: an interrupt waits for it, too.
+                        # The job stays in ``ahead`` until it is done, so that an interrupt waits for it, too.
                         results = ahead[0][1].result()
                         first, _ = ahead.popleft()
                         if results is not None:
@@ -213,7 +197,7 @@ class _Run:
                             ahead.extendleft(reversed([(job, pool.submit(self._work, job)) for job in alone]))
                     yield ready.popleft()
         finally:
-            # Ending a run waits for the days in work, not for the months that they belong to.
+            # The end of a run waits for the days in progress, not for their months.
             self._stopped.set()
             for _, future in ahead:
                 future.cancel()
@@ -224,10 +208,10 @@ class _Run:
             pool.shutdown(wait=not interrupted)
 
     def _jobs(self, days: Sequence[date]) -> list[_Job]:
-        """Days to fetch, with whole months together where a monthly zip may stand for them."""
-        if not monthly_may_stand(self.key):
+        """Group days to fetch: whole months together if a monthly zip can replace the daily ones."""
+        if not monthly_may_replace(self.key):
             return [_Job((day,)) for day in days]
-        # A day whose daily zip was replaced is not in that of the month, which may be older.
+        # The monthly zip may be older than a replaced daily zip.
         wanted = {day for day in days if not self._is_replaced(day)}
         jobs, done = [], set[date]()
         for day in days:
@@ -248,20 +232,20 @@ class _Run:
     # --- one worker -------------------------------------------------------------------------------------------
 
     def _work(self, job: _Job) -> list[DayOutcome | DayFailure] | None:
-        """The results of a job; None where it is a month without a zip, whose days are better brought side by side."""
+        """Return the results of a job. None for a month without a zip: its days are fetched in parallel instead."""
         results = []
         self.sources.stop.check()
         if job.whole_month:
             with self.sources.places:
-                if not self._archived.has_month(job.days[0]):
+                if not self._archive_days.has_month(job.days[0]):
                     return None
         for day in job.days:
-            with self.sources.places:  # shared with other series of the run
+            with self.sources.places:  # shared by all series of the run
                 if self._stopped.is_set():
                     break
                 results.append(self._day(day, job.whole_month))
         if job.whole_month:
-            self._archived.release(job.days[0])
+            self._archive_days.release(job.days[0])
         return results
 
     def _day(self, day: date, whole_month: bool) -> DayOutcome | DayFailure:
@@ -272,19 +256,17 @@ class _Run:
             if self._refusal is not None:
                 raise self._refusal
             with self.sources.memory.reservation() as memory:
-                rows = self._obtain(day, known, whole_month, memory)
+                rows = self._fetch(day, known, whole_month, memory)
                 if self._abandoned.is_set():
-                    raise StoppedError  # the lock may be another run's by now
+                    raise StoppedError  # another run may have the lock by now
                 if isinstance(rows, Encoded):
-                    return self._shelf.put(day, known, rows, started)
+                    return self._day_store.put(day, known, rows, started)
                 if isinstance(rows, DayRows):
                     downloaded = rows.downloaded
-                    return self._shelf.store(day, known, rows, started)
+                    return self._day_store.store(day, known, rows, started)
             seconds = time.perf_counter() - started
             if rows.action is Action.HELD and known is not None:
-                asked_at = clock.naive_utc(clock.now())
-                row = replace(known, attempts=next_attempt(known), failure=None, reason=None, asked_at=asked_at)
-                return DayOutcome(self.key, day, row, Action.HELD, seconds)
+                return DayOutcome(self.key, day, after(known, day, Confirmed(clock.now())), Action.HELD, seconds)
             return self._without_rows(day, rows.action, seconds, rows.findings)
         except StorageError as error:
             self._refusal = error
@@ -294,45 +276,45 @@ class _Run:
                 downloaded = len(error.file.data)
             return self._failed(day, known, error.kind, str(error), started, downloaded)
 
-    def _obtain(
-        self, day: date, known: LedgerRow | None, whole_month: bool, memory: Reservation
-    ) -> DayRows | Encoded | Nothing:
-        """A day's rows: of the archive where it has them, with what it lacks from REST; else of REST."""
+    def _fetch(
+        self, day: date, known: DayRecord | None, whole_month: bool, memory: Reservation
+    ) -> DayRows | Encoded | NoRows:
+        """Fetch a day's rows from the archive, with gaps filled from REST, or else from REST."""
         if day > clock.today():
-            raise AbsentError(f"the day lies in the future; today is {clock.today()} (UTC).")
+            raise AbsentError(f"the day is in the future; today is {clock.today()} (UTC).")
         if day < clock.today():
-            if known is not None and known.held and not known.replaced_by:  # what lacks is asked for, and no more
+            if known is not None and known.held and not known.replaced_by:  # fetch only missing rows
                 memory.take(known.bytes * MEMORY_PER_BYTE)
-                held = self._shelf.rows(day)
-                if held is not None:
-                    healed = self._healer.heal(day, replace(held, action=Action.EXTENDED))
-                    return self._healer.ask_for_flat(day, healed, suspect_flat(known.findings_list()))
+                stored = self._day_store.rows(day)
+                if stored is not None:
+                    filled = self._gap_filler.fill(day, replace(stored, action=Action.EXTENDED))
+                    return self._gap_filler.compare_flat(day, filled, suspect_flat(known.findings_list()))
                 memory.give_back()
             fresh = known is None or known.outcome != HELD
-            rows = self._archived.rows(day, fresh, whole_month, memory)
+            rows = self._archive_days.rows(day, fresh, whole_month, memory)
             if isinstance(rows, Encoded):
                 if fresh:
                     return rows
                 rows = decode(rows)
             if rows is not None:
                 return self._completed(day, known, rows)
-        held = self._shelf.rows(day) if known is not None and known.outcome == HELD else None
-        return self._asked.rows(day, held)
+        stored = self._day_store.rows(day) if known is not None and known.outcome == HELD else None
+        return self._rest_days.rows(day, stored)
 
-    def _completed(self, day: date, known: LedgerRow | None, rows: DayRows) -> DayRows:
-        """What the archive has of a day, with what it lacks and was held from REST, or REST has now."""
+    def _completed(self, day: date, known: DayRecord | None, rows: DayRows) -> DayRows:
+        """Complete an archive day with rows from REST, stored before or fetched now."""
         if not rows.final and known is not None and known.held:
             raise UnprovenError(
-                "the archive was published again without a checksum; the rows held, which were proven, stay."
+                "the archive was republished without a checksum. The stored rows, which are verified, stay."
             )
-        if known is not None and known.outcome == HELD and (held := self._shelf.rows(day)) is not None:
-            rows = with_what_was_held(self.key, held, rows)
-        return self._healer.heal(day, self._shelf.reached(day, rows))
+        if known is not None and known.outcome == HELD and (stored := self._day_store.rows(day)) is not None:
+            rows = with_stored_rows(self.key, stored, rows)
+        return self._gap_filler.fill(day, self._day_store.reached(day, rows))
 
     def _failed(
-        self, day: date, known: LedgerRow | None, kind: str, reason: str, started: float, downloaded: int
+        self, day: date, known: DayRecord | None, kind: str, reason: str, started: float, downloaded: int
     ) -> DayFailure:
         text = f"{self.key} {day}: {reason}"
-        etag, checksum_etag = self._archived.refused.get(day, (None, None))
-        row = failed_row(known, day, kind, text, clock.now(), etag, checksum_etag)
+        etag, checksum_etag = self._archive_days.refused.get(day, (None, None))
+        row = after(known, day, Failed(kind, text, clock.now(), etag, checksum_etag))
         return DayFailure(self.key, day, kind, text, row, time.perf_counter() - started, downloaded)

@@ -1,4 +1,4 @@
-"""What one run shares, however many series it brings: hosts, and what may be in work at a time."""
+"""Shared resources of one run: hosts, threads and memory, for all its series. Fetching does not belong here."""
 
 from __future__ import annotations
 
@@ -8,25 +8,23 @@ from types import TracebackType
 from typing import Self
 
 from market_data_pipeline.ingest.memory import MemoryBudget
-from market_data_pipeline.processes import cpus
-from market_data_pipeline.series import Market
-from market_data_pipeline.settings import Settings
-from market_data_pipeline.sources.rest import RestApi
-from market_data_pipeline.sources.vision import Archive
-from market_data_pipeline.stopping import Stop
+from market_data_pipeline.model.series import Market
+from market_data_pipeline.model.waits import Stop
+from market_data_pipeline.settings import Settings, cpus
+from market_data_pipeline.sources.binance.archive import Archive
+from market_data_pipeline.sources.binance.rest import RestApi
 
 
 class Sources:
-    """Where data comes from, for one run: what is off or used up stays so until the run ends.
+    """Sources of data for one run. A host that is off, or a spent allowance, stays so until the run ends.
 
     Attributes:
         archive: data.binance.vision.
-        computing: Threads that read zips, as many as there are CPUs: libraries, which let go of Python's lock, take
-            nearly all of the time.
-        memory: What the days in work may take together.
-        at_a_time: How many days may be in work at a time: more than are downloaded, while others are read and written.
-        places: One for each of them.
-        stop: Ends all waits of the run, when it is interrupted.
+        computing: Threads that read zips, one per CPU. Libraries that release the GIL take nearly all of the time.
+        memory: Memory budget of the days in progress.
+        at_a_time: Maximum days in progress: more than download slots, because other days are read and written.
+        places: One slot per day in progress.
+        stop: Ends all waits of the run when it is interrupted.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -41,7 +39,7 @@ class Sources:
         self._lock = threading.Lock()
 
     def rest(self, market: Market) -> RestApi:
-        """REST of a market."""
+        """Return REST of a market."""
         with self._lock:
             if market not in self._rest:
                 self._rest[market] = RestApi(market, self._settings, self.stop)

@@ -1,1 +1,1 @@
-"""The lake: paths, atomic files, provenance, ledgers and the catalog of views."""
+"""The lake: paths, atomic files, Parquet, ledgers, checksums and quarantine. SQL over it belongs to ``sql``."""

@@ -1,4 +1,4 @@
-"""Where everything lies below the root. Paths only; nothing here opens a file."""
+"""Paths of everything below the data folder. Opening files does not belong here."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from market_data_pipeline.series import EXCHANGE, Market, SeriesKey
+from market_data_pipeline.model.series import EXCHANGE, Market, SeriesKey
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The root folder and the places in it.
+    """The data folder and the paths in it.
 
     Attributes:
         root: Absolute path of the user's data folder.
@@ -20,57 +20,57 @@ class Layout:
     root: Path
 
     def folder(self, key: SeriesKey) -> Path:
-        """Folder of a series' daily files."""
+        """Return the folder of a series' daily files."""
         return self.root / key.folder
 
     def file(self, key: SeriesKey, day: date) -> Path:
-        """A day's Parquet file."""
+        """Return the path of a day's own Parquet file."""
         return self.root / key.file(day)
 
     def months(self, key: SeriesKey) -> Path:
-        """Folder of a series' closed months."""
+        """Return the folder of a series' closed months."""
         return self.root / key.months_folder
 
     def month(self, key: SeriesKey, day: date) -> Path:
-        """The Parquet file of the month that a day lies in, once that is closed."""
+        """Return the path of the Parquet file of a day's month. It exists once the month is closed."""
         return self.root / key.month_file(day)
 
     def ledger(self, key: SeriesKey) -> Path:
-        """A series' ledger."""
+        """Return the path of a series' ledger."""
         return self.root / key.ledger
 
     def lock(self, key: SeriesKey) -> Path:
-        """The file that the one writer of a series holds locked."""
+        """Return the path of the file that the one writer of a series locks."""
         return self.ledger(key).with_suffix(".lock")
 
     def quarantine(self, key: SeriesKey) -> Path:
-        """Folder for bytes of a series that were refused."""
+        """Return the folder of a series' refused bytes."""
         return self.root / key.folder.replace("lake/", "quarantine/", 1)
 
     @property
     def quarantined(self) -> Path:
-        """Folder of all that was refused, of every series."""
+        """Return the folder of the refused bytes of all series."""
         return self.root / "quarantine"
 
     @property
     def reconciliation(self) -> Path:
-        """Folder of the records of what was reconciled, of every series."""
+        """Return the folder of the reconciliation records of all series."""
         return self.root / "quality" / "reconciliation"
 
     def reconciled(self, key: SeriesKey) -> Path:
-        """The record of what a series' days were reconciled with."""
+        """Return the path of a series' reconciliation record."""
         return self.reconciliation / key.ledger.removeprefix("ledger/")
 
-    def judged(self, market: Market) -> Path:
-        """What the flat candles of a market were last judged from."""
+    def classified(self, market: Market) -> Path:
+        """Return the path of the inputs from which a market's flat candles were last classified."""
         return self.root / "quality" / "judged" / EXCHANGE / f"{market}.json"
 
     @property
     def catalog(self) -> Path:
-        """The DuckDB file with views."""
+        """Return the path of the DuckDB file with the views."""
         return self.root / "catalog.duckdb"
 
     @property
     def dagster_home(self) -> Path:
-        """DAGSTER_HOME of every door of the project."""
+        """Return the DAGSTER_HOME of every entry point of the project."""
         return self.root / "dagster"

@@ -1,17 +1,16 @@
-"""The ledger of a series: one row for each day that was ever asked for.
+"""The ledger of a series: one row for each day that was ever requested. Failures are recorded only here.
 
-It is the index that makes status, coverage and the ``quality`` views fast, and the only home of failures. What it says
-of held days is derived from the files' footers, so it can be made again from them; :func:`reconcile` does so for the
-days where the folder and the ledger differ (a crash between file and ledger, a ledger deleted, a file changed by hand).
+Rows of stored days can be rebuilt from the files' footers. :func:`refresh_ledger` does so if folder and ledger differ:
+after a crash, a deleted ledger or a manual change. The states of a day belong to ``model/day.py``.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, fields, replace
 from datetime import date, datetime, time
 from operator import attrgetter
 from pathlib import Path
@@ -21,23 +20,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from market_data_pipeline import clock
-from market_data_pipeline import findings as findings_
-from market_data_pipeline.findings import BEYOND_REACH, FLAT, LACKING, OPEN, Finding, Verdict
-from market_data_pipeline.lake import files
-from market_data_pipeline.lake.files import DamagedFileError, FileStat, StorageError
+from market_data_pipeline.errors import DamagedFileError, StorageError
+from market_data_pipeline.lake import parquet, storage
+from market_data_pipeline.lake.checksums import CHANGED, Recorded, content_sha256
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.on_disk import DayFile, days_on_disk, parse_whole, read_record
-from market_data_pipeline.lake.provenance import Provenance, content_sha256
-from market_data_pipeline.lake.proving import CHANGED, Recorded
-from market_data_pipeline.schemas import lake_schema
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.specs import ARCHIVE_BEGINS
-
-HELD, FAILED, EMPTY, NOT_LISTED = "held", "failed", "empty", "not_listed"
+from market_data_pipeline.lake.partitions import days_on_disk, parse_whole, read_record
+from market_data_pipeline.model import findings as findings_
+from market_data_pipeline.model.datasets import ARCHIVE_BEGINS
+from market_data_pipeline.model.day import (
+    HELD,
+    DayFile,
+    DayRecord,
+    FileStat,
+    FindingColumns,
+    Lost,
+    after,
+    finding_columns,
+    record_of,
+)
+from market_data_pipeline.model.findings import Basis, Severity
+from market_data_pipeline.model.provenance import Provenance
+from market_data_pipeline.model.schema import lake_schema
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.model.version_1 import with_fields
 
 _UTC_US = pa.timestamp("us")
 SCHEMA = pa.schema(
-    [
+    [  # type: ignore[arg-type]  # mypy joins the types of the columns to object
         ("day", pa.date32()),
         ("outcome", pa.string()),
         ("final", pa.bool_()),
@@ -58,6 +67,8 @@ SCHEMA = pa.schema(
         ("quiet", pa.int64()),
         ("findings", pa.string()),
         ("verdicts", pa.string()),
+        ("bases", pa.string()),
+        ("retry", pa.bool_()),
         ("replaced_by", pa.string()),
         ("checksum_etag", pa.string()),
         ("attempts", pa.int64()),
@@ -71,189 +82,50 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerRow:
-    """What is known of one day of one series.
+_FIELDS = tuple(one.name for one in fields(DayRecord))
+_DEFAULTS = {one.name: one.default for one in fields(DayRecord) if one.default is not MISSING}
 
-    Attributes:
-        day: The UTC day.
-        outcome: ``held`` (a readable file, final or provisional), ``failed`` (asked for, nothing held), ``empty``
-            (nothing there yet, e.g. today before the first candle closed) or ``not_listed``.
-        final: Whether the day is settled. Not-listed days are.
-        rows: Rows in the file.
-        bytes: Size of the file.
-        mtime_ns: Its modification time, which with the size tells whether the file is the one this row speaks of.
-        source: Where the rows came from; several are joined by ``+``.
-        checksum: Status of the archive's checksum.
-        archive_sha256: Of the zip.
-        etag: Of the zip.
-        last_modified: Of the zip.
-        content_sha256: Over the column values.
-        first_key: Key of the first row.
-        last_key: Key of the last row.
-        integrity: Severity of what the integrity check found: info (passed), warn or error.
-        gaps: The same of the gaps check.
-        missing: Rows that are missing inside the day, as far as their number is known.
-        quiet: Flat candles (no trade).
-        findings: All findings, as JSON.
-        verdicts: The distinct verdicts of the gaps check, joined by ``+``.
-        replaced_by: ETag of an archive that was published in place of what the rows came from, as the sweep over the
-            listing found it, or as it was refused; the day is fetched again, a refused one only for another archive or
-            another checksum. None where the archive is the one that is held.
-        checksum_etag: ETag of the ``.CHECKSUM`` that came with the zip that the newest attempt refused; None where it
-            refused none, or none had come.
-        attempts: How often the day was asked of a source since it last was as it should be; pauses grow by it.
-        failure: Kind of the newest attempt's failure; None when it succeeded. A held day whose newest attempt
-            failed stays held.
-        reason: The failure in words.
-        fetched_at: When the rows were fetched (UTC, without zone).
-        asked_at: When the newest attempt was made (UTC, without zone).
-        file_sha256: SHA-256 of all bytes of the day's own file as it was written. None if the file is older than this
-            column and was not verified since, or if its month is closed. A day that failed as damaged keeps it.
-        month_sha256: SHA-256 of all bytes of the file of the day's closed month; else None.
-    """
-
-    day: date
-    outcome: str
-    final: bool = False
-    rows: int = 0
-    bytes: int = 0
-    mtime_ns: int = 0
-    source: str | None = None
-    checksum: str | None = None
-    archive_sha256: str | None = None
-    etag: str | None = None
-    last_modified: str | None = None
-    content_sha256: str | None = None
-    first_key: int | None = None
-    last_key: int | None = None
-    integrity: str | None = None
-    gaps: str | None = None
-    missing: int = 0
-    quiet: int = 0
-    findings: str = "[]"
-    verdicts: str = ""
-    replaced_by: str | None = None
-    checksum_etag: str | None = None
-    attempts: int = 0
-    failure: str | None = None
-    reason: str | None = None
-    fetched_at: datetime | None = None
-    asked_at: datetime | None = None
-    # How a file was written is not what is known of the day: rows that differ in nothing else are equal.
-    file_sha256: str | None = field(default=None, compare=False)
-    month_sha256: str | None = field(default=None, compare=False)
-
-    @property
-    def held(self) -> bool:
-        """Held in the full sense: final and readable."""
-        return self.outcome == HELD and self.final
-
-    @property
-    def open(self) -> bool:
-        """Whether a gap of a held day has a verdict that another attempt may change."""
-        if self.outcome != HELD or OPEN.isdisjoint(self.verdicts.split("+")):
-            return False
-        return BEYOND_REACH not in self.findings or any(finding.open for finding in self.findings_list())
-
-    def speaks_of(self, stat: FileStat) -> bool:
-        """Whether the day is held, and a file of that size and time is the one that is meant."""
-        return self.outcome == HELD and (self.bytes, self.mtime_ns) == (stat.bytes, stat.mtime_ns)
-
-    def bytes_sha256(self, held: DayFile) -> str | None:
-        """Return the SHA-256 on record of all bytes of the file that has the day's rows."""
-        return self.month_sha256 if held.of_month else self.file_sha256
-
-    def findings_list(self) -> tuple[Finding, ...]:
-        """The findings, read."""
-        return findings_.from_json(self.findings)
-
-
-_FIELDS = tuple(one.name for one in fields(LedgerRow))
-_DEFAULTS = {one.name: one.default for one in fields(LedgerRow) if one.default is not MISSING}
-
-UNSETTLED = (
+MAY_NEED_FETCH = (
     ~pc.field("final")
     | pc.field("replaced_by").is_valid()
-    | pc.match_substring_regex(pc.field("verdicts"), "|".join(sorted(OPEN)))
+    | pc.field("retry")
+    | pc.match_substring(pc.field("bases"), Basis.RULE_REPLACED)
 )
-"""Rows of days that may have to be asked for again: not final, open, or of an archive that was replaced."""
+"""Rows of days that may need another fetch: provisional, open, or from a replaced archive."""
 
 
-def row_from_provenance(
-    record: Provenance, stat: FileStat, *, attempts: int = 1, file_sha256: str | None = None
-) -> LedgerRow:
-    """The ledger row of a day whose file has this footer."""
-    newest = max(record.parts, key=lambda part: part.fetched_at, default=None)
-    archive = next((part for part in record.parts if part.sha256), None)
-    return LedgerRow(
-        day=record.day,
-        outcome=HELD,
-        final=record.final,
-        rows=record.rows,
-        bytes=stat.bytes,
-        mtime_ns=stat.mtime_ns,
-        source="+".join(dict.fromkeys(part.source.value for part in record.parts)) or None,
-        checksum=archive.checksum.value if archive and archive.checksum else None,
-        archive_sha256=archive.sha256 if archive else None,
-        etag=archive.etag if archive else None,
-        last_modified=archive.last_modified if archive else None,
-        content_sha256=record.content_sha256,
-        first_key=record.first_key,
-        last_key=record.last_key,
-        integrity=findings_.worst(record.findings, "integrity").value,
-        gaps=findings_.worst(record.findings, "gaps").value,
-        missing=sum(f.count for f in record.findings if f.check == "gaps" and f.rule in LACKING),
-        quiet=sum(f.count for f in record.findings if f.check == "gaps" and f.rule in FLAT),
-        findings=findings_.to_json(record.findings),
-        verdicts=findings_.verdicts_of(record.findings),
-        attempts=attempts,
-        fetched_at=clock.naive_utc(newest.fetched_at if newest else record.fetched_at),
-        asked_at=clock.naive_utc(record.fetched_at),
-        file_sha256=file_sha256,
-    )
-
-
-def judged_row(row: LedgerRow, findings: str) -> LedgerRow:
-    """The row of a day whose findings, as JSON, go further than its footer, since the whole market was looked at.
-
-    What REST has to confirm is due at once.
-    """
-    found = findings_.from_json(findings)
-    verdicts = findings_.verdicts_of(found)
-    unconfirmed = Verdict.UNCONFIRMED in verdicts.split("+") and Verdict.UNCONFIRMED not in row.verdicts.split("+")
-    return replace(
-        row,
-        findings=findings,
-        verdicts=verdicts,
-        gaps=findings_.worst(found, "gaps").value,
-        attempts=0 if unconfirmed else row.attempts,
-    )
+CHECKS_DO_NOT_PASS = (pc.field("outcome") == HELD) & (
+    pc.field("integrity").isin([Severity.WARN.value, Severity.ERROR.value])
+    | pc.field("gaps").isin([Severity.WARN.value, Severity.ERROR.value])
+    | pc.field("failure").is_valid()
+)
+"""Ledger rows of stored days whose checks warn or fail. They include every incomplete day."""
 
 
 class Ledger:
     """A series' ledger in memory, by day."""
 
-    def __init__(self, rows: Iterable[LedgerRow] = ()) -> None:
-        self.rows: dict[date, LedgerRow] = {row.day: row for row in rows}
+    def __init__(self, rows: Iterable[DayRecord] = ()) -> None:
+        self.rows: dict[date, DayRecord] = {row.day: row for row in rows}
 
     @classmethod
     def read(cls, path: Path, where: pc.Expression | None = None) -> Self:
-        """Read a ledger; one that is absent or damaged is empty, since it can be made again from the footers.
+        """Read a ledger. A missing or damaged one is empty, because it can be rebuilt from the footers.
 
         Args:
             path: The ledger.
-            where: Which of its rows; all by default. Of ten years, those few days that are not settled are read thirty
-                times as fast. An older version's ledger, which lacks a column, is read whole.
+            where: Filter of rows; None reads all. Reading the few unsettled days of ten years is thirty times as fast.
+                A ledger of an older version without the filter's column is read whole.
         """
         table = _read_table(path)
         if table is None:
             return cls()
-        if where is not None:
-            with suppress(pa.ArrowInvalid):
-                table = table.filter(where)
         try:
-            return cls(LedgerRow(**row) for row in _believable(table).to_pylist())
+            table = _with_told_columns(table)
+            if where is not None:
+                with suppress(pa.ArrowInvalid):
+                    table = table.filter(where)
+            return cls(DayRecord(**row) for row in _believable(table).to_pylist())
         except (TypeError, ValueError, OverflowError, pa.ArrowException):
             return cls()
 
@@ -261,51 +133,93 @@ class Ledger:
         """Write the ledger, atomically."""
         ordered = [self.rows[day] for day in sorted(self.rows)]
         columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in ordered] for name in _FIELDS}
-        files.write_table(path, pa.table(columns, schema=SCHEMA))
+        parquet.write_table(path, pa.table(columns, schema=SCHEMA))
 
-    def put(self, row: LedgerRow) -> None:
-        """Set the row of its day."""
+    def put(self, row: DayRecord) -> None:
+        """Store a row, and replace the previous one of its day."""
         self.rows[row.day] = row
 
-    def get(self, day: date) -> LedgerRow | None:
-        """The row of a day, None where the day was never asked for."""
+    def get(self, day: date) -> DayRecord | None:
+        """Return the row of a day; None if the day was never requested."""
         return self.rows.get(day)
 
     def days(self, outcome: str = HELD) -> list[date]:
-        """Days with an outcome, in order."""
+        """Return the days with an outcome, in order."""
         return sorted(day for day, row in self.rows.items() if row.outcome == outcome)
 
 
 def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table | None:
     try:
-        return files.read_table(path, columns)
+        return parquet.read_table(path, columns)
     except DamagedFileError as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
-            # Not its fault: what it says of failed days is nowhere else.
+            # The ledger itself may be good, and only it knows the failed days.
             raise StorageError(f"{path} cannot be read ({cause.strerror}). Nothing was changed.") from cause
         return None
 
 
-def _believable(table: pa.Table) -> pa.Table:
-    """The columns of a ledger in the types of :data:`SCHEMA`, without numbers and times that nobody can have written.
+def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Read columns of a ledger. Derive those that are missing in an older version from the others.
 
-    A day that was asked for in the future was so while the clock was wrong: when that was is not known. Nothing that
-    may lack is null.
+    Args:
+        path: The ledger.
+        columns: Names of columns. The result may have more.
 
     Raises:
-        ArrowException: it is no ledger.
-        ValueError: it has the columns of no version.
+        DamagedFileError: The ledger cannot be read, or a column is missing and cannot be derived.
+    """
+    wanted = list(dict.fromkeys(columns))
+    if _NEW.isdisjoint(wanted):
+        return parquet.read_table(path, wanted)
+    try:
+        return parquet.read_table(path, list(dict.fromkeys((*wanted, "bases"))))
+    except DamagedFileError as error:
+        table = parquet.read_table(path)
+        with suppress(pa.ArrowException, ValueError):
+            table = _with_told_columns(table)
+        if not set(wanted) <= set(table.column_names):
+            raise error from None
+        return table
+
+
+_NEW = frozenset({"findings", "bases", "retry"})
+"""Columns that a ledger of version 0.1 does not have or stores in another form."""
+
+
+def _with_told_columns(table: pa.Table) -> pa.Table:
+    """Add the columns that a ledger of version 0.1 does not have."""
+    names = table.column_names
+    if "bases" in names or "findings" not in names:
+        return table
+    texts = pc.unique(table["findings"]).to_pylist()
+    derived = {text: finding_columns(with_fields(findings_.from_json(text or "[]"))) for text in texts}
+    rows: list[Mapping[str, Any]] = [derived[text] for text in table["findings"].to_pylist()]
+    for name in FindingColumns.__annotations__:
+        column = pa.chunked_array([pa.array([row[name] for row in rows], SCHEMA.field(name).type)])
+        table = _with(table, name, column) if name in names else table.append_column(SCHEMA.field(name), column)
+    return table
+
+
+def _believable(table: pa.Table) -> pa.Table:
+    """Return the columns of a ledger with the types of :data:`SCHEMA` and without impossible numbers and times.
+
+    A request time in the future comes from a wrong clock and becomes null. Other nulls become the column's default, if
+    it has one.
+
+    Raises:
+        ArrowException: The table is not a ledger.
+        ValueError: The columns match no version.
     """
     known = [name for name in _FIELDS if name in table.column_names]
     if len(known) < min(len(_FIELDS), len(table.column_names)):
-        raise ValueError("neither an older nor a newer version has these columns: a name lost a bit")
+        raise ValueError("the columns match no version: a name is damaged")
     table = table.select(known).cast(pa.schema([SCHEMA.field(name) for name in known]))
     if "asked_at" in known:
         asked, latest = table["asked_at"], clock.naive_utc(clock.now() + clock.TOLERANCE)
         earliest = datetime.combine(ARCHIVE_BEGINS, time())
-        told = pc.and_(pc.less_equal(asked, latest), pc.greater_equal(asked, earliest))
-        table = _with(table, "asked_at", pc.if_else(told, asked, pa.scalar(None, _UTC_US)))
+        possible = pc.and_(pc.less_equal(asked, pa.scalar(latest)), pc.greater_equal(asked, pa.scalar(earliest)))
+        table = _with(table, "asked_at", pc.if_else(possible, asked, pa.scalar(None, _UTC_US)))
     if "attempts" in known:
         table = _with(table, "attempts", pc.max_element_wise(table["attempts"], 0))
     for name in known:
@@ -314,46 +228,46 @@ def _believable(table: pa.Table) -> pa.Table:
     return table
 
 
-def _with(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
+def _with(table: pa.Table, name: str, column: pa.ChunkedArray[Any]) -> pa.Table:
     return table.set_column(table.column_names.index(name), SCHEMA.field(name), column)
 
 
-def days_held(path: Path) -> list[date]:
-    """The days that are held; forty times as fast as all that a ledger says of them.
+def _stored_days(path: Path) -> list[date]:
+    """Return the stored days, forty times as fast as reading the whole ledger.
 
     Args:
-        path: The ledger; one that is absent or damaged knows of no day.
+        path: The ledger. A missing or damaged one has no days.
 
     Raises:
-        StorageError: the system refuses to read the ledger.
+        StorageError: The system cannot read the ledger.
     """
     table = _read_table(path, ["day", "outcome"])
     if table is None or table.column_names != ["day", "outcome"]:
         return []
-    outcomes = zip(files.days_of(table), table["outcome"].to_pylist(), strict=True)
+    outcomes = zip(parquet.days_of(table), table["outcome"].to_pylist(), strict=True)
     return [day for day, outcome in outcomes if outcome == HELD]
 
 
 def recorded(path: Path) -> dict[date, Recorded]:
-    """Return the days that are held, and those that failed as damaged, with the hashes of their files.
+    """Return the stored days and those that failed as damaged, with the hashes of their files.
 
     Args:
-        path: The ledger; one that is absent or damaged knows of no day.
+        path: The ledger. A missing or damaged one has no days.
 
     Raises:
-        StorageError: the system refuses to read the ledger.
+        StorageError: The system cannot read the ledger.
     """
     table = _read_table(path)
     if table is None:
         return {}
     if "file_sha256" not in table.column_names:  # a ledger of an older version
-        return dict.fromkeys(days_held(path), Recorded())
+        return dict.fromkeys(_stored_days(path), Recorded())
     try:
         on_record = pc.field("file_sha256").is_valid() | pc.field("month_sha256").is_valid()
         table = table.filter((pc.field("outcome") == HELD) | on_record)
         names = ("outcome", "rows", "bytes", "mtime_ns", "file_sha256", "month_sha256")
-        columns = zip(files.days_of(table), *(table[name].to_pylist() for name in names), strict=True)
-    except (KeyError, pa.ArrowInvalid):  # of no version that there was
+        columns = zip(parquet.days_of(table), *(table[name].to_pylist() for name in names), strict=True)
+    except (KeyError, pa.ArrowInvalid):  # the columns match no version
         return {}
     return {
         day: Recorded(outcome == HELD, rows, FileStat(size, mtime_ns), own, month)
@@ -361,192 +275,127 @@ def recorded(path: Path) -> dict[date, Recorded]:
     }
 
 
-class Content(NamedTuple):
-    """What is held of a day: the hash of the values in its columns, and when its rows were fetched (us, UTC)."""
+class StoredContent(NamedTuple):
+    """Content of a stored day: the hash of its values, and when its rows were fetched (µs, UTC)."""
 
     sha256: str | None
     fetched_us: int | None
 
 
-def contents_held(path: Path, first: date, last: date) -> dict[date, Content]:
-    """The content of each day that is held; eight times as fast as all that a ledger says of ten years.
+def stored_contents(path: Path, first: date, last: date) -> dict[date, StoredContent]:
+    """Return the content of each stored day, eight times as fast as reading a whole ledger of ten years.
 
     Args:
-        path: The ledger; one that is absent or damaged knows of no day.
+        path: The ledger. A missing or damaged one has no days.
         first: First UTC day.
-        last: Last UTC day, included.
+        last: Last UTC day, inclusive.
 
     Raises:
-        StorageError: the system refuses to read the ledger.
+        StorageError: The system cannot read the ledger.
     """
     table = _read_table(path)
     try:
         if table is None:
             return {}
         inside = (pc.field("outcome") == HELD) & (pc.field("day") >= first) & (pc.field("day") <= last)
-        held = table.select(["day", "outcome", "content_sha256", "fetched_at"]).filter(inside)
-        columns = files.days_of(held), held["content_sha256"].to_pylist(), files.us_of(held, "fetched_at")
-        return {day: Content(sha256, at) for day, sha256, at in zip(*columns, strict=True)}
-    except (KeyError, pa.ArrowInvalid):  # of no version that there was
+        rows = table.select(["day", "outcome", "content_sha256", "fetched_at"]).filter(inside)
+        columns = parquet.days_of(rows), rows["content_sha256"].to_pylist(), parquet.us_of(rows, "fetched_at")
+        return {day: StoredContent(sha256, at) for day, sha256, at in zip(*columns, strict=True)}
+    except (KeyError, pa.ArrowInvalid):  # the columns match no version
         return {}
 
 
-def next_attempt(known: LedgerRow | None) -> int:
-    """The number of the next attempt at a day. Those of a day that is as it should be, e.g. still grows, are no matter.
+def refresh_ledger(ledger: Ledger, layout: Layout, key: SeriesKey) -> list[date]:
+    """Refresh a series' ledger from the files on disk. Return the days that changed.
 
-    Args:
-        known: The day's row so far.
-    """
-    if known is None or (known.outcome == HELD and known.failure is None and not known.open):
-        return 1
-    return known.attempts + 1
-
-
-def failed_row(
-    previous: LedgerRow | None,
-    day: date,
-    failure: str,
-    reason: str,
-    asked_at: datetime,
-    etag: str | None = None,
-    checksum_etag: str | None = None,
-) -> LedgerRow:
-    """The row after a failed attempt: what was held stays held, with the failure on record.
-
-    Args:
-        previous: The day's row so far.
-        day: The UTC day.
-        failure: Kind of the failure.
-        reason: The failure in words.
-        asked_at: When the attempt was made.
-        etag: Of the zip that was refused, so that another one is told apart; a held day keeps that of its rows, and
-            the refused one is what would replace them.
-        checksum_etag: Of the ``.CHECKSUM`` that came with it.
-    """
-    row = previous or LedgerRow(day=day, outcome=FAILED)
-    held = row.outcome == HELD
-    return replace(
-        row,
-        outcome=HELD if held else FAILED,
-        attempts=next_attempt(previous),
-        failure=failure,
-        reason=reason,
-        etag=row.etag if held else etag,
-        replaced_by=etag if held and etag and etag != row.etag else row.replaced_by,
-        checksum_etag=checksum_etag,
-        asked_at=clock.naive_utc(asked_at),
-    )
-
-
-def reconcile(ledger: Ledger, layout: Layout, key: SeriesKey) -> list[date]:
-    """Bring a series' ledger up to what lies on the disk; return the days that changed.
-
-    Days that the ledger does not know are believed by their footer, if it is that of the day of this series. A day
-    whose file is not the one the ledger speaks of (other size or time, or one that was found damaged before) is read
-    whole and proven against its footer.
+    New days are trusted by their footer, if it names this day and series. A file is read whole and verified against its
+    footer if its size or time differs from the ledger, or if it was found damaged before.
     """
     on_disk = days_on_disk(layout, key)
     changed: list[date] = []
-    for day, held in on_disk.items():
+    for day, stored in on_disk.items():
         row = ledger.get(day)
-        if row is not None and row.speaks_of(held.stat):
+        if row is not None and row.matches_file(stored.stat):
             continue
         changed.append(day)
-        ledger.put(row_of_file(held, row))
+        ledger.put(row_of_file(stored, row))
     for day in ledger.days(HELD):
         if day not in on_disk:
             changed.append(day)
-            gone = f"{layout.file(key, day)} is gone. Backfill that day to bring it back."
-            ledger.put(
-                replace(
-                    LedgerRow(day=day, outcome=FAILED), failure="gone", reason=gone, attempts=ledger.rows[day].attempts
-                )
-            )
+            gone = f"{layout.file(key, day)} is gone. Backfill that day to restore it."
+            ledger.put(after(ledger.rows[day], day, Lost(gone)))
     return changed
 
 
-def row_of_file(held: DayFile, row: LedgerRow | None) -> LedgerRow:
-    """The row of a day by its file, where the ledger does not speak of that file: held, or failed as damaged.
+def row_of_file(stored: DayFile, row: DayRecord | None) -> DayRecord:
+    """Return the row of a day whose file does not match the ledger: stored, or failed as damaged.
 
     Args:
-        held: The day and its file.
-        row: What the ledger says of the day. Where it knows nothing, the file is believed by its footer, if that is of
-            this day of this series; else, since the file was changed or found damaged before, it is read whole and
-            proven against its footer and the hash on record, too.
+        stored: The day and its file.
+        row: The ledger's row of the day. If None, the file is trusted by its footer, if that names this day and series.
+            Otherwise the file was changed or found damaged before. It is read whole and verified against its footer and
+            the hash on record.
     """
     try:
         if row is None:
-            return row_from_provenance(read_record(held), held.stat)
-        return _proven(held, row)
+            return record_of(read_record(stored), stored.stat)
+        return _verified(stored, row)
     except DamagedFileError as error:
-        return damaged_row(held.day, row, str(error))
+        return after(row, stored.day, Lost(str(error), damaged=True))
 
 
-def _proven(held: DayFile, row: LedgerRow) -> LedgerRow:
-    """The row of a file of which the ledger does not speak, once the file was read whole.
+def _verified(stored: DayFile, row: DayRecord) -> DayRecord:
+    """Read a file that does not match the ledger, and return its row.
 
     Raises:
-        DamagedFileError: it does not hold what its footer says, or not the bytes that were written.
+        DamagedFileError: The file does not match its footer, or was changed after it was written.
     """
     try:
-        data, _ = files.read_bytes(str(held.path))
+        data, _ = storage.read_bytes(str(stored.path))
     except OSError as error:
-        raise files.damaged(held.path, error) from error
+        raise parquet.damaged(stored.path, error) from error
     sha256 = hashlib.sha256(data).hexdigest()
-    as_written = row.bytes_sha256(held) == sha256
-    if not as_written and row.outcome != HELD and row.bytes_sha256(held) is not None:
-        raise DamagedFileError(CHANGED.format(path=held.path))
-    record, table = parse_whole(held, data)
-    schema = lake_schema(held.key.market, held.key.data_type)
+    as_written = row.bytes_sha256(of_month=stored.of_month) == sha256
+    if not as_written and row.outcome != HELD and row.bytes_sha256(of_month=stored.of_month) is not None:
+        raise DamagedFileError(CHANGED.format(path=stored.path))
+    record, table = parse_whole(stored, data)
+    schema = lake_schema(stored.key.market, stored.key.data_type)
     if not as_written and (not table.schema.equals(schema) or content_sha256(table) != record.content_sha256):
         raise DamagedFileError(
-            f"{held.path} does not hold what its footer says: it was changed after it was written. "
+            f"{stored.path} does not match its footer: it was changed after it was written. "
             "Backfill that day to replace it."
         )
-    found = row_from_provenance(record, held.stat, attempts=max(1, row.attempts))
-    # Of a closed month, another day may have been written since; whoever has all of its days in view decides.
-    if not as_written and not held.of_month and is_changed(held, row, record):
-        raise DamagedFileError(CHANGED.format(path=held.path))
+    found = record_of(record, stored.stat, attempts=max(1, row.attempts))
+    # In a closed month, another day may have been written since. `scrub` sees all of its days and decides.
+    if not as_written and not stored.of_month and is_changed(stored, row, record):
+        raise DamagedFileError(CHANGED.format(path=stored.path))
     if row.outcome == HELD and _same_version(row, found):
-        # E.g. of a month that was closed. What the ledger says goes further than the footer: candles were judged since.
-        # The hash of a month stays as it is: other days of the month tell whether it was written anew.
-        return replace(row, bytes=held.stat.bytes, mtime_ns=held.stat.mtime_ns)
-    return replace(found, month_sha256=sha256) if held.of_month else replace(found, file_sha256=sha256)
+        # For example, a month was closed. The ledger has more than the footer: candles were classified since.
+        # The month's hash stays: other days of the month show if it was rewritten.
+        return replace(row, bytes=stored.stat.bytes, mtime_ns=stored.stat.mtime_ns)
+    return replace(found, month_sha256=sha256) if stored.of_month else replace(found, file_sha256=sha256)
 
 
-def is_changed(held: DayFile, row: LedgerRow, record: Provenance) -> bool:
-    """Return True if a file whose bytes are not those on record is damaged, and not another version of the day.
+def is_changed(stored: DayFile, row: DayRecord, record: Provenance) -> bool:
+    """Return True if a file whose hash differs from the ledger is damaged, and not another version of the day.
 
-    A run that was killed may have written a newer version that its ledger does not know.
+    A killed run may have written a newer version without updating the ledger.
 
     Args:
-        held: The day and its file.
-        row: What the ledger says of the day.
-        record: What the file says of it.
+        stored: The day and its file.
+        row: The ledger's row of the day.
+        record: Provenance from the file.
     """
-    if row.bytes_sha256(held) is None:
+    if row.bytes_sha256(of_month=stored.of_month) is None:
         return False
-    if row.outcome != HELD or row.speaks_of(held.stat):
+    if row.outcome != HELD or row.matches_file(stored.stat):
         return True
-    found = row_from_provenance(record, held.stat)
+    found = record_of(record, stored.stat)
     newer = found.fetched_at is not None and row.fetched_at is not None and found.fetched_at > row.fetched_at
     return not newer and (found.content_sha256, found.final) == (row.content_sha256, row.final)
 
 
-def damaged_row(day: date, row: LedgerRow | None, reason: str) -> LedgerRow:
-    """The row of a day whose file is damaged; it keeps the hashes, so that no damaged file is taken for a good one."""
-    return LedgerRow(
-        day=day,
-        outcome=FAILED,
-        failure="damaged",
-        reason=reason,
-        attempts=row.attempts if row else 0,
-        file_sha256=row.file_sha256 if row else None,
-        month_sha256=row.month_sha256 if row else None,
-    )
-
-
-def _same_version(row: LedgerRow, other: LedgerRow) -> bool:
-    """Whether two rows are of the same rows of a day, fetched at the same time."""
-    told = attrgetter("content_sha256", "fetched_at", "final", "source", "etag")
-    return bool(told(row) == told(other))
+def _same_version(row: DayRecord, other: DayRecord) -> bool:
+    """Return True if two ledger rows describe the same content, fetched at the same time."""
+    version = attrgetter("content_sha256", "fetched_at", "final", "source", "etag")
+    return bool(version(row) == version(other))

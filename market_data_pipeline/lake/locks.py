@@ -1,7 +1,7 @@
-"""Locks between processes, on file systems with locks and on those without.
+"""Locks between processes, on any file system.
 
-The kernel releases a lock when its process ends, however it ends. Where the file system has no such locks, a marker
-file takes their place. It names its process, so that a marker whose process is gone counts for nothing.
+The kernel releases a lock when its process ends. If the file system has no locks, a marker file replaces them. It names
+its process, so that a marker of an ended process is ignored. Rules for writers belong to ``lake/storage.py``.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 """Errors of `flock` on NFS without lockd, Lustre without `-o flock`, and some FUSE and SMB mounts."""
 
 _reported: set[int] = set()
-"""File systems of which this process has reported that they have no locks."""
+"""File systems without locks that this process has already reported."""
 
 
 @contextmanager
 def held(lock: Path, wait_seconds: float = 0) -> Iterator[None]:
-    """Hold the lock at a path.
+    """Lock a path for the duration of the block.
 
     Args:
         lock: The lock file. Its folder must exist.
         wait_seconds: How long to wait for another process.
 
     Raises:
-        filelock.Timeout: another process holds it.
-        OSError: the lock file cannot be made.
+        filelock.Timeout: Another process has the lock.
+        OSError: The lock file cannot be created.
     """
     taken = _acquired(lock, wait_seconds)
     try:
@@ -45,7 +45,7 @@ def held(lock: Path, wait_seconds: float = 0) -> Iterator[None]:
 
 
 def holder(lock: Path) -> str:
-    """Name the process that holds a lock, for messages."""
+    """Return the name of the process that has a lock, for messages."""
     try:
         with lock.open("rb") as file:
             return f"process {int(file.read(20))}"
@@ -54,7 +54,7 @@ def holder(lock: Path) -> str:
 
 
 def _sign(lock: Path) -> None:
-    # Whoever waits can say for whom. It is no part of the lock, so that a fault is none.
+    # For the messages of waiting processes only, so errors are ignored.
     with suppress(OSError):
         handle = os.open(lock, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
         try:
@@ -73,7 +73,7 @@ def _acquired(lock: Path, wait_seconds: float) -> BaseFileLock:
         _report(lock, error)
     else:
         return hard
-    # A name of its own: the lock file itself stays on the disk after use, and a marker that exists is a lock.
+    # A separate name: the lock file itself stays on disk after use, but an existing marker means locked.
     soft = SoftFileLock(f"{lock}.soft")
     soft.acquire(timeout=wait_seconds)
     return soft

@@ -1,8 +1,7 @@
-"""The file of a closed month: the rows of all its days, one after another, and the record of each.
+"""Format of a closed month's file: the rows of all its days, one after another, and the record of each.
 
-A row group holds some whole days, so that one day is read without the others, and few enough of them that a query over
-years is not slowed down: measured on a year of ten symbols, groups of a day make SQL twice as slow, and groups of a
-month make reading a day four times as slow.
+A row group has a few whole days. Groups of one day make SQL twice as slow, groups of a month make reading a day four
+times as slow (measured on a year of ten symbols). Closing a month belongs to ``lake/closed_months.py``.
 """
 
 from __future__ import annotations
@@ -11,21 +10,21 @@ from collections.abc import Iterable, Sequence
 from datetime import date
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from market_data_pipeline import __version__
-from market_data_pipeline.lake import files
-from market_data_pipeline.lake.provenance import Provenance
-from market_data_pipeline.regular_files import reading
-from market_data_pipeline.schemas import as_declared
-from market_data_pipeline.specs import Spec
+from market_data_pipeline.lake import parquet, storage
+from market_data_pipeline.lake.regular_files import reading
+from market_data_pipeline.model.datasets import Spec
+from market_data_pipeline.model.provenance import Provenance
+from market_data_pipeline.model.schema import as_declared
 
 RECORDS_KEY = b"market_data_pipeline_days"
-"""In the footer: the record of each day, as a file of its own would have it, in the order of the rows."""
+"""Footer key of the days' records, as in the days' own files, in the order of the rows."""
 
 _RECORDS = TypeAdapter(tuple[Provenance, ...])
 
@@ -40,19 +39,20 @@ class DayInMonth(NamedTuple):
 
 
 def encode_month(days: Sequence[DayInMonth], spec: Spec) -> pa.Buffer:
-    """The bytes of a month's file.
+    """Return the bytes of a month's file.
 
     Args:
         days: All days of the month, in order, with the columns of the lake.
-        spec: How the columns are encoded.
+        spec: Encoding of the columns.
     """
     records = tuple(day.record.model_copy(update={"writer_version": __version__}) for day in days)
     schema = days[0].table.schema.remove_metadata()
     encoded = pa.BufferOutputStream()
-    with pq.ParquetWriter(encoded, schema, **files.parquet_options(schema, spec)) as writer:
+    with pq.ParquetWriter(encoded, schema, **parquet.parquet_options(schema, spec)) as writer:
         for group in _groups([day.table for day in days]):
             writer.write_table(group.replace_schema_metadata(None), row_group_size=max(1, group.num_rows))
-        writer.add_key_value_metadata({RECORDS_KEY: _RECORDS.dump_json(records, exclude_none=True)})
+        footer: Any = {RECORDS_KEY: _RECORDS.dump_json(records, exclude_none=True)}  # bytes; the stubs want str
+        writer.add_key_value_metadata(footer)
     return encoded.getvalue()
 
 
@@ -68,37 +68,37 @@ def _groups(tables: Iterable[pa.Table]) -> Iterable[pa.Table]:
 
 
 def read_month(path: Path, schema: pa.Schema) -> dict[date, DayInMonth]:
-    """Read a month's file whole.
+    """Read all days of a month's file.
 
     Args:
         path: The file.
-        schema: Of its series, which its rows come with if they have it.
+        schema: Schema of its series. Rows are cast to it if they have its columns.
 
     Raises:
-        DamagedFileError: it is not there or not readable, or holds other rows than its records say.
+        DamagedFileError: The file is missing or unreadable, or its rows do not match its records.
     """
     try:
-        data, _ = files.read_bytes(str(path))
+        data, _ = storage.read_bytes(str(path))
     except OSError as error:
-        raise files.damaged(path, error) from error
+        raise parquet.damaged(path, error) from error
     return parse_month(path, data, schema)
 
 
 def parse_month(path: Path, data: bytes, schema: pa.Schema) -> dict[date, DayInMonth]:
-    """Return the days of a month's file whose bytes were read; see :func:`read_month`.
+    """Return the days in the bytes of a month's file; see :func:`read_month`.
 
     Raises:
-        DamagedFileError: they are not readable, or hold other rows than their records say.
+        DamagedFileError: The bytes are unreadable, or the rows do not match the records.
     """
     try:
-        with files.opened(data) as (reader, metadata):
+        with parquet.opened(data) as (reader, metadata):
             records = _records_in(metadata)
             table = as_declared(reader.read_all(use_threads=False), schema)
         starts = list(accumulate((record.rows for record in records), initial=0))
         if starts[-1] != table.num_rows:
-            raise ValueError(f"it has {table.num_rows} rows, and the records of its days speak of {starts[-1]}")
-    except files.UNREADABLE as error:
-        raise files.damaged(path, error) from error
+            raise ValueError(f"it has {table.num_rows} rows, but the records of its days have {starts[-1]}")
+    except parquet.UNREADABLE as error:
+        raise parquet.damaged(path, error) from error
     return {
         record.day: DayInMonth(record, table.slice(start, end - start))
         for record, (start, end) in zip(records, pairwise(starts), strict=True)
@@ -106,16 +106,16 @@ def parse_month(path: Path, data: bytes, schema: pa.Schema) -> dict[date, DayInM
 
 
 def read_records(path: Path) -> dict[date, Provenance]:
-    """The records in a month's footer.
+    """Read the records in a month's footer.
 
     Raises:
-        DamagedFileError: the file is not there, not Parquet, or has no valid records.
+        DamagedFileError: The file is missing, not Parquet, or has no valid records.
     """
     try:
         with reading(path) as file:
             return {record.day: record for record in _records_in(pq.read_metadata(file))}
-    except files.UNREADABLE as error:
-        raise files.damaged(path, error) from error
+    except parquet.UNREADABLE as error:
+        raise parquet.damaged(path, error) from error
 
 
 def _records_in(metadata: pq.FileMetaData) -> tuple[Provenance, ...]:

@@ -1,11 +1,8 @@
-"""Bytes that were refused, kept with the reason: a person can look at them, and accept a wrong checksum for good.
+"""Quarantine of refused zips: store, find, accept and release them.
 
-A refused zip lies in its series' folder below ``quarantine/`` under a name that has the beginning of its sha256, with a
-record (JSON) of the same name beside it. Acceptance is written into the record and is bound to those bytes: another zip
-of the same day is refused as before.
-
-What belongs here: keeping, finding, accepting and letting go of refused bytes. What does not: what is wrong with them
-(``sources``), and bringing the day (``ingest``).
+A zip is stored in its series' folder below ``quarantine/``, with a JSON record of the same name. Its name has the first
+digits of its sha256. An acceptance applies to exactly these bytes. Detecting a fault belongs to ``sources``, fetching
+the day to ``ingest``.
 """
 
 from __future__ import annotations
@@ -17,41 +14,42 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from market_data_pipeline import clock
-from market_data_pipeline.errors import UsageError
-from market_data_pipeline.lake import files
-from market_data_pipeline.lake.files import DamagedFileError, StorageError
+from market_data_pipeline.errors import DamagedFileError, StorageError, UsageError
+from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import NOT_LISTED, Ledger
-from market_data_pipeline.lake.provenance import ChecksumStatus
-from market_data_pipeline.regular_files import read_regular, reading
-from market_data_pipeline.series import DataType, Market, SeriesKey
+from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.lake.regular_files import read_regular, reading
+from market_data_pipeline.model import version_1
+from market_data_pipeline.model.day import NOT_LISTED
+from market_data_pipeline.model.provenance import ChecksumStatus
+from market_data_pipeline.model.series import DataType, Market, SeriesKey
 
 logger = logging.getLogger(__name__)
 
 CHECKSUM = "checksum"
-"""The kind of refusal that can be accepted: the bytes are not those that the published checksum speaks of."""
+"""The only kind of refusal that can be accepted: the bytes do not match the published checksum."""
 
 UNKNOWN = "unknown"
-"""The kind of an entry whose record cannot be read."""
+"""Kind of an entry whose record cannot be read."""
 
 _SHORT = 12
-"""Digits of the sha256 in a file's name."""
+"""Number of digits of the sha256 in a file name."""
 _LEAST_PREFIX = 6
 _NAME = re.compile(rf"(?P<stem>.+-(?P<period>\d{{4}}-\d\d(?:-\d\d)?))\.(?P<sha256>[0-9a-f]{{{_SHORT}}})\.zip")
-_SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
 
 
 class Acceptance(BaseModel):
-    """That a person took bytes for good although their checksum says otherwise.
+    """A person's decision to load bytes despite their wrong checksum.
 
     Attributes:
-        by: Who, as the machine knows them.
-        at: When (UTC).
-        reason: Why, in that person's words; may be empty.
+        by: User name on the machine.
+        at: Time of the decision (UTC).
+        reason: The person's reason. It may be empty.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,7 +60,7 @@ class Acceptance(BaseModel):
 
 
 class _Record(BaseModel):
-    """The JSON beside a refused zip."""
+    """The JSON record of a refused zip."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -76,26 +74,34 @@ class _Record(BaseModel):
     etag: str | None = None
     accepted: Acceptance | None = None
     beginning: bool = False
+    published_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _of_version_1(self) -> Self:
+        if self.kind == CHECKSUM and self.published_sha256 is None:
+            object.__setattr__(self, "published_sha256", version_1.published_sha256(self.reason, self.sha256))
+        return self
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A zip that was refused.
+    """A refused zip.
 
     Attributes:
-        key: The series that it should have been of.
-        path: Where its bytes lie.
-        archive_key: Its key in the archive's bucket.
-        day: The UTC day that it is about; None of a monthly zip.
-        first: The first UTC day that it is about.
-        sha256: Of the bytes, as recorded.
-        size: Of the zip, in bytes.
-        kind: Why it was refused, in one word, as ledgers have it; ``unknown`` where the record cannot be read.
-        reason: Why, in words.
-        at: When it was refused (UTC).
-        etag: As the archive gave it, without quotes.
-        accepted: Who accepted it, and when; None where nobody did.
-        beginning: The bytes were not a zip, and only how they begin is stored.
+        key: The expected series.
+        path: Path of the stored bytes.
+        archive_key: Key in the archive's bucket.
+        day: UTC day; None for a monthly zip.
+        first: First UTC day.
+        sha256: SHA-256 of the bytes, as recorded.
+        size: Size of the zip in bytes.
+        kind: Kind of the refusal, as in ledgers; ``unknown`` if the record cannot be read.
+        reason: Message of the refusal.
+        at: Time of the refusal (UTC).
+        etag: ETag from the archive, without quotes.
+        accepted: The acceptance; None if nobody accepted the bytes.
+        beginning: The bytes were not a zip, and only their beginning is stored.
+        published_sha256: SHA-256 published by the archive; None if the bytes were refused for another reason.
     """
 
     key: SeriesKey
@@ -111,65 +117,61 @@ class Entry:
     etag: str | None = None
     accepted: Acceptance | None = None
     beginning: bool = False
+    published_sha256: str | None = None
 
     @property
     def name(self) -> str:
-        """What people call it by: the name of its file."""
+        """Return the name of its file, which identifies it to users."""
         return self.path.name
 
     @property
     def stem(self) -> str:
-        """Name of the archive's zip, without ``.zip``."""
+        """Return the name of the archive's zip, without ``.zip``."""
         return self.archive_key.rsplit("/", 1)[-1].removesuffix(".zip")
 
     @property
     def days(self) -> list[date]:
-        """The UTC days that it is about: one, or those of a month."""
+        """Return its UTC days: one, or all of a month."""
         if self.day is not None:
             return [self.day]
         return list(clock.days_of_month(self.first))
 
-    @property
-    def published_sha256(self) -> str | None:
-        """The sha256 that the archive published, as far as the reason names it."""
-        return next((found for found in _SHA256.findall(self.reason) if found != self.sha256), None)
-
     def read(self) -> bytes:
-        """The bytes.
+        """Read the bytes.
 
         Raises:
-            DamagedFileError: they are not those that were refused, or cannot be read.
+            DamagedFileError: The bytes changed since the refusal, or cannot be read.
         """
         try:
             data = read_regular(self.path)
         except OSError as error:
             raise DamagedFileError(f"{self.path} cannot be read: {error.strerror or error}.") from error
         if self.beginning:
-            raise DamagedFileError(f"What came was not a zip. Only its beginning is stored: {data[:80]!r}.")
+            raise DamagedFileError(f"The download was not a zip. Only its beginning is stored: {data[:80]!r}.")
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise DamagedFileError(
-                f"{self.path} does not hold the bytes that were refused: it was changed since. Retry its day instead."
+                f"{self.path} no longer has the refused bytes: it was changed since. Retry its day instead."
             )
         return data
 
 
 DEFAULT_BYTES = 2_000_000_000
-"""How much all refused bytes may take together where no setting says so."""
+"""Default limit of all refused bytes together."""
 
 _FILES = 20_000
-"""How many refused files there may be in all."""
+"""Limit of all refused files together."""
 
 _COPIES = 3
-"""How many versions of one archive are stored: Binance replaces an archive once or twice."""
+"""Limit of stored versions of one archive. Binance replaces an archive once or twice."""
 
 _BEGINNING_BYTES = 1024
-"""How much is stored of bytes that are not a zip, such as a web page."""
+"""Number of stored bytes of a download that is not a zip, such as a web page."""
 
 
-# --- keeping --------------------------------------------------------------------------------------------------------
+# --- storing --------------------------------------------------------------------------------------------------------
 
 
-def put(
+def store(
     layout: Layout,
     key: SeriesKey,
     archive_key: str,
@@ -180,34 +182,36 @@ def put(
     day: date | None,
     at: datetime,
     etag: str | None = None,
+    published_sha256: str | None = None,
     most_bytes: int = DEFAULT_BYTES,
 ) -> Path | None:
-    """Keep refused bytes with the reason. Only the holder of the series' lock may call this.
+    """Store refused bytes with the reason. The caller must have the series' lock.
 
-    The same bytes again keep their record as it is, unless they are refused for another reason; an acceptance stays.
-    Of what is not a zip only the beginning is stored, and only the newest of an archive.
+    The record of bytes that are already stored changes only if they are refused for another reason. An acceptance
+    stays. A download that is not a zip is stored only in part, and only the newest one of an archive.
 
-    Quarantine is bounded: in all, and for one series to half of it. When it is full, older versions of archives go
-    first, then monthly zips, the oldest first. What a person accepted and the only version of a daily archive never go:
-    new bytes are then not stored.
+    Quarantine has a limit, and one series may use half of it. When it is full, older versions of archives are removed
+    first, then monthly zips, the oldest first. Accepted bytes and the only version of a daily archive are never
+    removed. If this does not make room, the new bytes are not stored.
 
     Args:
-        layout: Where everything lies.
+        layout: Layout of the lake.
         key: The series.
         archive_key: Key of the zip in the archive's bucket.
         data: The bytes.
-        kind: Why they were refused, in one word, as ledgers have it.
-        reason: Why, in words.
-        day: The UTC day that the zip is about; None of a monthly zip.
-        at: When it was refused (UTC).
-        etag: As the archive gave it, without quotes.
-        most_bytes: How much all refused bytes may take together.
+        kind: Kind of the refusal, as in ledgers.
+        reason: Message of the refusal.
+        day: UTC day of the zip; None for a monthly zip.
+        at: Time of the refusal (UTC).
+        etag: ETag from the archive, without quotes.
+        published_sha256: SHA-256 published by the archive, if the bytes have another one.
+        most_bytes: Limit of all refused bytes together.
 
     Returns:
-        Where the bytes lie; None if there is no room for them.
+        Path of the stored bytes; None if there is no room.
 
     Raises:
-        StorageError: the disk refuses.
+        StorageError: The write failed.
     """
     sha256 = hashlib.sha256(data).hexdigest()
     stem = archive_key.rsplit("/", 1)[-1].removesuffix(".zip")
@@ -229,20 +233,21 @@ def put(
         etag=etag,
         accepted=known.accepted if known else None,
         beginning=len(stored) < len(data),
+        published_sha256=published_sha256,
     )
-    files.write_bytes(path, stored)
+    storage.write_bytes(path, stored)
     _write_record(path, record)
     return path
 
 
 def _make_room(layout: Layout, key: SeriesKey, path: Path, stem: str, size: int, most_bytes: int) -> bool:
-    """Give up what may go until a file of a size has room; return False if it has none."""
+    """Remove entries until a file of this size fits. Return False if it cannot fit."""
     for entry in _surplus(list(_entries_named(layout, key, stem)), path):
         release(entry)
     sizes = {
         other: stat.bytes
         for other in layout.quarantined.rglob("*.zip")
-        if other != path and (stat := files.stat(other)) is not None
+        if other != path and (stat := storage.stat(other)) is not None
     }
     share = most_bytes // 2
 
@@ -254,7 +259,7 @@ def _make_room(layout: Layout, key: SeriesKey, path: Path, stem: str, size: int,
 
     if fits() or size > share:
         return size <= share
-    for entry in _that_may_go([entry for entry in entries(layout) if entry.path != path]):
+    for entry in _removable([entry for entry in entries(layout) if entry.path != path]):
         if entry.key == key or has_share():
             release(entry)
             sizes.pop(entry.path, None)
@@ -264,14 +269,14 @@ def _make_room(layout: Layout, key: SeriesKey, path: Path, stem: str, size: int,
 
 
 def _surplus(versions: Sequence[Entry], path: Path) -> list[Entry]:
-    """Return the versions of one archive that go in any case, when another is stored at a path."""
+    """Return the surplus versions of one archive when another version is stored at a path."""
     others = [entry for entry in versions if entry.path != path and entry.accepted is None]
     zips = sorted((entry for entry in others if not entry.beginning), key=lambda entry: entry.at)
     return [*(entry for entry in others if entry.beginning), *zips[: max(0, len(zips) - (_COPIES - 1))]]
 
 
-def _that_may_go(found: Sequence[Entry]) -> list[Entry]:
-    """Return the entries that may be given up, in the order in which they go."""
+def _removable(found: Sequence[Entry]) -> list[Entry]:
+    """Return the entries that may be removed to make room, in order of removal."""
     newest: dict[tuple[SeriesKey, str], datetime] = {}
     for entry in found:
         newest[entry.key, entry.stem] = max(entry.at, newest.get((entry.key, entry.stem), entry.at))
@@ -285,7 +290,7 @@ def _that_may_go(found: Sequence[Entry]) -> list[Entry]:
 
 
 def entries(layout: Layout) -> list[Entry]:
-    """Everything that is quarantined, ordered by series and day; other files below the folder are passed over."""
+    """Return all entries, ordered by series and day. Skip other files below the folder."""
     found = [
         entry
         for path in sorted(layout.quarantined.rglob("*.zip"))
@@ -295,18 +300,18 @@ def entries(layout: Layout) -> list[Entry]:
 
 
 def entries_of(layout: Layout, key: SeriesKey) -> list[Entry]:
-    """What is quarantined of one series, ordered by day."""
+    """Return the entries of one series, ordered by day."""
     found = (_entry(path, key) for path in sorted(layout.quarantine(key).glob("*.zip")))
     return sorted((entry for entry in found if entry is not None), key=lambda entry: (entry.first, entry.at))
 
 
 def find(layout: Layout, text: str) -> list[Entry]:
-    """The entries that a person may mean.
+    """Find entries by name or hash.
 
     Args:
-        layout: Where everything lies.
-        text: Name of the file, here or in the archive, with or without ``.zip``; or at least six first digits of its
-            sha256.
+        layout: Layout of the lake.
+        text: Name of the file, here or in the archive, with or without ``.zip``. Or at least the first six digits of
+            its sha256.
     """
     wanted = text.removesuffix(".zip")
     prefix = wanted.lower() if re.fullmatch(rf"[0-9a-fA-F]{{{_LEAST_PREFIX},64}}", wanted) else None
@@ -318,10 +323,7 @@ def find(layout: Layout, text: str) -> list[Entry]:
 
 
 def accepted_sha256(layout: Layout, key: SeriesKey, archive_key: str) -> frozenset[str]:
-    """The sha256 of those bytes that a person accepted as an archive's zip, whatever its checksum says.
-
-    Looks into the series' own folder only, and at nothing where that does not exist.
-    """
+    """Return the SHA-256 of the accepted bytes of an archive's zip. Look only into the series' own folder."""
     stem = archive_key.rsplit("/", 1)[-1].removesuffix(".zip")
     return frozenset(
         entry.sha256
@@ -336,27 +338,27 @@ def _entries_named(layout: Layout, key: SeriesKey, stem: str) -> Iterator[Entry]
             yield entry
 
 
-# --- accepting, letting go ------------------------------------------------------------------------------------------
+# --- accepting, releasing -------------------------------------------------------------------------------------------
 
 
 def accept(layout: Layout, entry: Entry, *, by: str, at: datetime, reason: str = "") -> Entry:
-    """Mark bytes as accepted, so that their day loads although the published checksum is another.
+    """Accept bytes, so that their day loads despite the wrong checksum.
 
     Args:
-        layout: Where everything lies.
-        entry: What is accepted.
-        by: Who accepts it.
-        at: When (UTC).
-        reason: Why.
+        layout: Layout of the lake.
+        entry: The refused zip.
+        by: User name of the person.
+        at: Time of the decision (UTC).
+        reason: The person's reason.
 
     Returns:
-        The entry as it is now.
+        The updated entry.
 
     Raises:
-        UsageError: it was refused for another reason than its checksum.
-        DamagedFileError: the bytes are no longer those that were refused.
-        SeriesBusyError: a run is writing the series.
-        StorageError: the disk refuses.
+        UsageError: The zip was refused for another reason than its checksum.
+        DamagedFileError: The bytes changed since the refusal, or the record is gone.
+        SeriesBusyError: A run is writing the series.
+        StorageError: The write failed.
     """
     if entry.kind != CHECKSUM:
         raise UsageError(
@@ -365,7 +367,7 @@ def accept(layout: Layout, entry: Entry, *, by: str, at: datetime, reason: str =
         )
     entry.read()
     acceptance = Acceptance(by=by, at=at, reason=reason)
-    with files.only_writer(layout.lock(entry.key), _WAIT_SECONDS, str(entry.key)):
+    with storage.only_writer(layout.lock(entry.key), _WAIT_SECONDS, str(entry.key)):
         record = _read_record(entry.path)
         if record is None:
             raise DamagedFileError(f"The record of {entry.path} is gone. Retry its day; nothing was accepted.")
@@ -374,37 +376,37 @@ def accept(layout: Layout, entry: Entry, *, by: str, at: datetime, reason: str =
 
 
 _WAIT_SECONDS = 10.0
-"""How long a person waits for a run that is writing the series."""
+"""Time to wait for a run that is writing the series."""
 
 
 def release(entry: Entry) -> None:
-    """Remove an entry: its bytes and its record. What the system refuses to remove stays, and is logged."""
+    """Remove an entry: its bytes and its record. Log files that cannot be removed."""
     for path in (entry.path, _record_path(entry.path)):
         try:
-            files.remove(path)
+            storage.remove(path)
         except StorageError as error:
             logger.warning("%s", error)
 
 
-def release_mended(layout: Layout, key: SeriesKey, ledger: Ledger) -> list[Entry]:
-    """Remove the entries of days that are now held by a good file, and return them.
+def release_resolved(layout: Layout, key: SeriesKey, ledger: Ledger) -> list[Entry]:
+    """Remove the entries of days that are now stored from a good file. Return these entries.
 
-    Monthly zips stay: that their days are held from daily ones says nothing of them. So do accepted bytes whose day
-    is held by just them. Only the holder of the series' lock may call this.
+    Monthly zips stay, because days stored from daily zips do not show that the monthly zip is good. Accepted bytes stay
+    while their day is stored from them. The caller must have the series' lock.
     """
-    mended = [entry for entry in entries_of(layout, key) if entry.day is not None and is_mended(entry, ledger)]
+    mended = [entry for entry in entries_of(layout, key) if entry.day is not None and is_resolved(entry, ledger)]
     for entry in mended:
         release(entry)
     return mended
 
 
-def is_mended(entry: Entry, ledger: Ledger, days: Iterable[date] | None = None) -> bool:
-    """Whether all days of an entry are held by good files that were not made of it, or were never listed.
+def is_resolved(entry: Entry, ledger: Ledger, days: Iterable[date] | None = None) -> bool:
+    """Return True if each day of an entry is stored from another good file, or was never listed.
 
     Args:
-        entry: What was refused.
-        ledger: Of its series.
-        days: Those of its days that matter; None means all.
+        entry: The refused zip.
+        ledger: Ledger of its series.
+        days: Days to check; None checks all days of the entry.
     """
     rows = [ledger.get(day) for day in (entry.days if days is None else days)]
     return all(
@@ -430,13 +432,13 @@ def _read_record(path: Path) -> _Record | None:
 
 
 def _write_record(path: Path, record: _Record) -> None:
-    files.write_bytes(_record_path(path), record.model_dump_json(indent=2, exclude_none=True).encode())
+    storage.write_bytes(_record_path(path), record.model_dump_json(indent=2, exclude_none=True).encode())
 
 
 def _entry(path: Path, key: SeriesKey) -> Entry | None:
-    """A zip of the folder with its record; without a record that can be read, what the file itself tells."""
+    """Return the entry of a zip and its record. If the record is unreadable, derive the entry from the file."""
     match = _NAME.fullmatch(path.name)
-    stat = files.stat(path)
+    stat = storage.stat(path)
     if match is None or stat is None:
         return None
     period = match["period"]
@@ -456,7 +458,7 @@ def _entry(path: Path, key: SeriesKey) -> Entry | None:
             sha256=_sha256_of(path),
             size=stat.bytes,
             kind=UNKNOWN,
-            reason=f"{_record_path(path)}, which said why, cannot be read. Retry the day to learn it anew.",
+            reason=f"The reason is unknown because {_record_path(path)} cannot be read. Retry the day to see it again.",
             at=datetime.fromtimestamp(stat.mtime_ns // 1_000_000_000, UTC),
         )
     return Entry(
@@ -473,6 +475,7 @@ def _entry(path: Path, key: SeriesKey) -> Entry | None:
         etag=record.etag,
         accepted=record.accepted,
         beginning=record.beginning,
+        published_sha256=record.published_sha256,
     )
 
 
@@ -485,7 +488,7 @@ def _sha256_of(path: Path) -> str:
 
 
 def _series_of(path: Path, layout: Layout) -> SeriesKey | None:
-    """The series in whose folder a file lies: the inverse of :meth:`Layout.quarantine`."""
+    """Return the series of a quarantined file: the inverse of :meth:`Layout.quarantine`."""
     match path.parent.relative_to(layout.quarantined).parts:
         case (exchange, market, data_type, "daily", symbol, *interval) if len(interval) <= 1:
             try:

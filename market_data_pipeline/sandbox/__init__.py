@@ -1,7 +1,8 @@
-r"""A Binance on loopback, for the demo, for tests and for trials of faults.
+r"""A Binance on loopback for demos, tests and fault injection.
 
-It serves the archive with its listing and the REST endpoints of the three markets from one origin. Its data come
-from a seeded generator, in which klines follow exactly from aggTrades, or from a folder laid out as the archive.
+One origin serves the archive, its listing and the REST endpoints of the three markets. The data come from a seeded
+generator, where klines follow exactly from aggTrades, or from a folder with the archive's layout. Code of the pipeline
+does not belong here: the sandbox imitates the exchange only.
 
     from market_data_pipeline.sandbox import Sandbox, Status
 

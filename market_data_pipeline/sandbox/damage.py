@@ -1,4 +1,4 @@
-"""How faults of data change rows, lines and zips: pure functions."""
+"""Pure functions that apply data faults to rows, lines and zips. The definitions of the faults do not belong here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from random import Random
 
+from market_data_pipeline.model.series import DataType
 from market_data_pipeline.sandbox.faults import (
     Damage,
     DamagedArchive,
@@ -17,22 +18,21 @@ from market_data_pipeline.sandbox.faults import (
 from market_data_pipeline.sandbox.generator import DAY_US
 from market_data_pipeline.sandbox.rows import AGG_TRADES_HEADER, KLINES_HEADER, TIME_COLUMNS, TextRows
 from market_data_pipeline.sandbox.zips import make_zip
-from market_data_pipeline.series import DataType
 
 _QUANTITY = {DataType.KLINES: 5, DataType.AGG_TRADES: 2}
 _CLOSE_OR_PRICE = {DataType.KLINES: 4, DataType.AGG_TRADES: 1}
 
 
 def without_rows(rows: TextRows, start: int, end: int) -> TextRows:
-    """Rows whose time does not lie from ``start`` to ``end`` (exclusive; microseconds since 1970)."""
+    """Drop the rows timed from ``start`` to ``end`` (exclusive). Both are microseconds since 1970 (UTC)."""
     column = TIME_COLUMNS[rows.data_type][0]
     return TextRows(rows.data_type, [row for row in rows.rows if not start <= int(row[column]) < end])
 
 
 def with_changed_rows(rows: TextRows, start: int, end: int, column: str) -> TextRows:
-    """Rows of which those from ``start`` to ``end`` (exclusive) have a number that is larger by 1.
+    """Add 1 to a number of each row from ``start`` to ``end`` (exclusive, microseconds since 1970).
 
-    Rows whose data type has no such column stay as they are.
+    Return the rows unchanged if their data type has no such column.
     """
     names = (KLINES_HEADER if rows.data_type is DataType.KLINES else AGG_TRADES_HEADER).split(",")
     if column not in names:
@@ -43,7 +43,7 @@ def with_changed_rows(rows: TextRows, start: int, end: int, column: str) -> Text
 
 
 def with_shifted_rows(rows: TextRows, start: int, end: int, shift: int) -> TextRows:
-    """Klines of which those from ``start`` to ``end`` (exclusive) begin and end later by ``shift`` (microseconds)."""
+    """Shift klines from ``start`` to ``end`` (exclusive) later by ``shift``. All three are in microseconds."""
     opened, closed = 0, 6
     shifted = [
         [str(int(value) + shift) if at in (opened, closed) else value for at, value in enumerate(row)]
@@ -55,21 +55,21 @@ def with_shifted_rows(rows: TextRows, start: int, end: int, shift: int) -> TextR
 
 
 def with_repeated(rows: TextRows, before: list[str], midnight: int | None) -> TextRows:
-    """Rows of aggTrades after one of the day before, which has the time of midnight where that is given."""
+    """Prepend an aggTrade of the previous day. It takes the time of ``midnight``, or stays as it is with None."""
     column = TIME_COLUMNS[rows.data_type][0]
     own = before[column] if midnight is None else str(midnight)
     return replace(rows, rows=[[*before[:column], own, *before[column + 1 :]], *rows.rows])
 
 
 def outage_in_text(rows: TextRows, start: int, end: int, span: int, *, flat: bool) -> TextRows:
-    """Rows with nothing traded from ``start`` to ``end``: klines that lie wholly in it are flat or missing.
+    """Remove all trading from ``start`` to ``end``. Klines that lie wholly inside become flat or missing.
 
     Args:
-        rows: a day.
-        start: beginning, in microseconds since 1970.
-        end: end, exclusive.
-        span: length of a kline in microseconds; 0 for aggTrades, which are left out.
-        flat: whether klines are flat, at the price before, rather than missing.
+        rows: the rows of one day.
+        start: in microseconds since 1970 (UTC), inclusive.
+        end: in microseconds since 1970 (UTC), exclusive.
+        span: length of a kline in microseconds. 0 for aggTrades, which are dropped.
+        flat: write flat klines at the previous price instead of dropping them.
     """
     if rows.data_type is not DataType.KLINES or not flat:
         return without_rows(rows, start, end - max(span - 1, 0))
@@ -89,7 +89,7 @@ def _nought(number: str) -> str:
 
 
 def edit_lines(data_type: DataType, text: bytes, faults: Iterable[DayFault], now: datetime) -> bytes:
-    """The lines of one day's CSV (without header) as the faults of that day change them."""
+    """Apply the faults of a day to the lines of its CSV, which has no header."""
     rows = [line.split(",") for line in text.decode().splitlines()]
     for fault in faults:
         if isinstance(fault, DamagedArchive):
@@ -108,7 +108,7 @@ def _replaced(data_type: DataType, rows: list[list[str]], fault: ReplacedArchive
 
 
 def _changed(row: list[str], column: int) -> list[str]:
-    """A row with one number made larger by 1."""
+    """Return the row with 1 added to one number."""
     whole, point, decimals = row[column].partition(".")
     return [*row[:column], f"{int(whole) + 1}{point}{decimals}", *row[column + 1 :]]
 
@@ -137,16 +137,16 @@ def _damaged(data_type: DataType, rows: list[list[str]], damage: Damage) -> list
 
 
 def scrambled(data_type: DataType, rows: list[list[str]], fault: ScrambledArchive) -> list[list[str]]:
-    """A day's rows, some of them dropped, repeated and out of order; at least two stay where there were as many."""
-    random = Random(fault.seed)  # noqa: S311 - nothing is secret here
+    """Drop, repeat and reorder some rows of a day. At least two rows stay if the day has two or more."""
+    random = Random(fault.seed)  # noqa: S311 - not for cryptography
     if fault.drop and len(rows) > 2:
         rows = _with_holes(rows, random, keep=0 if fault.drop_ends else 1)
     if fault.conflict and rows:
         row = random.choice(rows)
-        rows = _put(rows, _changed(row, _CLOSE_OR_PRICE[data_type]), random)
+        rows = _insert(rows, _changed(row, _CLOSE_OR_PRICE[data_type]), random)
     if fault.repeat and rows:
         for row in random.choices(rows, k=random.randint(0, 5)):
-            rows = _put(rows, row, random)
+            rows = _insert(rows, row, random)
     return _out_of_order(rows, random) if fault.shuffle else rows
 
 
@@ -157,14 +157,14 @@ def _with_holes(rows: list[list[str]], random: Random, keep: int) -> list[list[s
     for _ in range(random.randint(0, 3)):
         if not inner or left <= len(gone):
             break
-        # Holes of one row are as likely as long ones: both have their own ways of going wrong.
+        # Holes of one row are as likely as longer ones, because the two fail in different ways.
         size = min(random.choice((1, random.randint(1, 20), random.randint(1, len(inner)))), left - len(gone))
         start = random.choice(inner)
         gone.update(range(start, min(start + size, inner.stop)))
     return [row for at, row in enumerate(rows) if at not in gone]
 
 
-def _put(rows: list[list[str]], row: list[str], random: Random) -> list[list[str]]:
+def _insert(rows: list[list[str]], row: list[str], random: Random) -> list[list[str]]:
     at = random.randint(0, len(rows))
     return [*rows[:at], row, *rows[at:]]
 
@@ -185,7 +185,7 @@ def _next_day(number: str) -> str:
 
 
 def damaged_zip(stem: str, text: bytes, damages: set[Damage]) -> bytes:
-    """The zip of an archive some of whose damage may lie in the zip itself rather than in its lines."""
+    """Make the zip of an archive and apply the damage that concerns the zip itself, not its lines."""
     if Damage.NOT_A_ZIP in damages:
         return b"<html><body>This is not the file that you are looking for.</body></html>" * 20
     name = f"{stem}.csv"

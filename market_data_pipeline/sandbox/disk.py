@@ -1,4 +1,4 @@
-"""Generated archives as files, for measurements in which their making must not count."""
+"""Write generated archives to disk, so that measurements exclude the generator. Serving them does not belong here."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
+from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.sandbox.exchange import Archive, Cadence, GeneratedExchange
 from market_data_pipeline.sandbox.faults import Faults
 from market_data_pipeline.sandbox.symbols import GeneratedSymbol
-from market_data_pipeline.series import SeriesKey
 
 
 def write_mirror(
@@ -20,18 +20,18 @@ def write_mirror(
     symbols: Iterable[GeneratedSymbol] | None = None,
     cadences: Iterable[Cadence] = ("daily",),
 ) -> list[Path]:
-    """Write generated zips, each with its CHECKSUM, laid out as the archive is.
+    """Write generated zips, each with its CHECKSUM, in the archive's folder layout.
 
     Args:
-        folder: where ``data/…`` is made; give it to ``Sandbox(mirror=folder)``.
-        keys: the series.
-        days: the days; with monthly zips, every month that one of them lies in.
-        seed: chooses one of many histories.
-        symbols: what is listed, if not the default.
+        folder: the folder to create ``data/…`` in. Pass it to ``Sandbox(mirror=folder)``.
+        keys: the series to write.
+        days: the days to write. Monthly zips cover every month that contains one of them.
+        seed: selects one of many histories.
+        symbols: the listed symbols. None lists the default ones.
         cadences: ``daily``, ``monthly`` or both.
 
     Returns:
-        The zips that were written; days on which a symbol has no archive have none.
+        The zips written. Days on which a symbol has no archive are skipped.
     """
     wanted = sorted(days)
     if not wanted:

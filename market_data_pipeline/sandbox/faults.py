@@ -1,8 +1,7 @@
-"""What can go wrong at an exchange, on request.
+"""Faults that you can inject into the sandbox, and :class:`Faults`, the collection of the active ones.
 
-Two kinds: faults of *answers* (:class:`AnswerFault`), which are met by a request's path, and faults of *data*
-(:class:`DataFault`), which are met by a series and its days and leave checksums right unless they say otherwise.
-All are frozen values; :class:`Faults` holds those in force.
+An :class:`AnswerFault` matches requests by path, a :class:`DataFault` matches series and days. With a data fault, each
+checksum matches the faulty zip or is missing. Faults are frozen values. Code that applies them does not belong here.
 """
 
 from __future__ import annotations
@@ -21,71 +20,71 @@ from market_data_pipeline.errors import UsageError
 
 
 def in_utc(moment: datetime) -> datetime:
-    """A moment with its zone; one without is UTC."""
+    """Return the moment with a time zone. Naive means UTC."""
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Anything that can be put in force."""
+    """Base class of all faults."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerFault(Fault):
-    """A fault of answers: of those whose path and query match, the next ``times`` ones, or all."""
+    """A fault in the answers to requests whose path and query match."""
 
     path: str = ""
-    """Regular expression searched for in the path, e.g. ``/api/v3/`` or ``2024-01-03\\.zip$``. Empty: every path."""
+    """Regular expression to find in the path, e.g. ``/api/v3/`` or ``2024-01-03\\.zip$``. Empty matches every path."""
     query: str = ""
-    """Regular expression searched for in the query as sent, e.g. ``symbol=BTCUSDT``."""
+    """Regular expression to find in the decoded query, e.g. ``symbol=BTCUSDT``. Empty matches every query."""
     times: int | None = None
-    """How many answers; None: for good."""
+    """Number of answers to affect. None affects all."""
     latency: float = 0.0
     """Seconds to wait before answering."""
 
     def meets(self, path: str, query: str) -> bool:
-        """Whether a request is one of those that this fault is about."""
+        """Return True if this fault matches a request."""
         return re.search(self.path, path) is not None and re.search(self.query, query) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delay(AnswerFault):
-    """The answer comes ``latency`` seconds late and is otherwise right; also used as a round trip's length."""
+    """The answer is correct but ``latency`` seconds late. It also simulates the time of a round trip."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status(AnswerFault):
-    """The answer is an error: 404, 403, 418, 429, 451, 5xx."""
+    """The answer is an error such as 404, 403, 418, 429, 451 or 5xx."""
 
     status: int
     retry_after: int | None = None
-    """Seconds, sent as Retry-After."""
+    """Seconds to send as Retry-After. None sends no such header."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CutBody(AnswerFault):
-    """Content-Length is that of the whole body, but the connection ends before it."""
+    """Content-Length names the whole body, but the connection closes early."""
 
     keep: float = 0.5
-    """Share of the body that is sent."""
+    """Share of the body to send, from 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlowBody(AnswerFault):
-    """The body trickles in."""
+    """The body arrives slowly, in small pieces."""
 
     seconds: float = 1.0
-    """How long the whole body takes."""
+    """Seconds that the whole body takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reset(AnswerFault):
-    """The connection is reset instead of an answer."""
+    """A TCP reset replaces the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OtherBody(AnswerFault):
-    """The answer is another one altogether: a login page, a body of the wrong kind, odd headers."""
+    """A different answer replaces the real one: a login page, a body of the wrong type, odd headers."""
 
     body: str = "<html><head><title>Hotel WiFi</title></head><body>Please accept the terms of use.</body></html>"
     status: int = 200
@@ -95,52 +94,53 @@ class OtherBody(AnswerFault):
 
 @dataclass(frozen=True, kw_only=True)
 class RawAnswer(AnswerFault):
-    r"""Bytes are sent as they stand, headers or not, and others after them for ever.
+    r"""Raw bytes replace the answer, valid HTTP or not. Further bytes can follow without end.
 
-    For answers that no honest server gives: ``RawAnswer(begin="HTTP/1.1 200 OK\r\nX-", then="a", pause=0.1)``.
+    Use it for answers that no correct server sends: ``RawAnswer(begin="HTTP/1.1 200 OK\r\nX-", then="a", pause=0.1)``.
     """
 
     begin: str
-    """Sent first; each character is a byte (latin-1)."""
+    """Sent first. Each character is one byte (latin-1)."""
     then: str = ""
-    """Sent again and again after it, until the client hangs up. Empty: nothing more comes."""
+    """Sent repeatedly after ``begin`` until the client disconnects. Empty sends nothing more."""
     pause: float = 0.0
-    """Seconds before each of them."""
+    """Seconds to wait before each repetition."""
     hang_up: bool = False
-    """Whether the connection is closed after ``begin``; otherwise it stays open, and silent."""
+    """True closes the connection after ``begin``. False leaves it open."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrongChecksum(AnswerFault):
-    """A ``.CHECKSUM`` names another sha256 than the zip has; its path is matched, e.g. ``BTCUSDT-1m-2024-01-03``.
+    """A ``.CHECKSUM`` names a sha256 that differs from its zip's.
 
-    Being another file, it has another ETag, in answers and in the listing.
+    ``path`` matches the path of the ``.CHECKSUM``, e.g. ``BTCUSDT-1m-2024-01-03``. The file also has a different ETag,
+    both in answers and in the listing.
     """
 
     def meets(self, path: str, query: str) -> bool:
-        """Whether a request is for a CHECKSUM that this fault is about."""
+        """Return True if a request is for a ``.CHECKSUM`` that this fault matches."""
         return path.endswith(".CHECKSUM") and AnswerFault.meets(self, path, query)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFault(Fault):
-    """A fault of data, in the series whose name matches."""
+    """A fault in the data of every series whose name matches."""
 
     series: str = ""
-    """Regular expression searched for in the series' name, e.g. ``^binance/spot/klines/BTCUSDT/1m$``. Empty: all."""
+    """Regular expression to find in a series name, e.g. ``^binance/spot/klines/BTCUSDT/1m$``. Empty matches all."""
 
     def concerns(self, series: str) -> bool:
-        """Whether a series, by its name, is one of those that this fault is about."""
+        """Return True if this fault matches a series name."""
         return re.search(self.series, series) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DayFault(DataFault):
-    """A fault in the archives of certain days: in the daily ones, and in what monthly ones hold of them."""
+    """A fault in some days of the archive: in their daily zips, and in their part of the monthly zips."""
 
     days: Sequence[date]
     cadence: Literal["daily", "monthly"] | None = None
-    """Where only one kind of archive has the fault, which."""
+    """The kind of zip that has the fault. None means both."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "days", tuple(self.days))
@@ -148,29 +148,29 @@ class DayFault(DataFault):
 
 @dataclass(frozen=True, kw_only=True)
 class MissingDay(DayFault):
-    """The day has no zip, no CHECKSUM and no entry in the listing, and monthly archives lack it; REST has it."""
+    """The day is missing from daily zips, checksums, the listing and monthly zips. REST still has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MissingChecksum(DayFault):
-    """The day's zip is there, its CHECKSUM is not."""
+    """The day has a zip but no CHECKSUM."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LateArchive(DayFault):
-    """The day is published late. Of monthly archives, those late are the ones of the months of ``days``."""
+    """The zip of the day is published late. So are the monthly zips of every month in ``days``."""
 
     days_late: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplacedArchive(DayFault):
-    """The day's archive is replaced after publication: other bytes, checksum, ETag and Last-Modified."""
+    """The zip of the day is replaced after publication. Bytes, checksum, ETag and Last-Modified change."""
 
     at: datetime
-    """When, by the sandbox's clock (naive: UTC)."""
+    """Time of the replacement on the sandbox's clock. Naive means UTC."""
     short_by: int = 0
-    """The earlier archive lacks this many of its last rows. If 0, it differs in the quantity of its last row."""
+    """Number of last rows missing from the earlier zip. With 0, the quantity of its last row differs instead."""
 
     def __post_init__(self) -> None:
         DayFault.__post_init__(self)
@@ -178,7 +178,7 @@ class ReplacedArchive(DayFault):
 
 
 class Damage(StrEnum):
-    """What is wrong inside an archive whose checksum is right."""
+    """Kinds of damage inside a zip whose checksum is correct."""
 
     TWO_FILES = "two files"
     NESTED_FOLDER = "nested folder"
@@ -187,9 +187,9 @@ class Damage(StrEnum):
     OTHER_DAY = "other day"
     OTHER_SYMBOL = "other symbol"
     DISORDER = "disorder"
-    """Two rows in the middle have changed places."""
+    """Two rows in the middle are swapped."""
     INTERLEAVED = "interleaved"
-    """The rows of the first and of the second half take turns."""
+    """Rows of the first half alternate with rows of the second half."""
     DUPLICATES = "duplicates"
     CONFLICTING_DUPLICATES = "conflicting duplicates"
     NOT_A_ZIP = "not a zip"
@@ -197,45 +197,45 @@ class Damage(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class DamagedArchive(DayFault):
-    """The day's archive holds something that it should not."""
+    """The zip of the day has damaged content."""
 
     damage: Damage
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepeatedAtMidnight(DayFault):
-    """An aggTrade on both sides of midnight: the day's archive begins with the last one of the day before, id and all.
+    """The zip of the day begins with the last aggTrade of the previous day, with the same id.
 
-    REST has it once, on the day before (binance-public-data #353).
+    REST returns that trade once, on the previous day (binance-public-data #353).
     """
 
     moved: bool = True
-    """Whether it stands there with the time of midnight; else with its own, which lies in the day before."""
+    """True gives the duplicate the time of midnight. False leaves its own time, which is in the previous day."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScrambledArchive(DayFault):
-    """Rows of the day's archive are dropped, repeated and put out of order, by a seed; REST has the day as it was.
+    """A seed selects rows of the day's zip to drop, repeat and reorder. REST returns the original day.
 
-    For tests of what must hold whatever an archive looks like.
+    Use it for property tests that accept any archive.
     """
 
     seed: int
     drop: bool = True
-    """Whether up to three runs of rows may be left out; together at most nine tenths of the day."""
+    """Drop up to three runs of rows, together at most 90 % of the day."""
     drop_ends: bool = True
-    """Whether the first and the last row may be among them; of trades, nothing in the day itself tells of that."""
+    """Allow dropping the first and the last row. In aggTrades, the day itself does not show that they are missing."""
     repeat: bool = True
-    """Whether up to five rows may stand there twice."""
+    """Repeat up to five rows."""
     conflict: bool = False
-    """Whether one row stands there twice with different content."""
+    """Repeat one row with different content."""
     shuffle: bool = True
-    """Whether up to three runs of rows may be out of order, or all of them."""
+    """Reorder up to three runs of rows, or all rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpanFault(DataFault):
-    """A fault from ``start`` (inclusive) to ``end``, in archive and REST; naive times are UTC."""
+    """A fault from ``start`` to ``end`` (exclusive), in archive and REST. Naive times are UTC."""
 
     start: datetime
     end: datetime
@@ -247,32 +247,32 @@ class SpanFault(DataFault):
 
 @dataclass(frozen=True, kw_only=True)
 class RowsFault(SpanFault):
-    """A fault of the rows whose open_time or transact_time lies from ``start`` (inclusive) to ``end``."""
+    """A fault in the rows whose open_time or transact_time lies from ``start`` to ``end`` (exclusive)."""
 
     where: Literal["archive", "rest", "both"] = "both"
     cadence: Literal["daily", "monthly"] | None = None
-    """Where only one kind of archive has the fault, which; REST has it not, then."""
+    """The kind of zip that has the fault; REST then does not. None leaves the choice to ``where``."""
 
     def is_in(self, archive: str) -> bool:
-        """Whether archives of a cadence have the fault."""
+        """Return True if the zips of a cadence have the fault."""
         return self.where != "rest" and self.cadence in (None, archive)
 
     def is_everywhere_in(self, where: str) -> bool:
-        """Whether all archives have the fault, or REST has it."""
+        """Return True if every zip (``archive``) or every REST answer (``rest``) has the fault."""
         return self.where in (where, "both") and self.cadence is None
 
 
 @dataclass(frozen=True, kw_only=True)
 class MissingRows(RowsFault):
-    """Rows are left out."""
+    """Rows are missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChangedRows(RowsFault):
-    """Rows have a number that is larger by 1: where only REST or the archive has the fault, the two disagree."""
+    """One number per row is larger by 1. If only REST or only the archive has the fault, the two disagree."""
 
     column: str = "volume"
-    """The number's name in the archive's header; ``quantity`` or ``price``, for instance, of aggTrades."""
+    """Name of the number in the archive's header, e.g. ``quantity`` or ``price`` for aggTrades."""
 
     def __post_init__(self) -> None:
         SpanFault.__post_init__(self)
@@ -282,15 +282,15 @@ class ChangedRows(RowsFault):
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftedRows(RowsFault):
-    """Klines begin and end later than they should, off the grid, as those of spot on some days of 2017 and 2018."""
+    """Klines begin and end late, off the grid. Spot has such klines on some days of 2017 and 2018."""
 
     shift: timedelta = timedelta(minutes=28, seconds=14, milliseconds=789)
-    """How much later."""
+    """Delay of each kline."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlatRows(RowsFault):
-    """Klines are flat, as if nothing had been traded: in the archive alone, as those of um on 2025-01-29."""
+    """Klines are flat, as if nothing traded. By default only in the archive, like um on 2025-01-29."""
 
     where: Literal["archive", "rest", "both"] = "archive"
 
@@ -299,27 +299,27 @@ CHANGEABLE = (
     "open", "high", "low", "close", "volume", "quote_volume", "count", "taker_buy_volume", "taker_buy_quote_volume",
     "price", "quantity", "first_trade_id", "last_trade_id",
 )  # fmt: skip
-"""Columns that :class:`ChangedRows` can change: all but those that say which row it is."""
+"""Columns that :class:`ChangedRows` can change: all except the columns that identify a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MarketOutage(SpanFault):
-    """Nothing trades from ``start`` (inclusive) to ``end``, in archive and REST alike.
+    """Nothing trades from ``start`` to ``end`` (exclusive), in both archive and REST.
 
-    Trade ids run on. Klines are missing in spot and flat in um and cm, as in Binance's own outages. In a generated
-    exchange the trades of that time are dealt in the minute after it, so klines still follow from aggTrades; in a
-    mirrored one they are left out.
+    Trade ids continue afterwards. Klines are missing in spot and flat in um and cm, as in Binance's own outages. A
+    generated exchange moves the trades of that time into the minute after it, so klines still follow from aggTrades.
+    A mirrored exchange drops them.
     """
 
     flat: bool | None = None
-    """True: klines are flat; False: missing; None: as is usual in the market."""
+    """True makes klines flat, False drops them, and None follows the market's habit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuietSymbol(MarketOutage):
-    """Nobody trades one symbol from ``start`` to ``end`` while its market goes on: flat klines, and ids that run on.
+    """One symbol has no trades from ``start`` to ``end`` while its market trades. Klines are flat, ids continue.
 
-    Give ``series`` such as ``^binance/um/.*/NEARUSDT``.
+    Set ``series`` to a pattern such as ``^binance/um/.*/NEARUSDT``.
     """
 
     flat: bool | None = True
@@ -336,13 +336,13 @@ F = TypeVar("F", bound=Fault)
 
 
 def fault_from_json(message: dict[str, Any]) -> Fault:
-    """A fault out of its JSON form: its fields, and ``kind``, the name of its class.
+    """Build a fault from its JSON form: its fields, and the name of its class as ``kind``.
 
     >>> fault_from_json({"kind": "Status", "path": "/api/v3/", "status": 451}).status
     451
 
     Raises:
-        UsageError: there is no such kind, or its fields are wrong.
+        UsageError: the kind is unknown, or its fields are invalid.
     """
     fields = dict(message)
     kind = fields.pop("kind", None)
@@ -351,37 +351,37 @@ def fault_from_json(message: dict[str, Any]) -> Fault:
     try:
         fault: Fault = _ADAPTERS[kind].validate_python(fields)
     except ValidationError as error:
-        raise UsageError(f"The fault {kind} cannot be read: {error}") from error
+        raise UsageError(f"The fields of fault {kind} are invalid: {error}") from error
     return fault
 
 
 @dataclass(slots=True)
-class _InForce:
+class _Active:
     fault: Fault
     left: int | None
 
 
 class Faults:
-    """The faults in force, for threads."""
+    """The active faults. Safe for threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: tuple[_InForce, ...] = ()
+        self._entries: tuple[_Active, ...] = ()
 
     def add(self, fault: F) -> F:
-        """Put a fault in force and hand it back."""
+        """Activate a fault and return it."""
         times = fault.times if isinstance(fault, AnswerFault) else None
         with self._lock:
-            self._entries = (*self._entries, _InForce(fault, times))
+            self._entries = (*self._entries, _Active(fault, times))
         return fault
 
     def remove(self, fault: Fault) -> None:
-        """Lift a fault; nothing happens if it is not in force."""
+        """Remove a fault. Do nothing if it is not active."""
         with self._lock:
             self._entries = tuple(entry for entry in self._entries if entry.fault != fault)
 
     def clear(self) -> None:
-        """Lift all faults."""
+        """Remove all faults."""
         with self._lock:
             self._entries = ()
 
@@ -389,7 +389,7 @@ class Faults:
         return (entry.fault for entry in self._entries)
 
     def of_answer(self, path: str, query: str) -> list[AnswerFault]:
-        """The faults that meet a request, each counted as having happened once more."""
+        """Return the faults that match a request, and use up one of the ``times`` of each."""
         if not self._entries:
             return []
         met: list[AnswerFault] = []
@@ -404,12 +404,12 @@ class Faults:
         return met
 
     def is_checksum_wrong(self, path: str) -> bool:
-        """Whether a ``.CHECKSUM`` would be spoilt if it were asked for now, which it is not."""
+        """Return True if a request for this ``.CHECKSUM`` would get a wrong one. Do not count a use."""
         return any(
             entry.left != 0 and isinstance(entry.fault, WrongChecksum) and entry.fault.meets(path, "")
             for entry in self._entries
         )
 
     def of_data(self, series: str) -> tuple[DataFault, ...]:
-        """The faults that a series has."""
+        """Return the data faults of a series."""
         return tuple(f for f in self if isinstance(f, DataFault) and f.concerns(series))

@@ -1,7 +1,8 @@
-"""Trades out of a seed, and the klines that follow from them exactly.
+"""Generate trades from a seed, and the klines that follow from them exactly.
 
-Everything is a pure function of (seed, symbol, day): no day depends on which others were asked for. Prices,
-quantities and turnovers are integers throughout (units of the last decimal), so sums are exact.
+Everything is a pure function of (seed, symbol, day), so days can be generated in any order. Prices, quantities and
+turnovers are integers in units of the last decimal, so sums are exact. Text formats and faults other than outages do
+not belong here.
 """
 
 from __future__ import annotations
@@ -14,32 +15,32 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from market_data_pipeline.model.series import Market
 from market_data_pipeline.sandbox.symbols import GeneratedSymbol
-from market_data_pipeline.series import Market
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 DAY_US = 86_400_000_000
 MICROSECONDS_FROM = date(2025, 1, 1)
-"""From this day on spot is recorded, and published, in microseconds; before it, and in futures, in milliseconds."""
+"""First day on which spot times are in microseconds. Earlier days and all futures are in milliseconds."""
 SQUEEZE_US = 60_000_000
-"""Trades that an outage displaces are dealt within this time after it."""
+"""Microseconds after an outage into which its trades are moved."""
 _LAST_DAY = date(2100, 1, 1)
 _WAVES = ((512, 0.9), (128, 0.25), (32, 0.1), (8, 0.05), (1, 0.012))
-"""Periods in days and amplitudes (of the logarithm) of the waves that make up an asset's price at midnight."""
+"""Waves that sum up to an asset's price at midnight: period in days, amplitude of the logarithm."""
 _TURNS = 1 / 3
-"""How often a taker is on the other side than the one before; in PEPEUSDT 2024-10-27 and APEUSDT 2024-10-18, 0.33."""
+"""Share of trades whose taker changes sides. PEPEUSDT on 2024-10-27 and APEUSDT on 2024-10-18 both have 0.33."""
 _MOVES = 1 / 3
-"""How often bid and ask move between trades; with `_TURNS`, 44 % of the trades have the price of the one before (there:
-33 and 69 %)."""
+"""Share of trades before which bid and ask move. With `_TURNS`, 44 % of trades repeat the previous price. In PEPEUSDT
+and APEUSDT, on the same days, 33 % and 69 % do."""
 _BASIS = 0.001
-"""By how much the markets differ on an asset's price, at most either way."""
+"""Largest relative difference of a market from an asset's common price, in either direction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """A time in which nothing trades: ``start`` inclusive, ``end`` exclusive, microseconds since 1970 in UTC."""
+    """A span without trades: ``start`` inclusive, ``end`` exclusive, in microseconds since 1970 (UTC)."""
 
     start: int
     end: int
@@ -47,7 +48,7 @@ class Outage:
 
 @dataclass(frozen=True, slots=True)
 class Trades:
-    """The aggTrades of one symbol and day, in the order of their ids; all arrays have the same length.
+    """The aggTrades of one symbol and day, ordered by id. All arrays have the same length.
 
     Prices and quantities are in units of the symbol's last decimals, times in microseconds since 1970 (UTC).
     """
@@ -69,11 +70,11 @@ class Trades:
 
     @property
     def nbytes(self) -> int:
-        """Memory held by the arrays, in bytes."""
+        """Size of the arrays in bytes."""
         return 6 * self.time.nbytes + self.is_buyer_maker.nbytes
 
     def until(self, now_us: int) -> Trades:
-        """Those that have happened by a moment."""
+        """Return the trades up to a moment, inclusive. It is in microseconds since 1970 (UTC)."""
         n = int(np.searchsorted(self.time, now_us, "right"))
         if n == len(self):
             return self
@@ -94,9 +95,10 @@ class Trades:
 
 @dataclass(frozen=True, slots=True)
 class Klines:
-    """Candles of one symbol, interval and day; times in microseconds since 1970 (UTC), the rest in last decimals.
+    """The klines of one symbol, interval and day.
 
-    ``turnover`` is in the quote asset with the decimals of price and quantity together; in cm it is in the base
+    Times are in microseconds since 1970 (UTC). Prices and volumes are in units of the symbol's last decimals.
+    ``turnover`` is in the quote asset and has the decimals of price and quantity together. In cm it is in the base
     asset with eight decimals, and volumes count contracts.
     """
 
@@ -115,18 +117,18 @@ class Klines:
 
 
 def day_start_us(day: date) -> int:
-    """Midnight at which a day begins, in microseconds since 1970 (UTC)."""
+    """Return the midnight that begins a day, in microseconds since 1970 (UTC)."""
     return (day - date(1970, 1, 1)).days * DAY_US
 
 
 def moment_us(moment: datetime) -> int:
-    """A zone-aware moment in microseconds since 1970 (UTC)."""
+    """Convert a zone-aware moment to microseconds since 1970 (UTC)."""
     delta = moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 
 def resolution_us(market: Market, day: date) -> int:
-    """Finest step of a trade's time on a day: 1 or 1,000 microseconds."""
+    """Return the resolution of trade times on a day: 1 or 1,000 microseconds."""
     return 1 if market is Market.SPOT and day >= MICROSECONDS_FROM else 1_000
 
 
@@ -136,14 +138,14 @@ def _random(*words: object) -> np.random.Generator:
 
 
 def _unit(*words: object) -> float:
-    """A number in [-1, 1) that the words determine."""
+    """Return a number in [-1, 1), determined by the words."""
     digest = hashlib.blake2b("/".join(map(str, words)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**63 - 1.0
 
 
 @lru_cache(maxsize=100_000)
 def price_at_midnight(symbol: GeneratedSymbol, seed: int, day: date) -> int:
-    """Price of the last trade before a day, which is also that of the day's first trade."""
+    """Return the price of the last trade before a day. The first trade of the day has the same price."""
     exponent = _BASIS * _unit(seed, symbol.market, symbol.symbol, "basis", day)
     for period, amplitude in _WAVES:
         whole, rest = divmod(day.toordinal(), period)
@@ -154,7 +156,7 @@ def price_at_midnight(symbol: GeneratedSymbol, seed: int, day: date) -> int:
 
 
 def trading_hours_us(symbol: GeneratedSymbol, day: date) -> tuple[int, int]:
-    """From when until when a symbol trades on a day: microseconds after midnight, the end exclusive."""
+    """Return the start and the exclusive end of trading on a day, in microseconds after midnight."""
     opens = symbol.opens if day == symbol.listed else time(0)
     closes = symbol.closes if day == symbol.delisted else None
     start = (opens.hour * 3600 + opens.minute * 60 + opens.second) * 1_000_000
@@ -163,14 +165,17 @@ def trading_hours_us(symbol: GeneratedSymbol, day: date) -> tuple[int, int]:
 
 
 def trades_on(symbol: GeneratedSymbol, day: date) -> bool:
-    """Whether a symbol is listed on a day."""
+    """Return True if a symbol is listed on a day."""
     inside = symbol.listed <= day <= (symbol.delisted or _LAST_DAY)
     return inside and not any(first <= day <= last for first, last in symbol.breaks)
 
 
 @dataclass(frozen=True, slots=True)
 class _Calendar:
-    """How many aggTrades, trades and unpublished ids each day since the listing has; ``before`` sums them up."""
+    """Numbers of aggTrades, trade ids and unpublished ids per day since the listing.
+
+    ``…_before`` are the cumulative sums before each day.
+    """
 
     agg_trades: Ints
     trade_ids: Ints
@@ -187,14 +192,14 @@ def _calendar(symbol: GeneratedSymbol, seed: int) -> _Calendar:
     hours[0] = 1 - trading_hours_us(symbol, symbol.listed)[0] / DAY_US
     if symbol.delisted:
         hours[-1] = trading_hours_us(symbol, symbol.delisted)[1] / DAY_US
-    # At least two: the first and the last trade of a day are what joins it to its neighbours.
+    # At least two, because the first and the last trade of a day join it to its neighbours.
     agg_trades = np.maximum((symbol.trades_per_day * hours * (0.9 + 0.2 * random[:, 0])).astype(np.int64), 2)
     away = np.zeros(days, np.bool_)
     for first, last in symbol.breaks:
         away[(first - symbol.listed).days : (last - symbol.listed).days + 1] = True
     agg_trades[away] = 0
     extra = (agg_trades * (0.4 + 0.4 * random[:, 1])).astype(np.int64)
-    # In um, trades of the insurance fund and of auto-deleveraging are left out and leave holes in the trade ids.
+    # um does not publish trades of the insurance fund and of auto-deleveraging, which leaves holes in the trade ids.
     holes = (
         np.where(away, 0, (agg_trades * 0.004 * random[:, 2]).astype(np.int64) + 1)
         if symbol.market is Market.UM
@@ -215,21 +220,21 @@ def _first_id(symbol: GeneratedSymbol) -> int:
 
 
 def day_of_agg_trade(symbol: GeneratedSymbol, seed: int, agg_trade_id: int) -> date:
-    """The day on which an aggTrade id was, or will be, dealt (for ids below the first: the day of listing)."""
+    """Return the past or future day of an aggTrade id. Ids below the first give the day of the listing."""
     before = _calendar(symbol, seed).agg_trades_before
     index = int(np.searchsorted(before, agg_trade_id - _first_id(symbol), "right")) - 1
     return date.fromordinal(symbol.listed.toordinal() + min(max(index, 0), len(before) - 2))
 
 
 def generate_trades(symbol: GeneratedSymbol, seed: int, day: date, outages: tuple[Outage, ...] = ()) -> Trades:
-    """All aggTrades of a day.
+    """Generate all aggTrades of a day.
 
     Args:
-        symbol: what trades.
-        seed: chooses one of many histories.
+        symbol: the symbol to trade.
+        seed: selects one of many histories.
         day: a day on which the symbol is listed.
-        outages: times without trades. Trades that fall into one are dealt in the minute after it (before it, if it
-            lasts beyond the day), as ids run on through real outages; an outage of the whole day leaves none.
+        outages: spans without trades. Their trades move into the minute after the outage, or before it if it lasts
+            beyond the day, because ids stay contiguous in real outages. An outage of the whole day leaves no trades.
     """
     calendar = _calendar(symbol, seed)
     index = (day - symbol.listed).days
@@ -272,7 +277,7 @@ def _next(day: date) -> date:
 
 
 def _times(symbol: GeneratedSymbol, day: date, n: int, random: np.random.Generator) -> Ints:
-    """Sorted times after midnight, strictly inside the trading hours, some of them shared."""
+    """Return sorted times after midnight, strictly inside the trading hours. Some trades share a time."""
     start, end = trading_hours_us(symbol, day)
     step = resolution_us(symbol.market, day)
     span = (end - start) // step
@@ -288,23 +293,23 @@ def _times(symbol: GeneratedSymbol, day: date, n: int, random: np.random.Generat
 
 
 def _sides(n: int, random: np.random.Generator) -> Flags:
-    """Whether the buyer was the maker: takers buy and sell in runs."""
+    """Return True for each trade whose buyer is the maker. Takers buy and sell in runs."""
     turns = random.random(n, np.float32) < _TURNS
     sides: Flags = np.cumsum(turns) % 2 == 1
     return sides
 
 
 def _prices(opening: int, closing: int, is_buyer_maker: Flags, random: np.random.Generator) -> Ints:
-    """Trades at a bid and an ask one tick apart, which walk from the opening to the closing price by 2 % a day.
+    """Return prices at a bid and an ask one tick apart, which walk from the opening to the closing price.
 
-    The first trade is at the opening and the last at the closing price exactly.
+    The walk deviates by about 2 % a day. The first trade has exactly the opening price, the last the closing price.
     """
     n = len(is_buyer_maker)
     moves = random.random(n, np.float32) < _MOVES
     walk = np.cumsum(np.where(moves, random.standard_normal(n, np.float32), np.float32(0)), dtype=np.float64)
     walk -= walk[0]
     walk *= 0.02 * opening / np.sqrt(n * _MOVES)
-    # What leads to the closing price is spread over the moves too: between them, bid and ask stand still.
+    # Spread the drift to the closing price over the moves too, so that bid and ask are constant between moves.
     share = np.cumsum(moves) / max(int(np.count_nonzero(moves)), 1)
     walk += (share - share[0]) * (closing - opening - walk[-1])
     price: Ints = opening + np.rint(walk).astype(np.int64) + ~is_buyer_maker
@@ -347,7 +352,10 @@ def _displace(trades: Trades, outage: Outage) -> Trades:
 
 
 def turnover(trades: Trades) -> Ints:
-    """Value of each trade: price x quantity; in cm contracts x size / price, in the base asset with eight decimals."""
+    """Return the value of each trade: price x quantity.
+
+    In cm it is contracts x size / price, in the base asset with eight decimals.
+    """
     if trades.symbol.market is not Market.CM:
         product: Ints = trades.price * trades.quantity
         return product
@@ -357,15 +365,15 @@ def turnover(trades: Trades) -> Ints:
 
 
 def klines_of(trades: Trades, interval_us: int, until_us: int | None = None) -> Klines:
-    """The candles of a day's trades.
+    """Compute the klines of a day's trades.
 
-    A candle without trades is flat: the last price, volume 0, count 0, as Binance writes it. Candles before the
-    listing, after the delisting and after ``until_us`` do not exist; the one that ``until_us`` lies in does.
+    A kline without trades is flat, as Binance writes it: the last price, volume 0, count 0. There are no klines before
+    the listing or after the delisting. The last kline is the one that contains ``until_us``.
 
     Args:
-        trades: the trades of the day, up to ``until_us`` if that is given.
-        interval_us: length of a candle in microseconds.
-        until_us: a moment in microseconds since 1970 (UTC), the present of a day that is not over.
+        trades: the trades of the day, up to ``until_us`` if it is set.
+        interval_us: length of a kline in microseconds.
+        until_us: the present moment in microseconds since 1970 (UTC), if the day is not over. None means the whole day.
     """
     symbol, start = trades.symbol, day_start_us(trades.day)
     opens, closes = trading_hours_us(symbol, trades.day)

@@ -1,4 +1,4 @@
-"""The bucket's listing: S3's ListObjects, version 1, as data.binance.vision's bucket answers it."""
+"""S3 ListObjects, version 1, as the bucket of data.binance.vision answers it. HTTP does not belong here."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from xml.sax.saxutils import escape
 from market_data_pipeline.sandbox.exchange import Exchange, ListedFile
 
 PAGE = 1_000
-"""Keys and common prefixes on a page, at most."""
+"""Largest number of keys and common prefixes on a page."""
 
 
 def list_objects(exchange: Exchange, prefix: str, delimiter: str, marker: str, max_keys: int = PAGE) -> bytes:
-    """One page of a listing as XML.
+    """Return one page of a listing as XML.
 
     Args:
-        exchange: whose archive is listed.
-        prefix: what the keys begin with.
-        delimiter: ``/``, so that what lies below a folder is shown as one common prefix; or empty.
-        marker: the key or common prefix after which the page begins.
-        max_keys: length of the page; 1,000 at most.
+        exchange: the exchange that owns the archive.
+        prefix: the beginning of every listed key.
+        delimiter: ``/`` groups everything below a folder into one common prefix. Empty lists every key.
+        marker: the page begins after this key or common prefix.
+        max_keys: number of entries on the page, at most 1,000.
     """
     size = max(1, min(max_keys, PAGE))
     entries = list(islice(_entries(exchange, "", prefix, delimiter, marker), size + 1))
@@ -49,7 +49,7 @@ def list_objects(exchange: Exchange, prefix: str, delimiter: str, marker: str, m
 
 
 def _entries(exchange: Exchange, folder: str, prefix: str, delimiter: str, marker: str) -> Iterator[ListedFile | str]:
-    """Files and common prefixes after the marker, in the order of their keys' UTF-8."""
+    """Yield the files and common prefixes after the marker, ordered by the UTF-8 of their keys."""
     for child in sorted(exchange.children(folder)):
         if not child.endswith("/"):
             if child > marker and child.startswith(prefix):
@@ -59,7 +59,7 @@ def _entries(exchange: Exchange, folder: str, prefix: str, delimiter: str, marke
         elif not (child.startswith(prefix) or prefix.startswith(child)):
             continue  # nothing below can match
         elif child <= marker and not marker.startswith(child):
-            continue  # all below comes before the marker
+            continue  # everything below sorts before the marker
         elif delimiter == "/" and len(child) > len(prefix):
             if child > marker and next(_entries(exchange, child, child, "", ""), None) is not None:
                 yield child

@@ -1,4 +1,7 @@
-"""An exchange read from a folder that is laid out as the archive: zips as they are, REST answers computed from them."""
+"""An exchange read from a folder with the archive's layout. It serves the zips and computes rows for REST from them.
+
+Generated data do not belong here.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.model.series import DataType, Market, SeriesKey
 from market_data_pipeline.sandbox.cache import Cache
 from market_data_pipeline.sandbox.exchange import (
     Archive,
@@ -26,17 +30,16 @@ from market_data_pipeline.sandbox.exchange import (
 from market_data_pipeline.sandbox.faults import Faults
 from market_data_pipeline.sandbox.generator import day_start_us, moment_us
 from market_data_pipeline.sandbox.rows import Rows, TextRows, read_csv
-from market_data_pipeline.series import DataType, Market, SeriesKey
 
 
 class MirrorExchange(Exchange):
     """An exchange whose archive is a folder.
 
     Args:
-        now: tells the time.
-        faults: those in force.
-        folder: contains ``data/…``.
-        publish_at: time of day (UTC) before which the archive of the day before is not shown.
+        now: returns the current time.
+        faults: the active faults.
+        folder: the folder that contains ``data/…``.
+        publish_at: time of day (UTC) at which the archive of the previous day appears.
 
     Raises:
         UsageError: the folder does not contain ``data``.
@@ -53,7 +56,7 @@ class MirrorExchange(Exchange):
         return f"MirrorExchange({self.folder})"
 
     def symbols(self, market: Market) -> list[ListedSymbol]:
-        """The symbols that have a folder."""
+        """Return the symbols that have a folder."""
         names = {
             path.name
             for path in (self.folder / "data" / market.archive_folder).glob("*/*/*")
@@ -67,12 +70,12 @@ class MirrorExchange(Exchange):
         ]
 
     def days(self, series: SeriesKey) -> Sequence[date]:
-        """The days that a zip of the series is about, up to the present day."""
+        """Return the days that the zips of a series cover, up to today."""
         today = self.now().date()
         return sorted({day for archive in self._archives(series) for day in archive.days if day <= today})
 
     def day_of_agg_trade(self, series: SeriesKey, agg_trade_id: int) -> date | None:
-        """The day that has an aggTrade, or the first day after it; None if there is none."""
+        """Return the day of an aggTrade, or the first day after it. Return None if there is no such day."""
         for day in self.days(series):
             ids = self.rows(series, day, "rest").ids
             if ids is not None and len(ids) and ids[-1] >= agg_trade_id:
@@ -80,7 +83,7 @@ class MirrorExchange(Exchange):
         return None
 
     def rows(self, series: SeriesKey, day: date, where: Where) -> Rows:
-        """Rows of a day out of its daily zip or, failing that, its monthly one, up to the present moment."""
+        """Return the rows of a day up to now, from its daily zip or else from its monthly zip."""
         candidates = (Archive(series, "daily", day), Archive(series, "monthly", day.replace(day=1)))
         path = next(path for archive in candidates if (path := self._path(archive.key)) is not None)
         stat = path.stat()
@@ -93,14 +96,14 @@ class MirrorExchange(Exchange):
         return apply_row_faults(series, rows, self.faults.of_data(str(series)), where, generated=False)
 
     def children(self, folder: str) -> list[str]:
-        """Keys and folders directly in a folder of the bucket."""
+        """Return the keys and folders directly in a folder of the bucket."""
         here = self._path(folder) if folder else self.folder
         if here is None or not here.is_dir():
             return []
         return [f"{folder}{path.name}/" if path.is_dir() else f"{folder}{path.name}" for path in here.iterdir()]
 
     def cached(self, key: str) -> ArchiveFile | None:
-        """A file of the folder without looking at faults; it is looked at each time, since a mirror may grow."""
+        """Return a file if no data fault is active. Check the folder on each call, because it can grow."""
         return None if self._has_data_faults() else self.file(key)
 
     def _path(self, key: str) -> Path | None:

@@ -1,6 +1,6 @@
-"""Binance's REST endpoints for market data: parameters in, answer out; nothing here knows of HTTP.
+"""Binance's REST endpoints for market data, as functions from parameters to answers.
 
-Facts are from Binance's documentation of the three markets; error codes are theirs.
+Facts and error codes come from Binance's documentation of the three markets. HTTP does not belong here.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.sandbox.exchange import Exchange
 from market_data_pipeline.sandbox.generator import moment_us
 from market_data_pipeline.sandbox.rows import Rows
-from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
 
 PREFIXES = {"/api/v3": Market.SPOT, "/fapi/v1": Market.UM, "/dapi/v1": Market.CM}
 BUDGETS = {Market.SPOT: 6_000, Market.UM: 2_400, Market.CM: 2_400}
-"""Weight that an address may use in a minute."""
+"""Weight that one address can use per minute."""
 COUNTED_WITH = {Market.CM: Market.UM}
-"""Markets whose weight counts into another's budget: COIN-M was joined to USDⓈ-M on 2026-06-30."""
+"""Markets that share the budget of another. COIN-M joined USDⓈ-M on 2026-06-30."""
 AGG_TRADES_DAYS = {Market.UM: 2, Market.CM: 1}
-"""How many days back aggTrades are served; spot has all of them."""
+"""Number of recent days for which aggTrades are available. Spot has no limit."""
 MAX_LIMIT = {
     (Market.SPOT, "klines"): 1_000,
     (Market.UM, "klines"): 1_500,
@@ -43,14 +43,14 @@ _FAR = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What REST answers: a status and a value for JSON."""
+    """A REST answer: a status and a value for JSON."""
 
     status: int
     payload: Any
 
 
-class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of the sandbox
-    """A request that Binance refuses with 400 and an error code."""
+class Refusal(Exception):  # noqa: N818 - an answer, not an error of the sandbox
+    """Raised for a request that Binance refuses with status 400 and an error code."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -58,7 +58,7 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of the sa
 
 
 def weight_of(market: Market, endpoint: str, parameters: Mapping[str, str]) -> int:
-    """Weight of a request; that of klines in futures depends on the limit asked for."""
+    """Return the weight of a request. For klines in futures it depends on the limit."""
     try:
         limit = _limit(parameters, market, endpoint)
     except Refusal:
@@ -80,11 +80,11 @@ def answer(
     """Answer one request.
 
     Args:
-        exchange: where the rows come from.
-        market: which of the three APIs is asked.
+        exchange: the source of the rows.
+        market: the API that receives the request.
         endpoint: ``klines``, ``aggTrades``, ``exchangeInfo``, ``time`` or ``ping``.
         parameters: the query.
-        microseconds: whether the header ``X-MBX-TIME-UNIT: MICROSECOND`` was sent; futures ignore it.
+        microseconds: True if the request has the header ``X-MBX-TIME-UNIT: MICROSECOND``. Futures ignore it.
     """
     divisor = 1 if microseconds and market is Market.SPOT else 1_000
     payload: Any
@@ -126,7 +126,10 @@ def _limit(parameters: Mapping[str, str], market: Market, endpoint: str) -> int:
 
 
 def _times(parameters: Mapping[str, str], market: Market) -> tuple[int | None, int | None]:
-    """StartTime and endTime in microseconds; a millisecond as the end means all of it. Spot takes microseconds too."""
+    """Return startTime and endTime in microseconds.
+
+    An endTime in milliseconds includes its whole millisecond. Spot also accepts microseconds.
+    """
     start, end = _number(parameters, "startTime"), _number(parameters, "endTime")
     fine = market is Market.SPOT
     start_us = None if start is None else start if fine and start >= 10**14 else start * 1_000
@@ -158,7 +161,7 @@ def _day(us: int) -> date:
 
 
 def _oldest(exchange: Exchange, series: SeriesKey, start: int, end: int, limit: int) -> list[list[str]]:
-    """The first rows from ``start`` to ``end``, both included."""
+    """Return the first rows from ``start`` to ``end``, both inclusive."""
     days, found = exchange.days(series), list[list[str]]()
     for at in range(bisect_left(days, _day(start)), bisect_right(days, _day(end))):
         rows = exchange.rows(series, days[at], "rest")
@@ -170,7 +173,7 @@ def _oldest(exchange: Exchange, series: SeriesKey, start: int, end: int, limit: 
 
 
 def _newest(exchange: Exchange, series: SeriesKey, end: int, limit: int) -> list[list[str]]:
-    """The last rows up to ``end``, included, oldest first."""
+    """Return the last rows up to ``end``, inclusive, oldest first."""
     days, found = exchange.days(series), list[list[str]]()
     for at in range(bisect_right(days, _day(end)) - 1, -1, -1):
         rows = exchange.rows(series, days[at], "rest")
@@ -230,7 +233,7 @@ def _agg_trades(
 
 
 def _too_old(market: Market) -> Refusal:
-    # As observed of um; the words of cm, and those for an id that is too old, are taken to be alike.
+    # Observed in um only. We assume the same text for cm and for an id that is too old.
     return Refusal(-4166, f"Search window is restricted to recent {AGG_TRADES_DAYS[market]} days only.")
 
 
@@ -268,9 +271,9 @@ def _from_id(exchange: Exchange, series: SeriesKey, from_id: int, limit: int) ->
 
 def _exchange_info(exchange: Exchange, market: Market, parameters: Mapping[str, str], divisor: int) -> dict[str, Any]:
     symbols = exchange.symbols(market)
-    asked = parameters.get("symbol")
-    if asked is not None and market is Market.SPOT:
-        symbols = [s for s in symbols if s.symbol == asked]
+    symbol = parameters.get("symbol")
+    if symbol is not None and market is Market.SPOT:
+        symbols = [s for s in symbols if s.symbol == symbol]
         if not symbols:
             raise Refusal(-1121, "Invalid symbol.")
     shown = []
@@ -309,13 +312,13 @@ def _exchange_info(exchange: Exchange, market: Market, parameters: Mapping[str, 
 
 @dataclass
 class WeightMeter:
-    """The weight that is used in each market, by real time, whatever the sandbox's clock says.
+    """Count the weight used in each market. It uses real time, not the sandbox's clock.
 
     Attributes:
-        budgets: weight allowed in a window; that of um is cm's, too.
-        window: length of a window in seconds; Binance's is a minute.
-        ban_after: how many requests beyond the budget are answered with 429 before 418 follows.
-        ban_seconds: how long 418 lasts; Binance's shortest ban is two minutes.
+        budgets: weight allowed per window. cm shares the budget of um.
+        window: length of a window in seconds. Binance uses one minute.
+        ban_after: number of requests beyond the budget that get 429 before 418 follows.
+        ban_seconds: length of a ban (418) in seconds. Binance's shortest ban is two minutes.
     """
 
     budgets: dict[Market, int] = field(default_factory=lambda: dict(BUDGETS))
@@ -330,7 +333,7 @@ class WeightMeter:
         """Count a request.
 
         Returns:
-            The weight used in this window, the status (200, 429, 418) and the seconds to wait for the next window.
+            The weight used in this window, the status (200, 429 or 418), and the seconds until the window or ban ends.
         """
         market = COUNTED_WITH.get(market, market)
         with self._lock:
@@ -355,14 +358,14 @@ class WeightMeter:
             return used, status, wait
 
     def reset(self) -> None:
-        """Forget what was used and lift bans."""
+        """Reset the used weight and remove all bans."""
         with self._lock:
             self._used.clear()
             self._banned_until.clear()
 
 
 def ban_message(market: Market, budget: int, status: int, wait: int) -> dict[str, Any]:
-    """What Binance says with 429 and 418."""
+    """Return the JSON body that Binance sends with 429 and 418."""
     if status == 418:
         until = int(datetime.now(UTC).timestamp() * 1_000) + wait * 1_000
         return {"code": -1003, "msg": f"Way too much request weight used; IP banned until {until}."}

@@ -1,6 +1,7 @@
-"""One day of one series as rows of text in the archive's column order, whether generated or read from a zip.
+"""One day of one series as rows of text in the archive's column order, generated or read from a zip.
 
-Times are microseconds since 1970 (UTC) here, whatever they are in the file that is read or written.
+Times here are always microseconds since 1970 (UTC), even if the file has milliseconds. Zips and faults do not belong
+here.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from market_data_pipeline.sandbox.digits import Decimals, Words, csv_text
+from market_data_pipeline.model.series import DataType, Market
+from market_data_pipeline.sandbox.csv_writer import Decimals, Words, csv_text
 from market_data_pipeline.sandbox.generator import Klines, Trades
-from market_data_pipeline.series import DataType, Market
 
 Ints = npt.NDArray[np.int64]
 
@@ -22,7 +23,7 @@ KLINES_HEADER = (
 )
 AGG_TRADES_HEADER = "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker"
 TIME_COLUMNS = {DataType.KLINES: (0, 6), DataType.AGG_TRADES: (5,)}
-"""Where the times stand in a row; the first of them is the one that places the row in its day."""
+"""Indexes of the time columns. The first one determines the day of a row."""
 
 
 class Rows(Protocol):
@@ -30,20 +31,20 @@ class Rows(Protocol):
 
     @property
     def times(self) -> Ints:
-        """open_time or transact_time of each row, in microseconds since 1970 (UTC)."""
+        """The open_time or transact_time of each row, in microseconds since 1970 (UTC)."""
         ...
 
     @property
     def ids(self) -> Ints | None:
-        """agg_trade_id of each row; None for klines."""
+        """The agg_trade_id of each row. None for klines."""
         ...
 
     def fields(self, start: int, stop: int) -> list[list[str]]:
-        """Rows ``start`` to ``stop`` (exclusive) as text, times in microseconds."""
+        """Return the rows ``start`` to ``stop`` (exclusive) as text, with times in microseconds."""
         ...
 
     def csv(self, *, microseconds: bool) -> bytes:
-        """All rows as the archive writes them, without header; times in microseconds or milliseconds."""
+        """Return all rows in the archive's format without a header. Times are in microseconds or milliseconds."""
         ...
 
 
@@ -55,12 +56,12 @@ class KlineRows:
 
     @property
     def times(self) -> Ints:
-        """open_time of each row, in microseconds since 1970 (UTC)."""
+        """The open_time of each row, in microseconds since 1970 (UTC)."""
         return self.klines.open_time
 
     @property
     def ids(self) -> Ints | None:
-        """None: klines have no ids."""
+        """None, because klines have no ids."""
         return None
 
     def _columns(self, rows: slice, divisor: int) -> list[Decimals | Words]:
@@ -83,11 +84,11 @@ class KlineRows:
         ]
 
     def fields(self, start: int, stop: int) -> list[list[str]]:
-        """Rows ``start`` to ``stop`` (exclusive) as text, times in microseconds."""
+        """Return the rows ``start`` to ``stop`` (exclusive) as text, with times in microseconds."""
         return _split(csv_text(self._columns(slice(start, stop), 1)))
 
     def csv(self, *, microseconds: bool) -> bytes:
-        """All rows as the archive writes them, without header."""
+        """Return all rows in the archive's format without a header."""
         return csv_text(self._columns(slice(None), 1 if microseconds else 1_000))
 
 
@@ -99,12 +100,12 @@ class TradeRows:
 
     @property
     def times(self) -> Ints:
-        """transact_time of each row, in microseconds since 1970 (UTC)."""
+        """The transact_time of each row, in microseconds since 1970 (UTC)."""
         return self.trades.time
 
     @property
     def ids(self) -> Ints | None:
-        """agg_trade_id of each row."""
+        """The agg_trade_id of each row."""
         return self.trades.agg_trade_id
 
     def _columns(self, rows: slice, divisor: int, *, trimmed: bool) -> list[Decimals | Words]:
@@ -125,11 +126,11 @@ class TradeRows:
         return [*columns, Words(np.ones(len(maker), np.bool_), "True", "False")] if spot else columns
 
     def fields(self, start: int, stop: int) -> list[list[str]]:
-        """Rows ``start`` to ``stop`` (exclusive) as text, times in microseconds."""
+        """Return the rows ``start`` to ``stop`` (exclusive) as text, with times in microseconds."""
         return _split(csv_text(self._columns(slice(start, stop), 1, trimmed=False)))
 
     def csv(self, *, microseconds: bool) -> bytes:
-        """All rows as the archive writes them, without header; in futures numbers are spelt as floats are."""
+        """Return all rows in the archive's format without a header. Futures write numbers like floats."""
         return csv_text(self._columns(slice(None), 1 if microseconds else 1_000, trimmed=True))
 
 
@@ -142,21 +143,21 @@ class TextRows:
 
     @property
     def times(self) -> Ints:
-        """open_time or transact_time of each row, in microseconds since 1970 (UTC)."""
+        """The open_time or transact_time of each row, in microseconds since 1970 (UTC)."""
         column = TIME_COLUMNS[self.data_type][0]
         return np.array([int(row[column]) for row in self.rows], np.int64)
 
     @property
     def ids(self) -> Ints | None:
-        """agg_trade_id of each row; None for klines."""
+        """The agg_trade_id of each row. None for klines."""
         return None if self.data_type is DataType.KLINES else np.array([int(row[0]) for row in self.rows], np.int64)
 
     def fields(self, start: int, stop: int) -> list[list[str]]:
-        """Rows ``start`` to ``stop`` (exclusive) as text, times in microseconds."""
+        """Return the rows ``start`` to ``stop`` (exclusive) as text, with times in microseconds."""
         return self.rows[start:stop]
 
     def csv(self, *, microseconds: bool) -> bytes:
-        """All rows as the archive writes them, without header."""
+        """Return all rows in the archive's format without a header."""
         if microseconds:
             return "".join(",".join(row) + "\n" for row in self.rows).encode()
         lines = []
@@ -173,12 +174,16 @@ def _split(text: bytes) -> list[list[str]]:
 
 
 def text_rows(data_type: DataType, rows: Rows) -> TextRows:
-    """Any rows as rows of text."""
+    """Convert any rows to rows of text."""
     return rows if isinstance(rows, TextRows) else TextRows(data_type, rows.fields(0, len(rows.times)))
 
 
 def read_csv(data_type: DataType, text: str) -> TextRows:
-    """Rows out of an archive's CSV: header or not by its first character, milliseconds or microseconds by magnitude."""
+    """Read the CSV of an archive.
+
+    The first character shows if there is a header. The number of digits shows if times are in milliseconds or
+    microseconds.
+    """
     lines = text.splitlines()
     if lines and not lines[0][:1].isdigit():
         del lines[0]
@@ -186,6 +191,6 @@ def read_csv(data_type: DataType, text: str) -> TextRows:
     for row in rows:
         for column in TIME_COLUMNS[data_type]:
             if len(row[column]) < 16:
-                # A candle closes with the last moment of its last millisecond.
+                # A kline closes in the last microsecond of its last millisecond.
                 row[column] += "999" if column == 6 else "000"
     return TextRows(data_type, rows)

@@ -1,4 +1,7 @@
-"""The sandbox's server: the exchange over HTTP on loopback, and the door through which faults and time are set."""
+"""The sandbox's server: the exchange over HTTP on loopback, and control endpoints for faults, time and the request log.
+
+Archive and REST contents do not belong here.
+"""
 
 from __future__ import annotations
 
@@ -48,10 +51,10 @@ from market_data_pipeline.sandbox.symbols import GeneratedSymbol
 
 HOST = "127.0.0.1"
 _MOST_UNSENT = 1 << 22
-"""Bytes of an endless answer that wait for a client to take them."""
+"""Largest number of unsent bytes to buffer for an endless answer."""
 
 _TICK_SECONDS = 0.1
-"""How often the server renews the date in its answers and looks for Ctrl-C."""
+"""Interval at which the server updates the date in its answers and checks for Ctrl-C."""
 
 ENDPOINTS = ("klines", "aggTrades", "exchangeInfo", "time", "ping")
 URL_SETTINGS = (
@@ -72,54 +75,54 @@ class Request:
     """Decoded, without the query."""
     query: dict[str, str]
     status: int
-    """0 if the connection was reset instead of an answer."""
+    """0 if a reset or raw bytes replaced the answer."""
     weight: int
-    """Weight that it cost; 0 outside REST."""
+    """Weight of the request. 0 outside REST."""
     at: datetime
-    """When it came in, in real time."""
+    """Time of arrival in real time (UTC)."""
 
 
 @dataclass
 class Clock:
-    """The sandbox's clock: the real one, or a moment at which it stands still."""
+    """The sandbox's clock: real time, or a fixed moment."""
 
     fixed: datetime | None = None
 
     def now(self) -> datetime:
-        """The present moment, zone-aware in UTC."""
+        """Return the current time, zone-aware in UTC."""
         return self.fixed or datetime.now(UTC)
 
     def set(self, moment: datetime | None) -> None:
-        """Stand still at a moment (naive: UTC), or, with None, follow real time again."""
+        """Stop the clock at a moment. Naive means UTC, and None follows real time again."""
         self.fixed = None if moment is None else in_utc(moment)
 
 
 @dataclass
 class Log:
-    """The requests in the order in which they were answered, for threads."""
+    """The requests in the order of their answers. Safe for threads."""
 
     _requests: list[Request] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def append(self, request: Request) -> None:
-        """Add one."""
+        """Append a request."""
         with self._lock:
             self._requests.append(request)
 
     def snapshot(self) -> list[Request]:
-        """A copy."""
+        """Return a copy of all requests."""
         with self._lock:
             return list(self._requests)
 
     def clear(self) -> None:
-        """Forget them."""
+        """Remove all requests."""
         with self._lock:
             self._requests.clear()
 
 
 @dataclass
 class Site:
-    """All that the server works with."""
+    """Everything that the server needs."""
 
     exchange: Exchange
     clock: Clock
@@ -195,7 +198,7 @@ def _rest_routes(site: Site) -> list[Route]:
     return [Route(f"{prefix}/{endpoint}", rest) for prefix in PREFIXES for endpoint in ENDPOINTS]
 
 
-# --- the control door --------------------------------------------------------------------------------------------
+# --- control endpoints -------------------------------------------------------------------------------------------
 
 
 def _json(value: Any, status: int = 200) -> Response:
@@ -241,11 +244,11 @@ def _time_route(site: Site) -> Route:
     return Route("/_sandbox/time", clock, methods=["GET", "POST"])
 
 
-# --- faults of answers -------------------------------------------------------------------------------------------
+# --- answer faults -----------------------------------------------------------------------------------------------
 
 
 class Wire:
-    """What lies between the client and the answers: it logs them, and spoils those that a fault meets."""
+    """Middleware that logs requests and applies the answer faults that match them."""
 
     def __init__(self, app: ASGIApp, site: Site) -> None:
         self._app = app
@@ -285,10 +288,10 @@ class Wire:
                 log(message["status"])
             await send(message)
 
-        await self._app(scope, receive, _spoilt(logged, met))
+        await self._app(scope, receive, _with_faults(logged, met))
 
 
-def _spoilt(send: Send, met: Iterable[AnswerFault]) -> Send:
+def _with_faults(send: Send, met: Iterable[AnswerFault]) -> Send:
     for fault in met:
         if isinstance(fault, WrongChecksum):
             send = _with_wrong_checksum(send)
@@ -308,7 +311,7 @@ def _other_answer(fault: Status | OtherBody) -> Response:
 
 
 def _reset(send: Send) -> None:
-    """End the connection with a TCP reset; ASGI has no word for that, so this reaches for uvicorn's transport."""
+    """Close the connection with a TCP reset. ASGI cannot do that, so use uvicorn's transport."""
     transport: Any = getattr(getattr(send, "__self__", None), "transport", None)
     if transport is not None:
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -316,7 +319,7 @@ def _reset(send: Send) -> None:
 
 
 async def _raw_answer(fault: RawAnswer, send: Send) -> None:
-    """Write to the transport what ASGI would not let through, until the client is gone."""
+    """Write bytes that ASGI would reject to the transport, until the client disconnects."""
     transport: Any = getattr(getattr(send, "__self__", None), "transport", None)
     if transport is None:
         return
@@ -333,7 +336,7 @@ def _cut(send: Send, keep: float) -> Send:
     async def cut(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.body":
             body = message.get("body", b"")
-            # More is promised than ever comes, so the server closes the connection in the middle of the body.
+            # Announce more than is sent, so that the server closes the connection in the middle of the body.
             message = {"type": "http.response.body", "body": body[: int(len(body) * keep)], "more_body": True}
         await send(message)
 
@@ -372,7 +375,7 @@ def _with_wrong_checksum(send: Send) -> Send:
     return wrong
 
 
-# --- running it --------------------------------------------------------------------------------------------------
+# --- startup and shutdown ----------------------------------------------------------------------------------------
 
 
 def make_site(
@@ -382,7 +385,7 @@ def make_site(
     now: datetime | None = None,
     publish_at: time = time(8),
 ) -> Site:
-    """All that a server works with.
+    """Create everything that a server needs.
 
     Raises:
         UsageError: the mirror is not a folder that contains ``data``.
@@ -398,10 +401,10 @@ def make_site(
 
 
 def make_app(site: Site) -> ASGIApp:
-    """The whole of it as one ASGI application."""
+    """Return the sandbox as one ASGI application."""
     control = [_requests_route(site), _faults_route(site), _time_route(site)]
     routes = [_archive_route(site), *_rest_routes(site), _listing_route(site), *control]
-    # With debug on, a fault of the sandbox itself shows its traceback in the answer: the server logs nothing.
+    # The server logs nothing. With debug on, an error of the sandbox shows its traceback in the answer.
     return Wire(Starlette(debug=True, routes=routes), site)
 
 
@@ -419,7 +422,7 @@ def _server(site: Site) -> _Server:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that reports when it is ready and stops at once: no client waits for a sandbox that ends."""
+    """A uvicorn server that signals readiness and stops at once, without waiting for open connections."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -459,7 +462,9 @@ def _listen(port: int) -> socket.socket:
         listener.bind((HOST, port))
     except OSError as error:
         listener.close()
-        raise UsageError(f"The sandbox cannot listen on port {port}: {error.strerror}. Choose another one.") from error
+        raise UsageError(
+            f"The sandbox cannot listen on port {port}: {error.strerror}. Choose a different port."
+        ) from error
     listener.listen(2048)
     return listener
 
@@ -468,12 +473,12 @@ class Sandbox:
     """A Binance on loopback in a thread of this process, from ``__enter__`` to ``__exit__``.
 
     Args:
-        port: 0 takes any free one.
-        mirror: a folder with ``data/…`` laid out as the archive; None generates everything.
-        seed: chooses one of many generated histories.
-        symbols: what is listed, if not :data:`~market_data_pipeline.sandbox.symbols.DEFAULT_SYMBOLS`.
-        now: moment at which the sandbox's clock stands still; None follows real time.
-        publish_at: time of day (UTC) at which the archive of the day before appears.
+        port: the port to listen on. 0 selects a free port.
+        mirror: a folder that contains ``data/…`` in the archive's layout. None generates everything.
+        seed: selects one of many generated histories.
+        symbols: the listed symbols. None lists ``DEFAULT_SYMBOLS``.
+        now: stops the sandbox's clock at this moment. Naive means UTC, and None follows real time.
+        publish_at: time of day (UTC) at which the archive of the previous day appears.
 
     Raises:
         UsageError: the port is taken, or the mirror is not a folder that contains ``data``.
@@ -501,29 +506,29 @@ class Sandbox:
 
     @property
     def faults(self) -> Faults:
-        """The faults in force: ``sandbox.faults.add(Status(path="…", status=404))``."""
+        """The active faults. Add one with ``sandbox.faults.add(Status(path="…", status=404))``."""
         return self.site.faults
 
     @property
     def weights(self) -> WeightMeter:
-        """The weight used, and the budgets, which can be set: ``sandbox.weights.budgets[Market.UM] = 100``."""
+        """The used weights and the budgets. Set a budget with ``sandbox.weights.budgets[Market.UM] = 100``."""
         return self.site.meter
 
     @property
     def requests(self) -> list[Request]:
-        """A copy of the log: what was answered so far, in order."""
+        """A copy of the request log, in the order of the answers."""
         return self.site.log.snapshot()
 
     def clear_requests(self) -> None:
-        """Empty the log."""
+        """Remove all requests from the log."""
         self.site.log.clear()
 
     def set_time(self, moment: datetime | None) -> None:
-        """Move the sandbox's clock to a moment (naive: UTC), where it stands still; None follows real time again."""
+        """Stop the sandbox's clock at a moment. Naive means UTC, and None follows real time again."""
         self.site.clock.set(moment)
 
     def settings_env(self) -> dict[str, str]:
-        """Environment variables that point the pipeline at this sandbox."""
+        """Return the environment variables that point the pipeline at this sandbox."""
         return dict.fromkeys(URL_SETTINGS, self.url)
 
     def __enter__(self) -> Self:
@@ -554,14 +559,14 @@ def serve(
     symbols: Iterable[GeneratedSymbol] | None = None,
     now: datetime | None = None,
 ) -> None:
-    """Run the sandbox on 127.0.0.1 in this process until it is interrupted; prints nothing.
+    """Run the sandbox on 127.0.0.1 in this process until Ctrl-C. Print nothing.
 
     Args:
-        port: port to listen on.
-        mirror: a folder with ``data/…`` laid out as the archive; None generates everything.
-        seed: chooses one of many generated histories.
-        symbols: what is listed, if not the default.
-        now: moment at which the sandbox's clock stands still; None follows real time.
+        port: the port to listen on.
+        mirror: a folder that contains ``data/…`` in the archive's layout. None generates everything.
+        seed: selects one of many generated histories.
+        symbols: the listed symbols. None lists the default ones.
+        now: stops the sandbox's clock at this moment. Naive means UTC, and None follows real time.
 
     Raises:
         UsageError: the port is taken, or the mirror is not a folder that contains ``data``.

@@ -1,4 +1,4 @@
-"""What trades in the sandbox: the table of generated symbols, and the default one."""
+"""The generated symbols of the sandbox and their default list. Trades and prices do not belong here."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time
 
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.series import Market
+from market_data_pipeline.model.series import Market
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedSymbol:
-    """One symbol of the sandbox's exchange, from which its trades are generated.
+    """One symbol of the sandbox's exchange, with the facts that its trades are generated from.
 
     All times are UTC. Prices are generated in steps of one unit of the last price decimal, quantities in steps
     of one unit of the last quantity decimal.
 
     Raises:
-        UsageError: more decimals than Binance writes, delisted before it is listed, or a break outside of the listing.
+        UsageError: there are more decimals than Binance writes, it is not delisted after its listing, or a break is
+            outside of the listing.
     """
 
     market: Market
@@ -25,55 +26,57 @@ class GeneratedSymbol:
     listed: date
     """Day of the first trade."""
     delisted: date | None = None
-    """Day of the last trade; None while it trades."""
+    """Day of the last trade. None while it trades."""
     breaks: tuple[tuple[date, date], ...] = ()
-    """Times in which it was delisted, to be listed again: first and last day of each, whole days, between the two."""
+    """Spans in which it was delisted and later listed again, as first and last whole day without trades."""
     trades_per_day: int = 20_000
-    """aggTrades a day on average; a day has between nine and eleven tenths of it."""
+    """Average number of aggTrades per day. A single day has 90 % to 110 % of it."""
     price: float = 100.0
-    """The price around which the symbol moves, within a factor of about three."""
+    """Central price. The symbol moves around it within a factor of about three."""
     price_decimals: int = 2
     quantity_decimals: int = 3
-    """0 in cm, where a quantity is a number of contracts."""
+    """0 in cm, because a quantity there is a number of contracts."""
     notional: float = 1_000.0
-    """Mean value of a trade, in the quote asset (in cm in US dollars)."""
+    """Mean value of a trade in the quote asset. In cm in US dollars."""
     contract_size: int = 1
-    """US dollars a contract stands for; cm only."""
+    """Value of a contract in US dollars. cm only."""
     opens: time = time(0)
-    """Time of day from which it trades on the day of its listing."""
+    """Time of day at which trading starts on the day of the listing."""
     closes: time | None = None
-    """Time of day at which trading ends on the day of its delisting; None for midnight."""
+    """Time of day at which trading ends on the day of the delisting. None means midnight."""
     archived_from: date | None = None
-    """First day with archives where that is later than the listing: in um 2020-01-01, earlier days are in REST only."""
+    """First day with archives if it is later than the listing. In um it is 2020-01-01; REST alone has earlier days."""
 
     def __post_init__(self) -> None:
         if self.market is not Market.CM and self.price_decimals + self.quantity_decimals > 8:
             raise UsageError(
-                f"{self.symbol} cannot be generated: Binance writes turnover with 8 decimals, so price_decimals "
-                f"({self.price_decimals}) and quantity_decimals ({self.quantity_decimals}) may be 8 together."
+                f"{self.symbol} cannot be generated: price_decimals ({self.price_decimals}) and quantity_decimals "
+                f"({self.quantity_decimals}) exceed the 8 decimals of Binance's turnover. Reduce their sum to 8."
             )
         if self.delisted is not None and self.delisted <= self.listed:
-            raise UsageError(f"{self.symbol} cannot be delisted on {self.delisted}: it is listed on {self.listed}.")
+            raise UsageError(
+                f"{self.symbol} cannot be delisted on {self.delisted}: it is listed on {self.listed}. Set a later day."
+            )
         for first, last in self.breaks:
             if not self.listed < first <= last < (self.delisted or date.max):
                 raise UsageError(
-                    f"{self.symbol} cannot be away from {first} to {last}: it is listed on {self.listed}, and a break "
-                    "begins later, ends after it began and before the delisting."
+                    f"{self.symbol} cannot be away from {first} to {last}: it is listed on {self.listed}. A break must "
+                    "begin after the listing, not end before it begins, and end before the delisting."
                 )
 
     @property
     def first_archived(self) -> date:
-        """First day that the archive has."""
+        """First day in the archive."""
         return max(self.listed, self.archived_from or self.listed)
 
     @property
     def base_asset(self) -> str:
-        """The asset bought and sold, by the usual ends of Binance's names."""
+        """The traded asset: the symbol without its usual suffix."""
         return self.symbol.removesuffix("_PERP").removesuffix("USDT").removesuffix("USD")
 
     @property
     def quote_asset(self) -> str:
-        """The asset it is priced in."""
+        """The asset of the price."""
         return "USD" if self.market is Market.CM else "USDT"
 
     @property
@@ -148,4 +151,4 @@ DEFAULT_SYMBOLS: tuple[GeneratedSymbol, ...] = (
         contract_size=100,
     ),
 )
-"""What the sandbox lists unless told otherwise: with Binance's listing dates, but few trades, to keep a demo light."""
+"""Symbols listed by default. They have Binance's listing dates but few trades, so that a demo stays light."""

@@ -1,4 +1,7 @@
-"""Zips as the archive has them, the same bytes every time, deflated by isal, which is faster than zlib."""
+"""Deterministic zips in the archive's format, deflated by isal, which is faster than zlib.
+
+The contents of the files and their faults do not belong here.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ from collections.abc import Sequence
 
 from isal import isal_zlib
 
-_TIME, _DATE = 0, (2020 - 1980) << 9 | 1 << 5 | 1  # one fixed moment: a zip must not depend on when it was made
+_TIME, _DATE = 0, (2020 - 1980) << 9 | 1 << 5 | 1  # a fixed time, so that the bytes do not depend on the clock
 _UTF8 = 1 << 11
 _DEFLATED = 8
 
 
 def make_zip(files: Sequence[tuple[str, bytes]]) -> bytes:
-    """A zip of the named files, byte for byte determined by them."""
+    """Return a zip of the named files. Equal files give equal bytes."""
     body, directory = bytearray(), bytearray()
     for name, content in files:
         compressor = isal_zlib.compressobj(1, zlib.DEFLATED, -15)

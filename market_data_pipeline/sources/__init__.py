@@ -1,1 +1,1 @@
-"""Where data comes from: the archive and REST."""
+"""Sources of data: the archive and REST."""

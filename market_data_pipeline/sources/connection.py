@@ -1,7 +1,7 @@
-"""Connections to one host: the proxy and certificates that the environment names, and bounds on every answer.
+"""Connections to one host: proxy and certificates from the environment, and bounds on every response.
 
-Each byte of an answer passes a :class:`Meter`, the bytes of its headers, too, so no answer escapes its bounds. The
-meaning of an answer, retries and redirects do not belong here (``http.py``).
+Each byte of a response, headers included, passes a :class:`Meter`, so no response escapes its bounds. The meaning of a
+response, retries and redirects do not belong here (``http.py``).
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util import Retry, Timeout
 from urllib3.util.ssl_ import create_urllib3_context
 
-from market_data_pipeline.sources.errors import NetworkError
+from market_data_pipeline.errors import NetworkError
 
 _CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 _CONNECT_SHARE = 0.2
-"""Share of the timeout for one address of a host. A name can have eight of them."""
+"""Share of the timeout for connecting to one address of a host. A name can resolve to eight addresses."""
 
 _NO_RETRY = Retry(total=False, redirect=False)
 
 
 class TooSlowError(TimeoutError):
-    """An answer did not come in its time, or came at less than the least rate."""
+    """A response missed its deadline, or came below the minimum rate."""
 
 
 class TooBigError(Exception):
-    """More bytes came than an answer of its kind has."""
+    """A response is bigger than its kind allows."""
 
 
 class Meter:
-    """Bounds of one answer, from the first byte sent to the last byte received.
+    """Bounds of one response, from the first byte sent to the last byte received.
 
     Args:
-        seconds: Time for the whole answer. With a least rate: longest time in which it may fall behind that rate.
-        most_bytes: Most bytes on the wire, headers and framing included.
+        seconds: Time for the whole response. With a minimum rate: longest time that it may fall behind that rate.
+        most_bytes: Maximum bytes on the wire, headers and framing included.
     """
 
     def __init__(self, seconds: float, most_bytes: int) -> None:
@@ -65,25 +65,25 @@ class Meter:
         self._ends = time.monotonic() + seconds
 
     def allow_rate(self, bytes_per_second: float) -> None:
-        """From now on, let every byte that comes buy time."""
+        """From now on, extend the deadline with every byte received."""
         self._rate = bytes_per_second
 
     def seconds_left(self) -> float:
         """Return the time left.
 
         Raises:
-            TooSlowError: There is none.
+            TooSlowError: No time is left.
         """
         left = self._ends - time.monotonic()
         if left <= 0:
-            raise TooSlowError("the answer did not come in time")
+            raise TooSlowError("the response did not come in time")
         return left
 
     def count(self, size: int) -> None:
-        """Take bytes that came into account.
+        """Count received bytes.
 
         Raises:
-            TooBigError: More came than may come.
+            TooBigError: The response is over its limit.
         """
         self._left -= size
         if self._left < 0:
@@ -93,22 +93,22 @@ class Meter:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Do not count the time in which we keep the host waiting."""
+        """Stop the clock while the host waits for us."""
         began = time.monotonic()
         yield
         self._ends += time.monotonic() - began
 
     def seconds_lost(self) -> float:
-        """Return the time that passed without enough bytes to show for it."""
+        """Return the seconds lost: those not earned by received bytes."""
         return self._seconds - max(0.0, self._ends - time.monotonic())
 
 
 _current = threading.local()
-"""The answer that this thread waits for: its meter, and its reader once there is one."""
+"""The response that this thread waits for: its meter, and its reader once it exists."""
 
 
 class _Waiting:
-    """Sockets on which answers are waited for, or were."""
+    """Sockets that wait for a response, or did."""
 
     def __init__(self) -> None:
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
@@ -126,12 +126,12 @@ class _Waiting:
             self._aborted = True
             for sock in self._sockets:
                 with suppress(OSError):
-                    # Of TLS, too, the socket below it, whose state its own thread uses.
+                    # For TLS, too, shut down the socket below: the TLS state belongs to its own thread.
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 class _Wire(io.RawIOBase):
-    """A socket's incoming bytes, metered."""
+    """Metered bytes from a socket."""
 
     def __init__(self, sock: socket.socket, meter: Meter) -> None:
         self._sock = sock
@@ -151,7 +151,7 @@ class _Wire(io.RawIOBase):
         return size
 
     def hang_up(self) -> None:
-        """End the connection; the pool sees that before it uses it again."""
+        """End the connection. The pool notices before it reuses it."""
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
@@ -162,7 +162,7 @@ class _Wire(io.RawIOBase):
 
 
 class _Reader(io.BufferedReader):
-    """One answer. Hangs up if more came than it has: the rest must not be taken for the next one."""
+    """Reader of one response. It hangs up if bytes follow the response, so that they are not read as the next one."""
 
     def __init__(self, wire: _Wire) -> None:
         super().__init__(wire)
@@ -179,7 +179,7 @@ class _Reader(io.BufferedReader):
 
 
 class _Metered:
-    """A socket as ``http.client`` wants it, which it only asks for a file."""
+    """The part of a socket that ``http.client`` uses: it only calls ``makefile``."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -219,7 +219,7 @@ class Proxy:
     """A proxy that the environment names.
 
     Attributes:
-        url: Its address, with user and password where it has them.
+        url: Its address, with user and password if it has them.
         variable: The environment variable that names it.
     """
 
@@ -228,7 +228,7 @@ class Proxy:
 
     def __str__(self) -> str:
         parts = urlsplit(self.url)
-        return f"the proxy {parts.hostname}:{parts.port or 80} that {self.variable} names"
+        return f"the proxy {parts.hostname}:{parts.port or 80} (from {self.variable})"
 
 
 class _Opens(Protocol):
@@ -237,18 +237,18 @@ class _Opens(Protocol):
 
 
 class Connections:
-    """Connections to one host, kept open.
+    """Pool of connections to one host.
 
     Args:
         url: Base URL of the host.
-        timeout: Seconds for one answer; connecting to one address takes a fifth of it at most.
-        number: Connections to keep.
+        timeout: Seconds for one response. Connecting to one address takes at most a fifth of it.
+        number: Connections in the pool.
 
     Attributes:
-        proxy: The proxy that requests go through; None without one. Loopback is never asked through a proxy.
+        proxy: The proxy that requests go through, or None. Requests to loopback never use a proxy.
 
     Raises:
-        NetworkError: An environment variable names a proxy or certificates that cannot be used.
+        NetworkError: An environment variable names an unusable proxy or certificate bundle.
     """
 
     def __init__(self, url: str, timeout: float, number: int) -> None:
@@ -268,15 +268,15 @@ class Connections:
             self._all = _POOLS[scheme](f"[{host}]" if ":" in host else host, port, **options)
 
     def send(self, url: str, headers: dict[str, str], meter: Meter) -> BaseHTTPResponse:
-        """Send a GET request; its body is still to be read, by this thread.
+        """Send a GET request. The same thread reads the body afterwards.
 
         Args:
-            url: Absolute, of this host.
+            url: Absolute URL on this host.
             headers: All headers to send.
-            meter: Bounds of the answer.
+            meter: Bounds of the response.
 
         Raises:
-            urllib3.exceptions.HTTPError: No answer came.
+            urllib3.exceptions.HTTPError: No response came.
         """
         _current.meter, _current.reader, _current.waiting = meter, None, self._waiting
         target = url if self.proxy is not None else "/" + url.split("/", 3)[3]
@@ -292,12 +292,12 @@ class Connections:
                 decode_content=False,
             )
         except Exception:
-            if _current.reader is not None:  # urllib3 leaves it open if it refuses a header
+            if _current.reader is not None:  # urllib3 leaves it open when it rejects a header
                 _current.reader.close()
             raise
 
     def abort(self) -> None:
-        """End all answers that are waited for, now and later, in whichever thread."""
+        """Abort all pending and later responses, in every thread."""
         self._waiting.abort()
 
     def close(self) -> None:
@@ -312,7 +312,7 @@ class Connections:
 
 
 def proxy_of(url: str) -> Proxy | None:
-    """Return the proxy that the environment names for a URL. Loopback has none, whatever NO_PROXY says.
+    """Return the proxy that the environment names for a URL. Loopback has none, regardless of NO_PROXY.
 
     Raises:
         NetworkError: The variable is not the address of a proxy.
@@ -369,7 +369,7 @@ def _through(proxy: Proxy, options: dict[str, Any]) -> PoolManager:
 
 
 def _ca_bundle() -> tuple[str, str]:
-    """Return the file or folder of trusted certificates, and the variable that names it (empty: our own)."""
+    """Return the file or folder of trusted certificates, and the variable that names it (empty: certifi's bundle)."""
     for variable in _CA_VARIABLES:
         if path := os.environ.get(variable):
             return path, variable
@@ -387,7 +387,7 @@ def _trusted(path: str, variable: str) -> ssl.SSLContext:
             error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else "no certificates"
         )
         raise NetworkError(
-            f"The trusted certificates cannot be read: {variable or 'the bundle of certifi'} names {path} ({why}). "
-            f"{f'Mend the path, or unset {variable}' if variable else 'Install certifi again'}."
+            f"Cannot read the trusted certificates: {variable or 'the bundle of certifi'} names {path} ({why}). "
+            f"{f'Fix the path, or unset {variable}' if variable else 'Reinstall certifi'}."
         ) from error
     return context

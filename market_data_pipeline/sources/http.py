@@ -1,7 +1,7 @@
-"""HTTP: one whole answer of a host within bounds of time and size, or an error that says what came instead.
+"""HTTP GET: one complete response within bounds of time and size, or an error that describes the failure.
 
-One layer retries: passing faults (5xx, a cut body, no connection) within one allowance of time for all attempts. The
-archive and REST share this module. What an answer means is each host's own table (``vision.py``, ``rest.py``).
+One layer retries transient faults (5xx, a truncated body, no connection), within one time budget for all attempts. The
+meaning of a response does not belong here (``sources/binance/archive.py``, ``sources/binance/rest.py``).
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from urllib3.exceptions import (
 from urllib3.response import BaseHTTPResponse
 
 from market_data_pipeline import __version__, clock
+from market_data_pipeline.errors import NetworkError
+from market_data_pipeline.model.waits import Stop, Wait, in_words
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.sources.connection import Connections, Meter, TooBigError
-from market_data_pipeline.sources.errors import NetworkError
-from market_data_pipeline.stopping import Stop, Wait, in_words
 
 OK, BAD_REQUEST, FORBIDDEN, TOO_MANY = 200, 400, 403, 429
 
 PASSING = (500, 502, 503, 504)
-"""Answers that a later attempt may change."""
+"""Status codes of transient faults."""
 
 UNREACHABLE_AFTER = 3
-"""Requests in a row that a host may leave unanswered, retries and all, before it is taken to be unreachable."""
+"""A host counts as unreachable after this many unanswered requests in a row, retries included."""
 
 LEAST_RATE = 16_000
-"""Bytes per second of a big body, below which it counts as stalled: eight downloads share a line of 1 Mbit/s."""
+"""Minimum bytes per second of a big body. Below it, the body counts as stalled. Eight downloads share 1 Mbit/s."""
 
-CHECK_NETWORK = "A proxy or a login page may have answered in its place: check the network, and try again later."
+CHECK_NETWORK = "A proxy or a login page may have answered instead. Check the network and try again later."
 
 _ALL_ATTEMPTS = 1.8
-"""Timeouts that all attempts at one answer may lose together, pauses between them included."""
+"""Time budget for all attempts at one request, backoff included, in timeouts."""
 
 _LAST_ATTEMPT = 0.5
-"""Timeouts that must be left to begin another attempt."""
+"""Part of the timeout that must be left to start another attempt."""
 
 _LONGEST_BACKOFF_SECONDS = 30
 _MOST_REDIRECTS = 3
@@ -59,19 +59,19 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_ERROR_BYTES = 1 << 16
 _MOST_HEADER_BYTES = 1 << 20
 _FREE_BYTES = 8 << 20
-"""Bytes of one body that come before room for all of it is reserved."""
+"""Bytes of one body that are read before memory for all of it is reserved."""
 
 _CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What is asked for, and how big it can be.
+    """Kind of response to expect, and its maximum size.
 
     Attributes:
-        name: For messages, with its article.
-        most_bytes: Most bytes of its body.
-        big: Whether it may take longer than the timeout, as long as it comes at :data:`LEAST_RATE`.
+        name: Name for messages, with its article.
+        most_bytes: Maximum bytes of the body.
+        big: True if it may take longer than the timeout, as long as it comes at :data:`LEAST_RATE`.
     """
 
     name: str
@@ -84,14 +84,14 @@ _ANYTHING = Kind("any answer", 1 << 20)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A host's answer, with its whole body.
+    """A host's response, with its complete body.
 
     Attributes:
-        url: What was asked.
+        url: The URL requested.
         status: The status code.
-        headers: By name, whatever its case.
-        body: Whole; of a status other than 200, its first 64 kB.
-        route: The proxy through which it was asked, for messages; empty without one.
+        headers: By name, case-insensitive.
+        body: Complete for status 200. The first 64 kB for any other status.
+        route: The proxy in between, for messages. Empty without one.
     """
 
     url: str
@@ -101,70 +101,70 @@ class Answer:
     route: str = ""
 
     @property
-    def said(self) -> str:
-        """The answer in words: who answered what."""
+    def summary(self) -> str:
+        """The response in words, for messages."""
         return f"{self.url}{self.route} answered {self.status} with {self.content}"
 
     @property
     def text(self) -> str:
-        """The beginning of the body, for messages."""
+        """The start of the body, for messages."""
         return _printable(self.body[:200])
 
     @property
     def is_html(self) -> bool:
-        """Whether the body is a web page."""
+        """True if the body is a web page."""
         begin = self.body[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
         return begin.startswith((b"<!doctype html", b"<html", b"<head", b"<body")) or b"<html" in begin
 
     @property
     def content(self) -> str:
-        """What the body is, in words, for an answer that should have been something else."""
+        """The body in words, for messages about an unexpected response."""
         if not self.body:
             return "an empty body"
         if self.is_html:
             title = re.search(rb"<title[^>]{0,200}>([^<]{0,300})", self.body[:_MOST_ERROR_BYTES], re.IGNORECASE)
             named = _printable(title[1])[:100] if title else ""
             return f"a web page (HTML{f', titled {named!r}' if named else ''})"
-        return f"{len(self.body):,} bytes that begin with {_printable(self.body[:80])!r}"
+        return f"{len(self.body):,} bytes starting with {_printable(self.body[:80])!r}"
 
 
 def _printable(data: bytes) -> str:
-    """Text of bytes without control characters, which a terminal would obey, on one line."""
+    """Return bytes as one line of text without control characters, which a terminal would obey."""
     text = data.decode(errors="replace")
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 class _AttemptError(Exception):
-    """An attempt failed. The text says how; another attempt may succeed."""
+    """An attempt failed, and another may succeed. The text is the reason."""
 
 
 class _UnansweredError(_AttemptError):
-    """Nothing came at all."""
+    """The host did not respond at all."""
 
 
 @dataclass
 class _Allowance:
-    """Time that all attempts at one answer may lose."""
+    """Time budget for all attempts at one request."""
 
     timeout: float
     lost: float = 0.0
 
     def next_attempt(self, pause: float) -> float:
-        """Return the seconds of the next attempt, after a pause; 0 if there is to be none."""
+        """Return the seconds for the next attempt, after a pause. 0 means no further attempt."""
         left = _ALL_ATTEMPTS * self.timeout - self.lost - pause
         return min(self.timeout, left) if left >= _LAST_ATTEMPT * self.timeout else 0.0
 
 
 @dataclass
 class Host:
-    """One host: its connections, and whether it can be reached.
+    """One host: its connections, retries and reachability.
 
     Attributes:
         url: Base URL.
         settings: Threads, timeout and retries.
-        retried: Status codes that are retried.
-        stop: Ends every attempt, and the pauses between them.
-        downloads: One place for each download at a time; whoever asks takes one while its requests belong together.
+        retried: Status codes to retry.
+        stop: Ends every attempt, and the backoff between them.
+        downloads: Download slots. Callers acquire one for a group of related requests.
     """
 
     url: str
@@ -185,7 +185,7 @@ class Host:
         try:
             self._connections = Connections(self.url, self.settings.timeout_seconds, self.settings.download_threads)
             self.stop.on_set(self._connections.abort)
-        except NetworkError as error:  # told to whoever asks, as days fail one by one
+        except NetworkError as error:  # raised by each request, because days fail one by one
             self._connections = error
         self._headers = {
             "User-Agent": f"market-data-pipeline/{__version__}",
@@ -206,50 +206,50 @@ class Host:
         headers: dict[str, str] | None = None,
         admit: Callable[[int], None] | None = None,
     ) -> Answer:
-        """GET a path below the base URL; the body is whole when this returns. Any status but those retried comes back.
+        """GET a path below the base URL and return the complete response. Statuses other than ``retried`` are returned.
 
-        Attempts that bring nothing, and the pauses between them, take less than two timeouts together.
+        Failed attempts and the backoff between them take less than two timeouts in total.
 
         Args:
-            path: Below the base URL.
-            kind: What is asked for.
-            params: Of the query.
-            headers: To send.
-            admit: Called with a number of bytes before more than a few of them are kept, and with the body's length
-                when it is there. It may wait until there is room.
+            path: Path below the base URL.
+            kind: Kind of response to expect.
+            params: Query parameters.
+            headers: Headers to send in addition.
+            admit: Called with a number of bytes before the body outgrows 8 MiB, and with its length at the end. It may
+                block until memory is free.
 
         Raises:
-            NetworkError: No whole answer in all attempts, one that is too big or encoded, or a redirect elsewhere.
+            NetworkError: No attempt returned a complete response, it is too big or encoded, or it redirects elsewhere.
             StoppedError: The run was interrupted.
         """
         self.stop.check()
         url = f"{self.url}/{quote(path.lstrip('/'))}"
         if params:
             url += f"?{urlencode(params)}"
-        asked = _Asked(url, self._headers | headers if headers else self._headers, kind, admit, self._route)
+        request = _Request(url, self._headers | headers if headers else self._headers, kind, admit, self._route)
         while self._unanswered >= UNREACHABLE_AFTER:
             with self._probing:
                 if self._unanswered >= UNREACHABLE_AFTER:
                     self._probe()
-        return self._attempts(asked)
+        return self._attempts(request)
 
     def _probe(self) -> None:
-        """Ask a host that seems to be unreachable for anything at all: perhaps it only left some requests unanswered.
+        """Send a test request to a host that seems unreachable, because it may have ignored only some requests.
 
         Raises:
-            NetworkError: It does not answer, or did not a short while ago.
+            NetworkError: The host does not respond, or did not within the last timeout.
         """
         if time.monotonic() >= self._probed_at:
             url = f"{self.url}/"
             try:
-                self._once(url, _Asked(url, self._headers, _ANYTHING, None, self._route), self._meter(_ANYTHING))
+                self._once(url, _Request(url, self._headers, _ANYTHING, None, self._route), self._meter(_ANYTHING))
             except (_AttemptError, NetworkError):
                 self._probed_at = time.monotonic() + self.settings.timeout_seconds
             if self._unanswered == 0:
                 return
         raise NetworkError(
-            f"{self.name} was not asked again{self._route}: {UNREACHABLE_AFTER} requests in a row had no answer. "
-            "Check the network and start again; what is held is not fetched again."
+            f"{self.name} is unreachable{self._route}: {UNREACHABLE_AFTER} requests in a row got no response. "
+            "Check the network and run it again. Stored days are not fetched again."
         )
 
     def _meter(self, kind: Kind, seconds: float | None = None) -> Meter:
@@ -261,15 +261,15 @@ class Host:
         proxy = self._connections.proxy if isinstance(self._connections, Connections) else None
         return f" through {proxy}" if proxy else ""
 
-    def _attempts(self, asked: _Asked) -> Answer:
+    def _attempts(self, request: _Request) -> Answer:
         allowance, began = _Allowance(self.settings.timeout_seconds), time.monotonic()
         seconds = allowance.timeout
         for number in range(self.settings.retries + 1):
-            meter = self._meter(asked.kind, seconds)
+            meter = self._meter(request.kind, seconds)
             answer: Answer | None = None
             fault: _AttemptError | None = None
             try:
-                answer = self._redirected(asked, meter)
+                answer = self._redirected(request, meter)
             except _AttemptError as failed:
                 fault = failed
             if answer is not None and answer.status not in self.retried:
@@ -280,48 +280,48 @@ class Host:
             if not seconds or number == self.settings.retries:
                 break
             allowance.lost += pause
-            Wait(self.stop).sleep(pause, f"Waiting for {self.name}: it wants no request for {in_words(pause)}.", pause)
+            Wait(self.stop).sleep(pause, f"Waiting for {self.name}: next request in {in_words(pause)}.", pause)
         if answer is not None:
             return answer
         with self._lock:
-            # A host that answered others meanwhile is there: it is this request that it does not answer.
+            # A host that answered other requests meanwhile is reachable. Only this request fails.
             if isinstance(fault, _UnansweredError) and self._answered_at < began:
                 self._unanswered += 1
         tried = f" (tried {number + 1} times)" if number else ""
-        raise NetworkError(f"{asked.url} could not be fetched{self._route}: {fault}{tried}.") from fault
+        raise NetworkError(f"{request.url} could not be fetched{self._route}: {fault}{tried}.") from fault
 
     def _pause(self, number: int, answer: Answer | None) -> float:
         if answer is not None and answer.status in (TOO_MANY, 503) and TOO_MANY in self.retried:
-            asked = seconds_asked(answer)
-            if asked is not None:
-                return min(asked, self.settings.rest_pause_seconds)
+            seconds = retry_after_seconds(answer)
+            if seconds is not None:
+                return min(seconds, self.settings.rest_pause_seconds)
         return float(min(self.settings.retry_backoff_seconds * 2.0 ** min(number, 30), _LONGEST_BACKOFF_SECONDS))
 
-    def _redirected(self, asked: _Asked, meter: Meter) -> Answer:
-        """An answer, after redirects within the host."""
-        url = asked.url
+    def _redirected(self, request: _Request, meter: Meter) -> Answer:
+        """Return the response, after redirects within the host."""
+        url = request.url
         for _ in range(_MOST_REDIRECTS + 1):
-            found = self._once(url, asked, meter)
+            found = self._once(url, request, meter)
             if isinstance(found, Answer):
                 return found
             url = _target(url, found.location, self._route)
-        raise NetworkError(f"{asked.url}{self._route} redirects again and again, at last to {url}. {CHECK_NETWORK}")
+        raise NetworkError(f"{request.url}{self._route} redirects too often, the last time to {url}. {CHECK_NETWORK}")
 
-    def _once(self, url: str, asked: _Asked, meter: Meter) -> Answer | _Redirect:
+    def _once(self, url: str, request: _Request, meter: Meter) -> Answer | _Redirect:
         response: BaseHTTPResponse | None = None
         whole = False
         try:
             if isinstance(self._connections, NetworkError):
                 raise NetworkError(str(self._connections))
-            response = self._connections.send(url, asked.headers, meter)
+            response = self._connections.send(url, request.headers, meter)
             self._unanswered, self._answered_at = 0, time.monotonic()
             if response.status in _REDIRECTS:
                 return _Redirect(response.headers.get("Location", ""))
-            body = _body(response, asked, meter)
+            body = _body(response, request, meter)
             whole = response.status >= OK
             return Answer(url, response.status, response.headers, body, self._route)
         except TooBigError as error:
-            most = f"more than the {asked.kind.most_bytes:,} bytes that {asked.kind.name} can have"
+            most = f"more than the maximum of {request.kind.most_bytes:,} bytes for {request.kind.name}"
             raise NetworkError(f"{url}{self._route} answered {most}. {CHECK_NETWORK}") from error
         except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             self.stop.check()
@@ -329,7 +329,7 @@ class Host:
         finally:
             if response is not None:
                 if not whole:
-                    response.close()  # what is left of it must not be taken for the answer to the next request
+                    response.close()  # unread bytes must not be read as the next response
                 response.release_conn()
 
     def close(self) -> None:
@@ -339,8 +339,8 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A request."""
+class _Request:
+    """One request."""
 
     url: str
     headers: dict[str, str]
@@ -354,41 +354,41 @@ class _Redirect:
     location: str
 
 
-def _body(response: BaseHTTPResponse, asked: _Asked, meter: Meter) -> bytes:
-    """The whole body of a 200, or the first bytes of any other.
+def _body(response: BaseHTTPResponse, request: _Request, meter: Meter) -> bytes:
+    """Read the complete body of a 200, or the first bytes of any other status.
 
     Raises:
-        TooBigError: It is bigger than its kind can be.
-        NetworkError: It is encoded.
+        TooBigError: It is bigger than its kind allows.
+        NetworkError: It has a content encoding.
     """
     if response.status != OK:
         return _beginning(response)
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        said = f"{asked.url}{asked.route} answered with Content-Encoding {_printable(encoding.encode())[:40]}"
-        raise NetworkError(f"{said}, which was not asked for. {CHECK_NETWORK}")
+        summary = f"{request.url}{request.route} answered with Content-Encoding {_printable(encoding.encode())[:40]}"
+        raise NetworkError(f"{summary}, which we did not accept. {CHECK_NETWORK}")
     stated = _length(response)
-    if stated is not None and stated > asked.kind.most_bytes:
+    if stated is not None and stated > request.kind.most_bytes:
         raise TooBigError
-    if asked.kind.big:
+    if request.kind.big:
         meter.allow_rate(LEAST_RATE)
-    body = _whole(response, asked, meter, asked.kind.most_bytes if stated is None else stated)
-    if asked.admit is not None:
-        asked.admit(len(body))
+    body = _whole(response, request, meter, request.kind.most_bytes if stated is None else stated)
+    if request.admit is not None:
+        request.admit(len(body))
     return body
 
 
-def _whole(response: BaseHTTPResponse, asked: _Asked, meter: Meter, expected: int) -> bytes:
+def _whole(response: BaseHTTPResponse, request: _Request, meter: Meter, expected: int) -> bytes:
     body = io.BytesIO()
     room = _FREE_BYTES
     for chunk in response.stream(_CHUNK, decode_content=False):
         came = body.tell() + len(chunk)
-        if came > asked.kind.most_bytes:
+        if came > request.kind.most_bytes:
             raise TooBigError
-        if came > room and asked.admit is not None:
+        if came > room and request.admit is not None:
             room = expected
             with meter.stopped():
-                asked.admit(room)
+                request.admit(room)
         body.write(chunk)
     return body.getvalue()
 
@@ -404,20 +404,20 @@ def _beginning(response: BaseHTTPResponse) -> bytes:
 
 
 def _length(response: BaseHTTPResponse) -> int | None:
-    """The length that an answer states; None where it states none that can be."""
+    """Return the Content-Length. None if it is missing or invalid."""
     text = response.headers.get("Content-Length", "")
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
-def _target(asked: str, location: str, route: str) -> str:
-    """The address that a redirect leads to.
+def _target(url: str, location: str, route: str) -> str:
+    """Return the URL that a redirect leads to.
 
     Raises:
         NetworkError: It leads to another host or scheme, or nowhere.
     """
     named = _printable(location.encode("latin-1", "replace"))[:200]
     try:
-        to, ours = urlsplit(urljoin(asked, location)), urlsplit(asked)
+        to, ours = urlsplit(urljoin(url, location)), urlsplit(url)
         same = (to.scheme, to.hostname, to.port or _port(to.scheme)) == (
             ours.scheme,
             ours.hostname,
@@ -426,8 +426,8 @@ def _target(asked: str, location: str, route: str) -> str:
     except ValueError:
         same = False
     if not location or not same:
-        where = f"to {named}, which is another host or scheme" if location else "but names no target"
-        raise NetworkError(f"{asked}{route} redirects {where}. {CHECK_NETWORK}")
+        where = f"to {named}, another host or scheme" if location else "without a target"
+        raise NetworkError(f"{url}{route} redirects {where}. {CHECK_NETWORK}")
     path, query = quote(to.path or "/", safe="/%:@!$&'()*+,;="), quote(to.query, safe="/%:@!$&'()*+,;=?")
     return f"{ours.scheme}://{ours.netloc}{path}{f'?{query}' if query else ''}"
 
@@ -437,28 +437,28 @@ def _port(scheme: str) -> int:
 
 
 def _fault(error: Exception, response: BaseHTTPResponse | None) -> _AttemptError:
-    """What went wrong in one attempt, in words."""
+    """Return the failure of one attempt, in words."""
     if isinstance(error, ProxyError):
-        return _UnansweredError(f"the proxy refuses or does not answer ({_reason(error.original_error)})")
+        return _UnansweredError(f"the proxy refuses or does not respond ({_reason(error.original_error)})")
     if isinstance(error, SSLError):
-        advice = ". If a company's proxy signs with its own certificate, name that in REQUESTS_CA_BUNDLE"
+        advice = ". If a company proxy signs with its own certificate, set REQUESTS_CA_BUNDLE to it"
         unknown = "CERTIFICATE_VERIFY_FAILED" in str(error)
         return _UnansweredError(f"no secure connection ({_reason(error)}){advice if unknown else ''}")
     if isinstance(error, (NewConnectionError, NameResolutionError, ConnectTimeoutError)):
         return _UnansweredError(f"no connection ({_reason(error)})")
     if response is not None:
         if isinstance(error, ReadTimeoutError):
-            return _AttemptError(f"its body stalled, or came too slowly; {PREFIX}TIMEOUT_SECONDS says how long we wait")
-        return _AttemptError("its body was cut short, or its length is not what it states")
+            return _AttemptError(f"the body stalled or came too slowly; raise {PREFIX}TIMEOUT_SECONDS to wait longer")
+        return _AttemptError("the body was cut short, or does not match its stated length")
     if isinstance(error, (ReadTimeoutError, TimeoutError)):
-        return _UnansweredError(f"it did not answer in time; {PREFIX}TIMEOUT_SECONDS says how long we wait")
+        return _UnansweredError(f"no response in time; raise {PREFIX}TIMEOUT_SECONDS to wait longer")
     if isinstance(error, ProtocolError):
-        return _UnansweredError(f"the connection ended without a whole answer ({_reason(error)})")
-    return _UnansweredError(f"its answer is not HTTP as it should be ({_reason(error)})")
+        return _UnansweredError(f"the connection ended before the response was complete ({_reason(error)})")
+    return _UnansweredError(f"the response is not valid HTTP ({_reason(error)})")
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost reason, in the system's words."""
+    """Return the innermost reason, in the system's words."""
     inner = error.args[-1] if error.args and isinstance(error.args[-1], Exception) else error
     if inner is not error:
         return _reason(inner)
@@ -466,10 +466,10 @@ def _reason(error: BaseException) -> str:
     return _printable(text.encode(errors="replace"))[:200].rstrip(".") or type(error).__name__
 
 
-def seconds_asked(answer: Answer) -> float | None:
-    """Return the pause that an answer asks for by Retry-After, in seconds; None where it names none that can be.
+def retry_after_seconds(answer: Answer) -> float | None:
+    """Return the seconds of a Retry-After header. None if it is missing or invalid.
 
-    A date is taken against our own clock. The number is finite and not negative; it can be as long as a day has.
+    A date is compared with our own clock. The number is finite and not negative, but can be very large.
     """
     text = answer.headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", text):

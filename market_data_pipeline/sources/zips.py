@@ -1,7 +1,7 @@
-"""The one CSV inside a zip, inflated within bounds.
+"""Inflate the one CSV inside a zip, within bounds.
 
-A zip may be hostile or broken in every field although its checksum is right. Nothing here trusts a size that the zip
-states, and nothing is inflated beyond what the caller allows. Rows and columns belong in ``archive.py``.
+A zip with a matching checksum can still be hostile or broken in every field. Nothing here trusts a size that the zip
+states or inflates more than the caller allows. Rows and columns do not belong here (``binance/zip_reader.py``).
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from pathlib import PurePosixPath
 from isal import igzip_lib, isal_zlib
 from isal.igzip_lib import IsalError
 
-from market_data_pipeline.sources.errors import MalformedError
+from market_data_pipeline.errors import MalformedError
 
 _BODY_BYTES = 1 << 20
-"""Of a zip, inflated at a time, to some 4 MB of CSV, so that a day's is never whole in memory. Where that is more than
-the C library keeps for the next time, the system gives it anew and takes it back, which takes as long as to inflate."""
+"""Compressed bytes inflated at a time, to about 4 MB of CSV, so that a day's CSV is never completely in memory.
+Above the C library's allocation cache, the system allocates and frees each block, which takes as long as inflating."""
 
 _BLOCK_BYTES = 4 << 20
-"""CSV inflated at a time, at most."""
+"""Maximum bytes of CSV inflated at a time."""
 
 _END_BYTES = 22
 """Length of a zip's end record without a comment (zip specification, 4.3.16). Binance's zips have no comment."""
 
 _ENTRIES = 8
-"""Most files and folders in a zip: one CSV, and the folders that lie around some of them."""
+"""Maximum files and folders in a zip: one CSV, and the folders around some of them."""
 
 _DIRECTORY_BYTES = 1 << 14
-"""Most bytes of a zip's directory."""
+"""Maximum bytes of a zip's directory."""
 
 _DESCRIPTOR_BYTES = 24
-"""Longest data descriptor behind a file's compressed bytes (zip specification, 4.3.9)."""
+"""Maximum bytes of a data descriptor after a file's compressed bytes (zip specification, 4.3.9)."""
 
 _FOLDER_BYTES = 1024
-"""Most bytes of a folder's own entry in front of the directory."""
+"""Maximum bytes of a folder's own entry before the directory."""
 
 _ENCRYPTED, _PATCHED = 0x2041, 0x20
 _UTF8_NAME = 0x800
@@ -46,7 +46,7 @@ _HEADER_BYTES = 30
 
 
 def is_zip(data: bytes) -> bool:
-    """Return True if bytes begin as a zip does."""
+    """Return True if bytes start like a zip."""
     return data[:4] in (b"PK\x03\x04", b"PK\x05\x06")
 
 
@@ -55,12 +55,12 @@ def inflated(data: bytes, stem: str, most_bytes: int) -> Iterator[bytes]:
 
     Args:
         data: The zip.
-        stem: Name of the zip without ``.zip``; its CSV has the same.
-        most_bytes: Most bytes that the CSV may have.
+        stem: Name of the zip without ``.zip``. Its CSV has the same stem.
+        most_bytes: Maximum bytes of the CSV.
 
     Raises:
-        MalformedError: The zip does not hold exactly this CSV, is built or compressed in a way that no archive uses,
-            states a wrong size or CRC, or holds more than ``most_bytes``.
+        MalformedError: The zip does not contain exactly this CSV, is built or compressed in a way that no archive uses,
+            states a wrong size or CRC, or contains more than ``most_bytes``.
     """
     member, start = _only_member(data, stem)
     if member.file_size > most_bytes:
@@ -70,23 +70,23 @@ def inflated(data: bytes, stem: str, most_bytes: int) -> Iterator[bytes]:
     for piece in _decompressed(body, member, stem):
         size += len(piece)
         if size > member.file_size:
-            raise _broken(stem, f"it holds more than the {member.file_size:,} bytes that it states")
+            raise _broken(stem, f"it contains more than its stated {member.file_size:,} bytes")
         crc = isal_zlib.crc32(piece, crc)
         yield piece
     if size != member.file_size:
-        raise _broken(stem, f"it states {member.file_size:,} bytes and holds {size:,}")
+        raise _broken(stem, f"it states {member.file_size:,} bytes and contains {size:,}")
     if crc != member.CRC:
-        raise _broken(stem, "what it holds does not match its own CRC")
+        raise _broken(stem, "its content does not match its own CRC")
 
 
 def glimpse(data: bytes, most_bytes: int) -> tuple[tuple[str, ...], bytes]:
-    """Return the names of the files in a zip, and how the first of them begins.
+    """Return the names of the files in a zip, and the start of the first one.
 
-    This is for people who look at refused bytes. Whatever cannot be read is left out.
+    It helps people to inspect rejected bytes. Unreadable parts are left out.
 
     Args:
-        data: The bytes, which need not be a zip.
-        most_bytes: Most bytes to return.
+        data: The bytes. They need not be a zip.
+        most_bytes: Maximum bytes to return.
     """
     names: tuple[str, ...] = ()
     begin = b""
@@ -105,7 +105,7 @@ def glimpse(data: bytes, most_bytes: int) -> tuple[tuple[str, ...], bytes]:
 
 
 def _only_member(data: bytes, stem: str) -> tuple[zipfile.ZipInfo, int]:
-    """Return the CSV's entry, and where its compressed bytes begin."""
+    """Return the CSV's entry, and the offset of its compressed bytes."""
     entries = _entries(data, stem)
     member = _csv_among(entries, stem)
     _refuse_unread(member, stem)
@@ -113,7 +113,7 @@ def _only_member(data: bytes, stem: str) -> tuple[zipfile.ZipInfo, int]:
     directory = len(data) - _END_BYTES - struct.unpack_from("<I", data, len(data) - 10)[0]
     behind = directory - start - member.compress_size
     if behind < 0:
-        raise _broken(stem, f"it states {member.compress_size:,} compressed bytes, which are more than it has")
+        raise _broken(stem, f"it states {member.compress_size:,} compressed bytes, more than it has")
     if member.header_offset + behind > _DESCRIPTOR_BYTES + _FOLDER_BYTES * (len(entries) - 1):
         raise _broken(stem, f"it has {member.header_offset + behind:,} bytes that belong to no file")
     return member, start
@@ -122,13 +122,13 @@ def _only_member(data: bytes, stem: str) -> tuple[zipfile.ZipInfo, int]:
 def _entries(data: bytes, stem: str) -> list[zipfile.ZipInfo]:
     """Return all entries of a zip, files first."""
     if not is_zip(data):
-        began = f"begins with {data[:40]!r}" if data else "is empty"
+        began = f"starts with {data[:40]!r}" if data else "is empty"
         raise _broken(stem, f"it is not a zip, but {began} ({len(data):,} bytes)")
     end = data[-_END_BYTES:]
     if len(end) < _END_BYTES or end[:4] != b"PK\x05\x06" or end[-2:] != b"\0\0":
-        raise _broken(stem, "it was cut, or other bytes or a comment follow its end")
+        raise _broken(stem, "it is truncated, or other bytes or a comment follow its end")
     if data[-_END_BYTES - 20 :][:4] == b"PK\x06\x07":
-        raise _broken(stem, "it has a zip64 directory, which no archive of this size needs")
+        raise _broken(stem, "it has a zip64 directory, and no archive of this size needs one")
     number, directory_bytes = struct.unpack_from("<H", end, 10)[0], struct.unpack_from("<I", end, 12)[0]
     if number > _ENTRIES or directory_bytes > _DIRECTORY_BYTES:
         raise _broken(stem, f"it lists {number:,} files in {directory_bytes:,} bytes instead of one")
@@ -141,19 +141,19 @@ def _entries(data: bytes, stem: str) -> list[zipfile.ZipInfo]:
 
 
 def _csv_among(entries: list[zipfile.ZipInfo], stem: str) -> zipfile.ZipInfo:
-    """Return the one file, the CSV of the right name; some archives have it in a folder (binance-public-data #449)."""
+    """Return the one file, the CSV of the right name. Some archives have it in a folder (binance-public-data #449)."""
     found = [entry for entry in entries if not entry.is_dir()]
     if len(found) == 1:
         path = PurePosixPath(found[0].filename)
         if path.name == f"{stem}.csv" and ".." not in path.parts and not path.is_absolute():
             return found[0]
     names = ", ".join(_shown(entry.filename) for entry in found) or "nothing"
-    raise MalformedError(f"The zip should hold {stem}.csv and nothing else, but it holds {names}.")
+    raise MalformedError(f"The zip should contain {stem}.csv and nothing else, but it contains {names}.")
 
 
 def _refuse_unread(member: zipfile.ZipInfo, stem: str) -> None:
     if member.flag_bits & _ENCRYPTED:
-        raise MalformedError(f"The zip of {stem} is encrypted, which no archive is.")
+        raise MalformedError(f"The zip of {stem} is encrypted. No archive is.")
     if member.flag_bits & _PATCHED or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise MalformedError(
             f"The zip of {stem} is compressed by method {member.compress_type}, which no archive uses."
@@ -161,7 +161,7 @@ def _refuse_unread(member: zipfile.ZipInfo, stem: str) -> None:
 
 
 def _data_start(data: bytes, member: zipfile.ZipInfo, stem: str) -> int:
-    """Return where a file's compressed bytes begin."""
+    """Return the offset of a file's compressed bytes."""
     # The local header repeats the name and has an extra field of its own length (zip specification, 4.3.7).
     header = data[member.header_offset : member.header_offset + _HEADER_BYTES]
     if len(header) == _HEADER_BYTES and header[:4] == b"PK\x03\x04":
@@ -171,17 +171,17 @@ def _data_start(data: bytes, member: zipfile.ZipInfo, stem: str) -> int:
         encoding = "utf-8" if member.flag_bits & _UTF8_NAME else "cp437"
         if name.decode(encoding, "replace") == member.orig_filename:
             return name_end + int(extra_length)
-    raise _broken(stem, "its directory points at something else than its CSV")
+    raise _broken(stem, "its directory does not point at its CSV")
 
 
 def _decompressed(body: memoryview, member: zipfile.ZipInfo, stem: str, *, whole: bool = True) -> Iterator[bytes]:
     """Inflate compressed bytes piece by piece.
 
     Args:
-        body: The bytes.
-        member: Says by which method they are compressed.
+        body: The compressed bytes.
+        member: The zip entry, which states the compression method.
         stem: Name of the zip, for messages.
-        whole: Refuse bytes that end before or behind the end of what was compressed.
+        whole: Reject a body that ends before or after the end of the compressed stream.
     """
     if member.compress_type == zipfile.ZIP_STORED:
         for at in range(0, len(body), _BLOCK_BYTES):
@@ -200,12 +200,12 @@ def _decompressed(body: memoryview, member: zipfile.ZipInfo, stem: str, *, whole
     except IsalError as error:  # type: ignore[misc]  # isal's stub declares an instance
         raise _broken(stem, str(error)) from error
     if whole and read != len(body):
-        raise _broken(stem, "its compressed bytes end elsewhere than it states")
+        raise _broken(stem, "its compressed bytes do not end at the stated offset")
 
 
 def _too_big(stem: str, size: int, most: int) -> MalformedError:
     return MalformedError(
-        f"{stem}.csv has {size:,} bytes, and at most {most:,} are possible for its period. It was not inflated."
+        f"{stem}.csv has {size:,} bytes. The maximum for its period is {most:,}. It was not inflated."
     )
 
 

@@ -1,15 +1,10 @@
-"""What to collect: ``universe.yaml``, written by hand, and ``universe.lock.yaml``, its symbols with their listing days.
+"""The universe: series to collect (``universe.yaml``) and listing days of their symbols (``universe.lock.yaml``).
 
-What belongs here: reading both files, with an error that names file and line for every mistake (``reading``); the
-series and the days that they ask for (``collected``); when symbols were listed, from the archive's listing
-(``listing``); adding an entry without touching the rest, and writing the lock (``writing``). What does not: downloading
-(``sources``), and what is inside the data (``specs.py``).
-
-Loading needs no network: patterns such as ``*USDT`` resolve against the lock, which ``market-data universe refresh``
-writes.
+Loading needs no network. Patterns such as ``*USDT`` resolve against the lock, which ``market-data universe refresh``
+writes. Downloads belong to ``sources``, facts about data types to ``model/datasets.py``.
 """
 
-from market_data_pipeline.universe.collected import Universe
-from market_data_pipeline.universe.reading import load_universe, parse_lock, parse_universe
+from market_data_pipeline.universe.config import load_universe, parse_lock, parse_universe
+from market_data_pipeline.universe.resolved import Universe
 
 __all__ = ["Universe", "load_universe", "parse_lock", "parse_universe"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from market_data_pipeline_tests.defs.fakes import OPENED, Project
+from market_data_pipeline_tests.support.fakes import OPENED, Project
 
 
 @pytest.fixture

@@ -5,13 +5,8 @@ from datetime import UTC, date, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from market_data_pipeline.defs.partitions import (
-    contiguous_ranges,
-    daily_partitions,
-    day_of,
-    days_between,
-    partition_of,
-)
+from market_data_pipeline.clock import contiguous_ranges, days_between
+from market_data_pipeline.defs.partitions import daily_partitions, day_of, partition_of
 
 dates = st.dates(date(2017, 7, 14), date(2030, 1, 1))
 

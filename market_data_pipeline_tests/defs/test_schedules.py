@@ -14,17 +14,28 @@ import pytest
 from filelock import FileLock
 
 from market_data_pipeline import clock
-from market_data_pipeline.definitions import build_definitions
-from market_data_pipeline.defs.bodies import backlog, due
-from market_data_pipeline.defs.home import open_instance
+from market_data_pipeline.clock import DAY, HOUR
+from market_data_pipeline.defs.definitions import build_definitions
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.partitions import DAY, HOUR, RANGE_END, RANGE_START
+from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START
+from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.defs.schedules import MOST_REPAIRS
-from market_data_pipeline.lake.ledger import FAILED, HELD, NOT_LISTED, Ledger, LedgerRow
-from market_data_pipeline.quality.repair import marked
-from market_data_pipeline.series import DataType, Listing, Market, SeriesKey
+from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.maintenance import backlog, due
+from market_data_pipeline.model.day import FAILED, HELD, NOT_LISTED, DayRecord, OtherArchive, after
+from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.settings import Settings
-from market_data_pipeline_tests.defs.fakes import KLINES, OTHER, PROFILE, TRADES, Project, day, hold, put, universe_of
+from market_data_pipeline_tests.support.fakes import (
+    KLINES,
+    OTHER,
+    PROFILE,
+    TRADES,
+    Project,
+    day,
+    hold,
+    put,
+    universe_of,
+)
 
 CM = SeriesKey("binance", Market.CM, DataType.KLINES, "BTCUSD_PERP", "1m")
 
@@ -81,11 +92,11 @@ def test_daily_asks_for_yesterday_and_recent_days_that_are_not_final(tmp_path: P
     project = Project(tmp_path, recent_days=4)
     for number in (6, 7, 8, 9):
         for key in (KLINES, OTHER, TRADES, CM):
-            put(project.layout, key, LedgerRow(day=day(number), outcome="held", final=True))
-    put(project.layout, KLINES, LedgerRow(day=day(7), outcome="held", final=False))
-    put(project.layout, TRADES, LedgerRow(day=day(8), outcome=FAILED))
-    put(project.layout, OTHER, LedgerRow(day=day(6), outcome=NOT_LISTED, final=True))
-    put(project.layout, CM, LedgerRow(day=day(5), outcome=FAILED))
+            put(project.layout, key, DayRecord(day=day(number), outcome="held", final=True))
+    put(project.layout, KLINES, DayRecord(day=day(7), outcome="held", final=False))
+    put(project.layout, TRADES, DayRecord(day=day(8), outcome=FAILED))
+    put(project.layout, OTHER, DayRecord(day=day(6), outcome=NOT_LISTED, final=True))
+    put(project.layout, CM, DayRecord(day=day(5), outcome=FAILED))
 
     requests = tick(project, "daily", datetime(2024, 1, 10, 10, tzinfo=UTC))
 
@@ -102,7 +113,7 @@ def test_daily_asks_again_for_days_that_are_listed_as_the_listing_knows_by_now(t
     for number in (6, 7, 8, 9):
         for key in (KLINES, OTHER, TRADES, CM):
             outcome = NOT_LISTED if number == 7 and key in (KLINES, OTHER) else HELD
-            put(project.layout, key, LedgerRow(day=day(number), outcome=outcome, final=True))
+            put(project.layout, key, DayRecord(day=day(number), outcome=outcome, final=True))
     requests = tick(project, "daily", datetime(2024, 1, 10, 10, tzinfo=UTC))
     assert asked(requests)["2024-01-07"] == names(KLINES), "of the other, the listing is not known"
     assert list(asked(requests)) == ["2024-01-07", "2024-01-09"]
@@ -113,7 +124,7 @@ def test_no_more_than_the_days_in_question_are_read_of_a_long_ledger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
 ) -> None:
     project = Project(tmp_path, recent_days=4)
-    held = LedgerRow(day=day(1), outcome=HELD, final=True, content_sha256="ab", archive_sha256="ab")
+    held = DayRecord(day=day(1), outcome=HELD, final=True, content_sha256="ab", archive_sha256="ab")
     rows = [replace(held, day=day(10) - DAY * n) for n in range(3000)]
     for key in (TRADES, PROFILE):
         Ledger(rows).write(project.layout.ledger(key))
@@ -211,7 +222,7 @@ def test_daily_leaves_alone_what_the_same_bytes_would_only_fail_again(tmp_path: 
     project = Project(tmp_path, recent_days=3)
     at = datetime(2024, 1, 10, 10, tzinfo=UTC)
     for key, failure in ((KLINES, "checksum"), (OTHER, "absent"), (TRADES, "unpublished")):
-        row = LedgerRow(
+        row = DayRecord(
             day=day(number), outcome=FAILED, failure=failure, attempts=1, asked_at=clock.naive_utc(at) - HOUR
         )
         put(project.layout, key, row)
@@ -234,10 +245,10 @@ def kept(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]
         yield project
 
 
-def failed(number: int, failure: str = "network", attempts: int = 1, hour: int = 10) -> LedgerRow:
+def failed(number: int, failure: str = "network", attempts: int = 1, hour: int = 10) -> DayRecord:
     """A day of January 2024 that failed on the 10th."""
     asked_at = datetime(2024, 1, 10, hour)  # noqa: DTZ001  # ledgers have no zone
-    return LedgerRow(day=day(number), outcome=FAILED, failure=failure, attempts=attempts, asked_at=asked_at)
+    return DayRecord(day=day(number), outcome=FAILED, failure=failure, attempts=attempts, asked_at=asked_at)
 
 
 def ranges(requests: Sequence[dg.RunRequest]) -> dict[tuple[str, str], set[str]]:
@@ -277,10 +288,10 @@ def test_repair_rests_longer_after_each_attempt(kept: Project) -> None:
 
 def test_repair_asks_for_open_gaps_and_for_archives_that_were_marked_as_replaced(kept: Project) -> None:
     rested = clock.naive_utc(at(9))
-    held = LedgerRow(day=day(5), outcome="held", final=True, attempts=1, asked_at=rested)
-    put(kept.layout, KLINES, replace(held, verdicts="outage+archive_defect"))
+    held = DayRecord(day=day(5), outcome="held", final=True, attempts=1, asked_at=rested)
+    put(kept.layout, KLINES, replace(held, verdicts="outage+archive_defect", retry=True))
     put(kept.layout, KLINES, replace(held, day=day(6), verdicts="outage"))
-    put(kept.layout, OTHER, marked(held, "etag"))
+    put(kept.layout, OTHER, after(held, held.day, OtherArchive("etag")))
     assert ranges(tick(kept, "repair", at(11))) == {("2024-01-05", "2024-01-05"): names(KLINES, OTHER)}
 
 

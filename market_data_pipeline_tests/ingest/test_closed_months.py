@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import date
 
-from market_data_pipeline.lake import files
-from market_data_pipeline.lake.closing import close_months
+from market_data_pipeline.lake import storage
+from market_data_pipeline.lake.checksums import verify_days
+from market_data_pipeline.lake.closed_months import close_months
+from market_data_pipeline.lake.day_records import corrected
 from market_data_pipeline.lake.months import encode_month, read_month
-from market_data_pipeline.lake.on_disk import days_between, days_on_disk, read_record
-from market_data_pipeline.lake.on_record import corrected
-from market_data_pipeline.lake.proving import prove_days
-from market_data_pipeline.outcomes import Action, DayOutcome
-from market_data_pipeline.schemas import lake_schema
-from market_data_pipeline.specs import spec_of
-from market_data_pipeline_tests.world import Result, World, days, klines
+from market_data_pipeline.lake.partitions import days_between, days_on_disk, read_record
+from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.outcomes import Action, DayOutcome
+from market_data_pipeline.model.schema import lake_schema
+from market_data_pipeline_tests.support.world import Result, World, days, klines
 
 HOURS = klines("BTCUSDT", "1h")
 JANUARY = days("2026-01-01", "2026-01-31")
@@ -71,20 +71,20 @@ def test_a_damaged_month_is_brought_again_day_by_day(world: World) -> None:
 
 def test_a_closed_month_is_proven_day_by_day(world: World) -> None:
     closed(world)
-    proofs = prove_days(world.layout, HOURS, JANUARY)
+    proofs = verify_days(world.layout, HOURS, JANUARY)
     assert [(proof.fault, proof.rows) for proof in proofs] == [(None, 24)] * 31
     month = world.layout.month(HOURS, JANUARY[0])
     held = read_month(month, lake_schema(HOURS.market, HOURS.data_type))
     swapped = held[JANUARY[7]]._replace(table=held[JANUARY[8]].table)
-    files.write_bytes(month, encode_month([*(held | {JANUARY[7]: swapped}).values()], spec_of(HOURS)))
-    faults = {proof.day: proof.fault for proof in prove_days(world.layout, HOURS, JANUARY) if proof.fault}
+    storage.write_bytes(month, encode_month([*(held | {JANUARY[7]: swapped}).values()], spec_of(HOURS)))
+    faults = {proof.day: proof.fault for proof in verify_days(world.layout, HOURS, JANUARY) if proof.fault}
     assert list(faults) == [JANUARY[7]]
-    assert f"{month} does not hold what its footer says (open_time begins or ends elsewhere)" in faults[JANUARY[7]]
+    assert f"{month} does not match its footer (the first or last open_time differs)" in faults[JANUARY[7]]
 
 
 def test_a_damaged_month_is_named_for_each_of_its_days(world: World) -> None:
     closed(world)
     month = world.layout.month(HOURS, JANUARY[0])
     month.write_bytes(month.read_bytes()[:-50])
-    faults = [proof.fault or "" for proof in prove_days(world.layout, HOURS, JANUARY)]
+    faults = [proof.fault or "" for proof in verify_days(world.layout, HOURS, JANUARY)]
     assert [str(month) in fault for fault in faults] == [True] * 31

@@ -9,15 +9,15 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from market_data_pipeline.coverage.summary import cover, states_of
 from market_data_pipeline.ingest import DayFailure
-from market_data_pipeline.lake.catalog import publish_catalog
-from market_data_pipeline.lake.states import DayState, state_of
-from market_data_pipeline.outcomes import Action
-from market_data_pipeline.quality.standing import cover, states_of
+from market_data_pipeline.model.outcomes import Action
+from market_data_pipeline.model.series import Market, SeriesKey
+from market_data_pipeline.model.states import DayState, state_of
 from market_data_pipeline.sandbox import GeneratedSymbol, MissingDay, Sandbox, Status
-from market_data_pipeline.series import Market, SeriesKey
-from market_data_pipeline_tests.shell import shell
-from market_data_pipeline_tests.world import World, agg_trades, days, klines
+from market_data_pipeline.sql.publish import publish_catalog
+from market_data_pipeline_tests.support.shell import shell
+from market_data_pipeline_tests.support.world import World, agg_trades, days, klines
 
 HOLE = days("2026-01-20", "2026-01-22")
 AROUND = days("2026-01-18", "2026-01-24")
@@ -54,7 +54,7 @@ def test_hole_is_explained_and_not_asked_for_again(world: World, key: SeriesKey)
         assert result.action is Action.EMPTY, result  # type: ignore[union-attr]
         assert (result.row.final, result.row.verdicts) == (True, "outage")
         (finding,) = result.row.findings_list()
-        assert "the next is of 2026-01-23, and REST has no candle with trades" in finding.evidence
+        assert "the next is 2026-01-23), and REST has no candle with trades" in finding.evidence
         assert state_of(result.row.outcome, result.row.final, result.row.verdicts) is DayState.OUTAGE
     world.forget()
     again = {result.day: result for result in world.ingest(key, AROUND)}
@@ -62,7 +62,7 @@ def test_hole_is_explained_and_not_asked_for_again(world: World, key: SeriesKey)
     assert [again[day].action for day in HOLE] == [Action.EMPTY] * 3  # type: ignore[union-attr]
     rows, today, wanted = world.ledger(key).rows, date(2026, 3, 5), [(AROUND[0], AROUND[-1])]
     covered = cover(key, rows, states_of(rows, wanted, today), wanted, today, 10)
-    assert (covered.failed, covered.missing, covered.breaks, covered.lacking) == ((), (), (), 0)
+    assert (covered.failed, covered.missing, covered.breaks, covered.days_missing) == ((), (), (), 0)
     with duckdb.connect(str(publish_catalog(world.layout)), read_only=True) as connection:
         told = connection.execute("SELECT day, explained FROM quality.gaps WHERE verdict = 'outage' ORDER BY day")
         assert told.fetchall() == [(day, True) for day in HOLE]

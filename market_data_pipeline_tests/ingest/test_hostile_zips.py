@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from market_data_pipeline.lake import quarantine
-from market_data_pipeline.outcomes import DayFailure
+from market_data_pipeline.model.outcomes import DayFailure
+from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.sandbox import Sandbox, write_mirror
-from market_data_pipeline.series import SeriesKey
 from market_data_pipeline_tests.sources.test_zips import TRADE, bomb, candles, zipped
-from market_data_pipeline_tests.world import World, agg_trades, days, klines, utc
+from market_data_pipeline_tests.support.world import World, agg_trades, days, klines, utc
 
 HOURS, TRADES, MIDDLE = klines("BTCUSDT", "1h"), agg_trades("BTCUSDT"), date(2026, 3, 2)
 WANTED = days("2026-03-01", "2026-03-03")
@@ -44,9 +44,9 @@ def stem(key: SeriesKey) -> str:
 @pytest.mark.parametrize(
     ("key", "data", "words"),
     [
-        (HOURS, bomb(b"1", stem(HOURS), 300), "has 314,572,800 bytes, and at most 16,777,216 are possible"),
-        (HOURS, bomb(candles(3600, 1).encode(), stem(HOURS), 300), "at most 16,777,216 are possible"),
-        (TRADES, bomb(TRADE, stem(TRADES), 300), "are possible for its period"),
+        (HOURS, bomb(b"1", stem(HOURS), 300), "has 314,572,800 bytes. The maximum for its period is 16,777,216"),
+        (HOURS, bomb(candles(3600, 1).encode(), stem(HOURS), 300), "The maximum for its period is 16,777,216"),
+        (TRADES, bomb(TRADE, stem(TRADES), 300), "The maximum for its period is"),
         (HOURS, zipped(candles(60, 1440)), "1,440 of 1,440 candles last 1m, not 1h"),
     ],
     ids=["one line", "rows of candles", "rows of trades", "another interval"],
@@ -66,7 +66,7 @@ def test_of_what_is_no_zip_the_newest_beginning_is_stored(world: World) -> None:
     for n in range(3):
         serve(world, HOURS, MIDDLE, b"<html>%d" % n + b"log in" * 10_000)
         (failed,) = world.ingest(HOURS, [MIDDLE])
-        assert "it is not a zip, but begins with b'<html>" in (failed.row.reason or "")
+        assert "it is not a zip, but starts with b'<html>" in (failed.row.reason or "")
     (entry,) = quarantine.entries(world.layout)
     assert entry.size == 1024
     assert entry.path.read_bytes().startswith(b"<html>2")

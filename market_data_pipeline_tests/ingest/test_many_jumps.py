@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import date
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import verdicts_of
-from market_data_pipeline.ingest.dayrows import DayRows
-from market_data_pipeline.ingest.encoding import describe
-from market_data_pipeline.ingest.healing import Healer
-from market_data_pipeline.lake.provenance import Part, Source
-from market_data_pipeline.schemas import lake_schema
-from market_data_pipeline.series import Listing
-from market_data_pipeline.sources.rest import RestRows
-from market_data_pipeline_tests.world import agg_trades, utc
+from market_data_pipeline.ingest.day_rows import DayRows
+from market_data_pipeline.ingest.encode import describe
+from market_data_pipeline.ingest.gap_fill import GapFiller
+from market_data_pipeline.model.findings import verdicts_of
+from market_data_pipeline.model.provenance import Part, Source
+from market_data_pipeline.model.schema import lake_schema
+from market_data_pipeline.model.series import Listing
+from market_data_pipeline.sources.binance.rest import RestRows
+from market_data_pipeline_tests.support.world import agg_trades, utc
 
 KEY, DAY = agg_trades("BTCUSDT"), date(2026, 3, 3)
 JUMPS = 133
@@ -40,7 +41,13 @@ def every_other_trade() -> DayRows:
     times = clock.day_start_us(DAY) + ids * (clock.US_PER_DAY // (2 * JUMPS + 2))
     schema = lake_schema(KEY.market, KEY.data_type)
     numbers = {"agg_trade_id": ids, "first_trade_id": ids, "last_trade_id": ids, "transact_time": times}
-    other = {"price": 1.0, "quantity": 1.0, "symbol": "BTCUSDT", "is_buyer_maker": True, "is_best_match": True}
+    other: dict[str, Any] = {
+        "price": 1.0,
+        "quantity": 1.0,
+        "symbol": "BTCUSDT",
+        "is_buyer_maker": True,
+        "is_best_match": True,
+    }
     columns = [
         pa.array(numbers[name] if name in numbers else [other[name]] * len(ids)).cast(schema.field(name).type)
         for name in schema.names
@@ -53,9 +60,9 @@ def every_other_trade() -> DayRows:
 
 def test_each_attempt_asks_for_jumps_that_were_not_asked_for_yet() -> None:
     rest, rows, seen = Rest(), every_other_trade(), []
-    healer = Healer(KEY, lambda: rest, Listing())  # type: ignore[arg-type, return-value]
+    gap_filler = GapFiller(KEY, lambda: rest, Listing())  # type: ignore[arg-type, return-value]
     for _ in range(4):
-        record = describe(KEY, DAY, healer.heal(DAY, rows), Listing())
+        record = describe(KEY, DAY, gap_filler.fill(DAY, rows), Listing())
         lacking = sum(finding.count for finding in record.findings if finding.check == "gaps")
         seen.append((len(rest.asked), verdicts_of(record.findings), lacking))
         rows = DayRows.of_file(record, rows.table)

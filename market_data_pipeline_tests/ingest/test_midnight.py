@@ -11,20 +11,20 @@ import pyarrow as pa
 import pytest
 
 from market_data_pipeline import clock
-from market_data_pipeline.ingest import Sources, encoding, healing, ingest
-from market_data_pipeline.ingest.archived import MEMORY_PER_BYTE
-from market_data_pipeline.ingest.dayrows import DayRows
+from market_data_pipeline.checks.continuity import open_midnights
+from market_data_pipeline.checks.ordering import ints
+from market_data_pipeline.errors import NetworkError
+from market_data_pipeline.ingest import Sources, encode, gap_fill, ingest
+from market_data_pipeline.ingest.day_rows import DayRows
+from market_data_pipeline.ingest.from_archive import MEMORY_PER_BYTE
 from market_data_pipeline.ingest.midnight import Midnight
-from market_data_pipeline.ingest.shelf import Shelf
-from market_data_pipeline.outcomes import Action, DayOutcome
-from market_data_pipeline.quality.repair import unmet_midnights
-from market_data_pipeline.quality.rows import ints
+from market_data_pipeline.ingest.store import DayStore
+from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.outcomes import Action, DayOutcome
+from market_data_pipeline.model.series import Listing, SeriesKey
 from market_data_pipeline.sandbox import Fault, MissingRows, RepeatedAtMidnight, Status
-from market_data_pipeline.series import Listing, SeriesKey
-from market_data_pipeline.sources.errors import NetworkError
-from market_data_pipeline.sources.rest import RestApi, RestRows
-from market_data_pipeline.specs import spec_of
-from market_data_pipeline_tests.world import World, agg_trades, utc
+from market_data_pipeline.sources.binance.rest import RestApi, RestRows
+from market_data_pipeline_tests.support.world import World, agg_trades, utc
 
 TRADES = agg_trades("SOLUSDT")
 PAIR = [date(2026, 2, 10), date(2026, 2, 11)]
@@ -36,11 +36,11 @@ MISSING = MissingRows(
 def leave_unmet(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bring both days as a run that is killed right after writing the second one does."""
     with monkeypatch.context() as patch:
-        patch.setattr(Midnight, "_meet", lambda *_: {})
+        patch.setattr(Midnight, "_compare", lambda *_: {})
         world.ingest(TRADES, PAIR)
     assert all(row.held for row in world.ledger(TRADES).rows.values())
     world.at("2026-03-05T14:00:00")
-    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == PAIR
+    assert open_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == PAIR
 
 
 def goes_on(world: World) -> bool:
@@ -65,7 +65,7 @@ def test_ids_that_lack_between_them_are_healed_when_they_are_asked_for_again(
     assert world.asked(".zip") == []
     world.forget()
     world.at("2026-03-06T14:00:00")
-    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
+    assert open_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
     world.ingest(TRADES, PAIR)
     assert world.asked() == []
 
@@ -77,16 +77,16 @@ def test_days_that_are_read_again_are_read_within_the_bound_of_memory(
     world.sandbox.faults.add(fault)
     leave_unmet(world, monkeypatch)
     sizes = {day: row.bytes * MEMORY_PER_BYTE for day, row in world.ledger(TRADES).rows.items()}
-    read = Shelf.rows
+    read = DayStore.rows
     taken: dict[date, int] = {}
 
     with Sources(world.settings) as sources:
 
-        def watched(shelf: Shelf, day: date) -> DayRows | None:
+        def watched(day_store: DayStore, day: date) -> DayRows | None:
             taken[day] = sources.memory._used
-            return read(shelf, day)
+            return read(day_store, day)
 
-        monkeypatch.setattr(Shelf, "rows", watched)
+        monkeypatch.setattr(DayStore, "rows", watched)
         list(ingest(TRADES, PAIR, layout=world.layout, sources=sources, settings=world.settings))
 
         assert goes_on(world)
@@ -99,13 +99,13 @@ def test_days_that_are_read_again_are_read_within_the_bound_of_memory(
 
 def test_a_jump_of_more_ids_than_memory_has_room_for_is_told_like_any_other(world: World) -> None:
     world.ingest(TRADES, PAIR)
-    shelf = Shelf(TRADES, world.layout, Listing())
-    rows = shelf.rows(PAIR[1])
+    day_store = DayStore(TRADES, world.layout, Listing())
+    rows = day_store.rows(PAIR[1])
     assert rows is not None
     place = rows.table.schema.get_field_index("agg_trade_id")
     ids = pa.array(ints(rows.table, "agg_trade_id") + 10**13)
     far = replace(rows, table=rows.table.set_column(place, rows.table.schema.field(place), ids))
-    shelf.put(PAIR[1], None, encoding.encode(TRADES, far, encoding.describe(TRADES, PAIR[1], far, Listing())), 0.0)
+    day_store.put(PAIR[1], None, encode.encode(TRADES, far, encode.describe(TRADES, PAIR[1], far, Listing())), 0.0)
     world.sandbox.faults.add(Status(path="/api/v3/", status=451))
     world.at("2026-03-05T14:00:00")
 
@@ -123,8 +123,8 @@ def test_while_rest_refuses_the_later_day_says_so_and_rests(world: World, monkey
     world.ingest(TRADES, PAIR)
     assert world.ledger(TRADES).rows[PAIR[1]].verdicts == "unpublished"
     # What lacks belongs into both of them.
-    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
-    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, utc("2026-03-20T14:00:00")) == PAIR
+    assert open_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
+    assert open_midnights(TRADES, world.ledger(TRADES).rows, utc("2026-03-20T14:00:00")) == PAIR
     world.sandbox.faults.remove(refusal)
     world.at("2026-03-05T16:00:00")
     world.ingest(TRADES, PAIR)
@@ -148,19 +148,30 @@ def test_a_day_all_of_whose_trades_stand_in_the_day_before_says_so_and_is_left_a
     first, second = (world.ledger(TRADES).rows[day] for day in PAIR)
     [found] = [found for found in second.findings_list() if found.check == "integrity"]
     assert (second.rows, second.first_key, second.integrity) == (1, first.last_key, "error")
-    assert found.message.startswith("Every trade of this day (1) stands in the day before, too")
+    assert found.message.startswith("All 1 trades of this day also appear in the previous day")
     assert [(r.first, r.last) for r in found.ranges] == [(first.last_key, first.last_key)]
     world.at("2026-03-06T14:00:00")
     world.forget()
-    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
+    assert open_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
     world.ingest(TRADES, PAIR)
     assert world.asked() == []
     assert world.ledger(TRADES).rows[PAIR[1]] == second
 
 
+def test_finding_with_an_older_text_is_not_repeated(world: World) -> None:
+    """Texts of findings change between versions. A stored day must not get the same finding twice."""
+    world.ingest(TRADES, PAIR[:1])
+    rows = DayStore(TRADES, world.layout, Listing()).rows(PAIR[0])
+    assert rows is not None
+    once = gap_fill.without_duplicates(TRADES, rows.table, rows)
+    [finding] = once.findings
+    older = replace(once, findings=(finding.model_copy(update={"message": "An older text."}),))
+    assert gap_fill.without_duplicates(TRADES, rows.table, older) is older
+
+
 def test_what_lacks_between_two_days_is_asked_for_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.sandbox.faults.add(MISSING)
-    for module in (encoding, healing):
+    for module in (encode, gap_fill):
         monkeypatch.setattr(module, "seems_cut", lambda *_: False)
     world.ingest(TRADES, PAIR)
     assert goes_on(world)
@@ -221,9 +232,9 @@ def test_the_later_day_alone_keeps_telling_of_trades_that_belong_before_it(world
     row = world.ledger(TRADES).rows[PAIR[1]]
     assert not goes_on(world)
     assert row.verdicts.split("+") == ["healed", "unpublished"]
-    assert "belong into the day before" in row.findings
+    assert "belong to the previous day" in row.findings
     world.at("2026-03-06T14:00:00")
-    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == PAIR
+    assert open_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == PAIR
     world.ingest(TRADES, PAIR)
     assert goes_on(world)
     assert [world.ledger(TRADES).rows[day].verdicts for day in PAIR] == ["healed", "healed"]
@@ -256,9 +267,9 @@ def test_trades_whose_times_lie_beyond_midnight_stay_in_their_own_day(
 ) -> None:
     """Ids that lie between each other on two days: none is put into both, and nobody asks again and again."""
     world.ingest(TRADES, PAIR)
-    shelf = Shelf(TRADES, world.layout, Listing())
+    day_store = DayStore(TRADES, world.layout, Listing())
     spec, midnight = spec_of(TRADES), clock.day_start_us(PAIR[1])
-    before, after = (shelf.rows(day) for day in PAIR)
+    before, after = (day_store.rows(day) for day in PAIR)
     assert before is not None
     assert after is not None
 
@@ -273,7 +284,7 @@ def test_trades_whose_times_lie_beyond_midnight_stay_in_their_own_day(
         PAIR[1]: after.without(ints(early, "agg_trade_id"), spec).with_more(late, after.parts[0], spec),
     }
     for day, rows in exchanged.items():
-        shelf.put(day, None, encoding.encode(TRADES, rows, encoding.describe(TRADES, day, rows, Listing())), 0.0)
+        day_store.put(day, None, encode.encode(TRADES, rows, encode.describe(TRADES, day, rows, Listing())), 0.0)
     real = RestApi.agg_trades_of_ids
 
     def as_stored(api: RestApi, key: SeriesKey, first: int, last: int, *args: Any) -> RestRows:
@@ -290,7 +301,7 @@ def test_trades_whose_times_lie_beyond_midnight_stay_in_their_own_day(
     assert [set(found) for found in times] == [{midnight // clock.US_PER_DAY - 1}, {midnight // clock.US_PER_DAY}]
     assert [world.ledger(TRADES).rows[day].verdicts for day in PAIR] == ["outage", "outage"]
     world.at("2026-04-20T12:00:00")
-    assert unmet_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
+    assert open_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == []
     world.forget()
     world.ingest(TRADES, PAIR)
     assert world.asked() == []

@@ -15,14 +15,15 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 
-from market_data_pipeline.findings import Finding
+from market_data_pipeline.checks.continuity import continuity
+from market_data_pipeline.coverage.summary import cover, states_of
 from market_data_pipeline.ingest import DayOutcome
-from market_data_pipeline.outcomes import Action
-from market_data_pipeline.quality.standing import continuity, cover, states_of
+from market_data_pipeline.model.findings import Basis, Finding
+from market_data_pipeline.model.outcomes import Action
+from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.sandbox import MissingRows, Sandbox, ShiftedRows, Status
 from market_data_pipeline.sandbox.zips import make_zip
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline_tests.world import World, days, klines, utc
+from market_data_pipeline_tests.support.world import World, days, klines, utc
 
 KEY = klines("BTCUSDT", "1h")
 HOUR = 3_600_000
@@ -210,15 +211,15 @@ def test_rows_that_an_older_version_filled_in_twice_are_taken_out(
     publish(KEY, "2018-02-10", rows(OFF, 24))
     rest_on_the_grid(lake)
     with monkeypatch.context() as older:
-        older.setattr("market_data_pipeline.quality.gaps.off_grid", lambda opened, step: opened[:0])
-        older.setattr("market_data_pipeline.ingest.encoding.off_grid", lambda opened, step: opened[:0])
-        older.setattr("market_data_pipeline.ingest.healing.off_grid", lambda opened, step: opened[:0])
-        older.setattr("market_data_pipeline.quality.gaps._covered", lambda missing, table, step: missing < 0)
-        older.setattr("market_data_pipeline.ingest.healing.overlapping", lambda opened, *_: opened < 0)
+        older.setattr("market_data_pipeline.checks.gaps.off_grid", lambda opened, step: opened[:0])
+        older.setattr("market_data_pipeline.ingest.encode.off_grid", lambda opened, step: opened[:0])
+        older.setattr("market_data_pipeline.ingest.gap_fill.off_grid", lambda opened, step: opened[:0])
+        older.setattr("market_data_pipeline.checks.gaps._covered", lambda missing, table, step: missing < 0)
+        older.setattr("market_data_pipeline.ingest.gap_fill.overlapping", lambda opened, *_: opened < 0)
         row = lake.one(KEY, "2018-02-10").row
         assert (row.rows, row.verdicts) == (48, "healed")
     ledger = lake.ledger(KEY)
-    ledger.put(replace(row, findings=row.findings.replace('"rule":"spacing"', '"rule":"grid"')))
+    ledger.put(replace(row, bases=Basis.RULE_REPLACED))
     ledger.write(lake.layout.ledger(KEY))
     lake.at("2018-03-06T12:00:00")
     row = lake.one(KEY, "2018-02-10").row

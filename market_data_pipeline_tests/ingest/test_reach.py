@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from market_data_pipeline import clock
-from market_data_pipeline.defs.bodies.due import days_to_repair
-from market_data_pipeline.defs.bodies.published import is_time
-from market_data_pipeline.lake.ledger import Ledger, LedgerRow
-from market_data_pipeline.quality.repair import is_due, is_settled, reach_of
+from market_data_pipeline.defs.maintenance.published import is_time
+from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.maintenance.due import days_to_repair
+from market_data_pipeline.model.day import DayRecord
+from market_data_pipeline.model.needs import needs, reach_of
+from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.sandbox import MissingDay, MissingRows, Status
-from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.universe import load_universe
-from market_data_pipeline_tests.world import World, agg_trades, utc
+from market_data_pipeline_tests.support.world import World, agg_trades, utc
 
 UM, CM, SPOT = agg_trades("BTCUSDT", "um"), agg_trades("BTCUSD_PERP", "cm"), agg_trades("BTCUSDT")
 DAY = "2026-03-03"
@@ -26,12 +27,12 @@ def hole(first: str = "10:00", end: str = "10:20", where: Literal["archive", "bo
     return MissingRows(start=utc(f"{DAY}T{first}"), end=utc(f"{DAY}T{end}"), series="aggTrades", where=where)
 
 
-def verdicts(row: LedgerRow) -> dict[str, str]:
+def verdicts(row: DayRecord) -> dict[str, str]:
     return {found.rule: found.evidence for found in row.findings_list() if found.check == "gaps"}
 
 
-def due(world: World, row: LedgerRow, key: SeriesKey) -> bool:
-    return is_due(row, clock.now(), reach_of(key))
+def due(world: World, row: DayRecord, key: SeriesKey) -> bool:
+    return needs(row, clock.now(), reach_of(key)).is_due
 
 
 @pytest.mark.parametrize("key", [UM, CM], ids=str)
@@ -50,14 +51,14 @@ def test_a_hole_that_rest_does_not_reach_is_final_and_costs_no_request(
     row = world.one(key, DAY).row
     [(rule, evidence)] = verdicts(row).items()
     assert rule == row.verdicts == "archive_defect"
-    assert f"aggTrades of the last {hours} h only; only another archive can bring them" in evidence
+    assert f"aggTrades of the last {hours} h; only another archive can have them" in evidence
     assert row.gaps == "error"
     assert world.asked("/v1/aggTrades") == []
     world.forget()
     for moment in ("2026-03-06T12:00:00", "2026-03-20T12:00:00", "2027-03-05T12:00:00"):
         world.at(moment)
         assert not due(world, row, key)
-        assert is_settled(row, clock.now(), reach_of(key))
+        assert needs(row, clock.now(), reach_of(key)).is_met
         assert world.one(key, DAY).row == row
     assert world.asked() == []
 
@@ -72,10 +73,8 @@ def test_of_a_hole_that_rest_reaches_in_part_the_rest_is_filled_in(world: World)
     assert row.rows == truth.rows - defect.count
     assert 0 < defect.count < truth.rows / 2
     oldest = clock.to_us(utc("2026-03-03T09:10:00"))
-    times = [
-        clock.to_us(moment.replace(tzinfo=utc(DAY).tzinfo))
-        for moment in world.table(CM, DAY)["transact_time"].to_pylist()
-    ]
+    moments: list[Any] = world.table(CM, DAY)["transact_time"].to_pylist()
+    times = [clock.to_us(moment.replace(tzinfo=utc(DAY).tzinfo)) for moment in moments]
     assert any(oldest <= at < clock.to_us(utc("2026-03-03T09:30:00")) for at in times)
 
 
@@ -118,7 +117,7 @@ def test_a_day_without_an_archive_waits_for_it(world: World) -> None:
     world.sandbox.faults.add(MissingDay(days=[date(2026, 3, 2)]))
     result = world.one(UM, "2026-03-02")
     assert result.row.failure == "unpublished"
-    assert "the archive has no file for it (404), and: REST of um serves aggTrades of the last 48 h only" in str(
+    assert "the archive has no file for it (404), and: REST of um only serves aggTrades of the last 48 h" in str(
         result.row.reason
     )
     assert world.asked("/fapi/v1/aggTrades") == []

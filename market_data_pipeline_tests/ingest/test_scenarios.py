@@ -13,14 +13,15 @@ import pyarrow as pa
 import pytest
 
 from market_data_pipeline import clock
-from market_data_pipeline.findings import Finding
+from market_data_pipeline.checks.ordering import ints
 from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, Sources, ingest
-from market_data_pipeline.judging import judge_flat_candles
-from market_data_pipeline.lake import files, quarantine
+from market_data_pipeline.lake import parquet, quarantine
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import Ledger, LedgerRow
-from market_data_pipeline.quality.repair import marked
-from market_data_pipeline.quality.rows import ints
+from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.maintenance.flat_candles import classify_flat_candles
+from market_data_pipeline.model.day import DayRecord, OtherArchive, after
+from market_data_pipeline.model.findings import Finding
+from market_data_pipeline.model.series import Listing, Market, SeriesKey
 from market_data_pipeline.sandbox import (
     ChangedRows,
     Damage,
@@ -40,9 +41,8 @@ from market_data_pipeline.sandbox import (
     Status,
     WrongChecksum,
 )
-from market_data_pipeline.series import Listing, Market, SeriesKey
 from market_data_pipeline.sources.http import Answer, Host
-from market_data_pipeline_tests.world import Result, World, agg_trades, days, klines, utc
+from market_data_pipeline_tests.support.world import Result, World, agg_trades, days, klines, utc
 
 BTC, TRADES = klines("BTCUSDT", "1m"), agg_trades("BTCUSDT")
 DAY, BEFORE = date(2026, 3, 3), date(2026, 3, 2)
@@ -105,7 +105,7 @@ class Story:
         with self.undisturbed(), Sources(self.world.settings) as sources:
             [result] = ingest(key, [day], layout=layout, sources=sources, settings=self.world.settings)
         assert isinstance(result, DayOutcome), result
-        return files.read_table(layout.file(key, day))
+        return parquet.read_table(layout.file(key, day))
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -125,7 +125,7 @@ class Story:
         return self.world.ingest(key, wanted, listing)
 
     def held(self, key: SeriesKey, day: date = DAY) -> pa.Table:
-        return files.read_table(self.world.layout.file(key, day))
+        return parquet.read_table(self.world.layout.file(key, day))
 
     @property
     def requests(self) -> Asked:
@@ -138,23 +138,23 @@ def story(world: World) -> Story:
     return Story(world)
 
 
-def good(results: Sequence[Result]) -> LedgerRow:
+def good(results: Sequence[Result]) -> DayRecord:
     """The ledger row of the one day that was brought."""
     [result] = results
     assert isinstance(result, DayOutcome), result
     return result.row
 
 
-def gaps(row: LedgerRow) -> list[Finding]:
+def gaps(row: DayRecord) -> list[Finding]:
     return [finding for finding in row.findings_list() if finding.check == "gaps"]
 
 
-def the_gap(row: LedgerRow) -> Finding:
+def the_gap(row: DayRecord) -> Finding:
     [found] = gaps(row)
     return found
 
 
-def finding(row: LedgerRow, rule: str) -> Finding:
+def finding(row: DayRecord, rule: str) -> Finding:
     [found] = [found for found in row.findings_list() if found.rule == rule]
     return found
 
@@ -193,7 +193,9 @@ def test_an_outage_in_spot_is_proven_by_the_ids_of_its_trades(story: Story) -> N
     times = ints(story.held(TRADES), "transact_time")
     last = int(ids[times < at("10:00")][-1])
     assert (found.rule, row.gaps) == ("outage", "info")
-    assert f"the ids of aggTrades run on across it, {last} to {last + 1}; REST was not asked" in found.evidence
+    assert (
+        f"the aggTrade ids before and after are consecutive, {last} to {last + 1}; REST was not asked" in found.evidence
+    )
     assert story.held(BTC).num_rows == 1420
     assert story.requests == ZIP + CLOCK  # which was refused; no page was asked for after that
 
@@ -205,18 +207,18 @@ def test_an_outage_in_um_is_flat_rows_in_every_symbol(story: Story) -> None:
         assert good(story.bring(key)).verdicts == "quiet"
         assert story.requests == ZIP
     story.world.forget()
-    assert judge_flat_candles(story.world.layout, Market.UM).days == 3
+    assert classify_flat_candles(story.world.layout, Market.UM).days == 3
     assert story.requests == NOTHING  # the lake knows all symbols
     for key in keys:  # and REST, whether the archive alone has them flat
         assert finding(story.world.ledger(key).rows[DAY], "unconfirmed").count == 20
         story.world.ingest(key, [DAY])
     assert not story.world.asked(".zip")
-    judge_flat_candles(story.world.layout, Market.UM)
+    classify_flat_candles(story.world.layout, Market.UM)
     for key in keys:
         row = story.world.ledger(key).rows[DAY]
         found = finding(row, "suspended")
         assert (found.count, span(found), row.gaps) == (20, [(at("10:00"), at("10:19"), 20)], "info")
-        assert "every other symbol that is held was flat or missing, too (2: " in found.evidence
+        assert "every other stored symbol was flat or missing, too (2: " in found.evidence
         assert story.held(key).num_rows == 1440
 
 
@@ -232,7 +234,7 @@ def test_a_quiet_symbol_is_flat_while_others_trade(story: Story) -> None:
     assert gaps(good(story.bring(other))) == []
     assert story.requests == ZIP
     story.world.forget()
-    judge_flat_candles(story.world.layout, Market.UM)
+    classify_flat_candles(story.world.layout, Market.UM)
     assert story.requests == NOTHING
     row = story.world.ledger(quiet).rows[DAY]
     found = the_gap(row)
@@ -258,7 +260,7 @@ def test_twenty_minutes_that_the_archive_lacks_come_from_rest(story: Story) -> N
     assert span(found) == [(at("10:00"), at("10:19"), 20)]
     assert (row.gaps, row.final, row.missing) == ("info", True, 0)
     assert story.held(BTC).equals(truth)
-    parts = files.read_provenance(story.world.layout.file(BTC, DAY)).parts
+    parts = parquet.read_provenance(story.world.layout.file(BTC, DAY)).parts
     assert [(p.source.value, p.first_row, p.rows) for p in parts] == [
         ("archive_daily", 0, 600),
         ("rest", 600, 20),
@@ -341,7 +343,7 @@ def test_candles_that_lack_although_trades_took_place_are_a_defect_until_healed(
     refusal = story.world.sandbox.faults.add(Status(path="/api/v3/", status=451))
     row = good(story.bring(BTC))
     assert (the_gap(row).rule, row.gaps) == ("archive_defect", "error")
-    assert "aggTrades held took place there" in the_gap(row).evidence
+    assert "stored aggTrades took place there" in the_gap(row).evidence
     assert story.held(BTC).num_rows == 1420
     assert story.requests == ZIP + CLOCK  # refused
     story.world.sandbox.faults.remove(refusal)
@@ -357,7 +359,7 @@ def test_candles_that_no_source_has_although_trades_took_place_are_unexplained(s
     story.world.sandbox.faults.add(MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="klines"))
     row = good(story.bring(BTC))
     assert (the_gap(row).rule, row.gaps) == ("unexplained", "error")
-    assert "REST has no candle either, yet" in the_gap(row).evidence
+    assert "REST has no candle either, but" in the_gap(row).evidence
     assert story.held(BTC).num_rows == 1420
     assert story.requests == ZIP + REST
 
@@ -369,7 +371,7 @@ def test_a_whole_day_that_the_archive_lacks_comes_from_rest_and_is_provisional(s
     row = good(story.bring(key))
     assert (row.source, row.final, gaps(row), row.checksum) == ("rest", False, [], None)
     assert story.held(key).equals(truth)
-    [part] = files.read_provenance(story.world.layout.file(key, DAY)).parts
+    [part] = parquet.read_provenance(story.world.layout.file(key, DAY)).parts
     assert (part.source.value, part.first_row, part.rows) == ("rest", 0, truth.num_rows)
     if key == BTC:
         assert story.requests == ABSENT + WHOLE_DAY
@@ -471,7 +473,7 @@ def test_an_id_on_both_sides_of_midnight_stays_on_one(story: Story, together: bo
     found = finding(row, "across_midnight")
     last = int(ints(story.held(TRADES, BEFORE), "agg_trade_id")[-1])
     assert (found.count, found.severity.value, span(found)) == (1, "warn", [(last, last, 1)])
-    assert "stood on both sides of midnight; they were kept in the day before only" in found.message
+    assert "also appear in the previous day. Only the previous day has them now" in found.message
     assert story.held(TRADES).equals(truth)
     assert story.requests == (2 if together else 1) * ZIP
 
@@ -576,7 +578,7 @@ def test_what_lacks_of_a_symbol_that_rest_no_longer_knows_is_not_asked_for_for_e
     row = good(story.bring(key))
     found = the_gap(row)
     assert (found.rule, row.final, len(asked)) == ("unexplained", True, 1)
-    assert found.evidence.endswith("REST of spot does not know the symbol, or no longer (error -1121)")
+    assert found.evidence.endswith("REST of spot does not know the symbol any more, or never did (error -1121)")
     story.world.at("2026-06-05T12:00:00")
     assert good(story.bring(key)) == row
     assert len(asked) == 1
@@ -612,7 +614,7 @@ def test_an_archive_that_was_replaced_is_fetched_again_and_the_difference_told(s
     story.world.sandbox.faults.add(Status(path="/api/v3/", status=451))
     story.world.at("2026-03-06T12:00:00")
     ledger = story.world.ledger(BTC)
-    ledger.put(marked(row, "another-etag"))
+    ledger.put(after(row, row.day, OtherArchive("another-etag")))
     ledger.write(story.world.layout.ledger(BTC))
     replaced = good(story.bring(BTC))
     assert (replaced.final, replaced.replaced_by, replaced.etag != row.etag) == (True, None, True)
@@ -629,7 +631,7 @@ def test_the_rows_that_a_replaced_archive_changed_are_counted(story: Story) -> N
     assert story.held(TRADES).equals(truth)
     story.world.at("2026-03-06T12:00:00")
     ledger = story.world.ledger(TRADES)
-    ledger.put(marked(row, "another-etag"))
+    ledger.put(after(row, row.day, OtherArchive("another-etag")))
     ledger.write(story.world.layout.ledger(TRADES))
     found = finding(good(story.bring(TRADES)), "replaced")
     assert found.count == 1

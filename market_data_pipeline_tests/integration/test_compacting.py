@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 
 from market_data_pipeline import clock
-from market_data_pipeline.compacting import compact
-from market_data_pipeline.lake import files
-from market_data_pipeline.lake.catalog import publish_catalog
-from market_data_pipeline.lake.on_disk import days_on_disk
-from market_data_pipeline.lake.on_record import corrected
+from market_data_pipeline.lake import storage
+from market_data_pipeline.lake.day_records import corrected
+from market_data_pipeline.lake.partitions import days_on_disk
+from market_data_pipeline.maintenance.compaction import compact
 from market_data_pipeline.settings import load_settings
-from market_data_pipeline_tests.integration import compacting
-from market_data_pipeline_tests.integration.processes import PYTHON, until
+from market_data_pipeline.sql.publish import publish_catalog
 from market_data_pipeline_tests.integration.test_readers import end_reader, start_reader
-from market_data_pipeline_tests.small_lake import SmallLake, series
+from market_data_pipeline_tests.support import compacting_process
+from market_data_pipeline_tests.support.processes import PYTHON, until
+from market_data_pipeline_tests.support.small_lake import SmallLake, series
 
 pytestmark = pytest.mark.slow
 
@@ -41,11 +41,13 @@ def test_readers_see_each_day_once_while_months_are_closed_by_processes_that_are
         for process in readers:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
-        for step, month in zip(compacting.STEPS, MONTHS, strict=True):
+        for step, month in zip(compacting_process.STEPS, MONTHS, strict=True):
             lake.put(BTC, month)
-            if compacting.STEPS[step][1] == "remove":
+            if compacting_process.STEPS[step][1] == "remove":
                 grace_is_over(lake.layout.month(BTC, MONTHS[0][0]))
-            killed = subprocess.run([PYTHON, compacting.__file__, str(tmp_path), step], check=False, timeout=240)
+            killed = subprocess.run(
+                [PYTHON, compacting_process.__file__, str(tmp_path), step], check=False, timeout=240
+            )
             assert killed.returncode == -signal.SIGKILL, step
             report = compact(settings, [BTC])
             assert (report.troubles, report.removed) == ({}, 0)
@@ -53,9 +55,9 @@ def test_readers_see_each_day_once_while_months_are_closed_by_processes_that_are
 
     days = [day for month in MONTHS for day in month]
     assert list(days_on_disk(lake.layout, BTC)) == days
-    assert days[0] not in files.days_on_disk(lake.layout.folder(BTC))  # whose grace period was over
+    assert days[0] not in storage.days_on_disk(lake.layout.folder(BTC))  # whose grace period was over
     assert not corrected(lake.layout, [BTC]).to_pylist()
-    assert [path.name for path in tmp_path.rglob("*") if path.name.endswith(files.TEMPORARY)] == []
+    assert [path.name for path in tmp_path.rglob("*") if path.name.endswith(storage.TEMPORARY)] == []
     for of_one in seen:
         for way, counts in of_one.items():
             assert counts == sorted(counts), way
@@ -65,5 +67,5 @@ def test_readers_see_each_day_once_while_months_are_closed_by_processes_that_are
 
 def grace_is_over(month: Path) -> None:
     """Wait until the days of a month that was closed may be removed."""
-    over = month.stat().st_mtime + compacting.GRACE.total_seconds()
+    over = month.stat().st_mtime + compacting_process.GRACE.total_seconds()
     until(lambda: time.time() > over, "the end of the grace period", seconds=60)

@@ -16,12 +16,12 @@ import psutil
 import pytest
 import requests
 
-from market_data_pipeline.defs.home import open_instance
-from market_data_pipeline.lake import files
+from market_data_pipeline.defs.platform.home import open_instance
+from market_data_pipeline.lake import parquet
+from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.sandbox import Delay, Sandbox, WrongChecksum
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline_tests.integration.processes import Desk, until
-from market_data_pipeline_tests.world import days, klines
+from market_data_pipeline_tests.support.processes import Desk, until
+from market_data_pipeline_tests.support.world import days, klines
 
 pytestmark = pytest.mark.slow
 
@@ -191,7 +191,7 @@ def test_a_backfill_from_the_ui_with_bad_days_and_a_second_one_for_those(tmp_pat
             assert len(sandbox.requests) == 4  # each zip and its CHECKSUM, and nothing else
             all_days_are_good(ui)
             klines_are_compared_with_their_trades_day_by_day(desk, ui)
-            assert {files.read_table(desk.layout.file(BTC, day)).num_rows for day in MONTH} == {1440}
+            assert {parquet.read_table(desk.layout.file(BTC, day)).num_rows for day in MONTH} == {1440}
             any_sql_tool_finds_the_rows(desk)
             the_daemons_are_well(ui)
         assert "PreviewWarning" not in desk.output()
@@ -291,7 +291,8 @@ def klines_are_compared_with_their_trades_day_by_day(desk: Desk, ui: Ui) -> None
     desk.run("backfill", "--data-type", "aggTrades", "--symbol", "BTCUSDT", "--from", day, "--through", day)
     desk.run("reconcile")
     compared = ui.evaluation(BTC, "reconciliation", MONTH[0])
-    assert compared["description"].startswith("All 1,440 candles are what binance/spot/aggTrades/BTCUSDT")
+    text = "All 1,440 candles equal the candles rebuilt from binance/spot/aggTrades/BTCUSDT"
+    assert compared["description"].startswith(text)
     assert compared["targetMaterialization"] is not None
     assert ui.checks(BTC)["reconciliation"] == {"SUCCEEDED": set(MONTH)}
     assert "Not compared yet" in ui.evaluation(BTC, "reconciliation", MONTH[1])["description"]

@@ -12,14 +12,16 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from market_data_pipeline.defs.home import days_on_record, open_instance
-from market_data_pipeline.lake import files
+from market_data_pipeline.defs.in_process import days_on_record
+from market_data_pipeline.defs.platform.home import open_instance
+from market_data_pipeline.lake import parquet
+from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.lake.provenance import Provenance, content_sha256
+from market_data_pipeline.model.provenance import Provenance
+from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.sandbox import Delay, Sandbox
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline_tests.integration.processes import Desk, until
-from market_data_pipeline_tests.world import agg_trades, days, klines
+from market_data_pipeline_tests.support.processes import Desk, until
+from market_data_pipeline_tests.support.world import agg_trades, days, klines
 
 pytestmark = pytest.mark.slow
 
@@ -122,11 +124,11 @@ def the_lakes_are_equal(one: Desk, other: Desk) -> None:
         assert sorted(ledger.rows) == WANTED
         for day in WANTED:
             path, other_path = one.layout.file(key, day), other.layout.file(key, day)
-            table = files.read_table(path)
-            assert table.equals(files.read_table(other_path)), path
-            record = files.read_provenance(path)
+            table = parquet.read_table(path)
+            assert table.equals(parquet.read_table(other_path)), path
+            record = parquet.read_provenance(path)
             assert record.content_sha256 == content_sha256(table)
-            assert timeless(record) == timeless(files.read_provenance(other_path))
+            assert timeless(record) == timeless(parquet.read_provenance(other_path))
             row = ledger.rows[day]
             assert (row.held, row.content_sha256) == (True, record.content_sha256)
 

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from market_data_pipeline.cli import main
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.sandbox import MissingChecksum, Sandbox
-from market_data_pipeline_tests.integration import reader
-from market_data_pipeline_tests.integration.processes import PYTHON, Desk
-from market_data_pipeline_tests.world import days, klines
+from market_data_pipeline_tests.support import reader_process
+from market_data_pipeline_tests.support.processes import PYTHON, Desk
+from market_data_pipeline_tests.support.world import days, klines
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ collect:
     symbols: [BTCUSDT, ETHUSDT]
     klines: {intervals: [1m], from: 2024-01-01}
 """
-BTC, ETH = (klines(symbol, "1m") for symbol in reader.SYMBOLS)
+BTC, ETH = (klines(symbol, "1m") for symbol in reader_process.SYMBOLS)
 PROVISIONAL = days("2024-01-11", "2024-01-25")
 ALL = days("2024-01-11", "2024-03-10")
 
@@ -76,7 +76,7 @@ def final(desk: Desk) -> dict[date, bool]:
 
 def start_reader(root: Path, interval: str, environment: Mapping[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [PYTHON, reader.__file__, str(root), interval],
+        [PYTHON, reader_process.__file__, str(root), interval],
         env=environment,
         cwd=root,
         stdin=subprocess.PIPE,

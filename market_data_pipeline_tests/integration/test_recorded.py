@@ -16,13 +16,14 @@ import pytest
 from click.testing import CliRunner
 
 from market_data_pipeline.cli import main
-from market_data_pipeline.findings import Finding
-from market_data_pipeline.lake import files
+from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import Ledger, LedgerRow
+from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.model.day import DayRecord
+from market_data_pipeline.model.findings import Finding
+from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.sandbox import Sandbox
-from market_data_pipeline.series import EXCHANGE, DataType, Market, SeriesKey
-from market_data_pipeline_tests.world import klines, utc
+from market_data_pipeline_tests.support.world import klines, utc
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("recorded")]
 
@@ -174,7 +175,7 @@ def lake(recordings: list[Recording], realdata: Path, tmp_path_factory: pytest.T
         yield Layout(root)
 
 
-def ledger_of(lake: Layout, key: SeriesKey) -> dict[date, LedgerRow]:
+def ledger_of(lake: Layout, key: SeriesKey) -> dict[date, DayRecord]:
     return Ledger.read(lake.ledger(key)).rows
 
 
@@ -186,7 +187,7 @@ def findings(lake: Layout, key: SeriesKey, rule: str) -> Iterator[Finding]:
 def test_every_row_and_column_is_what_the_csv_says(lake: Layout, recordings: list[Recording]) -> None:
     assert len(recordings) == 30
     for recording in recordings:
-        tables = [files.read_table(lake.file(recording.key, day)) for day in recording.days()]
+        tables = [parquet.read_table(lake.file(recording.key, day)) for day in recording.days()]
         found, expected = pa.concat_tables(tables), recording.columns()
         assert set(found.column_names) == set(expected), recording.path.name
         for name, values in expected.items():

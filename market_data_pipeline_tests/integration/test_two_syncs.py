@@ -13,16 +13,16 @@ import pytest
 from click.testing import CliRunner
 
 from market_data_pipeline.cli import main
-from market_data_pipeline.defs.home import open_instance
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.lake import files
+from market_data_pipeline.defs.platform.home import open_instance
+from market_data_pipeline.lake import parquet
+from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.lake.provenance import content_sha256
+from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.sandbox import Request
-from market_data_pipeline.series import SeriesKey
 from market_data_pipeline.settings import PREFIX
-from market_data_pipeline_tests.world import World, agg_trades, klines
+from market_data_pipeline_tests.support.world import World, agg_trades, klines
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +69,7 @@ class Owner:
         return [request for request in self.world.sandbox.requests if not request.path.endswith("/time")]
 
     def rows(self, key: SeriesKey, day: date, root: Path | None = None) -> pa.Table:
-        return files.read_table(Layout(root or self.world.root / "data").file(key, day))
+        return parquet.read_table(Layout(root or self.world.root / "data").file(key, day))
 
     def final(self, day: date) -> set[bool]:
         layout = Layout(self.world.root / "data")
@@ -167,7 +167,7 @@ def test_across_midnight_a_day_becomes_final_and_equals_its_archive(
     fresh = tmp_path / "fresh"
     owner.sync("2026-03-06T10:00:00", fresh)
     for key in KEYS:
-        record = files.read_provenance(Layout(fresh).file(key, TODAY))
+        record = parquet.read_provenance(Layout(fresh).file(key, TODAY))
         assert [part.source for part in record.parts] == ["archive_daily"]
         assert owner.rows(key, TODAY).equals(owner.rows(key, TODAY, fresh)), key
         on_record = newest(instance, key, TODAY).metadata

@@ -29,9 +29,10 @@ from dagster._utils.schedules import cron_string_iterator
 from sqlalchemy.engine import Connection
 
 from market_data_pipeline import clock
-from market_data_pipeline.definitions import build_definitions
-from market_data_pipeline.lake.ledger import LedgerRow
-from market_data_pipeline.lineage import profile_of
+from market_data_pipeline.defs.definitions import build_definitions
+from market_data_pipeline.model.day import DayRecord
+from market_data_pipeline.model.lineage import profile_of
+from market_data_pipeline.model.series import Market, SeriesKey
 from market_data_pipeline.sandbox import (
     GeneratedSymbol,
     LateArchive,
@@ -42,9 +43,8 @@ from market_data_pipeline.sandbox import (
     Status,
     WrongChecksum,
 )
-from market_data_pipeline.series import Market, SeriesKey
 from market_data_pipeline.universe import load_universe
-from market_data_pipeline_tests.world import World, agg_trades, days, klines, utc
+from market_data_pipeline_tests.support.world import World, agg_trades, days, klines, utc
 
 pytestmark = pytest.mark.slow
 
@@ -247,7 +247,7 @@ def daemon(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
         yield Daemon(world, instance, build_definitions(world.settings, load_universe(universe)))
 
 
-def row(world: World, key: SeriesKey, day: date) -> LedgerRow:
+def row(world: World, key: SeriesKey, day: date) -> DayRecord:
     return world.ledger(key).rows[day]
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from filelock import Timeout
 
-from market_data_pipeline.lake import files, locks
-from market_data_pipeline.lake.files import StorageError
-from market_data_pipeline_tests.world import World, klines
+from market_data_pipeline.errors import SeriesBusyError, StorageError
+from market_data_pipeline.lake import locks, storage
+from market_data_pipeline_tests.support.world import World, klines
 
 BTC = klines("BTCUSDT", "1h")
 
@@ -47,7 +47,7 @@ def test_soft_lock_keeps_a_second_writer_out(tmp_path: Path) -> None:
     with locks.held(lock):
         with pytest.raises(Timeout), locks.held(lock):
             pass
-        with pytest.raises(files.SeriesBusyError), files.only_writer(lock, 0.1, "a"):
+        with pytest.raises(SeriesBusyError), storage.only_writer(lock, 0.1, "a"):
             pass
     with locks.held(lock):
         pass
@@ -75,7 +75,7 @@ def _failing(monkeypatch: pytest.MonkeyPatch, number: int, *, folders: bool) -> 
             raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(files, "_reported", set())
+    monkeypatch.setattr(storage, "_reported", set())
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EPERM])
@@ -83,7 +83,7 @@ def test_folder_that_cannot_be_flushed_takes_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     _failing(monkeypatch, number, folders=True)
-    files.write_bytes(tmp_path / "a", b"rows")
+    storage.write_bytes(tmp_path / "a", b"rows")
     assert (tmp_path / "a").read_bytes() == b"rows"
 
 
@@ -93,7 +93,7 @@ def test_file_that_cannot_be_flushed_is_written_and_said_once(
 ) -> None:
     _failing(monkeypatch, number, folders=False)
     for name in "ab":
-        files.write_bytes(tmp_path / name, b"rows")
+        storage.write_bytes(tmp_path / name, b"rows")
         assert (tmp_path / name).read_bytes() == b"rows"
     [said] = caplog.records
     assert os.strerror(number) in said.getMessage()
@@ -115,5 +115,5 @@ def test_fault_of_the_disk_is_named_with_its_own_remedy(
 ) -> None:
     _failing(monkeypatch, number, folders=folders)
     with pytest.raises(StorageError, match=words) as refused:
-        files.write_bytes(tmp_path / "a", b"rows")
+        storage.write_bytes(tmp_path / "a", b"rows")
     assert "Check who may write" not in str(refused.value)

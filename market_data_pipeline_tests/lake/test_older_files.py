@@ -10,17 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from market_data_pipeline import MarketData, clock
-from market_data_pipeline.lake import files
-from market_data_pipeline.lake.closing import close_months, write_day
-from market_data_pipeline.lake.ledger import Ledger, reconcile
+from market_data_pipeline.errors import DamagedFileError
+from market_data_pipeline.lake import parquet, storage
+from market_data_pipeline.lake.checksums import verify_days
+from market_data_pipeline.lake.closed_months import close_months, write_day
+from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
 from market_data_pipeline.lake.months import DayInMonth, encode_month
-from market_data_pipeline.lake.on_disk import days_between, days_on_disk, read_whole
-from market_data_pipeline.lake.proving import prove_days
-from market_data_pipeline.lake.reading import read_days
-from market_data_pipeline.schemas import lake_schema, may_be_null
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.specs import spec_of
-from market_data_pipeline_tests.small_lake import SmallLake, day_table, days_from, series
+from market_data_pipeline.lake.partitions import days_between, days_on_disk, read_whole
+from market_data_pipeline.lake.reader import read_days
+from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.schema import lake_schema, may_be_null
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline_tests.support.small_lake import SmallLake, day_table, days_from, series
 
 JANUARY = days_from("2024-01-01", 31)
 KEYS = [series("BTCUSDT", "1h"), series("BTCUSDT")]
@@ -36,8 +37,8 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallLake:
         ledger = Ledger.read(lake.layout.ledger(key))
         for held in days_between(lake.layout, key, JANUARY[0], JANUARY[-1])[::2]:
             record, table = read_whole(held)
-            files.write_table(held.path, older(table), record, spec_of(key))
-        reconcile(ledger, lake.layout, key)
+            parquet.write_table(held.path, older(table), record, spec_of(key))
+        refresh_ledger(ledger, lake.layout, key)
         ledger.write(lake.layout.ledger(key))
     return lake
 
@@ -62,7 +63,7 @@ def test_they_are_read_and_proven_with_those_of_this_version(lake: SmallLake, ke
     assert [set(is_required(path)) for path in paths] == [{False}, {True}]
     held = list(days_on_disk(lake.layout, key).values())
     assert read_days(held, lake_schema(key.market, key.data_type)).equals(truth(key, JANUARY))
-    assert [proof.fault for proof in prove_days(lake.layout, key, JANUARY)] == [None] * 31
+    assert [proof.fault for proof in verify_days(lake.layout, key, JANUARY)] == [None] * 31
     market = MarketData(lake.root)
     january = "2024-01-01", "2024-02-01"
     result = market.klines("BTCUSDT", "1h", *january) if key.interval else market.agg_trades("BTCUSDT", *january)
@@ -78,11 +79,11 @@ def test_a_missing_value_in_one_is_damage(lake: SmallLake, key: SeriesKey) -> No
     values = table.column(name).to_pylist()
     lost = pa.array([None, *values[1:]]).cast(table.column(name).type)
     at = table.schema.get_field_index(name)
-    files.write_table(held.path, older(table).set_column(at, name, lost), record, spec_of(key))
-    [fault] = [proof.fault for proof in prove_days(lake.layout, key, JANUARY[:1])]
+    parquet.write_table(held.path, older(table).set_column(at, name, lost), record, spec_of(key))
+    [fault] = [proof.fault for proof in verify_days(lake.layout, key, JANUARY[:1])]
     assert fault is not None
     assert f"{name} is missing in a row" in fault
-    with pytest.raises(files.DamagedFileError, match=held.path.name):
+    with pytest.raises(DamagedFileError, match=held.path.name):
         read_days([held], lake_schema(key.market, key.data_type))
 
 
@@ -96,10 +97,10 @@ def test_they_are_closed_into_one_month_and_an_older_month_is_written_anew(lake:
     assert read_days(held, lake_schema(key.market, key.data_type)).equals(truth(key, JANUARY))
 
     found = [read_whole(one) for one in held]
-    files.write_bytes(month, encode_month([DayInMonth(one.record, older(one.table)) for one in found], spec_of(key)))
+    storage.write_bytes(month, encode_month([DayInMonth(one.record, older(one.table)) for one in found], spec_of(key)))
     assert set(is_required(month)) == {False}
-    assert [proof.fault for proof in prove_days(lake.layout, key, JANUARY)] == [None] * 31
+    assert [proof.fault for proof in verify_days(lake.layout, key, JANUARY)] == [None] * 31
     assert read_days(held, lake_schema(key.market, key.data_type)).equals(truth(key, JANUARY))
-    write_day(lake.layout, key, found[9].record, files.encode_table(found[9].table, found[9].record, spec_of(key)))
+    write_day(lake.layout, key, found[9].record, parquet.encode_table(found[9].table, found[9].record, spec_of(key)))
     assert set(is_required(month)) == {True}
-    assert [proof.fault for proof in prove_days(lake.layout, key, JANUARY)] == [None] * 31
+    assert [proof.fault for proof in verify_days(lake.layout, key, JANUARY)] == [None] * 31

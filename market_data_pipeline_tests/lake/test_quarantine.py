@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from market_data_pipeline.errors import UsageError
+from market_data_pipeline.errors import DamagedFileError, UsageError
 from market_data_pipeline.lake import quarantine
-from market_data_pipeline.lake.files import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import FAILED, HELD, NOT_LISTED, Ledger, LedgerRow
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.quarantine import Entry
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline_tests.world import agg_trades, klines
+from market_data_pipeline.model.day import FAILED, HELD, NOT_LISTED, DayRecord
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline_tests.support.world import agg_trades, klines
 
 DAY = date(2024, 1, 3)
 AT = datetime(2024, 1, 4, 9, 30, tzinfo=UTC)
@@ -40,7 +40,7 @@ def kept(
 ) -> Entry:
     sha256 = hashlib.sha256(data).hexdigest()
     archive_key = key.archive_daily(day) if day else key.archive_monthly(DAY)
-    path = quarantine.put(
+    path = quarantine.store(
         layout,
         key,
         archive_key,
@@ -157,7 +157,7 @@ def test_only_a_wrong_checksum_of_bytes_that_are_still_there_can_be_accepted(lay
         quarantine.accept(layout, malformed, by="me", at=AT)
     entry = kept(layout, data=b"other bytes")
     entry.path.write_bytes(b"something else")
-    with pytest.raises(DamagedFileError, match="does not hold the bytes that were refused"):
+    with pytest.raises(DamagedFileError, match="no longer has the refused bytes"):
         quarantine.accept(layout, entry, by="me", at=AT)
     entry.path.unlink()
     with pytest.raises(DamagedFileError, match="cannot be read"):
@@ -165,8 +165,8 @@ def test_only_a_wrong_checksum_of_bytes_that_are_still_there_can_be_accepted(lay
     assert quarantine.accepted_sha256(layout, BTC, entry.archive_key) == frozenset()
 
 
-def row(outcome: str, day: date = DAY, **fields: object) -> LedgerRow:
-    return LedgerRow(day=day, outcome=outcome, **fields)  # type: ignore[arg-type]
+def row(outcome: str, day: date = DAY, **fields: object) -> DayRecord:
+    return DayRecord(day=day, outcome=outcome, **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -182,10 +182,10 @@ def row(outcome: str, day: date = DAY, **fields: object) -> LedgerRow:
     ],
 )
 def test_bytes_of_a_day_that_is_held_by_a_good_file_are_let_go(
-    layout: Layout, ledger: list[LedgerRow], mended: bool
+    layout: Layout, ledger: list[DayRecord], mended: bool
 ) -> None:
     entry, other = kept(layout), kept(layout, day=date(2024, 1, 4))
-    released = quarantine.release_mended(layout, BTC, Ledger(ledger))
+    released = quarantine.release_resolved(layout, BTC, Ledger(ledger))
     assert released == ([entry] if mended else [])
     assert quarantine.entries(layout) == ([other] if mended else [entry, other])
     assert len(list(layout.quarantine(BTC).iterdir())) == (2 if mended else 4)
@@ -194,8 +194,8 @@ def test_bytes_of_a_day_that_is_held_by_a_good_file_are_let_go(
 def test_a_months_zip_stays_until_a_person_lets_it_go(layout: Layout) -> None:
     month = kept(layout, day=None)
     ledger = Ledger(row(HELD, day, final=True, checksum="verified") for day in month.days)
-    assert quarantine.is_mended(month, ledger)
-    assert quarantine.release_mended(layout, BTC, ledger) == []
+    assert quarantine.is_resolved(month, ledger)
+    assert quarantine.release_resolved(layout, BTC, ledger) == []
     quarantine.release(month)
     quarantine.release(month)
     assert quarantine.entries(layout) == []
@@ -215,7 +215,7 @@ def test_the_record_is_plain_json(layout: Layout) -> None:
 
 def put(layout: Layout, n: int, day: date | None = DAY, *, key: SeriesKey = BTC, size: int = 100) -> Entry | None:
     """Keep the n-th version of an archive, n hours later, where 1,000 bytes are the limit."""
-    path = quarantine.put(
+    path = quarantine.store(
         layout,
         key,
         key.archive_daily(day) if day else key.archive_monthly(DAY),

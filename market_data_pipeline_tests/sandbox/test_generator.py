@@ -16,8 +16,9 @@ import pytest
 import requests
 
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.model.series import DataType, Market, SeriesKey
 from market_data_pipeline.sandbox import DEFAULT_SYMBOLS, GeneratedSymbol, Sandbox, write_mirror
-from market_data_pipeline.sandbox.digits import Decimals, csv_text
+from market_data_pipeline.sandbox.csv_writer import Decimals, csv_text
 from market_data_pipeline.sandbox.generator import (
     DAY_US,
     day_of_agg_trade,
@@ -26,7 +27,6 @@ from market_data_pipeline.sandbox.generator import (
     klines_of,
 )
 from market_data_pipeline.sandbox.rows import TradeRows
-from market_data_pipeline.series import DataType, Market, SeriesKey
 from market_data_pipeline_tests.sandbox.conftest import NOW, csv_rows
 
 Get = Callable[..., requests.Response]

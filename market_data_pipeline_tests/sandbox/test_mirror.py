@@ -14,8 +14,8 @@ import pytest
 import requests
 
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.model.series import DataType, Market, SeriesKey
 from market_data_pipeline.sandbox import Damage, DamagedArchive, MarketOutage, MissingDay, Sandbox, write_mirror
-from market_data_pipeline.series import DataType, Market, SeriesKey
 from market_data_pipeline_tests.sandbox.conftest import NOW, csv_rows, sha256
 from market_data_pipeline_tests.sandbox.test_archive import listed
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import requests
 
+from market_data_pipeline.model.series import Market
 from market_data_pipeline.sandbox import Sandbox
-from market_data_pipeline.series import Market
 from market_data_pipeline_tests.sandbox.conftest import NOW, csv_rows
 
 Get = Callable[..., requests.Response]

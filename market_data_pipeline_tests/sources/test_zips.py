@@ -15,11 +15,11 @@ import pyarrow as pa
 import pytest
 
 from market_data_pipeline import clock
-from market_data_pipeline.series import SeriesKey
-from market_data_pipeline.sources.archive import read_zip
-from market_data_pipeline.sources.errors import MalformedError
+from market_data_pipeline.errors import MalformedError
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.sources.binance.zip_reader import read_zip
 from market_data_pipeline.sources.zips import glimpse
-from market_data_pipeline_tests.world import agg_trades, klines
+from market_data_pipeline_tests.support.world import agg_trades, klines
 
 KEY, DAY, STEM = klines("BTCUSDT", "1h"), date(2026, 3, 2), "BTCUSDT-1h-2026-03-02"
 TRADES, TRADES_STEM = agg_trades("BTCUSDT"), "BTCUSDT-aggTrades-2026-03-02"
@@ -110,43 +110,49 @@ def commented() -> bytes:
 SIZE = len(HOURS)
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "not a zip"),
-    "text": (lambda: b"The service is unavailable.", "not a zip, but begins with b'The service"),
+    "text": (lambda: b"The service is unavailable.", "not a zip, but starts with b'The service"),
     "web page": (lambda: b"<html>log in</html>" * 1000, "not a zip"),
     "gzip": (lambda: b"\x1f\x8b\x08" + bytes(100), "not a zip"),
-    "no entries": (lambda: with_entries(0), "holds nothing"),
+    "no entries": (lambda: with_entries(0), "contains nothing"),
     "many entries": (lambda: with_entries(60_000), "lists 60,000 files"),
     "more entries than a zip can count": (lambda: with_entries(70_000), "zip64"),
-    "two entries": (lambda: with_entries(2), "nothing else, but it holds 0.csv, 1.csv"),
-    "nested zip": (lambda: zipped(WHOLE, f"{STEM}.zip"), r"but it holds BTCUSDT-1h-2026-03-02\.zip"),
+    "two entries": (lambda: with_entries(2), "nothing else, but it contains 0.csv, 1.csv"),
+    "nested zip": (lambda: zipped(WHOLE, f"{STEM}.zip"), r"but it contains BTCUSDT-1h-2026-03-02\.zip"),
     "zip as the csv": (lambda: zipped(WHOLE), "neither a row nor a header"),
-    "path upwards": (lambda: zipped(HOURS, f"../../{CSV}"), r"but it holds \.\./"),
-    "absolute path": (lambda: zipped(HOURS, f"/{CSV}"), "but it holds /"),
-    "long name": (lambda: zipped(HOURS, "n" * 60_000), "lists 1 files in 60,046 bytes|but it holds nnn"),
-    "escapes in a name": (lambda: zipped(HOURS, "\x1b[2J.csv"), r"holds '\\x1b\[2J"),
+    "path upwards": (lambda: zipped(HOURS, f"../../{CSV}"), r"but it contains \.\./"),
+    "absolute path": (lambda: zipped(HOURS, f"/{CSV}"), "but it contains /"),
+    "long name": (lambda: zipped(HOURS, "n" * 60_000), "lists 1 files in 60,046 bytes|but it contains nnn"),
+    "escapes in a name": (lambda: zipped(HOURS, "\x1b[2J.csv"), r"contains '\\x1b\[2J"),
     "bzip2": (lambda: zipped(HOURS, method=zipfile.ZIP_BZIP2), "method 12"),
     "lzma": (lambda: zipped(HOURS, method=zipfile.ZIP_LZMA), "method 14"),
     "zstd": (lambda: patched(WHOLE, ENTRY, 10, "<H", 93), "method 93"),
     "deflate64": (lambda: patched(WHOLE, ENTRY, 10, "<H", 9), "method 9"),
     "encrypted": (lambda: patched(WHOLE, ENTRY, 8, "<H", 1), "encrypted"),
     "strongly encrypted": (lambda: patched(WHOLE, ENTRY, 8, "<H", 0x41), "encrypted"),
-    "smaller than stated": (lambda: patched(WHOLE, ENTRY, 24, "<I", SIZE + 1), f"states {SIZE + 1:,} bytes and holds"),
-    "bigger than stated": (lambda: patched(WHOLE, ENTRY, 24, "<I", SIZE - 1), f"more than the {SIZE - 1:,} bytes"),
-    "nothing stated": (lambda: patched(WHOLE, ENTRY, 24, "<I", 0), "more than the 0 bytes"),
-    "huge size stated": (lambda: patched(WHOLE, ENTRY, 24, "<I", 0xFFFFFFFE), "has 4,294,967,294 bytes, and at most"),
+    "smaller than stated": (
+        lambda: patched(WHOLE, ENTRY, 24, "<I", SIZE + 1),
+        f"states {SIZE + 1:,} bytes and contains",
+    ),
+    "bigger than stated": (
+        lambda: patched(WHOLE, ENTRY, 24, "<I", SIZE - 1),
+        f"more than its stated {SIZE - 1:,} bytes",
+    ),
+    "nothing stated": (lambda: patched(WHOLE, ENTRY, 24, "<I", 0), "more than its stated 0 bytes"),
+    "huge size stated": (lambda: patched(WHOLE, ENTRY, 24, "<I", 0xFFFFFFFE), "has 4,294,967,294 bytes. The maximum"),
     "compressed size too big": (lambda: patched(WHOLE, ENTRY, 20, "<I", 10**6), "more than it has"),
     "compressed size too small": (lambda: patched(WHOLE, ENTRY, 20, "<I", 10), "belong to no file"),
-    "stream ends early": (longer_body, "end elsewhere"),
+    "stream ends early": (longer_body, "do not end at"),
     "wrong crc": (lambda: patched(WHOLE, ENTRY, 16, "<I", 1), "CRC"),
-    "other local name": (lambda: WHOLE.replace(b"BTCUSDT", b"ETHUSDT", 1), "points at something else"),
-    "offset beyond": (lambda: patched(WHOLE, ENTRY, 42, "<I", 10**6), "points at something else"),
-    "overlapping": (twice, "nothing else, but it holds"),
+    "other local name": (lambda: WHOLE.replace(b"BTCUSDT", b"ETHUSDT", 1), "does not point at its CSV"),
+    "offset beyond": (lambda: patched(WHOLE, ENTRY, 42, "<I", 10**6), "does not point at its CSV"),
+    "overlapping": (twice, "nothing else, but it contains"),
     "trailing garbage": (lambda: WHOLE + b"garbage", "other bytes or a comment follow"),
     "two zips": (lambda: WHOLE + WHOLE, "belong to no file"),
     "comment": (commented, "other bytes or a comment follow"),
     "hidden bytes": (lambda: between(bytes(5000)), "5,000 bytes that belong to no file"),
     "bytes in front": (lambda: in_front(LOCAL + bytes(5000)), "belong to no file"),
-    "cut": (lambda: WHOLE[:-1], "it was cut"),
-    "half": (lambda: WHOLE[: len(WHOLE) // 2], "it was cut"),
+    "cut": (lambda: WHOLE[:-1], "it is truncated"),
+    "half": (lambda: WHOLE[: len(WHOLE) // 2], "it is truncated"),
     "zip64": (zip64_end, "zip64"),
     "one line": (lambda: zipped("1" * 100_000), "a line of more than 4,096 bytes"),
     "one long header": (lambda: zipped("a" * 100_000), "a line of more than 4,096 bytes"),
@@ -265,7 +271,9 @@ def test_a_bomb_is_refused_before_it_is_inflated(key: SeriesKey, stem: str, row:
         data = patched(data, ENTRY, 24, "<I", 2_000)
     tracemalloc.start()
     try:
-        with pytest.raises(MalformedError, match=r"at most .* are possible|more than the 2,000 bytes|a line of more"):
+        with pytest.raises(
+            MalformedError, match=r"The maximum for its period|more than its stated 2,000 bytes|a line of more"
+        ):
             read(data, key, stem)
         assert tracemalloc.get_traced_memory()[1] < 20e6
     finally:
@@ -283,7 +291,7 @@ def trades(ids: Iterable[int]) -> bytes:
 def test_trades_again_and_again_are_refused_as_soon_as_they_are_seen(ids: list[int]) -> None:
     data = trades(islice(cycle(ids), 300_000))
     taken: list[pa.Table] = []
-    words = f"the same rows again and again: of the first [0-9,]+, {len(ids)} differ in agg_trade_id"
+    words = f"repeats its rows: the first [0-9,]+ have {len(ids)} distinct values of agg_trade_id"
     with pytest.raises(MalformedError, match=words):
         read_zip(data, TRADES, TRADES_STEM, DAY, DAY, taken.append)
     assert not taken

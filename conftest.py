@@ -1,0 +1,32 @@
+"""Fixtures of examples in docstrings: ``root`` is a small data folder, ``market`` reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from market_data_pipeline import MarketData
+from market_data_pipeline_tests.support.small_lake import SmallLake, days_from, series
+
+
+@pytest.fixture(scope="session")
+def example_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data folder with two days of each series."""
+    lake = SmallLake(tmp_path_factory.mktemp("examples") / "data")
+    for key in (
+        series("BTCUSDT", "1h"),
+        series("ETHUSDT", "1h"),
+        series("BTCUSDT"),
+        series("BTCUSDT", data_type="tradeProfile"),
+    ):
+        lake.put(key, days_from("2024-01-01", 2))
+    return lake.root
+
+
+@pytest.fixture(autouse=True)
+def _examples(request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]) -> None:
+    if isinstance(request.node, pytest.DoctestItem) and "client" in request.node.nodeid:
+        root = request.getfixturevalue("example_root")
+        doctest_namespace |= {"root": root, "market": MarketData(root)}

@@ -1,0 +1,142 @@
+"""Check that each day of a series continues where the previous day ended. Pure, over ledger records.
+
+Gaps inside a day do not belong here (``checks/gaps.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+from market_data_pipeline import clock
+from market_data_pipeline.model.day import DayRecord
+from market_data_pipeline.model.findings import ACROSS_MIDNIGHT, Finding
+from market_data_pipeline.model.needs import needs, reach_of, rest_ends
+from market_data_pipeline.model.series import SeriesKey, interval_us
+
+_DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Break:
+    """A midnight at which a series does not continue.
+
+    Attributes:
+        day: The later day.
+        expected: Expected key of its first row: open_time in µs (UTC), or agg_trade_id.
+        found: Actual key of its first row.
+    """
+
+    day: date
+    expected: int
+    found: int
+
+    @property
+    def overlap(self) -> bool:
+        """Return True if rows are on both sides of midnight, False if rows are missing."""
+        return self.found < self.expected
+
+
+def continuity(key: SeriesKey, rows: Mapping[date, DayRecord], today: date) -> tuple[Break, ...]:
+    """Return the midnights at which a day does not continue where the previous day ended.
+
+    The next candle is one interval later, and the next aggregated trade has the next id. Only final days are compared,
+    because the last rows of a provisional day may still come.
+
+    Args:
+        key: The series: klines or aggTrades.
+        rows: Its ledger, by day.
+        today: The current UTC day, which is skipped.
+    """
+    step = _step(key)
+    breaks: list[Break] = []
+    for day, row in sorted(rows.items()):
+        before = rows.get(day - _DAY)
+        if before is None or day >= today or not (row.held and before.held):
+            continue
+        if row.first_key is None or before.last_key is None:
+            continue
+        # A candle off the grid covers parts of two slots. The next candle may begin in the second slot or after it.
+        expected = -(-(before.last_key + step) // step) * step if key.interval else before.last_key + step
+        if not before.last_key < row.first_key < expected + step:
+            breaks.append(Break(day, expected, row.first_key))
+    return tuple(breaks)
+
+
+def _step(key: SeriesKey) -> int:
+    """Return the distance between the keys of neighbouring rows."""
+    return interval_us(key.interval) if key.interval else 1
+
+
+def is_reported(
+    key: SeriesKey, found: Break, rows: Mapping[date, DayRecord], counts: Callable[[Finding], bool]
+) -> bool:
+    """Return True if findings of the two days explain the whole break.
+
+    An outage over midnight has two findings, one per day. An answer of REST may have several parts, too.
+
+    Args:
+        key: The series.
+        found: The break.
+        rows: Records of both days.
+        counts: Returns True for a finding that counts as an explanation.
+    """
+    before, after = ([one for one in rows[day].findings_list() if counts(one)] for day in (found.day - _DAY, found.day))
+    if found.overlap:
+        return any(one.rule == ACROSS_MIDNIGHT for one in after)
+    reached = found.expected
+    ranges = (range_ for one in (*before, *after) if one.check == "gaps" for range_ in one.ranges)
+    for range_ in sorted(ranges, key=lambda range_: range_.first):
+        if range_.first > reached:
+            break
+        reached = max(reached, range_.last + _step(key))
+    return reached > found.found - _step(key)
+
+
+def open_midnights(key: SeriesKey, rows: Mapping[date, DayRecord], now: datetime) -> list[date]:
+    """Return the days of aggTrades that are due because of an unexplained break at midnight.
+
+    Neighbours are compared when either is fetched. A run that is killed in between leaves the break open. Candles are
+    on a grid, so a missing candle at midnight is a gap of its own day.
+
+    Args:
+        key: The series.
+        rows: Its records. Days without neighbours may be left out.
+        now: The current time, zone-aware.
+
+    Returns:
+        Both days of each such midnight, in order.
+    """
+    if key.interval is not None:
+        return []
+    naive, reach = clock.naive_utc(now), reach_of(key)
+
+    def has_rested(record: DayRecord) -> bool:
+        not_before = rest_ends(record, naive, reach)
+        return not_before is None or not_before <= naive
+
+    days: set[date] = set()
+    for found in continuity(key, rows, naive.date()):
+        pair = (rows[found.day - _DAY], rows[found.day])
+        if not is_reported(key, found, rows, _stays) and all(map(has_rested, pair)):
+            days.update(row.day for row in pair)
+    return sorted(days)
+
+
+def _stays(finding: Finding) -> bool:
+    """Return True if another attempt would find the same."""
+    return not finding.open
+
+
+def due_days(key: SeriesKey, rows: Mapping[date, DayRecord], now: datetime) -> list[date]:
+    """Return the days of a series that a schedule should fetch now, in order.
+
+    Args:
+        key: The series.
+        rows: Its records. Days without a need may be left out, except for aggTrades.
+        now: The current time, zone-aware.
+    """
+    reach = reach_of(key)
+    due = {day for day, record in rows.items() if needs(record, now, reach).is_due}
+    return sorted(due.union(open_midnights(key, rows, now)))

@@ -1,0 +1,175 @@
+"""Compare two versions of a day: rows added, removed and changed, and the findings about them. Pure.
+
+The decision between the versions does not belong here (``ingest``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from market_data_pipeline import clock
+from market_data_pipeline.checks.ordering import SAME_FLOAT, Ints, ints, key_ranges
+from market_data_pipeline.model.datasets import Spec, spec_of
+from market_data_pipeline.model.findings import Finding, Severity
+from market_data_pipeline.model.series import SeriesKey, interval_us
+
+_Values = npt.NDArray[Any]
+_Mask = npt.NDArray[np.bool_]
+
+_SHOWN = 3
+"""Most changed rows in a message, with both values."""
+
+RECORDED = 100
+"""Most changed rows in the evidence, with both values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Difference between two versions of a day.
+
+    Attributes:
+        added: Keys of rows in the later version only.
+        removed: Keys of rows in the earlier version only.
+        changed: Keys of rows in both versions with different values.
+        examples: The first changed rows as text, at most ``RECORDED``, with each differing value before and after.
+    """
+
+    added: Ints
+    removed: Ints
+    changed: Ints
+    examples: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(len(self.added) or len(self.removed) or len(self.changed))
+
+    @property
+    def keys(self) -> Ints:
+        """Return the keys of all differing rows, in order."""
+        return np.unique(np.concatenate([self.added, self.removed, self.changed]))
+
+    @property
+    def shown(self) -> str:
+        """Return the first few changed rows with both values and the number of further ones. Empty if none changed."""
+        return self._first(_SHOWN)
+
+    @property
+    def recorded(self) -> str:
+        """Return the changed rows for the evidence, joined by ``; ``, and the number of further ones."""
+        return self._first(RECORDED)
+
+    def _first(self, most: int) -> str:
+        more = len(self.changed) - len(self.examples[:most])
+        return "; ".join([*self.examples[:most], *([f"and {more} more"] if more else [])])
+
+    def __str__(self) -> str:
+        shown = f": {self.shown}" if self.examples else ""
+        return f"{len(self.added)} rows added, {len(self.removed)} removed, {len(self.changed)} changed{shown}"
+
+
+def difference(before: pa.Table, after: pa.Table, spec: Spec, as_text: Callable[[int], str]) -> Difference:
+    """Compare two versions of a day, each ordered by key and without duplicates.
+
+    Times are compared in the coarser of the two units: spot's archives are in milliseconds until 2024-12-31, REST is
+    in microseconds. Floats may differ by 1e-9 of their size.
+
+    Args:
+        before: The earlier version.
+        after: The later version.
+        spec: Facts about the columns.
+        as_text: Formats a key.
+    """
+    old, new = ints(before, spec.key), ints(after, spec.key)
+    common, at_old, at_new = np.intersect1d(old, new, assume_unique=True, return_indices=True)
+    differs: dict[str, _Mask] = {}
+    values: dict[str, tuple[_Values, _Values]] = {}
+    for column in spec.columns:
+        if column.kind == "ignore" or column.name == spec.key:
+            continue
+        a, b = _values(before, column.name, column.kind)[at_old], _values(after, column.name, column.kind)[at_new]
+        differs[column.name], values[column.name] = _differs(a, b, column.kind), (a, b)
+    changed = np.logical_or.reduce(list(differs.values())) if len(common) else np.zeros(0, dtype=bool)
+    examples = []
+    for at in np.flatnonzero(changed)[:RECORDED]:
+        pairs = ", ".join(
+            f"{name} {values[name][0][at]} → {values[name][1][at]}" for name in differs if differs[name][at]
+        )
+        examples.append(f"{as_text(int(common[at]))} {pairs}")
+    return Difference(
+        added=np.setdiff1d(new, old, assume_unique=True),
+        removed=np.setdiff1d(old, new, assume_unique=True),
+        changed=common[changed],
+        examples=tuple(examples),
+    )
+
+
+def key_format(key: SeriesKey) -> Callable[[int], str]:
+    """Return the formatter for keys of a series: an open time as ISO text (UTC), or an id."""
+    if key.interval is None:
+        return str
+    return lambda us: clock.naive_from_us(us).isoformat(sep=" ")
+
+
+def disagreement(key: SeriesKey, rest: pa.Table, archive: pa.Table) -> list[Finding]:
+    """Return the finding of rows that REST and the archive have with different values. Empty if they agree."""
+    spec = spec_of(key)
+    common = archive.filter(pa.array(np.isin(ints(archive, spec.key), ints(rest, spec.key))))
+    found = difference(rest, common, spec, key_format(key))
+    if len(found.changed) == 0:
+        return []
+    step = interval_us(key.interval) if key.interval else 1
+    return [
+        Finding(
+            check="integrity",
+            rule="disagreement",
+            severity=Severity.WARN,
+            count=len(found.changed),
+            message=f"REST and the archive disagree on {len(found.changed)} rows. The archive's rows are stored. "
+            f"REST → archive: {found.shown}.",
+            ranges=key_ranges(found.changed, step),
+            evidence=f"REST → archive: {found.recorded}",
+        )
+    ]
+
+
+def change_finding(key: SeriesKey, rule: str, found: Difference, what: str) -> Finding:
+    """Return the finding about the changes of a day that was stored again.
+
+    Args:
+        key: The series.
+        rule: ``became_final`` or ``replaced``.
+        found: The difference.
+        what: The event, in words.
+    """
+    step = interval_us(key.interval) if key.interval else 1
+    return Finding(
+        check="integrity",
+        rule=rule,
+        severity=Severity.INFO,
+        count=len(found.keys),
+        message=f"{what}: {found}.",
+        ranges=key_ranges(found.keys, step),
+        evidence=f"before → after: {found.recorded}" if found.examples else "",
+    )
+
+
+def _values(table: pa.Table, name: str, kind: str) -> _Values:
+    return ints(table, name) if kind in ("time", "int") else table.column(name).to_numpy()
+
+
+def _differs(a: _Values, b: _Values, kind: str) -> _Mask:
+    if kind == "float":
+        unequal = ~(np.abs(a - b) <= SAME_FLOAT * np.maximum(np.abs(a), np.abs(b)))
+        return np.asarray(unequal & ~(np.isnan(a) & np.isnan(b)))
+    if kind == "time" and (_in_milliseconds(a) or _in_milliseconds(b)):
+        return np.asarray(a // 1000 != b // 1000)
+    return np.asarray(a != b)
+
+
+def _in_milliseconds(times: _Values) -> bool:
+    return bool((times % 1000 == 0).all())

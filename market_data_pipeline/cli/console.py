@@ -1,0 +1,195 @@
+"""Console output: numbers for people, and the progress of a backfill.
+
+Tables of a single command do not belong here.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from market_data_pipeline.model import waits as waiting
+from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome
+from market_data_pipeline.model.series import SeriesKey
+
+logger = logging.getLogger("market_data_pipeline.cli")
+
+
+WIDE = 200
+"""Columns of a table that does not go to a screen."""
+
+
+def out() -> Console:
+    """Return the console for results (stdout). It prints brackets as they are, because paths and reasons have some."""
+    # Do not cut lines of a file or a pipe to the width of a screen.
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDE)
+
+
+def aside() -> Console:
+    """Return the console for progress, notes and failures (stderr)."""
+    return Console(stderr=True, highlight=False, markup=False)
+
+
+def in_bytes(number: float) -> str:
+    """Format a size for people, in decimal units.
+
+    >>> in_bytes(512), in_bytes(1_234_567), in_bytes(5.5e9)
+    ('512 B', '1.2 MB', '5.5 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def counted(number: int, thing: str) -> str:
+    """Format a number with its noun.
+
+    >>> counted(1, "day"), counted(12_345, "day")
+    ('1 day', '12,345 days')
+    """
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def red(text: str) -> Text:
+    """Return text in red, for faults."""
+    return Text(text, style="red")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A progress bar that is shown."""
+
+    _progress: Progress
+    _task: TaskID
+
+    def advance(self, number: int, doing: str | None = None, *, rate: str = "") -> None:
+        """Advance by a number of things, and show the current work and its rate."""
+        self._progress.update(self._task, advance=number, description=doing, rate=rate)
+
+
+@contextmanager
+def progress_bar(total: int, things: str, doing: str, console: Console) -> Iterator[Bar]:
+    """Show a bar with the number of things done and the time left, if the console is a terminal.
+
+    Args:
+        total: Number of things.
+        things: Their noun, e.g. ``days``.
+        doing: The first work.
+        console: Where it is shown.
+    """
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn(things),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield Bar(progress, progress.add_task(doing, total=total, rate=""))
+
+
+@dataclass
+class Tally:
+    """Results of one series so far."""
+
+    days: int
+    actions: Counter[Action] = field(default_factory=Counter)
+    failed: int = 0
+    rows: int = 0
+    downloaded: int = 0
+    seconds: float = 0.0
+
+    @property
+    def done(self) -> int:
+        """Days that are done, for good or ill."""
+        return self.failed + sum(self.actions.values())
+
+    def line(self, key: SeriesKey) -> str:
+        """Return the log line of the series."""
+        words = {
+            Action.HELD: "held before",
+            Action.FETCHED: "fetched",
+            Action.EXTENDED: "resumed",
+            Action.EMPTY: "empty",
+            Action.NOT_LISTED: "not listed",
+        }
+        parts = [f"{self.actions[action]:,} {word}" for action, word in words.items() if self.actions[action]]
+        parts += [f"{self.failed:,} failed"] if self.failed else []
+        return (
+            f"{key}: {counted(self.days, 'day')}, {', '.join(parts) or 'none done'}; "
+            f"{counted(self.rows, 'row')}, {in_bytes(self.downloaded)} downloaded, {self.seconds:.1f} s"
+        )
+
+
+class Watch:
+    """Receive the result of each day, advance the bar, and log a line when a series is done."""
+
+    def __init__(self, wanted: Mapping[SeriesKey, Sequence[date]], bar: Bar) -> None:
+        self.tallies = {key: Tally(len(days)) for key, days in wanted.items()}
+        self.failures: list[DayFailure] = []
+        self.rows = 0
+        self._bar = bar
+        self._began = self._series_began = time.monotonic()
+
+    def __call__(self, result: DayOutcome | DayFailure) -> None:
+        """Take in the result of one day."""
+        tally = self.tallies.setdefault(result.key, Tally(1))
+        tally.downloaded += result.downloaded
+        if isinstance(result, DayFailure):
+            self.failures.append(result)
+            tally.failed += 1
+        else:
+            tally.actions[result.action] += 1
+            if result.action in (Action.FETCHED, Action.EXTENDED):
+                self.rows += result.row.rows
+                tally.rows += result.row.rows
+        now = time.monotonic()
+        self._bar.advance(1, result.key.short, rate=f"{self.rows / max(now - self._began, 1e-3):,.0f} rows/s")
+        if tally.done == tally.days:
+            tally.seconds = now - self._series_began
+            self._series_began = now
+            logger.info(tally.line(result.key))
+
+
+class _OnConsole(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(Text(record.getMessage()), soft_wrap=True)
+
+
+@contextmanager
+def watching(wanted: Mapping[SeriesKey, Sequence[date]], console: Console) -> Iterator[Watch]:
+    """Show a bar with days, rows per second and time left during a fetch. Yield the receiver of its results."""
+    handler = _OnConsole(console)
+    waits = logging.getLogger(waiting.__name__)
+    waits_propagate, waits.propagate = waits.propagate, False
+    waits.addHandler(handler)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        with progress_bar(sum(map(len, wanted.values())), "days", "starting", console) as bar:
+            yield Watch(wanted, bar)
+    finally:
+        logger.removeHandler(handler)
+        waits.removeHandler(handler)
+        waits.propagate = waits_propagate
+        logger.setLevel(level)
+        logger.propagate = propagate

@@ -1,0 +1,372 @@
+"""``market-data doctor``: check the network, disk, clock, settings, universe and Dagster's records.
+
+A check never raises: each fault becomes a line with its remedy. Checks of stored data do not belong here (``verify``).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from difflib import get_close_matches
+from enum import StrEnum
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO
+
+import click
+from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
+from rich.text import Text
+
+from market_data_pipeline import __version__, clock
+from market_data_pipeline.cli.console import aside, counted, in_bytes, out
+from market_data_pipeline.cli.download import existing
+from market_data_pipeline.cli.summary import ExitCode, end
+from market_data_pipeline.defs.platform.records import BIG, size_of_records
+from market_data_pipeline.errors import HostOffError, MarketDataError, RestAnswerError
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.model import faults
+from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
+from market_data_pipeline.settings import PREFIX, Settings, load_settings
+from market_data_pipeline.universe import Universe, load_universe
+from market_data_pipeline.universe.listings import ANCHORS
+
+LEAST_FREE, LITTLE_FREE = 100_000_000, 5_000_000_000
+"""Free bytes on the disk below which the check fails, and below which it warns."""
+
+CLOCK_WARNS_FROM = timedelta(seconds=30)
+"""Offset of this machine's clock from which the check warns. From 5 minutes on, REST is not used at all."""
+
+_TIMEOUT_SECONDS, _RETRIES = 10.0, 1
+"""Most patience with a host. A user waits for the answer."""
+
+_SMALL_FILE = "data/spot/daily/klines/BTCUSDT/1d/BTCUSDT-1d-2024-01-01.zip"
+"""A file of the archive with 500 bytes."""
+
+_SHOWN_PACKAGES = ("dagster", "duckdb", "pyarrow", "pydantic")
+_NOT_SUPPORTED = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
+_CHECK_NETWORK = "Check the network, the proxy and {}."
+
+
+class State(StrEnum):
+    """Results of a check."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+_COLORS = {State.OK: "green", State.WARN: "yellow", State.FAIL: "red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The result of one check.
+
+    Attributes:
+        check: Its name.
+        state: Its result.
+        text: The facts.
+        remedy: The next step; empty if there is none.
+    """
+
+    check: str
+    state: State
+    text: str
+    remedy: str = ""
+
+
+Result = tuple[State, str, str]
+"""State, text and remedy."""
+
+
+def diagnose() -> Iterator[Check]:
+    """Run all checks, and yield the result of each."""
+    yield _guarded("versions", _versions)
+    try:
+        settings = load_settings()
+    except MarketDataError as error:
+        yield Check("settings", State.FAIL, str(error), "Correct it and run this again. The other checks need it.")
+        return
+    yield _guarded("settings", _settings)
+    yield _guarded("universe", partial(_universe, settings))
+    yield from check_disk(settings)
+    yield _guarded("records", partial(_records, settings))
+    yield from _network(settings)
+
+
+def _guarded(name: str, check: Callable[[], Result], remedy: str = "") -> Check:
+    """Run a check. An error becomes its result, with ``remedy``."""
+    try:
+        return Check(name, *check())
+    except HostOffError as error:  # its text has the remedy
+        return Check(name, State.FAIL, str(error))
+    except MarketDataError as error:
+        return Check(name, State.FAIL, str(error), remedy)
+    except Exception as error:  # noqa: BLE001 - this command reports every fault
+        text = faults.sentence(error)
+        if text is not None:
+            return Check(name, State.FAIL, text, remedy)
+        return Check(name, State.FAIL, f"{type(error).__name__}: {error}", "This is a bug: report it with this line.")
+
+
+# --- this installation ------------------------------------------------------------------------------------------------
+
+
+def _versions() -> Result:
+    packages = ", ".join(f"{name} {version(name)}" for name in _SHOWN_PACKAGES)
+    system = f"{platform.system()} {platform.release()}"
+    return State.OK, f"market-data {__version__}, Python {platform.python_version()}, {packages}, {system}.", ""
+
+
+def _settings() -> Result:
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    names = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
+    given = sorted(name for name in map(str.upper, names) if name.startswith(PREFIX))
+    unknown = [name for name in given if name not in known]
+    if not unknown:
+        return State.OK, f"{counted(len(given), 'setting')} given, and the names are known.", ""
+    near = [f"{name} (did you mean {found[0]}?)" for name in unknown if (found := get_close_matches(name, known, 1))]
+    far = [name for name in unknown if not get_close_matches(name, known, 1)]
+    return (
+        State.WARN,
+        f"No setting has this name: {', '.join([*near, *far])}. It has no effect.",
+        "Correct or remove the name in the environment or in .env.",
+    )
+
+
+def _universe(settings: Settings) -> Result:
+    if not settings.universe.exists():
+        remedy = f"`market-data add BTCUSDT 1h --from 2024-01-01` begins one. {PREFIX}UNIVERSE names another file."
+        return State.WARN, f"{settings.universe} does not exist.", remedy
+    return State.OK, f"{settings.universe} lists {len(load_universe(settings.universe).series()):,} series.", ""
+
+
+def _records(settings: Settings) -> Result:
+    layout = Layout(settings.root)
+    if not layout.dagster_home.exists():
+        return State.OK, f"There are no records in {layout.dagster_home} yet.", ""
+    from market_data_pipeline.defs.platform.home import open_instance, recording
+
+    with recording(layout), open_instance(layout) as instance:
+        runs = instance.get_runs_count()
+        for path in sorted(layout.dagster_home.rglob("*.db")):
+            _check_database(path)
+    size = size_of_records(layout.dagster_home)
+    text = f"{layout.dagster_home} has {counted(runs, 'run')} in {in_bytes(size)}."
+    return (State.WARN, text, "`market-data prune` removes old runs.") if size > BIG else (State.OK, text, "")
+
+
+def _check_database(path: Path) -> None:
+    """Let SQLite read a whole database.
+
+    Raises:
+        sqlite3.DatabaseError: It is damaged.
+    """
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError(str(found))
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------
+
+
+def check_disk(settings: Settings) -> Iterator[Check]:
+    """Check the disk of the data folder. If the folder does not exist, check the nearest one above it."""
+    try:
+        folder = existing(settings.root)
+    except (MarketDataError, OSError) as error:
+        yield Check("disk", State.FAIL, faults.sentence(error) or str(error), f"Check {PREFIX}DIR.")
+        return
+    yield _guarded("disk space", partial(_space, folder))
+    writable = _guarded("disk writable", partial(_writable, folder), f"Check {PREFIX}DIR.")
+    yield writable
+    if writable.state is State.OK:
+        yield _guarded("disk locks", partial(_locks, folder))
+        yield _guarded("disk fsync", partial(_fsync, folder))
+
+
+def _space(folder: Path) -> Result:
+    free = shutil.disk_usage(folder).free
+    text = f"{in_bytes(free)} free in {folder}."
+    if free >= LITTLE_FREE:
+        return State.OK, text, ""
+    return State.FAIL if free < LEAST_FREE else State.WARN, text, "Free some space, or move the data folder."
+
+
+def _writable(folder: Path) -> Result:
+    with _probe(folder) as file:
+        file.write(b"market-data doctor")
+        file.flush()
+    return State.OK, f"{folder} is writable.", ""
+
+
+def _locks(folder: Path) -> Result:
+    try:
+        with _probe(folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+        text = f"The file system of {folder} has no locks ({error.strerror}). Marker files replace them."
+        return State.WARN, text, "Do not write to it from two machines at the same time."
+    return State.OK, "The file system has locks (flock).", ""
+
+
+def _fsync(folder: Path) -> Result:
+    try:
+        with _probe(folder) as file:
+            file.write(b"market-data doctor")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+        text = f"The file system of {folder} cannot flush files ({error.strerror}). A power cut may lose the last ones."
+        return State.WARN, text, "After a power cut, run `market-data verify --local`."
+    return State.OK, "The file system flushes files (fsync).", ""
+
+
+def _probe(folder: Path) -> IO[bytes]:
+    return tempfile.NamedTemporaryFile(dir=folder, prefix=".market-data-doctor-")
+
+
+# --- the network and the clock ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """The results of asking a REST host for its clock."""
+
+    reached: Check
+    clock: Check | None
+
+
+def _network(settings: Settings) -> Iterator[Check]:
+    patient = settings.model_copy(
+        update={
+            "timeout_seconds": min(settings.timeout_seconds, _TIMEOUT_SECONDS),
+            "retries": min(settings.retries, _RETRIES),
+        }
+    )
+    with ThreadPoolExecutor(2 + len(Market)) as pool:
+        url, listing_url = f"{PREFIX}VISION_URL", f"{PREFIX}VISION_LISTING_URL"
+        archive = pool.submit(_guarded, "archive", partial(_archive, patient), _CHECK_NETWORK.format(url))
+        listing = pool.submit(_guarded, "listing", partial(_listing, patient), _CHECK_NETWORK.format(listing_url))
+        hosts = [pool.submit(_rest, market, patient) for market in _markets(settings)]
+        yield archive.result()
+        yield listing.result()
+        found = [host.result() for host in hosts]
+    yield from (one.reached for one in found)
+    yield _clock([one.clock for one in found if one.clock is not None])
+
+
+def _markets(settings: Settings) -> Iterable[Market]:
+    """Return the markets of the universe, or all if it lists none."""
+    try:
+        universe = load_universe(settings.universe) if settings.universe.exists() else Universe((), {})
+        used = {key.market for key in universe.series()}
+    except (MarketDataError, OSError):  # the check of the universe reports it
+        used = set()
+    return [market for market in Market if market in used or not used]
+
+
+def _archive(settings: Settings) -> Result:
+    from market_data_pipeline.sources.binance.archive import Archive
+
+    with closing(Archive(settings)) as archive:
+        file = archive.fetch(_SMALL_FILE)
+    if file is None:
+        return State.WARN, f"{settings.vision_url} answers, but has no {_SMALL_FILE}.", f"Check {PREFIX}VISION_URL."
+    return State.OK, f"{settings.vision_url} answers.", ""
+
+
+def _listing(settings: Settings) -> Result:
+    from market_data_pipeline.sources.binance.archive import Archive
+
+    with closing(Archive(settings)) as archive:
+        folders = archive.list_folders("data/")
+    if not folders:
+        remedy = f"Check {PREFIX}VISION_LISTING_URL."
+        return State.FAIL, f"{settings.vision_listing_url} lists nothing below data/.", remedy
+    return State.OK, f"{settings.vision_listing_url} answers.", ""
+
+
+def _rest(market: Market, settings: Settings) -> _Rest:
+    """Ask a REST host for its clock. An empty span of candles needs nothing else."""
+    name, remedy = f"rest {market}", _CHECK_NETWORK.format(f"{PREFIX}{market.upper()}_URL")
+    clocks: list[Check] = []
+
+    def ask() -> Result:
+        from market_data_pipeline.sources.binance.rest import RestApi
+
+        key = SeriesKey(EXCHANGE, market, DataType.KLINES, ANCHORS[market], "1d")
+        with closing(RestApi(market, settings)) as rest:
+            try:
+                server = rest.klines(key, 0, 0).asked_at
+            except RestAnswerError as error:
+                rest.first_candle_day(key)  # the host answers, so its time or ours is wrong
+                clocks.append(Check("clock", State.FAIL, str(error)))
+            else:
+                clocks.append(_offset(server - clock.now()))
+        return State.OK, f"{settings.rest_url(market)} answers.", ""
+
+    reached = _guarded(name, ask, remedy)
+    return _Rest(reached, clocks[0] if clocks else None)
+
+
+def _offset(offset: timedelta) -> Check:
+    side = "behind" if offset > timedelta() else "ahead of"
+    text = f"This machine's clock is {abs(offset.total_seconds()):.1f} s {side} Binance's."
+    if abs(offset) < CLOCK_WARNS_FROM:
+        return Check("clock", State.OK, text)
+    return Check("clock", State.WARN, text, "Set this machine's clock (NTP).")
+
+
+def _clock(clocks: list[Check]) -> Check:
+    """Return the best result. A single host with a wrong clock is no fault of this machine."""
+    if not clocks:
+        return Check("clock", State.WARN, "No REST host answered, so the clock is not checked.", "See the lines above.")
+    return min(clocks, key=lambda one: list(State).index(one.state))
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="A JSON array with an object for each check.")
+def doctor(as_json: bool) -> None:
+    """Check network, disk, clock and settings.
+
+    Also checks universe.yaml and Dagster's records. Prints a line for each check: ok, warn or fail, and the remedy.
+    Sends one or two small requests to each host. Changes no stored data.
+
+    Exit codes: 0 no check fails, 1 a check fails.
+    """
+    found = []
+    for one in diagnose():
+        found.append(one)
+        if not as_json:
+            out().print(_line(one), soft_wrap=True)
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False))
+    failed = sum(one.state is State.FAIL for one in found)
+    aside().print(f"{failed} of {counted(len(found), 'check')} failed." if failed else "No check failed.")
+    end(ExitCode.of(not failed))
+
+
+def _line(one: Check) -> Text:
+    text = " ".join(f"{one.text} {one.remedy}".split())
+    return Text.assemble((f"{one.state:<4}", _COLORS[one.state]), f"  {one.check:<13}  {text}")

@@ -1,0 +1,150 @@
+"""``market-data sql``: a query over the catalog's views, answered as a table, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from market_data_pipeline.cli.console import out
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from market_data_pipeline.client.session import Limits
+
+_LOOK_SECONDS = 0.05
+_GRACE_SECONDS = 5.0
+_MEMORY_TIMES = 2
+"""How much memory the process may take, in limits: DuckDB's own, and as much for what it hands out."""
+
+
+@click.command()
+@click.argument("query")
+@click.option("--csv", "form", flag_value="csv", help="CSV with a header row.")
+@click.option("--json", "form", flag_value="json", help="A JSON array of objects.")
+@click.option(
+    "--unrestricted", is_flag=True, help="Run any SQL with your own rights: it can write and remove files. No limits."
+)
+def sql(query: str, form: str | None, unrestricted: bool) -> None:
+    """Run a SQL QUERY over the lake.
+
+    The language is DuckDB's; times are UTC.
+
+      market-data sql "FROM binance_spot.klines WHERE symbol = 'BTCUSDT' AND interval = '1h' LIMIT 5"
+      market-data sql "FROM binance_spot.candles('BTCUSDT', '1m', '2024-01-01', '2024-02-01')"
+      market-data sql --csv "SELECT day, reason FROM quality.coverage WHERE outcome = 'failed'" > failed.csv
+
+    The views klines, agg_trades and trade_profile are in the schemas binance_spot, binance_um and binance_cm. Stored
+    days are in quality.coverage, and results of checks in quality.gaps and quality.findings.
+
+    A query is one SELECT, or EXPLAIN of one. It reads the files of the views and writes none. It takes at most
+    MARKET_DATA_SQL_SECONDS, MARKET_DATA_SQL_MEMORY_MB and MARKET_DATA_SQL_DISK_MB.
+    """
+    run_query(load_settings(), query, form, unrestricted=unrestricted)
+
+
+def run_query(settings: Settings, query: str, form: str | None = None, *, unrestricted: bool = False) -> None:
+    """Print the answer of a query over a data folder, as a table, ``csv`` or ``json``.
+
+    Args:
+        settings: Where the data is, and what the query may take.
+        query: One SELECT, or EXPLAIN of one.
+        form: ``csv``, ``json`` or None for a table.
+        unrestricted: Run any SQL, without limits.
+
+    Raises:
+        UsageError: the text is no query, or DuckDB refuses it; its words are in the text.
+        QueryLimitError: the query needs more time or memory than it may take.
+        DamagedFileError: a file that the query needs is damaged; the text names it.
+    """
+    from market_data_pipeline.client.session import Limits, Unrestricted, Views
+    from market_data_pipeline.sql.publish import refresh_catalog
+
+    layout = Layout(settings.root)
+    limits = Limits.of(settings)
+    refresh_catalog(layout)
+    views = Unrestricted(layout) if unrestricted else Views(layout, limits)
+    with views.in_time(), nullcontext() if unrestricted else _ended_at(limits):
+        if form == "csv":
+            _as_csv(*views.streamed(query))
+        elif form == "json":
+            _as_json(*views.streamed(query))
+        else:
+            views.read(query, _show)
+
+
+def _show(answer: Any) -> None:
+    if answer is not None:  # a statement such as COPY answers nothing
+        answer.show(max_width=out().width)
+
+
+@contextmanager
+def _ended_at(limits: Limits) -> Iterator[None]:
+    """End this process if DuckDB does not end a query that is far beyond its limits.
+
+    DuckDB looks at its limits between two pieces of work, and one function of one row can be a piece of hours or GB.
+    """
+    at_rest, over = _memory_mb(), threading.Event()
+
+    def watch() -> None:
+        begun = time.monotonic()
+        while not over.wait(_LOOK_SECONDS):
+            taken, seconds = _memory_mb() - at_rest, time.monotonic() - begun
+            if limits.seconds and seconds > limits.seconds + _GRACE_SECONDS:
+                _end(f"The query took longer than {limits.seconds:g} seconds (MARKET_DATA_SQL_SECONDS).")
+            if taken > limits.memory_mb * _MEMORY_TIMES:
+                _end(f"The query needs more than {limits.memory_mb} MB of memory (MARKET_DATA_SQL_MEMORY_MB).")
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _end(why: str) -> NoReturn:
+    click.echo(f"Error: {why}", err=True)
+    os._exit(1)
+
+
+def _memory_mb() -> float:
+    """Return how much memory this process has; where the system does not say, the most that it ever had."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
+
+
+def _as_csv(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(rows)
+
+
+def _as_json(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
+    before = "[\n"
+    for row in rows:
+        value = {name: _plain(cell) for name, cell in zip(names, row, strict=True)}
+        click.echo(f"{before}  {json.dumps(value, default=str, ensure_ascii=False)}", nl=False)
+        before = ",\n"
+    click.echo("[]" if before == "[\n" else "\n]")
+
+
+def _plain(cell: Any) -> Any:
+    # JSON knows no NaN and no infinity.
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell

@@ -1,0 +1,229 @@
+"""Requests to ``MarketData``: check symbols, moments and columns. Reading rows belongs to ``result.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from difflib import get_close_matches
+
+import pyarrow as pa
+
+from market_data_pipeline import clock
+from market_data_pipeline.errors import UsageError
+from market_data_pipeline.lake import partitions, reader
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.model.datasets import ARCHIVE_BEGINS
+from market_data_pipeline.model.schema import lake_schema
+from market_data_pipeline.model.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey, intervals_of
+
+Moment = datetime | date | str
+"""A date, a datetime or ISO text. Without a zone it is UTC. A date is its midnight."""
+
+_LISTED_NAMES = 40
+"""Maximum number of names that an error lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A checked request.
+
+    Attributes:
+        keys: Series of one market and data type, in the order of their symbols.
+        start: First moment, UTC without zone.
+        end: First moment after the range.
+        schema: The columns.
+    """
+
+    keys: tuple[SeriesKey, ...]
+    start: datetime
+    end: datetime
+    schema: pa.Schema
+
+    @property
+    def data_type(self) -> DataType:
+        """Return the data type of the series."""
+        return self.keys[0].data_type
+
+    @property
+    def first_day(self) -> date:
+        """Return the first day that can have rows in the range."""
+        day = max(self.start.date(), ARCHIVE_BEGINS)
+        begun = self.data_type is DataType.TRADE_PROFILE and self.start > midnight(day)
+        return day + timedelta(days=1) if begun else day
+
+    @property
+    def last_day(self) -> date:
+        """Return the last day that can have rows in the range; it is before the first day if none can."""
+        day = self.end.date()
+        return day if self.end > midnight(day) or day == date.min else day - timedelta(days=1)
+
+    def days_through(self, last: date) -> list[date]:
+        """Return the days of the range up to a last day, in order."""
+        first = self.first_day
+        return [first + timedelta(days=n) for n in range((min(last, self.last_day) - first).days + 1)]
+
+
+def wanted_of(
+    data_type: DataType,
+    symbols: str | Iterable[str],
+    interval: str | None,
+    start: Moment,
+    end: Moment | None,
+    market: str,
+    columns: str | Iterable[str] | None,
+) -> Wanted:
+    """Check a request. Series that are not stored pass.
+
+    Raises:
+        UsageError: A market, interval or column does not exist, or a moment is not valid.
+    """
+    in_market = market_of(market)
+    if data_type.has_interval:
+        _check_interval(in_market, interval)
+    return Wanted(
+        tuple(SeriesKey(EXCHANGE, in_market, data_type, symbol, interval) for symbol in symbols_of(symbols)),
+        *range_of(start, end),
+        _columns(in_market, data_type, columns),
+    )
+
+
+def market_of(text: str) -> Market:
+    """Return the market of a name.
+
+    Raises:
+        UsageError: There is no such market. The text lists the markets.
+    """
+    if text not in list(Market):
+        raise UsageError(f"There is no market {text!r}. {there_are(text, list(Market))}")
+    return Market(text)
+
+
+def _check_interval(market: Market, interval: str | None) -> None:
+    allowed = intervals_of(market)
+    if interval not in allowed:
+        raise UsageError(f"There is no kline interval {interval!r} in {market}. {there_are(str(interval), allowed)}")
+
+
+def _names(what: str, value: object) -> list[str]:
+    """Return one name or several as a list."""
+    names = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+    for name in names:
+        if not isinstance(name, str):
+            raise UsageError(f"{name!r} is not the name of a {what}. Pass text, or a list of texts.")
+    return [str(name) for name in names]
+
+
+def symbols_of(symbols: str | Iterable[str]) -> list[str]:
+    """Return one symbol or several, each once, in order.
+
+    Raises:
+        UsageError: There is no symbol, or one is not text.
+    """
+    names = _names("symbol", symbols)
+    if not names:
+        raise UsageError("The request has no symbol.")
+    return sorted(set(names))
+
+
+def _columns(market: Market, data_type: DataType, columns: str | Iterable[str] | None) -> pa.Schema:
+    schema = lake_schema(market, data_type)
+    if columns is None:
+        return schema
+    asked = _names("column", columns)
+    for name in asked:
+        if name not in schema.names:
+            raise UsageError(f"There is no column {name!r} in {market} {data_type}. {there_are(name, schema.names)}")
+    first = (*reader.labels_of(data_type), reader.time_column(data_type))
+    return pa.schema([schema.field(name) for name in dict.fromkeys((*first, *asked))])
+
+
+def range_of(start: Moment, end: Moment | None) -> tuple[datetime, datetime]:
+    """Return the first moment of a range, and the first moment after it, in UTC without a zone. No end means now.
+
+    Raises:
+        UsageError: A moment is not a date, or the start is after the end.
+    """
+    first = _moment(start, "start")
+    last = clock.naive_utc(clock.now()) if end is None else _moment(end, "end")
+    if first > last:
+        until = "now" if end is None else "end"
+        raise UsageError(f"start ({plain(first)} UTC) is after {until} ({plain(last)} UTC).")
+    return first, last
+
+
+def _moment(value: object, name: str) -> datetime:
+    moment = _parsed(value, name) if isinstance(value, str) else value
+    if isinstance(moment, datetime) and moment == moment:  # pandas' NaT is a datetime that is not equal to itself
+        try:
+            in_utc = moment if moment.tzinfo is None else moment.astimezone(UTC)
+        except OverflowError:
+            raise UsageError(f"{name} is {value!r}, which is outside the calendar.") from None
+        # A plain datetime, because subclasses such as pandas.Timestamp have their own format and arithmetic.
+        return datetime.combine(in_utc.date(), in_utc.time())
+    if isinstance(moment, date) and not isinstance(moment, datetime):
+        return midnight(moment)
+    raise UsageError(f"{name} is {value!r}, which is not a date. {_HOW_MOMENTS_ARE_WRITTEN}")
+
+
+_HOW_MOMENTS_ARE_WRITTEN = (
+    "Pass a date, a datetime, or text such as 2024-01-31, 2024-01-31T12:30 or 2024-01-31T12:30+02:00. "
+    "Without a zone it is UTC."
+)
+
+
+def _parsed(text: str, name: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise UsageError(f"{name} is {text!r}, which is not a date. {_HOW_MOMENTS_ARE_WRITTEN}") from None
+
+
+def check_held(layout: Layout, keys: Sequence[SeriesKey]) -> None:
+    """Refuse series that were never requested.
+
+    Raises:
+        UsageError: A series is not stored. The text lists the stored symbols, or the intervals of the symbol.
+    """
+    for key in keys:
+        if not any(path.exists() for path in (layout.folder(key), layout.months(key), layout.ledger(key))):
+            raise UsageError(_not_there(layout, key))
+
+
+def _not_there(layout: Layout, key: SeriesKey) -> str:
+    alike = [
+        held for held in partitions.known_series(layout) if (held.market, held.data_type) == (key.market, key.data_type)
+    ]
+    intervals = sorted((k.interval for k in alike if k.symbol == key.symbol and k.interval), key=list(INTERVALS).index)
+    how = "Fetch it with sync=True, or with `market-data add`."
+    if intervals:
+        there = there_are(str(key.interval), intervals)
+        return f"{key.symbol} is not stored with interval {key.interval} in {key.market}. {there} {how}"
+    if not alike:
+        return f"No {key.market} {key.data_type} are stored in {layout.root}. {how}"
+    symbols = list(dict.fromkeys(k.symbol for k in alike))
+    return f"{key.symbol} is not stored in {key.market} {key.data_type}. {there_are(key.symbol, symbols)} {how}"
+
+
+def there_are(asked: str, names: Sequence[str]) -> str:
+    """Return a sentence that lists the existing names, and the nearest ones as a suggestion."""
+    by_folded = {name.casefold(): name for name in names}
+    close = [by_folded[name] for name in get_close_matches(asked.casefold(), by_folded, n=3)]
+    hint = f"Did you mean {' or '.join(close)}? " if close else ""
+    return f"{hint}There are: {listed(list(names), _LISTED_NAMES)}."
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Return the first names, and the number of the others."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def midnight(day: date) -> datetime:
+    """Return the start of a day, without a zone."""
+    return datetime.combine(day, time())
+
+
+def plain(moment: datetime) -> str:
+    """Return a moment as text, with seconds only if it has some."""
+    return moment.isoformat(" ", "minutes" if moment == moment.replace(second=0, microsecond=0) else "auto")

@@ -1,0 +1,346 @@
+"""Results of ``MarketData``: rows in the type that you want. Checking a request belongs to ``request.py``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from market_data_pipeline.client import versions as day_records
+from market_data_pipeline.client.request import Wanted, listed, plain, there_are
+from market_data_pipeline.client.session import DuckDB, Params, Views
+from market_data_pipeline.errors import DamagedFileError, MarketDataError, UsageError
+from market_data_pipeline.lake import partitions, reader
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.model import faults
+from market_data_pipeline.model.day import DayFile
+from market_data_pipeline.model.schema import may_be_null
+from market_data_pipeline.model.series import DataType
+from market_data_pipeline.sql import file_lists, views
+
+if TYPE_CHECKING:
+    import duckdb
+    import pandas as pd
+    import polars as pl
+
+
+_SHOWN = 5
+"""Rows that a notebook shows."""
+
+
+class Result(ABC):
+    """Rows that you requested. Each call reads them again, in the type that you want.
+
+    A result has the Arrow PyCapsule interface, so ``pl.DataFrame(result)``, ``pa.table(result)`` and
+    ``duckdb.sql("FROM result")`` work. A notebook shows its first rows.
+    """
+
+    @abstractmethod
+    def arrow(self) -> pa.Table:
+        """Return the rows as an Arrow table, with zone-aware times in UTC.
+
+        Raises:
+            DamagedFileError: A file cannot be read. The text names it.
+        """
+
+    @abstractmethod
+    def relation(self) -> duckdb.DuckDBPyRelation:
+        """Return the rows as a lazy DuckDB relation, with times in UTC without a zone.
+
+        The relation belongs to the process that created it. Faults of a file that appear when the relation runs have
+        DuckDB's own error. Run it again if the file was replaced at that moment. Create the relation again if the error
+        names a file ``ask-again-…``: days were moved into the file of a month, or the data folder moved. The relation
+        of a query reads only the files of the views, and has no time limit.
+
+        Raises:
+            DamagedFileError: A file cannot be read. The text names it.
+
+        Examples:
+            >>> market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-02").relation().count("*").fetchall()
+            [(24,)]
+        """
+
+    def df(self) -> pd.DataFrame:
+        """Return the rows as a pandas frame, with zone-aware times in UTC. Labels of klines are categories.
+
+        Times have the default unit of pandas: nanoseconds in pandas 2, microseconds in pandas 3.
+
+        Raises:
+            DamagedFileError: A file cannot be read. The text names it.
+
+        Examples:
+            >>> market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-02").df().shape[0]
+            24
+        """
+        frame: pd.DataFrame = self.arrow().to_pandas(date_as_object=False, split_blocks=True, self_destruct=True)
+        return _in_its_unit(frame)
+
+    def pl(self) -> pl.DataFrame:
+        """Return the rows as a polars frame, with zone-aware times in UTC.
+
+        Raises:
+            DamagedFileError: A file cannot be read. The text names it.
+            UsageError: polars is not installed.
+
+        Examples:
+            >>> market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-02").pl().height
+            24
+        """
+        frame: pl.DataFrame = _polars().DataFrame(self.arrow())
+        return frame
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of rows. No column is read for it."""
+
+    @abstractmethod
+    def _first_rows(self) -> pa.Table:
+        """Return as many rows as a notebook shows."""
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """Return the rows for any library that reads Arrow streams."""
+        rows: Any = self.arrow()  # its stubs leave this method untyped
+        return rows.__arrow_c_stream__(requested_schema)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the result in words, and its first rows."""
+        shown = _in_its_unit(self._first_rows().to_pandas(date_as_object=False))
+        return f"<p>{escape(repr(self))}</p>{shown.to_html(index=False, border=0)}"
+
+
+class StoredRows(Result):
+    """Rows of stored days."""
+
+    def __init__(self, layout: Layout, connection: DuckDB, wanted: Wanted, *, final_only: bool = False) -> None:
+        """Create the result of a request. ``MarketData`` does this.
+
+        Args:
+            layout: Paths of the data folder.
+            connection: DuckDB for relations.
+            wanted: The request.
+            final_only: Leave out days that are not final.
+        """
+        self._layout = layout
+        self._duckdb = connection
+        self._wanted = wanted
+        self._final_only = final_only
+        self._taken: Sequence[DayFile] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of rows. No column is read for it.
+
+        Raises:
+            DamagedFileError: a file cannot be read; the text names it.
+        """
+        return self._duckdb.count_stored(self._sql)
+
+    def _first_rows(self) -> pa.Table:
+        return _aware(self._duckdb.stored(lambda: f"{self._sql()} LIMIT {_SHOWN}").to_arrow_table())
+
+    def wide(self, column: str) -> pd.DataFrame:
+        """Return one column as a pandas frame with a row for each time and a column for each symbol.
+
+        Args:
+            column: The column, e.g. ``close``.
+
+        Returns:
+            A frame whose index is ``open_time`` (UTC), or ``day`` of profiles. Where a symbol has no row, it is NaN.
+
+        Raises:
+            UsageError: The rows have no such column, or are trades, of which several share a time.
+            DamagedFileError: A file cannot be read. The text names it.
+
+        Examples:
+            >>> market.klines(["BTCUSDT", "ETHUSDT"], "1h", "2024-01-01", "2024-01-02").wide("close").shape
+            (24, 2)
+        """
+        wanted = self._wanted
+        if wanted.data_type is DataType.AGG_TRADES:
+            raise UsageError("Several aggTrades can share a time, so they have no wide form. Use df().")
+        time = reader.time_column(wanted.data_type)
+        labels = (*reader.labels_of(wanted.data_type), time)
+        values = [name for name in wanted.schema.names if name not in labels]
+        if column not in values:
+            raise UsageError(f"There is no column {column!r} to spread. {there_are(column, values)}")
+        schema = pa.schema([wanted.schema.field(name) for name in (*labels, column)])
+        narrow = StoredRows(self._layout, self._duckdb, replace(wanted, schema=schema), final_only=self._final_only)
+        frame = narrow.df()
+        self._taken = narrow._taken
+        return frame.assign(symbol=frame["symbol"].astype(str)).pivot(index=time, columns="symbol", values=column)
+
+    def scan(self) -> pl.LazyFrame:
+        """Return the rows as a lazy polars frame over the files, so that polars reads only what a query needs.
+
+        Times are zone-aware UTC. The frame names the files as they are now: make it again once days were stored since.
+
+        Raises:
+            UsageError: polars is not installed.
+
+        Examples:
+            >>> market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-02").scan().select("close").collect().height
+            24
+        """
+        polars = _polars()
+        wanted = self._wanted
+        paths = list(dict.fromkeys(day.path for day in self._take()))
+        if not paths:
+            nothing: pl.LazyFrame = polars.DataFrame(_aware(wanted.schema.empty_table())).lazy()
+            return nothing
+        frame: pl.LazyFrame = polars.scan_parquet(paths, hive_partitioning=False, glob=False)
+        start, end = self._cut
+        if start is not None:
+            time = polars.col(reader.time_column(wanted.data_type))
+            frame = frame.filter((time >= start) & (time < end))
+        times = [field.name for field in wanted.schema if pa.types.is_timestamp(field.type)]
+        return frame.select(wanted.schema.names).with_columns(polars.col(times).dt.replace_time_zone("UTC"))
+
+    @property
+    def version(self) -> str:
+        """Return a hash over the contents of the days that were read, to cite in a backtest.
+
+        It covers the rows that were read last, or the stored rows if none were read yet. It changes if a day of the
+        range is added, removed or stored with other values. It does not depend on the columns, and stays the same if a
+        provisional day becomes final with equal rows.
+
+        Raises:
+            MarketDataError: A day was replaced after its rows were read, so their hash is no longer known.
+            DamagedFileError: A file does not match its record. The text names it.
+
+        Examples:
+            >>> len(market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-02").version)
+            64
+        """
+        with faults.in_words():
+            days = self._held() if self._taken is None else self._taken
+            version = day_records.version_of(self._layout, days)
+        if version is None:
+            raise MarketDataError(
+                "A day was replaced after its rows were read, so their version is no longer known. Read the rows "
+                "again, then their version."
+            )
+        return version
+
+    def arrow(self) -> pa.Table:
+        """Return the rows as an Arrow table."""
+        with faults.in_words():
+            try:
+                return self._read()
+            except FileNotFoundError:  # removed after it was listed
+                try:
+                    return self._read()
+                except FileNotFoundError as error:
+                    raise DamagedFileError(f"Files are removed during the read. {error}") from error
+
+    def _read(self) -> pa.Table:
+        return _aware(reader.read_days(self._take(), self._wanted.schema, *self._cut))
+
+    def relation(self) -> duckdb.DuckDBPyRelation:
+        """Return the rows as a lazy DuckDB relation."""
+        return self._duckdb.stored(self._sql)
+
+    def _sql(self) -> str:
+        first = self._wanted.keys[0]
+        mark = views.newest_mark(self._layout, first.market, first.data_type)
+        paths = list(dict.fromkeys(day.path for day in self._take()))
+        query = file_lists.scan(first.market, first.data_type, paths, self._wanted.schema.names, mark)
+        start, end = self._cut
+        if start is None or not paths:
+            return query
+        time = f'"{reader.time_column(first.data_type)}"'
+        return f"{query} WHERE {time} >= TIMESTAMP '{start}' AND {time} < TIMESTAMP '{end}'"
+
+    @property
+    def _cut(self) -> tuple[datetime, datetime] | tuple[None, None]:
+        """Return the first moment and the moment after the last one; None for profiles, which cover whole days."""
+        wanted = self._wanted
+        return (None, None) if wanted.data_type is DataType.TRADE_PROFILE else (wanted.start, wanted.end)
+
+    def _take(self) -> Sequence[DayFile]:
+        self._taken = self._held()
+        return self._taken
+
+    def _held(self) -> list[DayFile]:
+        wanted = self._wanted
+        days = [
+            day
+            for key in wanted.keys
+            for day in partitions.days_between(self._layout, key, wanted.first_day, wanted.last_day)
+        ]
+        return day_records.final_only(self._layout, days) if self._final_only else days
+
+    def __repr__(self) -> str:
+        wanted, first = self._wanted, self._wanted.keys[0]
+        asked = len(wanted.keys) * max(0, (wanted.last_day - wanted.first_day).days + 1)
+        name = " ".join(filter(None, (first.market, first.data_type, first.interval)))
+        symbols = listed([key.symbol for key in wanted.keys], 5)
+        try:
+            held = f"{len(self._held())} of {asked} days stored{' and final' if self._final_only else ''}"
+        except MarketDataError as error:
+            held = str(error)
+        return f"<{name} of {symbols} from {plain(wanted.start)} to {plain(wanted.end)} UTC: {held}>"
+
+
+class Answer(Result):
+    """Rows that answer a query."""
+
+    def __init__(self, views: Views, query: str, params: Params = None) -> None:
+        self._views = views
+        self._query = query
+        self._params = params
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._views.count(self._query, self._params)
+
+    def _first_rows(self) -> pa.Table:
+        with self._views.in_time():
+            return _aware(self._views.read(self._query, lambda rows: rows.limit(_SHOWN).to_arrow_table(), self._params))
+
+    def arrow(self) -> pa.Table:
+        """Return the rows as an Arrow table."""
+        return _aware(self._views.rows(self._query, self._params))
+
+    def relation(self) -> duckdb.DuckDBPyRelation:
+        """Return the rows as a lazy DuckDB relation."""
+        return self._views.answer(self._query, self._params)
+
+    def __repr__(self) -> str:
+        shown = " ".join(self._query.split())
+        columns = ", ".join(self.relation().columns)
+        return f"<{shown if len(shown) <= 80 else shown[:79] + '…'}: {columns}>"
+
+
+def _polars() -> Any:
+    try:
+        import polars as pl
+    except ImportError:
+        raise UsageError("polars is not installed. Install it: pip install 'market-data-pipeline[polars]'") from None
+    return pl
+
+
+def _in_its_unit(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame that merges on times with those of its pandas: pandas 2 refuses to merge microseconds."""
+    import pandas as pd
+
+    if int(pd.__version__.partition(".")[0]) < 3:
+        for name in frame.select_dtypes("datetimetz").columns:
+            with suppress(pd.errors.OutOfBoundsDatetime):  # years that nanoseconds do not have
+                frame[name] = frame[name].dt.as_unit("ns")
+    return frame
+
+
+def _aware(table: pa.Table) -> pa.Table:
+    """Return the table with zone-aware times, and nullable columns that match those of other sources."""
+    fields = [
+        field.with_type(pa.timestamp(field.type.unit, "UTC"))
+        if pa.types.is_timestamp(field.type) and field.type.tz is None
+        else field
+        for field in may_be_null(table.schema)
+    ]
+    return table.cast(pa.schema(fields))

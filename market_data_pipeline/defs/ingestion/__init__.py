@@ -1,0 +1,1 @@
+"""Assets of series, and the code that their runs execute."""

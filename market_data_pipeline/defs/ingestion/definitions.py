@@ -1,0 +1,238 @@
+"""Asset factories: one asset for each series of the universe, and a tradeProfile for each aggTrades series.
+
+Code that runs inside an asset does not belong here; see ``ingestion.run``.
+"""
+
+# No `from __future__ import annotations`: Dagster reads the annotation of `context` itself, not its text.
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, assert_never
+
+import dagster as dg
+
+from market_data_pipeline.defs.ingestion import checks
+from market_data_pipeline.defs.keys import asset_key_of
+from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT
+from market_data_pipeline.defs.reconciliation import definitions
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.model.datasets import MARKETS, Kind, lake_columns
+from market_data_pipeline.model.lineage import profile_of, source_of
+from market_data_pipeline.model.series import DataType, Market, SeriesKey
+from market_data_pipeline.settings import Settings
+
+IO_MANAGER = "lake"
+INGESTION = "ingestion"
+OWNER = "team:market-data"
+
+MARKET_NAMES: Mapping[Market, str] = {
+    Market.SPOT: "spot",
+    Market.UM: "USDⓈ-margined futures (um)",
+    Market.CM: "coin-margined futures (cm)",
+}
+
+
+def backfill_policy(settings: Settings, *, derived: bool) -> dg.BackfillPolicy:
+    """Return the policy that limits the days in one run of a backfill.
+
+    A derived asset with the same policy would share the run of its source. One bad day of the source would then skip it
+    and fail all its days. A different policy gives it runs of its own, for good days only.
+    """
+    return dg.BackfillPolicy.multi_run(settings.max_partitions_per_run + derived)
+
+
+def build_series_asset(
+    key: SeriesKey,
+    partitions_def: dg.DailyPartitionsDefinition,
+    settings: Settings,
+    *,
+    reconciled: bool = False,
+) -> dg.AssetsDefinition:
+    """Return the asset of a series that Binance publishes, with the checks ``integrity`` and ``gaps`` for each day.
+
+    Args:
+        key: The series.
+        partitions_def: The partitions of the project.
+        settings: The location of the lake.
+        reconciled: True adds the check ``reconciliation``, because the source of the klines is collected too.
+    """
+    asset_key = asset_key_of(key)
+    layout = Layout(settings.root)
+    check_specs = checks.specs_of_checks(asset_key, partitions_def)
+    if reconciled:
+        check_specs.append(definitions.reconciliation_spec(key, asset_key, partitions_def))
+
+    @dg.asset(
+        key=asset_key,
+        partitions_def=partitions_def,
+        backfill_policy=backfill_policy(settings, derived=False),
+        check_specs=check_specs,
+        io_manager_key=IO_MANAGER,
+        required_resource_keys={INGESTION},
+        group_name=_group(key),
+        kinds={"binance", "parquet"},
+        owners=[OWNER],
+        tags=_tags(key),
+        metadata=_definition_metadata(key, layout),
+        description=_describe(key, layout),
+    )
+    def series(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        from market_data_pipeline.defs.ingestion.run import fetch_days
+
+        yield from fetch_days(context, getattr(context.resources, INGESTION), key, layout, reconciled=reconciled)
+
+    return series
+
+
+def build_trade_profile_asset(
+    source: SeriesKey, partitions_def: dg.DailyPartitionsDefinition, settings: Settings
+) -> dg.AssetsDefinition:
+    """Return the tradeProfile asset of an aggTrades series: one row a day, loaded and stored by the IO manager."""
+    key = profile_of(source)
+    layout = Layout(settings.root)
+
+    # `trades` and the result have no type annotations: Dagster would import DuckDB and Arrow to read them. Without an
+    # annotation the IO manager loads a DuckDB relation. It writes any table.
+    @dg.asset(
+        key=asset_key_of(key),
+        ins={"trades": dg.AssetIn(asset_key_of(source))},
+        partitions_def=partitions_def,
+        backfill_policy=backfill_policy(settings, derived=True),
+        io_manager_key=IO_MANAGER,
+        required_resource_keys={HEARTBEAT},
+        group_name=_group(key),
+        kinds={"duckdb", "parquet"},
+        owners=[OWNER],
+        tags=_tags(key),
+        metadata=_definition_metadata(key, layout),
+        description=_describe(key, layout),
+    )
+    def profile(context: dg.AssetExecutionContext, trades: Any) -> Any:
+        from market_data_pipeline.defs.ingestion.run import make_profile
+
+        return make_profile(context, trades, key, layout, settings.profile_level)
+
+    return profile
+
+
+# --- texts in the UI ---------------------------------------------------------------------------------------------
+
+
+def _group(key: SeriesKey) -> str:
+    return f"{key.market.value}_{key.data_type.sql_name}"
+
+
+def _tags(key: SeriesKey) -> dict[str, str]:
+    tags = {"market": key.market.value, "data_type": key.data_type.value, "symbol": key.asset_path[3]}
+    return tags | ({"interval": key.interval} if key.interval else {})
+
+
+def _definition_metadata(key: SeriesKey, layout: Layout) -> dict[str, Any]:
+    return {
+        "dagster/column_schema": column_schema(key.market, key.data_type),
+        "dagster/table_name": f"{key.sql_schema}.{key.data_type.sql_name}",
+        "folder": dg.MetadataValue.path(str(layout.folder(key))),
+    }
+
+
+def _describe(key: SeriesKey, layout: Layout) -> str:
+    where = [f"symbol = '{key.symbol}'", *([f"\"interval\" = '{key.interval}'"] if key.interval else [])]
+    view = f"{key.sql_schema}.{key.data_type.sql_name}"
+    market = MARKET_NAMES[key.market]
+    match key.data_type:
+        case DataType.KLINES:
+            first_line = f"Klines of **{key.symbol}** at {key.interval} from Binance {market}, one row per candle."
+            python = f'MarketData().klines("{key.symbol}", "{key.interval}", "2024-01-01", market="{key.market}").df()'
+        case DataType.AGG_TRADES:
+            first_line = (
+                f"Aggregated trades of **{key.symbol}** from Binance {market}. A row has all fills of one order at one "
+                "price and time."
+            )
+            python = f'MarketData().agg_trades("{key.symbol}", "2024-01-01", market="{key.market}").df()'
+        case DataType.TRADE_PROFILE:
+            first_line = (
+                f"Daily trade statistics of **{key.symbol}**, one row per day, computed from `{source_of(key)}`.\n\n"
+                "Columns: VWAP, high, low, point of control (the price level with the most volume), volume bought and "
+                "sold by takers, cumulative delta and the number of trades."
+            )
+            python = f"MarketData().sql(\"FROM {view} WHERE symbol = '{key.symbol}'\").df()"
+        case other:
+            assert_never(other)
+    units = (
+        "Contracts are inverse. `volume` is in contracts, and VWAP is Σq / Σ(q/p)."
+        if MARKETS[key.market].inverse
+        else "Volumes are in the base asset."
+    )
+    return (
+        f"{first_line}\n\nEach partition is one UTC day. Times are UTC. {units}\n\n"
+        f"**Files:** `{layout.folder(key)}/<day>.parquet`\n\n"
+        f'**SQL:** `market-data sql "FROM {view} WHERE {" AND ".join(where)} LIMIT 10"`\n\n'
+        f"**Python:** `{python}`"
+    )
+
+
+_COLUMNS: Mapping[str, str] = {
+    "symbol": "Symbol as Binance spells it. The same in every row of a file.",
+    "interval": "Kline interval. The same in every row of a file.",
+    "open_time": "Start of the candle (UTC).",
+    "open": "Price of the first trade.",
+    "high": "Highest price.",
+    "low": "Lowest price.",
+    "close": "Price of the last trade.",
+    "volume": "Traded quantity.",
+    "close_time": "Last moment of the candle (UTC).",
+    "quote_volume": "Traded value in the quote asset. Beyond 15 digits the last place is rounded.",
+    "base_volume": "Traded quantity in the base asset.",
+    "count": "Number of trades.",
+    "taker_buy_volume": "Quantity bought by takers.",
+    "taker_buy_quote_volume": "Value bought by takers, in the quote asset.",
+    "taker_buy_base_volume": "Quantity bought by takers, in the base asset.",
+    "agg_trade_id": "Id of the aggregated trade. Ids are consecutive.",
+    "price": "Price. It is 0 in Binance's sentinel rows (spot), which mean no trade.",
+    "quantity": "Quantity.",
+    "first_trade_id": "Id of the first trade in it.",
+    "last_trade_id": "Id of the last trade in it.",
+    "transact_time": "Time of the trade (UTC).",
+    "is_buyer_maker": "True if the seller was the taker.",
+    "is_best_match": "Binance's flag of the best price match (spot only).",
+    "day": "The UTC day.",
+    "vwap": "Volume-weighted average price: Σpq / Σq, in cm Σq / Σ(q/p).",
+    "point_of_control": "Lower edge of the price level with the most volume. Ties go to the lowest level.",
+    "point_of_control_volume": "Volume at that level.",
+    "level_size": "Height of a price level.",
+    "buy_volume": "Volume of trades whose buyer was the taker.",
+    "sell_volume": "Volume of trades whose seller was the taker.",
+    "cumulative_delta": "Buy volume minus sell volume.",
+    "trades": "Number of trades inside the aggregated ones.",
+    "agg_trades": "Number of aggregated trades, without sentinel rows.",
+}
+
+_SQL_TYPES: Mapping[Kind, str] = {
+    "time": "TIMESTAMP",
+    "day": "DATE",
+    "int": "BIGINT",
+    "float": "DOUBLE",
+    "bool": "BOOLEAN",
+    "word": "VARCHAR",
+}
+
+
+@cache
+def column_schema(market: Market, data_type: DataType) -> dg.TableSchema:
+    """Return the columns of a series with SQL types and descriptions. Volumes of cm are marked as contracts."""
+    contracts = MARKETS[market].inverse
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                name=column.name,
+                type=_SQL_TYPES[column.kind],
+                description=_COLUMNS[column.name]
+                + (" In contracts." if contracts and _in_contracts(column.name) else ""),
+            )
+            for column in lake_columns(market, data_type)
+        ]
+    )
+
+
+def _in_contracts(name: str) -> bool:
+    return name in {"quantity", "volume", "taker_buy_volume", "buy_volume", "sell_volume", "point_of_control_volume"}

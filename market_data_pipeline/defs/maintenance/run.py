@@ -1,0 +1,110 @@
+"""Runs of the jobs ``verify`` and ``compact``, and their reports. The work itself belongs to ``maintenance``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+
+import dagster as dg
+
+from market_data_pipeline.maintenance.archive_sweep import Kind, SweepReport, sweep
+from market_data_pipeline.maintenance.compaction import compact
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.settings import Settings
+from market_data_pipeline.sources.binance.archive import Archive
+
+SHOWN = 100
+
+_SHOWN_SERIES = 100
+
+
+def compare_archives(context: dg.OpExecutionContext, keys: Sequence[SeriesKey], settings: Settings) -> None:
+    """Compare the archives of series with their ledgers, mark the days that were replaced, and report both.
+
+    Args:
+        context: The context of the job's op.
+        keys: The series. Those without stored days cost no request.
+        settings: The locations of the ledgers and of the archive.
+
+    Raises:
+        dagster.Failure: Some series could not be compared or marked. The others were.
+    """
+    with closing(Archive(settings)) as archive:
+        report = sweep(settings, keys, archive)
+    metadata = report_metadata(report)
+    context.log.info(
+        "Compared %d archives of %d series in %d requests: %s",
+        sum(report.archives.values()),
+        len(report.archives),
+        report.requests,
+        ", ".join(f"{len(report.of(kind))} {kind.value}" for kind in Kind),
+    )
+    if report.troubles:
+        raise dg.Failure(
+            description=f"{len(report.troubles)} series could not be compared or marked. "
+            + " ".join(f"{key}: {reason}" for key, reason in list(report.troubles.items())[:5])
+            + (f" {report.said_of_not_reached()}" if report.not_reached else " The others were."),
+            metadata=metadata,
+            allow_retries=False,
+        )
+    context.add_output_metadata(metadata)
+
+
+def report_metadata(report: SweepReport) -> dict[str, dg.MetadataValue]:
+    """Return the findings of a sweep for the run's page: numbers, and a table of changed archives."""
+    numbers = {
+        "archives": sum(report.archives.values()),
+        "requests": report.requests,
+        **{kind.value: len(report.of(kind)) for kind in Kind},
+        "days without an ETag on record": report.without_etag,
+        **({"not compared": len(report.not_reached)} if report.not_reached else {}),
+    }
+    metadata: dict[str, dg.MetadataValue] = {name: dg.MetadataValue.int(number) for name, number in numbers.items()}
+    if report.discoveries:
+        metadata["found"] = dg.MetadataValue.table(
+            [
+                dg.TableRecord(
+                    {
+                        "finding": found.kind.value,
+                        "series": str(found.key),
+                        "first day": found.days[0].isoformat(),
+                        "days": len(found.days),
+                        "archive": found.archive.rsplit("/", 1)[-1],
+                    }
+                )
+                for found in report.discoveries[:SHOWN]
+            ]
+        )
+    return metadata
+
+
+def close_months(context: dg.OpExecutionContext, keys: Sequence[SeriesKey], settings: Settings) -> None:
+    """Close the months of series that are ready, remove files of days of closed months, and report both.
+
+    Args:
+        context: The context of the job's op.
+        keys: The series. Those that are stored by day are skipped.
+        settings: The location of the lake.
+
+    Raises:
+        dagster.Failure: Some series were left unchanged. The others are done.
+    """
+    report = compact(settings, keys)
+    metadata: dict[str, dg.MetadataValue] = {
+        "months closed": dg.MetadataValue.int(sum(map(len, report.closed.values()))),
+        "files of days removed": dg.MetadataValue.int(report.removed),
+        "files of days to remove later": dg.MetadataValue.int(report.waiting),
+    }
+    if report.closed:
+        shown = list(report.closed.items())[:_SHOWN_SERIES]
+        metadata["closed"] = dg.MetadataValue.table(
+            [dg.TableRecord({"series": str(key), "months": " ".join(months)}) for key, months in shown]
+        )
+    if report.troubles:
+        raise dg.Failure(
+            description=f"{len(report.troubles)} series were left unchanged. "
+            + " ".join(f"{key}: {reason}" for key, reason in list(report.troubles.items())[:5]),
+            metadata=metadata,
+            allow_retries=False,
+        )
+    context.add_output_metadata(metadata)

@@ -1,0 +1,1 @@
+"""Dagster's home, event log, web server, records and tables. Code of a topic does not belong here."""

@@ -1,0 +1,1 @@
+"""The reconciliation job, and what its runs do."""

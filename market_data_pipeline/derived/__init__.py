@@ -1,0 +1,1 @@
+"""Series derived from other series of the lake. Downloads do not belong here."""

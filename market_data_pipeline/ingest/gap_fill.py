@@ -1,0 +1,505 @@
+"""Fill gaps of the archive with rows from REST. No row is ever invented, and the archive's row always wins.
+
+Choosing the rows to request and merging them into the day belong here. Verdicts on rows that stay missing do not
+(``checks/verdicts.py``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+
+import numpy as np
+import pyarrow as pa
+
+from market_data_pipeline import clock
+from market_data_pipeline.checks.diff import change_finding, difference, disagreement, key_format
+from market_data_pipeline.checks.gaps import (
+    flat_candles,
+    missing_candles,
+    missing_ids,
+    off_grid,
+    overlapping,
+    seems_cut,
+)
+from market_data_pipeline.checks.integrity import off_grid_finding
+from market_data_pipeline.checks.ordering import Ints, ints, key_ranges, within
+from market_data_pipeline.checks.verdicts import CUT, AnsweredIds, pieces
+from market_data_pipeline.errors import BeyondReachError, RefusedError, SourceError
+from market_data_pipeline.ingest.day_rows import DayRows
+from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.findings import (
+    ACROSS_MIDNIGHT,
+    FLAT_CONFIRMED,
+    FLAT_FILLED,
+    FLAT_REFUSED,
+    OFF_GRID,
+    Finding,
+    Range,
+    RestAnswer,
+    Severity,
+)
+from market_data_pipeline.model.provenance import Part, Source
+from market_data_pipeline.model.series import Listing, SeriesKey, interval_us
+from market_data_pipeline.sources.binance.rest import RestApi, RestRows
+
+logger = logging.getLogger(__name__)
+
+_MOST_RANGES = 50
+"""Maximum runs of missing ids that one attempt at a day requests. A damaged day takes several attempts."""
+
+
+@dataclass(frozen=True, slots=True)
+class GapFiller:
+    """Fetch the missing rows of one series from REST.
+
+    Attributes:
+        key: The series.
+        rest: REST of its market.
+        listing: Listing spans of the symbol.
+    """
+
+    key: SeriesKey
+    rest: Callable[[], RestApi]
+    listing: Listing
+
+    def fill(self, day: date, rows: DayRows) -> DayRows:
+        """Fill the gaps of an archive day with rows that REST has."""
+        return self._trades(day, rows) if self.key.interval is None else self._candles(day, rows)
+
+    # --- days from REST alone ---------------------------------------------------------------------------------------
+
+    def gaps(self, day: date, stored: DayRows) -> Gaps | None:
+        """Return the gaps between the stored rows of a day. None if it has no gaps."""
+        if self.key.interval is None:
+            lacking = missing_ids(stored.table)
+            if not lacking:
+                return None
+            after = np.searchsorted(ints(stored.table, "agg_trade_id"), lacking[-1][1])
+            return Gaps(lacking[:_MOST_RANGES], int(ints(stored.table, "transact_time")[after]))
+        step, page = interval_us(self.key.interval), spec_of(self.key).rest.page
+        newest = int(ints(stored.table, "open_time")[-1])
+        candles = missing_candles(self.key, stored.table, day, newest, self.listing, stored.reach_us).inside
+        return Gaps(_spans(candles, page * step), int(candles[-1]) + step) if len(candles) else None
+
+    def fill_gaps(self, day: date, gaps: Gaps, rows: DayRows) -> DayRows:
+        """Fill gaps of a day with rows that REST did not have before.
+
+        If REST does not respond, the day stays unchanged. It is provisional and is retried later.
+        """
+        step = interval_us(self.key.interval) if self.key.interval else 0
+        try:
+            for first, last in gaps.spans:
+                if self.key.interval is None:
+                    around = _around(rows.table, first, last)
+                    answer = _of_day(self.rest().agg_trades_of_ids(self.key, first, last, around), day)
+                else:
+                    answer = self.rest().klines(self.key, first, last + step)
+                rows = self.filled_in(rows, answer)
+        except SourceError as error:
+            logger.info("%s %s: cannot fill gaps inside the day: %s", self.key, day, error)
+        return rows
+
+    # --- candles ------------------------------------------------------------------------------------------------
+
+    def _candles(self, day: date, rows: DayRows) -> DayRows:
+        step = interval_us(self.key.interval or "")
+        rows = self.without_overlaps(rows)
+        off = off_grid(ints(rows.table, "open_time"), step)
+        if len(off) and not any(finding.rule == OFF_GRID and finding.rest is not None for finding in rows.findings):
+            rows = self._with_off_grid_finding(rows, off, step)
+        missing = missing_candles(self.key, rows.table, day, rows.known_until_us, self.listing, rows.reach_us)
+        if len(missing) == 0:
+            return rows
+        page = spec_of(self.key).rest.page
+        try:
+            # Before and after trading, REST answers any span with one empty response.
+            ends = [(int(times[0]), int(times[-1])) for times in (missing.before, missing.after) if len(times)]
+            for first, last in (*_spans(missing.inside, page * step), *ends):
+                rows = self.filled_in(rows, self.rest().klines(self.key, first, last + step))
+        except SourceError as error:
+            return replace(rows, rest=_answer_of(error))
+        return replace(rows, rest=RestAnswer(answered=True))
+
+    def without_overlaps(self, rows: DayRows) -> DayRows:
+        """Remove REST candles that overlap archive candles off the grid, or a candle of the previous day."""
+        if not rows.of_archive or self.key.interval is None:
+            return rows
+        ours = rows.from_rest()
+        keys, step = ints(rows.table, "open_time"), interval_us(self.key.interval)
+        of_archive = rows.table.filter(pa.array(~np.isin(keys, ints(ours, "open_time"))))
+        overlaps = overlapping(*_span_of(ours), of_archive, step, rows.reach_us)
+        return rows.without(ints(ours, "open_time")[overlaps], spec_of(self.key)) if overlaps.any() else rows
+
+    def _with_off_grid_finding(self, rows: DayRows, off: Ints, step: int) -> DayRows:
+        """Add the finding about candles off the grid, with REST's candles in their place.
+
+        If REST does not respond, the integrity check reports them without REST.
+        """
+        first, last = int(off[0]) // step * step, int(off[-1]) // step * step
+        try:
+            answer = self.rest().klines(self.key, first, last + step)
+        except SourceError as error:
+            logger.info("%s: cannot compare candles off the grid with REST: %s", self.key, error)
+            return rows
+        finding = off_grid_finding(self.key, rows.table, off, answer.table)
+        return replace(rows, findings=(*(one for one in rows.findings if one.rule != OFF_GRID), finding))
+
+    def compare_flat(self, day: date, rows: DayRows, suspect: Sequence[Range]) -> DayRows:
+        """Replace suspect flat candles with REST's candles if those have trades, and record REST's answer.
+
+        Args:
+            day: The UTC day.
+            rows: Its rows.
+            suspect: Ranges of flat candles that may be a fault of the archive.
+        """
+        if self.key.interval is None or not rows.of_archive:
+            return rows
+        step, page = interval_us(self.key.interval), spec_of(self.key).rest.page
+        times = flat_candles(rows.table)
+        times = times[within(times, suspect)]
+        try:
+            for first, last in _spans(times, page * step):
+                answer = self.rest().klines(self.key, first, last + step)
+                asked = times[(times >= first) & (times <= last)]
+                rows = with_trades_over_flat(self.key, rows, answer.table, _part_of(answer))
+                still = np.intersect1d(flat_candles(rows.table), asked)
+                rows = _noted(rows, FLAT_CONFIRMED, still, first, last, "have no trades in REST either")
+        except RefusedError as error:
+            return _noted(rows, FLAT_REFUSED, times, int(times[0]), int(times[-1]), f"may be wrong; {error}")
+        except SourceError as error:
+            logger.info("%s %s: cannot compare flat candles with REST: %s", self.key, day, error)
+        return rows
+
+    # --- trades -------------------------------------------------------------------------------------------------
+
+    def _trades(self, day: date, rows: DayRows) -> DayRows:
+        missing = missing_ids(rows.table)
+        rows = self._ids(day, rows, missing) if missing else rows
+        return self._rest_of_day(day, rows) if rows.cut or seems_cut(rows.table, day) else rows
+
+    def _ids(self, day: date, rows: DayRows, missing: Sequence[tuple[int, int]]) -> DayRows:
+        """Fill missing ids of a day with trades that REST has and that belong to the day."""
+        before = [one for one in rows.asked_ids if one.last < missing[0][0]]
+        asked, to_request = _split_answered(missing, [one for one in rows.asked_ids if one.last >= missing[0][0]])
+        if len(to_request) > _MOST_RANGES:
+            why = f"the ids have {len(to_request)} gaps, and one attempt requests {_MOST_RANGES} of them"
+            asked.append(
+                AnsweredIds(to_request[_MOST_RANGES][0], missing[-1][1], RestAnswer(answered=False, reason=why))
+            )
+        for first, last in to_request[:_MOST_RANGES]:
+            answer = self.of_ids(first, last, _around(rows.table, first, last))
+            mine, elsewhere = answer.of_day(day, self.key)
+            rows = self.filled_in(rows, mine)
+            asked += (*answer.missing, *elsewhere)
+            if answer.why_not and not answer.missing[-1].answer.beyond_reach:  # further requests would fail, too
+                asked.append(AnsweredIds(last + 1, missing[-1][1], answer.missing[-1].answer))
+                break
+        return replace(rows, asked_ids=(*before, *asked))
+
+    def of_ids(self, first: int, last: int, between_us: tuple[int, int] | None) -> IdsResult:
+        """Fetch trades by their ids.
+
+        Args:
+            first: First id.
+            last: Last id, inclusive.
+            between_us: Times of the trades before and after them (microseconds UTC). None if unknown.
+        """
+        try:
+            answer = self.rest().agg_trades_of_ids(self.key, first, last, between_us)
+        except SourceError as error:
+            return IdsResult(None, (AnsweredIds(first, last, _answer_of(error)),), str(error))
+        had = ints(answer.table, "agg_trade_id")
+        until = last if not answer.cut else int(had[-1]) if len(had) else first - 1
+        served = (int(had[0]) if len(had) else until + 1) if answer.beyond else first
+        missing = [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in missing_between(served, until, had)]
+        if served > first:  # earlier ids are older than what REST serves, so it is unknown if they exist
+            missing.insert(
+                0, AnsweredIds(first, served - 1, RestAnswer(answered=False, reason=answer.beyond, beyond_reach=True))
+            )
+        if answer.cut:
+            missing.append(AnsweredIds(until + 1, last, RestAnswer(answered=False, reason=CUT)))
+        return IdsResult(answer, tuple(missing), CUT if answer.cut else "")
+
+    def _rest_of_day(self, day: date, rows: DayRows) -> DayRows:
+        start = clock.day_start_us(day)
+        last = int(ints(rows.table, "agg_trade_id")[-1])
+        try:
+            since = int(ints(rows.table, "transact_time")[-1])
+            answer = self.rest().agg_trades(self.key, start, start + clock.US_PER_DAY, last + 1, since)
+        except SourceError as error:
+            # The day only seems truncated. If it is, the next day's first id shows it (see ``midnight.py``).
+            logger.info("%s %s: cannot check for a truncated archive: %s", self.key, day, error)
+            return rows
+        had = ints(answer.table, "agg_trade_id")
+        missing = (
+            [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in missing_between(last + 1, int(had[-1]), had)]
+            if len(had)
+            else []
+        )
+        return replace(self.filled_in(rows, answer), cut=answer.cut, asked_ids=(*rows.asked_ids, *missing))
+
+    # --- both ---------------------------------------------------------------------------------------------------
+
+    def filled_in(self, rows: DayRows, answer: RestRows | None) -> DayRows:
+        """Add the rows of a response that the day does not have. The day's own rows win."""
+        if answer is None:
+            return rows
+        spec = spec_of(self.key)
+        known = ints(rows.table, spec.key)
+        theirs = ints(answer.table, spec.key)
+        new = answer.table.filter(pa.array(~np.isin(theirs, known)))
+        if self.key.interval is not None:  # an archive candle off the grid counts for the time that it covers
+            overlaps = overlapping(*_span_of(new), rows.table, interval_us(self.key.interval), rows.reach_us)
+            new = new.filter(pa.array(~overlaps))
+        common = answer.table.filter(pa.array(np.isin(theirs, known)))
+        if common.num_rows:
+            new_findings = (one for one in disagreement(self.key, common, rows.table) if not _is_known(one, rows))
+            rows = replace(rows, findings=(*rows.findings, *new_findings))
+        if new.num_rows == 0:
+            return rows
+        return rows.with_more(new, _of_rows(_part_of(answer), new.num_rows), spec)
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """Gaps between the stored rows of a day.
+
+    Attributes:
+        spans: First and last keys to request.
+        until_us: End of the last gap (microseconds UTC).
+    """
+
+    spans: Sequence[tuple[int, int]]
+    until_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class IdsResult:
+    """Result of requesting a run of trade ids.
+
+    Attributes:
+        rows: The rows. None without a response.
+        missing: The missing ids: those that REST does not have, and those that were not requested.
+        why_not: Reason that some ids were not requested. Empty if all were.
+    """
+
+    rows: RestRows | None
+    missing: tuple[AnsweredIds, ...]
+    why_not: str
+
+    def of_day(self, day: date, key: SeriesKey) -> tuple[RestRows | None, list[AnsweredIds]]:
+        """Split into the trades of a day, and the ids of trades of other days."""
+        if self.rows is None:
+            return None, []
+        mine, name = _of_day(self.rows, day), spec_of(key).key
+        others = np.setdiff1d(ints(self.rows.table, name), ints(mine.table, name))
+        elsewhere = [
+            AnsweredIds(one.first, one.last, RestAnswer(answered=True, elsewhere=True)) for one in key_ranges(others, 1)
+        ]
+        return mine, elsewhere
+
+
+def _split_answered(
+    missing: Sequence[tuple[int, int]], known: Sequence[AnsweredIds]
+) -> tuple[list[AnsweredIds], list[tuple[int, int]]]:
+    """Split gaps into those that REST answered in earlier attempts, and those still to request.
+
+    Gaps are requested in order, and a record has only the first ranges of a verdict. So all gaps before the first
+    unanswered one were answered.
+    """
+    answered = [one for one in known if one.answer.answered]
+    first_left = min((one.first for one in known if not one.answer.answered), default=0)
+    to_request = []
+    for first, last in missing:
+        for a, b, answer in pieces(first, last, tuple(answered)):
+            if answer is None and b < first_left:
+                answered.append(AnsweredIds(a, b, RestAnswer(answered=True)))
+            elif answer is None:
+                to_request.append((a, b))
+    return answered, to_request
+
+
+def _answer_of(error: SourceError) -> RestAnswer:
+    """Return the answer behind an error. A refusal is an answer, because it would repeat."""
+    refused, beyond = isinstance(error, RefusedError), isinstance(error, BeyondReachError)
+    return RestAnswer(answered=refused, reason=str(error), beyond_reach=beyond)
+
+
+def _around(table: pa.Table, first: int, last: int) -> tuple[int, int]:
+    """Return the times of the trades before and after a run of ids (microseconds UTC). The table must have both."""
+    keys, times = ints(table, "agg_trade_id"), ints(table, "transact_time")
+    return int(times[np.searchsorted(keys, first) - 1]), int(times[np.searchsorted(keys, last, "right")])
+
+
+def missing_between(first: int, last: int, there: Ints) -> tuple[tuple[int, int], ...]:
+    """Return the runs of missing ids from ``first`` to ``last``, both inclusive, as ranges of any length."""
+    edges = np.concatenate(([first - 1], there, [last + 1]))
+    return tuple((int(edges[n]) + 1, int(edges[n + 1]) - 1) for n in np.flatnonzero(np.diff(edges) > 1))
+
+
+def _of_day(answer: RestRows, day: date) -> RestRows:
+    times, start = ints(answer.table, "transact_time"), clock.day_start_us(day)
+    inside = (times >= start) & (times < start + clock.US_PER_DAY)
+    return replace(answer, table=answer.table.filter(pa.array(inside)))
+
+
+def with_trades_over_flat(key: SeriesKey, rows: DayRows, rest: pa.Table, part: Part) -> DayRows:
+    """Replace flat candles of the archive with REST's if those have trades. A finding records both.
+
+    Args:
+        key: The series.
+        rows: The day.
+        rest: Rows that REST has, or had.
+        part: Origin of the REST rows.
+    """
+    if key.interval is None:
+        return rows
+    spec = spec_of(key)
+    traded = rest.filter(pa.array(ints(rest, "count") > 0))
+    taken = traded.filter(pa.array(np.isin(ints(traded, spec.key), flat_candles(rows.table))))
+    if taken.num_rows == 0:
+        return rows
+    keys = ints(taken, spec.key)
+    flat = rows.table.filter(pa.array(np.isin(ints(rows.table, spec.key), keys)))
+    found = difference(flat, taken, spec, key_format(key))
+    finding = Finding(
+        check="integrity",
+        rule=FLAT_FILLED,
+        severity=Severity.INFO,
+        count=len(keys),
+        message=f"{len(keys)} candles are flat in the archive and have trades in REST. REST's candles are stored. "
+        f"Archive → REST: {found.shown}.",
+        ranges=key_ranges(keys, interval_us(key.interval)),
+        evidence=f"archive → REST: {found.recorded}",
+    )
+    filled = rows.without(keys, spec).with_more(taken, _of_rows(part, taken.num_rows), spec)
+    return replace(filled, findings=(*filled.findings, finding))
+
+
+def with_stored_rows(key: SeriesKey, stored: DayRows, rows: DayRows) -> DayRows:
+    """Merge stored rows that only REST has into an archive day, and record changes since it was stored.
+
+    Args:
+        key: The series.
+        stored: The stored day: provisional, or from an archive that was replaced since.
+        rows: The day from the current archive.
+    """
+    spec = spec_of(key)
+    only_rest = stored.from_rest()
+    if only_rest.num_rows:
+        part = next(part for part in stored.parts if part.source is Source.REST)
+        rows = with_trades_over_flat(key, rows, only_rest, part)
+    only_rest = only_rest.filter(pa.array(~np.isin(ints(only_rest, spec.key), ints(rows.table, spec.key))))
+    if key.interval is not None:
+        overlaps = overlapping(*_span_of(only_rest), rows.table, interval_us(key.interval), rows.reach_us)
+        only_rest = only_rest.filter(pa.array(~overlaps))
+    found = difference(stored.table, rows.table, spec, key_format(key))
+    changes = replace(found, removed=np.setdiff1d(found.removed, ints(only_rest, spec.key)))
+    findings: list[Finding] = []
+    if stored.of_archive:
+        findings += [change_finding(key, "replaced", changes, "The archive was replaced")] if changes else []
+    else:
+        findings += disagreement(key, stored.table, rows.table)
+        findings += [change_finding(key, "became_final", changes, "The archive replaced REST")] if changes else []
+    rows = replace(rows, findings=(*rows.findings, *findings))
+    if only_rest.num_rows == 0:
+        return rows
+    return rows.with_more(only_rest, part, spec)
+
+
+def without_duplicates(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRows:
+    """Remove trades that also appear in the previous day (binance-public-data #353).
+
+    If all of them do, they stay, because a day without rows cannot be stored. A finding reports it.
+
+    Args:
+        key: The series.
+        before: Rows of the previous day.
+        rows: The day.
+    """
+    spec = spec_of(key)
+    repeated = np.intersect1d(ints(before, spec.key), ints(rows.table, spec.key))
+    if len(repeated) == 0 and any(finding.rule == ACROSS_MIDNIGHT for finding in rows.findings):
+        return rows
+    if len(repeated) == 0:
+        message = "The ids of this day and of the previous day overlap. No trade appears in both."
+        overlap = Finding(check="integrity", rule=ACROSS_MIDNIGHT, severity=Severity.INFO, count=0, message=message)
+        return replace(rows, findings=(*rows.findings, overlap))
+    found = difference(
+        before.filter(pa.array(np.isin(ints(before, spec.key), repeated))),
+        rows.table.filter(pa.array(np.isin(ints(rows.table, spec.key), repeated))),
+        replace(spec, columns=tuple(column for column in spec.columns if column.kind != "time")),
+        key_format(key),
+    )
+    stay = len(repeated) == rows.table.num_rows
+    message = (
+        f"All {len(repeated)} trades of this day also appear in the previous day. They stay in both days. "
+        "Deduplicate on `agg_trade_id`."
+        if stay
+        else f"{len(repeated)} trades also appear in the previous day. Only the previous day has them now."
+    )
+    finding = Finding(
+        check="integrity",
+        rule=ACROSS_MIDNIGHT,
+        severity=Severity.ERROR if stay or found else Severity.WARN,
+        count=len(repeated),
+        message=f"{message} Some differ: {found.shown}." if found else message,
+        ranges=key_ranges(repeated, 1),
+    )
+    if stay and _is_known(finding, rows):
+        return rows
+    repaired = rows if stay else rows.without(repeated, spec)
+    return replace(repaired, findings=(*repaired.findings, finding))
+
+
+def _part_of(answer: RestRows) -> Part:
+    return Part(source=Source.REST, url=answer.url, first_row=0, rows=0, fetched_at=answer.asked_at)
+
+
+def _of_rows(part: Part, rows: int) -> Part:
+    """Return a part with another number of rows."""
+    return part.model_copy(update={"first_row": 0, "rows": rows})
+
+
+def _noted(rows: DayRows, rule: str, times: Ints, first: int, last: int, what: str) -> DayRows:
+    """Add the finding about REST's answer for flat candles of a span."""
+    if len(times) == 0:
+        return rows
+    finding = Finding(
+        check="integrity",
+        rule=rule,
+        severity=Severity.INFO,
+        count=len(times),
+        message=f"{len(times)} flat candles {what}.",
+        ranges=(Range(first=first, last=last, count=len(times)),),
+    )
+    others = (one for one in rows.findings if _without_text(one) != _without_text(finding))
+    return replace(rows, findings=(*others, finding))
+
+
+def _is_known(finding: Finding, rows: DayRows) -> bool:
+    """Return True if a day has the finding, in these or other words: stored ones may have an older text."""
+    return any(_without_text(one) == _without_text(finding) for one in rows.findings)
+
+
+def _without_text(finding: Finding) -> Finding:
+    return finding.model_copy(update={"message": ""})
+
+
+def _span_of(table: pa.Table) -> tuple[Ints, Ints]:
+    """Return the open and close times of candles."""
+    return ints(table, "open_time"), ints(table, "close_time")
+
+
+def _spans(lacking: Ints, longest_us: int) -> list[tuple[int, int]]:
+    """Return the first and last open times of requests, each as big as a page allows."""
+    spans: list[tuple[int, int]] = []
+    for at in lacking:
+        if spans and at - spans[-1][0] < longest_us:
+            spans[-1] = (spans[-1][0], int(at))
+        else:
+            spans.append((int(at), int(at)))
+    return spans

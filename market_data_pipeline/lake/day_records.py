@@ -1,0 +1,193 @@
+"""Records of days as they are on disk: final or provisional, hashes, findings, or the failure.
+
+They come from ledgers. Files that differ from the ledger are read instead: new files are trusted by their footer,
+changed or damaged ones are verified against it. Reading rows belongs to ``lake/reader.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from market_data_pipeline.errors import DamagedFileError
+from market_data_pipeline.lake import parquet
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import SCHEMA, Ledger, read_columns, refresh_ledger, row_of_file
+from market_data_pipeline.lake.partitions import days_on_disk
+from market_data_pipeline.model.day import HELD, DayFile, DayRecord, Lost, after
+from market_data_pipeline.model.findings import Severity, Verdict
+from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.model.states import EXPLAINED
+
+
+def rows_on_record(
+    layout: Layout,
+    key: SeriesKey,
+    on_disk: Mapping[date, DayFile],
+    first: date,
+    last: date,
+    *,
+    only: Sequence[date] | None = None,
+) -> dict[date, DayRecord]:
+    """Return the records of a series' days as they are on disk.
+
+    Args:
+        layout: Layout of the lake.
+        key: The series.
+        on_disk: Stored days from first to last.
+        first: First UTC day.
+        last: Last UTC day, inclusive.
+        only: Days to read; None for all from first to last.
+
+    Returns:
+        A record for each day that has a file or a ledger row. A day with a missing or damaged file has failed.
+
+    Raises:
+        StorageError: The system cannot read the ledger.
+    """
+    inside = (pc.field("day") >= first) & (pc.field("day") <= last)
+    if only is not None:
+        inside &= pc.field("day").isin(pa.array(only, pa.date32()))
+    known = Ledger.read(layout.ledger(key), inside).rows
+    for day, row in known.items():
+        if row.outcome == HELD and day not in on_disk:
+            known[day] = after(None, day, Lost("its file is gone"))
+    for day, stored in on_disk.items():
+        found = known.get(day)
+        if found is None or not found.matches_file(stored.stat):
+            known[day] = row_of_file(stored, found)
+    return known
+
+
+def sound_among(layout: Layout, key: SeriesKey, on_disk: Mapping[date, DayFile]) -> set[date]:
+    """Return the stored days that are final, pass their checks and have no unexplained gap.
+
+    Only days whose files match the ledger are returned. Other days may be sound as well. The ledger's columns are
+    cached until its file changes.
+    """
+    if not on_disk:
+        return set()
+    path = layout.ledger(key)
+    try:
+        found = path.stat()
+        sound = _sound(path, (found.st_mtime_ns, found.st_size, found.st_ino))
+    except OSError:
+        return set()
+    begin, end = np.searchsorted(sound.day, [_number(min(on_disk)), _number(max(on_disk)) + 1])
+    columns = (sound.day[begin:end].tolist(), sound.bytes[begin:end].tolist(), sound.mtime_ns[begin:end].tolist())
+    known = {day: (size, mtime_ns) for day, size, mtime_ns in zip(*columns, strict=True)}
+    return {
+        day for day, stored in on_disk.items() if known.get(_number(day)) == (stored.stat.bytes, stored.stat.mtime_ns)
+    }
+
+
+class _Sound(NamedTuple):
+    """Sound days since 1970, in order, with size and modification time of their files in the ledger."""
+
+    day: npt.NDArray[np.int64]
+    bytes: npt.NDArray[np.int64]
+    mtime_ns: npt.NDArray[np.int64]
+
+
+_NOT_EXPLAINED = "|".join(sorted(set(Verdict) - EXPLAINED))
+_IS_SOUND = (
+    (pc.field("outcome") == HELD)
+    & pc.field("final")
+    & (pc.field("integrity") != Severity.ERROR.value)
+    & ~pc.match_substring_regex(pc.field("verdicts"), _NOT_EXPLAINED)
+)
+_CACHED_LEDGERS = 256
+"""Ledgers whose columns are cached. Ten years take 90 kB."""
+
+
+@lru_cache(maxsize=_CACHED_LEDGERS)
+def _sound(path: Path, _version: tuple[int, int, int]) -> _Sound:
+    try:
+        table = parquet.read_table(path, [*_FILE_COLUMNS, "final", "integrity", "verdicts"])
+        sound = table.filter(_IS_SOUND).sort_by("day")
+        days = sound["day"].cast(pa.date32()).cast(pa.int32())
+        return _Sound(*(np.asarray(column, dtype=np.int64) for column in (days, sound["bytes"], sound["mtime_ns"])))
+    except (DamagedFileError, pa.ArrowInvalid, KeyError):  # a column is missing in ledgers of older versions
+        nothing = np.empty(0, dtype=np.int64)
+        return _Sound(nothing, nothing, nothing)
+
+
+def _number(day: date) -> int:
+    return day.toordinal() - _EPOCH
+
+
+_EPOCH = date(1970, 1, 1).toordinal()
+
+_FILE_COLUMNS = ("day", "outcome", "bytes", "mtime_ns")
+"""Columns of a ledger that identify its files."""
+
+
+def rows_as_on_disk(layout: Layout, key: SeriesKey, columns: Sequence[str] = ()) -> tuple[pa.Table, bool]:
+    """Read a series' ledger, and correct it in memory if it does not match the files on disk.
+
+    The ledger may be missing or stale, or files may have been changed or removed by hand. The next writer of the
+    series repairs it.
+
+    Args:
+        layout: Layout of the lake.
+        key: The series.
+        columns: Columns to read. The result may have more.
+
+    Returns:
+        A row for each day, and True if the rows differ from the ledger.
+
+    Raises:
+        StorageError: The system cannot read the ledger.
+    """
+    path = layout.ledger(key)
+    try:
+        table = read_columns(path, (*_FILE_COLUMNS, *columns))
+        if _matches(table, days_on_disk(layout, key)):
+            return table, False
+    except DamagedFileError:
+        pass
+    ledger = Ledger.read(path)
+    refresh_ledger(ledger, layout, key)
+    return pa.Table.from_pylist([asdict(row) for row in ledger.rows.values()], SCHEMA), True
+
+
+def _matches(ledger: pa.Table, on_disk: Mapping[date, DayFile]) -> bool:
+    """Return True if a ledger's stored days and their files are exactly those on disk."""
+    rows = ledger.filter(pc.field("outcome") == HELD)
+    known = zip(parquet.days_of(rows), rows["bytes"].to_pylist(), rows["mtime_ns"].to_pylist(), strict=True)
+    return set(known) == {(day, stored.stat.bytes, stored.stat.mtime_ns) for day, stored in on_disk.items()}
+
+
+SERIES_LABELS = ("exchange", "market", "data_type", "symbol", "interval")
+
+CORRECTED = pa.schema([*((name, pa.string()) for name in ("series", *SERIES_LABELS)), *SCHEMA])
+"""The display name of a series, its labels, and the corrected ledger row of a day."""
+
+
+def corrected(layout: Layout, keys: Iterable[SeriesKey]) -> pa.Table:
+    """Return all days on disk of each series whose ledger does not match its files.
+
+    This lists a folder per series and writes no ledger. The next writer of the series does.
+
+    Returns:
+        A table of :data:`CORRECTED`; empty if every ledger is right.
+
+    Raises:
+        StorageError: The system cannot read a ledger.
+    """
+    rows = []
+    for key in keys:
+        table, is_other = rows_as_on_disk(layout, key)
+        if is_other:
+            labels = {name: getattr(key, name) for name in SERIES_LABELS}
+            rows += [{"series": str(key), **labels, **row} for row in table.to_pylist()]
+    return pa.Table.from_pylist(rows, CORRECTED)

@@ -1,0 +1,235 @@
+"""Stored days of a series and their files: the day's own file, or the file of its closed month.
+
+A month's file has all days of its month, and readers then ignore the days' own files, which are removed later.
+List months first: a month that is closed during the listing is then found by its days alone.
+Reading many days into one table belongs to ``lake/reader.py``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, timedelta
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+
+from market_data_pipeline import clock
+from market_data_pipeline.errors import UsageError
+from market_data_pipeline.lake import months, parquet, storage
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.months import DayInMonth
+from market_data_pipeline.model.datasets import closes_months, data_types_of
+from market_data_pipeline.model.day import DayFile, FileStat
+from market_data_pipeline.model.provenance import Provenance, belongs_elsewhere
+from market_data_pipeline.model.schema import as_declared, lake_schema
+from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
+
+_LONG_RANGE = 1000
+"""Number of days above which listing the folder (up to ten years) is faster than a stat of each file."""
+
+
+def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
+    """Return the stored days of a series, in order."""
+    closed = storage.months_on_disk(layout.months(key)) if closes_months(key.data_type) else {}
+    own = storage.days_on_disk(layout.folder(key))
+    found = {day: DayFile(key, day, layout.file(key, day), stat) for day, stat in own.items()}
+    for month, stat in closed.items():
+        found |= {one.day: one for one in days_of_month(layout, key, month, stat)}
+    return dict(sorted(found.items())) if closed else found
+
+
+def days_named(layout: Layout, key: SeriesKey) -> set[date]:
+    """Return the stored days of a series by file name only, without a stat of the files."""
+    closed = storage.months_named(layout.months(key)) if closes_months(key.data_type) else []
+    return {*storage.days_named(layout.folder(key)), *(day for month in closed for day in clock.days_of_month(month))}
+
+
+def months_closed(layout: Layout, key: SeriesKey) -> list[str]:
+    """Return the closed months of a series, as ``2024-01``, in order."""
+    if not closes_months(key.data_type):
+        return []
+    return [month.isoformat()[: len("2024-01")] for month in storage.months_named(layout.months(key))]
+
+
+def days_between(layout: Layout, key: SeriesKey, first: date, last: date) -> list[DayFile]:
+    """Return the stored days from first to last, both inclusive, in order."""
+    length = (last - first).days + 1
+    if length > _LONG_RANGE:
+        return [stored for day, stored in days_on_disk(layout, key).items() if first <= day <= last]
+    days = [first + timedelta(days=n) for n in range(length)]
+    closed = closed_among(layout, key, days)
+    found = []
+    for day in days:
+        if (in_month := closed.get(day)) is not None:
+            found.append(in_month)
+        elif (stat := storage.stat(path := layout.file(key, day))) is not None:
+            found.append(DayFile(key, day, path, stat))
+    return found
+
+
+def closed_among(layout: Layout, key: SeriesKey, days: Iterable[date]) -> Mapping[date, DayFile]:
+    """Return all days of the closed months that contain the given days."""
+    found: dict[date, DayFile] = {}
+    if closes_months(key.data_type):
+        for month in dict.fromkeys(day.replace(day=1) for day in days):
+            if (stat := storage.stat(layout.month(key, month))) is not None:
+                found |= {one.day: one for one in days_of_month(layout, key, month, stat)}
+    return found
+
+
+def days_of_month(layout: Layout, key: SeriesKey, month: date, stat: FileStat) -> list[DayFile]:
+    """Return the days of a closed month, each with its share of the bytes of the month's file.
+
+    Args:
+        layout: Layout of the lake.
+        key: The series.
+        month: First day of the month.
+        stat: Size and modification time of the month's file.
+    """
+    path, days = layout.month(key, month), clock.days_of_month(month)
+    shares = [stat.bytes * n // len(days) for n in range(len(days) + 1)]
+    return [
+        DayFile(key, day, path, FileStat(end - start, stat.mtime_ns))
+        for day, start, end in zip(days, shares, shares[1:], strict=False)
+    ]
+
+
+def file_of(layout: Layout, key: SeriesKey, day: date) -> Path:
+    """Return the file that has a day's rows, or would have them."""
+    month = layout.month(key, day)
+    return month if closes_months(key.data_type) and storage.stat(month) is not None else layout.file(key, day)
+
+
+def are_as_listed(layout: Layout, days: Iterable[DayFile]) -> bool:
+    """Return True if the files of days are unchanged since they were listed."""
+    for key, some in groupby(days, key=lambda stored: stored.key):
+        listed = set(some)
+        days_listed = [stored.day for stored in listed]
+        if not listed.issubset(days_between(layout, key, min(days_listed), max(days_listed))):
+            return False
+    return True
+
+
+# --- content of the files ------------------------------------------------------------------------------------
+
+
+def read_record(stored: DayFile) -> Provenance:
+    """Read the record of a day.
+
+    Raises:
+        DamagedFileError: The file is missing, not Parquet, or has no valid record of this day and series.
+    """
+    if stored.of_month:
+        return _belonging(stored, _of_day(stored, months.read_records(stored.path)))
+    return _belonging(stored, parquet.read_provenance(stored.path))
+
+
+def read_whole(stored: DayFile) -> DayInMonth:
+    """Read a day's record and its rows.
+
+    Raises:
+        DamagedFileError: The file is missing, unreadable, or has no valid record of this day and series.
+    """
+    try:
+        data, _ = storage.read_bytes(str(stored.path))
+    except OSError as error:
+        raise parquet.damaged(stored.path, error) from error
+    return parse_whole(stored, data)
+
+
+def parse_whole(stored: DayFile, data: bytes) -> DayInMonth:
+    """Return a day's record and its rows from the bytes of its file; see :func:`read_whole`.
+
+    Raises:
+        DamagedFileError: The bytes are unreadable or have no valid record of this day and series.
+    """
+    schema = lake_schema(stored.key.market, stored.key.data_type)
+    if stored.of_month:
+        found = _of_day(stored, months.parse_month(stored.path, data, schema))
+    else:
+        record, table = parquet.parse_whole(stored.path, data)
+        found = DayInMonth(record, as_declared(table, schema))
+    _belonging(stored, found.record)
+    return found
+
+
+def _belonging(stored: DayFile, record: Provenance) -> Provenance:
+    elsewhere = belongs_elsewhere(record, str(stored.key), stored.day)
+    if elsewhere is not None:
+        raise parquet.damaged(stored.path, ValueError(elsewhere))
+    return record
+
+
+_T = TypeVar("_T")
+
+
+def of_another_month(stored: DayFile, days: Iterable[date]) -> str | None:
+    """Describe the first day in a month's file that belongs to another month; None if there is none."""
+    strays = (day for day in days if day.replace(day=1) != stored.day.replace(day=1))
+    return next((f"it has rows of {day}, which is of another month" for day in strays), None)
+
+
+def _of_day(stored: DayFile, days: Mapping[date, _T]) -> _T:
+    if (stray := of_another_month(stored, days)) is not None:
+        raise parquet.damaged(stored.path, ValueError(stray))
+    try:
+        return days[stored.day]
+    except KeyError as error:
+        raise parquet.damaged(stored.path, ValueError(f"it has no rows of {stored.day}")) from error
+
+
+def known_series(layout: Layout) -> list[SeriesKey]:
+    """Return every series that has a ledger or a file, in order. Skip folders and files that are not a series."""
+    return sorted({*series_in_ledgers(layout), *series_with_files(layout)})
+
+
+def series_with_files(layout: Layout) -> list[SeriesKey]:
+    """Return the series that have at least one stored day, in order."""
+    found = []
+    for market in Market:
+        for data_type in data_types_of(market):
+            for cadence in ("daily", "monthly"):
+                symbols = folder_of(layout, market, data_type) / cadence
+                for symbol in _names(symbols):
+                    # Without an interval, the days are in the symbol's own folder.
+                    intervals = _names(symbols / symbol) if data_type.has_interval else [None]
+                    found += [key for i in intervals if (key := _series(market, data_type, symbol, i))]
+    return sorted(key for key in set(found) if storage.has_days(layout.folder(key)) or months_closed(layout, key))
+
+
+def series_in_ledgers(layout: Layout) -> Iterator[SeriesKey]:
+    """Yield the series that have a ledger."""
+    for market in Market:
+        for data_type in data_types_of(market):
+            folder = layout.root / "ledger" / EXCHANGE / market / data_type
+            for name in _names(folder):
+                in_it = _names(folder / name) if data_type.has_interval else [name]
+                for ledger in in_it:
+                    stem = ledger.removesuffix(".parquet")
+                    if stem == ledger:
+                        continue  # for example, the series' lock
+                    labels = (name, stem) if data_type.has_interval else (stem, None)
+                    key = _series(market, data_type, *labels)
+                    if key is not None:
+                        yield key
+
+
+def _series(market: Market, data_type: DataType, symbol: str, interval: str | None) -> SeriesKey | None:
+    try:
+        return SeriesKey(EXCHANGE, market, data_type, symbol, interval)
+    except UsageError:
+        return None
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def folder_of(layout: Layout, market: Market, data_type: DataType) -> Path:
+    """Return the folder of a market and data type."""
+    return layout.root / "lake" / EXCHANGE / market / data_type

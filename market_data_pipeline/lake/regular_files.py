@@ -1,0 +1,56 @@
+"""Read regular files only. Reading a named pipe would block forever, and a device may have no end.
+
+The module is small because the universe needs it without the rest of the lake. Writing belongs to ``storage.py``,
+Parquet to ``parquet.py``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+
+
+def open_regular(path: str | Path) -> int:
+    """Open a regular file for reading and return its descriptor. Follow links.
+
+    Raises:
+        OSError: The file is missing or not regular, or the system cannot open it.
+    """
+    # Without O_NONBLOCK, opening a named pipe waits for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _refuse_irregular(os.fstat(descriptor), path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _refuse_irregular(found: os.stat_result, path: str | Path) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
+def reading(path: Path) -> BufferedReader:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: As :func:`open_regular`.
+    """
+    _refuse_irregular(path.stat(), path)
+    return path.open("rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raises:
+        OSError: As :func:`open_regular`.
+    """
+    with reading(path) as file:
+        return file.read()

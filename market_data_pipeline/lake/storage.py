@@ -1,0 +1,299 @@
+"""Storage of the lake: atomic replacement of files, listing of days, and the lock of a series' writer.
+
+A file is written to a temporary name that no ``*.parquet`` pattern matches, flushed to disk and renamed. A killed
+process leaves at most this temporary file, and the series' next writer removes it.
+File content belongs to ``lake/parquet.py``.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import date
+from pathlib import Path
+from shutil import rmtree
+from stat import S_ISREG
+from typing import IO
+
+import pyarrow as pa
+from filelock import Timeout
+
+from market_data_pipeline.errors import SeriesBusyError, StorageError
+from market_data_pipeline.lake import locks
+from market_data_pipeline.lake.regular_files import open_regular
+from market_data_pipeline.model import faults
+from market_data_pipeline.model.day import FileStat
+from market_data_pipeline.model.waits import Stop, Wait, in_words
+
+logger = logging.getLogger(__name__)
+
+TEMPORARY = ".tmp"
+
+_RETRY_SECONDS = 0.05
+"""Interval between attempts to take a lock."""
+
+
+def stat(path: Path) -> FileStat | None:
+    """Return size and modification time of a regular file; None if there is no such file."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    if not S_ISREG(found.st_mode):
+        return None
+    return FileStat(found.st_size, found.st_mtime_ns)
+
+
+def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> FileStat:
+    """Let ``write`` fill a new file, then replace ``path`` with it atomically.
+
+    Raises:
+        StorageError: The disk is full or the folder is not writable. ``path`` is unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+    try:
+        try:
+            with _new_file(temporary) as file:
+                write(file)
+                file.flush()
+                _flush(file.fileno(), path.parent)
+                found = os.fstat(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(_storage_message(path, error)) from error
+    return FileStat(found.st_size, found.st_mtime_ns)
+
+
+def _new_file(path: Path) -> IO[bytes]:
+    try:
+        return path.open("xb")
+    except FileNotFoundError:  # the folder usually exists, and checking it takes as long as opening the file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb")
+
+
+def remove(path: Path) -> None:
+    """Remove a file. It may be missing.
+
+    Raises:
+        StorageError: The file cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be removed ({error.strerror}). Nothing else was changed.") from error
+
+
+def _storage_message(path: Path, error: OSError) -> str:
+    return (
+        f"{path} cannot be written ({error.strerror or error}). {faults.remedy(error)}. "
+        "What was stored before is untouched."
+    )
+
+
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+"""Errors of `fsync` on file systems without it, such as some FUSE and SMB mounts."""
+
+_reported: set[int] = set()
+"""File systems without flush that this process has already reported."""
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename is durable only once the folder is synced. Some file systems cannot open or sync a folder.
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in {*_NO_SYNC, errno.EPERM, errno.EACCES, errno.EISDIR}:
+            raise
+    finally:
+        os.close(handle)
+
+
+def _flush(handle: int, folder: Path) -> None:
+    """Flush a file to disk if the file system supports it."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+        if (file_system := os.fstat(handle).st_dev) not in _reported:
+            _reported.add(file_system)
+            logger.warning(
+                "The file system of %s cannot flush files (%s). A power cut may lose the files written last. "
+                "Run `market-data verify --local` after one to find them.",
+                folder,
+                error.strerror,
+            )
+
+
+def write_bytes(path: Path, data: bytes | pa.Buffer) -> FileStat:
+    """Write a file atomically."""
+    return replace_atomically(path, lambda file: file.write(data))
+
+
+def read_bytes(path: str) -> tuple[bytes, FileStat]:
+    """Read a file's bytes with the size and modification time of that version. Twice as fast as with a ``Path``.
+
+    Raises:
+        OSError: The file is missing or not regular, or the system cannot read it.
+    """
+    file = open_regular(path)
+    try:
+        found = os.fstat(file)
+        data = os.read(file, found.st_size)
+        while len(data) < found.st_size and (more := os.read(file, found.st_size - len(data))):
+            data += more
+    finally:
+        os.close(file)
+    return data, FileStat(found.st_size, found.st_mtime_ns)
+
+
+_DAY, _MONTH = ("{}", len("2024-01-01")), ("{}-01", len("2024-01"))
+"""Date format and length of the file names of days and of closed months."""
+
+
+def days_on_disk(folder: Path) -> dict[date, FileStat]:
+    """Return the days with their own file, in order, with its size and modification time."""
+    return _with_stat(folder, *_DAY)
+
+
+def days_named(folder: Path) -> list[date]:
+    """Return the days with their own file, in order, without a stat of the files."""
+    return sorted(day for day, _ in _named(folder, *_DAY))
+
+
+def has_days(folder: Path) -> bool:
+    """Return True if a series has a day with its own file."""
+    return any(_named(folder, *_DAY))
+
+
+def months_on_disk(folder: Path) -> dict[date, FileStat]:
+    """Return the first day of each closed month, in order, with the file's size and modification time."""
+    return _with_stat(folder, *_MONTH)
+
+
+def months_named(folder: Path) -> list[date]:
+    """Return the first day of each closed month, in order, without a stat of the files."""
+    return sorted(month for month, _ in _named(folder, *_MONTH))
+
+
+def _with_stat(folder: Path, as_date: str, length: int) -> dict[date, FileStat]:
+    found = {}
+    for of, entry in _named(folder, as_date, length):
+        with suppress(FileNotFoundError):  # removed since it was listed
+            info = entry.stat()
+            found[of] = FileStat(info.st_size, info.st_mtime_ns)
+    return dict(sorted(found.items()))
+
+
+def _named(folder: Path, as_date: str, length: int) -> Iterator[tuple[date, os.DirEntry[str]]]:
+    """Yield the regular files of a folder that are named by date."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                stem, _, suffix = entry.name.partition(".")
+                if suffix != "parquet" or len(stem) != length:
+                    continue
+                try:
+                    of = date.fromisoformat(as_date.format(stem))
+                except ValueError:
+                    continue
+                if entry.is_file():
+                    yield of, entry
+    except (FileNotFoundError, NotADirectoryError):
+        return
+
+
+def remove_leftovers(folder: Path, of: str = "", *, older_than_seconds: float = 0) -> None:
+    """Remove temporary files of killed writers. The caller must have the series' lock.
+
+    Args:
+        folder: Folder of the temporary files.
+        of: Start of the file name, for a folder that other series write to as well.
+        older_than_seconds: Minimum age. Use an hour, for example, if writers take no lock.
+    """
+    if folder.is_dir():
+        for path in folder.glob(f".*{TEMPORARY}"):
+            if path.name.startswith(f".{of}"):
+                with suppress(FileNotFoundError):  # another process has just removed it
+                    if not older_than_seconds or time.time() - path.stat().st_mtime > older_than_seconds:
+                        path.unlink()
+
+
+@contextmanager
+def only_writer(lock: Path, wait_seconds: float, what: str, stop: Stop | None = None) -> Iterator[None]:
+    """Become the only writer of a series for the duration of the block. A killed process releases its lock.
+
+    Args:
+        lock: The lock file.
+        wait_seconds: How long to wait for another writer.
+        what: Name of the series, for the message.
+        stop: Ends the wait early. Process shutdown ends it as well.
+
+    Raises:
+        SeriesBusyError: The other writer did not finish in time.
+        StoppedError: The wait was ended.
+        StorageError: The lock file cannot be created.
+    """
+    with ExitStack() as stack:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            wait, ends = Wait(stop or Stop()), time.monotonic() + wait_seconds
+            while True:
+                try:
+                    stack.enter_context(locks.held(lock))
+                    break
+                except Timeout:
+                    if (left := ends - time.monotonic()) <= 0:
+                        raise
+                    text = f"Waiting for {locks.holder(lock)}, which writes {what}, for up to {in_words(left)} more."
+                    wait.sleep(min(left, _RETRY_SECONDS), text)
+        except Timeout:
+            raise SeriesBusyError(
+                f"{what} is being written by another run ({locks.holder(lock)}) and was not free within "
+                f"{wait_seconds:g} s. "
+                "Wait for that run to end and start again; nothing was lost."
+            ) from None
+        except OSError as error:
+            raise StorageError(_storage_message(lock, error)) from error
+        remove_leftovers(lock.parent, f"{lock.stem}.")
+        yield
+
+
+@contextmanager
+def temporary_folder(root: Path) -> Iterator[Path]:
+    """Create a temporary folder below the data folder for the duration of the block. Remove those of killed processes.
+
+    Raises:
+        StorageError: The folder cannot be created.
+    """
+    place = root / "tmp"
+    folder = place / f"{os.getpid()}-{secrets.token_hex(4)}"
+    lock = folder.with_suffix(".lock")
+    with ExitStack() as stack:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            for other in place.glob("*.lock"):
+                with suppress(Timeout), locks.held(other):
+                    rmtree(other.with_suffix(""), ignore_errors=True)
+                    other.unlink(missing_ok=True)
+            stack.enter_context(locks.held(lock))
+            folder.mkdir()
+        except OSError as error:
+            raise StorageError(_storage_message(folder, error)) from error
+        stack.callback(lock.unlink, missing_ok=True)
+        stack.callback(rmtree, folder, ignore_errors=True)
+        yield folder

@@ -1,0 +1,45 @@
+"""Sources of derived and rebuilt series: tradeProfile from aggTrades, klines from trades or shorter klines.
+
+The computation itself does not belong here (``derived/``, ``reconciliation/``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from market_data_pipeline.model.series import DataType, SeriesKey
+
+TRADED_INTERVALS = ("1s", "1m")
+"""Intervals that are rebuilt from aggTrades. Longer ones are rebuilt from 1m."""
+
+
+def source_of(key: SeriesKey) -> SeriesKey:
+    """Return the source of a tradeProfile or of rebuilt klines.
+
+    The source is aggTrades for tradeProfile and for klines of 1s and 1m. Longer klines are rebuilt from 1m klines.
+
+    >>> from market_data_pipeline.model.series import EXCHANGE, Market
+    >>> str(source_of(SeriesKey(EXCHANGE, Market.UM, DataType.KLINES, "BTCUSDT", "1h")))
+    'binance/um/klines/BTCUSDT/1m'
+    """
+    if key.data_type is DataType.TRADE_PROFILE or key.interval in TRADED_INTERVALS:
+        return SeriesKey(key.exchange, key.market, DataType.AGG_TRADES, key.symbol)
+    return SeriesKey(key.exchange, key.market, DataType.KLINES, key.symbol, "1m")
+
+
+def profile_of(key: SeriesKey) -> SeriesKey:
+    """Return the tradeProfile of an aggTrades series. It is the inverse of :func:`source_of`."""
+    return SeriesKey(key.exchange, key.market, DataType.TRADE_PROFILE, key.symbol)
+
+
+def comparable(keys: Iterable[SeriesKey]) -> list[SeriesKey]:
+    """Return the klines whose source is also among ``keys``, in the given order.
+
+    >>> from market_data_pipeline.model.series import EXCHANGE, Market
+    >>> hours, minutes = (SeriesKey(EXCHANGE, Market.UM, DataType.KLINES, "BTCUSDT", one) for one in ("1h", "1m"))
+    >>> [key.interval for key in comparable([hours, minutes])]
+    ['1h']
+    """
+    keys = list(keys)
+    there = set(keys)
+    return [key for key in keys if key.data_type is DataType.KLINES and source_of(key) in there]

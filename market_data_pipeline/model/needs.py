@@ -1,0 +1,239 @@
+"""Decide what a day needs now. Schedules, sync, the archive sweep and the client all call :func:`needs`. Pure.
+
+A failed or incomplete day is retried with exponential backoff. Fetching does not belong here (``ingest``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, time, timedelta
+from enum import StrEnum
+
+from market_data_pipeline import clock
+from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.day import (
+    EMPTY,
+    FAILED,
+    HELD,
+    LASTING,
+    NOT_LISTED,
+    REFUSED,
+    WITHOUT_ARCHIVE,
+    DayRecord,
+    Stage,
+    stage_of,
+)
+from market_data_pipeline.model.series import DataType, Listing, SeriesKey
+from market_data_pipeline.model.states import marked_with, source_mark
+
+FIRST_PAUSE = timedelta(hours=1)
+LONGEST_PAUSE = timedelta(days=7)
+PAUSE_WITHIN_REACH = timedelta(minutes=45)
+"""Longest pause before REST stops serving the day. The schedule `repair` ticks hourly."""
+
+_DAY = timedelta(days=1)
+
+
+class NeedKind(StrEnum):
+    """Kind of source that a day needs."""
+
+    NOTHING = "nothing"
+    """Nothing is needed."""
+    LATER = "later"
+    """The day is not over. The hourly schedule fetches it."""
+    ARCHIVE = "archive"
+    """Its archive, which is not published yet."""
+    OTHER_ARCHIVE = "other_archive"
+    """Another archive, or another checksum, than the refused one."""
+    REST = "rest"
+    """REST, for rows that the archive does not have."""
+    REFETCH = "refetch"
+    """A new fetch from every source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """The need of a day.
+
+    Attributes:
+        kind: Kind of source that can meet the need.
+        at: Time of this decision (UTC, without zone).
+        since: Time of the last fetch (UTC, without zone). None if never fetched.
+        not_before: Earliest next attempt of a schedule (UTC, without zone). None means at once.
+        awaits_archive: True if an archive in the listing would make the day final.
+        is_final: True if the day is final, so that only a schedule retries.
+    """
+
+    kind: NeedKind
+    at: datetime
+    since: datetime | None = None
+    not_before: datetime | None = None
+    awaits_archive: bool = False
+    is_final: bool = False
+
+    @property
+    def is_due(self) -> bool:
+        """Return True if a schedule should fetch the day now."""
+        tries = self.kind in (NeedKind.REST, NeedKind.REFETCH)
+        return tries and (self.not_before is None or self.not_before <= self.at)
+
+    @property
+    def is_met(self) -> bool:
+        """Return True if the day needs no fetch now, even if a user requests it."""
+        return self.is_final and not self.is_due
+
+    @property
+    def is_worth_asking(self) -> bool:
+        """Return True if a source may have more than the lake. The listing is not read for this."""
+        return self.is_due or (self.awaits_archive and self.kind is not NeedKind.OTHER_ARCHIVE)
+
+
+KINDS: Mapping[Stage, NeedKind] = {
+    Stage.NEW: NeedKind.REFETCH,
+    Stage.NOT_LISTED: NeedKind.NOTHING,
+    Stage.EMPTY: NeedKind.REFETCH,
+    Stage.OUTAGE: NeedKind.NOTHING,
+    Stage.RETRY: NeedKind.REFETCH,
+    Stage.ABSENT: NeedKind.ARCHIVE,
+    Stage.REFUSED: NeedKind.OTHER_ARCHIVE,
+    Stage.PROVISIONAL: NeedKind.ARCHIVE,
+    Stage.PROVISIONAL_RETRY: NeedKind.REFETCH,
+    Stage.PROVISIONAL_REFUSED: NeedKind.OTHER_ARCHIVE,
+    Stage.PUBLISHED: NeedKind.REFETCH,
+    Stage.FINAL: NeedKind.NOTHING,
+    Stage.FINAL_RETRY: NeedKind.REST,
+    Stage.FINAL_REFUSED: NeedKind.OTHER_ARCHIVE,
+    Stage.REPLACED: NeedKind.REFETCH,
+}
+"""Kind of need, by stage."""
+
+
+def needs(record: DayRecord | None, now: datetime, reach: timedelta | None = None) -> Need:
+    """Return the need of a day.
+
+    Args:
+        record: The day's record. None if it was never fetched.
+        now: The current time, zone-aware.
+        reach: Age of the oldest rows that REST serves, see :func:`reach_of`. None means no limit.
+    """
+    at = clock.naive_utc(now)
+    if record is None:
+        return Need(NeedKind.REFETCH, at)
+    is_final = record.final and record.outcome in (HELD, EMPTY)
+    if record.day >= at.date():
+        return Need(NeedKind.LATER, at, record.asked_at, is_final=is_final)
+    without_archive = record.outcome in (HELD, EMPTY) or record.failure in WITHOUT_ARCHIVE
+    return Need(
+        KINDS[stage_of(record)],
+        at,
+        record.asked_at,
+        rest_ends(record, at, reach),
+        awaits_archive=without_archive and not record.final,
+        is_final=is_final,
+    )
+
+
+def reach_of(key: SeriesKey) -> timedelta | None:
+    """Return the age of the oldest rows of a series that REST serves. None means no limit."""
+    return None if key.data_type is DataType.TRADE_PROFILE else spec_of(key).rest.reach
+
+
+def pause_after(attempts: int) -> timedelta:
+    """Return the backoff after a number of attempts. It starts at an hour, doubles, and ends at a week."""
+    doublings = min(max(attempts, 1) - 1, 10)
+    return min(FIRST_PAUSE * (1 << doublings), LONGEST_PAUSE)
+
+
+def pause_ended(since: datetime, seen: datetime, now: datetime) -> bool:
+    """Return True if one of the consecutive pauses ended since the last look.
+
+    Args:
+        since: Start of the first pause.
+        seen: Time of the last look.
+        now: The current time.
+    """
+    ends, attempts = since, 0
+    while ends <= now:
+        attempts += 1
+        ends += pause_after(attempts)
+        if seen < ends <= now:
+            return True
+    return False
+
+
+def rest_ends(record: DayRecord, at: datetime, reach: timedelta | None) -> datetime | None:
+    """Return the end of the pause after the newest attempt. None if there is no pause.
+
+    Before a day leaves the reach of REST, every hourly tick retries. Afterwards, one more attempt gives the final
+    verdict.
+    """
+    if record.asked_at is None or record.attempts == 0:
+        return None
+    pause = pause_after(record.attempts)
+    if reach is not None:
+        gone = datetime.combine(record.day + _DAY, time()) + reach
+        if at < gone:
+            pause = min(pause, PAUSE_WITHIN_REACH)
+        elif record.asked_at < gone:
+            return None
+    return record.asked_at + pause
+
+
+def is_still_unlisted(record: DayRecord, listing: Listing) -> bool:
+    """Return True if a day is recorded as not listed, and the refreshed listing agrees."""
+    return record.outcome == NOT_LISTED and not (listing.spans and listing.covers(record.day))
+
+
+# --- against the listing of the archive -----------------------------------------------------------------------------
+
+
+def knows_archive(record: DayRecord, etag: str) -> bool:
+    """Return True if an archive is the source of a day's rows, or was refused before.
+
+    Args:
+        record: The day's record.
+        etag: ETag of the archive in the listing.
+    """
+    if record.etag == etag:
+        return record.outcome != FAILED or record.failure in LASTING
+    return record.replaced_by == etag and record.attempts > 0 and record.failure in LASTING
+
+
+def refused_archive(record: DayRecord, etag: str) -> bool:
+    """Return True if a day is stored, and this archive was refused as its replacement.
+
+    Args:
+        record: The day's record.
+        etag: ETag of the archive in the listing.
+    """
+    return record.outcome == HELD and record.failure in REFUSED and knows_archive(record, etag)
+
+
+def expects_archive(record: DayRecord, etag: str) -> bool:
+    """Return True if a day is already marked for an archive that was not refused. Its backoff continues.
+
+    Args:
+        record: The day's record.
+        etag: ETag of the archive in the listing.
+    """
+    return record.replaced_by == etag and record.failure not in LASTING
+
+
+def profile_is_due(trades: DayRecord | None, profile: DayRecord | None) -> bool:
+    """Return True if a day's profile must be computed: its aggTrades are stored, and it was not made from them.
+
+    A change in the check results of the aggTrades also counts, so that the profile's mark stays right.
+
+    Args:
+        trades: The day's record in the ledger of the aggTrades.
+        profile: The day's record in the ledger of the tradeProfile. Its ``archive_sha256`` is the content hash of its
+            source.
+    """
+    if trades is None or trades.outcome != HELD:
+        return False
+    # A profile without rows (all trades are sentinels) has no hash, but it is as final as its source.
+    made_of = profile.archive_sha256 or trades.content_sha256 if profile else None
+    if profile is None or (profile.final, made_of) != (trades.final, trades.content_sha256):
+        return True
+    return profile.outcome == HELD and marked_with(profile) != source_mark(trades)

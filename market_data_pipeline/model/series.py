@@ -1,0 +1,236 @@
+"""Markets, data types, intervals and :class:`SeriesKey`, the name of a series in Dagster, lake, archive and SQL.
+
+The columns of a series do not belong here (``datasets.py``), nor does anything that uses a disk or a network.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+from typing import Self
+
+from market_data_pipeline.errors import UsageError
+
+EXCHANGE = "binance"
+
+
+class Market(StrEnum):
+    """The Binance markets with published history: spot, USDⓈ-margined and coin-margined futures."""
+
+    SPOT = "spot"
+    UM = "um"
+    CM = "cm"
+
+    @property
+    def archive_folder(self) -> str:
+        """Return the market's folder in the archive: ``spot``, ``futures/um`` or ``futures/cm``."""
+        return "spot" if self is Market.SPOT else f"futures/{self.value}"
+
+
+class DataType(StrEnum):
+    """Data type of a series. The values are the archive's folder names, except for derived types."""
+
+    KLINES = "klines"
+    AGG_TRADES = "aggTrades"
+    TRADE_PROFILE = "tradeProfile"
+    """Derived from aggTrades, one row per day. It has no archive."""
+
+    @property
+    def sql_name(self) -> str:
+        """Return the name in SQL: ``klines``, ``agg_trades``, ``trade_profile``."""
+        return re.sub(r"(?<!^)([A-Z])", r"_\1", self.value).lower()
+
+    @property
+    def has_interval(self) -> bool:
+        """Return True if its series are candles with an interval. Each interval has its own folder."""
+        return self in _OF_CANDLES
+
+
+_OF_CANDLES = frozenset({DataType.KLINES})
+
+
+INTERVALS: dict[str, int] = {
+    "1s": 1,
+    "1m": 60,
+    "3m": 180,
+    "5m": 300,
+    "15m": 900,
+    "30m": 1800,
+    "1h": 3600,
+    "2h": 7200,
+    "4h": 14400,
+    "6h": 21600,
+    "8h": 28800,
+    "12h": 43200,
+    "1d": 86400,
+}
+"""Kline intervals that have daily archives, with their length in seconds (3d, 1w and 1mo exist monthly only)."""
+
+
+def interval_us(interval: str) -> int:
+    """Return the length of a kline interval in microseconds."""
+    return INTERVALS[interval] * 1_000_000
+
+
+def encode_name(text: str) -> str:
+    """Encode a symbol with the characters that Dagster allows in names (``[A-Za-z0-9_]``), reversibly.
+
+    Every other character, and a lower-case ``u``, becomes ``u<hex code point>_``. Almost all symbols of Binance
+    consist of upper-case letters, digits and ``_`` and stay unchanged.
+
+    >>> encode_name("BTCUSD_PERP")
+    'BTCUSD_PERP'
+    >>> encode_name("币USDT")
+    'u5e01_USDT'
+    """
+    return re.sub(r"[^A-Za-tv-z0-9_]", lambda m: f"u{ord(m.group()):x}_", text)
+
+
+def decode_name(name: str) -> str:
+    """Decode a name of :func:`encode_name`."""
+    return re.sub(r"u([0-9a-f]+)_", lambda m: chr(int(m.group(1), 16)), name)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SeriesKey:
+    """One series: an exchange, a market, a data type, a symbol and, for candles, an interval.
+
+    The names in Dagster, lake, archive and SQL are derived from these fields. None is configured.
+
+    Raises:
+        UsageError: The interval is missing, superfluous, unknown, or not published for that market.
+    """
+
+    exchange: str
+    market: Market
+    data_type: DataType
+    symbol: str
+    interval: str | None = None
+    """Kline interval such as ``1m``. None for data types without interval."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[^\s/\\.][^\s/\\]*", self.symbol):
+            raise UsageError(
+                f"{self.symbol!r} cannot be a symbol: it is empty or has a space, a slash or a leading dot."
+            )
+        if self.data_type.has_interval:
+            allowed = intervals_of(self.market)
+            if self.interval not in allowed:
+                raise UsageError(
+                    f"There is no kline interval {self.interval!r} in {self.market}. There are: {', '.join(allowed)}."
+                )
+        elif self.interval is not None:
+            raise UsageError(f"{self.data_type} has no interval, but {self.interval!r} was given.")
+
+    # --- Dagster -------------------------------------------------------------------------------------------
+
+    @property
+    def asset_path(self) -> tuple[str, ...]:
+        """Return the parts of the Dagster asset key, e.g. ``("binance", "spot", "klines", "BTCUSDT", "1m")``."""
+        parts = (self.exchange, self.market.value, self.data_type.value, encode_name(self.symbol))
+        return (*parts, self.interval) if self.interval else parts
+
+    @classmethod
+    def from_asset_path(cls, path: tuple[str, ...] | list[str]) -> Self:
+        """Return the series of an :attr:`asset_path`."""
+        exchange, market, data_type, symbol, *interval = path
+        return cls(exchange, Market(market), DataType(data_type), decode_name(symbol), *interval)
+
+    # --- lake ----------------------------------------------------------------------------------------------
+
+    def _folder(self, cadence: str) -> str:
+        parts = ("lake", self.exchange, self.market, self.data_type, cadence, self.symbol, self.interval)
+        return "/".join(filter(None, parts))
+
+    @property
+    def folder(self) -> str:
+        """Return the folder of the daily files below the root. It mirrors the archive's folder."""
+        return self._folder("daily")
+
+    @property
+    def months_folder(self) -> str:
+        """Return the folder of the monthly files below the root. It mirrors the archive's folder."""
+        return self._folder("monthly")
+
+    def file(self, day: date) -> str:
+        """Return the path of a day's Parquet file below the root."""
+        return f"{self.folder}/{day.isoformat()}.parquet"
+
+    def month_file(self, day: date) -> str:
+        """Return the path below the root of the file of a closed month that contains ``day``."""
+        return f"{self.months_folder}/{day.isoformat()[:7]}.parquet"
+
+    @property
+    def ledger(self) -> str:
+        """Return the path of the series' ledger below the root."""
+        parts = ("ledger", self.exchange, self.market, self.data_type, self.symbol, self.interval)
+        return "/".join(filter(None, parts)) + ".parquet"
+
+    # --- archive -------------------------------------------------------------------------------------------
+
+    def _archive_name(self, period: str) -> str:
+        return f"{self.symbol}-{self.interval or self.data_type.value}-{period}"
+
+    def archive_folder(self, cadence: str = "daily") -> str:
+        """Return the folder of the series in the archive's bucket, with a final slash.
+
+        Args:
+            cadence: ``daily`` or ``monthly``.
+        """
+        parts = ("data", self.market.archive_folder, cadence, self.data_type, self.symbol, self.interval)
+        return "/".join(filter(None, parts)) + "/"
+
+    def archive_daily(self, day: date) -> str:
+        """Return the key of a day's zip in the archive's bucket."""
+        return f"{self.archive_folder('daily')}{self._archive_name(day.isoformat())}.zip"
+
+    def archive_monthly(self, day: date) -> str:
+        """Return the key of the zip of the month that contains ``day``."""
+        return f"{self.archive_folder('monthly')}{self._archive_name(day.isoformat()[:7])}.zip"
+
+    # --- SQL -----------------------------------------------------------------------------------------------
+
+    @property
+    def sql_schema(self) -> str:
+        """Return the SQL schema of the series' view, e.g. ``binance_spot``."""
+        return f"{self.exchange}_{self.market}"
+
+    @property
+    def short(self) -> str:
+        """Return the name without the exchange, for tables, e.g. ``spot/klines/BTCUSDT/1m``."""
+        return str(self).removeprefix(f"{self.exchange}/")
+
+    def __str__(self) -> str:
+        """Return the name for people: the asset key with the symbol as Binance spells it."""
+        return "/".join(filter(None, (self.exchange, self.market, self.data_type, self.symbol, self.interval)))
+
+
+def intervals_of(market: Market) -> tuple[str, ...]:
+    """Return the kline intervals with daily archives in a market. 1s exists in spot only."""
+    return tuple(i for i in INTERVALS if i != "1s" or market is Market.SPOT)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Days on which a symbol was listed: spans of UTC days, both ends included, in order.
+
+    An end of None means still listed. A relisted symbol has several spans. Without spans, nothing is known.
+    """
+
+    spans: tuple[tuple[date, date | None], ...] = ()
+
+    def covers(self, day: date) -> bool:
+        """Return True if the symbol was listed on a day, or if nothing is known."""
+        return not self.spans or any(first <= day and (last is None or day <= last) for first, last in self.spans)
+
+    @property
+    def first(self) -> date | None:
+        """Return the first listed day. None means that nothing is known."""
+        return self.spans[0][0] if self.spans else None
+
+    @property
+    def last(self) -> date | None:
+        """Return the last listed day. None means still listed, or that nothing is known."""
+        return self.spans[-1][1] if self.spans else None

@@ -1,0 +1,214 @@
+"""State of a day in one word, for tables, calendars and SQL. Python and SQL read the same table of rules.
+
+It also lists the faults and doubts of a stored day. The needs of a day do not belong here (``needs``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+
+from market_data_pipeline.model.day import EMPTY, FAILED, HELD, NOT_LISTED, DayRecord
+from market_data_pipeline.model.findings import SOURCE, VERDICT_SEVERITY, Severity, Verdict
+from market_data_pipeline.model.provenance import ChecksumStatus
+
+
+class DayState(StrEnum):
+    """State of a day. A stored day has the first state that fits, in this order."""
+
+    FAULTY = "faulty"
+    """Stored, but its rows fail the integrity check."""
+    INCOMPLETE = "incomplete"
+    """Stored, but rows are missing without an explanation, or flat without a confirmation."""
+    PROVISIONAL = "provisional"
+    """Stored, but not final. The day is fetched again when its archive is published."""
+    OUTAGE = "outage"
+    """Final, with a halt of the exchange or the market, so that missing or flat rows are right. A halt of the whole day
+    leaves no file."""
+    HEALED = "healed"
+    """Final, with rows gap-filled from REST."""
+    FINAL = "final"
+    """Final, without remarks."""
+    FAILED = "failed"
+    """Fetched, but not stored."""
+    EMPTY = "empty"
+    """Fetched, but no source had rows yet."""
+    MISSING = "missing"
+    """Never fetched."""
+    NOT_LISTED = "not_listed"
+    """The symbol was not traded on that day."""
+
+
+EXPLAINED = frozenset(verdict for verdict, severity in VERDICT_SEVERITY.items() if severity is Severity.INFO)
+"""Verdicts that explain missing or flat rows. Nothing is left to find out."""
+
+NOT_KNOWN_YET = frozenset({Verdict.UNPUBLISHED, Verdict.UNCONFIRMED})
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A state and the conditions for it. None means any value.
+
+    Attributes:
+        state: The state.
+        outcome: Outcome on record.
+        final: True if the day must be final, False if it must not.
+        integrity: Worst severity of the integrity check.
+        verdicts: The gaps check gave at least one of these verdicts.
+    """
+
+    state: DayState
+    outcome: str | None = None
+    final: bool | None = None
+    integrity: Severity | None = None
+    verdicts: frozenset[Verdict] | None = None
+
+    def fits(self, outcome: str, final: bool, verdicts: frozenset[str], integrity: str | None) -> bool:
+        return (
+            self.outcome in (None, outcome)
+            and self.final in (None, final)
+            and self.integrity in (None, integrity)
+            and (self.verdicts is None or not self.verdicts.isdisjoint(verdicts))
+        )
+
+    def sql(self) -> str:
+        """Return the conditions as an SQL expression."""
+        found = []
+        if self.outcome is not None:
+            found.append(f"outcome = '{self.outcome}'")
+        if self.final is not None:
+            found.append("final" if self.final else "NOT final")
+        if self.integrity is not None:
+            found.append(f"integrity = '{self.integrity}'")
+        if self.verdicts is not None:
+            words = ", ".join(f"'{verdict}'" for verdict in sorted(self.verdicts))
+            found.append(f"list_has_any(string_split(coalesce(verdicts, ''), '+'), [{words}])")
+        return " AND ".join(found) or "true"
+
+
+RULES = (
+    _Rule(DayState.OUTAGE, outcome=EMPTY, final=True, verdicts=frozenset({Verdict.OUTAGE})),
+    _Rule(DayState.EMPTY, outcome=EMPTY),
+    _Rule(DayState.FAILED, outcome=FAILED),
+    _Rule(DayState.NOT_LISTED, outcome=NOT_LISTED),
+    _Rule(DayState.FAULTY, integrity=Severity.ERROR),
+    _Rule(DayState.INCOMPLETE, verdicts=frozenset({Verdict.ARCHIVE_DEFECT, Verdict.UNEXPLAINED})),
+    # Missing rows of a provisional day may still come.
+    _Rule(DayState.INCOMPLETE, final=True, verdicts=NOT_KNOWN_YET),
+    _Rule(DayState.PROVISIONAL, final=False),
+    _Rule(DayState.OUTAGE, verdicts=frozenset({Verdict.OUTAGE, Verdict.SUSPENDED})),
+    _Rule(DayState.HEALED, verdicts=frozenset({Verdict.HEALED})),
+    _Rule(DayState.FINAL),
+)
+"""The first rule that fits gives the state of a day. SQL and Python both read this table."""
+
+
+@lru_cache(maxsize=1024)
+def state_of(outcome: str, final: bool, verdicts: str, integrity: str | None = None) -> DayState:
+    """Return the state of a day on record.
+
+    Args:
+        outcome: Outcome in the ledger.
+        final: True if the day is final.
+        verdicts: Verdicts of the gaps check, joined by ``+``.
+        integrity: Worst severity of the integrity check.
+
+    >>> state_of("held", True, "quiet+outage").value
+    'outage'
+    """
+    found = frozenset(verdicts.split("+"))
+    return next(rule.state for rule in RULES if rule.fits(outcome, final, found, integrity))
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One reason why a stored day does not count as complete.
+
+    Attributes:
+        rule: Rule of the integrity check, verdict of the gaps check, or kind of failure of the newest attempt.
+        rows: Number of affected rows. 0 means the whole day.
+        text: The evidence, or the message of the finding.
+    """
+
+    rule: str
+    rows: int
+    text: str
+
+
+def is_complete(row: DayRecord) -> bool:
+    """Return True if a day is stored, all its missing rows are explained, and its checks do not fail.
+
+    Checks that only warn pass. A provisional day that waits for rows passes, too. The exit code, ``status``,
+    ``final_only`` and the marks on derived data use this rule.
+    """
+    if row.outcome != HELD or _was_refused(row):
+        return False
+    return state_of(row.outcome, row.final, row.verdicts, row.integrity) not in (DayState.FAULTY, DayState.INCOMPLETE)
+
+
+def faults_of(row: DayRecord) -> list[Fault]:
+    """Return the reasons why a stored day is not complete. The list is empty if it is complete or not stored."""
+    if row.outcome != HELD or is_complete(row):
+        return []
+    refused = [Fault(row.failure or "", 0, row.reason or "")] if _was_refused(row) else []
+    return [*refused, *faults_of_rows(row)]
+
+
+def faults_of_rows(row: DayRecord) -> list[Fault]:
+    """Return the faults of the stored rows. Data derived from the rows inherits them."""
+    if row.outcome != HELD or row.findings == "[]":
+        return []
+    found = []
+    for finding in row.findings_list():
+        open_still = row.final and finding.check == "gaps" and finding.rule in NOT_KNOWN_YET
+        if finding.severity is Severity.ERROR or open_still:
+            found.append(Fault(finding.rule, finding.count, finding.evidence or finding.message))
+    return found
+
+
+def _was_refused(row: DayRecord) -> bool:
+    """Return True if the newest attempt failed and the failure still affects the stored rows."""
+    return row.failure is not None and (not row.final or row.replaced_by is not None)
+
+
+def doubts_of(row: DayRecord) -> list[str]:
+    """Return the doubts about a stored day, one sentence each.
+
+    They are: another archive was refused or not fetched yet, a person accepted a wrong checksum, or the integrity
+    check fails.
+
+    Args:
+        row: The day's record.
+    """
+    if row.outcome != HELD:
+        return []
+    doubts = []
+    if row.replaced_by is not None:
+        why = ": ".join(filter(None, (row.failure, row.reason)))
+        doubts.append(
+            f"another archive was published, but could not be used ({why})"
+            if why
+            else "another archive was published, and must be fetched"
+        )
+    if row.checksum == ChecksumStatus.ACCEPTED:
+        doubts.append("its archive does not match the published checksum, but a person accepted it")
+    if row.integrity == Severity.ERROR:
+        failing = (f for f in row.findings_list() if f.check == "integrity" and f.severity is Severity.ERROR)
+        doubts.append(f"the integrity check fails ({' '.join(f.message for f in failing)})")
+    return doubts
+
+
+Mark = tuple[tuple[str, int], ...]
+"""Faults of a day: each rule, verdict or kind of failure, with its number of affected rows."""
+
+
+def source_mark(source: DayRecord) -> Mark:
+    """Return the faults of a source's day in the form of the mark. The mark is empty if the day is complete."""
+    return tuple((fault.rule, fault.rows) for fault in faults_of_rows(source))
+
+
+def marked_with(derived: DayRecord) -> Mark:
+    """Return the mark of a derived day: the faults of its source at the time of computation."""
+    marks = (finding.faults or () for finding in derived.findings_list() if finding.rule == SOURCE)
+    return tuple(fault for mark in marks for fault in mark)

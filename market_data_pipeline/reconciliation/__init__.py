@@ -1,0 +1,1 @@
+"""Reconciliation: compare klines with klines rebuilt from trades or finer klines. No Dagster."""

@@ -1,0 +1,1 @@
+"""Binance's archive and REST API. Other exchanges do not belong here."""

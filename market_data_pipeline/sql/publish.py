@@ -1,0 +1,153 @@
+"""Publication of the views as ``catalog.duckdb``.
+
+The catalog is built in a temporary folder and replaced by rename. No process opens the published file for writing,
+because a DuckDB writer locks out all readers. The SQL of the views belongs to ``sql/views.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from market_data_pipeline.errors import MarketDataError
+from market_data_pipeline.lake import parquet, storage
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.partitions import folder_of
+from market_data_pipeline.lake.regular_files import read_regular
+from market_data_pipeline.model.datasets import data_types_of
+from market_data_pipeline.model.day import FileStat
+from market_data_pipeline.model.series import Market
+from market_data_pipeline.sql.errors import lake_error
+from market_data_pipeline.sql.file_lists import StoredSeries, marks_of, quoted, stored_series
+from market_data_pipeline.sql.views import statements
+
+LOCK_WAIT_SECONDS = 60.0
+
+
+_LEFT_AFTER_SECONDS = 3600
+"""Age (s) from which a temporary file next to the marks is a leftover. Readers write marks without a lock."""
+
+
+def publish_views(layout: Layout, log: logging.Logger | None = None) -> None:
+    """Publish the SQL views after a run. Log an error instead of failing the run, because its days are stored."""
+    try:
+        publish_catalog(layout)
+    except MarketDataError as error:
+        (log or logging.getLogger(__name__)).warning("The SQL views are not up to date. %s", error)
+
+
+def publish_catalog(layout: Layout) -> Path:
+    """Update ``catalog.duckdb`` to the lake and return its path.
+
+    An up-to-date catalog is detected by listing folders, and nothing is written. Readers of the old file continue with
+    it. Several processes may publish at once. DuckDB 1.4 can read the file.
+
+    Raises:
+        StorageError: The data folder is not writable.
+        SeriesBusyError: Another process has been publishing for too long.
+        DamagedFileError: The columns of the ledgers cannot be read. The old catalog stays.
+    """
+    if not _is_published(stored_series(layout)):
+        lock = layout.catalog.with_suffix(".lock")
+        with storage.only_writer(lock, LOCK_WAIT_SECONDS, "The catalog"):
+            # List again under the lock, so that the last publisher sees the newest files.
+            stored = stored_series(layout)
+            for mark, schema in marks_of(stored):
+                storage.remove_leftovers(mark.parent, older_than_seconds=_LEFT_AFTER_SECONDS)
+                if not mark.exists():
+                    parquet.write_table(mark, schema.empty_table())
+            if not _is_published(stored):
+                _publish(layout, statements(stored, published=True))
+    return layout.catalog
+
+
+def refresh_catalog(layout: Layout) -> None:
+    """Update an existing catalog to the lake. Leave it unchanged if it cannot be published."""
+    if layout.catalog.exists():
+        with suppress(MarketDataError):
+            publish_catalog(layout)
+
+
+def retire_catalogs(layout: Layout) -> datetime | None:
+    """Remove the marks of stale SQL, so that it fails. It would read days' files that are about to be removed.
+
+    The SQL of the current catalog still works.
+
+    Returns:
+        Publication time (UTC) of the oldest retired mark; None if there was none.
+
+    Raises:
+        StorageError: A mark cannot be removed.
+    """
+    current = {mark for mark, _ in marks_of(stored_series(layout))}
+    retired = []
+    for market in Market:
+        for data_type in data_types_of(market):
+            for mark in (folder_of(layout, market, data_type) / "marks").glob("*.parquet"):
+                stat = storage.stat(mark)
+                if mark not in current and stat is not None:
+                    retired.append(stat.mtime_ns)
+                    storage.remove(mark)
+    return datetime.fromtimestamp(min(retired) / 1e9, UTC) if retired else None
+
+
+@contextmanager
+def _scratch(layout: Layout) -> Iterator[Path]:
+    if "?" in str(layout.root):  # DuckDB cannot write there: it treats the rest of the path as parameters
+        with tempfile.TemporaryDirectory(prefix="catalog-") as folder:
+            yield Path(folder)
+    else:
+        with storage.temporary_folder(layout.root) as path:
+            yield path
+
+
+def _publish(layout: Layout, wanted: Sequence[str]) -> None:
+    import duckdb
+
+    with _scratch(layout) as folder:
+        path = folder / "catalog.duckdb"
+        with duckdb.connect() as connection:
+            connection.execute(f"ATTACH {quoted(str(path))} AS built (STORAGE_VERSION 'v1.0.0')")
+            connection.execute("USE built")
+            try:
+                connection.execute("BEGIN")  # one commit waits for the disk only once
+                for statement in wanted:
+                    connection.execute(statement)
+                connection.execute("COMMIT")
+            except duckdb.Error as error:
+                raise lake_error(error, layout) from error
+            connection.execute("CHECKPOINT built")
+            connection.execute("USE memory")
+            connection.execute("DETACH built")
+        built = path.read_bytes()
+    stat = storage.write_bytes(layout.catalog, built)
+    storage.write_bytes(_signature_file(layout), _signature(wanted, stat).encode())
+
+
+def _is_published(stored: StoredSeries) -> bool:
+    """Return True if the catalog matches the stored series and all marks exist."""
+    stat = storage.stat(stored.layout.catalog)
+    try:
+        return (
+            stat is not None
+            and read_regular(_signature_file(stored.layout)).decode()
+            == _signature(statements(stored, published=True), stat)
+            and all(mark.exists() for mark, _ in marks_of(stored))
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def _signature_file(layout: Layout) -> Path:
+    # A separate file, because reading it from the catalog needs DuckDB, its locks and 20 ms.
+    return layout.catalog.with_suffix(".signature")
+
+
+def _signature(wanted: Sequence[str], stat: FileStat) -> str:
+    text = hashlib.sha256("\n".join(wanted).encode()).hexdigest()
+    return f"{text} {stat.bytes} {stat.mtime_ns}\n"

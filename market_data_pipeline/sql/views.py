@@ -1,0 +1,364 @@
+# ruff: noqa: S608 - the SQL has only the project's own column names, and quoted paths and symbols.
+"""Views and macros over the lake, as SQL text. The catalog has no data and can be deleted at any time.
+
+The SQL must run on DuckDB 1.4 as well. Its times are TIMESTAMP in UTC without zone.
+File lists belong to ``sql/file_lists.py``, the catalog's file to ``sql/publish.py``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from market_data_pipeline.lake import storage
+from market_data_pipeline.lake.day_records import SERIES_LABELS
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.partitions import folder_of
+from market_data_pipeline.lake.reader import labels_of, time_column
+from market_data_pipeline.model.datasets import data_types_of
+from market_data_pipeline.model.day import HELD
+from market_data_pipeline.model.findings import Verdict
+from market_data_pipeline.model.schema import lake_schema
+from market_data_pipeline.model.series import EXCHANGE, DataType, Market
+from market_data_pipeline.model.states import EXPLAINED, RULES
+from market_data_pipeline.sql.file_lists import (
+    NAMED,
+    WHAT_TO_DO,
+    Files,
+    StoredSeries,
+    as_pattern,
+    empty,
+    folder_labels,
+    has_ledgers,
+    mark_of_ledgers,
+    quoted,
+    read_parquet,
+    select_list,
+)
+
+STATE_SQL = " ".join(("CASE", *(f"WHEN {rule.sql()} THEN '{rule.state}'" for rule in RULES), "END"))
+""":func:`state_of` as an SQL expression over the columns ``outcome``, ``final``, ``verdicts`` and ``integrity``."""
+
+
+def statements(
+    stored: StoredSeries, corrections: str = "", *, marked: bool = True, published: bool = False
+) -> list[str]:
+    """Return the SQL that creates every schema, view and macro over a lake.
+
+    The text changes when a series gets its first file or a month is closed, but not when a series gets more files. So
+    it shows if a catalog is up to date.
+
+    Args:
+        stored: Stored series of the lake.
+        corrections: Name of a table that replaces the ledgers of its series (``lake.day_records.CORRECTED``). Empty
+            means that the quality views read only the ledgers.
+        marked: Read the marks of :func:`marks_of`. They must exist.
+        published: Write SQL for the catalog in the data folder, which users may copy and move.
+    """
+    layout = stored.layout
+    place = _in_its_place(layout) if published else ""
+    made: list[str] = []
+    for market in Market:
+        schema = f"{EXCHANGE}_{market}"
+        made.append(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+        for data_type in data_types_of(market):
+            view = f"CREATE OR REPLACE VIEW {schema}.{data_type.sql_name}"
+            in_sql = Files(stored, market, data_type, marked, place)
+            made.append(f"{view} AS {_view(in_sql)}")
+            if data_type in _MACROS:
+                made.append(_macro(schema, in_sql))
+    made.append("CREATE SCHEMA IF NOT EXISTS quality")
+    days = _ledger_days(layout, marked=marked) if has_ledgers(layout) else _no_ledger_days(_LEDGER_NAMES)
+    if corrections:
+        days = (
+            f"SELECT * FROM ({days}) WHERE concat_ws('/', {_named(_LEDGER_LABELS)}) NOT IN (SELECT series FROM "
+            f"{corrections}) UNION ALL SELECT {_named(_LEDGER_NAMES)} FROM {corrections}"
+        )
+    days = _where(days, place)
+    with_rows = f"SELECT * FROM ({days}) WHERE outcome = {quoted(HELD)}"
+    verdicts, explained = (", ".join(map(quoted, sorted(some))) for some in (Verdict, EXPLAINED))
+    made.append(f"CREATE OR REPLACE VIEW quality.coverage AS {_coverage(days)}")
+    made.append(f"CREATE OR REPLACE VIEW quality.findings AS {_FINDINGS.format(days=days)}")
+    made.append(
+        f"CREATE OR REPLACE VIEW quality.gaps AS {_GAPS.format(days=days, verdicts=verdicts, explained=explained)}"
+    )
+    compared = _where(_reconciled_days(layout), place)
+    made.append(
+        f"CREATE OR REPLACE VIEW quality.reconciliation AS {_RECONCILIATION.format(days=compared, rows=with_rows)}"
+    )
+    differences = _RECONCILIATION_DIFFERENCES.format(days=compared)
+    made.append(f"CREATE OR REPLACE VIEW quality.reconciliation_differences AS {differences}")
+    if published:
+        made.append(f"CREATE SEQUENCE quality.{_identifier(layout.root)}")
+    return made
+
+
+def _in_its_place(layout: Layout) -> str:
+    """Return SQL that is true, or raises an error if its catalog is not in the lake's folder.
+
+    The SQL of a catalog has absolute paths, so a copy would read the original's files. No function returns the catalog
+    of a view. So each catalog has a sequence that is named after its folder, and all open catalogs with this sequence
+    must be in that folder.
+    """
+    root = str(layout.root)
+    places = ", ".join(quoted(place) for place in dict.fromkeys((root, os.path.realpath(root))))
+    why = quoted(f"This catalog is of {root}, but was opened as ")
+    remedy = quoted(
+        f". If the data was copied or moved, run `market-data status` with MARKET_DATA_DIR set to its folder and open "
+        f"the catalog again. If not, open {layout.catalog}."
+    )
+    return (
+        f"(SELECT CASE WHEN bool_and(parse_dirpath(d.path) IN ({places})) THEN true "
+        f"ELSE error(concat({why}, string_agg(d.path, ' and '), {remedy})) END "
+        "FROM duckdb_sequences() AS s JOIN duckdb_databases() AS d USING (database_oid) "
+        f"WHERE s.schema_name = 'quality' AND s.sequence_name = {quoted(root)})"
+    )
+
+
+def _where(query: str, condition: str) -> str:
+    return f"SELECT * FROM ({query}) WHERE {condition}" if condition else query
+
+
+def _identifier(name: str | Path) -> str:
+    return '"' + str(name).replace('"', '""') + '"'
+
+
+def newest_mark(layout: Layout, market: Market, data_type: DataType) -> Path | None:
+    """Return a mark that is removed before the current days' files are; None if there is no mark.
+
+    A lazy relation reads it first. DuckDB's error then shows the mark's name instead of the name of a removed day.
+    """
+    found = {
+        mark: stat.mtime_ns
+        for mark in (folder_of(layout, market, data_type) / "marks").glob(f"{WHAT_TO_DO}-*.parquet")
+        if (stat := storage.stat(mark)) is not None
+    }
+    return max(found, key=found.__getitem__, default=None)
+
+
+def _view(files: Files) -> str:
+    if not files.keys:
+        return empty(files.market, files.data_type)
+    columns = select_list(files.data_type, lake_schema(files.market, files.data_type).names)
+    where = " AND ".join(files.conditions()) or "true"
+    return f"SELECT {columns} FROM {read_parquet(files.listed(files.everything), NAMED)} WHERE {where}"
+
+
+_MACROS = {DataType.KLINES: "candles", DataType.AGG_TRADES: "trades"}
+
+
+def _macro(schema: str, files: Files) -> str:
+    """Return a table macro for one series from ``a`` (inclusive) to ``b`` (exclusive); NULL means no bound.
+
+    The macro lists the folders of one series, and skips files outside the range by name. It knows the series that had
+    files when the catalog was built. For any other series it lists every folder. This is slower but correct, and the
+    result is empty if the series does not exist.
+    """
+    labels = labels_of(files.data_type)
+    head = f"CREATE OR REPLACE MACRO {schema}.{_MACROS[files.data_type]}({', '.join(labels)}, a, b := NULL) AS TABLE"
+    if not files.keys:
+        return f"{head} {empty(files.market, files.data_type)}"
+    series = " || '/' || ".join(f'"{label}"' for label in labels)
+    known = ", ".join(quoted(folder_labels(key)) for key in files.keys)
+    pattern = f"CASE WHEN list_contains([{known}], {series}) THEN {files.of_series(series)} ELSE {files.everything} END"
+    columns = ", ".join(
+        f'"{name}" AS "{name}"' if name in labels else f'r."{name}"'
+        for name in lake_schema(files.market, files.data_type).names
+    )
+    # Both functions ignore NULL. The bounds also replace infinity, which has no file name.
+    start, end = f"greatest({_moment('a')}, {_FIRST})", f"least({_moment('b')}, {_LAST})"
+    time = f'r."{time_column(files.data_type)}"'
+    last = f"({end} - INTERVAL 1 MICROSECOND)"
+    of_files = files.conditions_of([f'"{label}"' for label in labels], start, last)
+    conditions = [*of_files, f"{time} >= {start}", f"{time} < {end}", *filter(None, [files.place])]
+    return (
+        f"{head} SELECT {columns} FROM {read_parquet(files.listed(pattern), NAMED)} AS r "
+        f"WHERE {' AND '.join(conditions)}"
+    )
+
+
+_FIRST, _LAST = "TIMESTAMP '1000-01-01'", "TIMESTAMP '9999-12-31'"
+
+
+def _moment(argument: str) -> str:
+    """Return SQL for an argument of any type as TIMESTAMP in UTC, independent of the session's zone.
+
+    As text, a TIMESTAMPTZ ends with its offset. Other types have an offset only if the user wrote one. A cast of text
+    to TIMESTAMP drops the offset, and a cast of TIMESTAMPTZ uses the session's zone.
+    """
+    text = f"CAST({argument} AS VARCHAR)"
+    in_utc = f"make_timestamp(epoch_us(CAST({text} AS TIMESTAMPTZ)))"
+    return f"CASE WHEN {text} GLOB '*:*[+A-Za-z-]*' THEN {in_utc} ELSE CAST({argument} AS TIMESTAMP) END"
+
+
+_LEDGER_LABELS = SERIES_LABELS
+_LEDGER_TYPES = {
+    "day": "DATE",
+    "final": "BOOLEAN",
+    **dict.fromkeys(("fetched_at", "asked_at"), "TIMESTAMP"),
+    **dict.fromkeys(("rows", "bytes", "missing", "quiet", "attempts", "first_key", "last_key"), "BIGINT"),
+}
+_COVERAGE = (
+    "day",
+    "state",
+    "outcome",
+    "final",
+    "rows",
+    "bytes",
+    "source",
+    "checksum",
+    "integrity",
+    "gaps",
+    "verdicts",
+    "missing",
+    "quiet",
+    "failure",
+    "reason",
+    "attempts",
+    "fetched_at",
+    "asked_at",
+    "first_key",
+    "last_key",
+    "content_sha256",
+    "archive_sha256",
+    "etag",
+    "last_modified",
+    "replaced_by",
+)
+_LEDGER_COLUMNS = (*(name for name in _COVERAGE if name != "state"), "findings")
+_LEDGER_NAMES = (*_LEDGER_LABELS, *_LEDGER_COLUMNS)
+
+
+def _named(names: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def _coverage(days: str) -> str:
+    columns = (f'{STATE_SQL} AS "state"' if name == "state" else f'"{name}"' for name in _COVERAGE)
+    return f"SELECT {_named(_LEDGER_LABELS)}, {', '.join(columns)} FROM ({days})"
+
+
+def _no_ledger_days(names: Iterable[str]) -> str:
+    typed = (f'CAST(NULL AS {_LEDGER_TYPES.get(name, "VARCHAR")}) AS "{name}"' for name in names)
+    return f"SELECT {', '.join(typed)} WHERE false"
+
+
+_FOUND = """
+WITH found AS (
+    SELECT exchange, market, data_type, symbol, "interval", day, unnest(from_json(findings, '[{{
+        "check": "VARCHAR", "rule": "VARCHAR", "severity": "VARCHAR", "count": "BIGINT", "message": "VARCHAR",
+        "ranges": [{{"first": "BIGINT", "last": "BIGINT", "count": "BIGINT"}}], "evidence": "VARCHAR"
+    }}]')) AS f
+    FROM ({days}) WHERE findings <> '[]'
+)"""
+
+_FINDINGS = (
+    _FOUND
+    + """, ranged AS (
+    SELECT *, unnest(CASE WHEN len(f.ranges) > 0 THEN f.ranges ELSE [NULL] END) AS r FROM found
+)
+SELECT exchange, market, data_type, symbol, "interval", day,
+    f."check" AS check_name, f.rule AS rule, f.severity AS severity, f."count" AS "count", f.message AS message,
+    coalesce(f.evidence, '') AS evidence,
+    r."first" AS first_key, r."last" AS last_key, r."count" AS range_count,
+    CASE WHEN "interval" IS NOT NULL THEN make_timestamp(r."first") END AS first_time,
+    CASE WHEN "interval" IS NOT NULL THEN make_timestamp(r."last") END AS last_time
+FROM ranged
+"""
+)
+
+# A finding stores only its first ranges, but its count includes all. The rest is one row without bounds, so that sums
+# are right.
+_GAPS = (
+    _FOUND
+    + """, gap AS (
+    SELECT *, f."count" - coalesce(list_sum([r."count" FOR r IN f.ranges]), 0) AS beyond
+    FROM found WHERE f."check" = 'gaps' AND f.rule IN ({verdicts})
+), ranged AS (
+    SELECT *, unnest(CASE WHEN beyond > 0 OR len(f.ranges) = 0
+        THEN list_append(f.ranges, {{'first': NULL, 'last': NULL, 'count': beyond}}) ELSE f.ranges END) AS r
+    FROM gap
+)
+SELECT exchange, market, data_type, symbol, "interval", day, f.rule AS verdict,
+    CASE WHEN "interval" IS NOT NULL THEN make_timestamp(r."first") END AS "first",
+    CASE WHEN "interval" IS NOT NULL THEN make_timestamp(r."last") END AS "last",
+    CASE WHEN "interval" IS NULL THEN r."first" END AS first_id,
+    CASE WHEN "interval" IS NULL THEN r."last" END AS last_id,
+    CAST(r."count" AS BIGINT) AS "count", f.severity AS severity, f.rule IN ({explained}) AS explained,
+    coalesce(f.evidence, '') AS evidence
+FROM ranged
+"""
+)
+
+
+def _ledger_days(layout: Layout, *, marked: bool) -> str:
+    folder = layout.root / "ledger"
+    mark = [mark_of_ledgers(layout)] if marked else []
+    # Columns may be missing in ledgers of older versions.
+    every = f"{_no_ledger_days(_LEDGER_COLUMNS)} UNION ALL BY NAME SELECT * FROM {_of_series(folder, mark)}"
+    return f"SELECT {_labels_below(folder)}, {_named(_LEDGER_COLUMNS)} FROM ({every})"
+
+
+def _of_series(folder: Path, marks: Iterable[Path] = ()) -> str:
+    listed = ", ".join(map(quoted, (*map(as_pattern, marks), f"{as_pattern(folder)}/**/*.parquet")))
+    return read_parquet(f"[{listed}]", NAMED, "union_by_name = true")
+
+
+def _labels_below(folder: Path) -> str:
+    """Return SQL for the labels of a series, from its file's path below a folder with the layout of the ledgers."""
+    depth = len(folder.parts)  # the leading "/" splits into one part too
+    part = [f"string_split(filename, '/')[{depth + i}]" for i in range(1, 6)]
+    without_suffix = "left({0}, len({0}) - len('.parquet'))"
+    of_candles = f"{part[2]} IN ({', '.join(quoted(data_type) for data_type in DataType if data_type.has_interval)})"
+    labels = (
+        part[0],
+        part[1],
+        part[2],
+        f"CASE WHEN {of_candles} THEN {part[3]} ELSE {without_suffix.format(part[3])} END",
+        f"CASE WHEN {of_candles} THEN {without_suffix.format(part[4])} END",
+    )
+    return ", ".join(f'{sql} AS "{name}"' for sql, name in zip(labels, _LEDGER_LABELS, strict=True))
+
+
+_RECONCILED_TYPES = {
+    "day": "DATE",
+    "source": "VARCHAR",
+    **dict.fromkeys(("bars", "differing", "explained"), "BIGINT"),
+    "contract_size": "DOUBLE",
+    "compared_at": "TIMESTAMP",
+    **dict.fromkeys(("klines_sha256", "source_sha256"), "VARCHAR"),
+    "differences": (
+        'STRUCT("open_time" TIMESTAMP, "column" VARCHAR, "klines" DOUBLE, "rebuilt" DOUBLE, "reason" VARCHAR, '
+        '"ids" VARCHAR)[]'
+    ),
+}
+# Both sides are joined by the name of their series. It is a plain key, so DuckDB uses a hash join.
+_RECONCILIATION = """
+WITH known AS (
+    SELECT concat_ws('/', exchange, market, data_type, symbol, "interval") AS series, day, content_sha256 FROM ({rows})
+)
+SELECT exchange, market, data_type, symbol, "interval", r.day AS day, r.source AS source, bars, differing, explained,
+    differing - explained AS unexplained, contract_size, compared_at, klines_sha256, source_sha256,
+    coalesce(k.content_sha256 = klines_sha256 AND s.content_sha256 = source_sha256, false) AS "current"
+FROM ({days}) AS r
+LEFT JOIN known AS k
+    ON k.series = concat_ws('/', exchange, market, data_type, symbol, "interval") AND k.day = r.day
+LEFT JOIN known AS s ON s.series = r.source AND s.day = r.day
+"""
+_RECONCILIATION_DIFFERENCES = """
+WITH found AS (SELECT exchange, market, data_type, symbol, "interval", day, unnest(differences) AS d FROM ({days}))
+SELECT exchange, market, data_type, symbol, "interval", day, d.open_time AS open_time, d."column" AS column_name,
+    d.klines AS klines, d.rebuilt AS rebuilt, nullif(d.reason, '') AS reason, nullif(d.ids, '') AS ids
+FROM found
+"""
+
+
+def _reconciled_days(layout: Layout) -> str:
+    folder = layout.reconciliation
+    named = _named(_RECONCILED_TYPES)
+    types = {**dict.fromkeys(_LEDGER_LABELS, "VARCHAR"), **_RECONCILED_TYPES}
+    nothing = ", ".join(f'CAST(NULL AS {type_}) AS "{name}"' for name, type_ in types.items())
+    if not any(folder.rglob("*.parquet")):
+        return f"SELECT {nothing} WHERE false"
+    return f"SELECT {_labels_below(folder)}, {named} FROM {_of_series(folder)}"

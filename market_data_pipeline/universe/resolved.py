@@ -1,0 +1,274 @@
+"""The entries of ``universe.yaml``, resolved to series and UTC days. Parsing them belongs to ``universe/config.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+
+from market_data_pipeline import clock
+from market_data_pipeline.errors import UsageError
+from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, SPECS
+from market_data_pipeline.model.series import EXCHANGE, DataType, Listing, Market, SeriesKey, intervals_of
+
+DATA_TYPES = tuple(dict.fromkeys(data_type for _, data_type in SPECS))
+"""Data types that can be collected. An entry uses them as keys."""
+
+
+Listings = Mapping[tuple[Market, str], Listing]
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """Start of a series, from ``from:``. With neither attribute, it is the symbol's listing.
+
+    Attributes:
+        day: A fixed day. None for the two other forms.
+        days_ago: Number of days before today, so that the start moves. None if it does not move.
+    """
+
+    day: date | None = None
+    days_ago: int | None = None
+
+    def first(self, listed: date | None) -> date | None:
+        """Return the first day to collect of a symbol, None if it is the listing day and that is unknown."""
+        wanted = self.day if self.days_ago is None else clock.today() - timedelta(days=self.days_ago)
+        return max((day for day in (wanted, listed) if day), default=None)
+
+    def __str__(self) -> str:
+        if self.day is not None:
+            return self.day.isoformat()
+        return "listing" if self.days_ago is None else f"{self.days_ago} days ago"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One data type of an entry, with intervals (klines only) and start.
+
+    Attributes:
+        data_type: Klines or aggTrades.
+        intervals: Kline intervals. ``(None,)`` for a data type without intervals.
+        since: Start.
+        line: Line in the file, from 1.
+        since_line: Line of ``from:``.
+        since_span: Begin and end of the value of ``from:``, in characters of the file.
+    """
+
+    data_type: DataType
+    intervals: tuple[str | None, ...]
+    since: Since
+    line: int
+    since_line: int = 0
+    since_span: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of ``universe.yaml``.
+
+    Attributes:
+        markets: Its markets.
+        symbols: Symbols or patterns (``*`` any letters, ``?`` one), with the line of each.
+        excepted: Symbols or patterns to leave out of the entry's patterns.
+        wanted: Data types to collect.
+        line: Line in the file, from 1.
+    """
+
+    markets: tuple[Market, ...]
+    symbols: tuple[tuple[str, int], ...]
+    excepted: tuple[str, ...]
+    wanted: tuple[Wanted, ...]
+    line: int
+
+    def takes(self, pattern: str, symbol: str) -> bool:
+        """Return True if a pattern of the entry matches a symbol that the entry does not except."""
+        return fnmatchcase(symbol, pattern) and not any(fnmatchcase(symbol, left_out) for left_out in self.excepted)
+
+
+def is_pattern(symbol: str) -> bool:
+    """Return True if a symbol in ``universe.yaml`` is a pattern."""
+    return "*" in symbol or "?" in symbol
+
+
+@dataclass(frozen=True)
+class Universe:
+    """The series to collect, each with its first day and its listing days.
+
+    A named symbol takes precedence over a pattern that matches it, so that it can start on another day than the rest.
+    If several patterns match a series, the earliest start applies.
+
+    Attributes:
+        entries: Entries of ``universe.yaml``.
+        listings: Listings of the lock.
+        path: Path of ``universe.yaml``, for messages.
+    """
+
+    entries: tuple[Entry, ...]
+    listings: Listings
+    path: Path = Path("universe.yaml")
+
+    @cached_property
+    def _resolved(self) -> dict[SeriesKey, list[Since]]:
+        named: dict[SeriesKey, list[Since]] = {}
+        meant: dict[SeriesKey, list[Since]] = {}
+        for entry in self.entries:
+            for market in entry.markets:
+                for symbol, line in entry.symbols:
+                    target = meant if is_pattern(symbol) else named
+                    for found in self._symbols(entry, market, symbol, line):
+                        for key, since in series_of(entry, market, found):
+                            target.setdefault(key, []).append(since)
+        return dict(sorted({**meant, **named}.items(), key=lambda item: _order(item[0])))
+
+    def _symbols(self, entry: Entry, market: Market, symbol: str, line: int) -> list[str]:
+        if not is_pattern(symbol):
+            return [symbol]
+        found = [name for where, name in self.listings if where is market and entry.takes(symbol, name)]
+        if not found:
+            raise UsageError(
+                f"{self.path}, line {line}: no {market} symbol in {lock_path(self.path).name} matches {symbol}. "
+                "`market-data universe refresh` writes the lock from Binance's archive."
+            )
+        return found
+
+    def series(self) -> list[SeriesKey]:
+        """Return all series to collect, ordered by market, data type, symbol and interval.
+
+        Derived series (tradeProfile) are not included.
+
+        Raises:
+            UsageError: a pattern matches no symbol, because the lock is missing or older than the pattern.
+        """
+        return list(self._resolved)
+
+    def __contains__(self, key: SeriesKey) -> bool:
+        return _source_of(key) in self._resolved
+
+    def start(self, key: SeriesKey) -> date:
+        """Return the first UTC day to collect: ``from:``, but not before the listing or the begin of the archive.
+
+        A derived series starts with its source.
+
+        Raises:
+            UsageError: the series is not in the universe, or starts with its listing and the lock does not have that.
+        """
+        key = _source_of(key)
+        if key not in self._resolved:
+            raise UsageError(self._unknown(key))
+        listed = self.listing(key).first
+        days = [since.first(listed) for since in self._resolved[key]]
+        if None in days:
+            raise UsageError(
+                f"{self.path}: {key} starts with its listing, and that day is not known. "
+                "Run `market-data universe refresh` to find it, or give a day: `from: 2020-01-01`."
+            )
+        return max(min(day for day in days if day), ARCHIVE_BEGINS)
+
+    def end(self, key: SeriesKey) -> date:
+        """Return the last UTC day to collect: the last listed day, or today."""
+        last = self.listing(key).last
+        return min(last, clock.today()) if last else clock.today()
+
+    def listing(self, key: SeriesKey) -> Listing:
+        """Return the symbol's listing from the lock, an empty one if the lock does not have the symbol."""
+        return self.listings.get((key.market, key.symbol), Listing())
+
+    def spans(self, key: SeriesKey) -> list[tuple[date, date]]:
+        """Return runs of UTC days to collect, both ends included. Days between two listings are left out."""
+        first, last = self.start(key), self.end(key)
+        listed = self.listing(key).spans or ((first, None),)
+        runs = [(max(first, begin), min(last, until or last)) for begin, until in listed]
+        return [(begin, until) for begin, until in runs if begin <= until]
+
+    def days(self, key: SeriesKey) -> list[date]:
+        """Return all UTC days to collect, in order."""
+        return [first + timedelta(days=n) for first, last in self.spans(key) for n in range((last - first).days + 1)]
+
+    def from_line(self, key: SeriesKey) -> int:
+        """Return the line of the ``from:`` that decides the start of a series."""
+        key = _source_of(key)
+        listed = self.listing(key).first
+        found: list[tuple[bool, date, int]] = []
+        for entry in self.entries:
+            for symbol, _ in entry.symbols if key.market in entry.markets else ():
+                by_pattern = is_pattern(symbol)
+                if entry.takes(symbol, key.symbol) if by_pattern else symbol == key.symbol:
+                    found += [
+                        (by_pattern, wanted.since.first(listed) or date.min, wanted.since_line)
+                        for wanted in entry.wanted
+                        if wanted.data_type is key.data_type and key.interval in wanted.intervals
+                    ]
+        return min(found)[2] if found else 0
+
+    def said_of_start(self, key: SeriesKey) -> str:
+        """Return the start of a series and its place in the file, for messages."""
+        return f"{key} is collected from {self.start(key)} on ({self.path}, line {self.from_line(key)})"
+
+    def first_day(self) -> date:
+        """Return the earliest day that can be fetched of any series. It does not change from day to day.
+
+        It is the earliest start. If that is a moving one such as ``30 days ago``, it is the listing of that series.
+        """
+        fixed: list[date] = []
+        moving: list[tuple[date, date]] = []
+        for key, sinces in self._resolved.items():
+            listed = self.listing(key).first or ARCHIVE_BEGINS
+            for since in sinces:
+                day = since.first(listed) or listed
+                if since.days_ago is None:
+                    fixed.append(day)
+                else:
+                    moving.append((day, listed))
+        earliest = min(fixed, default=None)
+        fallbacks = [listed for day, listed in moving if earliest is None or day < earliest]
+        return min([*fixed, *fallbacks], default=ARCHIVE_BEGINS)
+
+    def refuse_before_first(self, day: date, key: SeriesKey) -> None:
+        """Refuse a day before the first partition in Dagster.
+
+        Args:
+            day: The day.
+            key: The requested series.
+
+        Raises:
+            UsageError: the day is before the first partition. The text names that day and the line to change.
+        """
+        if day < self.first_day():
+            raise UsageError(
+                f"{day} is before the first day of {self.path}, {self.first_day()}. "
+                f"Set an earlier `from:` there first: {self.said_of_start(key)}."
+            )
+
+    def _unknown(self, key: SeriesKey) -> str:
+        near = [
+            k for k in self._resolved if (k.market, k.data_type, k.symbol) == (key.market, key.data_type, key.symbol)
+        ]
+        near = near or [k for k in self._resolved if (k.market, k.data_type) == (key.market, key.data_type)]
+        there = ", ".join(str(k) for k in (near or list(self._resolved))[:12])
+        return f"{key} is not in {self.path}. It has: {there or 'none'}. `market-data add` adds a series."
+
+
+def series_of(entry: Entry, market: Market, symbol: str) -> Iterator[tuple[SeriesKey, Since]]:
+    """Yield the series of an entry for one symbol in one market, each with its start."""
+    for wanted in entry.wanted:
+        for interval in wanted.intervals:
+            yield SeriesKey(EXCHANGE, market, wanted.data_type, symbol, interval), wanted.since
+
+
+def _source_of(key: SeriesKey) -> SeriesKey:
+    if key.data_type is not DataType.TRADE_PROFILE:
+        return key
+    return SeriesKey(key.exchange, key.market, DataType.AGG_TRADES, key.symbol)
+
+
+def _order(key: SeriesKey) -> tuple[int, int, str, int]:
+    interval = intervals_of(key.market).index(key.interval) if key.interval else 0
+    return list(Market).index(key.market), list(DataType).index(key.data_type), key.symbol, interval
+
+
+def lock_path(universe: Path) -> Path:
+    """Return the path of a universe's lock: ``universe.lock.yaml`` next to ``universe.yaml``."""
+    return universe.with_name(f"{universe.stem}.lock{universe.suffix or '.yaml'}")

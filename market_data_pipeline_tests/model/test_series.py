@@ -1,0 +1,130 @@
+"""A series has four faces, all derived, and its asset key leads back to it."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from market_data_pipeline.errors import UsageError
+from market_data_pipeline.model.datasets import SPECS, Spec, expected_rows
+from market_data_pipeline.model.schema import lake_schema
+from market_data_pipeline.model.series import (
+    EXCHANGE,
+    DataType,
+    Listing,
+    Market,
+    SeriesKey,
+    decode_name,
+    encode_name,
+    intervals_of,
+)
+from market_data_pipeline.sql.file_lists import stored_series
+from market_data_pipeline.sql.views import statements
+from market_data_pipeline.universe import parse_universe
+from market_data_pipeline_tests.support.world import World, agg_trades, klines
+
+DAY = date(2024, 1, 1)
+
+
+def test_klines_have_the_faces_of_the_design() -> None:
+    key = klines("BTCUSDT", "1m")
+    assert "/".join(key.asset_path) == "binance/spot/klines/BTCUSDT/1m"
+    assert key.file(DAY) == "lake/binance/spot/klines/daily/BTCUSDT/1m/2024-01-01.parquet"
+    assert key.ledger == "ledger/binance/spot/klines/BTCUSDT/1m.parquet"
+    assert key.archive_daily(DAY) == "data/spot/daily/klines/BTCUSDT/1m/BTCUSDT-1m-2024-01-01.zip"
+    assert key.archive_monthly(DAY) == "data/spot/monthly/klines/BTCUSDT/1m/BTCUSDT-1m-2024-01.zip"
+    assert (key.sql_schema, key.data_type.sql_name) == ("binance_spot", "klines")
+
+
+def test_agg_trades_have_the_faces_of_the_design() -> None:
+    key = agg_trades("BTCUSD_PERP", "cm")
+    assert "/".join(key.asset_path) == "binance/cm/aggTrades/BTCUSD_PERP"
+    assert key.file(DAY) == "lake/binance/cm/aggTrades/daily/BTCUSD_PERP/2024-01-01.parquet"
+    assert key.archive_daily(DAY) == "data/futures/cm/daily/aggTrades/BTCUSD_PERP/BTCUSD_PERP-aggTrades-2024-01-01.zip"
+    assert (key.sql_schema, key.data_type.sql_name) == ("binance_cm", "agg_trades")
+
+
+symbols = st.text(min_size=1).filter(lambda s: re.fullmatch(r"[^\s/\\.][^\s/\\]*", s) is not None)
+
+
+@given(symbols, st.sampled_from(list(Market)), st.sampled_from([*intervals_of(Market.UM), None]))
+def test_every_asset_key_is_a_name_for_dagster_and_leads_back(
+    symbol: str, market: Market, interval: str | None
+) -> None:
+    data_type = DataType.KLINES if interval else DataType.AGG_TRADES
+    key = SeriesKey(EXCHANGE, market, data_type, symbol, interval)
+    assert all(re.fullmatch(r"[A-Za-z0-9_]+", part) for part in key.asset_path)
+    assert SeriesKey.from_asset_path(key.asset_path) == key
+
+
+@given(st.text(), st.text())
+def test_two_symbols_never_share_a_name(one: str, other: str) -> None:
+    assert decode_name(encode_name(one)) == one
+    assert (encode_name(one) == encode_name(other)) == (one == other)
+
+
+@pytest.mark.parametrize("symbol", ["BTCUSDT", "BTCUSD_PERP", "BTCUSDT_240628", "1000000MOGUSDT", "0GUSDT"])
+def test_symbols_in_latin_letters_stay_as_they_are(symbol: str) -> None:
+    assert encode_name(symbol) == symbol
+
+
+@pytest.mark.parametrize("symbol", ["", "..", "a/b", "BTC USDT", ".hidden", "a\\b"])
+def test_what_cannot_be_a_path_is_no_symbol(symbol: str) -> None:
+    with pytest.raises(UsageError, match="cannot be a symbol"):
+        agg_trades(symbol)
+
+
+def test_an_unknown_interval_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(UsageError, match=r"'7m'.*1s, 1m, 3m"):
+        klines("BTCUSDT", "7m")
+    with pytest.raises(UsageError, match=r"'1s' in um.*There are: 1m"):
+        klines("BTCUSDT", "1s", "um")
+
+
+def test_a_relisted_symbol_is_not_listed_in_between() -> None:
+    listing = Listing(((date(2021, 1, 5), date(2022, 9, 27)), (date(2023, 3, 10), None)))
+    tried = ("2021-01-04", "2021-01-05", "2022-09-27", "2022-12-01")
+    assert [listing.covers(date.fromisoformat(day)) for day in tried] == [False, True, True, False]
+    assert listing.covers(date(2030, 1, 1))
+    assert Listing().covers(date(2010, 1, 1))
+
+
+def test_the_short_name_goes_without_the_exchange() -> None:
+    key = SeriesKey("binance", Market.UM, DataType.KLINES, "BTCUSDT", "1m")
+    assert (str(key), key.short) == ("binance/um/klines/BTCUSDT/1m", "um/klines/BTCUSDT/1m")
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: f"{spec.market}-{spec.data_type}")
+def test_every_row_of_the_table_says_by_its_key_whether_its_series_have_intervals(spec: Spec) -> None:
+    """Rows whose key is a time are candles of an interval; the name, the labels and the paths follow."""
+    of_candles = spec.key == spec.time
+    right, wrong = ("1h", None) if of_candles else (None, "1h")
+    key = SeriesKey(EXCHANGE, spec.market, spec.data_type, "BTCUSDT", right)
+    with pytest.raises(UsageError, match="interval"):
+        SeriesKey(EXCHANGE, spec.market, spec.data_type, "BTCUSDT", wrong)
+    assert SeriesKey.from_asset_path(key.asset_path) == key
+    assert ("interval" in lake_schema(spec.market, spec.data_type).names) == of_candles
+    assert (expected_rows(key) == 24) if of_candles else (expected_rows(key) is None)
+    assert len(Path(key.folder).parts) == (7 if of_candles else 6)
+    text = f"collect:\n  - {{market: {spec.market}, symbols: [BTCUSDT], {spec.data_type}: {{%sfrom: 2024-01-01}}}}"
+    (entry,) = parse_universe(text % ("intervals: [1h], " if of_candles else ""))
+    assert [wanted.intervals for wanted in entry.wanted] == [(right,)]
+
+
+def test_a_market_may_lack_a_data_type(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As spot lacks the mark price: the universe refuses it with its line, and the catalog does without the view."""
+    with monkeypatch.context() as patch:
+        patch.delitem(SPECS, (Market.SPOT, DataType.AGG_TRADES))
+        text = "collect:\n  - {market: [spot, um], symbols: [BTCUSDT], aggTrades: {from: 2024-01-01}}"
+        with pytest.raises(UsageError, match=r"line 2: spot has no aggTrades\. Allowed: klines\."):
+            parse_universe(text)
+        views = [
+            sql for sql in statements(stored_series(world.layout)) if sql.startswith("CREATE OR REPLACE VIEW binance_")
+        ]
+    assert not any("binance_spot.agg_trades" in sql or "binance_spot.trade_profile" in sql for sql in views)
+    assert any("binance_um.agg_trades" in sql for sql in views)

@@ -1,0 +1,1 @@
+"""Programs for developers: documentation and checks. Nothing of the package imports them."""
