@@ -1,4 +1,4 @@
-"""The life of a day as a diagram and as tables, from the transitions and needs that the code itself reads."""
+"""The life of a day as a diagram and tables, from ``TRANSITIONS`` and ``KINDS``. A test compares it with ``after``."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _transitions() -> Iterator[str]:
         before = ", ".join(f"`{stage}`" for stage in stages)
         for event, targets in TRANSITIONS[stages[0]].items():
             to = ", ".join(f"`{one}`" for one in Stage if one in targets)
-            yield f"| {before} | {_first_line(event)} | {to} |"
+            yield f"| {before} | `{event.__name__}`: {_first_line(event)} | {to} |"
 
 
 def _first_line(event: type[Event]) -> str:

@@ -12,7 +12,7 @@ from datetime import date, datetime, timedelta
 from market_data_pipeline import clock
 from market_data_pipeline.model.day import DayRecord
 from market_data_pipeline.model.findings import ACROSS_MIDNIGHT, Finding
-from market_data_pipeline.model.needs import needs, reach_of, rest_ends
+from market_data_pipeline.model.needs import needs, next_attempt_at, reach_of
 from market_data_pipeline.model.series import SeriesKey, interval_us
 
 _DAY = timedelta(days=1)
@@ -113,7 +113,7 @@ def open_midnights(key: SeriesKey, rows: Mapping[date, DayRecord], now: datetime
     naive, reach = clock.naive_utc(now), reach_of(key)
 
     def has_rested(record: DayRecord) -> bool:
-        not_before = rest_ends(record, naive, reach)
+        not_before = next_attempt_at(record, naive, reach)
         return not_before is None or not_before <= naive
 
     days: set[date] = set()

@@ -116,7 +116,7 @@ def _no_day_is_left(universe: Universe, keys: Sequence[SeriesKey], since: Since,
     listed = ", ".join(f"{first} to {until or 'now'}" for first, until in universe.listing(keys[0]).spans)
     asked = f"--from {since}" + (f" --through {last}" if last else "")
     there = f"{keys[0].symbol} was listed from {listed}" if listed else f"{universe.said_of_start(keys[0])}"
-    return f"No day is left of what was asked for ({asked}). {there}. Nothing was changed."
+    return f"No requested day is left ({asked}). {there}. Nothing was changed."
 
 
 def _series(market: Market, symbol: str, word: str) -> SeriesKey:

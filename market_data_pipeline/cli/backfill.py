@@ -8,7 +8,7 @@ from datetime import date
 import click
 
 from market_data_pipeline.cli.download import chosen_of, fetch, yes_option
-from market_data_pipeline.cli.selection import asked, choosing
+from market_data_pipeline.cli.selection import choosing, selection
 from market_data_pipeline.cli.summary import end
 from market_data_pipeline.settings import load_settings
 
@@ -38,4 +38,4 @@ def backfill(
       market-data backfill --market um --data-type aggTrades --from 2024-05-01 --through 2024-05-01
     """
     settings = load_settings()
-    end(fetch(settings, chosen_of(settings, asked(markets, data_types, symbols, intervals, first, last)), yes=yes))
+    end(fetch(settings, chosen_of(settings, selection(markets, data_types, symbols, intervals, first, last)), yes=yes))

@@ -8,7 +8,7 @@ from datetime import timedelta
 import click
 
 from market_data_pipeline.cli.console import aside, counted, progress_bar
-from market_data_pipeline.cli.selection import asked, choosing_klines, series_among
+from market_data_pipeline.cli.selection import choosing_klines, selection, series_among
 from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.maintenance.compaction import CompactReport, compact
@@ -41,10 +41,10 @@ def compact_command(
     settings = load_settings()
     held = [key for key in known_series(Layout(settings.root)) if closes_months(key.data_type)]
     if not held:
-        aside().print(f"No klines are held in {settings.root} yet, so there is no month to close.", soft_wrap=True)
+        aside().print(f"No klines are stored in {settings.root} yet, so there is no month to close.", soft_wrap=True)
         return
-    what = asked(markets, (), symbols, intervals)
-    keys = series_among(held, what, str(settings.root), "`market-data status` shows what is held.")
+    what = selection(markets, (), symbols, intervals)
+    keys = series_among(held, what, str(settings.root), "`market-data status` shows what is stored.")
     with progress_bar(len(keys), "series", "closing months", aside()) as bar:
         report = compact(
             settings,

@@ -120,7 +120,7 @@ class Tally:
     def line(self, key: SeriesKey) -> str:
         """Return the log line of the series."""
         words = {
-            Action.HELD: "held before",
+            Action.HELD: "stored before",
             Action.FETCHED: "fetched",
             Action.EXTENDED: "resumed",
             Action.EMPTY: "empty",

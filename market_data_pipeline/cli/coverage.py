@@ -13,7 +13,7 @@ from rich.text import Text
 
 from market_data_pipeline import clock
 from market_data_pipeline.cli.console import aside, counted, out, red
-from market_data_pipeline.cli.selection import asked, choosing_series, series_among
+from market_data_pipeline.cli.selection import choosing_series, selection, series_among
 from market_data_pipeline.coverage.calendar import SeriesCalendar
 from market_data_pipeline.coverage.page import coverage_page
 from market_data_pipeline.coverage.summary import SeriesCoverage, survey
@@ -79,8 +79,8 @@ def coverage(
     held = known_series(layout)
     universe = _universe(settings.universe, or_without=bool(held))
     there = list(dict.fromkeys([*universe.series(), *held]))
-    what = asked(markets, data_types, symbols, intervals)
-    keys = series_among(there, what, str(settings.root), "`market-data add` puts a series into the universe.")
+    what = selection(markets, data_types, symbols, intervals)
+    keys = series_among(there, what, str(settings.root), "`market-data add` adds a series to the universe.")
     surveyed = list(survey(layout, universe, keys, settings.provisional_days))
     calendars = [one.calendar for one in surveyed]
     show(calendars, str(settings.root), out())
@@ -98,7 +98,7 @@ def _universe(path: Path, *, or_without: bool) -> Universe:
     except UsageError as error:
         if not or_without:
             raise
-        aside().print(f"{error} What is held is shown without it, so that no day is missing.", soft_wrap=True)
+        aside().print(f"{error} Stored data is shown without it, so no day counts as missing.", soft_wrap=True)
         return Universe((), {}, path)
 
 
@@ -128,11 +128,11 @@ def show(calendars: Sequence[SeriesCalendar], root: str, console: Console) -> No
 
 
 def tell_doubtful(covered: Iterable[SeriesCoverage], console: Console) -> None:
-    """Name the days that are held and not beyond doubt, the newest of each series first."""
+    """List stored days that are in doubt, the newest of each series first."""
     told = [(one.key, day, one.doubtful[day]) for one in covered for day in sorted(one.doubtful, reverse=True)]
     if not told:
         return
-    console.print(f"{counted(len(told), 'day')} held, but not beyond doubt:", style="yellow")
+    console.print(f"{counted(len(told), 'day')} stored, but in doubt:", style="yellow")
     for key, day, said in told[:_SHOWN_DOUBTFUL]:
         console.print(Text(f"  {key.short} {day}: {said}"), soft_wrap=True)
     if len(told) > _SHOWN_DOUBTFUL:

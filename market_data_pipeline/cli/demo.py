@@ -17,7 +17,7 @@ import click
 from market_data_pipeline import clock
 from market_data_pipeline.cli.console import aside, out
 from market_data_pipeline.cli.download import fetch
-from market_data_pipeline.cli.selection import Asked, choose
+from market_data_pipeline.cli.selection import Selection, choose
 from market_data_pipeline.cli.signals import LAST_SECONDS
 from market_data_pipeline.cli.sql import run_query
 from market_data_pipeline.cli.status import all_series, show
@@ -81,9 +81,9 @@ def demo(then_ui: bool, port: int) -> None:
     universe = write_universe(root)
     with Sandbox() as sandbox:
         settings = demo_settings(root, universe, sandbox.url)
-        chosen = choose(load_universe(universe), Asked())
+        chosen = choose(load_universe(universe), Selection())
         console.print(
-            f"A made-up Binance answers at {sandbox.url}. Dagster brings {DAYS} days of {len(chosen.wanted)} series "
+            f"A made-up Binance answers at {sandbox.url}. Dagster fetches {DAYS} days of {len(chosen.wanted)} series "
             f"to {root}.",
             soft_wrap=True,
         )

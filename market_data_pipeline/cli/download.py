@@ -1,4 +1,4 @@
-"""What ``add``, ``backfill`` and ``sync`` share: estimate a download, ask, fetch with a progress bar.
+"""Common steps of ``add``, ``backfill`` and ``sync``: estimate a download, ask, fetch with a progress bar.
 
 Printing the result belongs to ``cli/summary.py``.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from market_data_pipeline.cli.console import aside, counted, in_bytes, watching
-from market_data_pipeline.cli.selection import Asked, Chosen, choose, collected
+from market_data_pipeline.cli.selection import Chosen, Selection, choose, collected
 from market_data_pipeline.cli.summary import ExitCode, tell
 from market_data_pipeline.coverage.holdings import StoredDays, stored_days
 from market_data_pipeline.defs.platform.records import BIG, BYTES_A_DAY
@@ -37,7 +37,7 @@ _ZIP_BYTES_A_CANDLE, _ZIP_BYTES_A_SECOND_CANDLE, _ZIP_OVERHEAD = 48, 28, 500
 _CANDLES_FILE_TO_ZIP, _TRADES_FILE_TO_ZIP = 1.1, 0.9
 _FILE_OVERHEAD = 8_000
 _AGG_TRADES_ZIP = 12_000_000
-"""A day of a busy symbol's trades: what a symbol is taken for of which nothing is held."""
+"""A day of trades of a busy symbol: the estimate for symbols without stored days."""
 _SAMPLE = 30
 
 yes_option = click.option(
@@ -48,7 +48,7 @@ yes_option = click.option(
 )
 
 
-def chosen_of(settings: Settings, what: Asked) -> Chosen:
+def chosen_of(settings: Settings, what: Selection) -> Chosen:
     """Return the series and days that options select, after a lookup of symbols that the lock does not have."""
     universe = load_universe(settings.universe)
     return choose(with_listings(settings, universe, collected(universe, what), aside().print), what)
@@ -70,7 +70,7 @@ def fetch(settings: Settings, chosen: Chosen, *, yes: bool, everything: bool = F
         The exit code of the command.
 
     Raises:
-        MarketDataError: nothing can be brought at all, e.g. because the disk refuses.
+        MarketDataError: Nothing can be fetched at all, e.g. because the disk is full.
     """
     from market_data_pipeline.defs.definitions import ignore_notices
     from market_data_pipeline.defs.in_process import run_ingest
@@ -86,13 +86,13 @@ def fetch(settings: Settings, chosen: Chosen, *, yes: bool, everything: bool = F
         try:
             report = run_ingest(settings, chosen.wanted, on_result=watch, profiles=everything, coverage=everything)
         except KeyboardInterrupt:
-            console.print("Stopped. What was brought is kept; the same command goes on from there.")
+            console.print("Stopped. Finished days are stored, and the same command continues from there.")
             raise
     return tell(report, chosen.days, len(chosen.wanted), console)
 
 
 def ask_first(settings: Settings, wanted: Mapping[SeriesKey, Sequence[date]], *, yes: bool) -> None:
-    """Say how much a big download is, or that it will not fit the disk, and ask whether to go on."""
+    """Ask for confirmation of a download that is big, or does not fit the disk."""
     layout = Layout(settings.root)
     size = size_of(wanted, {key: stored_days(layout, key) for key in wanted})
     concern = concern_about(size, shutil.disk_usage(existing(settings.root)).free)
@@ -126,12 +126,12 @@ def existing(path: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much work is ahead.
+    """The estimated size of a download.
 
     Attributes:
-        days: Days that are not held and final.
+        days: Days that are not final yet.
         download: Bytes to download.
-        disk: Bytes that the files of those days take.
+        disk: Bytes on disk for the files of those days.
     """
 
     days: int
@@ -140,12 +140,12 @@ class Size:
 
     @property
     def records(self) -> int:
-        """Most bytes that Dagster's records of those days take."""
+        """Return the maximum size of Dagster's records of those days, in bytes."""
         return self.days * BYTES_A_DAY
 
 
 def day_size(key: SeriesKey, held: StoredDays) -> tuple[float, float]:
-    """Bytes of a day's zip and of its file: from the newest days that are held, else from what is usual.
+    """Return the bytes of a day's zip and of its file: those of the newest stored days, else typical ones.
 
     >>> import numpy as np
     >>> from market_data_pipeline.model.series import DataType, Market
@@ -168,7 +168,7 @@ def day_size(key: SeriesKey, held: StoredDays) -> tuple[float, float]:
 
 
 def size_of(wanted: Mapping[SeriesKey, Sequence[date]], holdings: Mapping[SeriesKey, StoredDays]) -> Size:
-    """Estimate what days of series will cost that are not held and final."""
+    """Estimate the size of the days of series that are not final yet."""
     days, download, disk = 0, 0.0, 0.0
     for key, asked in wanted.items():
         left = len(set(asked) - holdings[key].final_days)

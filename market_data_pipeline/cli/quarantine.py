@@ -98,7 +98,7 @@ def retry(names: Sequence[str], everything: bool) -> None:
     settings = load_settings()
     layout = Layout(settings.root)
     if everything == bool(names):
-        raise UsageError(f"Name what to retry, or say --all, not both. {_what_there_is(kept.entries(layout))}")
+        raise UsageError(f"Name the files to retry, or pass --all, not both. {_what_there_is(kept.entries(layout))}")
     if everything:
         chosen = [entry for entry in kept.entries(layout) if entry.accepted is None]
     else:
@@ -188,14 +188,14 @@ def _refuse_uncollected(universe: Universe, found: Iterable[Entry]) -> None:
 
 
 def _not_collected(universe: Universe, found: Iterable[Entry]) -> dict[Entry, str]:
-    """Those entries whose days cannot be brought, since nobody collects them, and why."""
+    """Return the entries whose days cannot be fetched because the universe does not collect them, with the reason."""
     first = universe.first_day()
     why = {}
     for entry in found:
         if entry.key not in universe:
             why[entry] = (
-                f"{entry.key} is no longer in {universe.path}, so its days cannot be brought. "
-                "`market-data add` puts it there again."
+                f"{entry.key} is no longer in {universe.path}, so its days cannot be fetched. "
+                "`market-data add` adds it again."
             )
         elif entry.days[-1] < first:
             why[entry] = (
@@ -217,12 +217,12 @@ def _who() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What refused bytes hold, as far as they can be read.
+    """The content of a refused file, as far as it can be read.
 
     Attributes:
-        table: The rows, in order; None where they cannot be read as the series' days.
-        fault: Why they cannot; empty where they can.
-        lines: The first lines of the CSV, or what else the bytes begin with.
+        table: The rows, in order; None if they are not readable as days of the series.
+        fault: The reason if they are not readable; else empty.
+        lines: The first lines of the CSV, or the first bytes of another file.
         names: Names of the files in the zip.
     """
 
@@ -233,7 +233,7 @@ class Content:
 
 
 def read_content(entry: Entry) -> Content:
-    """Read what refused bytes hold."""
+    """Read the content of a refused file."""
     from market_data_pipeline.checks.ordering import in_order
     from market_data_pipeline.errors import MalformedError
     from market_data_pipeline.model.datasets import spec_of
@@ -267,7 +267,7 @@ def _first_lines(data: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def difference_to_held(entry: Entry, content: Content, layout: Layout) -> str:
-    """How refused bytes differ from the file that is held of their day, in words; empty where none is."""
+    """Return the difference of a refused file from the stored file of its day, in words; empty if none is stored."""
     from market_data_pipeline.checks.diff import difference, key_format
     from market_data_pipeline.model.datasets import spec_of
 
@@ -366,7 +366,7 @@ def _said_content(content: Content) -> str:
     return f"{inside}{counted(content.table.num_rows, 'row')}, which read as what they should be"
 
 
-# --- bringing the days ------------------------------------------------------------------------------------------------
+# --- fetching the days ------------------------------------------------------------------------------------------------
 
 
 def _bring(settings: Settings, universe: Universe, chosen: Sequence[Entry]) -> ExitCode:
@@ -394,20 +394,20 @@ def _days_that_matter(entry: Entry, collected: set[date]) -> list[date]:
 
 
 def _let_go(chosen: Iterable[Entry], days: Mapping[Path, list[date]], layout: Layout, console: Console) -> list[Entry]:
-    """Remove entries whose days are held by good files; return the others."""
+    """Release entries whose days are stored in good files; return the others."""
     left = []
     for entry in chosen:
         if kept.is_resolved(entry, Ledger.read(layout.ledger(entry.key)), days[entry.path]):
             kept.release(entry)
             what = f"{entry.key.short} {_period(entry)}"
-            console.print(f"{entry.name} is let go: {what} is held by good files.", soft_wrap=True)
+            console.print(f"{entry.name} is removed: {what} is stored in good files.", soft_wrap=True)
         else:
             left.append(entry)
     return left
 
 
 def _make_due(layout: Layout, key: SeriesKey, found: Sequence[Entry], wait_seconds: float) -> None:
-    """Have days asked for again that are held, and for which the archive had other bytes that were refused."""
+    """Mark stored days whose new archive was refused, so that they are fetched again."""
     with storage.only_writer(layout.lock(key), wait_seconds, str(key)):
         ledger = Ledger.read(layout.ledger(key))
         held = [(entry, row) for entry in found if entry.day and (row := ledger.get(entry.day)) and row.held]

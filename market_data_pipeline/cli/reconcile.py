@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from market_data_pipeline.cli.console import aside, counted, out, progress_bar, red
-from market_data_pipeline.cli.selection import Day, asked, check_days, choosing_klines, series_among
+from market_data_pipeline.cli.selection import Day, check_days, choosing_klines, selection, series_among
 from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
@@ -62,7 +62,7 @@ def reconcile(
     console = aside()
     if not any(found.values()):
         if complete:
-            console.print("There is no day of which both sides are held, so there is nothing to compare.")
+            console.print("No day has both sides stored, so there is nothing to compare.")
         end(ExitCode.of(complete))
         return
     out().print(_by_series(found))
@@ -81,7 +81,7 @@ def _chosen(
     advice = "1s and 1m are compared where aggTrades of the symbol are collected, longer intervals where 1m is."
     if not there:
         raise UsageError(f"{universe.path} has no klines that can be compared with anything. {advice}")
-    return series_among(there, asked(markets, (), symbols, intervals), str(universe.path), advice)
+    return series_among(there, selection(markets, (), symbols, intervals), str(universe.path), advice)
 
 
 def _compared(

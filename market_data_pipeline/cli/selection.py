@@ -1,4 +1,4 @@
-"""What a command was asked for: options to series and days. Nothing here touches a disk or a network."""
+"""Selections: options of a command become series and days. Nothing here reads a disk or a network."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Day(click.ParamType[date]):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What was asked for; what is empty or None means all.
+class Selection:
+    """The options that select series and days. Empty or None means all.
 
     Attributes:
         markets: Markets.
         data_types: Data types.
         symbols: Symbols as Binance spells them.
-        intervals: Kline intervals; where there are some, and no data types, only candles are meant.
+        intervals: Kline intervals. With intervals and no data types, only candles are selected.
         first: First UTC day.
         last: Last UTC day, included.
     """
@@ -88,23 +88,23 @@ def choosing_klines(command: _Command) -> _Command:
 
 def choosing(command: _Command) -> _Command:
     """Add the options that choose series and days to a click command."""
-    first = click.option("--from", "first", type=Day(), help="First UTC day. Left out: as universe.yaml says.")
+    first = click.option("--from", "first", type=Day(), help="First UTC day. Default: the start in universe.yaml.")
     last = click.option(
         "--through", "last", type=Day(), help="Last UTC day, included. Left out: today, or the delisting."
     )
     return choosing_series(_adding(command, first, last))
 
 
-def asked(
+def selection(
     markets: Sequence[str],
     data_types: Sequence[str],
     symbols: Sequence[str],
     intervals: Sequence[str],
     first: date | None = None,
     last: date | None = None,
-) -> Asked:
-    """Return the options' values as :class:`Asked`."""
-    return Asked(
+) -> Selection:
+    """Return the selection of a command's options."""
+    return Selection(
         tuple(Market(m) for m in markets),
         tuple(DataType(d) for d in data_types),
         tuple(symbols),
@@ -116,11 +116,11 @@ def asked(
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Series and days that a command is to bring.
+    """The series and days of a command.
 
     Attributes:
         wanted: Days of each series, in order; no series without days.
-        notes: What was left out, and why, in sentences.
+        notes: Notes about days that were left out, with the reason.
     """
 
     wanted: dict[SeriesKey, list[date]]
@@ -132,30 +132,29 @@ class Chosen:
         return sum(map(len, self.wanted.values()))
 
 
-def collected(universe: Universe, what: Asked) -> list[SeriesKey]:
+def collected(universe: Universe, what: Selection) -> list[SeriesKey]:
     """Return the requested series of a universe, regardless of their days.
 
     Raises:
-        UsageError: something asked for is not in the universe; the text lists what there is.
+        UsageError: The universe does not have a selected series. The text lists the existing ones.
     """
-    return series_among(universe.series(), what, str(universe.path), "`market-data add` puts a series into it.")
+    return series_among(universe.series(), what, str(universe.path), "`market-data add` adds a series to it.")
 
 
-def choose(universe: Universe, what: Asked) -> Chosen:
-    """Work out series and days from what was asked for.
+def choose(universe: Universe, what: Selection) -> Chosen:
+    """Return the series and days of a selection.
 
     Days on which a symbol was not listed are left out.
 
     Raises:
-        UsageError: something asked for is not in the universe, a day is in the future, the last day is before the
-            first, or nothing is left; the text lists what there is.
+        UsageError: The universe does not have a selected series, a day is in the future, the last day is before the
+            first, or no day is left. The text lists the existing series.
     """
     check_days(what.first, what.last)
     keys = collected(universe, what)
     if not keys:
         raise UsageError(
-            f"{universe.path} collects nothing yet. "
-            "`market-data add BTCUSDT 1m --from 2024-01-01` puts a series into it."
+            f"{universe.path} collects nothing yet. `market-data add BTCUSDT 1m --from 2024-01-01` adds a series to it."
         )
     wanted: dict[SeriesKey, list[date]] = {}
     notes: list[str] = []
@@ -169,9 +168,9 @@ def choose(universe: Universe, what: Asked) -> Chosen:
         if listed:
             wanted[key] = listed
             if listed[0] < universe.start(key):
-                notes.append(f"{universe.said_of_start(key)}: earlier days are fetched now, but not kept up to date.")
+                notes.append(f"{universe.said_of_start(key)}: earlier days are fetched now, but not updated later.")
     if not wanted:
-        raise UsageError(" ".join(["No day is left of what was asked for.", *notes[:5]]))
+        raise UsageError(" ".join(["No selected day is left.", *notes[:5]]))
     first, earliest = min((days[0], key) for key, days in wanted.items())
     universe.refuse_before_first(first, earliest)
     return Chosen(wanted, tuple(notes))
@@ -191,17 +190,17 @@ def check_days(first: date | None, last: date | None) -> None:
         raise UsageError(f"--through {last} is before --from {first}.")
 
 
-def series_among(keys: Sequence[SeriesKey], what: Asked, where: str, advice: str) -> list[SeriesKey]:
-    """Those of some series that were asked for.
+def series_among(keys: Sequence[SeriesKey], what: Selection, where: str, advice: str) -> list[SeriesKey]:
+    """Return the series that a selection names.
 
     Args:
-        keys: The series that there are.
-        what: What was asked for; its days are not looked at.
-        where: What the series are in, for the message.
-        advice: How to get a series that is not there, a sentence.
+        keys: The existing series.
+        what: The selection. Its days are ignored.
+        where: The file or folder of the series, for the message.
+        advice: A sentence on how to add a missing series.
 
     Raises:
-        UsageError: something asked for is not there; the text lists what there is.
+        UsageError: A selected series does not exist. The text lists the existing ones.
     """
     narrow = _Narrowing(where, advice)
     keys = narrow(keys, "market", what.markets, lambda key: key.market)
@@ -235,13 +234,13 @@ class _Narrowing:
                 shown = [*near, *(v for v in there if v not in near)][:40]
                 more = f" and {len(there) - len(shown)} more" if len(there) > len(shown) else ""
                 raise UsageError(
-                    f"{self.where} has no {what} '{value}' among what was asked for. There are: "
+                    f"{self.where} has no {what} '{value}' in this selection. There are: "
                     f"{', '.join(shown) or 'none'}{more}. {self.advice}"
                 )
         return [key for key in keys if not values or value_of(key) in values]
 
 
-def _left_out(key: SeriesKey, days: Sequence[date], listed: Sequence[date], what: Asked, universe: Universe) -> str:
+def _left_out(key: SeriesKey, days: Sequence[date], listed: Sequence[date], what: Selection, universe: Universe) -> str:
     if not days and what.first is None:
         return f"{universe.said_of_start(key)}; name an earlier --from."
     if not days:

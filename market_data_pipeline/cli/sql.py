@@ -122,7 +122,7 @@ def _end(why: str) -> NoReturn:
 
 
 def _memory_mb() -> float:
-    """Return how much memory this process has; where the system does not say, the most that it ever had."""
+    """Return the resident memory of this process; its peak if the system does not report the current size."""
     try:
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -34,7 +34,7 @@ class SeriesStatus:
         collected: True if the universe still has it.
         first: First UTC day with a file. None without a file.
         last: Last UTC day with a file.
-        held: Days that are final.
+        held: Final days.
         provisional: Days with a file that is not final yet.
         incomplete: Days with a file that are incomplete or fail their checks; they are among the two above.
         failed: Days that could not be fetched.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from market_data_pipeline.model.outcomes import DayFailure
 
 SHOWN_DAYS = 20
-"""Days that a list names before it says how many more there are."""
+"""Maximum number of days that a list names."""
 
 _EVIDENCE = 160
 """Characters of the evidence of a day in a list."""
@@ -139,10 +139,7 @@ def tell_failures(failures: Sequence[DayFailure], console: Console) -> None:
         console.print(f"  and {len(failures) - SHOWN_DAYS:,} more.")
     kept = sum(failure.row.held and failure.failure in REFUSED for failure in failures)
     if kept:
-        console.print(
-            f"{counted(kept, 'day')} {'is' if kept == 1 else 'are'} held as before, and fetched again when Binance "
-            "publishes another archive or another checksum.",
-            soft_wrap=True,
-        )
+        stay = f"{counted(kept, 'day')} stay{'s' if kept == 1 else ''} stored as before"
+        console.print(f"{stay} until Binance publishes another archive or another checksum.", soft_wrap=True)
     if kept < len(failures):
-        console.print(f"What is held stays. The same command tries the {'other' if kept else 'failed'} days again.")
+        console.print(f"Stored days stay. The same command retries the {'other' if kept else 'failed'} days again.")

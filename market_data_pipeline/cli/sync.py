@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from market_data_pipeline.cli.download import chosen_of, fetch, yes_option
-from market_data_pipeline.cli.selection import Asked
+from market_data_pipeline.cli.selection import Selection
 from market_data_pipeline.cli.summary import end
 from market_data_pipeline.settings import load_settings
 
@@ -19,4 +19,4 @@ def sync(yes: bool) -> None:
     record. The schedules in Dagster's UI do the same while `market-data ui` runs.
     """
     settings = load_settings()
-    end(fetch(settings, chosen_of(settings, Asked()), yes=yes, everything=True))
+    end(fetch(settings, chosen_of(settings, Selection()), yes=yes, everything=True))

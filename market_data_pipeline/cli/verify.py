@@ -11,7 +11,7 @@ from rich.table import Table
 
 from market_data_pipeline.cli.console import aside, counted, in_bytes, out, progress_bar
 from market_data_pipeline.cli.download import fetch
-from market_data_pipeline.cli.selection import Chosen, asked, choosing_series, series_among
+from market_data_pipeline.cli.selection import Chosen, choosing_series, selection, series_among
 from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
@@ -70,10 +70,10 @@ def verify(
     settings = load_settings()
     held = known_series(Layout(settings.root))
     if not held:
-        aside().print(f"Nothing is held in {settings.root} yet, so there is nothing to verify.", soft_wrap=True)
+        aside().print(f"Nothing is stored in {settings.root} yet, so there is nothing to verify.", soft_wrap=True)
         return
-    what = asked(markets, data_types, symbols, intervals)
-    advice = "`market-data status` shows what is held."
+    what = selection(markets, data_types, symbols, intervals)
+    advice = "`market-data status` shows what is stored."
     keys = series_among(held, what, str(settings.root), advice)
     if local:
         end(ExitCode.of(_local(settings, keys, mark=not check_only)))
@@ -193,7 +193,7 @@ def _tell_changes(layout: Layout, report: SweepReport, console: Console) -> None
                 if finding.rule in ("replaced", "became_final") and (told := told + 1) <= SHOWN:
                     console.print(f"{key.short} {day}: {finding.message}", soft_wrap=True)
     if told > SHOWN:
-        console.print(f"and {told - SHOWN:,} more; they stand in quality.findings.")
+        console.print(f"and {told - SHOWN:,} more; see quality.findings.")
 
 
 # --- against the footers ------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake.day_records import rows_on_record, sound_among
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import days_between, known_series
-from market_data_pipeline.model.day import EMPTY, FAILED, HELD, NOT_LISTED, DayRecord
+from market_data_pipeline.model.day import DAMAGED, EMPTY, FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.model.findings import Finding, Severity, Verdict
 from market_data_pipeline.model.series import DataType, Listing, SeriesKey, interval_us
 from market_data_pipeline.model.states import EXPLAINED
@@ -124,7 +124,7 @@ def worth_a_warning(gaps: Iterable[Gap]) -> list[Gap]:
 
     Provisional days are left out on request. A damaged file raises its own error when it is read.
     """
-    return [gap for gap in gaps if gap.verdict != PROVISIONAL and gap.failure != "damaged"]
+    return [gap for gap in gaps if gap.verdict != PROVISIONAL and gap.failure != DAMAGED]
 
 
 def tell_gaps(gaps: Sequence[Gap], on_gap: str, stacklevel: int) -> None:

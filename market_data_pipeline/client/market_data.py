@@ -333,6 +333,9 @@ def _universe_of(settings: Settings) -> Path:
     return next((folder / name for folder in near if (folder / name).is_file()), settings.universe)
 
 
+_NOT_OURS = frozenset({"README.md", "demo"})
+"""Names in the project's own empty data folder."""
+
 _OURS = frozenset({"lake", "ledger", "universe.yaml", "dagster", "tmp"})
 """Names of which a data folder has at least one as soon as anything was done in it."""
 
@@ -341,7 +344,7 @@ def _warn_of_no_lake(layout: Layout) -> None:
     """Warn of a folder with files that is no lake: its path is probably mistyped."""
     root = layout.root
     with suppress(OSError):
-        names = {path.name for path in root.iterdir() if path.name[0] != "."} - {"README.md"}
+        names = {path.name for path in root.iterdir() if path.name[0] != "."} - _NOT_OURS
         if names and names.isdisjoint(_OURS):
             warnings.warn(
                 f"{root} is no data folder of market_data_pipeline: it has neither lake/ nor ledger/.", stacklevel=3

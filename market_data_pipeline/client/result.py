@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import date, datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +131,8 @@ class StoredRows(Result):
         self._wanted = wanted
         self._final_only = final_only
         self._taken: Sequence[DayFile] | None = None
+        self._left_out: dict[str, list[date]] = {}
+        """Days by symbol that ``final_only`` leaves out, although the file of their month is read."""
 
     def __len__(self) -> int:
         """Return the number of rows. No column is read for it.
@@ -197,6 +199,8 @@ class StoredRows(Result):
         if start is not None:
             time = polars.col(reader.time_column(wanted.data_type))
             frame = frame.filter((time >= start) & (time < end))
+            for symbol, days in self._left_out.items():
+                frame = frame.filter(~((polars.col("symbol") == symbol) & time.dt.date().is_in(days)))
         times = [field.name for field in wanted.schema if pa.types.is_timestamp(field.type)]
         return frame.select(wanted.schema.names).with_columns(polars.col(times).dt.replace_time_zone("UTC"))
 
@@ -253,7 +257,11 @@ class StoredRows(Result):
         if start is None or not paths:
             return query
         time = f'"{reader.time_column(first.data_type)}"'
-        return f"{query} WHERE {time} >= TIMESTAMP '{start}' AND {time} < TIMESTAMP '{end}'"
+        query = f"{query} WHERE {time} >= TIMESTAMP '{start}' AND {time} < TIMESTAMP '{end}'"
+        for symbol, days in self._left_out.items():
+            dates = ", ".join(f"DATE '{day}'" for day in days)
+            query += f" AND NOT (symbol = {file_lists.quoted(symbol)} AND CAST({time} AS DATE) IN ({dates}))"
+        return query
 
     @property
     def _cut(self) -> tuple[datetime, datetime] | tuple[None, None]:
@@ -272,7 +280,13 @@ class StoredRows(Result):
             for key in wanted.keys
             for day in partitions.days_between(self._layout, key, wanted.first_day, wanted.last_day)
         ]
-        return day_records.final_only(self._layout, days) if self._final_only else days
+        if not self._final_only:
+            return days
+        final = day_records.final_only(self._layout, days)
+        self._left_out = {}
+        for day in {file for file in days if file.of_month}.difference(final):
+            self._left_out.setdefault(day.key.symbol, []).append(day.day)
+        return final
 
     def __repr__(self) -> str:
         wanted, first = self._wanted, self._wanted.keys[0]

@@ -120,7 +120,8 @@ class GapFiller:
             for first, last in (*_spans(missing.inside, page * step), *ends):
                 rows = self.filled_in(rows, self.rest().klines(self.key, first, last + step))
         except SourceError as error:
-            return replace(rows, rest=_answer_of(error))
+            # Candles have no reach: a refusal of REST may pass.
+            return replace(rows, rest=_answer_of(error).model_copy(update={"beyond_reach": False}))
         return replace(rows, rest=RestAnswer(answered=True))
 
     def without_overlaps(self, rows: DayRows) -> DayRows:

@@ -41,7 +41,7 @@ from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.binance.rest import RestApi
 
 _SAVE_EVERY_SECONDS = 10.0
-"""Maximum work of a killed run that :func:`reconcile` must read back from footers."""
+"""Maximum work of a killed run that :func:`refresh_ledger` must read back from footers."""
 
 _LAST_SECONDS = 3.0
 """Maximum wait of an interrupted run for days in progress, so that it stores days that are being read."""

@@ -28,6 +28,7 @@ from market_data_pipeline.lake.partitions import days_on_disk, parse_whole, read
 from market_data_pipeline.model import findings as findings_
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS
 from market_data_pipeline.model.day import (
+    FAILED,
     HELD,
     DayFile,
     DayRecord,
@@ -91,7 +92,7 @@ MAY_NEED_FETCH = (
     | pc.field("retry")
     | pc.match_substring(pc.field("bases"), Basis.RULE_REPLACED)
 )
-"""Rows of days that may need another fetch: provisional, open, or from a replaced archive."""
+"""Rows of days that may need another fetch: provisional, open, of a replaced archive, or checked by a replaced rule."""
 
 
 CHECKS_DO_NOT_PASS = (pc.field("outcome") == HELD) & (
@@ -194,6 +195,10 @@ def _with_told_columns(table: pa.Table) -> pa.Table:
         return table
     texts = pc.unique(table["findings"]).to_pylist()
     derived = {text: finding_columns(with_fields(findings_.from_json(text or "[]"))) for text in texts}
+    # Version 0.1 left a day final that failed after it was not listed, so nobody tried it again.
+    if {"final", "outcome"} <= set(names):
+        stays = pc.and_(table["final"], pc.not_equal(table["outcome"], pa.scalar(FAILED)))
+        table = _with(table, "final", stays)
     rows: list[Mapping[str, Any]] = [derived[text] for text in table["findings"].to_pylist()]
     for name in FindingColumns.__annotations__:
         column = pa.chunked_array([pa.array([row[name] for row in rows], SCHEMA.field(name).type)])

@@ -373,7 +373,7 @@ def is_published(row: DayRecord, file: Listed, checksum: Listed | None) -> bool:
 
 
 def _has_new_checksum(row: DayRecord, checksum: Listed | None) -> bool:
-    """Return True if the day's archive failed its checksum and the listing now has another ``.CHECKSUM``.
+    """Return True if the day's archive failed its checksum or had none, and the listing now has another ``.CHECKSUM``.
 
     The archive's bytes may be the same.
     """

@@ -53,7 +53,8 @@ def recent_days(at: datetime, count: int, universe: Universe, layout: Layout) ->
         if row is None or (row.outcome == NOT_LISTED and not is_still_unlisted(row, universe.listing(key))):
             return True
         need = needs(row, at, reach_of(key))
-        return need.is_worth_asking or (day == yesterday and need.kind is not NeedKind.OTHER_ARCHIVE)
+        is_refused = need.kind is NeedKind.OTHER_ARCHIVE and not need.is_final
+        return need.is_worth_asking or (day == yesterday and not is_refused)
 
     return [
         (day, [key for key, ledger in ledgers.items() if is_requested(key, ledger, day)])

@@ -238,6 +238,7 @@ def _stage_of_final(record: DayRecord) -> Stage:
         return Stage.FINAL_REFUSED
     if record.replaced_by is not None:
         return Stage.REPLACED
+    # A temporary failure does not count: the stored rows are final, and nothing replaces them.
     return Stage.FINAL_RETRY if record.open or Basis.RULE_REPLACED in record.bases else Stage.FINAL
 
 
@@ -280,7 +281,7 @@ class Confirmed:
 
     Attributes:
         at: Time of the attempt (UTC).
-        archive: True if the archive was fetched, so that the day waits for no other one.
+        archive: True if the day no longer waits for the archive that the sweep found.
     """
 
     at: datetime
@@ -384,7 +385,13 @@ def after(record: DayRecord | None, day: date, event: Event) -> DayRecord:
             waits_for = None if archive else known.replaced_by
             asked_at, attempts = clock.naive_utc(at), next_attempt(record)
             return replace(
-                known, attempts=attempts, failure=None, reason=None, asked_at=asked_at, replaced_by=waits_for
+                known,
+                attempts=attempts,
+                failure=None,
+                reason=None,
+                checksum_etag=None,
+                asked_at=asked_at,
+                replaced_by=waits_for,
             )
         case NothingThere(at=at, findings=found):
             return _without_rows(record, DayRecord(day, EMPTY, final=bool(found)), at, found)
@@ -457,13 +464,14 @@ def _failed(record: DayRecord | None, known: DayRecord, event: Failed) -> DayRec
 def _classified(known: DayRecord, found: tuple[Finding, ...]) -> DayRecord:
     """Return the record with findings that are newer than the footer.
 
-    A new unconfirmed verdict is due at once, so that REST can confirm it.
+    A new unconfirmed verdict is due at once, so that REST can confirm it. The attempts at another archive
+    still count: zero would mean that this archive was not tried yet.
     """
     columns = finding_columns(found)
     unconfirmed = Verdict.UNCONFIRMED in columns["verdicts"].split("+")
     is_new = unconfirmed and Verdict.UNCONFIRMED not in known.verdicts.split("+")
     gaps = findings.worst(found, "gaps").value
-    return replace(known, **columns, gaps=gaps, attempts=0 if is_new else known.attempts)
+    return replace(known, **columns, gaps=gaps, attempts=0 if is_new and known.replaced_by is None else known.attempts)
 
 
 def record_of(footer: Provenance, stat: FileStat, *, attempts: int = 1, file_sha256: str | None = None) -> DayRecord:

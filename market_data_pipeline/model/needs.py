@@ -1,4 +1,4 @@
-"""Decide what a day needs now. Schedules, sync, the archive sweep and the client all call :func:`needs`. Pure.
+"""Decide what a day needs now. Schedules, sync and the archive sweep all call :func:`needs`. Pure.
 
 A failed or incomplete day is retried with exponential backoff. Fetching does not belong here (``ingest``).
 """
@@ -59,7 +59,6 @@ class Need:
     Attributes:
         kind: Kind of source that can meet the need.
         at: Time of this decision (UTC, without zone).
-        since: Time of the last fetch (UTC, without zone). None if never fetched.
         not_before: Earliest next attempt of a schedule (UTC, without zone). None means at once.
         awaits_archive: True if an archive in the listing would make the day final.
         is_final: True if the day is final, so that only a schedule retries.
@@ -67,7 +66,6 @@ class Need:
 
     kind: NeedKind
     at: datetime
-    since: datetime | None = None
     not_before: datetime | None = None
     awaits_archive: bool = False
     is_final: bool = False
@@ -122,13 +120,12 @@ def needs(record: DayRecord | None, now: datetime, reach: timedelta | None = Non
         return Need(NeedKind.REFETCH, at)
     is_final = record.final and record.outcome in (HELD, EMPTY)
     if record.day >= at.date():
-        return Need(NeedKind.LATER, at, record.asked_at, is_final=is_final)
+        return Need(NeedKind.LATER, at, is_final=is_final)
     without_archive = record.outcome in (HELD, EMPTY) or record.failure in WITHOUT_ARCHIVE
     return Need(
         KINDS[stage_of(record)],
         at,
-        record.asked_at,
-        rest_ends(record, at, reach),
+        next_attempt_at(record, at, reach),
         awaits_archive=without_archive and not record.final,
         is_final=is_final,
     )
@@ -162,7 +159,7 @@ def pause_ended(since: datetime, seen: datetime, now: datetime) -> bool:
     return False
 
 
-def rest_ends(record: DayRecord, at: datetime, reach: timedelta | None) -> datetime | None:
+def next_attempt_at(record: DayRecord, at: datetime, reach: timedelta | None) -> datetime | None:
     """Return the end of the pause after the newest attempt. None if there is no pause.
 
     Before a day leaves the reach of REST, every hourly tick retries. Afterwards, one more attempt gives the final

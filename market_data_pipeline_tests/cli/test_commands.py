@@ -24,7 +24,7 @@ from pydantic_core import PydanticUndefined
 from market_data_pipeline.cli import main
 from market_data_pipeline.cli.demo import as_typed
 from market_data_pipeline.cli.download import Size, concern_about, day_size, size_of
-from market_data_pipeline.cli.selection import Asked, choose
+from market_data_pipeline.cli.selection import Selection, choose
 from market_data_pipeline.coverage.holdings import StoredDays, stored_days
 from market_data_pipeline.defs.coverage.definitions import coverage_key
 from market_data_pipeline.defs.platform.home import open_instance
@@ -82,7 +82,7 @@ def test_backfill_brings_days_and_the_second_one_downloads_nothing(world: World,
     world.forget()
     again = market_data(*ONE_WEEK)
     assert again.exit_code == 0
-    assert "7 days, 7 held before; 0 rows, 0 B downloaded" in again.stderr
+    assert "7 days, 7 stored before; 0 rows, 0 B downloaded" in again.stderr
     assert world.asked(".zip") == []
 
 
@@ -116,7 +116,7 @@ def test_ctrl_c_keeps_what_was_brought(world: World, market_data: MarketData) ->
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "Stopped. What was brought is kept; the same command goes on from there." in said
+    assert "Stopped. Finished days are stored, and the same command continues from there." in said
     assert "Traceback" not in said
     kept = list(storage.days_on_disk(world.layout.folder(BTC)))
     assert kept
@@ -304,7 +304,7 @@ def test_a_universe_that_collects_nothing_says_so(world: World, monkeypatch: pyt
     result = shell(world, monkeypatch, "collect: []\n")(command)
     assert result.exit_code == 2
     said = " ".join(result.stderr.split())
-    assert re.search(r"universe\.yaml collects nothing yet\. `market-data add .*` puts a series into it\.", said)
+    assert re.search(r"universe\.yaml collects nothing yet\. `market-data add .*` adds a series to it\.", said)
     assert "No day is left" not in said
 
 
@@ -496,7 +496,7 @@ def test_universe_check_names_what_the_lock_lacks(world: World, market_data: Mar
 
 def test_choose_takes_start_and_end_from_the_universe() -> None:
     universe = Universe(parse_universe(UNIVERSE), parse_lock(LOCK))
-    chosen = choose(universe, Asked(markets=(Market.SPOT,), symbols=("LUNAUSDT",)))
+    chosen = choose(universe, Selection(markets=(Market.SPOT,), symbols=("LUNAUSDT",)))
     assert list(chosen.wanted) == [klines("LUNAUSDT", "1h"), klines("LUNAUSDT", "1d")]
     assert chosen.wanted[klines("LUNAUSDT", "1d")] == days("2022-01-01", "2022-05-13")
     assert (chosen.days, chosen.notes) == (2 * 133, ())

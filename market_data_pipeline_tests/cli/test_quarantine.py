@@ -201,7 +201,7 @@ def test_retry_of_a_day_that_is_held_meanwhile_asks_for_nothing(world: World, ma
     world.forget()
     result = market_data("quarantine", "retry", "--all")
     assert result.exit_code == 0
-    assert f"{entry.name} is let go: spot/klines/BTCUSDT/1h 2026-02-04 is held by good files." in result.stderr
+    assert f"{entry.name} is removed: spot/klines/BTCUSDT/1h 2026-02-04 is stored in good files." in result.stderr
     assert quarantine.entries(world.layout) == []
     assert world.asked(".zip") == []
 
@@ -222,7 +222,7 @@ def test_an_accepted_day_loads_with_a_warning_that_stays(world: World, market_da
     assert [f.rule for f in found.findings_list() if f.check == "integrity"] == ["checksum_accepted"]
     assert world.table(BTC, "2026-02-04").num_rows == 24
     assert (
-        "1 day held, but not beyond doubt:\n  spot/klines/BTCUSDT/1h 2026-02-04: its archive does not match the "
+        "1 day stored, but in doubt:\n  spot/klines/BTCUSDT/1h 2026-02-04: its archive does not match the "
         "published checksum, but a person accepted it"
     ) in market_data("coverage").stdout
     listed = market_data("quarantine", "list").stdout

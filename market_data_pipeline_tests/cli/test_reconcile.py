@@ -145,4 +145,4 @@ def test_what_cannot_be_compared_is_said_with_the_reason(world: World, market_da
 def test_where_no_day_has_both_sides_there_is_nothing_to_compare(market_data: MarketData) -> None:
     result = market_data("reconcile", "--through", "2026-02-20")
     assert result.exit_code == 0
-    assert "There is no day of which both sides are held" in result.stderr
+    assert "No day has both sides stored" in result.stderr

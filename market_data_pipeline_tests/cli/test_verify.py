@@ -71,7 +71,7 @@ def test_a_replaced_archive_that_was_refused_is_no_success_however_often_it_is_l
     first = market_data("verify")
 
     assert first.exit_code == 1
-    assert "fetched again when Binance publishes another archive or another checksum" in first.stderr
+    assert "stays stored as before until Binance publishes another archive or another checksum" in first.stderr
     assert "The same command tries" not in first.stderr
     world.forget()
     for arguments in ([], ["--check-only"]):
@@ -83,7 +83,7 @@ def test_a_replaced_archive_that_was_refused_is_no_success_however_often_it_is_l
     assert world.asked(".zip") == [], "only the listing is asked"
     covered = market_data("coverage", "--html", str(world.root / "page.html"))
     said = "another archive was published, but could not be used (checksum: "
-    assert f"1 day held, but not beyond doubt:\n  spot/klines/BTCUSDT/1h 2026-02-04: {said}" in covered.stdout
+    assert f"1 day stored, but in doubt:\n  spot/klines/BTCUSDT/1h 2026-02-04: {said}" in covered.stdout
     assert f"2026-02-04: final. {said}" in (world.root / "page.html").read_text()
 
     world.sandbox.faults.remove(wrong)
@@ -180,7 +180,7 @@ def test_local_proves_files_and_a_backfill_replaces_the_damaged_one(world: World
     assert world.asked() == []
     brought = market_data("backfill", "--from", "2026-02-02", "--through", "2026-02-08")
     assert brought.exit_code == 0, brought.output
-    assert "7 days, 6 held before, 1 fetched" in brought.stderr
+    assert "7 days, 6 stored before, 1 fetched" in brought.stderr
     assert market_data("verify", "--local").exit_code == 0
 
 

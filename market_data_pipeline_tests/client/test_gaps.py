@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from market_data_pipeline import GapError, GapWarning, MarketData, clock
 from market_data_pipeline.checks.verdicts import Ground, verdict_finding
 from market_data_pipeline.errors import DamagedFileError, MarketDataError, UsageError
+from market_data_pipeline.lake.closed_months import close_months
 from market_data_pipeline.maintenance.scrub import verify_local
 from market_data_pipeline.model.day import EMPTY, FAILED, NOT_LISTED, DayRecord
 from market_data_pipeline.model.findings import MAX_RANGES, Finding, Range, Severity, Verdict
@@ -291,6 +293,28 @@ def test_final_only_leaves_faulty_days_out_of_every_answer(lake: SmallLake, mark
     assert lines == [
         "spot BTCUSDT 1h, 2024-01-03: faulty (Takers bought too much on 2024-01-03. Left out, by final_only.)"
     ]
+
+
+def test_final_only_leaves_a_faulty_day_of_a_closed_month_out(lake: SmallLake, market: MarketData) -> None:
+    lake.put(BTC, days_from("2024-01-01", 31))
+    lake.put(ETH, days_from("2024-01-01", 31))
+    lake.put(BTC, [date(2024, 1, 3)], findings=(faulty("2024-01-03"),))
+    assert close_months(lake.layout, BTC) == [date(2024, 1, 1)]
+    assert close_months(lake.layout, ETH) == [date(2024, 1, 1)]
+    asked = (["BTCUSDT", "ETHUSDT"], "1h", "2024-01-02T12:00", "2024-01-05")
+    rows = market.klines(*asked, final_only=True, on_gap="ignore")
+    lengths = {
+        "arrow": rows.arrow().num_rows,
+        "len": len(rows),
+        "pandas": len(rows.df()),
+        "relation": len(rows.relation().fetchall()),
+        "scan": len(rows.scan().collect()),
+    }
+    assert lengths == dict.fromkeys(lengths, 36 + 60)
+    days = {str(time.date()) for time in rows.scan().collect().filter(pl.col("symbol") == "BTCUSDT")["open_time"]}
+    assert days == {"2024-01-02", "2024-01-04"}
+    whole = market.klines(*asked, on_gap="ignore")
+    assert len(whole) == len(whole.scan().collect()) == 60 + 60
 
 
 def test_final_only_leaves_faulty_trades_out(lake: SmallLake, market: MarketData) -> None:

@@ -19,6 +19,8 @@ from market_data_pipeline.lake.months import DayInMonth, encode_month
 from market_data_pipeline.lake.partitions import days_between, days_on_disk, read_whole
 from market_data_pipeline.lake.reader import read_days
 from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.day import FAILED, DayRecord, FindingColumns
+from market_data_pipeline.model.needs import NeedKind, needs
 from market_data_pipeline.model.schema import lake_schema, may_be_null
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline_tests.support.small_lake import SmallLake, day_table, days_from, series
@@ -104,3 +106,17 @@ def test_they_are_closed_into_one_month_and_an_older_month_is_written_anew(lake:
     write_day(lake.layout, key, found[9].record, parquet.encode_table(found[9].table, found[9].record, spec_of(key)))
     assert set(is_required(month)) == {True}
     assert [proof.fault for proof in verify_days(lake.layout, key, JANUARY)] == [None] * 31
+
+
+def test_failed_day_that_version_1_called_final_is_tried_again(tmp_path: Path) -> None:
+    lake, key, day = SmallLake(tmp_path), KEYS[0], date(2024, 1, 2)
+    lake.put(key, JANUARY[:1])
+    lake.note(key, DayRecord(day, FAILED, failure="absent", final=True))
+    path = lake.layout.ledger(key)
+    table = pq.read_table(path)
+    names = set(table.column_names) - set(FindingColumns.__annotations__) | {"findings"}
+    pq.write_table(table.select([name for name in table.column_names if name in names]), path)
+    ledger = Ledger.read(path)
+    failed, stored = ledger.rows[day], ledger.rows[JANUARY[0]]
+    assert (failed.final, stored.final) == (False, True)
+    assert needs(failed, datetime(2024, 3, 1, tzinfo=UTC)).kind is not NeedKind.NOTHING

@@ -137,3 +137,12 @@ def test_empty_day_that_is_over_rests_between_attempts() -> None:
     again = after(empty, DAY, NothingThere(BEGIN + timedelta(hours=1)))
     assert not needs(again, BEGIN + timedelta(hours=2)).is_due
     assert needs(replace(again, day=date(2026, 3, 2)), BEGIN).kind is NeedKind.LATER
+
+
+def test_unconfirmed_verdict_does_not_hide_that_another_archive_was_tried() -> None:
+    unconfirmed = (verdict_finding(Ground(Verdict.UNCONFIRMED, "REST was not asked"), "candles", 1, ()),)
+    stored = after(None, DAY, Stored(footer(BEGIN, "a", True, ()), FileStat(1, 1), "0", BEGIN))
+    assert after(stored, DAY, Classified(unconfirmed)).attempts == 0, "due at once"
+    waiting = after(stored, DAY, OtherArchive("other"))
+    tried = after(waiting, DAY, Failed("checksum", "why", BEGIN, "other"))
+    assert after(tried, DAY, Classified(unconfirmed)).attempts == tried.attempts > 0

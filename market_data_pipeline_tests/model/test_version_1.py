@@ -29,7 +29,7 @@ from market_data_pipeline.model.findings import Basis, Finding, Range, RestAnswe
 from market_data_pipeline.model.version_1 import published_sha256, with_fields
 from market_data_pipeline_tests.support.world import klines
 
-RECORDED = json.loads((Path(__file__).parent / "releases" / "0.1.0.findings.json").read_text())
+RECORDED = json.loads((Path(__file__).parents[1] / "releases" / "0.1.0.findings.json").read_text())
 """One finding of each sentence in the data folder of release 0.1.0, with the fields that today's checks set for it."""
 
 SENTENCES_THEN = {
