@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 from market_data_pipeline import clock
+from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.day import DayRecord
 from market_data_pipeline.model.findings import ACROSS_MIDNIGHT, Finding
 from market_data_pipeline.model.needs import needs, next_attempt_at, reach_of
@@ -45,10 +46,12 @@ def continuity(key: SeriesKey, rows: Mapping[date, DayRecord], today: date) -> t
     because the last rows of a provisional day may still come.
 
     Args:
-        key: The series: klines or aggTrades.
+        key: The series, as Binance publishes it.
         rows: Its ledger, by day.
         today: The current UTC day, which is skipped.
     """
+    if spec_of(key).slots is not None:  # the gaps check of each day covers its midnights
+        return ()
     step = _step(key)
     breaks: list[Break] = []
     for day, row in sorted(rows.items()):

@@ -6,7 +6,7 @@ The decision between the versions does not belong here (``ingest``).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from market_data_pipeline import clock
 from market_data_pipeline.checks.ordering import SAME_FLOAT, Ints, ints, key_ranges
-from market_data_pipeline.model.datasets import Spec, spec_of
+from market_data_pipeline.model.datasets import Spec, keyed_by_time, spec_of
 from market_data_pipeline.model.findings import Finding, Severity
 from market_data_pipeline.model.series import SeriesKey, interval_us
 
@@ -109,8 +109,8 @@ def difference(before: pa.Table, after: pa.Table, spec: Spec, as_text: Callable[
 
 
 def key_format(key: SeriesKey) -> Callable[[int], str]:
-    """Return the formatter for keys of a series: an open time as ISO text (UTC), or an id."""
-    if key.interval is None:
+    """Return the formatter for keys of a series: a time as ISO text (UTC), or an id."""
+    if not keyed_by_time(key.data_type):
         return str
     return lambda us: clock.naive_from_us(us).isoformat(sep=" ")
 
@@ -119,7 +119,7 @@ def disagreement(key: SeriesKey, rest: pa.Table, archive: pa.Table) -> list[Find
     """Return the finding of rows that REST and the archive have with different values. Empty if they agree."""
     spec = spec_of(key)
     common = archive.filter(pa.array(np.isin(ints(archive, spec.key), ints(rest, spec.key))))
-    found = difference(rest, common, spec, key_format(key))
+    found = difference(rest, common, of_both_sources(spec), key_format(key))
     if len(found.changed) == 0:
         return []
     step = interval_us(key.interval) if key.interval else 1
@@ -135,6 +135,13 @@ def disagreement(key: SeriesKey, rest: pa.Table, archive: pa.Table) -> list[Find
             evidence=f"REST → archive: {found.recorded}",
         )
     ]
+
+
+def of_both_sources(spec: Spec) -> Spec:
+    """Return a spec without the columns that REST does not have, so that computed values are not compared."""
+    if not any(column.spacing for column in spec.columns):
+        return spec
+    return replace(spec, columns=tuple(column for column in spec.columns if not column.spacing))
 
 
 def change_finding(key: SeriesKey, rule: str, found: Difference, what: str) -> Finding:

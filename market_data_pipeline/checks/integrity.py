@@ -26,7 +26,7 @@ Mask = npt.NDArray[np.bool_]
 
 def check_integrity(key: SeriesKey, table: pa.Table) -> list[Finding]:
     """Return the findings about the rows of one day. The list is empty if all rules pass."""
-    rules = {DataType.KLINES: _klines, DataType.AGG_TRADES: _agg_trades}
+    rules = {DataType.KLINES: _klines, DataType.AGG_TRADES: _agg_trades, DataType.FUNDING_RATE: _funding_rate}
     return rules[key.data_type](key, table) if table.num_rows else []
 
 
@@ -152,6 +152,21 @@ def _agg_trades(key: SeriesKey, table: pa.Table) -> list[Finding]:
     backwards = np.r_[False, np.diff(ints(table, "transact_time")) < 0]
     report("time_order", backwards, "the time is earlier than that of the previous trade.", Severity.INFO)
     return findings
+
+
+def _funding_rate(key: SeriesKey, table: pa.Table) -> list[Finding]:
+    findings: list[Finding] = []
+    report = _reporter(key, table, findings)
+    times, hours = ints(table, "calc_time"), ints(table, "funding_interval_hours")
+    close = np.r_[np.diff(times) < _HOUR_US // 2, False]
+    report("spacing", close, "the next funding comes less than half an hour later.")
+    report("finite", ~np.isfinite(floats(table, "last_funding_rate")), "the rate is not a number.")
+    report("funding_interval", (hours < 1) | (hours > _LONGEST_INTERVAL), "the interval is not between 1 and 24 hours.")
+    return findings
+
+
+_HOUR_US = 3_600_000_000
+_LONGEST_INTERVAL = 24
 
 
 def _above(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> Mask:

@@ -20,6 +20,7 @@ INTEGRITY: Mapping[str, str] = {
     "taker": _AS_PUBLISHED,
     "positive": _AS_PUBLISHED,
     "trade_ids": _AS_PUBLISHED,
+    "funding_interval": _AS_PUBLISHED,
     "spacing": "do not use the day; `market-data verify` fetches another archive when Binance publishes one",
     "overlap": "nothing: add up volumes there with care",
     "off_grid": "nothing: the next `sync` or `backfill` repairs days that an older version filled twice",

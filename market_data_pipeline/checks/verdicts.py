@@ -220,6 +220,36 @@ def _verdict_of_run(
     return Verdict.UNPUBLISHED, not_asked
 
 
+def classify_slots(
+    missing: Ints, filled: Ints, *, archived: bool, rest: RestAnswer | None, what: str = "rows"
+) -> list[Finding]:
+    """Return the verdicts on the rows of a day that were due and are missing, or were gap-filled.
+
+    Args:
+        missing: Times at which rows were due (microseconds UTC).
+        filled: Times of rows from REST in a day from the archive.
+        archived: True if the day comes from its archive, False if it comes from REST so far.
+        rest: Answer of REST. None if there was no request.
+        what: The counted rows.
+    """
+    findings = []
+    if len(filled):
+        ground = Ground(Verdict.HEALED, "REST has them")
+        findings.append(verdict_finding(ground, what, len(filled), key_ranges(filled, 1)))
+    if len(missing):
+        ground = _judge_slots(rest) if archived else _PROVISIONAL
+        findings.append(verdict_finding(ground, what, len(missing), key_ranges(missing, 1)))
+    return findings
+
+
+def _judge_slots(rest: RestAnswer | None) -> Ground:
+    if rest is not None and rest.beyond_reach:
+        return Ground(Verdict.ARCHIVE_DEFECT, f"{rest.reason}; only another archive can have them", rest=rest)
+    if rest is not None and rest.answered:
+        return Ground(Verdict.OUTAGE, rest.reason or "REST has no row at that time either", rest=rest)
+    return Ground(Verdict.UNPUBLISHED, f"{_NOT_ASKED}: {rest.reason}" if rest else _NOT_ASKED, rest=rest)
+
+
 def _runs(keys: Ints, step: int) -> list[Ints]:
     return np.split(keys, np.flatnonzero(np.diff(keys) != step) + 1) if len(keys) else []
 

@@ -13,7 +13,7 @@ from market_data_pipeline.cli.selection import Chosen, Day, check_days
 from market_data_pipeline.cli.summary import end
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import storage
-from market_data_pipeline.model.datasets import ARCHIVE_BEGINS
+from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, published_types
 from market_data_pipeline.model.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.universe import Universe, load_universe
@@ -40,8 +40,8 @@ from market_data_pipeline.universe.resolved import Since
 def add(symbol: str, what: Sequence[str], market: str, since: str | None, last: date | None, yes: bool) -> None:
     """Add series to the universe and fetch them.
 
-    WHAT is one or more kline intervals, or aggTrades. Comments in universe.yaml do not change. If Binance listed
-    SYMBOL today, so that the archive has no file of it yet, the command looks it up in REST.
+    WHAT is one or more kline intervals, aggTrades or fundingRate. Comments in universe.yaml do not change. If Binance
+    listed SYMBOL today, so that the archive has no file of it yet, the command looks it up in REST.
 
     If universe.yaml already has a series, the command enters an earlier --from there, or names the line to change. A
     later --from does not change the file. It limits the days to fetch now.
@@ -122,8 +122,11 @@ def _no_day_is_left(universe: Universe, keys: Sequence[SeriesKey], since: Since,
 def _series(market: Market, symbol: str, word: str) -> SeriesKey:
     if symbol != symbol.upper():
         raise UsageError(f"Symbols are written in capitals: {symbol.upper()}, not {symbol}.")
-    if word.lower() == DataType.AGG_TRADES.lower():
-        return SeriesKey(EXCHANGE, market, DataType.AGG_TRADES, symbol)
+    without_interval = [one for one in published_types(market) if not one.has_interval]
+    for data_type in without_interval:
+        if word.lower() == data_type.lower():
+            return SeriesKey(EXCHANGE, market, data_type, symbol)
     if word not in INTERVALS:
-        raise UsageError(f"{word!r} is neither a kline interval nor aggTrades. There are: {', '.join(INTERVALS)}.")
+        types = " nor ".join(without_interval)
+        raise UsageError(f"{word!r} is neither a kline interval nor {types}. There are: {', '.join(INTERVALS)}.")
     return SeriesKey(EXCHANGE, market, DataType.KLINES, symbol, word)

@@ -21,7 +21,7 @@ from market_data_pipeline.coverage.holdings import StoredDays, stored_days
 from market_data_pipeline.defs.platform.records import BIG, BYTES_A_DAY
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.model.datasets import expected_rows
+from market_data_pipeline.model.datasets import expected_rows, most_rows, spec_of
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import load_universe
@@ -154,7 +154,7 @@ def day_size(key: SeriesKey, held: StoredDays) -> tuple[float, float]:
     >>> [round(size) for size in day_size(key, nothing)]
     [69620, 84582]
     """
-    rows = expected_rows(key)
+    rows = most_rows(key, 1) if spec_of(key).slots else expected_rows(key)
     if rows is None:
         usual = float(_AGG_TRADES_ZIP)
     else:

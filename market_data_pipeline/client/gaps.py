@@ -23,6 +23,7 @@ from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake.day_records import rows_on_record, sound_among
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import days_between, known_series
+from market_data_pipeline.model.datasets import keyed_by_time
 from market_data_pipeline.model.day import DAMAGED, EMPTY, FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.model.findings import Finding, Severity, Verdict
 from market_data_pipeline.model.series import DataType, Listing, SeriesKey, interval_us
@@ -230,8 +231,13 @@ def _fails_integrity(finding: Finding) -> bool:
 
 def _gaps_of_finding(part: _Part, finding: Finding) -> Iterator[Gap]:
     for range_ in finding.ranges:
-        if part.key.interval is None:
+        if not keyed_by_time(part.key.data_type):
             yield replace(part.whole(finding.rule, finding.evidence, range_.count), ids=(range_.first, range_.last))
+            continue
+        if part.key.interval is None:
+            first_time, last_time = clock.naive_from_us(range_.first), clock.naive_from_us(range_.last)
+            if first_time < part.end and last_time >= part.start:
+                yield Gap(part.key, finding.rule, first_time, last_time, finding.evidence, range_.count)
             continue
         step = interval_us(str(part.key.interval))
         first = max(range_.first, _first_candle(part.start, step))

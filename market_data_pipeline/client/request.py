@@ -13,7 +13,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import partitions, reader
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.model.datasets import ARCHIVE_BEGINS
+from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, data_types_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey, intervals_of
 
@@ -79,6 +79,9 @@ def wanted_of(
         UsageError: A market, interval or column does not exist, or a moment is not valid.
     """
     in_market = market_of(market)
+    if data_type not in data_types_of(in_market):
+        having = [other for other in Market if data_type in data_types_of(other)]
+        raise UsageError(f"{market} has no {data_type}. Pass market={' or '.join(repr(str(one)) for one in having)}.")
     if data_type.has_interval:
         _check_interval(in_market, interval)
     return Wanted(

@@ -25,10 +25,11 @@ from market_data_pipeline.defs.partitions import partition_of
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.partitions import file_of
+from market_data_pipeline.model.datasets import keyed_by_time
 from market_data_pipeline.model.day import EMPTY, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.model.findings import CHECKS, Finding, Range, Severity, shortened
 from market_data_pipeline.model.outcomes import DayFailure, DayOutcome
-from market_data_pipeline.model.series import DataType, SeriesKey
+from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.model.states import is_complete
 
 SHOWN_RANGES = 10
@@ -310,7 +311,7 @@ def findings_metadata(findings: Iterable[Finding], key: SeriesKey) -> dict[str, 
 
 
 def _ranges_table(ranges: Sequence[tuple[Finding, Range]], key: SeriesKey) -> dg.TableMetadataValue:
-    shown: Callable[[int], str | int] = iso_time if key.data_type is DataType.KLINES else int
+    shown: Callable[[int], str | int] = iso_time if keyed_by_time(key.data_type) else int
     # The message shows the first values of changed rows. SQL has them all.
     with_evidence = any(finding.evidence for finding, _ in ranges if finding.check == "gaps")
 

@@ -25,7 +25,8 @@ from market_data_pipeline.checks.gaps import (
 )
 from market_data_pipeline.checks.integrity import check_integrity, checksum_accepted, checksum_missing
 from market_data_pipeline.checks.ordering import Ints, in_order, ints, within
-from market_data_pipeline.checks.verdicts import TradeRecord, classify_candles, classify_trades
+from market_data_pipeline.checks.slots import missing_slots
+from market_data_pipeline.checks.verdicts import TradeRecord, classify_candles, classify_slots, classify_trades
 from market_data_pipeline.errors import ConflictError, MalformedError
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.lake.checksums import content_sha256
@@ -87,7 +88,7 @@ def read_days(
             found[day] = _encode_sound(key, _of_archive(of_day, [], file, source, day, size), day, flat[day])
             continue
         rows = _rows(key, of_day, file, source, day, size)
-        usable = first == last or is_complete(key, rows)
+        usable = first == last or not spec_of(key).daily or is_complete(key, rows)
         if listing is None or not usable or may_need_rest(key, day, rows, listing):
             found[day] = rows
         else:
@@ -204,6 +205,8 @@ def is_complete(key: SeriesKey, rows: DayRows) -> bool:
 
 def may_need_rest(key: SeriesKey, day: date, rows: DayRows, listing: Listing) -> bool:
     """Return True if a day has, or seems to have, rows to fetch from REST. Candles off the grid count, too."""
+    if spec_of(key).slots is not None:
+        return len(missing_slots(key, rows.table, day, rows.known_until_us, listing)) > 0
     if key.interval is None:
         return bool(missing_ids(rows.table)) or seems_cut(rows.table, day)
     if len(off_grid(ints(rows.table, "open_time"), interval_us(key.interval))):
@@ -247,6 +250,9 @@ def _record(key: SeriesKey, day: date, rows: DayRows, findings: tuple[Finding, .
 
 def _gaps(key: SeriesKey, day: date, rows: DayRows, listing: Listing, trades: TradeRecord | None) -> list[Finding]:
     filled_keys = rows.gap_filled(spec_of(key))
+    if spec_of(key).slots is not None:
+        due = missing_slots(key, rows.table, day, rows.known_until_us, listing)
+        return classify_slots(due, filled_keys, archived=rows.of_archive, rest=rows.rest)
     if key.interval is None:
         missing = [*rows.before, *missing_ids(rows.table)]
         return classify_trades(missing, filled_keys, archived=rows.of_archive, asked=rows.asked_ids, cut=rows.cut)

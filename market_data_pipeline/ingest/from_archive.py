@@ -24,9 +24,9 @@ from market_data_pipeline.ingest.encode import Encoded, is_complete, read_daily,
 from market_data_pipeline.ingest.memory import MemoryBudget, Reservation
 from market_data_pipeline.lake import quarantine
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.model.datasets import monthly_may_replace
+from market_data_pipeline.model.datasets import is_bounded, monthly_may_replace, most_rows, spec_of
 from market_data_pipeline.model.provenance import ChecksumStatus
-from market_data_pipeline.model.series import Listing, SeriesKey, interval_us
+from market_data_pipeline.model.series import Listing, SeriesKey
 from market_data_pipeline.sources.binance.archive import Archive
 from market_data_pipeline.sources.protocol import ArchiveFile
 
@@ -99,12 +99,14 @@ class ArchiveDays:
             SourceError: The zip is damaged or does not match its checksum, or the response was incomplete.
             StorageError: Rejected bytes cannot be stored in quarantine.
         """
+        month_over = clock.days_of_month(day)[-1] < clock.today()
+        if not spec_of(self.key).daily:
+            return self._month(day).get(day) if month_over else None
         of_month = self._month(day).get(day) if whole_month else None
         if isinstance(of_month, Encoded) or (of_month is not None and is_complete(self.key, of_month)):
             return of_month
         if (daily := self._daily(day, fresh, memory)) is not None:
             return daily
-        month_over = clock.days_of_month(day)[-1] < clock.today()
         return self._month(day).get(day) if month_over and monthly_may_replace(self.key) else None
 
     def _daily(self, day: date, fresh: bool, memory: Reservation) -> DayRows | Encoded | None:
@@ -132,11 +134,19 @@ class ArchiveDays:
         return found.result()
 
     def later_day(self, day: date) -> date | None:
-        """Return the first later day that has a daily zip, or None. It takes one request.
+        """Return the first later day that has a zip, or None. It takes one request.
+
+        Without daily zips, a day's own month counts as later: the archive has published the days around it.
 
         Raises:
             SourceError: The listing does not respond.
         """
+        if not spec_of(self.key).daily:
+            path = self.key.archive_monthly(day).removesuffix(".zip")
+            page, _ = self.archive.list_page(self.key.archive_folder("monthly"), path)
+            months = (re.search(r"-(\d{4}-\d{2})\.zip$", file.key) for file in page)
+            first = min((date.fromisoformat(f"{found[1]}-01") for found in months if found), default=None)
+            return None if first is None else max(first, day)
         path = self.key.archive_daily(day)
         page, _ = self.archive.list_page(self.key.archive_folder(), f"{path}.CHECKSUM")
         days = (re.search(r"-(\d{4}-\d{2}-\d{2})\.zip$", file.key) for file in page)
@@ -152,7 +162,7 @@ class ArchiveDays:
             self._in_work.add(month)
         try:
             found = bool(self._month(month))
-        except StorageError:
+        except (SourceError, StorageError):
             return True  # each of its days reports the error
         if not found:  # the absence stays cached until other months evict it
             with self._lock:
@@ -170,14 +180,17 @@ class ArchiveDays:
             self._months.pop(month, None)
 
     def _read_month(self, month: tuple[date, ...]) -> Mapping[date, DayRows | Encoded]:
-        path = self.key.archive_monthly(month[0])
+        path, only_source = self.key.archive_monthly(month[0]), not spec_of(self.key).daily
         try:
             with self.memory.reservation() as memory:
                 file = self._fetch(path, memory, month)
-                if file is None or file.checksum is not ChecksumStatus.VERIFIED:
+                verified = file is not None and file.checksum is ChecksumStatus.VERIFIED
+                if file is None or not (verified or only_source):
                     return {}
                 return self._read(file, path, month[0], month[-1], encode=True)
         except SourceError as error:
+            if only_source:
+                raise
             # The daily archives are the better source. A bad monthly zip only costs time.
             logger.warning("%s: the monthly zip is not used: %s", self.key, error)
             return {}
@@ -190,7 +203,7 @@ class ArchiveDays:
         try:
             file = self.archive.fetch(path, lambda size: memory.take(size * MEMORY_PER_BYTE), accepted, most)
         except ChecksumError as error:
-            self._quarantine(path, error.file, error, days[0] if len(days) == 1 else None)
+            self._quarantine(path, error.file, error, days)
             raise
         if file is None:
             memory.give_back()  # the zip did not match its checksum, and was gone at the second attempt
@@ -205,10 +218,11 @@ class ArchiveDays:
             listing = self.listing if encode else None
             return self.computing.submit(read_days, self.key, file, first, last, listing).result()
         except (MalformedError, ConflictError) as error:
-            self._quarantine(path, file, error, first if first == last else None)
+            self._quarantine(path, file, error, clock.days_of_month(first) if first < last else (first,))
             raise
 
-    def _quarantine(self, path: str, file: ArchiveFile, error: SourceError, day: date | None) -> None:
+    def _quarantine(self, path: str, file: ArchiveFile, error: SourceError, days: tuple[date, ...]) -> None:
+        day = days[0] if len(days) == 1 else None
         entry = quarantine.store(
             self.layout,
             self.key,
@@ -226,12 +240,12 @@ class ArchiveDays:
             full = f"quarantine is full ({self.quarantine_bytes / 1e6:,.0f} MB)"
             advice = "Retry its files (`market-data quarantine list`), or raise MARKET_DATA_QUARANTINE_MB."
             error.args = (f"{error} The file is not stored, because {full}. {advice}", *error.args[1:])
-        if day is not None:
-            self.refused[day] = file.etag, file.checksum_etag
+        if day is not None or not spec_of(self.key).daily:
+            self.refused |= dict.fromkeys(days, (file.etag, file.checksum_etag))
 
 
 def _most_bytes(key: SeriesKey, days: int) -> int | None:
-    """Return the maximum bytes of a zip with some days of candles. None for trades, whose number has no limit."""
-    if key.interval is None:
+    """Return the maximum bytes of a zip with some days. None for trades, whose number has no limit."""
+    if not is_bounded(key):
         return None
-    return days * clock.US_PER_DAY // interval_us(key.interval) * _ROW_BYTES + _OVERHEAD_BYTES
+    return most_rows(key, days) * _ROW_BYTES + _OVERHEAD_BYTES

@@ -157,6 +157,8 @@ class RestDays:
         start = clock.day_start_us(day)
         end = start + clock.US_PER_DAY
         last = int(ints(stored.table, spec_of(self.key).key)[-1]) if stored else None
+        if spec_of(self.key).slots is not None:
+            return self.rest().of_time(self.key, start if last is None else last + 1, end)
         if self.key.interval is None:
             if stored is None or last is None:
                 return self.rest().agg_trades(self.key, start, end)
@@ -186,24 +188,34 @@ class RestDays:
         """
         if day >= clock.today() - _MAY_BE_LATE:
             return None
-        start = clock.day_start_us(day)
-        candles = self.key if self.key.interval else replace(self.key, data_type=DataType.KLINES, interval="1d")
         try:
-            had = self.rest().klines(candles, start, start + clock.US_PER_DAY).table
-            later = None if (ints(had, "count") > 0).any() else self.later_day(day)
+            later = None if self._traded(day) else self.later_day(day)
         except SourceError as error:
             logger.info("%s %s: cannot check why it has no rows: %s", self.key, day, error)
             return None
         if later is None:
             return None
-        evidence = f"the archive has no file of the day (the next is {later}), and REST has no candle with trades"
+        spec = spec_of(self.key)
+        nothing = "no candle with trades" if spec.slots is None else "no row of it"
+        of_day = f"no file of the day (the next is {later})" if spec.daily else "no row of the day in its months"
+        evidence = f"the archive has {of_day}, and REST has {nothing}"
         times = expected_open_times(self.key, day) if self.key.interval else None
         ranges = () if times is None else key_ranges(times, interval_us(self.key.interval or ""))
-        what, count = ("aggregated trades", 0) if times is None else ("candles", len(times))
+        without_times = "aggregated trades" if spec.slots is None else "rows"
+        what, count = (without_times, 0) if times is None else ("candles", len(times))
         return NoRows(
             Action.EMPTY,
             (verdict_finding(Ground(Verdict.OUTAGE, evidence, rest=RestAnswer(answered=True)), what, count, ranges),),
         )
+
+    def _traded(self, day: date) -> bool:
+        """Return True if REST has a candle with trades on a day without rows. Other rows do not depend on trades."""
+        if spec_of(self.key).slots is not None:
+            return False
+        start = clock.day_start_us(day)
+        candles = self.key if self.key.interval else replace(self.key, data_type=DataType.KLINES, interval="1d")
+        had = self.rest().klines(candles, start, start + clock.US_PER_DAY).table
+        return bool((ints(had, "count") > 0).any())
 
     def _before_listing(self, day: date) -> bool:
         first = self._first_listed()

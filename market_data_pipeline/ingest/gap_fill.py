@@ -15,7 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from market_data_pipeline import clock
-from market_data_pipeline.checks.diff import change_finding, difference, disagreement, key_format
+from market_data_pipeline.checks.diff import (
+    change_finding,
+    difference,
+    disagreement,
+    key_format,
+    of_both_sources,
+)
 from market_data_pipeline.checks.gaps import (
     flat_candles,
     missing_candles,
@@ -26,9 +32,11 @@ from market_data_pipeline.checks.gaps import (
 )
 from market_data_pipeline.checks.integrity import off_grid_finding
 from market_data_pipeline.checks.ordering import Ints, ints, key_ranges, within
+from market_data_pipeline.checks.slots import missing_slots
 from market_data_pipeline.checks.verdicts import CUT, AnsweredIds, pieces
-from market_data_pipeline.errors import BeyondReachError, RefusedError, SourceError
+from market_data_pipeline.errors import RefusedError, SourceError
 from market_data_pipeline.ingest.day_rows import DayRows
+from market_data_pipeline.ingest.slot_fill import answer_of, fill_slots, only_new_slots, without_near
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.findings import (
     ACROSS_MIDNIGHT,
@@ -67,12 +75,19 @@ class GapFiller:
 
     def fill(self, day: date, rows: DayRows) -> DayRows:
         """Fill the gaps of an archive day with rows that REST has."""
+        if spec_of(self.key).slots is not None:
+            return fill_slots(self.key, day, rows, self.listing, self._of_time, self.filled_in)
         return self._trades(day, rows) if self.key.interval is None else self._candles(day, rows)
 
     # --- days from REST alone ---------------------------------------------------------------------------------------
 
     def gaps(self, day: date, stored: DayRows) -> Gaps | None:
         """Return the gaps between the stored rows of a day. None if it has no gaps."""
+        if (slots := spec_of(self.key).slots) is not None:
+            known_until = min(stored.known_until_us, int(ints(stored.table, spec_of(self.key).time)[-1]))
+            due = missing_slots(self.key, stored.table, day, known_until, self.listing)
+            margin = int(slots.tolerance.total_seconds() * 1e6)
+            return Gaps([(int(due[0]) - margin, int(due[-1]) + margin)], int(due[-1])) if len(due) else None
         if self.key.interval is None:
             lacking = missing_ids(stored.table)
             if not lacking:
@@ -92,15 +107,20 @@ class GapFiller:
         step = interval_us(self.key.interval) if self.key.interval else 0
         try:
             for first, last in gaps.spans:
-                if self.key.interval is None:
+                if spec_of(self.key).slots is not None:
+                    answer = without_near(self.key, _of_day(self._of_time(first, last + 1), day, self.key), rows.table)
+                elif self.key.interval is None:
                     around = _around(rows.table, first, last)
-                    answer = _of_day(self.rest().agg_trades_of_ids(self.key, first, last, around), day)
+                    answer = _of_day(self.rest().agg_trades_of_ids(self.key, first, last, around), day, self.key)
                 else:
                     answer = self.rest().klines(self.key, first, last + step)
                 rows = self.filled_in(rows, answer)
         except SourceError as error:
             logger.info("%s %s: cannot fill gaps inside the day: %s", self.key, day, error)
         return rows
+
+    def _of_time(self, start_us: int, end_us: int) -> RestRows:
+        return self.rest().of_time(self.key, start_us, end_us)
 
     # --- candles ------------------------------------------------------------------------------------------------
 
@@ -121,7 +141,7 @@ class GapFiller:
                 rows = self.filled_in(rows, self.rest().klines(self.key, first, last + step))
         except SourceError as error:
             # Candles have no reach: a refusal of REST may pass.
-            return replace(rows, rest=_answer_of(error).model_copy(update={"beyond_reach": False}))
+            return replace(rows, rest=answer_of(error).model_copy(update={"beyond_reach": False}))
         return replace(rows, rest=RestAnswer(answered=True))
 
     def without_overlaps(self, rows: DayRows) -> DayRows:
@@ -211,7 +231,7 @@ class GapFiller:
         try:
             answer = self.rest().agg_trades_of_ids(self.key, first, last, between_us)
         except SourceError as error:
-            return IdsResult(None, (AnsweredIds(first, last, _answer_of(error)),), str(error))
+            return IdsResult(None, (AnsweredIds(first, last, answer_of(error)),), str(error))
         had = ints(answer.table, "agg_trade_id")
         until = last if not answer.cut else int(had[-1]) if len(had) else first - 1
         served = (int(had[0]) if len(had) else until + 1) if answer.beyond else first
@@ -295,7 +315,7 @@ class IdsResult:
         """Split into the trades of a day, and the ids of trades of other days."""
         if self.rows is None:
             return None, []
-        mine, name = _of_day(self.rows, day), spec_of(key).key
+        mine, name = _of_day(self.rows, day, key), spec_of(key).key
         others = np.setdiff1d(ints(self.rows.table, name), ints(mine.table, name))
         elsewhere = [
             AnsweredIds(one.first, one.last, RestAnswer(answered=True, elsewhere=True)) for one in key_ranges(others, 1)
@@ -323,12 +343,6 @@ def _split_answered(
     return answered, to_request
 
 
-def _answer_of(error: SourceError) -> RestAnswer:
-    """Return the answer behind an error. A refusal is an answer, because it would repeat."""
-    refused, beyond = isinstance(error, RefusedError), isinstance(error, BeyondReachError)
-    return RestAnswer(answered=refused, reason=str(error), beyond_reach=beyond)
-
-
 def _around(table: pa.Table, first: int, last: int) -> tuple[int, int]:
     """Return the times of the trades before and after a run of ids (microseconds UTC). The table must have both."""
     keys, times = ints(table, "agg_trade_id"), ints(table, "transact_time")
@@ -341,8 +355,8 @@ def missing_between(first: int, last: int, there: Ints) -> tuple[tuple[int, int]
     return tuple((int(edges[n]) + 1, int(edges[n + 1]) - 1) for n in np.flatnonzero(np.diff(edges) > 1))
 
 
-def _of_day(answer: RestRows, day: date) -> RestRows:
-    times, start = ints(answer.table, "transact_time"), clock.day_start_us(day)
+def _of_day(answer: RestRows, day: date, key: SeriesKey) -> RestRows:
+    times, start = ints(answer.table, spec_of(key).time), clock.day_start_us(day)
     inside = (times >= start) & (times < start + clock.US_PER_DAY)
     return replace(answer, table=answer.table.filter(pa.array(inside)))
 
@@ -397,7 +411,9 @@ def with_stored_rows(key: SeriesKey, stored: DayRows, rows: DayRows) -> DayRows:
     if key.interval is not None:
         overlaps = overlapping(*_span_of(only_rest), rows.table, interval_us(key.interval), rows.reach_us)
         only_rest = only_rest.filter(pa.array(~overlaps))
-    found = difference(stored.table, rows.table, spec, key_format(key))
+    only_rest = only_new_slots(key, only_rest, rows.table)
+    compared = spec if stored.of_archive else of_both_sources(spec)
+    found = difference(stored.table, rows.table, compared, key_format(key))
     changes = replace(found, removed=np.setdiff1d(found.removed, ints(only_rest, spec.key)))
     findings: list[Finding] = []
     if stored.of_archive:

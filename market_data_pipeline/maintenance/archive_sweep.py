@@ -23,7 +23,7 @@ from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
 from market_data_pipeline.maintenance.scrub import OnProgress
-from market_data_pipeline.model.datasets import MOST_PAGES, monthly_may_replace
+from market_data_pipeline.model.datasets import MOST_PAGES, monthly_may_replace, spec_of
 from market_data_pipeline.model.day import FAILED, HELD, REFUSED, DayRecord, OtherArchive, after
 from market_data_pipeline.model.needs import expects_archive, knows_archive, needs, refused_archive
 from market_data_pipeline.model.provenance import ChecksumStatus, Source
@@ -286,12 +286,15 @@ def _cadences(key: SeriesKey, row: DayRecord, now: datetime) -> tuple[str, ...]:
     sources = (row.source or "").split("+") if row.outcome == HELD else []
     if Source.ARCHIVE_MONTHLY in sources:
         return ("monthly",)
+    month_over = (row.day.year, row.day.month) != (now.year, now.month)
+    if not spec_of(key).daily:
+        refused = row.outcome == FAILED and row.failure in REFUSED
+        return ("monthly",) if refused or (month_over and needs(row, now).awaits_archive) else ()
     if Source.ARCHIVE_DAILY in sources or (row.outcome == FAILED and row.failure in REFUSED):
         return ("daily",)
     if not needs(row, now).awaits_archive:
         return ()
     # A day without a daily archive may be in the monthly one, which appears in the first half of the next month.
-    month_over = (row.day.year, row.day.month) != (now.year, now.month)
     return ("daily", "monthly") if month_over and monthly_may_replace(key) else ("daily",)
 
 
@@ -305,7 +308,7 @@ def _compare(
             swept.discoveries.append(Discovery(Kind.VANISHED, key, _days(came_from_it), name))
         return
     etag, checksum = identity(file), listed.get(f"{name}.CHECKSUM")
-    replaced = []
+    replaced, own = [], not spec_of(key).daily
     for row in came_from_it:
         same = _is_same(row, file)
         swept.without_etag += same is None
@@ -317,7 +320,7 @@ def _compare(
         row
         for row in rows
         if row not in replaced
-        and (is_published(row, file, checksum) if name == key.archive_daily(row.day) else _is_newer(file, row))
+        and (is_published(row, file, checksum) if own or name == key.archive_daily(row.day) else _is_newer(file, row))
     ]
     refused = [row for row in rows if row not in replaced and row not in published and refused_archive(row, etag)]
     for kind, concerned in ((Kind.REPLACED, replaced), (Kind.PUBLISHED, published), (Kind.REFUSED, refused)):

@@ -27,11 +27,13 @@ class Column:
         kind: Kind of the values. ``time`` is an integer in the source, in milliseconds or microseconds since 1970. A
             ``word`` is mostly the same from row to row. An ``ignore`` column is in the CSV only.
         rest: Field of the REST answer if its rows are objects. Kline rows are arrays in the CSV's order.
+        spacing: True if REST does not have it, and it is computed as the hours since the previous row.
     """
 
     name: str
     kind: Kind
     rest: str = ""
+    spacing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class RestEndpoint:
         weight: Request weight of one page.
         max_span: Longest time between startTime and endTime in one request.
         reach: Age of the oldest rows that REST serves. None means no limit. Older rows come from the archive only.
+        budget: Name in :data:`REQUEST_BUDGETS` if Binance counts its requests apart from the weight. Else empty.
     """
 
     path: str
@@ -51,6 +54,34 @@ class RestEndpoint:
     weight: int
     max_span: timedelta | None = None
     reach: timedelta | None = None
+    budget: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestBudget:
+    """Most requests of one IP address to a group of endpoints, in a span of time."""
+
+    requests: int
+    seconds: int
+
+
+REQUEST_BUDGETS: dict[str, RequestBudget] = {"funding": RequestBudget(500, 300)}
+"""Groups of endpoints with a limit of requests. Binance counts fundingRate and fundingInfo together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Times at which a data type without interval has rows.
+
+    Attributes:
+        hours: Column with the hours until the next row. A change of it is a fact, not a gap.
+        tolerance: Largest distance of a row from its slot. Binance's times are late by some milliseconds.
+        most_a_day: Most rows of a day.
+    """
+
+    hours: str
+    tolerance: timedelta
+    most_a_day: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +125,10 @@ class Spec:
             only 30 requests among 30 big downloads.
         dictionary: Columns with dictionary encoding, in addition to symbol and interval.
         delta: Columns with the encoding DELTA_BINARY_PACKED.
+        daily: True if the archive has daily zips. Without them, a monthly zip fills the files of its days.
+        slots: Times of the rows, if neither an interval nor consecutive ids show which rows are missing.
+        closes_months: True if the days of a past month become one file. Candles would be many small files otherwise.
+        about: Description of a series for people, in one line, with the places ``{series}`` and ``{market}``.
     """
 
     market: Market
@@ -106,6 +141,10 @@ class Spec:
     dictionary: tuple[str, ...]
     delta: tuple[str, ...]
     compression: Compression
+    daily: bool = True
+    slots: Slots | None = None
+    closes_months: bool = False
+    about: str = ""
 
 
 def _kline_columns(quote: str) -> tuple[Column, ...]:
@@ -142,14 +181,64 @@ def _klines(market: Market, rest: RestEndpoint) -> Spec:
     delta = ("open_time", "close_time", "count")
     # Compared with zstd, lz4 halves the time to write and read a day of 1m and takes two thirds of the time of queries
     # over months. Files are a fifth larger. The columns of a day are so short that zstd mostly spends time on setup.
-    return Spec(market, DataType.KLINES, columns, "open_time", "open_time", rest, True, (), delta, "lz4")
+    return Spec(
+        market,
+        DataType.KLINES,
+        columns,
+        "open_time",
+        "open_time",
+        rest,
+        True,
+        (),
+        delta,
+        "lz4",
+        closes_months=True,
+        about="Klines of {series} from Binance {market}, one row per candle.",
+    )
 
 
 def _agg_trades(market: Market, columns: tuple[Column, ...], rest: RestEndpoint) -> Spec:
     delta = ("agg_trade_id", "first_trade_id", "last_trade_id", "transact_time")
     dictionary = ("quantity",)
     return Spec(
-        market, DataType.AGG_TRADES, columns, "agg_trade_id", "transact_time", rest, False, dictionary, delta, "zstd"
+        market,
+        DataType.AGG_TRADES,
+        columns,
+        "agg_trade_id",
+        "transact_time",
+        rest,
+        False,
+        dictionary,
+        delta,
+        "zstd",
+        about="Aggregated trades of {series} from Binance {market}. A row has all fills of one order at one price and "
+        "time.",
+    )
+
+
+_FUNDING_RATE_COLUMNS = (
+    Column("calc_time", "time", "fundingTime"),
+    Column("funding_interval_hours", "int", spacing=True),
+    Column("last_funding_rate", "float", "fundingRate"),
+)
+
+
+def _funding_rate(market: Market, path: str) -> Spec:
+    return Spec(
+        market,
+        DataType.FUNDING_RATE,
+        _FUNDING_RATE_COLUMNS,
+        "calc_time",
+        "calc_time",
+        RestEndpoint(path, 1000, 1, budget="funding"),
+        True,
+        (),
+        ("calc_time", "funding_interval_hours"),
+        "lz4",
+        daily=False,
+        slots=Slots("funding_interval_hours", timedelta(minutes=1), 24),
+        closes_months=True,
+        about="Funding rates of {series} from Binance {market}, one row per payment. The interval may change.",
     )
 
 
@@ -175,6 +264,8 @@ _ROWS = (
         _AGG_TRADE_COLUMNS,
         RestEndpoint("/dapi/v1/aggTrades", 1000, 20, max_span=_HOUR, reach=24 * _HOUR),
     ),
+    _funding_rate(Market.UM, "/fapi/v1/fundingRate"),
+    _funding_rate(Market.CM, "/dapi/v1/fundingRate"),
 )
 
 SPECS: dict[tuple[Market, DataType], Spec] = {(spec.market, spec.data_type): spec for spec in _ROWS}
@@ -212,6 +303,11 @@ def data_types_of(market: Market) -> tuple[DataType, ...]:
     )
 
 
+def published_types(market: Market) -> tuple[DataType, ...]:
+    """Return the data types that Binance publishes for a market, in the order of :class:`DataType`."""
+    return tuple(data_type for data_type in DataType if (market, data_type) in SPECS)
+
+
 def lake_columns(market: Market, data_type: DataType) -> tuple[Column, ...]:
     """Return the columns of a series' files in the lake, also for derived types. Symbol and interval come first."""
     labels = ("symbol", "interval") if data_type.has_interval else ("symbol",)
@@ -220,13 +316,24 @@ def lake_columns(market: Market, data_type: DataType) -> tuple[Column, ...]:
 
 
 def monthly_may_replace(key: SeriesKey) -> bool:
-    """Return True if a monthly zip may replace the daily zips. 1s klines are too bulky, like trades."""
-    return spec_of(key).monthly and key.interval is not None and INTERVALS[key.interval] >= 60
+    """Return True if a monthly zip may fill days. 1s klines are too bulky, like trades."""
+    return spec_of(key).monthly and (key.interval is None or INTERVALS[key.interval] >= 60)
+
+
+_CLOSING_MONTHS = frozenset(spec.data_type for spec in _ROWS if spec.closes_months)
 
 
 def closes_months(data_type: DataType) -> bool:
-    """Return True if the days of a past month become one file. Candles would be many small files otherwise."""
-    return data_type is DataType.KLINES
+    """Return True if the days of a past month become one file."""
+    return data_type in _CLOSING_MONTHS
+
+
+_KEYED_BY_ID = frozenset(spec.data_type for spec in _ROWS if spec.key != spec.time)
+
+
+def keyed_by_time(data_type: DataType) -> bool:
+    """Return True if the key of a row is its time. Keys of aggTrades are ids."""
+    return data_type not in _KEYED_BY_ID
 
 
 def expected_rows(key: SeriesKey) -> int | None:
@@ -248,8 +355,18 @@ def most_rows(key: SeriesKey, days: int) -> int:
     Some archives repeat rows (binance-public-data #203) or have candles off the grid (2018-02-09). The bound for
     candles is therefore a little above twice their number.
     """
-    expected = expected_rows(key)
+    expected = _most_a_day(key)
     return MOST_TRADES_A_DAY * days if expected is None else most_repeated(expected * days)
+
+
+def _most_a_day(key: SeriesKey) -> int | None:
+    slots = spec_of(key).slots
+    return expected_rows(key) if slots is None else slots.most_a_day
+
+
+def is_bounded(key: SeriesKey) -> bool:
+    """Return True if the number of rows in a day has a known limit. Trades have none."""
+    return _most_a_day(key) is not None
 
 
 def most_repeated(rows: int) -> int:

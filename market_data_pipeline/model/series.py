@@ -34,6 +34,8 @@ class DataType(StrEnum):
 
     KLINES = "klines"
     AGG_TRADES = "aggTrades"
+    FUNDING_RATE = "fundingRate"
+    """Funding of perpetual futures, every 1 to 8 hours."""
     TRADE_PROFILE = "tradeProfile"
     """Derived from aggTrades, one row per day. It has no archive."""
 

@@ -15,17 +15,15 @@ from market_data_pipeline.sandbox.faults import (
     ReplacedArchive,
     ScrambledArchive,
 )
+from market_data_pipeline.sandbox.forms import FORMS
 from market_data_pipeline.sandbox.generator import DAY_US
-from market_data_pipeline.sandbox.rows import AGG_TRADES_HEADER, KLINES_HEADER, TIME_COLUMNS, TextRows
+from market_data_pipeline.sandbox.rows import TextRows
 from market_data_pipeline.sandbox.zips import make_zip
-
-_QUANTITY = {DataType.KLINES: 5, DataType.AGG_TRADES: 2}
-_CLOSE_OR_PRICE = {DataType.KLINES: 4, DataType.AGG_TRADES: 1}
 
 
 def without_rows(rows: TextRows, start: int, end: int) -> TextRows:
     """Drop the rows timed from ``start`` to ``end`` (exclusive). Both are microseconds since 1970 (UTC)."""
-    column = TIME_COLUMNS[rows.data_type][0]
+    column = FORMS[rows.data_type].times[0]
     return TextRows(rows.data_type, [row for row in rows.rows if not start <= int(row[column]) < end])
 
 
@@ -34,10 +32,11 @@ def with_changed_rows(rows: TextRows, start: int, end: int, column: str) -> Text
 
     Return the rows unchanged if their data type has no such column.
     """
-    names = (KLINES_HEADER if rows.data_type is DataType.KLINES else AGG_TRADES_HEADER).split(",")
+    form = FORMS[rows.data_type]
+    names = form.header.split(",")
     if column not in names:
         return rows
-    at, time = names.index(column), TIME_COLUMNS[rows.data_type][0]
+    at, time = names.index(column), form.times[0]
     changed = [_changed(row, at) if start <= int(row[time]) < end else row for row in rows.rows]
     return replace(rows, rows=changed)
 
@@ -56,7 +55,7 @@ def with_shifted_rows(rows: TextRows, start: int, end: int, shift: int) -> TextR
 
 def with_repeated(rows: TextRows, before: list[str], midnight: int | None) -> TextRows:
     """Prepend an aggTrade of the previous day. It takes the time of ``midnight``, or stays as it is with None."""
-    column = TIME_COLUMNS[rows.data_type][0]
+    column = FORMS[rows.data_type].times[0]
     own = before[column] if midnight is None else str(midnight)
     return replace(rows, rows=[[*before[:column], own, *before[column + 1 :]], *rows.rows])
 
@@ -104,7 +103,7 @@ def edit_lines(data_type: DataType, text: bytes, faults: Iterable[DayFault], now
 def _replaced(data_type: DataType, rows: list[list[str]], fault: ReplacedArchive, *, later: bool) -> list[list[str]]:
     if fault.short_by:
         return rows if later else rows[: -fault.short_by]
-    return [*rows[:-1], _changed(rows[-1], _QUANTITY[data_type])] if later and rows else rows
+    return [*rows[:-1], _changed(rows[-1], FORMS[data_type].amount)] if later and rows else rows
 
 
 def _changed(row: list[str], column: int) -> list[str]:
@@ -115,7 +114,7 @@ def _changed(row: list[str], column: int) -> list[str]:
 
 def _damaged(data_type: DataType, rows: list[list[str]], damage: Damage) -> list[list[str]]:
     middle = len(rows) // 2
-    times = TIME_COLUMNS[data_type]
+    times = FORMS[data_type].times
     match damage:
         case Damage.EXTRA_COLUMN:
             return [[*row, "0"] for row in rows]
@@ -131,7 +130,7 @@ def _damaged(data_type: DataType, rows: list[list[str]], damage: Damage) -> list
         case Damage.DUPLICATES:
             return [*rows[: middle + 1], *rows[middle:]]
         case Damage.CONFLICTING_DUPLICATES:
-            return [*rows[:middle], _changed(rows[middle], _CLOSE_OR_PRICE[data_type]), *rows[middle:]]
+            return [*rows[:middle], _changed(rows[middle], FORMS[data_type].value), *rows[middle:]]
         case _:
             return rows
 
@@ -143,7 +142,7 @@ def scrambled(data_type: DataType, rows: list[list[str]], fault: ScrambledArchiv
         rows = _with_holes(rows, random, keep=0 if fault.drop_ends else 1)
     if fault.conflict and rows:
         row = random.choice(rows)
-        rows = _insert(rows, _changed(row, _CLOSE_OR_PRICE[data_type]), random)
+        rows = _insert(rows, _changed(row, FORMS[data_type].value), random)
     if fault.repeat and rows:
         for row in random.choices(rows, k=random.randint(0, 5)):
             rows = _insert(rows, row, random)

@@ -49,6 +49,8 @@ from market_data_pipeline.sandbox.faults import (
     ShiftedRows,
     SpanFault,
 )
+from market_data_pipeline.sandbox.forms import FORMS, types_in
+from market_data_pipeline.sandbox.funding import funding_rows
 from market_data_pipeline.sandbox.generator import (
     DAY_US,
     MICROSECONDS_FROM,
@@ -63,8 +65,6 @@ from market_data_pipeline.sandbox.generator import (
     trades_on,
 )
 from market_data_pipeline.sandbox.rows import (
-    AGG_TRADES_HEADER,
-    KLINES_HEADER,
     KlineRows,
     Rows,
     TradeRows,
@@ -77,7 +77,7 @@ HEADER_FROM = date(2022, 7, 1)
 """First day on which futures archives begin with a header. Older ones and all spot archives have none."""
 
 _KEY = re.compile(
-    r"data/(?P<market>spot|futures/um|futures/cm)/(?P<cadence>daily|monthly)/(?P<data_type>klines|aggTrades)/"
+    r"data/(?P<market>spot|futures/um|futures/cm)/(?P<cadence>daily|monthly)/(?P<data_type>[A-Za-z]+)/"
     r"(?P<symbol>[^/]+)/(?:(?P<interval>[^/]+)/)?(?P<name>[^/]+)-(?P<period>\d{4}-\d\d(?:-\d\d)?)\.zip"
 )
 
@@ -303,11 +303,7 @@ class Exchange(ABC):
         microseconds = series.market is Market.SPOT and archive.period >= MICROSECONDS_FROM
         header = series.market is not Market.SPOT and archive.period >= HEADER_FROM
         damages: set[Damage] = set()
-        parts = (
-            [f"{KLINES_HEADER if series.data_type is DataType.KLINES else AGG_TRADES_HEADER}\n".encode()]
-            if header
-            else []
-        )
+        parts = [f"{FORMS[series.data_type].header}\n".encode()] if header else []
         listed = self.days(series)
         for day in archive.days:
             own = [
@@ -497,7 +493,9 @@ class GeneratedExchange(Exchange):
             return whole.until(now_us) if open_day else whole
 
         rows: Rows
-        if series.interval is None:
+        if series.data_type is DataType.FUNDING_RATE:
+            rows = funding_rows(symbol, self.seed, day, now_us)
+        elif series.interval is None:
             rows = TradeRows(trades())
         else:
             length = interval_us(series.interval)
@@ -531,16 +529,22 @@ class GeneratedExchange(Exchange):
         match rest:
             case []:
                 return ["daily/", "monthly/"]
-            case ["daily" | "monthly"]:
-                return ["klines/", "aggTrades/"]
-            case ["daily" | "monthly", "klines" | "aggTrades"]:
+            case ["daily" | "monthly" as cadence]:
+                return [f"{data_type}/" for data_type in types_in(market, cadence)]
+            case ["daily" | "monthly" as cadence, folder, *below] if folder in types_in(market, cadence):
+                return self._below_type(market, DataType(folder), cadence, below)
+        return []
+
+    def _below_type(self, market: Market, data_type: DataType, cadence: str, below: list[str]) -> list[str]:
+        match below:
+            case []:
                 return [f"{symbol.symbol}/" for symbol in self.symbols(market)]
-            case ["daily" | "monthly", "klines", symbol] if (market, symbol) in self._symbols:
+            case [symbol] if data_type.has_interval and (market, symbol) in self._symbols:
                 return [f"{interval}/" for interval in intervals_of(market)]
-            case ["daily" | "monthly" as cadence, "klines", symbol, interval] if interval in intervals_of(market):
-                return self._leaf(market, DataType.KLINES, symbol, interval, cadence)
-            case ["daily" | "monthly" as cadence, "aggTrades", symbol]:
-                return self._leaf(market, DataType.AGG_TRADES, symbol, None, cadence)
+            case [symbol] if not data_type.has_interval:
+                return self._leaf(market, data_type, symbol, None, cadence)
+            case [symbol, interval] if data_type.has_interval and interval in intervals_of(market):
+                return self._leaf(market, data_type, symbol, interval, cadence)
         return []
 
     def _leaf(self, market: Market, data_type: DataType, symbol: str, interval: str | None, cadence: str) -> list[str]:
@@ -563,9 +567,13 @@ class GeneratedExchange(Exchange):
         return self.now() >= self.published_at(archive)
 
     def _exists(self, archive: Archive) -> bool:
-        symbol = self._symbols.get((archive.series.market, archive.series.symbol))
-        return symbol is not None and any(
-            day >= symbol.first_archived and trades_on(symbol, day) for day in archive.days
+        series = archive.series
+        symbol = self._symbols.get((series.market, series.symbol))
+        published = series.data_type in types_in(series.market, archive.cadence)
+        return (
+            published
+            and symbol is not None
+            and any(day >= symbol.first_archived and trades_on(symbol, day) for day in archive.days)
         )
 
     def _plain(self, key: str) -> ArchiveFile | None:
@@ -585,6 +593,8 @@ class GeneratedExchange(Exchange):
     def _estimate(self, archive: Archive) -> int:
         """Estimate the size of a zip from the deflated bytes per row."""
         symbol = self._symbols[archive.series.market, archive.series.symbol]
+        if archive.series.data_type is DataType.FUNDING_RATE:
+            return 900
         if archive.series.interval is None:
             return len(archive.days) * symbol.trades_per_day * 21 + 150
         return len(archive.days) * (DAY_US // interval_us(archive.series.interval)) * 52 + 150

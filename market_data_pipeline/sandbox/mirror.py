@@ -28,6 +28,7 @@ from market_data_pipeline.sandbox.exchange import (
     read_key,
 )
 from market_data_pipeline.sandbox.faults import Faults
+from market_data_pipeline.sandbox.forms import FORMS
 from market_data_pipeline.sandbox.generator import day_start_us, moment_us
 from market_data_pipeline.sandbox.rows import Rows, TextRows, read_csv
 
@@ -60,7 +61,7 @@ class MirrorExchange(Exchange):
         names = {
             path.name
             for path in (self.folder / "data" / market.archive_folder).glob("*/*/*")
-            if path.is_dir() and path.parent.name in (DataType.KLINES, DataType.AGG_TRADES)
+            if path.is_dir() and path.parent.name in FORMS
         }
         quote = "USD" if market is Market.CM else "USDT"
         start = datetime(2017, 7, 14, tzinfo=UTC)

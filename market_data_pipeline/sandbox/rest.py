@@ -11,6 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,11 @@ MAX_LIMIT = {
     (Market.SPOT, "aggTrades"): 1_000,
     (Market.UM, "aggTrades"): 1_000,
     (Market.CM, "aggTrades"): 1_000,
+    (Market.UM, "fundingRate"): 1_000,
+    (Market.CM, "fundingRate"): 1_000,
 }
+DEFAULT_LIMIT = {"fundingRate": 100}
+"""Rows of an answer without a limit, if they are not 500."""
 _HOUR_US = 3_600_000_000
 _DAY_US = 24 * _HOUR_US
 _FAR = 1 << 62
@@ -82,7 +87,7 @@ def answer(
     Args:
         exchange: the source of the rows.
         market: the API that receives the request.
-        endpoint: ``klines``, ``aggTrades``, ``exchangeInfo``, ``time`` or ``ping``.
+        endpoint: ``klines``, ``aggTrades``, ``fundingRate``, ``exchangeInfo``, ``time`` or ``ping``.
         parameters: the query.
         microseconds: True if the request has the header ``X-MBX-TIME-UNIT: MICROSECOND``. Futures ignore it.
     """
@@ -95,6 +100,8 @@ def answer(
                 payload = _klines(exchange, market, parameters, limit, divisor)
             case "aggTrades":
                 payload = _agg_trades(exchange, market, parameters, limit, divisor)
+            case "fundingRate" if market is not Market.SPOT:
+                payload = _funding_rates(exchange, market, parameters, limit)
             case "exchangeInfo":
                 payload = _exchange_info(exchange, market, parameters, divisor)
             case "time":
@@ -119,7 +126,7 @@ def _limit(parameters: Mapping[str, str], market: Market, endpoint: str) -> int:
     limit = _number(parameters, "limit")
     greatest = MAX_LIMIT.get((market, endpoint), 500)
     if limit is None:
-        return 500
+        return DEFAULT_LIMIT.get(endpoint, 500)
     if limit == 0 or (limit > greatest and market is not Market.SPOT):
         raise Refusal(-1130, "Data sent for parameter 'limit' is not valid.")
     return min(limit, greatest)
@@ -230,6 +237,20 @@ def _agg_trades(
     else:
         rows = _newest(exchange, series, until, limit)
     return [_agg_trade(r, market, divisor) for r in rows]
+
+
+def _funding_rates(
+    exchange: Exchange, market: Market, parameters: Mapping[str, str], limit: int
+) -> list[dict[str, Any]]:
+    """Return funding rates with both ends included: the oldest from startTime on, or the newest without times."""
+    series = _series(exchange, market, parameters, DataType.FUNDING_RATE)
+    start, end = _times(parameters, market)
+    until = min(_FAR if end is None else end, moment_us(exchange.now()))
+    rows = _newest(exchange, series, until, limit) if not start else _oldest(exchange, series, start, until, limit)
+    return [
+        {"symbol": series.symbol, "fundingTime": int(at) // 1_000, "fundingRate": f"{Decimal(rate):.8f}"}
+        for at, _, rate in rows
+    ]
 
 
 def _too_old(market: Market) -> Refusal:

@@ -14,16 +14,10 @@ import numpy.typing as npt
 
 from market_data_pipeline.model.series import DataType, Market
 from market_data_pipeline.sandbox.csv_writer import Decimals, Words, csv_text
+from market_data_pipeline.sandbox.forms import FORMS
 from market_data_pipeline.sandbox.generator import Klines, Trades
 
 Ints = npt.NDArray[np.int64]
-
-KLINES_HEADER = (
-    "open_time,open,high,low,close,volume,close_time,quote_volume,count,taker_buy_volume,taker_buy_quote_volume,ignore"
-)
-AGG_TRADES_HEADER = "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker"
-TIME_COLUMNS = {DataType.KLINES: (0, 6), DataType.AGG_TRADES: (5,)}
-"""Indexes of the time columns. The first one determines the day of a row."""
 
 
 class Rows(Protocol):
@@ -144,13 +138,13 @@ class TextRows:
     @property
     def times(self) -> Ints:
         """The open_time or transact_time of each row, in microseconds since 1970 (UTC)."""
-        column = TIME_COLUMNS[self.data_type][0]
+        column = FORMS[self.data_type].times[0]
         return np.array([int(row[column]) for row in self.rows], np.int64)
 
     @property
     def ids(self) -> Ints | None:
-        """The agg_trade_id of each row. None for klines."""
-        return None if self.data_type is DataType.KLINES else np.array([int(row[0]) for row in self.rows], np.int64)
+        """The agg_trade_id of each row. None for rows without ids."""
+        return np.array([int(row[0]) for row in self.rows], np.int64) if FORMS[self.data_type].ids else None
 
     def fields(self, start: int, stop: int) -> list[list[str]]:
         """Return the rows ``start`` to ``stop`` (exclusive) as text, with times in microseconds."""
@@ -163,7 +157,7 @@ class TextRows:
         lines = []
         for row in self.rows:
             line = list(row)
-            for column in TIME_COLUMNS[self.data_type]:
+            for column in FORMS[self.data_type].times:
                 line[column] = str(int(line[column]) // 1_000)
             lines.append(",".join(line) + "\n")
         return "".join(lines).encode()
@@ -189,7 +183,7 @@ def read_csv(data_type: DataType, text: str) -> TextRows:
         del lines[0]
     rows = [line.split(",") for line in lines]
     for row in rows:
-        for column in TIME_COLUMNS[data_type]:
+        for column in FORMS[data_type].times:
             if len(row[column]) < 16:
                 # A kline closes in the last microsecond of its last millisecond.
                 row[column] += "999" if column == 6 else "000"

@@ -56,7 +56,7 @@ _MOST_UNSENT = 1 << 22
 _TICK_SECONDS = 0.1
 """Interval at which the server updates the date in its answers and checks for Ctrl-C."""
 
-ENDPOINTS = ("klines", "aggTrades", "exchangeInfo", "time", "ping")
+ENDPOINTS = ("klines", "aggTrades", "fundingRate", "exchangeInfo", "time", "ping")
 URL_SETTINGS = (
     "MARKET_DATA_VISION_URL",
     "MARKET_DATA_VISION_LISTING_URL",

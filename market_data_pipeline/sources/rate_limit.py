@@ -133,6 +133,7 @@ class WeightBudget:
         folder: Folder of the budget, shared by all processes.
         stop: Ends its waits.
         patience: Longest recorded pause to wait for, in seconds.
+        seconds: Length of the limit's span, if it is not a minute.
 
     Raises:
         HostOffError: The folder is not private, or its files are unusable.
@@ -146,10 +147,12 @@ class WeightBudget:
         folder: Path,
         stop: Stop | None = None,
         patience: float = math.inf,
+        seconds: float = _MINUTE,
     ) -> None:
         stem = re.sub(r"[^A-Za-z0-9.-]", "_", host)
         self._host = host
         self._limit = per_minute
+        self._seconds = seconds
         self.ours = max(1, int(per_minute * share))
         self._stop = stop or Stop()
         self._patience = patience
@@ -188,7 +191,7 @@ class WeightBudget:
         now = time.time()
 
         def take(record: sqlite3.Connection) -> tuple[float, str] | None:
-            _drop_implausible(record, now, self._limit)
+            _drop_implausible(record, now, self._limit, self._seconds)
             if (pause := _heard(record, PAUSE) - now) > self._patience:
                 raise HostOffError(
                     f"{self._host} (REST) requested a pause with {in_words(pause)} left, longer than "
@@ -203,15 +206,19 @@ class WeightBudget:
                     left,
                     f"this address used {used:.0f} of the {self._limit} weight per minute",
                 )
-            if (left := _until_free(spent, self.ours - weight, now)) > 0:
+            if (left := _until_free(spent, self.ours - weight, now, self._seconds)) > 0:
                 return left, (
-                    f"your processes used {sum(one for _, one in spent)} of their {self.ours} weight per minute "
+                    f"your processes used {sum(one for _, one in spent)} of their {self.ours} {self._unit} "
                     f"({PREFIX}WEIGHT_SHARE)"
                 )
             record.execute("INSERT INTO spent VALUES (?, ?)", (now, weight))
             return None
 
         return self._record.change(take)
+
+    @property
+    def _unit(self) -> str:
+        return "weight per minute" if self._seconds == _MINUTE else f"requests in {in_words(self._seconds)}"
 
     def observe(self, used: int) -> None:
         """Record Binance's count of the weight that this address used in the current minute."""
@@ -225,7 +232,7 @@ class WeightBudget:
         now = time.time()
 
         def hear(record: sqlite3.Connection) -> None:
-            _drop_implausible(record, now, self._limit)
+            _drop_implausible(record, now, self._limit, self._seconds)
             if value >= _heard(record, what):
                 record.execute("INSERT OR REPLACE INTO heard VALUES (?, ?, ?)", (what, now, value))
 
@@ -284,13 +291,13 @@ def _plausible(seconds: float) -> float:
     return min(max(seconds, 0.0), LONGEST_BAN_SECONDS) if math.isfinite(seconds) else _MINUTE
 
 
-def _drop_implausible(record: sqlite3.Connection, now: float, limit: int) -> None:
+def _drop_implausible(record: sqlite3.Connection, now: float, limit: int, seconds: float) -> None:
     """Delete records that expired, are not numbers, or lie in the future (written under a wrong clock)."""
     latest = now + TOLERANCE_SECONDS
     record.execute(
         "DELETE FROM spent WHERE typeof(at) NOT IN ('real', 'integer') OR NOT at BETWEEN ? AND ?"
         " OR typeof(weight) != 'integer' OR NOT weight BETWEEN 1 AND ?",
-        (now - _MINUTE, latest, limit),
+        (now - seconds, latest, limit),
     )
     record.execute(
         "DELETE FROM heard WHERE typeof(at) NOT IN ('real', 'integer') OR typeof(value) NOT IN ('real', 'integer')"
@@ -310,14 +317,14 @@ def _spent(record: sqlite3.Connection) -> list[tuple[float, int]]:
     return record.execute("SELECT at, weight FROM spent ORDER BY at").fetchall()
 
 
-def _until_free(spent: list[tuple[float, int]], room: int, now: float) -> float:
+def _until_free(spent: list[tuple[float, int]], room: int, now: float, seconds: float) -> float:
     """Return the seconds until enough spent weight expires that at most ``room`` is left."""
     left, used = 0.0, sum(weight for _, weight in spent)
     for at, weight in spent:
         if used <= room:
             break
         used -= weight
-        left = at + _MINUTE - now + 0.001
+        left = at + seconds - now + 0.001
     return left
 
 

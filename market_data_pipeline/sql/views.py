@@ -16,7 +16,7 @@ from market_data_pipeline.lake.day_records import SERIES_LABELS
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import folder_of
 from market_data_pipeline.lake.reader import labels_of, time_column
-from market_data_pipeline.model.datasets import data_types_of
+from market_data_pipeline.model.datasets import data_types_of, keyed_by_time
 from market_data_pipeline.model.day import HELD
 from market_data_pipeline.model.findings import Verdict
 from market_data_pipeline.model.schema import lake_schema
@@ -77,12 +77,12 @@ def statements(
         )
     days = _where(days, place)
     with_rows = f"SELECT * FROM ({days}) WHERE outcome = {quoted(HELD)}"
+    timed = f"(data_type IN ({', '.join(quoted(one) for one in DataType if keyed_by_time(one))}))"
     verdicts, explained = (", ".join(map(quoted, sorted(some))) for some in (Verdict, EXPLAINED))
     made.append(f"CREATE OR REPLACE VIEW quality.coverage AS {_coverage(days)}")
-    made.append(f"CREATE OR REPLACE VIEW quality.findings AS {_FINDINGS.format(days=days)}")
-    made.append(
-        f"CREATE OR REPLACE VIEW quality.gaps AS {_GAPS.format(days=days, verdicts=verdicts, explained=explained)}"
-    )
+    made.append(f"CREATE OR REPLACE VIEW quality.findings AS {_FINDINGS.format(days=days, timed=timed)}")
+    gaps = _GAPS.format(days=days, verdicts=verdicts, explained=explained, timed=timed)
+    made.append(f"CREATE OR REPLACE VIEW quality.gaps AS {gaps}")
     compared = _where(_reconciled_days(layout), place)
     made.append(
         f"CREATE OR REPLACE VIEW quality.reconciliation AS {_RECONCILIATION.format(days=compared, rows=with_rows)}"
@@ -262,8 +262,8 @@ SELECT exchange, market, data_type, symbol, "interval", day,
     f."check" AS check_name, f.rule AS rule, f.severity AS severity, f."count" AS "count", f.message AS message,
     coalesce(f.evidence, '') AS evidence,
     r."first" AS first_key, r."last" AS last_key, r."count" AS range_count,
-    CASE WHEN "interval" IS NOT NULL THEN make_timestamp(r."first") END AS first_time,
-    CASE WHEN "interval" IS NOT NULL THEN make_timestamp(r."last") END AS last_time
+    CASE WHEN {timed} THEN make_timestamp(r."first") END AS first_time,
+    CASE WHEN {timed} THEN make_timestamp(r."last") END AS last_time
 FROM ranged
 """
 )
@@ -281,10 +281,10 @@ _GAPS = (
     FROM gap
 )
 SELECT exchange, market, data_type, symbol, "interval", day, f.rule AS verdict,
-    CASE WHEN "interval" IS NOT NULL THEN make_timestamp(r."first") END AS "first",
-    CASE WHEN "interval" IS NOT NULL THEN make_timestamp(r."last") END AS "last",
-    CASE WHEN "interval" IS NULL THEN r."first" END AS first_id,
-    CASE WHEN "interval" IS NULL THEN r."last" END AS last_id,
+    CASE WHEN {timed} THEN make_timestamp(r."first") END AS "first",
+    CASE WHEN {timed} THEN make_timestamp(r."last") END AS "last",
+    CASE WHEN NOT {timed} THEN r."first" END AS first_id,
+    CASE WHEN NOT {timed} THEN r."last" END AS last_id,
     CAST(r."count" AS BIGINT) AS "count", f.severity AS severity, f.rule IN ({explained}) AS explained,
     coalesce(f.evidence, '') AS evidence
 FROM ranged

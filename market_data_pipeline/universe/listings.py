@@ -19,7 +19,7 @@ from market_data_pipeline.model.series import EXCHANGE, DataType, Listing, Marke
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe.config import day_in
 from market_data_pipeline.universe.edit import write_lock
-from market_data_pipeline.universe.resolved import DATA_TYPES, Universe, is_pattern, lock_path
+from market_data_pipeline.universe.resolved import Universe, is_pattern, lock_path
 
 if TYPE_CHECKING:
     from market_data_pipeline.sources.binance.archive import Archive
@@ -196,8 +196,12 @@ def _listings_of(
     }
 
 
+_TRADED = (DataType.KLINES, DataType.AGG_TRADES)
+"""Data types of all traded symbols. The others have fewer symbols."""
+
+
 def _symbols_of(archive: ArchiveListing, market: Market) -> set[str]:
-    prefixes = (f"data/{market.archive_folder}/daily/{data_type}/" for data_type in DATA_TYPES)
+    prefixes = (f"data/{market.archive_folder}/daily/{data_type}/" for data_type in _TRADED)
     folders = (folder for prefix in prefixes for folder in archive.list_folders(prefix))
     return set(folders)
 

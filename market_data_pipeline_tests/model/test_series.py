@@ -100,9 +100,9 @@ def test_the_short_name_goes_without_the_exchange() -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: f"{spec.market}-{spec.data_type}")
-def test_every_row_of_the_table_says_by_its_key_whether_its_series_have_intervals(spec: Spec) -> None:
-    """Rows whose key is a time are candles of an interval; the name, the labels and the paths follow."""
-    of_candles = spec.key == spec.time
+def test_name_labels_and_paths_follow_from_the_table(spec: Spec) -> None:
+    """A series without ids and without slots has an interval."""
+    of_candles = spec.key == spec.time and spec.slots is None
     right, wrong = ("1h", None) if of_candles else (None, "1h")
     key = SeriesKey(EXCHANGE, spec.market, spec.data_type, "BTCUSDT", right)
     with pytest.raises(UsageError, match="interval"):

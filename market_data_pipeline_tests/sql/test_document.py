@@ -20,6 +20,7 @@ from market_data_pipeline.defs.in_process import run_ingest
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.model.reconciliation import DayReconciled
+from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.reconciliation.record import write_reconciled
 from market_data_pipeline.sandbox import MarketOutage, MissingRows, QuietSymbol, Sandbox, WrongChecksum
 from market_data_pipeline_tests.support.documents import DOCS, blocks_of
@@ -42,6 +43,9 @@ collect:
   - market: um
     symbols: [BTCUSDT, ETHUSDT]
     klines: {intervals: [1m], from: 2026-03-02}
+  - market: um
+    symbols: [ETHUSDT]
+    fundingRate: {from: 2026-03-02}
 """
 FAULTS = (
     MarketOutage(start=utc("2026-03-03T10:00"), end=utc("2026-03-03T10:20"), series="/spot/"),
@@ -72,6 +76,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         wanted = dict.fromkeys((klines("BTCUSDT", "1m"), klines("BTCUSDT", "1h"), klines("ETHUSDT", "1h")), spot)
         wanted |= {klines(symbol, "1m", "um"): spot[1:4] for symbol in ("BTCUSDT", "ETHUSDT")}
         wanted |= {agg_trades("BTCUSDT"): spot[2:4]}
+        wanted |= {SeriesKey(EXCHANGE, Market.UM, DataType.FUNDING_RATE, "ETHUSDT"): spot[1:4]}
         report = run_ingest(world.settings, wanted, profiles=True, coverage=True)
         assert [str(failure.day) for failure in report.failures] == ["2026-03-02"]
         reconcile(Layout(root))

@@ -16,6 +16,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.closed_months import close_months
 from market_data_pipeline.lake.partitions import known_series
+from market_data_pipeline.model.datasets import data_types_of
 from market_data_pipeline.model.day import FAILED, DayRecord
 from market_data_pipeline.model.findings import VERDICT_SEVERITY, Finding, Range, Severity, Verdict
 from market_data_pipeline.model.schema import lake_schema
@@ -25,7 +26,7 @@ from market_data_pipeline_tests.support.small_lake import TRADES_A_DAY, SmallLak
 
 BTC = series("BTCUSDT", "1h")
 at = datetime.fromisoformat
-SCHEMAS = [(market, data_type) for market in Market for data_type in DataType]
+SCHEMAS = [(market, data_type) for market in Market for data_type in data_types_of(market)]
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from market_data_pipeline.errors import SeriesBusyError
 from market_data_pipeline.ingest import Sources, ingest
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.maintenance.flat_candles import classify_with_rest
+from market_data_pipeline.model.datasets import keyed_by_time
 from market_data_pipeline.model.day import DayRecord
 from market_data_pipeline.model.findings import VERDICT_SEVERITY, Severity, shortened
 from market_data_pipeline.model.outcomes import DayOutcome
@@ -303,7 +304,7 @@ def continuity_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
 
 
 def _break_record(key: SeriesKey, found: Break) -> dict[str, str | int]:
-    shown: Callable[[int], str] = iso_time if key.interval else str
+    shown: Callable[[int], str] = iso_time if keyed_by_time(key.data_type) else str
     return {
         "series": str(key),
         "day": found.day.isoformat(),

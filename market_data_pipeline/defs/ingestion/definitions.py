@@ -7,7 +7,7 @@ Code that runs inside an asset does not belong here; see ``ingestion.run``.
 
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, assert_never
+from typing import Any
 
 import dagster as dg
 
@@ -16,7 +16,7 @@ from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT
 from market_data_pipeline.defs.reconciliation import definitions
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.model.datasets import MARKETS, Kind, lake_columns
+from market_data_pipeline.model.datasets import MARKETS, Kind, lake_columns, spec_of
 from market_data_pipeline.model.lineage import profile_of, source_of
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
 from market_data_pipeline.settings import Settings
@@ -139,36 +139,34 @@ def _describe(key: SeriesKey, layout: Layout) -> str:
     where = [f"symbol = '{key.symbol}'", *([f"\"interval\" = '{key.interval}'"] if key.interval else [])]
     view = f"{key.sql_schema}.{key.data_type.sql_name}"
     market = MARKET_NAMES[key.market]
-    match key.data_type:
-        case DataType.KLINES:
-            first_line = f"Klines of **{key.symbol}** at {key.interval} from Binance {market}, one row per candle."
-            python = f'MarketData().klines("{key.symbol}", "{key.interval}", "2024-01-01", market="{key.market}").df()'
-        case DataType.AGG_TRADES:
-            first_line = (
-                f"Aggregated trades of **{key.symbol}** from Binance {market}. A row has all fills of one order at one "
-                "price and time."
-            )
-            python = f'MarketData().agg_trades("{key.symbol}", "2024-01-01", market="{key.market}").df()'
-        case DataType.TRADE_PROFILE:
-            first_line = (
-                f"Daily trade statistics of **{key.symbol}**, one row per day, computed from `{source_of(key)}`.\n\n"
-                "Columns: VWAP, high, low, point of control (the price level with the most volume), volume bought and "
-                "sold by takers, cumulative delta and the number of trades."
-            )
-            python = f"MarketData().sql(\"FROM {view} WHERE symbol = '{key.symbol}'\").df()"
-        case other:
-            assert_never(other)
-    units = (
-        "Contracts are inverse. `volume` is in contracts, and VWAP is Σq / Σ(q/p)."
-        if MARKETS[key.market].inverse
-        else "Volumes are in the base asset."
-    )
+    if key.data_type is DataType.TRADE_PROFILE:
+        first_line = (
+            f"Daily trade statistics of **{key.symbol}**, one row per day, computed from `{source_of(key)}`.\n\n"
+            "Columns: VWAP, high, low, point of control (the price level with the most volume), volume bought and "
+            "sold by takers, cumulative delta and the number of trades."
+        )
+        python = f"MarketData().sql(\"FROM {view} WHERE symbol = '{key.symbol}'\").df()"
+    else:
+        name = f"**{key.symbol}** at {key.interval}" if key.interval else f"**{key.symbol}**"
+        first_line = spec_of(key).about.format(series=name, market=market)
+        arguments = ", ".join(f'"{one}"' for one in filter(None, (key.symbol, key.interval, "2024-01-01")))
+        python = f'MarketData().{key.data_type.sql_name}({arguments}, market="{key.market}").df()'
+    has_volumes = any(column.name in _VOLUMES for column in lake_columns(key.market, key.data_type))
     return (
-        f"{first_line}\n\nEach partition is one UTC day. Times are UTC. {units}\n\n"
+        f"{first_line}\n\nEach partition is one UTC day. Times are UTC.{_units(key) if has_volumes else ''}\n\n"
         f"**Files:** `{layout.folder(key)}/<day>.parquet`\n\n"
         f'**SQL:** `market-data sql "FROM {view} WHERE {" AND ".join(where)} LIMIT 10"`\n\n'
         f"**Python:** `{python}`"
     )
+
+
+_VOLUMES = ("volume", "quantity")
+
+
+def _units(key: SeriesKey) -> str:
+    if MARKETS[key.market].inverse:
+        return " Contracts are inverse. `volume` is in contracts, and VWAP is Σq / Σ(q/p)."
+    return " Volumes are in the base asset."
 
 
 _COLUMNS: Mapping[str, str] = {
@@ -195,6 +193,9 @@ _COLUMNS: Mapping[str, str] = {
     "transact_time": "Time of the trade (UTC).",
     "is_buyer_maker": "True if the seller was the taker.",
     "is_best_match": "Binance's flag of the best price match (spot only).",
+    "calc_time": "Time of the funding (UTC), some milliseconds late.",
+    "funding_interval_hours": "Hours between two fundings. REST does not have it: there, the hours since the last one.",
+    "last_funding_rate": "Funding rate. Longs pay shorts if it is positive.",
     "day": "The UTC day.",
     "vwap": "Volume-weighted average price: Σpq / Σq, in cm Σq / Σ(q/p).",
     "point_of_control": "Lower edge of the price level with the most volume. Ties go to the lowest level.",

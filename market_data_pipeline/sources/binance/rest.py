@@ -29,7 +29,7 @@ from market_data_pipeline.errors import (
     RefusedError,
     RestAnswerError,
 )
-from market_data_pipeline.model.datasets import MARKETS, RestEndpoint, spec_of
+from market_data_pipeline.model.datasets import MARKETS, REQUEST_BUDGETS, RestEndpoint, spec_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey, interval_us
 from market_data_pipeline.model.waits import Stop, in_words
@@ -115,7 +115,8 @@ class RestApi:
     def __init__(self, market: Market, settings: Settings, stop: Stop | None = None) -> None:
         self.market = market
         self._facts = MARKETS[market]
-        stop = stop or Stop()
+        self._stop = stop = stop or Stop()
+        self._requests: dict[str, WeightBudget] = {}
         self._host = Host(settings.rest_url(market), settings, stop=stop)
         self._settings = settings
         self._budget = WeightBudget(
@@ -172,6 +173,33 @@ class RestApi:
             found.column("close_time"), pa.scalar(clock.naive_utc(now), found.schema.field("close_time").type)
         )
         return RestRows(found.filter(closed), f"{self._host.url}{endpoint.path}", now)
+
+    def of_time(self, key: SeriesKey, start_us: int, end_us: int) -> RestRows:
+        """Fetch rows with ``start_us <= time < end_us`` (microseconds UTC), for types whose rows have only a time.
+
+        The request begins a day earlier, because the interval of a row is its distance from the row before.
+
+        Raises:
+            HostOffError: The host refuses, or did so before in this run.
+            NetworkError: No response.
+            RestAnswerError: A response is not understood.
+        """
+        endpoint = spec_of(key).rest
+        time_field = next(column.rest for column in spec_of(key).columns if column.name == spec_of(key).time)
+        now = self._server_now()
+        first, end = start_us - clock.US_PER_DAY, min(end_us, clock.to_us(now))
+        cursor, every = first, list[Any]()
+        while cursor < end:
+            rows = self._rows(endpoint, _by_time(key, cursor, end, endpoint))
+            every += rows
+            if len(rows) < endpoint.page:
+                break
+            cursor = (_time_in(rows[-1], time_field, endpoint) + 1) * self._unit
+        empty = lake_schema(key.market, key.data_type).empty_table()
+        found = self._table(every, key, (first, end - 1)) if every else empty
+        times = pc.cast(found.column(spec_of(key).time), pa.int64())
+        inside = pc.and_(pc.greater_equal(times, pa.scalar(start_us)), pc.less(times, pa.scalar(end)))
+        return RestRows(found.filter(inside), f"{self._host.url}{endpoint.path}", now)
 
     def agg_trades(
         self, key: SeriesKey, start_us: int, end_us: int, from_id: int | None = None, since_us: int | None = None
@@ -346,7 +374,7 @@ class RestApi:
         return server + timedelta(seconds=time.monotonic() - counted_from)
 
     def _rows(self, endpoint: RestEndpoint, params: dict[str, str]) -> list[Any]:
-        answer = self._request(endpoint.path, params, endpoint.weight)
+        answer = self._request(endpoint.path, params, endpoint.weight, endpoint.budget)
         rows = _json(answer)
         if not isinstance(rows, list):
             raise RestAnswerError(f"{answer.summary} instead of rows.")
@@ -383,9 +411,27 @@ class RestApi:
                 )
         return table
 
-    def _request(self, path: str, params: Mapping[str, str], weight: int) -> Answer:
+    def _requests_left(self, name: str) -> WeightBudget:
+        """Return the budget of a group of endpoints whose requests Binance counts apart from the weight."""
+        with self._lock:
+            if name not in self._requests:
+                limit = REQUEST_BUDGETS[name]
+                self._requests[name] = WeightBudget(
+                    f"{_budget_name(self.market, self._settings)}+{name}",
+                    limit.requests,
+                    self._settings.weight_share,
+                    self._settings.budget_dir or shared_folder(),
+                    self._stop,
+                    self._settings.rest_pause_seconds,
+                    seconds=limit.seconds,
+                )
+            return self._requests[name]
+
+    def _request(self, path: str, params: Mapping[str, str], weight: int, budget: str = "") -> Answer:
         for _ in range(_PATIENCE):
             with self._host.downloads:
+                if budget:
+                    self._requests_left(budget).acquire(1, self._refuse_if_off)
                 self._budget.acquire(weight, self._refuse_if_off)
                 self._refuse_if_off()  # another thread or process may have been banned meanwhile
                 answer = self._host.get(path, _ANSWER, dict(params), self._headers)
@@ -441,6 +487,8 @@ class RestApi:
         """Close all connections."""
         self._host.close()
         self._budget.close()
+        for budget in self._requests.values():
+            budget.close()
 
 
 def _json(answer: Answer) -> Any:
@@ -505,6 +553,14 @@ def _span_us(endpoint: RestEndpoint) -> int:
 def _by_time(key: SeriesKey, start_us: int, end_us: int, endpoint: RestEndpoint) -> dict[str, str]:
     start, end = start_us // 1000, (end_us - 1) // 1000
     return {"symbol": key.symbol, "startTime": str(start), "endTime": str(end), "limit": str(endpoint.page)}
+
+
+def _time_in(row: Any, field: str, endpoint: RestEndpoint) -> int:
+    """Return the time of a row as REST writes it."""
+    found = row.get(field) if isinstance(row, dict) else None
+    if not isinstance(found, int):
+        raise RestAnswerError(f"{endpoint.path} answered a row without the time {field}: {str(row)[:200]}.")
+    return found
 
 
 def _by_id(key: SeriesKey, from_id: int, endpoint: RestEndpoint) -> dict[str, str]:

@@ -24,9 +24,10 @@ import pyarrow.csv as pa_csv
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import MalformedError
-from market_data_pipeline.model.datasets import SPECS, Column, Spec, most_repeated, most_rows, spec_of
+from market_data_pipeline.model.datasets import SPECS, Column, Spec, is_bounded, most_repeated, most_rows, spec_of
 from market_data_pipeline.model.schema import ARROW_TYPES, TIME, WORD, lake_schema
 from market_data_pipeline.model.series import INTERVALS, DataType, Market, SeriesKey, interval_us
+from market_data_pipeline.sources.binance.spacing import hours_between
 from market_data_pipeline.sources.zips import inflated
 
 _ROW_BYTES = 400
@@ -208,7 +209,7 @@ def _is_interval(us: int, opened: npt.NDArray[np.int64]) -> bool:
 
 def _most_bytes(key: SeriesKey, days: int, size: int) -> int:
     """Return the maximum bytes of CSV in a zip of this many days and bytes."""
-    possible = _TRADES_RATIO * size if key.interval is None else most_rows(key, days) * _ROW_BYTES
+    possible = most_rows(key, days) * _ROW_BYTES if is_bounded(key) else _TRADES_RATIO * size
     return max(_LEAST_BOUND, possible)
 
 
@@ -395,8 +396,16 @@ def table_from_rest(rows: list[list[object]] | list[dict[str, object]], key: Ser
         if {*map(type, rows)} != {dict if spec.columns[0].rest else list}:
             raise TypeError("a row has the wrong type")
         columns = [
-            _rest_column([row[column.rest or at] for row in rows], column, unit)  # type: ignore[index]
+            pa.nulls(len(rows), pa.int64())
+            if column.spacing
+            else _rest_column([row[column.rest or at] for row in rows], column, unit)  # type: ignore[index]
             for at, column in columns_read
+        ]
+        names = [column.name for _, column in columns_read]
+        times = pc.cast(columns[names.index(spec.time)], pa.int64()).to_numpy()
+        columns = [
+            pa.array(hours_between(times)) if column.spacing else values
+            for (_, column), values in zip(columns_read, columns, strict=True)
         ]
     except (KeyError, IndexError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise MalformedError(f"REST answered malformed rows of {key}: {repr(error)[:300]}.") from error

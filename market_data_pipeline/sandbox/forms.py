@@ -1,0 +1,60 @@
+"""Forms of the data types in the sandbox: header, time columns, cadences and markets.
+
+The sandbox has its own facts, apart from the pipeline's table, so that a wrong fact there fails a test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from market_data_pipeline.model.series import DataType, Market
+
+_FUTURES = (Market.UM, Market.CM)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Form of a data type.
+
+    Attributes:
+        header: First line of archives that have a header.
+        times: Indexes of the time columns. The first one determines the day of a row.
+        cadences: Folders that have it: ``daily``, ``monthly`` or both.
+        markets: Markets that have it.
+        value: Index of the column that damage changes: a price, a rate or a close.
+        amount: Index of the column that a replaced archive changes.
+        ids: True if its first column is an id.
+    """
+
+    header: str
+    times: tuple[int, ...]
+    cadences: tuple[str, ...] = ("daily", "monthly")
+    markets: tuple[Market, ...] = tuple(Market)
+    value: int = 4
+    amount: int = 5
+    ids: bool = False
+
+
+KLINES_HEADER = (
+    "open_time,open,high,low,close,volume,close_time,quote_volume,count,taker_buy_volume,taker_buy_quote_volume,ignore"
+)
+
+FORMS: dict[DataType, Form] = {
+    DataType.KLINES: Form(KLINES_HEADER, (0, 6)),
+    DataType.AGG_TRADES: Form(
+        "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker",
+        (5,),
+        value=1,
+        amount=2,
+        ids=True,
+    ),
+    DataType.FUNDING_RATE: Form(
+        "calc_time,funding_interval_hours,last_funding_rate", (0,), ("monthly",), _FUTURES, value=2, amount=2
+    ),
+}
+"""Forms by data type, as Binance publishes them."""
+
+
+def types_in(market: Market, cadence: str) -> list[DataType]:
+    """Return the data types of a folder of the archive."""
+    return [one for one, form in FORMS.items() if market in form.markets and cadence in form.cadences]
