@@ -132,7 +132,9 @@ def overlapping(opened: Ints, closed: Ints, table: pa.Table, step: int, reach_us
 
 
 def flat_candles(table: pa.Table) -> Ints:
-    """Return the open times (microseconds UTC) of candles without volume and trades."""
+    """Return the open times (microseconds UTC) of candles without volume and trades. Candles of a price have none."""
+    if "volume" not in table.column_names:
+        return _none()
     flat = (floats(table, "volume") == 0) & (ints(table, "count") == 0)
     times: Ints = ints(table, "open_time")[flat]
     return times

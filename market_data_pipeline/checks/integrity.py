@@ -26,7 +26,14 @@ Mask = npt.NDArray[np.bool_]
 
 def check_integrity(key: SeriesKey, table: pa.Table) -> list[Finding]:
     """Return the findings about the rows of one day. The list is empty if all rules pass."""
-    rules = {DataType.KLINES: _klines, DataType.AGG_TRADES: _agg_trades, DataType.FUNDING_RATE: _funding_rate}
+    rules = {
+        DataType.KLINES: _klines,
+        DataType.AGG_TRADES: _agg_trades,
+        DataType.MARK_PRICE_KLINES: _price_klines,
+        DataType.INDEX_PRICE_KLINES: _price_klines,
+        DataType.PREMIUM_INDEX_KLINES: _price_klines,
+        DataType.FUNDING_RATE: _funding_rate,
+    }
     return rules[key.data_type](key, table) if table.num_rows else []
 
 
@@ -106,12 +113,41 @@ def _reporter(key: SeriesKey, table: pa.Table, findings: list[Finding]) -> Calla
 def _klines(key: SeriesKey, table: pa.Table) -> list[Finding]:
     findings: list[Finding] = []
     report = _reporter(key, table, findings)
-    step = interval_us(key.interval or "")
     opened, closed = ints(table, "open_time"), ints(table, "close_time")
     names = [column.name for column in spec_of(key).columns if column.kind == "float"]
     values = np.stack([floats(table, name) for name in names])
     open_, high, low, close, total, quote, taker, taker_quote = values
 
+    _report_times(report, key, opened, closed)
+    report("finite", ~np.isfinite(values).all(axis=0), "a value is not a number.")
+    report("negative", (values < 0).any(axis=0), "a price or volume is negative.")
+    report("negative_count", ints(table, "count") < 0, "the number of trades is negative.")
+    outside = (low > np.minimum(open_, close)) | (high < np.maximum(open_, close))
+    report("price_range", outside, "open or close is not between low and high.")
+    report("taker", _above(taker, total) | _above(taker_quote, quote), "the taker buy volume exceeds the volume.")
+    _report_length(report, key, opened, closed)
+    return findings
+
+
+def _price_klines(key: SeriesKey, table: pa.Table) -> list[Finding]:
+    findings: list[Finding] = []
+    report = _reporter(key, table, findings)
+    opened, closed = ints(table, "open_time"), ints(table, "close_time")
+    values = np.stack([floats(table, name) for name in ("open", "high", "low", "close")])
+    open_, high, low, close = values
+    _report_times(report, key, opened, closed)
+    report("finite", ~np.isfinite(values).all(axis=0), "a value is not a number.")
+    if not spec_of(key).signed:
+        report("negative", (values < 0).any(axis=0), "a price is negative.")
+    outside = (low > np.minimum(open_, close)) | (high < np.maximum(open_, close))
+    report("price_range", outside, "open or close is not between low and high.")
+    _report_length(report, key, opened, closed)
+    return findings
+
+
+def _report_times(report: Callable[..., None], key: SeriesKey, opened: Ints, closed: Ints) -> None:
+    """Report candles that overlap, or do not begin at multiples of their interval."""
+    step = interval_us(key.interval or "")
     further = np.diff(opened)
     near = (further > 0) & (further < step)  # if days are read together, they may be out of order
     if near.sum() * 2 > len(opened):
@@ -121,12 +157,11 @@ def _klines(key: SeriesKey, table: pa.Table) -> list[Finding]:
         overlaps = np.r_[near & (opened[1:] < ends_of(opened, closed, step)[:-1]), False]
         report("overlap", overlaps, "the next candle begins before this one is over.", Severity.WARN)
         report(OFF_GRID, opened % step != 0, f"open_time is not a multiple of {key.interval}.", Severity.INFO)
-    report("finite", ~np.isfinite(values).all(axis=0), "a value is not a number.")
-    report("negative", (values < 0).any(axis=0), "a price or volume is negative.")
-    report("negative_count", ints(table, "count") < 0, "the number of trades is negative.")
-    outside = (low > np.minimum(open_, close)) | (high < np.maximum(open_, close))
-    report("price_range", outside, "open or close is not between low and high.")
-    report("taker", _above(taker, total) | _above(taker_quote, quote), "the taker buy volume exceeds the volume.")
+
+
+def _report_length(report: Callable[..., None], key: SeriesKey, opened: Ints, closed: Ints) -> None:
+    """Report candles that do not close at the end of their interval."""
+    step = interval_us(key.interval or "")
     # A candle closes one unit of the file's time before the next: a millisecond, or a microsecond in spot since 2025.
     length = closed - opened
     report(
@@ -135,7 +170,6 @@ def _klines(key: SeriesKey, table: pa.Table) -> list[Finding]:
         "close_time is not the end of the candle (Binance cuts candles short at outages).",
         Severity.WARN,
     )
-    return findings
 
 
 def _agg_trades(key: SeriesKey, table: pa.Table) -> list[Finding]:

@@ -40,14 +40,16 @@ from market_data_pipeline.universe.resolved import Since
 def add(symbol: str, what: Sequence[str], market: str, since: str | None, last: date | None, yes: bool) -> None:
     """Add series to the universe and fetch them.
 
-    WHAT is one or more kline intervals, aggTrades or fundingRate. Comments in universe.yaml do not change. If Binance
-    listed SYMBOL today, so that the archive has no file of it yet, the command looks it up in REST.
+    WHAT is one or more kline intervals or data types. Other candles than klines have their interval after a slash.
+    Comments in universe.yaml do not change. If Binance listed SYMBOL today, so that the archive has no file of it yet,
+    the command looks it up in REST.
 
     If universe.yaml already has a series, the command enters an earlier --from there, or names the line to change. A
     later --from does not change the file. It limits the days to fetch now.
 
       market-data add BTCUSDT 1m 1h --from 2024-01-01
       market-data add BTCUSDT aggTrades --market um --from "7 days ago"
+      market-data add BTCUSDT fundingRate markPriceKlines/1h --market um --from 2024-01-01
     """
     settings = load_settings()
     console = aside()
@@ -126,6 +128,10 @@ def _series(market: Market, symbol: str, word: str) -> SeriesKey:
     for data_type in without_interval:
         if word.lower() == data_type.lower():
             return SeriesKey(EXCHANGE, market, data_type, symbol)
+    folder, slash, interval = word.partition("/")
+    for data_type in published_types(market) if slash else ():
+        if data_type.has_interval and folder.lower() == data_type.lower():
+            return SeriesKey(EXCHANGE, market, data_type, symbol, interval)
     if word not in INTERVALS:
         types = " nor ".join(without_interval)
         raise UsageError(f"{word!r} is neither a kline interval nor {types}. There are: {', '.join(INTERVALS)}.")

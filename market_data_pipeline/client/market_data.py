@@ -144,6 +144,71 @@ class MarketData:
         """
         return self._rows(DataType.AGG_TRADES, symbols, None, start, end, market, columns, sync, final_only, on_gap)
 
+    def mark_price_klines(
+        self,
+        symbols: str | Iterable[str],
+        interval: str,
+        start: Moment,
+        end: Moment | None = None,
+        *,
+        market: str = "um",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "warn",
+    ) -> StoredRows:
+        """Return candles of the mark price of futures, by ``open_time``.
+
+        The candles have no volume. Arguments and errors are those of :meth:`klines`. ``market`` is ``um`` or ``cm``.
+        """
+        return self._rows(
+            DataType.MARK_PRICE_KLINES, symbols, interval, start, end, market, columns, sync, final_only, on_gap
+        )
+
+    def index_price_klines(
+        self,
+        symbols: str | Iterable[str],
+        interval: str,
+        start: Moment,
+        end: Moment | None = None,
+        *,
+        market: str = "um",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "warn",
+    ) -> StoredRows:
+        """Return candles of the index price of a symbol's pair, by ``open_time``.
+
+        Symbols of one pair have the same index.
+        The candles have no volume. Arguments and errors are those of :meth:`klines`. ``market`` is ``um`` or ``cm``.
+        """
+        return self._rows(
+            DataType.INDEX_PRICE_KLINES, symbols, interval, start, end, market, columns, sync, final_only, on_gap
+        )
+
+    def premium_index_klines(
+        self,
+        symbols: str | Iterable[str],
+        interval: str,
+        start: Moment,
+        end: Moment | None = None,
+        *,
+        market: str = "um",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "warn",
+    ) -> StoredRows:
+        """Return candles of the premium of perpetual futures over their index, by ``open_time``.
+
+        The premium is a ratio and may be negative.
+        The candles have no volume. Arguments and errors are those of :meth:`klines`. ``market`` is ``um`` or ``cm``.
+        """
+        return self._rows(
+            DataType.PREMIUM_INDEX_KLINES, symbols, interval, start, end, market, columns, sync, final_only, on_gap
+        )
+
     def funding_rate(
         self,
         symbols: str | Iterable[str],

@@ -20,7 +20,7 @@ from market_data_pipeline.checks.verdicts import Ground, verdict_finding
 from market_data_pipeline.errors import AbsentError, BeyondReachError, RestAnswerError, SourceError, UnpublishedError
 from market_data_pipeline.ingest.day_rows import DayRows, joined
 from market_data_pipeline.ingest.gap_fill import GapFiller
-from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.datasets import shows_trades, spec_of
 from market_data_pipeline.model.findings import Finding, RestAnswer, Verdict
 from market_data_pipeline.model.needs import pause_ended
 from market_data_pipeline.model.outcomes import Action
@@ -196,7 +196,7 @@ class RestDays:
         if later is None:
             return None
         spec = spec_of(self.key)
-        nothing = "no candle with trades" if spec.slots is None else "no row of it"
+        nothing = "no candle with trades" if shows_trades(self.key) else "no row of it"
         of_day = f"no file of the day (the next is {later})" if spec.daily else "no row of the day in its months"
         evidence = f"the archive has {of_day}, and REST has {nothing}"
         times = expected_open_times(self.key, day) if self.key.interval else None
@@ -210,7 +210,7 @@ class RestDays:
 
     def _traded(self, day: date) -> bool:
         """Return True if REST has a candle with trades on a day without rows. Other rows do not depend on trades."""
-        if spec_of(self.key).slots is not None:
+        if spec_of(self.key).slots is not None or (self.key.interval and not shows_trades(self.key)):
             return False
         start = clock.day_start_us(day)
         candles = self.key if self.key.interval else replace(self.key, data_type=DataType.KLINES, interval="1d")

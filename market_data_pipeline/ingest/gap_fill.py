@@ -37,7 +37,7 @@ from market_data_pipeline.checks.verdicts import CUT, AnsweredIds, pieces
 from market_data_pipeline.errors import RefusedError, SourceError
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.ingest.slot_fill import answer_of, fill_slots, only_new_slots, without_near
-from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.datasets import shows_trades, spec_of
 from market_data_pipeline.model.findings import (
     ACROSS_MIDNIGHT,
     FLAT_CONFIRMED,
@@ -370,7 +370,7 @@ def with_trades_over_flat(key: SeriesKey, rows: DayRows, rest: pa.Table, part: P
         rest: Rows that REST has, or had.
         part: Origin of the REST rows.
     """
-    if key.interval is None:
+    if key.interval is None or not shows_trades(key):
         return rows
     spec = spec_of(key)
     traded = rest.filter(pa.array(ints(rest, "count") > 0))

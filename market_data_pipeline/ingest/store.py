@@ -22,6 +22,7 @@ from market_data_pipeline.lake.closed_months import write_day
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import days_between, read_record, read_whole
 from market_data_pipeline.lake.reader import read_day
+from market_data_pipeline.model.datasets import shows_trades
 from market_data_pipeline.model.day import HELD, Confirmed, DayFile, DayRecord, Stored, after
 from market_data_pipeline.model.outcomes import Action, DayOutcome
 from market_data_pipeline.model.provenance import Provenance, Source
@@ -127,7 +128,7 @@ class DayStore:
 
     def _stored_trades(self, day: date) -> TradeRecord | None:
         """Return the symbol's stored aggTrades of a day, as evidence for its candles. None if not stored."""
-        if self.key.interval is None:
+        if self.key.interval is None or not shows_trades(self.key):
             return None
         path = self.layout.file(replace(self.key, data_type=DataType.AGG_TRADES, interval=None), day)
         if not path.exists():

@@ -46,6 +46,7 @@ class RestEndpoint:
         weight: Request weight of one page.
         max_span: Longest time between startTime and endTime in one request.
         reach: Age of the oldest rows that REST serves. None means no limit. Older rows come from the archive only.
+        symbol: Name of the parameter with the symbol.
         budget: Name in :data:`REQUEST_BUDGETS` if Binance counts its requests apart from the weight. Else empty.
     """
 
@@ -54,6 +55,7 @@ class RestEndpoint:
     weight: int
     max_span: timedelta | None = None
     reach: timedelta | None = None
+    symbol: Literal["symbol", "pair"] = "symbol"
     budget: str = ""
 
 
@@ -128,6 +130,7 @@ class Spec:
         daily: True if the archive has daily zips. Without them, a monthly zip fills the files of its days.
         slots: Times of the rows, if neither an interval nor consecutive ids show which rows are missing.
         closes_months: True if the days of a past month become one file. Candles would be many small files otherwise.
+        signed: True if values may be negative.
         about: Description of a series for people, in one line, with the places ``{series}`` and ``{market}``.
     """
 
@@ -144,6 +147,7 @@ class Spec:
     daily: bool = True
     slots: Slots | None = None
     closes_months: bool = False
+    signed: bool = False
     about: str = ""
 
 
@@ -197,6 +201,32 @@ def _klines(market: Market, rest: RestEndpoint) -> Spec:
     )
 
 
+def _price_klines(data_type: DataType, market: Market, rest: RestEndpoint, about: str, *, signed: bool = False) -> Spec:
+    """Return the spec of candles of a price without trades. Binance fills their columns of volume with 0.
+
+    Their count is the number of samples, not of trades, so it is not stored.
+    """
+    stored = ("open_time", "open", "high", "low", "close", "close_time")
+    columns = tuple(
+        column if column.name in stored else Column(column.name, "ignore") for column in _kline_columns("quote")
+    )
+    return Spec(
+        market,
+        data_type,
+        columns,
+        "open_time",
+        "open_time",
+        rest,
+        True,
+        (),
+        ("open_time", "close_time"),
+        "lz4",
+        closes_months=True,
+        signed=signed,
+        about=about,
+    )
+
+
 def _agg_trades(market: Market, columns: tuple[Column, ...], rest: RestEndpoint) -> Spec:
     delta = ("agg_trade_id", "first_trade_id", "last_trade_id", "transact_time")
     dictionary = ("quantity",)
@@ -243,6 +273,7 @@ def _funding_rate(market: Market, path: str) -> Spec:
 
 
 _HOUR = timedelta(hours=1)
+_FUTURES = ((Market.UM, "/fapi/v1", None), (Market.CM, "/dapi/v1", timedelta(days=200)))
 # Futures klines cost 2 up to 499 rows, 5 up to 1000 and 10 above, so pages of 499 are the cheapest per row. Futures
 # aggTrades reach back 48 hours (um, since 2026-08-18) and 24 hours (cm, since 2026-06-26).
 _ROWS = (
@@ -263,6 +294,34 @@ _ROWS = (
         Market.CM,
         _AGG_TRADE_COLUMNS,
         RestEndpoint("/dapi/v1/aggTrades", 1000, 20, max_span=_HOUR, reach=24 * _HOUR),
+    ),
+    *(
+        _price_klines(
+            DataType.MARK_PRICE_KLINES,
+            market,
+            RestEndpoint(f"{path}/markPriceKlines", 499, 2, max_span=span),
+            "Candles of the mark price of {series} from Binance {market}.",
+        )
+        for market, path, span in _FUTURES
+    ),
+    *(
+        _price_klines(
+            DataType.INDEX_PRICE_KLINES,
+            market,
+            RestEndpoint(f"{path}/indexPriceKlines", 499, 2, max_span=span, symbol="pair"),
+            "Candles of the index price of the pair of {series} from Binance {market}.",
+        )
+        for market, path, span in _FUTURES
+    ),
+    *(
+        _price_klines(
+            DataType.PREMIUM_INDEX_KLINES,
+            market,
+            RestEndpoint(f"{path}/premiumIndexKlines", 499, 2, max_span=span),
+            "Candles of the premium of {series} over its index from Binance {market}, as a ratio. It may be negative.",
+            signed=True,
+        )
+        for market, path, span in _FUTURES
     ),
     _funding_rate(Market.UM, "/fapi/v1/fundingRate"),
     _funding_rate(Market.CM, "/dapi/v1/fundingRate"),
@@ -313,6 +372,11 @@ def lake_columns(market: Market, data_type: DataType) -> tuple[Column, ...]:
     labels = ("symbol", "interval") if data_type.has_interval else ("symbol",)
     own = _TRADE_PROFILE_COLUMNS if data_type is DataType.TRADE_PROFILE else SPECS[market, data_type].columns
     return (*(Column(label, "word") for label in labels), *(column for column in own if column.kind != "ignore"))
+
+
+def shows_trades(key: SeriesKey) -> bool:
+    """Return True if rows of a series show if something was traded: trades, or candles with a volume."""
+    return any(column.name in ("volume", "quantity") and column.kind != "ignore" for column in spec_of(key).columns)
 
 
 def monthly_may_replace(key: SeriesKey) -> bool:

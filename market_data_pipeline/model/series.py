@@ -34,6 +34,12 @@ class DataType(StrEnum):
 
     KLINES = "klines"
     AGG_TRADES = "aggTrades"
+    MARK_PRICE_KLINES = "markPriceKlines"
+    """Candles of the mark price of futures, by which positions are liquidated."""
+    INDEX_PRICE_KLINES = "indexPriceKlines"
+    """Candles of the index price, an average of spot exchanges. Binance keys them by pair."""
+    PREMIUM_INDEX_KLINES = "premiumIndexKlines"
+    """Candles of the premium of perpetual futures over the index, as a ratio. It may be negative."""
     FUNDING_RATE = "fundingRate"
     """Funding of perpetual futures, every 1 to 8 hours."""
     TRADE_PROFILE = "tradeProfile"
@@ -50,7 +56,10 @@ class DataType(StrEnum):
         return self in _OF_CANDLES
 
 
-_OF_CANDLES = frozenset({DataType.KLINES})
+_OF_CANDLES = frozenset(
+    {DataType.KLINES, DataType.MARK_PRICE_KLINES, DataType.INDEX_PRICE_KLINES, DataType.PREMIUM_INDEX_KLINES}
+)
+_OF_PAIRS = frozenset({DataType.INDEX_PRICE_KLINES})
 
 
 INTERVALS: dict[str, int] = {
@@ -173,7 +182,16 @@ class SeriesKey:
     # --- archive -------------------------------------------------------------------------------------------
 
     def _archive_name(self, period: str) -> str:
-        return f"{self.symbol}-{self.interval or self.data_type.value}-{period}"
+        return f"{self.archive_symbol}-{self.interval or self.data_type.value}-{period}"
+
+    @property
+    def archive_symbol(self) -> str:
+        """Return the symbol's name in the archive and REST: its pair for index prices, else the symbol.
+
+        >>> SeriesKey(EXCHANGE, Market.CM, DataType.INDEX_PRICE_KLINES, "BTCUSD_PERP", "1h").archive_symbol
+        'BTCUSD'
+        """
+        return self.symbol.partition("_")[0] if self.data_type in _OF_PAIRS else self.symbol
 
     def archive_folder(self, cadence: str = "daily") -> str:
         """Return the folder of the series in the archive's bucket, with a final slash.
@@ -181,7 +199,7 @@ class SeriesKey:
         Args:
             cadence: ``daily`` or ``monthly``.
         """
-        parts = ("data", self.market.archive_folder, cadence, self.data_type, self.symbol, self.interval)
+        parts = ("data", self.market.archive_folder, cadence, self.data_type, self.archive_symbol, self.interval)
         return "/".join(filter(None, parts)) + "/"
 
     def archive_daily(self, day: date) -> str:

@@ -49,7 +49,7 @@ from market_data_pipeline.sandbox.faults import (
     ShiftedRows,
     SpanFault,
 )
-from market_data_pipeline.sandbox.forms import FORMS, types_in
+from market_data_pipeline.sandbox.forms import FORMS, PRICES, types_in
 from market_data_pipeline.sandbox.funding import funding_rows
 from market_data_pipeline.sandbox.generator import (
     DAY_US,
@@ -64,6 +64,7 @@ from market_data_pipeline.sandbox.generator import (
     moment_us,
     trades_on,
 )
+from market_data_pipeline.sandbox.prices import price_rows
 from market_data_pipeline.sandbox.rows import (
     KlineRows,
     Rows,
@@ -459,10 +460,20 @@ class GeneratedExchange(Exchange):
 
     def days(self, series: SeriesKey) -> Sequence[date]:
         """Return the days on which a series was listed, up to today."""
-        symbol = self._symbols.get((series.market, series.symbol))
+        symbol = self._symbol_of(series)
         if symbol is None:
             return ()
         return self._listed_days(symbol, symbol.listed)
+
+    def _symbol_of(self, series: SeriesKey) -> GeneratedSymbol | None:
+        return self._named(series.market, series.data_type, series.archive_symbol)
+
+    def _named(self, market: Market, data_type: DataType, folder: str) -> GeneratedSymbol | None:
+        """Return the symbol of a folder of the archive. Folders of index prices are named by pair."""
+        if (found := self._symbols.get((market, folder))) is not None:
+            return found
+        alike = (symbol for (of, name), symbol in self._symbols.items() if of is market)
+        return next((symbol for symbol in alike if _folder_of(data_type, symbol.symbol) == folder), None)
 
     def _listed_days(self, symbol: GeneratedSymbol, first: date) -> Sequence[date]:
         days = DaySpan(first, min(symbol.delisted or date.max, self.now().date()))
@@ -475,13 +486,16 @@ class GeneratedExchange(Exchange):
 
     def rows(self, series: SeriesKey, day: date, where: Where) -> Rows:
         """Return the rows of a day up to now, ordered by transact_time or open_time."""
-        symbol = self._symbols[series.market, series.symbol]
+        symbol = self._symbol_of(series)
+        if symbol is None:
+            raise KeyError(str(series))
         faults = self.faults.of_data(str(series))
         start = day_start_us(day)
         outages = tuple(
             Outage(*span)
             for f in faults
             if isinstance(f, MarketOutage)
+            and series.data_type not in PRICES
             and (span := (moment_us(f.start), moment_us(f.end)))[0] < start + DAY_US
             and span[1] > start
         )
@@ -503,7 +517,7 @@ class GeneratedExchange(Exchange):
                 klines = klines_of(trades(), length, now_us)
             else:
                 klines = self._klines.get((symbol, day, outages, length), lambda: klines_of(trades(), length))
-            rows = KlineRows(klines)
+            rows = price_rows(series.data_type, klines) if series.data_type in PRICES else KlineRows(klines)
             for fault in faults:
                 if isinstance(fault, MarketOutage):
                     flat = series.market is not Market.SPOT if fault.flat is None else fault.flat
@@ -538,8 +552,9 @@ class GeneratedExchange(Exchange):
     def _below_type(self, market: Market, data_type: DataType, cadence: str, below: list[str]) -> list[str]:
         match below:
             case []:
-                return [f"{symbol.symbol}/" for symbol in self.symbols(market)]
-            case [symbol] if data_type.has_interval and (market, symbol) in self._symbols:
+                listed = [symbol.symbol for symbol in self.symbols(market)]
+                return [f"{name}/" for name in dict.fromkeys(_folder_of(data_type, name) for name in listed)]
+            case [symbol] if data_type.has_interval and self._named(market, data_type, symbol):
                 return [f"{interval}/" for interval in intervals_of(market)]
             case [symbol] if not data_type.has_interval:
                 return self._leaf(market, data_type, symbol, None, cadence)
@@ -548,7 +563,7 @@ class GeneratedExchange(Exchange):
         return []
 
     def _leaf(self, market: Market, data_type: DataType, symbol: str, interval: str | None, cadence: str) -> list[str]:
-        listed = self._symbols.get((market, symbol))
+        listed = self._named(market, data_type, symbol)
         if listed is None:
             return []
         series = SeriesKey(EXCHANGE, market, data_type, symbol, interval)
@@ -568,7 +583,7 @@ class GeneratedExchange(Exchange):
 
     def _exists(self, archive: Archive) -> bool:
         series = archive.series
-        symbol = self._symbols.get((series.market, series.symbol))
+        symbol = self._symbol_of(series)
         published = series.data_type in types_in(series.market, archive.cadence)
         return (
             published
@@ -592,7 +607,9 @@ class GeneratedExchange(Exchange):
 
     def _estimate(self, archive: Archive) -> int:
         """Estimate the size of a zip from the deflated bytes per row."""
-        symbol = self._symbols[archive.series.market, archive.series.symbol]
+        symbol = self._symbol_of(archive.series)
+        if symbol is None:
+            return 0
         if archive.series.data_type is DataType.FUNDING_RATE:
             return 900
         if archive.series.interval is None:
@@ -624,6 +641,10 @@ class DaySpan(Sequence[date]):
 
     def __contains__(self, day: object) -> bool:
         return isinstance(day, date) and self.first <= day <= self.last
+
+
+def _folder_of(data_type: DataType, symbol: str) -> str:
+    return symbol.partition("_")[0] if data_type is DataType.INDEX_PRICE_KLINES else symbol
 
 
 def _without_outage(rows: Rows, start: int, end: int) -> Rows:

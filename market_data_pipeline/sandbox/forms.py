@@ -48,11 +48,19 @@ FORMS: dict[DataType, Form] = {
         amount=2,
         ids=True,
     ),
+    **dict.fromkeys(
+        (DataType.MARK_PRICE_KLINES, DataType.INDEX_PRICE_KLINES, DataType.PREMIUM_INDEX_KLINES),
+        Form(KLINES_HEADER, (0, 6), markets=_FUTURES, amount=4),
+    ),
     DataType.FUNDING_RATE: Form(
         "calc_time,funding_interval_hours,last_funding_rate", (0,), ("monthly",), _FUTURES, value=2, amount=2
     ),
 }
 """Forms by data type, as Binance publishes them."""
+
+
+PRICES = (DataType.MARK_PRICE_KLINES, DataType.INDEX_PRICE_KLINES, DataType.PREMIUM_INDEX_KLINES)
+"""Data types of candles without trades."""
 
 
 def types_in(market: Market, cadence: str) -> list[DataType]:

@@ -19,6 +19,7 @@ import numpy as np
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.sandbox.exchange import Exchange
+from market_data_pipeline.sandbox.forms import PRICES
 from market_data_pipeline.sandbox.generator import moment_us
 from market_data_pipeline.sandbox.rows import Rows
 
@@ -29,13 +30,14 @@ COUNTED_WITH = {Market.CM: Market.UM}
 """Markets that share the budget of another. COIN-M joined USDⓈ-M on 2026-06-30."""
 AGG_TRADES_DAYS = {Market.UM: 2, Market.CM: 1}
 """Number of recent days for which aggTrades are available. Spot has no limit."""
-MAX_LIMIT = {
+MAX_LIMIT: dict[tuple[Market, str], int] = {
     (Market.SPOT, "klines"): 1_000,
     (Market.UM, "klines"): 1_500,
     (Market.CM, "klines"): 1_500,
     (Market.SPOT, "aggTrades"): 1_000,
     (Market.UM, "aggTrades"): 1_000,
     (Market.CM, "aggTrades"): 1_000,
+    **{(market, str(data_type)): 1_500 for market in (Market.UM, Market.CM) for data_type in PRICES},
     (Market.UM, "fundingRate"): 1_000,
     (Market.CM, "fundingRate"): 1_000,
 }
@@ -68,7 +70,7 @@ def weight_of(market: Market, endpoint: str, parameters: Mapping[str, str]) -> i
         limit = _limit(parameters, market, endpoint)
     except Refusal:
         return 1
-    if endpoint == "klines":
+    if endpoint in ("klines", *PRICES):
         if market is Market.SPOT:
             return 2
         return 1 if limit < 100 else 2 if limit < 500 else 5 if limit <= 1_000 else 10
@@ -96,8 +98,10 @@ def answer(
     try:
         limit = _limit(parameters, market, endpoint)
         match endpoint:
-            case "klines":
-                payload = _klines(exchange, market, parameters, limit, divisor)
+            case "klines" | "markPriceKlines" | "indexPriceKlines" | "premiumIndexKlines" if (
+                market is not Market.SPOT or endpoint == "klines"
+            ):
+                payload = _klines(exchange, market, DataType(endpoint), parameters, limit, divisor)
             case "aggTrades":
                 payload = _agg_trades(exchange, market, parameters, limit, divisor)
             case "fundingRate" if market is not Market.SPOT:
@@ -147,13 +151,16 @@ def _times(parameters: Mapping[str, str], market: Market) -> tuple[int | None, i
 
 
 def _series(exchange: Exchange, market: Market, parameters: Mapping[str, str], data_type: DataType) -> SeriesKey:
-    symbol = parameters.get("symbol")
+    by_pair = data_type is DataType.INDEX_PRICE_KLINES
+    name = "pair" if by_pair else "symbol"
+    symbol = parameters.get(name)
     if not symbol:
-        raise Refusal(-1102, "Mandatory parameter 'symbol' was not sent, was empty/null, or malformed.")
-    if not any(listed.symbol == symbol for listed in exchange.symbols(market)):
-        raise Refusal(-1121, "Invalid symbol.")
+        raise Refusal(-1102, f"Mandatory parameter '{name}' was not sent, was empty/null, or malformed.")
+    listed = [one.symbol for one in exchange.symbols(market)]
+    if symbol not in ([one.partition("_")[0] for one in listed] if by_pair else listed):
+        raise Refusal(-1121, f"Invalid {name}.")
     interval = None
-    if data_type is DataType.KLINES:
+    if data_type.has_interval:
         interval = parameters.get("interval")
         if not interval:
             raise Refusal(-1102, "Mandatory parameter 'interval' was not sent, was empty/null, or malformed.")
@@ -197,9 +204,9 @@ def _bounds(rows: Rows, start: int, end: int) -> tuple[int, int]:
 
 
 def _klines(
-    exchange: Exchange, market: Market, parameters: Mapping[str, str], limit: int, divisor: int
+    exchange: Exchange, market: Market, data_type: DataType, parameters: Mapping[str, str], limit: int, divisor: int
 ) -> list[list[Any]]:
-    series = _series(exchange, market, parameters, DataType.KLINES)
+    series = _series(exchange, market, parameters, data_type)
     start, end = _times(parameters, market)
     if market is Market.CM and start is not None and end is not None and end - start > 200 * _DAY_US:
         raise Refusal(-4088, "Maximum time interval is 200 days.")

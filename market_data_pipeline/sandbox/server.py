@@ -44,6 +44,7 @@ from market_data_pipeline.sandbox.faults import (
     fault_from_json,
     in_utc,
 )
+from market_data_pipeline.sandbox.forms import PRICES
 from market_data_pipeline.sandbox.listing import PAGE, list_objects
 from market_data_pipeline.sandbox.mirror import MirrorExchange
 from market_data_pipeline.sandbox.rest import PREFIXES, WeightMeter, answer, ban_message, weight_of
@@ -56,7 +57,7 @@ _MOST_UNSENT = 1 << 22
 _TICK_SECONDS = 0.1
 """Interval at which the server updates the date in its answers and checks for Ctrl-C."""
 
-ENDPOINTS = ("klines", "aggTrades", "fundingRate", "exchangeInfo", "time", "ping")
+ENDPOINTS = ("klines", "aggTrades", *PRICES, "fundingRate", "exchangeInfo", "time", "ping")
 URL_SETTINGS = (
     "MARKET_DATA_VISION_URL",
     "MARKET_DATA_VISION_LISTING_URL",

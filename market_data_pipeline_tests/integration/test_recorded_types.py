@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from datetime import date
 from decimal import Decimal
@@ -15,10 +16,42 @@ import pytest
 from market_data_pipeline.model.provenance import ChecksumStatus
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.sandbox import Sandbox
-from market_data_pipeline.sources.binance.zip_reader import read_zip
+from market_data_pipeline.sources.binance.zip_reader import read_zip, table_from_rest
 from market_data_pipeline_tests.support.world import World, days
 
 FUNDING = SeriesKey(EXCHANGE, Market.UM, DataType.FUNDING_RATE, "BTCUSDT")
+
+
+NAUTILUS = "nautechsystems__nautilus_trader"
+
+
+@pytest.mark.parametrize("price", ["mark", "index"])
+def test_recorded_prices_of_rest_are_read_value_by_value(realdata: Path, price: str) -> None:
+    rows = json.loads((realdata / "rest" / NAUTILUS / f"http_futures_market_{price}_price_klines.json").read_text())
+    key = SeriesKey(EXCHANGE, Market.UM, DataType(f"{price}PriceKlines"), "BTCUSDT", "1m")
+    table = table_from_rest(rows, key, 1_000)
+    found = [
+        [*(int(row["open_time"].timestamp() * 1e3),), *(row[name] for name in ("open", "high", "low", "close"))]
+        for row in table.cast(_in_utc(table.schema)).to_pylist()
+    ]
+    assert found == [[row[0], *map(float, row[1:5])] for row in rows]
+
+
+def test_recorded_funding_of_rest_is_read_value_by_value(realdata: Path) -> None:
+    recorded = json.loads((realdata / "rest" / "thrasher-corp__gocryptotrader" / "http.json").read_text())
+    answers = recorded.get("routes", recorded)["/fapi/v1/fundingRate"]["GET"]
+    rows = next(one["data"] for one in answers if one["queryString"] == "symbol=BTCUSDT")
+    table = table_from_rest(rows, FUNDING, 1_000)
+    assert [(at, rate) for at, _, rate in values(table)] == [
+        (row["fundingTime"] * 1_000, float(row["fundingRate"])) for row in rows
+    ]
+    assert {hours for _, hours, _ in values(table)} == {8}
+
+
+def _in_utc(schema: pa.Schema) -> pa.Schema:
+    return pa.schema(
+        [field.with_type(pa.timestamp("us", "UTC")) if pa.types.is_timestamp(field.type) else field for field in schema]
+    )
 
 
 @pytest.fixture

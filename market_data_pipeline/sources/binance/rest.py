@@ -154,7 +154,7 @@ class RestApi:
             rows = self._rows(
                 endpoint,
                 {
-                    "symbol": key.symbol,
+                    endpoint.symbol: key.archive_symbol,
                     "interval": key.interval or "",
                     "startTime": str(cursor // 1000),
                     "endTime": str((end - 1) // 1000),

@@ -401,12 +401,10 @@ def table_from_rest(rows: list[list[object]] | list[dict[str, object]], key: Ser
             else _rest_column([row[column.rest or at] for row in rows], column, unit)  # type: ignore[index]
             for at, column in columns_read
         ]
-        names = [column.name for _, column in columns_read]
-        times = pc.cast(columns[names.index(spec.time)], pa.int64()).to_numpy()
-        columns = [
-            pa.array(hours_between(times)) if column.spacing else values
-            for (_, column), values in zip(columns_read, columns, strict=True)
-        ]
+        for at, (_, column) in enumerate(columns_read):
+            if column.spacing:
+                time = next(n for n, (_, other) in enumerate(columns_read) if other.name == spec.time)
+                columns[at] = pa.array(hours_between(pc.cast(columns[time], pa.int64()).to_numpy()))
     except (KeyError, IndexError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise MalformedError(f"REST answered malformed rows of {key}: {repr(error)[:300]}.") from error
     return pa.table([*label_columns(key, len(rows)), *columns], schema=lake_schema(key.market, key.data_type))
