@@ -15,9 +15,9 @@ import pyarrow as pa
 from market_data_pipeline import clock
 from market_data_pipeline.checks.gaps import ends_of
 from market_data_pipeline.checks.ordering import SAME_FLOAT, Ints, floats, ints, key_ranges
-from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.datasets import MeaningChange, spec_of
 from market_data_pipeline.model.day import DayRecord
-from market_data_pipeline.model.findings import OFF_GRID, SOURCE, Finding, RestAnswer, Severity
+from market_data_pipeline.model.findings import OFF_GRID, RELABELLED, SOURCE, Finding, RestAnswer, Severity
 from market_data_pipeline.model.series import DataType, SeriesKey, interval_us
 from market_data_pipeline.model.states import source_mark
 
@@ -32,6 +32,7 @@ def check_integrity(key: SeriesKey, table: pa.Table) -> list[Finding]:
         DataType.MARK_PRICE_KLINES: _price_klines,
         DataType.INDEX_PRICE_KLINES: _price_klines,
         DataType.PREMIUM_INDEX_KLINES: _price_klines,
+        DataType.METRICS: _metrics,
         DataType.FUNDING_RATE: _funding_rate,
     }
     return rules[key.data_type](key, table) if table.num_rows else []
@@ -57,6 +58,19 @@ def checksum_accepted() -> Finding:
         count=1,
         message="The bytes do not match their published checksum, but a person accepted them. "
         "`market-data quarantine show` prints who and why.",
+    )
+
+
+def relabelled(change: MeaningChange, rows: int) -> Finding:
+    """Return the finding of a day whose times were moved to the meaning that they have in the lake."""
+    return Finding(
+        check="integrity",
+        rule=RELABELLED,
+        severity=Severity.INFO,
+        count=rows,
+        message=f"The times of {rows} rows were moved by {change.shift.total_seconds() / 60:+g} minutes: "
+        f"{change.what}.",
+        evidence=change.source,
     )
 
 
@@ -196,6 +210,23 @@ def _funding_rate(key: SeriesKey, table: pa.Table) -> list[Finding]:
     report("spacing", close, "the next funding comes less than half an hour later.")
     report("finite", ~np.isfinite(floats(table, "last_funding_rate")), "the rate is not a number.")
     report("funding_interval", (hours < 1) | (hours > _LONGEST_INTERVAL), "the interval is not between 1 and 24 hours.")
+    return findings
+
+
+def _metrics(key: SeriesKey, table: pa.Table) -> list[Finding]:
+    findings: list[Finding] = []
+    report = _reporter(key, table, findings)
+    spec = spec_of(key)
+    step = int(spec.slots.step.total_seconds() * 1e6) if spec.slots and spec.slots.step else 1
+    names = [column.name for column in spec.columns if column.kind == "float"]
+    blank = np.stack([table.column(name).is_null().to_numpy() for name in names])
+    values = np.stack([floats(table, name) for name in names])  # a blank is not a number
+    report("off_grid", ints(table, spec.time) % step != 0, "create_time is not a multiple of 5m.", Severity.INFO)
+    report("finite", (~np.isfinite(values) & ~blank).any(axis=0), "a value is not a number.")
+    report("negative", (values < 0).any(axis=0), "an open interest or a ratio is negative.")
+    open_interest = (values[0] == 0) & ~blank[0]
+    report("zero_open_interest", open_interest, "the open interest is 0, as in faulty files of Binance.", Severity.WARN)
+    report("blank", blank.any(axis=0), "Binance left a value out. It is NULL.", Severity.INFO)
     return findings
 
 

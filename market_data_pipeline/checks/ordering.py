@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,10 +66,9 @@ def in_order(table: pa.Table, spec: Spec) -> tuple[pa.Table, list[Finding], KeyC
     backwards = int((steps < 0).sum())
     if backwards:
         table = table.take(np.argsort(keys, kind="stable"))
+        severity = Severity.INFO if spec.unordered else Severity.WARN
         message = f"Rows were not in the order of {spec.key} at {backwards} places. They were sorted."
-        findings.append(
-            Finding(check="integrity", rule="order", severity=Severity.WARN, count=backwards, message=message)
-        )
+        findings.append(Finding(check="integrity", rule="order", severity=severity, count=backwards, message=message))
     keys = ints(table, spec.key)
     repeated = np.flatnonzero(np.diff(keys) == 0)
     if len(repeated):
@@ -98,11 +98,20 @@ def _conflict(table: pa.Table, keys: Ints, repeated: Ints) -> KeyConflict | None
     alike = np.ones(len(repeated), dtype=bool)
     for name in table.column_names:
         if not pa.types.is_dictionary(table.schema.field(name).type):
-            alike &= pc.equal(earlier.column(name), later.column(name)).to_numpy()
+            alike &= _equal(earlier.column(name), later.column(name))
     if alike.all():
         return None
     at = int(np.flatnonzero(~alike)[0])
     return KeyConflict(int(keys[repeated[at]]), (_text(earlier, at), _text(later, at)))
+
+
+def _equal(one: pa.ChunkedArray[Any], other: pa.ChunkedArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return a mask of equal values. Two missing values are equal."""
+    if not one.null_count and not other.null_count:
+        same: npt.NDArray[np.bool_] = pc.equal(one, other).to_numpy()
+        return same
+    pairs = zip(one.to_pylist(), other.to_pylist(), strict=True)
+    return np.array([a == b for a, b in pairs], dtype=bool)
 
 
 def _text(table: pa.Table, row: int) -> str:

@@ -5,7 +5,7 @@ Candles and ids do not belong here (``gaps.py``), nor do the reasons (``verdicts
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, timedelta
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,8 @@ def missing_slots(key: SeriesKey, table: pa.Table, day: date, known_until_us: in
     slots = spec.slots
     if slots is None or table.num_rows == 0:
         return np.zeros(0, dtype=np.int64)
+    if slots.step is not None:
+        return _missing_of_grid(slots.step, ints(table, spec.time), day, known_until_us, listing)
     tolerance = _tolerance_us(slots)
     start = clock.day_start_us(day)
     end = min(start + clock.US_PER_DAY, known_until_us - tolerance)
@@ -50,6 +52,24 @@ def missing_slots(key: SeriesKey, table: pa.Table, day: date, known_until_us: in
     if not any(last == day for _, last in listing.spans):
         due.append(np.arange(times[-1] + steps[-1], end, steps[-1], dtype=np.int64))
     return np.concatenate(due) if due else np.zeros(0, dtype=np.int64)
+
+
+def _missing_of_grid(step: timedelta, times: Ints, day: date, known_until_us: int, listing: Listing) -> Ints:
+    """Return the missing starts of a day's periods of fixed length.
+
+    On an unfinished day, a period is expected one period after its end, because REST has it some seconds late.
+    """
+    length, start = int(step.total_seconds() * 1e6), clock.day_start_us(day)
+    end = start + clock.US_PER_DAY
+    known = end if known_until_us >= end else known_until_us - length
+    over = max(0, known - start) // length
+    due = start + length * np.arange(over, dtype=np.int64)
+    missing: Ints = np.setdiff1d(due, times // length * length)
+    if any(first == day for first, _ in listing.spans):
+        missing = missing[missing > times[0]]
+    if any(last == day for _, last in listing.spans):
+        missing = missing[missing < times[-1]]
+    return missing
 
 
 def _before(first: int, step: int, start: int) -> Ints:

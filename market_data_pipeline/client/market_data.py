@@ -209,6 +209,43 @@ class MarketData:
             DataType.PREMIUM_INDEX_KLINES, symbols, interval, start, end, market, columns, sync, final_only, on_gap
         )
 
+    def metrics(
+        self,
+        symbols: str | Iterable[str],
+        start: Moment,
+        end: Moment | None = None,
+        *,
+        market: str = "um",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "warn",
+    ) -> StoredRows:
+        """Return open interest and long/short ratios of futures, every five minutes, by ``create_time``.
+
+        ``create_time`` is the start of a period, in all years. A value that Binance left out is null.
+
+        Args:
+            symbols: One symbol or several.
+            start: First moment, inclusive.
+            end: Last moment, exclusive; None means now.
+            market: ``um`` or ``cm``.
+            columns: Columns besides symbol and create_time; None means all.
+            sync: First fetch the missing days of the range, as a Dagster run. Shows a progress bar in terminals and
+                notebooks.
+            final_only: Leave out days that are provisional or fail the ``integrity`` check.
+            on_gap: Action before any row is read, if rows are missing without an explanation or days fail the
+                ``integrity`` check: ``"raise"`` a :class:`GapError`, ``"warn"`` once with a :class:`GapWarning`, or
+                ``"ignore"`` it. Without ``end``, rows that are newer than the last fetch are not missing.
+
+        Raises:
+            UsageError: A symbol, market or column does not exist, spot is requested, or a moment is not valid.
+            DamagedFileError: With ``final_only``, the file of a day is damaged.
+            MarketDataError: With ``sync``, days could not be fetched.
+            GapError: With ``on_gap="raise"``, rows are missing without an explanation.
+        """
+        return self._rows(DataType.METRICS, symbols, None, start, end, market, columns, sync, final_only, on_gap)
+
     def funding_rate(
         self,
         symbols: str | Iterable[str],

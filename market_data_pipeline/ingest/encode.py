@@ -23,7 +23,7 @@ from market_data_pipeline.checks.gaps import (
     off_grid,
     seems_cut,
 )
-from market_data_pipeline.checks.integrity import check_integrity, checksum_accepted, checksum_missing
+from market_data_pipeline.checks.integrity import check_integrity, checksum_accepted, checksum_missing, relabelled
 from market_data_pipeline.checks.ordering import Ints, in_order, ints, within
 from market_data_pipeline.checks.slots import missing_slots
 from market_data_pipeline.checks.verdicts import TradeRecord, classify_candles, classify_slots, classify_trades
@@ -31,12 +31,12 @@ from market_data_pipeline.errors import ConflictError, MalformedError
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.parquet import EncodingAhead, encode_table, read_encoded
-from market_data_pipeline.model.datasets import expected_rows, spec_of
+from market_data_pipeline.model.datasets import expected_rows, meaning_change, spec_of
 from market_data_pipeline.model.findings import FLAT_FILLED, OFF_GRID, Finding, Severity, ranges_of
 from market_data_pipeline.model.provenance import ChecksumStatus, Part, Provenance, Source
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import Listing, SeriesKey, interval_us
-from market_data_pipeline.sources.binance.zip_reader import other_interval, read_zip, read_zips, split_days
+from market_data_pipeline.sources.binance.zip_reader import MOVED, other_interval, read_zip, read_zips, split_days
 from market_data_pipeline.sources.protocol import ArchiveFile
 
 _BIG_BYTES = 1 << 20
@@ -160,7 +160,10 @@ def _read_big_day(key: SeriesKey, file: ArchiveFile, day: date, listing: Listing
 
 
 def _rows(key: SeriesKey, table: pa.Table, file: ArchiveFile, source: Source, day: date, size: int) -> DayRows:
-    ordered, findings, conflict = in_order(table, spec_of(key))
+    moved = (table.schema.metadata or {}).get(MOVED)
+    ordered, findings, conflict = in_order(table.replace_schema_metadata(None) if moved else table, spec_of(key))
+    if moved and (change := meaning_change(key, day)) is not None:
+        findings.append(relabelled(change, ordered.num_rows))
     if conflict is not None:
         raise ConflictError(
             f"two different rows have {spec_of(key).key} {conflict.key}: {conflict.rows[0]} and {conflict.rows[1]}."

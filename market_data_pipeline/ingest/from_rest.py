@@ -81,6 +81,10 @@ class RestDays:
         Raises:
             SourceError: REST does not respond, is off, or has no rows of a day that should have some.
         """
+        served = bool(spec_of(self.key).rest.path)
+        return self._merged(day, stored) if served else self._without_rest(day, stored)
+
+    def _merged(self, day: date, stored: DayRows | None) -> DayRows | NoRows:
         if stored is not None and self._is_over(day, stored):
             filled = self._filled(day, stored, stored)
             return NoRows(Action.HELD) if filled is stored else filled
@@ -127,6 +131,19 @@ class RestDays:
             action=Action.FETCHED if stored is None else Action.EXTENDED if new else Action.HELD,
         )
         return rows if stored is None else self._filled(day, stored, rows)
+
+    def _without_rest(self, day: date, stored: DayRows | None) -> NoRows:
+        """Return the result of a day without an archive, of a type that REST does not serve, or raise."""
+        if stored is not None:
+            return NoRows(Action.HELD)
+        if day == clock.today():
+            return NoRows(Action.EMPTY)
+        if self._before_listing(day):
+            return NoRows(Action.NOT_LISTED)
+        why = f"REST of {self.key.market} has no {self.key.data_type}"
+        if day < clock.today() - LATEST_ARCHIVE:
+            raise _with_archive_answer(AbsentError(why))
+        raise _with_archive_answer(UnpublishedError(f"{why}. The archive will have the day"))
 
     def _filled(self, day: date, stored: DayRows, rows: DayRows) -> DayRows:
         """Fill gaps between the stored rows with rows that REST has now.
@@ -210,7 +227,8 @@ class RestDays:
 
     def _traded(self, day: date) -> bool:
         """Return True if REST has a candle with trades on a day without rows. Other rows do not depend on trades."""
-        if spec_of(self.key).slots is not None or (self.key.interval and not shows_trades(self.key)):
+        spec = spec_of(self.key)
+        if (spec.slots is not None and spec.rest.reach is None) or (self.key.interval and not shows_trades(self.key)):
             return False
         start = clock.day_start_us(day)
         candles = self.key if self.key.interval else replace(self.key, data_type=DataType.KLINES, interval="1d")

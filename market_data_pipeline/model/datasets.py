@@ -27,12 +27,16 @@ class Column:
         kind: Kind of the values. ``time`` is an integer in the source, in milliseconds or microseconds since 1970. A
             ``word`` is mostly the same from row to row. An ``ignore`` column is in the CSV only.
         rest: Field of the REST answer if its rows are objects. Kline rows are arrays in the CSV's order.
+        text: True if the archive has times as text such as ``2026-09-30 02:30:00`` (UTC).
+        nullable: True if the exchange may leave the value out.
         spacing: True if REST does not have it, and it is computed as the hours since the previous row.
     """
 
     name: str
     kind: Kind
     rest: str = ""
+    text: bool = False
+    nullable: bool = False
     spacing: bool = False
 
 
@@ -41,12 +45,14 @@ class RestEndpoint:
     """The REST endpoint of a data type.
 
     Attributes:
-        path: Path below the market's host.
+        path: Path below the market's host. Empty if REST does not serve the type.
         page: Rows per request. This size costs the least weight per row.
         weight: Request weight of one page.
         max_span: Longest time between startTime and endTime in one request.
         reach: Age of the oldest rows that REST serves. None means no limit. Older rows come from the archive only.
         symbol: Name of the parameter with the symbol.
+        period: Value of the parameter ``period``. Empty if there is none.
+        joined: Further endpoints: path, field, and the column that it fills. Rows are joined on their time.
         budget: Name in :data:`REQUEST_BUDGETS` if Binance counts its requests apart from the weight. Else empty.
     """
 
@@ -56,6 +62,8 @@ class RestEndpoint:
     max_span: timedelta | None = None
     reach: timedelta | None = None
     symbol: Literal["symbol", "pair"] = "symbol"
+    period: str = ""
+    joined: tuple[tuple[str, str, str], ...] = ()
     budget: str = ""
 
 
@@ -67,8 +75,12 @@ class RequestBudget:
     seconds: int
 
 
-REQUEST_BUDGETS: dict[str, RequestBudget] = {"funding": RequestBudget(500, 300)}
-"""Groups of endpoints with a limit of requests. Binance counts fundingRate and fundingInfo together."""
+REQUEST_BUDGETS: dict[str, RequestBudget] = {
+    "funding": RequestBudget(500, 300),
+    "statistics": RequestBudget(1000, 300),
+}
+"""Groups of endpoints with a limit of requests. Binance counts fundingRate and fundingInfo together, and all of
+``/futures/data``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +88,16 @@ class Slots:
     """Times at which a data type without interval has rows.
 
     Attributes:
-        hours: Column with the hours until the next row. A change of it is a fact, not a gap.
         tolerance: Largest distance of a row from its slot. Binance's times are late by some milliseconds.
         most_a_day: Most rows of a day.
+        hours: Column with the hours until the next row. A change of it is a fact, not a gap.
+        step: Fixed distance of the rows, if no column has it.
     """
 
-    hours: str
     tolerance: timedelta
     most_a_day: int
+    hours: str = ""
+    step: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +144,7 @@ class Spec:
         daily: True if the archive has daily zips. Without them, a monthly zip fills the files of its days.
         slots: Times of the rows, if neither an interval nor consecutive ids show which rows are missing.
         closes_months: True if the days of a past month become one file. Candles would be many small files otherwise.
+        unordered: True if the archive's rows are in no order, which is then no fault.
         signed: True if values may be negative.
         about: Description of a series for people, in one line, with the places ``{series}`` and ``{market}``.
     """
@@ -147,6 +162,7 @@ class Spec:
     daily: bool = True
     slots: Slots | None = None
     closes_months: bool = False
+    unordered: bool = False
     signed: bool = False
     about: str = ""
 
@@ -266,10 +282,63 @@ def _funding_rate(market: Market, path: str) -> Spec:
         ("calc_time", "funding_interval_hours"),
         "lz4",
         daily=False,
-        slots=Slots("funding_interval_hours", timedelta(minutes=1), 24),
+        slots=Slots(timedelta(minutes=1), 24, hours="funding_interval_hours"),
         closes_months=True,
         about="Funding rates of {series} from Binance {market}, one row per payment. The interval may change.",
     )
+
+
+_FIVE_MINUTES = timedelta(minutes=5)
+
+
+def _metrics(market: Market, rest: RestEndpoint) -> Spec:
+    return Spec(
+        market,
+        DataType.METRICS,
+        (
+            Column("create_time", "time", "timestamp", text=True),
+            Column("symbol", "ignore"),
+            Column("sum_open_interest", "float", "sumOpenInterest", nullable=True),
+            Column("sum_open_interest_value", "float", "sumOpenInterestValue", nullable=True),
+            *(
+                Column(name, "float", name, nullable=True)
+                for name in (
+                    "count_toptrader_long_short_ratio",
+                    "sum_toptrader_long_short_ratio",
+                    "count_long_short_ratio",
+                    "sum_taker_long_short_vol_ratio",
+                )
+            ),
+        ),
+        "create_time",
+        "create_time",
+        rest,
+        False,
+        (),
+        ("create_time",),
+        "lz4",
+        slots=Slots(timedelta(0), 288, step=_FIVE_MINUTES),
+        closes_months=True,
+        unordered=True,
+        about="Open interest and long/short ratios of {series} from Binance {market}, one row per five minutes.",
+    )
+
+
+_METRICS_REST = RestEndpoint(
+    "/futures/data/openInterestHist",
+    500,
+    1,
+    max_span=499 * _FIVE_MINUTES,  # beyond its page, REST leaves out the oldest rows
+    reach=timedelta(days=30),
+    period="5m",
+    joined=(
+        ("/futures/data/topLongShortAccountRatio", "longShortRatio", "count_toptrader_long_short_ratio"),
+        ("/futures/data/topLongShortPositionRatio", "longShortRatio", "sum_toptrader_long_short_ratio"),
+        ("/futures/data/globalLongShortAccountRatio", "longShortRatio", "count_long_short_ratio"),
+        ("/futures/data/takerlongshortRatio", "buySellRatio", "sum_taker_long_short_vol_ratio"),
+    ),
+    budget="statistics",
+)
 
 
 _HOUR = timedelta(hours=1)
@@ -323,11 +392,55 @@ _ROWS = (
         )
         for market, path, span in _FUTURES
     ),
+    _metrics(Market.UM, _METRICS_REST),
+    # REST of cm takes a pair and a type of contract, and has no taker ratio. So cm comes from the archive alone.
+    _metrics(Market.CM, RestEndpoint("", 500, 1)),
     _funding_rate(Market.UM, "/fapi/v1/fundingRate"),
     _funding_rate(Market.CM, "/dapi/v1/fundingRate"),
 )
 
 SPECS: dict[tuple[Market, DataType], Spec] = {(spec.market, spec.data_type): spec for spec in _ROWS}
+
+
+@dataclass(frozen=True, slots=True)
+class MeaningChange:
+    """A change of the meaning of a type's rows in the archive that the lake undoes.
+
+    Attributes:
+        market: The market.
+        data_type: The data type.
+        since: First UTC day with the new meaning, which the lake has for all days.
+        shift: Distance to add to the times of older files.
+        what: Description for people.
+        source: Where it is documented.
+    """
+
+    market: Market
+    data_type: DataType
+    since: date
+    shift: timedelta
+    what: str
+    source: str
+
+
+MEANING_CHANGES: tuple[MeaningChange, ...] = (
+    MeaningChange(
+        Market.UM,
+        DataType.METRICS,
+        date(2026, 6, 25),
+        -_FIVE_MINUTES,
+        "the archive labels periods with their end until 2026-06-24, and with their start since",
+        "https://github.com/binance/binance-public-data/issues/491",
+    ),
+)
+
+
+def meaning_change(key: SeriesKey, day: date) -> MeaningChange | None:
+    """Return the change of meaning that a file of a day precedes. None if there is none."""
+    for change in MEANING_CHANGES:
+        if (change.market, change.data_type) == (key.market, key.data_type) and day < change.since:
+            return change
+    return None
 
 
 _TRADE_PROFILE_COLUMNS = (

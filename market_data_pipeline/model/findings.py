@@ -177,8 +177,12 @@ FLAT_REFUSED = "flat_refused"
 SOURCE = "source"
 """Rule for derived data made of days that are incomplete or fail their checks."""
 
+RELABELLED = "relabelled"
+"""Rule for rows whose times were moved, because the archive's labels had another meaning then."""
+
 HISTORY = frozenset(
     {
+        RELABELLED,
         "order",
         "duplicates",
         "checksum_missing",

@@ -32,12 +32,15 @@ ARROW_TYPES: Mapping[Kind, pa.DataType] = {
 def lake_schema(market: Market, data_type: DataType) -> pa.Schema:
     """Return the schema of a series' files in the lake, also for derived types.
 
-    Columns from the exchange are never null, and the schema declares it. Parquet then stores no definition levels.
-    Arrow reads candles in two thirds of the time and writes trades in nine tenths.
+    Columns from the exchange are never null, except those that ``datasets.py`` declares nullable, and the schema
+    declares it. Parquet then stores no definition levels. Arrow reads candles in two thirds of the time and writes
+    trades in nine tenths.
     """
-    nullable = (market, data_type) not in SPECS
+    derived = (market, data_type) not in SPECS
     columns = lake_columns(market, data_type)
-    return pa.schema([pa.field(column.name, ARROW_TYPES[column.kind], nullable) for column in columns])
+    return pa.schema(
+        [pa.field(column.name, ARROW_TYPES[column.kind], derived or column.nullable) for column in columns]
+    )
 
 
 def may_be_null(schema: pa.Schema) -> pa.Schema:
@@ -46,13 +49,14 @@ def may_be_null(schema: pa.Schema) -> pa.Schema:
 
 
 def as_declared(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return a table with a schema, if the two differ only in nullability and no value is null.
+    """Return a table with a schema, if the two differ only in nullability and no value is null that must not be.
 
     Otherwise the table is returned unchanged.
     """
     if table.schema.equals(schema) or not may_be_null(table.schema).equals(may_be_null(schema)):
         return table
-    return table if any(column.null_count for column in table.columns) else table.cast(schema)
+    nulls = any(column.null_count for column, field in zip(table.columns, schema, strict=True) if not field.nullable)
+    return table if nulls else table.cast(schema)
 
 
 TRADE_PROFILE_SCHEMA = lake_schema(Market.SPOT, DataType.TRADE_PROFILE)

@@ -40,6 +40,8 @@ class DataType(StrEnum):
     """Candles of the index price, an average of spot exchanges. Binance keys them by pair."""
     PREMIUM_INDEX_KLINES = "premiumIndexKlines"
     """Candles of the premium of perpetual futures over the index, as a ratio. It may be negative."""
+    METRICS = "metrics"
+    """Open interest and long/short ratios of futures, every five minutes."""
     FUNDING_RATE = "fundingRate"
     """Funding of perpetual futures, every 1 to 8 hours."""
     TRADE_PROFILE = "tradeProfile"

@@ -24,7 +24,7 @@ from market_data_pipeline.sandbox.zips import make_zip
 def without_rows(rows: TextRows, start: int, end: int) -> TextRows:
     """Drop the rows timed from ``start`` to ``end`` (exclusive). Both are microseconds since 1970 (UTC)."""
     column = FORMS[rows.data_type].times[0]
-    return TextRows(rows.data_type, [row for row in rows.rows if not start <= int(row[column]) < end])
+    return replace(rows, rows=[row for row in rows.rows if not start <= int(row[column]) < end])
 
 
 def with_changed_rows(rows: TextRows, start: int, end: int, column: str) -> TextRows:

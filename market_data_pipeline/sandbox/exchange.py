@@ -64,6 +64,7 @@ from market_data_pipeline.sandbox.generator import (
     moment_us,
     trades_on,
 )
+from market_data_pipeline.sandbox.metrics import metrics_rows
 from market_data_pipeline.sandbox.prices import price_rows
 from market_data_pipeline.sandbox.rows import (
     KlineRows,
@@ -509,6 +510,8 @@ class GeneratedExchange(Exchange):
         rows: Rows
         if series.data_type is DataType.FUNDING_RATE:
             rows = funding_rows(symbol, self.seed, day, now_us)
+        elif series.data_type is DataType.METRICS:
+            rows = metrics_rows(symbol, self.seed, day, now_us)
         elif series.interval is None:
             rows = TradeRows(trades())
         else:
@@ -610,8 +613,8 @@ class GeneratedExchange(Exchange):
         symbol = self._symbol_of(archive.series)
         if symbol is None:
             return 0
-        if archive.series.data_type is DataType.FUNDING_RATE:
-            return 900
+        if archive.series.data_type in (DataType.FUNDING_RATE, DataType.METRICS):
+            return 900 if archive.series.data_type is DataType.FUNDING_RATE else 11_000
         if archive.series.interval is None:
             return len(archive.days) * symbol.trades_per_day * 21 + 150
         return len(archive.days) * (DAY_US // interval_us(archive.series.interval)) * 52 + 150

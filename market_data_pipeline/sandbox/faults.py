@@ -297,7 +297,7 @@ class FlatRows(RowsFault):
 
 CHANGEABLE = (
     "open", "high", "low", "close", "volume", "quote_volume", "count", "taker_buy_volume", "taker_buy_quote_volume",
-    "price", "quantity", "first_trade_id", "last_trade_id",
+    "price", "quantity", "first_trade_id", "last_trade_id", "last_funding_rate", "sum_open_interest",
 )  # fmt: skip
 """Columns that :class:`ChangedRows` can change: all except the columns that identify a row."""
 

@@ -24,6 +24,7 @@ class Form:
         value: Index of the column that damage changes: a price, a rate or a close.
         amount: Index of the column that a replaced archive changes.
         ids: True if its first column is an id.
+        texts: True if its archive has times as text, and its rows in no order.
     """
 
     header: str
@@ -33,6 +34,7 @@ class Form:
     value: int = 4
     amount: int = 5
     ids: bool = False
+    texts: bool = False
 
 
 KLINES_HEADER = (
@@ -51,6 +53,16 @@ FORMS: dict[DataType, Form] = {
     **dict.fromkeys(
         (DataType.MARK_PRICE_KLINES, DataType.INDEX_PRICE_KLINES, DataType.PREMIUM_INDEX_KLINES),
         Form(KLINES_HEADER, (0, 6), markets=_FUTURES, amount=4),
+    ),
+    DataType.METRICS: Form(
+        "create_time,symbol,sum_open_interest,sum_open_interest_value,count_toptrader_long_short_ratio,"
+        "sum_toptrader_long_short_ratio,count_long_short_ratio,sum_taker_long_short_vol_ratio",
+        (0,),
+        ("daily",),
+        _FUTURES,
+        value=2,
+        amount=2,
+        texts=True,
     ),
     DataType.FUNDING_RATE: Form(
         "calc_time,funding_interval_hours,last_funding_rate", (0,), ("monthly",), _FUTURES, value=2, amount=2

@@ -24,6 +24,17 @@ from market_data_pipeline.sandbox.generator import moment_us
 from market_data_pipeline.sandbox.rows import Rows
 
 PREFIXES = {"/api/v3": Market.SPOT, "/fapi/v1": Market.UM, "/dapi/v1": Market.CM}
+STATISTICS_PREFIX = "/futures/data"
+"""Start of the paths of statistics, which the sandbox serves for um only."""
+STATISTICS: dict[str, dict[str, int]] = {
+    "openInterestHist": {"sumOpenInterest": 2, "sumOpenInterestValue": 3},
+    "topLongShortAccountRatio": {"longShortRatio": 4},
+    "topLongShortPositionRatio": {"longShortRatio": 5},
+    "globalLongShortAccountRatio": {"longShortRatio": 6},
+    "takerlongshortRatio": {"buySellRatio": 7},
+}
+"""Endpoints below ``/futures/data``, each with its fields and their columns of metrics."""
+STATISTICS_DAYS = 30
 BUDGETS = {Market.SPOT: 6_000, Market.UM: 2_400, Market.CM: 2_400}
 """Weight that one address can use per minute."""
 COUNTED_WITH = {Market.CM: Market.UM}
@@ -41,7 +52,7 @@ MAX_LIMIT: dict[tuple[Market, str], int] = {
     (Market.UM, "fundingRate"): 1_000,
     (Market.CM, "fundingRate"): 1_000,
 }
-DEFAULT_LIMIT = {"fundingRate": 100}
+DEFAULT_LIMIT = {"fundingRate": 100, **dict.fromkeys(STATISTICS, 30)}
 """Rows of an answer without a limit, if they are not 500."""
 _HOUR_US = 3_600_000_000
 _DAY_US = 24 * _HOUR_US
@@ -106,6 +117,8 @@ def answer(
                 payload = _agg_trades(exchange, market, parameters, limit, divisor)
             case "fundingRate" if market is not Market.SPOT:
                 payload = _funding_rates(exchange, market, parameters, limit)
+            case statistic if statistic in STATISTICS:
+                payload = _statistics(exchange, endpoint, parameters, limit)
             case "exchangeInfo":
                 payload = _exchange_info(exchange, market, parameters, divisor)
             case "time":
@@ -257,6 +270,28 @@ def _funding_rates(
     return [
         {"symbol": series.symbol, "fundingTime": int(at) // 1_000, "fundingRate": f"{Decimal(rate):.8f}"}
         for at, _, rate in rows
+    ]
+
+
+def _statistics(exchange: Exchange, endpoint: str, parameters: Mapping[str, str], limit: int) -> list[dict[str, Any]]:
+    """Return periods of five minutes, labelled by their start. If more match than the limit, return the newest."""
+    if parameters.get("period") != "5m":
+        raise Refusal(-1130, "The sandbox serves period 5m only.")
+    try:
+        series = _series(exchange, Market.UM, parameters, DataType.METRICS)
+    except Refusal:
+        return []  # as Binance answers for unknown symbols
+    start, end = _times(parameters, Market.UM)
+    now = moment_us(exchange.now())
+    oldest = now - STATISTICS_DAYS * _DAY_US
+    if start is not None and start < oldest:
+        raise Refusal(-1130, "parameter 'startTime' is invalid.")
+    rows = _newest(exchange, series, min(_FAR if end is None else end, now), limit)
+    return [
+        {"symbol": series.symbol, "timestamp": int(row[0]) // 1_000}
+        | {field: row[column] for field, column in STATISTICS[endpoint].items()}
+        for row in rows
+        if int(row[0]) >= (oldest if start is None else start)
     ]
 
 

@@ -7,6 +7,7 @@ here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import numpy as np
@@ -134,6 +135,8 @@ class TextRows:
 
     data_type: DataType
     rows: list[list[str]]
+    moved: int = 0
+    """Microseconds that the archive adds to the times, where it labels periods by their end."""
 
     @property
     def times(self) -> Ints:
@@ -152,6 +155,8 @@ class TextRows:
 
     def csv(self, *, microseconds: bool) -> bytes:
         """Return all rows in the archive's format without a header."""
+        if FORMS[self.data_type].texts:
+            return self._texts()
         if microseconds:
             return "".join(",".join(row) + "\n" for row in self.rows).encode()
         lines = []
@@ -161,6 +166,14 @@ class TextRows:
                 line[column] = str(int(line[column]) // 1_000)
             lines.append(",".join(line) + "\n")
         return "".join(lines).encode()
+
+    def _texts(self) -> bytes:
+        """Return the rows with times as text, in no order: every second row comes first."""
+        lines = []
+        for at, *others in self.rows:
+            moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(at) + self.moved)
+            lines.append(",".join((f"{moment:%Y-%m-%d %H:%M:%S}", *others)) + "\n")
+        return "".join([*lines[1::2], *lines[::2]]).encode()
 
 
 def _split(text: bytes) -> list[list[str]]:
@@ -182,6 +195,10 @@ def read_csv(data_type: DataType, text: str) -> TextRows:
     if lines and not lines[0][:1].isdigit():
         del lines[0]
     rows = [line.split(",") for line in lines]
+    if FORMS[data_type].texts:
+        times = [datetime.fromisoformat(row[0]).replace(tzinfo=UTC) for row in rows]
+        timed = [[str(int(at.timestamp()) * 1_000_000), *row[1:]] for at, row in zip(times, rows, strict=True)]
+        return TextRows(data_type, sorted(timed))
     for row in rows:
         for column in FORMS[data_type].times:
             if len(row[column]) < 16:

@@ -30,6 +30,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.model.series import Market
 from market_data_pipeline.sandbox.exchange import ArchiveFile, Exchange, GeneratedExchange, etag_of_wrong
 from market_data_pipeline.sandbox.faults import (
     AnswerFault,
@@ -47,7 +48,15 @@ from market_data_pipeline.sandbox.faults import (
 from market_data_pipeline.sandbox.forms import PRICES
 from market_data_pipeline.sandbox.listing import PAGE, list_objects
 from market_data_pipeline.sandbox.mirror import MirrorExchange
-from market_data_pipeline.sandbox.rest import PREFIXES, WeightMeter, answer, ban_message, weight_of
+from market_data_pipeline.sandbox.rest import (
+    PREFIXES,
+    STATISTICS,
+    STATISTICS_PREFIX,
+    WeightMeter,
+    answer,
+    ban_message,
+    weight_of,
+)
 from market_data_pipeline.sandbox.symbols import GeneratedSymbol
 
 HOST = "127.0.0.1"
@@ -182,7 +191,7 @@ def _listing_route(site: Site) -> Route:
 def _rest_routes(site: Site) -> list[Route]:
     async def rest(request: HttpRequest) -> Response:
         prefix, _, endpoint = request.url.path.rpartition("/")
-        market = PREFIXES[prefix]
+        market = PREFIXES.get(prefix, Market.UM)
         fine = request.headers.get("X-MBX-TIME-UNIT", "").upper() == "MICROSECOND"
         parameters = dict(request.query_params)
         request.scope["weight"] = weight = weight_of(market, endpoint, parameters)
@@ -196,7 +205,8 @@ def _rest_routes(site: Site) -> list[Route]:
             payload = ban_message(market, site.meter.budgets[market], status, wait)
         return Response(json.dumps(payload, ensure_ascii=False), status, headers, "application/json;charset=UTF-8")
 
-    return [Route(f"{prefix}/{endpoint}", rest) for prefix in PREFIXES for endpoint in ENDPOINTS]
+    statistics = [Route(f"{STATISTICS_PREFIX}/{endpoint}", rest) for endpoint in STATISTICS]
+    return [Route(f"{prefix}/{endpoint}", rest) for prefix in PREFIXES for endpoint in ENDPOINTS] + statistics
 
 
 # --- control endpoints -------------------------------------------------------------------------------------------

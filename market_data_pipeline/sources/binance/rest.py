@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -185,21 +185,45 @@ class RestApi:
             RestAnswerError: A response is not understood.
         """
         endpoint = spec_of(key).rest
+        if not endpoint.path:
+            raise BeyondReachError(f"REST of {self.market} has no {key.data_type}")
+        self._refuse_beyond(endpoint, start_us, clock.now(), key.data_type)
         time_field = next(column.rest for column in spec_of(key).columns if column.name == spec_of(key).time)
         now = self._server_now()
-        first, end = start_us - clock.US_PER_DAY, min(end_us, clock.to_us(now))
+        lead = clock.US_PER_DAY if any(column.spacing for column in spec_of(key).columns) else 0
+        first, end = start_us - lead, min(end_us, clock.to_us(now))
         cursor, every = first, list[Any]()
         while cursor < end:
-            rows = self._rows(endpoint, _by_time(key, cursor, end, endpoint))
-            every += rows
-            if len(rows) < endpoint.page:
+            until = end if endpoint.max_span is None else min(end, cursor + _span_us(endpoint))
+            rows = self._rows(endpoint, _by_time(key, cursor, until, endpoint))
+            every += self._joined(key, endpoint, rows, (cursor, until), time_field)
+            if endpoint.max_span is None and len(rows) < endpoint.page:
                 break
-            cursor = (_time_in(rows[-1], time_field, endpoint) + 1) * self._unit
+            full = endpoint.max_span is None
+            cursor = (_time_in(rows[-1], time_field, endpoint) + 1) * self._unit if full else until
         empty = lake_schema(key.market, key.data_type).empty_table()
         found = self._table(every, key, (first, end - 1)) if every else empty
         times = pc.cast(found.column(spec_of(key).time), pa.int64())
-        inside = pc.and_(pc.greater_equal(times, pa.scalar(start_us)), pc.less(times, pa.scalar(end)))
+        slots = spec_of(key).slots
+        step = int(slots.step.total_seconds() * 1e6) if slots is not None and slots.step is not None else 0
+        last = min(end_us - 1, clock.to_us(now) - step)  # a period counts when it is over
+        inside = pc.and_(pc.greater_equal(times, pa.scalar(start_us)), pc.less_equal(times, pa.scalar(last)))
         return RestRows(found.filter(inside), f"{self._host.url}{endpoint.path}", now)
+
+    def _joined(
+        self, key: SeriesKey, endpoint: RestEndpoint, rows: list[Any], between: tuple[int, int], time_field: str
+    ) -> list[Any]:
+        """Return rows with the fields of further endpoints, joined on their time. A missing row leaves a null."""
+        if not rows or not endpoint.joined:
+            return rows
+        merged = {_time_in(row, time_field, endpoint): dict(row) for row in rows}
+        for path, field, column in endpoint.joined:
+            other = replace(endpoint, path=path)
+            found = self._rows(other, _by_time(key, *between, other))
+            values = {_time_in(row, time_field, other): row.get(field) for row in found}
+            for at, row in merged.items():
+                row[column] = values.get(at)
+        return list(merged.values())
 
     def agg_trades(
         self, key: SeriesKey, start_us: int, end_us: int, from_id: int | None = None, since_us: int | None = None
@@ -322,15 +346,17 @@ class RestApi:
             at = span
         return None
 
-    def _refuse_beyond(self, endpoint: RestEndpoint, moment_us: int, now: datetime) -> None:
-        if beyond := self._beyond(endpoint, moment_us, now):
+    def _refuse_beyond(
+        self, endpoint: RestEndpoint, moment_us: int, now: datetime, what: str = DataType.AGG_TRADES
+    ) -> None:
+        if beyond := self._beyond(endpoint, moment_us, now, what):
             raise BeyondReachError(beyond)
 
-    def _beyond(self, endpoint: RestEndpoint, moment_us: int, now: datetime) -> str:
+    def _beyond(self, endpoint: RestEndpoint, moment_us: int, now: datetime, what: str = DataType.AGG_TRADES) -> str:
         """Return the reason if REST no longer serves rows of a moment, else an empty string."""
         if endpoint.reach is None or moment_us >= clock.to_us(now - endpoint.reach + _EDGE):
             return ""
-        return reaches_back(self.market, endpoint.reach)
+        return reaches_back(self.market, endpoint.reach, what)
 
     def first_candle_day(self, key: SeriesKey) -> date | None:
         """Return the UTC day of a symbol's first candle. None if it never had one.
@@ -536,9 +562,9 @@ def _budget_name(market: Market, settings: Settings) -> str:
     return "+".join((MARKETS[market].budget, *sorted(hosts))) if len(together) > 1 else next(iter(hosts))
 
 
-def reaches_back(market: Market, reach: timedelta) -> str:
-    """Return a message about the age limit of a market's aggTrades."""
-    return f"REST of {market} only serves aggTrades of the last {in_words(reach.total_seconds())}"
+def reaches_back(market: Market, reach: timedelta, what: str = DataType.AGG_TRADES) -> str:
+    """Return a message about the age limit of a market's rows."""
+    return f"REST of {market} only serves {what} of the last {in_words(reach.total_seconds())}"
 
 
 def _way_out(market: Market) -> str:
@@ -552,7 +578,9 @@ def _span_us(endpoint: RestEndpoint) -> int:
 
 def _by_time(key: SeriesKey, start_us: int, end_us: int, endpoint: RestEndpoint) -> dict[str, str]:
     start, end = start_us // 1000, (end_us - 1) // 1000
-    return {"symbol": key.symbol, "startTime": str(start), "endTime": str(end), "limit": str(endpoint.page)}
+    period = {"period": endpoint.period} if endpoint.period else {}
+    times = {"startTime": str(start), "endTime": str(end)}
+    return {"symbol": key.symbol, **period, **times, "limit": str(endpoint.page)}
 
 
 def _time_in(row: Any, field: str, endpoint: RestEndpoint) -> int:

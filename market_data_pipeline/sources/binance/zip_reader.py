@@ -24,7 +24,16 @@ import pyarrow.csv as pa_csv
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import MalformedError
-from market_data_pipeline.model.datasets import SPECS, Column, Spec, is_bounded, most_repeated, most_rows, spec_of
+from market_data_pipeline.model.datasets import (
+    SPECS,
+    Column,
+    Spec,
+    is_bounded,
+    meaning_change,
+    most_repeated,
+    most_rows,
+    spec_of,
+)
 from market_data_pipeline.model.schema import ARROW_TYPES, TIME, WORD, lake_schema
 from market_data_pipeline.model.series import INTERVALS, DataType, Market, SeriesKey, interval_us
 from market_data_pipeline.sources.binance.spacing import hours_between
@@ -77,6 +86,7 @@ def read_zip(
         if raw.num_rows == 0:
             continue
         rows += raw.num_rows
+        raw = _relabelled(raw, key, spec, first)
         times += _bounds(raw.column(spec.time))
         unit = _microseconds_per_unit(min(times), max(times), stem)
         blocks.append(_conform(raw, key, spec, unit))
@@ -274,10 +284,11 @@ _ROW_OF_BLOCK = re.compile(r"Row #\d+: ")
 @cache
 def _convert(market: Market, data_type: DataType) -> pa_csv.ConvertOptions:
     columns = SPECS[market, data_type].columns
+    blank = ["", '""'] if any(c.nullable for c in columns) else []
     return pa_csv.ConvertOptions(
         column_types={c.name: _read_type(c) for c in columns},
         include_columns=[c.name for c in columns if c.kind != "ignore"],
-        null_values=[],
+        null_values=blank,
         true_values=["True", "true"],
         false_values=["False", "false"],
     )
@@ -307,7 +318,7 @@ def _parse(block: _Block, spec: Spec, stem: str) -> pa.Table:
 
 def _parse_lines(lines: memoryview, spec: Spec, header: bool, stem: str) -> pa.Table:
     try:
-        return pa_csv.read_csv(
+        table = pa_csv.read_csv(
             cast("BinaryIO", pa.BufferReader(lines)),
             read_options=pa_csv.ReadOptions(
                 column_names=[c.name for c in spec.columns],
@@ -320,9 +331,43 @@ def _parse_lines(lines: memoryview, spec: Spec, header: bool, stem: str) -> pa.T
         )
     except pa.ArrowException as error:
         raise MalformedError(f"{stem}.csv is not what Binance publishes: {_plain(error, spec)}.") from error
+    return _checked(table, spec, stem) if any(c.text or c.nullable for c in spec.columns) else table
+
+
+def _checked(table: pa.Table, spec: Spec, stem: str) -> pa.Table:
+    """Refuse missing values of columns that always have one, and turn text times into microseconds."""
+    for column in spec.columns:
+        if column.kind == "ignore":
+            continue
+        if not column.nullable and table.column(column.name).null_count:
+            raise MalformedError(f"{stem}.csv has a row without {column.name}.")
+        if column.text:
+            at = table.schema.get_field_index(column.name)
+            table = table.set_column(at, column.name, table.column(at).cast(pa.int64()))
+    return table
+
+
+def _relabelled(raw: pa.Table, key: SeriesKey, spec: Spec, day: date) -> pa.Table:
+    """Undo a change of meaning of the times of a daily file. The schema's metadata then has :data:`MOVED`.
+
+    The file shows its labels: those of period ends reach the next midnight, those of starts begin at its own.
+    """
+    change = meaning_change(key, day)
+    start = clock.day_start_us(day)
+    if change is None or start in (times := raw.column(spec.time).to_numpy()):
+        return raw
+    moved = pa.chunked_array([pa.array(times + int(change.shift.total_seconds() * 1e6))])
+    at = raw.schema.get_field_index(spec.time)
+    return raw.set_column(at, spec.time, moved).replace_schema_metadata({MOVED: change.source})
+
+
+MOVED = b"moved"
+"""Key of a table's metadata whose times were moved. The value is the source of the change."""
 
 
 def _read_type(column: Column) -> pa.DataType:
+    if column.text:
+        return TIME
     return _READ.get(column.kind) or ARROW_TYPES[column.kind]
 
 
@@ -351,7 +396,8 @@ def _conform(raw: pa.Table, key: SeriesKey, spec: Spec, unit: int) -> pa.Table:
             continue
         values = raw.column(column.name)
         columns.append(_as_time(values, unit) if column.kind == "time" else values)
-    return pa.table(columns, schema=lake_schema(spec.market, spec.data_type))
+    table = pa.table(columns, schema=lake_schema(spec.market, spec.data_type))
+    return table.replace_schema_metadata(raw.schema.metadata) if raw.schema.metadata else table
 
 
 def _bounds(values: pa.Array[Any] | pa.ChunkedArray[Any]) -> tuple[Any, Any]:
@@ -418,7 +464,8 @@ _REST_TIMES_US = 10**15, 41 * 10**14
 
 
 def _rest_column(values: list[object], column: Column, unit: int) -> pa.Array[Any]:
-    if {*map(type, values)} != {_JSON_TYPES[column.kind]}:
+    found = {*map(type, values)} - ({type(None)} if column.nullable else set())
+    if found != {_JSON_TYPES[column.kind]} and not (column.nullable and not found):
         raise TypeError(f"{column.name} is not always a JSON {_JSON_TYPES[column.kind].__name__}")
     if column.kind == "float":
         numbers = pa.array(values, pa.string()).cast(pa.float64())
