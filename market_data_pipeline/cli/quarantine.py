@@ -26,6 +26,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.quarantine import Entry
 from market_data_pipeline.lake.reader import read_day
+from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.day import HELD, OtherArchive, after
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
@@ -137,7 +138,7 @@ def accept(name: str, reason: str, yes: bool) -> None:
         _show(entry, layout, aside())
         click.confirm("Load this day although its checksum is wrong?", abort=True, err=True)
     kept.accept(layout, entry, by=_who(), at=clock.now(), reason=reason)
-    aside().print(f"{entry.name} is accepted for {entry.key} {entry.day}.", soft_wrap=True)
+    aside().print(f"{entry.name} is accepted for {entry.key} {_period(entry)}.", soft_wrap=True)
     end(_bring(settings, universe, [entry]))
 
 
@@ -175,7 +176,7 @@ def _refuse_unacceptable(entry: Entry) -> None:
             f"{entry.name} cannot be accepted: it was refused as {entry.kind}, and only a wrong checksum can be "
             f"accepted. {entry.reason}"
         )
-    if entry.day is None:
+    if entry.day is None and spec_of(entry.key).daily:
         raise UsageError(
             f"{entry.name} cannot be accepted: it is a monthly zip, and its days come from the daily ones where its "
             "checksum is wrong. Nothing is lost."
@@ -236,7 +237,6 @@ def read_content(entry: Entry) -> Content:
     """Read the content of a refused file."""
     from market_data_pipeline.checks.ordering import in_order
     from market_data_pipeline.errors import MalformedError
-    from market_data_pipeline.model.datasets import spec_of
     from market_data_pipeline.sources.binance.zip_reader import read_zip
 
     try:
@@ -269,7 +269,6 @@ def _first_lines(data: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def difference_to_held(entry: Entry, content: Content, layout: Layout) -> str:
     """Return the difference of a refused file from the stored file of its day, in words; empty if none is stored."""
     from market_data_pipeline.checks.diff import difference, key_format
-    from market_data_pipeline.model.datasets import spec_of
 
     if entry.day is None or content.table is None:
         return ""
@@ -410,7 +409,13 @@ def _make_due(layout: Layout, key: SeriesKey, found: Sequence[Entry], wait_secon
     """Mark stored days whose new archive was refused, so that they are fetched again."""
     with storage.only_writer(layout.lock(key), wait_seconds, str(key)):
         ledger = Ledger.read(layout.ledger(key))
-        held = [(entry, row) for entry in found if entry.day and (row := ledger.get(entry.day)) and row.held]
+        held = [
+            (entry, row)
+            for entry in found
+            if entry.day is not None or not spec_of(key).daily
+            for day in entry.days
+            if (row := ledger.get(day)) and row.held
+        ]
         for entry, row in held:
             ledger.put(after(row, row.day, OtherArchive(entry.etag or _ETAG_UNKNOWN)))
         if held:

@@ -15,6 +15,7 @@ from market_data_pipeline.checks.continuity import Break, continuity, is_reporte
 from market_data_pipeline.coverage.calendar import SeriesCalendar, calendar_of
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
+from market_data_pipeline.model.datasets import archive_day
 from market_data_pipeline.model.day import EMPTY, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.model.findings import Finding, Severity, Verdict, shortened
 from market_data_pipeline.model.needs import is_still_unlisted
@@ -126,7 +127,8 @@ def cover(
         states: States of its days, see :func:`states_of`.
         wanted: Spans of days that should be stored, both ends included. Today does not count.
         today: The current day in UTC.
-        provisional_days: Number of days after which a provisional day is overdue.
+        provisional_days: Number of days after which a provisional day is overdue. Without daily archives, they count
+            from the end of its month.
     """
     expected = [day for first, last in wanted for day in _days(first, min(last, today - _DAY))]
     stored = [rows[day] for day in expected if day in rows and rows[day].outcome == HELD]
@@ -137,7 +139,7 @@ def cover(
         key,
         len(stored) - len(provisional),
         len(provisional),
-        tuple(day for day in provisional if (today - day).days > provisional_days),
+        tuple(day for day in provisional if (today - archive_day(key, day)).days > provisional_days),
         tuple(rows[day] for day in expected if states.get(day) is DayState.FAILED),
         tuple(day for day in expected if states.get(day) is DayState.MISSING),
         open_breaks,

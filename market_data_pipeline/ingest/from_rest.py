@@ -195,6 +195,8 @@ class RestDays:
             return NoRows(Action.NOT_LISTED)
         if (untraded := self._untraded_day(day)) is not None:
             return untraded
+        if not spec_of(self.key).daily:  # REST has all of the history, so a day without rows is possible until then
+            return NoRows(Action.EMPTY)
         raise _with_archive_answer(AbsentError("REST has no rows for it either"))
 
     def _untraded_day(self, day: date) -> NoRows | None:

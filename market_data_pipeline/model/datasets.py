@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Literal
 
+from market_data_pipeline import clock
 from market_data_pipeline.model.series import INTERVALS, DataType, Market, SeriesKey
 
 MOST_PAGES = 200
@@ -511,6 +512,12 @@ _KEYED_BY_ID = frozenset(spec.data_type for spec in _ROWS if spec.key != spec.ti
 def keyed_by_time(data_type: DataType) -> bool:
     """Return True if the key of a row is its time. Keys of aggTrades are ids."""
     return data_type not in _KEYED_BY_ID
+
+
+def archive_day(key: SeriesKey, day: date) -> date:
+    """Return the UTC day after which the archive of a day is due: the day, or the end of its month without dailies."""
+    spec = SPECS.get((key.market, key.data_type))
+    return day if spec is None or spec.daily else clock.days_of_month(day)[-1]
 
 
 def expected_rows(key: SeriesKey) -> int | None:

@@ -8,9 +8,10 @@ import pytest
 
 from market_data_pipeline import MarketData
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.lake import quarantine
 from market_data_pipeline.maintenance.archive_sweep import Kind, sweep
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
-from market_data_pipeline.sandbox import MissingRows
+from market_data_pipeline.sandbox import MissingRows, WrongChecksum
 from market_data_pipeline.sources.binance.archive import Archive
 from market_data_pipeline.universe import parse_universe
 from market_data_pipeline_tests.support.shell import MarketData as Shell
@@ -79,3 +80,20 @@ def test_sweep_finds_the_month_of_provisional_days(world: World) -> None:
     (found,) = sweep(world.settings, [BTC], archive).discoveries
     archive.close()
     assert (found.kind, found.days) == (Kind.PUBLISHED, (date(2026, 1, 30), date(2026, 1, 31)))
+
+
+def test_month_with_a_wrong_checksum_can_be_accepted(world: World, market_data: Shell) -> None:
+    wrong = WrongChecksum(path="ETHUSDT-fundingRate-2026-01")
+    world.sandbox.faults.add(wrong)
+    arguments = ("backfill", "--from", "2026-01-30", "--through", "2026-02-01", "--yes")
+    assert market_data(*arguments).exit_code == 1
+    listed = market_data("quarantine", "list")
+    assert "fundingRate" in listed.output
+    (entry,) = quarantine.entries(world.layout)
+    result = market_data("quarantine", "accept", entry.name, "--yes")
+    assert result.exit_code in (0, 3), result.output
+    eth = SeriesKey(EXCHANGE, Market.UM, DataType.FUNDING_RATE, "ETHUSDT")
+    rows = world.ledger(eth).rows
+    assert [(rows[day].final, rows[day].checksum) for day in days("2026-01-30", "2026-01-31")] == [
+        (True, "accepted")
+    ] * 2

@@ -6,16 +6,19 @@ import contextlib
 import io
 import zipfile
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from market_data_pipeline import clock
 from market_data_pipeline.checks.slots import missing_slots
+from market_data_pipeline.coverage.summary import cover
 from market_data_pipeline.ingest import DayFailure, DayOutcome
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.findings import Finding
@@ -246,3 +249,49 @@ def test_no_row_is_due_outside_of_the_listing() -> None:
 def test_spec_declares_monthly_files_only() -> None:
     spec = spec_of(BTC)
     assert (spec.daily, spec.monthly, spec.rest.budget) == (False, True, "funding")
+
+
+@given(st.sampled_from([1, 2, 4, 8]), st.data())
+def test_removed_slots_are_exactly_the_missing_ones(hours: int, data: st.DataObject) -> None:
+    every = [f"{hour:02}:00" for hour in range(0, 24, hours)]
+    removed = data.draw(st.sets(st.sampled_from(every), max_size=len(every) - 1))
+    assert due(*((at, hours) for at in every if at not in removed)) == sorted(removed)
+
+
+@given(st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4, 8]), st.integers(0, 2), st.booleans())
+def test_no_change_of_the_interval_is_a_gap(before: int, after: int, eighth: int, early: bool) -> None:
+    """The row at the change may have the interval that ends or the one that begins."""
+    change = 8 * eighth
+    hours = [*range(0, change, before), *range(change, 24, after)]
+    rows = [
+        (f"{hour:02}:00", before if hour < change or (hour == change and not early and eighth) else after)
+        for hour in hours
+    ]
+    last = 24 - int(rows[-1][0][:2])
+    assert due(*rows) == [] or last > rows[-1][1]
+
+
+def test_first_day_before_any_funding_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    symbol = GeneratedSymbol(Market.UM, "LATEUSDT", date(2026, 1, 15), opens=time(20), trades_per_day=200)
+    key = SeriesKey(EXCHANGE, Market.UM, DataType.FUNDING_RATE, "LATEUSDT")
+    listing = Listing(((date(2026, 1, 15), None),))
+    with Sandbox(now=utc("2026-01-17T12:00"), symbols=[symbol]) as sandbox:
+        world = World(tmp_path, sandbox, monkeypatch)
+        world.at("2026-01-17T12:00")
+        results = stored(world.ingest(key, days("2026-01-15", "2026-01-16"), listing))
+        assert [(one.row.outcome, one.row.final, one.row.rows) for one in results] == [
+            ("empty", False, 0),
+            ("held", False, 3),
+        ]
+        world.at("2026-03-04T12:00")
+        results = stored(world.ingest(key, days("2026-01-15", "2026-01-16"), listing))
+        assert [(one.row.outcome, one.row.final) for one in results] == [("empty", True), ("held", True)]
+
+
+def test_provisional_days_are_overdue_after_the_month(world: World) -> None:
+    world.at("2026-02-27T12:00")
+    world.ingest(BTC, days("2026-02-01", "2026-02-26"))
+    rows = world.ledger(BTC).rows
+    span = [(date(2026, 2, 1), date(2026, 2, 26))]
+    found = [cover(BTC, rows, {}, span, day, 14).overdue for day in (date(2026, 3, 14), date(2026, 3, 15))]
+    assert [len(overdue) for overdue in found] == [0, 26]
