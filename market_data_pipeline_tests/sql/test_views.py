@@ -48,7 +48,7 @@ def test_an_empty_lake_has_every_view_typed_as_its_files_will_be(
     assert ask(lake, f"FROM {view}") == []
     before = ask(lake, f"SELECT column_name, column_type FROM (DESCRIBE {view})")
     assert [name for name, _ in before] == lake_schema(market, data_type).names
-    lake.put(series("AUSDT", "1h" if data_type is DataType.KLINES else None, market, data_type), [date(2024, 1, 1)])
+    lake.put(series("AUSDT", "1h" if data_type.has_interval else None, market, data_type), [date(2024, 1, 1)])
     assert ask(lake, f"SELECT column_name, column_type FROM (DESCRIBE {view})") == before
 
 
