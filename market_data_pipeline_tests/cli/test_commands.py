@@ -305,7 +305,7 @@ def test_a_universe_that_collects_nothing_says_so(world: World, monkeypatch: pyt
     assert result.exit_code == 2
     said = " ".join(result.stderr.split())
     assert re.search(r"universe\.yaml collects nothing yet\. `market-data add .*` adds a series to it\.", said)
-    assert "No day is left" not in said
+    assert "No requested day is left" not in said
 
 
 # --- status ------------------------------------------------------------------------------------------------------
