@@ -164,7 +164,10 @@ collect:
             r"before the first day of .* 2026-03-02\. .*from 2026-03-0\d on .*, line 1\d\)",
         ),
         ("backfill --symbol BTCUSDT --from 2026-03-06", r"is in the future"),
-        ("backfill --symbol BTCUSDT --from 2010-01-01 --through 2010-01-02", r"No requested day is left|listed from 2017-08-17"),
+        (
+            "backfill --symbol BTCUSDT --from 2010-01-01 --through 2010-01-02",
+            r"No requested day is left|listed from 2017-08-17",
+        ),
         ("backfill --symbol DOGEUSDT", r"no symbol 'DOGEUSDT'"),
     ],
 )
