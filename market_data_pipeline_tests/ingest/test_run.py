@@ -597,12 +597,12 @@ def test_a_second_writer_waits_or_says_who_is_busy(world: World) -> None:
     def hold() -> None:
         with storage.only_writer(world.layout.lock(BTC), 1, "test"):
             held.set()
-            done.wait(20)
+            done.wait(120)
 
     thread = threading.Thread(target=hold)
     thread.start()
     try:
-        held.wait(20)
+        held.wait(120)
         with pytest.raises(SeriesBusyError, match="binance/spot/klines/BTCUSDT/1m is being written by another run"):
             world.one(BTC, "2026-03-01")
     finally:
@@ -746,7 +746,7 @@ def test_a_day_whose_file_is_damaged_does_not_hold_memory_that_downloads_wait_fo
         return original(archive, path, admitted, *more)
 
     def rows(day_store: DayStore, day: date) -> DayRows | None:
-        assert downloading.wait(60)  # the only place of all downloads is taken, by one that waits for memory
+        assert downloading.wait(120)  # the only place of all downloads is taken, by one that waits for memory
         return rows_of(day_store, day)
 
     original = Archive.fetch
@@ -756,5 +756,5 @@ def test_a_day_whose_file_is_damaged_does_not_hold_memory_that_downloads_wait_fo
     results: list[Result] = []
     bringing = threading.Thread(target=lambda: results.extend(world.ingest(BTC, [with_a_gap, fresh])), daemon=True)
     bringing.start()
-    bringing.join(60)
+    bringing.join(120)
     assert [outcome(result).row.rows for result in results] == [1440, 1440]

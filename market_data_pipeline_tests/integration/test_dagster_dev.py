@@ -77,7 +77,7 @@ class Ui:
     url: str
 
     def ask(self, query: str, **variables: Any) -> Any:
-        answer = requests.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=30).json()
+        answer = requests.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=120).json()
         assert not answer.get("errors"), answer["errors"]
         return answer["data"]
 
@@ -233,7 +233,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 def the_pages_answer(ui: Ui) -> None:
     for page in ("/", "/assets", "/asset-groups", "/overview/backfills", "/automation"):
-        answer = requests.get(f"{ui.url}{page}", timeout=30)
+        answer = requests.get(f"{ui.url}{page}", timeout=120)
         assert (answer.status_code, '<div id="root"' in answer.text) == (200, True), page
 
 

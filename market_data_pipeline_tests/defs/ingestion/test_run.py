@@ -405,7 +405,7 @@ def test_a_run_of_several_series_begins_the_next_while_one_is_at_work(tmp_path: 
 
     def ingest_days(key: SeriesKey, days: Sequence[date], **more: Any) -> Iterator[DayResult]:
         begun[key].set()
-        assert begun[OTHER].wait(20)  # which comes after, and would never begin if series went one after another
+        assert begun[OTHER].wait(120)  # which comes after, and would never begin if series went one after another
         yield from plain(key, days, **more)
 
     project.definitions = build_definitions(project.settings, project.universe, ingest_days=ingest_days)
