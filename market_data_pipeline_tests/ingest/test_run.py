@@ -492,7 +492,7 @@ def test_passing_faults_are_tried_again(world: World, fault: Status) -> None:
 
 
 def test_a_body_that_stalls_is_fetched_again(world: World) -> None:
-    world.set(timeout_seconds=0.5)
+    world.set(timeout_seconds=3)
     world.sandbox.faults.add(SlowBody(path="2026-03-02.zip$", seconds=30, times=1))
     assert outcome(world.one(BTC, "2026-03-02")).row.rows == 1440
     assert len(world.asked("2026-03-02.zip")) == 2 + 1  # with its CHECKSUM
