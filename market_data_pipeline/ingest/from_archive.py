@@ -14,13 +14,11 @@ from collections.abc import Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from datetime import date
-from functools import partial
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import ChecksumError, ConflictError, MalformedError, SourceError, StorageError
-from market_data_pipeline.ingest.batching import Batcher
 from market_data_pipeline.ingest.day_rows import DayRows
-from market_data_pipeline.ingest.encode import Encoded, is_complete, read_daily, read_days
+from market_data_pipeline.ingest.encode import Encoded, is_complete, read_days
 from market_data_pipeline.ingest.memory import MemoryBudget, Reservation
 from market_data_pipeline.lake import quarantine
 from market_data_pipeline.lake.layout import Layout
@@ -34,11 +32,6 @@ logger = logging.getLogger(__name__)
 
 MEMORY_PER_BYTE = 7
 """Peak memory of a day per byte of its zip: the zip, its Arrow table (4 times), checks and encoding."""
-
-_SMALL_BYTES = 1 << 18
-"""Maximum size of a daily zip to read in a batch: four times a day of 1m klines."""
-
-_MOST_TOGETHER = 8
 
 _ROW_BYTES = 256
 """Maximum bytes of one candle in a zip. Binance's have about 50."""
@@ -74,16 +67,9 @@ class ArchiveDays:
     memory: MemoryBudget
     quarantine_bytes: int
     refused: dict[date, tuple[str | None, str | None]] = field(default_factory=dict)
-    _small: Batcher[date, ArchiveFile, DayRows | Encoded] = field(init=False)
     _in_work: set[date] = field(default_factory=set)
     _months: dict[date, Future[Mapping[date, DayRows | Encoded]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        self._small = Batcher(self._of_small, partial(read_daily, self.key), self.computing, _MOST_TOGETHER)
-
-    def _of_small(self, day: date, file: ArchiveFile) -> DayRows | Encoded:
-        return read_days(self.key, file, day, day, self.listing)[day]
 
     def rows(self, day: date, fresh: bool, whole_month: bool, memory: Reservation) -> DayRows | Encoded | None:
         """Return the rows of a day, possibly already encoded. None if the archive has none.
@@ -200,8 +186,6 @@ class ArchiveDays:
         self, file: ArchiveFile, path: str, first: date, last: date, *, encode: bool
     ) -> Mapping[date, DayRows | Encoded]:
         try:
-            if encode and first == last and self.key.interval is not None and len(file.data) <= _SMALL_BYTES:
-                return {first: self._small.compute(first, file)}
             listing = self.listing if encode else None
             return self.computing.submit(read_days, self.key, file, first, last, listing).result()
         except (MalformedError, ConflictError) as error:
