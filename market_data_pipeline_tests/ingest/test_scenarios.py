@@ -14,13 +14,15 @@ import pytest
 
 from market_data_pipeline import clock
 from market_data_pipeline.checks.ordering import ints
-from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, Sources, ingest
+from market_data_pipeline.ingest.run import ingest
+from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake import parquet, quarantine
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.maintenance.flat_candles import classify_flat_candles
 from market_data_pipeline.model.day import DayRecord, OtherArchive, after
 from market_data_pipeline.model.findings import Finding
+from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.model.series import Listing, Market, SeriesKey
 from market_data_pipeline.sandbox import (
     ChangedRows,

@@ -18,7 +18,8 @@ from market_data_pipeline.coverage.calendar import calendar_markdown
 from market_data_pipeline.coverage.summary import GapSum, SeriesCoverage, survey
 from market_data_pipeline.defs.events import gaps_evaluations, iso_time, restored_day_events, spans
 from market_data_pipeline.errors import SeriesBusyError
-from market_data_pipeline.ingest import Sources, ingest
+from market_data_pipeline.ingest.run import ingest
+from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.maintenance.flat_candles import classify_with_rest
 from market_data_pipeline.model.day import DayRecord
