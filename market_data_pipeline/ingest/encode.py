@@ -63,7 +63,6 @@ def read_days(
     """Read the days of a zip, without requests.
 
     Args:
-        key: The series.
         file: The zip: a daily one if ``first`` is ``last``, else a monthly one.
         first: First UTC day that it may have.
         last: Last such day, inclusive.
@@ -197,10 +196,7 @@ def describe(
     """Check a day's rows, and return their provenance with all findings.
 
     Args:
-        key: The series.
-        day: The UTC day.
         rows: Its rows, at least one.
-        listing: Listing spans of the symbol.
         trades: The symbol's stored aggTrades of the day, as evidence for missing candles. None if not stored.
     """
     known = {finding.rule for finding in rows.findings} & {OFF_GRID}  # has REST's candles, too

@@ -49,12 +49,7 @@ class ArchiveDays:
     """Days of one series in the archive, for one run.
 
     Attributes:
-        key: The series.
-        layout: Layout of the lake, for the quarantine.
-        listing: Listing spans of the symbol.
-        archive: The archive.
         computing: Executor that reads zips.
-        memory: Memory budget of all workers.
         quarantine_bytes: Maximum bytes of the whole quarantine.
         refused: ETags of rejected zips and of their ``.CHECKSUM`` files, by day.
     """

@@ -55,9 +55,6 @@ class RestDays:
     """Days of one series from REST, for one run.
 
     Attributes:
-        key: The series.
-        rest: REST of its market.
-        listing: Listing spans of the symbol, as far as known.
         later_day: Return the first later day that has a file in the archive.
     """
 

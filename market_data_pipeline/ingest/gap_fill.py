@@ -53,13 +53,7 @@ _MOST_RANGES = 50
 
 @dataclass(frozen=True, slots=True)
 class GapFiller:
-    """Fetch the missing rows of one series from REST.
-
-    Attributes:
-        key: The series.
-        rest: REST of its market.
-        listing: Listing spans of the symbol.
-    """
+    """Fetch the missing rows of one series from REST."""
 
     key: SeriesKey
     rest: Callable[[], RestApi]
@@ -152,8 +146,6 @@ class GapFiller:
         """Replace suspect flat candles with REST's candles if those have trades, and record REST's answer.
 
         Args:
-            day: The UTC day.
-            rows: Its rows.
             suspect: Ranges of flat candles that may be a fault of the archive.
         """
         if self.key.interval is None or not rows.of_archive:
@@ -351,8 +343,6 @@ def with_trades_over_flat(key: SeriesKey, rows: DayRows, rest: pa.Table, part: P
     """Replace flat candles of the archive with REST's if those have trades. A finding records both.
 
     Args:
-        key: The series.
-        rows: The day.
         rest: Rows that REST has, or had.
         part: Origin of the REST rows.
     """
@@ -384,7 +374,6 @@ def with_stored_rows(key: SeriesKey, stored: DayRows, rows: DayRows) -> DayRows:
     """Merge stored rows that only REST has into an archive day, and record changes since it was stored.
 
     Args:
-        key: The series.
         stored: The stored day: provisional, or from an archive that was replaced since.
         rows: The day from the current archive.
     """
@@ -417,9 +406,7 @@ def without_duplicates(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRo
     If all of them do, they stay, because a day without rows cannot be stored. A finding reports it.
 
     Args:
-        key: The series.
         before: Rows of the previous day.
-        rows: The day.
     """
     spec = spec_of(key)
     repeated = np.intersect1d(ints(before, spec.key), ints(rows.table, spec.key))

@@ -42,14 +42,7 @@ _CHANGED = (Action.FETCHED, Action.EXTENDED)
 
 @dataclass(frozen=True, slots=True)
 class Midnight:
-    """Check and repair neighbouring days of one series.
-
-    Attributes:
-        day_store: The stored days of the series.
-        gap_filler: Fetches missing rows from REST.
-        ledger: The ledger of the series.
-        memory: Memory budget of all days in progress.
-    """
+    """Check and repair neighbouring days of one series."""
 
     day_store: DayStore
     gap_filler: GapFiller

@@ -59,9 +59,7 @@ def ingest(
     """Ingest days of a series into the lake.
 
     Args:
-        key: The series.
         days: UTC days, in any order.
-        layout: Layout of the lake.
         sources: Sources of the run.
         settings: Threads, memory and timeouts.
         listing: Listing spans of the symbol, as far as known. Days outside are ``not_listed`` without a request.

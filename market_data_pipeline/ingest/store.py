@@ -30,13 +30,7 @@ from market_data_pipeline.model.series import DataType, Listing, SeriesKey, inte
 
 @dataclass(frozen=True, slots=True)
 class DayStore:
-    """Stored days of one series. Writers must have the lock of the series.
-
-    Attributes:
-        key: The series.
-        layout: Layout of the lake.
-        listing: Listing spans of the symbol.
-    """
+    """Stored days of one series. Writers must have the lock of the series."""
 
     key: SeriesKey
     layout: Layout
@@ -81,9 +75,7 @@ class DayStore:
         """Check a day's rows and write them, unless the stored file is better.
 
         Args:
-            day: The UTC day.
             known: The day in the ledger.
-            rows: Its rows.
             started: Start of the work on the day, by :func:`time.perf_counter`.
 
         Raises:

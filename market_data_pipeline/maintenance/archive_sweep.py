@@ -88,7 +88,6 @@ class Discovery:
 
     Attributes:
         kind: Kind of the difference.
-        key: The series.
         days: The UTC days affected, in order: one for a daily archive, up to a month for a monthly one.
         archive: Its key in the bucket.
         etag: ETag listed now, or Last-Modified if the listing has no ETag. Empty if the archive vanished.
@@ -176,7 +175,6 @@ def sweep(
     Args:
         settings: Location of the lake, and number of series to list in parallel.
         keys: The series. Derived series have no archive and are skipped.
-        archive: The archive's listing.
         mark: Write the result into the ledgers.
         at_once: End the retry backoff of days whose last attempt failed.
         on_progress: Called after each series with the number of archives compared.
@@ -229,7 +227,6 @@ def look_for(
 
     Args:
         waiting: Ledger rows of the days, by series, in the order to look for them.
-        archive: The archive's listing.
         threads: Number of series to list in parallel.
         seconds: Time after which no further series starts.
     """
@@ -404,7 +401,6 @@ class Pages:
     """Find archives in the listing with as few requests as possible.
 
     Attributes:
-        archive: The archive's listing.
         requests: Pages requested so far.
     """
 
@@ -455,8 +451,6 @@ def mark_days(
     A day that is already marked for this archive, and whose fetch failed, stays in retry backoff.
 
     Args:
-        layout: Layout of the lake.
-        key: The series.
         discoveries: The sweep's discoveries in the series.
         wait_seconds: How long to wait for another run that writes the series.
         at_once: End the retry backoff.

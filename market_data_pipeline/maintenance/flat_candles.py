@@ -209,7 +209,6 @@ def _classify_days(
     """Yield the changes of each day.
 
     Args:
-        layout: Layout of the lake.
         stored: Stored days of one interval.
         others: Stored days of other intervals, and of aggTrades. They are read only for days on which no series of the
             same interval shows trading. In a market of many symbols these are few.
@@ -232,8 +231,6 @@ def _classify_day(
     """Return the changes of a day, and True if no other series can change its verdicts further.
 
     Args:
-        layout: Layout of the lake.
-        day: The UTC day.
         stored: The day's series of one interval.
         also: The day's series of other intervals, and its aggTrades.
     """
@@ -364,7 +361,6 @@ class Standstill:
     """Result of classifying with REST.
 
     Attributes:
-        classified: The verdicts.
         stored: Days that were stored again with REST's answers.
     """
 
@@ -384,8 +380,6 @@ def classify_with_rest(
     Each day is requested from REST once. Without an answer it stays ``unconfirmed`` and is retried with backoff.
 
     Args:
-        layout: Layout of the lake.
-        market: The market.
         keys: The series to collect. No others are fetched.
         fetch_again: Called at most once, with the days that REST has to confirm.
 

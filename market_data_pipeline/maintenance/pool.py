@@ -75,8 +75,6 @@ class Processes:
 
         Args:
             function: A function of a module. It is pickled, and so are its arguments and its value.
-            args: Its arguments.
-            kwargs: Its arguments by name.
 
         Raises:
             Exception: whatever the function raises.

@@ -45,7 +45,6 @@ class LocalReport:
         files: Number of files read, by series.
         rows: Rows in them.
         bytes: Their size.
-        seconds: Duration.
         faults: Days whose file is missing or does not match its record, with the reason.
         troubles: Series whose ledger could not be read or written, with the reason.
     """

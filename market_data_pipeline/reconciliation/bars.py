@@ -37,7 +37,6 @@ class DaySides:
     """Both sides of a day in the lake.
 
     Attributes:
-        day: The UTC day.
         klines: File of the klines, of the day or of its month.
         source: File of the source series, of the day or of its month.
         klines_sha256: Content hash of the klines, from the ledger.

@@ -120,7 +120,6 @@ def _worth(bar: Bar, contract_size: float | None, *, inverse: bool) -> _Worth | 
     """Return the value of one unit of a bar's volume, from the prices of the klines. None if it is unknown.
 
     Args:
-        bar: The bar.
         contract_size: Size of an inverse contract. None derives it from the rebuilt bar.
         inverse: The volume is in contracts and the value in the base asset.
     """

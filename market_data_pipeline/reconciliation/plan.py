@@ -46,7 +46,6 @@ class Comparison:
     """Days of a series to compare.
 
     Attributes:
-        key: The klines.
         days: Days with both sides stored whose present content was not compared, in order.
         done: Days that were compared and have not changed since, in order.
         gone: Missing files of days that the ledger has as stored. Their days are in neither list.
@@ -73,8 +72,6 @@ def plan(
     """Select the days of a series to compare, from the ledgers and the record. Ten years take about 40 ms.
 
     Args:
-        layout: Layout of the lake.
-        key: The klines.
         first: First UTC day. None for the first stored one.
         last: Last UTC day, included. None for yesterday. Today is never compared, because it is still growing.
         again: Compare days again that were compared before.
@@ -135,8 +132,6 @@ def compare(
     the days since the last write again.
 
     Args:
-        layout: Layout of the lake.
-        key: The klines.
         days: Days with both sides stored, in order.
         memory_mb: DuckDB's memory limit.
         wait_seconds: How long to wait for another process that writes the series' record.

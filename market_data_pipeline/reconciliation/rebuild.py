@@ -48,7 +48,6 @@ def reconcile_days(
     On two cores, 31 days of a million aggTrades take 4 s and 190 MB of memory.
 
     Args:
-        key: The klines.
         days: The days, each with files of both sides. One pass reads all of them, so pass a month rather than a year.
             In cm, the contract size is derived from all of them together.
         memory_mb: DuckDB's memory limit. Beyond it, DuckDB writes to ``scratch``.

@@ -87,8 +87,6 @@ class Answer:
     """A host's response, with its complete body.
 
     Attributes:
-        url: The URL requested.
-        status: The status code.
         headers: By name, case-insensitive.
         body: Complete for status 200. The first 64 kB for any other status.
         route: The proxy in between, for messages. Empty without one.
@@ -160,7 +158,6 @@ class Host:
     """One host: its connections, retries and reachability.
 
     Attributes:
-        url: Base URL.
         settings: Threads, timeout and retries.
         retried: Status codes to retry.
         stop: Ends every attempt, and the backoff between them.
@@ -211,9 +208,7 @@ class Host:
         Failed attempts and the backoff between them take less than two timeouts in total.
 
         Args:
-            path: Path below the base URL.
             kind: Kind of response to expect.
-            params: Query parameters.
             headers: Headers to send in addition.
             admit: Called with a number of bytes before the body outgrows 8 MiB, and with its length at the end. It may
                 block until memory is free.

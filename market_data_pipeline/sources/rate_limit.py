@@ -131,7 +131,6 @@ class WeightBudget:
         per_minute: Binance's weight limit per minute for one address.
         share: Part of the limit that all processes together may use.
         folder: Folder of the budget, shared by all processes.
-        stop: Ends its waits.
         patience: Longest recorded pause to wait for, in seconds.
 
     Raises:
@@ -167,7 +166,6 @@ class WeightBudget:
         """Wait until a request of this weight may be sent.
 
         Args:
-            weight: Weight of the request.
             refuse: Called at the start and repeatedly while waiting. It raises to cancel the request, so that no thread
                 waits a minute in vain.
 

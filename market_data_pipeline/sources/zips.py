@@ -54,7 +54,6 @@ def inflated(data: bytes, stem: str, most_bytes: int) -> Iterator[bytes]:
     """Inflate the CSV of a zip piece by piece.
 
     Args:
-        data: The zip.
         stem: Name of the zip without ``.zip``. Its CSV has the same stem.
         most_bytes: Maximum bytes of the CSV.
 

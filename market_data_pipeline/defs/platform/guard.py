@@ -44,7 +44,6 @@ class Guard:
     """ASGI middleware that refuses requests that a foreign page may have made.
 
     Args:
-        app: The application to guard.
         hosts: Allowed names, ``name`` or ``name:port``, in addition to loopback and the server's own address.
     """
 

@@ -118,7 +118,6 @@ def prune_records(context: dg.OpExecutionContext, settings: Settings) -> None:
     """Prune as configured, and report the result.
 
     Args:
-        context: The context of the job's op.
         settings: The retention of runs.
 
     Raises:

@@ -69,7 +69,6 @@ def read_page(body: bytes, prefix: str, after: str) -> Page:
     """Read a page of ListObjects.
 
     Args:
-        body: The XML.
         prefix: The requested prefix, ending with a slash.
         after: All keys and folders come after this one in UTF-8 order.
 

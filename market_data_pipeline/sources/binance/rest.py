@@ -104,7 +104,6 @@ class RestApi:
     """REST of one market, for one run.
 
     Args:
-        market: The market.
         settings: Host, timeouts and limits.
         stop: Ends all waits. By default, only :meth:`close` does.
 
@@ -179,7 +178,6 @@ class RestApi:
         """Fetch trades with ``start_us <= transact_time < end_us``, from an id on if it is known.
 
         Args:
-            key: The series.
             start_us: Microseconds UTC.
             end_us: Microseconds UTC.
             from_id: The first id to fetch. None: the first id after ``start_us``.
@@ -236,7 +234,6 @@ class RestApi:
         Trades with higher ids are known, so all of these have happened. The server's time is not needed.
 
         Args:
-            key: The series.
             first: First id.
             last: Last id, inclusive.
             between_us: Times of the trades before the first and after the last id (microseconds UTC). They decide if
@@ -358,8 +355,6 @@ class RestApi:
         """Return the rows of a response as a table, checked to be in order.
 
         Args:
-            rows: Rows of the response.
-            key: The series.
             between_us: First and last requested moment (microseconds UTC). REST takes milliseconds.
 
         Raises:

@@ -52,8 +52,6 @@ def read_zip(
     """Read a daily or monthly zip.
 
     Args:
-        data: The zip.
-        key: The expected series.
         stem: Name of the zip without ``.zip``. Its CSV has the same stem.
         first: First UTC day that rows may belong to.
         last: Last such day, inclusive.
@@ -140,7 +138,6 @@ def other_interval(key: SeriesKey, table: pa.Table) -> str | None:
     The duration of most candles decides. Candles off the grid, and a few that an outage cut short, do not matter.
 
     Args:
-        key: The series.
         table: Its rows, as :func:`read_zip` returns them.
     """
     if key.interval is None:
@@ -348,7 +345,6 @@ def table_from_rest(rows: list[list[object]] | list[dict[str, object]], key: Ser
 
     Args:
         rows: Klines are arrays in the order of the CSV. AggTrades are objects, and their unknown fields are ignored.
-        key: The series.
         unit: Microseconds in one unit of the times.
 
     Raises:
