@@ -295,35 +295,35 @@ def _cadences(key: SeriesKey, row: DayRecord, now: datetime) -> tuple[str, ...]:
 def _compare(
     key: SeriesKey, name: str, rows: Sequence[DayRecord], listed: Mapping[str, Listed], swept: SweepReport
 ) -> None:
-    file = listed.get(name)
-    came_from_it = [row for row in rows if row.outcome == HELD and row.archive_sha256 is not None]
+    file, checksum = listed.get(name), listed.get(f"{name}.CHECKSUM")
+    found: dict[Kind, list[date]] = {kind: [] for kind in Kind}
+    for row in rows:
+        kind = _kind_of(row, file, checksum, is_daily=name == key.archive_daily(row.day))
+        if kind is not None:
+            found[kind].append(row.day)
+        swept.without_etag += file is not None and _came_from_archive(row) and _is_same(row, file) is None
+    etag = "" if file is None else _identity(file)
+    swept.discoveries += [Discovery(kind, key, tuple(days), name, etag) for kind, days in found.items() if days]
+
+
+def _kind_of(row: DayRecord, file: Listed | None, checksum: Listed | None, *, is_daily: bool) -> Kind | None:
+    """Return the difference between a day and its archive in the listing. None if there is none."""
     if file is None:
-        if came_from_it:
-            swept.discoveries.append(Discovery(Kind.VANISHED, key, _days(came_from_it), name))
-        return
-    etag, checksum = identity(file), listed.get(f"{name}.CHECKSUM")
-    replaced = []
-    for row in came_from_it:
+        return Kind.VANISHED if _came_from_archive(row) else None
+    etag = _identity(file)
+    if _came_from_archive(row):
         same = _is_same(row, file)
-        swept.without_etag += same is None
-        if (same is False and (not knows_archive(row, etag) or _has_new_checksum(row, checksum))) or _is_back(
-            row, same
-        ):
-            replaced.append(row)
-    published = [
-        row
-        for row in rows
-        if row not in replaced
-        and (is_published(row, file, checksum) if name == key.archive_daily(row.day) else _is_newer(file, row))
-    ]
-    refused = [row for row in rows if row not in replaced and row not in published and refused_archive(row, etag)]
-    for kind, concerned in ((Kind.REPLACED, replaced), (Kind.PUBLISHED, published), (Kind.REFUSED, refused)):
-        if concerned:
-            swept.discoveries.append(Discovery(kind, key, _days(concerned), name, etag))
+        if same is False and (not knows_archive(row, etag) or _has_new_checksum(row, checksum)):
+            return Kind.REPLACED
+        if same and row.final and row.failure in REFUSED:  # the refused replacement is gone
+            return Kind.REPLACED
+    if _is_published(row, file, checksum) if is_daily else _is_newer(file, row):
+        return Kind.PUBLISHED
+    return Kind.REFUSED if refused_archive(row, etag) else None
 
 
-def _days(rows: Iterable[DayRecord]) -> tuple[date, ...]:
-    return tuple(row.day for row in rows)
+def _came_from_archive(row: DayRecord) -> bool:
+    return row.outcome == HELD and row.archive_sha256 is not None
 
 
 def _is_same(row: DayRecord, file: Listed) -> bool | None:
@@ -347,26 +347,20 @@ def _moment(text: str) -> datetime | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).replace(microsecond=0)
 
 
-def identity(file: Listed) -> str:
+def _identity(file: Listed) -> str:
     """Return the version of an archive: its ETag, or its Last-Modified if it has no ETag."""
     return file.etag or file.last_modified
 
 
-def is_published(row: DayRecord, file: Listed, checksum: Listed | None) -> bool:
-    """Return True if this archive would make a provisional or failed day final.
-
-    Args:
-        row: The day's row in the ledger.
-        file: The day's archive in the listing.
-        checksum: Its ``.CHECKSUM``. None if that is not listed.
-    """
+def _is_published(row: DayRecord, file: Listed, checksum: Listed | None) -> bool:
+    """Return True if this archive would make a provisional or failed day final."""
     if row.final:
         return False
     if _has_new_checksum(row, checksum):
         return True
     if row.outcome == HELD and row.checksum == ChecksumStatus.MISSING and row.etag == file.etag:
         return checksum is not None and row.failure != "checksum"  # the same archive, whose checksum was missing
-    return not knows_archive(row, identity(file))
+    return not knows_archive(row, _identity(file))
 
 
 def _has_new_checksum(row: DayRecord, checksum: Listed | None) -> bool:
@@ -381,11 +375,6 @@ def _has_new_checksum(row: DayRecord, checksum: Listed | None) -> bool:
     if row.checksum_etag and checksum.etag:
         return row.checksum_etag != checksum.etag
     return _is_newer(checksum, row)
-
-
-def _is_back(row: DayRecord, same: bool | None) -> bool:
-    """Return True if a refused replacement is gone and the archive of the day's rows is back."""
-    return same is True and row.final and row.failure in REFUSED
 
 
 def _is_newer(file: Listed, row: DayRecord) -> bool:

@@ -255,7 +255,9 @@ def _classify_day(
     before = {one.key: one.findings for one in stored}
     changes, is_clear = list[_Change](), True
     for key, (times, findings) in flat.items():
-        judged = market.classify(key, times, _own_trades(layout, day, key, also))
+        own = next((one.key for one in also if one.key.interval is None and one.key.symbol == key.symbol), None)
+        traded = None if own is None else _traded(layout, day, own, interval_us(interval))
+        judged = market.classify(key, times, traded)
         is_clear = is_clear and not any(map(is_contested, judged))
         after = to_json([*(finding for finding in findings if not _is_flat(finding)), *judged])
         if after != before[key]:
@@ -285,28 +287,20 @@ def _trades(
     found: dict[str, TradedIn] = {}
     for one in stored:
         if one.key.interval is None and one.key.symbol not in known:
-            try:
-                table = read_day(layout, one.key, day, ["transact_time"])
-            except DamagedFileError:
-                continue
-            times = ints(table, "transact_time")
-            whole = not any(f.check == "gaps" and f.rule in MISSING for f in from_json(one.findings))
-            found[one.key.symbol] = TradedIn(np.unique(times // step * step), whole)
+            times = _traded(layout, day, one.key, step)
+            if times is not None:
+                whole = not any(f.check == "gaps" and f.rule in MISSING for f in from_json(one.findings))
+                found[one.key.symbol] = TradedIn(times, whole)
     return found
 
 
-def _own_trades(layout: Layout, day: date, key: SeriesKey, stored: Sequence[_StoredDay]) -> Ints | None:
-    """Return the open times of candles in which a symbol's aggTrades have trades, None without aggTrades."""
-    step = interval_us(key.interval or "")
-    for one in stored:
-        if one.key.interval is None and one.key.symbol == key.symbol:
-            try:
-                return np.unique(
-                    ints(read_day(layout, one.key, day, ["transact_time"]), "transact_time") // step * step
-                )
-            except DamagedFileError:
-                return None
-    return None
+def _traded(layout: Layout, day: date, key: SeriesKey, step: int) -> Ints | None:
+    """Return the open times of the candles in which aggTrades have trades. None if their file is damaged."""
+    try:
+        times = ints(read_day(layout, key, day, ["transact_time"]), "transact_time")
+    except DamagedFileError:
+        return None
+    return np.unique(times // step * step)
 
 
 def _is_flat(finding: Finding) -> bool:
