@@ -20,7 +20,6 @@ from market_data_pipeline.lake.ledger import Ledger, StoredContent, stored_conte
 from market_data_pipeline.lake.partitions import days_between, days_on_disk, file_of
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS
 from market_data_pipeline.model.day import HELD
-from market_data_pipeline.model.findings import Finding
 from market_data_pipeline.model.lineage import source_of
 from market_data_pipeline.model.reconciliation import DayReconciled
 from market_data_pipeline.model.series import SeriesKey
@@ -184,16 +183,12 @@ def _sides(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[DaySide
             source_sha256=others.rows[day].content_sha256,
             klines_findings=klines.rows[day].findings_list(),
             source_findings=others.rows[day].findings_list(),
-            before_findings=_findings(klines, day - _DAY),
+            before_findings=klines.rows[day - _DAY].findings_list() if day - _DAY in klines.rows else (),
             before=stored_file(day - _DAY),
             after=stored_file(day + _DAY),
         )
         for day in days
     ]
-
-
-def _findings(ledger: Ledger, day: date) -> tuple[Finding, ...]:
-    return () if (row := ledger.get(day)) is None else row.findings_list()
 
 
 def _add_to_record(layout: Layout, key: SeriesKey, found: Sequence[DayReconciled], wait_seconds: float) -> None:

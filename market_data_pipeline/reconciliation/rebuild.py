@@ -28,7 +28,6 @@ from market_data_pipeline.reconciliation.bars import (
     DaySides,
     Side,
     equal,
-    moment,
 )
 from market_data_pipeline.reconciliation.explain import explain_bars
 from market_data_pipeline.sql.file_lists import as_pattern, quoted, read_parquet
@@ -264,7 +263,7 @@ def _differing(connection: duckdb.DuckDBPyConnection, contract_size: float | Non
 
 
 def _differences(bar: Bar, names: Mapping[str, str], reason: tuple[Reason, str] | None) -> Iterator[Difference]:
-    at = moment(bar.at)
+    at = clock.naive_from_us(bar.at)
     why, ids = (reason[0].value, reason[1]) if reason else ("", "")
     ours, made = bar.klines, bar.rebuilt
     if ours is None:
