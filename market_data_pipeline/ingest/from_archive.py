@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from datetime import date
@@ -83,15 +83,11 @@ class ArchiveDays:
         of_month = self._month(day).get(day) if whole_month else None
         if isinstance(of_month, Encoded) or (of_month is not None and is_complete(self.key, of_month)):
             return of_month
-        if (daily := self._daily(day, fresh, memory)) is not None:
-            return daily
+        daily = self._read(self.key.archive_daily(day), (day,), memory, encode=fresh).get(day)
         month_over = clock.days_of_month(day)[-1] < clock.today()
-        return self._month(day).get(day) if month_over and monthly_may_replace(self.key) else None
-
-    def _daily(self, day: date, fresh: bool, memory: Reservation) -> DayRows | Encoded | None:
-        path = self.key.archive_daily(day)
-        file = self._fetch(path, memory, (day,))
-        return None if file is None else self._read(file, path, day, day, encode=fresh)[day]
+        if daily is not None or not month_over or not monthly_may_replace(self.key):
+            return daily
+        return self._month(day).get(day)
 
     def _month(self, day: date) -> Mapping[date, DayRows | Encoded]:
         """Return the days of a month's zip. Empty if the archive has no valid one."""
@@ -151,13 +147,9 @@ class ArchiveDays:
             self._months.pop(month, None)
 
     def _read_month(self, month: tuple[date, ...]) -> Mapping[date, DayRows | Encoded]:
-        path = self.key.archive_monthly(month[0])
         try:
             with self.memory.reservation() as memory:
-                file = self._fetch(path, memory, month)
-                if file is None or file.checksum is not ChecksumStatus.VERIFIED:
-                    return {}
-                return self._read(file, path, month[0], month[-1], encode=True)
+                return self._read(self.key.archive_monthly(month[0]), month, memory, encode=True)
         except SourceError as error:
             # The daily archives are the better source. A bad monthly zip only costs time.
             logger.warning("%s: the monthly zip is not used: %s", self.key, error)
@@ -165,29 +157,31 @@ class ArchiveDays:
 
     # --- one zip ------------------------------------------------------------------------------------------------
 
-    def _fetch(self, path: str, memory: Reservation, days: tuple[date, ...]) -> ArchiveFile | None:
+    def _read(
+        self, path: str, days: Sequence[date], memory: Reservation, *, encode: bool
+    ) -> Mapping[date, DayRows | Encoded]:
+        """Fetch and read a zip. Return its days: none if it does not exist, or is monthly and not verified."""
         accepted = quarantine.accepted_sha256(self.layout, self.key, path)
-        most = _most_bytes(self.key, len(days))
         try:
-            file = self.archive.fetch(path, lambda size: memory.take(size * MEMORY_PER_BYTE), accepted, most)
+            file = self.archive.fetch(
+                path, lambda size: memory.take(size * MEMORY_PER_BYTE), accepted, _most_bytes(self.key, len(days))
+            )
         except ChecksumError as error:
-            self._quarantine(path, error.file, error, days[0] if len(days) == 1 else None)
+            self._quarantine(path, error.file, error, days)
             raise
         if file is None:
             memory.give_back()  # the zip did not match its checksum, and was gone at the second attempt
-        return file
-
-    def _read(
-        self, file: ArchiveFile, path: str, first: date, last: date, *, encode: bool
-    ) -> Mapping[date, DayRows | Encoded]:
+        if file is None or (len(days) > 1 and file.checksum is not ChecksumStatus.VERIFIED):
+            return {}
         try:
             listing = self.listing if encode else None
-            return self.computing.submit(read_days, self.key, file, first, last, listing).result()
+            return self.computing.submit(read_days, self.key, file, days[0], days[-1], listing).result()
         except (MalformedError, ConflictError) as error:
-            self._quarantine(path, file, error, first if first == last else None)
+            self._quarantine(path, file, error, days)
             raise
 
-    def _quarantine(self, path: str, file: ArchiveFile, error: SourceError, day: date | None) -> None:
+    def _quarantine(self, path: str, file: ArchiveFile, error: SourceError, days: Sequence[date]) -> None:
+        day = days[0] if len(days) == 1 else None
         entry = quarantine.store(
             self.layout,
             self.key,
