@@ -83,7 +83,9 @@ def read_days(
     for day, of_day in days.items():
         size = round(share * of_day.num_rows)
         if day in flat:
-            found[day] = _encode_sound(key, _of_archive(of_day, [], file, source, day, size), day, flat[day])
+            rows, none = _of_archive(of_day, [], file, source, day, size), flat[day][:0]
+            verdicts = classify_candles(key, Missing(none), none, flat[day], archived=True, rest=None, trades=None)
+            found[day] = encode(key, rows, _record(key, day, rows, (*rows.findings, *verdicts)))
             continue
         rows = _rows(key, of_day, file, source, day, size)
         usable = first == last or is_complete(key, rows)
@@ -114,12 +116,6 @@ def _flat_candles_of_sound(key: SeriesKey, table: pa.Table, days: Sequence[date]
     flat = flat_candles(table)
     flat_days = flat // clock.US_PER_DAY * clock.US_PER_DAY
     return {day: flat[flat_days == clock.day_start_us(day)] for day in days}
-
-
-def _encode_sound(key: SeriesKey, rows: DayRows, day: date, flat: Ints) -> Encoded:
-    none = flat[:0]
-    found = classify_candles(key, Missing(none), none, flat, archived=True, rest=None, trades=None)
-    return encode(key, rows, _record(key, day, rows, (*rows.findings, *found)))
 
 
 def _read_big_day(key: SeriesKey, file: ArchiveFile, day: date, listing: Listing) -> DayRows | Encoded:
