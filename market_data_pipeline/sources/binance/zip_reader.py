@@ -11,7 +11,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import date, datetime
+from datetime import date
 from functools import cache, lru_cache
 from itertools import chain, islice
 from typing import Any, BinaryIO, cast
@@ -94,7 +94,10 @@ def read_zip(
     if rows > (most := most_rows(key, days)):
         period = "A day" if days == 1 else "A month"
         raise MalformedError(f"{stem}.csv has {rows:,} rows or more. {period} of {key.short} has at most {most:,}.")
-    _refuse_other_days(min(times) * unit, max(times) * unit, first, last, stem)
+    begin, end = (clock.naive_from_us(time * unit) for time in (min(times), max(times)))
+    if begin.date() < first or end.date() > last:
+        texts = (moment.isoformat(sep=" ", timespec="milliseconds") for moment in (begin, end))
+        raise MalformedError(f"{stem}.csv has rows of other days: its times run from {' to '.join(texts)} (UTC).")
     return table
 
 
@@ -236,7 +239,7 @@ _ROW_OF_BLOCK = re.compile(r"Row #\d+: ")
 def _convert(market: Market, data_type: DataType) -> pa_csv.ConvertOptions:
     columns = SPECS[market, data_type].columns
     return pa_csv.ConvertOptions(
-        column_types={c.name: _read_type(c) for c in columns},
+        column_types={c.name: _READ.get(c.kind) or ARROW_TYPES[c.kind] for c in columns},
         include_columns=[c.name for c in columns if c.kind != "ignore"],
         null_values=[],
         true_values=["True", "true"],
@@ -262,8 +265,7 @@ def _parsed(blocks: Iterator[_Block], spec: Spec, stem: str) -> Iterator[pa.Tabl
 
 def _parse(block: _Block, spec: Spec, stem: str) -> pa.Table:
     parts, header = block
-    tables = [_parse_lines(part, spec, header and part is parts[0], stem) for part in parts]
-    return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+    return pa.concat_tables([_parse_lines(part, spec, header and part is parts[0], stem) for part in parts])
 
 
 def _parse_lines(lines: memoryview, spec: Spec, header: bool, stem: str) -> pa.Table:
@@ -281,10 +283,6 @@ def _parse_lines(lines: memoryview, spec: Spec, header: bool, stem: str) -> pa.T
         )
     except pa.ArrowException as error:
         raise MalformedError(f"{stem}.csv is not what Binance publishes: {_plain(error, spec)}.") from error
-
-
-def _read_type(column: Column) -> pa.DataType:
-    return _READ.get(column.kind) or ARROW_TYPES[column.kind]
 
 
 def _plain(error: Exception, spec: Spec) -> str:
@@ -311,7 +309,9 @@ def _conform(raw: pa.Table, key: SeriesKey, spec: Spec, unit: int) -> pa.Table:
         if column.kind == "ignore":
             continue
         values = raw.column(column.name)
-        columns.append(_as_time(values, unit) if column.kind == "time" else values)
+        if column.kind == "time":
+            values = (values if unit == 1 else pc.multiply(values, unit)).cast(TIME)
+        columns.append(values)
     return pa.table(columns, schema=lake_schema(spec.market, spec.data_type))
 
 
@@ -319,22 +319,6 @@ def _bounds(values: pa.Array[Any] | pa.ChunkedArray[Any]) -> tuple[Any, Any]:
     """Return the least and the greatest value."""
     bounds: Any = pc.min_max(values).as_py()
     return bounds["min"], bounds["max"]
-
-
-def _as_time(values: pa.ChunkedArray[Any], unit: int) -> pa.ChunkedArray[Any]:
-    return (values if unit == 1 else pc.multiply(values, unit)).cast(TIME)
-
-
-def _refuse_other_days(low_us: int, high_us: int, first: date, last: date, stem: str) -> None:
-    low, high = clock.naive_from_us(low_us), clock.naive_from_us(high_us)
-    if low.date() < first or high.date() > last:
-        raise MalformedError(
-            f"{stem}.csv has rows of other days: its times run from {_text(low)} to {_text(high)} (UTC)."
-        )
-
-
-def _text(moment: datetime) -> str:
-    return moment.isoformat(sep=" ", timespec="milliseconds")
 
 
 # --- from REST's JSON to Arrow ----------------------------------------------------------------------------------
