@@ -11,7 +11,7 @@ import logging
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -19,13 +19,13 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import ChecksumError, ConflictError, MalformedError, SourceError, StorageError
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.ingest.encode import Encoded, is_complete, read_days
-from market_data_pipeline.ingest.memory import MemoryBudget, Reservation
+from market_data_pipeline.ingest.memory import Reservation
+from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake import quarantine
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.datasets import monthly_may_replace
 from market_data_pipeline.model.provenance import ChecksumStatus
 from market_data_pipeline.model.series import Listing, SeriesKey, interval_us
-from market_data_pipeline.sources.binance.archive import Archive
 from market_data_pipeline.sources.protocol import ArchiveFile
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,6 @@ class ArchiveDays:
     """Days of one series in the archive, for one run.
 
     Attributes:
-        computing: Executor that reads zips.
         quarantine_bytes: Maximum bytes of the whole quarantine.
         refused: ETags of rejected zips and of their ``.CHECKSUM`` files, by day.
     """
@@ -57,9 +56,7 @@ class ArchiveDays:
     key: SeriesKey
     layout: Layout
     listing: Listing
-    archive: Archive
-    computing: Executor
-    memory: MemoryBudget
+    sources: Sources
     quarantine_bytes: int
     refused: dict[date, tuple[str | None, str | None]] = field(default_factory=dict)
     _in_work: set[date] = field(default_factory=set)
@@ -115,7 +112,7 @@ class ArchiveDays:
             SourceError: The listing does not respond.
         """
         path = self.key.archive_daily(day)
-        page, _ = self.archive.list_page(self.key.archive_folder(), f"{path}.CHECKSUM")
+        page, _ = self.sources.archive.list_page(self.key.archive_folder(), f"{path}.CHECKSUM")
         days = (re.search(r"-(\d{4}-\d{2}-\d{2})\.zip$", file.key) for file in page)
         return min((date.fromisoformat(found[1]) for found in days if found), default=None)
 
@@ -148,7 +145,7 @@ class ArchiveDays:
 
     def _read_month(self, month: tuple[date, ...]) -> Mapping[date, DayRows | Encoded]:
         try:
-            with self.memory.reservation() as memory:
+            with self.sources.memory.reservation() as memory:
                 return self._read(self.key.archive_monthly(month[0]), month, memory, encode=True)
         except SourceError as error:
             # The daily archives are the better source. A bad monthly zip only costs time.
@@ -163,7 +160,7 @@ class ArchiveDays:
         """Fetch and read a zip. Return its days: none if it does not exist, or is monthly and not verified."""
         accepted = quarantine.accepted_sha256(self.layout, self.key, path)
         try:
-            file = self.archive.fetch(
+            file = self.sources.archive.fetch(
                 path, lambda size: memory.take(size * MEMORY_PER_BYTE), accepted, _most_bytes(self.key, len(days))
             )
         except ChecksumError as error:
@@ -175,7 +172,7 @@ class ArchiveDays:
             return {}
         try:
             listing = self.listing if encode else None
-            return self.computing.submit(read_days, self.key, file, days[0], days[-1], listing).result()
+            return self.sources.computing.submit(read_days, self.key, file, days[0], days[-1], listing).result()
         except (MalformedError, ConflictError) as error:
             self._quarantine(path, file, error, days)
             raise

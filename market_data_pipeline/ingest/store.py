@@ -138,7 +138,7 @@ def _sources(record: Provenance) -> list[tuple[str | None, str | None]]:
 
 
 def _has_same(stored: Provenance, new: Provenance) -> bool:
-    """Return True if both have the same rows and findings. Findings may differ in words, as those of older versions."""
+    """Return True if both have the same rows and findings. The words of findings may differ."""
     return stored.content_sha256 == new.content_sha256 and _typed(stored) == _typed(new)
 
 
