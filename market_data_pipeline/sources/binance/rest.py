@@ -103,6 +103,9 @@ class RestRows:
 class RestApi:
     """REST of one market, for one run.
 
+    Each method that fetches raises HostOffError if the host refuses, or did so before in this run, NetworkError without
+    a response, and RestAnswerError if a response is not understood.
+
     Args:
         settings: Host, timeouts and limits.
         stop: Ends all waits. By default, only :meth:`close` does.
@@ -135,13 +138,7 @@ class RestApi:
     # --- endpoints ------------------------------------------------------------------------------------------
 
     def klines(self, key: SeriesKey, start_us: int, end_us: int) -> RestRows:
-        """Fetch closed candles with ``start_us <= open_time < end_us`` (microseconds UTC). None exist before a listing.
-
-        Raises:
-            HostOffError: The host refuses, or did so before in this run.
-            NetworkError: No response.
-            RestAnswerError: A response is not understood.
-        """
+        """Fetch closed candles with ``start_us <= open_time < end_us`` (microseconds UTC)."""
         endpoint = spec_of(key).rest
         step = interval_us(key.interval or "")
         now = self._server_now()
@@ -181,9 +178,7 @@ class RestApi:
 
         Raises:
             BeyondReachError: REST no longer serves trades this old. No request was sent.
-            HostOffError: The host refuses, or did so before in this run.
-            NetworkError: No response.
-            RestAnswerError: A response is not understood, or does not start at the requested id.
+            RestAnswerError: A response does not start at the requested id, or is not understood.
         """
         endpoint = spec_of(key).rest
         self._refuse_beyond(endpoint, start_us if since_us is None else max(start_us, since_us), clock.now())
@@ -230,9 +225,6 @@ class RestApi:
 
         Raises:
             BeyondReachError: REST no longer serves trades this old. It refused, or no request was sent.
-            HostOffError: The host refuses, or did so before in this run.
-            NetworkError: No response.
-            RestAnswerError: A response is not understood.
         """
         endpoint = spec_of(key).rest
         now = clock.now()
@@ -311,12 +303,7 @@ class RestApi:
         return f"REST of {self.market} only serves aggTrades of the last {in_words(endpoint.reach.total_seconds())}"
 
     def first_candle_day(self, key: SeriesKey) -> date | None:
-        """Return the UTC day of a symbol's first candle. None if it never had one.
-
-        Raises:
-            HostOffError: The host refuses, or did so before in this run.
-            NetworkError: No response.
-        """
+        """Return the UTC day of a symbol's first candle. None if it never had one."""
         daily = SeriesKey(EXCHANGE, key.market, DataType.KLINES, key.symbol, "1d")
         endpoint = spec_of(daily).rest
         rows = self._rows(endpoint, {"symbol": key.symbol, "interval": "1d", "startTime": "0", "limit": "1"})
