@@ -350,25 +350,13 @@ def _write(layout: Layout, key: SeriesKey, verdicts: Mapping[date, tuple[str, st
     return written
 
 
-@dataclass(frozen=True, slots=True)
-class Standstill:
-    """Result of classifying with REST.
-
-    Attributes:
-        stored: Days that were stored again with REST's answers.
-    """
-
-    classified: Classification
-    stored: tuple[DayOutcome, ...] = ()
-
-
 FetchAgain = Callable[[Mapping[SeriesKey, Sequence[date]]], Iterable[DayOutcome]]
 """Fetch days of series again, and yield the stored ones."""
 
 
 def classify_with_rest(
     layout: Layout, market: Market, keys: Iterable[SeriesKey], fetch_again: FetchAgain
-) -> Standstill:
+) -> tuple[Classification, tuple[DayOutcome, ...]]:
     """Classify the flat candles of a market, and confirm from REST the ones that the whole market shares.
 
     Each day is requested from REST once. Without an answer it stays ``unconfirmed`` and is retried with backoff.
@@ -376,6 +364,9 @@ def classify_with_rest(
     Args:
         keys: The series to collect. No others are fetched.
         fetch_again: Called at most once, with the days that REST has to confirm.
+
+    Returns:
+        The verdicts, and the days that were stored again with REST's answers.
 
     Raises:
         StorageError: a ledger cannot be written.
@@ -385,7 +376,7 @@ def classify_with_rest(
     if due := _unconfirmed(layout, market, keys):
         stored = tuple(fetch_again(due))
         classified = classified.then(classify_flat_candles(layout, market))
-    return Standstill(classified, stored)
+    return classified, stored
 
 
 def _unconfirmed(layout: Layout, market: Market, keys: Iterable[SeriesKey]) -> dict[SeriesKey, list[date]]:
