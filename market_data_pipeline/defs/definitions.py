@@ -40,7 +40,7 @@ from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
 
 if TYPE_CHECKING:
-    from market_data_pipeline.ingest import Sources
+    from market_data_pipeline.ingest.sources import Sources
     from market_data_pipeline.model.outcomes import OnResult
 
 
@@ -57,8 +57,8 @@ def build_definitions(
     Args:
         settings: The location of the lake and the limits for sources.
         universe: The series to collect.
-        open_sources: A replacement for ``ingest.Sources``.
-        ingest_days: A replacement for ``ingest.ingest``, for tests.
+        open_sources: A replacement for ``ingest.sources.Sources``.
+        ingest_days: A replacement for ``ingest.run.ingest``, for tests.
         on_result: Called after each day, if runs execute in this process.
     """
     keys = universe.series()

@@ -25,7 +25,6 @@ from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START, day_of,
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT, heartbeat, heartbeat_resource
 from market_data_pipeline.defs.platform.home import open_instance, recording
 from market_data_pipeline.errors import SeriesBusyError, UsageError
-from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import CHECKS_DO_NOT_PASS, Ledger, refresh_ledger
@@ -33,7 +32,7 @@ from market_data_pipeline.model.day import EMPTY, HELD, DayRecord, Failed, after
 from market_data_pipeline.model.findings import Basis, Severity
 from market_data_pipeline.model.lineage import profile_of
 from market_data_pipeline.model.needs import is_still_unlisted, needs, profile_is_due, reach_of
-from market_data_pipeline.model.outcomes import DayResult, OnResult
+from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome, DayResult, OnResult
 from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.model.states import is_complete
 from market_data_pipeline.settings import Settings

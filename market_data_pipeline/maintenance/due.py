@@ -38,8 +38,6 @@ def recent_days(at: datetime, count: int, universe: Universe, layout: Layout) ->
     Args:
         at: The tick's time, zone-aware.
         count: Number of days to look back.
-        universe: The series to collect.
-        layout: Layout of the lake.
     """
     today = at.date()
     yesterday = today - DAY
@@ -73,8 +71,6 @@ def days_to_repair(at: datetime, universe: Universe, layout: Layout) -> dict[Ser
 
     Args:
         at: The tick's time, zone-aware.
-        universe: The series to collect.
-        layout: Layout of the lake.
     """
     first, today = universe.first_day(), at.date()
     wanted = {}

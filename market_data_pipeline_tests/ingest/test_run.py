@@ -18,7 +18,7 @@ import pytest
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import DamagedFileError, SeriesBusyError, StorageError
-from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, from_archive, run
+from market_data_pipeline.ingest import from_archive, run
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.ingest.store import DayStore
 from market_data_pipeline.lake import parquet, storage
@@ -26,6 +26,7 @@ from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.maintenance.flat_candles import classify_flat_candles
 from market_data_pipeline.model.day import OtherArchive, after
 from market_data_pipeline.model.needs import knows_archive, needs
+from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.model.series import Listing, Market, SeriesKey
 from market_data_pipeline.sandbox import (
     CutBody,

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from market_data_pipeline.errors import SeriesBusyError
-from market_data_pipeline.ingest import Sources, ingest
 from market_data_pipeline.ingest.memory import MemoryBudget
+from market_data_pipeline.ingest.run import ingest
+from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake import storage
 from market_data_pipeline.model import waits as waits_module
 from market_data_pipeline.model.waits import Stop, StoppedError

@@ -14,14 +14,14 @@ import pyarrow as pa
 from market_data_pipeline.defs.definitions import build_definitions
 from market_data_pipeline.defs.in_process import materialize_days
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, Sources
+from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.model.day import NOT_LISTED, DayRecord, Failed, after, record_of
 from market_data_pipeline.model.findings import Finding
-from market_data_pipeline.model.outcomes import DayResult, OnResult
+from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome, DayResult, OnResult
 from market_data_pipeline.model.provenance import ChecksumStatus, Part, Provenance, Source
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey
@@ -144,7 +144,7 @@ def put(layout: Layout, key: SeriesKey, row: DayRecord) -> None:
 
 @dataclass
 class FakeIngest:
-    """Stands in for ``ingest.ingest``.
+    """Stands in for ``ingest.run.ingest``.
 
     Attributes:
         bad: Days that fail, with kind and reason.

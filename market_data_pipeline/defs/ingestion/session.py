@@ -15,8 +15,9 @@ import dagster as dg
 from market_data_pipeline.clock import days_between
 from market_data_pipeline.defs.keys import series_of
 from market_data_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, day_of
-from market_data_pipeline.ingest import Sources, ingest
 from market_data_pipeline.ingest.prefetch import Prefetcher
+from market_data_pipeline.ingest.run import ingest
+from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.outcomes import DayResult, OnResult
 from market_data_pipeline.model.series import DataType, SeriesKey
@@ -71,8 +72,8 @@ def open_ingestion(
         context: The context of the resource.
         settings: The location of the lake and the limits for sources.
         universe: The listing spans of symbols.
-        open_sources: A replacement for ``ingest.Sources``.
-        ingest_days: A replacement for ``ingest.ingest``.
+        open_sources: A replacement for ``ingest.sources.Sources``.
+        ingest_days: A replacement for ``ingest.run.ingest``.
         on_result: Called after each day.
     """
     layout = Layout(settings.root)

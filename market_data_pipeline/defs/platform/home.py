@@ -144,7 +144,7 @@ def _records_fault(home: Path, error: BaseException) -> str | None:
     for one in faults.chain(error):
         if isinstance(one, (dg.DagsterInvalidConfigError, yaml.YAMLError)):
             return (
-                f"{home / 'dagster.yaml'} is not a valid Dagster configuration: {_first_lines(one)} "
+                f"{home / 'dagster.yaml'} is not a valid Dagster configuration: {' '.join(str(one).split())[:300]} "
                 "Fix it, or delete it and the next command writes a new one."
             )
         if faults.is_of_database(one):
@@ -186,10 +186,6 @@ def _damaged_database(home: Path) -> Path | None:
             if error.sqlite_errorcode in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 return path
     return None
-
-
-def _first_lines(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 # --- the UI --------------------------------------------------------------------------------------------------------
