@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.months import DayInMonth, parse_month
 from market_data_pipeline.lake.partitions import closed_among, days_of_month, of_another_month
 from market_data_pipeline.model.datasets import spec_of
-from market_data_pipeline.model.day import DayFile, FileStat
+from market_data_pipeline.model.day import DayFile, DayRecord, FileStat
 from market_data_pipeline.model.provenance import Provenance, belongs_elsewhere
 from market_data_pipeline.model.schema import lake_schema, may_be_null
 from market_data_pipeline.model.series import DataType, SeriesKey
@@ -31,36 +31,6 @@ from market_data_pipeline.model.series import DataType, SeriesKey
 CHANGED = "{path} was changed after it was written: its sha256 differs. Backfill that day to replace it."
 
 _ROWS_AT_ONCE = 10_000
-
-
-class Recorded(NamedTuple):
-    """Hashes that a ledger has of a day's file.
-
-    Attributes:
-        stored: The day is stored. If False, its file was found damaged.
-        rows: Number of rows in the file.
-        stat: Size and modification time of the file that was hashed.
-        file_sha256: SHA-256 of all bytes of the day's own file.
-        month_sha256: SHA-256 of all bytes of the file of its closed month.
-    """
-
-    stored: bool = True
-    rows: int = 0
-    stat: FileStat | None = None
-    file_sha256: str | None = None
-    month_sha256: str | None = None
-
-    def sha256_of(self, stored: DayFile) -> str | None:
-        """Return the hash of the file that has the day's rows; None if it is not on record."""
-        return self.month_sha256 if stored.of_month else self.file_sha256
-
-    def rules_out(self, stored: DayFile, sha256: str) -> bool:
-        """Return True if a file with this SHA-256 is damaged: the ledger has another hash for its size and time.
-
-        A file with another modification time may be a newer version from a killed run.
-        """
-        expected = self.sha256_of(stored)
-        return expected is not None and expected != sha256 and (not self.stored or self.stat == stored.stat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +55,7 @@ class DayVerification:
 
 
 def verify_days(
-    layout: Layout, key: SeriesKey, days: Sequence[date], known: Mapping[date, Recorded] | None = None
+    layout: Layout, key: SeriesKey, days: Sequence[date], known: Mapping[date, DayRecord] | None = None
 ) -> list[DayVerification]:
     """Verify days of a series against the hashes on record.
 
@@ -129,7 +99,7 @@ class _File:
 class _Verifier:
     """Verifies files of one series, one after another."""
 
-    def __init__(self, layout: Layout, key: SeriesKey, known: Mapping[date, Recorded]) -> None:
+    def __init__(self, layout: Layout, key: SeriesKey, known: Mapping[date, DayRecord]) -> None:
         self._layout = layout
         self._known = known
         self._of = key

@@ -138,13 +138,17 @@ class DayRecord:
         """Return True if the day is stored in a file of this size and modification time."""
         return self.outcome == HELD and (self.bytes, self.mtime_ns) == (stat.bytes, stat.mtime_ns)
 
-    def bytes_sha256(self, *, of_month: bool) -> str | None:
-        """Return the recorded SHA-256 of all bytes of the file with the day's rows.
+    def sha256_of(self, stored: DayFile) -> str | None:
+        """Return the recorded SHA-256 of all bytes of the file that has the day's rows."""
+        return self.month_sha256 if stored.of_month else self.file_sha256
 
-        Args:
-            of_month: True if the rows are in the file of a closed month.
+    def rules_out(self, stored: DayFile, sha256: str) -> bool:
+        """Return True if a file with this SHA-256 is damaged: another hash is on record for its size and time.
+
+        A file with another modification time may be a newer version from a killed run.
         """
-        return self.month_sha256 if of_month else self.file_sha256
+        expected = self.sha256_of(stored)
+        return expected not in (None, sha256) and (self.outcome != HELD or self.matches_file(stored.stat))
 
     def findings_list(self) -> tuple[Finding, ...]:
         """Return the parsed findings."""
