@@ -111,17 +111,14 @@ def calendar_of(
     return SeriesCalendar(key, tuple(_runs(shown)), dict(verdicts or {}), dict(notes or {}))
 
 
-def _runs(states: Mapping[date, DayState]) -> Iterator[Run]:
-    run: Run | None = None
-    for day in sorted(states):
-        if run is not None and run.state is states[day] and run.last + _DAY == day:
-            run = Run(run.state, run.first, day)
-            continue
-        if run is not None:
-            yield run
-        run = Run(states[day], day, day)
-    if run is not None:
-        yield run
+def _runs(states: Mapping[date, DayState]) -> list[Run]:
+    runs: list[Run] = []
+    for day, state in sorted(states.items()):
+        if runs and (runs[-1].state, runs[-1].last + _DAY) == (state, day):
+            runs[-1] = Run(state, runs[-1].first, day)
+        else:
+            runs.append(Run(state, day, day))
+    return runs
 
 
 # --- shapes --------------------------------------------------------------------------------------------------------
