@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from market_data_pipeline.client.fetch import bring_lacking
+from market_data_pipeline.client.fetch import fetch_missing
 from market_data_pipeline.client.gaps import OnGap, check_on_gap, gaps_in, gaps_query, tell_gaps, worth_a_warning
 from market_data_pipeline.client.request import Moment, check_held, market_of, wanted_of
 from market_data_pipeline.client.result import Answer, Result, StoredRows
@@ -306,7 +306,7 @@ class MarketData:
         wanted = wanted_of(data_type, symbols, interval, start, end, market, columns)
         with faults.in_words():
             if sync:
-                bring_lacking(self._settings, self._layout, wanted)
+                fetch_missing(self._settings, self._layout, wanted)
             else:
                 check_held(self._layout, wanted.keys)
         if on_gap != "ignore":
