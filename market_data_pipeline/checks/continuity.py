@@ -77,8 +77,6 @@ def is_reported(
     An outage over midnight has two findings, one per day. An answer of REST may have several parts, too.
 
     Args:
-        key: The series.
-        found: The break.
         rows: Records of both days.
         counts: Returns True for a finding that counts as an explanation.
     """
@@ -101,7 +99,6 @@ def open_midnights(key: SeriesKey, rows: Mapping[date, DayRecord], now: datetime
     on a grid, so a missing candle at midnight is a gap of its own day.
 
     Args:
-        key: The series.
         rows: Its records. Days without neighbours may be left out.
         now: The current time, zone-aware.
 
@@ -123,7 +120,6 @@ def due_days(key: SeriesKey, rows: Mapping[date, DayRecord], now: datetime) -> l
     """Return the days of a series that a schedule should fetch now, in order.
 
     Args:
-        key: The series.
         rows: Its records. Days without a need may be left out, except for aggTrades.
         now: The current time, zone-aware.
     """

@@ -45,7 +45,6 @@ class Gap:
     """Requested rows that are missing or doubtful.
 
     Attributes:
-        key: The series.
         verdict: Inside a stored day ``archive_defect``, ``unexplained``, ``unpublished`` or ``unconfirmed``. For whole
             days ``failed``, ``missing`` (never fetched), ``provisional`` (if only final days are requested) or
             ``faulty`` (its rows fail the integrity check).
@@ -153,8 +152,6 @@ def gaps_in(
     part of the day. Only doubtful days are checked one by one.
 
     Args:
-        layout: Paths of the data folder.
-        wanted: The request.
         listings: Reads the known listings of symbols. Outside a listing, no day is missing.
         final_only: Days that are not final, or fail the integrity check, are left out.
         growing: Count rows that are newer than the last fetch of today.

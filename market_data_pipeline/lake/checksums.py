@@ -63,7 +63,6 @@ def verify_days(
     statistics and content hash. The caller decides if changed bytes are a fault.
 
     Args:
-        layout: Layout of the lake.
         key: The series. It may be derived.
         days: UTC days.
         known: Hashes from the ledger, for each day and for all days of their closed months.

@@ -244,7 +244,6 @@ def stored_contents(path: Path, first: date, last: date) -> dict[date, StoredCon
 
     Args:
         path: The ledger. A missing or damaged one has no days.
-        first: First UTC day.
         last: Last UTC day, inclusive.
 
     Raises:

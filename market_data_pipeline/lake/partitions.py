@@ -82,8 +82,6 @@ def days_of_month(layout: Layout, key: SeriesKey, month: date, stat: FileStat) -
     """Return the days of a closed month, each with its share of the bytes of the month's file.
 
     Args:
-        layout: Layout of the lake.
-        key: The series.
         month: First day of the month.
         stat: Size and modification time of the month's file.
     """

@@ -102,7 +102,6 @@ class Entry(_Record):
     Attributes:
         key: The expected series.
         path: Path of the stored bytes.
-        first: First UTC day.
         size: Size of the zip in bytes.
     """
 
@@ -187,10 +186,7 @@ def store(
     removed. If this does not make room, the new bytes are not stored.
 
     Args:
-        layout: Layout of the lake.
-        key: The series.
         archive_key: Key of the zip in the archive's bucket.
-        data: The bytes.
         kind: Kind of the refusal, as in ledgers.
         reason: Message of the refusal.
         day: UTC day of the zip; None for a monthly zip.
@@ -301,7 +297,6 @@ def find(layout: Layout, text: str) -> list[Entry]:
     """Find entries by name or hash.
 
     Args:
-        layout: Layout of the lake.
         text: Name of the file, here or in the archive, with or without ``.zip``. Or at least the first six digits of
             its sha256.
     """
@@ -333,8 +328,6 @@ def accept(layout: Layout, entry: Entry, *, by: str, at: datetime, reason: str =
     """Accept bytes, so that their day loads despite the wrong checksum.
 
     Args:
-        layout: Layout of the lake.
-        entry: The refused zip.
         by: User name of the person.
         at: Time of the decision (UTC).
         reason: The person's reason.
@@ -392,7 +385,6 @@ def is_resolved(entry: Entry, ledger: Ledger, days: Iterable[date] | None = None
     """Return True if each day of an entry is stored from another good file, or was never listed.
 
     Args:
-        entry: The refused zip.
         ledger: Ledger of its series.
         days: Days to check; None checks all days of the entry.
     """

@@ -48,7 +48,6 @@ class DayRecord:
     """The ledger's record of one day of one series.
 
     Attributes:
-        day: The UTC day.
         outcome: ``held`` (stored in a readable file, final or provisional), ``failed`` (fetched, but not stored),
             ``empty`` (fetched without rows, e.g. today before the first candle closed) or ``not_listed``.
         final: True if the day is final. Not-listed days are final.
@@ -378,7 +377,6 @@ def after(record: DayRecord | None, day: date, event: Event) -> DayRecord:
 
     Args:
         record: The record before. None if the day was never fetched.
-        day: The UTC day.
         event: The event.
     """
     known = record or DayRecord(day=day, outcome=FAILED)
@@ -555,7 +553,6 @@ class DayFile(NamedTuple):
     """A day of a series and the file with its rows.
 
     Attributes:
-        day: The UTC day.
         path: The day's own file, or the file of its closed month.
         stat: Identity of the file's version. In a closed month, each day has its share of the bytes.
     """

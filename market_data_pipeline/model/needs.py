@@ -148,8 +148,6 @@ def is_current(key: SeriesKey, record: DayRecord, now: datetime) -> bool:
     fetched once per hour, from 03:00 UTC of the next day on.
 
     Args:
-        key: The series.
-        record: The day's record.
         now: The current time, zone-aware.
     """
     need = needs(record, now, reach_of(key))
@@ -227,7 +225,6 @@ def knows_archive(record: DayRecord, etag: str) -> bool:
     """Return True if an archive is the source of a day's rows, or was refused before.
 
     Args:
-        record: The day's record.
         etag: ETag of the archive in the listing.
     """
     if record.etag == etag:
@@ -239,7 +236,6 @@ def refused_archive(record: DayRecord, etag: str) -> bool:
     """Return True if a day is stored, and this archive was refused as its replacement.
 
     Args:
-        record: The day's record.
         etag: ETag of the archive in the listing.
     """
     return record.outcome == HELD and record.failure in REFUSED and knows_archive(record, etag)
@@ -249,7 +245,6 @@ def expects_archive(record: DayRecord, etag: str) -> bool:
     """Return True if a day is already marked for an archive that was not refused. Its backoff continues.
 
     Args:
-        record: The day's record.
         etag: ETag of the archive in the listing.
     """
     return record.replaced_by == etag and record.failure not in LASTING

@@ -231,7 +231,6 @@ class Universe:
         """Refuse a day before the first partition in Dagster.
 
         Args:
-            day: The day.
             key: The requested series.
 
         Raises:
