@@ -65,7 +65,6 @@ class SeriesCalendar:
     """The state of each day of a series.
 
     Attributes:
-        key: The series.
         runs: Runs in order of days. A day in no run is neither collected nor stored.
         verdicts: Rows by verdict of the gaps check.
         notes: Notes on days that are not final, or are final with doubts.
@@ -101,7 +100,6 @@ def calendar_of(
     """Build the calendar of a series.
 
     Args:
-        key: The series.
         states: States of its days, see ``coverage.summary.states_of``. States without a look in :data:`LOOKS` are left
             out.
         verdicts: Rows by verdict of the gaps check.
@@ -190,7 +188,6 @@ def shapes(runs: Iterable[Run], strip: Strip, cell: int, top: int = 0) -> Iterat
 
     Args:
         runs: The days.
-        strip: The row.
         cell: Width and height of a day in pixels.
         top: Top of its Mondays in pixels.
     """
