@@ -12,7 +12,7 @@ from datetime import date, datetime, timedelta
 from market_data_pipeline import clock
 from market_data_pipeline.model.day import DayRecord
 from market_data_pipeline.model.findings import ACROSS_MIDNIGHT, Finding
-from market_data_pipeline.model.needs import needs, next_attempt_at, reach_of
+from market_data_pipeline.model.needs import needs, reach_of
 from market_data_pipeline.model.series import SeriesKey, interval_us
 
 _DAY = timedelta(days=1)
@@ -77,8 +77,6 @@ def is_reported(
     An outage over midnight has two findings, one per day. An answer of REST may have several parts, too.
 
     Args:
-        key: The series.
-        found: The break.
         rows: Records of both days.
         counts: Returns True for a finding that counts as an explanation.
     """
@@ -101,7 +99,6 @@ def open_midnights(key: SeriesKey, rows: Mapping[date, DayRecord], now: datetime
     on a grid, so a missing candle at midnight is a gap of its own day.
 
     Args:
-        key: The series.
         rows: Its records. Days without neighbours may be left out.
         now: The current time, zone-aware.
 
@@ -110,30 +107,19 @@ def open_midnights(key: SeriesKey, rows: Mapping[date, DayRecord], now: datetime
     """
     if key.interval is not None:
         return []
-    naive, reach = clock.naive_utc(now), reach_of(key)
-
-    def has_rested(record: DayRecord) -> bool:
-        not_before = next_attempt_at(record, naive, reach)
-        return not_before is None or not_before <= naive
-
     days: set[date] = set()
-    for found in continuity(key, rows, naive.date()):
-        pair = (rows[found.day - _DAY], rows[found.day])
-        if not is_reported(key, found, rows, _stays) and all(map(has_rested, pair)):
-            days.update(row.day for row in pair)
+    for found in continuity(key, rows, clock.naive_utc(now).date()):
+        pair = (found.day - _DAY, found.day)
+        is_lasting = is_reported(key, found, rows, lambda finding: not finding.open)
+        if not is_lasting and all(needs(rows[day], now, reach_of(key)).has_rested for day in pair):
+            days.update(pair)
     return sorted(days)
-
-
-def _stays(finding: Finding) -> bool:
-    """Return True if another attempt would find the same."""
-    return not finding.open
 
 
 def due_days(key: SeriesKey, rows: Mapping[date, DayRecord], now: datetime) -> list[date]:
     """Return the days of a series that a schedule should fetch now, in order.
 
     Args:
-        key: The series.
         rows: Its records. Days without a need may be left out, except for aggTrades.
         now: The current time, zone-aware.
     """

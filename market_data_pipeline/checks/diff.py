@@ -141,7 +141,6 @@ def change_finding(key: SeriesKey, rule: str, found: Difference, what: str) -> F
     """Return the finding about the changes of a day that was stored again.
 
     Args:
-        key: The series.
         rule: ``became_final`` or ``replaced``.
         found: The difference.
         what: The event, in words.

@@ -44,8 +44,6 @@ def expected_open_times(key: SeriesKey, day: date, known_until_us: int | None = 
     """Return the open times (microseconds UTC) of a day's candles that closed by ``known_until_us``.
 
     Args:
-        key: The series.
-        day: The UTC day.
         known_until_us: Microseconds UTC. None means the end of the day.
     """
     step, start = interval_us(key.interval or ""), clock.day_start_us(day)
@@ -78,9 +76,7 @@ def missing_candles(
     A candle is not missing if a candle off the grid covers a part of its time.
 
     Args:
-        key: The series.
         table: The day's rows, ordered by key.
-        day: The UTC day.
         known_until_us: The source's clock (microseconds UTC). Only candles closed by then are expected.
         listing: On the first and last listed day, candles may be absent before and after trading.
         reach_us: End of the previous day's last candle if it is off the grid and reaches into this day.

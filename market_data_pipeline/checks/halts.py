@@ -192,7 +192,6 @@ class MarketDay:
 
     Args:
         interval: Kline interval.
-        day: The UTC day.
         symbols: Times without trades of the symbols that are stored in that interval.
         elsewhere: The same for series of other intervals, by interval and symbol. A candle of another interval with
             trades is evidence against a halt of its whole length.

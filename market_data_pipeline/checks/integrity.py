@@ -57,8 +57,6 @@ def off_grid_finding(key: SeriesKey, table: pa.Table, off: Ints, rest: pa.Table)
     """Return the finding of candles that do not begin at multiples of their interval, with REST's rows for their time.
 
     Args:
-        key: The series.
-        table: The day's rows.
         off: Open times of the candles off the grid.
         rest: REST's rows from the first of them to the last.
     """

@@ -331,7 +331,7 @@ def _show(entry: Entry, layout: Layout, console: Console) -> None:
     facts = {
         "series": str(entry.key),
         "day": _period(entry),
-        "file": entry.archive_key,
+        "file": entry.file,
         "bytes": f"{in_bytes(entry.size)} in {entry.path}",
         "refused": f"{entry.at:%Y-%m-%d %H:%M} UTC, as {entry.kind}",
         "reason": entry.reason,

@@ -23,7 +23,7 @@ from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake.day_records import rows_on_record, sound_among
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import days_between, known_series
-from market_data_pipeline.model.day import DAMAGED, EMPTY, FAILED, HELD, NOT_LISTED, DayRecord
+from market_data_pipeline.model.day import DAMAGED, FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.model.findings import Finding, Severity, Verdict
 from market_data_pipeline.model.series import DataType, Listing, SeriesKey, interval_us
 from market_data_pipeline.model.states import EXPLAINED
@@ -45,7 +45,6 @@ class Gap:
     """Requested rows that are missing or doubtful.
 
     Attributes:
-        key: The series.
         verdict: Inside a stored day ``archive_defect``, ``unexplained``, ``unpublished`` or ``unconfirmed``. For whole
             days ``failed``, ``missing`` (never fetched), ``provisional`` (if only final days are requested) or
             ``faulty`` (its rows fail the integrity check).
@@ -153,8 +152,6 @@ def gaps_in(
     part of the day. Only doubtful days are checked one by one.
 
     Args:
-        layout: Paths of the data folder.
-        wanted: The request.
         listings: Reads the known listings of symbols. Outside a listing, no day is missing.
         final_only: Days that are not final, or fail the integrity check, are left out.
         growing: Count rows that are newer than the last fetch of today.
@@ -180,7 +177,7 @@ def gaps_in(
             until_fetched = not growing and day == now.date()
             if part.start < part.end and not (until_fetched and day not in rows):
                 found += _gaps_of_day(part, rows.get(day), listing, final_only=final_only, until_fetched=until_fetched)
-    return list(_joined(found))
+    return _joined(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,33 +196,37 @@ class _Part:
 def _gaps_of_day(
     part: _Part, row: DayRecord | None, listing: Listing, *, final_only: bool, until_fetched: bool
 ) -> Iterator[Gap]:
-    if row is None or row.outcome not in (HELD, EMPTY):
-        known_not_listed = row is not None and row.outcome == NOT_LISTED and not listing.spans
-        if known_not_listed or not listing.covers(part.day):
-            return
-        if row is None or row.outcome == NOT_LISTED:
-            yield part.whole(MISSING, "")
-        else:
-            said = ": ".join(filter(None, (row.failure, row.reason)))
-            yield replace(part.whole(FAILED, said), failure=row.failure)
-        return
-    if row.outcome == EMPTY and row.final:
-        return
-    if final_only and not row.final:
+    if row is None or row.outcome in (FAILED, NOT_LISTED):
+        yield from _absent(part, row, listing)
+    elif final_only and not row.final:
         yield part.whole(PROVISIONAL, "only final days were asked for")
+    elif row.outcome == HELD or not row.final:
+        yield from _inside(part, row, final_only=final_only)
+        if not row.final and not until_fetched:
+            yield from _not_yet_fetched(part, row)
+
+
+def _absent(part: _Part, row: DayRecord | None, listing: Listing) -> Iterator[Gap]:
+    """Yield a day that is not stored although its symbol was listed."""
+    is_unlisted = row is not None and row.outcome == NOT_LISTED
+    if (is_unlisted and not listing.spans) or not listing.covers(part.day):
         return
+    if row is None or is_unlisted:
+        yield part.whole(MISSING, "")
+    else:
+        said = ": ".join(filter(None, (row.failure, row.reason)))
+        yield replace(part.whole(FAILED, said), failure=row.failure)
+
+
+def _inside(part: _Part, row: DayRecord, *, final_only: bool) -> Iterator[Gap]:
+    """Yield the faults and the gaps of a stored day."""
+    findings = row.findings_list()
     if row.integrity == Severity.ERROR:
-        faults = [fault.message for fault in row.findings_list() if _fails_integrity(fault)]
+        faults = [one.message for one in findings if one.check == "integrity" and one.severity is Severity.ERROR]
         yield part.whole(FAULTY, " ".join(faults) + (" Left out, by final_only." if final_only else ""))
-    for finding in row.findings_list():
+    for finding in findings:
         if finding.check == "gaps" and finding.rule in set(Verdict) - EXPLAINED:
             yield from _gaps_of_finding(part, finding)
-    if not row.final and not until_fetched:
-        yield from _not_yet_fetched(part, row)
-
-
-def _fails_integrity(finding: Finding) -> bool:
-    return finding.check == "integrity" and finding.severity is Severity.ERROR
 
 
 def _gaps_of_finding(part: _Part, finding: Finding) -> Iterator[Gap]:
@@ -278,23 +279,17 @@ def _first_candle(moment: datetime, step: int) -> int:
     return -(-_us(moment) // step) * step
 
 
-def _joined(gaps: Iterable[Gap]) -> Iterator[Gap]:
+def _joined(gaps: Iterable[Gap]) -> list[Gap]:
     """Join consecutive days with one verdict into one gap, with the evidence of the first day."""
-    before: Gap | None = None
+    joined: list[Gap] = []
     for gap in gaps:
-        follows = (
-            before is not None
-            and gap.verdict in (MISSING, FAILED, PROVISIONAL)
-            and (before.key, before.verdict, before.last + _DAY) == (gap.key, gap.verdict, gap.first)
-        )
-        if before is not None and follows:
-            before = replace(before, last=gap.last)
-            continue
-        if before is not None:
-            yield before
-        before = gap
-    if before is not None:
-        yield before
+        before = joined[-1] if joined else gap
+        follows = (before.key, before.verdict, before.last + _DAY) == (gap.key, gap.verdict, gap.first)
+        if follows and gap.verdict in (MISSING, FAILED, PROVISIONAL):
+            joined[-1] = replace(before, last=gap.last)
+        else:
+            joined.append(gap)
+    return joined
 
 
 def gaps_query(

@@ -226,20 +226,10 @@ class Views(DuckDB):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._layout, self._limits)
 
-    def answer(self, query: str, params: Params = None) -> duckdb.DuckDBPyRelation:
-        """Return a lazy relation that answers a query. The limit of time does not hold for reading it."""
+    def within(self, use: Callable[[duckdb.DuckDBPyRelation], _T], query: str, params: Params = None) -> _T:
+        """Return what a function makes of the lazy relation that answers a query, within the limit of time."""
         with self.in_time():
-            return self._run(lambda: self._answer(query, params))
-
-    def rows(self, query: str, params: Params = None) -> pa.Table:
-        """Return the rows that answer a query, within the limits."""
-        with self.in_time():
-            return self.read(query, self._bounded, params)
-
-    def count(self, query: str, params: Params = None) -> int:
-        """Return the number of rows that answer a query, within the limits."""
-        with self.in_time():
-            return self.read(query, count_rows, params)
+            return self.read(query, use, params)
 
     def read(self, query: str, use: Callable[[duckdb.DuckDBPyRelation], _T], params: Params = None) -> _T:
         """Return what a function makes of the relation. It is called again if a file was replaced meanwhile."""
@@ -314,7 +304,7 @@ class Views(DuckDB):
             )
         return errors.lake_error(error, self._layout)
 
-    def _bounded(self, answer: duckdb.DuckDBPyRelation) -> pa.Table:
+    def bounded(self, answer: duckdb.DuckDBPyRelation) -> pa.Table:
         """Return the rows of a relation. DuckDB's own limit of memory is not one of what it hands out."""
         reader = answer.to_arrow_reader(_ROWS_AT_ONCE)
         batches, left = [], self._limits.memory_mb * 1_000_000

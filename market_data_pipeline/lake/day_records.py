@@ -41,10 +41,7 @@ def rows_on_record(
     """Return the records of a series' days as they are on disk.
 
     Args:
-        layout: Layout of the lake.
-        key: The series.
         on_disk: Stored days from first to last.
-        first: First UTC day.
         last: Last UTC day, inclusive.
         only: Days to read; None for all from first to last.
 
@@ -138,8 +135,6 @@ def rows_as_on_disk(layout: Layout, key: SeriesKey, columns: Sequence[str] = ())
     series repairs it.
 
     Args:
-        layout: Layout of the lake.
-        key: The series.
         columns: Columns to read. The result may have more.
 
     Returns:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from market_data_pipeline import clock
 from market_data_pipeline.errors import DamagedFileError, StorageError
 from market_data_pipeline.lake import parquet, storage
-from market_data_pipeline.lake.checksums import CHANGED, Recorded, content_sha256
+from market_data_pipeline.lake.checksums import CHANGED, content_sha256
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import days_on_disk, parse_whole, read_record
 from market_data_pipeline.model import findings as findings_
@@ -32,7 +32,6 @@ from market_data_pipeline.model.day import (
     HELD,
     DayFile,
     DayRecord,
-    FileStat,
     FindingColumns,
     Lost,
     after,
@@ -46,44 +45,17 @@ from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.model.version_1 import with_fields
 
 _UTC_US = pa.timestamp("us")
-SCHEMA = pa.schema(
-    [  # type: ignore[arg-type]  # mypy joins the types of the columns to object
-        ("day", pa.date32()),
-        ("outcome", pa.string()),
-        ("final", pa.bool_()),
-        ("rows", pa.int64()),
-        ("bytes", pa.int64()),
-        ("mtime_ns", pa.int64()),
-        ("source", pa.string()),
-        ("checksum", pa.string()),
-        ("archive_sha256", pa.string()),
-        ("etag", pa.string()),
-        ("last_modified", pa.string()),
-        ("content_sha256", pa.string()),
-        ("first_key", pa.int64()),
-        ("last_key", pa.int64()),
-        ("integrity", pa.string()),
-        ("gaps", pa.string()),
-        ("missing", pa.int64()),
-        ("quiet", pa.int64()),
-        ("findings", pa.string()),
-        ("verdicts", pa.string()),
-        ("bases", pa.string()),
-        ("retry", pa.bool_()),
-        ("replaced_by", pa.string()),
-        ("checksum_etag", pa.string()),
-        ("attempts", pa.int64()),
-        ("failure", pa.string()),
-        ("reason", pa.string()),
-        ("fetched_at", _UTC_US),
-        ("asked_at", _UTC_US),
-        ("file_sha256", pa.string()),
-        ("month_sha256", pa.string()),
-    ]
-)
+_TYPES: Mapping[str, pa.DataType] = {
+    "date": pa.date32(),
+    "str": pa.string(),
+    "bool": pa.bool_(),
+    "int": pa.int64(),
+    "datetime": _UTC_US,
+}
 
+SCHEMA = pa.schema([(one.name, _TYPES[str(one.type).removesuffix(" | None")]) for one in fields(DayRecord)])
+"""Columns of a ledger: the fields of a record."""
 
-_FIELDS = tuple(one.name for one in fields(DayRecord))
 _DEFAULTS = {one.name: one.default for one in fields(DayRecord) if one.default is not MISSING}
 
 MAY_NEED_FETCH = (
@@ -133,7 +105,7 @@ class Ledger:
     def write(self, path: Path) -> None:
         """Write the ledger, atomically."""
         ordered = [self.rows[day] for day in sorted(self.rows)]
-        columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in ordered] for name in _FIELDS}
+        columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in ordered] for name in SCHEMA.names}
         parquet.write_table(path, pa.table(columns, schema=SCHEMA))
 
     def put(self, row: DayRecord) -> None:
@@ -216,8 +188,8 @@ def _believable(table: pa.Table) -> pa.Table:
         ArrowException: The table is not a ledger.
         ValueError: The columns match no version.
     """
-    known = [name for name in _FIELDS if name in table.column_names]
-    if len(known) < min(len(_FIELDS), len(table.column_names)):
+    known = [name for name in SCHEMA.names if name in table.column_names]
+    if len(known) < min(len(SCHEMA.names), len(table.column_names)):
         raise ValueError("the columns match no version: a name is damaged")
     table = table.select(known).cast(pa.schema([SCHEMA.field(name) for name in known]))
     if "asked_at" in known:
@@ -237,24 +209,8 @@ def _with(table: pa.Table, name: str, column: pa.ChunkedArray[Any]) -> pa.Table:
     return table.set_column(table.column_names.index(name), SCHEMA.field(name), column)
 
 
-def _stored_days(path: Path) -> list[date]:
-    """Return the stored days, forty times as fast as reading the whole ledger.
-
-    Args:
-        path: The ledger. A missing or damaged one has no days.
-
-    Raises:
-        StorageError: The system cannot read the ledger.
-    """
-    table = _read_table(path, ["day", "outcome"])
-    if table is None or table.column_names != ["day", "outcome"]:
-        return []
-    outcomes = zip(parquet.days_of(table), table["outcome"].to_pylist(), strict=True)
-    return [day for day, outcome in outcomes if outcome == HELD]
-
-
-def recorded(path: Path) -> dict[date, Recorded]:
-    """Return the stored days and those that failed as damaged, with the hashes of their files.
+def recorded(path: Path) -> dict[date, DayRecord]:
+    """Return the stored days and those that failed as damaged, with nothing but the identity and hashes of their files.
 
     Args:
         path: The ledger. A missing or damaged one has no days.
@@ -265,19 +221,15 @@ def recorded(path: Path) -> dict[date, Recorded]:
     table = _read_table(path)
     if table is None:
         return {}
-    if "file_sha256" not in table.column_names:  # a ledger of an older version
-        return dict.fromkeys(_stored_days(path), Recorded())
+    for name in {"file_sha256", "month_sha256"}.difference(table.column_names):  # a ledger of an older version
+        table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
     try:
         on_record = pc.field("file_sha256").is_valid() | pc.field("month_sha256").is_valid()
         table = table.filter((pc.field("outcome") == HELD) | on_record)
-        names = ("outcome", "rows", "bytes", "mtime_ns", "file_sha256", "month_sha256")
-        columns = zip(parquet.days_of(table), *(table[name].to_pylist() for name in names), strict=True)
+        rows = table.select(["outcome", "rows", "bytes", "mtime_ns", "file_sha256", "month_sha256"]).to_pylist()
+        return {day: DayRecord(day, **row) for day, row in zip(parquet.days_of(table), rows, strict=True)}
     except (KeyError, pa.ArrowInvalid):  # the columns match no version
         return {}
-    return {
-        day: Recorded(outcome == HELD, rows, FileStat(size, mtime_ns), own, month)
-        for day, outcome, rows, size, mtime_ns, own, month in columns
-    }
 
 
 class StoredContent(NamedTuple):
@@ -292,7 +244,6 @@ def stored_contents(path: Path, first: date, last: date) -> dict[date, StoredCon
 
     Args:
         path: The ledger. A missing or damaged one has no days.
-        first: First UTC day.
         last: Last UTC day, inclusive.
 
     Raises:
@@ -360,8 +311,8 @@ def _verified(stored: DayFile, row: DayRecord) -> DayRecord:
     except OSError as error:
         raise parquet.damaged(stored.path, error) from error
     sha256 = hashlib.sha256(data).hexdigest()
-    as_written = row.bytes_sha256(of_month=stored.of_month) == sha256
-    if not as_written and row.outcome != HELD and row.bytes_sha256(of_month=stored.of_month) is not None:
+    as_written = row.sha256_of(stored) == sha256
+    if not as_written and row.outcome != HELD and row.sha256_of(stored) is not None:
         raise DamagedFileError(CHANGED.format(path=stored.path))
     record, table = parse_whole(stored, data)
     schema = lake_schema(stored.key.market, stored.key.data_type)
@@ -391,7 +342,7 @@ def is_changed(stored: DayFile, row: DayRecord, record: Provenance) -> bool:
         row: The ledger's row of the day.
         record: Provenance from the file.
     """
-    if row.bytes_sha256(of_month=stored.of_month) is None:
+    if row.sha256_of(stored) is None:
         return False
     if row.outcome != HELD or row.matches_file(stored.stat):
         return True

@@ -71,7 +71,6 @@ def read_month(path: Path, schema: pa.Schema) -> dict[date, DayInMonth]:
     """Read all days of a month's file.
 
     Args:
-        path: The file.
         schema: Schema of its series. Rows are cast to it if they have its columns.
 
     Raises:

@@ -43,7 +43,6 @@ def encode_table(table: pa.Table, provenance: Provenance | None = None, spec: Sp
     """Encode a table as Parquet, with provenance in the footer.
 
     Args:
-        table: The rows.
         provenance: Record for the footer.
         spec: Encoding and compression of the columns. None means zstd.
     """
@@ -139,7 +138,6 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read all rows of a file of the lake.
 
     Args:
-        path: The file.
         columns: Names of columns, in order; None reads all.
 
     Raises:

@@ -31,7 +31,7 @@ _LONG_RANGE = 1000
 
 def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
     """Return the stored days of a series, in order."""
-    closed = storage.months_on_disk(layout.months(key)) if closes_months(key.data_type) else {}
+    closed = storage.days_on_disk(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else {}
     own = storage.days_on_disk(layout.folder(key))
     found = {day: DayFile(key, day, layout.file(key, day), stat) for day, stat in own.items()}
     for month, stat in closed.items():
@@ -41,7 +41,7 @@ def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
 
 def days_named(layout: Layout, key: SeriesKey) -> set[date]:
     """Return the stored days of a series by file name only, without a stat of the files."""
-    closed = storage.months_named(layout.months(key)) if closes_months(key.data_type) else []
+    closed = storage.days_named(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else []
     return {*storage.days_named(layout.folder(key)), *(day for month in closed for day in clock.days_of_month(month))}
 
 
@@ -49,7 +49,7 @@ def months_closed(layout: Layout, key: SeriesKey) -> list[str]:
     """Return the closed months of a series, as ``2024-01``, in order."""
     if not closes_months(key.data_type):
         return []
-    return [month.isoformat()[: len("2024-01")] for month in storage.months_named(layout.months(key))]
+    return [f"{month:%Y-%m}" for month in sorted(storage.days_named(layout.months(key), storage.MONTHS))]
 
 
 def days_between(layout: Layout, key: SeriesKey, first: date, last: date) -> list[DayFile]:
@@ -82,8 +82,6 @@ def days_of_month(layout: Layout, key: SeriesKey, month: date, stat: FileStat) -
     """Return the days of a closed month, each with its share of the bytes of the month's file.
 
     Args:
-        layout: Layout of the lake.
-        key: The series.
         month: First day of the month.
         stat: Size and modification time of the month's file.
     """
@@ -195,7 +193,9 @@ def series_with_files(layout: Layout) -> list[SeriesKey]:
                     # Without an interval, the days are in the symbol's own folder.
                     intervals = _names(symbols / symbol) if data_type.has_interval else [None]
                     found += [key for i in intervals if (key := _series(market, data_type, symbol, i))]
-    return sorted(key for key in set(found) if storage.has_days(layout.folder(key)) or months_closed(layout, key))
+    return sorted(
+        key for key in set(found) if any(storage.days_named(layout.folder(key))) or months_closed(layout, key)
+    )
 
 
 def series_in_ledgers(layout: Layout) -> Iterator[SeriesKey]:

@@ -96,9 +96,6 @@ def read_day(layout: Layout, key: SeriesKey, day: date, columns: Sequence[str] |
     """Read a day's rows.
 
     Args:
-        layout: Layout of the lake.
-        key: The series.
-        day: The UTC day.
         columns: Names of columns, in order; None reads all.
 
     Raises:

@@ -18,7 +18,7 @@ from datetime import date
 from pathlib import Path
 from shutil import rmtree
 from stat import S_ISREG
-from typing import IO
+from typing import IO, NamedTuple
 
 import pyarrow as pa
 from filelock import Timeout
@@ -161,58 +161,44 @@ def read_bytes(path: str) -> tuple[bytes, FileStat]:
     return data, FileStat(found.st_size, found.st_mtime_ns)
 
 
-_DAY, _MONTH = ("{}", len("2024-01-01")), ("{}-01", len("2024-01"))
-"""Date format and length of the file names of days and of closed months."""
+class Named(NamedTuple):
+    """Form of the names of files: a format that makes a date of a name, and the length of a name."""
+
+    as_date: str
+    length: int
 
 
-def days_on_disk(folder: Path) -> dict[date, FileStat]:
-    """Return the days with their own file, in order, with its size and modification time."""
-    return _with_stat(folder, *_DAY)
+DAYS, MONTHS = Named("{}", len("2024-01-01")), Named("{}-01", len("2024-01"))
+"""Names of the files of days and of closed months. A month is its first day."""
 
 
-def days_named(folder: Path) -> list[date]:
-    """Return the days with their own file, in order, without a stat of the files."""
-    return sorted(day for day, _ in _named(folder, *_DAY))
-
-
-def has_days(folder: Path) -> bool:
-    """Return True if a series has a day with its own file."""
-    return any(_named(folder, *_DAY))
-
-
-def months_on_disk(folder: Path) -> dict[date, FileStat]:
-    """Return the first day of each closed month, in order, with the file's size and modification time."""
-    return _with_stat(folder, *_MONTH)
-
-
-def months_named(folder: Path) -> list[date]:
-    """Return the first day of each closed month, in order, without a stat of the files."""
-    return sorted(month for month, _ in _named(folder, *_MONTH))
-
-
-def _with_stat(folder: Path, as_date: str, length: int) -> dict[date, FileStat]:
+def days_on_disk(folder: Path, form: Named = DAYS) -> dict[date, FileStat]:
+    """Return the days, or months, with a file of their own, in order, with its size and modification time."""
     found = {}
-    for of, entry in _named(folder, as_date, length):
+    for of, entry in _entries(folder, form):
         with suppress(FileNotFoundError):  # removed since it was listed
             info = entry.stat()
             found[of] = FileStat(info.st_size, info.st_mtime_ns)
     return dict(sorted(found.items()))
 
 
-def _named(folder: Path, as_date: str, length: int) -> Iterator[tuple[date, os.DirEntry[str]]]:
+def days_named(folder: Path, form: Named = DAYS) -> Iterator[date]:
+    """Yield the days, or months, with a file of their own, in any order and without a stat of the files."""
+    return (of for of, _ in _entries(folder, form))
+
+
+def _entries(folder: Path, form: Named) -> Iterator[tuple[date, os.DirEntry[str]]]:
     """Yield the regular files of a folder that are named by date."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 stem, _, suffix = entry.name.partition(".")
-                if suffix != "parquet" or len(stem) != length:
+                if suffix != "parquet" or len(stem) != form.length:
                     continue
-                try:
-                    of = date.fromisoformat(as_date.format(stem))
-                except ValueError:
-                    continue
-                if entry.is_file():
-                    yield of, entry
+                with suppress(ValueError):
+                    of = date.fromisoformat(form.as_date.format(stem))
+                    if entry.is_file():
+                        yield of, entry
     except (FileNotFoundError, NotADirectoryError):
         return
 

@@ -48,7 +48,6 @@ class DayRecord:
     """The ledger's record of one day of one series.
 
     Attributes:
-        day: The UTC day.
         outcome: ``held`` (stored in a readable file, final or provisional), ``failed`` (fetched, but not stored),
             ``empty`` (fetched without rows, e.g. today before the first candle closed) or ``not_listed``.
         final: True if the day is final. Not-listed days are final.
@@ -138,13 +137,17 @@ class DayRecord:
         """Return True if the day is stored in a file of this size and modification time."""
         return self.outcome == HELD and (self.bytes, self.mtime_ns) == (stat.bytes, stat.mtime_ns)
 
-    def bytes_sha256(self, *, of_month: bool) -> str | None:
-        """Return the recorded SHA-256 of all bytes of the file with the day's rows.
+    def sha256_of(self, stored: DayFile) -> str | None:
+        """Return the recorded SHA-256 of all bytes of the file that has the day's rows."""
+        return self.month_sha256 if stored.of_month else self.file_sha256
 
-        Args:
-            of_month: True if the rows are in the file of a closed month.
+    def rules_out(self, stored: DayFile, sha256: str) -> bool:
+        """Return True if a file with this SHA-256 is damaged: another hash is on record for its size and time.
+
+        A file with another modification time may be a newer version from a killed run.
         """
-        return self.month_sha256 if of_month else self.file_sha256
+        expected = self.sha256_of(stored)
+        return expected not in (None, sha256) and (self.outcome != HELD or self.matches_file(stored.stat))
 
     def findings_list(self) -> tuple[Finding, ...]:
         """Return the parsed findings."""
@@ -374,7 +377,6 @@ def after(record: DayRecord | None, day: date, event: Event) -> DayRecord:
 
     Args:
         record: The record before. None if the day was never fetched.
-        day: The UTC day.
         event: The event.
     """
     known = record or DayRecord(day=day, outcome=FAILED)
@@ -551,7 +553,6 @@ class DayFile(NamedTuple):
     """A day of a series and the file with its rows.
 
     Attributes:
-        day: The UTC day.
         path: The day's own file, or the file of its closed month.
         stat: Identity of the file's version. In a closed month, each day has its share of the bytes.
     """

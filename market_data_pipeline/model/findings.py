@@ -114,7 +114,6 @@ class Range(BaseModel):
     Attributes:
         first: Key of the first row: open_time in microseconds since 1970 (UTC), or an agg_trade_id.
         last: Key of the last row.
-        count: Number of rows.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -128,7 +127,6 @@ class Finding(BaseModel):
     """One result of a check of one day of one series.
 
     Attributes:
-        check: The check.
         rule: Short name of the rule, e.g. ``price_range``. In the gaps check, a :class:`Verdict`.
         severity: Severity for the check.
         count: Number of affected rows.

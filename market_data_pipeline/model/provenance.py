@@ -44,7 +44,6 @@ class Part(BaseModel):
         source: Kind of source.
         url: Its address.
         first_row: Number of the part's first row in the file, from 0.
-        rows: Number of rows.
         fetched_at: Time of the fetch (UTC). For REST it is the server's time before the request.
         sha256: SHA-256 of the zip. None for REST. For a derived part, the `content_sha256` of the source's day.
         etag: ETag as the archive sent it, without quotes.
@@ -69,8 +68,6 @@ class Provenance(BaseModel):
     """The record in a file's footer.
 
     Attributes:
-        series: Name of the series.
-        day: The UTC day.
         parts: Row ranges by source, in the order of the rows.
         final: True if the day is final. Provisional days are fetched again when their archive is published.
         fetched_at: Time of the fetch of the newest part (UTC).

@@ -61,7 +61,6 @@ class DayReconciled:
     """Result of comparing a day of klines with its source.
 
     Attributes:
-        day: The UTC day.
         source: Name of the source series.
         klines_sha256: Content hash of the day's klines, as in their ledger.
         source_sha256: Content hash of the source's day.

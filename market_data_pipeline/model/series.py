@@ -93,6 +93,11 @@ def decode_name(name: str) -> str:
     return re.sub(r"u([0-9a-f]+)_", lambda m: chr(int(m.group(1), 16)), name)
 
 
+def is_symbol(text: str) -> bool:
+    """Return True if a text can be a symbol: it is not empty, and has no space, slash or leading dot."""
+    return re.fullmatch(r"[^\s/\\.][^\s/\\]*", text) is not None
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class SeriesKey:
     """One series: an exchange, a market, a data type, a symbol and, for candles, an interval.
@@ -111,7 +116,7 @@ class SeriesKey:
     """Kline interval such as ``1m``. None for data types without interval."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[^\s/\\.][^\s/\\]*", self.symbol):
+        if not is_symbol(self.symbol):
             raise UsageError(
                 f"{self.symbol!r} cannot be a symbol: it is empty or has a space, a slash or a leading dot."
             )

@@ -18,7 +18,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.regular_files import open_regular
 from market_data_pipeline.model.datasets import data_types_of
-from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey, intervals_of
+from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey, intervals_of, is_symbol
 from market_data_pipeline.universe.resolved import (
     DATA_TYPES,
     Entry,
@@ -116,7 +116,6 @@ def parse_universe(text: str, name: str = "universe.yaml") -> tuple[Entry, ...]:
     """Read the text of a ``universe.yaml``.
 
     Args:
-        text: The text.
         name: Name of the file in messages.
 
     Raises:
@@ -235,7 +234,7 @@ def _symbols(node: yaml.Node, what: str, mistakes: _Mistakes) -> tuple[tuple[str
     for word in _words(node, what, mistakes):
         if word.tag != _TEXT_TAG:
             mistakes.add(word, f"YAML does not read {word.value} as text. Write the symbol in quotes: '{word.value}'.")
-        elif not re.fullmatch(r"[^\s/\\.][^\s/\\]*", word.value):
+        elif not is_symbol(word.value):
             mistakes.add(word, f"{word.value!r} cannot be a symbol: it has a space, a slash or a leading dot.")
         elif word.value != word.value.upper():
             mistakes.add(word, f"symbols are written in capitals: {word.value.upper()}, not {word.value}.")

@@ -31,7 +31,6 @@ def add_series(text: str, key: SeriesKey, since: Since, name: str = "universe.ya
 
     Args:
         text: The text. Empty for a new file.
-        key: The series.
         since: Start of the series.
         name: Name of the file in messages.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, SPECS
+from market_data_pipeline.model.lineage import source_of
 from market_data_pipeline.model.series import EXCHANGE, DataType, Listing, Market, SeriesKey, intervals_of
 
 DATA_TYPES = tuple(dict.fromkeys(data_type for _, data_type in SPECS))
@@ -230,7 +231,6 @@ class Universe:
         """Refuse a day before the first partition in Dagster.
 
         Args:
-            day: The day.
             key: The requested series.
 
         Raises:
@@ -259,9 +259,7 @@ def series_of(entry: Entry, market: Market, symbol: str) -> Iterator[tuple[Serie
 
 
 def _source_of(key: SeriesKey) -> SeriesKey:
-    if key.data_type is not DataType.TRADE_PROFILE:
-        return key
-    return SeriesKey(key.exchange, key.market, DataType.AGG_TRADES, key.symbol)
+    return source_of(key) if key.data_type is DataType.TRADE_PROFILE else key
 
 
 def _order(key: SeriesKey) -> tuple[int, int, str, int]:
