@@ -15,10 +15,8 @@ from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
 from market_data_pipeline.clock import DAY, HOUR
 from market_data_pipeline.defs.jobs import COMPACT, COVERAGE, INGEST_ALL, PRUNE, TRADE_PROFILES, VERIFY, Job, Jobs
-from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.partitions import partition_of
 from market_data_pipeline.defs.platform.heartbeat import close_dead_runs
-from market_data_pipeline.defs.requests import run_requests, underway, without
+from market_data_pipeline.defs.requests import request_of, run_requests, underway, without
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.lineage import profile_of
 from market_data_pipeline.model.series import DataType, SeriesKey
@@ -290,12 +288,8 @@ def _day_schedule(
             if left := [key for key in some if day not in busy.get(key, ())]:
                 for key in left:
                     requested.setdefault(key, set()).add(day)
-                yield dg.RunRequest(
-                    # Stable for a tick and a day, so that evaluating a tick twice starts nothing twice.
-                    run_key=f"{name} {at:%Y-%m-%dT%H:%M} {day}",
-                    partition_key=partition_of(day),
-                    asset_selection=[asset_key_of(key) for key in left],
-                )
+                # Stable for a tick and a day, so that evaluating a tick twice starts nothing twice.
+                yield request_of(f"{name} {at:%Y-%m-%dT%H:%M} {day}", left, day, day)
         missing = without(backlog(at, busy), requested) if backlog else {}
         further = run_requests(f"{name} {at:%Y-%m-%dT%H:%M}", missing, most_days)[:MOST_REPAIRS]
         yield from further
