@@ -189,7 +189,6 @@ def _refuse_uncollected(universe: Universe, found: Iterable[Entry]) -> None:
 
 def _not_collected(universe: Universe, found: Iterable[Entry]) -> dict[Entry, str]:
     """Return the entries whose days cannot be fetched because the universe does not collect them, with the reason."""
-    first = universe.first_day()
     why = {}
     for entry in found:
         if entry.key not in universe:
@@ -197,9 +196,9 @@ def _not_collected(universe: Universe, found: Iterable[Entry]) -> dict[Entry, st
                 f"{entry.key} is no longer in {universe.path}, so its days cannot be fetched. "
                 "`market-data add` adds it again."
             )
-        elif entry.days[-1] < first:
+        elif entry.days[-1] < universe.earliest(entry.key):
             why[entry] = (
-                f"{entry.key} {_period(entry)} is before all that {universe.path} collects, which begins on {first}. "
+                f"{entry.key} {_period(entry)} cannot be fetched: {universe.said_of_start(entry.key)}. "
                 "Set an earlier `from:` there first."
             )
     return why

@@ -144,7 +144,7 @@ def collected(universe: Universe, what: Selection) -> list[SeriesKey]:
 def choose(universe: Universe, what: Selection) -> Chosen:
     """Return the series and days of a selection.
 
-    Days on which a symbol was not listed are left out.
+    Days before the start of a series, and days on which its symbol was not listed, are left out.
 
     Raises:
         UsageError: The universe does not have a selected series, a day is in the future, the last day is before the
@@ -159,20 +159,20 @@ def choose(universe: Universe, what: Selection) -> Chosen:
     wanted: dict[SeriesKey, list[date]] = {}
     notes: list[str] = []
     for key in keys:
-        first, last = what.first or universe.start(key), what.last or universe.end(key)
-        listing = universe.listing(key)
+        start, last = universe.start(key), what.last or universe.end(key)
+        first, listing = max(what.first or start, start), universe.listing(key)
         days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
         listed = [day for day in days if listing.covers(day)]
         if len(listed) < len(days) or not listed:
             notes.append(_left_out(key, days, listed, what, universe))
         if listed:
             wanted[key] = listed
-            if listed[0] < universe.start(key):
-                notes.append(f"{universe.said_of_start(key)}: earlier days are fetched now, but not updated later.")
+        if days and what.first is not None and what.first < start:
+            notes.append(
+                f"{universe.said_of_start(key)}: earlier days are left out. Set an earlier `from:` there first."
+            )
     if not wanted:
         raise UsageError(" ".join(["No selected day is left.", *notes[:5]]))
-    first, earliest = min((days[0], key) for key, days in wanted.items())
-    universe.refuse_before_first(first, earliest)
     return Chosen(wanted, tuple(notes))
 
 
@@ -241,8 +241,8 @@ class _Narrowing:
 
 
 def _left_out(key: SeriesKey, days: Sequence[date], listed: Sequence[date], what: Selection, universe: Universe) -> str:
-    if not days and what.first is None:
-        return f"{universe.said_of_start(key)}; name an earlier --from."
+    if not days and (what.last or universe.end(key)) < universe.start(key):
+        return f"{universe.said_of_start(key)}. Set an earlier `from:` there first."
     if not days:
         return f"{key} was listed until {universe.end(key)} only."
     spans = ", ".join(f"{first} to {last or 'now'}" for first, last in universe.listing(key).spans)

@@ -169,7 +169,6 @@ def _said_of_refused(refused: Sequence[Discovery]) -> str:
 
 
 def _that_can_be_brought(wanted: Mapping[SeriesKey, Sequence[date]], universe: Universe) -> Chosen:
-    first = universe.first_day()
     there, notes = {}, []
     for key, days in wanted.items():
         if key not in universe:
@@ -177,9 +176,11 @@ def _that_can_be_brought(wanted: Mapping[SeriesKey, Sequence[date]], universe: U
                 f"{key} is no longer collected, so {counted(len(days), 'day')} of it stayed as it was. "
                 "`market-data add` collects it."
             )
-        elif left := [day for day in days if day >= first]:
+            continue
+        first = universe.earliest(key)
+        if left := [day for day in days if universe.takes(key, day)]:
             there[key] = left
-        if key in universe and days[0] < first:
+        if days[0] < first:
             notes.append(f"{key}: days before {first}, when collecting begins, were not fetched again.")
     return Chosen(there, tuple(notes))
 

@@ -22,7 +22,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, is_changed, recorded, refresh_ledger
 from market_data_pipeline.lake.partitions import days_between, days_on_disk, read_record
 from market_data_pipeline.maintenance.pool import Processes
-from market_data_pipeline.model.day import HELD, DayFile, DayRecord, Lost, after
+from market_data_pipeline.model.day import HELD, DayRecord, Lost, after
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings, cpus
 

@@ -39,6 +39,11 @@ class Since:
         wanted = self.day if self.days_ago is None else clock.today() - timedelta(days=self.days_ago)
         return max((day for day in (wanted, listed) if day), default=None)
 
+    @property
+    def is_listing(self) -> bool:
+        """Return True if the start is the symbol's listing."""
+        return self.day is None and self.days_ago is None
+
     def __str__(self) -> str:
         if self.day is not None:
             return self.day.isoformat()
@@ -208,38 +213,37 @@ class Universe:
         """Return the start of a series and its place in the file, for messages."""
         return f"{key} is collected from {self.start(key)} on ({self.path}, line {self.from_line(key)})"
 
-    def first_day(self) -> date:
-        """Return the earliest day that can be fetched of any series. It does not change from day to day.
+    def earliest(self, key: SeriesKey) -> date:
+        """Return the first UTC day that can be fetched, which is the first partition in Dagster.
 
-        It is the earliest start. If that is a moving one such as ``30 days ago``, it is the listing of that series.
+        It is the start. If that is the listing and not known yet, it is the begin of the archive, so that a universe
+        without a lock loads.
+
+        Raises:
+            UsageError: the series is not in the universe.
         """
-        fixed: list[date] = []
-        moving: list[tuple[date, date]] = []
-        for key, sinces in self._resolved.items():
-            listed = self.listing(key).first or ARCHIVE_BEGINS
-            for since in sinces:
-                day = since.first(listed) or listed
-                if since.days_ago is None:
-                    fixed.append(day)
-                else:
-                    moving.append((day, listed))
-        earliest = min(fixed, default=None)
-        fallbacks = [listed for day, listed in moving if earliest is None or day < earliest]
-        return min([*fixed, *fallbacks], default=ARCHIVE_BEGINS)
+        source = _source_of(key)
+        unknown = self.listing(source).first is None
+        if unknown and any(since.is_listing for since in self._resolved.get(source, ())):
+            return ARCHIVE_BEGINS
+        return self.start(key)
 
-    def refuse_before_first(self, day: date, key: SeriesKey) -> None:
-        """Refuse a day before the first partition in Dagster.
+    def takes(self, key: SeriesKey, day: date) -> bool:
+        """Return True if a UTC day of a series can be fetched, so that it is a partition in Dagster."""
+        return self.earliest(key) <= day and self.listing(key).covers(day)
+
+    def refuse_before_start(self, day: date, key: SeriesKey) -> None:
+        """Refuse a day before the first partition of a series in Dagster.
 
         Args:
             key: The requested series.
 
         Raises:
-            UsageError: the day is before the first partition. The text names that day and the line to change.
+            UsageError: the day is before the first partition. The text names the line to change.
         """
-        if day < self.first_day():
+        if day < self.earliest(key):
             raise UsageError(
-                f"{day} is before the first day of {self.path}, {self.first_day()}. "
-                f"Set an earlier `from:` there first: {self.said_of_start(key)}."
+                f"{self.said_of_start(key)}, so {day} cannot be fetched. Set an earlier `from:` there first."
             )
 
     def _unknown(self, key: SeriesKey) -> str:

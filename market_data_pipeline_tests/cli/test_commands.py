@@ -26,7 +26,7 @@ from market_data_pipeline.cli.demo import as_typed
 from market_data_pipeline.cli.download import Size, concern_about, day_size, size_of
 from market_data_pipeline.cli.selection import Selection, choose
 from market_data_pipeline.coverage.holdings import StoredDays, stored_days
-from market_data_pipeline.defs.coverage.definitions import coverage_key
+from market_data_pipeline.defs.keys import coverage_key_of
 from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.layout import Layout
@@ -649,7 +649,7 @@ def test_demo_shows_all_of_it_and_downloads_nothing_twice(tmp_path: Path, monkey
     assert len(re.findall(r"│ \d{4}-\d\d-\d\d │", first.stdout)) in (4, 5)  # the first answer has a row a day
     assert "market-data demo --ui" in first.stdout
     with open_instance(Layout(tmp_path / "demo")) as instance:
-        looked_at = [instance.get_latest_materialization_event(coverage_key(m)) for m in (Market.SPOT, Market.UM)]
+        looked_at = [instance.get_latest_materialization_event(coverage_key_of(m)) for m in (Market.SPOT, Market.UM)]
     assert all(looked_at)
     second = demo()
     assert second.exit_code == 0

@@ -18,6 +18,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from market_data_pipeline import clock
 from market_data_pipeline import definitions as door
 from market_data_pipeline.defs import definitions as module
 from market_data_pipeline.defs.definitions import build_definitions
@@ -93,7 +94,10 @@ def settings_of(root: Path) -> Settings:
     return Settings(dir=root, _env_file=None)  # type: ignore[call-arg]  # pydantic's own
 
 
-def test_assets_checks_jobs_schedules_and_sensors_are_those_of_the_snapshot(tmp_path: Path) -> None:
+def test_assets_checks_jobs_schedules_and_sensors_are_those_of_the_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "today", lambda: date(2026, 11, 30))
     universe = Universe(parse_universe(UNIVERSE), LISTINGS)
     found = snapshot(build_definitions(settings_of(tmp_path), universe))
     if os.environ.get("UPDATE_SNAPSHOTS"):

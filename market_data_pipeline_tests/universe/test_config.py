@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market_data_pipeline import clock
+from market_data_pipeline.clock import days_between
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.universe import Universe, load_universe, parse_lock, parse_universe
@@ -58,7 +59,7 @@ def test_shipped_universe_is_the_small_useful_one() -> None:
     assert shipped.start(klines("SOLUSDT", "1m")) == date(2020, 8, 11)
     assert shipped.start(klines("SOLUSDT", "1m", Market.UM)) == date(2020, 9, 14)
     assert shipped.start(agg_trades("BTCUSDT")) == TODAY - timedelta(days=30)
-    assert shipped.first_day() == date(2020, 1, 1)
+    assert shipped.earliest(agg_trades("BTCUSDT")) == TODAY - timedelta(days=30)
 
 
 def test_shipped_lock_is_as_refresh_would_write_it() -> None:
@@ -148,14 +149,29 @@ def test_derived_series_starts_with_its_source_and_unknown_series_lists_what_the
 
 def test_nothing_starts_before_binance() -> None:
     found = universe("collect: [{market: spot, symbols: BTCUSDT, klines: {intervals: 1d, from: 1970-01-01}}]")
-    assert found.start(klines("BTCUSDT", "1d")) == found.first_day() == date(2017, 7, 14)
+    assert found.start(klines("BTCUSDT", "1d")) == date(2017, 7, 14)
 
 
-def test_first_day_does_not_move_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "collect: [{market: spot, symbols: BTCUSDT, aggTrades: {from: 7 days ago}}]"
-    before = universe(text, LOCK).first_day()
+def test_earliest_day_moves_with_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = universe("collect: [{market: spot, symbols: BTCUSDT, aggTrades: {from: 7 days ago}}]", LOCK)
+    assert found.earliest(agg_trades("BTCUSDT")) == TODAY - timedelta(days=7)
     monkeypatch.setattr(clock, "today", lambda: TODAY + timedelta(days=400))
-    assert universe(text, LOCK).first_day() == before == date(2017, 8, 17)
+    assert found.earliest(agg_trades("BTCUSDT")) == TODAY + timedelta(days=393)
+
+
+def test_unknown_listing_begins_with_the_archive() -> None:
+    found = universe("collect: [{market: spot, symbols: NEWUSDT, klines: {intervals: 1d, from: listing}}]", LOCK)
+    assert found.earliest(klines("NEWUSDT", "1d")) == date(2017, 7, 14)
+
+
+def test_days_outside_the_listing_are_not_taken() -> None:
+    text = "collect: [{market: spot, symbols: BTCUSDT, klines: {intervals: 1d, from: 2020-01-02}}]"
+    listing = Listing(((date(2020, 1, 1), date(2020, 1, 3)), (date(2020, 1, 5), None)))
+    found = Universe(parse_universe(text), {(Market.SPOT, "BTCUSDT"): listing})
+    taken = [
+        day for day in days_between(date(2020, 1, 1), date(2020, 1, 6)) if found.takes(klines("BTCUSDT", "1d"), day)
+    ]
+    assert [day.day for day in taken] == [2, 3, 5, 6]
 
 
 def test_2000_symbols_are_loaded_in_seconds(tmp_path: Path) -> None:
