@@ -13,7 +13,7 @@ from rich.text import Text
 
 from market_data_pipeline import clock
 from market_data_pipeline.cli.console import aside, counted, out, red
-from market_data_pipeline.cli.selection import choosing_series, selection, series_among
+from market_data_pipeline.cli.selection import Selection, choosing, series_among
 from market_data_pipeline.coverage.calendar import SeriesCalendar
 from market_data_pipeline.coverage.page import coverage_page
 from market_data_pipeline.coverage.summary import SeriesCoverage, survey
@@ -42,20 +42,14 @@ _SHOWN_DOUBTFUL = 20
 
 
 @click.command()
-@choosing_series
+@choosing()
 @click.option(
     "--html",
     "page",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write an HTML page with a calendar of each series, as one self-contained file.",
 )
-def coverage(
-    markets: tuple[str, ...],
-    data_types: tuple[str, ...],
-    symbols: tuple[str, ...],
-    intervals: tuple[str, ...],
-    page: Path | None,
-) -> None:
+def coverage(what: Selection, page: Path | None) -> None:
     """Show how complete each series is.
 
     The table counts days by state, and missing rows inside of them by verdict.
@@ -65,9 +59,9 @@ def coverage(
     the same as in `market-data status`. So does provisional (prov.), without incomplete days.
 
     Stored days with a doubt are listed below the table: the archive that replaced theirs was refused, a person accepted
-    a checksum that does not match, or their integrity check fails. An option that you leave out selects all.
+    a checksum that does not match, or their integrity check fails. What you leave out selects all.
 
-      market-data coverage --market um --interval 1m
+      market-data coverage BTCUSDT 1m --market um
       market-data coverage --html coverage.html
     """
     from market_data_pipeline.lake.partitions import known_series
@@ -79,7 +73,6 @@ def coverage(
     held = known_series(layout)
     universe = _universe(settings.universe, or_without=bool(held))
     there = list(dict.fromkeys([*universe.series(), *held]))
-    what = selection(markets, data_types, symbols, intervals)
     keys = series_among(there, what, str(settings.root), "`market-data add` adds a series to the universe.")
     surveyed = list(survey(layout, universe, keys, settings.provisional_days))
     calendars = [one.calendar for one in surveyed]

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from market_data_pipeline.cli.console import aside, counted, out, progress_bar, red
-from market_data_pipeline.cli.selection import Day, check_days, choosing_klines, selection, series_among
+from market_data_pipeline.cli.selection import Selection, choosing, series_among
 from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
@@ -29,18 +29,9 @@ Found = Mapping[SeriesKey, Sequence[DayReconciled]]
 
 
 @click.command()
-@choosing_klines
-@click.option("--from", "first", type=Day(), help="First UTC day. Default: the first day that is stored on both sides.")
-@click.option("--through", "last", type=Day(), help="Last UTC day, included. Default: yesterday.")
+@choosing(klines_only=True, days=("the first day that is stored on both sides", "yesterday"))
 @click.option("--again", is_flag=True, help="Compare unchanged days again.")
-def reconcile(
-    markets: Sequence[str],
-    symbols: Sequence[str],
-    intervals: Sequence[str],
-    first: date | None,
-    last: date | None,
-    again: bool,
-) -> None:
+def reconcile(what: Selection, again: bool) -> None:
     """Compare klines with their trades.
 
     Klines of 1s and 1m are rebuilt from aggTrades, longer intervals from klines of 1m, for each day that is stored on
@@ -51,14 +42,13 @@ def reconcile(
     Exit code 1 if candles differ for no known reason, or some could not be compared.
 
       market-data reconcile
-      market-data reconcile --market um --symbol BTCUSDT --interval 1m --from 2024-01-01 --through 2024-01-31
+      market-data reconcile BTCUSDT 1m --market um --from 2024-01 --through 2024-03
       market-data sql "FROM quality.reconciliation WHERE unexplained > 0"
     """
-    check_days(first, last)
     settings = load_settings()
     universe = load_universe(settings.universe)
-    keys = _chosen(universe, markets, symbols, intervals)
-    found, complete = _compared(settings, universe, keys, first, last, again=again)
+    keys = _chosen(universe, what)
+    found, complete = _compared(settings, universe, keys, what, again=again)
     console = aside()
     if not any(found.values()):
         if complete:
@@ -74,28 +64,20 @@ def reconcile(
     end(ExitCode.of(complete and not any(day.unexplained for days in found.values() for day in days)))
 
 
-def _chosen(
-    universe: Universe, markets: Sequence[str], symbols: Sequence[str], intervals: Sequence[str]
-) -> list[SeriesKey]:
+def _chosen(universe: Universe, what: Selection) -> list[SeriesKey]:
     there = comparable(universe.series())
     advice = "1s and 1m are compared where aggTrades of the symbol are collected, longer intervals where 1m is."
     if not there:
         raise UsageError(f"{universe.path} has no klines that can be compared with anything. {advice}")
-    return series_among(there, selection(markets, (), symbols, intervals), str(universe.path), advice)
+    return series_among(there, what, str(universe.path), advice)
 
 
 def _compared(
-    settings: Settings,
-    universe: Universe,
-    keys: Sequence[SeriesKey],
-    first: date | None,
-    last: date | None,
-    *,
-    again: bool,
+    settings: Settings, universe: Universe, keys: Sequence[SeriesKey], what: Selection, *, again: bool
 ) -> tuple[Found, bool]:
     """Compare the days that are due. Return the results of all chosen days, and True if all could be compared."""
     layout = Layout(settings.root)
-    plans = {key: plan(layout, key, first, last, again=again) for key in keys}
+    plans = {key: plan(layout, key, what.first, what.last, again=again) for key in keys}
     found = {key: {day.day: day for day in found_before(layout, one)} for key, one in plans.items()}
     due = {key: len(one.days) for key, one in plans.items() if one.days}
     troubles = [trouble for one in plans.values() if (trouble := one.trouble())]
@@ -118,7 +100,7 @@ def _compared(
         if job is None:  # nothing of the universe can be compared
             return _by_day(found), True
         with recording(layout), open_instance(layout) as instance:
-            config = run_config([str(key) for key in due], first, last, again=again)
+            config = run_config([str(key) for key in due], what.first, what.last, again=again)
             run = run_reconciliation(instance, job, config, log_level="CRITICAL")
     stop_if_interrupted(run)
     _tell([*troubles, *reasons(run)])

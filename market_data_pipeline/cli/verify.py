@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from market_data_pipeline.cli.console import aside, counted, in_bytes, out, progress_bar
-from market_data_pipeline.cli.download import fetch
-from market_data_pipeline.cli.selection import Chosen, choosing_series, selection, series_among
+from market_data_pipeline.cli.download import fetch, yes_option
+from market_data_pipeline.cli.selection import Chosen, Selection, choosing, series_among
 from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
@@ -30,24 +30,11 @@ _PROCESS_MEMORY_MB = 256
 
 
 @click.command()
-@choosing_series
+@choosing()
 @click.option("--local", is_flag=True, help="Read every file instead, and compare it with the written bytes.")
 @click.option("--check-only", is_flag=True, help="Report faults, and change nothing.")
-@click.option(
-    "--yes",
-    "-y",
-    is_flag=True,
-    help="Do not ask before downloading more than 5 GB, or more than the disk has room for.",
-)
-def verify(
-    markets: Sequence[str],
-    data_types: Sequence[str],
-    symbols: Sequence[str],
-    intervals: Sequence[str],
-    local: bool,
-    check_only: bool,
-    yes: bool,
-) -> None:
+@yes_option
+def verify(what: Selection, local: bool, check_only: bool, yes: bool) -> None:
     """Compare stored days with Binance's archive.
 
     Binance replaces archives after publication. The archive's listing names them, 500 days in one request. This command
@@ -72,9 +59,7 @@ def verify(
     if not held:
         aside().print(f"Nothing is stored in {settings.root} yet, so there is nothing to verify.", soft_wrap=True)
         return
-    what = selection(markets, data_types, symbols, intervals)
-    advice = "`market-data status` shows what is stored."
-    keys = series_among(held, what, str(settings.root), advice)
+    keys = series_among(held, what, str(settings.root), "`market-data status` shows what is stored.")
     if local:
         end(ExitCode.of(_local(settings, keys, mark=not check_only)))
     else:

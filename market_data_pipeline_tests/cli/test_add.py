@@ -152,7 +152,7 @@ collect:
     ("command", "says"),
     [
         ("add BTCUSDT 4h --through 2017-01-31", r"BTCUSDT was listed from 2017-08-17 to now"),
-        ("add SOLUSDT 1d --through 2026-03-02", r"No day is left .*SOLUSDT was listed from 2020-08-11"),
+        ("add SOLUSDT 1d --through 2026-03-02", r"No requested day is left .*SOLUSDT was listed from 2020-08-11"),
         ("add LUNAUSDT 1d --from 2023-01-01", r"LUNAUSDT was listed from 2020-08-21 to 2022-05-13"),
         ("add BTCUSDT 4h --from 2026-03-04 --through 2026-03-01", r"--through 2026-03-01 is before --from 2026-03-04"),
         (

@@ -16,6 +16,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.universe import Universe, load_universe, parse_lock, parse_universe
+from market_data_pipeline.universe.config import parse_day, parse_since
 from market_data_pipeline.universe.edit import add_series, render_lock, write_lock
 from market_data_pipeline.universe.listings import DELISTED_AFTER, look_up, refresh, spans_of
 from market_data_pipeline.universe.resolved import Since, lock_path
@@ -151,8 +152,47 @@ def test_nothing_starts_before_binance() -> None:
     assert found.start(klines("BTCUSDT", "1d")) == found.first_day() == date(2017, 7, 14)
 
 
-def test_first_day_does_not_move_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "collect: [{market: spot, symbols: BTCUSDT, aggTrades: {from: 7 days ago}}]"
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("2024-05-17", date(2024, 5, 17)),
+        ("2024-05", date(2024, 5, 1)),
+        ("2024", date(2024, 1, 1)),
+        ("1 day ago", TODAY - timedelta(days=1)),
+        ("2 weeks ago", TODAY - timedelta(days=14)),
+        ("6 months ago", TODAY.replace(month=TODAY.month - 6)),
+        ("3 years ago", TODAY.replace(year=TODAY.year - 3)),
+        ("99999 years ago", date(2017, 7, 14)),
+    ],
+)
+def test_start_is_a_day_a_month_a_year_or_some_time_ago(text: str, first: date) -> None:
+    found = universe(f"collect: [{{market: spot, symbols: BTCUSDT, klines: {{intervals: 1d, from: {text}}}}}]")
+    assert found.start(klines("BTCUSDT", "1d")) == first
+
+
+@given(
+    st.one_of(
+        st.builds(Since, st.dates(max_value=TODAY)),
+        *(st.builds(Since, **{name: st.integers(0, 99_999)}) for name in ("days_ago", "months_ago")),
+        st.just(Since()),
+    )
+)
+def test_start_reads_back_as_it_is_written(since: Since) -> None:
+    assert parse_since(str(since)) == since
+
+
+@given(st.dates(max_value=TODAY), st.sampled_from([10, 7, 4]))
+def test_month_and_year_span_the_days_that_begin_so(day: date, length: int) -> None:
+    text = day.isoformat()[:length]
+    first, last = parse_day(text), parse_day(text, last=True)
+    assert first <= day <= last <= TODAY
+    assert str(first - timedelta(days=1) if first > date.min else "")[:length] != text
+    assert last == TODAY or str(last + timedelta(days=1))[:length] != text
+
+
+@pytest.mark.parametrize("since", ["7 days ago", "2 years ago"])
+def test_first_day_does_not_move_with_time(monkeypatch: pytest.MonkeyPatch, since: str) -> None:
+    text = f"collect: [{{market: spot, symbols: BTCUSDT, aggTrades: {{from: {since}}}}}]"
     before = universe(text, LOCK).first_day()
     monkeypatch.setattr(clock, "today", lambda: TODAY + timedelta(days=400))
     assert universe(text, LOCK).first_day() == before == date(2017, 8, 17)
