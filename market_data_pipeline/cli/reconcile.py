@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import date
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from market_data_pipeline.cli.console import aside, counted, out, progress_bar, red
+from market_data_pipeline.cli.console import aside, counted, json_option, out, print_json, progress_bar, red, table
 from market_data_pipeline.cli.selection import Selection, choosing, series_among
 from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.errors import UsageError
@@ -31,7 +32,8 @@ Found = Mapping[SeriesKey, Sequence[DayReconciled]]
 @click.command()
 @choosing(klines_only=True, days=("the first day that is stored on both sides", "yesterday"))
 @click.option("--again", is_flag=True, help="Compare unchanged days again.")
-def reconcile(what: Selection, again: bool) -> None:
+@json_option
+def reconcile(what: Selection, again: bool, as_json: bool) -> None:
     """Compare klines with their trades.
 
     Klines of 1s and 1m are rebuilt from aggTrades, longer intervals from klines of 1m, for each day that is stored on
@@ -50,14 +52,17 @@ def reconcile(what: Selection, again: bool) -> None:
     keys = _chosen(universe, what)
     found, complete = _compared(settings, universe, keys, what, again=again)
     console = aside()
+    if as_json:
+        print_json(asdict(one) for one in _sums(found))
     if not any(found.values()):
         if complete:
             console.print("No day has both sides stored, so there is nothing to compare.")
         end(ExitCode.of(complete))
         return
-    out().print(_by_series(found))
     differences = _ordered(found)
-    if differences:
+    if not as_json:
+        out().print(_by_series(found))
+    if differences and not as_json:
         out().print()
         out().print(_values(differences))
     _sum_up(found, len(differences), console)
@@ -119,26 +124,45 @@ def _by_day(found: Mapping[SeriesKey, Mapping[date, DayReconciled]]) -> Found:
 # --- what is shown -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    """The result of one series. Its fields are the keys of ``--json``."""
+
+    series: str
+    first: date
+    last: date
+    days: int
+    candles: int
+    differing: int
+    explained: int
+    unexplained: int
+
+
+def _sums(found: Found) -> list[_Sum]:
+    return [
+        _Sum(
+            str(key),
+            days[0].day,
+            days[-1].day,
+            len(days),
+            sum(one.bars for one in days),
+            sum(one.differing for one in days),
+            sum(one.explained for one in days),
+            sum(one.unexplained for one in days),
+        )
+        for key, days in found.items()
+        if days
+    ]
+
+
 def _by_series(found: Found) -> Table:
-    table = Table(title="Klines and what they can be rebuilt from", title_justify="left", box=None, pad_edge=False)
-    for name in ("series", "from", "through"):
-        table.add_column(name, no_wrap=True)
-    for name in ("days", "candles", "differ", "explained", "unexplained"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for key, days in found.items():
-        if days:
-            unexplained = sum(one.unexplained for one in days)
-            table.add_row(
-                key.short,
-                str(days[0].day),
-                str(days[-1].day),
-                f"{len(days):,}",
-                f"{sum(one.bars for one in days):,}",
-                f"{sum(one.differing for one in days):,}",
-                f"{sum(one.explained for one in days):,}",
-                red(f"{unexplained:,}") if unexplained else "0",
-            )
-    return table
+    numbers = ("days", "candles", "differ", "explained", "unexplained")
+    shown = table("Klines and what they can be rebuilt from", "series", "from", "through", *numbers, right=numbers)
+    for key, one in zip([key for key, days in found.items() if days], _sums(found), strict=True):
+        counts = [f"{number:,}" for number in (one.days, one.candles, one.differing, one.explained)]
+        unexplained = red(f"{one.unexplained:,}") if one.unexplained else "0"
+        shown.add_row(key.short, str(one.first), str(one.last), *counts, unexplained)
+    return shown
 
 
 def _ordered(found: Found) -> list[tuple[SeriesKey, Difference]]:
@@ -148,15 +172,10 @@ def _ordered(found: Found) -> list[tuple[SeriesKey, Difference]]:
 
 
 def _values(differences: Sequence[tuple[SeriesKey, Difference]]) -> Table:
-    table = Table(title="Values that differ", title_justify="left", box=None, pad_edge=False)
-    for name in ("series", "open time", "column"):
-        table.add_column(name, no_wrap=True)
-    for name in ("klines", "rebuilt"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("reason", no_wrap=True)
-    table.add_column("ids", overflow="fold")
+    columns = ("series", "open time", "column", "klines", "rebuilt", "reason", "ids")
+    shown = table("Values that differ", *columns, right=("klines", "rebuilt"), fold="ids")
     for key, one in differences[:SHOWN]:
-        table.add_row(
+        shown.add_row(
             key.short,
             f"{one.open_time:%Y-%m-%d %H:%M:%S}",
             one.column,
@@ -165,7 +184,7 @@ def _values(differences: Sequence[tuple[SeriesKey, Difference]]) -> Table:
             one.reason or red("none known"),
             one.ids,
         )
-    return table
+    return shown
 
 
 def _number(value: float | None) -> str:

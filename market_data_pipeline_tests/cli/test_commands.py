@@ -84,7 +84,7 @@ def test_backfill_brings_days_and_the_second_one_downloads_nothing(world: World,
     world.forget()
     again = market_data(*ONE_WEEK)
     assert again.exit_code == 0
-    assert "7 days, 7 stored before; 0 rows, 0 B downloaded" in again.stderr
+    assert "7 days, 7 stored before; 0 rows, 0 bytes downloaded" in again.stderr
     assert world.asked(".zip") == []
 
 
@@ -421,7 +421,7 @@ def test_sql_answers_as_table_csv_and_json(market_data: MarketData) -> None:
     rows = list(csv.reader(market_data("sql", "--csv", query).stdout.splitlines()))
     assert rows == [["symbol", "first", "candles", "nothing"], ["BTCUSDT", "2026-02-02 00:00:00", "168", "nan"]]
     assert json.loads(market_data("sql", "--json", query).stdout) == [
-        {"symbol": "BTCUSDT", "first": "2026-02-02 00:00:00", "candles": 168, "nothing": None}
+        {"symbol": "BTCUSDT", "first": "2026-02-02T00:00:00", "candles": 168, "nothing": None}
     ]
     assert json.loads(market_data("sql", "--json", "SELECT 1 WHERE false").stdout) == []
 
@@ -715,7 +715,7 @@ def test_demo_shows_all_of_it_and_is_quick_the_second_time(tmp_path: Path, monke
     second = demo()
     assert time.monotonic() - begin < 30
     assert second.exit_code == 0
-    assert "0 B downloaded" in second.stderr
+    assert "0 bytes downloaded" in second.stderr
     assert not re.search(r"[3-9] fetched|\d\d fetched", second.stderr)
 
 
