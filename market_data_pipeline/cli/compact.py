@@ -8,7 +8,7 @@ import click
 
 from market_data_pipeline.cli.console import aside, counted, progress_bar
 from market_data_pipeline.cli.selection import Selection, choosing, series_among
-from market_data_pipeline.cli.summary import ExitCode, end
+from market_data_pipeline.cli.summary import ExitCode, end, tell_troubles
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.maintenance.compaction import CompactReport, compact
 from market_data_pipeline.model.datasets import closes_months
@@ -61,5 +61,4 @@ def _tell(report: CompactReport) -> None:
         f"{counted(report.removed, 'file')} of days removed.{waiting}",
         soft_wrap=True,
     )
-    for key, reason in report.troubles.items():
-        console.print(f"{key.short} was left as it is: {reason}", soft_wrap=True, style="red")
+    tell_troubles(report.troubles, console)

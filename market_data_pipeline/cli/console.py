@@ -24,7 +24,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from market_data_pipeline.model import waits as waiting
 from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.model.series import SeriesKey
 
@@ -216,31 +215,40 @@ class Watch:
 
 
 class _OnConsole(logging.Handler):
+    """Print log lines. Of warnings with the same text but for its values, print the first, and count the others."""
+
     def __init__(self, console: Console) -> None:
         super().__init__(logging.INFO)
         self._console = console
+        self.repeated: Counter[str] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(Text(record.getMessage()), soft_wrap=True)
+        if record.args:
+            self.repeated[record.msg] += 1
+        if not record.args or self.repeated[record.msg] == 1:
+            self._console.print(Text(record.getMessage()), soft_wrap=True)
+
+    def tell_repeated(self) -> None:
+        for template, number in self.repeated.items():
+            if number > 1:
+                text = template.replace("%s", "…").strip("…: ")
+                self._console.print(f"{counted(number - 1, 'more warning')} like this: {text}.", soft_wrap=True)
 
 
 @contextmanager
 def watching(wanted: Mapping[SeriesKey, Sequence[date]], console: Console) -> Iterator[Watch]:
     """Show a bar with days, rows per second and time left during a fetch. Yield the receiver of its results."""
     handler = _OnConsole(console)
-    waits = logging.getLogger(waiting.__name__)
-    waits_propagate, waits.propagate = waits.propagate, False
-    waits.addHandler(handler)
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
+    package = logging.getLogger("market_data_pipeline")
+    level, propagate = logger.level, package.propagate
+    package.addHandler(handler)
+    package.propagate = False
     logger.setLevel(logging.INFO)
-    logger.propagate = False
     try:
         with progress_bar(sum(map(len, wanted.values())), "days", "starting", console) as bar:
             yield Watch(wanted, bar)
     finally:
-        logger.removeHandler(handler)
-        waits.removeHandler(handler)
-        waits.propagate = waits_propagate
+        handler.tell_repeated()
+        package.removeHandler(handler)
+        package.propagate = propagate
         logger.setLevel(level)
-        logger.propagate = propagate

@@ -113,7 +113,7 @@ def _compared(
 
 
 def _tell(troubles: Sequence[str]) -> None:
-    for trouble in troubles:
+    for trouble in dict.fromkeys(troubles):
         aside().print(red("Not all could be compared."), trouble, soft_wrap=True)
 
 

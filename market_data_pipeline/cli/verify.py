@@ -12,7 +12,7 @@ from rich.table import Table
 from market_data_pipeline.cli.console import aside, counted, in_bytes, json_option, out, print_json, progress_bar, table
 from market_data_pipeline.cli.download import fetch, yes_option
 from market_data_pipeline.cli.selection import Chosen, Selection, choosing, series_among
-from market_data_pipeline.cli.summary import ExitCode, end
+from market_data_pipeline.cli.summary import ExitCode, end, tell_troubles
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.partitions import days_on_disk
@@ -93,7 +93,7 @@ def _listing(
     elif report.discoveries:
         out().print(_discoveries(report))
     console.print(_said_of(report), soft_wrap=True)
-    _tell_troubles(report.troubles, console)
+    tell_troubles(report.troubles, console)
     if report.not_reached:
         console.print(report.said_of_not_reached(), soft_wrap=True, style="red")
     wanted, refused = report.to_fetch, report.of(Kind.REFUSED)
@@ -214,7 +214,7 @@ def _local(settings: Settings, keys: Sequence[SeriesKey], *, mark: bool, as_json
     )
     if number and mark:
         console.print("They are noted as failed. `market-data sync`, or a backfill of those days, replaces them.")
-    _tell_troubles(report.troubles, console)
+    tell_troubles(report.troubles, console)
     return report.all_well
 
 
@@ -232,11 +232,6 @@ def _as_object(kind: str, key: SeriesKey, days: Sequence[date], **others: str) -
 
 
 # --- words --------------------------------------------------------------------------------------------------------
-
-
-def _tell_troubles(troubles: Mapping[SeriesKey, str], console: Console) -> None:
-    for key, reason in list(troubles.items())[:SHOWN]:
-        console.print(f"{key.short}: {reason}", soft_wrap=True, style="red")
 
 
 def _days(days: Sequence[date]) -> str:
