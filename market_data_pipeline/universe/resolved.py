@@ -24,29 +24,40 @@ Listings = Mapping[tuple[Market, str], Listing]
 
 @dataclass(frozen=True, slots=True)
 class Since:
-    """Start of a series, from ``from:``. With neither attribute, it is the symbol's listing.
+    """Start of a series, from ``from:``. Without any attribute, it is the symbol's listing.
 
     Attributes:
-        day: A fixed day. None for the two other forms.
+        day: A fixed day. None for the other forms.
         days_ago: Number of days before today, so that the start moves. None if it does not move.
+        months_ago: Number of months before today, likewise.
     """
 
     day: date | None = None
     days_ago: int | None = None
+    months_ago: int | None = None
+
+    @property
+    def moves(self) -> bool:
+        """Return True if the start is another day tomorrow."""
+        return self.days_ago is not None or self.months_ago is not None
 
     def first(self, listed: date | None) -> date | None:
         """Return the first day to collect of a symbol, None if it is the listing day and that is unknown."""
-        wanted = self.day if self.days_ago is None else clock.today() - timedelta(days=self.days_ago)
+        wanted = self.day
+        if self.moves:
+            wanted = clock.months_before(clock.today(), self.months_ago or 0) - timedelta(days=self.days_ago or 0)
         return max((day for day in (wanted, listed) if day), default=None)
 
     @property
     def is_listing(self) -> bool:
         """Return True if the start is the symbol's listing."""
-        return self.day is None and self.days_ago is None
+        return self.day is None and not self.moves
 
     def __str__(self) -> str:
         if self.day is not None:
             return self.day.isoformat()
+        if self.months_ago is not None:
+            return f"{self.months_ago} months ago"
         return "listing" if self.days_ago is None else f"{self.days_ago} days ago"
 
 

@@ -17,6 +17,7 @@ from market_data_pipeline.clock import days_between
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.universe import Universe, load_universe, parse_lock, parse_universe
+from market_data_pipeline.universe.config import parse_day, parse_since
 from market_data_pipeline.universe.edit import add_series, render_lock, write_lock
 from market_data_pipeline.universe.listings import DELISTED_AFTER, look_up, refresh, spans_of
 from market_data_pipeline.universe.resolved import Since, lock_path
@@ -150,6 +151,44 @@ def test_derived_series_starts_with_its_source_and_unknown_series_lists_what_the
 def test_nothing_starts_before_binance() -> None:
     found = universe("collect: [{market: spot, symbols: BTCUSDT, klines: {intervals: 1d, from: 1970-01-01}}]")
     assert found.start(klines("BTCUSDT", "1d")) == date(2017, 7, 14)
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("2024-05-17", date(2024, 5, 17)),
+        ("2024-05", date(2024, 5, 1)),
+        ("2024", date(2024, 1, 1)),
+        ("1 day ago", TODAY - timedelta(days=1)),
+        ("2 weeks ago", TODAY - timedelta(days=14)),
+        ("6 months ago", TODAY.replace(month=TODAY.month - 6)),
+        ("3 years ago", TODAY.replace(year=TODAY.year - 3)),
+        ("99999 years ago", date(2017, 7, 14)),
+    ],
+)
+def test_start_is_a_day_a_month_a_year_or_some_time_ago(text: str, first: date) -> None:
+    found = universe(f"collect: [{{market: spot, symbols: BTCUSDT, klines: {{intervals: 1d, from: {text}}}}}]")
+    assert found.start(klines("BTCUSDT", "1d")) == first
+
+
+@given(
+    st.one_of(
+        st.builds(Since, st.dates(max_value=TODAY)),
+        *(st.builds(Since, **{name: st.integers(0, 99_999)}) for name in ("days_ago", "months_ago")),
+        st.just(Since()),
+    )
+)
+def test_start_reads_back_as_it_is_written(since: Since) -> None:
+    assert parse_since(str(since)) == since
+
+
+@given(st.dates(max_value=TODAY), st.sampled_from([10, 7, 4]))
+def test_month_and_year_span_the_days_that_begin_so(day: date, length: int) -> None:
+    text = day.isoformat()[:length]
+    first, last = parse_day(text), parse_day(text, last=True)
+    assert first <= day <= last <= TODAY
+    assert str(first - timedelta(days=1) if first > date.min else "")[:length] != text
+    assert last == TODAY or str(last + timedelta(days=1))[:length] != text
 
 
 def test_earliest_day_moves_with_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

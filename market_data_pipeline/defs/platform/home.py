@@ -128,6 +128,13 @@ def recording(layout: Layout) -> Iterator[None]:
         raise RecordsError(text) from error
 
 
+_NOTICES = (
+    "Exception while writing logger call to event log",
+    "Exception while storing event batch",
+    "Falling back to storing multiple single-event storage requests",
+)
+
+
 class _WithoutNotices:
     """A stream without Dagster's notices of events that could not be written. The error itself has the reason."""
 
@@ -138,7 +145,7 @@ class _WithoutNotices:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        if text.startswith("Exception while writing logger call to event log"):
+        if text.startswith(_NOTICES):
             return len(text)
         return self._stream.write(text)
 
