@@ -1,7 +1,7 @@
-"""Put Dagster's records of assets under the keys that they have now, without a run and without a download.
+"""Write Dagster's records of assets under the keys that they have now, without a run and without a download.
 
 Version 0.1 named assets otherwise (``keys.renamed``). An asset's events, check results and row change in one
-transaction, so a call that was killed leaves whole assets and the next one continues. Logs of finished runs keep the
+transaction, so a call that was killed leaves whole assets and the next one continues. Logs of finished runs retain the
 names of their steps. Records in other databases than SQLite files are not changed: ``sync`` records their days again.
 """
 
@@ -137,7 +137,7 @@ def _rewrite(
 
 
 def _merge_rows(index: sqlite3.Connection, was: str, now: str) -> None:
-    """Rename an asset's row. If the new key has a row, keep the one with the newer materialization."""
+    """Rename an asset's row. If the new key has a row, the one with the newer materialization wins."""
     newest = index.execute(
         "SELECT id FROM asset_keys WHERE asset_key IN (?, ?) ORDER BY last_materialization_timestamp DESC, id DESC",
         [was, now],
