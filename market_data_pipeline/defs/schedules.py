@@ -30,6 +30,9 @@ VERIFY_DAYS = {"day": "* * *", "week": "* * 0", "month": "1 * *"}
 MOST_REPAIRS = 20
 """Maximum number of runs per tick for repairs, and for missing days. Later ticks request the rest."""
 
+RENAMING_SECONDS = 15.0
+"""Time limit for renaming assets in a tick. Dagster ends it after 60 s, and the next tick continues."""
+
 UNFINISHED = [status for status in dg.DagsterRunStatus if status not in FINISHED_STATUSES]
 WAITING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED]
 
@@ -179,6 +182,9 @@ def _repair_schedule(jobs: Jobs, settings: Settings, universe: Universe, layout:
     )
     def repair(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         close_dead_runs(context.instance)  # a run whose process was killed never finishes
+        from market_data_pipeline.defs.platform.renaming import rename_assets
+
+        rename_assets(context.instance, RENAMING_SECONDS)
         ours = dg.RunsFilter(tags=dg.DagsterRun.tags_for_schedule(repair), statuses=UNFINISHED)
         if context.instance.get_runs(ours, limit=1):
             # Their days are not in the ledgers yet and would be requested twice.
