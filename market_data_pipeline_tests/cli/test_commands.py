@@ -185,7 +185,7 @@ def test_sync_brings_everything_up_to_now(world: World, market_data: MarketData)
         ),
         (
             "--symbol BTCUSDT --from 2021-01-01",
-            r"from 2022-01-01 on \(.*line 4\), so 2021-01-01 cannot be fetched\. Set",
+            r"line 5\), so 2021-01-01 cannot be fetched\. Set",
         ),
         ("--frum 2021-01-01", "No such option"),
     ],
