@@ -198,19 +198,24 @@ def choose(universe: Universe, what: Selection) -> Chosen:
         )
     wanted: dict[SeriesKey, list[date]] = {}
     notes: list[str] = []
+    early: dict[SeriesKey, date] = {}
     for key in keys:
         start, last = universe.start(key), what.last or universe.end(key)
-        first, listing = max(what.first or start, start), universe.listing(key)
+        first, listing = what.first or start, universe.listing(key)
         days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
         listed = [day for day in days if listing.covers(day)]
         if len(listed) < len(days) or not listed:
             notes.append(_left_out(key, days, listed, what, universe))
-        if listed:
-            wanted[key] = listed
-        if days and what.first is not None and what.first < start:
+        if listed and listed[0] < start:
+            early[key] = listed[0]
             notes.append(
                 f"{universe.said_of_start(key)}: earlier days are left out. Set an earlier `from:` there first."
             )
+        if taken := [day for day in listed if day >= start]:
+            wanted[key] = taken
+    if early and not wanted.keys() - early:
+        key = min(early, key=universe.start)
+        universe.refuse_before_start(early[key], key)
     if not wanted:
         raise UsageError(" ".join(["No selected day is left.", *notes[:5]]))
     return Chosen(wanted, tuple(notes))
@@ -277,7 +282,7 @@ class _Narrowing:
 
 
 def _left_out(key: SeriesKey, days: Sequence[date], listed: Sequence[date], what: Selection, universe: Universe) -> str:
-    if not days and (what.last or universe.end(key)) < universe.start(key):
+    if not days and what.first is None:
         return f"{universe.said_of_start(key)}. Set an earlier `from:` there first."
     if not days:
         return f"{key} was listed until {universe.end(key)} only."

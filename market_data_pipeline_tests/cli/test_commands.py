@@ -187,9 +187,12 @@ def test_sync_brings_everything_up_to_now(world: World, market_data: MarketData)
         ("--symbol LUNAUSDT --from 2023-01-01", "listed until 2022-05-13 only"),
         (
             "--data-type aggTrades --through 2026-01-01",
-            r"is collected from 2026-03-03 on \(.*universe\.yaml, line 9\); name an earlier --from",
+            r"is collected from 2026-03-03 on \(.*universe\.yaml, line 9\)\. Set an earlier `from:`",
         ),
-        ("--symbol BTCUSDT --from 2021-01-01", r"universe.yaml, 2022-01-01. Set an earlier `from:` there first"),
+        (
+            "--symbol BTCUSDT --from 2021-01-01",
+            r"line 5\), so 2021-01-01 cannot be fetched\. Set",
+        ),
         ("--frum 2021-01-01", "No such option"),
     ],
 )
