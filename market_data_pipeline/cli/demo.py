@@ -96,7 +96,6 @@ def demo(then_ui: bool, port: int) -> None:
         console.print(f"Done in {time.monotonic() - began:.0f} s.")
         if then_ui:
             _run_ui(settings, port, sandbox.settings_env())
-            end(code)
             return
     command = as_typed()
     click.echo(
@@ -126,6 +125,7 @@ def _run_ui(settings: Settings, port: int, sandbox: dict[str, str]) -> None:
             with suppress(subprocess.TimeoutExpired):
                 running.wait(LAST_SECONDS / 2)
             running.kill()
+            raise
 
 
 def write_universe(root: Path) -> Path:
