@@ -84,8 +84,7 @@ def demo(then_ui: bool, port: int) -> None:
         chosen = choose(load_universe(universe), Selection())
         console.print(
             f"A made-up Binance answers at {sandbox.url}. Dagster fetches {DAYS} days of {len(chosen.wanted)} series "
-            f"to {root}.",
-            soft_wrap=True,
+            f"to {root}."
         )
         code = fetch(settings, chosen, yes=True, everything=True)
         click.echo()
