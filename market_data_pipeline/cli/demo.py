@@ -103,7 +103,7 @@ def demo(then_ui: bool, port: int) -> None:
         "More questions:\n"
         f'  MARKET_DATA_DIR={shlex.quote(_short(root))} {command} sql "FROM quality.coverage LIMIT 5"\n'
         "The real Binance, into ./data:\n"
-        f"  {command} backfill --symbol BTCUSDT --interval 1h --from 2024-01-01 --through 2024-01-31"
+        f"  {command} backfill BTCUSDT 1h --from 2024-01 --through 2024-01"
     )
     end(code)
 
