@@ -654,7 +654,7 @@ def test_sandbox_prints_the_lines_that_point_at_it_and_ends_with_ctrl_c(realdata
         assert answer.content == (realdata / "mirror" / path).read_bytes()
         assert {name.removeprefix(PREFIX).lower() for name in lines} <= set(Settings.model_fields)
         process.send_signal(signal.SIGINT)
-        assert process.wait(120) == 0
+        assert process.wait(120) == 130
 
 
 def test_sandbox_says_when_its_port_is_taken(world: World) -> None:
