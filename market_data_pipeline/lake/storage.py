@@ -8,7 +8,6 @@ File content belongs to ``lake/parquet.py``.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import secrets
 import time
@@ -29,8 +28,6 @@ from market_data_pipeline.lake.regular_files import open_regular
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.day import FileStat
 from market_data_pipeline.model.waits import Stop, Wait, in_words
-
-logger = logging.getLogger(__name__)
 
 TEMPORARY = ".tmp"
 
@@ -103,9 +100,6 @@ def _storage_message(path: Path, error: OSError) -> str:
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 """Errors of `fsync` on file systems without it, such as some FUSE and SMB mounts."""
 
-_reported: set[int] = set()
-"""File systems without flush that this process has already reported."""
-
 
 def _sync_folder(folder: Path) -> None:
     # The rename is durable only once the folder is synced. Some file systems cannot open or sync a folder.
@@ -129,14 +123,13 @@ def _flush(handle: int, folder: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_SYNC:
             raise
-        if (file_system := os.fstat(handle).st_dev) not in _reported:
-            _reported.add(file_system)
-            logger.warning(
-                "The file system of %s cannot flush files (%s). A power cut may lose the files written last. "
-                "Run `market-data verify --local` after one to find them.",
-                folder,
-                error.strerror,
-            )
+        locks.warn_once(folder, _NO_FLUSH_TEXT, error)
+
+
+_NO_FLUSH_TEXT = (
+    "The file system of %s cannot flush files (%s). A power cut may lose the files written last. Run "
+    "`market-data verify --local` after one to find them."
+)
 
 
 def write_bytes(path: Path, data: bytes | pa.Buffer) -> FileStat:
