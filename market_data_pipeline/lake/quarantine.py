@@ -289,8 +289,7 @@ def entries(layout: Layout) -> list[Entry]:
 
 def entries_of(layout: Layout, key: SeriesKey) -> list[Entry]:
     """Return the entries of one series, ordered by day."""
-    found = (_entry(path, key) for path in sorted(layout.quarantine(key).glob("*.zip")))
-    return sorted((entry for entry in found if entry is not None), key=lambda entry: (entry.first, entry.at))
+    return sorted(_entries_named(layout, key), key=lambda entry: (entry.first, entry.at))
 
 
 def find(layout: Layout, text: str) -> list[Entry]:
@@ -315,9 +314,9 @@ def accepted_sha256(layout: Layout, key: SeriesKey, archive_key: str) -> frozens
     return frozenset(one.sha256 for one in named if one.accepted is not None and one.file == archive_key)
 
 
-def _entries_named(layout: Layout, key: SeriesKey, stem: str) -> Iterator[Entry]:
-    for path in layout.quarantine(key).glob("*.zip"):
-        if path.name.startswith(f"{stem}.") and (entry := _entry(path, key)) is not None:
+def _entries_named(layout: Layout, key: SeriesKey, stem: str = "") -> Iterator[Entry]:
+    for path in sorted(layout.quarantine(key).glob("*.zip")):
+        if path.name.startswith(f"{stem}." if stem else "") and (entry := _entry(path, key)) is not None:
             yield entry
 
 
