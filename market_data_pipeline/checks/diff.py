@@ -16,8 +16,8 @@ import pyarrow as pa
 from market_data_pipeline import clock
 from market_data_pipeline.checks.ordering import SAME_FLOAT, Ints, ints, key_ranges
 from market_data_pipeline.model.datasets import Spec, spec_of
-from market_data_pipeline.model.findings import Finding, Severity
-from market_data_pipeline.model.series import SeriesKey, interval_us
+from market_data_pipeline.model.findings import Finding, Severity, integrity_finding
+from market_data_pipeline.model.series import SeriesKey
 
 _Values = npt.NDArray[Any]
 _Mask = npt.NDArray[np.bool_]
@@ -122,19 +122,10 @@ def disagreement(key: SeriesKey, rest: pa.Table, archive: pa.Table) -> list[Find
     found = difference(rest, common, spec, key_format(key))
     if len(found.changed) == 0:
         return []
-    step = interval_us(key.interval) if key.interval else 1
-    return [
-        Finding(
-            check="integrity",
-            rule="disagreement",
-            severity=Severity.WARN,
-            count=len(found.changed),
-            message=f"REST and the archive disagree on {len(found.changed)} rows. The archive's rows are stored. "
-            f"REST → archive: {found.shown}.",
-            ranges=key_ranges(found.changed, step),
-            evidence=f"REST → archive: {found.recorded}",
-        )
-    ]
+    number, ranges = len(found.changed), key_ranges(found.changed, key.step)
+    text = f"REST and the archive disagree on {number} rows. The archive's rows are stored. REST → archive: "
+    evidence = f"REST → archive: {found.recorded}"
+    return [integrity_finding("disagreement", Severity.WARN, number, f"{text}{found.shown}.", ranges, evidence)]
 
 
 def change_finding(key: SeriesKey, rule: str, found: Difference, what: str) -> Finding:
@@ -145,16 +136,9 @@ def change_finding(key: SeriesKey, rule: str, found: Difference, what: str) -> F
         found: The difference.
         what: The event, in words.
     """
-    step = interval_us(key.interval) if key.interval else 1
-    return Finding(
-        check="integrity",
-        rule=rule,
-        severity=Severity.INFO,
-        count=len(found.keys),
-        message=f"{what}: {found}.",
-        ranges=key_ranges(found.keys, step),
-        evidence=f"before → after: {found.recorded}" if found.examples else "",
-    )
+    ranges = key_ranges(found.keys, key.step)
+    evidence = f"before → after: {found.recorded}" if found.examples else ""
+    return integrity_finding(rule, Severity.INFO, len(found.keys), f"{what}: {found}.", ranges, evidence)
 
 
 def _values(table: pa.Table, name: str, kind: str) -> _Values:

@@ -15,7 +15,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.checks.gaps import Missing
 from market_data_pipeline.checks.ordering import Ints, key_ranges
 from market_data_pipeline.model.findings import MAX_RANGES, VERDICT_SEVERITY, Basis, Finding, Range, RestAnswer, Verdict
-from market_data_pipeline.model.series import SeriesKey, interval_us
+from market_data_pipeline.model.series import SeriesKey
 
 # Order of precedence. The first rule that fits gives the verdict.
 #
@@ -145,7 +145,7 @@ def classify_candles(
         rest: Answer of REST. None if there was no request.
         trades: The symbol's aggTrades of the day. None if they are not stored.
     """
-    step = interval_us(key.interval or "")
+    step = key.step
     found: dict[Ground, list[Ints]] = {}
 
     def add(ground: Ground, times: Ints) -> None:

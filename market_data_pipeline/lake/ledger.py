@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, replace
-from datetime import date, datetime, time
+from datetime import date
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -121,9 +121,9 @@ class Ledger:
         return sorted(day for day, row in self.rows.items() if row.outcome == outcome)
 
 
-def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table | None:
+def _read_table(path: Path) -> pa.Table | None:
     try:
-        return parquet.read_table(path, columns)
+        return parquet.read_table(path)
     except DamagedFileError as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
@@ -194,7 +194,7 @@ def _believable(table: pa.Table) -> pa.Table:
     table = table.select(known).cast(pa.schema([SCHEMA.field(name) for name in known]))
     if "asked_at" in known:
         asked, latest = table["asked_at"], clock.naive_utc(clock.now() + clock.TOLERANCE)
-        earliest = datetime.combine(ARCHIVE_BEGINS, time())
+        earliest = clock.midnight(ARCHIVE_BEGINS)
         possible = pc.and_(pc.less_equal(asked, pa.scalar(latest)), pc.greater_equal(asked, pa.scalar(earliest)))
         table = _with(table, "asked_at", pc.if_else(possible, asked, pa.scalar(None, _UTC_US)))
     if "attempts" in known:

@@ -381,20 +381,12 @@ def after(record: DayRecord | None, day: date, event: Event) -> DayRecord:
     """
     known = record or DayRecord(day=day, outcome=FAILED)
     match event:
-        case Stored():
-            return _stored(record, event)
+        case Stored(footer=footer, stat=stat, sha256=sha256, at=at):
+            row = record_of(footer, stat, attempts=next_attempt(record), file_sha256=sha256)
+            return row if at is None else replace(row, asked_at=clock.naive_utc(at))
         case Confirmed(at=at, archive=archive):
-            waits_for = None if archive else known.replaced_by
-            asked_at, attempts = clock.naive_utc(at), next_attempt(record)
-            return replace(
-                known,
-                attempts=attempts,
-                failure=None,
-                reason=None,
-                checksum_etag=None,
-                asked_at=asked_at,
-                replaced_by=waits_for,
-            )
+            good = replace(known, failure=None, reason=None, checksum_etag=None, attempts=next_attempt(record))
+            return replace(good, asked_at=clock.naive_utc(at), replaced_by=None if archive else known.replaced_by)
         case NothingThere(at=at, findings=found):
             return _without_rows(record, DayRecord(day, EMPTY, final=bool(found)), at, found)
         case Unlisted(at=at):
@@ -421,11 +413,6 @@ def next_attempt(record: DayRecord | None) -> int:
     if record is None or (record.outcome == HELD and record.failure is None and not record.open):
         return 1
     return record.attempts + 1
-
-
-def _stored(record: DayRecord | None, event: Stored) -> DayRecord:
-    row = record_of(event.footer, event.stat, attempts=next_attempt(record), file_sha256=event.sha256)
-    return row if event.at is None else replace(row, asked_at=clock.naive_utc(event.at))
 
 
 def _without_rows(

@@ -157,6 +157,15 @@ class Finding(BaseModel):
         return self.rule in OPEN and not (self.rest is not None and self.rest.beyond_reach)
 
 
+def integrity_finding(
+    rule: str, severity: Severity, count: int, message: str, ranges: tuple[Range, ...] = (), evidence: str = ""
+) -> Finding:
+    """Return a finding of the integrity check."""
+    return Finding(
+        check="integrity", rule=rule, severity=severity, count=count, message=message, ranges=ranges, evidence=evidence
+    )
+
+
 ACROSS_MIDNIGHT = "across_midnight"
 """Rule for trades on both sides of midnight."""
 
