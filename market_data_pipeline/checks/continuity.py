@@ -70,7 +70,6 @@ def is_reported(
     An outage over midnight has two findings, one per day. An answer of REST may have several parts, too.
 
     Args:
-        rows: Records of both days.
         counts: Returns True for a finding that counts as an explanation.
     """
     pair = (found.day - clock.DAY, found.day)

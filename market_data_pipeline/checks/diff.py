@@ -77,12 +77,6 @@ def difference(before: pa.Table, after: pa.Table, spec: Spec, as_text: Callable[
 
     Times are compared in the coarser of the two units: spot's archives are in milliseconds until 2024-12-31, REST is
     in microseconds. Floats may differ by 1e-9 of their size.
-
-    Args:
-        before: The earlier version.
-        after: The later version.
-        spec: Facts about the columns.
-        as_text: Formats a key.
     """
     old, new = ints(before, spec.key), ints(after, spec.key)
     common, at_old, at_new = np.intersect1d(old, new, assume_unique=True, return_indices=True)
@@ -133,7 +127,6 @@ def change_finding(key: SeriesKey, rule: str, found: Difference, what: str) -> F
 
     Args:
         rule: ``became_final`` or ``replaced``.
-        found: The difference.
         what: The event, in words.
     """
     ranges = key_ranges(found.keys, key.step)

@@ -25,7 +25,6 @@ class KeyConflict:
     """Two different rows with one key.
 
     Attributes:
-        key: The key.
         rows: The rows, as text.
     """
 

@@ -105,7 +105,6 @@ def verdict_finding(ground: Ground, what: str, count: int, ranges: Iterable[Rang
     """Return the finding of a verdict.
 
     Args:
-        ground: The verdict with its evidence.
         what: The counted rows: candles, or aggregated trades.
         ranges: Their ranges. More than ``MAX_RANGES`` are cut.
     """
@@ -137,9 +136,7 @@ def classify_candles(
     """Return the verdicts on the candles of a day that are missing, gap-filled or flat.
 
     Args:
-        missing: The missing candles.
         healed: Open times (microseconds UTC) of rows from REST in a day from the archive.
-        flat: Open times of flat rows.
         filled: Open times of healed rows that are flat in the archive.
         archived: True if the day comes from its archive, False if it comes from REST so far.
         rest: Answer of REST. None if there was no request.

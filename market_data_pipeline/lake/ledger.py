@@ -86,7 +86,6 @@ class Ledger:
         """Read a ledger. A missing or damaged one is empty, because it can be rebuilt from the footers.
 
         Args:
-            path: The ledger.
             where: Filter of rows; None reads all. Reading the few unsettled days of ten years is thirty times as fast.
                 A ledger of an older version without the filter's column is read whole.
         """
@@ -136,7 +135,6 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     """Read columns of a ledger. Derive those that are missing in an older version from the others.
 
     Args:
-        path: The ledger.
         columns: Names of columns. The result may have more.
 
     Raises:
@@ -287,7 +285,6 @@ def row_of_file(stored: DayFile, row: DayRecord | None) -> DayRecord:
     """Return the row of a day whose file does not match the ledger: stored, or failed as damaged.
 
     Args:
-        stored: The day and its file.
         row: The ledger's row of the day. If None, the file is trusted by its footer, if that names this day and series.
             Otherwise the file was changed or found damaged before. It is read whole and verified against its footer and
             the hash on record.
@@ -336,11 +333,6 @@ def is_changed(stored: DayFile, row: DayRecord, record: Provenance) -> bool:
     """Return True if a file whose hash differs from the ledger is damaged, and not another version of the day.
 
     A killed run may have written a newer version without updating the ledger.
-
-    Args:
-        stored: The day and its file.
-        row: The ledger's row of the day.
-        record: Provenance from the file.
     """
     if row.sha256_of(stored) is None:
         return False

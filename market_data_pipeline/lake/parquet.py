@@ -42,7 +42,6 @@ def encode_table(table: pa.Table, provenance: Provenance | None = None, spec: Sp
     """Encode a table as Parquet, with provenance in the footer.
 
     Args:
-        provenance: Record for the footer.
         spec: Encoding and compression of the columns. None means zstd.
     """
     # Encoded in memory and written in one piece. Otherwise Arrow calls into Python for each of some hundred small ones.
@@ -64,7 +63,6 @@ class EncodingAhead:
     """Encoder of a big table in a background thread, while its blocks arrive. Result as :func:`encode_table`.
 
     Args:
-        schema: Schema of the table.
         spec: Encoding and compression of the columns.
     """
 

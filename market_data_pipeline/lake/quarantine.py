@@ -67,7 +67,6 @@ class _Record(BaseModel):
         file: Key in the archive's bucket.
         sha256: SHA-256 of the bytes, as recorded.
         kind: Kind of the refusal, as in ledgers; ``unknown`` if the record cannot be read.
-        reason: Message of the refusal.
         at: Time of the refusal (UTC).
         etag: ETag from the archive, without quotes.
         accepted: The acceptance; None if nobody accepted the bytes.
@@ -188,7 +187,6 @@ def store(
     Args:
         archive_key: Key of the zip in the archive's bucket.
         kind: Kind of the refusal, as in ledgers.
-        reason: Message of the refusal.
         day: UTC day of the zip; None for a monthly zip.
         at: Time of the refusal (UTC).
         etag: ETag from the archive, without quotes.
@@ -329,7 +327,6 @@ def accept(layout: Layout, entry: Entry, *, by: str, at: datetime, reason: str =
     Args:
         by: User name of the person.
         at: Time of the decision (UTC).
-        reason: The person's reason.
 
     Returns:
         The updated entry.
@@ -384,7 +381,6 @@ def is_resolved(entry: Entry, ledger: Ledger, days: Iterable[date] | None = None
     """Return True if each day of an entry is stored from another good file, or was never listed.
 
     Args:
-        ledger: Ledger of its series.
         days: Days to check; None checks all days of the entry.
     """
     rows = [ledger.get(day) for day in (entry.days if days is None else days)]

@@ -200,7 +200,6 @@ def remove_leftovers(folder: Path, of: str = "", *, older_than_seconds: float = 
     """Remove temporary files of killed writers. The caller must have the series' lock.
 
     Args:
-        folder: Folder of the temporary files.
         of: Start of the file name, for a folder that other series write to as well.
         older_than_seconds: Minimum age. Use an hour, for example, if writers take no lock.
     """
@@ -217,7 +216,6 @@ def only_writer(lock: Path, wait_seconds: float, what: str, stop: Stop | None = 
     """Become the only writer of a series for the duration of the block. A killed process releases its lock.
 
     Args:
-        lock: The lock file.
         wait_seconds: How long to wait for another writer.
         what: Name of the series, for the message.
         stop: Ends the wait early. Process shutdown ends it as well.

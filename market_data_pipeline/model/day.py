@@ -77,7 +77,6 @@ class DayRecord:
             or if the zip had no ``.CHECKSUM``.
         attempts: Number of attempts since the last success. The backoff grows with it.
         failure: Kind of failure of the newest attempt. None if it succeeded. A stored day stays stored after a failure.
-        reason: Message of the failure.
         fetched_at: Time of the fetch of the rows (UTC, without zone).
         asked_at: Time of the newest attempt (UTC, without zone).
         file_sha256: SHA-256 of all bytes of the day's own file as written. None if the file is older than this column
@@ -266,7 +265,6 @@ class Stored:
     """Rows were written.
 
     Attributes:
-        footer: Provenance from the file's footer.
         stat: Size and modification time of the file.
         sha256: SHA-256 of all bytes of the day's own file. None if not known.
         at: Time of the newest attempt (UTC). None means the time in the footer.
@@ -321,7 +319,6 @@ class Failed:
 
     Attributes:
         kind: Kind of the failure in one word.
-        reason: Message of the failure.
         at: Time of the attempt (UTC).
         etag: ETag of the refused zip. None if no zip came.
         checksum_etag: ETag of the ``.CHECKSUM`` of that zip.
@@ -377,7 +374,6 @@ def after(record: DayRecord | None, day: date, event: Event) -> DayRecord:
 
     Args:
         record: The record before. None if the day was never fetched.
-        event: The event.
     """
     known = record or DayRecord(day=day, outcome=FAILED)
     match event:

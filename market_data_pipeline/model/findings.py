@@ -128,7 +128,6 @@ class Finding(BaseModel):
 
     Attributes:
         rule: Short name of the rule, e.g. ``price_range``. In the gaps check, a :class:`Verdict`.
-        severity: Severity for the check.
         count: Number of affected rows.
         message: A sentence for people.
         ranges: The affected rows, at most ``MAX_RANGES`` ranges.
