@@ -259,13 +259,18 @@ def stored_contents(path: Path, first: date, last: date) -> dict[date, StoredCon
         return {}
 
 
-def refresh_ledger(ledger: Ledger, layout: Layout, key: SeriesKey) -> list[date]:
+def refresh_ledger(
+    ledger: Ledger, layout: Layout, key: SeriesKey, on_disk: Mapping[date, DayFile] | None = None
+) -> list[date]:
     """Refresh a series' ledger from the files on disk. Return the days that changed.
 
     New days are trusted by their footer, if it names this day and series. A file is read whole and verified against its
     footer if its size or time differs from the ledger, or if it was found damaged before.
+
+    Args:
+        on_disk: The stored days, for a ledger with a part of the days. None lists the folder.
     """
-    on_disk = days_on_disk(layout, key)
+    on_disk = days_on_disk(layout, key) if on_disk is None else on_disk
     changed: list[date] = []
     for day, stored in on_disk.items():
         row = ledger.get(day)

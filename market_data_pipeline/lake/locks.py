@@ -44,6 +44,15 @@ def held(lock: Path, wait_seconds: float = 0) -> Iterator[None]:
         taken.release()
 
 
+def is_running(process: int) -> bool:
+    """Return True if a process of this machine runs."""
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
+    return True
+
+
 def holder(lock: Path) -> str:
     """Return the name of the process that has a lock, for messages."""
     try:
