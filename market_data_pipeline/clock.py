@@ -5,6 +5,7 @@ Every module calls ``clock.now()``, so that a test can move time in one place. W
 
 from __future__ import annotations
 
+from calendar import monthrange
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
@@ -69,6 +70,18 @@ def naive_from_us(microseconds: int) -> datetime:
 def days_of_month(day: date) -> tuple[date, ...]:
     """Return all days of the month of a day."""
     return _days_from(day.replace(day=1))
+
+
+def months_before(day: date, months: int) -> date:
+    """Return the same day of an earlier month, or the last day of a shorter month. Never before the year 1.
+
+    >>> months_before(date(2024, 3, 31), 1), months_before(date(2024, 2, 29), 12)
+    (datetime.date(2024, 2, 29), datetime.date(2023, 2, 28))
+    """
+    year, month = divmod(day.year * 12 + day.month - 1 - months, 12)
+    if year < date.min.year:
+        return date.min
+    return date(year, month + 1, min(day.day, monthrange(year, month + 1)[1]))
 
 
 @lru_cache

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import platform
 import shutil
@@ -30,7 +29,7 @@ from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 from rich.text import Text
 
 from market_data_pipeline import __version__, clock
-from market_data_pipeline.cli.console import aside, counted, in_bytes, out
+from market_data_pipeline.cli.console import aside, counted, in_bytes, json_option, out, print_json
 from market_data_pipeline.cli.download import existing
 from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.defs.platform.records import BIG, size_of_records
@@ -346,7 +345,7 @@ def _clock(clocks: list[Check]) -> Check:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="A JSON array with an object for each check.")
+@json_option
 def doctor(as_json: bool) -> None:
     """Check network, disk, clock and settings.
 
@@ -361,7 +360,7 @@ def doctor(as_json: bool) -> None:
         if not as_json:
             out().print(_line(one), soft_wrap=True)
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False))
+        print_json(asdict(one) for one in found)
     failed = sum(one.state is State.FAIL for one in found)
     aside().print(f"{failed} of {counted(len(found), 'check')} failed." if failed else "No check failed.")
     end(ExitCode.of(not failed))

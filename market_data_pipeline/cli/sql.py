@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import math
 import os
 import resource
 import sys
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from market_data_pipeline.cli.console import out
+from market_data_pipeline.cli.console import out, print_json
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.settings import Settings, load_settings
 
@@ -80,7 +78,8 @@ def run_query(settings: Settings, query: str, form: str | None = None, *, unrest
         if form == "csv":
             _as_csv(*views.streamed(query))
         elif form == "json":
-            _as_json(*views.streamed(query))
+            names, rows = views.streamed(query)
+            print_json(dict(zip(names, row, strict=True)) for row in rows)
         else:
             views.read(query, _show)
 
@@ -134,17 +133,3 @@ def _as_csv(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(names)
     writer.writerows(rows)
-
-
-def _as_json(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
-    before = "[\n"
-    for row in rows:
-        value = {name: _plain(cell) for name, cell in zip(names, row, strict=True)}
-        click.echo(f"{before}  {json.dumps(value, default=str, ensure_ascii=False)}", nl=False)
-        before = ",\n"
-    click.echo("[]" if before == "[\n" else "\n]")
-
-
-def _plain(cell: Any) -> Any:
-    # JSON knows no NaN and no infinity.
-    return None if isinstance(cell, float) and not math.isfinite(cell) else cell

@@ -32,8 +32,8 @@ def fetch_missing(settings: Settings, layout: Layout, wanted: Wanted) -> None:
     """Fetch the days of a request that a source may complete.
 
     Raises:
-        UsageError: A series is not in the universe, its symbol does not exist, or a day is before the first day of the
-            universe.
+        UsageError: A series is not in the universe, its symbol does not exist, or a day is before the start of its
+            series.
         MarketDataError: Days could not be fetched. The text has the reasons.
     """
     now = clock.now()
@@ -77,18 +77,19 @@ def _progress(days: int) -> Iterator[Callable[[object], None]]:
 
 
 def _partitions_of(universe: Universe, lacking: Mapping[SeriesKey, list[date]]) -> dict[SeriesKey, list[date]]:
-    """Leave out days before the listing that are no partition in Dagster: there is nothing to fetch.
+    """Leave out days on which the symbol was not listed: there is nothing to fetch.
 
     Raises:
-        UsageError: A day on which the symbol may have been listed is before the first day of the universe.
+        UsageError: A day on which the symbol may have been listed is before the start of the series.
     """
-    first = universe.first_day()
     left: dict[SeriesKey, list[date]] = {}
     for key, days in lacking.items():
-        kept = [day for day in days if day >= first or universe.listing(key).covers(day)]
-        if kept:
-            if key in universe:  # the error for other series names the command that adds them
-                universe.refuse_before_first(kept[0], key)
+        if key not in universe:
+            left[key] = days  # the error names the command that adds it
+            continue
+        listing = universe.listing(key)
+        if kept := [day for day in days if listing.covers(day)]:
+            universe.refuse_before_start(kept[0], key)
             left[key] = kept
     return left
 

@@ -18,7 +18,7 @@ from market_data_pipeline.client.request import (
     symbols_of,
     there_are,
 )
-from market_data_pipeline.errors import MarketDataError, UsageError
+from market_data_pipeline.errors import GapError, GapWarning, UsageError
 from market_data_pipeline.lake.day_records import rows_on_record, sound_among
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import days_between, known_series
@@ -79,22 +79,6 @@ def _span(first: str, last: str) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-class GapError(MarketDataError):
-    """Requested rows are missing without an explanation.
-
-    Attributes:
-        gaps: All gaps, by series and time.
-    """
-
-    def __init__(self, gaps: Sequence[Gap]) -> None:
-        super().__init__(_text(gaps))
-        self.gaps = tuple(gaps)
-
-
-class GapWarning(UserWarning):
-    """Requested rows are missing without an explanation. See :class:`GapError`."""
-
-
 def _text(gaps: Sequence[Gap]) -> str:
     more = f"\n… and {len(gaps) - _TOLD:,} more" if len(gaps) > _TOLD else ""
     number = "1 gap without an explanation" if len(gaps) == 1 else f"{len(gaps):,} gaps without an explanation"
@@ -136,7 +120,7 @@ def tell_gaps(gaps: Sequence[Gap], on_gap: str, stacklevel: int) -> None:
         GapError: There are gaps, and ``on_gap`` is ``raise``.
     """
     if gaps and on_gap == "raise":
-        raise GapError(gaps)
+        raise GapError(_text(gaps), gaps)
     if gaps:
         warnings.warn(GapWarning(_text(gaps)), stacklevel=stacklevel + 1)
 

@@ -18,14 +18,12 @@ from dagster._core.utils import make_new_run_id
 
 from market_data_pipeline import clock
 from market_data_pipeline.clock import contiguous_ranges, days_between
-from market_data_pipeline.defs.coverage.definitions import coverage_key
 from market_data_pipeline.defs.definitions import build_definitions
-from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START, day_of, partition_of
+from market_data_pipeline.defs.keys import asset_key_of, coverage_key_of
+from market_data_pipeline.defs.partitions import day_of, tags_of
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT, heartbeat, heartbeat_resource
 from market_data_pipeline.defs.platform.home import open_instance, recording
 from market_data_pipeline.errors import SeriesBusyError, UsageError
-from market_data_pipeline.ingest import Action, DayFailure, DayOutcome
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import CHECKS_DO_NOT_PASS, Ledger, refresh_ledger
@@ -33,7 +31,7 @@ from market_data_pipeline.model.day import EMPTY, HELD, DayRecord, Failed, after
 from market_data_pipeline.model.findings import Basis, Severity
 from market_data_pipeline.model.lineage import profile_of
 from market_data_pipeline.model.needs import is_still_unlisted, needs, profile_is_due, reach_of
-from market_data_pipeline.model.outcomes import DayResult, OnResult
+from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome, DayResult, OnResult
 from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.model.states import is_complete
 from market_data_pipeline.settings import Settings
@@ -324,8 +322,8 @@ def materialize_days(
     Returns:
         The finished run. ``success`` is False if a day failed.
     """
-    range_tags = {RANGE_START: partition_of(first), RANGE_END: partition_of(last)}
-    return _run(instance, definitions, [asset_key_of(key) for key in keys], {**(tags or {}), **range_tags}, log_level)
+    assets = [asset_key_of(key) for key in keys]
+    return _run(instance, definitions, assets, {**(tags or {}), **tags_of(first, last)}, log_level)
 
 
 def materialize_coverage(
@@ -343,7 +341,7 @@ def materialize_coverage(
         markets: Markets of the universe.
         log_level: Lowest level of the run's log that goes to the console.
     """
-    return _run(instance, definitions, [coverage_key(market) for market in markets], {}, log_level)
+    return _run(instance, definitions, [coverage_key_of(market) for market in markets], {}, log_level)
 
 
 def run_reconciliation(

@@ -15,10 +15,8 @@ from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
 from market_data_pipeline.clock import DAY, HOUR
 from market_data_pipeline.defs.jobs import COMPACT, COVERAGE, INGEST_ALL, PRUNE, TRADE_PROFILES, VERIFY, Job, Jobs
-from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.partitions import partition_of
 from market_data_pipeline.defs.platform.heartbeat import close_dead_runs
-from market_data_pipeline.defs.requests import run_requests, underway, without
+from market_data_pipeline.defs.requests import request_of, run_requests, underway, without
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.lineage import profile_of
 from market_data_pipeline.model.series import DataType, SeriesKey
@@ -31,6 +29,9 @@ VERIFY_DAYS = {"day": "* * *", "week": "* * 0", "month": "1 * *"}
 
 MOST_REPAIRS = 20
 """Maximum number of runs per tick for repairs, and for missing days. Later ticks request the rest."""
+
+RENAMING_SECONDS = 15.0
+"""Time limit for renaming assets in a tick. Dagster ends it after 60 s, and the next tick continues."""
 
 UNFINISHED = [status for status in dg.DagsterRunStatus if status not in FINISHED_STATUSES]
 WAITING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED]
@@ -181,6 +182,9 @@ def _repair_schedule(jobs: Jobs, settings: Settings, universe: Universe, layout:
     )
     def repair(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         close_dead_runs(context.instance)  # a run whose process was killed never finishes
+        from market_data_pipeline.defs.platform.renaming import rename_assets
+
+        rename_assets(context.instance, RENAMING_SECONDS)
         ours = dg.RunsFilter(tags=dg.DagsterRun.tags_for_schedule(repair), statuses=UNFINISHED)
         if context.instance.get_runs(ours, limit=1):
             # Their days are not in the ledgers yet and would be requested twice.
@@ -290,12 +294,8 @@ def _day_schedule(
             if left := [key for key in some if day not in busy.get(key, ())]:
                 for key in left:
                     requested.setdefault(key, set()).add(day)
-                yield dg.RunRequest(
-                    # Stable for a tick and a day, so that evaluating a tick twice starts nothing twice.
-                    run_key=f"{name} {at:%Y-%m-%dT%H:%M} {day}",
-                    partition_key=partition_of(day),
-                    asset_selection=[asset_key_of(key) for key in left],
-                )
+                # Stable for a tick and a day, so that evaluating a tick twice starts nothing twice.
+                yield request_of(f"{name} {at:%Y-%m-%dT%H:%M} {day}", left, day, day)
         missing = without(backlog(at, busy), requested) if backlog else {}
         further = run_requests(f"{name} {at:%Y-%m-%dT%H:%M}", missing, most_days)[:MOST_REPAIRS]
         yield from further

@@ -10,35 +10,28 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Mapping
-from concurrent.futures import Executor, Future
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import date
-from functools import partial
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import ChecksumError, ConflictError, MalformedError, SourceError, StorageError
-from market_data_pipeline.ingest.batching import Batcher
 from market_data_pipeline.ingest.day_rows import DayRows
-from market_data_pipeline.ingest.encode import Encoded, is_complete, read_daily, read_days
-from market_data_pipeline.ingest.memory import MemoryBudget, Reservation
+from market_data_pipeline.ingest.encode import Encoded, is_complete, read_days
+from market_data_pipeline.ingest.memory import Reservation
+from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake import quarantine
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.datasets import monthly_may_replace
 from market_data_pipeline.model.provenance import ChecksumStatus
 from market_data_pipeline.model.series import Listing, SeriesKey, interval_us
-from market_data_pipeline.sources.binance.archive import Archive
 from market_data_pipeline.sources.protocol import ArchiveFile
 
 logger = logging.getLogger(__name__)
 
 MEMORY_PER_BYTE = 7
 """Peak memory of a day per byte of its zip: the zip, its Arrow table (4 times), checks and encoding."""
-
-_SMALL_BYTES = 1 << 18
-"""Maximum size of a daily zip to read in a batch: four times a day of 1m klines."""
-
-_MOST_TOGETHER = 8
 
 _ROW_BYTES = 256
 """Maximum bytes of one candle in a zip. Binance's have about 50."""
@@ -56,12 +49,6 @@ class ArchiveDays:
     """Days of one series in the archive, for one run.
 
     Attributes:
-        key: The series.
-        layout: Layout of the lake, for the quarantine.
-        listing: Listing spans of the symbol.
-        archive: The archive.
-        computing: Executor that reads zips.
-        memory: Memory budget of all workers.
         quarantine_bytes: Maximum bytes of the whole quarantine.
         refused: ETags of rejected zips and of their ``.CHECKSUM`` files, by day.
     """
@@ -69,21 +56,12 @@ class ArchiveDays:
     key: SeriesKey
     layout: Layout
     listing: Listing
-    archive: Archive
-    computing: Executor
-    memory: MemoryBudget
+    sources: Sources
     quarantine_bytes: int
     refused: dict[date, tuple[str | None, str | None]] = field(default_factory=dict)
-    _small: Batcher[date, ArchiveFile, DayRows | Encoded] = field(init=False)
     _in_work: set[date] = field(default_factory=set)
     _months: dict[date, Future[Mapping[date, DayRows | Encoded]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        self._small = Batcher(self._of_small, partial(read_daily, self.key), self.computing, _MOST_TOGETHER)
-
-    def _of_small(self, day: date, file: ArchiveFile) -> DayRows | Encoded:
-        return read_days(self.key, file, day, day, self.listing)[day]
 
     def rows(self, day: date, fresh: bool, whole_month: bool, memory: Reservation) -> DayRows | Encoded | None:
         """Return the rows of a day, possibly already encoded. None if the archive has none.
@@ -102,15 +80,11 @@ class ArchiveDays:
         of_month = self._month(day).get(day) if whole_month else None
         if isinstance(of_month, Encoded) or (of_month is not None and is_complete(self.key, of_month)):
             return of_month
-        if (daily := self._daily(day, fresh, memory)) is not None:
-            return daily
+        daily = self._read(self.key.archive_daily(day), (day,), memory, encode=fresh).get(day)
         month_over = clock.days_of_month(day)[-1] < clock.today()
-        return self._month(day).get(day) if month_over and monthly_may_replace(self.key) else None
-
-    def _daily(self, day: date, fresh: bool, memory: Reservation) -> DayRows | Encoded | None:
-        path = self.key.archive_daily(day)
-        file = self._fetch(path, memory, (day,))
-        return None if file is None else self._read(file, path, day, day, encode=fresh)[day]
+        if daily is not None or not month_over or not monthly_may_replace(self.key):
+            return daily
+        return self._month(day).get(day)
 
     def _month(self, day: date) -> Mapping[date, DayRows | Encoded]:
         """Return the days of a month's zip. Empty if the archive has no valid one."""
@@ -138,7 +112,7 @@ class ArchiveDays:
             SourceError: The listing does not respond.
         """
         path = self.key.archive_daily(day)
-        page, _ = self.archive.list_page(self.key.archive_folder(), f"{path}.CHECKSUM")
+        page, _ = self.sources.archive.list_page(self.key.archive_folder(), f"{path}.CHECKSUM")
         days = (re.search(r"-(\d{4}-\d{2}-\d{2})\.zip$", file.key) for file in page)
         return min((date.fromisoformat(found[1]) for found in days if found), default=None)
 
@@ -170,13 +144,9 @@ class ArchiveDays:
             self._months.pop(month, None)
 
     def _read_month(self, month: tuple[date, ...]) -> Mapping[date, DayRows | Encoded]:
-        path = self.key.archive_monthly(month[0])
         try:
-            with self.memory.reservation() as memory:
-                file = self._fetch(path, memory, month)
-                if file is None or file.checksum is not ChecksumStatus.VERIFIED:
-                    return {}
-                return self._read(file, path, month[0], month[-1], encode=True)
+            with self.sources.memory.reservation() as memory:
+                return self._read(self.key.archive_monthly(month[0]), month, memory, encode=True)
         except SourceError as error:
             # The daily archives are the better source. A bad monthly zip only costs time.
             logger.warning("%s: the monthly zip is not used: %s", self.key, error)
@@ -184,31 +154,31 @@ class ArchiveDays:
 
     # --- one zip ------------------------------------------------------------------------------------------------
 
-    def _fetch(self, path: str, memory: Reservation, days: tuple[date, ...]) -> ArchiveFile | None:
+    def _read(
+        self, path: str, days: Sequence[date], memory: Reservation, *, encode: bool
+    ) -> Mapping[date, DayRows | Encoded]:
+        """Fetch and read a zip. Return its days: none if it does not exist, or is monthly and not verified."""
         accepted = quarantine.accepted_sha256(self.layout, self.key, path)
-        most = _most_bytes(self.key, len(days))
         try:
-            file = self.archive.fetch(path, lambda size: memory.take(size * MEMORY_PER_BYTE), accepted, most)
+            file = self.sources.archive.fetch(
+                path, lambda size: memory.take(size * MEMORY_PER_BYTE), accepted, _most_bytes(self.key, len(days))
+            )
         except ChecksumError as error:
-            self._quarantine(path, error.file, error, days[0] if len(days) == 1 else None)
+            self._quarantine(path, error.file, error, days)
             raise
         if file is None:
             memory.give_back()  # the zip did not match its checksum, and was gone at the second attempt
-        return file
-
-    def _read(
-        self, file: ArchiveFile, path: str, first: date, last: date, *, encode: bool
-    ) -> Mapping[date, DayRows | Encoded]:
+        if file is None or (len(days) > 1 and file.checksum is not ChecksumStatus.VERIFIED):
+            return {}
         try:
-            if encode and first == last and self.key.interval is not None and len(file.data) <= _SMALL_BYTES:
-                return {first: self._small.compute(first, file)}
             listing = self.listing if encode else None
-            return self.computing.submit(read_days, self.key, file, first, last, listing).result()
+            return self.sources.computing.submit(read_days, self.key, file, days[0], days[-1], listing).result()
         except (MalformedError, ConflictError) as error:
-            self._quarantine(path, file, error, first if first == last else None)
+            self._quarantine(path, file, error, days)
             raise
 
-    def _quarantine(self, path: str, file: ArchiveFile, error: SourceError, day: date | None) -> None:
+    def _quarantine(self, path: str, file: ArchiveFile, error: SourceError, days: Sequence[date]) -> None:
+        day = days[0] if len(days) == 1 else None
         entry = quarantine.store(
             self.layout,
             self.key,

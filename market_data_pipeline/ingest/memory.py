@@ -36,7 +36,6 @@ class MemoryBudget:
 
     Args:
         total: Bytes.
-        stop: Ends its waits.
     """
 
     def __init__(self, total: int, stop: Stop | None = None) -> None:

@@ -59,9 +59,7 @@ def ingest(
     """Ingest days of a series into the lake.
 
     Args:
-        key: The series.
         days: UTC days, in any order.
-        layout: Layout of the lake.
         sources: Sources of the run.
         settings: Threads, memory and timeouts.
         listing: Listing spans of the symbol, as far as known. Days outside are ``not_listed`` without a request.
@@ -102,15 +100,8 @@ class _Run:
 
     def __post_init__(self) -> None:
         self._day_store = DayStore(self.key, self.layout, self.listing)
-        self._archive_days = ArchiveDays(
-            self.key,
-            self.layout,
-            self.listing,
-            self.sources.archive,
-            self.sources.computing,
-            self.sources.memory,
-            self.settings.quarantine_mb * 1_000_000,
-        )
+        quarantine_bytes = self.settings.quarantine_mb * 1_000_000
+        self._archive_days = ArchiveDays(self.key, self.layout, self.listing, self.sources, quarantine_bytes)
         self._rest_days = RestDays(self.key, self._rest, self.listing, self._archive_days.later_day)
         self._gap_filler = GapFiller(self.key, self._rest, self.listing)
 

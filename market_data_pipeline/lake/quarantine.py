@@ -282,7 +282,7 @@ def entries(layout: Layout) -> list[Entry]:
         for path in sorted(layout.quarantined.rglob("*.zip"))
         if (key := _series_of(path, layout)) is not None and (entry := _entry(path, key)) is not None
     ]
-    return sorted(found, key=lambda entry: (entry.key.asset_path, entry.first, entry.at))
+    return sorted(found, key=lambda entry: (entry.key, entry.first, entry.at))
 
 
 def entries_of(layout: Layout, key: SeriesKey) -> list[Entry]:

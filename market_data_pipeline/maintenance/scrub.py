@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -22,7 +22,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, is_changed, recorded, refresh_ledger
 from market_data_pipeline.lake.partitions import days_between, days_on_disk, read_record
 from market_data_pipeline.maintenance.pool import Processes
-from market_data_pipeline.model.day import HELD, DayFile, DayRecord, Lost, after
+from market_data_pipeline.model.day import HELD, DayRecord, Lost, after
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings, cpus
 
@@ -45,7 +45,6 @@ class LocalReport:
         files: Number of files read, by series.
         rows: Rows in them.
         bytes: Their size.
-        seconds: Duration.
         faults: Days whose file is missing or does not match its record, with the reason.
         troubles: Series whose ledger could not be read or written, with the reason.
     """
@@ -101,26 +100,24 @@ def verify_local(
             wanted[key] = _days_to_read(layout, key, known[key])
         except MarketDataError as error:
             report.troubles[key] = str(error)
-    faulty: dict[SeriesKey, dict[date, DayVerification]] = {key: {} for key in wanted}
-    new: dict[SeriesKey, list[DayVerification]] = {key: [] for key in wanted}
+    unrecorded: dict[SeriesKey, list[DayVerification]] = {key: [] for key in wanted}
     for key, proofs in _proofs(layout, wanted, known, processes or cpus()):
         report.files[key] = report.files.get(key, 0) + len(proofs)
         report.rows += sum(proof.rows for proof in proofs)
         report.bytes += sum(proof.stat.bytes for proof in proofs if proof.stat)
-        faulty[key].update((proof.day, proof) for proof in proofs if proof.fault)
-        new[key] += [proof for proof in proofs if not proof.fault and not proof.as_written]
+        unrecorded[key] += [proof for proof in proofs if not proof.as_written]
         if on_progress is not None:
             on_progress(len(proofs))
-    for key, faults in faulty.items():
-        faults |= _changed(layout, key, new[key], known[key])
-        if mark:
-            _record_hashes(layout, key, [proof for proof in new[key] if proof.day not in faults])
-        if faults:
-            report.faults[key] = {day: proof.fault or "" for day, proof in faults.items()}
-            if mark:
-                try:
-                    _mark_damaged(layout, key, faults.values(), settings.lock_wait_seconds)
-                except MarketDataError as error:
+    for key, proofs in unrecorded.items():
+        changed = _changed(layout, key, [proof for proof in proofs if not proof.fault], known[key])
+        results = [changed.get(proof.day, proof) for proof in proofs]
+        if faults := {proof.day: proof.fault for proof in results if proof.fault}:
+            report.faults[key] = faults
+        if mark and results:
+            try:
+                _record(layout, key, results, settings.lock_wait_seconds if faults else 0)
+            except MarketDataError as error:
+                if faults:  # else the next scrub records the hashes
                     report.troubles[key] = str(error)
     report.seconds = perf_counter() - began
     return report
@@ -168,8 +165,8 @@ def _bundles(sizes: Mapping[date, int]) -> list[list[date]]:
     return bundles
 
 
-def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[DayVerification], wait_seconds: float) -> None:
-    """Mark the days of damaged or missing files as failed.
+def _record(layout: Layout, key: SeriesKey, proofs: Iterable[DayVerification], wait_seconds: float) -> None:
+    """Mark days of damaged or missing files as failed, and record the SHA-256 of verified files without one.
 
     Raises:
         SeriesBusyError: another run writes the series and did not finish in time.
@@ -179,11 +176,15 @@ def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[DayVerificati
         ledger = Ledger.read(layout.ledger(key))
         refresh_ledger(ledger, layout, key)
         for proof in proofs:
-            # A run may have replaced the file since it was read.
-            file = days_between(layout, key, proof.day, proof.day)
-            if (file[0].stat if file else None) == proof.stat:
-                lost = Lost(proof.fault or "", damaged=proof.stat is not None)
-                ledger.put(after(ledger.get(proof.day), proof.day, lost))
+            row = ledger.get(proof.day)
+            file = next(iter(days_between(layout, key, proof.day, proof.day)), None)
+            if (file.stat if file else None) != proof.stat:
+                continue  # a run has replaced the file since it was read
+            if proof.fault:
+                ledger.put(after(row, proof.day, Lost(proof.fault, damaged=proof.stat is not None)))
+            elif row is not None and row.outcome == HELD and file is not None:
+                own, month = (None, proof.sha256) if file.of_month else (proof.sha256, None)
+                ledger.put(replace(row, file_sha256=own, month_sha256=month))
         ledger.write(layout.ledger(key))
 
 
@@ -207,9 +208,10 @@ def _changed(
     found: dict[Path, dict[date, DayVerification]] = {}
     newer: set[Path] = set()
     for proof in hashed:
-        row, file = ledger.get(proof.day), _file_of(layout, key, proof)
-        if row is None or file is None:
+        row, files = ledger.get(proof.day), days_between(layout, key, proof.day, proof.day)
+        if row is None or not files or files[0].stat != proof.stat:
             continue
+        file = files[0]
         try:
             if is_changed(file, row, read_record(file)):
                 fault = CHANGED.format(path=file.path)
@@ -219,23 +221,3 @@ def _changed(
         except DamagedFileError:
             continue  # replaced since it was read
     return {day: proof for path, days in found.items() if path not in newer for day, proof in days.items()}
-
-
-def _file_of(layout: Layout, key: SeriesKey, proof: DayVerification) -> DayFile | None:
-    """Return the file of a day if it is still the one that was read."""
-    return next((file for file in days_between(layout, key, proof.day, proof.day) if file.stat == proof.stat), None)
-
-
-def _record_hashes(layout: Layout, key: SeriesKey, proofs: Sequence[DayVerification]) -> None:
-    """Record the SHA-256 of verified files without one. A series that another run writes waits for the next scrub."""
-    if not proofs:
-        return
-    with suppress(MarketDataError), storage.only_writer(layout.lock(key), 0, str(key)):
-        ledger = Ledger.read(layout.ledger(key))
-        refresh_ledger(ledger, layout, key)
-        for proof in proofs:
-            row, file = ledger.get(proof.day), _file_of(layout, key, proof)
-            if row is not None and row.outcome == HELD and file is not None:
-                own, month = (None, proof.sha256) if file.of_month else (proof.sha256, None)
-                ledger.put(replace(row, file_sha256=own, month_sha256=month))
-        ledger.write(layout.ledger(key))

@@ -20,7 +20,6 @@ from market_data_pipeline.lake.ledger import Ledger, StoredContent, stored_conte
 from market_data_pipeline.lake.partitions import days_between, days_on_disk, file_of
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS
 from market_data_pipeline.model.day import HELD
-from market_data_pipeline.model.findings import Finding
 from market_data_pipeline.model.lineage import source_of
 from market_data_pipeline.model.reconciliation import DayReconciled
 from market_data_pipeline.model.series import SeriesKey
@@ -46,7 +45,6 @@ class Comparison:
     """Days of a series to compare.
 
     Attributes:
-        key: The klines.
         days: Days with both sides stored whose present content was not compared, in order.
         done: Days that were compared and have not changed since, in order.
         gone: Missing files of days that the ledger has as stored. Their days are in neither list.
@@ -73,8 +71,6 @@ def plan(
     """Select the days of a series to compare, from the ledgers and the record. Ten years take about 40 ms.
 
     Args:
-        layout: Layout of the lake.
-        key: The klines.
         first: First UTC day. None for the first stored one.
         last: Last UTC day, included. None for yesterday. Today is never compared, because it is still growing.
         again: Compare days again that were compared before.
@@ -135,8 +131,6 @@ def compare(
     the days since the last write again.
 
     Args:
-        layout: Layout of the lake.
-        key: The klines.
         days: Days with both sides stored, in order.
         memory_mb: DuckDB's memory limit.
         wait_seconds: How long to wait for another process that writes the series' record.
@@ -189,16 +183,12 @@ def _sides(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[DaySide
             source_sha256=others.rows[day].content_sha256,
             klines_findings=klines.rows[day].findings_list(),
             source_findings=others.rows[day].findings_list(),
-            before_findings=_findings(klines, day - _DAY),
+            before_findings=klines.rows[day - _DAY].findings_list() if day - _DAY in klines.rows else (),
             before=stored_file(day - _DAY),
             after=stored_file(day + _DAY),
         )
         for day in days
     ]
-
-
-def _findings(ledger: Ledger, day: date) -> tuple[Finding, ...]:
-    return () if (row := ledger.get(day)) is None else row.findings_list()
 
 
 def _add_to_record(layout: Layout, key: SeriesKey, found: Sequence[DayReconciled], wait_seconds: float) -> None:

@@ -28,7 +28,6 @@ from market_data_pipeline.reconciliation.bars import (
     DaySides,
     Side,
     equal,
-    moment,
 )
 from market_data_pipeline.reconciliation.explain import explain_bars
 from market_data_pipeline.sql.file_lists import as_pattern, quoted, read_parquet
@@ -48,7 +47,6 @@ def reconcile_days(
     On two cores, 31 days of a million aggTrades take 4 s and 190 MB of memory.
 
     Args:
-        key: The klines.
         days: The days, each with files of both sides. One pass reads all of them, so pass a month rather than a year.
             In cm, the contract size is derived from all of them together.
         memory_mb: DuckDB's memory limit. Beyond it, DuckDB writes to ``scratch``.
@@ -265,7 +263,7 @@ def _differing(connection: duckdb.DuckDBPyConnection, contract_size: float | Non
 
 
 def _differences(bar: Bar, names: Mapping[str, str], reason: tuple[Reason, str] | None) -> Iterator[Difference]:
-    at = moment(bar.at)
+    at = clock.naive_from_us(bar.at)
     why, ids = (reason[0].value, reason[1]) if reason else ("", "")
     ours, made = bar.klines, bar.rebuilt
     if ours is None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_auth_from_url, get_environ_proxies, select_proxy
@@ -231,11 +231,6 @@ class Proxy:
         return f"the proxy {parts.hostname}:{parts.port or 80} (from {self.variable})"
 
 
-class _Opens(Protocol):
-    def urlopen(self, method: str, url: str, **named: Any) -> BaseHTTPResponse:
-        """Send a request."""
-
-
 class Connections:
     """Pool of connections to one host.
 
@@ -261,7 +256,7 @@ class Connections:
         options: dict[str, Any] = {"maxsize": number, "block": False}
         if scheme == "https":
             options["ssl_context"] = _trusted(*_ca_bundle())
-        self._all: PoolManager | HTTPConnectionPool
+        self._all: Any
         if self.proxy is not None:
             self._all = _through(self.proxy, options)
         else:
@@ -281,15 +276,10 @@ class Connections:
         _current.meter, _current.reader, _current.waiting = meter, None, self._waiting
         target = url if self.proxy is not None else "/" + url.split("/", 3)[3]
         try:
-            return cast("_Opens", self._all).urlopen(
-                "GET",
-                target,
-                headers=headers,
-                retries=_NO_RETRY,
-                redirect=False,
-                timeout=self._timeout,
-                preload_content=False,
-                decode_content=False,
+            named = {"headers": headers, "retries": _NO_RETRY, "redirect": False, "timeout": self._timeout}
+            return cast(
+                "BaseHTTPResponse",
+                self._all.urlopen("GET", target, preload_content=False, decode_content=False, **named),
             )
         except Exception:
             if _current.reader is not None:  # urllib3 leaves it open when it rejects a header

@@ -131,7 +131,6 @@ class WeightBudget:
         per_minute: Binance's weight limit per minute for one address.
         share: Part of the limit that all processes together may use.
         folder: Folder of the budget, shared by all processes.
-        stop: Ends its waits.
         patience: Longest recorded pause to wait for, in seconds.
 
     Raises:
@@ -167,7 +166,6 @@ class WeightBudget:
         """Wait until a request of this weight may be sent.
 
         Args:
-            weight: Weight of the request.
             refuse: Called at the start and repeatedly while waiting. It raises to cancel the request, so that no thread
                 waits a minute in vain.
 
@@ -196,13 +194,11 @@ class WeightBudget:
                 )
             if pause > 0:
                 return pause, f"it requested a pause, {in_words(pause)} left"
-            used, spent = _heard(record, USED), _spent(record)
+            used = _heard(record, USED)
+            spent = record.execute("SELECT at, weight FROM spent ORDER BY at").fetchall()
             if used and used + weight > self._limit * _NEARLY:
-                left = max(_MINUTE - now % _MINUTE, 0.001)
-                return (
-                    left,
-                    f"this address used {used:.0f} of the {self._limit} weight per minute",
-                )
+                reason = f"this address used {used:.0f} of the {self._limit} weight per minute"
+                return max(_MINUTE - now % _MINUTE, 0.001), reason
             if (left := _until_free(spent, self.ours - weight, now)) > 0:
                 return left, (
                     f"your processes used {sum(one for _, one in spent)} of their {self.ours} weight per minute "
@@ -304,10 +300,6 @@ def _drop_implausible(record: sqlite3.Connection, now: float, limit: int) -> Non
 def _heard(record: sqlite3.Connection, what: str) -> float:
     row = record.execute("SELECT value FROM heard WHERE what = ?", (what,)).fetchone()
     return float(row[0]) if row else 0.0
-
-
-def _spent(record: sqlite3.Connection) -> list[tuple[float, int]]:
-    return record.execute("SELECT at, weight FROM spent ORDER BY at").fetchall()
 
 
 def _until_free(spent: list[tuple[float, int]], room: int, now: float) -> float:

@@ -54,7 +54,6 @@ def inflated(data: bytes, stem: str, most_bytes: int) -> Iterator[bytes]:
     """Inflate the CSV of a zip piece by piece.
 
     Args:
-        data: The zip.
         stem: Name of the zip without ``.zip``. Its CSV has the same stem.
         most_bytes: Maximum bytes of the CSV.
 
@@ -64,7 +63,10 @@ def inflated(data: bytes, stem: str, most_bytes: int) -> Iterator[bytes]:
     """
     member, start = _only_member(data, stem)
     if member.file_size > most_bytes:
-        raise _too_big(stem, member.file_size, most_bytes)
+        raise MalformedError(
+            f"{stem}.csv has {member.file_size:,} bytes. The maximum for its period is {most_bytes:,}. "
+            "It was not inflated."
+        )
     body = memoryview(data)[start : start + member.compress_size]
     crc = size = 0
     for piece in _decompressed(body, member, stem):
@@ -201,12 +203,6 @@ def _decompressed(body: memoryview, member: zipfile.ZipInfo, stem: str, *, whole
         raise _broken(stem, str(error)) from error
     if whole and read != len(body):
         raise _broken(stem, "its compressed bytes do not end at the stated offset")
-
-
-def _too_big(stem: str, size: int, most: int) -> MalformedError:
-    return MalformedError(
-        f"{stem}.csv has {size:,} bytes. The maximum for its period is {most:,}. It was not inflated."
-    )
 
 
 def _broken(stem: str, why: str) -> MalformedError:

@@ -80,7 +80,7 @@ def _earlier(text: str, entry: Entry, wanted: Wanted, key: SeriesKey, since: Sin
     alone = len(entry.markets) == len(entry.symbols) == len(wanted.intervals) == 1
     if not alone or _later(since, wanted.since):
         return text
-    if wanted.since.day is not None and since.days_ago is not None:
+    if wanted.since.day is not None and since.moves:
         since = Since(day=since.first(None))  # a moving start would some day be the later one
     begin, end = wanted.since_span
     changed = f"{text[:begin]}{since}{text[end:]}"

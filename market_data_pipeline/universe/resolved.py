@@ -24,24 +24,40 @@ Listings = Mapping[tuple[Market, str], Listing]
 
 @dataclass(frozen=True, slots=True)
 class Since:
-    """Start of a series, from ``from:``. With neither attribute, it is the symbol's listing.
+    """Start of a series, from ``from:``. Without any attribute, it is the symbol's listing.
 
     Attributes:
-        day: A fixed day. None for the two other forms.
+        day: A fixed day. None for the other forms.
         days_ago: Number of days before today, so that the start moves. None if it does not move.
+        months_ago: Number of months before today, likewise.
     """
 
     day: date | None = None
     days_ago: int | None = None
+    months_ago: int | None = None
+
+    @property
+    def moves(self) -> bool:
+        """Return True if the start is another day tomorrow."""
+        return self.days_ago is not None or self.months_ago is not None
 
     def first(self, listed: date | None) -> date | None:
         """Return the first day to collect of a symbol, None if it is the listing day and that is unknown."""
-        wanted = self.day if self.days_ago is None else clock.today() - timedelta(days=self.days_ago)
+        wanted = self.day
+        if self.moves:
+            wanted = clock.months_before(clock.today(), self.months_ago or 0) - timedelta(days=self.days_ago or 0)
         return max((day for day in (wanted, listed) if day), default=None)
+
+    @property
+    def is_listing(self) -> bool:
+        """Return True if the start is the symbol's listing."""
+        return self.day is None and not self.moves
 
     def __str__(self) -> str:
         if self.day is not None:
             return self.day.isoformat()
+        if self.months_ago is not None:
+            return f"{self.months_ago} months ago"
         return "listing" if self.days_ago is None else f"{self.days_ago} days ago"
 
 
@@ -198,38 +214,37 @@ class Universe:
         """Return the start of a series and its place in the file, for messages."""
         return f"{key} is collected from {self.start(key)} on ({self.path}, line {self.from_line(key)})"
 
-    def first_day(self) -> date:
-        """Return the earliest day that can be fetched of any series. It does not change from day to day.
+    def earliest(self, key: SeriesKey) -> date:
+        """Return the first UTC day that can be fetched, which is the first partition in Dagster.
 
-        It is the earliest start. If that is a moving one such as ``30 days ago``, it is the listing of that series.
+        It is the start. If that is the listing and not known yet, it is the begin of the archive, so that a universe
+        without a lock loads.
+
+        Raises:
+            UsageError: the series is not in the universe.
         """
-        fixed: list[date] = []
-        moving: list[tuple[date, date]] = []
-        for key, wanted in self._resolved.items():
-            listed = self.listing(key).first or ARCHIVE_BEGINS
-            for one in wanted:
-                day = one.since.first(listed) or listed
-                if one.since.days_ago is None:
-                    fixed.append(day)
-                else:
-                    moving.append((day, listed))
-        earliest = min(fixed, default=None)
-        fallbacks = [listed for day, listed in moving if earliest is None or day < earliest]
-        return min([*fixed, *fallbacks], default=ARCHIVE_BEGINS)
+        source = _source_of(key)
+        unknown = self.listing(source).first is None
+        if unknown and any(one.since.is_listing for one in self._resolved.get(source, ())):
+            return ARCHIVE_BEGINS
+        return self.start(key)
 
-    def refuse_before_first(self, day: date, key: SeriesKey) -> None:
-        """Refuse a day before the first partition in Dagster.
+    def takes(self, key: SeriesKey, day: date) -> bool:
+        """Return True if a UTC day of a series can be fetched, so that it is a partition in Dagster."""
+        return self.earliest(key) <= day and self.listing(key).covers(day)
+
+    def refuse_before_start(self, day: date, key: SeriesKey) -> None:
+        """Refuse a day before the first partition of a series in Dagster.
 
         Args:
             key: The requested series.
 
         Raises:
-            UsageError: the day is before the first partition. The text names that day and the line to change.
+            UsageError: the day is before the first partition. The text names the line to change.
         """
-        if day < self.first_day():
+        if day < self.earliest(key):
             raise UsageError(
-                f"{day} is before the first day of {self.path}, {self.first_day()}. "
-                f"Set an earlier `from:` there first: {self.said_of_start(key)}."
+                f"{self.said_of_start(key)}, so {day} cannot be fetched. Set an earlier `from:` there first."
             )
 
     def _unknown(self, key: SeriesKey) -> str:

@@ -477,7 +477,7 @@ def test_four_processes_read_while_another_replaces_files(lake: SmallLake) -> No
     finally:
         stop.set()
         for reader in readers:
-            reader.join(60)
+            reader.join(120)
     assert [reader.exitcode for reader in readers] == [0] * 4
     assert wrong.empty(), wrong.get()
 

@@ -11,7 +11,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import date, datetime
+from datetime import date
 from functools import cache, lru_cache
 from itertools import chain, islice
 from typing import Any, BinaryIO, cast
@@ -52,8 +52,6 @@ def read_zip(
     """Read a daily or monthly zip.
 
     Args:
-        data: The zip.
-        key: The expected series.
         stem: Name of the zip without ``.zip``. Its CSV has the same stem.
         first: First UTC day that rows may belong to.
         last: Last such day, inclusive.
@@ -96,7 +94,10 @@ def read_zip(
     if rows > (most := most_rows(key, days)):
         period = "A day" if days == 1 else "A month"
         raise MalformedError(f"{stem}.csv has {rows:,} rows or more. {period} of {key.short} has at most {most:,}.")
-    _refuse_other_days(min(times) * unit, max(times) * unit, first, last, stem)
+    begin, end = (clock.naive_from_us(time * unit) for time in (min(times), max(times)))
+    if begin.date() < first or end.date() > last:
+        texts = (moment.isoformat(sep=" ", timespec="milliseconds") for moment in (begin, end))
+        raise MalformedError(f"{stem}.csv has rows of other days: its times run from {' to '.join(texts)} (UTC).")
     return table
 
 
@@ -104,41 +105,6 @@ def _distinct(raw: pa.Table, spec: Spec) -> int:
     """Return the number of distinct keys in a block. Counting is slow, so skip it for rows in order."""
     keys = raw.column(spec.key).to_numpy()
     return len(keys) if (keys[1:] > keys[:-1]).all() else int(pc.count_distinct(raw.column(spec.key)).as_py())
-
-
-def read_zips(zips: Mapping[str, bytes], key: SeriesKey, rows: int) -> pa.Table:
-    """Read daily zips of candles together. Arrow reads ten of them in the time of four single ones.
-
-    Args:
-        zips: The zips by their names without ``.zip``.
-        key: The expected series.
-        rows: Expected number of rows per zip.
-
-    Returns:
-        A table as from :func:`read_zip`, with the zips' rows in order. The days of the rows are not checked.
-
-    Raises:
-        MalformedError: A zip is malformed or differs from the others. :func:`read_zip` finds the one at fault.
-    """
-    spec = spec_of(key)
-    stem = next(iter(zips))
-    lines = b"".join(_lines(data, spec, of, rows) for of, data in zips.items())
-    raw = _parse_lines(memoryview(lines), spec, False, stem)
-    if raw.num_rows != rows * len(zips):
-        raise MalformedError(f"{stem}.csv, or one read with it, has empty lines.")
-    return _conform(raw, key, spec, _microseconds_per_unit(*_bounds(raw.column(spec.time)), stem))
-
-
-def _lines(data: bytes, spec: Spec, stem: str, number: int) -> bytes:
-    """Return the lines of a zip's CSV without its header, each with its line end."""
-    csv = b"".join(inflated(data, stem, number * _ROW_BYTES + _LONGEST_LINE))
-    if _has_header(memoryview(csv), spec, stem):
-        csv = csv.partition(b"\n")[2]
-    if not csv.endswith(b"\n"):
-        csv += b"\n"
-    if csv.count(b"\n") != number:
-        raise MalformedError(f"{stem}.csv should have {number} rows.")
-    return csv
 
 
 def split_days(table: pa.Table, time_column: str) -> dict[date, pa.Table]:
@@ -175,7 +141,6 @@ def other_interval(key: SeriesKey, table: pa.Table) -> str | None:
     The duration of most candles decides. Candles off the grid, and a few that an outage cut short, do not matter.
 
     Args:
-        key: The series.
         table: Its rows, as :func:`read_zip` returns them.
     """
     if key.interval is None:
@@ -274,7 +239,7 @@ _ROW_OF_BLOCK = re.compile(r"Row #\d+: ")
 def _convert(market: Market, data_type: DataType) -> pa_csv.ConvertOptions:
     columns = SPECS[market, data_type].columns
     return pa_csv.ConvertOptions(
-        column_types={c.name: _read_type(c) for c in columns},
+        column_types={c.name: _READ.get(c.kind) or ARROW_TYPES[c.kind] for c in columns},
         include_columns=[c.name for c in columns if c.kind != "ignore"],
         null_values=[],
         true_values=["True", "true"],
@@ -300,8 +265,7 @@ def _parsed(blocks: Iterator[_Block], spec: Spec, stem: str) -> Iterator[pa.Tabl
 
 def _parse(block: _Block, spec: Spec, stem: str) -> pa.Table:
     parts, header = block
-    tables = [_parse_lines(part, spec, header and part is parts[0], stem) for part in parts]
-    return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+    return pa.concat_tables([_parse_lines(part, spec, header and part is parts[0], stem) for part in parts])
 
 
 def _parse_lines(lines: memoryview, spec: Spec, header: bool, stem: str) -> pa.Table:
@@ -319,10 +283,6 @@ def _parse_lines(lines: memoryview, spec: Spec, header: bool, stem: str) -> pa.T
         )
     except pa.ArrowException as error:
         raise MalformedError(f"{stem}.csv is not what Binance publishes: {_plain(error, spec)}.") from error
-
-
-def _read_type(column: Column) -> pa.DataType:
-    return _READ.get(column.kind) or ARROW_TYPES[column.kind]
 
 
 def _plain(error: Exception, spec: Spec) -> str:
@@ -349,7 +309,9 @@ def _conform(raw: pa.Table, key: SeriesKey, spec: Spec, unit: int) -> pa.Table:
         if column.kind == "ignore":
             continue
         values = raw.column(column.name)
-        columns.append(_as_time(values, unit) if column.kind == "time" else values)
+        if column.kind == "time":
+            values = (values if unit == 1 else pc.multiply(values, unit)).cast(TIME)
+        columns.append(values)
     return pa.table(columns, schema=lake_schema(spec.market, spec.data_type))
 
 
@@ -357,22 +319,6 @@ def _bounds(values: pa.Array[Any] | pa.ChunkedArray[Any]) -> tuple[Any, Any]:
     """Return the least and the greatest value."""
     bounds: Any = pc.min_max(values).as_py()
     return bounds["min"], bounds["max"]
-
-
-def _as_time(values: pa.ChunkedArray[Any], unit: int) -> pa.ChunkedArray[Any]:
-    return (values if unit == 1 else pc.multiply(values, unit)).cast(TIME)
-
-
-def _refuse_other_days(low_us: int, high_us: int, first: date, last: date, stem: str) -> None:
-    low, high = clock.naive_from_us(low_us), clock.naive_from_us(high_us)
-    if low.date() < first or high.date() > last:
-        raise MalformedError(
-            f"{stem}.csv has rows of other days: its times run from {_text(low)} to {_text(high)} (UTC)."
-        )
-
-
-def _text(moment: datetime) -> str:
-    return moment.isoformat(sep=" ", timespec="milliseconds")
 
 
 # --- from REST's JSON to Arrow ----------------------------------------------------------------------------------
@@ -383,7 +329,6 @@ def table_from_rest(rows: list[list[object]] | list[dict[str, object]], key: Ser
 
     Args:
         rows: Klines are arrays in the order of the CSV. AggTrades are objects, and their unknown fields are ignored.
-        key: The series.
         unit: Microseconds in one unit of the times.
 
     Raises:

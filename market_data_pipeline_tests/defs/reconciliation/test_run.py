@@ -138,7 +138,9 @@ def test_a_run_of_the_klines_has_no_further_step_and_repeats_what_is_on_record(p
 
     again = project.run(1, 4, HOURS)  # three days are held, and are materialized anew
 
-    assert [event.step_key for event in again.all_events if event.is_step_start] == ["__".join(HOURS.asset_path)]
+    assert [event.step_key for event in again.all_events if event.is_step_start] == [
+        "__".join(asset_key_of(HOURS).path)
+    ]
     assert checked(project) == {"SUCCEEDED": {1, 2, 3}}
     reconcile(project)
     assert checked(project) == {"SUCCEEDED": {1, 2, 3, 4}}
