@@ -42,6 +42,11 @@ def day_start_us(day: date) -> int:
     return (day - _EPOCH_DAY).days * US_PER_DAY
 
 
+def midnight(day: date) -> datetime:
+    """Return the midnight at which a day begins (UTC, without zone)."""
+    return datetime.combine(day, datetime.min.time())
+
+
 def day_of_us(microseconds: int) -> date:
     """Return the UTC day of a time in microseconds since 1970."""
     return _EPOCH_DAY + timedelta(days=microseconds // US_PER_DAY)
@@ -81,8 +86,7 @@ def months_before(day: date, months: int) -> date:
 
 @lru_cache
 def _days_from(first: date) -> tuple[date, ...]:
-    following = (first + timedelta(days=32)).replace(day=1)
-    return tuple(first + timedelta(days=n) for n in range((following - first).days))
+    return tuple(days_between(first, (first + 32 * DAY).replace(day=1) - DAY))
 
 
 def days_between(first: date, last: date) -> list[date]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from market_data_pipeline import clock
 from market_data_pipeline.checks.ordering import Ints, floats, ints
-from market_data_pipeline.model.series import Listing, SeriesKey, interval_us
+from market_data_pipeline.model.series import Listing, SeriesKey
 
 
 def _none() -> Ints:
@@ -46,7 +46,7 @@ def expected_open_times(key: SeriesKey, day: date, known_until_us: int | None = 
     Args:
         known_until_us: Microseconds UTC. None means the end of the day.
     """
-    step, start = interval_us(key.interval or ""), clock.day_start_us(day)
+    step, start = key.step, clock.day_start_us(day)
     over = start + clock.US_PER_DAY
     closed = max(0, min(over if known_until_us is None else known_until_us, over) - start) // step
     return start + step * np.arange(closed, dtype=np.int64)
@@ -85,7 +85,7 @@ def missing_candles(
     if np.array_equal(expected, present):  # nearly always
         return Missing(_none())
     missing = np.setdiff1d(expected, present, assume_unique=True)
-    missing = missing[~_covered(missing, table, interval_us(key.interval or "")) & (missing >= reach_us)]
+    missing = missing[~_covered(missing, table, key.step) & (missing >= reach_us)]
     before, after = np.zeros((2, len(missing)), dtype=bool)
     if len(present):
         if any(first == day for first, _ in listing.spans):

@@ -15,7 +15,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.checks.gaps import Missing
 from market_data_pipeline.checks.ordering import Ints, key_ranges
 from market_data_pipeline.model.findings import MAX_RANGES, VERDICT_SEVERITY, Basis, Finding, Range, RestAnswer, Verdict
-from market_data_pipeline.model.series import SeriesKey, interval_us
+from market_data_pipeline.model.series import SeriesKey
 
 # Order of precedence. The first rule that fits gives the verdict.
 #
@@ -105,7 +105,6 @@ def verdict_finding(ground: Ground, what: str, count: int, ranges: Iterable[Rang
     """Return the finding of a verdict.
 
     Args:
-        ground: The verdict with its evidence.
         what: The counted rows: candles, or aggregated trades.
         ranges: Their ranges. More than ``MAX_RANGES`` are cut.
     """
@@ -137,15 +136,13 @@ def classify_candles(
     """Return the verdicts on the candles of a day that are missing, gap-filled or flat.
 
     Args:
-        missing: The missing candles.
         healed: Open times (microseconds UTC) of rows from REST in a day from the archive.
-        flat: Open times of flat rows.
         filled: Open times of healed rows that are flat in the archive.
         archived: True if the day comes from its archive, False if it comes from REST so far.
         rest: Answer of REST. None if there was no request.
         trades: The symbol's aggTrades of the day. None if they are not stored.
     """
-    step = interval_us(key.interval or "")
+    step = key.step
     found: dict[Ground, list[Ints]] = {}
 
     def add(ground: Ground, times: Ints) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Literal, get_args
 
 from market_data_pipeline import clock
@@ -13,7 +13,6 @@ from market_data_pipeline.client.request import (
     Moment,
     Wanted,
     market_of,
-    midnight,
     plain,
     range_of,
     symbols_of,
@@ -25,7 +24,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import days_between, known_series
 from market_data_pipeline.model.day import DAMAGED, FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.model.findings import Finding, Severity, Verdict
-from market_data_pipeline.model.series import DataType, Listing, SeriesKey, interval_us
+from market_data_pipeline.model.series import DataType, Listing, SeriesKey
 from market_data_pipeline.model.states import EXPLAINED
 from market_data_pipeline.sql.file_lists import quoted
 from market_data_pipeline.universe.resolved import Listings
@@ -37,7 +36,6 @@ MISSING, PROVISIONAL, FAULTY = "missing", "provisional", "faulty"
 """Verdicts on whole days, in addition to those of the gaps check and ``failed``."""
 
 _TOLD = 10
-_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +155,8 @@ def gaps_in(
         in_doubt = {day: on_disk[day] for day in doubtful if day in on_disk}
         rows = rows_on_record(layout, key, in_doubt, doubtful[0], doubtful[-1], only=doubtful)
         for day in doubtful:
-            part = _Part(key, day, max(wanted.start, midnight(day)), min(wanted.end, midnight(day + _DAY), now))
+            begin, over = clock.midnight(day), clock.midnight(day + clock.DAY)
+            part = _Part(key, day, max(wanted.start, begin), min(wanted.end, over, now))
             until_fetched = not growing and day == now.date()
             if part.start < part.end and not (until_fetched and day not in rows):
                 found += _gaps_of_day(part, rows.get(day), listing, final_only=final_only, until_fetched=until_fetched)
@@ -174,7 +173,7 @@ class _Part:
     end: datetime
 
     def whole(self, verdict: str, evidence: str, count: int | None = None) -> Gap:
-        return Gap(self.key, verdict, midnight(self.day), midnight(self.day), evidence, count)
+        return Gap(self.key, verdict, clock.midnight(self.day), clock.midnight(self.day), evidence, count)
 
 
 def _gaps_of_day(
@@ -218,7 +217,7 @@ def _gaps_of_finding(part: _Part, finding: Finding) -> Iterator[Gap]:
         if part.key.interval is None:
             yield replace(part.whole(finding.rule, finding.evidence, range_.count), ids=(range_.first, range_.last))
             continue
-        step = interval_us(str(part.key.interval))
+        step = part.key.step
         first = max(range_.first, _first_candle(part.start, step))
         last = min(range_.last, _first_candle(part.end, step) - step)
         if first <= last:
@@ -238,17 +237,17 @@ def _not_yet_fetched(part: _Part, row: DayRecord) -> Iterator[Gap]:
     if part.key.interval is None:
         yield part.whole(Verdict.UNPUBLISHED, evidence)
         return
-    step = interval_us(str(part.key.interval))
+    step = part.key.step
     # From the candle that was open then to the last one that has closed by now.
     first = max(_us(known) // step * step, _first_candle(part.start, step))
-    closed = _us(min(midnight(part.day + _DAY), clock.naive_utc(clock.now()))) // step * step
+    closed = _us(min(clock.midnight(part.day + clock.DAY), clock.naive_utc(clock.now()))) // step * step
     last = min(_first_candle(part.end, step), closed) - step
     if first <= last:
         yield _candles(part, Verdict.UNPUBLISHED, first, last, evidence)
 
 
 def _candles(part: _Part, verdict: str, first: int, last: int, evidence: str) -> Gap:
-    step = interval_us(str(part.key.interval))
+    step = part.key.step
     return Gap(
         part.key, verdict, clock.naive_from_us(first), clock.naive_from_us(last), evidence, (last - first) // step + 1
     )
@@ -268,7 +267,7 @@ def _joined(gaps: Iterable[Gap]) -> list[Gap]:
     joined: list[Gap] = []
     for gap in gaps:
         before = joined[-1] if joined else gap
-        follows = (before.key, before.verdict, before.last + _DAY) == (gap.key, gap.verdict, gap.first)
+        follows = (before.key, before.verdict, before.last + clock.DAY) == (gap.key, gap.verdict, gap.first)
         if follows and gap.verdict in (MISSING, FAILED, PROVISIONAL):
             joined[-1] = replace(before, last=gap.last)
         else:

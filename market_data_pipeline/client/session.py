@@ -26,6 +26,7 @@ from market_data_pipeline.errors import MarketDataError, QueryLimitError, UsageE
 from market_data_pipeline.lake import partitions
 from market_data_pipeline.lake.day_records import CORRECTED, corrected
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.locks import is_running
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.series import EXCHANGE
 from market_data_pipeline.settings import Settings
@@ -479,15 +480,5 @@ def _remove_left_spills(root: Path) -> None:
         process = folder.name.removeprefix(_SPILL).partition("-")[0]
         if folder.name.startswith(_SPILL) and process.isdecimal():
             with suppress(OSError):
-                if not _runs(int(process)) and time.time() - folder.stat().st_mtime > _LEFT_AFTER_SECONDS:
+                if not is_running(int(process)) and time.time() - folder.stat().st_mtime > _LEFT_AFTER_SECONDS:
                     shutil.rmtree(folder)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True

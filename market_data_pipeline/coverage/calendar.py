@@ -15,10 +15,9 @@ from html import escape
 from itertools import accumulate
 from typing import NamedTuple
 
+from market_data_pipeline import clock
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.model.states import DayState
-
-_DAY = timedelta(days=1)
 
 
 class Look(NamedTuple):
@@ -112,7 +111,7 @@ def calendar_of(
 def _runs(states: Mapping[date, DayState]) -> list[Run]:
     runs: list[Run] = []
     for day, state in sorted(states.items()):
-        if runs and (runs[-1].state, runs[-1].last + _DAY) == (state, day):
+        if runs and (runs[-1].state, runs[-1].last + clock.DAY) == (state, day):
             runs[-1] = Run(state, runs[-1].first, day)
         else:
             runs.append(Run(state, day, day))
@@ -240,28 +239,24 @@ _LETTER = 6
 _TEXT = "#4a4a4a"
 
 
-def calendar_markdown(calendars: Iterable[SeriesCalendar], most_bytes: int = MOST_BYTES) -> str:
+def calendar_markdown(calendars: Iterable[SeriesCalendar]) -> str:
     """Return Markdown with one picture of all calendars. Series with the most missing days come first.
 
     Dagster's UI strips raw HTML but shows pictures. Every event stores its own copy, so series that exceed the size
     limit are left out, and the text reports their number.
-
-    Args:
-        calendars: Calendars of the series, in any order.
-        most_bytes: Longest text.
     """
     ordered = sorted((one for one in calendars if one.runs), key=lambda one: (-one.days_incomplete, one.key))
     if not ordered:
         return "No day is stored or collected yet."
     # Start with an upper bound for the number of series that fit.
     least = accumulate((_LEAST_A_SERIES + _LEAST_A_RUN * len(one.runs)) * 4 // 3 for one in ordered)
-    shown = max(1, sum(size <= most_bytes for size in least))
+    shown = max(1, sum(size <= MOST_BYTES for size in least))
     while shown:
         left_out = len(ordered) - shown
         text = _picture(ordered[:shown]) + (_not_shown(left_out) if left_out else "")
-        if len(text) <= most_bytes:
+        if len(text) <= MOST_BYTES:
             return text
-        shown = min(shown - 1, shown * most_bytes // len(text))
+        shown = min(shown - 1, shown * MOST_BYTES // len(text))
     return _not_shown(len(ordered)).strip()
 
 

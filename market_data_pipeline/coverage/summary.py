@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from itertools import groupby, pairwise
 
 from market_data_pipeline import clock
@@ -21,8 +21,6 @@ from market_data_pipeline.model.needs import is_still_unlisted
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.model.states import DayState, doubts_of, state_of
 from market_data_pipeline.universe import Universe
-
-_DAY = timedelta(days=1)
 
 _NOTE = 200
 """Most characters of a day's note."""
@@ -95,16 +93,12 @@ def states_of(rows: Mapping[date, DayRecord], wanted: Sequence[tuple[date, date]
         if row.outcome != EMPTY or row.final
     }
     for first, last in wanted:
-        for day in _days(first, min(last, today - _DAY)):
+        for day in clock.days_between(first, min(last, today - clock.DAY)):
             states.setdefault(day, DayState.MISSING)
     for (_, last), (first, _) in pairwise(wanted):
-        for day in _days(last + _DAY, first - _DAY):
+        for day in clock.days_between(last + clock.DAY, first - clock.DAY):
             states.setdefault(day, DayState.NOT_LISTED)
     return states
-
-
-def _days(first: date, last: date) -> Iterator[date]:
-    return (first + timedelta(days=n) for n in range((last - first).days + 1))
 
 
 def cover(
@@ -124,7 +118,7 @@ def cover(
         today: The current day in UTC.
         provisional_days: Number of days after which a provisional day is overdue.
     """
-    expected = [day for first, last in wanted for day in _days(first, min(last, today - _DAY))]
+    expected = [day for first, last in wanted for day in clock.days_between(first, min(last, today - clock.DAY))]
     stored = [rows[day] for day in expected if day in rows and rows[day].outcome == HELD]
     provisional = [row.day for row in stored if not row.final]
     breaks = continuity(key, rows, today)

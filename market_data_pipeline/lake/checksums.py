@@ -77,12 +77,9 @@ class _File:
     """A file, read once for all of its days.
 
     Attributes:
-        path: Its path.
         stats: Size and modification time, for each day its share.
         sha256: SHA-256 of all bytes.
         as_written: The bytes match a hash on record.
-        fault: Fault of the whole file.
-        days: Records and rows.
         wrong_statistics: First column whose statistics do not match, in words.
     """
 

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, replace
-from datetime import date, datetime, time
+from datetime import date
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -86,7 +86,6 @@ class Ledger:
         """Read a ledger. A missing or damaged one is empty, because it can be rebuilt from the footers.
 
         Args:
-            path: The ledger.
             where: Filter of rows; None reads all. Reading the few unsettled days of ten years is thirty times as fast.
                 A ledger of an older version without the filter's column is read whole.
         """
@@ -121,9 +120,9 @@ class Ledger:
         return sorted(day for day, row in self.rows.items() if row.outcome == outcome)
 
 
-def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table | None:
+def _read_table(path: Path) -> pa.Table | None:
     try:
-        return parquet.read_table(path, columns)
+        return parquet.read_table(path)
     except DamagedFileError as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
@@ -136,7 +135,6 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     """Read columns of a ledger. Derive those that are missing in an older version from the others.
 
     Args:
-        path: The ledger.
         columns: Names of columns. The result may have more.
 
     Raises:
@@ -194,7 +192,7 @@ def _believable(table: pa.Table) -> pa.Table:
     table = table.select(known).cast(pa.schema([SCHEMA.field(name) for name in known]))
     if "asked_at" in known:
         asked, latest = table["asked_at"], clock.naive_utc(clock.now() + clock.TOLERANCE)
-        earliest = datetime.combine(ARCHIVE_BEGINS, time())
+        earliest = clock.midnight(ARCHIVE_BEGINS)
         possible = pc.and_(pc.less_equal(asked, pa.scalar(latest)), pc.greater_equal(asked, pa.scalar(earliest)))
         table = _with(table, "asked_at", pc.if_else(possible, asked, pa.scalar(None, _UTC_US)))
     if "attempts" in known:
@@ -261,13 +259,18 @@ def stored_contents(path: Path, first: date, last: date) -> dict[date, StoredCon
         return {}
 
 
-def refresh_ledger(ledger: Ledger, layout: Layout, key: SeriesKey) -> list[date]:
+def refresh_ledger(
+    ledger: Ledger, layout: Layout, key: SeriesKey, on_disk: Mapping[date, DayFile] | None = None
+) -> list[date]:
     """Refresh a series' ledger from the files on disk. Return the days that changed.
 
     New days are trusted by their footer, if it names this day and series. A file is read whole and verified against its
     footer if its size or time differs from the ledger, or if it was found damaged before.
+
+    Args:
+        on_disk: The stored days, for a ledger with a part of the days. None lists the folder.
     """
-    on_disk = days_on_disk(layout, key)
+    on_disk = days_on_disk(layout, key) if on_disk is None else on_disk
     changed: list[date] = []
     for day, stored in on_disk.items():
         row = ledger.get(day)
@@ -287,7 +290,6 @@ def row_of_file(stored: DayFile, row: DayRecord | None) -> DayRecord:
     """Return the row of a day whose file does not match the ledger: stored, or failed as damaged.
 
     Args:
-        stored: The day and its file.
         row: The ledger's row of the day. If None, the file is trusted by its footer, if that names this day and series.
             Otherwise the file was changed or found damaged before. It is read whole and verified against its footer and
             the hash on record.
@@ -336,11 +338,6 @@ def is_changed(stored: DayFile, row: DayRecord, record: Provenance) -> bool:
     """Return True if a file whose hash differs from the ledger is damaged, and not another version of the day.
 
     A killed run may have written a newer version without updating the ledger.
-
-    Args:
-        stored: The day and its file.
-        row: The ledger's row of the day.
-        record: Provenance from the file.
     """
     if row.sha256_of(stored) is None:
         return False

@@ -67,7 +67,6 @@ class _Record(BaseModel):
         file: Key in the archive's bucket.
         sha256: SHA-256 of the bytes, as recorded.
         kind: Kind of the refusal, as in ledgers; ``unknown`` if the record cannot be read.
-        reason: Message of the refusal.
         at: Time of the refusal (UTC).
         etag: ETag from the archive, without quotes.
         accepted: The acceptance; None if nobody accepted the bytes.
@@ -188,7 +187,6 @@ def store(
     Args:
         archive_key: Key of the zip in the archive's bucket.
         kind: Kind of the refusal, as in ledgers.
-        reason: Message of the refusal.
         day: UTC day of the zip; None for a monthly zip.
         at: Time of the refusal (UTC).
         etag: ETag from the archive, without quotes.
@@ -289,8 +287,7 @@ def entries(layout: Layout) -> list[Entry]:
 
 def entries_of(layout: Layout, key: SeriesKey) -> list[Entry]:
     """Return the entries of one series, ordered by day."""
-    found = (_entry(path, key) for path in sorted(layout.quarantine(key).glob("*.zip")))
-    return sorted((entry for entry in found if entry is not None), key=lambda entry: (entry.first, entry.at))
+    return sorted(_entries_named(layout, key), key=lambda entry: (entry.first, entry.at))
 
 
 def find(layout: Layout, text: str) -> list[Entry]:
@@ -315,9 +312,9 @@ def accepted_sha256(layout: Layout, key: SeriesKey, archive_key: str) -> frozens
     return frozenset(one.sha256 for one in named if one.accepted is not None and one.file == archive_key)
 
 
-def _entries_named(layout: Layout, key: SeriesKey, stem: str) -> Iterator[Entry]:
-    for path in layout.quarantine(key).glob("*.zip"):
-        if path.name.startswith(f"{stem}.") and (entry := _entry(path, key)) is not None:
+def _entries_named(layout: Layout, key: SeriesKey, stem: str = "") -> Iterator[Entry]:
+    for path in sorted(layout.quarantine(key).glob("*.zip")):
+        if path.name.startswith(f"{stem}." if stem else "") and (entry := _entry(path, key)) is not None:
             yield entry
 
 
@@ -330,7 +327,6 @@ def accept(layout: Layout, entry: Entry, *, by: str, at: datetime, reason: str =
     Args:
         by: User name of the person.
         at: Time of the decision (UTC).
-        reason: The person's reason.
 
     Returns:
         The updated entry.
@@ -385,7 +381,6 @@ def is_resolved(entry: Entry, ledger: Ledger, days: Iterable[date] | None = None
     """Return True if each day of an entry is stored from another good file, or was never listed.
 
     Args:
-        ledger: Ledger of its series.
         days: Days to check; None checks all days of the entry.
     """
     rows = [ledger.get(day) for day in (entry.days if days is None else days)]

@@ -8,7 +8,6 @@ File content belongs to ``lake/parquet.py``.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import secrets
 import time
@@ -29,8 +28,6 @@ from market_data_pipeline.lake.regular_files import open_regular
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.day import FileStat
 from market_data_pipeline.model.waits import Stop, Wait, in_words
-
-logger = logging.getLogger(__name__)
 
 TEMPORARY = ".tmp"
 
@@ -103,9 +100,6 @@ def _storage_message(path: Path, error: OSError) -> str:
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 """Errors of `fsync` on file systems without it, such as some FUSE and SMB mounts."""
 
-_reported: set[int] = set()
-"""File systems without flush that this process has already reported."""
-
 
 def _sync_folder(folder: Path) -> None:
     # The rename is durable only once the folder is synced. Some file systems cannot open or sync a folder.
@@ -129,14 +123,13 @@ def _flush(handle: int, folder: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_SYNC:
             raise
-        if (file_system := os.fstat(handle).st_dev) not in _reported:
-            _reported.add(file_system)
-            logger.warning(
-                "The file system of %s cannot flush files (%s). A power cut may lose the files written last. "
-                "Run `market-data verify --local` after one to find them.",
-                folder,
-                error.strerror,
-            )
+        locks.warn_once(folder, _NO_FLUSH_TEXT, error)
+
+
+_NO_FLUSH_TEXT = (
+    "The file system of %s cannot flush files (%s). A power cut may lose the files written last. Run "
+    "`market-data verify --local` after one to find them."
+)
 
 
 def write_bytes(path: Path, data: bytes | pa.Buffer) -> FileStat:
@@ -207,7 +200,6 @@ def remove_leftovers(folder: Path, of: str = "", *, older_than_seconds: float = 
     """Remove temporary files of killed writers. The caller must have the series' lock.
 
     Args:
-        folder: Folder of the temporary files.
         of: Start of the file name, for a folder that other series write to as well.
         older_than_seconds: Minimum age. Use an hour, for example, if writers take no lock.
     """
@@ -224,7 +216,6 @@ def only_writer(lock: Path, wait_seconds: float, what: str, stop: Stop | None = 
     """Become the only writer of a series for the duration of the block. A killed process releases its lock.
 
     Args:
-        lock: The lock file.
         wait_seconds: How long to wait for another writer.
         what: Name of the series, for the message.
         stop: Ends the wait early. Process shutdown ends it as well.

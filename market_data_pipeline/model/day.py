@@ -77,7 +77,6 @@ class DayRecord:
             or if the zip had no ``.CHECKSUM``.
         attempts: Number of attempts since the last success. The backoff grows with it.
         failure: Kind of failure of the newest attempt. None if it succeeded. A stored day stays stored after a failure.
-        reason: Message of the failure.
         fetched_at: Time of the fetch of the rows (UTC, without zone).
         asked_at: Time of the newest attempt (UTC, without zone).
         file_sha256: SHA-256 of all bytes of the day's own file as written. None if the file is older than this column
@@ -266,7 +265,6 @@ class Stored:
     """Rows were written.
 
     Attributes:
-        footer: Provenance from the file's footer.
         stat: Size and modification time of the file.
         sha256: SHA-256 of all bytes of the day's own file. None if not known.
         at: Time of the newest attempt (UTC). None means the time in the footer.
@@ -321,7 +319,6 @@ class Failed:
 
     Attributes:
         kind: Kind of the failure in one word.
-        reason: Message of the failure.
         at: Time of the attempt (UTC).
         etag: ETag of the refused zip. None if no zip came.
         checksum_etag: ETag of the ``.CHECKSUM`` of that zip.
@@ -377,24 +374,15 @@ def after(record: DayRecord | None, day: date, event: Event) -> DayRecord:
 
     Args:
         record: The record before. None if the day was never fetched.
-        event: The event.
     """
     known = record or DayRecord(day=day, outcome=FAILED)
     match event:
-        case Stored():
-            return _stored(record, event)
+        case Stored(footer=footer, stat=stat, sha256=sha256, at=at):
+            row = record_of(footer, stat, attempts=next_attempt(record), file_sha256=sha256)
+            return row if at is None else replace(row, asked_at=clock.naive_utc(at))
         case Confirmed(at=at, archive=archive):
-            waits_for = None if archive else known.replaced_by
-            asked_at, attempts = clock.naive_utc(at), next_attempt(record)
-            return replace(
-                known,
-                attempts=attempts,
-                failure=None,
-                reason=None,
-                checksum_etag=None,
-                asked_at=asked_at,
-                replaced_by=waits_for,
-            )
+            good = replace(known, failure=None, reason=None, checksum_etag=None, attempts=next_attempt(record))
+            return replace(good, asked_at=clock.naive_utc(at), replaced_by=None if archive else known.replaced_by)
         case NothingThere(at=at, findings=found):
             return _without_rows(record, DayRecord(day, EMPTY, final=bool(found)), at, found)
         case Unlisted(at=at):
@@ -421,11 +409,6 @@ def next_attempt(record: DayRecord | None) -> int:
     if record is None or (record.outcome == HELD and record.failure is None and not record.open):
         return 1
     return record.attempts + 1
-
-
-def _stored(record: DayRecord | None, event: Stored) -> DayRecord:
-    row = record_of(event.footer, event.stat, attempts=next_attempt(record), file_sha256=event.sha256)
-    return row if event.at is None else replace(row, asked_at=clock.naive_utc(event.at))
 
 
 def _without_rows(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from market_data_pipeline import clock
@@ -24,7 +24,7 @@ from market_data_pipeline.model.day import (
     Stage,
     stage_of,
 )
-from market_data_pipeline.model.series import DataType, Listing, SeriesKey, interval_us
+from market_data_pipeline.model.series import DataType, Listing, SeriesKey
 from market_data_pipeline.model.states import marked_with, source_mark
 
 FIRST_PAUSE = timedelta(hours=1)
@@ -37,8 +37,6 @@ _ARCHIVE_AFTER = timedelta(hours=3)
 
 _PAUSE_OF_USERS = timedelta(hours=1)
 """Pause between requests of users for a day that waits for its archive."""
-
-_DAY = timedelta(days=1)
 
 
 class NeedKind(StrEnum):
@@ -155,7 +153,7 @@ def is_current(key: SeriesKey, record: DayRecord, now: datetime) -> bool:
         return True
     if record.final or record.outcome == FAILED or record.asked_at is None:
         return False
-    over = datetime.combine(record.day + _DAY, time())
+    over = clock.midnight(record.day + clock.DAY)
     if need.at < over:
         return key.interval is not None and _candles_begun(key, need.at) == _candles_begun(key, record.asked_at)
     waits = need.at < over + _ARCHIVE_AFTER or need.at - record.asked_at < _PAUSE_OF_USERS
@@ -164,7 +162,7 @@ def is_current(key: SeriesKey, record: DayRecord, now: datetime) -> bool:
 
 def _candles_begun(key: SeriesKey, moment: datetime) -> int:
     """Return the number of candles that have begun since 1970. One more has closed only if one more has begun."""
-    return clock.to_us(moment.replace(tzinfo=UTC)) // interval_us(str(key.interval))
+    return clock.to_us(moment.replace(tzinfo=UTC)) // key.step
 
 
 def reach_of(key: SeriesKey) -> timedelta | None:
@@ -205,7 +203,7 @@ def _next_attempt_at(record: DayRecord, at: datetime, reach: timedelta | None) -
         return None
     pause = pause_after(record.attempts)
     if reach is not None:
-        gone = datetime.combine(record.day + _DAY, time()) + reach
+        gone = clock.midnight(record.day + clock.DAY) + reach
         if at < gone:
             pause = min(pause, PAUSE_WITHIN_REACH)
         elif record.asked_at < gone:

@@ -75,7 +75,6 @@ class Provenance(BaseModel):
         first_key: Key of the first row (open_time in µs, or agg_trade_id). None for a file without rows.
         last_key: Key of the last row.
         content_sha256: SHA-256 over the column values.
-        findings: Findings of the checks.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -106,7 +105,6 @@ def belongs_elsewhere(record: Provenance, series: str, day: date) -> str | None:
     """Return a message if a footer belongs to another series or day than its file name. None if they match.
 
     Args:
-        record: The record in the footer.
         series: Name of the series by the file's path.
         day: The UTC day by the file's path.
     """

@@ -109,6 +109,11 @@ class SeriesKey:
         elif self.interval is not None:
             raise UsageError(f"{self.data_type} has no interval, but {self.interval!r} was given.")
 
+    @property
+    def step(self) -> int:
+        """Return the distance between the keys of neighbouring rows: an interval in microseconds, or 1 for ids."""
+        return interval_us(self.interval) if self.interval else 1
+
     # --- lake ----------------------------------------------------------------------------------------------
 
     def _folder(self, cadence: str) -> str:

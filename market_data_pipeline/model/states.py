@@ -51,7 +51,6 @@ class _Rule:
     """A state and the conditions for it. None means any value.
 
     Attributes:
-        outcome: Outcome on record.
         final: True if the day must be final, False if it must not.
         integrity: Worst severity of the integrity check.
         verdicts: The gaps check gave at least one of these verdicts.
@@ -108,8 +107,6 @@ def state_of(outcome: str, final: bool, verdicts: str, integrity: str | None = N
     """Return the state of a day on record.
 
     Args:
-        outcome: Outcome in the ledger.
-        final: True if the day is final.
         verdicts: Verdicts of the gaps check, joined by ``+``.
         integrity: Worst severity of the integrity check.
 

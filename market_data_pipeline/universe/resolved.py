@@ -128,16 +128,16 @@ class Universe:
     path: Path = Path("universe.yaml")
 
     @cached_property
-    def _resolved(self) -> dict[SeriesKey, list[Since]]:
-        named: dict[SeriesKey, list[Since]] = {}
-        meant: dict[SeriesKey, list[Since]] = {}
+    def _resolved(self) -> dict[SeriesKey, list[Wanted]]:
+        named: dict[SeriesKey, list[Wanted]] = {}
+        meant: dict[SeriesKey, list[Wanted]] = {}
         for entry in self.entries:
             for market in entry.markets:
                 for symbol, line in entry.symbols:
                     target = meant if is_pattern(symbol) else named
                     for found in self._symbols(entry, market, symbol, line):
-                        for key, since in series_of(entry, market, found):
-                            target.setdefault(key, []).append(since)
+                        for key, wanted in series_of(entry, market, found):
+                            target.setdefault(key, []).append(wanted)
         return dict(sorted({**meant, **named}.items(), key=lambda item: _order(item[0])))
 
     def _symbols(self, entry: Entry, market: Market, symbol: str, line: int) -> list[str]:
@@ -176,7 +176,7 @@ class Universe:
         if key not in self._resolved:
             raise UsageError(self._unknown(key))
         listed = self.listing(key).first
-        days = [since.first(listed) for since in self._resolved[key]]
+        days = [wanted.since.first(listed) for wanted in self._resolved[key]]
         if None in days:
             raise UsageError(
                 f"{self.path}: {key} starts with its listing, and that day is not known. "
@@ -202,23 +202,13 @@ class Universe:
 
     def days(self, key: SeriesKey) -> list[date]:
         """Return all UTC days to collect, in order."""
-        return [first + timedelta(days=n) for first, last in self.spans(key) for n in range((last - first).days + 1)]
+        return [day for span in self.spans(key) for day in clock.days_between(*span)]
 
     def from_line(self, key: SeriesKey) -> int:
         """Return the line of the ``from:`` that decides the start of a series."""
-        key = _source_of(key)
         listed = self.listing(key).first
-        found: list[tuple[bool, date, int]] = []
-        for entry in self.entries:
-            for symbol, _ in entry.symbols if key.market in entry.markets else ():
-                by_pattern = is_pattern(symbol)
-                if entry.takes(symbol, key.symbol) if by_pattern else symbol == key.symbol:
-                    found += [
-                        (by_pattern, wanted.since.first(listed) or date.min, wanted.since_line)
-                        for wanted in entry.wanted
-                        if wanted.data_type is key.data_type and key.interval in wanted.intervals
-                    ]
-        return min(found)[2] if found else 0
+        wanted = self._resolved.get(_source_of(key), ())
+        return min(((one.since.first(listed) or date.min, one.since_line) for one in wanted), default=(date.min, 0))[1]
 
     def said_of_start(self, key: SeriesKey) -> str:
         """Return the start of a series and its place in the file, for messages."""
@@ -235,7 +225,7 @@ class Universe:
         """
         source = _source_of(key)
         unknown = self.listing(source).first is None
-        if unknown and any(since.is_listing for since in self._resolved.get(source, ())):
+        if unknown and any(one.since.is_listing for one in self._resolved.get(source, ())):
             return ARCHIVE_BEGINS
         return self.start(key)
 
@@ -266,11 +256,11 @@ class Universe:
         return f"{key} is not in {self.path}. It has: {there or 'none'}. `market-data add` adds a series."
 
 
-def series_of(entry: Entry, market: Market, symbol: str) -> Iterator[tuple[SeriesKey, Since]]:
-    """Yield the series of an entry for one symbol in one market, each with its start."""
+def series_of(entry: Entry, market: Market, symbol: str) -> Iterator[tuple[SeriesKey, Wanted]]:
+    """Yield the series of an entry for one symbol in one market, each with its data type there."""
     for wanted in entry.wanted:
         for interval in wanted.intervals:
-            yield SeriesKey(EXCHANGE, market, wanted.data_type, symbol, interval), wanted.since
+            yield SeriesKey(EXCHANGE, market, wanted.data_type, symbol, interval), wanted
 
 
 def _source_of(key: SeriesKey) -> SeriesKey:

@@ -39,7 +39,7 @@ def market_data(world: World, monkeypatch: pytest.MonkeyPatch) -> MarketData:
 def alter(world: World, row: int, column: str, value: float) -> None:
     """Write another value into a candle of the second day, as no exchange would have it."""
     path = world.layout.file(MINUTES, WANTED[1])
-    provenance, table = parquet.read_whole(path)
+    provenance, table = parquet.parse_whole(path, path.read_bytes())
     values = table.column(column).to_pylist()
     values[row] = value
     index = table.column_names.index(column)

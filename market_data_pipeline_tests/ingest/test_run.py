@@ -691,7 +691,7 @@ def test_a_ledger_that_the_system_does_not_let_read_is_not_taken_for_lost(
 ) -> None:
     world.sandbox.faults.add(WrongChecksum(path="BTCUSDT-1m-2026-03-03"))
     world.one(BTC, "2026-03-03")
-    opened = Path.open
+    opened = os.open
 
     def refuses(path: Path, *more: Any, **named: Any) -> Any:
         if path == world.layout.ledger(BTC):
@@ -699,7 +699,7 @@ def test_a_ledger_that_the_system_does_not_let_read_is_not_taken_for_lost(
         return opened(path, *more, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", refuses)
+        patch.setattr(os, "open", refuses)
         with pytest.raises(StorageError, match=r"cannot be read \(Too many open files\)"):
             world.one(BTC, "2026-03-02")
     world.one(BTC, "2026-03-02")

@@ -81,7 +81,7 @@ def requested(project: Project) -> list[dg.RunRequest]:
 def alter(project: Project, key: SeriesKey, number: int, row: int, **values: float) -> None:
     """Write other values into a day's file, which its ledger does not know."""
     path = project.layout.file(key, day(number))
-    provenance, table = parquet.read_whole(path)
+    provenance, table = parquet.parse_whole(path, path.read_bytes())
     for name, value in values.items():
         column = table.column(name).to_pylist()
         column[row] = value
