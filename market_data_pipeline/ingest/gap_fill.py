@@ -198,7 +198,6 @@ class GapFiller:
         """Fetch trades by their ids.
 
         Args:
-            first: First id.
             last: Last id, inclusive.
             between_us: Times of the trades before and after them (microseconds UTC). None if unknown.
         """
@@ -338,7 +337,6 @@ def with_trades_over_flat(key: SeriesKey, rows: DayRows, rest: pa.Table, part: P
 
     Args:
         rest: Rows that REST has, or had.
-        part: Origin of the REST rows.
     """
     if key.interval is None:
         return rows
@@ -393,9 +391,6 @@ def without_duplicates(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRo
     """Remove trades that also appear in the previous day (binance-public-data #353).
 
     If all of them do, they stay, because a day without rows cannot be stored. A finding reports it.
-
-    Args:
-        before: Rows of the previous day.
     """
     spec = spec_of(key)
     repeated = np.intersect1d(ints(before, spec.key), ints(rows.table, spec.key))

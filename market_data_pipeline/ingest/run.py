@@ -60,8 +60,6 @@ def ingest(
 
     Args:
         days: UTC days, in any order.
-        sources: Sources of the run.
-        settings: Threads, memory and timeouts.
         listing: Listing spans of the symbol, as far as known. Days outside are ``not_listed`` without a request.
 
     Yields:

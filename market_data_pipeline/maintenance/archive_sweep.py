@@ -87,7 +87,6 @@ class Discovery:
     """One archive whose listing differs from the ledger.
 
     Attributes:
-        kind: Kind of the difference.
         days: The UTC days affected, in order: one for a daily archive, up to a month for a monthly one.
         archive: Its key in the bucket.
         etag: ETag listed now, or Last-Modified if the listing has no ETag. Empty if the archive vanished.
@@ -440,7 +439,6 @@ def mark_days(
     A day that is already marked for this archive, and whose fetch failed, stays in retry backoff.
 
     Args:
-        discoveries: The sweep's discoveries in the series.
         wait_seconds: How long to wait for another run that writes the series.
         at_once: End the retry backoff.
 

@@ -43,8 +43,6 @@ class LocalReport:
 
     Attributes:
         files: Number of files read, by series.
-        rows: Rows in them.
-        bytes: Their size.
         faults: Days whose file is missing or does not match its record, with the reason.
         troubles: Series whose ledger could not be read or written, with the reason.
     """

@@ -220,7 +220,6 @@ class Proxy:
 
     Attributes:
         url: Its address, with user and password if it has them.
-        variable: The environment variable that names it.
     """
 
     url: str
@@ -235,7 +234,6 @@ class Connections:
     """Pool of connections to one host.
 
     Args:
-        url: Base URL of the host.
         timeout: Seconds for one response. Connecting to one address takes at most a fifth of it.
         number: Connections in the pool.
 
@@ -264,11 +262,6 @@ class Connections:
 
     def send(self, url: str, headers: dict[str, str], meter: Meter) -> BaseHTTPResponse:
         """Send a GET request. The same thread reads the body afterwards.
-
-        Args:
-            url: Absolute URL on this host.
-            headers: All headers to send.
-            meter: Bounds of the response.
 
         Raises:
             urllib3.exceptions.HTTPError: No response came.
