@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -249,14 +250,8 @@ class GapFiller:
         return rows.with_more(new, _of_rows(_part_of(answer), new.num_rows), spec)
 
 
-@dataclass(frozen=True, slots=True)
-class Gaps:
-    """Gaps between the stored rows of a day.
-
-    Attributes:
-        spans: First and last keys to request.
-        until_us: End of the last gap (microseconds UTC).
-    """
+class Gaps(NamedTuple):
+    """Gaps between the stored rows of a day: first and last keys to request, and the end of the last gap in µs UTC."""
 
     spans: Sequence[tuple[int, int]]
     until_us: int
