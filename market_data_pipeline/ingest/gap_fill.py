@@ -247,7 +247,7 @@ class GapFiller:
             rows = replace(rows, findings=(*rows.findings, *new_findings))
         if new.num_rows == 0:
             return rows
-        return rows.with_more(new, _of_rows(_part_of(answer), new.num_rows), spec)
+        return rows.with_more(new, _part_of(answer), spec)
 
 
 class Gaps(NamedTuple):
@@ -351,7 +351,7 @@ def with_trades_over_flat(key: SeriesKey, rows: DayRows, rest: pa.Table, part: P
         ranges=key_ranges(keys, interval_us(key.interval)),
         evidence=f"archive → REST: {found.recorded}",
     )
-    filled = rows.without(keys, spec).with_more(taken, _of_rows(part, taken.num_rows), spec)
+    filled = rows.without(keys, spec).with_more(taken, part, spec)
     return replace(filled, findings=(*filled.findings, finding))
 
 
@@ -438,11 +438,6 @@ def _new_rows(key: SeriesKey, rows: DayRows, table: pa.Table) -> pa.Table:
 
 def _part_of(answer: RestRows) -> Part:
     return Part(source=Source.REST, url=answer.url, first_row=0, rows=0, fetched_at=answer.asked_at)
-
-
-def _of_rows(part: Part, rows: int) -> Part:
-    """Return a part with another number of rows."""
-    return part.model_copy(update={"first_row": 0, "rows": rows})
 
 
 def _noted(rows: DayRows, rule: str, times: Ints, first: int, last: int, what: str) -> DayRows:
