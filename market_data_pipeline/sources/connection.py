@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -178,21 +179,17 @@ class _Reader(io.BufferedReader):
             super().close()
 
 
-class _Metered:
-    """The part of a socket that ``http.client`` uses: it only calls ``makefile``."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def makefile(self, _mode: str) -> _Reader:
-        _current.waiting.add(self._sock)
-        _current.reader = _Reader(_Wire(self._sock, _current.meter))
-        return cast("_Reader", _current.reader)
+def _metered(sock: socket.socket) -> _Reader:
+    _current.waiting.add(sock)
+    _current.reader = reader = _Reader(_Wire(sock, _current.meter))
+    return reader
 
 
 class _Response(http.client.HTTPResponse):
+    """A metered response. ``http.client`` only calls ``makefile`` of its socket."""
+
     def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
-        super().__init__(cast("socket.socket", _Metered(sock)), *arguments, **named)
+        super().__init__(cast("Any", SimpleNamespace(makefile=lambda _mode: _metered(sock))), *arguments, **named)
 
 
 class _Plain(HTTPConnection):
