@@ -139,9 +139,6 @@ def other_interval(key: SeriesKey, table: pa.Table) -> str | None:
     """Return the candles' interval, in words, if it is not the series'. Else return None.
 
     The duration of most candles decides. Candles off the grid, and a few that an outage cut short, do not matter.
-
-    Args:
-        table: Its rows, as :func:`read_zip` returns them.
     """
     if key.interval is None:
         return None
