@@ -15,8 +15,10 @@ from benchmarks.processes import apart
 from benchmarks.report import Baseline, Row
 from benchmarks.tools import DAILY_TOOLS, MONTHLY_TOOLS, beside
 from market_data_pipeline import clock
-from market_data_pipeline.ingest import DayFailure, DayOutcome, Sources, ingest
+from market_data_pipeline.ingest.run import ingest
+from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.model.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.model.provenance import ChecksumStatus
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings

@@ -6,7 +6,7 @@ does not belong here (``sources/binance/zip_reader.py``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -17,218 +17,182 @@ from market_data_pipeline.checks.gaps import ends_of
 from market_data_pipeline.checks.ordering import SAME_FLOAT, Ints, floats, ints, key_ranges
 from market_data_pipeline.model.datasets import MeaningChange, spec_of
 from market_data_pipeline.model.day import DayRecord
-from market_data_pipeline.model.findings import OFF_GRID, RELABELLED, SOURCE, Finding, RestAnswer, Severity
-from market_data_pipeline.model.series import DataType, SeriesKey, interval_us
+from market_data_pipeline.model.findings import (
+    OFF_GRID,
+    RELABELLED,
+    SOURCE,
+    Finding,
+    RestAnswer,
+    Severity,
+    integrity_finding,
+)
+from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.model.states import source_mark
 
 Mask = npt.NDArray[np.bool_]
 
+ERROR, WARN, INFO = Severity.ERROR, Severity.WARN, Severity.INFO
+
+_Rule = tuple[str, Severity, Mask, str]
+"""A rule, its severity, a mask of the rows that break it, and what is wrong with them."""
+
 
 def check_integrity(key: SeriesKey, table: pa.Table) -> list[Finding]:
     """Return the findings about the rows of one day. The list is empty if all rules pass."""
-    rules = {
-        DataType.KLINES: _klines,
-        DataType.AGG_TRADES: _agg_trades,
-        DataType.MARK_PRICE_KLINES: _price_klines,
-        DataType.INDEX_PRICE_KLINES: _price_klines,
-        DataType.PREMIUM_INDEX_KLINES: _price_klines,
-        DataType.METRICS: _metrics,
-        DataType.FUNDING_RATE: _funding_rate,
-    }
-    return rules[key.data_type](key, table) if table.num_rows else []
+    if not table.num_rows:
+        return []
+    keys, findings = ints(table, spec_of(key).key), []
+    for rule, severity, wrong, text in _RULES[key.data_type](key, table):
+        if count := int(wrong.sum()):
+            ranges = key_ranges(keys[wrong], key.step)
+            findings.append(integrity_finding(rule, severity, count, f"{count} of {len(keys)} rows: {text}", ranges))
+    return findings
 
 
 def checksum_missing() -> Finding:
     """Return the finding of a day whose archive has no ``.CHECKSUM``. The rows are stored, but not verified."""
-    return Finding(
-        check="integrity",
-        rule="checksum_missing",
-        severity=Severity.WARN,
-        count=1,
-        message="The archive has no .CHECKSUM for this day, so its bytes are not verified. The day stays provisional.",
-    )
+    text = "The archive has no .CHECKSUM for this day, so its bytes are not verified. The day stays provisional."
+    return integrity_finding("checksum_missing", WARN, 1, text)
 
 
 def checksum_accepted() -> Finding:
     """Return the finding of a day whose bytes do not match their checksum, but were accepted by a person."""
-    return Finding(
-        check="integrity",
-        rule="checksum_accepted",
-        severity=Severity.WARN,
-        count=1,
-        message="The bytes do not match their published checksum, but a person accepted them. "
-        "`market-data quarantine show` prints who and why.",
+    text = (
+        "The bytes do not match their published checksum, but a person accepted them. "
+        "`market-data quarantine show` prints who and why."
     )
+    return integrity_finding("checksum_accepted", WARN, 1, text)
 
 
 def relabelled(change: MeaningChange, rows: int) -> Finding:
     """Return the finding of a day whose times were moved to the meaning that they have in the lake."""
-    return Finding(
-        check="integrity",
-        rule=RELABELLED,
-        severity=Severity.INFO,
-        count=rows,
-        message=f"The times of {rows} rows were moved by {change.shift.total_seconds() / 60:+g} minutes: "
-        f"{change.what}.",
-        evidence=change.source,
-    )
+    minutes = f"{change.shift.total_seconds() / 60:+g} minutes"
+    text = f"The times of {rows} rows were moved by {minutes}: {change.what}."
+    return integrity_finding(RELABELLED, INFO, rows, text, evidence=change.source)
 
 
 def off_grid_finding(key: SeriesKey, table: pa.Table, off: Ints, rest: pa.Table) -> Finding:
     """Return the finding of candles that do not begin at multiples of their interval, with REST's rows for their time.
 
     Args:
-        key: The series.
-        table: The day's rows.
         off: Open times of the candles off the grid.
         rest: REST's rows from the first of them to the last.
     """
-    step, theirs = interval_us(key.interval or ""), ints(rest, "open_time")
-    on_grid, same = theirs[theirs % step == 0], np.intersect1d(theirs, off)
+    theirs = ints(rest, "open_time")
+    on_grid, same = theirs[theirs % key.step == 0], np.intersect1d(theirs, off)
     has = [f"{len(same)} of them" if len(same) else ""]
     if len(on_grid):
         has.append(f"{len(on_grid)} candles on the grid, {_moment(on_grid[0])} to {_moment(on_grid[-1])}")
     evidence = f"REST has {' and '.join(filter(None, has)) or 'none'}"
     if len(on_grid):
         evidence += "; candles on the grid that overlap rows of the archive are not stored"
-    return Finding(
-        check="integrity",
-        rule=OFF_GRID,
-        severity=Severity.INFO,
-        count=len(off),
-        message=f"{len(off)} of {table.num_rows} rows: open_time is not a multiple of {key.interval}, from "
-        f"{_moment(off[0])} to {_moment(off[-1])}. They count for the time that they cover. {evidence}.",
-        ranges=key_ranges(off, step),
-        evidence=evidence,
-        rest=RestAnswer(answered=True),
+    text = (
+        f"{len(off)} of {table.num_rows} rows: open_time is not a multiple of {key.interval}, from {_moment(off[0])} "
+        f"to {_moment(off[-1])}. They count for the time that they cover. {evidence}."
     )
+    found = integrity_finding(OFF_GRID, INFO, len(off), text, key_ranges(off, key.step), evidence)
+    return found.model_copy(update={"rest": RestAnswer(answered=True)})
 
 
 def _moment(us: int) -> str:
     return clock.naive_from_us(int(us)).isoformat(sep=" ", timespec="milliseconds")
 
 
-def _reporter(key: SeriesKey, table: pa.Table, findings: list[Finding]) -> Callable[..., None]:
-    step = interval_us(key.interval) if key.interval else 1
-
-    def report(rule: str, wrong: Mask, message: str, severity: Severity = Severity.ERROR) -> None:
-        count = int(wrong.sum())
-        if count:
-            keys = ints(table, spec_of(key).key)
-            ranges = key_ranges(keys[wrong], step)
-            text = f"{count} of {len(keys)} rows: {message}"
-            findings.append(
-                Finding(check="integrity", rule=rule, severity=severity, count=count, message=text, ranges=ranges)
-            )
-
-    return report
-
-
-def _klines(key: SeriesKey, table: pa.Table) -> list[Finding]:
-    findings: list[Finding] = []
-    report = _reporter(key, table, findings)
+def _klines(key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
     opened, closed = ints(table, "open_time"), ints(table, "close_time")
     names = [column.name for column in spec_of(key).columns if column.kind == "float"]
     values = np.stack([floats(table, name) for name in names])
     open_, high, low, close, total, quote, taker, taker_quote = values
 
-    _report_times(report, key, opened, closed)
-    report("finite", ~np.isfinite(values).all(axis=0), "a value is not a number.")
-    report("negative", (values < 0).any(axis=0), "a price or volume is negative.")
-    report("negative_count", ints(table, "count") < 0, "the number of trades is negative.")
+    yield from _times_of_candles(key, opened, closed)
+    yield "finite", ERROR, np.any(~np.isfinite(values), axis=0), "a value is not a number."
+    yield "negative", ERROR, np.any(values < 0, axis=0), "a price or volume is negative."
+    yield "negative_count", ERROR, ints(table, "count") < 0, "the number of trades is negative."
     outside = (low > np.minimum(open_, close)) | (high < np.maximum(open_, close))
-    report("price_range", outside, "open or close is not between low and high.")
-    report("taker", _above(taker, total) | _above(taker_quote, quote), "the taker buy volume exceeds the volume.")
-    _report_length(report, key, opened, closed)
-    return findings
+    yield "price_range", ERROR, outside, "open or close is not between low and high."
+    above = _above(taker, total) | _above(taker_quote, quote)
+    yield "taker", ERROR, above, "the taker buy volume exceeds the volume."
+    yield from _length_of_candles(key, opened, closed)
 
 
-def _price_klines(key: SeriesKey, table: pa.Table) -> list[Finding]:
-    findings: list[Finding] = []
-    report = _reporter(key, table, findings)
+def _price_klines(key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
     opened, closed = ints(table, "open_time"), ints(table, "close_time")
     values = np.stack([floats(table, name) for name in ("open", "high", "low", "close")])
     open_, high, low, close = values
-    _report_times(report, key, opened, closed)
-    report("finite", ~np.isfinite(values).all(axis=0), "a value is not a number.")
+    yield from _times_of_candles(key, opened, closed)
+    yield "finite", ERROR, np.any(~np.isfinite(values), axis=0), "a value is not a number."
     if not spec_of(key).signed:
-        report("negative", (values < 0).any(axis=0), "a price is negative.")
+        yield "negative", ERROR, np.any(values < 0, axis=0), "a price is negative."
     outside = (low > np.minimum(open_, close)) | (high < np.maximum(open_, close))
-    report("price_range", outside, "open or close is not between low and high.")
-    _report_length(report, key, opened, closed)
-    return findings
+    yield "price_range", ERROR, outside, "open or close is not between low and high."
+    yield from _length_of_candles(key, opened, closed)
 
 
-def _report_times(report: Callable[..., None], key: SeriesKey, opened: Ints, closed: Ints) -> None:
-    """Report candles that overlap, or do not begin at multiples of their interval."""
-    step = interval_us(key.interval or "")
+def _times_of_candles(key: SeriesKey, opened: Ints, closed: Ints) -> Iterator[_Rule]:
+    """Yield the rules on candles that overlap, or do not begin at multiples of their interval."""
+    step = key.step
     further = np.diff(opened)
     near = (further > 0) & (further < step)  # if days are read together, they may be out of order
     if near.sum() * 2 > len(opened):
-        also = np.r_[near, False]
-        report("spacing", also, f"the next candle begins less than {key.interval} later.")
+        yield "spacing", ERROR, np.r_[near, False], f"the next candle begins less than {key.interval} later."
     else:
         overlaps = np.r_[near & (opened[1:] < ends_of(opened, closed, step)[:-1]), False]
-        report("overlap", overlaps, "the next candle begins before this one is over.", Severity.WARN)
-        report(OFF_GRID, opened % step != 0, f"open_time is not a multiple of {key.interval}.", Severity.INFO)
+        yield "overlap", WARN, overlaps, "the next candle begins before this one is over."
+        yield OFF_GRID, INFO, opened % step != 0, f"open_time is not a multiple of {key.interval}."
 
 
-def _report_length(report: Callable[..., None], key: SeriesKey, opened: Ints, closed: Ints) -> None:
-    """Report candles that do not close at the end of their interval."""
-    step = interval_us(key.interval or "")
+def _length_of_candles(key: SeriesKey, opened: Ints, closed: Ints) -> Iterator[_Rule]:
+    """Yield the rule on candles that do not close at the end of their interval."""
     # A candle closes one unit of the file's time before the next: a millisecond, or a microsecond in spot since 2025.
     length = closed - opened
-    report(
-        "close_time",
-        (length != step - 1000) & (length != step - 1),
-        "close_time is not the end of the candle (Binance cuts candles short at outages).",
-        Severity.WARN,
-    )
+    cut = (length != key.step - 1000) & (length != key.step - 1)
+    yield "close_time", WARN, cut, "close_time is not the end of the candle (Binance cuts candles short at outages)."
 
 
-def _agg_trades(key: SeriesKey, table: pa.Table) -> list[Finding]:
-    findings: list[Finding] = []
-    report = _reporter(key, table, findings)
+def _agg_trades(_key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
     price, quantity = floats(table, "price"), floats(table, "quantity")
     first, last = ints(table, "first_trade_id"), ints(table, "last_trade_id")
     # Spot has sentinel rows for trades that were taken back: no price, no quantity, no trade ids.
     sentinel = (price == 0) & (quantity == 0) & (first == -1) & (last == -1)
 
-    report("finite", ~(np.isfinite(price) & np.isfinite(quantity)), "price or quantity is not a number.")
-    report("positive", ~sentinel & ~((price > 0) & (quantity > 0)), "price or quantity is not positive.")
-    report("trade_ids", first > last, "first_trade_id is greater than last_trade_id.")
+    yield "finite", ERROR, ~(np.isfinite(price) & np.isfinite(quantity)), "price or quantity is not a number."
+    yield "positive", ERROR, ~sentinel & ~((price > 0) & (quantity > 0)), "price or quantity is not positive."
+    yield "trade_ids", ERROR, first > last, "first_trade_id is greater than last_trade_id."
     backwards = np.r_[False, np.diff(ints(table, "transact_time")) < 0]
-    report("time_order", backwards, "the time is earlier than that of the previous trade.", Severity.INFO)
-    return findings
+    yield "time_order", INFO, backwards, "the time is earlier than that of the previous trade."
 
 
-def _funding_rate(key: SeriesKey, table: pa.Table) -> list[Finding]:
-    findings: list[Finding] = []
-    report = _reporter(key, table, findings)
+def _funding_rate(_key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
     times, hours = ints(table, "calc_time"), ints(table, "funding_interval_hours")
     close = np.r_[np.diff(times) < _HOUR_US // 2, False]
-    report("spacing", close, "the next funding comes less than half an hour later.")
-    report("finite", ~np.isfinite(floats(table, "last_funding_rate")), "the rate is not a number.")
-    report("funding_interval", (hours < 1) | (hours > _LONGEST_INTERVAL), "the interval is not between 1 and 24 hours.")
-    return findings
+    yield "spacing", ERROR, close, "the next funding comes less than half an hour later."
+    yield "finite", ERROR, ~np.isfinite(floats(table, "last_funding_rate")), "the rate is not a number."
+    odd = (hours < 1) | (hours > _LONGEST_INTERVAL)
+    yield "funding_interval", ERROR, odd, "the interval is not between 1 and 24 hours."
 
 
-def _metrics(key: SeriesKey, table: pa.Table) -> list[Finding]:
-    findings: list[Finding] = []
-    report = _reporter(key, table, findings)
+def _metrics(key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
     spec = spec_of(key)
     step = int(spec.slots.step.total_seconds() * 1e6) if spec.slots and spec.slots.step else 1
     names = [column.name for column in spec.columns if column.kind == "float"]
     blank = np.stack([table.column(name).is_null().to_numpy() for name in names])
     values = np.stack([floats(table, name) for name in names])  # a blank is not a number
-    report("off_grid", ints(table, spec.time) % step != 0, "create_time is not a multiple of 5m.", Severity.INFO)
-    report("finite", (~np.isfinite(values) & ~blank).any(axis=0), "a value is not a number.")
-    report("negative", (values < 0).any(axis=0), "an open interest or a ratio is negative.")
-    open_interest = (values[0] == 0) & ~blank[0]
-    report("zero_open_interest", open_interest, "the open interest is 0, as in faulty files of Binance.", Severity.WARN)
-    report("blank", blank.any(axis=0), "Binance left a value out. It is NULL.", Severity.INFO)
-    return findings
+    yield OFF_GRID, INFO, ints(table, spec.time) % step != 0, "create_time is not a multiple of 5m."
+    yield "finite", ERROR, np.any(~np.isfinite(values) & ~blank, axis=0), "a value is not a number."
+    yield "negative", ERROR, np.any(values < 0, axis=0), "an open interest or a ratio is negative."
+    yield "zero_open_interest", WARN, (values[0] == 0) & ~blank[0], "the open interest is 0, as in faulty files."
+    yield "blank", INFO, np.any(blank, axis=0), "Binance left a value out. It is NULL."
 
+
+_RULES: Mapping[DataType, Callable[[SeriesKey, pa.Table], Iterator[_Rule]]] = {
+    DataType.KLINES: _klines,
+    DataType.AGG_TRADES: _agg_trades,
+    DataType.MARK_PRICE_KLINES: _price_klines,
+    DataType.INDEX_PRICE_KLINES: _price_klines,
+    DataType.PREMIUM_INDEX_KLINES: _price_klines,
+    DataType.METRICS: _metrics,
+    DataType.FUNDING_RATE: _funding_rate,
+}
 
 _HOUR_US = 3_600_000_000
 _LONGEST_INTERVAL = 24
@@ -254,7 +218,7 @@ def source_findings(made_of: Mapping[SeriesKey, DayRecord | None]) -> tuple[Find
                 Finding(
                     check="integrity",
                     rule=SOURCE,
-                    severity=Severity.ERROR,
+                    severity=ERROR,
                     count=sum(rows for _, rows in faults),
                     message=message,
                     evidence=listed,

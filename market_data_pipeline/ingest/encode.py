@@ -64,7 +64,6 @@ def read_days(
     """Read the days of a zip, without requests.
 
     Args:
-        key: The series.
         file: The zip: a daily one if ``first`` is ``last``, else a monthly one.
         first: First UTC day that it may have.
         last: Last such day, inclusive.
@@ -140,8 +139,8 @@ def _flat_candles_of_sound(key: SeriesKey, table: pa.Table, days: Sequence[date]
 
 def _encode_sound(key: SeriesKey, rows: DayRows, day: date, flat: Ints) -> Encoded:
     none = flat[:0]
-    found = classify_candles(key, Missing(none), none, flat, archived=True, rest=None, trades=None)
-    return encode(key, rows, _record(key, day, rows, (*rows.findings, *found)))
+    verdicts = classify_candles(key, Missing(none), none, flat, archived=True, rest=None, trades=None)
+    return encode(key, rows, _record(key, day, rows, (*rows.findings, *verdicts)))
 
 
 def _read_big_day(key: SeriesKey, file: ArchiveFile, day: date, listing: Listing) -> DayRows | Encoded:
@@ -223,10 +222,7 @@ def describe(
     """Check a day's rows, and return their provenance with all findings.
 
     Args:
-        key: The series.
-        day: The UTC day.
         rows: Its rows, at least one.
-        listing: Listing spans of the symbol.
         trades: The symbol's stored aggTrades of the day, as evidence for missing candles. None if not stored.
     """
     known = {finding.rule for finding in rows.findings} & {OFF_GRID}  # has REST's candles, too

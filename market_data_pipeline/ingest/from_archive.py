@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Mapping
-from concurrent.futures import Executor, Future
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
@@ -21,13 +21,13 @@ from market_data_pipeline.errors import ChecksumError, ConflictError, MalformedE
 from market_data_pipeline.ingest.batching import Batcher
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.ingest.encode import Encoded, is_complete, read_daily, read_days
-from market_data_pipeline.ingest.memory import MemoryBudget, Reservation
+from market_data_pipeline.ingest.memory import Reservation
+from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake import quarantine
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.datasets import is_bounded, monthly_may_replace, most_rows, spec_of
 from market_data_pipeline.model.provenance import ChecksumStatus
 from market_data_pipeline.model.series import Listing, SeriesKey
-from market_data_pipeline.sources.binance.archive import Archive
 from market_data_pipeline.sources.protocol import ArchiveFile
 
 logger = logging.getLogger(__name__)
@@ -56,12 +56,6 @@ class ArchiveDays:
     """Days of one series in the archive, for one run.
 
     Attributes:
-        key: The series.
-        layout: Layout of the lake, for the quarantine.
-        listing: Listing spans of the symbol.
-        archive: The archive.
-        computing: Executor that reads zips.
-        memory: Memory budget of all workers.
         quarantine_bytes: Maximum bytes of the whole quarantine.
         refused: ETags of rejected zips and of their ``.CHECKSUM`` files, by day.
     """
@@ -69,9 +63,7 @@ class ArchiveDays:
     key: SeriesKey
     layout: Layout
     listing: Listing
-    archive: Archive
-    computing: Executor
-    memory: MemoryBudget
+    sources: Sources
     quarantine_bytes: int
     refused: dict[date, tuple[str | None, str | None]] = field(default_factory=dict)
     _small: Batcher[date, ArchiveFile, DayRows | Encoded] = field(init=False)
@@ -80,7 +72,7 @@ class ArchiveDays:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._small = Batcher(self._of_small, partial(read_daily, self.key), self.computing, _MOST_TOGETHER)
+        self._small = Batcher(self._of_small, partial(read_daily, self.key), self.sources.computing, _MOST_TOGETHER)
 
     def _of_small(self, day: date, file: ArchiveFile) -> DayRows | Encoded:
         return read_days(self.key, file, day, day, self.listing)[day]
@@ -105,14 +97,10 @@ class ArchiveDays:
         of_month = self._month(day).get(day) if whole_month else None
         if isinstance(of_month, Encoded) or (of_month is not None and is_complete(self.key, of_month)):
             return of_month
-        if (daily := self._daily(day, fresh, memory)) is not None:
+        daily = self._read(self.key.archive_daily(day), (day,), memory, encode=fresh).get(day)
+        if daily is not None or not month_over or not monthly_may_replace(self.key):
             return daily
-        return self._month(day).get(day) if month_over and monthly_may_replace(self.key) else None
-
-    def _daily(self, day: date, fresh: bool, memory: Reservation) -> DayRows | Encoded | None:
-        path = self.key.archive_daily(day)
-        file = self._fetch(path, memory, (day,))
-        return None if file is None else self._read(file, path, day, day, encode=fresh)[day]
+        return self._month(day).get(day)
 
     def _month(self, day: date) -> Mapping[date, DayRows | Encoded]:
         """Return the days of a month's zip. Empty if the archive has no valid one."""
@@ -143,12 +131,12 @@ class ArchiveDays:
         """
         if not spec_of(self.key).daily:
             path = self.key.archive_monthly(day).removesuffix(".zip")
-            page, _ = self.archive.list_page(self.key.archive_folder("monthly"), path)
+            page, _ = self.sources.archive.list_page(self.key.archive_folder("monthly"), path)
             months = (re.search(r"-(\d{4}-\d{2})\.zip$", file.key) for file in page)
             first = min((date.fromisoformat(f"{found[1]}-01") for found in months if found), default=None)
             return None if first is None else max(first, day)
         path = self.key.archive_daily(day)
-        page, _ = self.archive.list_page(self.key.archive_folder(), f"{path}.CHECKSUM")
+        page, _ = self.sources.archive.list_page(self.key.archive_folder(), f"{path}.CHECKSUM")
         days = (re.search(r"-(\d{4}-\d{2}-\d{2})\.zip$", file.key) for file in page)
         return min((date.fromisoformat(found[1]) for found in days if found), default=None)
 
@@ -180,14 +168,10 @@ class ArchiveDays:
             self._months.pop(month, None)
 
     def _read_month(self, month: tuple[date, ...]) -> Mapping[date, DayRows | Encoded]:
-        path, only_source = self.key.archive_monthly(month[0]), not spec_of(self.key).daily
+        only_source = not spec_of(self.key).daily
         try:
-            with self.memory.reservation() as memory:
-                file = self._fetch(path, memory, month)
-                verified = file is not None and file.checksum is ChecksumStatus.VERIFIED
-                if file is None or not (verified or only_source):
-                    return {}
-                return self._read(file, path, month[0], month[-1], encode=True)
+            with self.sources.memory.reservation() as memory:
+                return self._read(self.key.archive_monthly(month[0]), month, memory, encode=True)
         except SourceError as error:
             if only_source:
                 raise
@@ -197,31 +181,33 @@ class ArchiveDays:
 
     # --- one zip ------------------------------------------------------------------------------------------------
 
-    def _fetch(self, path: str, memory: Reservation, days: tuple[date, ...]) -> ArchiveFile | None:
+    def _read(
+        self, path: str, days: Sequence[date], memory: Reservation, *, encode: bool
+    ) -> Mapping[date, DayRows | Encoded]:
+        """Fetch and read a zip. Return its days: none if it does not exist, or is monthly and not verified."""
         accepted = quarantine.accepted_sha256(self.layout, self.key, path)
-        most = _most_bytes(self.key, len(days))
         try:
-            file = self.archive.fetch(path, lambda size: memory.take(size * MEMORY_PER_BYTE), accepted, most)
+            file = self.sources.archive.fetch(
+                path, lambda size: memory.take(size * MEMORY_PER_BYTE), accepted, _most_bytes(self.key, len(days))
+            )
         except ChecksumError as error:
             self._quarantine(path, error.file, error, days)
             raise
         if file is None:
             memory.give_back()  # the zip did not match its checksum, and was gone at the second attempt
-        return file
-
-    def _read(
-        self, file: ArchiveFile, path: str, first: date, last: date, *, encode: bool
-    ) -> Mapping[date, DayRows | Encoded]:
+        must_be_verified = len(days) > 1 and spec_of(self.key).daily
+        if file is None or (must_be_verified and file.checksum is not ChecksumStatus.VERIFIED):
+            return {}
         try:
-            if encode and first == last and self.key.interval is not None and len(file.data) <= _SMALL_BYTES:
-                return {first: self._small.compute(first, file)}
+            if encode and len(days) == 1 and self.key.interval is not None and len(file.data) <= _SMALL_BYTES:
+                return {days[0]: self._small.compute(days[0], file)}
             listing = self.listing if encode else None
-            return self.computing.submit(read_days, self.key, file, first, last, listing).result()
+            return self.sources.computing.submit(read_days, self.key, file, days[0], days[-1], listing).result()
         except (MalformedError, ConflictError) as error:
-            self._quarantine(path, file, error, clock.days_of_month(first) if first < last else (first,))
+            self._quarantine(path, file, error, days)
             raise
 
-    def _quarantine(self, path: str, file: ArchiveFile, error: SourceError, days: tuple[date, ...]) -> None:
+    def _quarantine(self, path: str, file: ArchiveFile, error: SourceError, days: Sequence[date]) -> None:
         day = days[0] if len(days) == 1 else None
         entry = quarantine.store(
             self.layout,

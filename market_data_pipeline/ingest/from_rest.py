@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 
@@ -42,7 +43,6 @@ class NoRows:
     """A day without rows to store, as expected.
 
     Attributes:
-        action: Action taken for the day.
         findings: Reason that the day has no rows, if it is known.
     """
 
@@ -55,9 +55,6 @@ class RestDays:
     """Days of one series from REST, for one run.
 
     Attributes:
-        key: The series.
-        rest: REST of its market.
-        listing: Listing spans of the symbol, as far as known.
         later_day: Return the first later day that has a file in the archive.
     """
 
@@ -65,7 +62,7 @@ class RestDays:
     rest: Callable[[], RestApi]
     listing: Listing
     later_day: Callable[[date], date | None]
-    _first_candle: tuple[date | None] | None = field(default=None, init=False)
+    _first: date | None = field(default=None, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:
@@ -238,20 +235,14 @@ class RestDays:
         return bool((ints(had, "count") > 0).any())
 
     def _before_listing(self, day: date) -> bool:
-        first = self._first_listed()
-        return first is not None and day < first
-
-    def _first_listed(self) -> date | None:
-        """Return the day of the symbol's first candle, requested once. None if REST does not answer."""
-        if self.listing.first is not None:
-            return self.listing.first
+        """Return True if a day is before the symbol's first candle, which is requested once. False if unknown."""
         with self._lock:  # several threads work on the days of the series
-            if self._first_candle is None:
-                try:
-                    self._first_candle = (self.rest().first_candle_day(self.key),)
-                except SourceError:
-                    self._first_candle = (None,)
-            return self._first_candle[0]
+            if self._first is None:
+                self._first = self.listing.first or date.min
+                if self.listing.first is None:
+                    with suppress(SourceError):
+                        self._first = self.rest().first_candle_day(self.key) or date.min
+            return day < self._first
 
 
 def _with_archive_answer(error: SourceError) -> SourceError:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +38,7 @@ from market_data_pipeline.checks.verdicts import CUT, AnsweredIds, pieces
 from market_data_pipeline.errors import RefusedError, SourceError
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.ingest.slot_fill import answer_of, fill_slots, only_new_slots, without_near
-from market_data_pipeline.model.datasets import shows_trades, spec_of
+from market_data_pipeline.model.datasets import Spec, shows_trades, spec_of
 from market_data_pipeline.model.findings import (
     ACROSS_MIDNIGHT,
     FLAT_CONFIRMED,
@@ -61,13 +62,7 @@ _MOST_RANGES = 50
 
 @dataclass(frozen=True, slots=True)
 class GapFiller:
-    """Fetch the missing rows of one series from REST.
-
-    Attributes:
-        key: The series.
-        rest: REST of its market.
-        listing: Listing spans of the symbol.
-    """
+    """Fetch the missing rows of one series from REST."""
 
     key: SeriesKey
     rest: Callable[[], RestApi]
@@ -104,7 +99,6 @@ class GapFiller:
 
         If REST does not respond, the day stays unchanged. It is provisional and is retried later.
         """
-        step = interval_us(self.key.interval) if self.key.interval else 0
         try:
             for first, last in gaps.spans:
                 if spec_of(self.key).slots is not None:
@@ -113,7 +107,7 @@ class GapFiller:
                     around = _around(rows.table, first, last)
                     answer = _of_day(self.rest().agg_trades_of_ids(self.key, first, last, around), day, self.key)
                 else:
-                    answer = self.rest().klines(self.key, first, last + step)
+                    answer = self._klines(first, last)
                 rows = self.filled_in(rows, answer)
         except SourceError as error:
             logger.info("%s %s: cannot fill gaps inside the day: %s", self.key, day, error)
@@ -121,6 +115,10 @@ class GapFiller:
 
     def _of_time(self, start_us: int, end_us: int) -> RestRows:
         return self.rest().of_time(self.key, start_us, end_us)
+
+    def _klines(self, first: int, last: int) -> RestRows:
+        """Fetch candles, both ends included (open times in microseconds UTC)."""
+        return self.rest().klines(self.key, first, last + interval_us(self.key.interval or ""))
 
     # --- candles ------------------------------------------------------------------------------------------------
 
@@ -138,7 +136,7 @@ class GapFiller:
             # Before and after trading, REST answers any span with one empty response.
             ends = [(int(times[0]), int(times[-1])) for times in (missing.before, missing.after) if len(times)]
             for first, last in (*_spans(missing.inside, page * step), *ends):
-                rows = self.filled_in(rows, self.rest().klines(self.key, first, last + step))
+                rows = self.filled_in(rows, self._klines(first, last))
         except SourceError as error:
             # Candles have no reach: a refusal of REST may pass.
             return replace(rows, rest=answer_of(error).model_copy(update={"beyond_reach": False}))
@@ -148,11 +146,10 @@ class GapFiller:
         """Remove REST candles that overlap archive candles off the grid, or a candle of the previous day."""
         if not rows.of_archive or self.key.interval is None:
             return rows
-        ours = rows.from_rest()
-        keys, step = ints(rows.table, "open_time"), interval_us(self.key.interval)
-        of_archive = rows.table.filter(pa.array(~np.isin(keys, ints(ours, "open_time"))))
-        overlaps = overlapping(*_span_of(ours), of_archive, step, rows.reach_us)
-        return rows.without(ints(ours, "open_time")[overlaps], spec_of(self.key)) if overlaps.any() else rows
+        ours, spec = rows.from_rest(), spec_of(self.key)
+        of_archive = rows.without(ints(ours, spec.key), spec)
+        overlaps = np.setdiff1d(ints(ours, spec.key), ints(_new_rows(self.key, of_archive, ours), spec.key))
+        return rows.without(overlaps, spec) if len(overlaps) else rows
 
     def _with_off_grid_finding(self, rows: DayRows, off: Ints, step: int) -> DayRows:
         """Add the finding about candles off the grid, with REST's candles in their place.
@@ -161,7 +158,7 @@ class GapFiller:
         """
         first, last = int(off[0]) // step * step, int(off[-1]) // step * step
         try:
-            answer = self.rest().klines(self.key, first, last + step)
+            answer = self._klines(first, last)
         except SourceError as error:
             logger.info("%s: cannot compare candles off the grid with REST: %s", self.key, error)
             return rows
@@ -172,8 +169,6 @@ class GapFiller:
         """Replace suspect flat candles with REST's candles if those have trades, and record REST's answer.
 
         Args:
-            day: The UTC day.
-            rows: Its rows.
             suspect: Ranges of flat candles that may be a fault of the archive.
         """
         if self.key.interval is None or not rows.of_archive:
@@ -183,7 +178,7 @@ class GapFiller:
         times = times[within(times, suspect)]
         try:
             for first, last in _spans(times, page * step):
-                answer = self.rest().klines(self.key, first, last + step)
+                answer = self._klines(first, last)
                 asked = times[(times >= first) & (times <= last)]
                 rows = with_trades_over_flat(self.key, rows, answer.table, _part_of(answer))
                 still = np.intersect1d(flat_candles(rows.table), asked)
@@ -224,7 +219,6 @@ class GapFiller:
         """Fetch trades by their ids.
 
         Args:
-            first: First id.
             last: Last id, inclusive.
             between_us: Times of the trades before and after them (microseconds UTC). None if unknown.
         """
@@ -255,11 +249,8 @@ class GapFiller:
             logger.info("%s %s: cannot check for a truncated archive: %s", self.key, day, error)
             return rows
         had = ints(answer.table, "agg_trade_id")
-        missing = (
-            [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in missing_between(last + 1, int(had[-1]), had)]
-            if len(had)
-            else []
-        )
+        until = int(had[-1]) if len(had) else last
+        missing = [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in missing_between(last + 1, until, had)]
         return replace(self.filled_in(rows, answer), cut=answer.cut, asked_ids=(*rows.asked_ids, *missing))
 
     # --- both ---------------------------------------------------------------------------------------------------
@@ -269,29 +260,18 @@ class GapFiller:
         if answer is None:
             return rows
         spec = spec_of(self.key)
-        known = ints(rows.table, spec.key)
-        theirs = ints(answer.table, spec.key)
-        new = answer.table.filter(pa.array(~np.isin(theirs, known)))
-        if self.key.interval is not None:  # an archive candle off the grid counts for the time that it covers
-            overlaps = overlapping(*_span_of(new), rows.table, interval_us(self.key.interval), rows.reach_us)
-            new = new.filter(pa.array(~overlaps))
-        common = answer.table.filter(pa.array(np.isin(theirs, known)))
+        new = _new_rows(self.key, rows, answer.table)
+        common = _with_keys(answer.table, spec, ints(rows.table, spec.key))
         if common.num_rows:
             new_findings = (one for one in disagreement(self.key, common, rows.table) if not _is_known(one, rows))
             rows = replace(rows, findings=(*rows.findings, *new_findings))
         if new.num_rows == 0:
             return rows
-        return rows.with_more(new, _of_rows(_part_of(answer), new.num_rows), spec)
+        return rows.with_more(new, _part_of(answer), spec)
 
 
-@dataclass(frozen=True, slots=True)
-class Gaps:
-    """Gaps between the stored rows of a day.
-
-    Attributes:
-        spans: First and last keys to request.
-        until_us: End of the last gap (microseconds UTC).
-    """
+class Gaps(NamedTuple):
+    """Gaps between the stored rows of a day: first and last keys to request, and the end of the last gap in µs UTC."""
 
     spans: Sequence[tuple[int, int]]
     until_us: int
@@ -365,21 +345,16 @@ def with_trades_over_flat(key: SeriesKey, rows: DayRows, rest: pa.Table, part: P
     """Replace flat candles of the archive with REST's if those have trades. A finding records both.
 
     Args:
-        key: The series.
-        rows: The day.
         rest: Rows that REST has, or had.
-        part: Origin of the REST rows.
     """
     if key.interval is None or not shows_trades(key):
         return rows
     spec = spec_of(key)
-    traded = rest.filter(pa.array(ints(rest, "count") > 0))
-    taken = traded.filter(pa.array(np.isin(ints(traded, spec.key), flat_candles(rows.table))))
+    taken = _with_keys(rest.filter(pa.array(ints(rest, "count") > 0)), spec, flat_candles(rows.table))
     if taken.num_rows == 0:
         return rows
     keys = ints(taken, spec.key)
-    flat = rows.table.filter(pa.array(np.isin(ints(rows.table, spec.key), keys)))
-    found = difference(flat, taken, spec, key_format(key))
+    found = difference(_with_keys(rows.table, spec, keys), taken, spec, key_format(key))
     finding = Finding(
         check="integrity",
         rule=FLAT_FILLED,
@@ -390,7 +365,7 @@ def with_trades_over_flat(key: SeriesKey, rows: DayRows, rest: pa.Table, part: P
         ranges=key_ranges(keys, interval_us(key.interval)),
         evidence=f"archive → REST: {found.recorded}",
     )
-    filled = rows.without(keys, spec).with_more(taken, _of_rows(part, taken.num_rows), spec)
+    filled = rows.without(keys, spec).with_more(taken, part, spec)
     return replace(filled, findings=(*filled.findings, finding))
 
 
@@ -398,7 +373,6 @@ def with_stored_rows(key: SeriesKey, stored: DayRows, rows: DayRows) -> DayRows:
     """Merge stored rows that only REST has into an archive day, and record changes since it was stored.
 
     Args:
-        key: The series.
         stored: The stored day: provisional, or from an archive that was replaced since.
         rows: The day from the current archive.
     """
@@ -407,11 +381,7 @@ def with_stored_rows(key: SeriesKey, stored: DayRows, rows: DayRows) -> DayRows:
     if only_rest.num_rows:
         part = next(part for part in stored.parts if part.source is Source.REST)
         rows = with_trades_over_flat(key, rows, only_rest, part)
-    only_rest = only_rest.filter(pa.array(~np.isin(ints(only_rest, spec.key), ints(rows.table, spec.key))))
-    if key.interval is not None:
-        overlaps = overlapping(*_span_of(only_rest), rows.table, interval_us(key.interval), rows.reach_us)
-        only_rest = only_rest.filter(pa.array(~overlaps))
-    only_rest = only_new_slots(key, only_rest, rows.table)
+    only_rest = only_new_slots(key, _new_rows(key, rows, only_rest), rows.table)
     compared = spec if stored.of_archive else of_both_sources(spec)
     found = difference(stored.table, rows.table, compared, key_format(key))
     changes = replace(found, removed=np.setdiff1d(found.removed, ints(only_rest, spec.key)))
@@ -431,11 +401,6 @@ def without_duplicates(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRo
     """Remove trades that also appear in the previous day (binance-public-data #353).
 
     If all of them do, they stay, because a day without rows cannot be stored. A finding reports it.
-
-    Args:
-        key: The series.
-        before: Rows of the previous day.
-        rows: The day.
     """
     spec = spec_of(key)
     repeated = np.intersect1d(ints(before, spec.key), ints(rows.table, spec.key))
@@ -446,8 +411,8 @@ def without_duplicates(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRo
         overlap = Finding(check="integrity", rule=ACROSS_MIDNIGHT, severity=Severity.INFO, count=0, message=message)
         return replace(rows, findings=(*rows.findings, overlap))
     found = difference(
-        before.filter(pa.array(np.isin(ints(before, spec.key), repeated))),
-        rows.table.filter(pa.array(np.isin(ints(rows.table, spec.key), repeated))),
+        _with_keys(before, spec, repeated),
+        _with_keys(rows.table, spec, repeated),
         replace(spec, columns=tuple(column for column in spec.columns if column.kind != "time")),
         key_format(key),
     )
@@ -472,13 +437,22 @@ def without_duplicates(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRo
     return replace(repaired, findings=(*repaired.findings, finding))
 
 
+def _with_keys(table: pa.Table, spec: Spec, keys: Ints) -> pa.Table:
+    return table.filter(pa.array(np.isin(ints(table, spec.key), keys)))
+
+
+def _new_rows(key: SeriesKey, rows: DayRows, table: pa.Table) -> pa.Table:
+    """Return the rows of a table that a day does not have. Its candles off the grid count for the time they cover."""
+    spec = spec_of(key)
+    new = table.filter(pa.array(~np.isin(ints(table, spec.key), ints(rows.table, spec.key))))
+    if key.interval is None:
+        return new
+    spans = ints(new, "open_time"), ints(new, "close_time")
+    return new.filter(pa.array(~overlapping(*spans, rows.table, interval_us(key.interval), rows.reach_us)))
+
+
 def _part_of(answer: RestRows) -> Part:
     return Part(source=Source.REST, url=answer.url, first_row=0, rows=0, fetched_at=answer.asked_at)
-
-
-def _of_rows(part: Part, rows: int) -> Part:
-    """Return a part with another number of rows."""
-    return part.model_copy(update={"first_row": 0, "rows": rows})
 
 
 def _noted(rows: DayRows, rule: str, times: Ints, first: int, last: int, what: str) -> DayRows:
@@ -504,11 +478,6 @@ def _is_known(finding: Finding, rows: DayRows) -> bool:
 
 def _without_text(finding: Finding) -> Finding:
     return finding.model_copy(update={"message": ""})
-
-
-def _span_of(table: pa.Table) -> tuple[Ints, Ints]:
-    """Return the open and close times of candles."""
-    return ints(table, "open_time"), ints(table, "close_time")
 
 
 def _spans(lacking: Ints, longest_us: int) -> list[tuple[int, int]]:

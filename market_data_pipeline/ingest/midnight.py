@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
-import numpy as np
-
 from market_data_pipeline import clock
 from market_data_pipeline.checks.continuity import open_midnights
-from market_data_pipeline.checks.ordering import Ints, ints
-from market_data_pipeline.checks.verdicts import AnsweredIds, answered_ids
+from market_data_pipeline.checks.ordering import ints
+from market_data_pipeline.checks.verdicts import answered_ids
 from market_data_pipeline.errors import DamagedFileError, StorageError
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.ingest.from_archive import MEMORY_PER_BYTE
@@ -38,18 +36,12 @@ logger = logging.getLogger(__name__)
 
 _DAY = timedelta(days=1)
 _CHANGED = (Action.FETCHED, Action.EXTENDED)
+_NOT_REQUESTED = RestAnswer(answered=False, reason="they belong to the previous day, which was not requested")
 
 
 @dataclass(frozen=True, slots=True)
 class Midnight:
-    """Check and repair neighbouring days of one series.
-
-    Attributes:
-        day_store: The stored days of the series.
-        gap_filler: Fetches missing rows from REST.
-        ledger: The ledger of the series.
-        memory: Memory budget of all days in progress.
-    """
+    """Check and repair neighbouring days of one series."""
 
     day_store: DayStore
     gap_filler: GapFiller
@@ -58,32 +50,28 @@ class Midnight:
 
     def across(self, results: Iterator[DayOutcome | DayFailure]) -> Iterator[DayOutcome | DayFailure]:
         """Yield results in order, after comparing each fetched day with its neighbours and repairing it."""
-        before: DayOutcome | DayFailure | None = None
         unchecked = set(open_midnights(self.day_store.key, self.ledger.rows, clock.now()))
+        before: DayOutcome | DayFailure | None = None
         for result in results:
-            repaired: dict[date, DayOutcome] = {}
-            if before is not None and before.day + _DAY == result.day:
-                repaired = self._compare((before, result), before.row, result.row, unchecked)
+            if before is None:
+                repaired = self._compare(result.day, [result], unchecked)
+            elif before.day + _DAY == result.day:
+                repaired = self._compare(result.day, [before, result], unchecked)
             else:
-                if before is not None:
-                    repaired = self._compare((before,), before.row, self.ledger.get(before.day + _DAY), unchecked)
-                repaired |= self._compare((result,), self.ledger.get(result.day - _DAY), result.row, unchecked)
+                repaired = self._compare(before.day + _DAY, [before], unchecked)
+                repaired |= self._compare(result.day, [result], unchecked)
             if before is not None:
                 yield repaired.get(before.day, before)
             before = repaired.get(result.day, result)
         if before is not None:
-            yield self._compare((before,), before.row, self.ledger.get(before.day + _DAY), unchecked).get(
-                before.day, before
-            )
+            yield self._compare(before.day + _DAY, [before], unchecked).get(before.day, before)
 
     def _compare(
-        self,
-        results: Sequence[DayOutcome | DayFailure],
-        first: DayRecord | None,
-        second: DayRecord | None,
-        unchecked: Set[date],
+        self, day: date, results: Sequence[DayOutcome | DayFailure], unchecked: Set[date]
     ) -> dict[date, DayOutcome]:
-        """Compare two neighbouring days, and return the repaired ones among this run's results."""
+        """Compare a day with the day before, and return the repaired ones among this run's results."""
+        rows = {r.day: r.row for r in results}
+        first, second = (rows.get(one) or self.ledger.get(one) for one in (day - _DAY, day))
         ours = {r.day: r for r in results if isinstance(r, DayOutcome)}
         if not any(r.action in _CHANGED or r.day in unchecked for r in ours.values()):
             return {}
@@ -91,7 +79,7 @@ class Midnight:
             return {}
         if first.last_key is None or second.first_key is None:
             return {}
-        later = ours.get(second.day)
+        later = ours.get(day)
         if spec_of(self.day_store.key).slots is not None:  # each day has findings about its own missing rows
             return {}
         if self.day_store.key.interval is not None:
@@ -100,10 +88,8 @@ class Midnight:
             return self._fill(ours, second.day, first.last_key + 1, second.first_key - 1)
         if later is None:
             return {}
-        repaired = (
-            self._drop_outdated(later) if second.first_key == first.last_key + 1 else self._remove_overlap(first, later)
-        )
-        return {} if repaired is later else {later.day: repaired}
+        is_next = second.first_key == first.last_key + 1
+        return {day: self._drop_outdated(later) if is_next else self._remove_overlap(first, later)}
 
     def _reach(self, first: DayRecord, second: DayRecord, later: DayOutcome | None) -> dict[date, DayOutcome]:
         """Store a day of candles again if the previous day's last candle reaches into it and covers a gap."""
@@ -123,7 +109,6 @@ class Midnight:
     def _fill(self, ours: Mapping[date, DayOutcome], later: date, first: int, last: int) -> dict[date, DayOutcome]:
         """Fetch the ids missing between two days, and record in the later one the ids still missing, with reasons."""
         answer = self.gap_filler.of_ids(first, last, self._around(later))
-        there: Ints = np.zeros(0, dtype=np.int64)
         stored: dict[date, DayOutcome] = {}
         for day, outcome in sorted(ours.items()):
             with self._memory_for(outcome.row):
@@ -133,16 +118,17 @@ class Midnight:
                 mine, elsewhere = answer.of_day(day, self.day_store.key)
                 filled = self.gap_filler.filled_in(rows, mine)
                 ids = ints(filled.table, "agg_trade_id")
-                if day != later and filled is not rows:
+                if day == later:
+                    before = missing_between(first, min(last, int(ids[0]) - 1), ids[:0])
+                    inside = [one for one in rows.asked_ids if one.first > last]
+                    if len(ours) == 1:
+                        elsewhere = [replace(one, answer=_NOT_REQUESTED) for one in elsewhere]
+                    known = [*answer.missing, *elsewhere]
+                    filled = replace(filled, before=before, asked_ids=(*known, *inside))
+                elif filled is not rows:
                     # Ids missing before the filled trades are now inside this day, which reports them.
                     filled = replace(filled, asked_ids=(*rows.asked_ids, *answer.missing))
                     first = max(first, int(ids[-1]) + 1)
-                there = np.union1d(there, ids[(ids >= first) & (ids <= last)])
-                if day == later:
-                    before = missing_between(first, min(last, int(ids[0]) - 1), there[there < ids[0]])
-                    inside = [one for one in rows.asked_ids if one.first > last]
-                    known = [*answer.missing, *(elsewhere if len(ours) > 1 else _of_day_before(elsewhere))]
-                    filled = replace(filled, before=before, asked_ids=(*known, *inside))
                 if filled is not rows:
                     stored[day] = self._store_again(outcome, filled)
                 del rows, filled  # before the memory is returned
@@ -193,9 +179,3 @@ class Midnight:
             logger.warning("%s: %s stays as fetched: %s", self.day_store.key, outcome.day, error)
             return outcome
         return replace(stored, seconds=outcome.seconds + stored.seconds, downloaded=outcome.downloaded, action=action)
-
-
-def _of_day_before(elsewhere: Iterable[AnsweredIds]) -> list[AnsweredIds]:
-    """Mark trades that belong to a day outside of this run as still to fetch."""
-    why = RestAnswer(answered=False, reason="they belong to the previous day, which was not requested")
-    return [replace(one, answer=why) for one in elsewhere]

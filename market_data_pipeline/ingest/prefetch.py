@@ -22,11 +22,10 @@ _T = TypeVar("_T")
 
 @dataclass
 class _Series(Generic[_T]):
-    """A started series: its results so far, and its error if it failed."""
+    """A started series, and its results so far. They end with None, or with its error if it failed."""
 
     days: tuple[date, ...]
-    results: queue.SimpleQueue[_T | None] = field(default_factory=queue.SimpleQueue)
-    error: BaseException | None = None
+    results: queue.SimpleQueue[_T | BaseException | None] = field(default_factory=queue.SimpleQueue)
 
 
 class Prefetcher(Generic[_T]):
@@ -66,9 +65,9 @@ class Prefetcher(Generic[_T]):
             return
         self._start_more()
         while (result := series.results.get()) is not None:
+            if isinstance(result, BaseException):
+                raise result
             yield result
-        if series.error is not None:
-            raise series.error
 
     def _start_more(self) -> None:
         while self._left and len(self._started) < self._most:
@@ -77,6 +76,7 @@ class Prefetcher(Generic[_T]):
             self._threads.submit(self._work, key, series)
 
     def _work(self, key: SeriesKey, series: _Series[_T]) -> None:
+        end: BaseException | None = None
         try:
             if not self._stopped.is_set():
                 with closing(self._fetch(key, series.days)) as results:
@@ -85,9 +85,8 @@ class Prefetcher(Generic[_T]):
                         if self._stopped.is_set():
                             break
         except BaseException as error:  # noqa: BLE001 - raised by ``days``
-            series.error = error
-        finally:
-            series.results.put(None)
+            end = error
+        series.results.put(end)
 
     def close(self) -> None:
         """Stop. Days in progress are finished and stored, even if no caller reads their results."""

@@ -59,11 +59,7 @@ def ingest(
     """Ingest days of a series into the lake.
 
     Args:
-        key: The series.
         days: UTC days, in any order.
-        layout: Layout of the lake.
-        sources: Sources of the run.
-        settings: Threads, memory and timeouts.
         listing: Listing spans of the symbol, as far as known. Days outside are ``not_listed`` without a request.
 
     Yields:
@@ -102,15 +98,8 @@ class _Run:
 
     def __post_init__(self) -> None:
         self._day_store = DayStore(self.key, self.layout, self.listing)
-        self._archive_days = ArchiveDays(
-            self.key,
-            self.layout,
-            self.listing,
-            self.sources.archive,
-            self.sources.computing,
-            self.sources.memory,
-            self.settings.quarantine_mb * 1_000_000,
-        )
+        quarantine_bytes = self.settings.quarantine_mb * 1_000_000
+        self._archive_days = ArchiveDays(self.key, self.layout, self.listing, self.sources, quarantine_bytes)
         self._rest_days = RestDays(self.key, self._rest, self.listing, self._archive_days.later_day)
         self._gap_filler = GapFiller(self.key, self._rest, self.listing)
 
@@ -212,7 +201,12 @@ class _Run:
         if not monthly_may_replace(self.key):
             return [_Job((day,)) for day in days]
         # The monthly zip may be older than a replaced daily zip.
-        wanted = {day for day in days if not self._is_replaced(day)}
+        replaced = (
+            day
+            for day, row in self._ledger.rows.items()
+            if row.replaced_by is not None and Source.ARCHIVE_DAILY in (row.source or "")
+        )
+        wanted = set(days).difference(replaced)
         jobs, done = [], set[date]()
         for day in days:
             month = clock.days_of_month(day)
@@ -224,10 +218,6 @@ class _Run:
             else:
                 jobs.append(_Job((day,)))
         return jobs
-
-    def _is_replaced(self, day: date) -> bool:
-        row = self._ledger.get(day)
-        return row is not None and row.replaced_by is not None and Source.ARCHIVE_DAILY in (row.source or "")
 
     # --- one worker -------------------------------------------------------------------------------------------
 

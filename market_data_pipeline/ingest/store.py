@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
@@ -24,6 +25,7 @@ from market_data_pipeline.lake.partitions import days_between, read_record, read
 from market_data_pipeline.lake.reader import read_day
 from market_data_pipeline.model.datasets import shows_trades
 from market_data_pipeline.model.day import HELD, Confirmed, DayFile, DayRecord, Stored, after
+from market_data_pipeline.model.findings import Finding
 from market_data_pipeline.model.outcomes import Action, DayOutcome
 from market_data_pipeline.model.provenance import Provenance, Source
 from market_data_pipeline.model.series import DataType, Listing, SeriesKey, interval_us
@@ -31,13 +33,7 @@ from market_data_pipeline.model.series import DataType, Listing, SeriesKey, inte
 
 @dataclass(frozen=True, slots=True)
 class DayStore:
-    """Stored days of one series. Writers must have the lock of the series.
-
-    Attributes:
-        key: The series.
-        layout: Layout of the lake.
-        listing: Listing spans of the symbol.
-    """
+    """Stored days of one series. Writers must have the lock of the series."""
 
     key: SeriesKey
     layout: Layout
@@ -82,9 +78,6 @@ class DayStore:
         """Check a day's rows and write them, unless the stored file is better.
 
         Args:
-            day: The UTC day.
-            known: The day in the ledger.
-            rows: Its rows.
             started: Start of the work on the day, by :func:`time.perf_counter`.
 
         Raises:
@@ -98,7 +91,7 @@ class DayStore:
             self._stored_trades(day) if rows.of_archive and may_need_rest(self.key, day, rows, self.listing) else None
         )
         record = describe(self.key, day, rows, self.listing, trades)
-        if known is not None and stored is not None and _stored_is_better(stored, record):
+        if known is not None and stored is not None and _STORED_STAYS[stored.final, record.final](stored, record):
             # The ledger knows more than the footer: flat candles may have been classified since.
             row = after(known, day, Confirmed(clock.now(), archive=True))
             return DayOutcome(self.key, day, row, Action.HELD, time.perf_counter() - started, rows.downloaded)
@@ -140,14 +133,35 @@ class DayStore:
         return TradeRecord(ints(table, "agg_trade_id"), ints(table, "transact_time"))
 
 
-def _stored_is_better(stored: Provenance, new: Provenance) -> bool:
-    """Return True if the stored file is better. Final beats provisional, and a provisional day never loses rows."""
-    if stored.final and not new.final:
-        return True
-    same_source = [(part.sha256, part.etag) for part in stored.parts] == [
-        (part.sha256, part.etag) for part in new.parts
+def _sources(record: Provenance) -> list[tuple[str | None, str | None]]:
+    return [(part.sha256, part.etag) for part in record.parts]
+
+
+def _has_same(stored: Provenance, new: Provenance) -> bool:
+    """Return True if both have the same rows and findings. The words of findings may differ."""
+    return stored.content_sha256 == new.content_sha256 and _typed(stored) == _typed(new)
+
+
+def _typed(record: Provenance) -> list[Finding]:
+    """Return findings without words for people."""
+    words = {"message": "", "evidence": ""}
+    return [
+        one.model_copy(update=words | {"rest": one.rest and one.rest.model_copy(update={"reason": ""})})
+        for one in record.findings
     ]
-    if stored.final == new.final and stored.content_sha256 == new.content_sha256 and stored.findings == new.findings:
-        over = clock.naive_utc(stored.fetched_at).date() > stored.day  # else the newer file covers more time
-        return same_source if new.final else over or clock.naive_utc(new.fetched_at).date() == new.day
-    return new.rows < stored.rows and not new.final
+
+
+def _covers_more(stored: Provenance, new: Provenance) -> bool:
+    """Return True if the new rows were fetched after a day whose stored rows were fetched before its end."""
+    return clock.naive_utc(stored.fetched_at).date() <= stored.day < clock.naive_utc(new.fetched_at).date()
+
+
+_STORED_STAYS: Mapping[tuple[bool, bool], Callable[[Provenance, Provenance], bool]] = {
+    (True, False): lambda *_: True,
+    (False, True): lambda *_: False,
+    (True, True): lambda stored, new: _has_same(stored, new) and _sources(stored) == _sources(new),
+    (False, False): lambda stored, new: (
+        stored.rows > new.rows or (_has_same(stored, new) and not _covers_more(stored, new))
+    ),
+}
+"""Conditions under which a stored file is not overwritten, by: the stored day is final, the new one is final."""

@@ -87,8 +87,6 @@ class Discovery:
     """One archive whose listing differs from the ledger.
 
     Attributes:
-        kind: Kind of the difference.
-        key: The series.
         days: The UTC days affected, in order: one for a daily archive, up to a month for a monthly one.
         archive: Its key in the bucket.
         etag: ETag listed now, or Last-Modified if the listing has no ETag. Empty if the archive vanished.
@@ -176,7 +174,6 @@ def sweep(
     Args:
         settings: Location of the lake, and number of series to list in parallel.
         keys: The series. Derived series have no archive and are skipped.
-        archive: The archive's listing.
         mark: Write the result into the ledgers.
         at_once: End the retry backoff of days whose last attempt failed.
         on_progress: Called after each series with the number of archives compared.
@@ -229,7 +226,6 @@ def look_for(
 
     Args:
         waiting: Ledger rows of the days, by series, in the order to look for them.
-        archive: The archive's listing.
         threads: Number of series to list in parallel.
         seconds: Time after which no further series starts.
     """
@@ -270,9 +266,8 @@ def _compare_rows(key: SeriesKey, rows: Iterable[DayRecord], archive: Listing) -
             for row in in_order:
                 if cadence in _cadences(key, row, now):
                     by_archive.setdefault(of_cadence(row.day), []).append(row)
-            pages = Pages(archive)
-            listed = pages.find(key.archive_folder(cadence), by_archive)
-            swept.requests += pages.requests
+            listed, requests = find_listed(archive, key.archive_folder(cadence), by_archive)
+            swept.requests += requests
             swept.archives[key] += len(by_archive)
             for name, days in by_archive.items():
                 _compare(key, name, days, listed, swept)
@@ -301,35 +296,36 @@ def _cadences(key: SeriesKey, row: DayRecord, now: datetime) -> tuple[str, ...]:
 def _compare(
     key: SeriesKey, name: str, rows: Sequence[DayRecord], listed: Mapping[str, Listed], swept: SweepReport
 ) -> None:
-    file = listed.get(name)
-    came_from_it = [row for row in rows if row.outcome == HELD and row.archive_sha256 is not None]
+    file, checksum = listed.get(name), listed.get(f"{name}.CHECKSUM")
+    found: dict[Kind, list[date]] = {kind: [] for kind in Kind}
+    for row in rows:
+        is_own = not spec_of(key).daily or name == key.archive_daily(row.day)
+        kind = _kind_of(row, file, checksum, is_own=is_own)
+        if kind is not None:
+            found[kind].append(row.day)
+        swept.without_etag += file is not None and _came_from_archive(row) and _is_same(row, file) is None
+    etag = "" if file is None else _identity(file)
+    swept.discoveries += [Discovery(kind, key, tuple(days), name, etag) for kind, days in found.items() if days]
+
+
+def _kind_of(row: DayRecord, file: Listed | None, checksum: Listed | None, *, is_own: bool) -> Kind | None:
+    """Return the difference between a day and its archive in the listing. None if there is none."""
     if file is None:
-        if came_from_it:
-            swept.discoveries.append(Discovery(Kind.VANISHED, key, _days(came_from_it), name))
-        return
-    etag, checksum = identity(file), listed.get(f"{name}.CHECKSUM")
-    replaced, own = [], not spec_of(key).daily
-    for row in came_from_it:
+        return Kind.VANISHED if _came_from_archive(row) else None
+    etag = _identity(file)
+    if _came_from_archive(row):
         same = _is_same(row, file)
-        swept.without_etag += same is None
-        if (same is False and (not knows_archive(row, etag) or _has_new_checksum(row, checksum))) or _is_back(
-            row, same
-        ):
-            replaced.append(row)
-    published = [
-        row
-        for row in rows
-        if row not in replaced
-        and (is_published(row, file, checksum) if own or name == key.archive_daily(row.day) else _is_newer(file, row))
-    ]
-    refused = [row for row in rows if row not in replaced and row not in published and refused_archive(row, etag)]
-    for kind, concerned in ((Kind.REPLACED, replaced), (Kind.PUBLISHED, published), (Kind.REFUSED, refused)):
-        if concerned:
-            swept.discoveries.append(Discovery(kind, key, _days(concerned), name, etag))
+        if same is False and (not knows_archive(row, etag) or _has_new_checksum(row, checksum)):
+            return Kind.REPLACED
+        if same and row.final and row.failure in REFUSED:  # the refused replacement is gone
+            return Kind.REPLACED
+    if _is_published(row, file, checksum) if is_own else _is_newer(file, row):
+        return Kind.PUBLISHED
+    return Kind.REFUSED if refused_archive(row, etag) else None
 
 
-def _days(rows: Iterable[DayRecord]) -> tuple[date, ...]:
-    return tuple(row.day for row in rows)
+def _came_from_archive(row: DayRecord) -> bool:
+    return row.outcome == HELD and row.archive_sha256 is not None
 
 
 def _is_same(row: DayRecord, file: Listed) -> bool | None:
@@ -353,26 +349,20 @@ def _moment(text: str) -> datetime | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).replace(microsecond=0)
 
 
-def identity(file: Listed) -> str:
+def _identity(file: Listed) -> str:
     """Return the version of an archive: its ETag, or its Last-Modified if it has no ETag."""
     return file.etag or file.last_modified
 
 
-def is_published(row: DayRecord, file: Listed, checksum: Listed | None) -> bool:
-    """Return True if this archive would make a provisional or failed day final.
-
-    Args:
-        row: The day's row in the ledger.
-        file: The day's archive in the listing.
-        checksum: Its ``.CHECKSUM``. None if that is not listed.
-    """
+def _is_published(row: DayRecord, file: Listed, checksum: Listed | None) -> bool:
+    """Return True if this archive would make a provisional or failed day final."""
     if row.final:
         return False
     if _has_new_checksum(row, checksum):
         return True
     if row.outcome == HELD and row.checksum == ChecksumStatus.MISSING and row.etag == file.etag:
         return checksum is not None and row.failure != "checksum"  # the same archive, whose checksum was missing
-    return not knows_archive(row, identity(file))
+    return not knows_archive(row, _identity(file))
 
 
 def _has_new_checksum(row: DayRecord, checksum: Listed | None) -> bool:
@@ -389,11 +379,6 @@ def _has_new_checksum(row: DayRecord, checksum: Listed | None) -> bool:
     return _is_newer(checksum, row)
 
 
-def _is_back(row: DayRecord, same: bool | None) -> bool:
-    """Return True if a refused replacement is gone and the archive of the day's rows is back."""
-    return same is True and row.final and row.failure in REFUSED
-
-
 def _is_newer(file: Listed, row: DayRecord) -> bool:
     """Return True if a file was published after the last attempt at a day."""
     if row.asked_at is None or not file.last_modified:
@@ -402,47 +387,41 @@ def _is_newer(file: Listed, row: DayRecord) -> bool:
     return published is not None and clock.naive_utc(published) > row.asked_at
 
 
-@dataclass
-class Pages:
+def find_listed(archive: Listing, folder: str, wanted: Iterable[str]) -> tuple[dict[str, Listed], int]:
     """Find archives in the listing with as few requests as possible.
 
-    Attributes:
-        archive: The archive's listing.
-        requests: Pages requested so far.
+    Each page begins with the next wanted archive, so that stretches without one take no request.
+
+    Args:
+        folder: Folder of the archives, ending with a slash.
+        wanted: Keys of archives directly in that folder.
+
+    Returns:
+        The listed archives and their ``.CHECKSUM`` files, by key, and the number of requests.
+
+    Raises:
+        NetworkError: The listing is incomplete, or does not end.
     """
-
-    archive: Listing
-    requests: int = 0
-
-    def find(self, folder: str, wanted: Iterable[str]) -> dict[str, Listed]:
-        """Return the wanted archives and their ``.CHECKSUM`` files that are listed, by key.
-
-        Each page begins with the next wanted archive, so that stretches without one take no request.
-
-        Args:
-            folder: Folder of the archives, ending with a slash.
-            wanted: Keys of archives directly in that folder.
-        """
-        left = sorted(wanted)
-        found: dict[str, Listed] = {}
-        after = ""
-        while left:
-            # Continue from the last page if it ended between a zip and its checksum.
-            after = max(after, left[0].removesuffix(".zip"))
-            page, more = self.archive.list_page(folder, after)
-            self.requests += 1
-            found.update((file.key, file) for file in page)
-            if not more or not page:
-                break
-            if self.requests >= MOST_PAGES:
-                raise NetworkError(
-                    f"The listing of {folder} has more than {MOST_PAGES} pages. The last one begins at {after}. "
-                    "Check the network and MARKET_DATA_VISION_LISTING_URL."
-                )
-            after = page[-1].key
-            # A zip at the end of a page also needs the next page, which has its checksum.
-            left = [key for key in left if f"{key}.CHECKSUM" > page[-1].key]
-        return found
+    left = sorted(wanted)
+    found: dict[str, Listed] = {}
+    after, requests = "", 0
+    while left:
+        # Continue from the last page if it ended between a zip and its checksum.
+        after = max(after, left[0].removesuffix(".zip"))
+        page, more = archive.list_page(folder, after)
+        requests += 1
+        found.update((file.key, file) for file in page)
+        if not more or not page:
+            break
+        if requests >= MOST_PAGES:
+            raise NetworkError(
+                f"The listing of {folder} has more than {MOST_PAGES} pages. The last one begins at {after}. "
+                "Check the network and MARKET_DATA_VISION_LISTING_URL."
+            )
+        after = page[-1].key
+        # A zip at the end of a page also needs the next page, which has its checksum.
+        left = [key for key in left if f"{key}.CHECKSUM" > page[-1].key]
+    return found, requests
 
 
 def mark_days(
@@ -458,9 +437,6 @@ def mark_days(
     A day that is already marked for this archive, and whose fetch failed, stays in retry backoff.
 
     Args:
-        layout: Layout of the lake.
-        key: The series.
-        discoveries: The sweep's discoveries in the series.
         wait_seconds: How long to wait for another run that writes the series.
         at_once: End the retry backoff.
 

@@ -49,7 +49,6 @@ def compact(
     After a crash at any point no day is duplicate or missing, and the next call continues.
 
     Args:
-        settings: Location of the lake.
         keys: The series. Series that do not close months are skipped.
         grace: How long the files of days stay after their month was closed. None takes the setting.
         on_progress: Called after each series.

@@ -209,7 +209,6 @@ def _classify_days(
     """Yield the changes of each day.
 
     Args:
-        layout: Layout of the lake.
         stored: Stored days of one interval.
         others: Stored days of other intervals, and of aggTrades. They are read only for days on which no series of the
             same interval shows trading. In a market of many symbols these are few.
@@ -232,8 +231,6 @@ def _classify_day(
     """Return the changes of a day, and True if no other series can change its verdicts further.
 
     Args:
-        layout: Layout of the lake.
-        day: The UTC day.
         stored: The day's series of one interval.
         also: The day's series of other intervals, and its aggTrades.
     """
@@ -258,7 +255,9 @@ def _classify_day(
     before = {one.key: one.findings for one in stored}
     changes, is_clear = list[_Change](), True
     for key, (times, findings) in flat.items():
-        judged = market.classify(key, times, _own_trades(layout, day, key, also))
+        own = next((one.key for one in also if one.key.interval is None and one.key.symbol == key.symbol), None)
+        traded = None if own is None else _traded(layout, day, own, interval_us(interval))
+        judged = market.classify(key, times, traded)
         is_clear = is_clear and not any(map(is_contested, judged))
         after = to_json([*(finding for finding in findings if not _is_flat(finding)), *judged])
         if after != before[key]:
@@ -288,28 +287,20 @@ def _trades(
     found: dict[str, TradedIn] = {}
     for one in stored:
         if one.key.interval is None and one.key.symbol not in known:
-            try:
-                table = read_day(layout, one.key, day, ["transact_time"])
-            except DamagedFileError:
-                continue
-            times = ints(table, "transact_time")
-            whole = not any(f.check == "gaps" and f.rule in MISSING for f in from_json(one.findings))
-            found[one.key.symbol] = TradedIn(np.unique(times // step * step), whole)
+            times = _traded(layout, day, one.key, step)
+            if times is not None:
+                whole = not any(f.check == "gaps" and f.rule in MISSING for f in from_json(one.findings))
+                found[one.key.symbol] = TradedIn(times, whole)
     return found
 
 
-def _own_trades(layout: Layout, day: date, key: SeriesKey, stored: Sequence[_StoredDay]) -> Ints | None:
-    """Return the open times of candles in which a symbol's aggTrades have trades, None without aggTrades."""
-    step = interval_us(key.interval or "")
-    for one in stored:
-        if one.key.interval is None and one.key.symbol == key.symbol:
-            try:
-                return np.unique(
-                    ints(read_day(layout, one.key, day, ["transact_time"]), "transact_time") // step * step
-                )
-            except DamagedFileError:
-                return None
-    return None
+def _traded(layout: Layout, day: date, key: SeriesKey, step: int) -> Ints | None:
+    """Return the open times of the candles in which aggTrades have trades. None if their file is damaged."""
+    try:
+        times = ints(read_day(layout, key, day, ["transact_time"]), "transact_time")
+    except DamagedFileError:
+        return None
+    return np.unique(times // step * step)
 
 
 def _is_flat(finding: Finding) -> bool:
@@ -359,35 +350,23 @@ def _write(layout: Layout, key: SeriesKey, verdicts: Mapping[date, tuple[str, st
     return written
 
 
-@dataclass(frozen=True, slots=True)
-class Standstill:
-    """Result of classifying with REST.
-
-    Attributes:
-        classified: The verdicts.
-        stored: Days that were stored again with REST's answers.
-    """
-
-    classified: Classification
-    stored: tuple[DayOutcome, ...] = ()
-
-
 FetchAgain = Callable[[Mapping[SeriesKey, Sequence[date]]], Iterable[DayOutcome]]
 """Fetch days of series again, and yield the stored ones."""
 
 
 def classify_with_rest(
     layout: Layout, market: Market, keys: Iterable[SeriesKey], fetch_again: FetchAgain
-) -> Standstill:
+) -> tuple[Classification, tuple[DayOutcome, ...]]:
     """Classify the flat candles of a market, and confirm from REST the ones that the whole market shares.
 
     Each day is requested from REST once. Without an answer it stays ``unconfirmed`` and is retried with backoff.
 
     Args:
-        layout: Layout of the lake.
-        market: The market.
         keys: The series to collect. No others are fetched.
         fetch_again: Called at most once, with the days that REST has to confirm.
+
+    Returns:
+        The verdicts, and the days that were stored again with REST's answers.
 
     Raises:
         StorageError: a ledger cannot be written.
@@ -397,7 +376,7 @@ def classify_with_rest(
     if due := _unconfirmed(layout, market, keys):
         stored = tuple(fetch_again(due))
         classified = classified.then(classify_flat_candles(layout, market))
-    return Standstill(classified, stored)
+    return classified, stored
 
 
 def _unconfirmed(layout: Layout, market: Market, keys: Iterable[SeriesKey]) -> dict[SeriesKey, list[date]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -17,12 +17,12 @@ from time import perf_counter
 from market_data_pipeline import clock
 from market_data_pipeline.errors import DamagedFileError, MarketDataError
 from market_data_pipeline.lake import storage
-from market_data_pipeline.lake.checksums import CHANGED, DayVerification, Recorded, verify_days
+from market_data_pipeline.lake.checksums import CHANGED, DayVerification, verify_days
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, is_changed, recorded, refresh_ledger
 from market_data_pipeline.lake.partitions import days_between, days_on_disk, read_record
 from market_data_pipeline.maintenance.pool import Processes
-from market_data_pipeline.model.day import HELD, DayFile, Lost, after
+from market_data_pipeline.model.day import HELD, DayRecord, Lost, after
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings, cpus
 
@@ -43,9 +43,6 @@ class LocalReport:
 
     Attributes:
         files: Number of files read, by series.
-        rows: Rows in them.
-        bytes: Their size.
-        seconds: Duration.
         faults: Days whose file is missing or does not match its record, with the reason.
         troubles: Series whose ledger could not be read or written, with the reason.
     """
@@ -94,33 +91,32 @@ def verify_local(
     report = LocalReport()
     began = perf_counter()
     wanted: dict[SeriesKey, dict[date, int]] = {}
-    known: dict[SeriesKey, dict[date, Recorded]] = {}
+    known: dict[SeriesKey, dict[date, DayRecord]] = {}
     for key in keys:
         try:
             known[key] = recorded(layout.ledger(key))
-            wanted[key] = _days_to_read(layout, key, known[key])
+            on_disk = {day: file.stat.bytes for day, file in days_on_disk(layout, key).items()}
+            wanted[key] = dict(sorted((dict.fromkeys(known[key], 0) | on_disk).items()))
         except MarketDataError as error:
             report.troubles[key] = str(error)
-    faulty: dict[SeriesKey, dict[date, DayVerification]] = {key: {} for key in wanted}
-    new: dict[SeriesKey, list[DayVerification]] = {key: [] for key in wanted}
+    unrecorded: dict[SeriesKey, list[DayVerification]] = {key: [] for key in wanted}
     for key, proofs in _proofs(layout, wanted, known, processes or cpus()):
         report.files[key] = report.files.get(key, 0) + len(proofs)
         report.rows += sum(proof.rows for proof in proofs)
         report.bytes += sum(proof.stat.bytes for proof in proofs if proof.stat)
-        faulty[key].update((proof.day, proof) for proof in proofs if proof.fault)
-        new[key] += [proof for proof in proofs if not proof.fault and not proof.as_written]
+        unrecorded[key] += [proof for proof in proofs if not proof.as_written]
         if on_progress is not None:
             on_progress(len(proofs))
-    for key, faults in faulty.items():
-        faults |= _changed(layout, key, new[key], known[key])
-        if mark:
-            _record_hashes(layout, key, [proof for proof in new[key] if proof.day not in faults])
-        if faults:
-            report.faults[key] = {day: proof.fault or "" for day, proof in faults.items()}
-            if mark:
-                try:
-                    _mark_damaged(layout, key, faults.values(), settings.lock_wait_seconds)
-                except MarketDataError as error:
+    for key, proofs in unrecorded.items():
+        changed = _changed(layout, key, [proof for proof in proofs if not proof.fault], known[key])
+        results = [changed.get(proof.day, proof) for proof in proofs]
+        if faults := {proof.day: proof.fault for proof in results if proof.fault}:
+            report.faults[key] = faults
+        if mark and results:
+            try:
+                _record(layout, key, results, settings.lock_wait_seconds if faults else 0)
+            except MarketDataError as error:
+                if faults:  # else the next scrub records the hashes
                     report.troubles[key] = str(error)
     report.seconds = perf_counter() - began
     return report
@@ -129,7 +125,7 @@ def verify_local(
 def _proofs(
     layout: Layout,
     wanted: Mapping[SeriesKey, Mapping[date, int]],
-    known: Mapping[SeriesKey, Mapping[date, Recorded]],
+    known: Mapping[SeriesKey, Mapping[date, DayRecord]],
     processes: int,
 ) -> Iterator[tuple[SeriesKey, list[DayVerification]]]:
     """Read all files in parallel, in bundles of one series."""
@@ -149,13 +145,6 @@ def _proofs(
                 task.cancel()
 
 
-def _days_to_read(layout: Layout, key: SeriesKey, known: Iterable[date]) -> dict[date, int]:
-    """Return the days with a file or a ledger row of a stored file, with the file's size in bytes, in order."""
-    sizes = dict.fromkeys(known, 0)
-    sizes |= {day: file.stat.bytes for day, file in days_on_disk(layout, key).items()}
-    return dict(sorted(sizes.items()))
-
-
 def _bundles(sizes: Mapping[date, int]) -> list[list[date]]:
     bundles: list[list[date]] = []
     bytes_in_last = 0
@@ -168,8 +157,8 @@ def _bundles(sizes: Mapping[date, int]) -> list[list[date]]:
     return bundles
 
 
-def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[DayVerification], wait_seconds: float) -> None:
-    """Mark the days of damaged or missing files as failed.
+def _record(layout: Layout, key: SeriesKey, proofs: Iterable[DayVerification], wait_seconds: float) -> None:
+    """Mark days of damaged or missing files as failed, and record the SHA-256 of verified files without one.
 
     Raises:
         SeriesBusyError: another run writes the series and did not finish in time.
@@ -179,22 +168,26 @@ def _mark_damaged(layout: Layout, key: SeriesKey, proofs: Iterable[DayVerificati
         ledger = Ledger.read(layout.ledger(key))
         refresh_ledger(ledger, layout, key)
         for proof in proofs:
-            # A run may have replaced the file since it was read.
-            file = days_between(layout, key, proof.day, proof.day)
-            if (file[0].stat if file else None) == proof.stat:
-                lost = Lost(proof.fault or "", damaged=proof.stat is not None)
-                ledger.put(after(ledger.get(proof.day), proof.day, lost))
+            row = ledger.get(proof.day)
+            file = next(iter(days_between(layout, key, proof.day, proof.day)), None)
+            if (file.stat if file else None) != proof.stat:
+                continue  # a run has replaced the file since it was read
+            if proof.fault:
+                ledger.put(after(row, proof.day, Lost(proof.fault, damaged=proof.stat is not None)))
+            elif row is not None and row.outcome == HELD and file is not None:
+                own, month = (None, proof.sha256) if file.of_month else (proof.sha256, None)
+                ledger.put(replace(row, file_sha256=own, month_sha256=month))
         ledger.write(layout.ledger(key))
 
 
-def _known_of(days: Sequence[date], known: Mapping[date, Recorded]) -> dict[date, Recorded]:
+def _known_of(days: Sequence[date], known: Mapping[date, DayRecord]) -> dict[date, DayRecord]:
     """Return the records of days, and of the rest of their months."""
     months = {day.replace(day=1) for day in days}
     return {day: known[day] for month in months for day in clock.days_of_month(month) if day in known}
 
 
 def _changed(
-    layout: Layout, key: SeriesKey, proofs: Sequence[DayVerification], known: Mapping[date, Recorded]
+    layout: Layout, key: SeriesKey, proofs: Sequence[DayVerification], known: Mapping[date, DayRecord]
 ) -> dict[date, DayVerification]:
     """Return files that match their footer but not the bytes on record, although no run rewrote them.
 
@@ -207,9 +200,10 @@ def _changed(
     found: dict[Path, dict[date, DayVerification]] = {}
     newer: set[Path] = set()
     for proof in hashed:
-        row, file = ledger.get(proof.day), _file_of(layout, key, proof)
-        if row is None or file is None:
+        row, files = ledger.get(proof.day), days_between(layout, key, proof.day, proof.day)
+        if row is None or not files or files[0].stat != proof.stat:
             continue
+        file = files[0]
         try:
             if is_changed(file, row, read_record(file)):
                 fault = CHANGED.format(path=file.path)
@@ -219,23 +213,3 @@ def _changed(
         except DamagedFileError:
             continue  # replaced since it was read
     return {day: proof for path, days in found.items() if path not in newer for day, proof in days.items()}
-
-
-def _file_of(layout: Layout, key: SeriesKey, proof: DayVerification) -> DayFile | None:
-    """Return the file of a day if it is still the one that was read."""
-    return next((file for file in days_between(layout, key, proof.day, proof.day) if file.stat == proof.stat), None)
-
-
-def _record_hashes(layout: Layout, key: SeriesKey, proofs: Sequence[DayVerification]) -> None:
-    """Record the SHA-256 of verified files without one. A series that another run writes waits for the next scrub."""
-    if not proofs:
-        return
-    with suppress(MarketDataError), storage.only_writer(layout.lock(key), 0, str(key)):
-        ledger = Ledger.read(layout.ledger(key))
-        refresh_ledger(ledger, layout, key)
-        for proof in proofs:
-            row, file = ledger.get(proof.day), _file_of(layout, key, proof)
-            if row is not None and row.outcome == HELD and file is not None:
-                own, month = (None, proof.sha256) if file.of_month else (proof.sha256, None)
-                ledger.put(replace(row, file_sha256=own, month_sha256=month))
-        ledger.write(layout.ledger(key))

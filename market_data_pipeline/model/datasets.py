@@ -147,7 +147,6 @@ class Spec:
         closes_months: True if the days of a past month become one file. Candles would be many small files otherwise.
         unordered: True if the archive's rows are in no order, which is then no fault.
         signed: True if values may be negative.
-        about: Description of a series for people, in one line, with the places ``{series}`` and ``{market}``.
     """
 
     market: Market
@@ -165,7 +164,6 @@ class Spec:
     closes_months: bool = False
     unordered: bool = False
     signed: bool = False
-    about: str = ""
 
 
 def _kline_columns(quote: str) -> tuple[Column, ...]:
@@ -214,11 +212,10 @@ def _klines(market: Market, rest: RestEndpoint) -> Spec:
         delta,
         "lz4",
         closes_months=True,
-        about="Klines of {series} from Binance {market}, one row per candle.",
     )
 
 
-def _price_klines(data_type: DataType, market: Market, rest: RestEndpoint, about: str, *, signed: bool = False) -> Spec:
+def _price_klines(data_type: DataType, market: Market, rest: RestEndpoint, *, signed: bool = False) -> Spec:
     """Return the spec of candles of a price without trades. Binance fills their columns of volume with 0.
 
     Their count is the number of samples, not of trades, so it is not stored.
@@ -240,7 +237,6 @@ def _price_klines(data_type: DataType, market: Market, rest: RestEndpoint, about
         "lz4",
         closes_months=True,
         signed=signed,
-        about=about,
     )
 
 
@@ -258,8 +254,6 @@ def _agg_trades(market: Market, columns: tuple[Column, ...], rest: RestEndpoint)
         dictionary,
         delta,
         "zstd",
-        about="Aggregated trades of {series} from Binance {market}. A row has all fills of one order at one price and "
-        "time.",
     )
 
 
@@ -285,7 +279,6 @@ def _funding_rate(market: Market, path: str) -> Spec:
         daily=False,
         slots=Slots(timedelta(minutes=1), 24, hours="funding_interval_hours"),
         closes_months=True,
-        about="Funding rates of {series} from Binance {market}, one row per payment. The interval may change.",
     )
 
 
@@ -321,7 +314,6 @@ def _metrics(market: Market, rest: RestEndpoint) -> Spec:
         slots=Slots(timedelta(0), 288, step=_FIVE_MINUTES),
         closes_months=True,
         unordered=True,
-        about="Open interest and long/short ratios of {series} from Binance {market}, one row per five minutes.",
     )
 
 
@@ -370,7 +362,6 @@ _ROWS = (
             DataType.MARK_PRICE_KLINES,
             market,
             RestEndpoint(f"{path}/markPriceKlines", 499, 2, max_span=span),
-            "Candles of the mark price of {series} from Binance {market}.",
         )
         for market, path, span in _FUTURES
     ),
@@ -379,7 +370,6 @@ _ROWS = (
             DataType.INDEX_PRICE_KLINES,
             market,
             RestEndpoint(f"{path}/indexPriceKlines", 499, 2, max_span=span, symbol="pair"),
-            "Candles of the index price of the pair of {series} from Binance {market}.",
         )
         for market, path, span in _FUTURES
     ),
@@ -388,7 +378,6 @@ _ROWS = (
             DataType.PREMIUM_INDEX_KLINES,
             market,
             RestEndpoint(f"{path}/premiumIndexKlines", 499, 2, max_span=span),
-            "Candles of the premium of {series} over its index from Binance {market}, as a ratio. It may be negative.",
             signed=True,
         )
         for market, path, span in _FUTURES
@@ -460,6 +449,45 @@ _TRADE_PROFILE_COLUMNS = (
     Column("agg_trades", "int"),
 )
 """Columns of the derived tradeProfile, one row per day. Volumes are in the base asset, for cm in contracts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Words for a data type where people read its series.
+
+    Attributes:
+        suffix: Word after the symbol in an asset's name, without ``_``. Empty if the interval is enough.
+        headline: First line of an asset's description, with ``{symbol}``, ``{interval}`` and ``{market}``.
+    """
+
+    suffix: str
+    headline: str
+
+
+WORDS: dict[DataType, Words] = {
+    DataType.KLINES: Words("", "Candles of {symbol} every {interval} from Binance {market}, one row per candle."),
+    DataType.AGG_TRADES: Words(
+        "aggTrades", "Aggregated trades of {symbol} from Binance {market}, one row per order, price and time."
+    ),
+    DataType.MARK_PRICE_KLINES: Words(
+        "markPrice", "Candles of the mark price of {symbol} every {interval} from Binance {market}."
+    ),
+    DataType.INDEX_PRICE_KLINES: Words(
+        "indexPrice", "Candles of the index price of the pair of {symbol} every {interval} from Binance {market}."
+    ),
+    DataType.PREMIUM_INDEX_KLINES: Words(
+        "premiumIndex", "Candles of the premium of {symbol} over its index every {interval} from Binance {market}."
+    ),
+    DataType.METRICS: Words(
+        "metrics", "Open interest and long/short ratios of {symbol} from Binance {market}, one row per five minutes."
+    ),
+    DataType.FUNDING_RATE: Words(
+        "fundingRate", "Funding rates of {symbol} from Binance {market}, one row per payment. The interval may change."
+    ),
+    DataType.TRADE_PROFILE: Words(
+        "tradeProfile", "Daily trade statistics of {symbol} from Binance {market}, one row per day."
+    ),
+}
 
 
 def spec_of(key: SeriesKey) -> Spec:

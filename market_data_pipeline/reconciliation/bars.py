@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from market_data_pipeline.checks.ordering import Floats, Ints, floats, ints
-from market_data_pipeline.lake import parquet
 from market_data_pipeline.model.findings import Finding
 
 RELATIVE = 1e-9
@@ -37,13 +36,10 @@ class DaySides:
     """Both sides of a day in the lake.
 
     Attributes:
-        day: The UTC day.
         klines: File of the klines, of the day or of its month.
         source: File of the source series, of the day or of its month.
         klines_sha256: Content hash of the klines, from the ledger.
         source_sha256: Content hash of the source.
-        klines_findings: Findings of the checks on the klines.
-        source_findings: Findings of the checks on the source.
         before_findings: Findings on the klines of the previous day. They may reach past midnight.
         before: The source's file of the previous day. None if it is not stored.
         after: The source's file of the next day. None if it is not stored.
@@ -107,13 +103,6 @@ def equal(field: str, one: float, other: float, trades: int) -> bool:
     return near(one, other, trades) if field in ("value", "taker_value") else one == other
 
 
-def moment(microseconds: int) -> datetime:
-    """Convert microseconds since 1970 to a datetime without zone (UTC), as in the lake's tables."""
-    return datetime.fromtimestamp(microseconds // 1_000_000, UTC).replace(
-        tzinfo=None, microsecond=microseconds % 1_000_000
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Trades:
     """A day's aggTrades without sentinel rows, ordered by id, and the ids of the sentinels."""
@@ -148,8 +137,3 @@ def shown_ids(ids: Sequence[str]) -> str:
     """Return the first ids and the number of the others, for messages."""
     more = len(ids) - _SHOWN_IDS
     return ", ".join(ids[:_SHOWN_IDS]) + (f" and {more} more" if more > 0 else "")
-
-
-def read_trades(path: Path) -> Trades:
-    """Read the trades of a file."""
-    return trades_of(parquet.read_table(path, TRADE_COLUMNS))

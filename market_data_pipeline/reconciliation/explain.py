@@ -30,7 +30,6 @@ from market_data_pipeline.reconciliation.bars import (
     Side,
     Trades,
     near,
-    read_trades,
     shown_ids,
     trades_of,
 )
@@ -53,7 +52,7 @@ def explain_bars(
             if _misses_candles(bar, source, sides, step) and _possible(bar, None, worth, opens=True, closes=True):
                 reasons[bar.at] = (Reason.MISSING_CANDLES, "")
         return reasons
-    trades = read_trades(sides.source)
+    trades = trades_of(parquet.read_table(sides.source, TRADE_COLUMNS))
     holes = list(_holes(key.market, sides, trades))
     for bar in open_bars:
         reason = _left_out(bar, step, holes, _worth(bar, contract_size, inverse=inverse))
@@ -120,7 +119,6 @@ def _worth(bar: Bar, contract_size: float | None, *, inverse: bool) -> _Worth | 
     """Return the value of one unit of a bar's volume, from the prices of the klines. None if it is unknown.
 
     Args:
-        bar: The bar.
         contract_size: Size of an inverse contract. None derives it from the rebuilt bar.
         inverse: The volume is in contracts and the value in the base asset.
     """
@@ -212,7 +210,6 @@ class _Hole:
         before: Time of the aggTrade after them.
         first: The first trade id. None if their number is unknown.
         last: The last trade id.
-        reason: Reason why they are missing.
     """
 
     after: int

@@ -6,7 +6,7 @@ The comparison itself belongs to ``reconciliation/rebuild.py``, the file of the 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -17,10 +17,9 @@ from market_data_pipeline import clock
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, StoredContent, stored_contents
-from market_data_pipeline.lake.partitions import days_between, days_on_disk, file_of
+from market_data_pipeline.lake.partitions import days_between, file_of
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS
 from market_data_pipeline.model.day import HELD
-from market_data_pipeline.model.findings import Finding
 from market_data_pipeline.model.lineage import source_of
 from market_data_pipeline.model.reconciliation import DayReconciled
 from market_data_pipeline.model.series import SeriesKey
@@ -37,7 +36,6 @@ WRITE_SECONDS = 5.0
 
 LOCK_WAIT_SECONDS = 60.0
 
-_FEW_DAYS = 100
 _DAY = timedelta(days=1)
 
 
@@ -46,7 +44,6 @@ class Comparison:
     """Days of a series to compare.
 
     Attributes:
-        key: The klines.
         days: Days with both sides stored whose present content was not compared, in order.
         done: Days that were compared and have not changed since, in order.
         gone: Missing files of days that the ledger has as stored. Their days are in neither list.
@@ -73,8 +70,6 @@ def plan(
     """Select the days of a series to compare, from the ledgers and the record. Ten years take about 40 ms.
 
     Args:
-        layout: Layout of the lake.
-        key: The klines.
         first: First UTC day. None for the first stored one.
         last: Last UTC day, included. None for yesterday. Today is never compared, because it is still growing.
         again: Compare days again that were compared before.
@@ -91,7 +86,7 @@ def plan(
     both = sorted(klines.keys() & source.keys())
     done = [day for day in both if day in record and _is_current(record[day], day, klines, source)]
     due = sorted(set(both).difference(done))
-    gone = {one: set(due) - _days_there(layout, one, due) for one in (key, other)}
+    gone = {one: set(due).difference(_stored_days(layout, one, due)) for one in (key, other)}
     return Comparison(
         key,
         tuple(day for day in due if not any(day in days for days in gone.values())),
@@ -100,11 +95,8 @@ def plan(
     )
 
 
-def _days_there(layout: Layout, key: SeriesKey, days: Sequence[date]) -> Set[date]:
-    """Return the days that have a file. A few days are looked up one by one, because a folder may have ten years."""
-    if len(days) > _FEW_DAYS:
-        return days_on_disk(layout, key).keys()
-    return {file.day for day in days for file in days_between(layout, key, day, day)}
+def _stored_days(layout: Layout, key: SeriesKey, days: Sequence[date]) -> Iterator[date]:
+    return (file.day for file in days_between(layout, key, days[0], days[-1])) if days else iter(())
 
 
 def _is_current(
@@ -135,8 +127,6 @@ def compare(
     the days since the last write again.
 
     Args:
-        layout: Layout of the lake.
-        key: The klines.
         days: Days with both sides stored, in order.
         memory_mb: DuckDB's memory limit.
         wait_seconds: How long to wait for another process that writes the series' record.
@@ -189,16 +179,12 @@ def _sides(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[DaySide
             source_sha256=others.rows[day].content_sha256,
             klines_findings=klines.rows[day].findings_list(),
             source_findings=others.rows[day].findings_list(),
-            before_findings=_findings(klines, day - _DAY),
+            before_findings=klines.rows[day - _DAY].findings_list() if day - _DAY in klines.rows else (),
             before=stored_file(day - _DAY),
             after=stored_file(day + _DAY),
         )
         for day in days
     ]
-
-
-def _findings(ledger: Ledger, day: date) -> tuple[Finding, ...]:
-    return () if (row := ledger.get(day)) is None else row.findings_list()
 
 
 def _add_to_record(layout: Layout, key: SeriesKey, found: Sequence[DayReconciled], wait_seconds: float) -> None:

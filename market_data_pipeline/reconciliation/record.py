@@ -54,7 +54,6 @@ def read_reconciled(path: Path, days: Collection[date] | None = None) -> dict[da
     """Read a series' record, by day. A missing or damaged record is empty, because days can be compared again.
 
     Args:
-        path: The record.
         days: Days to read. None reads all. Reading a few of ten years is thirty times as fast.
     """
     try:

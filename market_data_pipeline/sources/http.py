@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from urllib.parse import quote, urlencode, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urlencode, urljoin, urlsplit
 
 from urllib3.exceptions import (
     ConnectTimeoutError,
@@ -70,7 +70,6 @@ class Kind:
 
     Attributes:
         name: Name for messages, with its article.
-        most_bytes: Maximum bytes of the body.
         big: True if it may take longer than the timeout, as long as it comes at :data:`LEAST_RATE`.
     """
 
@@ -87,8 +86,6 @@ class Answer:
     """A host's response, with its complete body.
 
     Attributes:
-        url: The URL requested.
-        status: The status code.
         headers: By name, case-insensitive.
         body: Complete for status 200. The first 64 kB for any other status.
         route: The proxy in between, for messages. Empty without one.
@@ -143,26 +140,10 @@ class _UnansweredError(_AttemptError):
 
 
 @dataclass
-class _Allowance:
-    """Time budget for all attempts at one request."""
-
-    timeout: float
-    lost: float = 0.0
-
-    def next_attempt(self, pause: float) -> float:
-        """Return the seconds for the next attempt, after a pause. 0 means no further attempt."""
-        left = _ALL_ATTEMPTS * self.timeout - self.lost - pause
-        return min(self.timeout, left) if left >= _LAST_ATTEMPT * self.timeout else 0.0
-
-
-@dataclass
 class Host:
     """One host: its connections, retries and reachability.
 
     Attributes:
-        url: Base URL.
-        settings: Threads, timeout and retries.
-        retried: Status codes to retry.
         stop: Ends every attempt, and the backoff between them.
         downloads: Download slots. Callers acquire one for a group of related requests.
     """
@@ -211,10 +192,6 @@ class Host:
         Failed attempts and the backoff between them take less than two timeouts in total.
 
         Args:
-            path: Path below the base URL.
-            kind: Kind of response to expect.
-            params: Query parameters.
-            headers: Headers to send in addition.
             admit: Called with a number of bytes before the body outgrows 8 MiB, and with its length at the end. It may
                 block until memory is free.
 
@@ -262,8 +239,8 @@ class Host:
         return f" through {proxy}" if proxy else ""
 
     def _attempts(self, request: _Request) -> Answer:
-        allowance, began = _Allowance(self.settings.timeout_seconds), time.monotonic()
-        seconds = allowance.timeout
+        timeout, began = self.settings.timeout_seconds, time.monotonic()
+        seconds, left = timeout, _ALL_ATTEMPTS * timeout
         for number in range(self.settings.retries + 1):
             meter = self._meter(request.kind, seconds)
             answer: Answer | None = None
@@ -274,12 +251,11 @@ class Host:
                 fault = failed
             if answer is not None and answer.status not in self.retried:
                 return answer
-            allowance.lost += meter.seconds_lost()
             pause = self._pause(number, answer)
-            seconds = allowance.next_attempt(pause)
-            if not seconds or number == self.settings.retries:
+            left -= meter.seconds_lost() + pause
+            if left < _LAST_ATTEMPT * timeout or number == self.settings.retries:
                 break
-            allowance.lost += pause
+            seconds = min(timeout, left)
             Wait(self.stop).sleep(pause, f"Waiting for {self.name}: next request in {in_words(pause)}.", pause)
         if answer is not None:
             return answer
@@ -304,10 +280,11 @@ class Host:
             found = self._once(url, request, meter)
             if isinstance(found, Answer):
                 return found
-            url = _target(url, found.location, self._route)
+            url = _target(url, found, self._route)
         raise NetworkError(f"{request.url}{self._route} redirects too often, the last time to {url}. {CHECK_NETWORK}")
 
-    def _once(self, url: str, request: _Request, meter: Meter) -> Answer | _Redirect:
+    def _once(self, url: str, request: _Request, meter: Meter) -> Answer | str:
+        """Send one request. Return the response, or the target of a redirect."""
         response: BaseHTTPResponse | None = None
         whole = False
         try:
@@ -316,7 +293,7 @@ class Host:
             response = self._connections.send(url, request.headers, meter)
             self._unanswered, self._answered_at = 0, time.monotonic()
             if response.status in _REDIRECTS:
-                return _Redirect(response.headers.get("Location", ""))
+                return response.headers.get("Location", "")
             body = _body(response, request, meter)
             whole = response.status >= OK
             return Answer(url, response.status, response.headers, body, self._route)
@@ -349,11 +326,6 @@ class _Request:
     route: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Redirect:
-    location: str
-
-
 def _body(response: BaseHTTPResponse, request: _Request, meter: Meter) -> bytes:
     """Read the complete body of a 200, or the first bytes of any other status.
 
@@ -367,29 +339,25 @@ def _body(response: BaseHTTPResponse, request: _Request, meter: Meter) -> bytes:
     if encoding not in ("", "identity"):
         summary = f"{request.url}{request.route} answered with Content-Encoding {_printable(encoding.encode())[:40]}"
         raise NetworkError(f"{summary}, which we did not accept. {CHECK_NETWORK}")
-    stated = _length(response)
-    if stated is not None and stated > request.kind.most_bytes:
+    length, most = response.headers.get("Content-Length", ""), request.kind.most_bytes
+    stated = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else most
+    if stated > most:
         raise TooBigError
     if request.kind.big:
         meter.allow_rate(LEAST_RATE)
-    body = _whole(response, request, meter, request.kind.most_bytes if stated is None else stated)
-    if request.admit is not None:
-        request.admit(len(body))
-    return body
-
-
-def _whole(response: BaseHTTPResponse, request: _Request, meter: Meter, expected: int) -> bytes:
+    admit = request.admit or (lambda _: None)
     body = io.BytesIO()
     room = _FREE_BYTES
     for chunk in response.stream(_CHUNK, decode_content=False):
         came = body.tell() + len(chunk)
-        if came > request.kind.most_bytes:
+        if came > most:
             raise TooBigError
-        if came > room and request.admit is not None:
-            room = expected
+        if came > room:
+            room = stated
             with meter.stopped():
-                request.admit(room)
+                admit(room)
         body.write(chunk)
+    admit(body.tell())
     return body.getvalue()
 
 
@@ -403,12 +371,6 @@ def _beginning(response: BaseHTTPResponse) -> bytes:
     return body.getvalue()[:_MOST_ERROR_BYTES]
 
 
-def _length(response: BaseHTTPResponse) -> int | None:
-    """Return the Content-Length. None if it is missing or invalid."""
-    text = response.headers.get("Content-Length", "")
-    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
-
-
 def _target(url: str, location: str, route: str) -> str:
     """Return the URL that a redirect leads to.
 
@@ -418,11 +380,7 @@ def _target(url: str, location: str, route: str) -> str:
     named = _printable(location.encode("latin-1", "replace"))[:200]
     try:
         to, ours = urlsplit(urljoin(url, location)), urlsplit(url)
-        same = (to.scheme, to.hostname, to.port or _port(to.scheme)) == (
-            ours.scheme,
-            ours.hostname,
-            ours.port or _port(ours.scheme),
-        ) and to.username is None
+        same = _origin(to) == _origin(ours) and to.username is None
     except ValueError:
         same = False
     if not location or not same:
@@ -432,8 +390,8 @@ def _target(url: str, location: str, route: str) -> str:
     return f"{ours.scheme}://{ours.netloc}{path}{f'?{query}' if query else ''}"
 
 
-def _port(scheme: str) -> int:
-    return 443 if scheme == "https" else 80
+def _origin(url: SplitResult) -> tuple[str, str | None, int]:
+    return url.scheme, url.hostname, url.port or (443 if url.scheme == "https" else 80)
 
 
 def _fault(error: Exception, response: BaseHTTPResponse | None) -> _AttemptError:

@@ -104,17 +104,16 @@ def private(folder: Path) -> Path:
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()
-    wrong, remedy = "", f"Remove it, or set {PREFIX}BUDGET_DIR to a folder of your own"
-    if stat.S_ISLNK(found.st_mode):
-        wrong = "is a link"
-    elif not stat.S_ISDIR(found.st_mode):
-        wrong = "is not a folder"
-    elif found.st_uid != os.geteuid():
-        wrong = f"belongs to another user (uid {found.st_uid})"
-    elif found.st_mode & 0o022:
-        wrong, remedy = "is writable by others", f"Run `chmod 700 {folder}`"
-    if wrong:
-        raise HostOffError(f"The REST budget folder {folder} {wrong} and is not used. {remedy}.")
+    remove = f"Remove it, or set {PREFIX}BUDGET_DIR to a folder of your own"
+    faults_of_it = (
+        (stat.S_ISLNK(found.st_mode), "is a link", remove),
+        (not stat.S_ISDIR(found.st_mode), "is not a folder", remove),
+        (found.st_uid != os.geteuid(), f"belongs to another user (uid {found.st_uid})", remove),
+        (bool(found.st_mode & 0o022), "is writable by others", f"Run `chmod 700 {folder}`"),
+    )
+    for is_so, wrong, remedy in faults_of_it:
+        if is_so:
+            raise HostOffError(f"The REST budget folder {folder} {wrong} and is not used. {remedy}.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"{folder} is not writable")
     return folder
@@ -127,11 +126,8 @@ class WeightBudget:
     """Weight budget of a host, or of hosts that Binance counts together.
 
     Args:
-        host: Name of the host, or of the group.
         per_minute: Binance's weight limit per minute for one address.
         share: Part of the limit that all processes together may use.
-        folder: Folder of the budget, shared by all processes.
-        stop: Ends its waits.
         patience: Longest recorded pause to wait for, in seconds.
         seconds: Length of the limit's span, if it is not a minute.
 
@@ -170,7 +166,6 @@ class WeightBudget:
         """Wait until a request of this weight may be sent.
 
         Args:
-            weight: Weight of the request.
             refuse: Called at the start and repeatedly while waiting. It raises to cancel the request, so that no thread
                 waits a minute in vain.
 
@@ -199,13 +194,11 @@ class WeightBudget:
                 )
             if pause > 0:
                 return pause, f"it requested a pause, {in_words(pause)} left"
-            used, spent = _heard(record, USED), _spent(record)
+            used = _heard(record, USED)
+            spent = record.execute("SELECT at, weight FROM spent ORDER BY at").fetchall()
             if used and used + weight > self._limit * _NEARLY:
-                left = max(_MINUTE - now % _MINUTE, 0.001)
-                return (
-                    left,
-                    f"this address used {used:.0f} of the {self._limit} weight per minute",
-                )
+                reason = f"this address used {used:.0f} of the {self._limit} weight per minute"
+                return max(_MINUTE - now % _MINUTE, 0.001), reason
             if (left := _until_free(spent, self.ours - weight, now, self._seconds)) > 0:
                 return left, (
                     f"your processes used {sum(one for _, one in spent)} of their {self.ours} {self._unit} "
@@ -311,10 +304,6 @@ def _drop_implausible(record: sqlite3.Connection, now: float, limit: int, second
 def _heard(record: sqlite3.Connection, what: str) -> float:
     row = record.execute("SELECT value FROM heard WHERE what = ?", (what,)).fetchone()
     return float(row[0]) if row else 0.0
-
-
-def _spent(record: sqlite3.Connection) -> list[tuple[float, int]]:
-    return record.execute("SELECT at, weight FROM spent ORDER BY at").fetchall()
 
 
 def _until_free(spent: list[tuple[float, int]], room: int, now: float, seconds: float) -> float:

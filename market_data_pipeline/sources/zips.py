@@ -54,9 +54,7 @@ def inflated(data: bytes, stem: str, most_bytes: int) -> Iterator[bytes]:
     """Inflate the CSV of a zip piece by piece.
 
     Args:
-        data: The zip.
         stem: Name of the zip without ``.zip``. Its CSV has the same stem.
-        most_bytes: Maximum bytes of the CSV.
 
     Raises:
         MalformedError: The zip does not contain exactly this CSV, is built or compressed in a way that no archive uses,
@@ -64,7 +62,10 @@ def inflated(data: bytes, stem: str, most_bytes: int) -> Iterator[bytes]:
     """
     member, start = _only_member(data, stem)
     if member.file_size > most_bytes:
-        raise _too_big(stem, member.file_size, most_bytes)
+        raise MalformedError(
+            f"{stem}.csv has {member.file_size:,} bytes. The maximum for its period is {most_bytes:,}. "
+            "It was not inflated."
+        )
     body = memoryview(data)[start : start + member.compress_size]
     crc = size = 0
     for piece in _decompressed(body, member, stem):
@@ -178,8 +179,6 @@ def _decompressed(body: memoryview, member: zipfile.ZipInfo, stem: str, *, whole
     """Inflate compressed bytes piece by piece.
 
     Args:
-        body: The compressed bytes.
-        member: The zip entry, which states the compression method.
         stem: Name of the zip, for messages.
         whole: Reject a body that ends before or after the end of the compressed stream.
     """
@@ -201,12 +200,6 @@ def _decompressed(body: memoryview, member: zipfile.ZipInfo, stem: str, *, whole
         raise _broken(stem, str(error)) from error
     if whole and read != len(body):
         raise _broken(stem, "its compressed bytes do not end at the stated offset")
-
-
-def _too_big(stem: str, size: int, most: int) -> MalformedError:
-    return MalformedError(
-        f"{stem}.csv has {size:,} bytes. The maximum for its period is {most:,}. It was not inflated."
-    )
 
 
 def _broken(stem: str, why: str) -> MalformedError:

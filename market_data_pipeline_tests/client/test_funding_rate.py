@@ -68,7 +68,7 @@ def test_spot_has_no_funding_rate(world: World) -> None:
 def test_command_refuses_funding_of_spot(market_data: Shell) -> None:
     result = market_data("add", "BTCUSDT", "fundingRate")
     assert result.exit_code == 2
-    assert "'fundingRate' is neither a kline interval nor aggTrades" in result.stderr
+    assert "spot has no fundingRate. Allowed: klines, aggTrades." in result.stderr
 
 
 def test_sweep_finds_the_month_of_provisional_days(world: World) -> None:

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from market_data_pipeline import clock
 from market_data_pipeline.checks.slots import missing_slots
 from market_data_pipeline.coverage.summary import cover
-from market_data_pipeline.ingest import DayFailure, DayOutcome
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.findings import Finding
+from market_data_pipeline.model.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.model.schema import WORD, lake_schema
 from market_data_pipeline.model.series import EXCHANGE, DataType, Listing, Market, SeriesKey
 from market_data_pipeline.sandbox import (

@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from market_data_pipeline import clock
 from market_data_pipeline.checks.ordering import ints
-from market_data_pipeline.ingest import DayFailure, DayOutcome, Sources, ingest
+from market_data_pipeline.ingest.run import ingest
+from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.datasets import SPECS, spec_of
+from market_data_pipeline.model.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
 from market_data_pipeline.sandbox import Fault, GeneratedSymbol, MissingRows, Sandbox, ScrambledArchive, Status
 from market_data_pipeline.sandbox.damage import scrambled

@@ -10,8 +10,7 @@ import duckdb
 import pytest
 
 from market_data_pipeline.coverage.summary import cover, states_of
-from market_data_pipeline.ingest import DayFailure
-from market_data_pipeline.model.outcomes import Action
+from market_data_pipeline.model.outcomes import Action, DayFailure
 from market_data_pipeline.model.series import Market, SeriesKey
 from market_data_pipeline.model.states import DayState, state_of
 from market_data_pipeline.sandbox import GeneratedSymbol, MissingDay, Sandbox, Status

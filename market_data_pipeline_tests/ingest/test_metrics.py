@@ -14,11 +14,11 @@ import pytest
 from market_data_pipeline import MarketData, clock
 from market_data_pipeline.checks.ordering import in_order
 from market_data_pipeline.errors import MalformedError
-from market_data_pipeline.ingest import DayFailure, DayOutcome
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.checksums import verify_days
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.findings import RELABELLED
+from market_data_pipeline.model.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.sandbox import ChangedRows, Damage, DamagedArchive, MissingDay, MissingRows
 from market_data_pipeline.sources.binance.zip_reader import read_zip

@@ -14,10 +14,12 @@ from market_data_pipeline import clock
 from market_data_pipeline.checks.continuity import open_midnights
 from market_data_pipeline.checks.ordering import ints
 from market_data_pipeline.errors import NetworkError
-from market_data_pipeline.ingest import Sources, encode, gap_fill, ingest
+from market_data_pipeline.ingest import encode, gap_fill
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.ingest.from_archive import MEMORY_PER_BYTE
 from market_data_pipeline.ingest.midnight import Midnight
+from market_data_pipeline.ingest.run import ingest
+from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.ingest.store import DayStore
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.outcomes import Action, DayOutcome

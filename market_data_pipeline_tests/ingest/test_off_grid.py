@@ -17,9 +17,8 @@ import pytest
 
 from market_data_pipeline.checks.continuity import continuity
 from market_data_pipeline.coverage.summary import cover, states_of
-from market_data_pipeline.ingest import DayOutcome
 from market_data_pipeline.model.findings import Basis, Finding
-from market_data_pipeline.model.outcomes import Action
+from market_data_pipeline.model.outcomes import Action, DayOutcome
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.sandbox import MissingRows, Sandbox, ShiftedRows, Status
 from market_data_pipeline.sandbox.zips import make_zip

@@ -12,8 +12,8 @@ import pytest
 from market_data_pipeline import MarketData
 from market_data_pipeline.checks.integrity import check_integrity
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.ingest import DayFailure, DayOutcome
 from market_data_pipeline.maintenance.flat_candles import classify_flat_candles
+from market_data_pipeline.model.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.sandbox import ChangedRows, Damage, DamagedArchive, MarketOutage, MissingRows
 from market_data_pipeline_tests.support.shell import shell
@@ -158,7 +158,7 @@ def test_changed_candle_is_reported_with_both_values(world: World) -> None:
 
 def test_added_premium_is_served_by_python_and_sql(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     run = shell(world, monkeypatch, UNIVERSE)
-    arguments = ("premiumIndexKlines/1h", "markPriceKlines/1h", "indexPriceKlines/1h", "--market", "um")
+    arguments = ("premiumIndexKlines", "markPriceKlines", "indexPriceKlines", "1h", "--market", "um")
     result = run("add", "BTCUSDT", *arguments, "--from", "2026-03-02", "--yes")
     assert result.exit_code == 0, result.output
     market = MarketData(world.layout.root)

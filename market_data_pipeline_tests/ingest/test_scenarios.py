@@ -14,13 +14,16 @@ import pytest
 
 from market_data_pipeline import clock
 from market_data_pipeline.checks.ordering import ints
-from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, Sources, ingest
+from market_data_pipeline.ingest.run import ingest
+from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake import parquet, quarantine
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.maintenance.flat_candles import classify_flat_candles
+from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.day import DayRecord, OtherArchive, after
 from market_data_pipeline.model.findings import Finding
+from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.model.series import Listing, Market, SeriesKey
 from market_data_pipeline.sandbox import (
     ChangedRows,
@@ -352,6 +355,29 @@ def test_candles_that_lack_although_trades_took_place_are_a_defect_until_healed(
     assert (the_gap(row).rule, the_gap(row).evidence, row.gaps) == ("healed", "REST has them", "info")
     assert story.held(BTC).equals(truth)
     assert story.requests == REST  # the zip has told all that it knows
+
+
+def reworded(found: Finding) -> Finding:
+    rest = found.rest and found.rest.model_copy(update={"reason": "451"})
+    return found.model_copy(update={"message": "Gap.", "evidence": "none", "rest": rest})
+
+
+def test_new_words_alone_do_not_write_a_day_again(story: Story) -> None:
+    """An older version described the same gap in other words."""
+    faults = story.world.sandbox.faults
+    faults.add(MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), where="archive"))
+    faults.add(Status(path="/api/v3/", status=451))
+    assert the_gap(good(story.bring(BTC))).rest is not None
+    path = story.world.layout.file(BTC, DAY)
+    record, table = parquet.parse_whole(path, path.read_bytes())
+    older = record.model_copy(update={"findings": tuple(map(reworded, record.findings))})
+    parquet.write_table(path, table, older, spec_of(BTC))
+    story.world.layout.ledger(BTC).unlink()
+    story.world.at("2026-03-05T13:30:00")
+    [result] = story.bring(BTC)
+    assert isinstance(result, DayOutcome)
+    assert (result.action, story.requests) == (Action.HELD, CLOCK)
+    assert parquet.read_provenance(path).findings == older.findings
 
 
 def test_candles_that_no_source_has_although_trades_took_place_are_unexplained(story: Story) -> None:

@@ -14,14 +14,14 @@ import pyarrow as pa
 from market_data_pipeline.defs.definitions import build_definitions
 from market_data_pipeline.defs.in_process import materialize_days
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.ingest import Action, DayFailure, DayOutcome, Sources
+from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.model.day import NOT_LISTED, DayRecord, Failed, after, record_of
 from market_data_pipeline.model.findings import Finding
-from market_data_pipeline.model.outcomes import DayResult, OnResult
+from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome, DayResult, OnResult
 from market_data_pipeline.model.provenance import ChecksumStatus, Part, Provenance, Source
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey
@@ -144,7 +144,7 @@ def put(layout: Layout, key: SeriesKey, row: DayRecord) -> None:
 
 @dataclass
 class FakeIngest:
-    """Stands in for ``ingest.ingest``.
+    """Stands in for ``ingest.run.ingest``.
 
     Attributes:
         bad: Days that fail, with kind and reason.
@@ -231,11 +231,18 @@ class Project:
 
     def status(self, key: SeriesKey = KLINES) -> dict[str, set[int]]:
         """Days of January 2024 by what the UI shows of their partition: MATERIALIZED, FAILED."""
-        names = [str(day(number)) for number in range(1, 32)]
         definition = self.definitions.resolve_assets_def(asset_key_of(key)).partitions_def
         assert definition is not None
+        names = [name for name in definition.get_partition_keys() if name.startswith("2024-01")]
         states = self.instance.get_status_by_partition(asset_key_of(key), names, definition) or {}
         return _days_by({name: state.value for name, state in states.items() if state is not None})
+
+    def missing(self, key: SeriesKey = KLINES) -> list[str]:
+        """Partitions that the UI shows as missing."""
+        definition = self.definitions.resolve_assets_def(asset_key_of(key)).partitions_def
+        assert definition is not None
+        materialized = self.instance.get_materialized_partitions(asset_key_of(key))
+        return [name for name in definition.get_partition_keys() if name not in materialized]
 
     def checks(self, name: str, key: SeriesKey = KLINES) -> dict[str, set[int]]:
         """Days of January 2024 by what the UI shows of a check: SUCCEEDED, FAILED, EXECUTION_FAILED."""

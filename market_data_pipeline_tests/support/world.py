@@ -11,10 +11,12 @@ import pyarrow as pa
 import pytest
 
 from market_data_pipeline import clock
-from market_data_pipeline.ingest import DayFailure, DayOutcome, Sources, ingest
+from market_data_pipeline.ingest.run import ingest
+from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
+from market_data_pipeline.model.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.model.series import EXCHANGE, DataType, Listing, Market, SeriesKey
 from market_data_pipeline.sandbox import Sandbox
 from market_data_pipeline.settings import PREFIX, Settings

@@ -18,7 +18,8 @@ from market_data_pipeline.coverage.calendar import calendar_markdown
 from market_data_pipeline.coverage.summary import GapSum, SeriesCoverage, survey
 from market_data_pipeline.defs.events import gaps_evaluations, iso_time, restored_day_events, spans
 from market_data_pipeline.errors import SeriesBusyError
-from market_data_pipeline.ingest import Sources, ingest
+from market_data_pipeline.ingest.run import ingest
+from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.maintenance.flat_candles import classify_with_rest
 from market_data_pipeline.model.datasets import keyed_by_time
@@ -48,12 +49,11 @@ def look_at(context: dg.AssetExecutionContext, market: Market, settings: Setting
         universe: The days that the lake should have.
     """
     layout = Layout(settings.root)
-    standstill = classify_with_rest(
+    judged, stored_again = classify_with_rest(
         layout, market, universe.series(), lambda days: _fetched_again(days, layout, settings, universe)
     )
-    judged = standstill.classified
-    yield from restored_day_events(context.instance, layout, standstill.stored)
-    stored = {(one.key, one.day) for one in standstill.stored}
+    yield from restored_day_events(context.instance, layout, stored_again)
+    stored = {(one.key, one.day) for one in stored_again}
     others = {key: [day for day in days if (key, day) not in stored] for key, days in judged.verdicts.items()}
     yield from gaps_evaluations(context.instance, layout, others)
     keys = [key for key in universe.series() if key.market is market]

@@ -12,11 +12,11 @@ from typing import Any
 import dagster as dg
 
 from market_data_pipeline.defs.ingestion import checks
-from market_data_pipeline.defs.keys import asset_key_of
+from market_data_pipeline.defs.keys import asset_key_of, encode_symbol
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT
 from market_data_pipeline.defs.reconciliation import definitions
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.model.datasets import MARKETS, Kind, lake_columns, spec_of
+from market_data_pipeline.model.datasets import MARKETS, WORDS, Kind, lake_columns
 from market_data_pipeline.model.lineage import profile_of, source_of
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
 from market_data_pipeline.settings import Settings
@@ -52,7 +52,7 @@ def build_series_asset(
 
     Args:
         key: The series.
-        partitions_def: The partitions of the project.
+        partitions_def: The days of the series.
         settings: The location of the lake.
         reconciled: True adds the check ``reconciliation``, because the source of the klines is collected too.
     """
@@ -123,7 +123,7 @@ def _group(key: SeriesKey) -> str:
 
 
 def _tags(key: SeriesKey) -> dict[str, str]:
-    tags = {"market": key.market.value, "data_type": key.data_type.value, "symbol": key.asset_path[3]}
+    tags = {"market": key.market.value, "data_type": key.data_type.value, "symbol": encode_symbol(key.symbol)}
     return tags | ({"interval": key.interval} if key.interval else {})
 
 
@@ -139,21 +139,22 @@ def _describe(key: SeriesKey, layout: Layout) -> str:
     where = [f"symbol = '{key.symbol}'", *([f"\"interval\" = '{key.interval}'"] if key.interval else [])]
     view = f"{key.sql_schema}.{key.data_type.sql_name}"
     market = MARKET_NAMES[key.market]
-    if key.data_type is DataType.TRADE_PROFILE:
-        first_line = (
-            f"Daily trade statistics of **{key.symbol}**, one row per day, computed from `{source_of(key)}`.\n\n"
-            "Columns: VWAP, high, low, point of control (the price level with the most volume), volume bought and "
-            "sold by takers, cumulative delta and the number of trades."
+    headline = WORDS[key.data_type].headline.format(symbol=key.symbol, interval=key.interval, market=market)
+    more = ""
+    arguments = ", ".join(f'"{one}"' for one in filter(None, (key.symbol, key.interval, "2024-01-01")))
+    python = f'MarketData().{key.data_type.sql_name}({arguments}, market="{key.market}").df()'
+    if key.data_type is DataType.AGG_TRADES:
+        more = "A row has all fills of one order at one price and time.\n\n"
+    elif key.data_type is DataType.TRADE_PROFILE:
+        more = (
+            f"Computed from `{asset_key_of(source_of(key)).to_user_string()}`. Columns: VWAP, high, low, point of "
+            "control (the price level with the most volume), volume bought and sold by takers, cumulative delta "
+            "and the number of trades.\n\n"
         )
         python = f"MarketData().sql(\"FROM {view} WHERE symbol = '{key.symbol}'\").df()"
-    else:
-        name = f"**{key.symbol}** at {key.interval}" if key.interval else f"**{key.symbol}**"
-        first_line = spec_of(key).about.format(series=name, market=market)
-        arguments = ", ".join(f'"{one}"' for one in filter(None, (key.symbol, key.interval, "2024-01-01")))
-        python = f'MarketData().{key.data_type.sql_name}({arguments}, market="{key.market}").df()'
     has_volumes = any(column.name in _VOLUMES for column in lake_columns(key.market, key.data_type))
     return (
-        f"{first_line}\n\nEach partition is one UTC day. Times are UTC.{_units(key) if has_volumes else ''}\n\n"
+        f"{headline}\n\n{more}Each partition is one UTC day. Times are UTC.{_units(key) if has_volumes else ''}\n\n"
         f"**Files:** `{layout.folder(key)}/<day>.parquet`\n\n"
         f'**SQL:** `market-data sql "FROM {view} WHERE {" AND ".join(where)} LIMIT 10"`\n\n'
         f"**Python:** `{python}`"

@@ -19,12 +19,12 @@ from market_data_pipeline.universe import Universe
 
 if TYPE_CHECKING:
     from market_data_pipeline.defs.ingestion.session import Ingestion
-    from market_data_pipeline.ingest import Sources
+    from market_data_pipeline.ingest.sources import Sources
     from market_data_pipeline.model.outcomes import DayResult, OnResult
 
 
 class Ingest(Protocol):
-    """The signature of :func:`market_data_pipeline.ingest.ingest`."""
+    """The signature of :func:`market_data_pipeline.ingest.run.ingest`."""
 
     def __call__(
         self,
@@ -52,8 +52,8 @@ def ingestion_resource(
     Args:
         settings: The location of the lake and the limits for sources.
         universe: The listing spans of symbols.
-        open_sources: Opens the sources of a run. Default: ``ingest.Sources``.
-        ingest_days: A replacement for :func:`market_data_pipeline.ingest.ingest`.
+        open_sources: Opens the sources of a run. Default: ``ingest.sources.Sources``.
+        ingest_days: A replacement for :func:`market_data_pipeline.ingest.run.ingest`.
         on_result: Called after each day.
     """
 

@@ -134,13 +134,8 @@ def _evaluated(event: EventLogEntry, event_id: int, row: Mapping[str, Any]) -> d
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Identity:
-    """The file of a connection, and the process that opened it. Neither may change under a connection."""
-
-    process: int
-    device: int
-    inode: int
+_Identity = tuple[int, int, int]
+"""Process, device and inode of a connection's file. None may change under a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -489,7 +484,7 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
             self._close(*self._kept.popitem(last=False)[1])
 
     def _close(self, engine: Engine, identity: _Identity | None) -> None:
-        if identity is not None and identity.process != os.getpid():
+        if identity is not None and identity[0] != os.getpid():
             # The connection is the parent's. SQLite forbids even closing it here, so only stop using it.
             self._of_parent.append(engine)
         else:
@@ -500,7 +495,7 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
             found = Path(self.path_for_shard(shard)).stat()
         except FileNotFoundError:
             return None
-        return _Identity(os.getpid(), found.st_dev, found.st_ino)
+        return os.getpid(), found.st_dev, found.st_ino
 
     def _make_schema(self, shard: str) -> None:
         # Use the stock pool, because creating the schema opens a second connection inside the first.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
+    from starlette.datastructures import Headers
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
@@ -44,7 +45,6 @@ class Guard:
     """ASGI middleware that refuses requests that a foreign page may have made.
 
     Args:
-        app: The application to guard.
         hosts: Allowed names, ``name`` or ``name:port``, in addition to loopback and the server's own address.
     """
 
@@ -67,8 +67,10 @@ class Guard:
             await PlainTextResponse(f"{text}\n", status, headers)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        headers = _Headers(scope)
-        hosts = headers.all("host")
+        from starlette.datastructures import Headers
+
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
         host = _split(hosts[0]) if len(hosts) == 1 else None
         if host is None:
             return 400, "The request has no Host header, or several."
@@ -77,10 +79,10 @@ class Guard:
                 f"{hosts[0]} is not an allowed name of this UI. To allow it, start the UI with "
                 f"`market-data ui --allow-host {host[0]}`, or set MARKET_DATA_UI_HOSTS."
             )
-        for origin in headers.all("origin"):
+        for origin in headers.getlist("origin"):
             if not self._is_from_here(origin, host):
                 return 403, f"Requests from {origin[:100]} are refused."
-        site, mode = (headers.first(f"sec-fetch-{what}") for what in ("site", "mode"))
+        site, mode = (headers.get(f"sec-fetch-{what}") for what in ("site", "mode"))
         if site == "cross-site" and not (mode == "navigate" and scope.get("method") in ("GET", "HEAD")):
             return 403, "Requests from other sites are refused."
         return _refused_change(scope, headers) if scope["type"] == "http" else None
@@ -114,13 +116,13 @@ class Guard:
 _NOT_BY_GET = 405
 
 
-def _refused_change(scope: Scope, headers: _Headers) -> tuple[int, str] | None:
+def _refused_change(scope: Scope, headers: Headers) -> tuple[int, str] | None:
     graphql = scope["path"].rstrip("/").endswith("/graphql")
     if scope["method"] == "POST":
-        kinds = [kind.partition(";")[0].strip().casefold() for kind in headers.all("content-type")]
+        kinds = [kind.partition(";")[0].strip().casefold() for kind in headers.getlist("content-type")]
         if (kinds or graphql) and (len(kinds) != 1 or kinds[0] not in _BODIES):
             return 415, f"A POST needs the Content-Type {' or '.join(_BODIES)}."
-    elif graphql and "text/html" not in headers.first("accept") and _changes(scope["query_string"]):
+    elif graphql and "text/html" not in headers.get("accept", "") and _changes(scope["query_string"]):
         return _NOT_BY_GET, "GET is for queries only. Send mutations by POST."
     return None
 
@@ -147,14 +149,3 @@ def _split(host: str) -> tuple[str, int | None] | None:
     if found is None or (found["port"] and int(found["port"]) > 65_535):
         return None
     return found["name"], int(found["port"]) if found["port"] else None
-
-
-class _Headers:
-    def __init__(self, scope: Scope) -> None:
-        self._headers: list[tuple[bytes, bytes]] = scope["headers"]
-
-    def all(self, name: str) -> list[str]:
-        return [value.decode("latin-1").strip() for key, value in self._headers if key.lower() == name.encode()]
-
-    def first(self, name: str) -> str:
-        return next(iter(self.all(name)), "")

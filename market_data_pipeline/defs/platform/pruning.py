@@ -29,6 +29,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.defs.platform.event_log import KeptConnectionEventLogStorage
 from market_data_pipeline.defs.platform.packing import PACKED_COLUMNS, pack
 from market_data_pipeline.defs.platform.records import size_of_records
+from market_data_pipeline.defs.platform.renaming import rename_assets
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake import locks
 from market_data_pipeline.settings import Settings
@@ -83,7 +84,6 @@ def prune(
     Args:
         instance: Dagster's records, from ``home.open_instance``.
         before: Runs that ended earlier are old. Runs in progress, and those of backfills in progress, are never old.
-        dry_run: Count only.
         run_id: The calling run. It does not delay freeing space.
 
     Raises:
@@ -99,7 +99,7 @@ def prune(
             events = stack.enter_context(_open(index))
             history = stack.enter_context(_open(runs))
             ticks = stack.enter_context(_open(schedules))
-            _Choice.make(events, history, before)
+            _choose(events, history, before)
             dropped = _count(events, ticks, before)
             if dry_run:
                 spared = _spared(events, index.parent)
@@ -117,16 +117,13 @@ def prune(
 def prune_records(context: dg.OpExecutionContext, settings: Settings) -> None:
     """Prune as configured, and report the result.
 
-    Args:
-        context: The context of the job's op.
-        settings: The retention of runs.
-
     Raises:
         MarketDataError: The records cannot be pruned.
     """
     if not context.instance.is_persistent:
         context.log.info("There is nothing to prune, because these records are in memory only.")
         return
+    rename_assets(context.instance)
     before = clock.now() - timedelta(days=settings.keep_runs_days)
     done = prune(context.instance, before, run_id=context.run_id)
     context.log.info(
@@ -144,10 +141,10 @@ def prune_records(context: dg.OpExecutionContext, settings: Settings) -> None:
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
-_Storage = TypeVar("_Storage")
+_T = TypeVar("_T")
 
 
-def _sqlite(storage: object, kind: type[_Storage]) -> _Storage:
+def _sqlite(storage: object, kind: type[_T]) -> _T:
     if isinstance(storage, kind):
         return storage
     raise UsageError(
@@ -187,52 +184,49 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("COMMIT")
 
 
-def _portions(values: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+def _portions(values: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
 # --- retention ----------------------------------------------------------------------------------------------------
 
 
-class _Choice:
-    """Temporary tables of the index's connection: ``old`` has runs whose logs are dropped.
+def _choose(events: sqlite3.Connection, history: sqlite3.Connection, before: datetime) -> None:
+    """Create temporary tables of the index's connection: ``old`` has runs whose logs are dropped.
 
     ``stays`` has ids of events that stay, ``results`` ids of check results, and ``named`` the runs whose rows stay.
     Rows stored later are newer than anything in them, so they can only supersede more of it.
     """
-
-    @staticmethod
-    def make(events: sqlite3.Connection, history: sqlite3.Connection, before: datetime) -> None:
-        old = history.execute(
-            f"SELECT run_id FROM runs WHERE status IN ({_FINISHED}) "  # noqa: S608 - Dagster's own words
-            "AND coalesce(end_time, strftime('%s', update_timestamp) + 0.0) < ? AND coalesce(backfill_id, '') NOT IN "
-            "(SELECT key FROM bulk_actions WHERE status IN ('REQUESTED', 'CANCELING', 'FAILING'))",
-            [before.timestamp()],
-        )
-        events.execute("CREATE TEMP TABLE old (run_id TEXT PRIMARY KEY) WITHOUT ROWID")
-        events.executemany("INSERT INTO old VALUES (?)", old)
-        events.executescript("""
-            CREATE TEMP TABLE stays (id INTEGER PRIMARY KEY);
-            INSERT OR IGNORE INTO stays SELECT max(id) FROM event_logs
-                WHERE dagster_event_type IN ('ASSET_MATERIALIZATION', 'ASSET_OBSERVATION') AND asset_key IS NOT NULL
-                GROUP BY asset_key, dagster_event_type, partition;
-            -- The newest attempt: the UI shows a partition as failed if it was planned and not materialized since.
-            INSERT OR IGNORE INTO stays SELECT max(id) FROM event_logs
-                WHERE dagster_event_type IN ('ASSET_MATERIALIZATION', 'ASSET_MATERIALIZATION_PLANNED')
-                AND asset_key IS NOT NULL GROUP BY asset_key, partition;
-            -- Ids of events are cursors and must never decrease.
-            INSERT OR IGNORE INTO stays SELECT id FROM event_logs ORDER BY id DESC LIMIT 1;
-            CREATE TEMP TABLE results (id INTEGER PRIMARY KEY);
-            INSERT OR IGNORE INTO results SELECT max(id) FROM asset_check_executions
-                WHERE execution_status IN ('SUCCEEDED', 'FAILED') GROUP BY asset_key, check_name, partition;
-            INSERT OR IGNORE INTO results SELECT max(id) FROM asset_check_executions
-                GROUP BY asset_key, check_name, partition;
-            CREATE TEMP TABLE named (run_id TEXT PRIMARY KEY) WITHOUT ROWID;
-            INSERT OR IGNORE INTO named SELECT run_id FROM event_logs JOIN stays USING (id) JOIN old USING (run_id);
-            INSERT OR IGNORE INTO named
-                SELECT run_id FROM asset_check_executions JOIN results USING (id) JOIN old USING (run_id);
-            INSERT OR IGNORE INTO named SELECT last_run_id FROM asset_keys JOIN old ON run_id = last_run_id;
-        """)
+    old = history.execute(
+        f"SELECT run_id FROM runs WHERE status IN ({_FINISHED}) "  # noqa: S608 - Dagster's own words
+        "AND coalesce(end_time, strftime('%s', update_timestamp) + 0.0) < ? AND coalesce(backfill_id, '') NOT IN "
+        "(SELECT key FROM bulk_actions WHERE status IN ('REQUESTED', 'CANCELING', 'FAILING'))",
+        [before.timestamp()],
+    )
+    events.execute("CREATE TEMP TABLE old (run_id TEXT PRIMARY KEY) WITHOUT ROWID")
+    events.executemany("INSERT INTO old VALUES (?)", old)
+    events.executescript("""
+        CREATE TEMP TABLE stays (id INTEGER PRIMARY KEY);
+        INSERT OR IGNORE INTO stays SELECT max(id) FROM event_logs
+            WHERE dagster_event_type IN ('ASSET_MATERIALIZATION', 'ASSET_OBSERVATION') AND asset_key IS NOT NULL
+            GROUP BY asset_key, dagster_event_type, partition;
+        -- The newest attempt: the UI shows a partition as failed if it was planned and not materialized since.
+        INSERT OR IGNORE INTO stays SELECT max(id) FROM event_logs
+            WHERE dagster_event_type IN ('ASSET_MATERIALIZATION', 'ASSET_MATERIALIZATION_PLANNED')
+            AND asset_key IS NOT NULL GROUP BY asset_key, partition;
+        -- Ids of events are cursors and must never decrease.
+        INSERT OR IGNORE INTO stays SELECT id FROM event_logs ORDER BY id DESC LIMIT 1;
+        CREATE TEMP TABLE results (id INTEGER PRIMARY KEY);
+        INSERT OR IGNORE INTO results SELECT max(id) FROM asset_check_executions
+            WHERE execution_status IN ('SUCCEEDED', 'FAILED') GROUP BY asset_key, check_name, partition;
+        INSERT OR IGNORE INTO results SELECT max(id) FROM asset_check_executions
+            GROUP BY asset_key, check_name, partition;
+        CREATE TEMP TABLE named (run_id TEXT PRIMARY KEY) WITHOUT ROWID;
+        INSERT OR IGNORE INTO named SELECT run_id FROM event_logs JOIN stays USING (id) JOIN old USING (run_id);
+        INSERT OR IGNORE INTO named
+            SELECT run_id FROM asset_check_executions JOIN results USING (id) JOIN old USING (run_id);
+        INSERT OR IGNORE INTO named SELECT last_run_id FROM asset_keys JOIN old ON run_id = last_run_id;
+    """)
 
 
 _GOES = "run_id IN (SELECT run_id FROM old) AND id NOT IN (SELECT id FROM stays)"
@@ -281,11 +275,9 @@ def _drop(
     old = [run_id for (run_id,) in events.execute("SELECT run_id FROM old ORDER BY run_id")]
     named = {run_id for (run_id,) in events.execute("SELECT run_id FROM named")}
     superseded = events.execute(f"SELECT id FROM asset_check_executions WHERE {_SUPERSEDED}").fetchall()  # noqa: S608
-    for start in range(0, len(superseded), _ROWS_AT_ONCE):
+    for rows in _portions(superseded, _ROWS_AT_ONCE):
         with _transaction(events):
-            events.executemany(
-                "DELETE FROM asset_check_executions WHERE id = ?", superseded[start : start + _ROWS_AT_ONCE]
-            )
+            events.executemany("DELETE FROM asset_check_executions WHERE id = ?", rows)
     for some in _portions(old, _RUNS_AT_ONCE):
         marks = ", ".join("?" * len(some))
         goes = f"run_id IN ({marks}) AND id NOT IN (SELECT id FROM stays)"  # noqa: S608

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,14 +64,10 @@ def stored_files(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[D
     requested = set(days)
     on_disk = {day: file for day, file in days_on_disk(layout, key).items() if day in requested}
     rows = rows_on_record(layout, key, on_disk, min(days), max(days))
-    missing = [day for day in days if not _stored_or_explained(rows.get(day))]
-    if missing:
+    known = {day for day, row in rows.items() if row.outcome in (HELD, EMPTY, NOT_LISTED)}
+    if missing := [day for day in days if day not in known]:
         raise NotStoredError(_missing_text(key, missing, rows))
     return [on_disk[day] for day in days if day in on_disk]
-
-
-def _stored_or_explained(row: DayRecord | None) -> bool:
-    return row is not None and row.outcome in (HELD, EMPTY, NOT_LISTED)
 
 
 def _missing_text(key: SeriesKey, days: Sequence[date], rows: Mapping[date, DayRecord]) -> str:
@@ -86,7 +82,6 @@ def load_files(stored: Sequence[DayFile], schema: pa.Schema, wanted: Any, mark: 
 
     Args:
         stored: The days. Without days, the result is empty and has the right columns.
-        schema: The schema of the files.
         wanted: ``pyarrow.Table``, or a class of pandas, polars or DuckDB. Anything else means a DuckDB relation.
         mark: A file without rows that a DuckDB relation reads first, see ``catalog.newest_mark``.
     """
@@ -99,8 +94,8 @@ def load_files(stored: Sequence[DayFile], schema: pa.Schema, wanted: Any, mark: 
         import polars as pl
 
         if name == "LazyFrame" and stored:
-            time = pl.col(time_column(stored[0].key.data_type))
-            inside = [(time >= start) & (time < end) for start, end in _spans(stored)]
+            at = pl.col(time_column(stored[0].key.data_type))
+            inside = [(at >= start) & (at < end) for start, end in _spans(stored)]
             scanned = pl.scan_parquet([str(path) for path in _paths(stored)], glob=False, hive_partitioning=False)
             return scanned.filter(pl.any_horizontal(inside)) if inside else scanned
         frame = pl.DataFrame(read_days(stored, schema))
@@ -132,11 +127,10 @@ def _spans(stored: Sequence[DayFile]) -> list[tuple[datetime, datetime]]:
     if not any(one.of_month for one in stored):
         return []
     ranges = contiguous_ranges([one.day for one in stored])
-    return [(_midnight(first), _midnight(last + timedelta(days=1))) for first, last in ranges]
-
-
-def _midnight(day: date) -> datetime:
-    return datetime.combine(day, datetime.min.time())
+    return [
+        (datetime.combine(first, time.min), datetime.combine(last + timedelta(days=1), time.min))
+        for first, last in ranges
+    ]
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -152,13 +146,32 @@ def store_days(
 ) -> None:
     """Write the result of a derived asset for the days of a run: one file a day, and the days' ledger rows.
 
+    A derived day is final when all of its sources are. Its integrity fails if a source's day is not complete. A day
+    without rows copies the reason of its source.
+
     Raises:
         MarketDataError: It is not a table, its rows are not of these days, or its columns are not those of the series.
         SeriesBusyError: Another run is writing the series.
         StorageError: The disk refuses.
     """
     tables = split_by_day(key, as_arrow(value), lake_schema(key.market, key.data_type), days)
-    write_derived(layout, key, tables, parents, lock_wait_seconds)
+    sources = {parent: Ledger.read(layout.ledger(parent)) for parent in parents}
+    with storage.only_writer(layout.lock(key), lock_wait_seconds, str(key)):
+        storage.remove_leftovers(layout.folder(key))
+        ledger = Ledger.read(layout.ledger(key))
+        for day, table in tables.items():
+            before = ledger.get(day)
+            attempts = before.attempts + 1 if before else 1
+            made_of = {parent: source.get(day) for parent, source in sources.items()}
+            if table is None:
+                ledger.put(replace(_without_rows(day, list(made_of.values())), attempts=attempts))
+                continue
+            record = _provenance(layout, key, day, table, made_of)
+            encoded = parquet.encode_table(table, record)
+            stat = storage.write_bytes(layout.file(key, day), encoded)
+            sha256 = hashlib.sha256(encoded).hexdigest()
+            ledger.put(record_of(record, stat, attempts=attempts, file_sha256=sha256))
+        ledger.write(layout.ledger(key))
 
 
 def as_arrow(value: Any) -> pa.Table:
@@ -202,41 +215,6 @@ def split_by_day(
         raise MarketDataError(f"{key}: the output has rows of {min(strangers)}, which is not a day of this run.")
     parts = {day: rows.filter(pc.equal(rows["day"], pa.scalar(day, pa.date32()))) for day in days}
     return {day: part if part.num_rows else None for day, part in parts.items()}
-
-
-def write_derived(
-    layout: Layout,
-    key: SeriesKey,
-    tables: Mapping[date, pa.Table | None],
-    parents: Sequence[SeriesKey],
-    lock_wait_seconds: float,
-) -> None:
-    """Write days of a derived series and their ledger rows.
-
-    A derived day is final when all of its sources are. Its integrity fails if a source's day is not complete. A day
-    without rows copies the reason of its source.
-
-    Raises:
-        SeriesBusyError: Another run is writing the series.
-        StorageError: The disk refuses.
-    """
-    sources = {parent: Ledger.read(layout.ledger(parent)) for parent in parents}
-    with storage.only_writer(layout.lock(key), lock_wait_seconds, str(key)):
-        storage.remove_leftovers(layout.folder(key))
-        ledger = Ledger.read(layout.ledger(key))
-        for day, table in tables.items():
-            before = ledger.get(day)
-            attempts = before.attempts + 1 if before else 1
-            made_of = {parent: source.get(day) for parent, source in sources.items()}
-            if table is None:
-                ledger.put(replace(_without_rows(day, list(made_of.values())), attempts=attempts))
-                continue
-            record = _provenance(layout, key, day, table, made_of)
-            encoded = parquet.encode_table(table, record)
-            stat = storage.write_bytes(layout.file(key, day), encoded)
-            sha256 = hashlib.sha256(encoded).hexdigest()
-            ledger.put(record_of(record, stat, attempts=attempts, file_sha256=sha256))
-        ledger.write(layout.ledger(key))
 
 
 def _without_rows(day: date, made_of: Sequence[DayRecord | None]) -> DayRecord:

@@ -69,7 +69,6 @@ def read_page(body: bytes, prefix: str, after: str) -> Page:
     """Read a page of ListObjects.
 
     Args:
-        body: The XML.
         prefix: The requested prefix, ending with a slash.
         after: All keys and folders come after this one in UTF-8 order.
 
@@ -144,8 +143,10 @@ def _file(node: ET.Element, prefix: str) -> ListedFile:
         raise ValueError(f"the size of {key} is {_shown(size)}")
     if not re.fullmatch(r"[\x21\x23-\x7e]{0,200}", etag):
         raise ValueError(f"the ETag of {key} is {_shown(etag)}")
-    if modified and not _is_moment(modified):
-        raise ValueError(f"the date of {key} is {_shown(modified)}")
+    try:
+        datetime.fromisoformat(modified or "0001-01-01")
+    except ValueError as error:
+        raise ValueError(f"the date of {key} is {_shown(modified)}") from error
     return ListedFile(key, int(size), etag, modified)
 
 
@@ -164,14 +165,6 @@ def _name(key: str, prefix: str) -> str:
     if "/" in name or "\\" in name or name in (".", "..") or not name.isprintable() or len(key.encode()) > _LONGEST_KEY:
         raise ValueError(f"{_shown(key)} is not the key of a file directly below {prefix}")
     return name
-
-
-def _is_moment(text: str) -> bool:
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _shown(text: str) -> str:

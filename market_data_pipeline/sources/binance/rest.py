@@ -11,7 +11,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, NoReturn
@@ -86,7 +86,6 @@ class RestRows:
 
     Attributes:
         table: With :func:`lake_schema`, ordered by key.
-        url: URL of the endpoint.
         asked_at: Time of the first request (UTC). The table has everything that happened before. It is the server's
             time, except for requests by id.
         cut: True if rows are missing because the run used up its weight for aggTrades.
@@ -103,9 +102,10 @@ class RestRows:
 class RestApi:
     """REST of one market, for one run.
 
+    Each method that fetches raises HostOffError if the host refuses, or did so before in this run, NetworkError without
+    a response, and RestAnswerError if a response is not understood.
+
     Args:
-        market: The market.
-        settings: Host, timeouts and limits.
         stop: Ends all waits. By default, only :meth:`close` does.
 
     Raises:
@@ -137,13 +137,7 @@ class RestApi:
     # --- endpoints ------------------------------------------------------------------------------------------
 
     def klines(self, key: SeriesKey, start_us: int, end_us: int) -> RestRows:
-        """Fetch closed candles with ``start_us <= open_time < end_us`` (microseconds UTC). None exist before a listing.
-
-        Raises:
-            HostOffError: The host refuses, or did so before in this run.
-            NetworkError: No response.
-            RestAnswerError: A response is not understood.
-        """
+        """Fetch closed candles with ``start_us <= open_time < end_us`` (microseconds UTC)."""
         endpoint = spec_of(key).rest
         step = interval_us(key.interval or "")
         now = self._server_now()
@@ -165,14 +159,10 @@ class RestApi:
                 break
             table = self._table(rows, key, (cursor, end - 1))
             tables.append(table)
-            cursor = _last(table, "open_time") + step
+            cursor = _at(table, "open_time", -1) + step
             if len(rows) < limit:
                 break
-        found = pa.concat_tables([lake_schema(key.market, key.data_type).empty_table(), *tables])
-        closed = pc.less(
-            found.column("close_time"), pa.scalar(clock.naive_utc(now), found.schema.field("close_time").type)
-        )
-        return RestRows(found.filter(closed), f"{self._host.url}{endpoint.path}", now)
+        return self._found(key, tables, "close_time", (0, clock.to_us(now)), now)
 
     def of_time(self, key: SeriesKey, start_us: int, end_us: int) -> RestRows:
         """Fetch rows with ``start_us <= time < end_us`` (microseconds UTC), for types whose rows have only a time.
@@ -231,7 +221,6 @@ class RestApi:
         """Fetch trades with ``start_us <= transact_time < end_us``, from an id on if it is known.
 
         Args:
-            key: The series.
             start_us: Microseconds UTC.
             end_us: Microseconds UTC.
             from_id: The first id to fetch. None: the first id after ``start_us``.
@@ -239,9 +228,7 @@ class RestApi:
 
         Raises:
             BeyondReachError: REST no longer serves trades this old. No request was sent.
-            HostOffError: The host refuses, or did so before in this run.
-            NetworkError: No response.
-            RestAnswerError: A response is not understood, or does not start at the requested id.
+            RestAnswerError: A response does not start at the requested id, or is not understood.
         """
         endpoint = spec_of(key).rest
         self._refuse_beyond(endpoint, start_us if since_us is None else max(start_us, since_us), clock.now())
@@ -254,31 +241,24 @@ class RestApi:
             if not self._spend_on_trades(endpoint.weight):
                 cut = True
                 break
-            between = None
             if from_id is None:
                 span = min(cursor + _span_us(endpoint), end)
-                between = cursor, span - 1
                 rows = self._rows(endpoint, _by_time(key, cursor, span, endpoint))
                 if not rows:
                     cursor = span
                     continue
+                table = self._table(rows, key, (cursor, span - 1))
             else:
-                rows = self._rows(endpoint, _by_id(key, from_id, endpoint))
-                if not rows:
-                    break
-            table = self._table(rows, key, between)
-            first, last = _first(table, "agg_trade_id"), _last(table, "agg_trade_id")
-            if from_id is not None and first != from_id:
                 # Responses to fromId can be silently truncated (binance-public-data #376).
-                raise RestAnswerError(f"REST answered trades of {key} from id {first} on. Id {from_id} was requested.")
+                page = self._trades_from(key, from_id, until=from_id)
+                if page is None:
+                    break
+                table = page
             tables.append(table)
-            if _last(table, "transact_time") >= end or (from_id is not None and len(rows) < endpoint.page):
+            if _at(table, "transact_time", -1) >= end or (from_id is not None and table.num_rows < endpoint.page):
                 break
-            from_id = last + 1
-        found = pa.concat_tables([lake_schema(key.market, key.data_type).empty_table(), *tables])
-        times = pc.cast(found.column("transact_time"), pa.int64())
-        inside = pc.and_(pc.greater_equal(times, pa.scalar(start_us)), pc.less(times, pa.scalar(end_us)))
-        return RestRows(found.filter(inside), f"{self._host.url}{endpoint.path}", now, cut)
+            from_id = _at(table, "agg_trade_id", -1) + 1
+        return self._found(key, tables, "transact_time", (start_us, end_us), now, cut)
 
     def agg_trades_of_ids(
         self, key: SeriesKey, first: int, last: int, between_us: tuple[int, int] | None = None
@@ -288,17 +268,12 @@ class RestApi:
         Trades with higher ids are known, so all of these have happened. The server's time is not needed.
 
         Args:
-            key: The series.
-            first: First id.
             last: Last id, inclusive.
             between_us: Times of the trades before the first and after the last id (microseconds UTC). They decide if
                 REST still serves the ids. None if unknown.
 
         Raises:
             BeyondReachError: REST no longer serves trades this old. It refused, or no request was sent.
-            HostOffError: The host refuses, or did so before in this run.
-            NetworkError: No response.
-            RestAnswerError: A response is not understood.
         """
         endpoint = spec_of(key).rest
         now = clock.now()
@@ -316,25 +291,45 @@ class RestApi:
             if not self._spend_on_trades(endpoint.weight):
                 cut = True
                 break
-            rows = self._rows(endpoint, _by_id(key, cursor, endpoint))
-            if not rows:
+            table = self._trades_from(key, cursor)
+            if table is None:
                 break
-            table = self._table(rows, key)
-            if _first(table, "agg_trade_id") < cursor:
-                raise RestAnswerError(
-                    f"REST answered trades of {key} from id {_first(table, 'agg_trade_id')} on. "
-                    f"Id {cursor} was requested."
-                )
             tables.append(table)
-            cursor = _last(table, "agg_trade_id") + 1
+            cursor = _at(table, "agg_trade_id", -1) + 1
+        return self._found(key, tables, "agg_trade_id", (0, last + 1), now, cut, beyond)
+
+    def _trades_from(self, key: SeriesKey, first: int, until: int | None = None) -> pa.Table | None:
+        """Return a page of trades that starts at an id, or later up to ``until`` (default: any). None without trades.
+
+        Raises:
+            RestAnswerError: It starts elsewhere.
+        """
+        endpoint = spec_of(key).rest
+        params = {"symbol": key.symbol, "fromId": str(first), "limit": str(endpoint.page)}
+        rows = self._rows(endpoint, params)
+        if not rows:
+            return None
+        table = self._table(rows, key)
+        found = _at(table, "agg_trade_id", 0)
+        if found < first or (until is not None and found > until):
+            raise RestAnswerError(f"REST answered trades of {key} from id {found} on. Id {first} was requested.")
+        return table
+
+    def _found(
+        self,
+        key: SeriesKey,
+        tables: Sequence[pa.Table],
+        column: str,
+        between: tuple[int, int],
+        asked_at: datetime,
+        cut: bool = False,
+        beyond: str = "",
+    ) -> RestRows:
+        """Return the rows of all pages whose value in a column is between two, the second excluded."""
         found = pa.concat_tables([lake_schema(key.market, key.data_type).empty_table(), *tables])
-        return RestRows(
-            found.filter(pc.less_equal(found.column("agg_trade_id"), pa.scalar(last))),
-            f"{self._host.url}{endpoint.path}",
-            now,
-            cut,
-            beyond,
-        )
+        values = pc.cast(found.column(column), pa.int64()).to_numpy()
+        inside = pa.array((values >= between[0]) & (values < between[1]))
+        return RestRows(found.filter(inside), f"{self._host.url}{spec_of(key).rest.path}", asked_at, cut, beyond)
 
     def _first_served(self, key: SeriesKey, endpoint: RestEndpoint, until_us: int, now: datetime) -> int | None:
         """Return the id of the oldest trade that REST still serves. None if it has none before ``until_us``."""
@@ -342,7 +337,7 @@ class RestApi:
         while at < until_us and self._spend_on_trades(endpoint.weight):
             span = at + _span_us(endpoint)
             if rows := self._rows(endpoint, _by_time(key, at, span, endpoint)):
-                return _first(self._table(rows, key, (at, span - 1)), "agg_trade_id")
+                return _at(self._table(rows, key, (at, span - 1)), "agg_trade_id", 0)
             at = span
         return None
 
@@ -356,21 +351,16 @@ class RestApi:
         """Return the reason if REST no longer serves rows of a moment, else an empty string."""
         if endpoint.reach is None or moment_us >= clock.to_us(now - endpoint.reach + _EDGE):
             return ""
-        return reaches_back(self.market, endpoint.reach, what)
+        return f"REST of {self.market} only serves {what} of the last {in_words(endpoint.reach.total_seconds())}"
 
     def first_candle_day(self, key: SeriesKey) -> date | None:
-        """Return the UTC day of a symbol's first candle. None if it never had one.
-
-        Raises:
-            HostOffError: The host refuses, or did so before in this run.
-            NetworkError: No response.
-        """
+        """Return the UTC day of a symbol's first candle. None if it never had one."""
         daily = SeriesKey(EXCHANGE, key.market, DataType.KLINES, key.symbol, "1d")
         endpoint = spec_of(daily).rest
         rows = self._rows(endpoint, {"symbol": key.symbol, "interval": "1d", "startTime": "0", "limit": "1"})
         if not rows:
             return None
-        return clock.day_of_us(_first(self._table(rows, daily), "open_time"))
+        return clock.day_of_us(_at(self._table(rows, daily), "open_time", 0))
 
     # --- requests -------------------------------------------------------------------------------------------
 
@@ -412,8 +402,6 @@ class RestApi:
         """Return the rows of a response as a table, checked to be in order.
 
         Args:
-            rows: Rows of the response.
-            key: The series.
             between_us: First and last requested moment (microseconds UTC). REST takes milliseconds.
 
         Raises:
@@ -479,7 +467,8 @@ class RestApi:
         if self._off:
             raise HostOffError(
                 f"REST of {self.market} ({self._host.name}) is off for the rest of this run: {self._off}. "
-                f"Days from the archive continue. {_way_out(self.market)}"
+                f"Days from the archive continue. Wait, lower {PREFIX}WEIGHT_SHARE, "
+                f"or set {PREFIX}{self.market.upper()}_URL to a host that answers."
             )
 
     def _raise_for_status(self, answer: Answer) -> None:
@@ -562,16 +551,6 @@ def _budget_name(market: Market, settings: Settings) -> str:
     return "+".join((MARKETS[market].budget, *sorted(hosts))) if len(together) > 1 else next(iter(hosts))
 
 
-def reaches_back(market: Market, reach: timedelta, what: str = DataType.AGG_TRADES) -> str:
-    """Return a message about the age limit of a market's rows."""
-    return f"REST of {market} only serves {what} of the last {in_words(reach.total_seconds())}"
-
-
-def _way_out(market: Market) -> str:
-    setting = f"{PREFIX}{market.upper()}_URL"
-    return f"Wait, lower {PREFIX}WEIGHT_SHARE, or set {setting} to a host that answers."
-
-
 def _span_us(endpoint: RestEndpoint) -> int:
     return int((endpoint.max_span or timedelta(days=1)).total_seconds() * 1e6)
 
@@ -591,10 +570,6 @@ def _time_in(row: Any, field: str, endpoint: RestEndpoint) -> int:
     return found
 
 
-def _by_id(key: SeriesKey, from_id: int, endpoint: RestEndpoint) -> dict[str, str]:
-    return {"symbol": key.symbol, "fromId": str(from_id), "limit": str(endpoint.page)}
-
-
 def _retry_after(answer: Answer) -> float:
     """Return the seconds to wait by Retry-After. A minute if the header is missing or invalid."""
     seconds = retry_after_seconds(answer)
@@ -607,12 +582,8 @@ def _used_weight(answer: Answer) -> int | None:
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) and int(text) <= _MOST_COUNTED else None
 
 
-def _first(table: pa.Table, column: str) -> int:
-    return int(pc.cast(table.column(column).slice(0, 1), pa.int64())[0].as_py())
-
-
-def _last(table: pa.Table, column: str) -> int:
-    return int(pc.cast(table.column(column).slice(table.num_rows - 1), pa.int64())[0].as_py())
+def _at(table: pa.Table, column: str, row: int) -> int:
+    return int(pc.cast(table.column(column), pa.int64())[row].as_py())
 
 
 def _moment(microseconds: int) -> str:

@@ -11,7 +11,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import date, datetime
+from datetime import date
 from functools import cache, lru_cache
 from itertools import chain, islice
 from typing import Any, BinaryIO, cast
@@ -62,8 +62,6 @@ def read_zip(
     """Read a daily or monthly zip.
 
     Args:
-        data: The zip.
-        key: The expected series.
         stem: Name of the zip without ``.zip``. Its CSV has the same stem.
         first: First UTC day that rows may belong to.
         last: Last such day, inclusive.
@@ -107,7 +105,10 @@ def read_zip(
     if rows > (most := most_rows(key, days)):
         period = "A day" if days == 1 else "A month"
         raise MalformedError(f"{stem}.csv has {rows:,} rows or more. {period} of {key.short} has at most {most:,}.")
-    _refuse_other_days(min(times) * unit, max(times) * unit, first, last, stem)
+    begin, end = (clock.naive_from_us(time * unit) for time in (min(times), max(times)))
+    if begin.date() < first or end.date() > last:
+        texts = (moment.isoformat(sep=" ", timespec="milliseconds") for moment in (begin, end))
+        raise MalformedError(f"{stem}.csv has rows of other days: its times run from {' to '.join(texts)} (UTC).")
     return table
 
 
@@ -184,10 +185,6 @@ def other_interval(key: SeriesKey, table: pa.Table) -> str | None:
     """Return the candles' interval, in words, if it is not the series'. Else return None.
 
     The duration of most candles decides. Candles off the grid, and a few that an outage cut short, do not matter.
-
-    Args:
-        key: The series.
-        table: Its rows, as :func:`read_zip` returns them.
     """
     if key.interval is None:
         return None
@@ -286,7 +283,7 @@ def _convert(market: Market, data_type: DataType) -> pa_csv.ConvertOptions:
     columns = SPECS[market, data_type].columns
     blank = ["", '""'] if any(c.nullable for c in columns) else []
     return pa_csv.ConvertOptions(
-        column_types={c.name: _read_type(c) for c in columns},
+        column_types={c.name: TIME if c.text else _READ.get(c.kind) or ARROW_TYPES[c.kind] for c in columns},
         include_columns=[c.name for c in columns if c.kind != "ignore"],
         null_values=blank,
         true_values=["True", "true"],
@@ -312,8 +309,7 @@ def _parsed(blocks: Iterator[_Block], spec: Spec, stem: str) -> Iterator[pa.Tabl
 
 def _parse(block: _Block, spec: Spec, stem: str) -> pa.Table:
     parts, header = block
-    tables = [_parse_lines(part, spec, header and part is parts[0], stem) for part in parts]
-    return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+    return pa.concat_tables([_parse_lines(part, spec, header and part is parts[0], stem) for part in parts])
 
 
 def _parse_lines(lines: memoryview, spec: Spec, header: bool, stem: str) -> pa.Table:
@@ -365,12 +361,6 @@ MOVED = b"moved"
 """Key of a table's metadata whose times were moved. The value is the source of the change."""
 
 
-def _read_type(column: Column) -> pa.DataType:
-    if column.text:
-        return TIME
-    return _READ.get(column.kind) or ARROW_TYPES[column.kind]
-
-
 def _plain(error: Exception, spec: Spec) -> str:
     text = _ROW_OF_BLOCK.sub("", str(error)).replace("\n", " ").strip().rstrip(".")
     if "E+" in text and "int64" in text:
@@ -395,7 +385,9 @@ def _conform(raw: pa.Table, key: SeriesKey, spec: Spec, unit: int) -> pa.Table:
         if column.kind == "ignore":
             continue
         values = raw.column(column.name)
-        columns.append(_as_time(values, unit) if column.kind == "time" else values)
+        if column.kind == "time":
+            values = (values if unit == 1 else pc.multiply(values, unit)).cast(TIME)
+        columns.append(values)
     table = pa.table(columns, schema=lake_schema(spec.market, spec.data_type))
     return table.replace_schema_metadata(raw.schema.metadata) if raw.schema.metadata else table
 
@@ -406,22 +398,6 @@ def _bounds(values: pa.Array[Any] | pa.ChunkedArray[Any]) -> tuple[Any, Any]:
     return bounds["min"], bounds["max"]
 
 
-def _as_time(values: pa.ChunkedArray[Any], unit: int) -> pa.ChunkedArray[Any]:
-    return (values if unit == 1 else pc.multiply(values, unit)).cast(TIME)
-
-
-def _refuse_other_days(low_us: int, high_us: int, first: date, last: date, stem: str) -> None:
-    low, high = clock.naive_from_us(low_us), clock.naive_from_us(high_us)
-    if low.date() < first or high.date() > last:
-        raise MalformedError(
-            f"{stem}.csv has rows of other days: its times run from {_text(low)} to {_text(high)} (UTC)."
-        )
-
-
-def _text(moment: datetime) -> str:
-    return moment.isoformat(sep=" ", timespec="milliseconds")
-
-
 # --- from REST's JSON to Arrow ----------------------------------------------------------------------------------
 
 
@@ -430,7 +406,6 @@ def table_from_rest(rows: list[list[object]] | list[dict[str, object]], key: Ser
 
     Args:
         rows: Klines are arrays in the order of the CSV. AggTrades are objects, and their unknown fields are ignored.
-        key: The series.
         unit: Microseconds in one unit of the times.
 
     Raises:

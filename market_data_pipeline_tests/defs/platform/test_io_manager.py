@@ -16,7 +16,7 @@ import pytest
 
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.platform import tables
-from market_data_pipeline.defs.platform.tables import as_arrow, load_files, split_by_day, write_derived
+from market_data_pipeline.defs.platform.tables import as_arrow, load_files, split_by_day, store_days
 from market_data_pipeline.errors import MarketDataError, NotStoredError
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.closed_months import close_months, closed_days, remove_closed_days
@@ -119,7 +119,7 @@ def test_a_day_whose_file_was_found_damaged_is_not_loaded(project: Project) -> N
     for number in (1, 2):
         hold(project.layout, KLINES, day(number))
     path = project.layout.file(KLINES, day(2))
-    record, table = parquet.read_whole(path)
+    record, table = parquet.parse_whole(path, path.read_bytes())
     parquet.write_table(path, table.slice(1), record)
     verify_local(project.settings, [KLINES])
 
@@ -202,7 +202,7 @@ def test_a_derived_day_is_as_final_as_its_source_and_says_what_it_is_made_of(pro
 
 
 def test_a_derived_day_is_replaced_by_a_second_run(project: Project) -> None:
-    write_derived(project.layout, PROFILE, {day(1): profile_rows([day(1)])}, [TRADES], 1)
+    store_days(project.layout, PROFILE, [day(1)], profile_rows([day(1)]), [TRADES], 1)
     hold(project.layout, TRADES, day(1))
 
     project.run(1, 1, PROFILE)
