@@ -30,6 +30,7 @@ from market_data_pipeline_tests.support.fakes import (
     OTHER,
     PROFILE,
     TRADES,
+    UNIVERSE,
     Project,
     day,
     hold,
@@ -183,6 +184,17 @@ def test_profiles_are_made_of_days_whose_trades_are_new_or_changed(tmp_path: Pat
         assert asked(tick(project, "trade_profiles_daily", at)) == {
             f"2024-01-0{number}": names(PROFILE) for number in (6, 7, 8)
         }
+
+
+def test_profiles_before_a_moved_start_are_not_requested(tmp_path: Path) -> None:
+    """Trades of earlier days stay in the lake. Their days are no partitions any more."""
+    moved = UNIVERSE.replace("aggTrades: {from: 2024-01-01}", "aggTrades: {from: 2024-01-08}")
+    assert moved != UNIVERSE
+    project = Project(tmp_path, universe_of(moved), recent_days=5)
+    for number in (6, 7, 8, 9):
+        hold(project.layout, TRADES, day(number))
+    requests = tick(project, "trade_profiles_daily", datetime(2024, 1, 10, 11, tzinfo=UTC))
+    assert asked(requests) == {"2024-01-08": names(PROFILE), "2024-01-09": names(PROFILE)}
 
 
 @pytest.mark.parametrize(("hour", "at"), [(10, datetime(2024, 1, 10, 11)), (23, datetime(2024, 1, 11, 0))])  # noqa: DTZ001
