@@ -168,7 +168,7 @@ def _runs(
 
 def _action_of(row: DayRecord) -> Action:
     """Return the action for a day that needs no run."""
-    return Action.HELD if row.held else Action.EMPTY if row.outcome == EMPTY else Action.NOT_LISTED
+    return Action.HELD if row.is_stored_final else Action.EMPTY if row.outcome == EMPTY else Action.NOT_LISTED
 
 
 def _with_flat_candles(report: Report) -> list[Market]:

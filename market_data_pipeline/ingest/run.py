@@ -146,7 +146,7 @@ class _Run:
         """Return the result of a day that needs no request, else None."""
         row, now = self._ledger.get(day), clock.now()
         if row is not None and needs(row, now, reach_of(self.key)).is_met:
-            return DayOutcome(self.key, day, row, Action.HELD if row.held else Action.EMPTY)
+            return DayOutcome(self.key, day, row, Action.HELD if row.is_stored_final else Action.EMPTY)
         if row is not None and is_still_unlisted(row, self.listing):
             return DayOutcome(self.key, day, row, Action.NOT_LISTED)
         if not self.listing.covers(day) and (row is None or row.outcome != HELD):
@@ -274,7 +274,7 @@ class _Run:
         if day > clock.today():
             raise AbsentError(f"the day is in the future; today is {clock.today()} (UTC).")
         if day < clock.today():
-            if known is not None and known.held and not known.replaced_by:  # fetch only missing rows
+            if known is not None and known.is_stored_final and not known.replaced_by:  # fetch only missing rows
                 memory.take(known.bytes * MEMORY_PER_BYTE)
                 stored = self._day_store.rows(day)
                 if stored is not None:
@@ -294,7 +294,7 @@ class _Run:
 
     def _completed(self, day: date, known: DayRecord | None, rows: DayRows) -> DayRows:
         """Complete an archive day with rows from REST, stored before or fetched now."""
-        if not rows.final and known is not None and known.held:
+        if not rows.final and known is not None and known.is_stored_final:
             raise UnprovenError(
                 "the archive was republished without a checksum. The stored rows, which are verified, stay."
             )

@@ -40,7 +40,7 @@ def leave_unmet(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Midnight, "_compare", lambda *_: {})
         world.ingest(TRADES, PAIR)
-    assert all(row.held for row in world.ledger(TRADES).rows.values())
+    assert all(row.is_stored_final for row in world.ledger(TRADES).rows.values())
     world.at("2026-03-05T14:00:00")
     assert open_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == PAIR
 

@@ -183,7 +183,7 @@ class FakeIngest:
             put(layout, key, row)
             self.fetched.append((key, when))
             return DayFailure(key, when, kind, reason, row, 0.1, 0)
-        if known is not None and known.held:
+        if known is not None and known.is_stored_final:
             return DayOutcome(key, when, known, Action.HELD)
         self.fetched.append((key, when))
         row = hold(layout, key, when, final=when not in self.provisional, findings=self.findings.get((key, when), ()))
