@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
-from typing import Literal, get_args
+from typing import Literal
 
 from market_data_pipeline import clock
 from market_data_pipeline.client.request import (
@@ -88,16 +88,6 @@ def _text(gaps: Sequence[Gap]) -> str:
         + f"{more}\n`market-data sync` fetches missing days and repairs what it can. on_gap='warn' or 'ignore' returns "
         "the stored rows, 'raise' refuses."
     )
-
-
-def check_on_gap(on_gap: str) -> None:
-    """Refuse an unknown value of ``on_gap``.
-
-    Raises:
-        UsageError: The value is unknown. The text lists the known ones.
-    """
-    if on_gap not in get_args(OnGap):
-        raise UsageError(f"There is no on_gap {on_gap!r}. {there_are(str(on_gap), get_args(OnGap))}")
 
 
 def worth_a_warning(gaps: Iterable[Gap]) -> list[Gap]:
