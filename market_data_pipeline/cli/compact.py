@@ -38,7 +38,7 @@ def compact_command(what: Selection, grace: int | None) -> None:
     settings = load_settings()
     held = [key for key in known_series(Layout(settings.root)) if closes_months(key.data_type)]
     if not held:
-        aside().print(f"No klines are stored in {settings.root} yet, so there is no month to close.", soft_wrap=True)
+        aside().print(f"No klines are stored in {settings.root} yet, so there is no month to close.")
         return
     keys = series_among(held, what, str(settings.root), "`market-data status` shows what is stored.")
     with progress_bar(len(keys), "series", "closing months", aside()) as bar:
@@ -46,7 +46,7 @@ def compact_command(what: Selection, grace: int | None) -> None:
             settings,
             keys,
             grace=None if grace is None else timedelta(minutes=grace),
-            on_progress=lambda: bar.advance(1),
+            on_progress=lambda: bar(1),
         )
     _tell(report)
     end(ExitCode.of(not report.troubles))
@@ -58,7 +58,6 @@ def _tell(report: CompactReport) -> None:
     waiting = f" {counted(report.waiting, 'file')} of days stay for now." if report.waiting else ""
     console.print(
         f"{counted(months, 'month')} of {len(report.closed):,} series closed, "
-        f"{counted(report.removed, 'file')} of days removed.{waiting}",
-        soft_wrap=True,
+        f"{counted(report.removed, 'file')} of days removed.{waiting}"
     )
     tell_troubles(report.troubles, console)

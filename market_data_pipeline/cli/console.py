@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -20,7 +20,7 @@ from datetime import time as time_of_day
 import click
 from rich import filesize
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -41,8 +41,8 @@ def out() -> Console:
 
 
 def aside() -> Console:
-    """Return the console for progress, notes and failures (stderr)."""
-    return Console(stderr=True, highlight=False, markup=False)
+    """Return the console for progress, notes and failures (stderr). The terminal wraps its lines."""
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def in_bytes(number: float) -> str:
@@ -69,14 +69,7 @@ def red(text: str) -> Text:
 
 
 def table(title: str, *columns: str, right: Collection[str] = (), fold: str = "") -> Table:
-    """Return an empty table without lines.
-
-    Args:
-        title: Its title. Empty for none.
-        columns: Their heads.
-        right: Columns of numbers.
-        fold: The column that is wrapped, instead of cut, if the screen is narrow.
-    """
+    """Return an empty table without lines. Columns ``right`` are numbers, and ``fold`` is wrapped instead of cut."""
     made = Table(title=title or None, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for name in columns:
         made.add_column(
@@ -88,9 +81,7 @@ def table(title: str, *columns: str, right: Collection[str] = (), fold: str = ""
     return made
 
 
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print a JSON array with an object for each line of the list."
-)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON array of flat objects.")
 
 
 def print_json(rows: Iterable[Mapping[str, object]]) -> None:
@@ -117,27 +108,15 @@ def _plain(value: object) -> object:
     return value if value is None or isinstance(value, str | int) else str(value)
 
 
-@dataclass(frozen=True)
-class Bar:
-    """A progress bar that is shown."""
-
-    _progress: Progress
-    _task: TaskID
-
-    def advance(self, number: int, doing: str | None = None, *, rate: str = "") -> None:
-        """Advance by a number of things, and show the current work and its rate."""
-        self._progress.update(self._task, advance=number, description=doing, rate=rate)
+Bar = Callable[..., None]
+"""Advances a progress bar by a number of things, and shows the current work and its rate."""
 
 
 @contextmanager
 def progress_bar(total: int, things: str, doing: str, console: Console) -> Iterator[Bar]:
     """Show a bar with the number of things done and the time left, if the console is a terminal.
 
-    Args:
-        total: Number of things.
-        things: Their noun, e.g. ``days``.
-        doing: The first work.
-        console: Where it is shown.
+    ``things`` is their noun, e.g. ``days``, and ``doing`` the first work.
     """
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -148,7 +127,8 @@ def progress_bar(total: int, things: str, doing: str, console: Console) -> Itera
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield Bar(progress, progress.add_task(doing, total=total, rate=""))
+        task = progress.add_task(doing, total=total, rate="")
+        yield lambda number, doing=None, rate="": progress.update(task, advance=number, description=doing, rate=rate)
 
 
 @dataclass
@@ -207,7 +187,7 @@ class Watch:
                 self.rows += result.row.rows
                 tally.rows += result.row.rows
         now = time.monotonic()
-        self._bar.advance(1, result.key.short, rate=f"{self.rows / max(now - self._began, 1e-3):,.0f} rows/s")
+        self._bar(1, result.key.short, rate=f"{self.rows / max(now - self._began, 1e-3):,.0f} rows/s")
         if tally.done == tally.days:
             tally.seconds = now - self._series_began
             self._series_began = now
@@ -226,13 +206,13 @@ class _OnConsole(logging.Handler):
         if record.args:
             self.repeated[record.msg] += 1
         if not record.args or self.repeated[record.msg] == 1:
-            self._console.print(Text(record.getMessage()), soft_wrap=True)
+            self._console.print(Text(record.getMessage()))
 
     def tell_repeated(self) -> None:
         for template, number in self.repeated.items():
             if number > 1:
                 text = template.replace("%s", "…").strip("…: ")
-                self._console.print(f"{counted(number - 1, 'more warning')} like this: {text}.", soft_wrap=True)
+                self._console.print(f"{counted(number - 1, 'more warning')} like this: {text}.")
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def _universe(path: Path, *, or_without: bool) -> Universe:
     except UsageError as error:
         if not or_without:
             raise
-        aside().print(f"{error} Stored data is shown without it, so no day counts as missing.", soft_wrap=True)
+        aside().print(f"{error} Stored data is shown without it, so no day counts as missing.")
         return Universe((), {}, path)
 
 

@@ -206,51 +206,39 @@ def _space(folder: Path) -> Result:
 
 
 def _writable(folder: Path) -> Result:
-    with _probe(folder) as file:
-        file.write(b"market-data doctor")
-        file.flush()
+    _fault_of(lambda _: None, folder)
     return State.OK, f"{folder} is writable.", ""
 
 
 def _locks(folder: Path) -> Result:
-    try:
-        with _probe(folder) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:
-            raise
-        text = f"The file system of {folder} has no locks ({error.strerror}). Marker files replace them."
+    if fault := _fault_of(lambda file: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB), folder):
+        text = f"The file system of {folder} has no locks ({fault}). Marker files replace them."
         return State.WARN, text, "Do not write to it from two machines at the same time."
     return State.OK, "The file system has locks (flock).", ""
 
 
 def _fsync(folder: Path) -> Result:
-    try:
-        with _probe(folder) as file:
-            file.write(b"market-data doctor")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:
-            raise
-        text = f"The file system of {folder} cannot flush files ({error.strerror}). A power cut may lose the last ones."
+    if fault := _fault_of(lambda file: os.fsync(file.fileno()), folder):
+        text = f"The file system of {folder} cannot flush files ({fault}). A power cut may lose the last ones."
         return State.WARN, text, "After a power cut, run `market-data verify --local`."
     return State.OK, "The file system flushes files (fsync).", ""
 
 
-def _probe(folder: Path) -> IO[bytes]:
-    return tempfile.NamedTemporaryFile(dir=folder, prefix=".market-data-doctor-")
+def _fault_of(call: Callable[[IO[bytes]], object], folder: Path) -> str | None:
+    """Call with a small file in the folder. Return the error if the file system does not support the call."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".market-data-doctor-") as file:
+        file.write(b"market-data doctor")
+        file.flush()
+        try:
+            call(file)
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+            return error.strerror
+    return None
 
 
 # --- the network and the clock ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Rest:
-    """The results of asking a REST host for its clock."""
-
-    reached: Check
-    clock: Check | None
 
 
 def _network(settings: Settings) -> Iterator[Check]:
@@ -268,8 +256,8 @@ def _network(settings: Settings) -> Iterator[Check]:
         yield archive.result()
         yield listing.result()
         found = [host.result() for host in hosts]
-    yield from (one.reached for one in found)
-    yield _clock([one.clock for one in found if one.clock is not None])
+    yield from (reached for reached, _ in found)
+    yield _clock([one for _, clocks in found for one in clocks])
 
 
 def _markets(settings: Settings) -> Iterable[Market]:
@@ -303,7 +291,7 @@ def _listing(settings: Settings) -> Result:
     return State.OK, f"{settings.vision_listing_url} answers.", ""
 
 
-def _rest(market: Market, settings: Settings) -> _Rest:
+def _rest(market: Market, settings: Settings) -> tuple[Check, list[Check]]:
     """Ask a REST host for its clock. An empty span of candles needs nothing else."""
     name, remedy = f"rest {market}", _CHECK_NETWORK.format(f"{PREFIX}{market.upper()}_URL")
     clocks: list[Check] = []
@@ -322,8 +310,7 @@ def _rest(market: Market, settings: Settings) -> _Rest:
                 clocks.append(_offset(server - clock.now()))
         return State.OK, f"{settings.rest_url(market)} answers.", ""
 
-    reached = _guarded(name, ask, remedy)
-    return _Rest(reached, clocks[0] if clocks else None)
+    return _guarded(name, ask, remedy), clocks
 
 
 def _offset(offset: timedelta) -> Check:

@@ -70,7 +70,7 @@ def list_command(as_json: bool) -> None:
     elif found:
         out().print(_table(found, out()))
     else:
-        aside().print(f"Nothing is in quarantine in {layout.root}.", soft_wrap=True)
+        aside().print(f"Nothing is in quarantine in {layout.root}.")
 
 
 @quarantine.command()
@@ -108,7 +108,7 @@ def retry(names: Sequence[str], everything: bool) -> None:
     universe = load_universe(settings.universe)
     left_out = _not_collected(universe, chosen) if everything else {}
     for entry, why in left_out.items():
-        aside().print(f"{entry.name} is left out: {why}", soft_wrap=True)
+        aside().print(f"{entry.name} is left out: {why}")
     code = _bring(settings, universe, [entry for entry in chosen if entry not in left_out])
     end(ExitCode.FAILED if left_out else code)
 
@@ -136,7 +136,7 @@ def accept(name: str, reason: str, yes: bool) -> None:
         _show(entry, layout, aside())
         click.confirm("Load this day although its checksum is wrong?", abort=True, err=True)
     kept.accept(layout, entry, by=_who(), at=clock.now(), reason=reason)
-    aside().print(f"{entry.name} is accepted for {entry.key} {entry.day}.", soft_wrap=True)
+    aside().print(f"{entry.name} is accepted for {entry.key} {entry.day}.")
     end(_bring(settings, universe, [entry]))
 
 
@@ -396,7 +396,7 @@ def _let_go(chosen: Iterable[Entry], days: Mapping[Path, list[date]], layout: La
         if kept.is_resolved(entry, Ledger.read(layout.ledger(entry.key)), days[entry.path]):
             kept.release(entry)
             what = f"{entry.key.short} {_period(entry)}"
-            console.print(f"{entry.name} is removed: {what} is stored in good files.", soft_wrap=True)
+            console.print(f"{entry.name} is removed: {what} is stored in good files.")
         else:
             left.append(entry)
     return left

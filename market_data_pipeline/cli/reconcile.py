@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from datetime import date
 
 import click
@@ -53,7 +52,7 @@ def reconcile(what: Selection, again: bool, as_json: bool) -> None:
     found, complete = _compared(settings, universe, keys, what, again=again)
     console = aside()
     if as_json:
-        print_json(asdict(one) for one in _sums(found))
+        print_json(_as_object(key, days) for key, days in found.items() if days)
     if not any(found.values()):
         if complete:
             console.print("No day has both sides stored, so there is nothing to compare.")
@@ -99,7 +98,7 @@ def _compared(
 
         def told(key: SeriesKey, days: Sequence[DayReconciled]) -> None:
             found[key].update((day.day, day) for day in days)
-            bar.advance(len(days), key.short)
+            bar(len(days), key.short)
 
         job = build_reconciliation_job(universe.series(), settings, told)
         if job is None:  # nothing of the universe can be compared
@@ -114,7 +113,7 @@ def _compared(
 
 def _tell(troubles: Sequence[str]) -> None:
     for trouble in dict.fromkeys(troubles):
-        aside().print(red("Not all could be compared."), trouble, soft_wrap=True)
+        aside().print(red("Not all could be compared."), trouble)
 
 
 def _by_day(found: Mapping[SeriesKey, Mapping[date, DayReconciled]]) -> Found:
@@ -124,44 +123,27 @@ def _by_day(found: Mapping[SeriesKey, Mapping[date, DayReconciled]]) -> Found:
 # --- what is shown -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Sum:
-    """The result of one series. Its fields are the keys of ``--json``."""
-
-    series: str
-    first: date
-    last: date
-    days: int
-    candles: int
-    differing: int
-    explained: int
-    unexplained: int
-
-
-def _sums(found: Found) -> list[_Sum]:
-    return [
-        _Sum(
-            str(key),
-            days[0].day,
-            days[-1].day,
-            len(days),
-            sum(one.bars for one in days),
-            sum(one.differing for one in days),
-            sum(one.explained for one in days),
-            sum(one.unexplained for one in days),
-        )
-        for key, days in found.items()
-        if days
-    ]
+def _as_object(key: SeriesKey, days: Sequence[DayReconciled]) -> dict[str, object]:
+    return {
+        "series": str(key),
+        "first": days[0].day,
+        "last": days[-1].day,
+        "days": len(days),
+        "candles": sum(one.bars for one in days),
+        "differing": sum(one.differing for one in days),
+        "explained": sum(one.explained for one in days),
+        "unexplained": sum(one.unexplained for one in days),
+    }
 
 
 def _by_series(found: Found) -> Table:
     numbers = ("days", "candles", "differ", "explained", "unexplained")
     shown = table("Klines and what they can be rebuilt from", "series", "from", "through", *numbers, right=numbers)
-    for key, one in zip([key for key, days in found.items() if days], _sums(found), strict=True):
-        counts = [f"{number:,}" for number in (one.days, one.candles, one.differing, one.explained)]
-        unexplained = red(f"{one.unexplained:,}") if one.unexplained else "0"
-        shown.add_row(key.short, str(one.first), str(one.last), *counts, unexplained)
+    for key, days in found.items():
+        if days:
+            _, first, last, *counts, unexplained = _as_object(key, days).values()
+            wrong = red(f"{unexplained:,}") if unexplained else "0"
+            shown.add_row(key.short, str(first), str(last), *(f"{number:,}" for number in counts), wrong)
     return shown
 
 
@@ -204,6 +186,6 @@ def _sum_up(found: Found, values: int, console: Console) -> None:
         text += f"{differing:,} {verb}, all for a known reason."
     else:
         text += f"{differing:,} {verb}, {unexplained:,} of them for no known reason."
-    console.print(text, soft_wrap=True)
+    console.print(text)
     if values > SHOWN:
         console.print(f"{SHOWN} of {values:,} values are shown; SQL has them: quality.reconciliation_differences.")

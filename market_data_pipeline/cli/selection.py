@@ -198,19 +198,24 @@ def choose(universe: Universe, what: Selection) -> Chosen:
         )
     wanted: dict[SeriesKey, list[date]] = {}
     notes: list[str] = []
+    early: dict[SeriesKey, date] = {}
     for key in keys:
         start, last = universe.start(key), what.last or universe.end(key)
-        first, listing = max(what.first or start, start), universe.listing(key)
+        first, listing = what.first or start, universe.listing(key)
         days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
         listed = [day for day in days if listing.covers(day)]
         if len(listed) < len(days) or not listed:
             notes.append(_left_out(key, days, listed, what, universe))
-        if listed:
-            wanted[key] = listed
-        if days and what.first is not None and what.first < start:
+        if listed and listed[0] < start:
+            early[key] = listed[0]
             notes.append(
                 f"{universe.said_of_start(key)}: earlier days are left out. Set an earlier `from:` there first."
             )
+        if taken := [day for day in listed if day >= start]:
+            wanted[key] = taken
+    if early and not wanted.keys() - early:
+        key = min(early, key=universe.start)
+        universe.refuse_before_start(early[key], key)
     if not wanted:
         raise UsageError(" ".join(["No selected day is left.", *notes[:5]]))
     return Chosen(wanted, tuple(notes))
@@ -238,7 +243,22 @@ def series_among(keys: Sequence[SeriesKey], what: Selection, where: str, advice:
     Raises:
         UsageError: A selected series does not exist. The text lists the existing ones.
     """
-    narrow = _Narrowing(where, advice)
+
+    def narrow(
+        keys: Sequence[SeriesKey], name: str, values: Sequence[str], value_of: Callable[[SeriesKey], str]
+    ) -> list[SeriesKey]:
+        there = list(dict.fromkeys(map(value_of, keys)))
+        for value in values:
+            if value not in there:
+                near = get_close_matches(value, there, n=3)
+                shown = [*near, *(v for v in there if v not in near)][:40]
+                more = f" and {len(there) - len(shown)} more" if len(there) > len(shown) else ""
+                raise UsageError(
+                    f"{where} has no {name} '{value}' in this selection. There are: "
+                    f"{', '.join(shown) or 'none'}{more}. {advice}"
+                )
+        return [key for key in keys if not values or value_of(key) in values]
+
     keys = narrow(keys, "market", what.markets, lambda key: key.market)
     if what.intervals and not what.data_types:
         keys = [key for key in keys if key.interval]
@@ -251,33 +271,11 @@ def series_among(keys: Sequence[SeriesKey], what: Selection, where: str, advice:
     if what.intervals:
         candles, other = [key for key in keys if key.interval], [key for key in keys if not key.interval]
         keys = narrow(candles, "interval", what.intervals, lambda key: key.interval or "") + other
-    return keys
-
-
-@dataclass(frozen=True, slots=True)
-class _Narrowing:
-    where: str
-    advice: str
-
-    def __call__(
-        self, keys: Iterable[SeriesKey], what: str, values: Sequence[str], value_of: Callable[[SeriesKey], str]
-    ) -> list[SeriesKey]:
-        keys = list(keys)
-        there = list(dict.fromkeys(value_of(key) for key in keys))
-        for value in values:
-            if value not in there:
-                near = get_close_matches(value, there, n=3)
-                shown = [*near, *(v for v in there if v not in near)][:40]
-                more = f" and {len(there) - len(shown)} more" if len(there) > len(shown) else ""
-                raise UsageError(
-                    f"{self.where} has no {what} '{value}' in this selection. There are: "
-                    f"{', '.join(shown) or 'none'}{more}. {self.advice}"
-                )
-        return [key for key in keys if not values or value_of(key) in values]
+    return list(keys)
 
 
 def _left_out(key: SeriesKey, days: Sequence[date], listed: Sequence[date], what: Selection, universe: Universe) -> str:
-    if not days and (what.last or universe.end(key)) < universe.start(key):
+    if not days and what.first is None:
         return f"{universe.said_of_start(key)}. Set an earlier `from:` there first."
     if not days:
         return f"{key} was listed until {universe.end(key)} only."

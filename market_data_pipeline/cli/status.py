@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 
@@ -85,9 +85,8 @@ def all_series(settings: Settings, universe: Universe) -> list[SeriesStatus]:
     return [status_of(key, stored_days(layout, key), universe) for key in keys]
 
 
-def show(statuses: Iterable[SeriesStatus], root: str, console: Console) -> None:
+def show(statuses: Sequence[SeriesStatus], root: str, console: Console) -> None:
     """Print the table. On a narrow screen, leave out the first and last day."""
-    statuses = list(statuses)
     with_days = console.width >= _WIDTH_WITH_DAYS
     with_incomplete = any(s.incomplete for s in statuses)
     numbers = ("held", "prov.", *(["incompl."] if with_incomplete else []), "failed", "missing", "rows", "size")
@@ -103,14 +102,10 @@ def show(statuses: Iterable[SeriesStatus], root: str, console: Console) -> None:
         )
     console.print(shown)
     if incomplete := _total(statuses).incomplete:
-        console.print(
-            red(f"{counted(incomplete, 'day')} incomplete: stored, and rows are missing unexplained or checks fail."),
-            soft_wrap=True,
-        )
-        console.print(f"  {_WHICH_INCOMPLETE}", soft_wrap=True)
-
-
-_WHICH_INCOMPLETE = "`market-data coverage` explains them, and `market-data backfill` of those days prints what to do."
+        said = f"{counted(incomplete, 'day')} incomplete: stored, and rows are missing unexplained or checks fail."
+        console.print(red(said), soft_wrap=True)
+        advice = "`market-data coverage` explains them, and `market-data backfill` of those days prints what to do."
+        console.print(f"  {advice}", soft_wrap=True)
 
 
 def tell_records(layout: Layout, days: int, console: Console) -> None:
@@ -121,8 +116,7 @@ def tell_records(layout: Layout, days: int, console: Console) -> None:
     console.print(f"Dagster's records: {in_bytes(size)}{a_day}.{advice}", soft_wrap=True)
 
 
-def _total(statuses: Iterable[SeriesStatus]) -> SeriesStatus:
-    statuses = list(statuses)
+def _total(statuses: Sequence[SeriesStatus]) -> SeriesStatus:
     names = ("held", "provisional", "incomplete", "failed", "missing", "rows", "bytes")
     sums = {name: sum(getattr(s, name) for s in statuses) for name in names}
     return SeriesStatus(series="total", collected=True, first=None, last=None, **sums)

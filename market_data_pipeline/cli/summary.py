@@ -59,14 +59,7 @@ def end(code: ExitCode) -> None:
 
 
 def tell(report: Report, number: int, series: int, console: Console) -> ExitCode:
-    """Print what came of the days that a command was to fetch; return the exit code.
-
-    Args:
-        report: Of the run.
-        number: Number of days that were requested.
-        series: Number of series that were requested.
-        console: Where to print.
-    """
+    """Print the result of a run for a requested number of days and series. Return the exit code."""
     tell_incomplete(report.incomplete, console)
     tell_warnings(report.warned, console)
     if report.failures:
@@ -86,7 +79,7 @@ def tell_incomplete(incomplete: Mapping[SeriesKey, Sequence[DayRecord]], console
     days = [(key, row, faults_of(row)) for key, rows in incomplete.items() for row in rows]
     if not days:
         return
-    console.print(red(f"{counted(len(days), 'day')} incomplete: {', '.join(_sums(days))}."), soft_wrap=True)
+    console.print(red(f"{counted(len(days), 'day')} incomplete: {', '.join(_sums(days))}."))
     # Grouped by kind, then by series and day: the kinds that concern most days come first.
     by_rule = Counter(fault.rule for _, _, faults in days for fault in {fault.rule: fault for fault in faults}.values())
     shown = 0
@@ -94,13 +87,11 @@ def tell_incomplete(incomplete: Mapping[SeriesKey, Sequence[DayRecord]], console
         for key, row, faults in days:
             of_rule = [fault for fault in faults if fault.rule == rule]
             if of_rule and (shown := shown + 1) <= SHOWN_DAYS:
-                console.print(Text(f"  {key} {row.day}: {_said(key, of_rule)}"), soft_wrap=True)
+                console.print(Text(f"  {key} {row.day}: {_said(key, of_rule)}"))
     if shown > SHOWN_DAYS:
-        console.print(
-            f"  and {shown - SHOWN_DAYS:,} more: `market-data coverage` counts them by series.", soft_wrap=True
-        )
+        console.print(f"  and {shown - SHOWN_DAYS:,} more: `market-data coverage` counts them by series.")
     for rule in by_rule:
-        console.print(Text(f"  {rule}: {REMEDIES.get(rule, _LOOK)}"), soft_wrap=True)
+        console.print(Text(f"  {rule}: {REMEDIES.get(rule, _LOOK)}"))
 
 
 _LOOK = "see the table of checks in docs/reference/checks.md."
@@ -160,7 +151,7 @@ def tell_troubles(troubles: Mapping[SeriesKey, str], console: Console) -> None:
     for keys in list(by_reason.values())[:SHOWN_DAYS]:
         reason = troubles[keys[0]].removeprefix(f"{keys[0]}: ")
         named = "" if len(keys) == 1 and reason.startswith(str(keys[0])) else f"{names_of(keys)}: "
-        console.print(red(f"{named}{reason}"), soft_wrap=True)
+        console.print(red(f"{named}{reason}"))
     if more := sum(map(len, list(by_reason.values())[SHOWN_DAYS:])):
         console.print(red(f"and {more:,} more series."))
 
@@ -169,7 +160,7 @@ def tell_warnings(warned: Mapping[str, int], console: Console) -> None:
     """Print a note on stored days whose checks pass with a warning."""
     if warned:
         rules = ", ".join(f"{rule} on {counted(days, 'day')}" for rule, days in warned.items())
-        console.print(f"Note: checks warn of {rules}; `FROM quality.findings` has them.", soft_wrap=True)
+        console.print(f"Note: checks warn of {rules}; `FROM quality.findings` has them.")
 
 
 _OF_A_HOST = frozenset({NetworkError.kind, HostOffError.kind})
@@ -185,12 +176,12 @@ def tell_failures(failures: Sequence[DayFailure], console: Console) -> None:
         faults.setdefault((failure.failure, same), []).append(failure)
     for (kind, _), alike in list(faults.items())[:SHOWN_DAYS]:
         ((reason, _),) = Counter(map(_reason, alike)).most_common(1)
-        console.print(f"  {_days_of(alike)}: {kind}: {reason}", soft_wrap=True)
+        console.print(f"  {_days_of(alike)}: {kind}: {reason}")
     if more := sum(map(len, list(faults.values())[SHOWN_DAYS:])):
         console.print(f"  and {counted(more, 'day')} more.")
     kept = sum(failure.row.is_stored_final and failure.failure in REFUSED for failure in failures)
     if kept:
         stay = f"{counted(kept, 'day')} stay{'s' if kept == 1 else ''} stored as before"
-        console.print(f"{stay} until Binance publishes another archive or another checksum.", soft_wrap=True)
+        console.print(f"{stay} until Binance publishes another archive or another checksum.")
     if kept < len(failures):
         console.print(f"Stored days stay. The same command retries the {'other' if kept else 'failed'} days again.")

@@ -7,7 +7,6 @@ from datetime import date
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from market_data_pipeline.cli.console import aside, counted, in_bytes, json_option, out, print_json, progress_bar, table
 from market_data_pipeline.cli.download import fetch, yes_option
@@ -58,7 +57,7 @@ def verify(what: Selection, local: bool, check_only: bool, yes: bool, as_json: b
     settings = load_settings()
     held = known_series(Layout(settings.root))
     if not held:
-        aside().print(f"Nothing is stored in {settings.root} yet, so there is nothing to verify.", soft_wrap=True)
+        aside().print(f"Nothing is stored in {settings.root} yet, so there is nothing to verify.")
         if as_json:
             print_json([])
         return
@@ -81,24 +80,19 @@ def _listing(
     archive = Archive(settings)
     try:
         with progress_bar(len(keys), "series", "comparing", aside()) as bar:
-            report = sweep(settings, keys, archive, mark=mend, at_once=True, on_progress=lambda _: bar.advance(1))
+            report = sweep(settings, keys, archive, mark=mend, at_once=True, on_progress=lambda _: bar(1))
     finally:
         archive.close()
     console = aside()
-    if as_json:
-        print_json(
-            _as_object(one.kind, one.key, one.days, archive=one.archive.rsplit("/", 1)[-1])
-            for one in report.discoveries
-        )
-    elif report.discoveries:
-        out().print(_discoveries(report))
-    console.print(_said_of(report), soft_wrap=True)
+    found = [(one.kind.value, one.key, one.days, one.archive.rsplit("/", 1)[-1]) for one in report.discoveries]
+    _list("Archives that are not as the lake has them", "archive", found, as_json=as_json)
+    console.print(_said_of(report))
     tell_troubles(report.troubles, console)
     if report.not_reached:
-        console.print(report.said_of_not_reached(), soft_wrap=True, style="red")
+        console.print(report.said_of_not_reached(), style="red")
     wanted, refused = report.to_fetch, report.of(Kind.REFUSED)
     if refused:
-        console.print(_said_of_refused(refused), soft_wrap=True)
+        console.print(_said_of_refused(refused))
     well = not refused and not report.troubles
     if not wanted:
         return ExitCode.of(well)
@@ -107,50 +101,23 @@ def _listing(
         return ExitCode.FAILED
     chosen = _that_can_be_brought(wanted, universe)
     for note in chosen.notes:
-        console.print(note, soft_wrap=True)
+        console.print(note)
     code = fetch(settings, Chosen(chosen.wanted), yes=yes) if chosen.wanted else ExitCode.FAILED
     _tell_changes(Layout(settings.root), report, console)
     return code if well and not chosen.notes else ExitCode.FAILED
 
 
-def _discoveries(report: SweepReport) -> Table:
-    shown = table("Archives that are not as the lake has them", "what", "series", "days", "archive")
-    for found in report.discoveries[:SHOWN]:
-        shown.add_row(
-            found.kind.value,
-            found.key.short,
-            _days(found.days),
-            found.archive.rsplit("/", 1)[-1],
-            style=_style(found),
-        )
-    return shown
-
-
-def _style(found: Discovery) -> str:
-    return {Kind.REPLACED: "yellow", Kind.REFUSED: "red", Kind.VANISHED: "red"}.get(found.kind, "")
-
-
 def _said_of(report: SweepReport) -> str:
     archives = sum(report.archives.values())
-    numbers = ", ".join(f"{len(report.of(kind)):,} {words}" for kind, words in _WORDS.items())
-    unproven = (
-        f" {counted(report.without_etag, 'day')} cannot be compared: no ETag is on record."
-        if report.without_etag
-        else ""
-    )
+    words = {Kind.PUBLISHED: "published since"}
+    numbers = ", ".join(f"{len(report.of(kind)):,} {words.get(kind, kind)}" for kind in Kind)
+    unproven = f" {counted(report.without_etag, 'day')} cannot be compared: no ETag is on record."
+    unproven = unproven if report.without_etag else ""
     stays = " What vanished from the archive stays in the lake." if report.of(Kind.VANISHED) else ""
     return (
         f"{counted(archives, 'archive')} of {len(report.archives):,} series compared in "
         f"{counted(report.requests, 'request')}: {numbers}.{unproven}{stays}"
     )
-
-
-_WORDS = {
-    Kind.REPLACED: "replaced",
-    Kind.PUBLISHED: "published since",
-    Kind.REFUSED: "refused",
-    Kind.VANISHED: "vanished",
-}
 
 
 def _said_of_refused(refused: Sequence[Discovery]) -> str:
@@ -186,7 +153,7 @@ def _tell_changes(layout: Layout, report: SweepReport, console: Console) -> None
         for day in days:
             for finding in rows[day].findings_list() if day in rows else ():
                 if finding.rule in ("replaced", "became_final") and (told := told + 1) <= SHOWN:
-                    console.print(f"{key.short} {day}: {finding.message}", soft_wrap=True)
+                    console.print(f"{key.short} {day}: {finding.message}")
     if told > SHOWN:
         console.print(f"and {told - SHOWN:,} more; see quality.findings.")
 
@@ -199,19 +166,17 @@ def _local(settings: Settings, keys: Sequence[SeriesKey], *, mark: bool, as_json
     total = sum(len(days_on_disk(layout, key)) for key in keys)
     processes = max(1, min(cpus(), settings.memory_mb // _PROCESS_MEMORY_MB))
     with progress_bar(total, "files", "reading", aside()) as bar:
-        report = verify_local(settings, keys, mark=mark, processes=processes, on_progress=bar.advance)
+        report = verify_local(settings, keys, mark=mark, processes=processes, on_progress=bar)
     console = aside()
-    faults = [(key, day, reason) for key, days in report.faults.items() for day, reason in sorted(days.items())]
-    if as_json:
-        print_json(_as_object("damaged", key, [day], reason=reason) for key, day, reason in faults)
-    elif faults:
-        out().print(_faults(faults))
+    faults = [
+        ("damaged", key, (day,), reason) for key, days in report.faults.items() for day, reason in sorted(days.items())
+    ]
+    _list("Files that are not as they were written", "reason", faults, as_json=as_json)
     number = len(faults)
     console.print(
         f"{counted(sum(report.files.values()), 'file')} of {len(report.files):,} series with "
         f"{counted(report.rows, 'row')} ({in_bytes(report.bytes)}) read in {report.seconds:.1f} s "
-        f"({report.rows / max(report.seconds, 1e-3):,.0f} rows/s): {number:,} damaged.",
-        soft_wrap=True,
+        f"({report.rows / max(report.seconds, 1e-3):,.0f} rows/s): {number:,} damaged."
     )
     if number and mark:
         console.print("They are noted as failed. `market-data sync`, or a backfill of those days, replaces them.")
@@ -219,21 +184,25 @@ def _local(settings: Settings, keys: Sequence[SeriesKey], *, mark: bool, as_json
     return report.all_well
 
 
-def _faults(faults: Sequence[tuple[SeriesKey, date, str]]) -> Table:
-    shown = table("Files that are not as they were written", "series", "day", "reason", fold="reason")
-    for key, day, reason in faults[:SHOWN]:
-        shown.add_row(key.short, str(day), reason)
-    return shown
+# --- the list of faults -----------------------------------------------------------------------------------------------
 
 
-def _as_object(kind: str, key: SeriesKey, days: Sequence[date], **others: str) -> dict[str, object]:
-    """Return one fault in the form of ``--json``, the same with and without ``--local``."""
-    found = {"kind": kind, "series": str(key), "first": days[0], "last": days[-1], "days": len(days)}
-    return found | {"archive": None, "reason": None} | others
+_COLORS = {Kind.REPLACED.value: "yellow", Kind.REFUSED.value: "red", Kind.VANISHED.value: "red"}
 
 
-# --- words --------------------------------------------------------------------------------------------------------
-
-
-def _days(days: Sequence[date]) -> str:
-    return str(days[0]) if len(days) == 1 else f"{days[0]} to {days[-1]} ({len(days)})"
+def _list(
+    title: str, last: str, faults: Sequence[tuple[str, SeriesKey, Sequence[date], str]], *, as_json: bool
+) -> None:
+    """Print kinds, series, days and texts of faults, as a table or as JSON. The column ``last`` has the texts."""
+    if as_json:
+        print_json(
+            {"kind": kind, "series": str(key), "first": days[0], "last": days[-1], "days": len(days)}
+            | {"archive": None, "reason": None, last: text}
+            for kind, key, days, text in faults
+        )
+    elif faults:
+        shown = table(title, "what", "series", "days", last, fold="reason")
+        for kind, key, days, text in faults[:SHOWN]:
+            when = str(days[0]) if len(days) == 1 else f"{days[0]} to {days[-1]} ({len(days)})"
+            shown.add_row(kind, key.short, when, text, style=_COLORS.get(kind, ""))
+        out().print(shown)

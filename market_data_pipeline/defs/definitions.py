@@ -30,7 +30,6 @@ from market_data_pipeline.defs.jobs import build_jobs
 from market_data_pipeline.defs.partitions import partitions_of
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT, heartbeat_resource
 from market_data_pipeline.defs.platform.io_manager import DuckDBParquetIOManager
-from market_data_pipeline.defs.reconciliation.definitions import build_reconciliation_job, build_reconciliation_schedule
 from market_data_pipeline.defs.schedules import build_schedules
 from market_data_pipeline.defs.sensors import build_sensors
 from market_data_pipeline.errors import MarketDataError
@@ -72,14 +71,10 @@ def build_definitions(
     ]
     coverage = [build_coverage_asset(market, settings, universe) for market in dict.fromkeys(k.market for k in keys)]
     jobs = build_jobs(keys, settings)
-    schedules = build_schedules(jobs, settings, universe)
-    reconciliation = build_reconciliation_job(keys, settings)
-    if reconciliation is not None:
-        schedules.append(build_reconciliation_schedule(reconciliation, keys, settings))
     return dg.Definitions(
         assets=[*series, *profiles, *coverage],
-        jobs=[*jobs.values(), *filter(None, [reconciliation])],
-        schedules=schedules,
+        jobs=list(jobs.values()),
+        schedules=build_schedules(jobs, settings, universe),
         sensors=build_sensors(jobs, settings, universe),
         resources={
             IO_MANAGER: DuckDBParquetIOManager(root=str(settings.root), lock_wait_seconds=settings.lock_wait_seconds),

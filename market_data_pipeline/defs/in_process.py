@@ -27,7 +27,7 @@ from market_data_pipeline.errors import SeriesBusyError, UsageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import CHECKS_DO_NOT_PASS, Ledger, refresh_ledger
-from market_data_pipeline.model.day import EMPTY, HELD, DayRecord, Failed, after
+from market_data_pipeline.model.day import EMPTY, HELD, NOT_LISTED, DayRecord, Failed, after
 from market_data_pipeline.model.findings import Basis, Severity
 from market_data_pipeline.model.lineage import profile_of
 from market_data_pipeline.model.needs import is_still_unlisted, needs, profile_is_due, reach_of
@@ -99,12 +99,12 @@ def run_ingest(
         One result for each requested day.
 
     Raises:
-        UsageError: A series is not in the universe.
+        UsageError: A series is not in the universe, or a day is before its start.
         MarketDataError: Nothing can be fetched at all, e.g. because the folder is not writable.
         KeyboardInterrupt: Ctrl-C. Finished days are stored, and the next call records them.
     """
     universe = load_universe(settings.universe)
-    _refuse_unknown(universe, wanted)
+    _refuse_uncollected(universe, wanted)
     layout = Layout(settings.root)
     report = Report()
 
@@ -178,9 +178,9 @@ def _with_flat_candles(report: Report) -> list[Market]:
     )
 
 
-def _refuse_unknown(universe: Universe, wanted: Mapping[SeriesKey, Sequence[date]]) -> None:
+def _refuse_uncollected(universe: Universe, wanted: Mapping[SeriesKey, Sequence[date]]) -> None:
     known = set(universe.series())
-    for key in wanted:
+    for key, days in wanted.items():
         if key not in known:
             kind = key.interval or key.data_type
             market = "" if key.market == "spot" else f" --market {key.market}"
@@ -188,6 +188,8 @@ def _refuse_unknown(universe: Universe, wanted: Mapping[SeriesKey, Sequence[date
                 f"{key} is not in {universe.path}, so it cannot be fetched. "
                 f"Run `market-data add {key.symbol} {kind}{market}` to add and fetch it."
             )
+        if listed := [day for day in days if universe.listing(key).covers(day)]:
+            universe.refuse_before_start(min(listed), key)
 
 
 def _report_stored(
@@ -205,7 +207,10 @@ def _report_stored(
     needed, now = [], clock.now()
     for day in days:
         row = ledger.get(day)
-        if (
+        if not listing.covers(day):  # no partition in Dagster, and nothing to fetch
+            row = row or DayRecord(day=day, outcome=NOT_LISTED, final=True)
+            notify(DayOutcome(key, day, row, _action_of(row)))
+        elif (
             row is not None
             and day in on_record
             and (needs(row, now, reach_of(key)).is_met or is_still_unlisted(row, listing))

@@ -73,7 +73,6 @@ def trade_profile(trades: duckdb.DuckDBPyRelation, *, symbol: str, inverse: bool
 
     Args:
         trades: aggTrades of one symbol, for any number of whole UTC days, columns as in the lake.
-        symbol: Value of the symbol column.
         inverse: Quantities are contracts of an inverse future (cm), whose VWAP is Σq / Σ(q/p).
         level_size: Height of a price level. 0 takes the largest power of ten that is at most 0.01 % of the day's
             VWAP (60,000 → 1; 3,200 → 0.1), but at least 0.00000001, the smallest step of Binance's prices.

@@ -29,9 +29,7 @@ class DayRows:
         parts: Origins, in the order of the rows.
         final: True if the day comes from its verified archive.
         known_until_us: End of the time that the source covers (microseconds UTC).
-        findings: Findings so far.
         downloaded: Bytes fetched from the archive.
-        action: Action taken for the day.
         rest: REST's answer about candles that the archive does not have. None if it was not requested.
         asked_ids: REST's answers about missing trades.
         cut: True if later trades are left out because the run used up its REST weight for aggTrades.

@@ -43,7 +43,6 @@ class NoRows:
     """A day without rows to store, as expected.
 
     Attributes:
-        action: Action taken for the day.
         findings: Reason that the day has no rows, if it is known.
     """
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -198,7 +199,6 @@ class GapFiller:
         """Fetch trades by their ids.
 
         Args:
-            first: First id.
             last: Last id, inclusive.
             between_us: Times of the trades before and after them (microseconds UTC). None if unknown.
         """
@@ -247,17 +247,11 @@ class GapFiller:
             rows = replace(rows, findings=(*rows.findings, *new_findings))
         if new.num_rows == 0:
             return rows
-        return rows.with_more(new, _of_rows(_part_of(answer), new.num_rows), spec)
+        return rows.with_more(new, _part_of(answer), spec)
 
 
-@dataclass(frozen=True, slots=True)
-class Gaps:
-    """Gaps between the stored rows of a day.
-
-    Attributes:
-        spans: First and last keys to request.
-        until_us: End of the last gap (microseconds UTC).
-    """
+class Gaps(NamedTuple):
+    """Gaps between the stored rows of a day: first and last keys to request, and the end of the last gap in µs UTC."""
 
     spans: Sequence[tuple[int, int]]
     until_us: int
@@ -338,7 +332,6 @@ def with_trades_over_flat(key: SeriesKey, rows: DayRows, rest: pa.Table, part: P
 
     Args:
         rest: Rows that REST has, or had.
-        part: Origin of the REST rows.
     """
     if key.interval is None:
         return rows
@@ -358,7 +351,7 @@ def with_trades_over_flat(key: SeriesKey, rows: DayRows, rest: pa.Table, part: P
         ranges=key_ranges(keys, interval_us(key.interval)),
         evidence=f"archive → REST: {found.recorded}",
     )
-    filled = rows.without(keys, spec).with_more(taken, _of_rows(part, taken.num_rows), spec)
+    filled = rows.without(keys, spec).with_more(taken, part, spec)
     return replace(filled, findings=(*filled.findings, finding))
 
 
@@ -393,9 +386,6 @@ def without_duplicates(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRo
     """Remove trades that also appear in the previous day (binance-public-data #353).
 
     If all of them do, they stay, because a day without rows cannot be stored. A finding reports it.
-
-    Args:
-        before: Rows of the previous day.
     """
     spec = spec_of(key)
     repeated = np.intersect1d(ints(before, spec.key), ints(rows.table, spec.key))
@@ -448,11 +438,6 @@ def _new_rows(key: SeriesKey, rows: DayRows, table: pa.Table) -> pa.Table:
 
 def _part_of(answer: RestRows) -> Part:
     return Part(source=Source.REST, url=answer.url, first_row=0, rows=0, fetched_at=answer.asked_at)
-
-
-def _of_rows(part: Part, rows: int) -> Part:
-    """Return a part with another number of rows."""
-    return part.model_copy(update={"first_row": 0, "rows": rows})
 
 
 def _noted(rows: DayRows, rule: str, times: Ints, first: int, last: int, what: str) -> DayRows:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Self
 
 from market_data_pipeline.model.waits import Stop, Wait
 
@@ -12,7 +11,7 @@ _LOOK_AGAIN_SECONDS = 1.0
 
 
 class Reservation:
-    """One worker's share of a :class:`MemoryBudget`."""
+    """One worker's share of a :class:`MemoryBudget`. As a context manager, it returns its bytes at the end."""
 
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
@@ -24,6 +23,12 @@ class Reservation:
             self.give_back()
             self._budget._take(size)
             self._taken = size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
 
     def give_back(self) -> None:
         """Return all bytes to the budget."""
@@ -44,14 +49,9 @@ class MemoryBudget:
         self._changed = threading.Condition()
         self._stop = stop or Stop()
 
-    @contextmanager
-    def reservation(self) -> Iterator[Reservation]:
-        """Open a reservation, and return its bytes at the end."""
-        reservation = Reservation(self)
-        try:
-            yield reservation
-        finally:
-            reservation.give_back()
+    def reservation(self) -> Reservation:
+        """Open a reservation."""
+        return Reservation(self)
 
     def _take(self, size: int) -> None:
         with self._changed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
@@ -17,7 +17,7 @@ from datetime import date, timedelta
 from market_data_pipeline import clock
 from market_data_pipeline.checks.continuity import open_midnights
 from market_data_pipeline.checks.ordering import ints
-from market_data_pipeline.checks.verdicts import AnsweredIds, answered_ids
+from market_data_pipeline.checks.verdicts import answered_ids
 from market_data_pipeline.errors import DamagedFileError, StorageError
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.ingest.from_archive import MEMORY_PER_BYTE
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _DAY = timedelta(days=1)
 _CHANGED = (Action.FETCHED, Action.EXTENDED)
+_NOT_REQUESTED = RestAnswer(answered=False, reason="they belong to the previous day, which was not requested")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,9 @@ class Midnight:
                 if day == later:
                     before = missing_between(first, min(last, int(ids[0]) - 1), ids[:0])
                     inside = [one for one in rows.asked_ids if one.first > last]
-                    known = [*answer.missing, *(elsewhere if len(ours) > 1 else _of_day_before(elsewhere))]
+                    if len(ours) == 1:
+                        elsewhere = [replace(one, answer=_NOT_REQUESTED) for one in elsewhere]
+                    known = [*answer.missing, *elsewhere]
                     filled = replace(filled, before=before, asked_ids=(*known, *inside))
                 elif filled is not rows:
                     # Ids missing before the filled trades are now inside this day, which reports them.
@@ -174,9 +177,3 @@ class Midnight:
             logger.warning("%s: %s stays as fetched: %s", self.day_store.key, outcome.day, error)
             return outcome
         return replace(stored, seconds=outcome.seconds + stored.seconds, downloaded=outcome.downloaded, action=action)
-
-
-def _of_day_before(elsewhere: Iterable[AnsweredIds]) -> list[AnsweredIds]:
-    """Mark trades that belong to a day outside of this run as still to fetch."""
-    why = RestAnswer(answered=False, reason="they belong to the previous day, which was not requested")
-    return [replace(one, answer=why) for one in elsewhere]

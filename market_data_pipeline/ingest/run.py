@@ -60,8 +60,6 @@ def ingest(
 
     Args:
         days: UTC days, in any order.
-        sources: Sources of the run.
-        settings: Threads, memory and timeouts.
         listing: Listing spans of the symbol, as far as known. Days outside are ``not_listed`` without a request.
 
     Yields:
@@ -203,7 +201,12 @@ class _Run:
         if not monthly_may_replace(self.key):
             return [_Job((day,)) for day in days]
         # The monthly zip may be older than a replaced daily zip.
-        wanted = {day for day in days if not self._is_replaced(day)}
+        replaced = (
+            day
+            for day, row in self._ledger.rows.items()
+            if row.replaced_by is not None and Source.ARCHIVE_DAILY in (row.source or "")
+        )
+        wanted = set(days).difference(replaced)
         jobs, done = [], set[date]()
         for day in days:
             month = clock.days_of_month(day)
@@ -215,10 +218,6 @@ class _Run:
             else:
                 jobs.append(_Job((day,)))
         return jobs
-
-    def _is_replaced(self, day: date) -> bool:
-        row = self._ledger.get(day)
-        return row is not None and row.replaced_by is not None and Source.ARCHIVE_DAILY in (row.source or "")
 
     # --- one worker -------------------------------------------------------------------------------------------
 

@@ -77,7 +77,6 @@ class DayStore:
         """Check a day's rows and write them, unless the stored file is better.
 
         Args:
-            known: The day in the ledger.
             started: Start of the work on the day, by :func:`time.perf_counter`.
 
         Raises:

@@ -87,7 +87,6 @@ class Discovery:
     """One archive whose listing differs from the ledger.
 
     Attributes:
-        kind: Kind of the difference.
         days: The UTC days affected, in order: one for a daily archive, up to a month for a monthly one.
         archive: Its key in the bucket.
         etag: ETag listed now, or Last-Modified if the listing has no ETag. Empty if the archive vanished.
@@ -267,9 +266,8 @@ def _compare_rows(key: SeriesKey, rows: Iterable[DayRecord], archive: Listing) -
             for row in in_order:
                 if cadence in _cadences(key, row, now):
                     by_archive.setdefault(of_cadence(row.day), []).append(row)
-            pages = Pages(archive)
-            listed = pages.find(key.archive_folder(cadence), by_archive)
-            swept.requests += pages.requests
+            listed, requests = find_listed(archive, key.archive_folder(cadence), by_archive)
+            swept.requests += requests
             swept.archives[key] += len(by_archive)
             for name, days in by_archive.items():
                 _compare(key, name, days, listed, swept)
@@ -385,46 +383,41 @@ def _is_newer(file: Listed, row: DayRecord) -> bool:
     return published is not None and clock.naive_utc(published) > row.asked_at
 
 
-@dataclass
-class Pages:
+def find_listed(archive: Listing, folder: str, wanted: Iterable[str]) -> tuple[dict[str, Listed], int]:
     """Find archives in the listing with as few requests as possible.
 
-    Attributes:
-        requests: Pages requested so far.
+    Each page begins with the next wanted archive, so that stretches without one take no request.
+
+    Args:
+        folder: Folder of the archives, ending with a slash.
+        wanted: Keys of archives directly in that folder.
+
+    Returns:
+        The listed archives and their ``.CHECKSUM`` files, by key, and the number of requests.
+
+    Raises:
+        NetworkError: The listing is incomplete, or does not end.
     """
-
-    archive: Listing
-    requests: int = 0
-
-    def find(self, folder: str, wanted: Iterable[str]) -> dict[str, Listed]:
-        """Return the wanted archives and their ``.CHECKSUM`` files that are listed, by key.
-
-        Each page begins with the next wanted archive, so that stretches without one take no request.
-
-        Args:
-            folder: Folder of the archives, ending with a slash.
-            wanted: Keys of archives directly in that folder.
-        """
-        left = sorted(wanted)
-        found: dict[str, Listed] = {}
-        after = ""
-        while left:
-            # Continue from the last page if it ended between a zip and its checksum.
-            after = max(after, left[0].removesuffix(".zip"))
-            page, more = self.archive.list_page(folder, after)
-            self.requests += 1
-            found.update((file.key, file) for file in page)
-            if not more or not page:
-                break
-            if self.requests >= MOST_PAGES:
-                raise NetworkError(
-                    f"The listing of {folder} has more than {MOST_PAGES} pages. The last one begins at {after}. "
-                    "Check the network and MARKET_DATA_VISION_LISTING_URL."
-                )
-            after = page[-1].key
-            # A zip at the end of a page also needs the next page, which has its checksum.
-            left = [key for key in left if f"{key}.CHECKSUM" > page[-1].key]
-        return found
+    left = sorted(wanted)
+    found: dict[str, Listed] = {}
+    after, requests = "", 0
+    while left:
+        # Continue from the last page if it ended between a zip and its checksum.
+        after = max(after, left[0].removesuffix(".zip"))
+        page, more = archive.list_page(folder, after)
+        requests += 1
+        found.update((file.key, file) for file in page)
+        if not more or not page:
+            break
+        if requests >= MOST_PAGES:
+            raise NetworkError(
+                f"The listing of {folder} has more than {MOST_PAGES} pages. The last one begins at {after}. "
+                "Check the network and MARKET_DATA_VISION_LISTING_URL."
+            )
+        after = page[-1].key
+        # A zip at the end of a page also needs the next page, which has its checksum.
+        left = [key for key in left if f"{key}.CHECKSUM" > page[-1].key]
+    return found, requests
 
 
 def mark_days(
@@ -440,7 +433,6 @@ def mark_days(
     A day that is already marked for this archive, and whose fetch failed, stays in retry backoff.
 
     Args:
-        discoveries: The sweep's discoveries in the series.
         wait_seconds: How long to wait for another run that writes the series.
         at_once: End the retry backoff.
 

@@ -47,7 +47,6 @@ def backlog(
         at: The tick's time, zone-aware.
         until: First UTC day that belongs to the other schedules.
         what: Series and days that can be requested.
-        busy: Days to leave out.
         seconds: Time after which no further series is looked at.
     """
     found = {}

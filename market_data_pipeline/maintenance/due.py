@@ -37,7 +37,6 @@ def recent_days(at: datetime, count: int, universe: Universe, layout: Layout) ->
 
     Args:
         at: The tick's time, zone-aware.
-        count: Number of days to look back.
     """
     today = at.date()
     yesterday = today - DAY

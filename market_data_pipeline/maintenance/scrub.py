@@ -43,8 +43,6 @@ class LocalReport:
 
     Attributes:
         files: Number of files read, by series.
-        rows: Rows in them.
-        bytes: Their size.
         faults: Days whose file is missing or does not match its record, with the reason.
         troubles: Series whose ledger could not be read or written, with the reason.
     """
@@ -97,7 +95,8 @@ def verify_local(
     for key in keys:
         try:
             known[key] = recorded(layout.ledger(key))
-            wanted[key] = _days_to_read(layout, key, known[key])
+            on_disk = {day: file.stat.bytes for day, file in days_on_disk(layout, key).items()}
+            wanted[key] = dict(sorted((dict.fromkeys(known[key], 0) | on_disk).items()))
         except MarketDataError as error:
             report.troubles[key] = str(error)
     unrecorded: dict[SeriesKey, list[DayVerification]] = {key: [] for key in wanted}
@@ -144,13 +143,6 @@ def _proofs(
         finally:
             for task in tasks:
                 task.cancel()
-
-
-def _days_to_read(layout: Layout, key: SeriesKey, known: Iterable[date]) -> dict[date, int]:
-    """Return the days with a file or a ledger row of a stored file, with the file's size in bytes, in order."""
-    sizes = dict.fromkeys(known, 0)
-    sizes |= {day: file.stat.bytes for day, file in days_on_disk(layout, key).items()}
-    return dict(sorted(sizes.items()))
 
 
 def _bundles(sizes: Mapping[date, int]) -> list[list[date]]:

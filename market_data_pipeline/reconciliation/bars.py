@@ -40,8 +40,6 @@ class DaySides:
         source: File of the source series, of the day or of its month.
         klines_sha256: Content hash of the klines, from the ledger.
         source_sha256: Content hash of the source.
-        klines_findings: Findings of the checks on the klines.
-        source_findings: Findings of the checks on the source.
         before_findings: Findings on the klines of the previous day. They may reach past midnight.
         before: The source's file of the previous day. None if it is not stored.
         after: The source's file of the next day. None if it is not stored.

@@ -210,7 +210,6 @@ class _Hole:
         before: Time of the aggTrade after them.
         first: The first trade id. None if their number is unknown.
         last: The last trade id.
-        reason: Reason why they are missing.
     """
 
     after: int

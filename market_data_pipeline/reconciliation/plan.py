@@ -6,7 +6,7 @@ The comparison itself belongs to ``reconciliation/rebuild.py``, the file of the 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, StoredContent, stored_contents
-from market_data_pipeline.lake.partitions import days_between, days_on_disk, file_of
+from market_data_pipeline.lake.partitions import days_between, file_of
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS
 from market_data_pipeline.model.day import HELD
 from market_data_pipeline.model.lineage import source_of
@@ -36,7 +36,6 @@ WRITE_SECONDS = 5.0
 
 LOCK_WAIT_SECONDS = 60.0
 
-_FEW_DAYS = 100
 _DAY = timedelta(days=1)
 
 
@@ -87,7 +86,7 @@ def plan(
     both = sorted(klines.keys() & source.keys())
     done = [day for day in both if day in record and _is_current(record[day], day, klines, source)]
     due = sorted(set(both).difference(done))
-    gone = {one: set(due) - _days_there(layout, one, due) for one in (key, other)}
+    gone = {one: set(due).difference(_stored_days(layout, one, due)) for one in (key, other)}
     return Comparison(
         key,
         tuple(day for day in due if not any(day in days for days in gone.values())),
@@ -96,11 +95,8 @@ def plan(
     )
 
 
-def _days_there(layout: Layout, key: SeriesKey, days: Sequence[date]) -> Set[date]:
-    """Return the days that have a file. A few days are looked up one by one, because a folder may have ten years."""
-    if len(days) > _FEW_DAYS:
-        return days_on_disk(layout, key).keys()
-    return {file.day for day in days for file in days_between(layout, key, day, day)}
+def _stored_days(layout: Layout, key: SeriesKey, days: Sequence[date]) -> Iterator[date]:
+    return (file.day for file in days_between(layout, key, days[0], days[-1])) if days else iter(())
 
 
 def _is_current(

@@ -8,7 +8,6 @@ trades must be equal, volumes within :data:`RELATIVE`. Reasons for differences b
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,19 +60,23 @@ def reconcile_days(
     """
     if not days:
         return []
+    import duckdb
+
     source = source_of(key)
-    with _connection(memory_mb, scratch) as connection:
+    limits = {"memory_limit": f"{memory_mb}MB", "temp_directory": str(scratch or "")}
+    with duckdb.connect(config={**limits, "preserve_insertion_order": False}) as connection:
+        connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
         contract_size = _rebuild(connection, key, source, days)
-        counted = _counted(connection)
+        candles = f"SELECT opened // {clock.US_PER_DAY} * {clock.US_PER_DAY}, count(*) FROM k GROUP BY 1"
+        counted = dict(connection.execute(candles).fetchall())
         differing = _differing(connection, contract_size)
-    compared_at = clock.naive_utc(clock.now())
+    compared_at, names = clock.naive_utc(clock.now()), _column_names(key.market)
     found = []
     for sides in days:
         start = clock.day_start_us(sides.day)
         bars = differing.get(start, [])
         reasons = explain_bars(key, source, sides, bars, contract_size) if bars else {}
         explained = sum(bar.at in reasons for bar in bars)
-        names = _column_names(key.market)
         differences = chain.from_iterable(_differences(bar, names, reasons.get(bar.at)) for bar in bars)
         found.append(
             DayReconciled(
@@ -99,19 +102,6 @@ def _first(differences: Iterable[Difference]) -> tuple[Difference, ...]:
 
 
 # --- rebuilding and comparing, by DuckDB -------------------------------------------------------------------------
-
-
-@contextmanager
-def _connection(memory_mb: int, scratch: Path | None) -> Iterator[duckdb.DuckDBPyConnection]:
-    import duckdb
-
-    with duckdb.connect() as connection:
-        connection.execute(f"SET memory_limit = '{memory_mb}MB'")
-        connection.execute(f"SET temp_directory = {quoted(str(scratch or ''))}")
-        connection.execute("SET preserve_insertion_order = false")
-        connection.execute("SET enable_progress_bar = false")
-        connection.execute("SET TimeZone = 'UTC'")
-        yield connection
 
 
 _FIELDS = ("open", "high", "low", "close", "volume", "value", "taker_volume", "taker_value", "count")
@@ -220,29 +210,19 @@ def plain(ratio: float) -> float:
     return near if abs(ratio - near) <= _PLAIN * near else ratio
 
 
-def _counted(connection: duckdb.DuckDBPyConnection) -> dict[int, int]:
-    """Return the number of compared candles, by the start of their day in microseconds."""
-    rows = connection.execute(
-        f"SELECT opened // {clock.US_PER_DAY} * {clock.US_PER_DAY}, count(*) FROM k GROUP BY 1"
-    ).fetchall()
-    return dict(rows)
-
-
 def _differing(connection: duckdb.DuckDBPyConnection, contract_size: float | None) -> dict[int, list[Bar]]:
     """Return the differing bars, ordered by time, by the start of their day in microseconds."""
     size = "NULL" if contract_size is None else repr(contract_size)
-    values = (
-        ""
-        if contract_size is None
-        else " AND ".join(["", *(_NEAR_VALUE.format(name, size) for name in ('"value"', "taker_value"))])
-    )
-    same = (
-        'CASE WHEN r."count" IS NULL OR r."count" = 0 THEN k."count" = 0 AND k.volume = 0 ELSE '
-        'k."open" = r."open" AND k.high = r.high AND k.low = r.low AND k."close" = r."close" AND k."count" = r."count" '
-        f"AND {_NEAR.format('volume')} AND {_NEAR.format('taker_volume')}{values} END"
-    )
-    fields = ", ".join(f'k."{name}"' for name in _FIELDS)
     scaled = ("value", "taker_value")
+    equal_fields = " AND ".join(
+        [
+            *(f'k."{name}" = r."{name}"' for name in ("open", "high", "low", "close", "count")),
+            *(_NEAR.format(name) for name in ("volume", "taker_volume")),
+            *(_NEAR_VALUE.format(f'"{name}"', size) for name in scaled if contract_size is not None),
+        ]
+    )
+    same = f'CASE WHEN r."count" IS NULL OR r."count" = 0 THEN k."count" = 0 AND k.volume = 0 ELSE {equal_fields} END'
+    fields = ", ".join(f'k."{name}"' for name in _FIELDS)
     rebuilt = ", ".join(f'r."{name}" * {size}' if name in scaled else f'r."{name}"' for name in _FIELDS)
     rows = connection.execute(
         f'SELECT opened, k.volume IS NOT NULL, {fields}, {rebuilt}, r."rows" FROM k FULL JOIN r USING (opened) '

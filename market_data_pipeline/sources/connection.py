@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -178,21 +179,17 @@ class _Reader(io.BufferedReader):
             super().close()
 
 
-class _Metered:
-    """The part of a socket that ``http.client`` uses: it only calls ``makefile``."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def makefile(self, _mode: str) -> _Reader:
-        _current.waiting.add(self._sock)
-        _current.reader = _Reader(_Wire(self._sock, _current.meter))
-        return cast("_Reader", _current.reader)
+def _metered(sock: socket.socket) -> _Reader:
+    _current.waiting.add(sock)
+    _current.reader = reader = _Reader(_Wire(sock, _current.meter))
+    return reader
 
 
 class _Response(http.client.HTTPResponse):
+    """A metered response. ``http.client`` only calls ``makefile`` of its socket."""
+
     def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
-        super().__init__(cast("socket.socket", _Metered(sock)), *arguments, **named)
+        super().__init__(cast("Any", SimpleNamespace(makefile=lambda _mode: _metered(sock))), *arguments, **named)
 
 
 class _Plain(HTTPConnection):
@@ -220,7 +217,6 @@ class Proxy:
 
     Attributes:
         url: Its address, with user and password if it has them.
-        variable: The environment variable that names it.
     """
 
     url: str
@@ -235,7 +231,6 @@ class Connections:
     """Pool of connections to one host.
 
     Args:
-        url: Base URL of the host.
         timeout: Seconds for one response. Connecting to one address takes at most a fifth of it.
         number: Connections in the pool.
 
@@ -264,11 +259,6 @@ class Connections:
 
     def send(self, url: str, headers: dict[str, str], meter: Meter) -> BaseHTTPResponse:
         """Send a GET request. The same thread reads the body afterwards.
-
-        Args:
-            url: Absolute URL on this host.
-            headers: All headers to send.
-            meter: Bounds of the response.
 
         Raises:
             urllib3.exceptions.HTTPError: No response came.

@@ -70,7 +70,6 @@ class Kind:
 
     Attributes:
         name: Name for messages, with its article.
-        most_bytes: Maximum bytes of the body.
         big: True if it may take longer than the timeout, as long as it comes at :data:`LEAST_RATE`.
     """
 
@@ -145,8 +144,6 @@ class Host:
     """One host: its connections, retries and reachability.
 
     Attributes:
-        settings: Threads, timeout and retries.
-        retried: Status codes to retry.
         stop: Ends every attempt, and the backoff between them.
         downloads: Download slots. Callers acquire one for a group of related requests.
     """
@@ -195,8 +192,6 @@ class Host:
         Failed attempts and the backoff between them take less than two timeouts in total.
 
         Args:
-            kind: Kind of response to expect.
-            headers: Headers to send in addition.
             admit: Called with a number of bytes before the body outgrows 8 MiB, and with its length at the end. It may
                 block until memory is free.
 

@@ -13,8 +13,6 @@ class ArchiveFile:
     """A zip as the archive serves it, with the result of its verification.
 
     Attributes:
-        url: The URL it came from.
-        data: The bytes of the zip.
         sha256: SHA-256 of the bytes, in hex.
         etag: The ETag, without quotes.
         last_modified: The Last-Modified header (HTTP date).

@@ -104,17 +104,16 @@ def private(folder: Path) -> Path:
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()
-    wrong, remedy = "", f"Remove it, or set {PREFIX}BUDGET_DIR to a folder of your own"
-    if stat.S_ISLNK(found.st_mode):
-        wrong = "is a link"
-    elif not stat.S_ISDIR(found.st_mode):
-        wrong = "is not a folder"
-    elif found.st_uid != os.geteuid():
-        wrong = f"belongs to another user (uid {found.st_uid})"
-    elif found.st_mode & 0o022:
-        wrong, remedy = "is writable by others", f"Run `chmod 700 {folder}`"
-    if wrong:
-        raise HostOffError(f"The REST budget folder {folder} {wrong} and is not used. {remedy}.")
+    remove = f"Remove it, or set {PREFIX}BUDGET_DIR to a folder of your own"
+    faults_of_it = (
+        (stat.S_ISLNK(found.st_mode), "is a link", remove),
+        (not stat.S_ISDIR(found.st_mode), "is not a folder", remove),
+        (found.st_uid != os.geteuid(), f"belongs to another user (uid {found.st_uid})", remove),
+        (bool(found.st_mode & 0o022), "is writable by others", f"Run `chmod 700 {folder}`"),
+    )
+    for is_so, wrong, remedy in faults_of_it:
+        if is_so:
+            raise HostOffError(f"The REST budget folder {folder} {wrong} and is not used. {remedy}.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"{folder} is not writable")
     return folder
@@ -127,10 +126,8 @@ class WeightBudget:
     """Weight budget of a host, or of hosts that Binance counts together.
 
     Args:
-        host: Name of the host, or of the group.
         per_minute: Binance's weight limit per minute for one address.
         share: Part of the limit that all processes together may use.
-        folder: Folder of the budget, shared by all processes.
         patience: Longest recorded pause to wait for, in seconds.
 
     Raises:

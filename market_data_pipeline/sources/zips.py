@@ -55,7 +55,6 @@ def inflated(data: bytes, stem: str, most_bytes: int) -> Iterator[bytes]:
 
     Args:
         stem: Name of the zip without ``.zip``. Its CSV has the same stem.
-        most_bytes: Maximum bytes of the CSV.
 
     Raises:
         MalformedError: The zip does not contain exactly this CSV, is built or compressed in a way that no archive uses,
@@ -180,8 +179,6 @@ def _decompressed(body: memoryview, member: zipfile.ZipInfo, stem: str, *, whole
     """Inflate compressed bytes piece by piece.
 
     Args:
-        body: The compressed bytes.
-        member: The zip entry, which states the compression method.
         stem: Name of the zip, for messages.
         whole: Reject a body that ends before or after the end of the compressed stream.
     """

@@ -95,7 +95,7 @@ def test_a_candle_that_differs_is_shown_with_both_values_and_is_on_record(
     ]
     query = "SELECT symbol, interval, open_time, column_name, klines, rebuilt FROM quality.reconciliation_differences"
     [row] = json.loads(market_data("sql", "--json", query).stdout)
-    assert list(row.values()) == ["BTCUSDT", "1m", "2026-03-03 10:00:00", "high", true + 1, true]
+    assert list(row.values()) == ["BTCUSDT", "1m", "2026-03-03T10:00:00", "high", true + 1, true]
 
 
 def test_only_the_days_that_were_asked_for(market_data: MarketData) -> None:

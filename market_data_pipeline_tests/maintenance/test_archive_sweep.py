@@ -24,7 +24,7 @@ from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.months import encode_month, read_month
 from market_data_pipeline.lake.reader import read_day
 from market_data_pipeline.maintenance import archive_sweep, scrub
-from market_data_pipeline.maintenance.archive_sweep import Kind, Pages, SweepReport, sweep
+from market_data_pipeline.maintenance.archive_sweep import Kind, SweepReport, find_listed, sweep
 from market_data_pipeline.maintenance.scrub import verify_local
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.day import FAILED, HELD, DayRecord, record_of
@@ -515,7 +515,7 @@ def test_three_replaced_archives_of_ten_symbols_and_a_year_are_found_and_mended_
         assert len(year) == 365
         for key in keys:
             # As downloads would have left them: the ETags are those of the listing, and the ledger knows every file.
-            listed = Pages(Archive(world.settings)).find(key.archive_folder(), map(key.archive_daily, year))
+            listed = find_listed(Archive(world.settings), key.archive_folder(), map(key.archive_daily, year))[0]
             etags = {day: listed[key.archive_daily(day)].etag for day in year}
             brought = replaced.get(key, year[0])
             of_day = write_day(world, key, brought, 24, etag=etags[brought])
@@ -810,7 +810,7 @@ class ShortPages:
 def test_a_page_that_ends_between_a_zip_and_its_checksum_is_not_asked_for_again() -> None:
     keys = [f"f/{day}.zip{end}" for day in range(5) for end in ("", ".CHECKSUM")]
     listing = ShortPages(keys)
-    assert list(Pages(listing).find("f/", [key for key in keys if key.endswith(".zip")])) == keys
+    assert list(find_listed(listing, "f/", [key for key in keys if key.endswith(".zip")])[0]) == keys
     assert listing.asked == len(keys)
 
 

@@ -45,12 +45,8 @@ def on_record(lake: SmallLake) -> list[date]:
 # --- what is due -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("few", [100, 1])
 @pytest.mark.parametrize("side", [HOURS, MINUTES])
-def test_a_day_whose_file_is_gone_is_named_and_the_others_are_compared(
-    lake: SmallLake, monkeypatch: pytest.MonkeyPatch, side: SeriesKey, few: int
-) -> None:
-    monkeypatch.setattr(planning, "_FEW_DAYS", few)
+def test_a_day_whose_file_is_gone_is_named_and_the_others_are_compared(lake: SmallLake, side: SeriesKey) -> None:
     gone = lake.layout.file(side, DAYS[2])
     gone.unlink()
 

@@ -72,34 +72,21 @@ def _row_packed(values: Any) -> Any:
     return tuple(map(_packed, values)) if isinstance(values, (tuple, list)) else values
 
 
-def _unpacked(row: Any) -> Any:
-    if type(row) is tuple:
-        for value in row:
-            if type(value) is bytes:
-                return tuple(unpack(value) if type(value) is bytes else value for value in row)
+def _unpacked(_cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> tuple[Any, ...]:
+    for value in row:
+        if type(value) is bytes:
+            return tuple(unpack(value) if type(value) is bytes else value for value in row)
     return row
 
 
 class _Cursor(sqlite3.Cursor):
-    """Pack parameters and unpack rows."""
+    """Pack parameters."""
 
     def execute(self, sql: str, parameters: Any = (), /) -> Self:
         return super().execute(sql, _row_packed(parameters))
 
     def executemany(self, sql: str, seq_of_parameters: Iterable[Any], /) -> Self:
         return super().executemany(sql, map(_row_packed, seq_of_parameters))
-
-    def fetchone(self) -> Any:
-        return _unpacked(super().fetchone())
-
-    def fetchmany(self, size: int | None = None) -> list[Any]:
-        return [*map(_unpacked, super().fetchmany(self.arraysize if size is None else size))]
-
-    def fetchall(self) -> list[Any]:
-        return [*map(_unpacked, super().fetchall())]
-
-    def __next__(self) -> Any:
-        return _unpacked(super().__next__())
 
 
 class PackingConnection(sqlite3.Connection):
@@ -110,4 +97,6 @@ class PackingConnection(sqlite3.Connection):
 
     def cursor(self, factory: Any = None) -> Any:
         """Return a cursor that packs and unpacks."""
-        return super().cursor(_Cursor if factory is None else factory)
+        cursor = super().cursor(_Cursor if factory is None else factory)
+        cursor.row_factory = _unpacked
+        return cursor

@@ -84,7 +84,6 @@ def prune(
     Args:
         instance: Dagster's records, from ``home.open_instance``.
         before: Runs that ended earlier are old. Runs in progress, and those of backfills in progress, are never old.
-        dry_run: Count only.
         run_id: The calling run. It does not delay freeing space.
 
     Raises:
@@ -117,9 +116,6 @@ def prune(
 
 def prune_records(context: dg.OpExecutionContext, settings: Settings) -> None:
     """Prune as configured, and report the result.
-
-    Args:
-        settings: The retention of runs.
 
     Raises:
         MarketDataError: The records cannot be pruned.

@@ -1,8 +1,8 @@
-"""Write Dagster's records of assets under the keys that they have now, without a run and without a download.
+"""Move Dagster's records of assets to their present keys, without a run and without a download.
 
 Version 0.1 named assets otherwise (``keys.renamed``). An asset's events, check results and row change in one
-transaction, so a call that was killed leaves whole assets and the next one continues. Logs of finished runs retain the
-names of their steps. Records in other databases than SQLite files are not changed: ``sync`` records their days again.
+transaction, so a call that was killed leaves whole assets and the next one continues. Steps in
+logs of old runs are not renamed. Records in other databases than SQLite files neither: ``sync`` records the days again.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _rewrite(
 
 
 def _merge_rows(index: sqlite3.Connection, was: str, now: str) -> None:
-    """Rename an asset's row. If the new key has a row, the one with the newer materialization wins."""
+    """Rename an asset's row. If the new key has a row, drop the one with the older materialization."""
     newest = index.execute(
         "SELECT id FROM asset_keys WHERE asset_key IN (?, ?) ORDER BY last_materialization_timestamp DESC, id DESC",
         [was, now],

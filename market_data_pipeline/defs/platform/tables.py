@@ -82,7 +82,6 @@ def load_files(stored: Sequence[DayFile], schema: pa.Schema, wanted: Any, mark: 
 
     Args:
         stored: The days. Without days, the result is empty and has the right columns.
-        schema: The schema of the files.
         wanted: ``pyarrow.Table``, or a class of pandas, polars or DuckDB. Anything else means a DuckDB relation.
         mark: A file without rows that a DuckDB relation reads first, see ``catalog.newest_mark``.
     """

@@ -38,7 +38,6 @@ class Archive:
     """Client of the archive's files and its listing.
 
     Args:
-        settings: Hosts, timeouts and limits.
         stop: Ends all waits, as the end of the process does.
     """
 

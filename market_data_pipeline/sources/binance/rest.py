@@ -86,7 +86,6 @@ class RestRows:
 
     Attributes:
         table: With :func:`lake_schema`, ordered by key.
-        url: URL of the endpoint.
         asked_at: Time of the first request (UTC). The table has everything that happened before. It is the server's
             time, except for requests by id.
         cut: True if rows are missing because the run used up its weight for aggTrades.
@@ -107,7 +106,6 @@ class RestApi:
     a response, and RestAnswerError if a response is not understood.
 
     Args:
-        settings: Host, timeouts and limits.
         stop: Ends all waits. By default, only :meth:`close` does.
 
     Raises:
@@ -218,7 +216,6 @@ class RestApi:
         Trades with higher ids are known, so all of these have happened. The server's time is not needed.
 
         Args:
-            first: First id.
             last: Last id, inclusive.
             between_us: Times of the trades before the first and after the last id (microseconds UTC). They decide if
                 REST still serves the ids. None if unknown.

@@ -15,7 +15,7 @@ import pytest
 from market_data_pipeline import clock
 from market_data_pipeline.defs.in_process import run_reconciliation
 from market_data_pipeline.defs.keys import RECONCILIATION, asset_key_of
-from market_data_pipeline.defs.reconciliation.definitions import SCHEDULE, build_reconciliation_job, run_config
+from market_data_pipeline.defs.reconciliation.definitions import build_reconciliation_job, run_config
 from market_data_pipeline.defs.reconciliation.run import CHANGED_SINCE, NOT_COMPARED
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.ledger import Ledger
@@ -74,7 +74,7 @@ def compared(project: Project, number: int, key: SeriesKey = HOURS) -> bool:
 def requested(project: Project) -> list[dg.RunRequest]:
     """What the schedule asks for now."""
     with dg.build_schedule_context(instance=project.instance, scheduled_execution_time=clock.now()) as context:
-        data = project.definitions.resolve_schedule_def(SCHEDULE).evaluate_tick(context)
+        data = project.definitions.resolve_schedule_def("reconciliation_daily").evaluate_tick(context)
     return list(data.run_requests or [])
 
 
