@@ -35,7 +35,7 @@ from market_data_pipeline.model.findings import Finding
 from market_data_pipeline.model.needs import is_still_unlisted, needs, reach_of
 from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.model.provenance import Source
-from market_data_pipeline.model.series import Listing, SeriesKey
+from market_data_pipeline.model.series import ListingSpans, SeriesKey
 from market_data_pipeline.model.waits import StoppedError
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.binance.rest import RestApi
@@ -54,7 +54,7 @@ def ingest(
     layout: Layout,
     sources: Sources,
     settings: Settings,
-    listing: Listing | None = None,
+    listing: ListingSpans | None = None,
 ) -> Iterator[DayOutcome | DayFailure]:
     """Ingest days of a series into the lake.
 
@@ -73,7 +73,7 @@ def ingest(
         sources.stop.if_interrupted(),
         storage.only_writer(layout.lock(key), settings.lock_wait_seconds, str(key), sources.stop),
     ):
-        yield from _Run(key, layout, sources, settings, listing or Listing()).results(sorted(set(days)))
+        yield from _Run(key, layout, sources, settings, listing or ListingSpans()).results(sorted(set(days)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class _Run:
     layout: Layout
     sources: Sources
     settings: Settings
-    listing: Listing
+    listing: ListingSpans
     _ledger: Ledger = field(init=False)
     _refusal: StorageError | None = field(default=None, init=False)
     _stopped: threading.Event = field(default_factory=threading.Event, init=False)
