@@ -406,7 +406,7 @@ def _make_due(layout: Layout, key: SeriesKey, found: Sequence[Entry], wait_secon
     """Mark stored days whose new archive was refused, so that they are fetched again."""
     with storage.only_writer(layout.lock(key), wait_seconds, str(key)):
         ledger = Ledger.read(layout.ledger(key))
-        held = [(entry, row) for entry in found if entry.day and (row := ledger.get(entry.day)) and row.held]
+        held = [(entry, row) for entry in found if entry.day and (row := ledger.get(entry.day)) and row.is_stored_final]
         for entry, row in held:
             ledger.put(after(row, row.day, OtherArchive(entry.etag or _ETAG_UNKNOWN)))
         if held:

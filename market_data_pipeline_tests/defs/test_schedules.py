@@ -23,7 +23,7 @@ from market_data_pipeline.defs.schedules import MOST_REPAIRS
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.maintenance import backlog, due
 from market_data_pipeline.model.day import FAILED, HELD, NOT_LISTED, DayRecord, OtherArchive, after
-from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey
+from market_data_pipeline.model.series import DataType, ListingSpans, Market, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline_tests.support.fakes import (
     KLINES,
@@ -84,7 +84,7 @@ def test_hourly_asks_for_the_day_of_the_hour_just_over(project: Project, at: dat
 
 
 def test_hourly_leaves_out_series_that_do_not_start_yet_and_symbols_not_listed(tmp_path: Path) -> None:
-    delisted = Listing(((day(1), day(2)),))
+    delisted = ListingSpans(((day(1), day(2)),))
     project = Project(tmp_path, universe_of(listings={(Market.SPOT, "ETHUSDT"): delisted}))
     at = datetime(2024, 1, 4, 12, 5, tzinfo=UTC)
     assert asked(tick(project, "hourly", at)) == {"2024-01-04": names(KLINES, TRADES)}
@@ -110,7 +110,7 @@ def test_daily_asks_for_yesterday_and_recent_days_that_are_not_final(tmp_path: P
 
 
 def test_daily_asks_again_for_days_that_are_listed_as_the_listing_knows_by_now(tmp_path: Path) -> None:
-    listed = Listing(((day(1), None),))
+    listed = ListingSpans(((day(1), None),))
     project = Project(tmp_path, universe_of(listings={(Market.SPOT, "BTCUSDT"): listed}), recent_days=4)
     for number in (6, 7, 8, 9):
         for key in (KLINES, OTHER, TRADES, CM):

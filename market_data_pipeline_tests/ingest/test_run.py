@@ -27,7 +27,7 @@ from market_data_pipeline.maintenance.flat_candles import classify_flat_candles
 from market_data_pipeline.model.day import OtherArchive, after
 from market_data_pipeline.model.needs import knows_archive, needs
 from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome
-from market_data_pipeline.model.series import Listing, Market, SeriesKey
+from market_data_pipeline.model.series import ListingSpans, Market, SeriesKey
 from market_data_pipeline.sandbox import (
     CutBody,
     Damage,
@@ -126,7 +126,7 @@ def test_a_day_that_the_monthly_zip_has_incomplete_comes_from_the_daily_one(worl
 
 
 def test_days_outside_of_the_listing_are_said_to_be_so_without_a_request(world: World) -> None:
-    listing = Listing(((date(2026, 3, 1), date(2026, 3, 2)),))
+    listing = ListingSpans(((date(2026, 3, 1), date(2026, 3, 2)),))
     results = world.ingest(BTC, days("2026-02-27", "2026-03-03"), listing)
     assert [outcome(r).action for r in results] == ["not_listed", "not_listed", "fetched", "fetched", "not_listed"]
     assert len(world.asked(".zip")) == 4
