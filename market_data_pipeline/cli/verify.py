@@ -85,9 +85,9 @@ def verify(
 
 
 def _listing(settings: Settings, keys: Sequence[SeriesKey], universe: Universe, *, mend: bool, yes: bool) -> ExitCode:
-    from market_data_pipeline.sources.binance.archive import Archive
+    from market_data_pipeline.sources.binance.archive import ArchiveClient
 
-    archive = Archive(settings)
+    archive = ArchiveClient(settings)
     try:
         with progress_bar(len(keys), "series", "comparing", aside()) as bar:
             report = sweep(settings, keys, archive, mark=mend, at_once=True, on_progress=lambda _: bar.advance(1))
