@@ -2,10 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+RUN := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
 DAGSTER_PORT ?= 3000
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The build backend, and its requirement for an editable install. Both are pinned like everything else.
 BUILD := hatchling editables
+COMPILE := .venv-constraints/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	--default-index https://pypi.org/simple --generate-hashes --no-annotate --custom-compile-command 'make constraints'
 
 .DEFAULT_GOAL := install
 .PHONY: help install demo dev test lint format docs bench constraints clean
@@ -13,25 +17,31 @@ BUILD := hatchling editables
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-12s %s\n", $$1, $$2 }'
 
-install: $(STAMP) ## create the virtual environment (default)
+install: $(RUN) ## create the virtual environment with what the pipeline needs to run (default)
 
-$(STAMP): pyproject.toml constraints.txt
+$(RUN): pyproject.toml constraints.txt
+	@echo 'Installing what the pipeline needs to run into $(VENV): constraints.txt, each file by its hash.'
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --require-hashes --no-deps --requirement constraints.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(STAMP) ## run the whole pipeline on generated data, without network
+$(DEV): $(RUN) constraints-dev.txt
+	@echo 'Adding the tools of development to $(VENV): constraints-dev.txt, each file by its hash.'
+	@$(PIP) --require-hashes --no-deps --requirement constraints-dev.txt
+	@touch $@
+
+demo: $(RUN) ## run the whole pipeline on generated data, without network
 	$(BIN)/market-data demo
 
-dev: $(STAMP) ## start Dagster's UI and daemon
+dev: $(RUN) ## start Dagster's UI and daemon
 	$(BIN)/market-data ui --port $(DAGSTER_PORT)
 
-test: $(STAMP) ## run all tests, and measure which lines of the package run
+test: $(DEV) ## run all tests, and measure which lines of the package run
 	$(BIN)/python -m pytest -n 3 --dist loadgroup -p tools.coverage_gate --coverage-at-least 95
 
-lint: $(STAMP) ## check format, style, types, dependencies, walls and words
+lint: $(DEV) ## check format, style, types, dependencies, walls and words
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -39,23 +49,23 @@ lint: $(STAMP) ## check format, style, types, dependencies, walls and words
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m tools.phrases
 
-format: $(STAMP) ## fix format and style where possible
+format: $(DEV) ## fix format and style where possible
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(STAMP) ## build the documentation into site/
+docs: $(DEV) ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(STAMP) ## measure, with baselines in the same run
+bench: $(DEV) ## measure, with baselines in the same run
 	$(BIN)/python -m benchmarks
 
 constraints: ## pin the newest allowed versions, with the hashes of their files
-	rm -rf .venv-constraints && $(PYTHON) -m venv .venv-constraints
-	.venv-constraints/bin/python -m pip install --quiet --disable-pip-version-check uv
-	printf '%s\n' $(BUILD) | .venv-constraints/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
-		--default-index https://pypi.org/simple --generate-hashes --no-annotate \
-		--custom-compile-command 'make constraints' --extra dev --extra docs --output-file constraints.txt pyproject.toml -
-	rm -rf .venv-constraints
+	@rm -rf .venv-constraints && $(PYTHON) -m venv .venv-constraints
+	@.venv-constraints/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@printf '%s\n' $(BUILD) | $(COMPILE) --upgrade --extra dev --extra docs --output-file constraints-dev.txt pyproject.toml -
+	@# What runs is a part of it, in the same versions.
+	@printf '%s\n' $(BUILD) | $(COMPILE) --upgrade --constraint constraints-dev.txt --output-file constraints.txt pyproject.toml -
+	@rm -rf .venv-constraints
 
 clean: ## remove the virtual environment and caches, never data
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache site

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.baselines import repeated
+from benchmarks.baselines import in_turn, repeated
 from benchmarks.data import Archives, serving
 from benchmarks.ingestion import ingest_into
 from benchmarks.lakes import big_lake, lake_days, lake_series
@@ -58,8 +58,8 @@ class _Question:
 def sql(archives: Archives, _: Path) -> list[Row]:
     """Measure SQL over 3 years of 1m klines of 10 symbols: one day, the last 500 candles, hourly bars.
 
-    The catalog is opened read-only by DuckDB, as any tool does, and each answer is fetched as an Arrow table. Beside
-    it: through ``MarketData.sql``, DuckDB over a plain pattern of files, and polars over the same pattern.
+    The catalog is opened read-only by DuckDB, as any tool does, and each answer is fetched as an Arrow table. DuckDB
+    over a plain pattern of files takes turns with it. Beside them: ``MarketData.sql``, and polars over the pattern.
     """
     lake = big_lake(archives)
     days, keys = lake_days(archives), lake_series(archives)
@@ -68,7 +68,6 @@ def sql(archives: Archives, _: Path) -> list[Row]:
     asked = {name: (question.view, question.macro) for name, question in questions.items()}
     ours = apart(_by_catalog, lake, questions, 2 * times + 1)
     python = apart(_by_market_data, lake, asked, min(3, times))
-    plain = apart(_by_plain_duckdb, questions, min(3, times))
     polars = apart(_by_polars, lake, questions, keys, days, min(3, times))
     over = f"SQL over {len(days) * len(keys) * 1440 / 1e6:.3g} million 1m candles"
     rows = []
@@ -76,7 +75,7 @@ def sql(archives: Archives, _: Path) -> list[Row]:
         for name, question in questions.items():
             others = {
                 "through MarketData.sql": python[name][number],
-                "DuckDB over a plain pattern": plain[name],
+                "DuckDB over a plain pattern": ours[name][2],
                 "polars over a plain pattern": polars[name],
             }
             rows.append(
@@ -163,19 +162,26 @@ def _checked(answer: Callable[[], int], rows: int) -> Callable[[], int]:
 
 
 def _by_catalog(lake: Path, questions: Mapping[str, _Question], times: int) -> dict[str, list[list[float]]]:
+    """Return the seconds of the view, of the macro and of a plain pattern, which take turns."""
     import duckdb
 
-    with duckdb.connect(Layout(lake).catalog, read_only=True) as catalog:
+    def answer(session: duckdb.DuckDBPyConnection, query: str) -> int:
+        rows: int = session.sql(query).to_arrow_table().num_rows
+        return rows
 
-        def answer(query: str) -> int:
-            rows: int = catalog.sql(query).to_arrow_table().num_rows
-            return rows
-
+    with duckdb.connect(Layout(lake).catalog, read_only=True) as catalog, duckdb.connect() as alone:
         return {
-            name: [
-                repeated(_checked(partial(answer, query), question.rows), times)
-                for query in (question.view, question.macro)
-            ]
+            name: in_turn(
+                [
+                    _checked(partial(answer, session, query), question.rows)
+                    for session, query in (
+                        (catalog, question.view),
+                        (catalog, question.macro),
+                        (alone, question.plain),
+                    )
+                ],
+                times,
+            )
             for name, question in questions.items()
         }
 
@@ -186,21 +192,6 @@ def _by_market_data(lake: Path, asked: Mapping[str, Sequence[str]], times: int) 
         name: [repeated(lambda query=query: market.sql(query).arrow(), times) for query in queries]  # type: ignore[misc]
         for name, queries in asked.items()
     }
-
-
-def _by_plain_duckdb(questions: Mapping[str, _Question], times: int) -> dict[str, list[float]]:
-    import duckdb
-
-    with duckdb.connect() as session:
-
-        def answer(query: str) -> int:
-            rows: int = session.sql(query).to_arrow_table().num_rows
-            return rows
-
-        return {
-            name: repeated(_checked(partial(answer, question.plain), question.rows), times)
-            for name, question in questions.items()
-        }
 
 
 def _by_polars(

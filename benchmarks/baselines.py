@@ -152,10 +152,21 @@ def polars_read(
 
 def repeated(read: Callable[[], object], times: int) -> list[float]:
     """Seconds of each repetition, after one that does not count."""
-    read()
-    seconds = []
+    [seconds] = in_turn([read], times)
+    return seconds
+
+
+def in_turn(reads: Sequence[Callable[[], object]], times: int) -> list[list[float]]:
+    """Return the seconds of each repetition of each read, after one that does not count.
+
+    The reads take turns, so that a machine that is busy for a while slows all of them.
+    """
+    for read in reads:
+        read()
+    seconds = [list[float]() for _ in reads]
     for _ in range(times):
-        with measured() as cost:
-            read()
-        seconds.append(cost.seconds)
+        for read, of_one in zip(reads, seconds, strict=True):
+            with measured() as cost:
+                read()
+            of_one.append(cost.seconds)
     return seconds

@@ -76,7 +76,7 @@ def growth_rows(name: str, what: str, unit: str, costs: Mapping[int, Sequence[fl
         costs: Seconds of each repetition, for each amount.
     """
     a_unit = {count: [1000 * value / count for value in seconds] for count, seconds in costs.items()}
-    smallest = Baseline(f"where there are {min(costs):,}", a_unit[min(costs)])
+    smallest = Baseline(f"with {min(costs):,}", a_unit[min(costs)])
     rows = [
         Row(
             f"{name}-{count}",

@@ -95,7 +95,7 @@ def show(rows: list[Row], scale: Scale, console: Console) -> None:
     table.add_column("what")
     table.add_column("measured", justify="right")
     table.add_column("target", justify="right")
-    table.add_column("beside it, in the same run")
+    table.add_column("baselines of the same run")
     table.add_column("")
     for row in rows:
         verdict = {True: "[green]reached", False: "[red]missed", None: ""}[row.reached if scale.judged else None]

@@ -52,7 +52,8 @@ def _copy(lake: Path, key: SeriesKey, other: SeriesKey, days: Sequence[date]) ->
     layout, spec = Layout(lake), spec_of(key)
     layout.folder(other).mkdir(parents=True)
     for day in days:
-        record, table = parquet.read_whole(layout.file(key, day))
+        path = layout.file(key, day)
+        record, table = parquet.parse_whole(path, path.read_bytes())
         labels = pa.DictionaryArray.from_arrays(np.zeros(len(table), np.int32), pa.array([other.symbol]))
         number = table.schema.get_field_index("symbol")
         table = table.set_column(number, table.schema.field(number), labels)

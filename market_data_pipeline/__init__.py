@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from market_data_pipeline import errors
+from market_data_pipeline.errors import *  # noqa: F403 - the tree of errors, by its __all__
+
 if TYPE_CHECKING:
-    from market_data_pipeline.client import GapError as GapError
-    from market_data_pipeline.client import GapWarning as GapWarning
     from market_data_pipeline.client import MarketData as MarketData
 
-__all__ = ["GapError", "GapWarning", "MarketData"]
+__all__ = ["MarketData"]
+__all__ += errors.__all__
 __version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> object:
     # Import on first use: a Dagster run process needs neither the client nor its imports.
-    if name in __all__:
-        from market_data_pipeline import client
+    if name == "MarketData":
+        from market_data_pipeline.client import MarketData
 
-        return getattr(client, name)
+        return MarketData
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

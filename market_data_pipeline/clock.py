@@ -5,6 +5,7 @@ Every module calls ``clock.now()``, so that a test can move time in one place. W
 
 from __future__ import annotations
 
+from calendar import monthrange
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
@@ -41,6 +42,11 @@ def day_start_us(day: date) -> int:
     return (day - _EPOCH_DAY).days * US_PER_DAY
 
 
+def midnight(day: date) -> datetime:
+    """Return the midnight at which a day begins (UTC, without zone)."""
+    return datetime.combine(day, datetime.min.time())
+
+
 def day_of_us(microseconds: int) -> date:
     """Return the UTC day of a time in microseconds since 1970."""
     return _EPOCH_DAY + timedelta(days=microseconds // US_PER_DAY)
@@ -66,10 +72,21 @@ def days_of_month(day: date) -> tuple[date, ...]:
     return _days_from(day.replace(day=1))
 
 
+def months_before(day: date, months: int) -> date:
+    """Return the same day of an earlier month, or the last day of a shorter month. Never before the year 1.
+
+    >>> months_before(date(2024, 3, 31), 1), months_before(date(2024, 2, 29), 12)
+    (datetime.date(2024, 2, 29), datetime.date(2023, 2, 28))
+    """
+    year, month = divmod(day.year * 12 + day.month - 1 - months, 12)
+    if year < date.min.year:
+        return date.min
+    return date(year, month + 1, min(day.day, monthrange(year, month + 1)[1]))
+
+
 @lru_cache
 def _days_from(first: date) -> tuple[date, ...]:
-    following = (first + timedelta(days=32)).replace(day=1)
-    return tuple(first + timedelta(days=n) for n in range((following - first).days))
+    return tuple(days_between(first, (first + 32 * DAY).replace(day=1) - DAY))
 
 
 def days_between(first: date, last: date) -> list[date]:

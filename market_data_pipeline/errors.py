@@ -1,14 +1,67 @@
 """Every foreseeable error as one tree. Each message names what happened, where, and the next step.
 
-Errors that only one module raises and catches do not belong here.
+Errors that only one module raises and catches do not belong here. `market_data_pipeline` exports all of these::
+
+    MarketDataError
+    ├── UsageError
+    ├── SourceError
+    │   ├── NetworkError
+    │   ├── HostOffError
+    │   ├── MalformedError
+    │   ├── ChecksumError
+    │   ├── ConflictError
+    │   ├── UnprovenError
+    │   ├── RestAnswerError
+    │   ├── AbsentError
+    │   │   └── RefusedError
+    │   └── UnpublishedError
+    │       └── BeyondReachError
+    ├── StorageError
+    ├── DamagedFileError
+    ├── SeriesBusyError
+    ├── RecordsError
+    ├── UiRunsError
+    ├── NotStoredError
+    ├── GapError
+    ├── QueryLimitError
+    └── EnvironmentFaultError
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from market_data_pipeline.client.gaps import Gap
     from market_data_pipeline.sources.protocol import ArchiveFile
+
+__all__ = [
+    "AbsentError",
+    "BeyondReachError",
+    "ChecksumError",
+    "ConflictError",
+    "DamagedFileError",
+    "EnvironmentFaultError",
+    "GapError",
+    "GapWarning",
+    "HostOffError",
+    "MalformedError",
+    "MarketDataError",
+    "NetworkError",
+    "NotStoredError",
+    "QueryLimitError",
+    "RecordsError",
+    "RefusedError",
+    "RestAnswerError",
+    "SeriesBusyError",
+    "SourceError",
+    "StorageError",
+    "UiRunsError",
+    "UnprovenError",
+    "UnpublishedError",
+    "UsageError",
+]
 
 
 class MarketDataError(Exception):
@@ -61,6 +114,9 @@ class ChecksumError(SourceError):
         super().__init__(message)
         self.file = file
         self.published_sha256 = published_sha256
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.file, self.published_sha256)
 
 
 class NetworkError(SourceError):
@@ -123,6 +179,25 @@ class UiRunsError(MarketDataError):
 
 class NotStoredError(MarketDataError):
     """The lake does not have some of the requested days."""
+
+
+class GapError(MarketDataError):
+    """Requested rows are missing without an explanation.
+
+    Attributes:
+        gaps: All gaps, by series and time.
+    """
+
+    def __init__(self, message: str, gaps: Sequence[Gap]) -> None:
+        super().__init__(message)
+        self.gaps = tuple(gaps)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.gaps)
+
+
+class GapWarning(UserWarning):
+    """Requested rows are missing without an explanation. See :class:`GapError`."""
 
 
 class EnvironmentFaultError(MarketDataError):

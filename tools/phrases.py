@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 PROJECT = Path(__file__).parents[1]
 ALLOWED = Path(__file__).with_name("phrases.txt")
-MARKDOWN = ("*.md", "docs/**/*.md", "data/*.md", ".github/**/*.md")
+MARKDOWN = ("*.md", "docs/**/*.md", "data/*.md", "examples/*.md", ".github/**/*.md")
 PYTHON = ("market_data_pipeline/**/*.py",)
 
 PHRASES = {

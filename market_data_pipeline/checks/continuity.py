@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 
 from market_data_pipeline import clock
 from market_data_pipeline.model.day import DayRecord
 from market_data_pipeline.model.findings import ACROSS_MIDNIGHT, Finding
-from market_data_pipeline.model.needs import needs, next_attempt_at, reach_of
-from market_data_pipeline.model.series import SeriesKey, interval_us
-
-_DAY = timedelta(days=1)
+from market_data_pipeline.model.needs import needs, reach_of
+from market_data_pipeline.model.series import SeriesKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +47,10 @@ def continuity(key: SeriesKey, rows: Mapping[date, DayRecord], today: date) -> t
         rows: Its ledger, by day.
         today: The current UTC day, which is skipped.
     """
-    step = _step(key)
+    step = key.step
     breaks: list[Break] = []
     for day, row in sorted(rows.items()):
-        before = rows.get(day - _DAY)
+        before = rows.get(day - clock.DAY)
         if before is None or day >= today or not (row.held and before.held):
             continue
         if row.first_key is None or before.last_key is None:
@@ -64,11 +62,6 @@ def continuity(key: SeriesKey, rows: Mapping[date, DayRecord], today: date) -> t
     return tuple(breaks)
 
 
-def _step(key: SeriesKey) -> int:
-    """Return the distance between the keys of neighbouring rows."""
-    return interval_us(key.interval) if key.interval else 1
-
-
 def is_reported(
     key: SeriesKey, found: Break, rows: Mapping[date, DayRecord], counts: Callable[[Finding], bool]
 ) -> bool:
@@ -77,12 +70,10 @@ def is_reported(
     An outage over midnight has two findings, one per day. An answer of REST may have several parts, too.
 
     Args:
-        key: The series.
-        found: The break.
-        rows: Records of both days.
         counts: Returns True for a finding that counts as an explanation.
     """
-    before, after = ([one for one in rows[day].findings_list() if counts(one)] for day in (found.day - _DAY, found.day))
+    pair = (found.day - clock.DAY, found.day)
+    before, after = ([one for one in rows[day].findings_list() if counts(one)] for day in pair)
     if found.overlap:
         return any(one.rule == ACROSS_MIDNIGHT for one in after)
     reached = found.expected
@@ -90,8 +81,8 @@ def is_reported(
     for range_ in sorted(ranges, key=lambda range_: range_.first):
         if range_.first > reached:
             break
-        reached = max(reached, range_.last + _step(key))
-    return reached > found.found - _step(key)
+        reached = max(reached, range_.last + key.step)
+    return reached > found.found - key.step
 
 
 def open_midnights(key: SeriesKey, rows: Mapping[date, DayRecord], now: datetime) -> list[date]:
@@ -101,7 +92,6 @@ def open_midnights(key: SeriesKey, rows: Mapping[date, DayRecord], now: datetime
     on a grid, so a missing candle at midnight is a gap of its own day.
 
     Args:
-        key: The series.
         rows: Its records. Days without neighbours may be left out.
         now: The current time, zone-aware.
 
@@ -110,30 +100,19 @@ def open_midnights(key: SeriesKey, rows: Mapping[date, DayRecord], now: datetime
     """
     if key.interval is not None:
         return []
-    naive, reach = clock.naive_utc(now), reach_of(key)
-
-    def has_rested(record: DayRecord) -> bool:
-        not_before = next_attempt_at(record, naive, reach)
-        return not_before is None or not_before <= naive
-
     days: set[date] = set()
-    for found in continuity(key, rows, naive.date()):
-        pair = (rows[found.day - _DAY], rows[found.day])
-        if not is_reported(key, found, rows, _stays) and all(map(has_rested, pair)):
-            days.update(row.day for row in pair)
+    for found in continuity(key, rows, clock.naive_utc(now).date()):
+        pair = (found.day - clock.DAY, found.day)
+        is_lasting = is_reported(key, found, rows, lambda finding: not finding.open)
+        if not is_lasting and all(needs(rows[day], now, reach_of(key)).has_rested for day in pair):
+            days.update(pair)
     return sorted(days)
-
-
-def _stays(finding: Finding) -> bool:
-    """Return True if another attempt would find the same."""
-    return not finding.open
 
 
 def due_days(key: SeriesKey, rows: Mapping[date, DayRecord], now: datetime) -> list[date]:
     """Return the days of a series that a schedule should fetch now, in order.
 
     Args:
-        key: The series.
         rows: Its records. Days without a need may be left out, except for aggTrades.
         now: The current time, zone-aware.
     """

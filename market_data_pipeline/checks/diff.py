@@ -16,8 +16,8 @@ import pyarrow as pa
 from market_data_pipeline import clock
 from market_data_pipeline.checks.ordering import SAME_FLOAT, Ints, ints, key_ranges
 from market_data_pipeline.model.datasets import Spec, spec_of
-from market_data_pipeline.model.findings import Finding, Severity
-from market_data_pipeline.model.series import SeriesKey, interval_us
+from market_data_pipeline.model.findings import Finding, Severity, integrity_finding
+from market_data_pipeline.model.series import SeriesKey
 
 _Values = npt.NDArray[Any]
 _Mask = npt.NDArray[np.bool_]
@@ -77,12 +77,6 @@ def difference(before: pa.Table, after: pa.Table, spec: Spec, as_text: Callable[
 
     Times are compared in the coarser of the two units: spot's archives are in milliseconds until 2024-12-31, REST is
     in microseconds. Floats may differ by 1e-9 of their size.
-
-    Args:
-        before: The earlier version.
-        after: The later version.
-        spec: Facts about the columns.
-        as_text: Formats a key.
     """
     old, new = ints(before, spec.key), ints(after, spec.key)
     common, at_old, at_new = np.intersect1d(old, new, assume_unique=True, return_indices=True)
@@ -122,40 +116,22 @@ def disagreement(key: SeriesKey, rest: pa.Table, archive: pa.Table) -> list[Find
     found = difference(rest, common, spec, key_format(key))
     if len(found.changed) == 0:
         return []
-    step = interval_us(key.interval) if key.interval else 1
-    return [
-        Finding(
-            check="integrity",
-            rule="disagreement",
-            severity=Severity.WARN,
-            count=len(found.changed),
-            message=f"REST and the archive disagree on {len(found.changed)} rows. The archive's rows are stored. "
-            f"REST → archive: {found.shown}.",
-            ranges=key_ranges(found.changed, step),
-            evidence=f"REST → archive: {found.recorded}",
-        )
-    ]
+    number, ranges = len(found.changed), key_ranges(found.changed, key.step)
+    text = f"REST and the archive disagree on {number} rows. The archive's rows are stored. REST → archive: "
+    evidence = f"REST → archive: {found.recorded}"
+    return [integrity_finding("disagreement", Severity.WARN, number, f"{text}{found.shown}.", ranges, evidence)]
 
 
 def change_finding(key: SeriesKey, rule: str, found: Difference, what: str) -> Finding:
     """Return the finding about the changes of a day that was stored again.
 
     Args:
-        key: The series.
         rule: ``became_final`` or ``replaced``.
-        found: The difference.
         what: The event, in words.
     """
-    step = interval_us(key.interval) if key.interval else 1
-    return Finding(
-        check="integrity",
-        rule=rule,
-        severity=Severity.INFO,
-        count=len(found.keys),
-        message=f"{what}: {found}.",
-        ranges=key_ranges(found.keys, step),
-        evidence=f"before → after: {found.recorded}" if found.examples else "",
-    )
+    ranges = key_ranges(found.keys, key.step)
+    evidence = f"before → after: {found.recorded}" if found.examples else ""
+    return integrity_finding(rule, Severity.INFO, len(found.keys), f"{what}: {found}.", ranges, evidence)
 
 
 def _values(table: pa.Table, name: str, kind: str) -> _Values:

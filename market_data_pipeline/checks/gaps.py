@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from market_data_pipeline import clock
 from market_data_pipeline.checks.ordering import Ints, floats, ints
-from market_data_pipeline.model.series import Listing, SeriesKey, interval_us
+from market_data_pipeline.model.series import Listing, SeriesKey
 
 
 def _none() -> Ints:
@@ -44,11 +44,9 @@ def expected_open_times(key: SeriesKey, day: date, known_until_us: int | None = 
     """Return the open times (microseconds UTC) of a day's candles that closed by ``known_until_us``.
 
     Args:
-        key: The series.
-        day: The UTC day.
         known_until_us: Microseconds UTC. None means the end of the day.
     """
-    step, start = interval_us(key.interval or ""), clock.day_start_us(day)
+    step, start = key.step, clock.day_start_us(day)
     over = start + clock.US_PER_DAY
     closed = max(0, min(over if known_until_us is None else known_until_us, over) - start) // step
     return start + step * np.arange(closed, dtype=np.int64)
@@ -78,9 +76,7 @@ def missing_candles(
     A candle is not missing if a candle off the grid covers a part of its time.
 
     Args:
-        key: The series.
         table: The day's rows, ordered by key.
-        day: The UTC day.
         known_until_us: The source's clock (microseconds UTC). Only candles closed by then are expected.
         listing: On the first and last listed day, candles may be absent before and after trading.
         reach_us: End of the previous day's last candle if it is off the grid and reaches into this day.
@@ -89,7 +85,7 @@ def missing_candles(
     if np.array_equal(expected, present):  # nearly always
         return Missing(_none())
     missing = np.setdiff1d(expected, present, assume_unique=True)
-    missing = missing[~_covered(missing, table, interval_us(key.interval or "")) & (missing >= reach_us)]
+    missing = missing[~_covered(missing, table, key.step) & (missing >= reach_us)]
     before, after = np.zeros((2, len(missing)), dtype=bool)
     if len(present):
         if any(first == day for first, _ in listing.spans):

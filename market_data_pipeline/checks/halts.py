@@ -70,7 +70,6 @@ def stillness(findings: Iterable[Finding], first: int, last: int, flat: Ints | N
     A finding has its first ranges only. Candles after the last range of a cut finding are unknown.
 
     Args:
-        findings: Findings of the day.
         first: Open time of the day's first candle, in microseconds UTC.
         last: Open time of its last candle.
         flat: Open times of all flat candles, read from the rows. None means to use the ranges of the findings.
@@ -191,8 +190,6 @@ class MarketDay:
     """Trading of the symbols of one market on one day, by candles of one interval.
 
     Args:
-        interval: Kline interval.
-        day: The UTC day.
         symbols: Times without trades of the symbols that are stored in that interval.
         elsewhere: The same for series of other intervals, by interval and symbol. A candle of another interval with
             trades is evidence against a halt of its whole length.
@@ -269,7 +266,6 @@ class MarketDay:
         """Yield other symbols that traded in candles of other lengths without another known trade.
 
         Args:
-            symbol: The symbol to classify.
             still: Its flat candles in which no other symbol is known to have traded.
 
         Yields:

@@ -6,7 +6,7 @@ does not belong here (``sources/binance/zip_reader.py``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -17,96 +17,75 @@ from market_data_pipeline.checks.gaps import ends_of
 from market_data_pipeline.checks.ordering import SAME_FLOAT, Ints, floats, ints, key_ranges
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.day import DayRecord
-from market_data_pipeline.model.findings import OFF_GRID, SOURCE, Finding, RestAnswer, Severity
-from market_data_pipeline.model.series import DataType, SeriesKey, interval_us
+from market_data_pipeline.model.findings import OFF_GRID, SOURCE, Finding, RestAnswer, Severity, integrity_finding
+from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.model.states import source_mark
 
 Mask = npt.NDArray[np.bool_]
 
+ERROR, WARN, INFO = Severity.ERROR, Severity.WARN, Severity.INFO
+
+_Rule = tuple[str, Severity, Mask, str]
+"""A rule, its severity, a mask of the rows that break it, and what is wrong with them."""
+
 
 def check_integrity(key: SeriesKey, table: pa.Table) -> list[Finding]:
     """Return the findings about the rows of one day. The list is empty if all rules pass."""
-    rules = {DataType.KLINES: _klines, DataType.AGG_TRADES: _agg_trades}
-    return rules[key.data_type](key, table) if table.num_rows else []
+    if not table.num_rows:
+        return []
+    rules, keys = {DataType.KLINES: _klines, DataType.AGG_TRADES: _agg_trades}, ints(table, spec_of(key).key)
+    findings = []
+    for rule, severity, wrong, text in rules[key.data_type](key, table):
+        if count := int(wrong.sum()):
+            ranges = key_ranges(keys[wrong], key.step)
+            findings.append(integrity_finding(rule, severity, count, f"{count} of {len(keys)} rows: {text}", ranges))
+    return findings
 
 
 def checksum_missing() -> Finding:
     """Return the finding of a day whose archive has no ``.CHECKSUM``. The rows are stored, but not verified."""
-    return Finding(
-        check="integrity",
-        rule="checksum_missing",
-        severity=Severity.WARN,
-        count=1,
-        message="The archive has no .CHECKSUM for this day, so its bytes are not verified. The day stays provisional.",
-    )
+    text = "The archive has no .CHECKSUM for this day, so its bytes are not verified. The day stays provisional."
+    return integrity_finding("checksum_missing", WARN, 1, text)
 
 
 def checksum_accepted() -> Finding:
     """Return the finding of a day whose bytes do not match their checksum, but were accepted by a person."""
-    return Finding(
-        check="integrity",
-        rule="checksum_accepted",
-        severity=Severity.WARN,
-        count=1,
-        message="The bytes do not match their published checksum, but a person accepted them. "
-        "`market-data quarantine show` prints who and why.",
+    text = (
+        "The bytes do not match their published checksum, but a person accepted them. "
+        "`market-data quarantine show` prints who and why."
     )
+    return integrity_finding("checksum_accepted", WARN, 1, text)
 
 
 def off_grid_finding(key: SeriesKey, table: pa.Table, off: Ints, rest: pa.Table) -> Finding:
     """Return the finding of candles that do not begin at multiples of their interval, with REST's rows for their time.
 
     Args:
-        key: The series.
-        table: The day's rows.
         off: Open times of the candles off the grid.
         rest: REST's rows from the first of them to the last.
     """
-    step, theirs = interval_us(key.interval or ""), ints(rest, "open_time")
-    on_grid, same = theirs[theirs % step == 0], np.intersect1d(theirs, off)
+    theirs = ints(rest, "open_time")
+    on_grid, same = theirs[theirs % key.step == 0], np.intersect1d(theirs, off)
     has = [f"{len(same)} of them" if len(same) else ""]
     if len(on_grid):
         has.append(f"{len(on_grid)} candles on the grid, {_moment(on_grid[0])} to {_moment(on_grid[-1])}")
     evidence = f"REST has {' and '.join(filter(None, has)) or 'none'}"
     if len(on_grid):
         evidence += "; candles on the grid that overlap rows of the archive are not stored"
-    return Finding(
-        check="integrity",
-        rule=OFF_GRID,
-        severity=Severity.INFO,
-        count=len(off),
-        message=f"{len(off)} of {table.num_rows} rows: open_time is not a multiple of {key.interval}, from "
-        f"{_moment(off[0])} to {_moment(off[-1])}. They count for the time that they cover. {evidence}.",
-        ranges=key_ranges(off, step),
-        evidence=evidence,
-        rest=RestAnswer(answered=True),
+    text = (
+        f"{len(off)} of {table.num_rows} rows: open_time is not a multiple of {key.interval}, from {_moment(off[0])} "
+        f"to {_moment(off[-1])}. They count for the time that they cover. {evidence}."
     )
+    found = integrity_finding(OFF_GRID, INFO, len(off), text, key_ranges(off, key.step), evidence)
+    return found.model_copy(update={"rest": RestAnswer(answered=True)})
 
 
 def _moment(us: int) -> str:
     return clock.naive_from_us(int(us)).isoformat(sep=" ", timespec="milliseconds")
 
 
-def _reporter(key: SeriesKey, table: pa.Table, findings: list[Finding]) -> Callable[..., None]:
-    step = interval_us(key.interval) if key.interval else 1
-
-    def report(rule: str, wrong: Mask, message: str, severity: Severity = Severity.ERROR) -> None:
-        count = int(wrong.sum())
-        if count:
-            keys = ints(table, spec_of(key).key)
-            ranges = key_ranges(keys[wrong], step)
-            text = f"{count} of {len(keys)} rows: {message}"
-            findings.append(
-                Finding(check="integrity", rule=rule, severity=severity, count=count, message=text, ranges=ranges)
-            )
-
-    return report
-
-
-def _klines(key: SeriesKey, table: pa.Table) -> list[Finding]:
-    findings: list[Finding] = []
-    report = _reporter(key, table, findings)
-    step = interval_us(key.interval or "")
+def _klines(key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
+    step = key.step
     opened, closed = ints(table, "open_time"), ints(table, "close_time")
     names = [column.name for column in spec_of(key).columns if column.kind == "float"]
     values = np.stack([floats(table, name) for name in names])
@@ -115,43 +94,35 @@ def _klines(key: SeriesKey, table: pa.Table) -> list[Finding]:
     further = np.diff(opened)
     near = (further > 0) & (further < step)  # if days are read together, they may be out of order
     if near.sum() * 2 > len(opened):
-        also = np.r_[near, False]
-        report("spacing", also, f"the next candle begins less than {key.interval} later.")
+        yield "spacing", ERROR, np.r_[near, False], f"the next candle begins less than {key.interval} later."
     else:
         overlaps = np.r_[near & (opened[1:] < ends_of(opened, closed, step)[:-1]), False]
-        report("overlap", overlaps, "the next candle begins before this one is over.", Severity.WARN)
-        report(OFF_GRID, opened % step != 0, f"open_time is not a multiple of {key.interval}.", Severity.INFO)
-    report("finite", ~np.isfinite(values).all(axis=0), "a value is not a number.")
-    report("negative", (values < 0).any(axis=0), "a price or volume is negative.")
-    report("negative_count", ints(table, "count") < 0, "the number of trades is negative.")
+        yield "overlap", WARN, overlaps, "the next candle begins before this one is over."
+        yield OFF_GRID, INFO, opened % step != 0, f"open_time is not a multiple of {key.interval}."
+    yield "finite", ERROR, np.any(~np.isfinite(values), axis=0), "a value is not a number."
+    yield "negative", ERROR, np.any(values < 0, axis=0), "a price or volume is negative."
+    yield "negative_count", ERROR, ints(table, "count") < 0, "the number of trades is negative."
     outside = (low > np.minimum(open_, close)) | (high < np.maximum(open_, close))
-    report("price_range", outside, "open or close is not between low and high.")
-    report("taker", _above(taker, total) | _above(taker_quote, quote), "the taker buy volume exceeds the volume.")
+    yield "price_range", ERROR, outside, "open or close is not between low and high."
+    above = _above(taker, total) | _above(taker_quote, quote)
+    yield "taker", ERROR, above, "the taker buy volume exceeds the volume."
     # A candle closes one unit of the file's time before the next: a millisecond, or a microsecond in spot since 2025.
     length = closed - opened
-    report(
-        "close_time",
-        (length != step - 1000) & (length != step - 1),
-        "close_time is not the end of the candle (Binance cuts candles short at outages).",
-        Severity.WARN,
-    )
-    return findings
+    cut = (length != step - 1000) & (length != step - 1)
+    yield "close_time", WARN, cut, "close_time is not the end of the candle (Binance cuts candles short at outages)."
 
 
-def _agg_trades(key: SeriesKey, table: pa.Table) -> list[Finding]:
-    findings: list[Finding] = []
-    report = _reporter(key, table, findings)
+def _agg_trades(_key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
     price, quantity = floats(table, "price"), floats(table, "quantity")
     first, last = ints(table, "first_trade_id"), ints(table, "last_trade_id")
     # Spot has sentinel rows for trades that were taken back: no price, no quantity, no trade ids.
     sentinel = (price == 0) & (quantity == 0) & (first == -1) & (last == -1)
 
-    report("finite", ~(np.isfinite(price) & np.isfinite(quantity)), "price or quantity is not a number.")
-    report("positive", ~sentinel & ~((price > 0) & (quantity > 0)), "price or quantity is not positive.")
-    report("trade_ids", first > last, "first_trade_id is greater than last_trade_id.")
+    yield "finite", ERROR, ~(np.isfinite(price) & np.isfinite(quantity)), "price or quantity is not a number."
+    yield "positive", ERROR, ~sentinel & ~((price > 0) & (quantity > 0)), "price or quantity is not positive."
+    yield "trade_ids", ERROR, first > last, "first_trade_id is greater than last_trade_id."
     backwards = np.r_[False, np.diff(ints(table, "transact_time")) < 0]
-    report("time_order", backwards, "the time is earlier than that of the previous trade.", Severity.INFO)
-    return findings
+    yield "time_order", INFO, backwards, "the time is earlier than that of the previous trade."
 
 
 def _above(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> Mask:
@@ -174,7 +145,7 @@ def source_findings(made_of: Mapping[SeriesKey, DayRecord | None]) -> tuple[Find
                 Finding(
                     check="integrity",
                     rule=SOURCE,
-                    severity=Severity.ERROR,
+                    severity=ERROR,
                     count=sum(rows for _, rows in faults),
                     message=message,
                     evidence=listed,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from market_data_pipeline.model.datasets import Spec
-from market_data_pipeline.model.findings import MAX_RANGES, Finding, Range, Severity
+from market_data_pipeline.model.findings import MAX_RANGES, Finding, Range, Severity, integrity_finding
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -25,7 +25,6 @@ class KeyConflict:
     """Two different rows with one key.
 
     Attributes:
-        key: The key.
         rows: The rows, as text.
     """
 
@@ -66,9 +65,7 @@ def in_order(table: pa.Table, spec: Spec) -> tuple[pa.Table, list[Finding], KeyC
     if backwards:
         table = table.take(np.argsort(keys, kind="stable"))
         message = f"Rows were not in the order of {spec.key} at {backwards} places. They were sorted."
-        findings.append(
-            Finding(check="integrity", rule="order", severity=Severity.WARN, count=backwards, message=message)
-        )
+        findings.append(integrity_finding("order", Severity.WARN, backwards, message))
     keys = ints(table, spec.key)
     repeated = np.flatnonzero(np.diff(keys) == 0)
     if len(repeated):
@@ -80,16 +77,7 @@ def in_order(table: pa.Table, spec: Spec) -> tuple[pa.Table, list[Finding], KeyC
         table = table.filter(pa.array(keep))
         message = f"{len(repeated)} rows were exact duplicates in the file. Each row was stored once."
         ranges = key_ranges(np.unique(keys[repeated]), 1)
-        findings.append(
-            Finding(
-                check="integrity",
-                rule="duplicates",
-                severity=Severity.WARN,
-                count=len(repeated),
-                message=message,
-                ranges=ranges,
-            )
-        )
+        findings.append(integrity_finding("duplicates", Severity.WARN, len(repeated), message, ranges))
     return table, findings, None
 
 

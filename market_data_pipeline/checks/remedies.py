@@ -12,14 +12,10 @@ _AS_PUBLISHED = (
     "`final_only=True`, or wait until `market-data verify` finds a corrected archive"
 )
 
+_OF_VALUES = ("finite", "negative", "negative_count", "price_range", "taker", "positive", "trade_ids")
+
 INTEGRITY: Mapping[str, str] = {
-    "finite": _AS_PUBLISHED,
-    "negative": _AS_PUBLISHED,
-    "negative_count": _AS_PUBLISHED,
-    "price_range": _AS_PUBLISHED,
-    "taker": _AS_PUBLISHED,
-    "positive": _AS_PUBLISHED,
-    "trade_ids": _AS_PUBLISHED,
+    **dict.fromkeys(_OF_VALUES, _AS_PUBLISHED),
     "spacing": "do not use the day; `market-data verify` fetches another archive when Binance publishes one",
     "overlap": "nothing: add up volumes there with care",
     "off_grid": "nothing: the next `sync` or `backfill` repairs days that an older version filled twice",

@@ -15,7 +15,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.checks.gaps import Missing
 from market_data_pipeline.checks.ordering import Ints, key_ranges
 from market_data_pipeline.model.findings import MAX_RANGES, VERDICT_SEVERITY, Basis, Finding, Range, RestAnswer, Verdict
-from market_data_pipeline.model.series import SeriesKey, interval_us
+from market_data_pipeline.model.series import SeriesKey
 
 # Order of precedence. The first rule that fits gives the verdict.
 #
@@ -90,7 +90,6 @@ class Ground:
     """A verdict with its evidence.
 
     Attributes:
-        verdict: The verdict.
         evidence: The evidence for people.
         basis: The same for code. None if no code needs it.
         rest: Answer of REST. None if there was no request.
@@ -106,9 +105,7 @@ def verdict_finding(ground: Ground, what: str, count: int, ranges: Iterable[Rang
     """Return the finding of a verdict.
 
     Args:
-        ground: The verdict with its evidence.
         what: The counted rows: candles, or aggregated trades.
-        count: Number of rows.
         ranges: Their ranges. More than ``MAX_RANGES`` are cut.
     """
     verdict, evidence = ground.verdict, ground.evidence
@@ -139,26 +136,22 @@ def classify_candles(
     """Return the verdicts on the candles of a day that are missing, gap-filled or flat.
 
     Args:
-        key: The series.
-        missing: The missing candles.
         healed: Open times (microseconds UTC) of rows from REST in a day from the archive.
-        flat: Open times of flat rows.
         filled: Open times of healed rows that are flat in the archive.
         archived: True if the day comes from its archive, False if it comes from REST so far.
         rest: Answer of REST. None if there was no request.
         trades: The symbol's aggTrades of the day. None if they are not stored.
     """
-    step = interval_us(key.interval or "")
+    step = key.step
     found: dict[Ground, list[Ints]] = {}
 
     def add(ground: Ground, times: Ints) -> None:
         if len(times):
             found.setdefault(ground, []).append(times)
 
-    if len(missing.before):
-        add(_judge_end(missing.before, step, archived, rest, trades, began=True), missing.before)
-    if len(missing.after):
-        add(_judge_end(missing.after, step, archived, rest, trades, began=False), missing.after)
+    for times, word in ((missing.before, "before"), (missing.after, "after")):
+        if len(times):
+            add(_ground_of_end(times, step, archived, rest, trades, word), times)
     over_flat = np.isin(healed, filled) if filled is not None else np.zeros(len(healed), dtype=bool)
     add(Ground(Verdict.HEALED, "REST has them"), healed[~over_flat])
     add(Ground(Verdict.HEALED, "they are flat in the archive, but REST has trades in them"), healed[over_flat])
@@ -166,7 +159,7 @@ def classify_candles(
         add(_PROVISIONAL, missing.inside)
     else:
         for times in _runs(missing.inside, step):
-            add(_judge_run(int(times[0]), int(times[-1]) + step, rest, trades), times)
+            add(_ground_of_run(int(times[0]), int(times[-1]) + step, rest, trades), times)
     add(Ground(Verdict.QUIET, NOT_COMPARED, Basis.MARKET_NOT_COMPARED), flat)
     findings = []
     for ground, parts in found.items():
@@ -178,24 +171,22 @@ def classify_candles(
 _PROVISIONAL = Ground(Verdict.UNPUBLISHED, PROVISIONAL, Basis.PROVISIONAL)
 
 
-def _judge_end(
-    times: Ints, step: int, archived: bool, rest: RestAnswer | None, trades: TradeRecord | None, *, began: bool
+def _ground_of_end(
+    times: Ints, step: int, archived: bool, rest: RestAnswer | None, trades: TradeRecord | None, word: str
 ) -> Ground:
     """Return the verdict on candles before the first one of a listing, or after its last."""
     start, end = int(times[0]), int(times[-1]) + step
     unanswered = rest is not None and not rest.answered
     if archived and (unanswered or (trades is not None and trades.between(start, end)[0])):
-        return _judge_run(start, end, rest, trades)
+        return _ground_of_run(start, end, rest, trades)
     if rest is not None and not rest.reason:
-        edge = clock.naive_from_us(end if began else start - step).isoformat(sep=" ", timespec="minutes")
-        evidence = f"REST has no candle {'before' if began else 'after'} {edge} either"
-    else:
-        evidence = f"trading {'began' if began else 'ended'} on this day by the listing"
-        evidence = f"{evidence}; {rest.reason}" if rest else evidence
-    return Ground(Verdict.NOT_LISTED, evidence, rest=rest)
+        edge = clock.naive_from_us(end if word == "before" else start - step).isoformat(sep=" ", timespec="minutes")
+        return Ground(Verdict.NOT_LISTED, f"REST has no candle {word} {edge} either", rest=rest)
+    evidence = f"trading {'began' if word == 'before' else 'ended'} on this day by the listing"
+    return Ground(Verdict.NOT_LISTED, f"{evidence}; {rest.reason}" if rest else evidence, rest=rest)
 
 
-def _judge_run(start_us: int, end_us: int, rest: RestAnswer | None, trades: TradeRecord | None) -> Ground:
+def _ground_of_run(start_us: int, end_us: int, rest: RestAnswer | None, trades: TradeRecord | None) -> Ground:
     verdict, evidence = _verdict_of_run(start_us, end_us, rest, trades)
     return Ground(verdict, evidence, rest=rest)
 
@@ -250,12 +241,17 @@ def classify_trades(
     found: dict[Ground, list[Range]] = {}
     for first, last in missing:
         for a, b, answer in pieces(first, last, asked):
-            found.setdefault(_judge_ids(archived, answer), []).append(Range(first=a, last=b, count=b - a + 1))
+            found.setdefault(_ground_of_ids(archived, answer), []).append(Range(first=a, last=b, count=b - a + 1))
     for ground, ranges in found.items():
         count = sum(range_.count for range_ in ranges)
         findings.append(verdict_finding(ground, "aggregated trades", count, ranges))
     if cut:
-        findings.append(_unpublished_rest())
+        text = (
+            "The next run or the archive will add later trades of this day. The run had spent its REST weight for "
+            "aggTrades (MARKET_DATA_REST_TRADES_WEIGHT)."
+        )
+        later = verdict_finding(Ground(Verdict.UNPUBLISHED, CUT, Basis.WEIGHT_SPENT), "aggregated trades", 0, ())
+        findings.append(later.model_copy(update={"message": text}))
     return findings
 
 
@@ -278,7 +274,7 @@ _NOT_ASKED = "REST was not asked"
 _JUMP, _NOT_THERE = "the ids jump, and ", "REST does not have the ids in between either"
 
 
-def _judge_ids(archived: bool, rest: RestAnswer | None) -> Ground:
+def _ground_of_ids(archived: bool, rest: RestAnswer | None) -> Ground:
     if not archived:
         return _PROVISIONAL
     if rest is None:
@@ -300,19 +296,6 @@ def answered_ids(findings: Iterable[Finding]) -> tuple[AnsweredIds, ...]:
         for finding in findings
         if finding.check == "gaps" and finding.rest is not None
         for range_ in finding.ranges
-    )
-
-
-def _unpublished_rest() -> Finding:
-    return Finding(
-        check="gaps",
-        rule=Verdict.UNPUBLISHED.value,
-        severity=VERDICT_SEVERITY[Verdict.UNPUBLISHED],
-        count=0,
-        message="The next run or the archive will add later trades of this day. The run had spent its REST weight for "
-        "aggTrades (MARKET_DATA_REST_TRADES_WEIGHT).",
-        evidence=CUT,
-        basis=Basis.WEIGHT_SPENT,
     )
 
 

@@ -9,7 +9,7 @@ import click
 
 from market_data_pipeline.cli.console import aside
 from market_data_pipeline.cli.download import fetch, yes_option
-from market_data_pipeline.cli.selection import Chosen, Day, check_days
+from market_data_pipeline.cli.selection import Chosen, Day, Selection, check_days, read_words, through_option
 from market_data_pipeline.cli.summary import end
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import storage
@@ -24,38 +24,35 @@ from market_data_pipeline.universe.resolved import Since
 
 
 @click.command()
-@click.argument("symbol")
-@click.argument("what", nargs=-1, required=True)
+@click.argument("words", nargs=-1, metavar="SYMBOL... INTERVAL|aggTrades...")
 @click.option(
     "--market", type=click.Choice([str(m) for m in Market]), default=str(Market.SPOT), show_default=True, help="Market."
 )
 @click.option(
     "--from",
     "since",
-    help="First UTC day (2024-01-31), `listing`, or `30 days ago`. Default: the listing, or for a known series the day "
-    "in universe.yaml.",
+    type=Day(parse_since),
+    help="First UTC day, e.g. 2024-01-31, 2024-01, 2024, yesterday, '3 years ago', listing. Default: the listing, or "
+    "for a known series the day in universe.yaml.",
 )
-@click.option("--through", "last", type=Day(), help="Last UTC day to fetch now, included. Default: today.")
+@through_option("today")
 @yes_option
-def add(symbol: str, what: Sequence[str], market: str, since: str | None, last: date | None, yes: bool) -> None:
+def add(words: Sequence[str], market: str, since: Since | None, last: date | None, yes: bool) -> None:
     """Add series to the universe and fetch them.
 
-    WHAT is one or more kline intervals, or aggTrades. Comments in universe.yaml do not change. If Binance listed
-    SYMBOL today, so that the archive has no file of it yet, the command looks it up in REST.
+    Name one or more symbols, and one or more kline intervals or aggTrades. Comments in universe.yaml do not change. If
+    Binance listed a symbol today, so that the archive has no file of it yet, the command looks it up in REST.
 
     If universe.yaml already has a series, the command enters an earlier --from there, or names the line to change. A
     later --from does not change the file. It limits the days to fetch now.
 
-      market-data add BTCUSDT 1m 1h --from 2024-01-01
+      market-data add BTCUSDT ETHUSDT 1m 1h --from 2024-01
       market-data add BTCUSDT aggTrades --market um --from "7 days ago"
     """
     settings = load_settings()
     console = aside()
-    keys = [_series(Market(market), symbol, word) for word in what]
-    try:
-        begin = parse_since(since or "listing")
-    except UsageError as error:
-        raise UsageError(f"--from {error}") from None
+    keys = _series(Market(market), read_words(words))
+    begin = since or Since()
     check_days(begin.first(None), last)
     path = settings.universe
     before = read_text(path) or ""
@@ -64,12 +61,12 @@ def add(symbol: str, what: Sequence[str], market: str, since: str | None, last: 
     for key in keys:
         text = _with_series(text, key, begin if since or key not in known else None, known)
     listings = dict(known.listings)
-    if (Market(market), symbol) not in listings:
+    if unknown := [key.symbol for key in keys if (key.market, key.symbol) not in listings]:
         with listing_sources(settings, console.print) as (archive, rest):
-            listings |= look_up(Market(market), symbol, archive, rest)
+            for symbol in dict.fromkeys(unknown):
+                listings |= look_up(Market(market), symbol, archive, rest)
     universe = Universe(parse_universe(text, str(path)), listings, path)
-    first = begin if since else None
-    chosen = Chosen({key: days for key in keys if (days := _days_to_add(universe, key, first, last))})
+    chosen = Chosen({key: days for key in keys if (days := _days_to_add(universe, key, since, last))})
     if not chosen.wanted:
         raise UsageError(_no_day_is_left(universe, keys, begin, last))
     if listings != known.listings:
@@ -77,7 +74,7 @@ def add(symbol: str, what: Sequence[str], market: str, since: str | None, last: 
     if text != before:
         storage.write_bytes(path, text.encode())
     for key in keys:
-        console.print(f"{universe.said_of_start(key)}.", soft_wrap=True)
+        console.print(f"{universe.said_of_start(key)}.")
     end(fetch(settings, chosen, yes=yes))
 
 
@@ -119,11 +116,12 @@ def _no_day_is_left(universe: Universe, keys: Sequence[SeriesKey], since: Since,
     return f"No requested day is left ({asked}). {there}. Nothing was changed."
 
 
-def _series(market: Market, symbol: str, word: str) -> SeriesKey:
-    if symbol != symbol.upper():
-        raise UsageError(f"Symbols are written in capitals: {symbol.upper()}, not {symbol}.")
-    if word.lower() == DataType.AGG_TRADES.lower():
-        return SeriesKey(EXCHANGE, market, DataType.AGG_TRADES, symbol)
-    if word not in INTERVALS:
-        raise UsageError(f"{word!r} is neither a kline interval nor aggTrades. There are: {', '.join(INTERVALS)}.")
-    return SeriesKey(EXCHANGE, market, DataType.KLINES, symbol, word)
+def _series(market: Market, named: Selection) -> list[SeriesKey]:
+    kinds: list[tuple[DataType, str | None]] = [(DataType.KLINES, interval) for interval in named.intervals]
+    kinds += [(data_type, None) for data_type in named.data_types if data_type is DataType.AGG_TRADES]
+    if not named.symbols or not kinds:
+        raise UsageError(
+            f"Name at least one symbol, and at least one of {', '.join(INTERVALS)} and aggTrades. For example: "
+            "`market-data add BTCUSDT 1h`."
+        )
+    return [SeriesKey(EXCHANGE, market, kind, symbol, interval) for symbol in named.symbols for kind, interval in kinds]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import timedelta
 
 import click
 
 from market_data_pipeline.cli.console import aside, counted, progress_bar
-from market_data_pipeline.cli.selection import choosing_klines, selection, series_among
-from market_data_pipeline.cli.summary import ExitCode, end
+from market_data_pipeline.cli.selection import Selection, choosing, series_among
+from market_data_pipeline.cli.summary import ExitCode, end, tell_troubles
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.maintenance.compaction import CompactReport, compact
 from market_data_pipeline.model.datasets import closes_months
@@ -17,15 +16,13 @@ from market_data_pipeline.settings import load_settings
 
 
 @click.command("compact")
-@choosing_klines
+@choosing(klines_only=True)
 @click.option(
     "--grace",
     type=click.IntRange(min=0),
     help="Minutes before the files of days are removed, once their month is one file. Default: the setting, 60.",
 )
-def compact_command(
-    markets: Sequence[str], symbols: Sequence[str], intervals: Sequence[str], grace: int | None
-) -> None:
+def compact_command(what: Selection, grace: int | None) -> None:
     """Merge finished months into one file each.
 
     A query over years opens one file per month instead of thirty, and is several times as fast. A month is closed when
@@ -34,23 +31,22 @@ def compact_command(
     later is written into its month. Nothing is downloaded.
 
       market-data compact
-      market-data compact --symbol BTCUSDT --interval 1m
+      market-data compact BTCUSDT 1m
     """
     from market_data_pipeline.lake.partitions import known_series
 
     settings = load_settings()
     held = [key for key in known_series(Layout(settings.root)) if closes_months(key.data_type)]
     if not held:
-        aside().print(f"No klines are stored in {settings.root} yet, so there is no month to close.", soft_wrap=True)
+        aside().print(f"No klines are stored in {settings.root} yet, so there is no month to close.")
         return
-    what = selection(markets, (), symbols, intervals)
     keys = series_among(held, what, str(settings.root), "`market-data status` shows what is stored.")
     with progress_bar(len(keys), "series", "closing months", aside()) as bar:
         report = compact(
             settings,
             keys,
             grace=None if grace is None else timedelta(minutes=grace),
-            on_progress=lambda: bar.advance(1),
+            on_progress=lambda: bar(1),
         )
     _tell(report)
     end(ExitCode.of(not report.troubles))
@@ -62,8 +58,6 @@ def _tell(report: CompactReport) -> None:
     waiting = f" {counted(report.waiting, 'file')} of days stay for now." if report.waiting else ""
     console.print(
         f"{counted(months, 'month')} of {len(report.closed):,} series closed, "
-        f"{counted(report.removed, 'file')} of days removed.{waiting}",
-        soft_wrap=True,
+        f"{counted(report.removed, 'file')} of days removed.{waiting}"
     )
-    for key, reason in report.troubles.items():
-        console.print(f"{key.short} was left as it is: {reason}", soft_wrap=True, style="red")
+    tell_troubles(report.troubles, console)

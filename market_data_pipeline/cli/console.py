@@ -1,24 +1,29 @@
-"""Console output: numbers for people, and the progress of a backfill.
+"""Console output: numbers and tables for people, JSON for programs, and the progress of a backfill.
 
-Tables of a single command do not belong here.
+Columns of a single command do not belong here.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
+from datetime import time as time_of_day
 
+import click
+from rich import filesize
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
-from market_data_pipeline.model import waits as waiting
 from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.model.series import SeriesKey
 
@@ -36,21 +41,17 @@ def out() -> Console:
 
 
 def aside() -> Console:
-    """Return the console for progress, notes and failures (stderr)."""
-    return Console(stderr=True, highlight=False, markup=False)
+    """Return the console for progress, notes and failures (stderr). The terminal wraps its lines."""
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def in_bytes(number: float) -> str:
     """Format a size for people, in decimal units.
 
     >>> in_bytes(512), in_bytes(1_234_567), in_bytes(5.5e9)
-    ('512 B', '1.2 MB', '5.5 GB')
+    ('512 bytes', '1.2 MB', '5.5 GB')
     """
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
+    return filesize.decimal(round(number))
 
 
 def counted(number: int, thing: str) -> str:
@@ -67,27 +68,55 @@ def red(text: str) -> Text:
     return Text(text, style="red")
 
 
-@dataclass(frozen=True)
-class Bar:
-    """A progress bar that is shown."""
+def table(title: str, *columns: str, right: Collection[str] = (), fold: str = "") -> Table:
+    """Return an empty table without lines. Columns ``right`` are numbers, and ``fold`` is wrapped instead of cut."""
+    made = Table(title=title or None, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for name in columns:
+        made.add_column(
+            name,
+            justify="right" if name in right else "left",
+            no_wrap=name != fold,
+            overflow="fold" if name == fold else "ellipsis",
+        )
+    return made
 
-    _progress: Progress
-    _task: TaskID
 
-    def advance(self, number: int, doing: str | None = None, *, rate: str = "") -> None:
-        """Advance by a number of things, and show the current work and its rate."""
-        self._progress.update(self._task, advance=number, description=doing, rate=rate)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON array of flat objects.")
+
+
+def print_json(rows: Iterable[Mapping[str, object]]) -> None:
+    """Print a JSON array to stdout, with an object on each line.
+
+    Days and times are in ISO 8601. NaN and infinity are null, because JSON does not know them.
+    """
+    before = "[\n"
+    for row in rows:
+        click.echo(f"{before}  {json.dumps(_plain(row), ensure_ascii=False)}", nl=False)
+        before = ",\n"
+    click.echo("[]" if before == "[\n" else "\n]")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(_plain(name)): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, date | time_of_day):
+        return value.isoformat()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+Bar = Callable[..., None]
+"""Advances a progress bar by a number of things, and shows the current work and its rate."""
 
 
 @contextmanager
 def progress_bar(total: int, things: str, doing: str, console: Console) -> Iterator[Bar]:
     """Show a bar with the number of things done and the time left, if the console is a terminal.
 
-    Args:
-        total: Number of things.
-        things: Their noun, e.g. ``days``.
-        doing: The first work.
-        console: Where it is shown.
+    ``things`` is their noun, e.g. ``days``, and ``doing`` the first work.
     """
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -98,7 +127,8 @@ def progress_bar(total: int, things: str, doing: str, console: Console) -> Itera
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield Bar(progress, progress.add_task(doing, total=total, rate=""))
+        task = progress.add_task(doing, total=total, rate="")
+        yield lambda number, doing=None, rate="": progress.update(task, advance=number, description=doing, rate=rate)
 
 
 @dataclass
@@ -157,7 +187,7 @@ class Watch:
                 self.rows += result.row.rows
                 tally.rows += result.row.rows
         now = time.monotonic()
-        self._bar.advance(1, result.key.short, rate=f"{self.rows / max(now - self._began, 1e-3):,.0f} rows/s")
+        self._bar(1, result.key.short, rate=f"{self.rows / max(now - self._began, 1e-3):,.0f} rows/s")
         if tally.done == tally.days:
             tally.seconds = now - self._series_began
             self._series_began = now
@@ -165,31 +195,40 @@ class Watch:
 
 
 class _OnConsole(logging.Handler):
+    """Print log lines. Of warnings with the same text but for its values, print the first, and count the others."""
+
     def __init__(self, console: Console) -> None:
         super().__init__(logging.INFO)
         self._console = console
+        self.repeated: Counter[str] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(Text(record.getMessage()), soft_wrap=True)
+        if record.args:
+            self.repeated[record.msg] += 1
+        if not record.args or self.repeated[record.msg] == 1:
+            self._console.print(Text(record.getMessage()))
+
+    def tell_repeated(self) -> None:
+        for template, number in self.repeated.items():
+            if number > 1:
+                text = template.replace("%s", "…").strip("…: ")
+                self._console.print(f"{counted(number - 1, 'more warning')} like this: {text}.")
 
 
 @contextmanager
 def watching(wanted: Mapping[SeriesKey, Sequence[date]], console: Console) -> Iterator[Watch]:
     """Show a bar with days, rows per second and time left during a fetch. Yield the receiver of its results."""
     handler = _OnConsole(console)
-    waits = logging.getLogger(waiting.__name__)
-    waits_propagate, waits.propagate = waits.propagate, False
-    waits.addHandler(handler)
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
+    package = logging.getLogger("market_data_pipeline")
+    level, propagate = logger.level, package.propagate
+    package.addHandler(handler)
+    package.propagate = False
     logger.setLevel(logging.INFO)
-    logger.propagate = False
     try:
         with progress_bar(sum(map(len, wanted.values())), "days", "starting", console) as bar:
             yield Watch(wanted, bar)
     finally:
-        logger.removeHandler(handler)
-        waits.removeHandler(handler)
-        waits.propagate = waits_propagate
+        handler.tell_repeated()
+        package.removeHandler(handler)
+        package.propagate = propagate
         logger.setLevel(level)
-        logger.propagate = propagate

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from market_data_pipeline import clock
-from market_data_pipeline.cli.console import aside, counted, out, red
-from market_data_pipeline.cli.selection import choosing_series, selection, series_among
+from market_data_pipeline.cli.console import aside, counted, json_option, out, print_json, red, table
+from market_data_pipeline.cli.selection import Selection, choosing, series_among
 from market_data_pipeline.coverage.calendar import SeriesCalendar
 from market_data_pipeline.coverage.page import coverage_page
-from market_data_pipeline.coverage.summary import SeriesCoverage, survey
+from market_data_pipeline.coverage.summary import SeriesCoverage, Surveyed, survey
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.model.findings import Verdict
 from market_data_pipeline.model.states import DayState
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.universe import Universe, load_universe
@@ -42,20 +42,15 @@ _SHOWN_DOUBTFUL = 20
 
 
 @click.command()
-@choosing_series
+@choosing()
 @click.option(
     "--html",
     "page",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write an HTML page with a calendar of each series, as one self-contained file.",
 )
-def coverage(
-    markets: tuple[str, ...],
-    data_types: tuple[str, ...],
-    symbols: tuple[str, ...],
-    intervals: tuple[str, ...],
-    page: Path | None,
-) -> None:
+@json_option
+def coverage(what: Selection, page: Path | None, as_json: bool) -> None:
     """Show how complete each series is.
 
     The table counts days by state, and missing rows inside of them by verdict.
@@ -65,9 +60,9 @@ def coverage(
     the same as in `market-data status`. So does provisional (prov.), without incomplete days.
 
     Stored days with a doubt are listed below the table: the archive that replaced theirs was refused, a person accepted
-    a checksum that does not match, or their integrity check fails. An option that you leave out selects all.
+    a checksum that does not match, or their integrity check fails. What you leave out selects all.
 
-      market-data coverage --market um --interval 1m
+      market-data coverage BTCUSDT 1m --market um
       market-data coverage --html coverage.html
     """
     from market_data_pipeline.lake.partitions import known_series
@@ -79,16 +74,18 @@ def coverage(
     held = known_series(layout)
     universe = _universe(settings.universe, or_without=bool(held))
     there = list(dict.fromkeys([*universe.series(), *held]))
-    what = selection(markets, data_types, symbols, intervals)
     keys = series_among(there, what, str(settings.root), "`market-data add` adds a series to the universe.")
     surveyed = list(survey(layout, universe, keys, settings.provisional_days))
     calendars = [one.calendar for one in surveyed]
-    show(calendars, str(settings.root), out())
-    tell_doubtful([one.coverage for one in surveyed], out())
+    if as_json:
+        print_json(map(_as_object, surveyed))
+    else:
+        show(calendars, str(settings.root), out())
+        tell_doubtful([one.coverage for one in surveyed], out())
     if page is not None:
         text = coverage_page(calendars, str(settings.root), clock.now())
         storage.write_bytes(page.absolute(), text.encode())
-        out().print(f"{page} shows {counted(len(calendars), 'calendar')}.", soft_wrap=True)
+        (aside() if as_json else out()).print(f"{page} shows {counted(len(calendars), 'calendar')}.", soft_wrap=True)
 
 
 def _universe(path: Path, *, or_without: bool) -> Universe:
@@ -98,8 +95,18 @@ def _universe(path: Path, *, or_without: bool) -> Universe:
     except UsageError as error:
         if not or_without:
             raise
-        aside().print(f"{error} Stored data is shown without it, so no day counts as missing.", soft_wrap=True)
+        aside().print(f"{error} Stored data is shown without it, so no day counts as missing.")
         return Universe((), {}, path)
+
+
+def _as_object(one: Surveyed) -> dict[str, object]:
+    days = one.calendar.counts()
+    return {
+        "series": str(one.calendar.key),
+        **{state.value: days[state] for state in _HEADS},
+        "doubtful": len(one.coverage.doubtful),
+        **{f"rows_{verdict}": one.calendar.verdicts.get(verdict, 0) for verdict in Verdict},
+    }
 
 
 def show(calendars: Sequence[SeriesCalendar], root: str, console: Console) -> None:
@@ -109,20 +116,17 @@ def show(calendars: Sequence[SeriesCalendar], root: str, console: Console) -> No
     for one in calendars:
         days += one.counts()
     states = [state for state in _HEADS if state in _ALWAYS or days[state]]
-    table = Table(title=f"Days in {root}", title_justify="left", box=None, header_style="bold", pad_edge=False)
-    table.add_column("series", no_wrap=True)
-    for state in states:
-        table.add_column(_HEADS[state], justify="right", no_wrap=True)
-    if wide:
-        table.add_column("rows by verdict")
+    heads = [_HEADS[state] for state in states]
+    verdicts = ["rows by verdict"] if wide else []
+    shown = table(f"Days in {root}", "series", *heads, *verdicts, right=heads, fold="rows by verdict")
     rows: Counter[str] = Counter()
     for one in calendars:
         rows.update(one.verdicts)
-        table.add_row(one.key.short, *_numbers(one.counts(), states), *([_verdicts(one.verdicts)] if wide else []))
+        shown.add_row(one.key.short, *_numbers(one.counts(), states), *([_verdicts(one.verdicts)] if wide else []))
     if len(calendars) > 1:
-        table.add_section()
-        table.add_row("total", *_numbers(days, states), *([_verdicts(rows)] if wide else []), style="bold")
-    console.print(table)
+        shown.add_section()
+        shown.add_row("total", *_numbers(days, states), *([_verdicts(rows)] if wide else []), style="bold")
+    console.print(shown)
     if not wide and rows:
         console.print(f"Rows by verdict: {_verdicts(rows)}", soft_wrap=True)
 

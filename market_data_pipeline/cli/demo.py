@@ -84,8 +84,7 @@ def demo(then_ui: bool, port: int) -> None:
         chosen = choose(load_universe(universe), Selection())
         console.print(
             f"A made-up Binance answers at {sandbox.url}. Dagster fetches {DAYS} days of {len(chosen.wanted)} series "
-            f"to {root}.",
-            soft_wrap=True,
+            f"to {root}."
         )
         code = fetch(settings, chosen, yes=True, everything=True)
         click.echo()
@@ -96,7 +95,6 @@ def demo(then_ui: bool, port: int) -> None:
         console.print(f"Done in {time.monotonic() - began:.0f} s.")
         if then_ui:
             _run_ui(settings, port, sandbox.settings_env())
-            end(code)
             return
     command = as_typed()
     click.echo(
@@ -105,7 +103,7 @@ def demo(then_ui: bool, port: int) -> None:
         "More questions:\n"
         f'  MARKET_DATA_DIR={shlex.quote(_short(root))} {command} sql "FROM quality.coverage LIMIT 5"\n'
         "The real Binance, into ./data:\n"
-        f"  {command} backfill --symbol BTCUSDT --interval 1h --from 2024-01-01 --through 2024-01-31"
+        f"  {command} backfill BTCUSDT 1h --from 2024-01 --through 2024-01"
     )
     end(code)
 
@@ -126,6 +124,7 @@ def _run_ui(settings: Settings, port: int, sandbox: dict[str, str]) -> None:
             with suppress(subprocess.TimeoutExpired):
                 running.wait(LAST_SECONDS / 2)
             running.kill()
+            raise
 
 
 def write_universe(root: Path) -> Path:

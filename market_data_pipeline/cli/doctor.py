@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import platform
 import shutil
@@ -30,7 +29,7 @@ from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 from rich.text import Text
 
 from market_data_pipeline import __version__, clock
-from market_data_pipeline.cli.console import aside, counted, in_bytes, out
+from market_data_pipeline.cli.console import aside, counted, in_bytes, json_option, out, print_json
 from market_data_pipeline.cli.download import existing
 from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.defs.platform.records import BIG, size_of_records
@@ -207,51 +206,39 @@ def _space(folder: Path) -> Result:
 
 
 def _writable(folder: Path) -> Result:
-    with _probe(folder) as file:
-        file.write(b"market-data doctor")
-        file.flush()
+    _fault_of(lambda _: None, folder)
     return State.OK, f"{folder} is writable.", ""
 
 
 def _locks(folder: Path) -> Result:
-    try:
-        with _probe(folder) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:
-            raise
-        text = f"The file system of {folder} has no locks ({error.strerror}). Marker files replace them."
+    if fault := _fault_of(lambda file: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB), folder):
+        text = f"The file system of {folder} has no locks ({fault}). Marker files replace them."
         return State.WARN, text, "Do not write to it from two machines at the same time."
     return State.OK, "The file system has locks (flock).", ""
 
 
 def _fsync(folder: Path) -> Result:
-    try:
-        with _probe(folder) as file:
-            file.write(b"market-data doctor")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:
-            raise
-        text = f"The file system of {folder} cannot flush files ({error.strerror}). A power cut may lose the last ones."
+    if fault := _fault_of(lambda file: os.fsync(file.fileno()), folder):
+        text = f"The file system of {folder} cannot flush files ({fault}). A power cut may lose the last ones."
         return State.WARN, text, "After a power cut, run `market-data verify --local`."
     return State.OK, "The file system flushes files (fsync).", ""
 
 
-def _probe(folder: Path) -> IO[bytes]:
-    return tempfile.NamedTemporaryFile(dir=folder, prefix=".market-data-doctor-")
+def _fault_of(call: Callable[[IO[bytes]], object], folder: Path) -> str | None:
+    """Call with a small file in the folder. Return the error if the file system does not support the call."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".market-data-doctor-") as file:
+        file.write(b"market-data doctor")
+        file.flush()
+        try:
+            call(file)
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+            return error.strerror
+    return None
 
 
 # --- the network and the clock ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Rest:
-    """The results of asking a REST host for its clock."""
-
-    reached: Check
-    clock: Check | None
 
 
 def _network(settings: Settings) -> Iterator[Check]:
@@ -269,8 +256,8 @@ def _network(settings: Settings) -> Iterator[Check]:
         yield archive.result()
         yield listing.result()
         found = [host.result() for host in hosts]
-    yield from (one.reached for one in found)
-    yield _clock([one.clock for one in found if one.clock is not None])
+    yield from (reached for reached, _ in found)
+    yield _clock([one for _, clocks in found for one in clocks])
 
 
 def _markets(settings: Settings) -> Iterable[Market]:
@@ -304,7 +291,7 @@ def _listing(settings: Settings) -> Result:
     return State.OK, f"{settings.vision_listing_url} answers.", ""
 
 
-def _rest(market: Market, settings: Settings) -> _Rest:
+def _rest(market: Market, settings: Settings) -> tuple[Check, list[Check]]:
     """Ask a REST host for its clock. An empty span of candles needs nothing else."""
     name, remedy = f"rest {market}", _CHECK_NETWORK.format(f"{PREFIX}{market.upper()}_URL")
     clocks: list[Check] = []
@@ -323,8 +310,7 @@ def _rest(market: Market, settings: Settings) -> _Rest:
                 clocks.append(_offset(server - clock.now()))
         return State.OK, f"{settings.rest_url(market)} answers.", ""
 
-    reached = _guarded(name, ask, remedy)
-    return _Rest(reached, clocks[0] if clocks else None)
+    return _guarded(name, ask, remedy), clocks
 
 
 def _offset(offset: timedelta) -> Check:
@@ -346,7 +332,7 @@ def _clock(clocks: list[Check]) -> Check:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="A JSON array with an object for each check.")
+@json_option
 def doctor(as_json: bool) -> None:
     """Check network, disk, clock and settings.
 
@@ -361,7 +347,7 @@ def doctor(as_json: bool) -> None:
         if not as_json:
             out().print(_line(one), soft_wrap=True)
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False))
+        print_json(asdict(one) for one in found)
     failed = sum(one.state is State.FAIL for one in found)
     aside().print(f"{failed} of {counted(len(found), 'check')} failed." if failed else "No check failed.")
     end(ExitCode.of(not failed))

@@ -58,16 +58,9 @@ def chosen_of(settings: Settings, what: Selection) -> Chosen:
 
 
 def fetch(settings: Settings, chosen: Chosen, *, yes: bool, everything: bool = False) -> ExitCode:
-    """Fetch what was chosen, with a bar; then print what is stored, what is incomplete and what failed.
+    """Fetch series and days with a progress bar, and print the result. Return the exit code of the command.
 
-    Args:
-        settings: Where to, and where from.
-        chosen: Series and days.
-        yes: Whether to begin a big download without asking.
-        everything: Whether tradeProfiles are made and the markets' coverage is looked at, too.
-
-    Returns:
-        The exit code of the command.
+    With ``yes``, a big download begins without asking. With ``everything``, tradeProfiles and coverage are computed.
 
     Raises:
         MarketDataError: Nothing can be fetched at all, e.g. because the disk is full.
@@ -77,7 +70,7 @@ def fetch(settings: Settings, chosen: Chosen, *, yes: bool, everything: bool = F
 
     console = aside()
     for note in chosen.notes:
-        console.print(note, soft_wrap=True)
+        console.print(note)
     if not chosen.wanted:
         raise UsageError("No day was selected, so nothing was fetched. `market-data universe check` lists the series.")
     ask_first(settings, chosen.wanted, yes=yes)
@@ -97,7 +90,7 @@ def ask_first(settings: Settings, wanted: Mapping[SeriesKey, Sequence[date]], *,
     size = size_of(wanted, {key: stored_days(layout, key) for key in wanted})
     concern = concern_about(size, shutil.disk_usage(existing(settings.root)).free)
     if concern:
-        aside().print(f"{concern} Dagster's records take up to {in_bytes(size.records)} of it.", soft_wrap=True)
+        aside().print(f"{concern} Dagster's records take up to {in_bytes(size.records)} of it.")
         if not yes:
             click.confirm("Go on?", abort=True, err=True)
 

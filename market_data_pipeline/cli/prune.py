@@ -40,7 +40,7 @@ def prune(age: str | None, dry_run: bool) -> None:
         raise UsageError(f"--runs-older-than: {given} ago is before the first year.") from None
     layout, console = Layout(settings.root), aside()
     if not layout.dagster_home.exists():
-        console.print(f"There are no records in {layout.dagster_home} yet.", soft_wrap=True)
+        console.print(f"There are no records in {layout.dagster_home} yet.")
         return
     from market_data_pipeline.defs.platform.home import open_instance, recording
     from market_data_pipeline.defs.platform.pruning import prune as drop
@@ -50,16 +50,14 @@ def prune(age: str | None, dry_run: bool) -> None:
     console.print(
         f"{'Would drop' if dry_run else 'Dropped'} {counted(done.runs, 'run')} older than {given}, "
         f"{counted(done.events, 'event')}, {counted(done.evaluations, 'check result')} and "
-        f"{counted(done.ticks, 'tick')}.",
-        soft_wrap=True,
+        f"{counted(done.ticks, 'tick')}."
     )
     if done.kept:
         console.print(
             f"{counted(done.kept, 'older run')} with the newest of a day {'stays' if done.kept == 1 else 'stay'}, "
-            "without the log.",
-            soft_wrap=True,
+            "without the log."
         )
     now = "about " if dry_run else ""
     console.print(f"Dagster's records: {in_bytes(done.before)} before, {now}{in_bytes(done.after)} afterwards.")
     if done.waiting:
-        console.print(f"More space comes back later: {done.waiting}.", soft_wrap=True)
+        console.print(f"More space comes back later: {done.waiting}.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from market_data_pipeline import clock
-from market_data_pipeline.cli.console import aside, counted, in_bytes, out
+from market_data_pipeline.cli.console import aside, counted, in_bytes, json_option, out, print_json, table
 from market_data_pipeline.cli.download import fetch
 from market_data_pipeline.cli.selection import Chosen
 from market_data_pipeline.cli.summary import ExitCode, end
@@ -61,17 +60,17 @@ def quarantine() -> None:
 
 
 @quarantine.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="A JSON array with an object for each file.")
+@json_option
 def list_command(as_json: bool) -> None:
     """List all refused files."""
     layout = Layout(load_settings().root)
     found = kept.entries(layout)
     if as_json:
-        click.echo(json.dumps([_as_object(entry) for entry in found], default=str, indent=2, ensure_ascii=False))
+        print_json(_as_object(entry) for entry in found)
     elif found:
         out().print(_table(found, out()))
     else:
-        aside().print(f"Nothing is in quarantine in {layout.root}.", soft_wrap=True)
+        aside().print(f"Nothing is in quarantine in {layout.root}.")
 
 
 @quarantine.command()
@@ -109,7 +108,7 @@ def retry(names: Sequence[str], everything: bool) -> None:
     universe = load_universe(settings.universe)
     left_out = _not_collected(universe, chosen) if everything else {}
     for entry, why in left_out.items():
-        aside().print(f"{entry.name} is left out: {why}", soft_wrap=True)
+        aside().print(f"{entry.name} is left out: {why}")
     code = _bring(settings, universe, [entry for entry in chosen if entry not in left_out])
     end(ExitCode.FAILED if left_out else code)
 
@@ -137,7 +136,7 @@ def accept(name: str, reason: str, yes: bool) -> None:
         _show(entry, layout, aside())
         click.confirm("Load this day although its checksum is wrong?", abort=True, err=True)
     kept.accept(layout, entry, by=_who(), at=clock.now(), reason=reason)
-    aside().print(f"{entry.name} is accepted for {entry.key} {entry.day}.", soft_wrap=True)
+    aside().print(f"{entry.name} is accepted for {entry.key} {entry.day}.")
     end(_bring(settings, universe, [entry]))
 
 
@@ -189,7 +188,6 @@ def _refuse_uncollected(universe: Universe, found: Iterable[Entry]) -> None:
 
 def _not_collected(universe: Universe, found: Iterable[Entry]) -> dict[Entry, str]:
     """Return the entries whose days cannot be fetched because the universe does not collect them, with the reason."""
-    first = universe.first_day()
     why = {}
     for entry in found:
         if entry.key not in universe:
@@ -197,9 +195,9 @@ def _not_collected(universe: Universe, found: Iterable[Entry]) -> dict[Entry, st
                 f"{entry.key} is no longer in {universe.path}, so its days cannot be fetched. "
                 "`market-data add` adds it again."
             )
-        elif entry.days[-1] < first:
+        elif entry.days[-1] < universe.earliest(entry.key):
             why[entry] = (
-                f"{entry.key} {_period(entry)} is before all that {universe.path} collects, which begins on {first}. "
+                f"{entry.key} {_period(entry)} cannot be fetched: {universe.said_of_start(entry.key)}. "
                 "Set an earlier `from:` there first."
             )
     return why
@@ -297,32 +295,30 @@ def _accepted(entry: Entry) -> str:
 
 def _table(found: Sequence[Entry], console: Console) -> Table:
     everything = console.width >= _WIDTH_WITH_ALL
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("name", "series", "day", "kind"):
-        table.add_column(name, no_wrap=True)
-    if everything:
-        table.add_column("refused (UTC)", no_wrap=True)
-        table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("accepted")
+    more = ("refused (UTC)", "size") if everything else ()
+    shown = table("", "name", "series", "day", "kind", *more, "accepted", right=("size",), fold="accepted")
     for entry in found:
         when = (f"{entry.at:%Y-%m-%d %H:%M}", in_bytes(entry.size)) if everything else ()
         accepted = entry.accepted.by if entry.accepted else "no"
-        table.add_row(entry.sha256[:_DIGITS], entry.key.short, _period(entry), entry.kind, *when, accepted)
-    return table
+        shown.add_row(entry.sha256[:_DIGITS], entry.key.short, _period(entry), entry.kind, *when, accepted)
+    return shown
 
 
 def _as_object(entry: Entry) -> dict[str, object]:
+    accepted = entry.accepted
     return {
         "name": entry.name,
         "series": str(entry.key),
         "day": _period(entry),
         "kind": entry.kind,
         "reason": entry.reason,
-        "refused_at": entry.at.isoformat(),
+        "refused_at": entry.at,
         "bytes": entry.size,
         "sha256": entry.sha256,
         "published_sha256": entry.published_sha256,
-        "accepted": entry.accepted.model_dump(mode="json") if entry.accepted else None,
+        "accepted_by": accepted.by if accepted else None,
+        "accepted_at": accepted.at if accepted else None,
+        "accepted_reason": accepted.reason if accepted else None,
     }
 
 
@@ -331,7 +327,7 @@ def _show(entry: Entry, layout: Layout, console: Console) -> None:
     facts = {
         "series": str(entry.key),
         "day": _period(entry),
-        "file": entry.archive_key,
+        "file": entry.file,
         "bytes": f"{in_bytes(entry.size)} in {entry.path}",
         "refused": f"{entry.at:%Y-%m-%d %H:%M} UTC, as {entry.kind}",
         "reason": entry.reason,
@@ -400,7 +396,7 @@ def _let_go(chosen: Iterable[Entry], days: Mapping[Path, list[date]], layout: La
         if kept.is_resolved(entry, Ledger.read(layout.ledger(entry.key)), days[entry.path]):
             kept.release(entry)
             what = f"{entry.key.short} {_period(entry)}"
-            console.print(f"{entry.name} is removed: {what} is stored in good files.", soft_wrap=True)
+            console.print(f"{entry.name} is removed: {what} is stored in good files.")
         else:
             left.append(entry)
     return left

@@ -10,8 +10,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from market_data_pipeline.cli.console import aside, counted, out, progress_bar, red
-from market_data_pipeline.cli.selection import Day, check_days, choosing_klines, selection, series_among
+from market_data_pipeline.cli.console import aside, counted, json_option, out, print_json, progress_bar, red, table
+from market_data_pipeline.cli.selection import Selection, choosing, series_among
 from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
@@ -29,18 +29,10 @@ Found = Mapping[SeriesKey, Sequence[DayReconciled]]
 
 
 @click.command()
-@choosing_klines
-@click.option("--from", "first", type=Day(), help="First UTC day. Default: the first day that is stored on both sides.")
-@click.option("--through", "last", type=Day(), help="Last UTC day, included. Default: yesterday.")
+@choosing(klines_only=True, days=("the first day that is stored on both sides", "yesterday"))
 @click.option("--again", is_flag=True, help="Compare unchanged days again.")
-def reconcile(
-    markets: Sequence[str],
-    symbols: Sequence[str],
-    intervals: Sequence[str],
-    first: date | None,
-    last: date | None,
-    again: bool,
-) -> None:
+@json_option
+def reconcile(what: Selection, again: bool, as_json: bool) -> None:
     """Compare klines with their trades.
 
     Klines of 1s and 1m are rebuilt from aggTrades, longer intervals from klines of 1m, for each day that is stored on
@@ -51,51 +43,45 @@ def reconcile(
     Exit code 1 if candles differ for no known reason, or some could not be compared.
 
       market-data reconcile
-      market-data reconcile --market um --symbol BTCUSDT --interval 1m --from 2024-01-01 --through 2024-01-31
+      market-data reconcile BTCUSDT 1m --market um --from 2024-01 --through 2024-03
       market-data sql "FROM quality.reconciliation WHERE unexplained > 0"
     """
-    check_days(first, last)
     settings = load_settings()
     universe = load_universe(settings.universe)
-    keys = _chosen(universe, markets, symbols, intervals)
-    found, complete = _compared(settings, universe, keys, first, last, again=again)
+    keys = _chosen(universe, what)
+    found, complete = _compared(settings, universe, keys, what, again=again)
     console = aside()
+    if as_json:
+        print_json(_as_object(key, days) for key, days in found.items() if days)
     if not any(found.values()):
         if complete:
             console.print("No day has both sides stored, so there is nothing to compare.")
         end(ExitCode.of(complete))
         return
-    out().print(_by_series(found))
     differences = _ordered(found)
-    if differences:
+    if not as_json:
+        out().print(_by_series(found))
+    if differences and not as_json:
         out().print()
         out().print(_values(differences))
     _sum_up(found, len(differences), console)
     end(ExitCode.of(complete and not any(day.unexplained for days in found.values() for day in days)))
 
 
-def _chosen(
-    universe: Universe, markets: Sequence[str], symbols: Sequence[str], intervals: Sequence[str]
-) -> list[SeriesKey]:
+def _chosen(universe: Universe, what: Selection) -> list[SeriesKey]:
     there = comparable(universe.series())
     advice = "1s and 1m are compared where aggTrades of the symbol are collected, longer intervals where 1m is."
     if not there:
         raise UsageError(f"{universe.path} has no klines that can be compared with anything. {advice}")
-    return series_among(there, selection(markets, (), symbols, intervals), str(universe.path), advice)
+    return series_among(there, what, str(universe.path), advice)
 
 
 def _compared(
-    settings: Settings,
-    universe: Universe,
-    keys: Sequence[SeriesKey],
-    first: date | None,
-    last: date | None,
-    *,
-    again: bool,
+    settings: Settings, universe: Universe, keys: Sequence[SeriesKey], what: Selection, *, again: bool
 ) -> tuple[Found, bool]:
     """Compare the days that are due. Return the results of all chosen days, and True if all could be compared."""
     layout = Layout(settings.root)
-    plans = {key: plan(layout, key, first, last, again=again) for key in keys}
+    plans = {key: plan(layout, key, what.first, what.last, again=again) for key in keys}
     found = {key: {day.day: day for day in found_before(layout, one)} for key, one in plans.items()}
     due = {key: len(one.days) for key, one in plans.items() if one.days}
     troubles = [trouble for one in plans.values() if (trouble := one.trouble())]
@@ -112,13 +98,13 @@ def _compared(
 
         def told(key: SeriesKey, days: Sequence[DayReconciled]) -> None:
             found[key].update((day.day, day) for day in days)
-            bar.advance(len(days), key.short)
+            bar(len(days), key.short)
 
         job = build_reconciliation_job(universe.series(), settings, told)
         if job is None:  # nothing of the universe can be compared
             return _by_day(found), True
         with recording(layout), open_instance(layout) as instance:
-            config = run_config([str(key) for key in due], first, last, again=again)
+            config = run_config([str(key) for key in due], what.first, what.last, again=again)
             run = run_reconciliation(instance, job, config, log_level="CRITICAL")
     stop_if_interrupted(run)
     _tell([*troubles, *reasons(run)])
@@ -126,8 +112,8 @@ def _compared(
 
 
 def _tell(troubles: Sequence[str]) -> None:
-    for trouble in troubles:
-        aside().print(red("Not all could be compared."), trouble, soft_wrap=True)
+    for trouble in dict.fromkeys(troubles):
+        aside().print(red("Not all could be compared."), trouble)
 
 
 def _by_day(found: Mapping[SeriesKey, Mapping[date, DayReconciled]]) -> Found:
@@ -137,26 +123,28 @@ def _by_day(found: Mapping[SeriesKey, Mapping[date, DayReconciled]]) -> Found:
 # --- what is shown -------------------------------------------------------------------------------------------------
 
 
+def _as_object(key: SeriesKey, days: Sequence[DayReconciled]) -> dict[str, object]:
+    return {
+        "series": str(key),
+        "first": days[0].day,
+        "last": days[-1].day,
+        "days": len(days),
+        "candles": sum(one.bars for one in days),
+        "differing": sum(one.differing for one in days),
+        "explained": sum(one.explained for one in days),
+        "unexplained": sum(one.unexplained for one in days),
+    }
+
+
 def _by_series(found: Found) -> Table:
-    table = Table(title="Klines and what they can be rebuilt from", title_justify="left", box=None, pad_edge=False)
-    for name in ("series", "from", "through"):
-        table.add_column(name, no_wrap=True)
-    for name in ("days", "candles", "differ", "explained", "unexplained"):
-        table.add_column(name, justify="right", no_wrap=True)
+    numbers = ("days", "candles", "differ", "explained", "unexplained")
+    shown = table("Klines and what they can be rebuilt from", "series", "from", "through", *numbers, right=numbers)
     for key, days in found.items():
         if days:
-            unexplained = sum(one.unexplained for one in days)
-            table.add_row(
-                key.short,
-                str(days[0].day),
-                str(days[-1].day),
-                f"{len(days):,}",
-                f"{sum(one.bars for one in days):,}",
-                f"{sum(one.differing for one in days):,}",
-                f"{sum(one.explained for one in days):,}",
-                red(f"{unexplained:,}") if unexplained else "0",
-            )
-    return table
+            _, first, last, *counts, unexplained = _as_object(key, days).values()
+            wrong = red(f"{unexplained:,}") if unexplained else "0"
+            shown.add_row(key.short, str(first), str(last), *(f"{number:,}" for number in counts), wrong)
+    return shown
 
 
 def _ordered(found: Found) -> list[tuple[SeriesKey, Difference]]:
@@ -166,15 +154,10 @@ def _ordered(found: Found) -> list[tuple[SeriesKey, Difference]]:
 
 
 def _values(differences: Sequence[tuple[SeriesKey, Difference]]) -> Table:
-    table = Table(title="Values that differ", title_justify="left", box=None, pad_edge=False)
-    for name in ("series", "open time", "column"):
-        table.add_column(name, no_wrap=True)
-    for name in ("klines", "rebuilt"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("reason", no_wrap=True)
-    table.add_column("ids", overflow="fold")
+    columns = ("series", "open time", "column", "klines", "rebuilt", "reason", "ids")
+    shown = table("Values that differ", *columns, right=("klines", "rebuilt"), fold="ids")
     for key, one in differences[:SHOWN]:
-        table.add_row(
+        shown.add_row(
             key.short,
             f"{one.open_time:%Y-%m-%d %H:%M:%S}",
             one.column,
@@ -183,7 +166,7 @@ def _values(differences: Sequence[tuple[SeriesKey, Difference]]) -> Table:
             one.reason or red("none known"),
             one.ids,
         )
-    return table
+    return shown
 
 
 def _number(value: float | None) -> str:
@@ -203,6 +186,6 @@ def _sum_up(found: Found, values: int, console: Console) -> None:
         text += f"{differing:,} {verb}, all for a known reason."
     else:
         text += f"{differing:,} {verb}, {unexplained:,} of them for no known reason."
-    console.print(text, soft_wrap=True)
+    console.print(text)
     if values > SHOWN:
         console.print(f"{SHOWN} of {values:,} values are shown; SQL has them: quality.reconciliation_differences.")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from pathlib import Path
 
 import click
-
-from market_data_pipeline.cli.console import aside
 
 
 @click.command()
@@ -29,10 +26,9 @@ def sandbox(port: int, mirror: Path | None, seed: int) -> None:
     """
     from market_data_pipeline.sandbox import Sandbox
 
-    with suppress(KeyboardInterrupt), Sandbox(port=port, mirror=mirror, seed=seed) as running:
+    with Sandbox(port=port, mirror=mirror, seed=seed) as running:
         click.echo(f"# Sandbox at {running.url}, until Ctrl-C. In another shell:")
         for name, value in running.settings_env().items():
             click.echo(f"export {name}={value}")
         click.echo("export MARKET_DATA_DIR=data/sandbox")
         threading.Event().wait()
-    aside().print("The sandbox is stopped.")

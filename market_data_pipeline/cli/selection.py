@@ -1,12 +1,14 @@
-"""Selections: options of a command become series and days. Nothing here reads a disk or a network."""
+"""Selections: arguments and options of a command become series and days. Nothing here reads a disk or a network."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from functools import partial, wraps
+from typing import Any, TypeAlias, TypeVar
 
 import click
 
@@ -14,25 +16,39 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.series import INTERVALS, DataType, Market, SeriesKey
 from market_data_pipeline.universe import Universe
-from market_data_pipeline.universe.config import day_in
+from market_data_pipeline.universe.config import parse_day
 from market_data_pipeline.universe.resolved import DATA_TYPES
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+_T = TypeVar("_T")
+_Command: TypeAlias = Callable[..., Any]
 
 
-class Day(click.ParamType[date]):
-    """A UTC day on the command line: ``2024-01-31``."""
+class Day(click.ParamType[_T]):
+    """A UTC day on the command line, in every form of ``from:`` in universe.yaml, or ``today`` or ``yesterday``."""
 
     name = "day"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> date:
-        """Read a day, or fail as click does, with exit code 2."""
-        if isinstance(value, date):
-            return value
-        day = day_in(str(value))
-        if day is None:
-            self.fail(f"{value!r} is not a day. Write it as 2024-01-31 (UTC).", param, ctx)
-        return day
+    def __init__(self, parse: Callable[[str], _T]) -> None:
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> _T:  # noqa: ARG002 - click's
+        """Parse a day.
+
+        Raises:
+            UsageError: the text is not a day, or a day in the future.
+        """
+        text = str(value).strip()
+        named = {"today": clock.today(), "yesterday": clock.today() - clock.DAY}
+        try:
+            return self._parse(str(named.get(text, text)))
+        except UsageError as error:
+            raise UsageError(f"{param.opts[0] if param else 'The day'} {error}") from None
+
+
+def through_option(default: str) -> Callable[[_Command], _Command]:
+    """Return the option ``--through``, with the default that its help names."""
+    text = f"Last UTC day, included; of a month or year, its last day. Default: {default}."
+    return click.option("--through", "last", type=Day(partial(parse_day, last=True)), help=text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,62 +72,88 @@ class Selection:
     last: date | None = None
 
 
-_MARKET = click.option(
-    "--market", "markets", multiple=True, type=click.Choice([str(m) for m in Market]), help="Market."
-)
-_DATA_TYPE = click.option(
-    "--data-type", "data_types", multiple=True, type=click.Choice([str(d) for d in DATA_TYPES]), help="Data type."
-)
-_SYMBOL = click.option("--symbol", "symbols", multiple=True, metavar="SYMBOL", help="Symbol, e.g. BTCUSDT.")
+def choosing(*, klines_only: bool = False, days: tuple[str, str] | None = None) -> Callable[[_Command], _Command]:
+    """Add arguments and options that select series to a click command. It gets them as ``what``, a :class:`Selection`.
+
+    Args:
+        klines_only: Leave out ``--data-type``.
+        days: The defaults of ``--from`` and ``--through``, for their help. None leaves both out.
+    """
+    options: list[Callable[[_Command], _Command]] = [
+        click.argument("words", nargs=-1, metavar="[SYMBOL|INTERVAL]..."),
+        _several("--market", list(Market), "Market."),
+        _several("--data-type", DATA_TYPES, "Data type."),
+        click.option("--symbol", "symbols", multiple=True, metavar="SYMBOL", help="Symbol, e.g. BTCUSDT."),
+        _several("--interval", INTERVALS, "Kline interval, e.g. 1m. Selects klines only.", metavar="INTERVAL"),
+    ]
+    if klines_only:
+        del options[2]
+    if days is not None:
+        text = f"First UTC day, e.g. 2024-01-31, 2024-01, 2024, yesterday, '3 years ago'. Default: {days[0]}."
+        options += [click.option("--from", "first", type=Day(parse_day), help=text), through_option(days[1])]
+
+    def add(command: _Command) -> _Command:
+        @wraps(command)
+        def run(
+            words: Sequence[str],
+            markets: Sequence[str],
+            symbols: Sequence[str],
+            intervals: Sequence[str],
+            data_types: Sequence[str] = (),
+            first: date | None = None,
+            last: date | None = None,
+            **others: Any,
+        ) -> Any:
+            named = read_words(words)
+            what = Selection(
+                tuple(Market(market) for market in markets),
+                (*(DataType(data_type) for data_type in data_types), *named.data_types),
+                (*symbols, *named.symbols),
+                (*intervals, *named.intervals),
+                first,
+                last,
+            )
+            check_days(first, last)
+            return command(what=what, **others)
+
+        made: _Command = run
+        for option in reversed(options):
+            made = option(made)
+        return made
+
+    return add
 
 
-def _interval(text: str) -> Callable[[_Command], _Command]:
-    choices = click.Choice(list(INTERVALS))
-    return click.option("--interval", "intervals", multiple=True, type=choices, metavar="INTERVAL", help=text)
+def _several(name: str, values: Iterable[str], text: str, metavar: str | None = None) -> Callable[[_Command], _Command]:
+    choices = click.Choice([str(value) for value in values])
+    plural = f"{name.strip('-').replace('-', '_')}s"
+    return click.option(name, plural, multiple=True, type=choices, metavar=metavar, help=text)
 
 
-def _adding(command: _Command, *options: Callable[[_Command], _Command]) -> _Command:
-    for option in reversed(options):
-        command = option(command)
-    return command
+def read_words(words: Iterable[str]) -> Selection:
+    """Return the selection that arguments name: symbols, kline intervals and data types, in any order.
 
-
-def choosing_series(command: _Command) -> _Command:
-    """Add the options that choose series to a click command."""
-    return _adding(command, _MARKET, _DATA_TYPE, _SYMBOL, _interval("Kline interval, e.g. 1m; klines only, then."))
-
-
-def choosing_klines(command: _Command) -> _Command:
-    """Add the options that choose klines to a click command."""
-    return _adding(command, _MARKET, _SYMBOL, _interval("Kline interval, e.g. 1m."))
-
-
-def choosing(command: _Command) -> _Command:
-    """Add the options that choose series and days to a click command."""
-    first = click.option("--from", "first", type=Day(), help="First UTC day. Default: the start in universe.yaml.")
-    last = click.option(
-        "--through", "last", type=Day(), help="Last UTC day, included. Left out: today, or the delisting."
-    )
-    return choosing_series(_adding(command, first, last))
-
-
-def selection(
-    markets: Sequence[str],
-    data_types: Sequence[str],
-    symbols: Sequence[str],
-    intervals: Sequence[str],
-    first: date | None = None,
-    last: date | None = None,
-) -> Selection:
-    """Return the selection of a command's options."""
-    return Selection(
-        tuple(Market(m) for m in markets),
-        tuple(DataType(d) for d in data_types),
-        tuple(symbols),
-        tuple(intervals),
-        first,
-        last,
-    )
+    Raises:
+        UsageError: A word is none of them.
+    """
+    types = {data_type.lower(): data_type for data_type in DataType}
+    symbols: list[str] = []
+    intervals: list[str] = []
+    data_types: list[DataType] = []
+    for word in dict.fromkeys(words):
+        if word in INTERVALS:
+            intervals.append(word)
+        elif word.lower() in types:
+            data_types.append(types[word.lower()])
+        elif re.fullmatch(r"[0-9]{1,2}[a-zA-Z]", word):
+            raise UsageError(f"{word!r} is neither a kline interval nor aggTrades. There are: {', '.join(INTERVALS)}.")
+        elif word != word.upper():
+            raise UsageError(f"Symbols are written in capitals: {word.upper()}, not {word}.")
+        else:
+            symbols.append(word)
+    if intervals and data_types:
+        data_types.insert(0, DataType.KLINES)
+    return Selection((), tuple(data_types), tuple(symbols), tuple(intervals))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +186,11 @@ def collected(universe: Universe, what: Selection) -> list[SeriesKey]:
 def choose(universe: Universe, what: Selection) -> Chosen:
     """Return the series and days of a selection.
 
-    Days on which a symbol was not listed are left out.
+    Days before the start of a series, and days on which its symbol was not listed, are left out.
 
     Raises:
-        UsageError: The universe does not have a selected series, a day is in the future, the last day is before the
-            first, or no day is left. The text lists the existing series.
+        UsageError: The universe does not have a selected series, or no day is left. The text lists the existing series.
     """
-    check_days(what.first, what.last)
     keys = collected(universe, what)
     if not keys:
         raise UsageError(
@@ -158,34 +198,35 @@ def choose(universe: Universe, what: Selection) -> Chosen:
         )
     wanted: dict[SeriesKey, list[date]] = {}
     notes: list[str] = []
+    early: dict[SeriesKey, date] = {}
     for key in keys:
-        first, last = what.first or universe.start(key), what.last or universe.end(key)
-        listing = universe.listing(key)
+        start, last = universe.start(key), what.last or universe.end(key)
+        first, listing = what.first or start, universe.listing(key)
         days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
         listed = [day for day in days if listing.covers(day)]
         if len(listed) < len(days) or not listed:
             notes.append(_left_out(key, days, listed, what, universe))
-        if listed:
-            wanted[key] = listed
-            if listed[0] < universe.start(key):
-                notes.append(f"{universe.said_of_start(key)}: earlier days are fetched now, but not updated later.")
+        if listed and listed[0] < start:
+            early[key] = listed[0]
+            notes.append(
+                f"{universe.said_of_start(key)}: earlier days are left out. Set an earlier `from:` there first."
+            )
+        if taken := [day for day in listed if day >= start]:
+            wanted[key] = taken
+    if early and not wanted.keys() - early:
+        key = min(early, key=universe.start)
+        universe.refuse_before_start(early[key], key)
     if not wanted:
         raise UsageError(" ".join(["No selected day is left.", *notes[:5]]))
-    first, earliest = min((days[0], key) for key, days in wanted.items())
-    universe.refuse_before_first(first, earliest)
     return Chosen(wanted, tuple(notes))
 
 
 def check_days(first: date | None, last: date | None) -> None:
-    """Refuse days that cannot be meant; None is a day that was left out.
+    """Refuse a last day before the first one. None is a day that was left out.
 
     Raises:
-        UsageError: a day is in the future, or the last one is before the first.
+        UsageError: the last day is before the first.
     """
-    today = clock.today()
-    for option, day in (("--from", first), ("--through", last)):
-        if day is not None and day > today:
-            raise UsageError(f"{option} {day} is in the future; today is {today} (UTC).")
     if first and last and last < first:
         raise UsageError(f"--through {last} is before --from {first}.")
 
@@ -202,7 +243,22 @@ def series_among(keys: Sequence[SeriesKey], what: Selection, where: str, advice:
     Raises:
         UsageError: A selected series does not exist. The text lists the existing ones.
     """
-    narrow = _Narrowing(where, advice)
+
+    def narrow(
+        keys: Sequence[SeriesKey], name: str, values: Sequence[str], value_of: Callable[[SeriesKey], str]
+    ) -> list[SeriesKey]:
+        there = list(dict.fromkeys(map(value_of, keys)))
+        for value in values:
+            if value not in there:
+                near = get_close_matches(value, there, n=3)
+                shown = [*near, *(v for v in there if v not in near)][:40]
+                more = f" and {len(there) - len(shown)} more" if len(there) > len(shown) else ""
+                raise UsageError(
+                    f"{where} has no {name} '{value}' in this selection. There are: "
+                    f"{', '.join(shown) or 'none'}{more}. {advice}"
+                )
+        return [key for key in keys if not values or value_of(key) in values]
+
     keys = narrow(keys, "market", what.markets, lambda key: key.market)
     if what.intervals and not what.data_types:
         keys = [key for key in keys if key.interval]
@@ -215,34 +271,12 @@ def series_among(keys: Sequence[SeriesKey], what: Selection, where: str, advice:
     if what.intervals:
         candles, other = [key for key in keys if key.interval], [key for key in keys if not key.interval]
         keys = narrow(candles, "interval", what.intervals, lambda key: key.interval or "") + other
-    return keys
-
-
-@dataclass(frozen=True, slots=True)
-class _Narrowing:
-    where: str
-    advice: str
-
-    def __call__(
-        self, keys: Iterable[SeriesKey], what: str, values: Sequence[str], value_of: Callable[[SeriesKey], str]
-    ) -> list[SeriesKey]:
-        keys = list(keys)
-        there = list(dict.fromkeys(value_of(key) for key in keys))
-        for value in values:
-            if value not in there:
-                near = get_close_matches(value, there, n=3)
-                shown = [*near, *(v for v in there if v not in near)][:40]
-                more = f" and {len(there) - len(shown)} more" if len(there) > len(shown) else ""
-                raise UsageError(
-                    f"{self.where} has no {what} '{value}' in this selection. There are: "
-                    f"{', '.join(shown) or 'none'}{more}. {self.advice}"
-                )
-        return [key for key in keys if not values or value_of(key) in values]
+    return list(keys)
 
 
 def _left_out(key: SeriesKey, days: Sequence[date], listed: Sequence[date], what: Selection, universe: Universe) -> str:
     if not days and what.first is None:
-        return f"{universe.said_of_start(key)}; name an earlier --from."
+        return f"{universe.said_of_start(key)}. Set an earlier `from:` there first."
     if not days:
         return f"{key} was listed until {universe.end(key)} only."
     spans = ", ".join(f"{first} to {last or 'now'}" for first, last in universe.listing(key).spans)

@@ -26,8 +26,6 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def ending_the_process() -> Iterator[None]:
     """Let a signal end everything that waits, and the process with exit code 128 + the signal's number.
 
-    A command that ended normally at the signal, with exit code 0, has that code.
-
     Dagster replaces the handlers of signals while it runs a job. So the signals are heard of through Python's wake-up
     pipe, too, by a thread of its own.
     """
@@ -43,20 +41,13 @@ def ending_the_process() -> Iterator[None]:
     os.set_blocking(sender, False)
     before = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
     threading.Thread(target=heard.listen, args=(receiver,), name="signals", daemon=True).start()
-    code: object = 0
     try:
         yield
-    except SystemExit as end:
-        code = end.code
-        raise
-    except BaseException:
-        code = 1
-        raise
     finally:
         signal.set_wakeup_fd(before)
         os.write(sender, _NO_MORE)
         heard.all.wait(1)
-        if heard.number is not None and code not in (0, None):
+        if heard.number is not None:
             end_now(128 + heard.number)
 
 

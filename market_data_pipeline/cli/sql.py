@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import csv
-import json
-import math
 import os
 import resource
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from market_data_pipeline.cli.console import out
+from market_data_pipeline.cli.console import out, print_json
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.settings import Settings, load_settings
 
@@ -56,13 +55,9 @@ def sql(query: str, form: str | None, unrestricted: bool) -> None:
 
 
 def run_query(settings: Settings, query: str, form: str | None = None, *, unrestricted: bool = False) -> None:
-    """Print the answer of a query over a data folder, as a table, ``csv`` or ``json``.
+    """Print the answer of a query over a data folder, as ``csv``, ``json`` or a table.
 
-    Args:
-        settings: Where the data is, and what the query may take.
-        query: One SELECT, or EXPLAIN of one.
-        form: ``csv``, ``json`` or None for a table.
-        unrestricted: Run any SQL, without limits.
+    The query is one SELECT, or EXPLAIN of one, within the limits of the settings. ``unrestricted`` runs any SQL.
 
     Raises:
         UsageError: the text is no query, or DuckDB refuses it; its words are in the text.
@@ -77,12 +72,14 @@ def run_query(settings: Settings, query: str, form: str | None = None, *, unrest
     refresh_catalog(layout)
     views = Unrestricted(layout) if unrestricted else Views(layout, limits)
     with views.in_time(), nullcontext() if unrestricted else _ended_at(limits):
-        if form == "csv":
-            _as_csv(*views.streamed(query))
-        elif form == "json":
-            _as_json(*views.streamed(query))
-        else:
+        if form is None:
             views.read(query, _show)
+            return
+        names, rows = views.streamed(query)
+        if form == "csv":
+            csv.writer(sys.stdout, lineterminator="\n").writerows(chain([names], rows))
+        else:
+            print_json(dict(zip(names, row, strict=True)) for row in rows)
 
 
 def _show(answer: Any) -> None:
@@ -128,23 +125,3 @@ def _memory_mb() -> float:
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
-
-
-def _as_csv(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows(rows)
-
-
-def _as_json(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
-    before = "[\n"
-    for row in rows:
-        value = {name: _plain(cell) for name, cell in zip(names, row, strict=True)}
-        click.echo(f"{before}  {json.dumps(value, default=str, ensure_ascii=False)}", nl=False)
-        before = ",\n"
-    click.echo("[]" if before == "[\n" else "\n]")
-
-
-def _plain(cell: Any) -> Any:
-    # JSON knows no NaN and no infinity.
-    return None if isinstance(cell, float) and not math.isfinite(cell) else cell

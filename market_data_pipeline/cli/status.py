@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 
 import click
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from market_data_pipeline import clock
-from market_data_pipeline.cli.console import counted, in_bytes, out, red
+from market_data_pipeline.cli.console import counted, in_bytes, json_option, out, print_json, red, table
 from market_data_pipeline.coverage.holdings import StoredDays, day_of, stored_days
 from market_data_pipeline.defs.platform.records import BIG, size_of_records
 from market_data_pipeline.lake.layout import Layout
@@ -87,36 +85,27 @@ def all_series(settings: Settings, universe: Universe) -> list[SeriesStatus]:
     return [status_of(key, stored_days(layout, key), universe) for key in keys]
 
 
-def show(statuses: Iterable[SeriesStatus], root: str, console: Console) -> None:
+def show(statuses: Sequence[SeriesStatus], root: str, console: Console) -> None:
     """Print the table. On a narrow screen, leave out the first and last day."""
-    statuses = list(statuses)
     with_days = console.width >= _WIDTH_WITH_DAYS
-    table = Table(title=f"Series in {root}", title_justify="left", box=None, header_style="bold", pad_edge=False)
-    table.add_column("series", no_wrap=True)
-    for name in ("from", "through") if with_days else ():
-        table.add_column(name, no_wrap=True)
     with_incomplete = any(s.incomplete for s in statuses)
-    for name in ("held", "prov.", *(("incompl.",) if with_incomplete else ()), "failed", "missing", "rows", "size"):
-        table.add_column(name, justify="right", no_wrap=True)
+    numbers = ("held", "prov.", *(["incompl."] if with_incomplete else []), "failed", "missing", "rows", "size")
+    shown = table(f"Series in {root}", "series", *(["from", "through"] if with_days else []), *numbers, right=numbers)
     for s in statuses:
         days = (str(s.first or "–"), str(s.last or "–")) if with_days else ()
         name = s.series.removeprefix(f"{EXCHANGE}/")
-        table.add_row(name if s.collected else f"{name} (no longer collected)", *days, *_numbers(s, with_incomplete))
+        shown.add_row(name if s.collected else f"{name} (no longer collected)", *days, *_numbers(s, with_incomplete))
     if len(statuses) > 1:
-        table.add_section()
-        table.add_row(
+        shown.add_section()
+        shown.add_row(
             "total", *(("", "") if with_days else ()), *_numbers(_total(statuses), with_incomplete), style="bold"
         )
-    console.print(table)
+    console.print(shown)
     if incomplete := _total(statuses).incomplete:
-        console.print(
-            red(f"{counted(incomplete, 'day')} incomplete: stored, and rows are missing unexplained or checks fail."),
-            soft_wrap=True,
-        )
-        console.print(f"  {_WHICH_INCOMPLETE}", soft_wrap=True)
-
-
-_WHICH_INCOMPLETE = "`market-data coverage` explains them, and `market-data backfill` of those days prints what to do."
+        said = f"{counted(incomplete, 'day')} incomplete: stored, and rows are missing unexplained or checks fail."
+        console.print(red(said), soft_wrap=True)
+        advice = "`market-data coverage` explains them, and `market-data backfill` of those days prints what to do."
+        console.print(f"  {advice}", soft_wrap=True)
 
 
 def tell_records(layout: Layout, days: int, console: Console) -> None:
@@ -127,8 +116,7 @@ def tell_records(layout: Layout, days: int, console: Console) -> None:
     console.print(f"Dagster's records: {in_bytes(size)}{a_day}.{advice}", soft_wrap=True)
 
 
-def _total(statuses: Iterable[SeriesStatus]) -> SeriesStatus:
-    statuses = list(statuses)
+def _total(statuses: Sequence[SeriesStatus]) -> SeriesStatus:
     names = ("held", "provisional", "incomplete", "failed", "missing", "rows", "bytes")
     sums = {name: sum(getattr(s, name) for s in statuses) for name in names}
     return SeriesStatus(series="total", collected=True, first=None, last=None, **sums)
@@ -141,7 +129,7 @@ def _numbers(s: SeriesStatus, with_incomplete: bool) -> tuple[str | Text, ...]:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="A JSON array with an object for each series.")
+@json_option
 def status(as_json: bool) -> None:
     """Show the stored days of each series.
 
@@ -158,7 +146,7 @@ def status(as_json: bool) -> None:
     refresh_catalog(Layout(settings.root))
     statuses = all_series(settings, load_universe(settings.universe))
     if as_json:
-        click.echo(json.dumps([asdict(s) for s in statuses], default=str, indent=2))
+        print_json(asdict(s) for s in statuses)
     else:
         show(statuses, str(settings.root), out())
         tell_records(Layout(settings.root), sum(s.held + s.provisional for s in statuses), out())

@@ -5,8 +5,9 @@ Fetching does not belong here (``sync``), nor does the rule that decides whether
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from market_data_pipeline.checks.remedies import REMEDIES
 from market_data_pipeline.cli.console import counted, red
+from market_data_pipeline.errors import HostOffError, NetworkError
 from market_data_pipeline.model.day import REFUSED, DayRecord
 from market_data_pipeline.model.findings import shortened
 from market_data_pipeline.model.series import DataType, SeriesKey
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 SHOWN_DAYS = 20
 """Maximum number of days that a list names."""
+
+_SHOWN_NAMES = 3
 
 _EVIDENCE = 160
 """Characters of the evidence of a day in a list."""
@@ -55,14 +59,7 @@ def end(code: ExitCode) -> None:
 
 
 def tell(report: Report, number: int, series: int, console: Console) -> ExitCode:
-    """Print what came of the days that a command was to fetch; return the exit code.
-
-    Args:
-        report: Of the run.
-        number: Number of days that were requested.
-        series: Number of series that were requested.
-        console: Where to print.
-    """
+    """Print the result of a run for a requested number of days and series. Return the exit code."""
     tell_incomplete(report.incomplete, console)
     tell_warnings(report.warned, console)
     if report.failures:
@@ -82,7 +79,7 @@ def tell_incomplete(incomplete: Mapping[SeriesKey, Sequence[DayRecord]], console
     days = [(key, row, faults_of(row)) for key, rows in incomplete.items() for row in rows]
     if not days:
         return
-    console.print(red(f"{counted(len(days), 'day')} incomplete: {', '.join(_sums(days))}."), soft_wrap=True)
+    console.print(red(f"{counted(len(days), 'day')} incomplete: {', '.join(_sums(days))}."))
     # Grouped by kind, then by series and day: the kinds that concern most days come first.
     by_rule = Counter(fault.rule for _, _, faults in days for fault in {fault.rule: fault for fault in faults}.values())
     shown = 0
@@ -90,13 +87,11 @@ def tell_incomplete(incomplete: Mapping[SeriesKey, Sequence[DayRecord]], console
         for key, row, faults in days:
             of_rule = [fault for fault in faults if fault.rule == rule]
             if of_rule and (shown := shown + 1) <= SHOWN_DAYS:
-                console.print(Text(f"  {key} {row.day}: {_said(key, of_rule)}"), soft_wrap=True)
+                console.print(Text(f"  {key} {row.day}: {_said(key, of_rule)}"))
     if shown > SHOWN_DAYS:
-        console.print(
-            f"  and {shown - SHOWN_DAYS:,} more: `market-data coverage` counts them by series.", soft_wrap=True
-        )
+        console.print(f"  and {shown - SHOWN_DAYS:,} more: `market-data coverage` counts them by series.")
     for rule in by_rule:
-        console.print(Text(f"  {rule}: {REMEDIES.get(rule, _LOOK)}"), soft_wrap=True)
+        console.print(Text(f"  {rule}: {REMEDIES.get(rule, _LOOK)}"))
 
 
 _LOOK = "see the table of checks in docs/reference/checks.md."
@@ -122,24 +117,71 @@ def _said(key: SeriesKey, faults: Sequence[Fault]) -> str:
     return f"{said} ({shortened(faults[0].text, _EVIDENCE)})" if faults[0].text else said
 
 
+def _reason(failure: DayFailure) -> str:
+    return failure.reason.removeprefix(f"{failure.key} {failure.day}: ")
+
+
+def _without_names(reason: str, key: SeriesKey) -> str:
+    """Return a reason without the names and numbers of its series and day, to compare it with others."""
+    for name in filter(None, (key.symbol, key.interval, key.data_type, key.market)):
+        reason = reason.replace(name, "…")
+    return re.sub(r"[0-9]+", "…", reason)
+
+
+def _days_of(failures: Sequence[DayFailure]) -> str:
+    """Return the series and days of failures: ``spot/klines/BTCUSDT/1h, 31 days from 2024-01-01 to 2024-01-31``."""
+    keys, days = names_of(failure.key for failure in failures), sorted(failure.day for failure in failures)
+    if len(failures) == 1:
+        return f"{keys} {days[0]}"
+    return f"{keys}, {counted(len(days), 'day')} from {days[0]} to {days[-1]}"
+
+
+def names_of(keys: Iterable[SeriesKey]) -> str:
+    """Return the first names of series, and the number of the others."""
+    names = list(dict.fromkeys(map(str, keys)))
+    more = f" and {len(names) - _SHOWN_NAMES:,} more series" if len(names) > _SHOWN_NAMES else ""
+    return f"{', '.join(names[:_SHOWN_NAMES])}{more}"
+
+
+def tell_troubles(troubles: Mapping[SeriesKey, str], console: Console) -> None:
+    """Print why series were left out: a line for each reason."""
+    by_reason: dict[str, list[SeriesKey]] = {}
+    for key, reason in troubles.items():
+        by_reason.setdefault(_without_names(reason, key), []).append(key)
+    for keys in list(by_reason.values())[:SHOWN_DAYS]:
+        reason = troubles[keys[0]].removeprefix(f"{keys[0]}: ")
+        named = "" if len(keys) == 1 and reason.startswith(str(keys[0])) else f"{names_of(keys)}: "
+        console.print(red(f"{named}{reason}"))
+    if more := sum(map(len, list(by_reason.values())[SHOWN_DAYS:])):
+        console.print(red(f"and {more:,} more series."))
+
+
 def tell_warnings(warned: Mapping[str, int], console: Console) -> None:
     """Print a note on stored days whose checks pass with a warning."""
     if warned:
         rules = ", ".join(f"{rule} on {counted(days, 'day')}" for rule, days in warned.items())
-        console.print(f"Note: checks warn of {rules}; `FROM quality.findings` has them.", soft_wrap=True)
+        console.print(f"Note: checks warn of {rules}; `FROM quality.findings` has them.")
+
+
+_OF_A_HOST = frozenset({NetworkError.kind, HostOffError.kind})
+"""Kinds of failures that have one cause for all days, however the requests differ."""
 
 
 def tell_failures(failures: Sequence[DayFailure], console: Console) -> None:
-    """Print which days failed and why."""
+    """Print which days failed and why: a line for each fault, with its days."""
     console.print(red(f"{counted(len(failures), 'day')} failed:"))
-    for failure in failures[:SHOWN_DAYS]:
-        named = f"{failure.key} {failure.day}: "
-        console.print(f"  {named}{failure.failure}: {failure.reason.removeprefix(named)}", soft_wrap=True)
-    if len(failures) > SHOWN_DAYS:
-        console.print(f"  and {len(failures) - SHOWN_DAYS:,} more.")
+    faults: dict[tuple[str, str], list[DayFailure]] = {}
+    for failure in failures:
+        same = "" if failure.failure in _OF_A_HOST else _without_names(_reason(failure), failure.key)
+        faults.setdefault((failure.failure, same), []).append(failure)
+    for (kind, _), alike in list(faults.items())[:SHOWN_DAYS]:
+        ((reason, _),) = Counter(map(_reason, alike)).most_common(1)
+        console.print(f"  {_days_of(alike)}: {kind}: {reason}")
+    if more := sum(map(len, list(faults.values())[SHOWN_DAYS:])):
+        console.print(f"  and {counted(more, 'day')} more.")
     kept = sum(failure.row.held and failure.failure in REFUSED for failure in failures)
     if kept:
         stay = f"{counted(kept, 'day')} stay{'s' if kept == 1 else ''} stored as before"
-        console.print(f"{stay} until Binance publishes another archive or another checksum.", soft_wrap=True)
+        console.print(f"{stay} until Binance publishes another archive or another checksum.")
     if kept < len(failures):
         console.print(f"Stored days stay. The same command retries the {'other' if kept else 'failed'} days again.")

@@ -38,8 +38,7 @@ def ui(host: str, port: int, allowed: tuple[str, ...]) -> None:
     if not is_loopback(host):
         aside().print(
             f"Warning: anybody who reaches port {port} of {host} can start and stop runs, because the UI has no login. "
-            "Let only people you trust reach it, or put a proxy with a login before it.",
-            soft_wrap=True,
+            "Let only people you trust reach it, or put a proxy with a login before it."
         )
-    aside().print(f"Dagster's UI comes up at {address_of(host, port)}; data lies in {settings.root}.", soft_wrap=True)
+    aside().print(f"Dagster's UI comes up at {address_of(host, port)}; data lies in {settings.root}.")
     run_dagster_dev(host, port)

@@ -7,9 +7,8 @@ from datetime import date
 
 import click
 from rich.progress import Progress
-from rich.table import Table
 
-from market_data_pipeline.cli.console import aside, counted, out
+from market_data_pipeline.cli.console import aside, counted, json_option, out, print_json, table
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.series import Listing, Market
 from market_data_pipeline.settings import load_settings
@@ -29,19 +28,32 @@ def universe() -> None:
 
 
 @universe.command()
-def show() -> None:
+@json_option
+def show(as_json: bool) -> None:
     """Show all series and the days to collect."""
     found = load_universe(load_settings().universe)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("market", "data type", "symbol", "intervals", "from", "through"):
-        table.add_column(name)
+    if as_json:
+        print_json(
+            {
+                "series": str(key),
+                "market": key.market,
+                "data_type": key.data_type,
+                "symbol": key.symbol,
+                "interval": key.interval,
+                "first": found.start(key),
+                "last": found.end(key),
+            }
+            for key in found.series()
+        )
+        return
+    shown = table("", "market", "data type", "symbol", "intervals", "from", "through", fold="intervals")
     rows: dict[tuple[str, str, str, date, date], list[str]] = {}
     for key in found.series():
         row = (str(key.market), str(key.data_type), key.symbol, found.start(key), found.end(key))
         rows.setdefault(row, []).append(key.interval or "")
     for (market, data_type, symbol, first, last), intervals in rows.items():
-        table.add_row(market, data_type, symbol, " ".join(intervals), str(first), str(last))
-    out().print(table)
+        shown.add_row(market, data_type, symbol, " ".join(intervals), str(first), str(last))
+    out().print(shown)
     aside().print(f"{len(found.series()):,} series in {found.path}")
 
 

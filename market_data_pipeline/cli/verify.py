@@ -7,17 +7,16 @@ from datetime import date
 
 import click
 from rich.console import Console
-from rich.table import Table
 
-from market_data_pipeline.cli.console import aside, counted, in_bytes, out, progress_bar
-from market_data_pipeline.cli.download import fetch
-from market_data_pipeline.cli.selection import Chosen, choosing_series, selection, series_among
-from market_data_pipeline.cli.summary import ExitCode, end
+from market_data_pipeline.cli.console import aside, counted, in_bytes, json_option, out, print_json, progress_bar, table
+from market_data_pipeline.cli.download import fetch, yes_option
+from market_data_pipeline.cli.selection import Chosen, Selection, choosing, series_among
+from market_data_pipeline.cli.summary import ExitCode, end, tell_troubles
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.partitions import days_on_disk
 from market_data_pipeline.maintenance.archive_sweep import Discovery, Kind, SweepReport, sweep
-from market_data_pipeline.maintenance.scrub import LocalReport, verify_local
+from market_data_pipeline.maintenance.scrub import verify_local
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings, cpus, load_settings
 from market_data_pipeline.universe import Universe, load_universe
@@ -30,24 +29,12 @@ _PROCESS_MEMORY_MB = 256
 
 
 @click.command()
-@choosing_series
+@choosing()
 @click.option("--local", is_flag=True, help="Read every file instead, and compare it with the written bytes.")
 @click.option("--check-only", is_flag=True, help="Report faults, and change nothing.")
-@click.option(
-    "--yes",
-    "-y",
-    is_flag=True,
-    help="Do not ask before downloading more than 5 GB, or more than the disk has room for.",
-)
-def verify(
-    markets: Sequence[str],
-    data_types: Sequence[str],
-    symbols: Sequence[str],
-    intervals: Sequence[str],
-    local: bool,
-    check_only: bool,
-    yes: bool,
-) -> None:
+@yes_option
+@json_option
+def verify(what: Selection, local: bool, check_only: bool, yes: bool, as_json: bool) -> None:
     """Compare stored days with Binance's archive.
 
     Binance replaces archives after publication. The archive's listing names them, 500 days in one request. This command
@@ -70,39 +57,42 @@ def verify(
     settings = load_settings()
     held = known_series(Layout(settings.root))
     if not held:
-        aside().print(f"Nothing is stored in {settings.root} yet, so there is nothing to verify.", soft_wrap=True)
+        aside().print(f"Nothing is stored in {settings.root} yet, so there is nothing to verify.")
+        if as_json:
+            print_json([])
         return
-    what = selection(markets, data_types, symbols, intervals)
-    advice = "`market-data status` shows what is stored."
-    keys = series_among(held, what, str(settings.root), advice)
+    keys = series_among(held, what, str(settings.root), "`market-data status` shows what is stored.")
     if local:
-        end(ExitCode.of(_local(settings, keys, mark=not check_only)))
+        end(ExitCode.of(_local(settings, keys, mark=not check_only, as_json=as_json)))
     else:
-        end(_listing(settings, keys, load_universe(settings.universe), mend=not check_only, yes=yes))
+        universe = load_universe(settings.universe)
+        end(_listing(settings, keys, universe, mend=not check_only, yes=yes, as_json=as_json))
 
 
 # --- against the listing ------------------------------------------------------------------------------------------
 
 
-def _listing(settings: Settings, keys: Sequence[SeriesKey], universe: Universe, *, mend: bool, yes: bool) -> ExitCode:
+def _listing(
+    settings: Settings, keys: Sequence[SeriesKey], universe: Universe, *, mend: bool, yes: bool, as_json: bool
+) -> ExitCode:
     from market_data_pipeline.sources.binance.archive import ArchiveClient
 
     archive = ArchiveClient(settings)
     try:
         with progress_bar(len(keys), "series", "comparing", aside()) as bar:
-            report = sweep(settings, keys, archive, mark=mend, at_once=True, on_progress=lambda _: bar.advance(1))
+            report = sweep(settings, keys, archive, mark=mend, at_once=True, on_progress=lambda _: bar(1))
     finally:
         archive.close()
     console = aside()
-    if report.discoveries:
-        out().print(_discoveries(report))
-    console.print(_said_of(report), soft_wrap=True)
-    _tell_troubles(report.troubles, console)
+    found = [(one.kind.value, one.key, one.days, one.archive.rsplit("/", 1)[-1]) for one in report.discoveries]
+    _list("Archives that are not as the lake has them", "archive", found, as_json=as_json)
+    console.print(_said_of(report))
+    tell_troubles(report.troubles, console)
     if report.not_reached:
-        console.print(report.said_of_not_reached(), soft_wrap=True, style="red")
+        console.print(report.said_of_not_reached(), style="red")
     wanted, refused = report.to_fetch, report.of(Kind.REFUSED)
     if refused:
-        console.print(_said_of_refused(refused), soft_wrap=True)
+        console.print(_said_of_refused(refused))
     well = not refused and not report.troubles
     if not wanted:
         return ExitCode.of(well)
@@ -111,52 +101,23 @@ def _listing(settings: Settings, keys: Sequence[SeriesKey], universe: Universe, 
         return ExitCode.FAILED
     chosen = _that_can_be_brought(wanted, universe)
     for note in chosen.notes:
-        console.print(note, soft_wrap=True)
+        console.print(note)
     code = fetch(settings, Chosen(chosen.wanted), yes=yes) if chosen.wanted else ExitCode.FAILED
     _tell_changes(Layout(settings.root), report, console)
     return code if well and not chosen.notes else ExitCode.FAILED
 
 
-def _discoveries(report: SweepReport) -> Table:
-    table = Table(title="Archives that are not as the lake has them", title_justify="left", box=None, pad_edge=False)
-    for name in ("what", "series", "days", "archive"):
-        table.add_column(name, no_wrap=True)
-    for found in report.discoveries[:SHOWN]:
-        table.add_row(
-            found.kind.value,
-            found.key.short,
-            _days(found.days),
-            found.archive.rsplit("/", 1)[-1],
-            style=_style(found),
-        )
-    return table
-
-
-def _style(found: Discovery) -> str:
-    return {Kind.REPLACED: "yellow", Kind.REFUSED: "red", Kind.VANISHED: "red"}.get(found.kind, "")
-
-
 def _said_of(report: SweepReport) -> str:
     archives = sum(report.archives.values())
-    numbers = ", ".join(f"{len(report.of(kind)):,} {words}" for kind, words in _WORDS.items())
-    unproven = (
-        f" {counted(report.without_etag, 'day')} cannot be compared: no ETag is on record."
-        if report.without_etag
-        else ""
-    )
+    words = {Kind.PUBLISHED: "published since"}
+    numbers = ", ".join(f"{len(report.of(kind)):,} {words.get(kind, kind)}" for kind in Kind)
+    unproven = f" {counted(report.without_etag, 'day')} cannot be compared: no ETag is on record."
+    unproven = unproven if report.without_etag else ""
     stays = " What vanished from the archive stays in the lake." if report.of(Kind.VANISHED) else ""
     return (
         f"{counted(archives, 'archive')} of {len(report.archives):,} series compared in "
         f"{counted(report.requests, 'request')}: {numbers}.{unproven}{stays}"
     )
-
-
-_WORDS = {
-    Kind.REPLACED: "replaced",
-    Kind.PUBLISHED: "published since",
-    Kind.REFUSED: "refused",
-    Kind.VANISHED: "vanished",
-}
 
 
 def _said_of_refused(refused: Sequence[Discovery]) -> str:
@@ -169,7 +130,6 @@ def _said_of_refused(refused: Sequence[Discovery]) -> str:
 
 
 def _that_can_be_brought(wanted: Mapping[SeriesKey, Sequence[date]], universe: Universe) -> Chosen:
-    first = universe.first_day()
     there, notes = {}, []
     for key, days in wanted.items():
         if key not in universe:
@@ -177,9 +137,11 @@ def _that_can_be_brought(wanted: Mapping[SeriesKey, Sequence[date]], universe: U
                 f"{key} is no longer collected, so {counted(len(days), 'day')} of it stayed as it was. "
                 "`market-data add` collects it."
             )
-        elif left := [day for day in days if day >= first]:
+            continue
+        first = universe.earliest(key)
+        if left := [day for day in days if universe.takes(key, day)]:
             there[key] = left
-        if key in universe and days[0] < first:
+        if days[0] < first:
             notes.append(f"{key}: days before {first}, when collecting begins, were not fetched again.")
     return Chosen(there, tuple(notes))
 
@@ -191,7 +153,7 @@ def _tell_changes(layout: Layout, report: SweepReport, console: Console) -> None
         for day in days:
             for finding in rows[day].findings_list() if day in rows else ():
                 if finding.rule in ("replaced", "became_final") and (told := told + 1) <= SHOWN:
-                    console.print(f"{key.short} {day}: {finding.message}", soft_wrap=True)
+                    console.print(f"{key.short} {day}: {finding.message}")
     if told > SHOWN:
         console.print(f"and {told - SHOWN:,} more; see quality.findings.")
 
@@ -199,46 +161,48 @@ def _tell_changes(layout: Layout, report: SweepReport, console: Console) -> None
 # --- against the footers ------------------------------------------------------------------------------------------
 
 
-def _local(settings: Settings, keys: Sequence[SeriesKey], *, mark: bool) -> bool:
+def _local(settings: Settings, keys: Sequence[SeriesKey], *, mark: bool, as_json: bool) -> bool:
     layout = Layout(settings.root)
     total = sum(len(days_on_disk(layout, key)) for key in keys)
     processes = max(1, min(cpus(), settings.memory_mb // _PROCESS_MEMORY_MB))
     with progress_bar(total, "files", "reading", aside()) as bar:
-        report = verify_local(settings, keys, mark=mark, processes=processes, on_progress=bar.advance)
+        report = verify_local(settings, keys, mark=mark, processes=processes, on_progress=bar)
     console = aside()
-    if report.faults:
-        out().print(_faults(report))
-    number = sum(map(len, report.faults.values()))
+    faults = [
+        ("damaged", key, (day,), reason) for key, days in report.faults.items() for day, reason in sorted(days.items())
+    ]
+    _list("Files that are not as they were written", "reason", faults, as_json=as_json)
+    number = len(faults)
     console.print(
         f"{counted(sum(report.files.values()), 'file')} of {len(report.files):,} series with "
         f"{counted(report.rows, 'row')} ({in_bytes(report.bytes)}) read in {report.seconds:.1f} s "
-        f"({report.rows / max(report.seconds, 1e-3):,.0f} rows/s): {number:,} damaged.",
-        soft_wrap=True,
+        f"({report.rows / max(report.seconds, 1e-3):,.0f} rows/s): {number:,} damaged."
     )
     if number and mark:
         console.print("They are noted as failed. `market-data sync`, or a backfill of those days, replaces them.")
-    _tell_troubles(report.troubles, console)
+    tell_troubles(report.troubles, console)
     return report.all_well
 
 
-def _faults(report: LocalReport) -> Table:
-    table = Table(title="Files that are not as they were written", title_justify="left", box=None, pad_edge=False)
-    table.add_column("series", no_wrap=True)
-    table.add_column("day", no_wrap=True)
-    table.add_column("reason", overflow="fold")
-    faults = [(key, day, reason) for key, days in report.faults.items() for day, reason in sorted(days.items())]
-    for key, day, reason in faults[:SHOWN]:
-        table.add_row(key.short, str(day), reason)
-    return table
+# --- the list of faults -----------------------------------------------------------------------------------------------
 
 
-# --- words --------------------------------------------------------------------------------------------------------
+_COLORS = {Kind.REPLACED.value: "yellow", Kind.REFUSED.value: "red", Kind.VANISHED.value: "red"}
 
 
-def _tell_troubles(troubles: Mapping[SeriesKey, str], console: Console) -> None:
-    for key, reason in list(troubles.items())[:SHOWN]:
-        console.print(f"{key.short}: {reason}", soft_wrap=True, style="red")
-
-
-def _days(days: Sequence[date]) -> str:
-    return str(days[0]) if len(days) == 1 else f"{days[0]} to {days[-1]} ({len(days)})"
+def _list(
+    title: str, last: str, faults: Sequence[tuple[str, SeriesKey, Sequence[date], str]], *, as_json: bool
+) -> None:
+    """Print kinds, series, days and texts of faults, as a table or as JSON. The column ``last`` has the texts."""
+    if as_json:
+        print_json(
+            {"kind": kind, "series": str(key), "first": days[0], "last": days[-1], "days": len(days)}
+            | {"archive": None, "reason": None, last: text}
+            for kind, key, days, text in faults
+        )
+    elif faults:
+        shown = table(title, "what", "series", "days", last, fold="reason")
+        for kind, key, days, text in faults[:SHOWN]:
+            when = str(days[0]) if len(days) == 1 else f"{days[0]} to {days[-1]} ({len(days)})"
+            shown.add_row(kind, key.short, when, text, style=_COLORS.get(kind, ""))
+        out().print(shown)

@@ -6,10 +6,10 @@ downloading (``defs/in_process.py``). Nothing here writes to the lake. DuckDB, p
 for.
 """
 
-from market_data_pipeline.client.gaps import Gap, GapError, GapWarning, OnGap
+from market_data_pipeline.client.gaps import Gap, OnGap
 from market_data_pipeline.client.market_data import MarketData
 from market_data_pipeline.client.request import Moment
 from market_data_pipeline.client.result import Result, StoredRows
-from market_data_pipeline.errors import QueryLimitError
+from market_data_pipeline.errors import GapError, GapWarning, QueryLimitError
 
 __all__ = ["Gap", "GapError", "GapWarning", "MarketData", "Moment", "OnGap", "QueryLimitError", "Result", "StoredRows"]

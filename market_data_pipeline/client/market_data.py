@@ -9,9 +9,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from market_data_pipeline.client.fetch import bring_lacking
-from market_data_pipeline.client.gaps import OnGap, check_on_gap, gaps_in, gaps_query, tell_gaps, worth_a_warning
-from market_data_pipeline.client.request import Moment, check_held, market_of, wanted_of
+from market_data_pipeline.client.fetch import fetch_missing
+from market_data_pipeline.client.gaps import Gap, OnGap, check_on_gap, gaps_in, gaps_query, tell_gaps, worth_a_warning
+from market_data_pipeline.client.request import Moment, Wanted, check_held, market_of, wanted_of
 from market_data_pipeline.client.result import Answer, Result, StoredRows
 from market_data_pipeline.client.session import DuckDB, Limits, Params, Views
 from market_data_pipeline.lake import partitions
@@ -102,7 +102,8 @@ class MarketData:
             >>> candles.wide("close").shape
             (24, 1)
         """
-        return self._rows(DataType.KLINES, symbols, interval, start, end, market, columns, sync, final_only, on_gap)
+        wanted = wanted_of(DataType.KLINES, symbols, interval, start, end, market, columns)
+        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
 
     def agg_trades(
         self,
@@ -142,7 +143,8 @@ class MarketData:
             >>> trades.arrow().column_names
             ['symbol', 'transact_time', 'price']
         """
-        return self._rows(DataType.AGG_TRADES, symbols, None, start, end, market, columns, sync, final_only, on_gap)
+        wanted = wanted_of(DataType.AGG_TRADES, symbols, None, start, end, market, columns)
+        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
 
     def trade_profile(
         self,
@@ -181,7 +183,8 @@ class MarketData:
             >>> len(market.trade_profile("BTCUSDT", "2024-01-01", "2024-01-03"))
             2
         """
-        return self._rows(DataType.TRADE_PROFILE, symbols, None, start, end, market, columns, sync, final_only, on_gap)
+        wanted = wanted_of(DataType.TRADE_PROFILE, symbols, None, start, end, market, columns)
+        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
 
     def sql(self, query: str, params: Params = None) -> Result:
         """Run a query over the views ``binance_spot.klines``, ``binance_um.agg_trades``, ``quality.coverage`` and more.
@@ -289,33 +292,18 @@ class MarketData:
         found = f"universe={str(universe)!r}" if universe.is_file() else "no universe.yaml"
         return f"<MarketData {str(self._layout.root)!r}, {found}>"
 
-    def _rows(
-        self,
-        data_type: DataType,
-        symbols: str | Iterable[str],
-        interval: str | None,
-        start: Moment,
-        end: Moment | None,
-        market: str,
-        columns: str | Iterable[str] | None,
-        sync: bool,
-        final_only: bool = False,
-        on_gap: OnGap = "warn",
-    ) -> StoredRows:
+    def _rows(self, wanted: Wanted, sync: bool, final_only: bool, on_gap: OnGap, *, growing: bool) -> StoredRows:
         check_on_gap(on_gap)
-        wanted = wanted_of(data_type, symbols, interval, start, end, market, columns)
+        gaps: list[Gap] = []
         with faults.in_words():
             if sync:
-                bring_lacking(self._settings, self._layout, wanted)
+                fetch_missing(self._settings, self._layout, wanted)
             else:
                 check_held(self._layout, wanted.keys)
-        if on_gap != "ignore":
-            strict = end is not None or on_gap == "raise"
-            with faults.in_words():
-                gaps = gaps_in(self._layout, wanted, self._listings, final_only=final_only, growing=strict)
-            if on_gap == "warn":
-                gaps = worth_a_warning(gaps)
-            tell_gaps(gaps, on_gap, stacklevel=3)
+            if on_gap != "ignore":
+                growing = growing or on_gap == "raise"
+                gaps = gaps_in(self._layout, wanted, self._listings, final_only=final_only, growing=growing)
+        tell_gaps(gaps if on_gap == "raise" else worth_a_warning(gaps), on_gap, stacklevel=3)
         return StoredRows(self._layout, self._files, wanted, final_only=final_only)
 
     def _listings(self) -> Listings:

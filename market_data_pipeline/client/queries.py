@@ -88,33 +88,6 @@ _TABLE_FUNCTIONS = frozenset(
 
 _OWN_SCHEMAS = ("binance_", "quality")
 
-_OTHER_TABLE_FUNCTIONS = frozenset(
-    {
-        "arrow_scan",
-        "arrow_scan_dumb",
-        "checkpoint",
-        "create_external_resource",
-        "deregister_external_resource",
-        "destroy_external_resource",
-        "disable_logging",
-        "disable_profiling",
-        "enable_logging",
-        "enable_profiling",
-        "force_checkpoint",
-        "json_execute_serialized_sql",
-        "pandas_scan",
-        "python_arrow_scan",
-        "python_map_function",
-        "query",
-        "read_duckdb",
-        "register_external_resource",
-        "register_external_resource_type",
-        "seq_scan",
-        "truncate_duckdb_logs",
-    }
-)
-"""Those of DuckDB 2.0 that do more than read."""
-
 _WRITING_WORDS = frozenset({"copy", "insert", "update", "delete", "merge", "truncate"})
 
 
@@ -169,7 +142,7 @@ def _check_select(parser: duckdb.DuckDBPyConnection, kind: str, query: str, pref
     if "statements" in tree:
         _check_tree(tree["statements"])
     else:  # a PIVOT that looks its columns up is two statements to DuckDB, which has no tree for them
-        _check_words(query)
+        _check_words(parser, query)
 
 
 def _stands_in_parentheses(parser: duckdb.DuckDBPyConnection, query: str) -> bool:
@@ -268,11 +241,13 @@ def _dicts(tree: Any) -> Iterator[dict[str, Any]]:
             waiting += node
 
 
-def _check_words(query: str) -> None:
+def _check_words(parser: duckdb.DuckDBPyConnection, query: str) -> None:
     """Refuse a query by its words, where there is no tree: stricter, as a column may have the name of a function."""
+    known = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE starts_with(function_type, 'table')"
+    functions = {name for (name,) in parser.execute(known).fetchall()}
     words = [word.strip('"').casefold() for _, word in _words(query)]
     for word, following in zip(words, [*words[1:], ""], strict=True):
         if word in _WRITING_WORDS:
             raise _refused(f"{word.upper()} within a query")
-        if following == "(" and word in _OTHER_TABLE_FUNCTIONS:
+        if following == "(" and word in functions - _TABLE_FUNCTIONS:
             raise _no_function(word)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 from difflib import get_close_matches
 
 import pyarrow as pa
@@ -49,19 +49,18 @@ class Wanted:
     def first_day(self) -> date:
         """Return the first day that can have rows in the range."""
         day = max(self.start.date(), ARCHIVE_BEGINS)
-        begun = self.data_type is DataType.TRADE_PROFILE and self.start > midnight(day)
+        begun = self.data_type is DataType.TRADE_PROFILE and self.start > clock.midnight(day)
         return day + timedelta(days=1) if begun else day
 
     @property
     def last_day(self) -> date:
         """Return the last day that can have rows in the range; it is before the first day if none can."""
         day = self.end.date()
-        return day if self.end > midnight(day) or day == date.min else day - timedelta(days=1)
+        return day if self.end > clock.midnight(day) or day == date.min else day - timedelta(days=1)
 
     def days_through(self, last: date) -> list[date]:
         """Return the days of the range up to a last day, in order."""
-        first = self.first_day
-        return [first + timedelta(days=n) for n in range((min(last, self.last_day) - first).days + 1)]
+        return clock.days_between(self.first_day, min(last, self.last_day))
 
 
 def wanted_of(
@@ -162,7 +161,7 @@ def _moment(value: object, name: str) -> datetime:
         # A plain datetime, because subclasses such as pandas.Timestamp have their own format and arithmetic.
         return datetime.combine(in_utc.date(), in_utc.time())
     if isinstance(moment, date) and not isinstance(moment, datetime):
-        return midnight(moment)
+        return clock.midnight(moment)
     raise UsageError(f"{name} is {value!r}, which is not a date. {_HOW_MOMENTS_ARE_WRITTEN}")
 
 
@@ -217,11 +216,6 @@ def listed(names: Sequence[str], most: int) -> str:
     """Return the first names, and the number of the others."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
-
-
-def midnight(day: date) -> datetime:
-    """Return the start of a day, without a zone."""
-    return datetime.combine(day, time())
 
 
 def plain(moment: datetime) -> str:

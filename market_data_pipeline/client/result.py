@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from market_data_pipeline.client import versions as day_records
 from market_data_pipeline.client.request import Wanted, listed, plain, there_are
-from market_data_pipeline.client.session import DuckDB, Params, Views
+from market_data_pipeline.client.session import DuckDB, Params, Views, count_rows
 from market_data_pipeline.errors import DamagedFileError, MarketDataError, UsageError
 from market_data_pipeline.lake import partitions, reader
 from market_data_pipeline.lake.layout import Layout
@@ -121,9 +121,7 @@ class StoredRows(Result):
         """Create the result of a request. ``MarketData`` does this.
 
         Args:
-            layout: Paths of the data folder.
             connection: DuckDB for relations.
-            wanted: The request.
             final_only: Leave out days that are not final.
         """
         self._layout = layout
@@ -310,19 +308,19 @@ class Answer(Result):
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return self._views.count(self._query, self._params)
+        return self._views.within(count_rows, self._query, self._params)
 
     def _first_rows(self) -> pa.Table:
-        with self._views.in_time():
-            return _aware(self._views.read(self._query, lambda rows: rows.limit(_SHOWN).to_arrow_table(), self._params))
+        table = self._views.within(lambda rows: rows.limit(_SHOWN).to_arrow_table(), self._query, self._params)
+        return _aware(table)
 
     def arrow(self) -> pa.Table:
         """Return the rows as an Arrow table."""
-        return _aware(self._views.rows(self._query, self._params))
+        return _aware(self._views.within(self._views.bounded, self._query, self._params))
 
     def relation(self) -> duckdb.DuckDBPyRelation:
         """Return the rows as a lazy DuckDB relation."""
-        return self._views.answer(self._query, self._params)
+        return self._views.within(lambda rows: rows, self._query, self._params)
 
     def __repr__(self) -> str:
         shown = " ".join(self._query.split())

@@ -26,6 +26,7 @@ from market_data_pipeline.errors import MarketDataError, QueryLimitError, UsageE
 from market_data_pipeline.lake import partitions
 from market_data_pipeline.lake.day_records import CORRECTED, corrected
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.locks import is_running
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.series import EXCHANGE
 from market_data_pipeline.settings import Settings
@@ -226,20 +227,10 @@ class Views(DuckDB):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._layout, self._limits)
 
-    def answer(self, query: str, params: Params = None) -> duckdb.DuckDBPyRelation:
-        """Return a lazy relation that answers a query. The limit of time does not hold for reading it."""
+    def within(self, use: Callable[[duckdb.DuckDBPyRelation], _T], query: str, params: Params = None) -> _T:
+        """Return what a function makes of the lazy relation that answers a query, within the limit of time."""
         with self.in_time():
-            return self._run(lambda: self._answer(query, params))
-
-    def rows(self, query: str, params: Params = None) -> pa.Table:
-        """Return the rows that answer a query, within the limits."""
-        with self.in_time():
-            return self.read(query, self._bounded, params)
-
-    def count(self, query: str, params: Params = None) -> int:
-        """Return the number of rows that answer a query, within the limits."""
-        with self.in_time():
-            return self.read(query, count_rows, params)
+            return self.read(query, use, params)
 
     def read(self, query: str, use: Callable[[duckdb.DuckDBPyRelation], _T], params: Params = None) -> _T:
         """Return what a function makes of the relation. It is called again if a file was replaced meanwhile."""
@@ -314,7 +305,7 @@ class Views(DuckDB):
             )
         return errors.lake_error(error, self._layout)
 
-    def _bounded(self, answer: duckdb.DuckDBPyRelation) -> pa.Table:
+    def bounded(self, answer: duckdb.DuckDBPyRelation) -> pa.Table:
         """Return the rows of a relation. DuckDB's own limit of memory is not one of what it hands out."""
         reader = answer.to_arrow_reader(_ROWS_AT_ONCE)
         batches, left = [], self._limits.memory_mb * 1_000_000
@@ -489,15 +480,5 @@ def _remove_left_spills(root: Path) -> None:
         process = folder.name.removeprefix(_SPILL).partition("-")[0]
         if folder.name.startswith(_SPILL) and process.isdecimal():
             with suppress(OSError):
-                if not _runs(int(process)) and time.time() - folder.stat().st_mtime > _LEFT_AFTER_SECONDS:
+                if not is_running(int(process)) and time.time() - folder.stat().st_mtime > _LEFT_AFTER_SECONDS:
                     shutil.rmtree(folder)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True

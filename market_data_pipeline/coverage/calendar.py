@@ -13,63 +13,36 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from html import escape
 from itertools import accumulate
+from typing import NamedTuple
 
+from market_data_pipeline import clock
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.model.states import DayState
 
-_DAY = timedelta(days=1)
 
-SHOWN_STATES = (
-    DayState.FINAL,
-    DayState.PROVISIONAL,
-    DayState.HEALED,
-    DayState.OUTAGE,
-    DayState.INCOMPLETE,
-    DayState.FAULTY,
-    DayState.FAILED,
-    DayState.MISSING,
-    DayState.NOT_LISTED,
-)
-"""The states that a calendar shows, in the order of its legend."""
+class Look(NamedTuple):
+    """Label of a state in the legend, and its colour on a light and on a dark background."""
 
-MEANING: Mapping[DayState, str] = {
-    DayState.FINAL: "final",
-    DayState.PROVISIONAL: "provisional",
-    DayState.HEALED: "healed from REST",
-    DayState.OUTAGE: "outage inside",
-    DayState.INCOMPLETE: "incomplete",
-    DayState.FAULTY: "faulty",
-    DayState.FAILED: "failed",
-    DayState.MISSING: "missing",
-    DayState.NOT_LISTED: "not listed",
+    label: str
+    light: str
+    dark: str
+
+
+LOOKS: Mapping[DayState, Look] = {
+    DayState.FINAL: Look("final", "#92c3e9", "#2f5583"),
+    DayState.PROVISIONAL: Look("provisional", "#065ed8", "#90b3e7"),
+    DayState.HEALED: Look("healed from REST", "#0cd48a", "#12ea9f"),
+    DayState.OUTAGE: Look("outage inside", "#e7a50c", "#f8ce3f"),
+    DayState.INCOMPLETE: Look("incomplete", "#e8208e", "#b631d5"),
+    DayState.FAULTY: Look("faulty", "#56016a", "#867263"),
+    DayState.FAILED: Look("failed", "#bf110d", "#d22112"),
+    DayState.MISSING: Look("missing", "#1f1f1f", "#ffffff"),
+    DayState.NOT_LISTED: Look("not listed", "#e6e6e6", "#2c2f33"),
 }
-"""Labels of the legend."""
+"""The states that a calendar shows, in the order of its legend.
 
-ON_LIGHT: Mapping[DayState, str] = {
-    DayState.FINAL: "#92c3e9",
-    DayState.PROVISIONAL: "#065ed8",
-    DayState.HEALED: "#0cd48a",
-    DayState.OUTAGE: "#e7a50c",
-    DayState.INCOMPLETE: "#e8208e",
-    DayState.FAULTY: "#56016a",
-    DayState.FAILED: "#bf110d",
-    DayState.MISSING: "#1f1f1f",
-    DayState.NOT_LISTED: "#e6e6e6",
-}
-"""Colours on a light background. Final is pale. All are distinct for red-, green- and blue-blind readers."""
-
-ON_DARK: Mapping[DayState, str] = {
-    DayState.FINAL: "#2f5583",
-    DayState.PROVISIONAL: "#90b3e7",
-    DayState.HEALED: "#12ea9f",
-    DayState.OUTAGE: "#f8ce3f",
-    DayState.INCOMPLETE: "#b631d5",
-    DayState.FAULTY: "#867263",
-    DayState.FAILED: "#d22112",
-    DayState.MISSING: "#ffffff",
-    DayState.NOT_LISTED: "#2c2f33",
-}
-"""Colours on a dark background, chosen by the same rules."""
+Final is pale. All colours of a background are distinct for red-, green- and blue-blind readers.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +64,6 @@ class SeriesCalendar:
     """The state of each day of a series.
 
     Attributes:
-        key: The series.
         runs: Runs in order of days. A day in no run is neither collected nor stored.
         verdicts: Rows by verdict of the gaps check.
         notes: Notes on days that are not final, or are final with doubts.
@@ -127,27 +99,23 @@ def calendar_of(
     """Build the calendar of a series.
 
     Args:
-        key: The series.
-        states: States of its days, see ``coverage.summary.states_of``. States without a label in :data:`MEANING` are
-            left out.
+        states: States of its days, see ``coverage.summary.states_of``. States without a look in :data:`LOOKS` are left
+            out.
         verdicts: Rows by verdict of the gaps check.
         notes: Notes on days.
     """
-    shown = {day: state for day, state in states.items() if state in MEANING}
+    shown = {day: state for day, state in states.items() if state in LOOKS}
     return SeriesCalendar(key, tuple(_runs(shown)), dict(verdicts or {}), dict(notes or {}))
 
 
-def _runs(states: Mapping[date, DayState]) -> Iterator[Run]:
-    run: Run | None = None
-    for day in sorted(states):
-        if run is not None and run.state is states[day] and run.last + _DAY == day:
-            run = Run(run.state, run.first, day)
-            continue
-        if run is not None:
-            yield run
-        run = Run(states[day], day, day)
-    if run is not None:
-        yield run
+def _runs(states: Mapping[date, DayState]) -> list[Run]:
+    runs: list[Run] = []
+    for day, state in sorted(states.items()):
+        if runs and (runs[-1].state, runs[-1].last + clock.DAY) == (state, day):
+            runs[-1] = Run(state, runs[-1].first, day)
+        else:
+            runs.append(Run(state, day, day))
+    return runs
 
 
 # --- shapes --------------------------------------------------------------------------------------------------------
@@ -219,7 +187,6 @@ def shapes(runs: Iterable[Run], strip: Strip, cell: int, top: int = 0) -> Iterat
 
     Args:
         runs: The days.
-        strip: The row.
         cell: Width and height of a day in pixels.
         top: Top of its Mondays in pixels.
     """
@@ -272,28 +239,24 @@ _LETTER = 6
 _TEXT = "#4a4a4a"
 
 
-def calendar_markdown(calendars: Iterable[SeriesCalendar], most_bytes: int = MOST_BYTES) -> str:
+def calendar_markdown(calendars: Iterable[SeriesCalendar]) -> str:
     """Return Markdown with one picture of all calendars. Series with the most missing days come first.
 
     Dagster's UI strips raw HTML but shows pictures. Every event stores its own copy, so series that exceed the size
     limit are left out, and the text reports their number.
-
-    Args:
-        calendars: Calendars of the series, in any order.
-        most_bytes: Longest text.
     """
     ordered = sorted((one for one in calendars if one.runs), key=lambda one: (-one.days_incomplete, one.key))
     if not ordered:
         return "No day is stored or collected yet."
     # Start with an upper bound for the number of series that fit.
     least = accumulate((_LEAST_A_SERIES + _LEAST_A_RUN * len(one.runs)) * 4 // 3 for one in ordered)
-    shown = max(1, sum(size <= most_bytes for size in least))
+    shown = max(1, sum(size <= MOST_BYTES for size in least))
     while shown:
         left_out = len(ordered) - shown
         text = _picture(ordered[:shown]) + (_not_shown(left_out) if left_out else "")
-        if len(text) <= most_bytes:
+        if len(text) <= MOST_BYTES:
             return text
-        shown = min(shown - 1, shown * most_bytes // len(text))
+        shown = min(shown - 1, shown * MOST_BYTES // len(text))
     return _not_shown(len(ordered)).strip()
 
 
@@ -316,7 +279,7 @@ def _described(calendars: Sequence[SeriesCalendar]) -> str:
 
 def in_words(counted: Mapping[DayState, int]) -> str:
     """Return the number of days by state as text, with the labels of the legend."""
-    return ", ".join(f"{counted[state]:,} {MEANING[state]}" for state in SHOWN_STATES if counted.get(state))
+    return ", ".join(f"{counted[state]:,} {look.label}" for state, look in LOOKS.items() if counted.get(state))
 
 
 def calendar_svg(calendars: Sequence[SeriesCalendar]) -> str:
@@ -353,7 +316,7 @@ def _drawn(calendars: Sequence[SeriesCalendar], strips: Sequence[Strip], cell: i
                 paths.setdefault(state, []).append(drawn)
             top += 7 * cell
     width = max(wide, _WIDTH)
-    filled = "".join(f'<path fill="{ON_LIGHT[state]}" d="{"".join(parts)}"/>' for state, parts in paths.items())
+    filled = "".join(f'<path fill="{LOOKS[state].light}" d="{"".join(parts)}"/>' for state, parts in paths.items())
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-labelledby="t" width="{width + 2 * _MARGIN}" '
         f'height="{top + 2 * _MARGIN}" font-family="sans-serif" font-size="11" fill="{_TEXT}">'
@@ -361,7 +324,7 @@ def _drawn(calendars: Sequence[SeriesCalendar], strips: Sequence[Strip], cell: i
         f'<defs><pattern id="g" width="{cell}" height="{cell}" patternUnits="userSpaceOnUse">'
         f'<path d="M0 {cell}H{cell}V0" fill="none" stroke="#fff" stroke-width="{_GRID[cell]}"/></pattern></defs>'
         f'<rect width="100%" height="100%" rx="4" fill="#fff"/><g transform="translate({_MARGIN} {_MARGIN})">'
-        f"{_legend([state for state in SHOWN_STATES if state in paths])}{filled}"
+        f"{_legend([look for state, look in LOOKS.items() if state in paths])}{filled}"
         f'<rect y="{_LEGEND}" width="{width}" height="{top - _LEGEND}" fill="url(#g)"/>{"".join(texts)}</g></svg>'
     )
 
@@ -370,10 +333,10 @@ def _label(one: SeriesCalendar) -> str:
     return f"{one.key.short} · {one.runs[0].first} to {one.runs[-1].last} · {in_words(one.counts())}"
 
 
-def _legend(states: Sequence[DayState]) -> str:
+def _legend(looks: Sequence[Look]) -> str:
     parts, x = [], 0
-    for state in states:
-        parts.append(f'<rect x="{x}" width="11" height="11" fill="{ON_LIGHT[state]}"/>')
-        parts.append(f'<text x="{x + 16}" y="10">{MEANING[state]}</text>')
-        x += 34 + _LETTER * len(MEANING[state])
+    for look in looks:
+        parts.append(f'<rect x="{x}" width="11" height="11" fill="{look.light}"/>')
+        parts.append(f'<text x="{x + 16}" y="10">{look.label}</text>')
+        x += 34 + _LETTER * len(look.label)
     return "".join(parts)

@@ -32,7 +32,6 @@ class StoredDays:
     Attributes:
         day: Days since 1970-01-01 (UTC).
         stored: True if the day is stored.
-        final: True if the day is final.
         failed: True if the last attempt failed and nothing is stored.
         empty: True if the day is final and has no data.
         not_listed: True if the symbol was not listed, according to the listing at the time of the request.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from itertools import groupby, pairwise
 
 from market_data_pipeline import clock
@@ -22,9 +22,6 @@ from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.model.states import DayState, doubts_of, state_of
 from market_data_pipeline.universe import Universe
 
-_DAY = timedelta(days=1)
-_VERDICTS = frozenset(verdict.value for verdict in Verdict)
-
 _NOTE = 200
 """Most characters of a day's note."""
 
@@ -34,7 +31,6 @@ class GapSum:
     """Sum of a series' gaps with one verdict.
 
     Attributes:
-        verdict: The verdict.
         rows: Number of rows with it.
         days: Number of days with such rows.
         newest: The newest of these days.
@@ -53,7 +49,6 @@ class SeriesCoverage:
     """Completeness of a series, in sums.
 
     Attributes:
-        key: The series.
         final: Number of final days.
         provisional: Number of provisional days. They will be fetched again.
         overdue: Days that have been provisional for too long.
@@ -98,16 +93,12 @@ def states_of(rows: Mapping[date, DayRecord], wanted: Sequence[tuple[date, date]
         if row.outcome != EMPTY or row.final
     }
     for first, last in wanted:
-        for day in _days(first, min(last, today - _DAY)):
+        for day in clock.days_between(first, min(last, today - clock.DAY)):
             states.setdefault(day, DayState.MISSING)
     for (_, last), (first, _) in pairwise(wanted):
-        for day in _days(last + _DAY, first - _DAY):
+        for day in clock.days_between(last + clock.DAY, first - clock.DAY):
             states.setdefault(day, DayState.NOT_LISTED)
     return states
-
-
-def _days(first: date, last: date) -> Iterator[date]:
-    return (first + timedelta(days=n) for n in range((last - first).days + 1))
 
 
 def cover(
@@ -121,14 +112,13 @@ def cover(
     """Compute the coverage of a series.
 
     Args:
-        key: The series.
         rows: Its ledger, by day.
         states: States of its days, see :func:`states_of`.
         wanted: Spans of days that should be stored, both ends included. Today does not count.
         today: The current day in UTC.
         provisional_days: Number of days after which a provisional day is overdue.
     """
-    expected = [day for first, last in wanted for day in _days(first, min(last, today - _DAY))]
+    expected = [day for first, last in wanted for day in clock.days_between(first, min(last, today - clock.DAY))]
     stored = [rows[day] for day in expected if day in rows and rows[day].outcome == HELD]
     provisional = [row.day for row in stored if not row.final]
     breaks = continuity(key, rows, today)
@@ -149,25 +139,19 @@ def cover(
 
 def sum_of_gaps(rows: Iterable[DayRecord]) -> tuple[GapSum, ...]:
     """Sum the gaps of days by verdict, in the order of precedence of verdicts."""
-    sums: dict[str, GapSum] = {}
+    found: dict[str, list[tuple[date, Finding]]] = {}
     for row in rows:
-        if row.outcome not in (HELD, EMPTY) or not row.verdicts:
-            continue
-        of_day: dict[str, list[Finding]] = {}
-        for finding in row.findings_list():
-            if finding.check == "gaps" and finding.rule in _VERDICTS:
-                of_day.setdefault(finding.rule, []).append(finding)
-        for rule, findings in of_day.items():
-            before = sums.get(rule)
-            newer = before is None or row.day > before.newest
-            sums[rule] = GapSum(
-                Verdict(rule),
-                sum(finding.count for finding in findings) + (before.rows if before else 0),
-                1 + (before.days if before else 0),
-                row.day if before is None or newer else before.newest,
-                findings[0].evidence if before is None or newer else before.evidence,
-            )
-    return tuple(sums[verdict] for verdict in Verdict if verdict in sums)
+        if row.outcome in (HELD, EMPTY) and row.verdicts:
+            for finding in row.findings_list():
+                if finding.check == "gaps":
+                    found.setdefault(finding.rule, []).append((row.day, finding))
+    return tuple(_sum_of(verdict, found[verdict]) for verdict in Verdict if verdict in found)
+
+
+def _sum_of(verdict: Verdict, found: Sequence[tuple[date, Finding]]) -> GapSum:
+    newest, last = max(found, key=lambda one: one[0])
+    rows = sum(finding.count for _, finding in found)
+    return GapSum(verdict, rows, len({day for day, _ in found}), newest, last.evidence)
 
 
 def _passes(finding: Finding) -> bool:
@@ -194,7 +178,6 @@ def survey(layout: Layout, universe: Universe, keys: Iterable[SeriesKey], provis
     longer collected has no missing days.
 
     Args:
-        layout: Layout of the lake.
         universe: The series and days to collect.
         keys: The series.
         provisional_days: Number of days after which a provisional day is overdue.

@@ -27,10 +27,9 @@ from market_data_pipeline.defs.ingestion.definitions import (
 )
 from market_data_pipeline.defs.ingestion.resources import Ingest, ingestion_resource
 from market_data_pipeline.defs.jobs import build_jobs
-from market_data_pipeline.defs.partitions import daily_partitions
+from market_data_pipeline.defs.partitions import partitions_of
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT, heartbeat_resource
 from market_data_pipeline.defs.platform.io_manager import DuckDBParquetIOManager
-from market_data_pipeline.defs.reconciliation.definitions import build_reconciliation_job, build_reconciliation_schedule
 from market_data_pipeline.defs.schedules import build_schedules
 from market_data_pipeline.defs.sensors import build_sensors
 from market_data_pipeline.errors import MarketDataError
@@ -62,22 +61,20 @@ def build_definitions(
         on_result: Called after each day, if runs execute in this process.
     """
     keys = universe.series()
-    partitions_def = daily_partitions(universe.first_day())
+    partitions = {key: partitions_of(universe, key) for key in keys}
     reconciled = set(comparable(keys))
-    series = {key: build_series_asset(key, partitions_def, settings, reconciled=key in reconciled) for key in keys}
+    series = [build_series_asset(key, partitions[key], settings, reconciled=key in reconciled) for key in keys]
     profiles = [
-        build_trade_profile_asset(key, partitions_def, settings) for key in keys if key.data_type is DataType.AGG_TRADES
+        build_trade_profile_asset(key, partitions[key], settings)
+        for key in keys
+        if key.data_type is DataType.AGG_TRADES
     ]
     coverage = [build_coverage_asset(market, settings, universe) for market in dict.fromkeys(k.market for k in keys)]
     jobs = build_jobs(keys, settings)
-    schedules = build_schedules(jobs, settings, universe)
-    reconciliation = build_reconciliation_job(keys, settings)
-    if reconciliation is not None:
-        schedules.append(build_reconciliation_schedule(reconciliation, keys, settings))
     return dg.Definitions(
-        assets=[*series.values(), *profiles, *coverage],
-        jobs=[*jobs.values(), *filter(None, [reconciliation])],
-        schedules=schedules,
+        assets=[*series, *profiles, *coverage],
+        jobs=list(jobs.values()),
+        schedules=build_schedules(jobs, settings, universe),
         sensors=build_sensors(jobs, settings, universe),
         resources={
             IO_MANAGER: DuckDBParquetIOManager(root=str(settings.root), lock_wait_seconds=settings.lock_wait_seconds),

@@ -18,17 +18,16 @@ from dagster._core.utils import make_new_run_id
 
 from market_data_pipeline import clock
 from market_data_pipeline.clock import contiguous_ranges, days_between
-from market_data_pipeline.defs.coverage.definitions import coverage_key
 from market_data_pipeline.defs.definitions import build_definitions
-from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START, day_of, partition_of
+from market_data_pipeline.defs.keys import asset_key_of, coverage_key_of
+from market_data_pipeline.defs.partitions import day_of, tags_of
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT, heartbeat, heartbeat_resource
 from market_data_pipeline.defs.platform.home import open_instance, recording
 from market_data_pipeline.errors import SeriesBusyError, UsageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import CHECKS_DO_NOT_PASS, Ledger, refresh_ledger
-from market_data_pipeline.model.day import EMPTY, HELD, DayRecord, Failed, after
+from market_data_pipeline.model.day import EMPTY, HELD, NOT_LISTED, DayRecord, Failed, after
 from market_data_pipeline.model.findings import Basis, Severity
 from market_data_pipeline.model.lineage import profile_of
 from market_data_pipeline.model.needs import is_still_unlisted, needs, profile_is_due, reach_of
@@ -100,12 +99,12 @@ def run_ingest(
         One result for each requested day.
 
     Raises:
-        UsageError: A series is not in the universe.
+        UsageError: A series is not in the universe, or a day is before its start.
         MarketDataError: Nothing can be fetched at all, e.g. because the folder is not writable.
         KeyboardInterrupt: Ctrl-C. Finished days are stored, and the next call records them.
     """
     universe = load_universe(settings.universe)
-    _refuse_unknown(universe, wanted)
+    _refuse_uncollected(universe, wanted)
     layout = Layout(settings.root)
     report = Report()
 
@@ -179,9 +178,9 @@ def _with_flat_candles(report: Report) -> list[Market]:
     )
 
 
-def _refuse_unknown(universe: Universe, wanted: Mapping[SeriesKey, Sequence[date]]) -> None:
+def _refuse_uncollected(universe: Universe, wanted: Mapping[SeriesKey, Sequence[date]]) -> None:
     known = set(universe.series())
-    for key in wanted:
+    for key, days in wanted.items():
         if key not in known:
             kind = key.interval or key.data_type
             market = "" if key.market == "spot" else f" --market {key.market}"
@@ -189,6 +188,8 @@ def _refuse_unknown(universe: Universe, wanted: Mapping[SeriesKey, Sequence[date
                 f"{key} is not in {universe.path}, so it cannot be fetched. "
                 f"Run `market-data add {key.symbol} {kind}{market}` to add and fetch it."
             )
+        if listed := [day for day in days if universe.listing(key).covers(day)]:
+            universe.refuse_before_start(min(listed), key)
 
 
 def _report_stored(
@@ -206,7 +207,10 @@ def _report_stored(
     needed, now = [], clock.now()
     for day in days:
         row = ledger.get(day)
-        if (
+        if not listing.covers(day):  # no partition in Dagster, and nothing to fetch
+            row = row or DayRecord(day=day, outcome=NOT_LISTED, final=True)
+            notify(DayOutcome(key, day, row, _action_of(row)))
+        elif (
             row is not None
             and day in on_record
             and (needs(row, now, reach_of(key)).is_met or is_still_unlisted(row, listing))
@@ -323,8 +327,8 @@ def materialize_days(
     Returns:
         The finished run. ``success`` is False if a day failed.
     """
-    range_tags = {RANGE_START: partition_of(first), RANGE_END: partition_of(last)}
-    return _run(instance, definitions, [asset_key_of(key) for key in keys], {**(tags or {}), **range_tags}, log_level)
+    assets = [asset_key_of(key) for key in keys]
+    return _run(instance, definitions, assets, {**(tags or {}), **tags_of(first, last)}, log_level)
 
 
 def materialize_coverage(
@@ -342,7 +346,7 @@ def materialize_coverage(
         markets: Markets of the universe.
         log_level: Lowest level of the run's log that goes to the console.
     """
-    return _run(instance, definitions, [coverage_key(market) for market in markets], {}, log_level)
+    return _run(instance, definitions, [coverage_key_of(market) for market in markets], {}, log_level)
 
 
 def run_reconciliation(

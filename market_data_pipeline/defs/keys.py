@@ -1,17 +1,29 @@
-"""Asset keys of series, and the name of the check and job ``reconciliation``. Other names do not belong here."""
+"""Asset keys: the names of series and of markets' coverage in Dagster, made and parsed here only.
+
+The last part names the series without the others, because Dagster's graphs show only that part. The words in it
+are in ``model.datasets.WORDS``. Keys of version 0.1 are parsed here, too. Other names do not belong here.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import dagster as dg
 
-from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.model.datasets import WORDS
+from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 
 RECONCILIATION = "reconciliation"
+"""Name of the check and of the job that compare klines with their source."""
+
+_COVERAGE = "coverage"
 
 
 def asset_key_of(key: SeriesKey) -> dg.AssetKey:
-    """Return the asset key of a series, e.g. ``binance/spot/klines/BTCUSDT/1m``."""
-    return dg.AssetKey(list(key.asset_path))
+    """Return the asset key of a series, e.g. ``binance/spot/klines/BTCUSDT_1m``."""
+    name = "_".join(filter(None, (encode_symbol(key.symbol), WORDS[key.data_type].suffix, key.interval)))
+    return dg.AssetKey([key.exchange, key.market.value, key.data_type.value, name])
 
 
 def series_of(asset_key: dg.AssetKey) -> SeriesKey:
@@ -20,4 +32,64 @@ def series_of(asset_key: dg.AssetKey) -> SeriesKey:
     Raises:
         ValueError: The asset is not a series.
     """
-    return SeriesKey.from_asset_path(list(asset_key.path))
+    if len(asset_key.path) != 4:
+        raise ValueError(f"{asset_key.to_user_string()} is not the asset of a series.")
+    exchange, market, word, name = asset_key.path
+    data_type, interval = DataType(word), None
+    if data_type.has_interval:
+        name, _, interval = name.rpartition("_")
+    if suffix := WORDS[data_type].suffix:
+        name, _, found = name.rpartition("_")
+        if found != suffix:
+            raise ValueError(f"{asset_key.to_user_string()} does not end with {suffix}.")
+    return SeriesKey(exchange, Market(market), data_type, decode_symbol(name), interval)
+
+
+def coverage_key_of(market: Market) -> dg.AssetKey:
+    """Return the asset key of a market's coverage, e.g. ``binance/spot/spot_coverage``."""
+    return dg.AssetKey([EXCHANGE, market.value, f"{market.value}_{_COVERAGE}"])
+
+
+def is_series(asset_key: dg.AssetKey) -> bool:
+    """Return True if an asset is a series, False if it is the coverage of a market."""
+    return not asset_key.path[-1].endswith(f"_{_COVERAGE}")
+
+
+def renamed(path: Sequence[str]) -> dg.AssetKey | None:
+    """Return the present key of an asset that version 0.1 named otherwise. Return None for any other path.
+
+    >>> renamed(["binance", "spot", "klines", "BTCUSDT", "1m"]).to_user_string()
+    'binance/spot/klines/BTCUSDT_1m'
+    >>> renamed(["binance", "spot", "klines", "BTCUSDT_1m"])
+    """
+    exchange, market, word, *names = path if len(path) > 2 else ("", "", "")
+    if exchange != EXCHANGE or market not in set(Market):
+        return None
+    match word, *names:
+        case ["coverage"]:
+            return coverage_key_of(Market(market))
+        case ["klines", symbol, interval]:
+            return asset_key_of(SeriesKey(exchange, Market(market), DataType.KLINES, decode_symbol(symbol), interval))
+        case [("aggTrades" | "tradeProfile"), name] if not name.endswith(f"_{word}"):
+            return asset_key_of(SeriesKey(exchange, Market(market), DataType(word), decode_symbol(name)))
+        case _:
+            return None
+
+
+def encode_symbol(symbol: str) -> str:
+    """Encode a symbol with the characters that Dagster allows in names (``[A-Za-z0-9_]``), reversibly.
+
+    Every other character, and a lower-case ``u``, becomes ``u<hex code point>_``. Almost all symbols of Binance
+    consist of upper-case letters, digits and ``_`` and stay unchanged.
+
+    >>> encode_symbol("BTCUSD_PERP")
+    'BTCUSD_PERP'
+    >>> encode_symbol("币USDT")
+    'u5e01_USDT'
+    """
+    return re.sub(r"[^A-Za-tv-z0-9_]", lambda m: f"u{ord(m.group()):x}_", symbol)
+
+
+def decode_symbol(name: str) -> str:
+    """Decode a name of :func:`encode_symbol`."""
+    return re.sub(r"u([0-9a-f]+)_", lambda m: chr(int(m.group(1), 16)), name)

@@ -10,7 +10,7 @@ import dagster as dg
 
 from market_data_pipeline.clock import contiguous_ranges, days_between
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, day_of, partition_of
+from market_data_pipeline.defs.partitions import span_of, tags_of
 from market_data_pipeline.model.series import SeriesKey
 
 Days = dict[SeriesKey, list[date]]
@@ -38,6 +38,11 @@ def run_requests(stamp: str, wanted: Mapping[SeriesKey, Iterable[date]], at_most
     return [_request(stamp, *stretch) for stretch in sorted(stretches, reverse=True)]
 
 
+def request_of(run_key: str, keys: Iterable[SeriesKey], first: date, last: date) -> dg.RunRequest:
+    """Return a run request for the UTC days from ``first`` to ``last`` of series."""
+    return dg.RunRequest(run_key, tags=tags_of(first, last), asset_selection=[asset_key_of(key) for key in keys])
+
+
 def underway(
     instance: dg.DagsterInstance, keys: Iterable[SeriesKey], statuses: Sequence[dg.DagsterRunStatus]
 ) -> dict[SeriesKey, set[date]]:
@@ -51,11 +56,10 @@ def underway(
     by_asset = {asset_key_of(key): key for key in keys}
     found: dict[SeriesKey, set[date]] = {}
     for run in instance.get_runs(dg.RunsFilter(statuses=list(statuses))) if by_asset else ():
-        first = run.tags.get(RANGE_START) or run.tags.get(PARTITION)
-        last = run.tags.get(RANGE_END) or first
-        if first is None or last is None:
+        span = span_of(run.tags)
+        if span is None:
             continue
-        days = days_between(day_of(first), day_of(last))
+        days = days_between(*span)
         for asset in by_asset if run.asset_selection is None else run.asset_selection:
             if asset in by_asset:
                 found.setdefault(by_asset[asset], set()).update(days)
@@ -71,8 +75,4 @@ def without(days: Mapping[SeriesKey, Iterable[date]], taken: Mapping[SeriesKey, 
 def _request(stamp: str, first: date, last: date, keys: Sequence[SeriesKey]) -> dg.RunRequest:
     digest = hashlib.sha256("\n".join(map(str, keys)).encode()).hexdigest()
     run_key = f"{stamp} {first} {last} {digest[:16]}"
-    selection = [asset_key_of(key) for key in keys]
-    if first == last:
-        return dg.RunRequest(run_key, partition_key=partition_of(first), asset_selection=selection)
-    tags = {RANGE_START: partition_of(first), RANGE_END: partition_of(last)}
-    return dg.RunRequest(run_key, tags=tags, asset_selection=selection)
+    return request_of(run_key, keys, first, last)

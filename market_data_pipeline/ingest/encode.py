@@ -5,7 +5,7 @@ All heavy computation belongs here. Requests for missing rows and the disk do no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
@@ -26,7 +26,7 @@ from market_data_pipeline.checks.gaps import (
 from market_data_pipeline.checks.integrity import check_integrity, checksum_accepted, checksum_missing
 from market_data_pipeline.checks.ordering import Ints, in_order, ints, within
 from market_data_pipeline.checks.verdicts import TradeRecord, classify_candles, classify_trades
-from market_data_pipeline.errors import ConflictError
+from market_data_pipeline.errors import ConflictError, MalformedError
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.parquet import EncodingAhead, encode_table, read_encoded
@@ -35,7 +35,7 @@ from market_data_pipeline.model.findings import FLAT_FILLED, OFF_GRID, Finding, 
 from market_data_pipeline.model.provenance import ChecksumStatus, Part, Provenance, Source
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import Listing, SeriesKey, interval_us
-from market_data_pipeline.sources.binance.zip_reader import other_interval, read_zip, split_days
+from market_data_pipeline.sources.binance.zip_reader import other_interval, read_zip, read_zips, split_days
 from market_data_pipeline.sources.protocol import ArchiveFile
 
 _BIG_BYTES = 1 << 20
@@ -75,7 +75,7 @@ def read_days(
     if listing is not None and first == last and len(file.data) > _BIG_BYTES:
         return {first: _read_big_day(key, file, first, listing)}
     table = read_zip(file.data, key, file.stem, first, last)
-    days = {first: table} if first == last else _split_month(key, table)
+    days = {first: table} if first == last else _of_own_interval(key, split_days(table, spec_of(key).time))
     flat = {} if listing is None else _flat_candles_of_sound(key, table, list(days))
     source = Source.ARCHIVE_DAILY if first == last else Source.ARCHIVE_MONTHLY
     share = len(file.data) / table.num_rows
@@ -83,9 +83,7 @@ def read_days(
     for day, of_day in days.items():
         size = round(share * of_day.num_rows)
         if day in flat:
-            rows, none = _of_archive(of_day, [], file, source, day, size), flat[day][:0]
-            verdicts = classify_candles(key, Missing(none), none, flat[day], archived=True, rest=None, trades=None)
-            found[day] = encode(key, rows, _record(key, day, rows, (*rows.findings, *verdicts)))
+            found[day] = _encode_sound(key, _of_archive(of_day, [], file, source, day, size), day, flat[day])
             continue
         rows = _rows(key, of_day, file, source, day, size)
         usable = first == last or is_complete(key, rows)
@@ -96,10 +94,30 @@ def read_days(
     return found
 
 
-def _split_month(key: SeriesKey, table: pa.Table) -> dict[date, pa.Table]:
-    """Split a monthly zip by day. Drop days whose candles have another interval."""
-    days = split_days(table, spec_of(key).time).items()
-    return {day: of_day for day, of_day in days if other_interval(key, of_day) is None}
+def _of_own_interval(key: SeriesKey, days: dict[date, pa.Table]) -> dict[date, pa.Table]:
+    """Drop the days of a monthly zip whose candles have another interval."""
+    return {day: table for day, table in days.items() if other_interval(key, table) is None}
+
+
+def read_daily(key: SeriesKey, files: Mapping[date, ArchiveFile]) -> Iterator[tuple[date, Encoded]]:
+    """Yield the days of small daily zips of candles if all are sound. Else yield nothing: read them one by one.
+
+    Args:
+        key: The series.
+        files: Its zips by UTC day.
+    """
+    number = expected_rows(key)
+    if number is None:
+        return
+    try:
+        table = read_zips({file.stem: file.data for file in files.values()}, key, number)
+    except MalformedError:
+        return
+    flat = _flat_candles_of_sound(key, table, list(files))
+    for at, (day, flat_of_day) in enumerate(flat.items()):
+        of_day = table.slice(at * number, number)
+        rows = _of_archive(of_day, [], files[day], Source.ARCHIVE_DAILY, day, len(files[day].data))
+        yield day, _encode_sound(key, rows, day, flat_of_day)
 
 
 def _flat_candles_of_sound(key: SeriesKey, table: pa.Table, days: Sequence[date]) -> dict[date, Ints]:
@@ -116,6 +134,12 @@ def _flat_candles_of_sound(key: SeriesKey, table: pa.Table, days: Sequence[date]
     flat = flat_candles(table)
     flat_days = flat // clock.US_PER_DAY * clock.US_PER_DAY
     return {day: flat[flat_days == clock.day_start_us(day)] for day in days}
+
+
+def _encode_sound(key: SeriesKey, rows: DayRows, day: date, flat: Ints) -> Encoded:
+    none = flat[:0]
+    verdicts = classify_candles(key, Missing(none), none, flat, archived=True, rest=None, trades=None)
+    return encode(key, rows, _record(key, day, rows, (*rows.findings, *verdicts)))
 
 
 def _read_big_day(key: SeriesKey, file: ArchiveFile, day: date, listing: Listing) -> DayRows | Encoded:

@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import ChecksumError, ConflictError, MalformedError, SourceError, StorageError
+from market_data_pipeline.ingest.batching import Batcher
 from market_data_pipeline.ingest.day_rows import DayRows
-from market_data_pipeline.ingest.encode import Encoded, is_complete, read_days
+from market_data_pipeline.ingest.encode import Encoded, is_complete, read_daily, read_days
 from market_data_pipeline.ingest.memory import Reservation
 from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake import quarantine
@@ -32,6 +34,11 @@ logger = logging.getLogger(__name__)
 
 MEMORY_PER_BYTE = 7
 """Peak memory of a day per byte of its zip: the zip, its Arrow table (4 times), checks and encoding."""
+
+_SMALL_BYTES = 1 << 18
+"""Maximum size of a daily zip to read in a batch: four times a day of 1m klines."""
+
+_MOST_TOGETHER = 8
 
 _ROW_BYTES = 256
 """Maximum bytes of one candle in a zip. Binance's have about 50."""
@@ -59,9 +66,16 @@ class ArchiveDays:
     sources: Sources
     quarantine_bytes: int
     refused: dict[date, tuple[str | None, str | None]] = field(default_factory=dict)
+    _small: Batcher[date, ArchiveFile, DayRows | Encoded] = field(init=False)
     _in_work: set[date] = field(default_factory=set)
     _months: dict[date, Future[Mapping[date, DayRows | Encoded]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._small = Batcher(self._of_small, partial(read_daily, self.key), self.sources.computing, _MOST_TOGETHER)
+
+    def _of_small(self, day: date, file: ArchiveFile) -> DayRows | Encoded:
+        return read_days(self.key, file, day, day, self.listing)[day]
 
     def rows(self, day: date, fresh: bool, whole_month: bool, memory: Reservation) -> DayRows | Encoded | None:
         """Return the rows of a day, possibly already encoded. None if the archive has none.
@@ -171,6 +185,8 @@ class ArchiveDays:
         if file is None or (len(days) > 1 and file.checksum is not ChecksumStatus.VERIFIED):
             return {}
         try:
+            if encode and len(days) == 1 and self.key.interval is not None and len(file.data) <= _SMALL_BYTES:
+                return {days[0]: self._small.compute(days[0], file)}
             listing = self.listing if encode else None
             return self.sources.computing.submit(read_days, self.key, file, days[0], days[-1], listing).result()
         except (MalformedError, ConflictError) as error:

@@ -110,9 +110,6 @@ def write_day(layout: Layout, key: SeriesKey, record: Provenance, parquet: pa.Bu
     """Write a day to its own file, or to the month's file if the month is closed. Other days stay unchanged.
 
     Args:
-        layout: Layout of the lake.
-        key: The series.
-        record: Provenance of the day.
         parquet: Bytes of the day's own file.
 
     Returns:

@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import SCHEMA, Ledger, read_columns, refresh_ledger, row_of_file
+from market_data_pipeline.lake.ledger import SCHEMA, Ledger, read_columns, refresh_ledger
 from market_data_pipeline.lake.partitions import days_on_disk
-from market_data_pipeline.model.day import HELD, DayFile, DayRecord, Lost, after
+from market_data_pipeline.model.day import HELD, DayFile, DayRecord
 from market_data_pipeline.model.findings import Severity, Verdict
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.model.states import EXPLAINED
@@ -41,10 +41,7 @@ def rows_on_record(
     """Return the records of a series' days as they are on disk.
 
     Args:
-        layout: Layout of the lake.
-        key: The series.
         on_disk: Stored days from first to last.
-        first: First UTC day.
         last: Last UTC day, inclusive.
         only: Days to read; None for all from first to last.
 
@@ -57,15 +54,9 @@ def rows_on_record(
     inside = (pc.field("day") >= first) & (pc.field("day") <= last)
     if only is not None:
         inside &= pc.field("day").isin(pa.array(only, pa.date32()))
-    known = Ledger.read(layout.ledger(key), inside).rows
-    for day, row in known.items():
-        if row.outcome == HELD and day not in on_disk:
-            known[day] = after(None, day, Lost("its file is gone"))
-    for day, stored in on_disk.items():
-        found = known.get(day)
-        if found is None or not found.matches_file(stored.stat):
-            known[day] = row_of_file(stored, found)
-    return known
+    ledger = Ledger.read(layout.ledger(key), inside)
+    refresh_ledger(ledger, layout, key, on_disk)
+    return ledger.rows
 
 
 def sound_among(layout: Layout, key: SeriesKey, on_disk: Mapping[date, DayFile]) -> set[date]:
@@ -138,8 +129,6 @@ def rows_as_on_disk(layout: Layout, key: SeriesKey, columns: Sequence[str] = ())
     series repairs it.
 
     Args:
-        layout: Layout of the lake.
-        key: The series.
         columns: Columns to read. The result may have more.
 
     Returns:

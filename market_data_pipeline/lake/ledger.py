@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, replace
-from datetime import date, datetime, time
+from datetime import date
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from market_data_pipeline import clock
 from market_data_pipeline.errors import DamagedFileError, StorageError
 from market_data_pipeline.lake import parquet, storage
-from market_data_pipeline.lake.checksums import CHANGED, Recorded, content_sha256
+from market_data_pipeline.lake.checksums import CHANGED, content_sha256
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import days_on_disk, parse_whole, read_record
 from market_data_pipeline.model import findings as findings_
@@ -32,7 +32,6 @@ from market_data_pipeline.model.day import (
     HELD,
     DayFile,
     DayRecord,
-    FileStat,
     FindingColumns,
     Lost,
     after,
@@ -46,44 +45,17 @@ from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.model.version_1 import with_fields
 
 _UTC_US = pa.timestamp("us")
-SCHEMA = pa.schema(
-    [  # type: ignore[arg-type]  # mypy joins the types of the columns to object
-        ("day", pa.date32()),
-        ("outcome", pa.string()),
-        ("final", pa.bool_()),
-        ("rows", pa.int64()),
-        ("bytes", pa.int64()),
-        ("mtime_ns", pa.int64()),
-        ("source", pa.string()),
-        ("checksum", pa.string()),
-        ("archive_sha256", pa.string()),
-        ("etag", pa.string()),
-        ("last_modified", pa.string()),
-        ("content_sha256", pa.string()),
-        ("first_key", pa.int64()),
-        ("last_key", pa.int64()),
-        ("integrity", pa.string()),
-        ("gaps", pa.string()),
-        ("missing", pa.int64()),
-        ("quiet", pa.int64()),
-        ("findings", pa.string()),
-        ("verdicts", pa.string()),
-        ("bases", pa.string()),
-        ("retry", pa.bool_()),
-        ("replaced_by", pa.string()),
-        ("checksum_etag", pa.string()),
-        ("attempts", pa.int64()),
-        ("failure", pa.string()),
-        ("reason", pa.string()),
-        ("fetched_at", _UTC_US),
-        ("asked_at", _UTC_US),
-        ("file_sha256", pa.string()),
-        ("month_sha256", pa.string()),
-    ]
-)
+_TYPES: Mapping[str, pa.DataType] = {
+    "date": pa.date32(),
+    "str": pa.string(),
+    "bool": pa.bool_(),
+    "int": pa.int64(),
+    "datetime": _UTC_US,
+}
 
+SCHEMA = pa.schema([(one.name, _TYPES[str(one.type).removesuffix(" | None")]) for one in fields(DayRecord)])
+"""Columns of a ledger: the fields of a record."""
 
-_FIELDS = tuple(one.name for one in fields(DayRecord))
 _DEFAULTS = {one.name: one.default for one in fields(DayRecord) if one.default is not MISSING}
 
 MAY_NEED_FETCH = (
@@ -114,7 +86,6 @@ class Ledger:
         """Read a ledger. A missing or damaged one is empty, because it can be rebuilt from the footers.
 
         Args:
-            path: The ledger.
             where: Filter of rows; None reads all. Reading the few unsettled days of ten years is thirty times as fast.
                 A ledger of an older version without the filter's column is read whole.
         """
@@ -133,7 +104,7 @@ class Ledger:
     def write(self, path: Path) -> None:
         """Write the ledger, atomically."""
         ordered = [self.rows[day] for day in sorted(self.rows)]
-        columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in ordered] for name in _FIELDS}
+        columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in ordered] for name in SCHEMA.names}
         parquet.write_table(path, pa.table(columns, schema=SCHEMA))
 
     def put(self, row: DayRecord) -> None:
@@ -149,9 +120,9 @@ class Ledger:
         return sorted(day for day, row in self.rows.items() if row.outcome == outcome)
 
 
-def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table | None:
+def _read_table(path: Path) -> pa.Table | None:
     try:
-        return parquet.read_table(path, columns)
+        return parquet.read_table(path)
     except DamagedFileError as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
@@ -164,7 +135,6 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     """Read columns of a ledger. Derive those that are missing in an older version from the others.
 
     Args:
-        path: The ledger.
         columns: Names of columns. The result may have more.
 
     Raises:
@@ -216,13 +186,13 @@ def _believable(table: pa.Table) -> pa.Table:
         ArrowException: The table is not a ledger.
         ValueError: The columns match no version.
     """
-    known = [name for name in _FIELDS if name in table.column_names]
-    if len(known) < min(len(_FIELDS), len(table.column_names)):
+    known = [name for name in SCHEMA.names if name in table.column_names]
+    if len(known) < min(len(SCHEMA.names), len(table.column_names)):
         raise ValueError("the columns match no version: a name is damaged")
     table = table.select(known).cast(pa.schema([SCHEMA.field(name) for name in known]))
     if "asked_at" in known:
         asked, latest = table["asked_at"], clock.naive_utc(clock.now() + clock.TOLERANCE)
-        earliest = datetime.combine(ARCHIVE_BEGINS, time())
+        earliest = clock.midnight(ARCHIVE_BEGINS)
         possible = pc.and_(pc.less_equal(asked, pa.scalar(latest)), pc.greater_equal(asked, pa.scalar(earliest)))
         table = _with(table, "asked_at", pc.if_else(possible, asked, pa.scalar(None, _UTC_US)))
     if "attempts" in known:
@@ -237,24 +207,8 @@ def _with(table: pa.Table, name: str, column: pa.ChunkedArray[Any]) -> pa.Table:
     return table.set_column(table.column_names.index(name), SCHEMA.field(name), column)
 
 
-def _stored_days(path: Path) -> list[date]:
-    """Return the stored days, forty times as fast as reading the whole ledger.
-
-    Args:
-        path: The ledger. A missing or damaged one has no days.
-
-    Raises:
-        StorageError: The system cannot read the ledger.
-    """
-    table = _read_table(path, ["day", "outcome"])
-    if table is None or table.column_names != ["day", "outcome"]:
-        return []
-    outcomes = zip(parquet.days_of(table), table["outcome"].to_pylist(), strict=True)
-    return [day for day, outcome in outcomes if outcome == HELD]
-
-
-def recorded(path: Path) -> dict[date, Recorded]:
-    """Return the stored days and those that failed as damaged, with the hashes of their files.
+def recorded(path: Path) -> dict[date, DayRecord]:
+    """Return the stored days and those that failed as damaged, with nothing but the identity and hashes of their files.
 
     Args:
         path: The ledger. A missing or damaged one has no days.
@@ -265,19 +219,15 @@ def recorded(path: Path) -> dict[date, Recorded]:
     table = _read_table(path)
     if table is None:
         return {}
-    if "file_sha256" not in table.column_names:  # a ledger of an older version
-        return dict.fromkeys(_stored_days(path), Recorded())
+    for name in {"file_sha256", "month_sha256"}.difference(table.column_names):  # a ledger of an older version
+        table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
     try:
         on_record = pc.field("file_sha256").is_valid() | pc.field("month_sha256").is_valid()
         table = table.filter((pc.field("outcome") == HELD) | on_record)
-        names = ("outcome", "rows", "bytes", "mtime_ns", "file_sha256", "month_sha256")
-        columns = zip(parquet.days_of(table), *(table[name].to_pylist() for name in names), strict=True)
+        rows = table.select(["outcome", "rows", "bytes", "mtime_ns", "file_sha256", "month_sha256"]).to_pylist()
+        return {day: DayRecord(day, **row) for day, row in zip(parquet.days_of(table), rows, strict=True)}
     except (KeyError, pa.ArrowInvalid):  # the columns match no version
         return {}
-    return {
-        day: Recorded(outcome == HELD, rows, FileStat(size, mtime_ns), own, month)
-        for day, outcome, rows, size, mtime_ns, own, month in columns
-    }
 
 
 class StoredContent(NamedTuple):
@@ -292,7 +242,6 @@ def stored_contents(path: Path, first: date, last: date) -> dict[date, StoredCon
 
     Args:
         path: The ledger. A missing or damaged one has no days.
-        first: First UTC day.
         last: Last UTC day, inclusive.
 
     Raises:
@@ -310,13 +259,18 @@ def stored_contents(path: Path, first: date, last: date) -> dict[date, StoredCon
         return {}
 
 
-def refresh_ledger(ledger: Ledger, layout: Layout, key: SeriesKey) -> list[date]:
+def refresh_ledger(
+    ledger: Ledger, layout: Layout, key: SeriesKey, on_disk: Mapping[date, DayFile] | None = None
+) -> list[date]:
     """Refresh a series' ledger from the files on disk. Return the days that changed.
 
     New days are trusted by their footer, if it names this day and series. A file is read whole and verified against its
     footer if its size or time differs from the ledger, or if it was found damaged before.
+
+    Args:
+        on_disk: The stored days, for a ledger with a part of the days. None lists the folder.
     """
-    on_disk = days_on_disk(layout, key)
+    on_disk = days_on_disk(layout, key) if on_disk is None else on_disk
     changed: list[date] = []
     for day, stored in on_disk.items():
         row = ledger.get(day)
@@ -336,7 +290,6 @@ def row_of_file(stored: DayFile, row: DayRecord | None) -> DayRecord:
     """Return the row of a day whose file does not match the ledger: stored, or failed as damaged.
 
     Args:
-        stored: The day and its file.
         row: The ledger's row of the day. If None, the file is trusted by its footer, if that names this day and series.
             Otherwise the file was changed or found damaged before. It is read whole and verified against its footer and
             the hash on record.
@@ -360,8 +313,8 @@ def _verified(stored: DayFile, row: DayRecord) -> DayRecord:
     except OSError as error:
         raise parquet.damaged(stored.path, error) from error
     sha256 = hashlib.sha256(data).hexdigest()
-    as_written = row.bytes_sha256(of_month=stored.of_month) == sha256
-    if not as_written and row.outcome != HELD and row.bytes_sha256(of_month=stored.of_month) is not None:
+    as_written = row.sha256_of(stored) == sha256
+    if not as_written and row.outcome != HELD and row.sha256_of(stored) is not None:
         raise DamagedFileError(CHANGED.format(path=stored.path))
     record, table = parse_whole(stored, data)
     schema = lake_schema(stored.key.market, stored.key.data_type)
@@ -385,13 +338,8 @@ def is_changed(stored: DayFile, row: DayRecord, record: Provenance) -> bool:
     """Return True if a file whose hash differs from the ledger is damaged, and not another version of the day.
 
     A killed run may have written a newer version without updating the ledger.
-
-    Args:
-        stored: The day and its file.
-        row: The ledger's row of the day.
-        record: Provenance from the file.
     """
-    if row.bytes_sha256(of_month=stored.of_month) is None:
+    if row.sha256_of(stored) is None:
         return False
     if row.outcome != HELD or row.matches_file(stored.stat):
         return True

@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 """Errors of `flock` on NFS without lockd, Lustre without `-o flock`, and some FUSE and SMB mounts."""
 
-_reported: set[int] = set()
-"""File systems without locks that this process has already reported."""
+_reported: set[tuple[int, str]] = set()
+"""File systems without a feature, and the texts that this process has already logged about them."""
 
 
 @contextmanager
@@ -42,6 +42,15 @@ def held(lock: Path, wait_seconds: float = 0) -> Iterator[None]:
         yield
     finally:
         taken.release()
+
+
+def is_running(process: int) -> bool:
+    """Return True if a process of this machine runs."""
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
+    return True
 
 
 def holder(lock: Path) -> str:
@@ -70,7 +79,7 @@ def _acquired(lock: Path, wait_seconds: float) -> BaseFileLock:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        _report(lock, error)
+        warn_once(lock.parent, _NO_LOCKS_TEXT, error)
     else:
         return hard
     # A separate name: the lock file itself stays on disk after use, but an existing marker means locked.
@@ -79,13 +88,19 @@ def _acquired(lock: Path, wait_seconds: float) -> BaseFileLock:
     return soft
 
 
-def _report(lock: Path, error: OSError) -> None:
-    file_system = lock.parent.stat().st_dev
-    if file_system not in _reported:
-        _reported.add(file_system)
-        logger.warning(
-            "The file system of %s has no locks (%s). Marker files take their place: do not write to it from two "
-            "machines at the same time.",
-            lock.parent,
-            os.strerror(error.errno or 0),
-        )
+_NO_LOCKS_TEXT = (
+    "The file system of %s has no locks (%s). Marker files take their place: do not write to it from two machines at "
+    "the same time."
+)
+
+
+def warn_once(folder: Path, text: str, error: OSError) -> None:
+    """Log once per process that the file system of a folder does not have a feature.
+
+    Args:
+        text: Format of the message, with places for the folder and the error.
+    """
+    what = folder.stat().st_dev, text
+    if what not in _reported:
+        _reported.add(what)
+        logger.warning(text, folder, os.strerror(error.errno or 0))

@@ -43,7 +43,6 @@ def encode_month(days: Sequence[DayInMonth], spec: Spec) -> pa.Buffer:
 
     Args:
         days: All days of the month, in order, with the columns of the lake.
-        spec: Encoding of the columns.
     """
     records = tuple(day.record.model_copy(update={"writer_version": __version__}) for day in days)
     schema = days[0].table.schema.remove_metadata()
@@ -71,7 +70,6 @@ def read_month(path: Path, schema: pa.Schema) -> dict[date, DayInMonth]:
     """Read all days of a month's file.
 
     Args:
-        path: The file.
         schema: Schema of its series. Rows are cast to it if they have its columns.
 
     Raises:

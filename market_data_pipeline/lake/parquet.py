@@ -20,7 +20,6 @@ from market_data_pipeline import __version__
 from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.regular_files import reading
-from market_data_pipeline.lake.storage import read_bytes
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.datasets import Spec
 from market_data_pipeline.model.day import FileStat
@@ -43,8 +42,6 @@ def encode_table(table: pa.Table, provenance: Provenance | None = None, spec: Sp
     """Encode a table as Parquet, with provenance in the footer.
 
     Args:
-        table: The rows.
-        provenance: Record for the footer.
         spec: Encoding and compression of the columns. None means zstd.
     """
     # Encoded in memory and written in one piece. Otherwise Arrow calls into Python for each of some hundred small ones.
@@ -66,7 +63,6 @@ class EncodingAhead:
     """Encoder of a big table in a background thread, while its blocks arrive. Result as :func:`encode_table`.
 
     Args:
-        schema: Schema of the table.
         spec: Encoding and compression of the columns.
     """
 
@@ -139,7 +135,6 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read all rows of a file of the lake.
 
     Args:
-        path: The file.
         columns: Names of columns, in order; None reads all.
 
     Raises:
@@ -187,23 +182,9 @@ def read_provenance(path: Path) -> Provenance:
     """
     try:
         with reading(path) as file:
-            metadata = pq.read_metadata(file).metadata or {}
-        return Provenance.model_validate_json(metadata[FOOTER_KEY])
-    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+            return record_in(pq.read_metadata(file))
+    except UNREADABLE as error:
         raise damaged(path, error) from error
-
-
-def read_whole(path: Path) -> tuple[Provenance, pa.Table]:
-    """Read a file's record and its rows, opening it once.
-
-    Raises:
-        DamagedFileError: The file is missing, unreadable, or has no valid record.
-    """
-    try:
-        data, _ = read_bytes(str(path))
-    except OSError as error:
-        raise damaged(path, error) from error
-    return parse_whole(path, data)
 
 
 def parse_whole(path: Path, data: bytes) -> tuple[Provenance, pa.Table]:

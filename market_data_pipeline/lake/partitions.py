@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import date, timedelta
+from datetime import date
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
@@ -31,7 +31,7 @@ _LONG_RANGE = 1000
 
 def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
     """Return the stored days of a series, in order."""
-    closed = storage.months_on_disk(layout.months(key)) if closes_months(key.data_type) else {}
+    closed = storage.days_on_disk(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else {}
     own = storage.days_on_disk(layout.folder(key))
     found = {day: DayFile(key, day, layout.file(key, day), stat) for day, stat in own.items()}
     for month, stat in closed.items():
@@ -41,7 +41,7 @@ def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
 
 def days_named(layout: Layout, key: SeriesKey) -> set[date]:
     """Return the stored days of a series by file name only, without a stat of the files."""
-    closed = storage.months_named(layout.months(key)) if closes_months(key.data_type) else []
+    closed = storage.days_named(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else []
     return {*storage.days_named(layout.folder(key)), *(day for month in closed for day in clock.days_of_month(month))}
 
 
@@ -49,15 +49,14 @@ def months_closed(layout: Layout, key: SeriesKey) -> list[str]:
     """Return the closed months of a series, as ``2024-01``, in order."""
     if not closes_months(key.data_type):
         return []
-    return [month.isoformat()[: len("2024-01")] for month in storage.months_named(layout.months(key))]
+    return [f"{month:%Y-%m}" for month in sorted(storage.days_named(layout.months(key), storage.MONTHS))]
 
 
 def days_between(layout: Layout, key: SeriesKey, first: date, last: date) -> list[DayFile]:
     """Return the stored days from first to last, both inclusive, in order."""
-    length = (last - first).days + 1
-    if length > _LONG_RANGE:
+    if (last - first).days >= _LONG_RANGE:
         return [stored for day, stored in days_on_disk(layout, key).items() if first <= day <= last]
-    days = [first + timedelta(days=n) for n in range(length)]
+    days = clock.days_between(first, last)
     closed = closed_among(layout, key, days)
     found = []
     for day in days:
@@ -82,8 +81,6 @@ def days_of_month(layout: Layout, key: SeriesKey, month: date, stat: FileStat) -
     """Return the days of a closed month, each with its share of the bytes of the month's file.
 
     Args:
-        layout: Layout of the lake.
-        key: The series.
         month: First day of the month.
         stat: Size and modification time of the month's file.
     """
@@ -186,40 +183,40 @@ def known_series(layout: Layout) -> list[SeriesKey]:
 
 def series_with_files(layout: Layout) -> list[SeriesKey]:
     """Return the series that have at least one stored day, in order."""
-    found = []
+    found = set[SeriesKey | None]()
     for market in Market:
         for data_type in data_types_of(market):
             for cadence in ("daily", "monthly"):
-                symbols = folder_of(layout, market, data_type) / cadence
-                for symbol in _names(symbols):
-                    # Without an interval, the days are in the symbol's own folder.
-                    intervals = _names(symbols / symbol) if data_type.has_interval else [None]
-                    found += [key for i in intervals if (key := _series(market, data_type, symbol, i))]
-    return sorted(key for key in set(found) if storage.has_days(layout.folder(key)) or months_closed(layout, key))
+                folder = folder_of(layout, market, data_type) / cadence
+                found |= {_series(market, data_type, *labels) for labels in _labels_in(folder, data_type)}
+    keys = sorted(key for key in found if key is not None)
+    return [key for key in keys if any(storage.days_named(layout.folder(key))) or months_closed(layout, key)]
 
 
 def series_in_ledgers(layout: Layout) -> Iterator[SeriesKey]:
     """Yield the series that have a ledger."""
     for market in Market:
         for data_type in data_types_of(market):
-            folder = layout.root / "ledger" / EXCHANGE / market / data_type
-            for name in _names(folder):
-                in_it = _names(folder / name) if data_type.has_interval else [name]
-                for ledger in in_it:
-                    stem = ledger.removesuffix(".parquet")
-                    if stem == ledger:
-                        continue  # for example, the series' lock
-                    labels = (name, stem) if data_type.has_interval else (stem, None)
-                    key = _series(market, data_type, *labels)
-                    if key is not None:
-                        yield key
+            for *above, name in _labels_in(layout.root / "ledger" / EXCHANGE / market / data_type, data_type):
+                # Other files are, for example, locks.
+                if name.endswith(".parquet") and (key := _series(market, data_type, *above, name[: -len(".parquet")])):
+                    yield key
 
 
-def _series(market: Market, data_type: DataType, symbol: str, interval: str | None) -> SeriesKey | None:
+def _series(market: Market, data_type: DataType, *labels: str) -> SeriesKey | None:
     try:
-        return SeriesKey(EXCHANGE, market, data_type, symbol, interval)
+        return SeriesKey(EXCHANGE, market, data_type, *labels)
     except UsageError:
         return None
+
+
+def _labels_in(folder: Path, data_type: DataType) -> Iterator[tuple[str, ...]]:
+    """Yield the names in a folder: of symbols, or of symbols and their intervals."""
+    for name in _names(folder):
+        if data_type.has_interval:
+            yield from ((name, interval) for interval in _names(folder / name))
+        else:
+            yield (name,)
 
 
 def _names(folder: Path) -> list[str]:

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Self
@@ -60,7 +59,20 @@ class Acceptance(BaseModel):
 
 
 class _Record(BaseModel):
-    """The JSON record of a refused zip."""
+    """The JSON record of a refused zip.
+
+    Attributes:
+        series: Name of the expected series.
+        day: UTC day; None for a monthly zip.
+        file: Key in the archive's bucket.
+        sha256: SHA-256 of the bytes, as recorded.
+        kind: Kind of the refusal, as in ledgers; ``unknown`` if the record cannot be read.
+        at: Time of the refusal (UTC).
+        etag: ETag from the archive, without quotes.
+        accepted: The acceptance; None if nobody accepted the bytes.
+        beginning: The bytes were not a zip, and only their beginning is stored.
+        published_sha256: SHA-256 published by the archive; None if the bytes were refused for another reason.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -83,41 +95,19 @@ class _Record(BaseModel):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A refused zip.
+class Entry(_Record):
+    """A refused zip with its record.
 
     Attributes:
         key: The expected series.
         path: Path of the stored bytes.
-        archive_key: Key in the archive's bucket.
-        day: UTC day; None for a monthly zip.
-        first: First UTC day.
-        sha256: SHA-256 of the bytes, as recorded.
         size: Size of the zip in bytes.
-        kind: Kind of the refusal, as in ledgers; ``unknown`` if the record cannot be read.
-        reason: Message of the refusal.
-        at: Time of the refusal (UTC).
-        etag: ETag from the archive, without quotes.
-        accepted: The acceptance; None if nobody accepted the bytes.
-        beginning: The bytes were not a zip, and only their beginning is stored.
-        published_sha256: SHA-256 published by the archive; None if the bytes were refused for another reason.
     """
 
     key: SeriesKey
     path: Path
-    archive_key: str
-    day: date | None
     first: date
-    sha256: str
     size: int
-    kind: str
-    reason: str
-    at: datetime
-    etag: str | None = None
-    accepted: Acceptance | None = None
-    beginning: bool = False
-    published_sha256: str | None = None
 
     @property
     def name(self) -> str:
@@ -127,7 +117,7 @@ class Entry:
     @property
     def stem(self) -> str:
         """Return the name of the archive's zip, without ``.zip``."""
-        return self.archive_key.rsplit("/", 1)[-1].removesuffix(".zip")
+        return _stem(self.file)
 
     @property
     def days(self) -> list[date]:
@@ -195,12 +185,8 @@ def store(
     removed. If this does not make room, the new bytes are not stored.
 
     Args:
-        layout: Layout of the lake.
-        key: The series.
         archive_key: Key of the zip in the archive's bucket.
-        data: The bytes.
         kind: Kind of the refusal, as in ledgers.
-        reason: Message of the refusal.
         day: UTC day of the zip; None for a monthly zip.
         at: Time of the refusal (UTC).
         etag: ETag from the archive, without quotes.
@@ -214,7 +200,7 @@ def store(
         StorageError: The write failed.
     """
     sha256 = hashlib.sha256(data).hexdigest()
-    stem = archive_key.rsplit("/", 1)[-1].removesuffix(".zip")
+    stem = _stem(archive_key)
     path = layout.quarantine(key) / f"{stem}.{sha256[:_SHORT]}.zip"
     known = _read_record(path)
     if known is not None and (known.kind, known.reason) == (kind, reason) and path.exists():
@@ -296,20 +282,18 @@ def entries(layout: Layout) -> list[Entry]:
         for path in sorted(layout.quarantined.rglob("*.zip"))
         if (key := _series_of(path, layout)) is not None and (entry := _entry(path, key)) is not None
     ]
-    return sorted(found, key=lambda entry: (entry.key.asset_path, entry.first, entry.at))
+    return sorted(found, key=lambda entry: (entry.key, entry.first, entry.at))
 
 
 def entries_of(layout: Layout, key: SeriesKey) -> list[Entry]:
     """Return the entries of one series, ordered by day."""
-    found = (_entry(path, key) for path in sorted(layout.quarantine(key).glob("*.zip")))
-    return sorted((entry for entry in found if entry is not None), key=lambda entry: (entry.first, entry.at))
+    return sorted(_entries_named(layout, key), key=lambda entry: (entry.first, entry.at))
 
 
 def find(layout: Layout, text: str) -> list[Entry]:
     """Find entries by name or hash.
 
     Args:
-        layout: Layout of the lake.
         text: Name of the file, here or in the archive, with or without ``.zip``. Or at least the first six digits of
             its sha256.
     """
@@ -324,17 +308,13 @@ def find(layout: Layout, text: str) -> list[Entry]:
 
 def accepted_sha256(layout: Layout, key: SeriesKey, archive_key: str) -> frozenset[str]:
     """Return the SHA-256 of the accepted bytes of an archive's zip. Look only into the series' own folder."""
-    stem = archive_key.rsplit("/", 1)[-1].removesuffix(".zip")
-    return frozenset(
-        entry.sha256
-        for entry in _entries_named(layout, key, stem)
-        if entry.accepted is not None and entry.archive_key == archive_key
-    )
+    named = _entries_named(layout, key, _stem(archive_key))
+    return frozenset(one.sha256 for one in named if one.accepted is not None and one.file == archive_key)
 
 
-def _entries_named(layout: Layout, key: SeriesKey, stem: str) -> Iterator[Entry]:
-    for path in layout.quarantine(key).glob("*.zip"):
-        if path.name.startswith(f"{stem}.") and (entry := _entry(path, key)) is not None:
+def _entries_named(layout: Layout, key: SeriesKey, stem: str = "") -> Iterator[Entry]:
+    for path in sorted(layout.quarantine(key).glob("*.zip")):
+        if path.name.startswith(f"{stem}." if stem else "") and (entry := _entry(path, key)) is not None:
             yield entry
 
 
@@ -345,11 +325,8 @@ def accept(layout: Layout, entry: Entry, *, by: str, at: datetime, reason: str =
     """Accept bytes, so that their day loads despite the wrong checksum.
 
     Args:
-        layout: Layout of the lake.
-        entry: The refused zip.
         by: User name of the person.
         at: Time of the decision (UTC).
-        reason: The person's reason.
 
     Returns:
         The updated entry.
@@ -372,7 +349,7 @@ def accept(layout: Layout, entry: Entry, *, by: str, at: datetime, reason: str =
         if record is None:
             raise DamagedFileError(f"The record of {entry.path} is gone. Retry its day; nothing was accepted.")
         _write_record(entry.path, record.model_copy(update={"accepted": acceptance}))
-    return replace(entry, accepted=acceptance)
+    return entry.model_copy(update={"accepted": acceptance})
 
 
 _WAIT_SECONDS = 10.0
@@ -404,8 +381,6 @@ def is_resolved(entry: Entry, ledger: Ledger, days: Iterable[date] | None = None
     """Return True if each day of an entry is stored from another good file, or was never listed.
 
     Args:
-        entry: The refused zip.
-        ledger: Ledger of its series.
         days: Days to check; None checks all days of the entry.
     """
     rows = [ledger.get(day) for day in (entry.days if days is None else days)]
@@ -449,34 +424,20 @@ def _entry(path: Path, key: SeriesKey) -> Entry | None:
     day = first if len(period) == len("2024-01-01") else None
     record = _read_record(path)
     if record is None or not record.sha256.startswith(match["sha256"]):
-        return Entry(
-            key=key,
-            path=path,
-            archive_key=key.archive_monthly(first) if day is None else key.archive_daily(first),
-            day=day,
-            first=first,
+        record = _Record(
+            series=str(key),
+            file=key.archive_monthly(first) if day is None else key.archive_daily(first),
             sha256=_sha256_of(path),
-            size=stat.bytes,
             kind=UNKNOWN,
             reason=f"The reason is unknown because {_record_path(path)} cannot be read. Retry the day to see it again.",
             at=datetime.fromtimestamp(stat.mtime_ns // 1_000_000_000, UTC),
         )
-    return Entry(
-        key=key,
-        path=path,
-        archive_key=record.file,
-        day=day,
-        first=first,
-        sha256=record.sha256,
-        size=stat.bytes,
-        kind=record.kind,
-        reason=record.reason,
-        at=record.at,
-        etag=record.etag,
-        accepted=record.accepted,
-        beginning=record.beginning,
-        published_sha256=record.published_sha256,
-    )
+    return Entry(**{**dict(record), "day": day}, key=key, path=path, first=first, size=stat.bytes)
+
+
+def _stem(archive_key: str) -> str:
+    """Return the name of the archive's zip, without ``.zip``."""
+    return archive_key.rsplit("/", 1)[-1].removesuffix(".zip")
 
 
 def _sha256_of(path: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,9 +96,6 @@ def read_day(layout: Layout, key: SeriesKey, day: date, columns: Sequence[str] |
     """Read a day's rows.
 
     Args:
-        layout: Layout of the lake.
-        key: The series.
-        day: The UTC day.
         columns: Names of columns, in order; None reads all.
 
     Raises:
@@ -126,7 +123,7 @@ class _Piece(NamedTuple):
 
     def cut(self, start: datetime | None, end: datetime | None) -> tuple[datetime | None, datetime | None]:
         """Return the bounds that cut the file's rows; None for a side that cuts no row."""
-        begin, over = _midnight(self.first), _midnight(self.last + timedelta(days=1))
+        begin, over = clock.midnight(self.first), clock.midnight(self.last + clock.DAY)
         after = start if start is not None and start > begin else None if self.whole else begin
         before = end if end is not None and end < over else None if self.whole else over
         return after, before
@@ -136,7 +133,7 @@ def _pieces(days: Iterable[DayFile]) -> list[_Piece]:
     pieces: list[_Piece] = []
     for one in days:
         before = pieces[-1] if pieces else None
-        if before is not None and before.path == one.path and one.day == before.last + timedelta(days=1):
+        if before is not None and before.path == one.path and one.day == before.last + clock.DAY:
             whole = before.first.day == 1 and one.day == clock.days_of_month(one.day)[-1]
             pieces[-1] = before._replace(last=one.day, whole=whole)
         else:
@@ -156,10 +153,6 @@ def _tasks(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
             task, days = [], 0
     if task:
         yield task
-
-
-def _midnight(day: date) -> datetime:
-    return datetime.combine(day, datetime.min.time())
 
 
 def _read_file(

@@ -21,19 +21,13 @@ def open_regular(path: str | Path) -> int:
     """
     # Without O_NONBLOCK, opening a named pipe waits for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        _refuse_irregular(os.fstat(descriptor), path)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _refuse_irregular(found: os.stat_result, path: str | Path) -> None:
-    if stat.S_ISDIR(found.st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
 def reading(path: Path) -> BufferedReader:
@@ -42,8 +36,7 @@ def reading(path: Path) -> BufferedReader:
     Raises:
         OSError: As :func:`open_regular`.
     """
-    _refuse_irregular(path.stat(), path)
-    return path.open("rb")
+    return os.fdopen(open_regular(path), "rb")
 
 
 def read_regular(path: Path) -> bytes:

@@ -8,7 +8,6 @@ File content belongs to ``lake/parquet.py``.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import secrets
 import time
@@ -18,7 +17,7 @@ from datetime import date
 from pathlib import Path
 from shutil import rmtree
 from stat import S_ISREG
-from typing import IO
+from typing import IO, NamedTuple
 
 import pyarrow as pa
 from filelock import Timeout
@@ -29,8 +28,6 @@ from market_data_pipeline.lake.regular_files import open_regular
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.day import FileStat
 from market_data_pipeline.model.waits import Stop, Wait, in_words
-
-logger = logging.getLogger(__name__)
 
 TEMPORARY = ".tmp"
 
@@ -103,9 +100,6 @@ def _storage_message(path: Path, error: OSError) -> str:
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 """Errors of `fsync` on file systems without it, such as some FUSE and SMB mounts."""
 
-_reported: set[int] = set()
-"""File systems without flush that this process has already reported."""
-
 
 def _sync_folder(folder: Path) -> None:
     # The rename is durable only once the folder is synced. Some file systems cannot open or sync a folder.
@@ -129,14 +123,13 @@ def _flush(handle: int, folder: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_SYNC:
             raise
-        if (file_system := os.fstat(handle).st_dev) not in _reported:
-            _reported.add(file_system)
-            logger.warning(
-                "The file system of %s cannot flush files (%s). A power cut may lose the files written last. "
-                "Run `market-data verify --local` after one to find them.",
-                folder,
-                error.strerror,
-            )
+        locks.warn_once(folder, _NO_FLUSH_TEXT, error)
+
+
+_NO_FLUSH_TEXT = (
+    "The file system of %s cannot flush files (%s). A power cut may lose the files written last. Run "
+    "`market-data verify --local` after one to find them."
+)
 
 
 def write_bytes(path: Path, data: bytes | pa.Buffer) -> FileStat:
@@ -161,58 +154,44 @@ def read_bytes(path: str) -> tuple[bytes, FileStat]:
     return data, FileStat(found.st_size, found.st_mtime_ns)
 
 
-_DAY, _MONTH = ("{}", len("2024-01-01")), ("{}-01", len("2024-01"))
-"""Date format and length of the file names of days and of closed months."""
+class Named(NamedTuple):
+    """Form of the names of files: a format that makes a date of a name, and the length of a name."""
+
+    as_date: str
+    length: int
 
 
-def days_on_disk(folder: Path) -> dict[date, FileStat]:
-    """Return the days with their own file, in order, with its size and modification time."""
-    return _with_stat(folder, *_DAY)
+DAYS, MONTHS = Named("{}", len("2024-01-01")), Named("{}-01", len("2024-01"))
+"""Names of the files of days and of closed months. A month is its first day."""
 
 
-def days_named(folder: Path) -> list[date]:
-    """Return the days with their own file, in order, without a stat of the files."""
-    return sorted(day for day, _ in _named(folder, *_DAY))
-
-
-def has_days(folder: Path) -> bool:
-    """Return True if a series has a day with its own file."""
-    return any(_named(folder, *_DAY))
-
-
-def months_on_disk(folder: Path) -> dict[date, FileStat]:
-    """Return the first day of each closed month, in order, with the file's size and modification time."""
-    return _with_stat(folder, *_MONTH)
-
-
-def months_named(folder: Path) -> list[date]:
-    """Return the first day of each closed month, in order, without a stat of the files."""
-    return sorted(month for month, _ in _named(folder, *_MONTH))
-
-
-def _with_stat(folder: Path, as_date: str, length: int) -> dict[date, FileStat]:
+def days_on_disk(folder: Path, form: Named = DAYS) -> dict[date, FileStat]:
+    """Return the days, or months, with a file of their own, in order, with its size and modification time."""
     found = {}
-    for of, entry in _named(folder, as_date, length):
+    for of, entry in _entries(folder, form):
         with suppress(FileNotFoundError):  # removed since it was listed
             info = entry.stat()
             found[of] = FileStat(info.st_size, info.st_mtime_ns)
     return dict(sorted(found.items()))
 
 
-def _named(folder: Path, as_date: str, length: int) -> Iterator[tuple[date, os.DirEntry[str]]]:
+def days_named(folder: Path, form: Named = DAYS) -> Iterator[date]:
+    """Yield the days, or months, with a file of their own, in any order and without a stat of the files."""
+    return (of for of, _ in _entries(folder, form))
+
+
+def _entries(folder: Path, form: Named) -> Iterator[tuple[date, os.DirEntry[str]]]:
     """Yield the regular files of a folder that are named by date."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 stem, _, suffix = entry.name.partition(".")
-                if suffix != "parquet" or len(stem) != length:
+                if suffix != "parquet" or len(stem) != form.length:
                     continue
-                try:
-                    of = date.fromisoformat(as_date.format(stem))
-                except ValueError:
-                    continue
-                if entry.is_file():
-                    yield of, entry
+                with suppress(ValueError):
+                    of = date.fromisoformat(form.as_date.format(stem))
+                    if entry.is_file():
+                        yield of, entry
     except (FileNotFoundError, NotADirectoryError):
         return
 
@@ -221,7 +200,6 @@ def remove_leftovers(folder: Path, of: str = "", *, older_than_seconds: float = 
     """Remove temporary files of killed writers. The caller must have the series' lock.
 
     Args:
-        folder: Folder of the temporary files.
         of: Start of the file name, for a folder that other series write to as well.
         older_than_seconds: Minimum age. Use an hour, for example, if writers take no lock.
     """
@@ -238,7 +216,6 @@ def only_writer(lock: Path, wait_seconds: float, what: str, stop: Stop | None = 
     """Become the only writer of a series for the duration of the block. A killed process releases its lock.
 
     Args:
-        lock: The lock file.
         wait_seconds: How long to wait for another writer.
         what: Name of the series, for the message.
         stop: Ends the wait early. Process shutdown ends it as well.

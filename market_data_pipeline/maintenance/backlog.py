@@ -52,7 +52,7 @@ def backlog(
     found = {}
     end = time.monotonic() + seconds
     for key in _in_turn(what.keys, at):
-        days = [day for day in missing_days(what.universe, key, layout, until) if day >= what.first]
+        days = [day for day in missing_days(what.universe, key, layout, until) if what.loaded.takes(key, day)]
         days = [day for day in days if day not in busy.get(key, ())]
         if days:
             found[key] = days
@@ -139,13 +139,13 @@ class Requestable:
     Attributes:
         universe: The current ``universe.yaml`` and lock.
         keys: Series that the code location knows and the universe still collects.
-        first: The first day that is a partition.
+        loaded: The universe at the time of loading. Its days are the partitions.
         notice: Message about series and days that need a reload first. Empty if there are none.
     """
 
     universe: Universe
     keys: tuple[SeriesKey, ...]
-    first: date
+    loaded: Universe
     notice: str = ""
 
 
@@ -155,18 +155,22 @@ def requestable(loaded: Universe) -> Requestable:
     Args:
         loaded: The universe at the time of loading.
     """
-    first, known = loaded.first_day(), loaded.series()
+    known = loaded.series()
     try:
         now = load_universe(loaded.path)
     except UsageError:  # missing, or half written by an editor: a reload reports the error
-        return Requestable(loaded, tuple(known), first)
+        return Requestable(loaded, tuple(known), loaded)
     new = sorted(set(now.series()) - set(known))
     keys = tuple(key for key in known if key in now)
-    if not new and now.first_day() >= first:
-        return Requestable(now, keys, first)
-    what = f"{len(new):,} new series, e.g. {new[0]}" if new else f"days before {first}"
+    earlier = next((key for key in keys if now.earliest(key) < loaded.earliest(key)), None)
+    if new:
+        what = f"{len(new):,} new series, e.g. {new[0]}"
+    elif earlier is not None:
+        what = f"days before {loaded.earliest(earlier)} of {earlier}"
+    else:
+        return Requestable(now, keys, loaded)
     notice = (
         f"{now.path} has changed: {what}. To fetch them, reload the code location (Deployment, Reload) or restart "
         "`market-data ui`."
     )
-    return Requestable(now, keys, first, notice)
+    return Requestable(now, keys, loaded, notice)

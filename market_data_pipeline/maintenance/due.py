@@ -71,13 +71,13 @@ def days_to_repair(at: datetime, universe: Universe, layout: Layout) -> dict[Ser
     Args:
         at: The tick's time, zone-aware.
     """
-    first, today = universe.first_day(), at.date()
+    today = at.date()
     wanted = {}
     for key in universe.series():
         path = layout.ledger(key)
         # A day of candles does not depend on its neighbours, so unsettled rows are enough.
         ledger = Ledger.read(path, MAY_NEED_FETCH if key.interval else None)
-        if days := [day for day in due_days(key, ledger.rows, at) if first <= day < today]:
+        if days := [day for day in due_days(key, ledger.rows, at) if day < today and universe.takes(key, day)]:
             wanted[key] = days
     return wanted
 

@@ -17,12 +17,12 @@ from time import perf_counter
 from market_data_pipeline import clock
 from market_data_pipeline.errors import DamagedFileError, MarketDataError
 from market_data_pipeline.lake import storage
-from market_data_pipeline.lake.checksums import CHANGED, DayVerification, Recorded, verify_days
+from market_data_pipeline.lake.checksums import CHANGED, DayVerification, verify_days
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, is_changed, recorded, refresh_ledger
 from market_data_pipeline.lake.partitions import days_between, days_on_disk, read_record
 from market_data_pipeline.maintenance.pool import Processes
-from market_data_pipeline.model.day import HELD, Lost, after
+from market_data_pipeline.model.day import HELD, DayRecord, Lost, after
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings, cpus
 
@@ -91,7 +91,7 @@ def verify_local(
     report = LocalReport()
     began = perf_counter()
     wanted: dict[SeriesKey, dict[date, int]] = {}
-    known: dict[SeriesKey, dict[date, Recorded]] = {}
+    known: dict[SeriesKey, dict[date, DayRecord]] = {}
     for key in keys:
         try:
             known[key] = recorded(layout.ledger(key))
@@ -125,7 +125,7 @@ def verify_local(
 def _proofs(
     layout: Layout,
     wanted: Mapping[SeriesKey, Mapping[date, int]],
-    known: Mapping[SeriesKey, Mapping[date, Recorded]],
+    known: Mapping[SeriesKey, Mapping[date, DayRecord]],
     processes: int,
 ) -> Iterator[tuple[SeriesKey, list[DayVerification]]]:
     """Read all files in parallel, in bundles of one series."""
@@ -180,14 +180,14 @@ def _record(layout: Layout, key: SeriesKey, proofs: Iterable[DayVerification], w
         ledger.write(layout.ledger(key))
 
 
-def _known_of(days: Sequence[date], known: Mapping[date, Recorded]) -> dict[date, Recorded]:
+def _known_of(days: Sequence[date], known: Mapping[date, DayRecord]) -> dict[date, DayRecord]:
     """Return the records of days, and of the rest of their months."""
     months = {day.replace(day=1) for day in days}
     return {day: known[day] for month in months for day in clock.days_of_month(month) if day in known}
 
 
 def _changed(
-    layout: Layout, key: SeriesKey, proofs: Sequence[DayVerification], known: Mapping[date, Recorded]
+    layout: Layout, key: SeriesKey, proofs: Sequence[DayVerification], known: Mapping[date, DayRecord]
 ) -> dict[date, DayVerification]:
     """Return files that match their footer but not the bytes on record, although no run rewrote them.
 

@@ -198,6 +198,30 @@ _TRADE_PROFILE_COLUMNS = (
 """Columns of the derived tradeProfile, one row per day. Volumes are in the base asset, for cm in contracts."""
 
 
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Words for a data type where people read its series.
+
+    Attributes:
+        suffix: Word after the symbol in an asset's name, without ``_``. Empty if the interval is enough.
+        headline: First line of an asset's description, with ``{symbol}``, ``{interval}`` and ``{market}``.
+    """
+
+    suffix: str
+    headline: str
+
+
+WORDS: dict[DataType, Words] = {
+    DataType.KLINES: Words("", "Candles of {symbol} every {interval} from Binance {market}, one row per candle."),
+    DataType.AGG_TRADES: Words(
+        "aggTrades", "Aggregated trades of {symbol} from Binance {market}, one row per order, price and time."
+    ),
+    DataType.TRADE_PROFILE: Words(
+        "tradeProfile", "Daily trade statistics of {symbol} from Binance {market}, one row per day."
+    ),
+}
+
+
 def spec_of(key: SeriesKey) -> Spec:
     """Return the facts of a series that Binance publishes."""
     return SPECS[key.market, key.data_type]

@@ -48,7 +48,6 @@ class DayRecord:
     """The ledger's record of one day of one series.
 
     Attributes:
-        day: The UTC day.
         outcome: ``held`` (stored in a readable file, final or provisional), ``failed`` (fetched, but not stored),
             ``empty`` (fetched without rows, e.g. today before the first candle closed) or ``not_listed``.
         final: True if the day is final. Not-listed days are final.
@@ -78,7 +77,6 @@ class DayRecord:
             or if the zip had no ``.CHECKSUM``.
         attempts: Number of attempts since the last success. The backoff grows with it.
         failure: Kind of failure of the newest attempt. None if it succeeded. A stored day stays stored after a failure.
-        reason: Message of the failure.
         fetched_at: Time of the fetch of the rows (UTC, without zone).
         asked_at: Time of the newest attempt (UTC, without zone).
         file_sha256: SHA-256 of all bytes of the day's own file as written. None if the file is older than this column
@@ -138,13 +136,17 @@ class DayRecord:
         """Return True if the day is stored in a file of this size and modification time."""
         return self.outcome == HELD and (self.bytes, self.mtime_ns) == (stat.bytes, stat.mtime_ns)
 
-    def bytes_sha256(self, *, of_month: bool) -> str | None:
-        """Return the recorded SHA-256 of all bytes of the file with the day's rows.
+    def sha256_of(self, stored: DayFile) -> str | None:
+        """Return the recorded SHA-256 of all bytes of the file that has the day's rows."""
+        return self.month_sha256 if stored.of_month else self.file_sha256
 
-        Args:
-            of_month: True if the rows are in the file of a closed month.
+    def rules_out(self, stored: DayFile, sha256: str) -> bool:
+        """Return True if a file with this SHA-256 is damaged: another hash is on record for its size and time.
+
+        A file with another modification time may be a newer version from a killed run.
         """
-        return self.month_sha256 if of_month else self.file_sha256
+        expected = self.sha256_of(stored)
+        return expected not in (None, sha256) and (self.outcome != HELD or self.matches_file(stored.stat))
 
     def findings_list(self) -> tuple[Finding, ...]:
         """Return the parsed findings."""
@@ -263,7 +265,6 @@ class Stored:
     """Rows were written.
 
     Attributes:
-        footer: Provenance from the file's footer.
         stat: Size and modification time of the file.
         sha256: SHA-256 of all bytes of the day's own file. None if not known.
         at: Time of the newest attempt (UTC). None means the time in the footer.
@@ -318,7 +319,6 @@ class Failed:
 
     Attributes:
         kind: Kind of the failure in one word.
-        reason: Message of the failure.
         at: Time of the attempt (UTC).
         etag: ETag of the refused zip. None if no zip came.
         checksum_etag: ETag of the ``.CHECKSUM`` of that zip.
@@ -374,25 +374,15 @@ def after(record: DayRecord | None, day: date, event: Event) -> DayRecord:
 
     Args:
         record: The record before. None if the day was never fetched.
-        day: The UTC day.
-        event: The event.
     """
     known = record or DayRecord(day=day, outcome=FAILED)
     match event:
-        case Stored():
-            return _stored(record, event)
+        case Stored(footer=footer, stat=stat, sha256=sha256, at=at):
+            row = record_of(footer, stat, attempts=next_attempt(record), file_sha256=sha256)
+            return row if at is None else replace(row, asked_at=clock.naive_utc(at))
         case Confirmed(at=at, archive=archive):
-            waits_for = None if archive else known.replaced_by
-            asked_at, attempts = clock.naive_utc(at), next_attempt(record)
-            return replace(
-                known,
-                attempts=attempts,
-                failure=None,
-                reason=None,
-                checksum_etag=None,
-                asked_at=asked_at,
-                replaced_by=waits_for,
-            )
+            good = replace(known, failure=None, reason=None, checksum_etag=None, attempts=next_attempt(record))
+            return replace(good, asked_at=clock.naive_utc(at), replaced_by=None if archive else known.replaced_by)
         case NothingThere(at=at, findings=found):
             return _without_rows(record, DayRecord(day, EMPTY, final=bool(found)), at, found)
         case Unlisted(at=at):
@@ -419,11 +409,6 @@ def next_attempt(record: DayRecord | None) -> int:
     if record is None or (record.outcome == HELD and record.failure is None and not record.open):
         return 1
     return record.attempts + 1
-
-
-def _stored(record: DayRecord | None, event: Stored) -> DayRecord:
-    row = record_of(event.footer, event.stat, attempts=next_attempt(record), file_sha256=event.sha256)
-    return row if event.at is None else replace(row, asked_at=clock.naive_utc(event.at))
 
 
 def _without_rows(
@@ -551,7 +536,6 @@ class DayFile(NamedTuple):
     """A day of a series and the file with its rows.
 
     Attributes:
-        day: The UTC day.
         path: The day's own file, or the file of its closed month.
         stat: Identity of the file's version. In a closed month, each day has its share of the bytes.
     """

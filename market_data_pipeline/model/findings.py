@@ -114,7 +114,6 @@ class Range(BaseModel):
     Attributes:
         first: Key of the first row: open_time in microseconds since 1970 (UTC), or an agg_trade_id.
         last: Key of the last row.
-        count: Number of rows.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -128,9 +127,7 @@ class Finding(BaseModel):
     """One result of a check of one day of one series.
 
     Attributes:
-        check: The check.
         rule: Short name of the rule, e.g. ``price_range``. In the gaps check, a :class:`Verdict`.
-        severity: Severity for the check.
         count: Number of affected rows.
         message: A sentence for people.
         ranges: The affected rows, at most ``MAX_RANGES`` ranges.
@@ -157,6 +154,15 @@ class Finding(BaseModel):
     def open(self) -> bool:
         """Return True if another attempt may change the verdict."""
         return self.rule in OPEN and not (self.rest is not None and self.rest.beyond_reach)
+
+
+def integrity_finding(
+    rule: str, severity: Severity, count: int, message: str, ranges: tuple[Range, ...] = (), evidence: str = ""
+) -> Finding:
+    """Return a finding of the integrity check."""
+    return Finding(
+        check="integrity", rule=rule, severity=severity, count=count, message=message, ranges=ranges, evidence=evidence
+    )
 
 
 ACROSS_MIDNIGHT = "across_midnight"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, time, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from market_data_pipeline import clock
@@ -32,7 +32,11 @@ LONGEST_PAUSE = timedelta(days=7)
 PAUSE_WITHIN_REACH = timedelta(minutes=45)
 """Longest pause before REST stops serving the day. The schedule `repair` ticks hourly."""
 
-_DAY = timedelta(days=1)
+_ARCHIVE_AFTER = timedelta(hours=3)
+"""Daily archives appear between 03:00 and 09:00 UTC of the next day."""
+
+_PAUSE_OF_USERS = timedelta(hours=1)
+"""Pause between requests of users for a day that waits for its archive."""
 
 
 class NeedKind(StrEnum):
@@ -73,8 +77,12 @@ class Need:
     @property
     def is_due(self) -> bool:
         """Return True if a schedule should fetch the day now."""
-        tries = self.kind in (NeedKind.REST, NeedKind.REFETCH)
-        return tries and (self.not_before is None or self.not_before <= self.at)
+        return self.kind in (NeedKind.REST, NeedKind.REFETCH) and self.has_rested
+
+    @property
+    def has_rested(self) -> bool:
+        """Return True if the pause after the newest attempt is over."""
+        return self.not_before is None or self.not_before <= self.at
 
     @property
     def is_met(self) -> bool:
@@ -125,10 +133,36 @@ def needs(record: DayRecord | None, now: datetime, reach: timedelta | None = Non
     return Need(
         KINDS[stage_of(record)],
         at,
-        next_attempt_at(record, at, reach),
+        _next_attempt_at(record, at, reach),
         awaits_archive=without_archive and not record.final,
         is_final=is_final,
     )
+
+
+def is_current(key: SeriesKey, record: DayRecord, now: datetime) -> bool:
+    """Return True if no source can have more of a day now, so that a user's request needs no fetch.
+
+    A failed day is always fetched. A day that grows is fetched once per candle. A day that waits for its archive is
+    fetched once per hour, from 03:00 UTC of the next day on.
+
+    Args:
+        now: The current time, zone-aware.
+    """
+    need = needs(record, now, reach_of(key))
+    if need.is_met or record.outcome == NOT_LISTED:
+        return True
+    if record.final or record.outcome == FAILED or record.asked_at is None:
+        return False
+    over = clock.midnight(record.day + clock.DAY)
+    if need.at < over:
+        return key.interval is not None and _candles_begun(key, need.at) == _candles_begun(key, record.asked_at)
+    waits = need.at < over + _ARCHIVE_AFTER or need.at - record.asked_at < _PAUSE_OF_USERS
+    return record.asked_at >= over and waits
+
+
+def _candles_begun(key: SeriesKey, moment: datetime) -> int:
+    """Return the number of candles that have begun since 1970. One more has closed only if one more has begun."""
+    return clock.to_us(moment.replace(tzinfo=UTC)) // key.step
 
 
 def reach_of(key: SeriesKey) -> timedelta | None:
@@ -159,7 +193,7 @@ def pause_ended(since: datetime, seen: datetime, now: datetime) -> bool:
     return False
 
 
-def next_attempt_at(record: DayRecord, at: datetime, reach: timedelta | None) -> datetime | None:
+def _next_attempt_at(record: DayRecord, at: datetime, reach: timedelta | None) -> datetime | None:
     """Return the end of the pause after the newest attempt. None if there is no pause.
 
     Before a day leaves the reach of REST, every hourly tick retries. Afterwards, one more attempt gives the final
@@ -169,7 +203,7 @@ def next_attempt_at(record: DayRecord, at: datetime, reach: timedelta | None) ->
         return None
     pause = pause_after(record.attempts)
     if reach is not None:
-        gone = datetime.combine(record.day + _DAY, time()) + reach
+        gone = clock.midnight(record.day + clock.DAY) + reach
         if at < gone:
             pause = min(pause, PAUSE_WITHIN_REACH)
         elif record.asked_at < gone:
@@ -189,7 +223,6 @@ def knows_archive(record: DayRecord, etag: str) -> bool:
     """Return True if an archive is the source of a day's rows, or was refused before.
 
     Args:
-        record: The day's record.
         etag: ETag of the archive in the listing.
     """
     if record.etag == etag:
@@ -201,7 +234,6 @@ def refused_archive(record: DayRecord, etag: str) -> bool:
     """Return True if a day is stored, and this archive was refused as its replacement.
 
     Args:
-        record: The day's record.
         etag: ETag of the archive in the listing.
     """
     return record.outcome == HELD and record.failure in REFUSED and knows_archive(record, etag)
@@ -211,7 +243,6 @@ def expects_archive(record: DayRecord, etag: str) -> bool:
     """Return True if a day is already marked for an archive that was not refused. Its backoff continues.
 
     Args:
-        record: The day's record.
         etag: ETag of the archive in the listing.
     """
     return record.replaced_by == etag and record.failure not in LASTING

@@ -29,9 +29,7 @@ class DayOutcome:
     """Result of a successful day.
 
     Attributes:
-        row: Its record after the run.
         seconds: Time of its worker in seconds.
-        downloaded: Bytes downloaded from the archive.
     """
 
     key: SeriesKey
@@ -51,7 +49,6 @@ class DayFailure:
         reason: Message for people, with the next step.
         row: Its record after the run. The outcome is ``held`` if an older good file stays.
         seconds: Time of its worker in seconds.
-        downloaded: Bytes downloaded from the archive.
     """
 
     key: SeriesKey

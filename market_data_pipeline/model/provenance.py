@@ -44,7 +44,6 @@ class Part(BaseModel):
         source: Kind of source.
         url: Its address.
         first_row: Number of the part's first row in the file, from 0.
-        rows: Number of rows.
         fetched_at: Time of the fetch (UTC). For REST it is the server's time before the request.
         sha256: SHA-256 of the zip. None for REST. For a derived part, the `content_sha256` of the source's day.
         etag: ETag as the archive sent it, without quotes.
@@ -69,8 +68,6 @@ class Provenance(BaseModel):
     """The record in a file's footer.
 
     Attributes:
-        series: Name of the series.
-        day: The UTC day.
         parts: Row ranges by source, in the order of the rows.
         final: True if the day is final. Provisional days are fetched again when their archive is published.
         fetched_at: Time of the fetch of the newest part (UTC).
@@ -78,7 +75,6 @@ class Provenance(BaseModel):
         first_key: Key of the first row (open_time in µs, or agg_trade_id). None for a file without rows.
         last_key: Key of the last row.
         content_sha256: SHA-256 over the column values.
-        findings: Findings of the checks.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -109,7 +105,6 @@ def belongs_elsewhere(record: Provenance, series: str, day: date) -> str | None:
     """Return a message if a footer belongs to another series or day than its file name. None if they match.
 
     Args:
-        record: The record in the footer.
         series: Name of the series by the file's path.
         day: The UTC day by the file's path.
     """

@@ -61,12 +61,10 @@ class DayReconciled:
     """Result of comparing a day of klines with its source.
 
     Attributes:
-        day: The UTC day.
         source: Name of the source series.
         klines_sha256: Content hash of the day's klines, as in their ledger.
         source_sha256: Content hash of the source's day.
         compared_at: Time of the comparison (UTC, without zone).
-        bars: Number of compared bars.
         differing: Bars that differ in any column.
         explained: Differing bars with a :class:`Reason`.
         contract_size: Value of a cm contract in US dollars, derived from both sides. None in other markets.

@@ -1,4 +1,4 @@
-"""Markets, data types, intervals and :class:`SeriesKey`, the name of a series in Dagster, lake, archive and SQL.
+"""Markets, data types, intervals and :class:`SeriesKey`, the name of a series in lake, archive and SQL.
 
 The columns of a series do not belong here (``datasets.py``), nor does anything that uses a disk or a network.
 """
@@ -9,7 +9,6 @@ import re
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
-from typing import Self
 
 from market_data_pipeline.errors import UsageError
 
@@ -74,30 +73,16 @@ def interval_us(interval: str) -> int:
     return INTERVALS[interval] * 1_000_000
 
 
-def encode_name(text: str) -> str:
-    """Encode a symbol with the characters that Dagster allows in names (``[A-Za-z0-9_]``), reversibly.
-
-    Every other character, and a lower-case ``u``, becomes ``u<hex code point>_``. Almost all symbols of Binance
-    consist of upper-case letters, digits and ``_`` and stay unchanged.
-
-    >>> encode_name("BTCUSD_PERP")
-    'BTCUSD_PERP'
-    >>> encode_name("币USDT")
-    'u5e01_USDT'
-    """
-    return re.sub(r"[^A-Za-tv-z0-9_]", lambda m: f"u{ord(m.group()):x}_", text)
-
-
-def decode_name(name: str) -> str:
-    """Decode a name of :func:`encode_name`."""
-    return re.sub(r"u([0-9a-f]+)_", lambda m: chr(int(m.group(1), 16)), name)
+def is_symbol(text: str) -> bool:
+    """Return True if a text can be a symbol: it is not empty, and has no space, slash or leading dot."""
+    return re.fullmatch(r"[^\s/\\.][^\s/\\]*", text) is not None
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class SeriesKey:
     """One series: an exchange, a market, a data type, a symbol and, for candles, an interval.
 
-    The names in Dagster, lake, archive and SQL are derived from these fields. None is configured.
+    The names in lake, archive and SQL are derived from these fields. None is configured.
 
     Raises:
         UsageError: The interval is missing, superfluous, unknown, or not published for that market.
@@ -111,7 +96,7 @@ class SeriesKey:
     """Kline interval such as ``1m``. None for data types without interval."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[^\s/\\.][^\s/\\]*", self.symbol):
+        if not is_symbol(self.symbol):
             raise UsageError(
                 f"{self.symbol!r} cannot be a symbol: it is empty or has a space, a slash or a leading dot."
             )
@@ -124,19 +109,10 @@ class SeriesKey:
         elif self.interval is not None:
             raise UsageError(f"{self.data_type} has no interval, but {self.interval!r} was given.")
 
-    # --- Dagster -------------------------------------------------------------------------------------------
-
     @property
-    def asset_path(self) -> tuple[str, ...]:
-        """Return the parts of the Dagster asset key, e.g. ``("binance", "spot", "klines", "BTCUSDT", "1m")``."""
-        parts = (self.exchange, self.market.value, self.data_type.value, encode_name(self.symbol))
-        return (*parts, self.interval) if self.interval else parts
-
-    @classmethod
-    def from_asset_path(cls, path: tuple[str, ...] | list[str]) -> Self:
-        """Return the series of an :attr:`asset_path`."""
-        exchange, market, data_type, symbol, *interval = path
-        return cls(exchange, Market(market), DataType(data_type), decode_name(symbol), *interval)
+    def step(self) -> int:
+        """Return the distance between the keys of neighbouring rows: an interval in microseconds, or 1 for ids."""
+        return interval_us(self.interval) if self.interval else 1
 
     # --- lake ----------------------------------------------------------------------------------------------
 
@@ -203,7 +179,7 @@ class SeriesKey:
         return str(self).removeprefix(f"{self.exchange}/")
 
     def __str__(self) -> str:
-        """Return the name for people: the asset key with the symbol as Binance spells it."""
+        """Return the name for people, e.g. ``binance/spot/klines/BTCUSDT/1m``."""
         return "/".join(filter(None, (self.exchange, self.market, self.data_type, self.symbol, self.interval)))
 
 

@@ -51,8 +51,6 @@ class _Rule:
     """A state and the conditions for it. None means any value.
 
     Attributes:
-        state: The state.
-        outcome: Outcome on record.
         final: True if the day must be final, False if it must not.
         integrity: Worst severity of the integrity check.
         verdicts: The gaps check gave at least one of these verdicts.
@@ -109,8 +107,6 @@ def state_of(outcome: str, final: bool, verdicts: str, integrity: str | None = N
     """Return the state of a day on record.
 
     Args:
-        outcome: Outcome in the ledger.
-        final: True if the day is final.
         verdicts: Verdicts of the gaps check, joined by ``+``.
         integrity: Worst severity of the integrity check.
 
@@ -177,9 +173,6 @@ def doubts_of(row: DayRecord) -> list[str]:
 
     They are: another archive was refused or not fetched yet, a person accepted a wrong checksum, or the integrity
     check fails.
-
-    Args:
-        row: The day's record.
     """
     if row.outcome != HELD:
         return []

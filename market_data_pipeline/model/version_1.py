@@ -82,7 +82,6 @@ def published_sha256(reason: str, sha256: str) -> str | None:
     """Return the published hash from the reason of a refused checksum.
 
     Args:
-        reason: The reason in a quarantine record.
         sha256: The hash of the refused bytes. The reason contains it, too.
     """
     return next((found for found in _SHA256.findall(reason) if found != sha256), None)

@@ -20,12 +20,9 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import SCHEMA as LEDGER_SCHEMA
 from market_data_pipeline.lake.partitions import folder_of, months_closed, series_in_ledgers, series_with_files
 from market_data_pipeline.lake.reader import labels_of
-from market_data_pipeline.model.datasets import closes_months, data_types_of
+from market_data_pipeline.model.datasets import data_types_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
-
-_SOON_SEARCHED = 40_000
-"""Length of a text (characters) up to which DuckDB searches it faster than a map (measured)."""
 
 NAMED = "filename = true"
 
@@ -36,6 +33,8 @@ WHAT_TO_DO = "ask-again-or-open-the-catalog-again-or-run-market-data-status"
 """Start of a mark's file name. DuckDB shows the name to users of stale SQL."""
 
 _A_DAY, _A_MONTH = "2024-01-01.parquet", "2024-01.parquet"
+_IS_DAY, _IS_MONTH = (f"filename[-{len(name) + 1}] = '/'" for name in (_A_DAY, _A_MONTH))
+"""SQL that is true for the names of days and months. Check for a month first: /1h/2024-01 has both slashes."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +146,11 @@ def _sql_type(arrow: pa.DataType) -> str:
 def marks_of(stored: StoredSeries) -> list[tuple[Path, pa.Schema]]:
     """Return the marks that SQL over a lake reads first, with their schemas."""
     marks = [
-        (in_sql.mark, lake_schema(market, data_type))
+        (path, lake_schema(market, data_type))
         for market in Market
         for data_type in data_types_of(market)
-        if (in_sql := Files(stored, market, data_type)).keys
+        if (files := Files(stored, market, data_type)).keys
+        for path in (files.mark, files.no_day)
     ]
     return [*marks, (mark_of_ledgers(stored.layout), LEDGER_SCHEMA)] if has_ledgers(stored.layout) else marks
 
@@ -198,44 +198,25 @@ class Files:
     market: Market
     data_type: DataType
     marked: bool = True
-    place: str = ""
     keys: Sequence[SeriesKey] = field(init=False)
-    _closed_months: Sequence[tuple[str, str]] = field(init=False)
-    """Closed months, as ``/monthly/BTCUSDT/1m/`` and ``2024-01``, in order."""
     _closed: str = field(init=False)
-    """Closed months as one text; empty if there are none."""
+    """Paths of the closed months below the folder, without suffix: ``/monthly/BTCUSDT/1m/2024-01 …``."""
+    _newest: str = field(init=False)
+    """The newest closed month of all series; empty if there is none."""
+
+    def __post_init__(self) -> None:
+        # Not cached_property: its lock (until Python 3.12) may be locked in the parent during a fork.
+        keys = self.stored.keys(self.market, self.data_type)
+        months = [(key, month) for key in keys for month in self.stored.months[key]]
+        paths = (f"/monthly/{folder_labels(key)}/{month}" for key, month in months)
+        object.__setattr__(self, "keys", keys)
+        object.__setattr__(self, "_closed", " ".join(paths))
+        object.__setattr__(self, "_newest", max((month for _, month in months), default=""))
 
     @property
     def folder(self) -> Path:
         """Return the folder of the market and data type."""
         return folder_of(self.stored.layout, self.market, self.data_type)
-
-    @property
-    def everything(self) -> str:
-        """Return SQL for a pattern of all files."""
-        levels = "*/" * len(labels_of(self.data_type))
-        return quoted(f"{self._cadences}/{levels}{self._name}")
-
-    def of_series(self, series: str) -> str:
-        """Return SQL for a pattern of the files of a series. ``series`` is SQL as well."""
-        return f"{quoted(f'{self._cadences}/')} || {series} || {quoted('/' + self._name)}"
-
-    @property
-    def _cadences(self) -> str:
-        return f"{as_pattern(self.folder)}/{'*ly' if self.closes else 'daily'}"
-
-    @property
-    def _name(self) -> str:
-        return "????-??*.parquet" if self.closes else _DAY_FILE
-
-    def listed(self, pattern: str) -> str:
-        """Return SQL for the files of a pattern, with the mark first."""
-        return f"[{quoted(as_pattern(self.mark))}, {pattern}]" if self.marked else pattern
-
-    @property
-    def closes(self) -> bool:
-        """Return True if months of the data type are closed."""
-        return closes_months(self.data_type)
 
     @property
     def mark(self) -> Path:
@@ -246,75 +227,66 @@ class Files:
         digest = hashlib.sha256(self._closed.encode()).hexdigest()[:16]
         return self.folder / "marks" / f"{WHAT_TO_DO}-{digest}.parquet"
 
-    def __post_init__(self) -> None:
-        # Not cached_property: its lock (until Python 3.12) may be locked in the parent during a fork.
-        keys = self.stored.keys(self.market, self.data_type)
-        months = [(f"/monthly/{folder_labels(key)}/", month) for key in keys for month in self.stored.months[key]]
-        object.__setattr__(self, "keys", keys)
-        object.__setattr__(self, "_closed_months", months)
-        object.__setattr__(self, "_closed", " ".join(series + month for series, month in months))
-
     @property
-    def _closed_by_month(self) -> str:
-        """Return SQL for a map from each month to the series that closed it."""
-        by_month: dict[str, list[str]] = {}
-        for series, month in self._closed_months:
-            by_month.setdefault(month, []).append(series)
-        text = ", ".join(f"{quoted(month)}: {quoted(' '.join(series))}" for month, series in by_month.items())
-        return f"MAP {{{text}}}"
+    def no_day(self) -> Path:
+        """Return the path of a day's file without rows. DuckDB refuses a pattern that matches no file."""
+        return self.folder.joinpath("marks", *("-" for _ in labels_of(self.data_type)), "0000-00-00.parquet")
 
-    def _is_closed(self, name: str) -> str:
-        """Return SQL that is true if a file's month is closed. The file's name is as long as ``name``."""
-        # A month's name counts only in the folder of months. For a day's name, the rest of the path is enough.
-        begin, end = len(f"{self.folder}/{'' if name == _A_MONTH else 'daily/'}"), len(name) + 1
-        after_month = end - len("2024-01")
-        if len(self._closed) <= _SOON_SEARCHED:
-            return f"contains({quoted(self._closed)}, filename[{begin}:-{after_month}])"
-        series, month = f"filename[{begin}:-{end}]", f"filename[-{end - 1}:-{after_month}]"
-        return f"contains(coalesce(map_extract({self._closed_by_month}, {month})[1], ''), {series})"
+    def of_all(self) -> tuple[str, str]:
+        """Return SQL for the files of all series, and a condition that is true for those to read.
 
-    def conditions(self) -> list[str]:
-        """Return SQL conditions over ``filename`` alone that are true for the files to read.
-
-        DuckDB evaluates each once per file. Each step takes 2 µs per file, so there are few, and names are cut by
-        position.
+        Closed months are listed by name, so only days need the condition. DuckDB evaluates it once per file, in 10 µs.
+        One text with all months and a function that splits it are bound much faster than a long list.
         """
-        return [*self._of_its_kind(), *filter(None, [self.place])]
-
-    def _of_its_kind(self) -> list[str]:
-        if not self.closes:
-            return []
-        # Check for a month's name first. Its slash may be at the position of a day's slash: /1h/2024-01.
-        of_month, of_day = (f"filename[-{len(name) + 1}] = '/'" for name in (_A_MONTH, _A_DAY))
+        folder, levels = as_pattern(self.folder), "*/" * len(labels_of(self.data_type))
+        days = f"{folder}/?a*/{levels}{_DAY_FILE}"  # in daily/ and marks/
+        files = [quoted(as_pattern(self.mark)), quoted(days)]
+        if not self.marked:
+            some = next(self.folder.glob(f"daily/{levels}{_DAY_FILE}"), None)
+            files = [] if some is None else [quoted(f"{folder}/daily/{levels}{_DAY_FILE}")]
+        listed = f"[{', '.join(files)}]"
         if not self._closed:
-            return [f"NOT {of_month} AND {of_day}"]
+            return listed, ""
+        months = f"list_transform(string_split({quoted(self._closed)}, ' '), {_month_file(folder)})"
+        condition = f"CASE WHEN {_IS_MONTH} THEN true {self._open_days()} END"
+        return f"{listed} || {months}", condition
 
-        month, day = self._is_closed(_A_MONTH), self._is_closed(_A_DAY)
-        return [f"CASE WHEN {of_month} THEN {month} WHEN {of_day} THEN NOT {day} ELSE false END"]
+    def of_series(self, series: str, start: str, last: str) -> tuple[str, str]:
+        """Return SQL for the files of one series, and a condition that is true for those with rows from start to last.
 
-    def conditions_of(self, labels: Sequence[str], start: str, last: str) -> list[str]:
-        """Return SQL conditions that are true for a series' files with rows from start to last. All arguments are SQL.
-
-        DuckDB evaluates them for each file, and a function takes longer than opening the file. So whole names are
-        compared, in one condition. Each function also takes time when the query is bound, so one function formats the
-        whole name.
+        All arguments are SQL. The times may come from a subquery or another table, so names are compared in the
+        condition. A series that was unknown when the SQL was made is looked for in all folders.
         """
-        series = ", '/', ".join(labels)
-        folder = str(self.folder).replace("%", "%%")
+        folder, levels = as_pattern(self.folder), "*/" * len(labels_of(self.data_type))
+        known = f"contains({quoted(' '.join(f'/{folder_labels(key)}/' for key in self.keys))}, {series})"
+        # Both cadences in one pattern: the series may have files in one of them only.
+        pattern = (
+            f"{quoted(f'{folder}/*ly')} || CASE WHEN {known} THEN {series} ELSE {quoted('/' + levels)} END "
+            "|| '????-??*.parquet'"
+        )
+        # As text, 2024-01 <= 2024-01-15 <= 2024-01.parquet. So the last day is compared with names without suffix.
+        condition = (
+            f"CASE WHEN parse_filename(filename) < strftime({start}, '%Y-%m-%d') THEN false "
+            f"WHEN parse_filename(filename, true) > strftime({last}, '%Y-%m-%d') THEN false "
+            f"WHEN NOT ({known} OR contains(filename, {series})) THEN false "
+            f"WHEN {_IS_MONTH} THEN contains({quoted(self._closed)}, {self._cut('', _A_MONTH)}) "
+            f"WHEN NOT {_IS_DAY} THEN false {self._open_days()} END"
+        )
+        return f"[{', '.join([*([quoted(as_pattern(self.mark))] if self.marked else []), pattern])}]", condition
 
-        def between(cadence: str, first: str, last_: str) -> str:
-            begin = f"concat({quoted(f'{folder}/{cadence}/')}, {series}, "
-            return f"filename BETWEEN strftime({start}, {begin}'/{first}')) AND strftime({last}, {begin}'/{last_}'))"
+    def _open_days(self) -> str:
+        """Return the last branches of a CASE: true for a day's file unless its month is closed."""
+        # The rest of a day's path is part of its month's path.
+        newer = f"WHEN filename[-18:-12] > {quoted(self._newest)} THEN true"
+        return f"{newer} ELSE NOT contains({quoted(self._closed)}, {self._cut('/daily', _A_DAY)})"
 
-        days = between("daily", "%Y-%m-%d", "%Y-%m-%d.parquet")
-        if not self.closes:
-            return [days]
-        of_day = f"length(filename) = length(concat({quoted(f'{self.folder}/daily/')}, {series})) + {len(_A_DAY) + 1}"
-        if not self._closed:
-            return [days, of_day]
-        months = between("monthly", "%Y-%m", "%Y-%m.parquet")
-        month, day = self._is_closed(_A_MONTH), self._is_closed(_A_DAY)
-        return [f"CASE WHEN {months} THEN {month} WHEN {days} THEN {of_day} AND NOT {day} ELSE false END"]
+    def _cut(self, cadence: str, name: str) -> str:
+        """Return SQL for a file's path below its folder and cadence, through the month."""
+        return f"filename[{len(f'{self.folder}{cadence}') + 1}:{len('2024-01') - len(name) - 1}]"
+
+
+def _month_file(folder: str) -> str:
+    return f"lambda month: {quoted(folder)} || month || '.parquet'"
 
 
 def folder_labels(key: SeriesKey) -> str:

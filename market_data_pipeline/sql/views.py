@@ -29,7 +29,6 @@ from market_data_pipeline.sql.file_lists import (
     StoredSeries,
     as_pattern,
     empty,
-    folder_labels,
     has_ledgers,
     mark_of_ledgers,
     quoted,
@@ -63,11 +62,10 @@ def statements(
         schema = f"{EXCHANGE}_{market}"
         made.append(f"CREATE SCHEMA IF NOT EXISTS {schema}")
         for data_type in data_types_of(market):
-            view = f"CREATE OR REPLACE VIEW {schema}.{data_type.sql_name}"
-            in_sql = Files(stored, market, data_type, marked, place)
-            made.append(f"{view} AS {_view(in_sql)}")
+            files = Files(stored, market, data_type, marked)
+            made.append(f"CREATE OR REPLACE VIEW {schema}.{data_type.sql_name} AS {_view(files, place)}")
             if data_type in _MACROS:
-                made.append(_macro(schema, in_sql))
+                made.append(f"CREATE OR REPLACE MACRO {schema}.{_macro(files, place)}")
     made.append("CREATE SCHEMA IF NOT EXISTS quality")
     days = _ledger_days(layout, marked=marked) if has_ledgers(layout) else _no_ledger_days(_LEDGER_NAMES)
     if corrections:
@@ -103,17 +101,14 @@ def _in_its_place(layout: Layout) -> str:
     """
     root = str(layout.root)
     places = ", ".join(quoted(place) for place in dict.fromkeys((root, os.path.realpath(root))))
-    why = quoted(f"This catalog is of {root}, but was opened as ")
-    remedy = quoted(
-        f". If the data was copied or moved, run `market-data status` with MARKET_DATA_DIR set to its folder and open "
-        f"the catalog again. If not, open {layout.catalog}."
+    message = quoted(
+        f"This catalog is of {root}, but is opened from elsewhere. If the data was copied or moved, run `market-data "
+        f"status` with MARKET_DATA_DIR set to its folder and open the catalog again. If not, open {layout.catalog}."
     )
-    return (
-        f"(SELECT CASE WHEN bool_and(parse_dirpath(d.path) IN ({places})) THEN true "
-        f"ELSE error(concat({why}, string_agg(d.path, ' and '), {remedy})) END "
-        "FROM duckdb_sequences() AS s JOIN duckdb_databases() AS d USING (database_oid) "
-        f"WHERE s.schema_name = 'quality' AND s.sequence_name = {quoted(root)})"
-    )
+    return f"""(
+        SELECT CASE WHEN bool_and(parse_dirpath(d.path) IN ({places})) THEN true ELSE error({message}) END
+        FROM duckdb_sequences() AS s JOIN duckdb_databases() AS d USING (database_oid)
+        WHERE s.sequence_name = {quoted(root)})"""
 
 
 def _where(query: str, condition: str) -> str:
@@ -137,18 +132,21 @@ def newest_mark(layout: Layout, market: Market, data_type: DataType) -> Path | N
     return max(found, key=found.__getitem__, default=None)
 
 
-def _view(files: Files) -> str:
+def _view(files: Files, place: str) -> str:
+    """Return the query of a view. Its labels come from the paths, so that a condition on them skips files unopened."""
     if not files.keys:
         return empty(files.market, files.data_type)
-    columns = select_list(files.data_type, lake_schema(files.market, files.data_type).names)
-    where = " AND ".join(files.conditions()) or "true"
-    return f"SELECT {columns} FROM {read_parquet(files.listed(files.everything), NAMED)} WHERE {where}"
+    listed, condition = files.of_all()
+    return f"""
+        SELECT {select_list(files.data_type, lake_schema(files.market, files.data_type).names)}
+        FROM {read_parquet(listed, NAMED)}
+        WHERE {" AND ".join(filter(None, (condition, place))) or "true"}"""
 
 
 _MACROS = {DataType.KLINES: "candles", DataType.AGG_TRADES: "trades"}
 
 
-def _macro(schema: str, files: Files) -> str:
+def _macro(files: Files, place: str) -> str:
     """Return a table macro for one series from ``a`` (inclusive) to ``b`` (exclusive); NULL means no bound.
 
     The macro lists the folders of one series, and skips files outside the range by name. It knows the series that had
@@ -156,12 +154,10 @@ def _macro(schema: str, files: Files) -> str:
     result is empty if the series does not exist.
     """
     labels = labels_of(files.data_type)
-    head = f"CREATE OR REPLACE MACRO {schema}.{_MACROS[files.data_type]}({', '.join(labels)}, a, b := NULL) AS TABLE"
+    head = f"{_MACROS[files.data_type]}({', '.join(labels)}, a, b := NULL) AS TABLE"
     if not files.keys:
         return f"{head} {empty(files.market, files.data_type)}"
-    series = " || '/' || ".join(f'"{label}"' for label in labels)
-    known = ", ".join(quoted(folder_labels(key)) for key in files.keys)
-    pattern = f"CASE WHEN list_contains([{known}], {series}) THEN {files.of_series(series)} ELSE {files.everything} END"
+    series = f"""concat('/', {", '/', ".join(f'"{label}"' for label in labels)}, '/')"""  # NULL names no series
     columns = ", ".join(
         f'"{name}" AS "{name}"' if name in labels else f'r."{name}"'
         for name in lake_schema(files.market, files.data_type).names
@@ -169,13 +165,11 @@ def _macro(schema: str, files: Files) -> str:
     # Both functions ignore NULL. The bounds also replace infinity, which has no file name.
     start, end = f"greatest({_moment('a')}, {_FIRST})", f"least({_moment('b')}, {_LAST})"
     time = f'r."{time_column(files.data_type)}"'
-    last = f"({end} - INTERVAL 1 MICROSECOND)"
-    of_files = files.conditions_of([f'"{label}"' for label in labels], start, last)
-    conditions = [*of_files, f"{time} >= {start}", f"{time} < {end}", *filter(None, [files.place])]
-    return (
-        f"{head} SELECT {columns} FROM {read_parquet(files.listed(pattern), NAMED)} AS r "
-        f"WHERE {' AND '.join(conditions)}"
-    )
+    listed, condition = files.of_series(series, start, f"({end} - INTERVAL 1 MICROSECOND)")
+    return f"""{head}
+        SELECT {columns}
+        FROM {read_parquet(listed, NAMED)} AS r
+        WHERE {" AND ".join(filter(None, (condition, f"{time} >= {start}", f"{time} < {end}", place)))}"""
 
 
 _FIRST, _LAST = "TIMESTAMP '1000-01-01'", "TIMESTAMP '9999-12-31'"

@@ -6,6 +6,7 @@ Changes to the files belong to ``universe/edit.py``, resolving patterns to ``uni
 from __future__ import annotations
 
 import re
+from calendar import monthrange
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from difflib import get_close_matches
@@ -18,7 +19,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.regular_files import open_regular
 from market_data_pipeline.model.datasets import data_types_of
-from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey, intervals_of
+from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey, intervals_of, is_symbol
 from market_data_pipeline.universe.resolved import (
     DATA_TYPES,
     Entry,
@@ -34,7 +35,10 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fas
 _TEXT_TAG = "tag:yaml.org,2002:str"
 
 
-_FROM = "a day such as 2020-01-01, `listing` for the symbol's first day, or `30 days ago`"
+_FROM = (
+    "a day such as 2020-01-31, a month (2020-01) or a year (2020), `listing` for the symbol's first day, or "
+    "`30 days ago` (also weeks, months and years)"
+)
 
 
 def load_universe(path: Path, *, resolve: bool = True) -> Universe:
@@ -116,7 +120,6 @@ def parse_universe(text: str, name: str = "universe.yaml") -> tuple[Entry, ...]:
     """Read the text of a ``universe.yaml``.
 
     Args:
-        text: The text.
         name: Name of the file in messages.
 
     Raises:
@@ -235,7 +238,7 @@ def _symbols(node: yaml.Node, what: str, mistakes: _Mistakes) -> tuple[tuple[str
     for word in _words(node, what, mistakes):
         if word.tag != _TEXT_TAG:
             mistakes.add(word, f"YAML does not read {word.value} as text. Write the symbol in quotes: '{word.value}'.")
-        elif not re.fullmatch(r"[^\s/\\.][^\s/\\]*", word.value):
+        elif not is_symbol(word.value):
             mistakes.add(word, f"{word.value!r} cannot be a symbol: it has a space, a slash or a leading dot.")
         elif word.value != word.value.upper():
             mistakes.add(word, f"symbols are written in capitals: {word.value.upper()}, not {word.value}.")
@@ -293,22 +296,57 @@ def _since(node: yaml.Node, mistakes: _Mistakes) -> Since | None:
 
 
 def parse_since(text: str) -> Since:
-    """Parse the value of ``from``: a day, ``listing`` or ``30 days ago``.
+    """Parse the value of ``from``: a day, month or year, ``listing``, or ``30 days ago`` (weeks, months, years).
 
     Raises:
         UsageError: the text is none of these, or a day in the future.
     """
-    ago = re.fullmatch(r"(\d{1,5}) days? ago", text.strip())
-    if ago:
-        return Since(days_ago=int(ago[1]))
-    if text.strip() == "listing":
+    text = " ".join(text.split())
+    if text == "listing":
         return Since()
-    day = day_in(text.strip())
-    if day is None:
+    if ago := re.fullmatch(r"([0-9]{1,5}) (day|week|month|year)s? ago", text):
+        number, unit = int(ago[1]), ago[2]
+        in_days = {"day": 1, "week": 7}.get(unit)
+        if in_days:
+            return Since(days_ago=number * in_days)
+        return Since(months_ago=number * (12 if unit == "year" else 1))
+    period = period_in(text)
+    if period is None:
         raise UsageError(f"cannot be {text!r}. Allowed: {_FROM}.")
-    if day > clock.today():
-        raise UsageError(f"cannot be {day}, which is in the future; today is {clock.today()} (UTC).")
-    return Since(day=day)
+    if period[0] > clock.today():
+        raise UsageError(f"cannot be {period[0]}, which is in the future; today is {clock.today()} (UTC).")
+    return Since(day=period[0])
+
+
+def parse_day(text: str, *, last: bool = False) -> date:
+    """Parse a UTC day in every form of :func:`parse_since` but ``listing``.
+
+    Args:
+        text: The text.
+        last: Return the last day of a month or year that the text names, or today if that is in the future. By default
+            return its first day.
+
+    Raises:
+        UsageError: the text is not a day, or a day in the future.
+    """
+    day = parse_since(text).first(None)
+    if day is None:
+        raise UsageError("cannot be 'listing' here. Name a day.")
+    period = period_in(text.strip())
+    return min(period[1], clock.today()) if last and period else day
+
+
+def period_in(text: str) -> tuple[date, date] | None:
+    """Return the first and last day of 2020-01-31, 2020-01 or 2020. Return None for anything else."""
+    if not re.fullmatch(r"[0-9]{4}(-[0-9]{2}){0,2}", text):
+        return None
+    try:
+        first = date.fromisoformat(f"{text}-01-01"[:10])
+    except ValueError:
+        return None
+    month = 12 if len(text) == 4 else first.month
+    last = first if len(text) == 10 else first.replace(month=month, day=monthrange(first.year, month)[1])
+    return first, last
 
 
 def day_in(text: str) -> date | None:

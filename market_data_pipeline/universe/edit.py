@@ -13,7 +13,7 @@ from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.model.series import Market, SeriesKey
 from market_data_pipeline.universe.config import compose, parse_universe
-from market_data_pipeline.universe.resolved import Entry, Listings, Since, lock_path, series_of
+from market_data_pipeline.universe.resolved import Entry, Listings, Since, Wanted, lock_path, series_of
 
 LOCK_HEADER = """\
 # Written by `market-data universe refresh` from the listing of Binance's archive. Commit it with the universe.
@@ -31,7 +31,6 @@ def add_series(text: str, key: SeriesKey, since: Since, name: str = "universe.ya
 
     Args:
         text: The text. Empty for a new file.
-        key: The series.
         since: Start of the series.
         name: Name of the file in messages.
 
@@ -46,12 +45,12 @@ def add_series(text: str, key: SeriesKey, since: Since, name: str = "universe.ya
     body = _without_empty_list(text if text.endswith("\n") else text + "\n", name)
     entries = parse_universe(text, name) if body is None else ()
     for entry in entries:
-        if _names(entry, key):
-            return _earlier(text, entry, key, since, name)
+        if (wanted := _wanted(entry, key)) is not None:
+            return _earlier(text, entry, wanted, key, since, name)
     body = text.rstrip("\n") + "\n" if body is None else body
     added = body + _entry_text(key, since, _indent(text))
     try:
-        good = any(_names(entry, key) for entry in parse_universe(added, name))
+        good = any(_wanted(entry, key) for entry in parse_universe(added, name))
     except UsageError:
         good = False
     if not good:
@@ -70,20 +69,18 @@ def _without_empty_list(text: str, name: str) -> str | None:
     return None
 
 
-def _names(entry: Entry, key: SeriesKey) -> bool:
-    symbols = {symbol for symbol, _ in entry.symbols}
-    return (
-        key.market in entry.markets and key.symbol in symbols and key in dict(series_of(entry, key.market, key.symbol))
-    )
+def _wanted(entry: Entry, key: SeriesKey) -> Wanted | None:
+    """Return the data type of an entry to which a series belongs; None if the entry does not name the series."""
+    is_named = key.market in entry.markets and key.symbol in dict(entry.symbols)
+    return dict(series_of(entry, key.market, key.symbol)).get(key) if is_named else None
 
 
-def _earlier(text: str, entry: Entry, key: SeriesKey, since: Since, name: str) -> str:
+def _earlier(text: str, entry: Entry, wanted: Wanted, key: SeriesKey, since: Since, name: str) -> str:
     """Return the text with an earlier ``from:`` for the series, if no other series shares the entry's ``from:``."""
-    wanted = next(one for one in entry.wanted if one.data_type is key.data_type and key.interval in one.intervals)
     alone = len(entry.markets) == len(entry.symbols) == len(wanted.intervals) == 1
     if not alone or _later(since, wanted.since):
         return text
-    if wanted.since.day is not None and since.days_ago is not None:
+    if wanted.since.day is not None and since.moves:
         since = Since(day=since.first(None))  # a moving start would some day be the later one
     begin, end = wanted.since_span
     changed = f"{text[:begin]}{since}{text[end:]}"
@@ -97,11 +94,11 @@ def _earlier(text: str, entry: Entry, key: SeriesKey, since: Since, name: str) -
 def _starts(text: str, name: str) -> dict[SeriesKey, Since]:
     """Return the start of each series that the text names without a pattern."""
     return {
-        key: since
+        key: wanted.since
         for entry in parse_universe(text, name)
         for market in entry.markets
         for symbol, _ in entry.symbols
-        for key, since in series_of(entry, market, symbol)
+        for key, wanted in series_of(entry, market, symbol)
     }
 
 

@@ -104,7 +104,6 @@ def refresh(
 
     Args:
         universe: The universe. Its lock is ignored.
-        archive: The archive's listing.
         rest: Source of first candles. None leaves REST out.
         threads: Number of symbols to list in parallel.
         on_progress: Called with the number of symbols done and their total.

@@ -12,6 +12,7 @@ from pathlib import Path
 from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, SPECS
+from market_data_pipeline.model.lineage import source_of
 from market_data_pipeline.model.series import EXCHANGE, DataType, Listing, Market, SeriesKey, intervals_of
 
 DATA_TYPES = tuple(dict.fromkeys(data_type for _, data_type in SPECS))
@@ -23,24 +24,40 @@ Listings = Mapping[tuple[Market, str], Listing]
 
 @dataclass(frozen=True, slots=True)
 class Since:
-    """Start of a series, from ``from:``. With neither attribute, it is the symbol's listing.
+    """Start of a series, from ``from:``. Without any attribute, it is the symbol's listing.
 
     Attributes:
-        day: A fixed day. None for the two other forms.
+        day: A fixed day. None for the other forms.
         days_ago: Number of days before today, so that the start moves. None if it does not move.
+        months_ago: Number of months before today, likewise.
     """
 
     day: date | None = None
     days_ago: int | None = None
+    months_ago: int | None = None
+
+    @property
+    def moves(self) -> bool:
+        """Return True if the start is another day tomorrow."""
+        return self.days_ago is not None or self.months_ago is not None
 
     def first(self, listed: date | None) -> date | None:
         """Return the first day to collect of a symbol, None if it is the listing day and that is unknown."""
-        wanted = self.day if self.days_ago is None else clock.today() - timedelta(days=self.days_ago)
+        wanted = self.day
+        if self.moves:
+            wanted = clock.months_before(clock.today(), self.months_ago or 0) - timedelta(days=self.days_ago or 0)
         return max((day for day in (wanted, listed) if day), default=None)
+
+    @property
+    def is_listing(self) -> bool:
+        """Return True if the start is the symbol's listing."""
+        return self.day is None and not self.moves
 
     def __str__(self) -> str:
         if self.day is not None:
             return self.day.isoformat()
+        if self.months_ago is not None:
+            return f"{self.months_ago} months ago"
         return "listing" if self.days_ago is None else f"{self.days_ago} days ago"
 
 
@@ -111,16 +128,16 @@ class Universe:
     path: Path = Path("universe.yaml")
 
     @cached_property
-    def _resolved(self) -> dict[SeriesKey, list[Since]]:
-        named: dict[SeriesKey, list[Since]] = {}
-        meant: dict[SeriesKey, list[Since]] = {}
+    def _resolved(self) -> dict[SeriesKey, list[Wanted]]:
+        named: dict[SeriesKey, list[Wanted]] = {}
+        meant: dict[SeriesKey, list[Wanted]] = {}
         for entry in self.entries:
             for market in entry.markets:
                 for symbol, line in entry.symbols:
                     target = meant if is_pattern(symbol) else named
                     for found in self._symbols(entry, market, symbol, line):
-                        for key, since in series_of(entry, market, found):
-                            target.setdefault(key, []).append(since)
+                        for key, wanted in series_of(entry, market, found):
+                            target.setdefault(key, []).append(wanted)
         return dict(sorted({**meant, **named}.items(), key=lambda item: _order(item[0])))
 
     def _symbols(self, entry: Entry, market: Market, symbol: str, line: int) -> list[str]:
@@ -159,7 +176,7 @@ class Universe:
         if key not in self._resolved:
             raise UsageError(self._unknown(key))
         listed = self.listing(key).first
-        days = [since.first(listed) for since in self._resolved[key]]
+        days = [wanted.since.first(listed) for wanted in self._resolved[key]]
         if None in days:
             raise UsageError(
                 f"{self.path}: {key} starts with its listing, and that day is not known. "
@@ -185,61 +202,49 @@ class Universe:
 
     def days(self, key: SeriesKey) -> list[date]:
         """Return all UTC days to collect, in order."""
-        return [first + timedelta(days=n) for first, last in self.spans(key) for n in range((last - first).days + 1)]
+        return [day for span in self.spans(key) for day in clock.days_between(*span)]
 
     def from_line(self, key: SeriesKey) -> int:
         """Return the line of the ``from:`` that decides the start of a series."""
-        key = _source_of(key)
         listed = self.listing(key).first
-        found: list[tuple[bool, date, int]] = []
-        for entry in self.entries:
-            for symbol, _ in entry.symbols if key.market in entry.markets else ():
-                by_pattern = is_pattern(symbol)
-                if entry.takes(symbol, key.symbol) if by_pattern else symbol == key.symbol:
-                    found += [
-                        (by_pattern, wanted.since.first(listed) or date.min, wanted.since_line)
-                        for wanted in entry.wanted
-                        if wanted.data_type is key.data_type and key.interval in wanted.intervals
-                    ]
-        return min(found)[2] if found else 0
+        wanted = self._resolved.get(_source_of(key), ())
+        return min(((one.since.first(listed) or date.min, one.since_line) for one in wanted), default=(date.min, 0))[1]
 
     def said_of_start(self, key: SeriesKey) -> str:
         """Return the start of a series and its place in the file, for messages."""
         return f"{key} is collected from {self.start(key)} on ({self.path}, line {self.from_line(key)})"
 
-    def first_day(self) -> date:
-        """Return the earliest day that can be fetched of any series. It does not change from day to day.
+    def earliest(self, key: SeriesKey) -> date:
+        """Return the first UTC day that can be fetched, which is the first partition in Dagster.
 
-        It is the earliest start. If that is a moving one such as ``30 days ago``, it is the listing of that series.
+        It is the start. If that is the listing and not known yet, it is the begin of the archive, so that a universe
+        without a lock loads.
+
+        Raises:
+            UsageError: the series is not in the universe.
         """
-        fixed: list[date] = []
-        moving: list[tuple[date, date]] = []
-        for key, sinces in self._resolved.items():
-            listed = self.listing(key).first or ARCHIVE_BEGINS
-            for since in sinces:
-                day = since.first(listed) or listed
-                if since.days_ago is None:
-                    fixed.append(day)
-                else:
-                    moving.append((day, listed))
-        earliest = min(fixed, default=None)
-        fallbacks = [listed for day, listed in moving if earliest is None or day < earliest]
-        return min([*fixed, *fallbacks], default=ARCHIVE_BEGINS)
+        source = _source_of(key)
+        unknown = self.listing(source).first is None
+        if unknown and any(one.since.is_listing for one in self._resolved.get(source, ())):
+            return ARCHIVE_BEGINS
+        return self.start(key)
 
-    def refuse_before_first(self, day: date, key: SeriesKey) -> None:
-        """Refuse a day before the first partition in Dagster.
+    def takes(self, key: SeriesKey, day: date) -> bool:
+        """Return True if a UTC day of a series can be fetched, so that it is a partition in Dagster."""
+        return self.earliest(key) <= day and self.listing(key).covers(day)
+
+    def refuse_before_start(self, day: date, key: SeriesKey) -> None:
+        """Refuse a day before the first partition of a series in Dagster.
 
         Args:
-            day: The day.
             key: The requested series.
 
         Raises:
-            UsageError: the day is before the first partition. The text names that day and the line to change.
+            UsageError: the day is before the first partition. The text names the line to change.
         """
-        if day < self.first_day():
+        if day < self.earliest(key):
             raise UsageError(
-                f"{day} is before the first day of {self.path}, {self.first_day()}. "
-                f"Set an earlier `from:` there first: {self.said_of_start(key)}."
+                f"{self.said_of_start(key)}, so {day} cannot be fetched. Set an earlier `from:` there first."
             )
 
     def _unknown(self, key: SeriesKey) -> str:
@@ -251,17 +256,15 @@ class Universe:
         return f"{key} is not in {self.path}. It has: {there or 'none'}. `market-data add` adds a series."
 
 
-def series_of(entry: Entry, market: Market, symbol: str) -> Iterator[tuple[SeriesKey, Since]]:
-    """Yield the series of an entry for one symbol in one market, each with its start."""
+def series_of(entry: Entry, market: Market, symbol: str) -> Iterator[tuple[SeriesKey, Wanted]]:
+    """Yield the series of an entry for one symbol in one market, each with its data type there."""
     for wanted in entry.wanted:
         for interval in wanted.intervals:
-            yield SeriesKey(EXCHANGE, market, wanted.data_type, symbol, interval), wanted.since
+            yield SeriesKey(EXCHANGE, market, wanted.data_type, symbol, interval), wanted
 
 
 def _source_of(key: SeriesKey) -> SeriesKey:
-    if key.data_type is not DataType.TRADE_PROFILE:
-        return key
-    return SeriesKey(key.exchange, key.market, DataType.AGG_TRADES, key.symbol)
+    return source_of(key) if key.data_type is DataType.TRADE_PROFILE else key
 
 
 def _order(key: SeriesKey) -> tuple[int, int, str, int]:

@@ -19,20 +19,26 @@ PAGE = (DOCS / "reference" / "checks.md").read_text("utf-8")
 
 
 def rules_in_code() -> Iterator[str]:
-    """Yield the rule of every ``Finding(check="integrity", …)`` and of every ``report(…)`` in the package."""
+    """Yield the rule of every integrity finding in the package, and those that the integrity check yields."""
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call):
-                continue
-            given = {keyword.arg: keyword.value for keyword in node.keywords}
-            of_integrity = ast.unparse(given["check"]) == "'integrity'" if "check" in given else False
-            rule = given.get("rule") if of_integrity else None
-            if isinstance(node.func, ast.Name) and node.func.id == "report":
-                rule = node.args[0]
+            rule = _rule_in(node)
             if isinstance(rule, ast.Constant):
                 yield str(rule.value)
             elif isinstance(rule, ast.Name) and rule.id.isupper():
                 yield getattr(findings, rule.id)
+
+
+def _rule_in(node: ast.AST) -> ast.expr | None:
+    if isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple) and len(node.value.elts) == 4:
+        rule, severity = node.value.elts[:2]
+        return rule if isinstance(severity, ast.Name) and severity.id in Severity.__members__ else None
+    if not isinstance(node, ast.Call):
+        return None
+    if isinstance(node.func, ast.Name) and node.func.id == "integrity_finding":
+        return node.args[0]
+    given = {keyword.arg: keyword.value for keyword in node.keywords}
+    return given.get("rule") if "check" in given and ast.unparse(given["check"]) == "'integrity'" else None
 
 
 def test_every_integrity_rule_has_a_remedy() -> None:

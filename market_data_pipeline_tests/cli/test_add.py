@@ -152,7 +152,7 @@ collect:
     ("command", "says"),
     [
         ("add BTCUSDT 4h --through 2017-01-31", r"BTCUSDT was listed from 2017-08-17 to now"),
-        ("add SOLUSDT 1d --through 2026-03-02", r"No day is left .*SOLUSDT was listed from 2020-08-11"),
+        ("add SOLUSDT 1d --through 2026-03-02", r"No requested day is left .*SOLUSDT was listed from 2020-08-11"),
         ("add LUNAUSDT 1d --from 2023-01-01", r"LUNAUSDT was listed from 2020-08-21 to 2022-05-13"),
         ("add BTCUSDT 4h --from 2026-03-04 --through 2026-03-01", r"--through 2026-03-01 is before --from 2026-03-04"),
         (
@@ -164,7 +164,10 @@ collect:
             r"before the first day of .* 2026-03-02\. .*from 2026-03-0\d on .*, line 1\d\)",
         ),
         ("backfill --symbol BTCUSDT --from 2026-03-06", r"is in the future"),
-        ("backfill --symbol BTCUSDT --from 2010-01-01 --through 2010-01-02", r"No day is left|listed from 2017-08-17"),
+        (
+            "backfill --symbol BTCUSDT --from 2010-01-01 --through 2010-01-02",
+            r"No requested day is left|listed from 2017-08-17",
+        ),
         ("backfill --symbol DOGEUSDT", r"no symbol 'DOGEUSDT'"),
     ],
 )

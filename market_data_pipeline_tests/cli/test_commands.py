@@ -26,7 +26,7 @@ from market_data_pipeline.cli.demo import as_typed
 from market_data_pipeline.cli.download import Size, concern_about, day_size, size_of
 from market_data_pipeline.cli.selection import Selection, choose
 from market_data_pipeline.coverage.holdings import StoredDays, stored_days
-from market_data_pipeline.defs.coverage.definitions import coverage_key
+from market_data_pipeline.defs.keys import coverage_key_of
 from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.layout import Layout
@@ -63,6 +63,8 @@ um:
 ONE_WEEK = ("backfill", "--symbol", "BTCUSDT", "--interval", "1h", "--from", "2026-02-02", "--through", "2026-02-08")
 BTC = klines("BTCUSDT", "1h")
 
+DiskUsage = namedtuple("DiskUsage", "total used free")
+
 
 @pytest.fixture
 def market_data(world: World, monkeypatch: pytest.MonkeyPatch) -> MarketData:
@@ -82,7 +84,7 @@ def test_backfill_brings_days_and_the_second_one_downloads_nothing(world: World,
     world.forget()
     again = market_data(*ONE_WEEK)
     assert again.exit_code == 0
-    assert "7 days, 7 stored before; 0 rows, 0 B downloaded" in again.stderr
+    assert "7 days, 7 stored before; 0 rows, 0 bytes downloaded" in again.stderr
     assert world.asked(".zip") == []
 
 
@@ -114,7 +116,7 @@ def test_ctrl_c_keeps_what_was_brought(world: World, market_data: MarketData) ->
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Stopped. Finished days are stored, and the same command continues from there." in said
     assert "Traceback" not in said
@@ -167,12 +169,16 @@ def test_sync_brings_everything_up_to_now(world: World, market_data: MarketData)
         ("--market um --interval 1d", r"has no interval '1d'.*There are: 1h"),
         ("--data-type trades", r"'trades' is not one of 'klines', 'aggTrades'"),
         ("--data-type aggTrades --interval 1h", "aggTrades has no interval"),
-        ("--from yesterday", r"'yesterday' is not a day. Write it as 2024-01-31 \(UTC\)"),
-        ("--from 2026-02-30", "'2026-02-30' is not a day"),
-        ("--from 20260201", r"'20260201' is not a day. Write it as 2024-01-31 \(UTC\)"),
-        ("--through 2026-W09-1", r"'2026-W09-1' is not a day. Write it as 2024-01-31 \(UTC\)"),
-        ("--from 2026-03-06", r"--from 2026-03-06 is in the future; today is 2026-03-05 \(UTC\)"),
-        ("--through 2026-03-06", r"--through 2026-03-06 is in the future"),
+        ("--from tomorrow", r"--from cannot be 'tomorrow'\. Allowed: a day such as 2020-01-31"),
+        ("--from listing", r"--from cannot be 'listing' here\. Name a day"),
+        ("--from 2026-02-30", "--from cannot be '2026-02-30'"),
+        ("--from 20260201", "--from cannot be '20260201'"),
+        ("--through 2026-W09-1", "--through cannot be '2026-W09-1'"),
+        ("--from 2026-03-06", r"--from cannot be 2026-03-06, which is in the future; today is 2026-03-05 \(UTC\)"),
+        ("--through 2026-04", r"--through cannot be 2026-04-01, which is in the future"),
+        ("7m", "'7m' is neither a kline interval nor aggTrades"),
+        ("btcusdt", "Symbols are written in capitals: BTCUSDT, not btcusdt"),
+        ("BTC", r"has no symbol 'BTC'.*There are: BTCUSDT"),
         ("--from 2026-02-02 --through 2026-02-01", "--through 2026-02-01 is before --from 2026-02-02"),
         (
             "--symbol BTCUSDT --from 2017-01-01 --through 2017-01-02",
@@ -181,9 +187,12 @@ def test_sync_brings_everything_up_to_now(world: World, market_data: MarketData)
         ("--symbol LUNAUSDT --from 2023-01-01", "listed until 2022-05-13 only"),
         (
             "--data-type aggTrades --through 2026-01-01",
-            r"is collected from 2026-03-03 on \(.*universe\.yaml, line 9\); name an earlier --from",
+            r"is collected from 2026-03-03 on \(.*universe\.yaml, line 9\)\. Set an earlier `from:`",
         ),
-        ("--symbol BTCUSDT --from 2021-01-01", r"universe.yaml, 2022-01-01. Set an earlier `from:` there first"),
+        (
+            "--symbol BTCUSDT --from 2021-01-01",
+            r"line 5\), so 2021-01-01 cannot be fetched\. Set",
+        ),
         ("--frum 2021-01-01", "No such option"),
     ],
 )
@@ -194,6 +203,43 @@ def test_what_cannot_be_meant_says_what_there_is_and_ends_with_exit_code_2(
     assert result.exit_code == 2
     assert re.search(says, result.stderr)
     assert world.sandbox.requests == []
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "days_of"),
+    [
+        ("2026-02-27", "2026-02-28", ("2026-02-27", "2026-02-28")),
+        ("2026-02", "2026-02", ("2026-02-01", "2026-02-28")),
+        ("2026", "2026-01", ("2026-01-01", "2026-01-31")),
+        ("2026-03", "2026", ("2026-03-01", "2026-03-05")),  # what has not come yet is left out
+        ("yesterday", "today", ("2026-03-04", "2026-03-05")),
+        ("3 days ago", "yesterday", ("2026-03-02", "2026-03-04")),
+        ("1 week ago", "2 days ago", ("2026-02-26", "2026-03-03")),
+        ("1 month ago", "2026-02-06", ("2026-02-05", "2026-02-06")),
+        ("1 year ago", "2025-03-06", ("2025-03-05", "2025-03-06")),
+    ],
+)
+def test_backfill_takes_days_in_every_form(
+    market_data: MarketData, monkeypatch: pytest.MonkeyPatch, first: str, last: str, days_of: tuple[str, str]
+) -> None:
+    """The disk is full, so that the command names the number of days and stops."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: DiskUsage(1, 1, 0))
+    said = market_data("backfill", "BTCUSDT", "1h", "--from", first, "--through", last, input="n\n").stderr
+    number = len(days(*days_of))
+    assert f"{number} day{'s' if number > 1 else ''} would take" in said
+
+
+def test_arguments_select_several_symbols_and_kinds(market_data: MarketData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: DiskUsage(1, 1, 0))
+
+    def number(*arguments: str) -> str:
+        return market_data("backfill", *arguments, "--from", "2026-03-04", input="n\n").stderr.split(" would")[0]
+
+    assert number("BTCUSDT", "ETHUSDT", "1h") == "4 days"
+    assert number("BTCUSDT", "--symbol", "ETHUSDT", "--interval", "1h") == "4 days"
+    assert number("1h", "aggtrades", "ETHUSDT") == "4 days"
+    assert number("aggTrades") == "2 days"
+    assert number("1d", "BTCUSDT") == "2 days"
 
 
 def test_wrong_setting_and_missing_universe_end_with_exit_code_2(
@@ -253,8 +299,6 @@ def test_folder_that_cannot_be_written_is_named(world: World, market_data: Marke
 
 # --- before big downloads ----------------------------------------------------------------------------------------
 
-DiskUsage = namedtuple("DiskUsage", "total used free")
-
 
 def test_work_that_does_not_fit_the_disk_asks_first(
     world: World, market_data: MarketData, monkeypatch: pytest.MonkeyPatch
@@ -305,7 +349,7 @@ def test_a_universe_that_collects_nothing_says_so(world: World, monkeypatch: pyt
     assert result.exit_code == 2
     said = " ".join(result.stderr.split())
     assert re.search(r"universe\.yaml collects nothing yet\. `market-data add .*` adds a series to it\.", said)
-    assert "No day is left" not in said
+    assert "No requested day is left" not in said
 
 
 # --- status ------------------------------------------------------------------------------------------------------
@@ -380,7 +424,7 @@ def test_sql_answers_as_table_csv_and_json(market_data: MarketData) -> None:
     rows = list(csv.reader(market_data("sql", "--csv", query).stdout.splitlines()))
     assert rows == [["symbol", "first", "candles", "nothing"], ["BTCUSDT", "2026-02-02 00:00:00", "168", "nan"]]
     assert json.loads(market_data("sql", "--json", query).stdout) == [
-        {"symbol": "BTCUSDT", "first": "2026-02-02 00:00:00", "candles": 168, "nothing": None}
+        {"symbol": "BTCUSDT", "first": "2026-02-02T00:00:00", "candles": 168, "nothing": None}
     ]
     assert json.loads(market_data("sql", "--json", "SELECT 1 WHERE false").stdout) == []
 
@@ -414,6 +458,22 @@ def test_add_puts_series_into_the_universe_and_fetches_them(world: World, market
     assert (world.root / "universe.yaml").read_text() == text
 
 
+def test_add_takes_several_symbols_and_a_month(world: World, market_data: MarketData) -> None:
+    result = market_data("add", "SOLUSDT", "BTCUSDT", "1d", "4h", "--from", "2026-03")
+    assert result.exit_code == 0, result.output
+    universe = load_universe(world.root / "universe.yaml")
+    for key in (klines(symbol, interval) for symbol in ("SOLUSDT", "BTCUSDT") for interval in ("1d", "4h")):
+        assert days("2026-03-01", "2026-03-05")[:4] == list(storage.days_on_disk(world.layout.folder(key)))[:4]
+        assert universe.start(key) <= days("2026-03-01", "2026-03-01")[0]
+
+
+def test_add_from_yesterday_does_not_move(world: World, market_data: MarketData) -> None:
+    assert market_data("add", "SOLUSDT", "1h", "--from", "yesterday").exit_code == 0
+    assert "from: 2026-03-04" in (world.root / "universe.yaml").read_text()
+    assert market_data("add", "SOLUSDT", "4h", "--from", "2 weeks ago").exit_code == 0
+    assert "from: 14 days ago" in (world.root / "universe.yaml").read_text()
+
+
 def test_add_begins_a_universe(world: World, market_data: MarketData) -> None:
     (world.root / "universe.yaml").unlink()
     (world.root / "universe.lock.yaml").unlink()
@@ -430,12 +490,15 @@ def test_add_begins_a_universe(world: World, market_data: MarketData) -> None:
         ("BTCUSD 1m", r"Spot has no symbol BTCUSD. Similar: BTCUSDT"),
         ("BTCUSDT 7m", r"'7m' is neither a kline interval nor aggTrades. There are: 1s, 1m"),
         ("BTCUSDT 1s --market um", r"no kline interval '1s' in um"),
-        ("BTCUSDT 1m --from soon", r"--from cannot be 'soon'. Allowed: a day"),
+        ("BTCUSDT 1m --from soon", r"--from cannot be 'soon'\. Allowed: a day"),
         ("BTCUSDT 1m --from 2026-03-06", r"--from cannot be 2026-03-06, which is in the future"),
-        ("BTCUSDT 1m --from 2026-03-01 --through 2026-03-06", r"--through 2026-03-06 is in the future"),
+        ("BTCUSDT 1m --from 2026-03-01 --through 2026-03-06", r"--through cannot be 2026-03-06, which is in the"),
         ("BTCUSDT 1m --from 2026-03-04 --through 2026-03-03", r"--through 2026-03-03 is before --from 2026-03-04"),
         ("btcusdt 1m", r"Symbols are written in capitals: BTCUSDT, not btcusdt"),
-        ("BTCUSDT", r"Missing argument 'WHAT...'"),
+        ("BTCUSDT", r"Name at least one symbol, and at least one of 1s, .* and aggTrades"),
+        ("BTCUSDT tradeProfile", r"Name at least one symbol, and at least one of 1s, .* and aggTrades"),
+        ("1h aggTrades", r"Name at least one symbol"),
+        ("", r"Name at least one symbol"),
     ],
 )
 def test_add_of_what_does_not_exist_changes_nothing(
@@ -587,11 +650,11 @@ def test_sandbox_prints_the_lines_that_point_at_it_and_ends_with_ctrl_c(realdata
         assert process.stdout.readline().startswith("# Sandbox at http://127.0.0.1:")
         lines = dict(process.stdout.readline().removeprefix("export ").strip().split("=", 1) for _ in range(6))
         path = "data/spot/daily/klines/BTCUSDT/1m/BTCUSDT-1m-2020-01-01.zip"
-        answer = requests.get(f"{lines['MARKET_DATA_VISION_URL']}/{path}", timeout=10)
+        answer = requests.get(f"{lines['MARKET_DATA_VISION_URL']}/{path}", timeout=120)
         assert answer.content == (realdata / "mirror" / path).read_bytes()
         assert {name.removeprefix(PREFIX).lower() for name in lines} <= set(Settings.model_fields)
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(120) == 130
 
 
 def test_sandbox_says_when_its_port_is_taken(world: World) -> None:
@@ -630,7 +693,7 @@ def test_hints_name_the_command_where_only_the_module_is_there(tmp_path: Path, m
 
 
 @pytest.mark.slow
-def test_demo_shows_all_of_it_and_is_quick_the_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_shows_all_of_it_and_downloads_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of eight days, which show all that the demo's own number does."""
     monkeypatch.setattr(sys.modules[as_typed.__module__], "DAYS", 8)
 
@@ -649,13 +712,11 @@ def test_demo_shows_all_of_it_and_is_quick_the_second_time(tmp_path: Path, monke
     assert len(re.findall(r"│ \d{4}-\d\d-\d\d │", first.stdout)) in (4, 5)  # the first answer has a row a day
     assert "market-data demo --ui" in first.stdout
     with open_instance(Layout(tmp_path / "demo")) as instance:
-        looked_at = [instance.get_latest_materialization_event(coverage_key(m)) for m in (Market.SPOT, Market.UM)]
+        looked_at = [instance.get_latest_materialization_event(coverage_key_of(m)) for m in (Market.SPOT, Market.UM)]
     assert all(looked_at)
-    begin = time.monotonic()
     second = demo()
-    assert time.monotonic() - begin < 30
     assert second.exit_code == 0
-    assert "0 B downloaded" in second.stderr
+    assert "0 bytes downloaded" in second.stderr
     assert not re.search(r"[3-9] fetched|\d\d fetched", second.stderr)
 
 

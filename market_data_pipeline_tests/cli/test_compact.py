@@ -78,7 +78,8 @@ def test_a_series_that_another_run_writes_is_left_as_it_is(
     with only_writer(world.layout.lock(HOURS), 0, "a run"):
         result = market_data("compact")
     assert result.exit_code == 1
-    assert "spot/klines/BTCUSDT/1h was left as it is" in result.stderr
+    assert "spot/klines/BTCUSDT/1h" in result.stderr
+    assert "Wait for that run to end and start again; nothing was lost." in result.stderr
     assert not world.layout.months(HOURS).exists()
 
 

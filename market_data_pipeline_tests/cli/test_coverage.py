@@ -185,7 +185,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.elements and self.elements[-1] == ("script", {"id": "data", "type": "application/json"}):
+        if self.open[-1:] == ["script"] and self.elements[-1][1].get("id") == "data":
             self.data = json.loads(data)
         else:
             self.texts.append(data)

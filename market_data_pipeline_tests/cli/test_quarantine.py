@@ -319,7 +319,7 @@ def test_what_is_not_collected_does_not_keep_retry_from_all_else(world: World, m
     assert result.exit_code == 1
     assert row(world).held
     assert result.stderr.count(" is left out: ") == 2
-    assert "binance/spot/klines/BTCUSDT/1h 2021-12-01 is before all that" in result.stderr
+    assert "binance/spot/klines/BTCUSDT/1h 2021-12-01 cannot be fetched: " in result.stderr
     assert [entry.key for entry in quarantine.entries(world.layout)] == [BTC, TRADES]
 
 

@@ -39,7 +39,7 @@ def market_data(world: World, monkeypatch: pytest.MonkeyPatch) -> MarketData:
 def alter(world: World, row: int, column: str, value: float) -> None:
     """Write another value into a candle of the second day, as no exchange would have it."""
     path = world.layout.file(MINUTES, WANTED[1])
-    provenance, table = parquet.read_whole(path)
+    provenance, table = parquet.parse_whole(path, path.read_bytes())
     values = table.column(column).to_pylist()
     values[row] = value
     index = table.column_names.index(column)
@@ -95,7 +95,7 @@ def test_a_candle_that_differs_is_shown_with_both_values_and_is_on_record(
     ]
     query = "SELECT symbol, interval, open_time, column_name, klines, rebuilt FROM quality.reconciliation_differences"
     [row] = json.loads(market_data("sql", "--json", query).stdout)
-    assert list(row.values()) == ["BTCUSDT", "1m", "2026-03-03 10:00:00", "high", true + 1, true]
+    assert list(row.values()) == ["BTCUSDT", "1m", "2026-03-03T10:00:00", "high", true + 1, true]
 
 
 def test_only_the_days_that_were_asked_for(market_data: MarketData) -> None:

@@ -160,12 +160,13 @@ def test_raise_names_the_ranges_that_nothing_explains(lake: SmallLake, market: M
         lake.layout.file(ETH, date(2024, 1, day)).unlink()
     row = DayRecord(day=date(2024, 1, 11), outcome=FAILED, failure="checksum", reason="The bytes differ.")
     lake.note(ETH, row)
+    gone = lake.layout.file(ETH, date(2024, 1, 5))
     assert told(market, ["BTCUSDT", "ETHUSDT"], "1h", "2024-01-02", "2024-01-13") == [
         "spot BTCUSDT 1h, 2024-01-03 03:00 to 2024-01-03 04:00: archive_defect, 2 rows (as archive_defect is shown)",
         "spot BTCUSDT 1h, 2024-01-03 09:00: archive_defect, 1 row (as archive_defect is shown)",
         "spot BTCUSDT 1h, 2024-01-11 to 2024-01-12: missing",
         "spot ETHUSDT 1h, 2024-01-04 00:00 to 2024-01-04 23:00: unexplained, 24 rows (as unexplained is shown)",
-        "spot ETHUSDT 1h, 2024-01-05 to 2024-01-06: failed (gone: its file is gone)",
+        f"spot ETHUSDT 1h, 2024-01-05 to 2024-01-06: failed (gone: {gone} is gone. Backfill that day to restore it.)",
         "spot ETHUSDT 1h, 2024-01-11: failed (checksum: The bytes differ.)",
         "spot ETHUSDT 1h, 2024-01-12: missing",
     ]

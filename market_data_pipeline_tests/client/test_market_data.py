@@ -477,7 +477,7 @@ def test_four_processes_read_while_another_replaces_files(lake: SmallLake) -> No
     finally:
         stop.set()
         for reader in readers:
-            reader.join(60)
+            reader.join(120)
     assert [reader.exitcode for reader in readers] == [0] * 4
     assert wrong.empty(), wrong.get()
 
@@ -638,7 +638,7 @@ def test_sync_says_nothing_and_leaves_the_environment_as_to_data(world: World, s
 
 
 def test_sync_of_days_before_all_that_is_collected_says_what_to_change(synced: MarketData) -> None:
-    with pytest.raises(UsageError, match=r"2026-01-20 is before the first day of .*, 2026-02-01\. Set an earlier"):
+    with pytest.raises(UsageError, match=r"from 2026-02-01 on .*, so 2026-01-20 cannot be fetched\. Set an earlier"):
         synced.klines("BTCUSDT", "1h", "2026-01-20", "2026-02-03", sync=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
 from datetime import date, timedelta
 from itertools import combinations, pairwise
 from xml.etree import ElementTree as ET
@@ -16,11 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market_data_pipeline.coverage.calendar import (
-    MEANING,
+    LOOKS,
     MOST_BYTES,
-    ON_DARK,
-    ON_LIGHT,
-    SHOWN_STATES,
     Run,
     SeriesCalendar,
     calendar_markdown,
@@ -124,12 +120,12 @@ def test_the_picture_is_whole_and_says_what_it_shows(number: int, length: int) -
     assert title.text is not None
     assert title.text.startswith(f"Calendar of {number} series, a square for each day: ")
     texts = [text.text for text in root.iter(f"{name}text")]
-    assert {MEANING[FAILED]} <= set(texts)
+    assert {LOOKS[FAILED].label} <= set(texts)
     assert sum("klines" in (text or "") for text in texts) == number
     # All that is drawn lies inside.
     height, width = int(root.get("height", 0)), int(root.get("width", 0))
     for path in root.iter(f"{name}path"):
-        if path.get("fill") in ON_LIGHT.values():
+        if path.get("fill") in {look.light for look in LOOKS.values()}:
             for x, y, w, h in re.findall(r"M(\d+) (\d+)h(\d+)v(\d+)", path.get("d", "")):
                 assert int(x) + int(w) <= width
                 assert int(y) + int(h) <= height
@@ -192,9 +188,9 @@ def lab(colour: str, eye: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
-@pytest.mark.parametrize("colours", [ON_LIGHT, ON_DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("background", ["light", "dark"])
 @pytest.mark.parametrize("eye", EYES)
-def test_states_can_be_told_apart_by_the_colour_blind(colours: Mapping[DayState, str], eye: str) -> None:
-    seen = {state: lab(colours[state], EYES[eye]) for state in SHOWN_STATES}
-    for one, other in combinations(SHOWN_STATES, 2):
+def test_states_can_be_told_apart_by_the_colour_blind(background: str, eye: str) -> None:
+    seen = {state: lab(getattr(look, background), EYES[eye]) for state, look in LOOKS.items()}
+    for one, other in combinations(LOOKS, 2):
         assert np.linalg.norm(seen[one] - seen[other]) > 20, f"{one} and {other}"

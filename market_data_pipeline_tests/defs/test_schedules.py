@@ -17,7 +17,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.clock import DAY, HOUR
 from market_data_pipeline.defs.definitions import build_definitions
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START
+from market_data_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START
 from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.defs.schedules import MOST_REPAIRS
 from market_data_pipeline.lake.ledger import Ledger
@@ -60,7 +60,8 @@ def tick(project: Project, schedule: str, at: datetime) -> Sequence[dg.RunReques
 def asked(requests: Sequence[dg.RunRequest]) -> dict[str | None, set[str]]:
     """Assets by day."""
     return {
-        request.partition_key: {key.to_user_string() for key in request.asset_selection or ()} for request in requests
+        request.tags.get(PARTITION): {key.to_user_string() for key in request.asset_selection or ()}
+        for request in requests
     }
 
 
@@ -255,8 +256,8 @@ def ranges(requests: Sequence[dg.RunRequest]) -> dict[tuple[str, str], set[str]]
     """Assets by first and last day."""
     return {
         (
-            request.partition_key or request.tags[RANGE_START],
-            request.partition_key or request.tags[RANGE_END],
+            request.tags.get(PARTITION) or request.tags[RANGE_START],
+            request.tags.get(PARTITION) or request.tags[RANGE_END],
         ): {key.to_user_string() for key in request.asset_selection or ()}
         for request in requests
     }

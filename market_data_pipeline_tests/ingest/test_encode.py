@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import threading
 import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -13,11 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from market_data_pipeline import clock
-from market_data_pipeline.ingest import encode
+from market_data_pipeline.ingest import encode, from_archive, sources
 from market_data_pipeline.ingest.day_rows import DayRows
-from market_data_pipeline.ingest.encode import Encoded, read_days
+from market_data_pipeline.ingest.encode import Encoded, read_daily, read_days
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.model.day import DayRecord
 from market_data_pipeline.model.provenance import ChecksumStatus
@@ -127,3 +132,68 @@ def test_a_day_of_a_monthly_zip_is_as_its_own_zip_has_it_or_not_taken_from_it(fa
         assert found.record.model_copy(update={"parts": own.record.parts}) == own.record
         assert parquet.read_encoded(found.parquet).equals(parquet.read_encoded(own.parquet))
         assert bool(own.record.findings) == bool(faults.get(day))
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.sampled_from(FEBRUARY), st.sampled_from(FAULTS)), unique_by=lambda d: d[0], min_size=1))
+@example([(day, "") for day in FEBRUARY])
+@example([(FEBRUARY[3], ""), (FEBRUARY[1], "quiet")])
+def test_daily_zips_that_are_read_together_are_as_each_is_read_alone_or_are_not_read(
+    faults: list[tuple[date, str]],
+) -> None:
+    zips = {day: zip_of(f"BTCUSDT-1h-{day}", candles(day, fault)) for day, fault in faults}
+    together = dict(read_daily(HOURS, zips))
+    assert list(together) == (list(zips) if {fault for _, fault in faults} <= {"", "quiet"} else [])
+    for day, found in together.items():
+        own = read_days(HOURS, zips[day], day, day, Listing())[day]
+        assert isinstance(own, Encoded)
+        assert (found.record, found.downloaded) == (own.record, own.downloaded)
+        assert parquet.read_encoded(found.parquet).equals(parquet.read_encoded(own.parquet))
+
+
+def test_a_run_reads_daily_zips_together_and_those_with_a_fault_as_if_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults, wanted = world.sandbox.faults, days("2026-02-01", "2026-02-20")
+    faults.add(MissingRows(start=utc("2026-02-05T10:00"), end=utc("2026-02-05T10:20")))
+    faults.add(MissingChecksum(days=[date(2026, 2, 6)]))
+    faults.add(DamagedArchive(days=[date(2026, 2, 7)], damage=Damage.NOT_A_ZIP))
+    faults.add(DamagedArchive(days=[date(2026, 2, 9)], damage=Damage.DUPLICATES))
+    faults.add(DamagedArchive(days=[date(2026, 2, 10)], damage=Damage.CONFLICTING_DUPLICATES))
+    key, together = klines("BTCUSDT", "1m"), set[date]()
+    waiting = threading.Semaphore(0)
+
+    def until_all_wait() -> None:
+        for _ in range(16):  # the number of days in progress
+            assert waiting.acquire(timeout=60)
+
+    class Gated(ThreadPoolExecutor):
+        """Compute nothing until all days in progress wait, so that the batches do not depend on the machine."""
+
+        @override
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            super().submit(until_all_wait)
+
+        @override
+        def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            future = super().submit(function, *args, **kwargs)
+            waiting.release()
+            return future
+
+    def noted(of: SeriesKey, zips: Mapping[date, ArchiveFile]) -> Iterator[tuple[date, Encoded]]:
+        together.update(zips)
+        return read_daily(of, zips)
+
+    monkeypatch.setattr(from_archive, "read_daily", noted)
+    monkeypatch.setattr(sources, "cpus", lambda: 1)
+    world.set(download_threads=8)
+    with monkeypatch.context() as patched:
+        patched.setattr(sources, "ThreadPoolExecutor", Gated)
+        in_parts = [told(world, result) for result in world.ingest(key, wanted)]
+    assert together.issuperset(wanted[:16])
+    monkeypatch.setattr(from_archive, "_SMALL_BYTES", 0)
+    other = World(world.root / "other", world.sandbox, monkeypatch)
+    together.clear()
+    assert [told(other, result) for result in other.ingest(key, wanted)] == in_parts
+    assert not together

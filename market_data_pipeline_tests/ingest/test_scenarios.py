@@ -369,7 +369,7 @@ def test_new_words_alone_do_not_write_a_day_again(story: Story) -> None:
     faults.add(Status(path="/api/v3/", status=451))
     assert the_gap(good(story.bring(BTC))).rest is not None
     path = story.world.layout.file(BTC, DAY)
-    record, table = parquet.read_whole(path)
+    record, table = parquet.parse_whole(path, path.read_bytes())
     older = record.model_copy(update={"findings": tuple(map(reworded, record.findings))})
     parquet.write_table(path, table, older, spec_of(BTC))
     story.world.layout.ledger(BTC).unlink()

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import requests
 
+from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.model.series import SeriesKey
@@ -77,7 +78,7 @@ class Ui:
     url: str
 
     def ask(self, query: str, **variables: Any) -> Any:
-        answer = requests.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=30).json()
+        answer = requests.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=120).json()
         assert not answer.get("errors"), answer["errors"]
         return answer["data"]
 
@@ -91,7 +92,7 @@ class Ui:
         """Start a backfill of days as the UI's button does; return its id."""
         asked = {
             "partitionNames": [day.isoformat() for day in wanted],
-            "assetSelection": [{"path": list(key.asset_path)} for key in keys],
+            "assetSelection": [{"path": list(asset_key_of(key).path)} for key in keys],
             "fromFailure": False,
             "tags": [],
         }
@@ -128,13 +129,13 @@ class Ui:
 
     def evaluation(self, key: SeriesKey, check: str, day: date) -> dict[str, Any]:
         """The newest evaluation of a check for one day."""
-        path = list(key.asset_path)
+        path = list(asset_key_of(key).path)
         (execution,) = self.ask(EVALUATION, path=path, check=check, day=day.isoformat())["assetCheckExecutions"]
         found: dict[str, Any] = execution["evaluation"]
         return found
 
     def _asset(self, key: SeriesKey) -> dict[str, Any]:
-        (asset,) = self.ask(ASSET, path=list(key.asset_path))["assetNodes"]
+        (asset,) = self.ask(ASSET, path=list(asset_key_of(key).path))["assetNodes"]
         found: dict[str, Any] = asset
         return found
 
@@ -233,7 +234,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 def the_pages_answer(ui: Ui) -> None:
     for page in ("/", "/assets", "/asset-groups", "/overview/backfills", "/automation"):
-        answer = requests.get(f"{ui.url}{page}", timeout=30)
+        answer = requests.get(f"{ui.url}{page}", timeout=120)
         assert (answer.status_code, '<div id="root"' in answer.text) == (200, True), page
 
 
@@ -250,9 +251,10 @@ def the_code_location_has_loaded(ui: Ui) -> None:
     }  # fmt: skip
     shown = {"/".join(asset["assetKey"]["path"]) for asset in repository["assetNodes"]}
     assert shown == {
-        "binance/spot/klines/BTCUSDT/1m", "binance/spot/klines/ETHUSDT/1m",
-        "binance/spot/aggTrades/BTCUSDT", "binance/spot/aggTrades/ETHUSDT",
-        "binance/spot/tradeProfile/BTCUSDT", "binance/spot/tradeProfile/ETHUSDT", "binance/spot/coverage",
+        "binance/spot/klines/BTCUSDT_1m", "binance/spot/klines/ETHUSDT_1m",
+        "binance/spot/aggTrades/BTCUSDT_aggTrades", "binance/spot/aggTrades/ETHUSDT_aggTrades",
+        "binance/spot/tradeProfile/BTCUSDT_tradeProfile", "binance/spot/tradeProfile/ETHUSDT_tradeProfile",
+        "binance/spot/spot_coverage",
     }  # fmt: skip
 
 

@@ -20,11 +20,14 @@ from datetime import time
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from market_data_pipeline import MarketData
+from market_data_pipeline.defs.keys import asset_key_of, renamed
+from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.lake import quarantine
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.model.series import Market
@@ -190,6 +193,42 @@ def test_client_reads_closed_months_and_names_gaps(folder: Folder) -> None:
         market.agg_trades("FAULTUSDT", "2026-02-24", "2026-02-25").arrow()
     gaps = market.gaps("FAULTUSDT", "2026-02-24", "2026-03-05", market="spot", explained=False).arrow()
     assert set(gaps["verdict"].to_pylist()) == {"archive_defect", "unexplained", "unpublished"}
+
+
+def test_sync_puts_records_under_the_present_keys(folder: Folder) -> None:
+    """Every materialization and check result of version 0.1 is there, without a run or a download for it."""
+    with closing(sqlite3.connect(folder.root / "dagster" / "history" / "runs" / "index.db")) as index:
+        days = index.execute(
+            "SELECT DISTINCT asset_key, partition FROM event_logs WHERE dagster_event_type = 'ASSET_MATERIALIZATION'"
+        ).fetchall()
+        checks = index.execute(
+            "SELECT DISTINCT asset_key, check_name, partition FROM asset_check_executions"
+        ).fetchall()
+    folder.world.forget()
+    before = folder.runs()
+
+    assert folder.run("sync").exit_code == 1  # two archives are refused again, as in version 0.1
+
+    assert folder.zips_requested().isdisjoint(folder.settled())
+    assert folder.runs() - before <= folder.said["sync"]["runs"]
+    with open_instance(folder.world.layout) as instance:
+        shown = {(key, day) for key in instance.all_asset_keys() for day in instance.get_materialized_partitions(key)}
+        assert shown >= {(present(name), day) for name, day in days if day is not None}
+        assert {renamed(key.path) for key in instance.all_asset_keys()} == {None}
+        history = instance.event_log_storage.get_asset_check_execution_history
+        for name, check, day in checks:
+            executions = history(dg.AssetCheckKey(present(name), check), limit=100)
+            assert day in {one.partition for one in executions}, (name, check, day)
+        assert instance.get_materialized_partitions(asset_key_of(klines("SMALLUSDT", "1h"))) == {
+            f"2026-02-{day:02}" for day in range(1, 29)
+        }
+
+
+def present(name: str) -> dg.AssetKey:
+    """Return the present key of an asset in the tables of version 0.1."""
+    key = renamed(json.loads(name))
+    assert key is not None
+    return key
 
 
 def test_ledgers_have_the_new_columns(folder: Folder) -> None:

@@ -20,9 +20,8 @@ import dagster as dg
 import pytest
 
 from market_data_pipeline import MarketData
-from market_data_pipeline.defs.coverage.definitions import coverage_key
 from market_data_pipeline.defs.in_process import run_ingest
-from market_data_pipeline.defs.keys import asset_key_of
+from market_data_pipeline.defs.keys import asset_key_of, coverage_key_of
 from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.model.outcomes import Action
 from market_data_pipeline.model.series import Market
@@ -39,7 +38,7 @@ collect:
     symbols: [BTCUSDT, ETHUSDT]
     klines: {intervals: [1m], from: 2026-01-01}
 """
-SPOT_COVERAGE = coverage_key(Market.SPOT)
+SPOT_COVERAGE = coverage_key_of(Market.SPOT)
 LOCK = "spot:\n  BTCUSDT: [{from: 2017-08-17, until: null}]\n  ETHUSDT: [{from: 2017-08-17, until: null}]\n"
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="files opened are counted by inotify, bytes by /proc")

@@ -38,7 +38,6 @@ from market_data_pipeline.model.day import FAILED, DayFile, FileStat
 from market_data_pipeline.model.findings import Finding, Severity
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import SeriesKey
-from market_data_pipeline.sql import file_lists
 from market_data_pipeline.sql.publish import publish_catalog, retire_catalogs
 from market_data_pipeline_tests.support.documents import query_by_hand
 from market_data_pipeline_tests.support.small_lake import SmallLake, day_table, days_from, series
@@ -303,12 +302,8 @@ def catalog_of(lake: SmallLake) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(opened, read_only=True)
 
 
-@pytest.mark.parametrize("searched", [0, file_lists._SOON_SEARCHED], ids=["many months", "few months"])
 @pytest.mark.parametrize("folder", ["data", "Ma\u0308rkte 📈"])
-def test_sql_answers_alike_before_and_after_a_month_is_closed(
-    folder: str, searched: int, lake: SmallLake, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(file_lists, "_SOON_SEARCHED", searched)
+def test_sql_answers_alike_before_and_after_a_month_is_closed(folder: str, lake: SmallLake) -> None:
     lake = filled(lake.root / folder)
     lake.put(series("ETHUSDT", "1h"), JANUARY[3:])
     lake.put(HOURS, days_from("2024-03-01", 5))

@@ -75,7 +75,7 @@ def _failing(monkeypatch: pytest.MonkeyPatch, number: int, *, folders: bool) -> 
             raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(storage, "_reported", set())
+    monkeypatch.setattr(locks, "_reported", set())
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EPERM])

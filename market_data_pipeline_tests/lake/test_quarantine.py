@@ -59,7 +59,7 @@ def test_what_was_put_is_there_with_all_that_is_known_of_it(layout: Layout) -> N
     entry = kept(layout)
     assert entry.key == BTC
     assert (entry.day, entry.days, entry.kind, entry.at, entry.etag) == (DAY, [DAY], "checksum", AT, "e1")
-    assert entry.archive_key == BTC.archive_daily(DAY)
+    assert entry.file == BTC.archive_daily(DAY)
     assert entry.sha256 == hashlib.sha256(DATA).hexdigest()
     assert entry.published_sha256 == OTHER
     assert entry.size == len(DATA)
@@ -107,7 +107,7 @@ def test_an_entry_whose_record_is_damaged_is_told_as_such_and_mended_by_the_next
     (entry,) = quarantine.entries(layout)
     assert (entry.key, entry.day, entry.kind) == (BTC, DAY, quarantine.UNKNOWN)
     assert str(beside) in entry.reason
-    assert entry.archive_key == BTC.archive_daily(DAY)
+    assert entry.file == BTC.archive_daily(DAY)
     assert entry.read() == DATA
     with pytest.raises(UsageError, match="refused as unknown"):
         quarantine.accept(layout, entry, by="me", at=AT)
@@ -129,12 +129,12 @@ def test_acceptance_is_bound_to_the_bytes_and_to_their_place_in_the_archive(layo
     entry = kept(layout)
     kept(layout, data=b"other bytes")
     kept(layout, klines("BTCUSDT", "1m", "um"))
-    assert quarantine.accepted_sha256(layout, BTC, entry.archive_key) == frozenset()
+    assert quarantine.accepted_sha256(layout, BTC, entry.file) == frozenset()
     accepted = quarantine.accept(layout, entry, by="somebody", at=AT, reason="never mended")
     assert [e for e in quarantine.entries(layout) if e.accepted] == [accepted]
     assert accepted.accepted is not None
     assert (accepted.accepted.by, accepted.accepted.at, accepted.accepted.reason) == ("somebody", AT, "never mended")
-    assert quarantine.accepted_sha256(layout, BTC, entry.archive_key) == {entry.sha256}
+    assert quarantine.accepted_sha256(layout, BTC, entry.file) == {entry.sha256}
     assert quarantine.accepted_sha256(layout, BTC, BTC.archive_daily(date(2024, 1, 4))) == frozenset()
     um = klines("BTCUSDT", "1m", "um")
     assert quarantine.accepted_sha256(layout, um, um.archive_daily(DAY)) == frozenset()
@@ -162,7 +162,7 @@ def test_only_a_wrong_checksum_of_bytes_that_are_still_there_can_be_accepted(lay
     entry.path.unlink()
     with pytest.raises(DamagedFileError, match="cannot be read"):
         entry.read()
-    assert quarantine.accepted_sha256(layout, BTC, entry.archive_key) == frozenset()
+    assert quarantine.accepted_sha256(layout, BTC, entry.file) == frozenset()
 
 
 def row(outcome: str, day: date = DAY, **fields: object) -> DayRecord:

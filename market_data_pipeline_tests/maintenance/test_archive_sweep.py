@@ -667,7 +667,7 @@ def rewrite(
     record: Callable[[Provenance, pa.Table], Provenance] | None = None,
 ) -> None:
     """Write a file again with other rows; with its footer as it was, or with what ``record`` makes of it."""
-    held, table = parquet.read_whole(path)
+    held, table = parquet.parse_whole(path, path.read_bytes())
     changed = change(table).replace_schema_metadata(None)
     spec = spec_of(BTC)
     parquet.write_table(path, changed, record(held, changed) if record else held, spec)

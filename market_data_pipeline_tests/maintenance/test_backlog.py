@@ -81,8 +81,8 @@ def asked(requests: Sequence[dg.RunRequest]) -> Asked:
     """Days by series, each as often as it is requested."""
     found: Asked = {}
     for request in requests:
-        first = request.partition_key or request.tags[RANGE_START]
-        last = request.partition_key or request.tags[RANGE_END]
+        first = request.tags.get(PARTITION) or request.tags[RANGE_START]
+        last = request.tags.get(PARTITION) or request.tags[RANGE_END]
         for asset in request.asset_selection or ():
             days = days_between(date.fromisoformat(first), date.fromisoformat(last))
             found.setdefault(series_of(asset), []).extend(days)
@@ -145,10 +145,9 @@ def test_missed_ticks_of_daily_request_each_day_once(off: Project) -> None:
     for number in range(3, -1, -1):
         requests, _ = tick(off, "daily", NOW - number * DAY)
         for request in requests:
-            assert request.partition_key is not None
             off.instance.create_run_for_job(
                 job,
-                tags={PARTITION: request.partition_key},
+                tags=request.tags,
                 asset_selection=frozenset(request.asset_selection or ()),
             )
         found += asked(requests).get(KLINES, [])
@@ -224,7 +223,7 @@ def test_yesterday_is_left_to_daily_until_that_has_ticked(off: Project) -> None:
 
 
 def test_earlier_from_is_noticed_while_the_daemon_runs(tmp_path: Path) -> None:
-    """As far as there are partitions, at once; else the tick says to reload the code location."""
+    """Earlier days are no partitions yet, so the tick says to reload the code location. A reload requests them."""
     other_from = BOTH.replace("[BTCUSDT, ETHUSDT]", "[BTCUSDT]") + BOTH.partition("collect:\n")[2].replace(
         "[BTCUSDT, ETHUSDT]", "[ETHUSDT]"
     ).replace("2024-01-01", "2024-02-20")
@@ -235,13 +234,12 @@ def test_earlier_from_is_noticed_while_the_daemon_runs(tmp_path: Path) -> None:
         assert tick(project, "repair")[0] == []
         path = tmp_path / "universe.yaml"
         path.write_text(other_from.replace("2024-02-20", "2024-02-01"))
-        assert asked(tick(project, "repair")[0]) == {OTHER: days_between(date(2024, 2, 1), date(2024, 2, 19))}
-        path.write_text(other_from.replace("2024-02-20", "2023-12-01"))
-        requests, _ = tick(project, "repair")
-        assert asked(requests) == {OTHER: days_between(day(1), date(2024, 2, 19))}
-        record(project.layout, OTHER, days_between(day(1), date(2024, 2, 19)))
         requests, skipped = tick(project, "repair")
-        assert (requests, "reload the code location" in skipped) == ([], True)
+        assert requests == []
+        assert f"days before 2024-02-20 of {OTHER}. To fetch them, reload the code location" in skipped
+    again = project_of(tmp_path, path.read_text())
+    with open_instance(again.layout) as again.instance:
+        assert asked(tick(again, "repair")[0]) == {OTHER: days_between(date(2024, 2, 1), date(2024, 2, 19))}
 
 
 def test_new_series_is_noticed_while_the_daemon_runs(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_killed_run_leaves_no_process() -> None:
         assert owner.stdout is not None
         helper = psutil.Process(int(owner.stdout.readline()))
         owner.kill()
-    helper.wait(timeout=30)
+    helper.wait(timeout=120)
     assert not helper.is_running()
 
 

@@ -124,7 +124,7 @@ def as_version_0_1_left_it(world: World) -> None:
             for one in ledger.rows[DAY].findings_list()
             if one.rule != "flat_confirmed"
         ]
-        record, table = parquet.read_whole(path)
+        record, table = parquet.parse_whole(path, path.read_bytes())
         found = tuple(one for one in record.findings if one.rule != "flat_confirmed")
         record = record.model_copy(update={"findings": found})
         stored = record_of(record, parquet.write_table(path, table, record))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import shutil
 import sqlite3
@@ -175,14 +174,14 @@ def test_fault_of_the_disk_while_reading_is_not_called_damage(
     world: World, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     world.one(BTC, "2026-03-03")
-    opened = io.open
+    opened = os.open
 
     def failing(path: str | Path, *arguments: Any, **options: Any) -> Any:
         if str(path).endswith("2026-03-03.parquet"):
             raise OSError(number, os.strerror(number), str(path))
         return opened(path, *arguments, **options)
 
-    monkeypatch.setattr(io, "open", failing)
+    monkeypatch.setattr(os, "open", failing)
     with pytest.raises(MarketDataError, match="cannot be read") as refused:
         MarketData(world.root).klines("BTCUSDT", "1h", "2026-03-03", "2026-03-04").df()
     assert "damaged" not in str(refused.value)

@@ -15,7 +15,7 @@ from market_data_pipeline.checks.continuity import open_midnights
 from market_data_pipeline.checks.verdicts import AnsweredIds, classify_trades
 from market_data_pipeline.model.day import EMPTY, FAILED, HELD, NOT_LISTED, DayRecord, Failed, OtherArchive, after
 from market_data_pipeline.model.findings import OPEN, Finding, Range, RestAnswer, Severity, to_json
-from market_data_pipeline.model.needs import LONGEST_PAUSE, knows_archive, needs, pause_after, pause_ended
+from market_data_pipeline.model.needs import LONGEST_PAUSE, is_current, knows_archive, needs, pause_after, pause_ended
 from market_data_pipeline_tests.support.world import agg_trades, days, klines, utc
 
 DAY = date(2026, 3, 1)
@@ -193,3 +193,33 @@ def test_a_midnight_of_which_rest_lacks_some_ids_and_has_others_on_another_day_i
 def test_candles_that_lack_at_midnight_are_gaps_of_their_day() -> None:
     rows = {one.day: one for one in (WHOLE[0], replace(WHOLE[1], first_key=14))}
     assert open_midnights(klines("BTCUSDT", "1h"), rows, utc("2026-03-03T10:00:00")) == []
+
+
+# --- what a user asks for -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("record", "at", "current"),
+    [
+        (row(HELD, None, final=True), "2026-03-02T12:00", True),
+        (row(HELD, None, final=True, verdicts="archive_defect"), "2026-03-02T10:59", True),
+        (row(HELD, None, final=True, verdicts="archive_defect"), "2026-03-02T11:00", False),
+        (row(HELD, None, final=True, replaced_by="e2", attempts=0), "2026-03-02T10:01", False),
+        (row(NOT_LISTED, None, final=True), "2026-03-02T12:00", True),
+        (row(FAILED, "checksum"), "2026-03-02T10:01", False),
+        (row(HELD, None), "2026-03-02T10:59", True),
+        (row(HELD, None), "2026-03-02T11:00", False),
+        (row(HELD, None, asked_at=ASKED.replace(hour=1)), "2026-03-02T02:59", True),
+        (row(HELD, None, asked_at=ASKED.replace(hour=1)), "2026-03-02T03:00", False),
+        (row(HELD, None, asked_at=ASKED.replace(day=1)), "2026-03-01T10:59", True),
+        (row(HELD, None, asked_at=ASKED.replace(day=1)), "2026-03-01T11:00", False),
+        (row(HELD, None, asked_at=ASKED.replace(day=1)), "2026-03-02T00:00", False),
+    ],
+)
+def test_a_request_fetches_only_what_a_source_may_have(record: DayRecord, at: str, current: bool) -> None:
+    assert is_current(klines("BTCUSDT", "1h"), record, utc(at)) is current
+
+
+def test_a_request_for_trades_of_today_always_fetches() -> None:
+    today = row(HELD, None, asked_at=ASKED.replace(day=1))
+    assert not is_current(agg_trades("BTCUSDT"), today, utc("2026-03-01T10:00:01"))

@@ -1,14 +1,11 @@
-"""A series has four faces, all derived, and its asset key leads back to it."""
+"""The names of a series in lake, archive and SQL are derived from its fields."""
 
 from __future__ import annotations
 
-import re
 from datetime import date
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.datasets import SPECS, Spec, expected_rows
@@ -19,9 +16,6 @@ from market_data_pipeline.model.series import (
     Listing,
     Market,
     SeriesKey,
-    decode_name,
-    encode_name,
-    intervals_of,
 )
 from market_data_pipeline.sql.file_lists import stored_series
 from market_data_pipeline.sql.views import statements
@@ -33,7 +27,6 @@ DAY = date(2024, 1, 1)
 
 def test_klines_have_the_faces_of_the_design() -> None:
     key = klines("BTCUSDT", "1m")
-    assert "/".join(key.asset_path) == "binance/spot/klines/BTCUSDT/1m"
     assert key.file(DAY) == "lake/binance/spot/klines/daily/BTCUSDT/1m/2024-01-01.parquet"
     assert key.ledger == "ledger/binance/spot/klines/BTCUSDT/1m.parquet"
     assert key.archive_daily(DAY) == "data/spot/daily/klines/BTCUSDT/1m/BTCUSDT-1m-2024-01-01.zip"
@@ -43,34 +36,9 @@ def test_klines_have_the_faces_of_the_design() -> None:
 
 def test_agg_trades_have_the_faces_of_the_design() -> None:
     key = agg_trades("BTCUSD_PERP", "cm")
-    assert "/".join(key.asset_path) == "binance/cm/aggTrades/BTCUSD_PERP"
     assert key.file(DAY) == "lake/binance/cm/aggTrades/daily/BTCUSD_PERP/2024-01-01.parquet"
     assert key.archive_daily(DAY) == "data/futures/cm/daily/aggTrades/BTCUSD_PERP/BTCUSD_PERP-aggTrades-2024-01-01.zip"
     assert (key.sql_schema, key.data_type.sql_name) == ("binance_cm", "agg_trades")
-
-
-symbols = st.text(min_size=1).filter(lambda s: re.fullmatch(r"[^\s/\\.][^\s/\\]*", s) is not None)
-
-
-@given(symbols, st.sampled_from(list(Market)), st.sampled_from([*intervals_of(Market.UM), None]))
-def test_every_asset_key_is_a_name_for_dagster_and_leads_back(
-    symbol: str, market: Market, interval: str | None
-) -> None:
-    data_type = DataType.KLINES if interval else DataType.AGG_TRADES
-    key = SeriesKey(EXCHANGE, market, data_type, symbol, interval)
-    assert all(re.fullmatch(r"[A-Za-z0-9_]+", part) for part in key.asset_path)
-    assert SeriesKey.from_asset_path(key.asset_path) == key
-
-
-@given(st.text(), st.text())
-def test_two_symbols_never_share_a_name(one: str, other: str) -> None:
-    assert decode_name(encode_name(one)) == one
-    assert (encode_name(one) == encode_name(other)) == (one == other)
-
-
-@pytest.mark.parametrize("symbol", ["BTCUSDT", "BTCUSD_PERP", "BTCUSDT_240628", "1000000MOGUSDT", "0GUSDT"])
-def test_symbols_in_latin_letters_stay_as_they_are(symbol: str) -> None:
-    assert encode_name(symbol) == symbol
 
 
 @pytest.mark.parametrize("symbol", ["", "..", "a/b", "BTC USDT", ".hidden", "a\\b"])
@@ -107,7 +75,6 @@ def test_every_row_of_the_table_says_by_its_key_whether_its_series_have_interval
     key = SeriesKey(EXCHANGE, spec.market, spec.data_type, "BTCUSDT", right)
     with pytest.raises(UsageError, match="interval"):
         SeriesKey(EXCHANGE, spec.market, spec.data_type, "BTCUSDT", wrong)
-    assert SeriesKey.from_asset_path(key.asset_path) == key
     assert ("interval" in lake_schema(spec.market, spec.data_type).names) == of_candles
     assert (expected_rows(key) == 24) if of_candles else (expected_rows(key) is None)
     assert len(Path(key.folder).parts) == (7 if of_candles else 6)

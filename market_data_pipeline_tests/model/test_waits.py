@@ -106,7 +106,7 @@ def test_a_stop_ends_a_run_and_what_was_stored_stays(
         while not (waits(world, about) and (about == "lock" or stored.is_set())) and time.monotonic() < until:
             time.sleep(0.01)
         sources.stop.set()
-        thread.join(10)
+        thread.join(120)
         assert not thread.is_alive()
     assert [type(error) for error in ended] == [StoppedError]
     held = world.ledger(KEY).rows
@@ -156,9 +156,9 @@ def test_a_wait_for_memory_is_said_and_ended(monkeypatch: pytest.MonkeyPatch) ->
         first.take(80 << 20)
         thread = threading.Thread(target=take, daemon=True)
         thread.start()
-        assert waiting.wait(20)
+        assert waiting.wait(120)
         stop.set()
-        thread.join(20)
+        thread.join(120)
     assert len(ended) == 1
     assert said == ["Waiting for 60 MB of memory: days in progress use 80 of 100 MB (MARKET_DATA_MEMORY_MB)."]
 
@@ -241,7 +241,7 @@ def test_a_signal_ends_a_command_in_seconds(
                 break
             time.sleep(0.05)
         process.send_signal(number)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=120)
     finally:
         process.kill()
         process.wait()

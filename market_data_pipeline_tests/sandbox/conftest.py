@@ -35,7 +35,7 @@ def sandbox(running: Sandbox) -> Iterator[Sandbox]:
 def get(sandbox: Sandbox) -> Iterator[Callable[..., requests.Response]]:
     """GET a path of the sandbox."""
     with requests.Session() as session:
-        yield lambda path, **kwargs: session.get(sandbox.url + path, timeout=30, **kwargs)
+        yield lambda path, **kwargs: session.get(sandbox.url + path, timeout=120, **kwargs)
 
 
 def csv_rows(zipped: bytes) -> list[list[str]]:

@@ -48,7 +48,7 @@ def test_a_zip_its_checksum_and_its_headers(get: Get, sandbox: Sandbox) -> None:
     path = f"/{SPOT_1M}BTCUSDT-1m-2025-02-03.zip"
     answer = get(path)
     assert get(f"{path}.CHECKSUM").text == f"{sha256(answer.content)}  BTCUSDT-1m-2025-02-03.zip\n"
-    head = requests.head(sandbox.url + path, timeout=30)
+    head = requests.head(sandbox.url + path, timeout=120)
     for name in ("ETag", "Last-Modified", "Content-Length"):
         assert head.headers[name] == answer.headers[name]
     assert answer.headers["ETag"].startswith('"')

@@ -82,7 +82,7 @@ def test_status(get: Get, sandbox: Sandbox, status: int) -> None:
 def test_cut_body(get: Get, sandbox: Sandbox) -> None:
     whole = get(KLINES).content
     fault = sandbox.faults.add(CutBody(path=r"2025-02-03\.zip$", keep=0.5))
-    with requests.get(sandbox.url + KLINES, stream=True, timeout=30) as answer:
+    with requests.get(sandbox.url + KLINES, stream=True, timeout=120) as answer:
         assert int(answer.headers["Content-Length"]) == len(whole)
         with pytest.raises(requests.exceptions.ChunkedEncodingError):
             answer.iter_content(None).__next__()

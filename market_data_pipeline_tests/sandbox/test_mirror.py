@@ -37,10 +37,10 @@ def test_every_recorded_file_is_served_byte_for_byte_and_listed(recorded: Sandbo
     folder = realdata / "mirror"
     with requests.Session() as session:
         for key in keys(folder):
-            assert session.get(f"{recorded.url}/{key}", timeout=30).content == (folder / key).read_bytes()
-        shown, _, _, truncated = listed(session.get(f"{recorded.url}/?prefix=data/", timeout=30))
+            assert session.get(f"{recorded.url}/{key}", timeout=120).content == (folder / key).read_bytes()
+        shown, _, _, truncated = listed(session.get(f"{recorded.url}/?prefix=data/", timeout=120))
         assert (shown, truncated) == (keys(folder), False)
-        _, markets, _, _ = listed(session.get(f"{recorded.url}/?prefix=data/futures/&delimiter=/", timeout=30))
+        _, markets, _, _ = listed(session.get(f"{recorded.url}/?prefix=data/futures/&delimiter=/", timeout=120))
         assert markets == ["data/futures/cm/", "data/futures/um/"]
 
 
@@ -59,7 +59,7 @@ def test_every_recorded_row_is_in_rest(recorded: Sandbox, realdata: Path) -> Non
             # Of futures, REST has trades of the last day or two only.
             recorded.set_time(datetime.fromtimestamp(float(rows[0][5][:10]), UTC) + timedelta(hours=23))
             ask: dict[str, Any] = {"symbol": parts[-2], "fromId": rows[100][0], "limit": 300}
-            got = requests.get(f"{prefix}/aggTrades", params=ask, timeout=30).json()
+            got = requests.get(f"{prefix}/aggTrades", params=ask, timeout=120).json()
             recorded.set_time(RECORDED_NOW)
             assert [(t["a"], t["p"], t["q"], t["T"]) for t in got] == [
                 (int(row[0]), row[1], row[2], int(row[5])) for row in rows[100:400]
@@ -68,7 +68,7 @@ def test_every_recorded_row_is_in_rest(recorded: Sandbox, realdata: Path) -> Non
         scale = 1_000 if len(rows[0][0]) == 16 else 1
         times = [int(row[0]) // scale for row in rows]
         ask = {"symbol": parts[-3], "interval": parts[-2], "startTime": times[0], "endTime": times[-1], "limit": 1000}
-        got = requests.get(f"{prefix}/klines", params=ask, timeout=30).json()
+        got = requests.get(f"{prefix}/klines", params=ask, timeout=120).json()
         expected = rows[:1000]
         assert [row[0] for row in got] == times[:1000]
         assert [[str(value) for value in row[1:6]] for row in got] == [row[1:6] for row in expected]
@@ -78,12 +78,12 @@ def test_every_recorded_row_is_in_rest(recorded: Sandbox, realdata: Path) -> Non
 def test_what_is_not_in_the_folder_is_not_there(recorded: Sandbox) -> None:
     get = requests.get
     assert (
-        get(f"{recorded.url}/data/spot/daily/klines/BTCUSDT/1m/BTCUSDT-1m-2020-01-03.zip", timeout=30).status_code
+        get(f"{recorded.url}/data/spot/daily/klines/BTCUSDT/1m/BTCUSDT-1m-2020-01-03.zip", timeout=120).status_code
         == 404
     )
-    assert get(f"{recorded.url}/data/%2e%2e/%2e%2e/MANIFEST.csv", timeout=30).status_code == 404
-    assert get(f"{recorded.url}/api/v3/klines?symbol=XUSDT&interval=1m", timeout=30).json()["code"] == -1121
-    known = {s["symbol"] for s in get(f"{recorded.url}/api/v3/exchangeInfo", timeout=30).json()["symbols"]}
+    assert get(f"{recorded.url}/data/%2e%2e/%2e%2e/MANIFEST.csv", timeout=120).status_code == 404
+    assert get(f"{recorded.url}/api/v3/klines?symbol=XUSDT&interval=1m", timeout=120).json()["code"] == -1121
+    known = {s["symbol"] for s in get(f"{recorded.url}/api/v3/exchangeInfo", timeout=120).json()["symbols"]}
     assert known == {"BTCUSDT", "ETHUSDT", "PEPEUSDT"}
 
 
@@ -106,12 +106,12 @@ def test_a_written_mirror_serves_what_the_generator_serves(tmp_path: Path) -> No
             one, other = (requests.get(f"{sandbox.url}/{key}", timeout=60) for sandbox in (mirrored, generated))
             assert one.content == other.content
         ask = "/api/v3/klines?symbol=BTCUSDT&interval=1h&startTime=1736000000000&limit=200"
-        one, other = (requests.get(sandbox.url + ask, timeout=30) for sandbox in (mirrored, generated))
+        one, other = (requests.get(sandbox.url + ask, timeout=120) for sandbox in (mirrored, generated))
         assert one.json() == other.json()
         for sandbox in (mirrored, generated):  # of futures, REST has the trades of two days only
             sandbox.set_time(datetime(2025, 1, 6, tzinfo=UTC))
         ask = "/fapi/v1/aggTrades?symbol=SOLUSDT&startTime=1736000000000&limit=1000"
-        one, other = (requests.get(sandbox.url + ask, timeout=30) for sandbox in (mirrored, generated))
+        one, other = (requests.get(sandbox.url + ask, timeout=120) for sandbox in (mirrored, generated))
         assert [{**t, "p": float(t["p"]), "q": float(t["q"]), "nq": 0} for t in one.json()] == [
             {**t, "p": float(t["p"]), "q": float(t["q"]), "nq": 0} for t in other.json()
         ]
@@ -124,7 +124,7 @@ def test_faults_of_data_work_on_a_mirror(tmp_path: Path) -> None:
     with Sandbox(mirror=tmp_path, now=NOW) as sandbox, requests.Session() as session:
 
         def get(day: date, end: str = "") -> requests.Response:
-            return session.get(f"{sandbox.url}/{series.archive_daily(day)}{end}", timeout=30)
+            return session.get(f"{sandbox.url}/{series.archive_daily(day)}{end}", timeout=120)
 
         plain = csv_rows(get(days[1]).content)
         start = datetime(2025, 1, 2, 6, tzinfo=UTC)

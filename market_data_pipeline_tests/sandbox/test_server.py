@@ -29,7 +29,7 @@ def test_every_setting_points_at_it(sandbox: Sandbox) -> None:
 def test_requests_are_logged_as_they_came(get: Get, sandbox: Sandbox) -> None:
     get("/api/v3/klines", params={"symbol": "BTCUSDT", "interval": "1m", "limit": 5})
     get("/data/spot/daily/klines/币安人生USDT/1m/x.zip")
-    requests.head(f"{sandbox.url}/?prefix=a b&delimiter=/", timeout=30)
+    requests.head(f"{sandbox.url}/?prefix=a b&delimiter=/", timeout=120)
     seen = [(r.method, r.path, r.query, r.status, r.weight) for r in sandbox.requests]
     assert seen == [
         ("GET", "/api/v3/klines", {"symbol": "BTCUSDT", "interval": "1m", "limit": "5"}, 200, 2),
@@ -47,7 +47,7 @@ def test_many_clients_at_once(sandbox: Sandbox) -> None:
     def fetch(n: int) -> tuple[int, bytes]:
         if not hasattr(local, "session"):
             local.session = requests.Session()
-        return n % 20, local.session.get(sandbox.url + path.format(n % 20 + 1), timeout=30).content
+        return n % 20, local.session.get(sandbox.url + path.format(n % 20 + 1), timeout=120).content
 
     with ThreadPoolExecutor(8) as pool:
         bodies = list(pool.map(fetch, range(200)))
@@ -63,22 +63,22 @@ def test_the_door_for_other_processes(get: Get, sandbox: Sandbox) -> None:
         {"kind": "MissingDay", "days": ["2025-02-03"], "series": "spot"},
         {"kind": "MarketOutage", "start": "2025-02-05T00:00:00Z", "end": "2025-02-05T01:00:00Z"},
     ]
-    assert post(f"{door}/faults", json=faults[0], timeout=30).status_code == 200
-    assert [f["kind"] for f in post(f"{door}/faults", json=faults[1:], timeout=30).json()] == [
+    assert post(f"{door}/faults", json=faults[0], timeout=120).status_code == 200
+    assert [f["kind"] for f in post(f"{door}/faults", json=faults[1:], timeout=120).json()] == [
         f["kind"] for f in faults
     ]
     assert get("/api/v3/time").status_code == 451
     assert get("/data/spot/daily/klines/BTCUSDT/1h/BTCUSDT-1h-2025-02-03.zip").status_code == 404
     (first, second) = get("/_sandbox/requests").json()
     assert (first["path"], first["status"], second["status"]) == ("/api/v3/time", 451, 404)
-    assert delete(f"{door}/requests", timeout=30).json() == []
-    assert delete(f"{door}/faults", timeout=30).json() == []
+    assert delete(f"{door}/requests", timeout=120).json() == []
+    assert delete(f"{door}/faults", timeout=120).json() == []
     assert get("/api/v3/time").status_code == 200
 
-    moved = post(f"{door}/time", json={"now": "2024-06-01T00:00:00Z"}, timeout=30).json()
+    moved = post(f"{door}/time", json={"now": "2024-06-01T00:00:00Z"}, timeout=120).json()
     assert moved == {"now": "2024-06-01T00:00:00+00:00"}
     assert get("/api/v3/time").json()["serverTime"] == 1_717_200_000_000
-    post(f"{door}/time", json={"now": None}, timeout=30)
+    post(f"{door}/time", json={"now": None}, timeout=120)
     assert abs(get("/api/v3/time").json()["serverTime"] / 1_000 - time.time()) < 30
 
 
@@ -93,7 +93,7 @@ def test_the_door_for_other_processes(get: Get, sandbox: Sandbox) -> None:
 def test_a_message_that_cannot_be_read_is_refused(
     sandbox: Sandbox, door: str, message: dict[str, str], says: str
 ) -> None:
-    answer = requests.post(f"{sandbox.url}/_sandbox/{door}", json=message, timeout=30)
+    answer = requests.post(f"{sandbox.url}/_sandbox/{door}", json=message, timeout=120)
     assert answer.status_code == 400
     assert says in answer.json()["error"]
 
@@ -122,10 +122,10 @@ def test_serve_runs_in_a_process_of_its_own() -> None:
             retries = requests.adapters.Retry(total=None, connect=60, backoff_factor=0.1, backoff_max=0.5)
             session.mount("http://", requests.adapters.HTTPAdapter(max_retries=retries))
             assert (
-                session.get(f"http://127.0.0.1:{port}/api/v3/time", timeout=30).json()["serverTime"]
+                session.get(f"http://127.0.0.1:{port}/api/v3/time", timeout=120).json()["serverTime"]
                 == 1_740_787_200_000
             )
     finally:
         process.terminate()
-        process.join(30)
+        process.join(120)
         process.close()

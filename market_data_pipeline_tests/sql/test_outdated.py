@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
 from pathlib import Path
@@ -172,12 +173,21 @@ def test_days_that_no_answer_needs_are_not_opened(lake: SmallLake) -> None:
         stray.write_bytes(b"half of a file")
 
 
-def test_reader_that_may_not_write_reads_without_marks(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("own_files", [True, False], ids=["days", "months only"])
+def test_reader_that_may_not_write_reads_without_marks(
+    lake: SmallLake, monkeypatch: pytest.MonkeyPatch, own_files: bool
+) -> None:
+    if not own_files:
+        close_and_remove(lake)
+    for mark in lake.root.glob("lake/**/marks"):
+        shutil.rmtree(mark)
+
     def refuse(*_: object) -> None:
         raise StorageError("The disk is read-only.")
 
     monkeypatch.setattr(parquet, "write_table", refuse)
-    assert MarketData(lake.root).sql(COUNT).arrow()["n"].to_pylist() == [1440]
+    for query in (COUNT, MACRO):
+        assert MarketData(lake.root).sql(query).arrow()["n"].to_pylist() == [1440]
     assert not list(lake.root.glob("lake/**/marks/*"))
 
 

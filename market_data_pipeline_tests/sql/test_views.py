@@ -226,7 +226,13 @@ def test_macros_are_empty_for_what_is_not_there_and_right_for_what_came_after_pu
     lake.put(BTC, days_from("2024-01-01", 2))
     path = publish_catalog(lake.layout)
     with duckdb.connect(str(path), read_only=True) as reader:
-        for args in ("'NOPE', '1h', '2024-01-01'", "'BTCUSDT', '3m', '2024-01-01'", "'BTCUSDT', '1h', '2030-01-01'"):
+        for args in (
+            "'NOPE', '1h', '2024-01-01'",
+            "NULL, '1h', '2024-01-01'",
+            "'BTC*', '1h', '2024-01-01'",
+            "'BTCUSDT', '3m', '2024-01-01'",
+            "'BTCUSDT', '1h', '2030-01-01'",
+        ):
             assert reader.execute(f"FROM binance_spot.candles({args})").fetchall() == []
         lake.put(series("AAAUSDT", "1h"), [date(2024, 1, 1)])
         lake.put(BTC, [date(2024, 1, 3)])

@@ -231,11 +231,18 @@ class Project:
 
     def status(self, key: SeriesKey = KLINES) -> dict[str, set[int]]:
         """Days of January 2024 by what the UI shows of their partition: MATERIALIZED, FAILED."""
-        names = [str(day(number)) for number in range(1, 32)]
         definition = self.definitions.resolve_assets_def(asset_key_of(key)).partitions_def
         assert definition is not None
+        names = [name for name in definition.get_partition_keys() if name.startswith("2024-01")]
         states = self.instance.get_status_by_partition(asset_key_of(key), names, definition) or {}
         return _days_by({name: state.value for name, state in states.items() if state is not None})
+
+    def missing(self, key: SeriesKey = KLINES) -> list[str]:
+        """Partitions that the UI shows as missing."""
+        definition = self.definitions.resolve_assets_def(asset_key_of(key)).partitions_def
+        assert definition is not None
+        materialized = self.instance.get_materialized_partitions(asset_key_of(key))
+        return [name for name in definition.get_partition_keys() if name not in materialized]
 
     def checks(self, name: str, key: SeriesKey = KLINES) -> dict[str, set[int]]:
         """Days of January 2024 by what the UI shows of a check: SUCCEEDED, FAILED, EXECUTION_FAILED."""

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market_data_pipeline import clock
+from market_data_pipeline.clock import days_between
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.universe import Universe, load_universe, parse_lock, parse_universe
+from market_data_pipeline.universe.config import parse_day, parse_since
 from market_data_pipeline.universe.edit import add_series, render_lock, write_lock
 from market_data_pipeline.universe.listings import DELISTED_AFTER, look_up, refresh, spans_of
 from market_data_pipeline.universe.resolved import Since, lock_path
@@ -58,7 +60,7 @@ def test_shipped_universe_is_the_small_useful_one() -> None:
     assert shipped.start(klines("SOLUSDT", "1m")) == date(2020, 8, 11)
     assert shipped.start(klines("SOLUSDT", "1m", Market.UM)) == date(2020, 9, 14)
     assert shipped.start(agg_trades("BTCUSDT")) == TODAY - timedelta(days=30)
-    assert shipped.first_day() == date(2020, 1, 1)
+    assert shipped.earliest(agg_trades("BTCUSDT")) == TODAY - timedelta(days=30)
 
 
 def test_shipped_lock_is_as_refresh_would_write_it() -> None:
@@ -148,14 +150,67 @@ def test_derived_series_starts_with_its_source_and_unknown_series_lists_what_the
 
 def test_nothing_starts_before_binance() -> None:
     found = universe("collect: [{market: spot, symbols: BTCUSDT, klines: {intervals: 1d, from: 1970-01-01}}]")
-    assert found.start(klines("BTCUSDT", "1d")) == found.first_day() == date(2017, 7, 14)
+    assert found.start(klines("BTCUSDT", "1d")) == date(2017, 7, 14)
 
 
-def test_first_day_does_not_move_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "collect: [{market: spot, symbols: BTCUSDT, aggTrades: {from: 7 days ago}}]"
-    before = universe(text, LOCK).first_day()
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("2024-05-17", date(2024, 5, 17)),
+        ("2024-05", date(2024, 5, 1)),
+        ("2024", date(2024, 1, 1)),
+        ("1 day ago", TODAY - timedelta(days=1)),
+        ("2 weeks ago", TODAY - timedelta(days=14)),
+        ("6 months ago", TODAY.replace(month=TODAY.month - 6)),
+        ("3 years ago", TODAY.replace(year=TODAY.year - 3)),
+        ("99999 years ago", date(2017, 7, 14)),
+    ],
+)
+def test_start_is_a_day_a_month_a_year_or_some_time_ago(text: str, first: date) -> None:
+    found = universe(f"collect: [{{market: spot, symbols: BTCUSDT, klines: {{intervals: 1d, from: {text}}}}}]")
+    assert found.start(klines("BTCUSDT", "1d")) == first
+
+
+@given(
+    st.one_of(
+        st.builds(Since, st.dates(max_value=TODAY)),
+        *(st.builds(Since, **{name: st.integers(0, 99_999)}) for name in ("days_ago", "months_ago")),
+        st.just(Since()),
+    )
+)
+def test_start_reads_back_as_it_is_written(since: Since) -> None:
+    assert parse_since(str(since)) == since
+
+
+@given(st.dates(max_value=TODAY), st.sampled_from([10, 7, 4]))
+def test_month_and_year_span_the_days_that_begin_so(day: date, length: int) -> None:
+    text = day.isoformat()[:length]
+    first, last = parse_day(text), parse_day(text, last=True)
+    assert first <= day <= last <= TODAY
+    assert str(first - timedelta(days=1) if first > date.min else "")[:length] != text
+    assert last == TODAY or str(last + timedelta(days=1))[:length] != text
+
+
+def test_earliest_day_moves_with_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = universe("collect: [{market: spot, symbols: BTCUSDT, aggTrades: {from: 7 days ago}}]", LOCK)
+    assert found.earliest(agg_trades("BTCUSDT")) == TODAY - timedelta(days=7)
     monkeypatch.setattr(clock, "today", lambda: TODAY + timedelta(days=400))
-    assert universe(text, LOCK).first_day() == before == date(2017, 8, 17)
+    assert found.earliest(agg_trades("BTCUSDT")) == TODAY + timedelta(days=393)
+
+
+def test_unknown_listing_begins_with_the_archive() -> None:
+    found = universe("collect: [{market: spot, symbols: NEWUSDT, klines: {intervals: 1d, from: listing}}]", LOCK)
+    assert found.earliest(klines("NEWUSDT", "1d")) == date(2017, 7, 14)
+
+
+def test_days_outside_the_listing_are_not_taken() -> None:
+    text = "collect: [{market: spot, symbols: BTCUSDT, klines: {intervals: 1d, from: 2020-01-02}}]"
+    listing = Listing(((date(2020, 1, 1), date(2020, 1, 3)), (date(2020, 1, 5), None)))
+    found = Universe(parse_universe(text), {(Market.SPOT, "BTCUSDT"): listing})
+    taken = [
+        day for day in days_between(date(2020, 1, 1), date(2020, 1, 6)) if found.takes(klines("BTCUSDT", "1d"), day)
+    ]
+    assert [day.day for day in taken] == [2, 3, 5, 6]
 
 
 def test_2000_symbols_are_loaded_in_seconds(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The asset ``binance/<market>/coverage``: the stored days of a market, with its standing checks.
+"""The asset ``binance/<market>/<market>_coverage``: the stored days of a market, with its standing checks.
 
 It is an unpartitioned asset of its own. Unpartitioned checks on partitioned assets join every backfill, leave planned
 rows for each day, and are blanked by each materialization. Code that runs inside the asset does not belong here.
@@ -12,8 +12,9 @@ from typing import Any
 import dagster as dg
 
 from market_data_pipeline.defs.ingestion.definitions import OWNER
+from market_data_pipeline.defs.keys import coverage_key_of
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT
-from market_data_pipeline.model.series import EXCHANGE, Market
+from market_data_pipeline.model.series import Market
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe
 
@@ -32,14 +33,9 @@ CHECKS: Mapping[str, str] = {
 }
 
 
-def coverage_key(market: Market) -> dg.AssetKey:
-    """Return the asset key of a market's coverage, e.g. ``binance/spot/coverage``."""
-    return dg.AssetKey([EXCHANGE, market.value, "coverage"])
-
-
 def build_coverage_asset(market: Market, settings: Settings, universe: Universe) -> dg.AssetsDefinition:
     """Return the coverage asset of a market, with its standing checks."""
-    asset_key = coverage_key(market)
+    asset_key = coverage_key_of(market)
 
     @dg.asset(
         key=asset_key,

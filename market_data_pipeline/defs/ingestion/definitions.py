@@ -12,11 +12,11 @@ from typing import Any, assert_never
 import dagster as dg
 
 from market_data_pipeline.defs.ingestion import checks
-from market_data_pipeline.defs.keys import asset_key_of
+from market_data_pipeline.defs.keys import asset_key_of, encode_symbol
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT
 from market_data_pipeline.defs.reconciliation import definitions
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.model.datasets import MARKETS, Kind, lake_columns
+from market_data_pipeline.model.datasets import MARKETS, WORDS, Kind, lake_columns
 from market_data_pipeline.model.lineage import profile_of, source_of
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
 from market_data_pipeline.settings import Settings
@@ -52,7 +52,7 @@ def build_series_asset(
 
     Args:
         key: The series.
-        partitions_def: The partitions of the project.
+        partitions_def: The days of the series.
         settings: The location of the lake.
         reconciled: True adds the check ``reconciliation``, because the source of the klines is collected too.
     """
@@ -123,7 +123,7 @@ def _group(key: SeriesKey) -> str:
 
 
 def _tags(key: SeriesKey) -> dict[str, str]:
-    tags = {"market": key.market.value, "data_type": key.data_type.value, "symbol": key.asset_path[3]}
+    tags = {"market": key.market.value, "data_type": key.data_type.value, "symbol": encode_symbol(key.symbol)}
     return tags | ({"interval": key.interval} if key.interval else {})
 
 
@@ -139,21 +139,19 @@ def _describe(key: SeriesKey, layout: Layout) -> str:
     where = [f"symbol = '{key.symbol}'", *([f"\"interval\" = '{key.interval}'"] if key.interval else [])]
     view = f"{key.sql_schema}.{key.data_type.sql_name}"
     market = MARKET_NAMES[key.market]
+    headline = WORDS[key.data_type].headline.format(symbol=key.symbol, interval=key.interval, market=market)
+    more = ""
     match key.data_type:
         case DataType.KLINES:
-            first_line = f"Klines of **{key.symbol}** at {key.interval} from Binance {market}, one row per candle."
             python = f'MarketData().klines("{key.symbol}", "{key.interval}", "2024-01-01", market="{key.market}").df()'
         case DataType.AGG_TRADES:
-            first_line = (
-                f"Aggregated trades of **{key.symbol}** from Binance {market}. A row has all fills of one order at one "
-                "price and time."
-            )
+            more = "A row has all fills of one order at one price and time.\n\n"
             python = f'MarketData().agg_trades("{key.symbol}", "2024-01-01", market="{key.market}").df()'
         case DataType.TRADE_PROFILE:
-            first_line = (
-                f"Daily trade statistics of **{key.symbol}**, one row per day, computed from `{source_of(key)}`.\n\n"
-                "Columns: VWAP, high, low, point of control (the price level with the most volume), volume bought and "
-                "sold by takers, cumulative delta and the number of trades."
+            more = (
+                f"Computed from `{asset_key_of(source_of(key)).to_user_string()}`. Columns: VWAP, high, low, point of "
+                "control (the price level with the most volume), volume bought and sold by takers, cumulative delta "
+                "and the number of trades.\n\n"
             )
             python = f"MarketData().sql(\"FROM {view} WHERE symbol = '{key.symbol}'\").df()"
         case other:
@@ -164,7 +162,7 @@ def _describe(key: SeriesKey, layout: Layout) -> str:
         else "Volumes are in the base asset."
     )
     return (
-        f"{first_line}\n\nEach partition is one UTC day. Times are UTC. {units}\n\n"
+        f"{headline}\n\n{more}Each partition is one UTC day. Times are UTC. {units}\n\n"
         f"**Files:** `{layout.folder(key)}/<day>.parquet`\n\n"
         f'**SQL:** `market-data sql "FROM {view} WHERE {" AND ".join(where)} LIMIT 10"`\n\n'
         f"**Python:** `{python}`"

@@ -16,7 +16,7 @@ from market_data_pipeline.checks.integrity import source_findings
 from market_data_pipeline.coverage.candles import candles_markdown
 from market_data_pipeline.defs import events
 from market_data_pipeline.defs.ingestion.session import Ingestion
-from market_data_pipeline.defs.partitions import day_of
+from market_data_pipeline.defs.partitions import day_of, span_of
 from market_data_pipeline.defs.platform.faults import failing_in_words
 from market_data_pipeline.defs.reconciliation.run import with_reconciliation
 from market_data_pipeline.derived.trade_profile import trade_profile
@@ -50,12 +50,31 @@ def fetch_days(
         dagster.Failure: A day failed, after the events of the others. Or the series could not be written at all.
     """
     began = time.monotonic()
+    refuse_days_before_start(context, key)
     with failing_in_words():  # days that were written before a fault stay, and the next run reports them
         results = list(ingestion.days(key, [day_of(name) for name in context.partition_keys]))
         context.log.info(events.log_line(key, results, time.monotonic() - began))
         picture = _picture_of(layout) if key.data_type is DataType.KLINES else None
         reported = events.day_events(context, results, layout, picture)
         yield from with_reconciliation(context, layout, results, reported) if reconciled else reported
+
+
+def refuse_days_before_start(context: dg.AssetExecutionContext, key: SeriesKey) -> None:
+    """Refuse a run that selects days before the first partition of a series, in words.
+
+    Raises:
+        dagster.Failure: The run was requested before the start moved on, or before someone changed it.
+    """
+    span, partitions = span_of(context.run.tags), context.assets_def.partitions_def
+    if span is None or not isinstance(partitions, dg.DailyPartitionsDefinition):
+        return
+    first = partitions.start.date()
+    if span[0] < first:
+        raise dg.Failure(
+            description=f"{key} is collected from {first} on, so this run cannot fetch {span[0]}. "
+            "Start a run of the later days. The schedule `repair` does so within an hour.",
+            allow_retries=False,
+        )
 
 
 def _picture_of(layout: Layout) -> Callable[[DayOutcome], str | None]:

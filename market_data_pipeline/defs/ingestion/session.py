@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from market_data_pipeline.clock import days_between
-from market_data_pipeline.defs.keys import series_of
-from market_data_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, day_of
+from market_data_pipeline.defs.keys import is_series, series_of
+from market_data_pipeline.defs.partitions import span_of
 from market_data_pipeline.ingest.prefetch import Prefetcher
 from market_data_pipeline.ingest.run import ingest
 from market_data_pipeline.ingest.sources import Sources
@@ -104,10 +104,9 @@ def series_wanted(run: dg.DagsterRun | None) -> list[tuple[SeriesKey, list[date]
     """Return the series that a run will fetch, in the order of its steps, with the days of each."""
     if run is None or not run.asset_selection:
         return []
-    first = run.tags.get(RANGE_START) or run.tags.get(PARTITION)
-    last = run.tags.get(RANGE_END) or first
-    if first is None or last is None:
+    span = span_of(run.tags)
+    if span is None:
         return []
-    found = (series_of(asset) for asset in run.asset_selection if asset.path[-1] != "coverage")
-    days = days_between(day_of(first), day_of(last))
+    found = (series_of(asset) for asset in run.asset_selection if is_series(asset))
+    days = days_between(*span)
     return [(key, days) for key in sorted(found) if key.data_type is not DataType.TRADE_PROFILE]

@@ -11,61 +11,60 @@ from collections.abc import Callable, Sequence
 import dagster as dg
 
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT
-from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
 
+VERIFY, COMPACT, PRUNE = "verify", "compact", "prune"
 
-def build_verify_job(keys: Sequence[SeriesKey], settings: Settings, name: str, description: str) -> dg.JobDefinition:
-    """Return the job that compares the archives of series with their ledgers.
+
+def build_maintenance_jobs(keys: Sequence[SeriesKey], settings: Settings) -> dict[str, dg.JobDefinition]:
+    """Return the jobs by name. Leave out jobs that would have nothing to do.
 
     Args:
-        keys: The series. Those without stored days cost no request.
-        settings: The locations of the ledgers and of the archive.
-        name: The name of the job.
-        description: The text for the UI.
+        keys: The series of the universe. Those without stored days cost nothing.
+        settings: The locations of the lake and of the archive, and the retention of runs.
     """
+    klines = [key for key in keys if key.data_type is DataType.KLINES]
 
-    def work(context: dg.OpExecutionContext) -> None:
+    def compare(context: dg.OpExecutionContext) -> None:
         from market_data_pipeline.defs.maintenance.run import compare_archives
 
         compare_archives(context, keys, settings)
 
-    return _job_of_one_op(name, "sweep", description, work)
-
-
-def build_compact_job(keys: Sequence[SeriesKey], settings: Settings, name: str, description: str) -> dg.JobDefinition:
-    """Return the job that closes months.
-
-    Args:
-        keys: The series. Those that are stored by day are skipped.
-        settings: The location of the lake.
-        name: The name of the job.
-        description: The text for the UI.
-    """
-
-    def work(context: dg.OpExecutionContext) -> None:
+    def close(context: dg.OpExecutionContext) -> None:
         from market_data_pipeline.defs.maintenance.run import close_months
 
-        close_months(context, keys, settings)
+        close_months(context, klines, settings)
 
-    return _job_of_one_op(name, "close_months", description, work)
-
-
-def build_prune_job(settings: Settings, name: str, description: str) -> dg.JobDefinition:
-    """Return the job that drops old runs.
-
-    Args:
-        settings: The retention of runs.
-        name: The name of the job.
-        description: The text for the UI.
-    """
-
-    def work(context: dg.OpExecutionContext) -> None:
+    def drop(context: dg.OpExecutionContext) -> None:
         from market_data_pipeline.defs.platform.pruning import prune_records
 
         prune_records(context, settings)
 
-    return _job_of_one_op(name, "drop_old_runs", description, work)
+    rows = (
+        (
+            VERIFY,
+            "sweep",
+            compare,
+            keys,
+            "Find archives that were replaced since they were fetched, and mark their days. Reads the listing only.",
+        ),
+        (
+            PRUNE,
+            "drop_old_runs",
+            drop,
+            keys,
+            "Drop old runs and superseded results from Dagster's records, and free their space.",
+        ),
+        (
+            COMPACT,
+            "close_months",
+            close,
+            klines,
+            "Write the candles of each finished month into one file, so that queries are faster.",
+        ),
+    )
+    return {name: _job_of_one_op(name, op, description, work) for name, op, work, some, description in rows if some}
 
 
 def _job_of_one_op(

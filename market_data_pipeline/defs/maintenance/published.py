@@ -171,12 +171,12 @@ def days_that_wait(universe: Universe, layout: Layout, now: datetime) -> dict[Se
         layout: The location of the ledgers.
         now: The current time, zone-aware.
     """
-    first = universe.first_day()
     waiting = {}
     for key in universe.series():
         rows = Ledger.read(layout.ledger(key), MAY_NEED_FETCH).rows
-        if found := [rows[day] for day in sorted(rows) if day >= first and needs(rows[day], now).awaits_archive]:
-            waiting[key] = found
+        found = [rows[day] for day in sorted(rows) if needs(rows[day], now).awaits_archive]
+        if taken := [row for row in found if universe.takes(key, row.day)]:
+            waiting[key] = taken
     return waiting
 
 

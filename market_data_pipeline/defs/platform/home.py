@@ -25,6 +25,7 @@ from dagster._core.storage.event_log import SqliteEventLogStorage
 from market_data_pipeline.defs.platform.descendants import end_with_this_process
 from market_data_pipeline.defs.platform.heartbeat import close_dead_runs
 from market_data_pipeline.defs.platform.listening import check_address, claim_ui
+from market_data_pipeline.defs.platform.renaming import rename_assets
 from market_data_pipeline.errors import MarketDataError, RecordsError, UsageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
@@ -90,6 +91,7 @@ def open_instance(layout: Layout) -> dg.DagsterInstance:
     """Open Dagster's records of a data folder. Use it as a context manager, or call ``dispose()``.
 
     Runs whose process was killed are closed as failed. Otherwise they would count as running forever and block others.
+    Assets with keys of version 0.1 get their present keys.
 
     Raises:
         StorageError: The folder cannot be written.
@@ -103,6 +105,7 @@ def open_instance(layout: Layout) -> dg.DagsterInstance:
 
             unpack_records(storage)  # dagster.yaml no longer names our event log
         close_dead_runs(instance)
+        rename_assets(instance)
         return instance
 
 
@@ -125,6 +128,13 @@ def recording(layout: Layout) -> Iterator[None]:
         raise RecordsError(text) from error
 
 
+_NOTICES = (
+    "Exception while writing logger call to event log",
+    "Exception while storing event batch",
+    "Falling back to storing multiple single-event storage requests",
+)
+
+
 class _WithoutNotices:
     """A stream without Dagster's notices of events that could not be written. The error itself has the reason."""
 
@@ -135,7 +145,7 @@ class _WithoutNotices:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        if text.startswith("Exception while writing logger call to event log"):
+        if text.startswith(_NOTICES):
             return len(text)
         return self._stream.write(text)
 

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from market_data_pipeline.errors import UiRunsError, UsageError
+from market_data_pipeline.lake.locks import is_running
 
 _NOT_HERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
@@ -41,13 +42,7 @@ def _is_named_and_runs(claim: int) -> bool:
     words = os.pread(claim, 1000, 0).decode(errors="replace").split()
     if len(words) < 2 or not words[1].isdecimal() or int(words[1]) == os.getpid():
         return False
-    try:
-        os.kill(int(words[1]), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
+    return is_running(int(words[1]))
 
 
 def check_address(host: str, port: int) -> None:

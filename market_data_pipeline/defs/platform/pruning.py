@@ -29,6 +29,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.defs.platform.event_log import KeptConnectionEventLogStorage
 from market_data_pipeline.defs.platform.packing import PACKED_COLUMNS, pack
 from market_data_pipeline.defs.platform.records import size_of_records
+from market_data_pipeline.defs.platform.renaming import rename_assets
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake import locks
 from market_data_pipeline.settings import Settings
@@ -122,6 +123,7 @@ def prune_records(context: dg.OpExecutionContext, settings: Settings) -> None:
     if not context.instance.is_persistent:
         context.log.info("There is nothing to prune, because these records are in memory only.")
         return
+    rename_assets(context.instance)
     before = clock.now() - timedelta(days=settings.keep_runs_days)
     done = prune(context.instance, before, run_id=context.run_id)
     context.log.info(

@@ -1,4 +1,4 @@
-"""The job that evaluates the check ``reconciliation`` of klines, and its schedule.
+"""The job that evaluates the check ``reconciliation`` of klines.
 
 The check belongs to the klines asset, but a job does the work. The other side often arrives later, and a step of its
 own would join every backfill of the asset. Comparing does not belong here; see ``run.py``.
@@ -14,15 +14,10 @@ import dagster as dg
 
 from market_data_pipeline.defs.keys import RECONCILIATION
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT
-from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.lineage import comparable, source_of
 from market_data_pipeline.model.reconciliation import OnCompared
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings
-
-SCHEDULE = "reconciliation_daily"
-MINUTE = 15
-"""Minute of the tick: after the tradeProfiles, which read the same days, and before coverage."""
 
 _OP = "compare"
 _CONFIG = {
@@ -72,38 +67,6 @@ def build_reconciliation_job(
         compare_days()
 
     return reconciliation
-
-
-def build_reconciliation_schedule(
-    job: dg.JobDefinition, keys: Sequence[SeriesKey], settings: Settings
-) -> dg.ScheduleDefinition:
-    """Return the schedule of the job, after the daily ones. It starts switched on, because it downloads nothing."""
-    layout, chosen = Layout(settings.root), comparable(keys)
-
-    @dg.schedule(
-        name=SCHEDULE,
-        job=job,
-        cron_schedule=f"{MINUTE} {(settings.daily_hour + 1) % 24} * * *",
-        execution_timezone="UTC",
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Compare klines with their source, for days that are new or changed since the last comparison.",
-    )
-    def evaluate() -> dg.RunRequest | dg.SkipReason:
-        from market_data_pipeline.errors import MarketDataError
-        from market_data_pipeline.reconciliation.plan import plan
-
-        def is_due(key: SeriesKey) -> bool:
-            try:
-                return bool(plan(layout, key).days)
-            except MarketDataError:  # the run reports the fault after it has compared the others
-                return True
-
-        due = [str(key) for key in chosen if is_due(key)]
-        if not due:
-            return dg.SkipReason("All days that are stored on both sides are unchanged since the last comparison.")
-        return dg.RunRequest(run_config=run_config(series=due))
-
-    return evaluate
 
 
 def run_config(

@@ -107,6 +107,41 @@ def _distinct(raw: pa.Table, spec: Spec) -> int:
     return len(keys) if (keys[1:] > keys[:-1]).all() else int(pc.count_distinct(raw.column(spec.key)).as_py())
 
 
+def read_zips(zips: Mapping[str, bytes], key: SeriesKey, rows: int) -> pa.Table:
+    """Read daily zips of candles together. Arrow reads ten of them in the time of four single ones.
+
+    Args:
+        zips: The zips by their names without ``.zip``.
+        key: The expected series.
+        rows: Expected number of rows per zip.
+
+    Returns:
+        A table as from :func:`read_zip`, with the zips' rows in order. The days of the rows are not checked.
+
+    Raises:
+        MalformedError: A zip is malformed or differs from the others. :func:`read_zip` finds the one at fault.
+    """
+    spec = spec_of(key)
+    stem = next(iter(zips))
+    lines = b"".join(_lines(data, spec, of, rows) for of, data in zips.items())
+    raw = _parse_lines(memoryview(lines), spec, False, stem)
+    if raw.num_rows != rows * len(zips):
+        raise MalformedError(f"{stem}.csv, or one read with it, has empty lines.")
+    return _conform(raw, key, spec, _microseconds_per_unit(*_bounds(raw.column(spec.time)), stem))
+
+
+def _lines(data: bytes, spec: Spec, stem: str, number: int) -> bytes:
+    """Return the lines of a zip's CSV without its header, each with its line end."""
+    csv = b"".join(inflated(data, stem, number * _ROW_BYTES + _LONGEST_LINE))
+    if _has_header(memoryview(csv), spec, stem):
+        csv = csv.partition(b"\n")[2]
+    if not csv.endswith(b"\n"):
+        csv += b"\n"
+    if csv.count(b"\n") != number:
+        raise MalformedError(f"{stem}.csv should have {number} rows.")
+    return csv
+
+
 def split_days(table: pa.Table, time_column: str) -> dict[date, pa.Table]:
     """Split a table by UTC day. Rows of a day stay in order."""
     days = pc.cast(table.column(time_column), pa.int64()).to_numpy() // clock.US_PER_DAY

@@ -16,8 +16,8 @@ from dagster_shared.serdes import serialize_value
 
 from market_data_pipeline import clock
 from market_data_pipeline.checks.verdicts import Ground, verdict_finding
-from market_data_pipeline.defs.coverage.definitions import coverage_key
 from market_data_pipeline.defs.coverage.run import how_to_recover
+from market_data_pipeline.defs.keys import coverage_key_of
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.model.day import FAILED, DayRecord
 from market_data_pipeline.model.findings import Finding, Range, Severity, Verdict
@@ -43,7 +43,7 @@ def _noon_of_january_4(project: Project, monkeypatch: pytest.MonkeyPatch) -> Non
 def run(project: Project) -> tuple[dict[str, Any], dict[str, dg.AssetCheckEvaluation]]:
     """Run the coverage job; the metadata of spot and its checks."""
     result = project.definitions.resolve_job_def("coverage").execute_in_process(instance=project.instance)
-    key = coverage_key(Market.SPOT)
+    key = coverage_key_of(Market.SPOT)
     [event] = [e for e in result.get_asset_materialization_events() if e.asset_key == key]
     checks = {e.check_name: e for e in result.get_asset_check_evaluations() if e.asset_key == key}
     return {name: value.value for name, value in event.materialization.metadata.items()}, checks

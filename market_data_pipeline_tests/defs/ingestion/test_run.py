@@ -15,15 +15,16 @@ import pytest
 from dagster._serdes import serialize_value
 
 from market_data_pipeline.defs.definitions import build_definitions
+from market_data_pipeline.defs.in_process import reasons
 from market_data_pipeline.defs.ingestion.definitions import column_schema
-from market_data_pipeline.defs.keys import asset_key_of, series_of
+from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.errors import SeriesBusyError, StorageError
 from market_data_pipeline.model.findings import Finding, Range, Severity
 from market_data_pipeline.model.outcomes import DayResult
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey
 from market_data_pipeline.sql import publish
-from market_data_pipeline_tests.support.fakes import KLINES, OTHER, PROFILE, TRADES, Project, day, universe_of
+from market_data_pipeline_tests.support.fakes import KLINES, OTHER, PROFILE, TRADES, UNIVERSE, Project, day, universe_of
 
 CHECKSUM = ("checksum", "BTCUSDT-1h-2024-01-03.zip does not match its published checksum.")
 HOUR_US = 3_600_000_000
@@ -288,19 +289,26 @@ def test_metadata_of_a_day_says_what_came_from_where_in_under_4_kb(project: Proj
         assert 0 < len(stored) < 4096
 
 
-def test_days_before_the_listing_succeed_as_not_listed(tmp_path: Path) -> None:
-    listing = Listing(((day(3), None),))
+def test_days_outside_the_listing_are_no_partitions(tmp_path: Path) -> None:
+    """A series that was relisted and delisted is complete with the days on which it was listed."""
+    listing = Listing(((day(3), day(4)), (day(7), day(8))))
     project = Project(tmp_path, universe_of(listings={(Market.SPOT, "BTCUSDT"): listing}))
 
     with project.instance:
-        assert project.run(1, 4).success
-        assert project.status() == {"MATERIALIZED": {1, 2, 3, 4}}
-        assert project.checks("integrity") == {"SUCCEEDED": {1, 2, 3, 4}}
-        metadata = project.materializations()[2][0].metadata
+        assert project.run(3, 8).success
+        assert project.status() == {"MATERIALIZED": {3, 4, 7, 8}}
+        assert project.missing() == []
+        assert project.checks("integrity") == {"SUCCEEDED": {3, 4, 7, 8}}
 
-    assert str(metadata["state"].value).startswith("not listed")
-    assert metadata["dagster/partition_row_count"].value == 0
-    assert project.ingest.fetched == [(KLINES, day(3)), (KLINES, day(4))]
+    assert project.ingest.fetched == [(KLINES, day(number)) for number in (3, 4, 7, 8)]
+
+
+def test_run_of_days_before_the_start_fails_in_words(tmp_path: Path) -> None:
+    """A run may wait in the queue while its start moves on."""
+    result = Project(tmp_path, universe_of(UNIVERSE.replace("from: 2024-01-01", "from: 2024-01-03"))).run(1, 4)
+    assert not result.success
+    (reason,) = reasons(result)
+    assert reason.startswith(f"{KLINES} is collected from 2024-01-03 on, so this run cannot fetch 2024-01-01.")
 
 
 def test_a_run_logs_one_line_for_a_series(project: Project, caplog: pytest.LogCaptureFixture) -> None:
@@ -381,11 +389,6 @@ def test_every_column_of_the_lake_is_described(market: Market, data_type: DataTy
     assert all(column.description for column in columns)
 
 
-def test_asset_keys_of_symbols_that_dagster_cannot_spell_come_back() -> None:
-    key = SeriesKey("binance", Market.SPOT, DataType.KLINES, "币安人生USDT", "1m")
-    assert series_of(asset_key_of(key)) == key
-
-
 def test_series_and_derived_assets_never_share_a_run_of_a_backfill(project: Project) -> None:
     """Where both had the same policy, one bad day of the trades skipped all days of the profile."""
     policies = {
@@ -394,18 +397,13 @@ def test_series_and_derived_assets_never_share_a_run_of_a_backfill(project: Proj
     assert policies[TRADES] != policies[PROFILE]
 
 
-def test_an_unknown_market_is_no_series() -> None:
-    with pytest.raises(ValueError, match="options"):
-        series_of(dg.AssetKey(["binance", "options", "klines", "BTCUSDT", "1m"]))
-
-
 def test_a_run_of_several_series_begins_the_next_while_one_is_at_work(tmp_path: Path) -> None:
     project, begun = Project(tmp_path), {KLINES: threading.Event(), OTHER: threading.Event()}
     plain = project.ingest
 
     def ingest_days(key: SeriesKey, days: Sequence[date], **more: Any) -> Iterator[DayResult]:
         begun[key].set()
-        assert begun[OTHER].wait(20)  # which comes after, and would never begin if series went one after another
+        assert begun[OTHER].wait(120)  # which comes after, and would never begin if series went one after another
         yield from plain(key, days, **more)
 
     project.definitions = build_definitions(project.settings, project.universe, ingest_days=ingest_days)

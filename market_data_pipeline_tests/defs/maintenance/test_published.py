@@ -14,7 +14,7 @@ import pytest
 from market_data_pipeline.defs.definitions import build_definitions
 from market_data_pipeline.defs.keys import series_of
 from market_data_pipeline.defs.maintenance.published import is_time
-from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START
+from market_data_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START
 from market_data_pipeline.maintenance import archive_sweep
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.sandbox import GeneratedSymbol, LateArchive, ReplacedArchive, Sandbox, Status, WrongChecksum
@@ -93,8 +93,8 @@ def asked(requests: list[dg.RunRequest]) -> dict[tuple[str, str], set[SeriesKey]
     """Series by the first and the last day that they are asked for."""
     return {
         (
-            request.partition_key or request.tags[RANGE_START],
-            request.partition_key or request.tags[RANGE_END],
+            request.tags.get(PARTITION) or request.tags[RANGE_START],
+            request.tags.get(PARTITION) or request.tags[RANGE_END],
         ): {series_of(key) for key in request.asset_selection or ()}
         for request in requests
     }

@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 
 from market_data_pipeline.defs.definitions import build_definitions
+from market_data_pipeline.defs.partitions import PARTITION
 from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.sandbox import MissingDay, ReplacedArchive, Status
 from market_data_pipeline.universe import load_universe
@@ -61,7 +62,7 @@ def to_repair(definitions: dg.Definitions, instance: dg.DagsterInstance, at: str
         instance=instance, scheduled_execution_time=utc(at), repository_def=definitions.get_repository_def()
     ) as context:
         requests = definitions.resolve_schedule_def("repair").evaluate_tick(context).run_requests or []
-    return [request.partition_key for request in requests if (request.run_key or "").startswith("repair ")]
+    return [request.tags.get(PARTITION) for request in requests if (request.run_key or "").startswith("repair ")]
 
 
 def test_a_lake_that_is_as_published_costs_a_page_a_series(

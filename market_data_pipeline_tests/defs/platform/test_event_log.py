@@ -150,7 +150,7 @@ def test_a_fork_leaves_its_parents_connections_alone(instance: dg.DagsterInstanc
 
     child = FORK.Process(target=_report_in_a_fork, args=(instance,))
     child.start()
-    child.join(60)
+    child.join(120)
 
     assert child.exitcode == 0
     report(instance, "2024-01-03")
@@ -440,6 +440,6 @@ def test_a_watcher_hears_of_every_event(instance: dg.DagsterInstance) -> None:
 
     instance.event_log_storage.watch(run_id, None, listen)
     speech.execute_in_process(instance=instance, run_id=run_id)
-    assert done.wait(30)
+    assert done.wait(120)
     instance.event_log_storage.end_watch(run_id, listen)
     assert [text for text in heard if text.isdigit()] == [str(number) for number in range(20)]

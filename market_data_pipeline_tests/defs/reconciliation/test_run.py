@@ -15,7 +15,7 @@ import pytest
 from market_data_pipeline import clock
 from market_data_pipeline.defs.in_process import run_reconciliation
 from market_data_pipeline.defs.keys import RECONCILIATION, asset_key_of
-from market_data_pipeline.defs.reconciliation.definitions import SCHEDULE, build_reconciliation_job, run_config
+from market_data_pipeline.defs.reconciliation.definitions import build_reconciliation_job, run_config
 from market_data_pipeline.defs.reconciliation.run import CHANGED_SINCE, NOT_COMPARED
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.ledger import Ledger
@@ -74,14 +74,14 @@ def compared(project: Project, number: int, key: SeriesKey = HOURS) -> bool:
 def requested(project: Project) -> list[dg.RunRequest]:
     """What the schedule asks for now."""
     with dg.build_schedule_context(instance=project.instance, scheduled_execution_time=clock.now()) as context:
-        data = project.definitions.resolve_schedule_def(SCHEDULE).evaluate_tick(context)
+        data = project.definitions.resolve_schedule_def("reconciliation_daily").evaluate_tick(context)
     return list(data.run_requests or [])
 
 
 def alter(project: Project, key: SeriesKey, number: int, row: int, **values: float) -> None:
     """Write other values into a day's file, which its ledger does not know."""
     path = project.layout.file(key, day(number))
-    provenance, table = parquet.read_whole(path)
+    provenance, table = parquet.parse_whole(path, path.read_bytes())
     for name, value in values.items():
         column = table.column(name).to_pylist()
         column[row] = value
@@ -138,7 +138,9 @@ def test_a_run_of_the_klines_has_no_further_step_and_repeats_what_is_on_record(p
 
     again = project.run(1, 4, HOURS)  # three days are held, and are materialized anew
 
-    assert [event.step_key for event in again.all_events if event.is_step_start] == ["__".join(HOURS.asset_path)]
+    assert [event.step_key for event in again.all_events if event.is_step_start] == [
+        "__".join(asset_key_of(HOURS).path)
+    ]
     assert checked(project) == {"SUCCEEDED": {1, 2, 3}}
     reconcile(project)
     assert checked(project) == {"SUCCEEDED": {1, 2, 3, 4}}

@@ -154,7 +154,7 @@ def test_while_the_host_wants_a_pause_no_thread_asks(
     ask = partial(rest[Market.SPOT].klines, klines("BTCUSDT", "1h"), START, END)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(ask)
-        assert pausing.wait(20)
+        assert pausing.wait(120)
         second = pool.submit(ask)
         assert first.result().table.num_rows == second.result().table.num_rows == 24
     refused, *later = [r for r in world.sandbox.requests if r.path.endswith("/klines")]
@@ -174,16 +174,16 @@ def test_threads_that_waited_for_weight_send_nothing_once_the_host_has_banned_us
 
     def acquire(budget: WeightBudget, *args: Any) -> None:
         real(budget, *args)
-        all_here.wait(20)
+        all_here.wait(120)
         if next(calls) > 0:
-            assert banned.wait(20)
+            assert banned.wait(120)
 
     monkeypatch.setattr(WeightBudget, "acquire", acquire)
     with ThreadPoolExecutor(12) as pool:  # four more than may ask at a time
         asked = [pool.submit(ask) for _ in range(12)]
-        assert wait(asked, 20, FIRST_COMPLETED).done
+        assert wait(asked, 120, FIRST_COMPLETED).done
         banned.set()
-        assert all(isinstance(one.exception(20), HostOffError) for one in asked)
+        assert all(isinstance(one.exception(120), HostOffError) for one in asked)
     assert len(world.asked()) == 1
 
 
@@ -205,7 +205,7 @@ def test_who_sits_out_a_pause_sends_nothing_once_another_process_was_banned(
     started = time.monotonic()
     with pytest.raises(HostOffError, match="banned this address until"):
         api.klines(klines("BTCUSDT", "1h"), START, END)
-    assert time.monotonic() - started < 30, "nobody waits for the end of a pause that leads nowhere"
+    assert time.monotonic() - started < 55, "nobody waits for the end of a pause that leads nowhere"
     assert len(world.asked("klines")) == 1
     elsewhere.close()
 
@@ -379,7 +379,7 @@ def test_two_processes_share_one_budget(tmp_path: Path) -> None:
     for reader in readers:
         reader.start()
     try:
-        assert enough.wait(60)
+        assert enough.wait(120)
         third = WeightBudget("example.org", 100, 0.5, tmp_path)
         waited = threading.Event()
 
@@ -395,7 +395,7 @@ def test_two_processes_share_one_budget(tmp_path: Path) -> None:
             process.kill()
             process.wait()
         for reader in readers:
-            reader.join(20)
+            reader.join(120)
         for process in processes:
             assert process.stdout is not None
             process.stdout.close()
@@ -457,5 +457,5 @@ def test_who_waits_for_weight_goes_as_soon_as_there_is_nothing_to_wait_for(tmp_p
     started = time.monotonic()
     with pytest.raises(HostOffError):
         budget.acquire(10, refuse)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 45
     budget.close()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from market_data_pipeline import clock
 from market_data_pipeline.checks.ordering import ints
 from market_data_pipeline.errors import MalformedError
-from market_data_pipeline.sources.binance.zip_reader import read_zip
+from market_data_pipeline.sources.binance.zip_reader import read_zip, read_zips
 from market_data_pipeline_tests.support.world import klines
 
 KEY, DAY, STEM = klines("BTCUSDT", "1h"), date(2026, 3, 2), "BTCUSDT-1h-2026-03-02"
@@ -60,6 +60,34 @@ def test_every_row_is_read_with_a_header_or_without(text: str) -> None:
 def test_a_first_row_that_is_no_header_is_not_taken_for_one(begin: str) -> None:
     with pytest.raises(MalformedError, match="neither a header nor a number"):
         read_zip(zipped(begin + ROWS), KEY, STEM, DAY, DAY)
+
+
+OTHER = STEM.replace("03-02", "03-03")
+
+
+@pytest.mark.parametrize("text", [ROWS, f"{HEADER}\n{ROWS}", ROWS.rstrip("\n")], ids=["plain", "header", "no newline"])
+def test_every_row_is_read_with_those_of_another_zip(text: str) -> None:
+    alone = read_zip(zipped(text), KEY, STEM, DAY, DAY)
+    assert read_zips({STEM: zipped(text), OTHER: zipped(ROWS, OTHER)}, KEY, 24).equals(pa.concat_tables([alone, alone]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        HEADER,
+        ROWS.partition("\n")[2],
+        ROWS + ROWS,
+        ROWS.partition("\n")[2] + "\n",
+        ROWS.replace(",5,", ","),
+        ROWS.replace("000,", "000000,"),
+        f"{ROWS.partition(chr(10))[2]}{HEADER}\n",
+    ],
+    ids=["empty", "header only", "short", "long", "empty line", "columns", "unit", "header at the end"],
+)
+def test_zips_that_are_not_alike_are_not_read_together(text: str) -> None:
+    with pytest.raises(MalformedError):
+        read_zips({OTHER: zipped(ROWS, OTHER), STEM: zipped(text)}, KEY, 24)
 
 
 @given(at=st.integers(0, len(WHOLE) - 1), byte=st.integers(0, 255))
