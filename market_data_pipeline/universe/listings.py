@@ -22,7 +22,7 @@ from market_data_pipeline.universe.edit import write_lock
 from market_data_pipeline.universe.resolved import DATA_TYPES, Universe, is_pattern, lock_path
 
 if TYPE_CHECKING:
-    from market_data_pipeline.sources.binance.archive import Archive
+    from market_data_pipeline.sources.binance.archive import ArchiveClient
     from market_data_pipeline.sources.binance.rest import RestApi
 
 
@@ -72,7 +72,7 @@ class ListedFile(Protocol):
 
 
 class ArchiveListing(Protocol):
-    """The listing, as :func:`refresh` needs it. Thread-safe. ``sources.binance.archive.Archive`` implements it."""
+    """The listing, as :func:`refresh` needs it. Thread-safe. ``ArchiveClient`` implements it."""
 
     def list_folders(self, prefix: str) -> Sequence[str]:
         """Return the names of the folders directly below a prefix."""
@@ -346,14 +346,14 @@ class _LenientRest:
 
 
 @contextmanager
-def listing_sources(settings: Settings, report: Report) -> Iterator[tuple[Archive, FirstCandle]]:
+def listing_sources(settings: Settings, report: Report) -> Iterator[tuple[ArchiveClient, FirstCandle]]:
     """Open the archive's listing, and REST for symbols that are older than the archive or not in it yet.
 
     Args:
         settings: Addresses of both.
         report: Called with one sentence about each symbol for which REST failed.
     """
-    from market_data_pipeline.sources.binance.archive import Archive
+    from market_data_pipeline.sources.binance.archive import ArchiveClient
 
-    with closing(Archive(settings)) as archive, closing(_LenientRest(settings, report)) as rest:
+    with closing(ArchiveClient(settings)) as archive, closing(_LenientRest(settings, report)) as rest:
         yield archive, rest

@@ -43,7 +43,7 @@ from market_data_pipeline.sandbox import (
     Status,
     WrongChecksum,
 )
-from market_data_pipeline.sources.binance.archive import Archive
+from market_data_pipeline.sources.binance.archive import ArchiveClient
 from market_data_pipeline_tests.support.world import Result, World, agg_trades, days, klines, utc
 
 BTC = klines("BTCUSDT", "1m")
@@ -739,7 +739,7 @@ def test_a_day_whose_file_is_damaged_does_not_hold_memory_that_downloads_wait_fo
         monkeypatch.setattr(module, "MEMORY_PER_BYTE", 1 << 40)  # each day takes all memory there is
     downloading, rows_of = threading.Event(), DayStore.rows
 
-    def fetch(archive: Archive, path: str, admit: Callable[[int], None], *more: Any) -> Any:
+    def fetch(archive: ArchiveClient, path: str, admit: Callable[[int], None], *more: Any) -> Any:
         def admitted(size: int) -> None:
             downloading.set()
             admit(size)
@@ -750,8 +750,8 @@ def test_a_day_whose_file_is_damaged_does_not_hold_memory_that_downloads_wait_fo
         assert downloading.wait(120)  # the only place of all downloads is taken, by one that waits for memory
         return rows_of(day_store, day)
 
-    original = Archive.fetch
-    monkeypatch.setattr(Archive, "fetch", fetch)
+    original = ArchiveClient.fetch
+    monkeypatch.setattr(ArchiveClient, "fetch", fetch)
     monkeypatch.setattr(DayStore, "rows", rows)
     world.set(download_threads=1)
     results: list[Result] = []

@@ -43,7 +43,7 @@ from market_data_pipeline.sandbox import (
     Status,
     WrongChecksum,
 )
-from market_data_pipeline.sources.binance.archive import Archive
+from market_data_pipeline.sources.binance.archive import ArchiveClient
 from market_data_pipeline_tests.support.world import World, agg_trades, days, klines, utc
 
 BTC, ETH = klines("BTCUSDT", "1h"), klines("ETHUSDT", "1h")
@@ -52,7 +52,7 @@ BTC, ETH = klines("BTCUSDT", "1h"), klines("ETHUSDT", "1h")
 def swept(world: World, *keys: SeriesKey, mark: bool = True) -> SweepReport:
     """A sweep, with the requests that the sandbox saw checked against those that it tells of."""
     world.forget()
-    archive = Archive(world.settings)
+    archive = ArchiveClient(world.settings)
     report = sweep(world.settings, keys, archive, mark=mark)
     archive.close()
     assert report.requests == len(world.sandbox.requests)
@@ -305,7 +305,7 @@ def test_a_sweep_leaves_the_pauses_of_a_replaced_day_that_cannot_be_had_as_they_
     assert found(swept(world, BTC)) == [(Kind.REPLACED, BTC, [str(day)])]
 
     assert world.ledger(BTC).rows[day] == tried
-    sweep(world.settings, [BTC], Archive(world.settings), at_once=True)
+    sweep(world.settings, [BTC], ArchiveClient(world.settings), at_once=True)
     assert needs(world.ledger(BTC).rows[day], clock.now()).is_due, "somebody wants it now"
 
 
@@ -427,7 +427,7 @@ def test_a_series_that_cannot_be_listed_does_not_stop_the_others(world: World) -
     world.ingest(BTC, days("2026-02-03", "2026-02-08"))
     world.ingest(ETH, days("2026-02-03", "2026-02-08"))
     world.sandbox.faults.add(Status(path="^/$", query="BTCUSDT", status=503))
-    report = sweep(world.settings, [BTC, ETH], Archive(world.settings))
+    report = sweep(world.settings, [BTC, ETH], ArchiveClient(world.settings))
     assert list(report.troubles) == [BTC]
     assert "503" in report.troubles[BTC]
     assert report.archives[ETH] == 6
@@ -469,7 +469,7 @@ def test_while_the_listing_is_down_not_every_series_waits_through_all_retries(wo
     down = world.sandbox.faults.add(Status(path="^/$", status=503))
     world.forget()
     told: list[int] = []
-    report = sweep(world.settings, keys, Archive(world.settings), on_progress=told.append)
+    report = sweep(world.settings, keys, ArchiveClient(world.settings), on_progress=told.append)
     assert len(world.asked()) == 3 * 3
     assert list(report.troubles) == keys[:3]
     assert report.not_reached == keys[3:]
@@ -486,7 +486,7 @@ def test_series_without_archives_tell_nothing_of_a_listing_that_is_down(world: W
     world.sandbox.faults.add(Status(path="^/$", status=503))
     [first, second, third, fourth] = held
     empty = [klines("ETHUSDT", interval) for interval in ("15m", "30m")]
-    report = sweep(world.settings, [first, empty[0], second, empty[1], third, fourth], Archive(world.settings))
+    report = sweep(world.settings, [first, empty[0], second, empty[1], third, fourth], ArchiveClient(world.settings))
     assert report.not_reached == [fourth]
 
 
@@ -515,7 +515,7 @@ def test_three_replaced_archives_of_ten_symbols_and_a_year_are_found_and_mended_
         assert len(year) == 365
         for key in keys:
             # As downloads would have left them: the ETags are those of the listing, and the ledger knows every file.
-            listed = find_listed(Archive(world.settings), key.archive_folder(), map(key.archive_daily, year))[0]
+            listed = find_listed(ArchiveClient(world.settings), key.archive_folder(), map(key.archive_daily, year))[0]
             etags = {day: listed[key.archive_daily(day)].etag for day in year}
             brought = replaced.get(key, year[0])
             of_day = write_day(world, key, brought, 24, etag=etags[brought])
@@ -527,7 +527,7 @@ def test_three_replaced_archives_of_ten_symbols_and_a_year_are_found_and_mended_
         world.at("2025-12-31T14:00:00")
         world.forget()
 
-        report = sweep(world.settings, keys, Archive(world.settings))
+        report = sweep(world.settings, keys, ArchiveClient(world.settings))
         mended = [result.row for key, wanted in report.to_fetch.items() for result in world.ingest(key, wanted)]
 
         assert sum(report.archives.values()) == 3650
@@ -535,7 +535,7 @@ def test_three_replaced_archives_of_ten_symbols_and_a_year_are_found_and_mended_
         assert [row.etag for row in mended] == [one.etag for one in report.discoveries]
         assert len(world.sandbox.requests) <= 40
         assert report.requests == 10
-        assert well(sweep(world.settings, keys, Archive(world.settings)))
+        assert well(sweep(world.settings, keys, ArchiveClient(world.settings)))
 
 
 # --- the files of the lake ----------------------------------------------------------------------------------------

@@ -369,7 +369,7 @@ class File:
 
 
 class FakeArchive:
-    """An archive's listing made of keys, as ``sources.binance.archive.Archive`` gives it."""
+    """An archive's listing made of keys, as ``sources.binance.archive.ArchiveClient`` gives it."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = keys
