@@ -11,7 +11,7 @@ import pytest
 from market_data_pipeline import clock
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.requests import request_of
-from market_data_pipeline.model.series import Listing, Market, SeriesKey
+from market_data_pipeline.model.series import ListingSpans, Market, SeriesKey
 from market_data_pipeline_tests.support.fakes import KLINES, OTHER, PROFILE, TRADES, Project, day, universe_of
 
 TWO_STARTS = """
@@ -24,7 +24,7 @@ collect:
     symbols: [ETHUSDT]
     klines: {intervals: [1h], from: 2024-01-03}
 """
-LISTED = Listing(((day(1), day(6)),))
+LISTED = ListingSpans(((day(1), day(6)),))
 FIRST = {KLINES: 1, OTHER: 3, TRADES: 4, PROFILE: 4}
 
 
