@@ -22,7 +22,7 @@ from market_data_pipeline.model.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.model.provenance import ChecksumStatus
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.sources.binance.archive import Archive
+from market_data_pipeline.sources.binance.archive import ArchiveClient
 from market_data_pipeline.sources.protocol import ArchiveFile
 
 _REQUESTS_A_DAY = 2
@@ -194,7 +194,7 @@ class Ingested:
         return self.rows / self.cost.seconds
 
 
-class DiskArchive(Archive):
+class DiskArchive(ArchiveClient):
     """The archive without HTTP: zips and their checksums, which must match, are read from a mirror."""
 
     def __init__(self, settings: Settings, mirror: Path) -> None:

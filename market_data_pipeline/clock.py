@@ -17,6 +17,7 @@ TOLERANCE = timedelta(minutes=5)
 """A recorded time further in the future was written while this machine's clock was wrong."""
 
 _EPOCH_DAY = date(1970, 1, 1)
+_EPOCH_ORDINAL = _EPOCH_DAY.toordinal()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
@@ -40,6 +41,16 @@ def today() -> date:
 def day_start_us(day: date) -> int:
     """Return the midnight at which a day begins, in microseconds since 1970."""
     return (day - _EPOCH_DAY).days * US_PER_DAY
+
+
+def day_number(day: date) -> int:
+    """Return the number of days since 1970."""
+    return (day - _EPOCH_DAY).days
+
+
+def day_of_number(number: int) -> date:
+    """Return the day of a number of days since 1970."""
+    return date.fromordinal(number + _EPOCH_ORDINAL)
 
 
 def midnight(day: date) -> datetime:

@@ -120,6 +120,14 @@ def test_links_of_the_root_lead_to_files(page: Path) -> None:
     assert [link for link in links if not (PROJECT / link).exists()] == []
 
 
+def test_every_picture_is_small_and_shown() -> None:
+    shown = "".join(page.read_text("utf-8") for page in [*PAGES, *ROOT_PAGES])
+    pictures = list((DOCS / "images").iterdir())
+    assert pictures
+    assert [picture.name for picture in pictures if f"images/{picture.name})" not in shown] == []
+    assert [picture.name for picture in pictures if picture.stat().st_size > 150_000] == []
+
+
 # --- the life of a day ------------------------------------------------------------------------------------------------
 
 

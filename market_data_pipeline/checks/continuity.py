@@ -54,7 +54,7 @@ def continuity(key: SeriesKey, rows: Mapping[date, DayRecord], today: date) -> t
     breaks: list[Break] = []
     for day, row in sorted(rows.items()):
         before = rows.get(day - clock.DAY)
-        if before is None or day >= today or not (row.held and before.held):
+        if before is None or day >= today or not (row.is_stored_final and before.is_stored_final):
             continue
         if row.first_key is None or before.last_key is None:
             continue

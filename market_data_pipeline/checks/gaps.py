@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from market_data_pipeline import clock
 from market_data_pipeline.checks.ordering import Ints, floats, ints
-from market_data_pipeline.model.series import Listing, SeriesKey
+from market_data_pipeline.model.series import ListingSpans, SeriesKey
 
 
 def _none() -> Ints:
@@ -69,7 +69,7 @@ def ends_of(opened: Ints, closed: Ints, step: int) -> Ints:
 
 
 def missing_candles(
-    key: SeriesKey, table: pa.Table, day: date, known_until_us: int, listing: Listing, reach_us: int = 0
+    key: SeriesKey, table: pa.Table, day: date, known_until_us: int, listing: ListingSpans, reach_us: int = 0
 ) -> Missing:
     """Return the missing candles of a day.
 

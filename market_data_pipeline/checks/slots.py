@@ -14,13 +14,13 @@ import pyarrow as pa
 from market_data_pipeline import clock
 from market_data_pipeline.checks.ordering import Ints, ints
 from market_data_pipeline.model.datasets import Slots, spec_of
-from market_data_pipeline.model.series import Listing, SeriesKey
+from market_data_pipeline.model.series import ListingSpans, SeriesKey
 
 _HOUR_US = 3_600_000_000
 _MINUTE_US = 60_000_000
 
 
-def missing_slots(key: SeriesKey, table: pa.Table, day: date, known_until_us: int, listing: Listing) -> Ints:
+def missing_slots(key: SeriesKey, table: pa.Table, day: date, known_until_us: int, listing: ListingSpans) -> Ints:
     """Return the times (microseconds UTC) at which a day should have rows and has none, in order.
 
     A row is due one interval after the row before it. The interval may change: two rows belong together if their
@@ -54,7 +54,7 @@ def missing_slots(key: SeriesKey, table: pa.Table, day: date, known_until_us: in
     return np.concatenate(due) if due else np.zeros(0, dtype=np.int64)
 
 
-def _missing_of_grid(step: timedelta, times: Ints, day: date, known_until_us: int, listing: Listing) -> Ints:
+def _missing_of_grid(step: timedelta, times: Ints, day: date, known_until_us: int, listing: ListingSpans) -> Ints:
     """Return the missing starts of a day's periods of fixed length.
 
     On an unfinished day, a period is expected one period after its end, because REST has it some seconds late.

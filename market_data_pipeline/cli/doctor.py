@@ -271,9 +271,9 @@ def _markets(settings: Settings) -> Iterable[Market]:
 
 
 def _archive(settings: Settings) -> Result:
-    from market_data_pipeline.sources.binance.archive import Archive
+    from market_data_pipeline.sources.binance.archive import ArchiveClient
 
-    with closing(Archive(settings)) as archive:
+    with closing(ArchiveClient(settings)) as archive:
         file = archive.fetch(_SMALL_FILE)
     if file is None:
         return State.WARN, f"{settings.vision_url} answers, but has no {_SMALL_FILE}.", f"Check {PREFIX}VISION_URL."
@@ -281,9 +281,9 @@ def _archive(settings: Settings) -> Result:
 
 
 def _listing(settings: Settings) -> Result:
-    from market_data_pipeline.sources.binance.archive import Archive
+    from market_data_pipeline.sources.binance.archive import ArchiveClient
 
-    with closing(Archive(settings)) as archive:
+    with closing(ArchiveClient(settings)) as archive:
         folders = archive.list_folders("data/")
     if not folders:
         remedy = f"Check {PREFIX}VISION_LISTING_URL."

@@ -410,7 +410,7 @@ def _make_due(layout: Layout, key: SeriesKey, found: Sequence[Entry], wait_secon
             for entry in found
             if entry.day is not None or not spec_of(key).daily
             for day in entry.days
-            if (row := ledger.get(day)) and row.held
+            if (row := ledger.get(day)) and row.is_stored_final
         ]
         for entry, row in held:
             ledger.put(after(row, row.day, OtherArchive(entry.etag or _ETAG_UNKNOWN)))

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from market_data_pipeline import clock
 from market_data_pipeline.cli.console import counted, in_bytes, json_option, out, print_json, red, table
-from market_data_pipeline.coverage.holdings import StoredDays, day_of, stored_days
+from market_data_pipeline.coverage.holdings import StoredDays, stored_days
 from market_data_pipeline.defs.platform.records import BIG, size_of_records
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.series import EXCHANGE, SeriesKey
@@ -64,8 +64,8 @@ def status_of(key: SeriesKey, found: StoredDays, universe: Universe) -> SeriesSt
     return SeriesStatus(
         series=str(key),
         collected=collected,
-        first=day_of(int(days.min())) if days.size else None,
-        last=day_of(int(days.max())) if days.size else None,
+        first=clock.day_of_number(int(days.min())) if days.size else None,
+        last=clock.day_of_number(int(days.max())) if days.size else None,
         held=int(np.count_nonzero(found.stored & found.final)),
         provisional=int(np.count_nonzero(found.stored & ~found.final)),
         incomplete=int(np.count_nonzero(found.incomplete)),

@@ -179,7 +179,7 @@ def tell_failures(failures: Sequence[DayFailure], console: Console) -> None:
         console.print(f"  {_days_of(alike)}: {kind}: {reason}")
     if more := sum(map(len, list(faults.values())[SHOWN_DAYS:])):
         console.print(f"  and {counted(more, 'day')} more.")
-    kept = sum(failure.row.held and failure.failure in REFUSED for failure in failures)
+    kept = sum(failure.row.is_stored_final and failure.failure in REFUSED for failure in failures)
     if kept:
         stay = f"{counted(kept, 'day')} stay{'s' if kept == 1 else ''} stored as before"
         console.print(f"{stay} until Binance publishes another archive or another checksum.")

@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from market_data_pipeline.cli.console import aside, counted, json_option, out, print_json, table
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.model.series import Listing, Market
+from market_data_pipeline.model.series import ListingSpans, Market
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.universe import load_universe
 from market_data_pipeline.universe.edit import write_lock
@@ -81,7 +81,9 @@ def refresh_command() -> None:
     console.print(f"{path}: {counted(len(listings), 'symbol')}")
 
 
-def _changes(before: Mapping[tuple[Market, str], Listing], after: Mapping[tuple[Market, str], Listing]) -> list[str]:
+def _changes(
+    before: Mapping[tuple[Market, str], ListingSpans], after: Mapping[tuple[Market, str], ListingSpans]
+) -> list[str]:
     new = [f"{market} {symbol}: new" for market, symbol in after if (market, symbol) not in before]
     gone = [f"{market} {symbol}: no longer meant" for market, symbol in before if (market, symbol) not in after]
     other = [
@@ -91,7 +93,7 @@ def _changes(before: Mapping[tuple[Market, str], Listing], after: Mapping[tuple[
     return changes if len(changes) <= 20 else [*changes[:20], f"and {len(changes) - 20} more changes"]
 
 
-def _shown(listing: Listing) -> str:
+def _shown(listing: ListingSpans) -> str:
     return ", ".join(f"{first} to {last or 'now'}" for first, last in listing.spans)
 
 

@@ -75,9 +75,9 @@ def verify(what: Selection, local: bool, check_only: bool, yes: bool, as_json: b
 def _listing(
     settings: Settings, keys: Sequence[SeriesKey], universe: Universe, *, mend: bool, yes: bool, as_json: bool
 ) -> ExitCode:
-    from market_data_pipeline.sources.binance.archive import Archive
+    from market_data_pipeline.sources.binance.archive import ArchiveClient
 
-    archive = Archive(settings)
+    archive = ArchiveClient(settings)
     try:
         with progress_bar(len(keys), "series", "comparing", aside()) as bar:
             report = sweep(settings, keys, archive, mark=mend, at_once=True, on_progress=lambda _: bar(1))

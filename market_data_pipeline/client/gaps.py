@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
-from typing import Literal, get_args
+from typing import Literal
 
 from market_data_pipeline import clock
 from market_data_pipeline.client.request import (
@@ -25,7 +25,7 @@ from market_data_pipeline.lake.partitions import days_between, known_series
 from market_data_pipeline.model.datasets import keyed_by_time
 from market_data_pipeline.model.day import DAMAGED, FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.model.findings import Finding, Severity, Verdict
-from market_data_pipeline.model.series import DataType, Listing, SeriesKey
+from market_data_pipeline.model.series import DataType, ListingSpans, SeriesKey
 from market_data_pipeline.model.states import EXPLAINED
 from market_data_pipeline.sql.file_lists import quoted
 from market_data_pipeline.universe.resolved import Listings
@@ -91,16 +91,6 @@ def _text(gaps: Sequence[Gap]) -> str:
     )
 
 
-def check_on_gap(on_gap: str) -> None:
-    """Refuse an unknown value of ``on_gap``.
-
-    Raises:
-        UsageError: The value is unknown. The text lists the known ones.
-    """
-    if on_gap not in get_args(OnGap):
-        raise UsageError(f"There is no on_gap {on_gap!r}. {there_are(str(on_gap), get_args(OnGap))}")
-
-
 def worth_a_warning(gaps: Iterable[Gap]) -> list[Gap]:
     """Return gaps without those that need no warning.
 
@@ -152,7 +142,7 @@ def gaps_in(
         doubtful = sorted(set(days) - sound_among(layout, key, on_disk))
         if not doubtful:
             continue
-        listing = listings().get((key.market, key.symbol), Listing())
+        listing = listings().get((key.market, key.symbol), ListingSpans())
         in_doubt = {day: on_disk[day] for day in doubtful if day in on_disk}
         rows = rows_on_record(layout, key, in_doubt, doubtful[0], doubtful[-1], only=doubtful)
         for day in doubtful:
@@ -178,7 +168,7 @@ class _Part:
 
 
 def _gaps_of_day(
-    part: _Part, row: DayRecord | None, listing: Listing, *, final_only: bool, until_fetched: bool
+    part: _Part, row: DayRecord | None, listing: ListingSpans, *, final_only: bool, until_fetched: bool
 ) -> Iterator[Gap]:
     if row is None or row.outcome in (FAILED, NOT_LISTED):
         yield from _absent(part, row, listing)
@@ -190,7 +180,7 @@ def _gaps_of_day(
             yield from _not_yet_fetched(part, row)
 
 
-def _absent(part: _Part, row: DayRecord | None, listing: Listing) -> Iterator[Gap]:
+def _absent(part: _Part, row: DayRecord | None, listing: ListingSpans) -> Iterator[Gap]:
     """Yield a day that is not stored although its symbol was listed."""
     is_unlisted = row is not None and row.outcome == NOT_LISTED
     if (is_unlisted and not listing.spans) or not listing.covers(part.day):

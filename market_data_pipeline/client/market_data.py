@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from market_data_pipeline.client.fetch import fetch_missing
-from market_data_pipeline.client.gaps import Gap, OnGap, check_on_gap, gaps_in, gaps_query, tell_gaps, worth_a_warning
-from market_data_pipeline.client.request import Moment, Wanted, check_held, market_of, wanted_of
+from market_data_pipeline.client.gaps import Gap, OnGap, gaps_in, gaps_query, tell_gaps, worth_a_warning
+from market_data_pipeline.client.request import Moment, Wanted, check_held, market_of, refuse_unknown, wanted_of
 from market_data_pipeline.client.result import Answer, Result, StoredRows
 from market_data_pipeline.client.session import DuckDB, Limits, Params, Views
 from market_data_pipeline.lake import partitions
@@ -431,7 +431,7 @@ class MarketData:
         return f"<MarketData {str(self._layout.root)!r}, {found}>"
 
     def _rows(self, wanted: Wanted, sync: bool, final_only: bool, on_gap: OnGap, *, growing: bool) -> StoredRows:
-        check_on_gap(on_gap)
+        refuse_unknown("on_gap", on_gap, get_args(OnGap))
         gaps: list[Gap] = []
         with faults.in_words():
             if sync:

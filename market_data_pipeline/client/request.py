@@ -82,7 +82,7 @@ def wanted_of(
         having = [other for other in Market if data_type in data_types_of(other)]
         raise UsageError(f"{market} has no {data_type}. Pass market={' or '.join(repr(str(one)) for one in having)}.")
     if data_type.has_interval:
-        _check_interval(in_market, interval)
+        refuse_unknown("kline interval", interval, intervals_of(in_market), f" in {in_market}")
     return Wanted(
         tuple(SeriesKey(EXCHANGE, in_market, data_type, symbol, interval) for symbol in symbols_of(symbols)),
         *range_of(start, end),
@@ -96,15 +96,18 @@ def market_of(text: str) -> Market:
     Raises:
         UsageError: There is no such market. The text lists the markets.
     """
-    if text not in list(Market):
-        raise UsageError(f"There is no market {text!r}. {there_are(text, list(Market))}")
+    refuse_unknown("market", text, list(Market))
     return Market(text)
 
 
-def _check_interval(market: Market, interval: str | None) -> None:
-    allowed = intervals_of(market)
-    if interval not in allowed:
-        raise UsageError(f"There is no kline interval {interval!r} in {market}. {there_are(str(interval), allowed)}")
+def refuse_unknown(what: str, name: object, known: Sequence[str], where: str = "") -> None:
+    """Refuse a name that does not exist.
+
+    Raises:
+        UsageError: The name is not among the known ones. The text lists these.
+    """
+    if name not in known:
+        raise UsageError(f"There is no {what} {name!r}{where}. {there_are(str(name), known)}")
 
 
 def _names(what: str, value: object) -> list[str]:
@@ -134,8 +137,7 @@ def _columns(market: Market, data_type: DataType, columns: str | Iterable[str] |
         return schema
     asked = _names("column", columns)
     for name in asked:
-        if name not in schema.names:
-            raise UsageError(f"There is no column {name!r} in {market} {data_type}. {there_are(name, schema.names)}")
+        refuse_unknown("column", name, schema.names, f" in {market} {data_type}")
     first = (*reader.labels_of(data_type), reader.time_column(data_type))
     return pa.schema([schema.field(name) for name in dict.fromkeys((*first, *asked))])
 

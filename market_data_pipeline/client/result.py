@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from market_data_pipeline.client import versions as day_records
-from market_data_pipeline.client.request import Wanted, listed, plain, there_are
+from market_data_pipeline.client.request import Wanted, listed, plain, refuse_unknown
 from market_data_pipeline.client.session import DuckDB, Params, Views, count_rows
 from market_data_pipeline.errors import DamagedFileError, MarketDataError, UsageError
 from market_data_pipeline.lake import partitions, reader
@@ -166,8 +166,7 @@ class StoredRows(Result):
         time = reader.time_column(wanted.data_type)
         labels = (*reader.labels_of(wanted.data_type), time)
         values = [name for name in wanted.schema.names if name not in labels]
-        if column not in values:
-            raise UsageError(f"There is no column {column!r} to spread. {there_are(column, values)}")
+        refuse_unknown("column", column, values, " to spread")
         schema = pa.schema([wanted.schema.field(name) for name in (*labels, column)])
         narrow = StoredRows(self._layout, self._duckdb, replace(wanted, schema=schema), final_only=self._final_only)
         frame = narrow.df()

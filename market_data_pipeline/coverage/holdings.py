@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from market_data_pipeline import clock
 from market_data_pipeline.lake.day_records import rows_as_on_disk
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import CHECKS_DO_NOT_PASS
@@ -22,7 +23,6 @@ from market_data_pipeline.model.states import is_complete
 
 _OF_CHECKS = ("day", "outcome", "final", "integrity", "gaps", "verdicts", "failure", "replaced_by")
 _COLUMNS = (*_OF_CHECKS, "rows", "bytes")
-_EPOCH = date(1970, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class StoredDays:
     @property
     def final_days(self) -> set[date]:
         """Return the stored days that are final. They are not downloaded again."""
-        return {day_of(day) for day in self.day[self.stored & self.final].tolist()}
+        return {clock.day_of_number(day) for day in self.day[self.stored & self.final].tolist()}
 
     def missing_in(self, spans: Sequence[tuple[date, date]], *, listing_known: bool) -> int:
         """Return the number of missing days inside spans: neither stored, failed nor empty.
@@ -67,17 +67,10 @@ class StoredDays:
         if not listing_known:
             known |= self.not_listed
         days = self.day[known]
+        numbers = [(clock.day_number(first), clock.day_number(last)) for first, last in spans]
         return sum(
-            (last - first).days
-            + 1
-            - int(np.count_nonzero((days >= (first - _EPOCH).days) & (days <= (last - _EPOCH).days)))
-            for first, last in spans
+            last - first + 1 - int(np.count_nonzero((days >= first) & (days <= last))) for first, last in numbers
         )
-
-
-def day_of(number: int) -> date:
-    """Convert days since 1970-01-01 to a UTC day."""
-    return date.fromordinal(number + _EPOCH.toordinal())
 
 
 def stored_days(layout: Layout, key: SeriesKey) -> StoredDays:

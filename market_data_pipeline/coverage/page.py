@@ -9,12 +9,13 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
+from market_data_pipeline import clock
 from market_data_pipeline.coverage.calendar import LOOKS, Run, SeriesCalendar, Strip, in_words, shapes, strips_of
 from market_data_pipeline.model.states import DayState
 
@@ -98,11 +99,9 @@ def _data(one: SeriesCalendar) -> Mapping[str, Any]:
     """Return the data for the script, with days as numbers since 1970."""
     states = list(LOOKS)
     return {
-        "runs": [[_number(run.first), _number(run.last), states.index(run.state)] for run in one.runs],
-        "strips": [[_number(strip.first), _top(n)] for n, strip in enumerate(_strips(one))],
-        "notes": {_number(day): note for day, note in one.notes.items()},
+        "runs": [
+            [clock.day_number(run.first), clock.day_number(run.last), states.index(run.state)] for run in one.runs
+        ],
+        "strips": [[clock.day_number(strip.first), _top(n)] for n, strip in enumerate(_strips(one))],
+        "notes": {clock.day_number(day): note for day, note in one.notes.items()},
     }
-
-
-def _number(day: date) -> int:
-    return day.toordinal() - date(1970, 1, 1).toordinal()

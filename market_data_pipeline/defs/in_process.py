@@ -32,7 +32,7 @@ from market_data_pipeline.model.findings import Basis, Severity
 from market_data_pipeline.model.lineage import profile_of
 from market_data_pipeline.model.needs import is_still_unlisted, needs, profile_is_due, reach_of
 from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome, DayResult, OnResult
-from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey
+from market_data_pipeline.model.series import DataType, ListingSpans, Market, SeriesKey
 from market_data_pipeline.model.states import is_complete
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sql.publish import publish_views
@@ -168,7 +168,7 @@ def _runs(
 
 def _action_of(row: DayRecord) -> Action:
     """Return the action for a day that needs no run."""
-    return Action.HELD if row.held else Action.EMPTY if row.outcome == EMPTY else Action.NOT_LISTED
+    return Action.HELD if row.is_stored_final else Action.EMPTY if row.outcome == EMPTY else Action.NOT_LISTED
 
 
 def _with_flat_candles(report: Report) -> list[Market]:
@@ -195,7 +195,7 @@ def _refuse_uncollected(universe: Universe, wanted: Mapping[SeriesKey, Sequence[
 def _report_stored(
     key: SeriesKey,
     days: Sequence[date],
-    listing: Listing,
+    listing: ListingSpans,
     layout: Layout,
     on_record: set[date],
     notify: OnResult,

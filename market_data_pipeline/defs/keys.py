@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 
+from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.datasets import WORDS
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 
@@ -65,15 +66,21 @@ def renamed(path: Sequence[str]) -> dg.AssetKey | None:
     exchange, market, word, *names = path if len(path) > 2 else ("", "", "")
     if exchange != EXCHANGE or market not in set(Market):
         return None
-    match word, *names:
-        case ["coverage"]:
-            return coverage_key_of(Market(market))
-        case ["klines", symbol, interval]:
-            return asset_key_of(SeriesKey(exchange, Market(market), DataType.KLINES, decode_symbol(symbol), interval))
-        case [("aggTrades" | "tradeProfile"), name] if not name.endswith(f"_{word}"):
-            return asset_key_of(SeriesKey(exchange, Market(market), DataType(word), decode_symbol(name)))
-        case _:
-            return None
+    try:
+        match word, *names:
+            case ["coverage"]:
+                return coverage_key_of(Market(market))
+            case ["klines", symbol, interval]:
+                return _key_of(Market(market), DataType.KLINES, symbol, interval)
+            case [("aggTrades" | "tradeProfile"), symbol] if not symbol.endswith(f"_{word}"):
+                return _key_of(Market(market), DataType(word), symbol)
+    except UsageError:  # the asset of another project
+        return None
+    return None
+
+
+def _key_of(market: Market, data_type: DataType, name: str, interval: str | None = None) -> dg.AssetKey:
+    return asset_key_of(SeriesKey(EXCHANGE, market, data_type, decode_symbol(name), interval))
 
 
 def encode_symbol(symbol: str) -> str:

@@ -35,7 +35,7 @@ from market_data_pipeline.model.datasets import expected_rows, meaning_change, s
 from market_data_pipeline.model.findings import FLAT_FILLED, OFF_GRID, Finding, Severity, ranges_of
 from market_data_pipeline.model.provenance import ChecksumStatus, Part, Provenance, Source
 from market_data_pipeline.model.schema import lake_schema
-from market_data_pipeline.model.series import Listing, SeriesKey, interval_us
+from market_data_pipeline.model.series import ListingSpans, SeriesKey, interval_us
 from market_data_pipeline.sources.binance.zip_reader import MOVED, other_interval, read_zip, read_zips, split_days
 from market_data_pipeline.sources.protocol import ArchiveFile
 
@@ -59,7 +59,7 @@ class Encoded:
 
 
 def read_days(
-    key: SeriesKey, file: ArchiveFile, first: date, last: date, listing: Listing | None = None
+    key: SeriesKey, file: ArchiveFile, first: date, last: date, listing: ListingSpans | None = None
 ) -> dict[date, DayRows | Encoded]:
     """Read the days of a zip, without requests.
 
@@ -143,7 +143,7 @@ def _encode_sound(key: SeriesKey, rows: DayRows, day: date, flat: Ints) -> Encod
     return encode(key, rows, _record(key, day, rows, (*rows.findings, *verdicts)))
 
 
-def _read_big_day(key: SeriesKey, file: ArchiveFile, day: date, listing: Listing) -> DayRows | Encoded:
+def _read_big_day(key: SeriesKey, file: ArchiveFile, day: date, listing: ListingSpans) -> DayRows | Encoded:
     """Read a big daily zip, and encode it at the same time: nearly always, no row changes."""
     spec = spec_of(key)
     with closing(EncodingAhead(lake_schema(key.market, key.data_type), spec)) as ahead:
@@ -205,7 +205,7 @@ def is_complete(key: SeriesKey, rows: DayRows) -> bool:
     return sound and rows.table.num_rows == expected_rows(key)
 
 
-def may_need_rest(key: SeriesKey, day: date, rows: DayRows, listing: Listing) -> bool:
+def may_need_rest(key: SeriesKey, day: date, rows: DayRows, listing: ListingSpans) -> bool:
     """Return True if a day has, or seems to have, rows to fetch from REST. Candles off the grid count, too."""
     if spec_of(key).slots is not None:
         return len(missing_slots(key, rows.table, day, rows.known_until_us, listing)) > 0
@@ -217,7 +217,7 @@ def may_need_rest(key: SeriesKey, day: date, rows: DayRows, listing: Listing) ->
 
 
 def describe(
-    key: SeriesKey, day: date, rows: DayRows, listing: Listing, trades: TradeRecord | None = None
+    key: SeriesKey, day: date, rows: DayRows, listing: ListingSpans, trades: TradeRecord | None = None
 ) -> Provenance:
     """Check a day's rows, and return their provenance with all findings.
 
@@ -247,7 +247,7 @@ def _record(key: SeriesKey, day: date, rows: DayRows, findings: tuple[Finding, .
     )
 
 
-def _gaps(key: SeriesKey, day: date, rows: DayRows, listing: Listing, trades: TradeRecord | None) -> list[Finding]:
+def _gaps(key: SeriesKey, day: date, rows: DayRows, listing: ListingSpans, trades: TradeRecord | None) -> list[Finding]:
     filled_keys = rows.gap_filled(spec_of(key))
     if spec_of(key).slots is not None:
         due = missing_slots(key, rows.table, day, rows.known_until_us, listing)

@@ -27,7 +27,7 @@ from market_data_pipeline.lake import quarantine
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.datasets import is_bounded, monthly_may_replace, most_rows, spec_of
 from market_data_pipeline.model.provenance import ChecksumStatus
-from market_data_pipeline.model.series import Listing, SeriesKey
+from market_data_pipeline.model.series import ListingSpans, SeriesKey
 from market_data_pipeline.sources.protocol import ArchiveFile
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class ArchiveDays:
 
     key: SeriesKey
     layout: Layout
-    listing: Listing
+    listing: ListingSpans
     sources: Sources
     quarantine_bytes: int
     refused: dict[date, tuple[str | None, str | None]] = field(default_factory=dict)

@@ -26,7 +26,7 @@ from market_data_pipeline.model.findings import Finding, RestAnswer, Verdict
 from market_data_pipeline.model.needs import pause_ended
 from market_data_pipeline.model.outcomes import Action
 from market_data_pipeline.model.provenance import Part, Source
-from market_data_pipeline.model.series import DataType, Listing, SeriesKey, interval_us
+from market_data_pipeline.model.series import DataType, ListingSpans, SeriesKey, interval_us
 from market_data_pipeline.sources.binance.rest import RestApi, RestRows
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class RestDays:
 
     key: SeriesKey
     rest: Callable[[], RestApi]
-    listing: Listing
+    listing: ListingSpans
     later_day: Callable[[date], date | None]
     _first: date | None = field(default=None, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)

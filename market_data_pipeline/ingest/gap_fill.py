@@ -51,7 +51,7 @@ from market_data_pipeline.model.findings import (
     Severity,
 )
 from market_data_pipeline.model.provenance import Part, Source
-from market_data_pipeline.model.series import Listing, SeriesKey, interval_us
+from market_data_pipeline.model.series import ListingSpans, SeriesKey, interval_us
 from market_data_pipeline.sources.binance.rest import RestApi, RestRows
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class GapFiller:
 
     key: SeriesKey
     rest: Callable[[], RestApi]
-    listing: Listing
+    listing: ListingSpans
 
     def fill(self, day: date, rows: DayRows) -> DayRows:
         """Fill the gaps of an archive day with rows that REST has."""

@@ -75,7 +75,7 @@ class Midnight:
         ours = {r.day: r for r in results if isinstance(r, DayOutcome)}
         if not any(r.action in _CHANGED or r.day in unchecked for r in ours.values()):
             return {}
-        if first is None or second is None or not (first.held and second.held):
+        if first is None or second is None or not (first.is_stored_final and second.is_stored_final):
             return {}
         if first.last_key is None or second.first_key is None:
             return {}

@@ -35,7 +35,7 @@ from market_data_pipeline.model.findings import Finding
 from market_data_pipeline.model.needs import is_still_unlisted, needs, reach_of
 from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome
 from market_data_pipeline.model.provenance import Source
-from market_data_pipeline.model.series import Listing, SeriesKey
+from market_data_pipeline.model.series import ListingSpans, SeriesKey
 from market_data_pipeline.model.waits import StoppedError
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.binance.rest import RestApi
@@ -54,7 +54,7 @@ def ingest(
     layout: Layout,
     sources: Sources,
     settings: Settings,
-    listing: Listing | None = None,
+    listing: ListingSpans | None = None,
 ) -> Iterator[DayOutcome | DayFailure]:
     """Ingest days of a series into the lake.
 
@@ -73,7 +73,7 @@ def ingest(
         sources.stop.if_interrupted(),
         storage.only_writer(layout.lock(key), settings.lock_wait_seconds, str(key), sources.stop),
     ):
-        yield from _Run(key, layout, sources, settings, listing or Listing()).results(sorted(set(days)))
+        yield from _Run(key, layout, sources, settings, listing or ListingSpans()).results(sorted(set(days)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class _Run:
     layout: Layout
     sources: Sources
     settings: Settings
-    listing: Listing
+    listing: ListingSpans
     _ledger: Ledger = field(init=False)
     _refusal: StorageError | None = field(default=None, init=False)
     _stopped: threading.Event = field(default_factory=threading.Event, init=False)
@@ -144,7 +144,7 @@ class _Run:
         """Return the result of a day that needs no request, else None."""
         row, now = self._ledger.get(day), clock.now()
         if row is not None and needs(row, now, reach_of(self.key)).is_met:
-            return DayOutcome(self.key, day, row, Action.HELD if row.held else Action.EMPTY)
+            return DayOutcome(self.key, day, row, Action.HELD if row.is_stored_final else Action.EMPTY)
         if row is not None and is_still_unlisted(row, self.listing):
             return DayOutcome(self.key, day, row, Action.NOT_LISTED)
         if not self.listing.covers(day) and (row is None or row.outcome != HELD):
@@ -273,7 +273,7 @@ class _Run:
         if day > clock.today():
             raise AbsentError(f"the day is in the future; today is {clock.today()} (UTC).")
         if day < clock.today():
-            if known is not None and known.held and not known.replaced_by:  # fetch only missing rows
+            if known is not None and known.is_stored_final and not known.replaced_by:  # fetch only missing rows
                 memory.take(known.bytes * MEMORY_PER_BYTE)
                 stored = self._day_store.rows(day)
                 if stored is not None:
@@ -293,7 +293,7 @@ class _Run:
 
     def _completed(self, day: date, known: DayRecord | None, rows: DayRows) -> DayRows:
         """Complete an archive day with rows from REST, stored before or fetched now."""
-        if not rows.final and known is not None and known.held:
+        if not rows.final and known is not None and known.is_stored_final:
             raise UnprovenError(
                 "the archive was republished without a checksum. The stored rows, which are verified, stay."
             )

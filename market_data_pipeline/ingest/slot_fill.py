@@ -19,7 +19,7 @@ from market_data_pipeline.errors import BeyondReachError, RefusedError, SourceEr
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.findings import RestAnswer
-from market_data_pipeline.model.series import Listing, SeriesKey
+from market_data_pipeline.model.series import ListingSpans, SeriesKey
 from market_data_pipeline.sources.binance.rest import RestRows
 
 Ask = Callable[[int, int], RestRows]
@@ -29,7 +29,7 @@ Merge = Callable[[DayRows, RestRows], DayRows]
 """Add the rows of a response that a day does not have."""
 
 
-def fill_slots(key: SeriesKey, day: date, rows: DayRows, listing: Listing, ask: Ask, merge: Merge) -> DayRows:
+def fill_slots(key: SeriesKey, day: date, rows: DayRows, listing: ListingSpans, ask: Ask, merge: Merge) -> DayRows:
     """Fill the missing rows of a day with those that REST has, and record its answer.
 
     Args:

@@ -10,7 +10,7 @@ from market_data_pipeline.ingest.memory import MemoryBudget
 from market_data_pipeline.model.series import Market
 from market_data_pipeline.model.waits import Stop
 from market_data_pipeline.settings import Settings, cpus
-from market_data_pipeline.sources.binance.archive import Archive
+from market_data_pipeline.sources.binance.archive import ArchiveClient
 from market_data_pipeline.sources.binance.rest import RestApi
 
 
@@ -28,7 +28,7 @@ class Sources:
 
     def __init__(self, settings: Settings) -> None:
         self.stop = Stop()
-        self.archive = Archive(settings, self.stop)
+        self.archive = ArchiveClient(settings, self.stop)
         self.computing = ThreadPoolExecutor(cpus(), thread_name_prefix="compute")
         self.memory = MemoryBudget(settings.memory_mb << 20, self.stop)
         self.at_a_time = 2 * settings.download_threads

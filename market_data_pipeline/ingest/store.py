@@ -28,7 +28,7 @@ from market_data_pipeline.model.day import HELD, Confirmed, DayFile, DayRecord, 
 from market_data_pipeline.model.findings import Finding
 from market_data_pipeline.model.outcomes import Action, DayOutcome
 from market_data_pipeline.model.provenance import Provenance, Source
-from market_data_pipeline.model.series import DataType, Listing, SeriesKey, interval_us
+from market_data_pipeline.model.series import DataType, ListingSpans, SeriesKey, interval_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class DayStore:
 
     key: SeriesKey
     layout: Layout
-    listing: Listing
+    listing: ListingSpans
 
     def rows(self, day: date) -> DayRows | None:
         """Return the rows of a stored day. None if its file is missing or damaged."""

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from market_data_pipeline import clock
 from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
@@ -73,11 +74,13 @@ def sound_among(layout: Layout, key: SeriesKey, on_disk: Mapping[date, DayFile])
         sound = _sound(path, (found.st_mtime_ns, found.st_size, found.st_ino))
     except OSError:
         return set()
-    begin, end = np.searchsorted(sound.day, [_number(min(on_disk)), _number(max(on_disk)) + 1])
+    begin, end = np.searchsorted(sound.day, [clock.day_number(min(on_disk)), clock.day_number(max(on_disk)) + 1])
     columns = (sound.day[begin:end].tolist(), sound.bytes[begin:end].tolist(), sound.mtime_ns[begin:end].tolist())
     known = {day: (size, mtime_ns) for day, size, mtime_ns in zip(*columns, strict=True)}
     return {
-        day for day, stored in on_disk.items() if known.get(_number(day)) == (stored.stat.bytes, stored.stat.mtime_ns)
+        day
+        for day, stored in on_disk.items()
+        if known.get(clock.day_number(day)) == (stored.stat.bytes, stored.stat.mtime_ns)
     }
 
 
@@ -111,12 +114,6 @@ def _sound(path: Path, _version: tuple[int, int, int]) -> _Sound:
         nothing = np.empty(0, dtype=np.int64)
         return _Sound(nothing, nothing, nothing)
 
-
-def _number(day: date) -> int:
-    return day.toordinal() - _EPOCH
-
-
-_EPOCH = date(1970, 1, 1).toordinal()
 
 _FILE_COLUMNS = ("day", "outcome", "bytes", "mtime_ns")
 """Columns of a ledger that identify its files."""

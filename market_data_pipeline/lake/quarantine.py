@@ -387,7 +387,7 @@ def is_resolved(entry: Entry, ledger: Ledger, days: Iterable[date] | None = None
     return all(
         row is not None
         and row.failure is None
-        and (row.outcome == NOT_LISTED or (row.held and row.checksum != ChecksumStatus.ACCEPTED))
+        and (row.outcome == NOT_LISTED or (row.is_stored_final and row.checksum != ChecksumStatus.ACCEPTED))
         for row in rows
     )
 

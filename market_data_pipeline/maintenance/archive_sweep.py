@@ -48,7 +48,7 @@ class Listed(Protocol):
 
 
 class Listing(Protocol):
-    """The archive, as a sweep needs it. ``sources.binance.archive.Archive`` implements it."""
+    """The archive, as a sweep needs it. ``sources.binance.archive.ArchiveClient`` implements it."""
 
     def list_page(self, prefix: str, after: str) -> tuple[Sequence[Listed], bool]:
         """Return at most a page of files directly below a prefix, after a key, and True if there are more."""

@@ -108,7 +108,7 @@ def profile_backlog(universe: Universe, layout: Layout, until: date, busy: Busy)
             key = profile_of(source)
             stored = _days_by_outcome(layout.ledger(source)).get(HELD, set()) & days_named(layout, source)
             left = stored - _on_record(layout, key) - set(busy.get(key, ()))
-            if days := sorted(day for day in left if universe.start(source) <= day < until):
+            if days := sorted(day for day in left if day < until and universe.takes(source, day)):
                 found[key] = days
     return portion(found)
 

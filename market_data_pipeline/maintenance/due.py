@@ -83,7 +83,10 @@ def days_to_repair(at: datetime, universe: Universe, layout: Layout) -> dict[Ser
 
 
 def changed_profiles(today: date, count: int, universe: Universe, layout: Layout) -> list[tuple[date, list[SeriesKey]]]:
-    """Return days whose stored aggTrades are not the ones that the day's tradeProfile was made of."""
+    """Return days whose stored aggTrades are not the ones that the day's tradeProfile was made of.
+
+    Days that the universe no longer collects are left out.
+    """
     recent = days_between(today - count * DAY, today - DAY)
     ledgers: dict[SeriesKey, tuple[Ledger, Ledger]] = {}
     days = set(recent)
@@ -99,10 +102,12 @@ def changed_profiles(today: date, count: int, universe: Universe, layout: Layout
             days |= differing
             where = pc.field("day").isin(pa.array({*recent, *differing}, pa.date32()))
             ledgers[profile_of(key)] = (Ledger.read(paths[0], where), Ledger.read(paths[1], where))
-    return [
-        (day, [key for key, (source, made) in ledgers.items() if profile_is_due(source.get(day), made.get(day))])
-        for day in sorted(days)
-    ]
+
+    def is_due(key: SeriesKey, day: date) -> bool:
+        source, made = ledgers[key]
+        return profile_is_due(source.get(day), made.get(day)) and universe.takes(key, day)
+
+    return [(day, [key for key in ledgers if is_due(key, day)]) for day in sorted(days)]
 
 
 def _hashes(ledger: Path, column: str) -> dict[date, tuple[bool, str | None]]:

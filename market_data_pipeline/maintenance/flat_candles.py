@@ -107,7 +107,10 @@ def classify_flat_candles(layout: Layout, market: Market) -> Classification:
             for day in verdicts:
                 looked_at.pop(_record_name(key.interval or "", day), None)
     if looked_at:
-        _remember(layout.classified(market), looked_at, f"The record of flat candles of {market}")
+        path, what = layout.classified(market), f"The record of flat candles of {market}"
+        # The next run classifies days again that cannot be recorded.
+        with suppress(SeriesBusyError), storage.only_writer(path.with_suffix(".lock"), _REMEMBER_WAIT_SECONDS, what):
+            storage.write_bytes(path, json.dumps({**_read_versions(path), **looked_at}, indent=0).encode())
     return Classification(days, tuple(busy), renewed)
 
 
@@ -122,15 +125,6 @@ class _StoredDay:
 
 
 _REMEMBER_WAIT_SECONDS = 10.0
-
-
-def _remember(path: Path, looked_at: Mapping[str, int], what: str) -> None:
-    """Record the versions of classified days. The next run classifies days again that cannot be recorded."""
-    with (
-        suppress(SeriesBusyError),
-        storage.only_writer(path.with_suffix(".lock"), _REMEMBER_WAIT_SECONDS, what),
-    ):
-        storage.write_bytes(path, json.dumps({**_read_versions(path), **looked_at}, indent=0).encode())
 
 
 def _read_versions(path: Path) -> dict[str, int]:

@@ -118,7 +118,7 @@ class DayRecord:
     month_sha256: str | None = field(default=None, compare=False)
 
     @property
-    def held(self) -> bool:
+    def is_stored_final(self) -> bool:
         """Return True if the day is stored and final."""
         return self.outcome == HELD and self.final
 

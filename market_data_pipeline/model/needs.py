@@ -24,7 +24,7 @@ from market_data_pipeline.model.day import (
     Stage,
     stage_of,
 )
-from market_data_pipeline.model.series import DataType, Listing, SeriesKey
+from market_data_pipeline.model.series import DataType, ListingSpans, SeriesKey
 from market_data_pipeline.model.states import marked_with, source_mark
 
 FIRST_PAUSE = timedelta(hours=1)
@@ -211,7 +211,7 @@ def _next_attempt_at(record: DayRecord, at: datetime, reach: timedelta | None) -
     return record.asked_at + pause
 
 
-def is_still_unlisted(record: DayRecord, listing: Listing) -> bool:
+def is_still_unlisted(record: DayRecord, listing: ListingSpans) -> bool:
     """Return True if a day is recorded as not listed, and the refreshed listing agrees."""
     return record.outcome == NOT_LISTED and not (listing.spans and listing.covers(record.day))
 

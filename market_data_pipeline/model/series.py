@@ -211,7 +211,7 @@ def intervals_of(market: Market) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class ListingSpans:
     """Days on which a symbol was listed: spans of UTC days, both ends included, in order.
 
     An end of None means still listed. A relisted symbol has several spans. Without spans, nothing is known.

@@ -86,17 +86,17 @@ def plan(
     both = sorted(klines.keys() & source.keys())
     done = [day for day in both if day in record and _is_current(record[day], day, klines, source)]
     due = sorted(set(both).difference(done))
-    gone = {one: set(due).difference(_stored_days(layout, one, due)) for one in (key, other)}
+    gone = {
+        one: set(due).difference(file.day for file in days_between(layout, one, due[0], due[-1]))
+        for one in (key, other)
+        if due
+    }
     return Comparison(
         key,
         tuple(day for day in due if not any(day in days for days in gone.values())),
         tuple(done),
         tuple(layout.file(one, day) for one, days in gone.items() for day in sorted(days)),
     )
-
-
-def _stored_days(layout: Layout, key: SeriesKey, days: Sequence[date]) -> Iterator[date]:
-    return (file.day for file in days_between(layout, key, days[0], days[-1])) if days else iter(())
 
 
 def _is_current(

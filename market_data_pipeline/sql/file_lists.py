@@ -239,17 +239,16 @@ class Files:
         One text with all months and a function that splits it are bound much faster than a long list.
         """
         folder, levels = as_pattern(self.folder), "*/" * len(labels_of(self.data_type))
-        days = f"{folder}/?a*/{levels}{_DAY_FILE}"  # in daily/ and marks/
-        files = [quoted(as_pattern(self.mark)), quoted(days)]
-        if not self.marked:
-            some = next(self.folder.glob(f"daily/{levels}{_DAY_FILE}"), None)
-            files = [] if some is None else [quoted(f"{folder}/daily/{levels}{_DAY_FILE}")]
-        listed = f"[{', '.join(files)}]"
+        some = self.marked or any(self.folder.glob(f"daily/{levels}{_DAY_FILE}"))
+        days = [quoted(f"{folder}/?a*/{levels}{_DAY_FILE}")] if some else []  # in daily/ and marks/
         if not self._closed:
-            return listed, ""
-        months = f"list_transform(string_split({quoted(self._closed)}, ' '), {_month_file(folder)})"
-        condition = f"CASE WHEN {_IS_MONTH} THEN true {self._open_days()} END"
-        return f"{listed} || {months}", condition
+            return self._listed(*days), "true"
+        files = f"""{self._listed(*days)} || list_transform(
+            string_split({quoted(self._closed)}, ' '), lambda month: {quoted(folder)} || month || '.parquet')"""
+        condition = f"""CASE
+            WHEN {_IS_MONTH} THEN true
+            {self._branches_of_days} END"""
+        return files, condition
 
     def of_series(self, series: str, start: str, last: str) -> tuple[str, str]:
         """Return SQL for the files of one series, and a condition that is true for those with rows from start to last.
@@ -259,34 +258,34 @@ class Files:
         """
         folder, levels = as_pattern(self.folder), "*/" * len(labels_of(self.data_type))
         known = f"contains({quoted(' '.join(f'/{folder_labels(key)}/' for key in self.keys))}, {series})"
-        # Both cadences in one pattern: the series may have files in one of them only.
-        pattern = (
-            f"{quoted(f'{folder}/*ly')} || CASE WHEN {known} THEN {series} ELSE {quoted('/' + levels)} END "
-            "|| '????-??*.parquet'"
-        )
+        # One pattern for both cadences: the series may have files in one of them only.
+        pattern = f"""
+            {quoted(f"{folder}/*ly")} || CASE WHEN {known} THEN {series} ELSE '/{levels}' END || '????-??*.parquet'"""
         # As text, 2024-01 <= 2024-01-15 <= 2024-01.parquet. So the last day is compared with names without suffix.
-        condition = (
-            f"CASE WHEN parse_filename(filename) < strftime({start}, '%Y-%m-%d') THEN false "
-            f"WHEN parse_filename(filename, true) > strftime({last}, '%Y-%m-%d') THEN false "
-            f"WHEN NOT ({known} OR contains(filename, {series})) THEN false "
-            f"WHEN {_IS_MONTH} THEN contains({quoted(self._closed)}, {self._cut('', _A_MONTH)}) "
-            f"WHEN NOT {_IS_DAY} THEN false {self._open_days()} END"
-        )
-        return f"[{', '.join([*([quoted(as_pattern(self.mark))] if self.marked else []), pattern])}]", condition
+        condition = f"""CASE
+            WHEN parse_filename(filename) < strftime({start}, '%Y-%m-%d') THEN false
+            WHEN parse_filename(filename, true) > strftime({last}, '%Y-%m-%d') THEN false
+            WHEN NOT ({known} OR contains(filename, {series})) THEN false
+            WHEN {_IS_MONTH} THEN contains({quoted(self._closed)}, {self._through_month("", _A_MONTH)})
+            WHEN NOT {_IS_DAY} THEN false
+            {self._branches_of_days} END"""
+        return self._listed(pattern), condition
 
-    def _open_days(self) -> str:
+    def _listed(self, *files: str) -> str:
+        """Return SQL for a list of files, with the mark first."""
+        mark = [quoted(as_pattern(self.mark))] if self.marked else []
+        return f"[{', '.join((*mark, *files))}]"
+
+    @property
+    def _branches_of_days(self) -> str:
         """Return the last branches of a CASE: true for a day's file unless its month is closed."""
-        # The rest of a day's path is part of its month's path.
-        newer = f"WHEN filename[-18:-12] > {quoted(self._newest)} THEN true"
-        return f"{newer} ELSE NOT contains({quoted(self._closed)}, {self._cut('/daily', _A_DAY)})"
+        day = self._through_month("/daily", _A_DAY)  # is part of a closed month's path
+        return f"""WHEN filename[-18:-12] > {quoted(self._newest)} THEN true
+            ELSE NOT contains({quoted(self._closed)}, {day})"""
 
-    def _cut(self, cadence: str, name: str) -> str:
-        """Return SQL for a file's path below its folder and cadence, through the month."""
+    def _through_month(self, cadence: str, name: str) -> str:
+        """Return SQL for the part of a path between a folder and the day. The file's name is as long as ``name``."""
         return f"filename[{len(f'{self.folder}{cadence}') + 1}:{len('2024-01') - len(name) - 1}]"
-
-
-def _month_file(folder: str) -> str:
-    return f"lambda month: {quoted(folder)} || month || '.parquet'"
 
 
 def folder_labels(key: SeriesKey) -> str:

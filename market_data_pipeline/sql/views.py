@@ -140,7 +140,7 @@ def _view(files: Files, place: str) -> str:
     return f"""
         SELECT {select_list(files.data_type, lake_schema(files.market, files.data_type).names)}
         FROM {read_parquet(listed, NAMED)}
-        WHERE {" AND ".join(filter(None, (condition, place))) or "true"}"""
+        WHERE {" AND ".join(filter(None, (condition, place)))}"""
 
 
 _MACROS = {DataType.KLINES: "candles", DataType.AGG_TRADES: "trades"}

@@ -19,7 +19,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.regular_files import open_regular
 from market_data_pipeline.model.datasets import data_types_of
-from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey, intervals_of, is_symbol
+from market_data_pipeline.model.series import DataType, ListingSpans, Market, SeriesKey, intervals_of, is_symbol
 from market_data_pipeline.universe.resolved import (
     DATA_TYPES,
     Entry,
@@ -373,7 +373,7 @@ def _refuse_duplicates(entries: Sequence[Entry], name: str) -> None:
                     first[key] = line
 
 
-def parse_lock(text: str, name: str = "universe.lock.yaml") -> dict[tuple[Market, str], Listing]:
+def parse_lock(text: str, name: str = "universe.lock.yaml") -> dict[tuple[Market, str], ListingSpans]:
     """Read the text of a lock.
 
     Raises:
@@ -381,14 +381,14 @@ def parse_lock(text: str, name: str = "universe.lock.yaml") -> dict[tuple[Market
     """
     mistakes = _Mistakes(name)
     root = compose(text, name)
-    found: dict[tuple[Market, str], Listing] = {}
+    found: dict[tuple[Market, str], ListingSpans] = {}
     markets = _mapping(root, "the lock", tuple(Market), (), mistakes) if root else {}
     for word, symbols in markets.items():
         if not isinstance(symbols, yaml.MappingNode):
             mistakes.add(symbols, f"`{word}:` must have symbols below it; here is {_shown(symbols)}.")
             continue
         for symbol, spans in symbols.value:
-            found[Market(word), str(symbol.value)] = Listing(tuple(_spans(spans, mistakes)))
+            found[Market(word), str(symbol.value)] = ListingSpans(tuple(_spans(spans, mistakes)))
     if mistakes.found:
         mistakes.found.append((mistakes.found[-1][0], "`market-data universe refresh` rewrites this file."))
     mistakes.raise_if_any()

@@ -15,14 +15,14 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Protocol
 
 from market_data_pipeline.errors import MarketDataError, StorageError, UsageError
-from market_data_pipeline.model.series import EXCHANGE, DataType, Listing, Market, SeriesKey, intervals_of
+from market_data_pipeline.model.series import EXCHANGE, DataType, ListingSpans, Market, SeriesKey, intervals_of
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe.config import day_in
 from market_data_pipeline.universe.edit import write_lock
 from market_data_pipeline.universe.resolved import Universe, is_pattern, lock_path
 
 if TYPE_CHECKING:
-    from market_data_pipeline.sources.binance.archive import Archive
+    from market_data_pipeline.sources.binance.archive import ArchiveClient
     from market_data_pipeline.sources.binance.rest import RestApi
 
 
@@ -72,7 +72,7 @@ class ListedFile(Protocol):
 
 
 class ArchiveListing(Protocol):
-    """The listing, as :func:`refresh` needs it. Thread-safe. ``sources.binance.archive.Archive`` implements it."""
+    """The listing, as :func:`refresh` needs it. Thread-safe. ``ArchiveClient`` implements it."""
 
     def list_folders(self, prefix: str) -> Sequence[str]:
         """Return the names of the folders directly below a prefix."""
@@ -95,7 +95,7 @@ def refresh(
     *,
     threads: int = 16,
     on_progress: Callable[[int, int], None] | None = None,
-) -> dict[tuple[Market, str], Listing]:
+) -> dict[tuple[Market, str], ListingSpans]:
     """Resolve a universe against the archive's listing: find its symbols and their listing days.
 
     A symbol was listed on each day that has a daily file of 1d klines. A page has 1,000 keys and a day has two, so ten
@@ -115,7 +115,7 @@ def refresh(
         UsageError: a symbol does not exist in its market, or a pattern matches none. The text has the line of each.
     """
     wanted: list[tuple[Market, str]] = []
-    new: dict[tuple[Market, str], Listing] = {}
+    new: dict[tuple[Market, str], ListingSpans] = {}
     mistakes: dict[tuple[int, str], None] = {}
     for market in dict.fromkeys(market for entry in universe.entries for market in entry.markets):
         there = sorted(_symbols_of(archive, market))
@@ -151,7 +151,7 @@ def only_unlisted(universe: Universe, keys: Iterable[SeriesKey]) -> Universe:
 
 def look_up(
     market: Market, symbol: str, archive: ArchiveListing, rest: FirstCandle | None = None
-) -> dict[tuple[Market, str], Listing]:
+) -> dict[tuple[Market, str], ListingSpans]:
     """Return the listing of one symbol, as :func:`refresh` finds it.
 
     Raises:
@@ -173,7 +173,7 @@ def _listings_of(
     *,
     threads: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
-) -> dict[tuple[Market, str], Listing]:
+) -> dict[tuple[Market, str], ListingSpans]:
     anchors = ((market, ANCHORS[market]) for market, _ in wanted)
     requested = list(dict.fromkeys([*wanted, *anchors]))
     days: dict[tuple[Market, str], list[date]] = {}
@@ -188,7 +188,7 @@ def _listings_of(
         for market, _ in requested
     }
     return {
-        (market, symbol): Listing(spans)
+        (market, symbol): ListingSpans(spans)
         for market, symbol in wanted
         if (last := newest[market]) is not None
         if (spans := _with_first_candle(spans_of(days[market, symbol], last), market, symbol, rest))
@@ -220,12 +220,12 @@ def _choose(universe: Universe, market: Market, there: Sequence[str]) -> tuple[s
     return chosen, unknown
 
 
-def _not_archived_yet(market: Market, symbol: str, rest: FirstCandle | None) -> Listing | None:
+def _not_archived_yet(market: Market, symbol: str, rest: FirstCandle | None) -> ListingSpans | None:
     """Return the listing of a symbol without a file in the archive, from REST's first candle; None without a candle."""
     if rest is None or is_pattern(symbol):
         return None
     first = rest.first_candle_day(SeriesKey(EXCHANGE, market, DataType.KLINES, symbol, "1d"))
-    return Listing(((first, None),)) if first else None
+    return ListingSpans(((first, None),)) if first else None
 
 
 def _no_such_symbol(market: Market, symbol: str, there: Sequence[str]) -> str:
@@ -350,14 +350,14 @@ class _LenientRest:
 
 
 @contextmanager
-def listing_sources(settings: Settings, report: Report) -> Iterator[tuple[Archive, FirstCandle]]:
+def listing_sources(settings: Settings, report: Report) -> Iterator[tuple[ArchiveClient, FirstCandle]]:
     """Open the archive's listing, and REST for symbols that are older than the archive or not in it yet.
 
     Args:
         settings: Addresses of both.
         report: Called with one sentence about each symbol for which REST failed.
     """
-    from market_data_pipeline.sources.binance.archive import Archive
+    from market_data_pipeline.sources.binance.archive import ArchiveClient
 
-    with closing(Archive(settings)) as archive, closing(_LenientRest(settings, report)) as rest:
+    with closing(ArchiveClient(settings)) as archive, closing(_LenientRest(settings, report)) as rest:
         yield archive, rest

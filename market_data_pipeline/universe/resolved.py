@@ -13,13 +13,13 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, SPECS
 from market_data_pipeline.model.lineage import source_of
-from market_data_pipeline.model.series import EXCHANGE, DataType, Listing, Market, SeriesKey, intervals_of
+from market_data_pipeline.model.series import EXCHANGE, DataType, ListingSpans, Market, SeriesKey, intervals_of
 
 DATA_TYPES = tuple(dict.fromkeys(data_type for _, data_type in SPECS))
 """Data types that can be collected. An entry uses them as keys."""
 
 
-Listings = Mapping[tuple[Market, str], Listing]
+Listings = Mapping[tuple[Market, str], ListingSpans]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +189,9 @@ class Universe:
         last = self.listing(key).last
         return min(last, clock.today()) if last else clock.today()
 
-    def listing(self, key: SeriesKey) -> Listing:
+    def listing(self, key: SeriesKey) -> ListingSpans:
         """Return the symbol's listing from the lock, an empty one if the lock does not have the symbol."""
-        return self.listings.get((key.market, key.symbol), Listing())
+        return self.listings.get((key.market, key.symbol), ListingSpans())
 
     def spans(self, key: SeriesKey) -> list[tuple[date, date]]:
         """Return runs of UTC days to collect, both ends included. Days between two listings are left out."""

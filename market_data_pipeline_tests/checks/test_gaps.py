@@ -15,7 +15,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.checks.gaps import flat_candles, missing_candles, missing_ids, seems_cut
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.schema import lake_schema
-from market_data_pipeline.model.series import INTERVALS, Listing, SeriesKey, interval_us
+from market_data_pipeline.model.series import INTERVALS, ListingSpans, SeriesKey, interval_us
 from market_data_pipeline.sources.binance.zip_reader import label_columns
 from market_data_pipeline_tests.support.world import agg_trades, klines
 
@@ -62,7 +62,7 @@ def test_missing_and_present_make_up_the_day(interval: str, data: st.DataObject)
     present = [at for at in whole if data.draw(st.booleans())]
     flat = frozenset(at for at in present if data.draw(st.booleans()))
     table = candles(key, present, flat)
-    missing = missing_candles(key, table, DAY, END, Listing())
+    missing = missing_candles(key, table, DAY, END, ListingSpans())
     assert sorted([*present, *missing.inside.tolist()]) == whole
     assert len(missing) == len(missing.inside)
     assert frozenset(flat_candles(table).tolist()) == flat
@@ -80,14 +80,14 @@ def test_ids_that_are_jumped_are_the_ones_reported(ids: set[int]) -> None:
 def test_of_today_only_closed_candles_are_expected(minutes: int) -> None:
     key = klines("BTCUSDT", "1h")
     known = START + minutes * 60_000_000
-    missing = missing_candles(key, candles(key, []), DAY, known, Listing())
+    missing = missing_candles(key, candles(key, []), DAY, known, ListingSpans())
     assert missing.inside.tolist() == [START + n * 3_600_000_000 for n in range(minutes // 60)]
 
 
 def test_before_the_first_candle_of_the_listing_day_nothing_is_missing() -> None:
     key = klines("BTCUSDT", "1h")
     present = [START + n * interval_us("1h") for n in range(7, 24) if n != 9]
-    missing = missing_candles(key, candles(key, present), DAY, END, Listing(((DAY, None),)))
+    missing = missing_candles(key, candles(key, present), DAY, END, ListingSpans(((DAY, None),)))
     assert missing.before.tolist() == [START + n * interval_us("1h") for n in range(7)]
     assert missing.after.tolist() == []
     assert missing.inside.tolist() == [START + 9 * interval_us("1h")]

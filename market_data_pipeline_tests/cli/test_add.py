@@ -161,7 +161,7 @@ collect:
         ),
         (
             "backfill --symbol SOLUSDT --from 2026-02-01",
-            r"before the first day of .* 2026-03-02\. .*from 2026-03-0\d on .*, line 1\d\)",
+            r"from 2026-03-0\d on .*, line 1\d\), so 2026-02-01 cannot be fetched",
         ),
         ("backfill --symbol BTCUSDT --from 2026-03-06", r"is in the future"),
         (
@@ -180,8 +180,12 @@ def test_request_for_no_day_is_invalid(world: World, market_data: MarketData, co
     assert (world.root / "universe.lock.yaml").read_text() == LOCK
 
 
-def test_backfill_before_from_says_that_it_is_not_kept(world: World, market_data: MarketData) -> None:
-    result = market_data("backfill", "--symbol", "SOLUSDT", "--interval", "1d", "--from", "2026-03-02")
+def test_backfill_leaves_out_days_before_from(world: World, market_data: MarketData) -> None:
+    """Other selected series start earlier. Alone, such a request is refused, because nothing of it is collected."""
+    result = market_data("backfill", "--market", "spot", "--interval", "1d", "--from", "2026-03-02")
     assert result.exit_code == 0, result.output
-    assert re.search(r"from 2026-03-03 on \(.*, line 12\): earlier days are fetched now", result.stderr)
-    assert stored(world, klines("SOLUSDT", "1d")) == span("2026-03-02", "2026-03-04")
+    assert re.search(r"1d is collected from 2026-03-03 on \(.*, line 12\): earlier days are left out", result.stderr)
+    assert stored(world, klines("SOLUSDT", "1d")) == span("2026-03-03", "2026-03-04")
+    alone = market_data("backfill", "--symbol", "SOLUSDT", "--interval", "1d", "--from", "2026-03-02")
+    assert alone.exit_code == 2
+    assert "so 2026-03-02 cannot be fetched. Set an earlier `from:` there first" in alone.stderr

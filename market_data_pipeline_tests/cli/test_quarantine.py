@@ -185,7 +185,7 @@ def test_retry_brings_a_mended_day_and_lets_its_file_go(world: World, market_dat
     mended = market_data("quarantine", "retry", entry.sha256[:12])
     assert mended.exit_code == 0
     assert quarantine.entries(world.layout) == []
-    assert (row(world).held, row(world).checksum, row(world).failure) == (True, "verified", None)
+    assert (row(world).is_stored_final, row(world).checksum, row(world).failure) == (True, "verified", None)
     assert world.table(BTC, "2026-02-04").num_rows == 24
 
 
@@ -218,7 +218,7 @@ def test_an_accepted_day_loads_with_a_warning_that_stays(world: World, market_da
     assert done.exit_code == 0, done.output
     assert f"{entry.name} is accepted for binance/spot/klines/BTCUSDT/1h 2026-02-04." in done.stderr
     found = row(world)
-    assert (found.held, found.final, found.checksum, found.integrity) == (True, True, "accepted", "warn")
+    assert (found.is_stored_final, found.final, found.checksum, found.integrity) == (True, True, "accepted", "warn")
     assert [f.rule for f in found.findings_list() if f.check == "integrity"] == ["checksum_accepted"]
     assert world.table(BTC, "2026-02-04").num_rows == 24
     assert (
@@ -317,7 +317,7 @@ def test_what_is_not_collected_does_not_keep_retry_from_all_else(world: World, m
     result = market_data("quarantine", "retry", "--all")
 
     assert result.exit_code == 1
-    assert row(world).held
+    assert row(world).is_stored_final
     assert result.stderr.count(" is left out: ") == 2
     assert "binance/spot/klines/BTCUSDT/1h 2021-12-01 cannot be fetched: " in result.stderr
     assert [entry.key for entry in quarantine.entries(world.layout)] == [BTC, TRADES]

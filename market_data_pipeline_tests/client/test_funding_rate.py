@@ -12,7 +12,7 @@ from market_data_pipeline.lake import quarantine
 from market_data_pipeline.maintenance.archive_sweep import Kind, sweep
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.sandbox import MissingRows, WrongChecksum
-from market_data_pipeline.sources.binance.archive import Archive
+from market_data_pipeline.sources.binance.archive import ArchiveClient
 from market_data_pipeline.universe import parse_universe
 from market_data_pipeline_tests.support.shell import MarketData as Shell
 from market_data_pipeline_tests.support.shell import shell
@@ -74,7 +74,7 @@ def test_command_refuses_funding_of_spot(market_data: Shell) -> None:
 def test_sweep_finds_the_month_of_provisional_days(world: World) -> None:
     world.at("2026-02-02T12:00")
     world.ingest(BTC, days("2026-01-30", "2026-02-01"))
-    archive = Archive(world.settings)
+    archive = ArchiveClient(world.settings)
     assert not sweep(world.settings, [BTC], archive).discoveries
     world.at("2026-02-04T12:00")
     (found,) = sweep(world.settings, [BTC], archive).discoveries

@@ -24,7 +24,7 @@ from market_data_pipeline.defs import definitions as module
 from market_data_pipeline.defs.definitions import build_definitions
 from market_data_pipeline.defs.platform.home import DEFINITIONS_MODULE
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.model.series import Listing, Market
+from market_data_pipeline.model.series import ListingSpans, Market
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe, parse_universe
 
@@ -42,8 +42,8 @@ collect:
     klines: {intervals: 1d, from: listing}
 """
 LISTINGS = {
-    **dict.fromkeys([(m, s) for m in (Market.SPOT, Market.UM) for s in ("BTCUSDT", "币安人生USDT")], Listing()),
-    (Market.CM, "BTCUSD_PERP"): Listing(((date(2020, 8, 11), None),)),
+    **dict.fromkeys([(m, s) for m in (Market.SPOT, Market.UM) for s in ("BTCUSDT", "币安人生USDT")], ListingSpans()),
+    (Market.CM, "BTCUSD_PERP"): ListingSpans(((date(2020, 8, 11), None),)),
 }
 
 

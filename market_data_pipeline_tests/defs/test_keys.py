@@ -95,7 +95,16 @@ def test_keys_of_version_0_1_become_present_keys(key: SeriesKey) -> None:
     assert renamed(asset_key_of(key).path) is None
 
 
-@pytest.mark.parametrize("path", [["mine"], ["binance", "x", "coverage"], ["binance", "spot", "spot_coverage"], []])
+@pytest.mark.parametrize(
+    "path",
+    [
+        ["mine"],
+        ["binance", "x", "coverage"],
+        ["binance", "spot", "spot_coverage"],
+        ["binance", "um", "klines", "A", "7m"],
+        [],
+    ],
+)
 def test_other_assets_keep_their_keys(path: list[str]) -> None:
     assert renamed(path) is None
 

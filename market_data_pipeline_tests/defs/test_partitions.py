@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from market_data_pipeline.clock import contiguous_ranges, days_between
 from market_data_pipeline.defs.partitions import daily_partitions, day_of, partition_of, partitions_of, span_of, tags_of
-from market_data_pipeline.model.series import Listing, Market
+from market_data_pipeline.model.series import ListingSpans, Market
 from market_data_pipeline.universe import Universe, parse_universe
 
 dates = st.dates(date(2017, 7, 14), date(2030, 1, 1))
@@ -38,7 +38,7 @@ def test_equal_days_share_one_definition() -> None:
         "collect: [{market: spot, symbols: [A, B, C], klines: {intervals: 1d, from: 2020-01-02}, "
         "aggTrades: {from: 2020-03-04}}]"
     )
-    universe = Universe(parse_universe(text), {(Market.SPOT, "C"): Listing(((date(2020, 2, 1), None),))})
+    universe = Universe(parse_universe(text), {(Market.SPOT, "C"): ListingSpans(((date(2020, 2, 1), None),))})
     found = {key: partitions_of(universe, key) for key in universe.series()}
     assert {str(key): str(one.start.date()) for key, one in found.items()} == {
         "binance/spot/klines/A/1d": "2020-01-02",

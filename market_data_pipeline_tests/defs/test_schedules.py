@@ -23,13 +23,14 @@ from market_data_pipeline.defs.schedules import MOST_REPAIRS
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.maintenance import backlog, due
 from market_data_pipeline.model.day import FAILED, HELD, NOT_LISTED, DayRecord, OtherArchive, after
-from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey
+from market_data_pipeline.model.series import DataType, ListingSpans, Market, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline_tests.support.fakes import (
     KLINES,
     OTHER,
     PROFILE,
     TRADES,
+    UNIVERSE,
     Project,
     day,
     hold,
@@ -83,7 +84,7 @@ def test_hourly_asks_for_the_day_of_the_hour_just_over(project: Project, at: dat
 
 
 def test_hourly_leaves_out_series_that_do_not_start_yet_and_symbols_not_listed(tmp_path: Path) -> None:
-    delisted = Listing(((day(1), day(2)),))
+    delisted = ListingSpans(((day(1), day(2)),))
     project = Project(tmp_path, universe_of(listings={(Market.SPOT, "ETHUSDT"): delisted}))
     at = datetime(2024, 1, 4, 12, 5, tzinfo=UTC)
     assert asked(tick(project, "hourly", at)) == {"2024-01-04": names(KLINES, TRADES)}
@@ -109,7 +110,7 @@ def test_daily_asks_for_yesterday_and_recent_days_that_are_not_final(tmp_path: P
 
 
 def test_daily_asks_again_for_days_that_are_listed_as_the_listing_knows_by_now(tmp_path: Path) -> None:
-    listed = Listing(((day(1), None),))
+    listed = ListingSpans(((day(1), None),))
     project = Project(tmp_path, universe_of(listings={(Market.SPOT, "BTCUSDT"): listed}), recent_days=4)
     for number in (6, 7, 8, 9):
         for key in (KLINES, OTHER, TRADES, CM):
@@ -183,6 +184,17 @@ def test_profiles_are_made_of_days_whose_trades_are_new_or_changed(tmp_path: Pat
         assert asked(tick(project, "trade_profiles_daily", at)) == {
             f"2024-01-0{number}": names(PROFILE) for number in (6, 7, 8)
         }
+
+
+def test_profiles_before_a_moved_start_are_not_requested(tmp_path: Path) -> None:
+    """Trades of earlier days stay in the lake. Their days are no partitions any more."""
+    moved = UNIVERSE.replace("aggTrades: {from: 2024-01-01}", "aggTrades: {from: 2024-01-08}")
+    assert moved != UNIVERSE
+    project = Project(tmp_path, universe_of(moved), recent_days=5)
+    for number in (6, 7, 8, 9):
+        hold(project.layout, TRADES, day(number))
+    requests = tick(project, "trade_profiles_daily", datetime(2024, 1, 10, 11, tzinfo=UTC))
+    assert asked(requests) == {"2024-01-08": names(PROFILE), "2024-01-09": names(PROFILE)}
 
 
 @pytest.mark.parametrize(("hour", "at"), [(10, datetime(2024, 1, 10, 11)), (23, datetime(2024, 1, 11, 0))])  # noqa: DTZ001

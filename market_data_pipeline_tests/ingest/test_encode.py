@@ -26,7 +26,7 @@ from market_data_pipeline.ingest.encode import Encoded, read_daily, read_days
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.model.day import DayRecord
 from market_data_pipeline.model.provenance import ChecksumStatus
-from market_data_pipeline.model.series import Listing, SeriesKey
+from market_data_pipeline.model.series import ListingSpans, SeriesKey
 from market_data_pipeline.sandbox import Damage, DamagedArchive, MissingChecksum, MissingRows
 from market_data_pipeline.sources import zips
 from market_data_pipeline.sources.protocol import ArchiveFile
@@ -118,12 +118,12 @@ FAULTS = ["", "quiet", "cut short", "negative", "lacking", "twice", "out of orde
 def test_a_day_of_a_monthly_zip_is_as_its_own_zip_has_it_or_not_taken_from_it(faults: dict[date, str]) -> None:
     of_days = {day: candles(day, faults.get(day, "")) for day in FEBRUARY}
     monthly = zip_of("BTCUSDT-1h-2026-02", [row for rows in of_days.values() for row in rows])
-    months = read_days(HOURS, monthly, FEBRUARY[0], FEBRUARY[-1], Listing())
+    months = read_days(HOURS, monthly, FEBRUARY[0], FEBRUARY[-1], ListingSpans())
     assert list(months) == FEBRUARY
     assert all(isinstance(months[day], Encoded) for day in FEBRUARY if not faults.get(day))
     for day in {*faults, FEBRUARY[0], FEBRUARY[-1]}:
         found, rows = months[day], of_days[day]
-        own = read_days(HOURS, zip_of(f"BTCUSDT-1h-{day}", rows), day, day, Listing())[day]
+        own = read_days(HOURS, zip_of(f"BTCUSDT-1h-{day}", rows), day, day, ListingSpans())[day]
         if faults.get(day) in ("lacking", "negative"):
             assert isinstance(found, DayRows)
             continue
@@ -145,7 +145,7 @@ def test_daily_zips_that_are_read_together_are_as_each_is_read_alone_or_are_not_
     together = dict(read_daily(HOURS, zips))
     assert list(together) == (list(zips) if {fault for _, fault in faults} <= {"", "quiet"} else [])
     for day, found in together.items():
-        own = read_days(HOURS, zips[day], day, day, Listing())[day]
+        own = read_days(HOURS, zips[day], day, day, ListingSpans())[day]
         assert isinstance(own, Encoded)
         assert (found.record, found.downloaded) == (own.record, own.downloaded)
         assert parquet.read_encoded(found.parquet).equals(parquet.read_encoded(own.parquet))

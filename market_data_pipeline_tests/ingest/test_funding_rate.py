@@ -23,7 +23,7 @@ from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.findings import Finding
 from market_data_pipeline.model.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.model.schema import WORD, lake_schema
-from market_data_pipeline.model.series import EXCHANGE, DataType, Listing, Market, SeriesKey
+from market_data_pipeline.model.series import EXCHANGE, DataType, ListingSpans, Market, SeriesKey
 from market_data_pipeline.sandbox import (
     Damage,
     DamagedArchive,
@@ -33,7 +33,7 @@ from market_data_pipeline.sandbox import (
     Sandbox,
     WrongChecksum,
 )
-from market_data_pipeline.sources.binance.archive import Archive
+from market_data_pipeline.sources.binance.archive import ArchiveClient
 from market_data_pipeline_tests.support.world import Result, World, days, utc
 
 BTC = SeriesKey(EXCHANGE, Market.UM, DataType.FUNDING_RATE, "BTCUSDT")
@@ -179,7 +179,7 @@ def test_conflicting_rows_are_refused_with_both_values(world: World) -> None:
 
 def test_exponents_are_read_as_numbers(world: World) -> None:
     world.ingest(BTC, days("2026-01-01", "2026-01-31"))
-    with contextlib.closing(Archive(world.settings)) as archive:
+    with contextlib.closing(ArchiveClient(world.settings)) as archive:
         file = archive.fetch(BTC.archive_monthly(date(2026, 1, 1)))
     assert file is not None
     with zipfile.ZipFile(io.BytesIO(file.data)) as opened:
@@ -223,9 +223,9 @@ def table_of(*rows: tuple[str, int]) -> pa.Table:
     return pa.table(columns, schema=lake_schema(Market.UM, DataType.FUNDING_RATE))
 
 
-def due(*rows: tuple[str, int], listing: Listing | None = None) -> list[str]:
+def due(*rows: tuple[str, int], listing: ListingSpans | None = None) -> list[str]:
     end = int(utc("2026-01-16T00:00").timestamp() * 1e6) + 60_000_001
-    missing = missing_slots(BTC, table_of(*rows), date(2026, 1, 15), end, listing or Listing())
+    missing = missing_slots(BTC, table_of(*rows), date(2026, 1, 15), end, listing or ListingSpans())
     return [clock.naive_from_us(int(at)).strftime("%H:%M") for at in missing]
 
 
@@ -242,7 +242,7 @@ def test_either_row_of_a_change_may_have_the_new_interval(told: int) -> None:
 
 
 def test_no_row_is_due_outside_of_the_listing() -> None:
-    listing = Listing(((date(2026, 1, 15), date(2026, 1, 15)),))
+    listing = ListingSpans(((date(2026, 1, 15), date(2026, 1, 15)),))
     assert due(("08:00", 8), listing=listing) == []
 
 
@@ -274,7 +274,7 @@ def test_no_change_of_the_interval_is_a_gap(before: int, after: int, eighth: int
 def test_first_day_before_any_funding_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     symbol = GeneratedSymbol(Market.UM, "LATEUSDT", date(2026, 1, 15), opens=time(20), trades_per_day=200)
     key = SeriesKey(EXCHANGE, Market.UM, DataType.FUNDING_RATE, "LATEUSDT")
-    listing = Listing(((date(2026, 1, 15), None),))
+    listing = ListingSpans(((date(2026, 1, 15), None),))
     with Sandbox(now=utc("2026-01-17T12:00"), symbols=[symbol]) as sandbox:
         world = World(tmp_path, sandbox, monkeypatch)
         world.at("2026-01-17T12:00")

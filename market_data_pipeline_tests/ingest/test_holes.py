@@ -111,7 +111,7 @@ def test_archive_that_comes_after_all_is_taken(world: World) -> None:
     ledger = world.ledger(key)
     ledger.put(replace(empty, day=day, replaced_by="another", attempts=0))
     ledger.write(world.layout.ledger(key))
-    assert world.one(key, str(day)).row.held
+    assert world.one(key, str(day)).row.is_stored_final
 
 
 def test_command_ends_well(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

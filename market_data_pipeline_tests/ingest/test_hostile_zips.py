@@ -54,7 +54,7 @@ def stem(key: SeriesKey) -> str:
 def test_a_hostile_archive_fails_its_day_alone(world: World, key: SeriesKey, data: bytes, words: str) -> None:
     serve(world, key, MIDDLE, data)
     before, failed, after = world.ingest(key, WANTED)
-    assert [before.row.held, after.row.held] == [True, True]
+    assert [before.row.is_stored_final, after.row.is_stored_final] == [True, True]
     assert isinstance(failed, DayFailure)
     assert failed.failure == "malformed"
     assert words in failed.reason
@@ -76,6 +76,6 @@ def test_a_full_quarantine_is_said_and_stops_nothing(world: World) -> None:
     world.set(quarantine_mb=1)
     serve(world, HOURS, MIDDLE, b"PK\x03\x04" + bytes(600_000))
     before, failed, after = world.ingest(HOURS, WANTED)
-    assert [before.row.held, after.row.held] == [True, True]
+    assert [before.row.is_stored_final, after.row.is_stored_final] == [True, True]
     assert "The file is not stored, because quarantine is full (1 MB)" in (failed.row.reason or "")
     assert quarantine.entries(world.layout) == []

@@ -16,7 +16,7 @@ from market_data_pipeline.ingest.gap_fill import GapFiller
 from market_data_pipeline.model.findings import verdicts_of
 from market_data_pipeline.model.provenance import Part, Source
 from market_data_pipeline.model.schema import lake_schema
-from market_data_pipeline.model.series import Listing
+from market_data_pipeline.model.series import ListingSpans
 from market_data_pipeline.sources.binance.rest import RestRows
 from market_data_pipeline_tests.support.world import agg_trades, utc
 
@@ -60,9 +60,9 @@ def every_other_trade() -> DayRows:
 
 def test_each_attempt_asks_for_jumps_that_were_not_asked_for_yet() -> None:
     rest, rows, seen = Rest(), every_other_trade(), []
-    gap_filler = GapFiller(KEY, lambda: rest, Listing())  # type: ignore[arg-type, return-value]
+    gap_filler = GapFiller(KEY, lambda: rest, ListingSpans())  # type: ignore[arg-type, return-value]
     for _ in range(4):
-        record = describe(KEY, DAY, gap_filler.fill(DAY, rows), Listing())
+        record = describe(KEY, DAY, gap_filler.fill(DAY, rows), ListingSpans())
         lacking = sum(finding.count for finding in record.findings if finding.check == "gaps")
         seen.append((len(rest.asked), verdicts_of(record.findings), lacking))
         rows = DayRows.of_file(record, rows.table)

@@ -23,7 +23,7 @@ from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.ingest.store import DayStore
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.outcomes import Action, DayOutcome
-from market_data_pipeline.model.series import Listing, SeriesKey
+from market_data_pipeline.model.series import ListingSpans, SeriesKey
 from market_data_pipeline.sandbox import Fault, MissingRows, RepeatedAtMidnight, Status
 from market_data_pipeline.sources.binance.rest import RestApi, RestRows
 from market_data_pipeline_tests.support.world import World, agg_trades, utc
@@ -40,7 +40,7 @@ def leave_unmet(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Midnight, "_compare", lambda *_: {})
         world.ingest(TRADES, PAIR)
-    assert all(row.held for row in world.ledger(TRADES).rows.values())
+    assert all(row.is_stored_final for row in world.ledger(TRADES).rows.values())
     world.at("2026-03-05T14:00:00")
     assert open_midnights(TRADES, world.ledger(TRADES).rows, clock.now()) == PAIR
 
@@ -101,13 +101,13 @@ def test_days_that_are_read_again_are_read_within_the_bound_of_memory(
 
 def test_a_jump_of_more_ids_than_memory_has_room_for_is_told_like_any_other(world: World) -> None:
     world.ingest(TRADES, PAIR)
-    day_store = DayStore(TRADES, world.layout, Listing())
+    day_store = DayStore(TRADES, world.layout, ListingSpans())
     rows = day_store.rows(PAIR[1])
     assert rows is not None
     place = rows.table.schema.get_field_index("agg_trade_id")
     ids = pa.array(ints(rows.table, "agg_trade_id") + 10**13)
     far = replace(rows, table=rows.table.set_column(place, rows.table.schema.field(place), ids))
-    day_store.put(PAIR[1], None, encode.encode(TRADES, far, encode.describe(TRADES, PAIR[1], far, Listing())), 0.0)
+    day_store.put(PAIR[1], None, encode.encode(TRADES, far, encode.describe(TRADES, PAIR[1], far, ListingSpans())), 0.0)
     world.sandbox.faults.add(Status(path="/api/v3/", status=451))
     world.at("2026-03-05T14:00:00")
 
@@ -163,7 +163,7 @@ def test_a_day_all_of_whose_trades_stand_in_the_day_before_says_so_and_is_left_a
 def test_finding_with_an_older_text_is_not_repeated(world: World) -> None:
     """Texts of findings change between versions. A stored day must not get the same finding twice."""
     world.ingest(TRADES, PAIR[:1])
-    rows = DayStore(TRADES, world.layout, Listing()).rows(PAIR[0])
+    rows = DayStore(TRADES, world.layout, ListingSpans()).rows(PAIR[0])
     assert rows is not None
     once = gap_fill.without_duplicates(TRADES, rows.table, rows)
     [finding] = once.findings
@@ -269,7 +269,7 @@ def test_trades_whose_times_lie_beyond_midnight_stay_in_their_own_day(
 ) -> None:
     """Ids that lie between each other on two days: none is put into both, and nobody asks again and again."""
     world.ingest(TRADES, PAIR)
-    day_store = DayStore(TRADES, world.layout, Listing())
+    day_store = DayStore(TRADES, world.layout, ListingSpans())
     spec, midnight = spec_of(TRADES), clock.day_start_us(PAIR[1])
     before, after = (day_store.rows(day) for day in PAIR)
     assert before is not None
@@ -286,7 +286,7 @@ def test_trades_whose_times_lie_beyond_midnight_stay_in_their_own_day(
         PAIR[1]: after.without(ints(early, "agg_trade_id"), spec).with_more(late, after.parts[0], spec),
     }
     for day, rows in exchanged.items():
-        day_store.put(day, None, encode.encode(TRADES, rows, encode.describe(TRADES, day, rows, Listing())), 0.0)
+        day_store.put(day, None, encode.encode(TRADES, rows, encode.describe(TRADES, day, rows, ListingSpans())), 0.0)
     real = RestApi.agg_trades_of_ids
 
     def as_stored(api: RestApi, key: SeriesKey, first: int, last: int, *args: Any) -> RestRows:

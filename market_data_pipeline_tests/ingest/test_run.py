@@ -27,7 +27,7 @@ from market_data_pipeline.maintenance.flat_candles import classify_flat_candles
 from market_data_pipeline.model.day import OtherArchive, after
 from market_data_pipeline.model.needs import knows_archive, needs
 from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome
-from market_data_pipeline.model.series import Listing, Market, SeriesKey
+from market_data_pipeline.model.series import ListingSpans, Market, SeriesKey
 from market_data_pipeline.sandbox import (
     CutBody,
     Damage,
@@ -43,7 +43,7 @@ from market_data_pipeline.sandbox import (
     Status,
     WrongChecksum,
 )
-from market_data_pipeline.sources.binance.archive import Archive
+from market_data_pipeline.sources.binance.archive import ArchiveClient
 from market_data_pipeline_tests.support.world import Result, World, agg_trades, days, klines, utc
 
 BTC = klines("BTCUSDT", "1m")
@@ -126,7 +126,7 @@ def test_a_day_that_the_monthly_zip_has_incomplete_comes_from_the_daily_one(worl
 
 
 def test_days_outside_of_the_listing_are_said_to_be_so_without_a_request(world: World) -> None:
-    listing = Listing(((date(2026, 3, 1), date(2026, 3, 2)),))
+    listing = ListingSpans(((date(2026, 3, 1), date(2026, 3, 2)),))
     results = world.ingest(BTC, days("2026-02-27", "2026-03-03"), listing)
     assert [outcome(r).action for r in results] == ["not_listed", "not_listed", "fetched", "fetched", "not_listed"]
     assert len(world.asked(".zip")) == 4
@@ -739,7 +739,7 @@ def test_a_day_whose_file_is_damaged_does_not_hold_memory_that_downloads_wait_fo
         monkeypatch.setattr(module, "MEMORY_PER_BYTE", 1 << 40)  # each day takes all memory there is
     downloading, rows_of = threading.Event(), DayStore.rows
 
-    def fetch(archive: Archive, path: str, admit: Callable[[int], None], *more: Any) -> Any:
+    def fetch(archive: ArchiveClient, path: str, admit: Callable[[int], None], *more: Any) -> Any:
         def admitted(size: int) -> None:
             downloading.set()
             admit(size)
@@ -750,8 +750,8 @@ def test_a_day_whose_file_is_damaged_does_not_hold_memory_that_downloads_wait_fo
         assert downloading.wait(120)  # the only place of all downloads is taken, by one that waits for memory
         return rows_of(day_store, day)
 
-    original = Archive.fetch
-    monkeypatch.setattr(Archive, "fetch", fetch)
+    original = ArchiveClient.fetch
+    monkeypatch.setattr(ArchiveClient, "fetch", fetch)
     monkeypatch.setattr(DayStore, "rows", rows)
     world.set(download_threads=1)
     results: list[Result] = []

@@ -24,7 +24,7 @@ from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.day import DayRecord, OtherArchive, after
 from market_data_pipeline.model.findings import Finding
 from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome
-from market_data_pipeline.model.series import Listing, Market, SeriesKey
+from market_data_pipeline.model.series import ListingSpans, Market, SeriesKey
 from market_data_pipeline.sandbox import (
     ChangedRows,
     Damage,
@@ -122,7 +122,9 @@ class Story:
                 self.world.sandbox.faults.add(fault)
             self.world.forget()
 
-    def bring(self, key: SeriesKey, wanted: Sequence[date] = (DAY,), listing: Listing | None = None) -> list[Result]:
+    def bring(
+        self, key: SeriesKey, wanted: Sequence[date] = (DAY,), listing: ListingSpans | None = None
+    ) -> list[Result]:
         """Bring days as one run does, with a log of its requests alone."""
         self.world.forget()
         return self.world.ingest(key, wanted, listing)
@@ -695,7 +697,7 @@ def test_a_delisted_and_relisted_symbol_is_not_missing_in_between(
         Market.SPOT, "BACKUSDT", date(2026, 1, 1), breaks=((date(2026, 2, 3), date(2026, 2, 5)),), trades_per_day=500
     )
     key = klines("BACKUSDT", "1h")
-    spans = Listing(((date(2026, 1, 1), date(2026, 2, 2)), (date(2026, 2, 6), None)))
+    spans = ListingSpans(((date(2026, 1, 1), date(2026, 2, 2)), (date(2026, 2, 6), None)))
     with Sandbox(symbols=[back]) as sandbox:
         story = Story(World(tmp_path, sandbox, monkeypatch))
         story.world.at("2026-03-05T12:00:30")
@@ -724,7 +726,7 @@ def test_what_the_archive_lacks_of_the_first_or_last_listed_day_comes_from_rest(
     truth = story.truth(BTC)
     start, end = (utc(f"{DAY}T{one}") for one in lost)
     story.world.sandbox.faults.add(MissingRows(start=start, end=end, series="klines", where="archive"))
-    row = good(story.bring(BTC, listing=Listing(listing)))
+    row = good(story.bring(BTC, listing=ListingSpans(listing)))
     assert story.requests == ZIP + REST
     assert story.held(BTC).equals(truth)
     assert [f.rule for f in gaps(row)] == ["healed"]
@@ -733,7 +735,7 @@ def test_what_the_archive_lacks_of_the_first_or_last_listed_day_comes_from_rest(
 
 def test_what_the_archive_lacks_of_the_last_listed_day_is_open_until_rest_answers(story: Story) -> None:
     """The listing is to the day: that trading ended with it says nothing of the hours that the archive lacks."""
-    truth, listing = story.truth(BTC), Listing(((date(2020, 1, 1), DAY),))
+    truth, listing = story.truth(BTC), ListingSpans(((date(2020, 1, 1), DAY),))
     lost = MissingRows(start=utc(f"{DAY}T18:00"), end=utc("2026-03-04T00:00"), series="klines", where="archive")
     story.world.sandbox.faults.add(lost)
     outage = story.world.sandbox.faults.add(Status(path="/api/v3/klines", status=503))
@@ -761,7 +763,7 @@ def test_candles_before_the_first_trade_of_a_symbol_are_not_listed_and_cost_one_
     start, end = utc(f"{DAY}T00:00"), utc(f"{DAY}T19:00")
     story.world.sandbox.faults.add(MissingRows(start=start, end=end, series="klines", where="both"))
     asked = rest_forgets_the_symbol(monkeypatch) if forgotten else []
-    row = good(story.bring(BTC, listing=Listing(((DAY, None),))))
+    row = good(story.bring(BTC, listing=ListingSpans(((DAY, None),))))
     assert story.requests + len(asked) * PAGE == ZIP + REST
     found = the_gap(row)
     assert (found.rule, span(found)) == ("not_listed", [(at("00:00"), at("18:59"), 19 * 60)])
@@ -770,7 +772,7 @@ def test_candles_before_the_first_trade_of_a_symbol_are_not_listed_and_cost_one_
     else:
         assert found.evidence == f"REST has no candle before {DAY} 19:00 either"
     story.world.forget()
-    assert story.bring(BTC, listing=Listing(((DAY, None),)))[0].row == row
+    assert story.bring(BTC, listing=ListingSpans(((DAY, None),)))[0].row == row
     assert story.requests == NOTHING, "it is settled"
 
 

@@ -33,6 +33,15 @@ collect:
     klines: {intervals: [1m], from: 2024-01-01}
     aggTrades: {from: 2024-01-01}
 """
+TWO_STARTS = """\
+collect:
+  - market: spot
+    symbols: [BTCUSDT]
+    klines: {intervals: [1m], from: 2024-01-03}
+  - market: spot
+    symbols: [ETHUSDT]
+    klines: {intervals: [1m], from: listing}
+"""
 BTC, ETH = klines("BTCUSDT", "1m"), klines("ETHUSDT", "1m")
 MONTH = days("2024-01-10", "2024-02-09")  # no whole month, so that each day has an archive of its own
 BAD = {date(2024, 1, 20), date(2024, 2, 3)}
@@ -90,13 +99,12 @@ class Ui:
 
     def backfill(self, wanted: Sequence[date], *keys: SeriesKey) -> str:
         """Start a backfill of days as the UI's button does; return its id."""
-        asked = {
-            "partitionNames": [day.isoformat() for day in wanted],
-            "assetSelection": [{"path": list(asset_key_of(key).path)} for key in keys],
-            "fromFailure": False,
-            "tags": [],
-        }
-        launched = self.ask(LAUNCH, p=asked)["launchPartitionBackfill"]
+        names = [day.isoformat() for day in wanted]
+        return self.launch(partitionNames=names, assetSelection=[{"path": path(key)} for key in keys])
+
+    def launch(self, **asked: Any) -> str:
+        """Start a backfill of a selection; return its id."""
+        launched = self.ask(LAUNCH, p={"fromFailure": False, "tags": [], **asked})["launchPartitionBackfill"]
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         return str(launched["backfillId"])
 
@@ -129,15 +137,18 @@ class Ui:
 
     def evaluation(self, key: SeriesKey, check: str, day: date) -> dict[str, Any]:
         """The newest evaluation of a check for one day."""
-        path = list(asset_key_of(key).path)
-        (execution,) = self.ask(EVALUATION, path=path, check=check, day=day.isoformat())["assetCheckExecutions"]
+        (execution,) = self.ask(EVALUATION, path=path(key), check=check, day=day.isoformat())["assetCheckExecutions"]
         found: dict[str, Any] = execution["evaluation"]
         return found
 
     def _asset(self, key: SeriesKey) -> dict[str, Any]:
-        (asset,) = self.ask(ASSET, path=list(asset_key_of(key).path))["assetNodes"]
+        (asset,) = self.ask(ASSET, path=path(key))["assetNodes"]
         found: dict[str, Any] = asset
         return found
+
+
+def path(key: SeriesKey) -> list[str]:
+    return list(asset_key_of(key).path)
 
 
 def by_status(ranges: Sequence[dict[str, str]]) -> dict[str, set[date]]:
@@ -197,6 +208,41 @@ def test_a_backfill_from_the_ui_with_bad_days_and_a_second_one_for_those(tmp_pat
             the_daemons_are_well(ui)
         assert "PreviewWarning" not in desk.output()
         assert "BetaWarning" not in desk.output()
+
+
+@pytest.mark.timeout(600)
+def test_backfill_over_two_starts_completes_both(tmp_path: Path) -> None:
+    """The UI's dialog takes all partitions of such assets. A request with days of each asset takes just those."""
+    with Sandbox() as sandbox:
+        desk = Desk(tmp_path / "data", sandbox, TWO_STARTS)
+        (desk.root / "universe.lock.yaml").write_text(
+            "spot:\n  BTCUSDT: [{from: 2017-08-17, until: 2024-01-10}]\n"
+            "  ETHUSDT: [{from: 2024-01-07, until: 2024-01-10}]\n"
+        )
+        port = free_port()
+        with desk.market_data("ui", "--port", str(port)) as process:
+            ui = Ui(f"http://127.0.0.1:{port}")
+            until(lambda: process.poll() is not None or ui.is_up(), "Dagster's webserver", 180, PAUSE)
+            some = ui.launch(
+                partitionsByAssets=[
+                    {"assetKey": {"path": path(key)}, "partitions": {"ranges": [{"start": first, "end": "2024-01-08"}]}}
+                    for key, first in ((BTC, "2024-01-05"), (ETH, "2024-01-07"))
+                ]
+            )
+            until(lambda: ui.is_over(some), "the backfill of some days", 300, PAUSE)
+            assert ui.state(some)["status"] == "COMPLETED_SUCCESS"
+            assert desk.days_held([BTC, ETH]) == {
+                BTC: set(days("2024-01-05", "2024-01-08")),
+                ETH: set(days("2024-01-07", "2024-01-08")),
+            }
+            everything = ui.launch(assetSelection=[{"path": path(key)} for key in (BTC, ETH)], allPartitions=True)
+            until(lambda: ui.is_over(everything), "the backfill of all days", 300, PAUSE)
+            assert ui.state(everything)["status"] == "COMPLETED_SUCCESS"
+            listed = {BTC: set(days("2024-01-03", "2024-01-10")), ETH: set(days("2024-01-07", "2024-01-10"))}
+            assert desk.days_held([BTC, ETH]) == listed
+            for key in (BTC, ETH):
+                assert ui.partitions(key) == {"MATERIALIZED": listed[key]}  # nothing is missing
+            assert zips(sandbox) == {f"{key.symbol}-1m-{day}.zip" for key, some in listed.items() for day in some}
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")

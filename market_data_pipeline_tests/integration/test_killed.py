@@ -130,7 +130,7 @@ def the_lakes_are_equal(one: Desk, other: Desk) -> None:
             assert record.content_sha256 == content_sha256(table)
             assert timeless(record) == timeless(parquet.read_provenance(other_path))
             row = ledger.rows[day]
-            assert (row.held, row.content_sha256) == (True, record.content_sha256)
+            assert (row.is_stored_final, row.content_sha256) == (True, record.content_sha256)
 
 
 def timeless(record: Provenance) -> Provenance:

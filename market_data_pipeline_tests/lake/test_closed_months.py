@@ -335,6 +335,28 @@ def test_sql_of_a_lake_whose_days_are_all_in_closed_months(lake: SmallLake) -> N
         assert answers(connection) == before
 
 
+def test_view_names_a_closed_month_that_was_removed(lake: SmallLake) -> None:
+    close_months(lake.layout, HOURS)
+    month = lake.layout.month(HOURS, JANUARY[0])
+    with catalog_of(lake) as opened:
+        month.unlink()
+        with pytest.raises(duckdb.IOException, match=str(month)):
+            opened.sql(QUERIES[0]).fetchall()
+    with catalog_of(lake) as opened:  # its days are still there
+        [(count, *_)] = opened.sql(QUERIES[0]).fetchall()
+    assert count == (len(JANUARY) + len(FEBRUARY)) * 24
+
+
+def test_open_catalog_finds_days_after_all_were_in_closed_months(lake: SmallLake) -> None:
+    close_months(lake.layout, HOURS)
+    remove_own_files(lake)
+    with catalog_of(lake) as opened:
+        [(before, *_)] = opened.sql(QUERIES[0]).fetchall()
+        lake.put(HOURS, days_from("2024-03-01", 1))
+        [(after, *_)] = opened.sql(QUERIES[0]).fetchall()
+    assert (before, after) == (60 * 24, 61 * 24)
+
+
 def test_the_catalog_is_published_again_for_a_closed_month_and_for_nothing_else(lake: SmallLake) -> None:
     first = storage.stat(publish_catalog(lake.layout))
     close_months(lake.layout, HOURS)

@@ -105,7 +105,7 @@ def test_a_closed_month_is_passed_over(world: World, make: Callable[[Path], obje
     assert (list(days_on_disk(world.layout, BTC)), months_closed(world.layout, BTC)) == (WEEK, [])
     assert verify_local(world.settings, [BTC]).all_well
     world.layout.file(BTC, DAY).unlink()
-    assert all(result.row.held for result in world.ingest(BTC, WEEK))
+    assert all(result.row.is_stored_final for result in world.ingest(BTC, WEEK))
 
 
 @kinds
@@ -124,7 +124,7 @@ def test_quarantine_passes_it_over(world: World, make: Callable[[Path], object])
     (world.layout.quarantine(BTC) / "BTCUSDT-1h-2026-02-04.0123456789ab.zip").write_bytes(b"PK")
     [entry] = quarantine.entries(world.layout)
     assert entry.kind == quarantine.UNKNOWN
-    assert all(result.row.held for result in world.ingest(BTC, WEEK))
+    assert all(result.row.is_stored_final for result in world.ingest(BTC, WEEK))
 
 
 def test_commands_say_what_is_wrong_and_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

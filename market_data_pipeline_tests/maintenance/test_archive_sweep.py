@@ -43,7 +43,7 @@ from market_data_pipeline.sandbox import (
     Status,
     WrongChecksum,
 )
-from market_data_pipeline.sources.binance.archive import Archive
+from market_data_pipeline.sources.binance.archive import ArchiveClient
 from market_data_pipeline_tests.support.world import World, agg_trades, days, klines, utc
 
 BTC, ETH = klines("BTCUSDT", "1h"), klines("ETHUSDT", "1h")
@@ -52,7 +52,7 @@ BTC, ETH = klines("BTCUSDT", "1h"), klines("ETHUSDT", "1h")
 def swept(world: World, *keys: SeriesKey, mark: bool = True) -> SweepReport:
     """A sweep, with the requests that the sandbox saw checked against those that it tells of."""
     world.forget()
-    archive = Archive(world.settings)
+    archive = ArchiveClient(world.settings)
     report = sweep(world.settings, keys, archive, mark=mark)
     archive.close()
     assert report.requests == len(world.sandbox.requests)
@@ -240,14 +240,14 @@ def test_a_replaced_archive_whose_proof_comes_later_is_taken_for_a_day_that_is_f
 ) -> None:
     day = date(2026, 2, 5)
     old = world.one(BTC, str(day)).row
-    assert old.held
+    assert old.is_stored_final
     world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=[day], at=utc("2026-03-06T00:00:00")))
     wrong = WrongChecksum(path=f"BTCUSDT-1h-{day}")
     proof = world.sandbox.faults.add(wrong if refused == "checksum" else MissingChecksum(days=[day]))
     world.at("2026-03-06T12:00:00")
     assert swept(world, BTC).to_fetch == {BTC: [day]}
     kept = world.one(BTC, str(day)).row
-    assert (kept.failure, kept.held, kept.content_sha256) == (refused, True, old.content_sha256)
+    assert (kept.failure, kept.is_stored_final, kept.content_sha256) == (refused, True, old.content_sha256)
     world.at("2026-03-20T12:00:00")
     for _ in range(2):
         again = swept(world, BTC)
@@ -263,7 +263,7 @@ def test_a_replaced_archive_whose_proof_comes_later_is_taken_for_a_day_that_is_f
     assert found(swept(world, BTC)) == [(Kind.REPLACED, BTC, [str(day)])]
     assert needs(world.ledger(BTC).rows[day], clock.now()).is_due
     new = world.one(BTC, str(day)).row
-    assert (new.failure, new.held, new.replaced_by) == (None, True, None)
+    assert (new.failure, new.is_stored_final, new.replaced_by) == (None, True, None)
     assert new.etag != old.etag
     assert well(swept(world, BTC))
 
@@ -305,7 +305,7 @@ def test_a_sweep_leaves_the_pauses_of_a_replaced_day_that_cannot_be_had_as_they_
     assert found(swept(world, BTC)) == [(Kind.REPLACED, BTC, [str(day)])]
 
     assert world.ledger(BTC).rows[day] == tried
-    sweep(world.settings, [BTC], Archive(world.settings), at_once=True)
+    sweep(world.settings, [BTC], ArchiveClient(world.settings), at_once=True)
     assert needs(world.ledger(BTC).rows[day], clock.now()).is_due, "somebody wants it now"
 
 
@@ -346,7 +346,7 @@ def test_a_day_whose_own_archive_stays_away_is_found_in_that_of_its_month(world:
     assert report.requests == 2
     world.at("2026-03-09T12:00:00")
     assert found(swept(world, BTC)) == [(Kind.PUBLISHED, BTC, [str(day) for day in late])]
-    assert all(result.row.held for result in world.ingest(BTC, late))
+    assert all(result.row.is_stored_final for result in world.ingest(BTC, late))
     assert world.ledger(BTC).rows[late[0]].source == "archive_monthly"
     assert well(swept(world, BTC))
 
@@ -357,7 +357,7 @@ def test_an_archive_that_vanished_is_told_and_the_day_stays(world: World) -> Non
     report = swept(world, BTC)
     assert found(report) == [(Kind.VANISHED, BTC, ["2026-02-05"])]
     assert report.to_fetch == {}
-    assert world.ledger(BTC).rows[date(2026, 2, 5)].held
+    assert world.ledger(BTC).rows[date(2026, 2, 5)].is_stored_final
     assert world.ledger(BTC).rows[date(2026, 2, 5)].replaced_by is None
 
 
@@ -427,7 +427,7 @@ def test_a_series_that_cannot_be_listed_does_not_stop_the_others(world: World) -
     world.ingest(BTC, days("2026-02-03", "2026-02-08"))
     world.ingest(ETH, days("2026-02-03", "2026-02-08"))
     world.sandbox.faults.add(Status(path="^/$", query="BTCUSDT", status=503))
-    report = sweep(world.settings, [BTC, ETH], Archive(world.settings))
+    report = sweep(world.settings, [BTC, ETH], ArchiveClient(world.settings))
     assert list(report.troubles) == [BTC]
     assert "503" in report.troubles[BTC]
     assert report.archives[ETH] == 6
@@ -469,7 +469,7 @@ def test_while_the_listing_is_down_not_every_series_waits_through_all_retries(wo
     down = world.sandbox.faults.add(Status(path="^/$", status=503))
     world.forget()
     told: list[int] = []
-    report = sweep(world.settings, keys, Archive(world.settings), on_progress=told.append)
+    report = sweep(world.settings, keys, ArchiveClient(world.settings), on_progress=told.append)
     assert len(world.asked()) == 3 * 3
     assert list(report.troubles) == keys[:3]
     assert report.not_reached == keys[3:]
@@ -486,7 +486,7 @@ def test_series_without_archives_tell_nothing_of_a_listing_that_is_down(world: W
     world.sandbox.faults.add(Status(path="^/$", status=503))
     [first, second, third, fourth] = held
     empty = [klines("ETHUSDT", interval) for interval in ("15m", "30m")]
-    report = sweep(world.settings, [first, empty[0], second, empty[1], third, fourth], Archive(world.settings))
+    report = sweep(world.settings, [first, empty[0], second, empty[1], third, fourth], ArchiveClient(world.settings))
     assert report.not_reached == [fourth]
 
 
@@ -515,7 +515,7 @@ def test_three_replaced_archives_of_ten_symbols_and_a_year_are_found_and_mended_
         assert len(year) == 365
         for key in keys:
             # As downloads would have left them: the ETags are those of the listing, and the ledger knows every file.
-            listed = find_listed(Archive(world.settings), key.archive_folder(), map(key.archive_daily, year))[0]
+            listed = find_listed(ArchiveClient(world.settings), key.archive_folder(), map(key.archive_daily, year))[0]
             etags = {day: listed[key.archive_daily(day)].etag for day in year}
             brought = replaced.get(key, year[0])
             of_day = write_day(world, key, brought, 24, etag=etags[brought])
@@ -527,7 +527,7 @@ def test_three_replaced_archives_of_ten_symbols_and_a_year_are_found_and_mended_
         world.at("2025-12-31T14:00:00")
         world.forget()
 
-        report = sweep(world.settings, keys, Archive(world.settings))
+        report = sweep(world.settings, keys, ArchiveClient(world.settings))
         mended = [result.row for key, wanted in report.to_fetch.items() for result in world.ingest(key, wanted)]
 
         assert sum(report.archives.values()) == 3650
@@ -535,7 +535,7 @@ def test_three_replaced_archives_of_ten_symbols_and_a_year_are_found_and_mended_
         assert [row.etag for row in mended] == [one.etag for one in report.discoveries]
         assert len(world.sandbox.requests) <= 40
         assert report.requests == 10
-        assert well(sweep(world.settings, keys, Archive(world.settings)))
+        assert well(sweep(world.settings, keys, ArchiveClient(world.settings)))
 
 
 # --- the files of the lake ----------------------------------------------------------------------------------------
@@ -571,7 +571,7 @@ def test_a_file_that_lost_a_bit_at_the_same_size_and_time_is_found_and_replaced(
     before = world.table(BTC, "2026-02-05")
     damage(world.layout.file(BTC, day))
     [held] = world.ingest(BTC, [day])
-    assert held.row.held, "nothing but reading the file tells"
+    assert held.row.is_stored_final, "nothing but reading the file tells"
 
     report = verify_local(world.settings, [BTC])
 
@@ -581,7 +581,7 @@ def test_a_file_that_lost_a_bit_at_the_same_size_and_time_is_found_and_replaced(
     assert (row.outcome, row.failure) == (FAILED, "damaged")
     assert needs(row, clock.now()).is_due
     [mended] = world.ingest(BTC, [day])
-    assert mended.row.held
+    assert mended.row.is_stored_final
     assert world.table(BTC, "2026-02-05").equals(before)
     assert verify_local(world.settings, [BTC]).all_well
 
@@ -594,7 +594,7 @@ def test_a_file_that_is_another_days_or_gone_is_found(world: World) -> None:
     report = verify_local(world.settings, [BTC])
     assert report.to_fetch == {BTC: [date(2026, 2, 4), date(2026, 2, 6)]}
     assert {row.failure for row in world.ledger(BTC).rows.values()} == {None, "damaged", "gone"}
-    assert all(result.row.held for result in world.ingest(BTC, days("2026-02-03", "2026-02-08")))
+    assert all(result.row.is_stored_final for result in world.ingest(BTC, days("2026-02-03", "2026-02-08")))
     assert verify_local(world.settings, [BTC]).all_well
 
 
@@ -641,7 +641,7 @@ def test_a_closed_month_with_days_of_another_is_found_and_a_backfill_leaves_its_
     spoil(world.layout.month(BTC, november), world.layout.month(BTC, december))
 
     assert verify_local(world.settings, [BTC]).to_fetch == {BTC: days("2025-12-01", "2025-12-31")}
-    assert all(result.row.held for result in world.ingest(BTC, wanted))
+    assert all(result.row.is_stored_final for result in world.ingest(BTC, wanted))
     assert verify_local(world.settings, [BTC]).all_well
     assert pa.concat_tables([read_day(world.layout, BTC, day) for day in wanted]).equals(truth)
     candles = MarketData(world.layout.root).klines("BTCUSDT", "1h", wanted[0], date(2026, 1, 1)).arrow()

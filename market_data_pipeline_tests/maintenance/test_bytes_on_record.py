@@ -149,7 +149,7 @@ def test_a_good_file_that_is_put_back_is_held_again(held: World) -> None:
     assert faults(held, mark=True) == [DAY]
     change(path, good, same_time=False)
     held.forget()
-    assert held.one(HOURS, str(DAY)).row.held
+    assert held.one(HOURS, str(DAY)).row.is_stored_final
     assert not held.asked()
 
 
@@ -266,7 +266,7 @@ def test_a_flipped_bit_in_a_ledger_never_changes_what_it_says(held: World) -> No
     assert lost > 150
     held.forget()
     path.write_bytes(flipped(data, 100))
-    assert all(result.row.held for result in held.ingest(HOURS, days("2026-02-04", "2026-02-06")))
+    assert all(result.row.is_stored_final for result in held.ingest(HOURS, days("2026-02-04", "2026-02-06")))
     assert not held.asked()
 
 
@@ -276,4 +276,4 @@ def test_ledger_with_a_name_that_is_not_utf8_counts_as_lost(held: World) -> None
     assert data.count(b"\x07outcome") > 0
     path.write_bytes(data.replace(b"\x07outcome", b"\x07\xe8utcome"))
     assert held.ledger(HOURS).rows == {}
-    assert all(result.row.held for result in held.ingest(HOURS, days("2026-02-04", "2026-02-06")))
+    assert all(result.row.is_stored_final for result in held.ingest(HOURS, days("2026-02-04", "2026-02-06")))

@@ -101,13 +101,13 @@ def test_random_events_keep_to_the_transitions(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 12))):
         before = stage_of(record)
         kind = data.draw(st.sampled_from(list(TRANSITIONS[before])))
-        is_final = record is not None and record.held
+        is_final = record is not None and record.is_stored_final
         at += timedelta(minutes=data.draw(st.integers(1, 20_000)))
         record = after(record, DAY, data.draw(events(kind, at, stored_final=is_final)))
         now = stage_of(record)
         assert now in TRANSITIONS[before][kind]
         if is_final and kind is not Lost:
-            assert record.held, "a final day stays final"
+            assert record.is_stored_final, "a final day stays final"
         need = needs(record, at)
         if kind in (Stored, Confirmed, NothingThere, Failed) and need.kind is not NeedKind.NOTHING:
             assert not need.is_due, "an attempt is followed by a pause, so nothing loops"

@@ -13,7 +13,7 @@ from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import (
     EXCHANGE,
     DataType,
-    Listing,
+    ListingSpans,
     Market,
     SeriesKey,
 )
@@ -55,11 +55,11 @@ def test_an_unknown_interval_is_refused_with_those_that_exist() -> None:
 
 
 def test_a_relisted_symbol_is_not_listed_in_between() -> None:
-    listing = Listing(((date(2021, 1, 5), date(2022, 9, 27)), (date(2023, 3, 10), None)))
+    listing = ListingSpans(((date(2021, 1, 5), date(2022, 9, 27)), (date(2023, 3, 10), None)))
     tried = ("2021-01-04", "2021-01-05", "2022-09-27", "2022-12-01")
     assert [listing.covers(date.fromisoformat(day)) for day in tried] == [False, True, True, False]
     assert listing.covers(date(2030, 1, 1))
-    assert Listing().covers(date(2010, 1, 1))
+    assert ListingSpans().covers(date(2010, 1, 1))
 
 
 def test_the_short_name_goes_without_the_exchange() -> None:

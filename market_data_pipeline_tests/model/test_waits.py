@@ -110,11 +110,13 @@ def test_a_stop_ends_a_run_and_what_was_stored_stays(
         assert not thread.is_alive()
     assert [type(error) for error in ended] == [StoppedError]
     held = world.ledger(KEY).rows
-    assert all(held[day].held for day in SETTLED)
-    assert about == "lock" or held[date(2026, 3, 1)].held, "what the run had brought is in the ledger"
+    assert all(held[day].is_stored_final for day in SETTLED)
+    assert about == "lock" or held[date(2026, 3, 1)].is_stored_final, "what the run had brought is in the ledger"
     assert all(row.failure is None for row in held.values())
     world.sandbox.faults.clear()
-    assert date(2026, 3, 4) in {result.day for result in world.ingest(KEY, [date(2026, 3, 4)]) if result.row.held}
+    assert date(2026, 3, 4) in {
+        result.day for result in world.ingest(KEY, [date(2026, 3, 4)]) if result.row.is_stored_final
+    }
 
 
 def test_an_interrupt_stops_the_threads_of_a_run(world: World) -> None:
@@ -123,12 +125,12 @@ def test_an_interrupt_stops_the_threads_of_a_run(world: World) -> None:
     with Sources(world.settings) as sources:
         results = ingest(KEY, days("2026-03-01", "2026-03-04"), layout=world.layout, sources=sources,
                          settings=world.settings)  # fmt: skip
-        assert next(results).row.held
+        assert next(results).row.is_stored_final
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             results.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
         assert time.monotonic() - began < 60
-    assert world.ledger(KEY).rows[date(2026, 3, 1)].held
+    assert world.ledger(KEY).rows[date(2026, 3, 1)].is_stored_final
 
 
 def test_a_wait_for_memory_is_said_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:

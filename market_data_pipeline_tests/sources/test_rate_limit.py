@@ -312,7 +312,7 @@ def test_without_a_home_the_runtime_or_temporary_folder_is_taken(
 def test_a_refused_folder_fails_what_needs_rest_and_nothing_else(world: World) -> None:
     group_writable(world.root / "budget")
     archived, today = world.ingest(klines("BTCUSDT", "1h"), [date(2026, 3, 3), date(2026, 3, 5)])
-    assert archived.row.held
+    assert archived.row.is_stored_final
     assert "chmod 700" in (today.row.reason or "")
 
 

@@ -24,7 +24,7 @@ from market_data_pipeline.model.findings import Finding
 from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome, DayResult, OnResult
 from market_data_pipeline.model.provenance import ChecksumStatus, Part, Provenance, Source
 from market_data_pipeline.model.schema import lake_schema
-from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey
+from market_data_pipeline.model.series import DataType, ListingSpans, Market, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe, parse_universe
 
@@ -48,7 +48,7 @@ collect:
 """
 
 
-def universe_of(text: str = UNIVERSE, listings: dict[tuple[Market, str], Listing] | None = None) -> Universe:
+def universe_of(text: str = UNIVERSE, listings: dict[tuple[Market, str], ListingSpans] | None = None) -> Universe:
     return Universe(parse_universe(text), listings or {})
 
 
@@ -166,12 +166,12 @@ class FakeIngest:
         layout: Layout,
         sources: Sources,
         settings: Settings,
-        listing: Listing | None = None,
+        listing: ListingSpans | None = None,
     ) -> Iterator[DayResult]:
         for when in days:
-            yield self._bring(key, when, layout, listing or Listing())
+            yield self._bring(key, when, layout, listing or ListingSpans())
 
-    def _bring(self, key: SeriesKey, when: date, layout: Layout, listing: Listing) -> DayResult:
+    def _bring(self, key: SeriesKey, when: date, layout: Layout, listing: ListingSpans) -> DayResult:
         known = Ledger.read(layout.ledger(key)).get(when)
         if not listing.covers(when):
             row = DayRecord(day=when, outcome=NOT_LISTED, final=True)
@@ -183,7 +183,7 @@ class FakeIngest:
             put(layout, key, row)
             self.fetched.append((key, when))
             return DayFailure(key, when, kind, reason, row, 0.1, 0)
-        if known is not None and known.held:
+        if known is not None and known.is_stored_final:
             return DayOutcome(key, when, known, Action.HELD)
         self.fetched.append((key, when))
         row = hold(layout, key, when, final=when not in self.provisional, findings=self.findings.get((key, when), ()))

@@ -17,7 +17,7 @@ from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.model.outcomes import DayFailure, DayOutcome
-from market_data_pipeline.model.series import EXCHANGE, DataType, Listing, Market, SeriesKey
+from market_data_pipeline.model.series import EXCHANGE, DataType, ListingSpans, Market, SeriesKey
 from market_data_pipeline.sandbox import Sandbox
 from market_data_pipeline.settings import PREFIX, Settings
 
@@ -73,7 +73,7 @@ class World:
         """Change settings."""
         self.settings = self.settings.model_copy(update=overrides)
 
-    def ingest(self, key: SeriesKey, wanted: Iterable[date], listing: Listing | None = None) -> list[Result]:
+    def ingest(self, key: SeriesKey, wanted: Iterable[date], listing: ListingSpans | None = None) -> list[Result]:
         """Bring days into the lake, as one run does."""
         with Sources(self.settings) as sources:
             return list(

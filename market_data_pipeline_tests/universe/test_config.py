@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from market_data_pipeline import clock
 from market_data_pipeline.clock import days_between
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey
+from market_data_pipeline.model.series import DataType, ListingSpans, Market, SeriesKey
 from market_data_pipeline.universe import Universe, load_universe, parse_lock, parse_universe
 from market_data_pipeline.universe.config import parse_day, parse_since
 from market_data_pipeline.universe.edit import add_series, render_lock, write_lock
@@ -101,7 +101,7 @@ def test_named_symbol_needs_no_lock() -> None:
     found = universe("collect: [{market: cm, symbols: BTCUSD_PERP, klines: {intervals: 1d, from: 2024-01-01}}]")
     key = klines("BTCUSD_PERP", "1d", Market.CM)
     assert found.series() == [key]
-    assert (found.start(key), found.end(key), found.listing(key)) == (date(2024, 1, 1), TODAY, Listing())
+    assert (found.start(key), found.end(key), found.listing(key)) == (date(2024, 1, 1), TODAY, ListingSpans())
 
 
 def test_from_listing_without_lock_is_refused(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_unknown_listing_begins_with_the_archive() -> None:
 
 def test_days_outside_the_listing_are_not_taken() -> None:
     text = "collect: [{market: spot, symbols: BTCUSDT, klines: {intervals: 1d, from: 2020-01-02}}]"
-    listing = Listing(((date(2020, 1, 1), date(2020, 1, 3)), (date(2020, 1, 5), None)))
+    listing = ListingSpans(((date(2020, 1, 1), date(2020, 1, 3)), (date(2020, 1, 5), None)))
     found = Universe(parse_universe(text), {(Market.SPOT, "BTCUSDT"): listing})
     taken = [
         day for day in days_between(date(2020, 1, 1), date(2020, 1, 6)) if found.takes(klines("BTCUSDT", "1d"), day)
@@ -216,7 +216,7 @@ def test_days_outside_the_listing_are_not_taken() -> None:
 def test_2000_symbols_are_loaded_in_seconds(tmp_path: Path) -> None:
     path = tmp_path / "universe.yaml"
     path.write_text(PATTERN.replace("[1h]", "[1m, 1h, 1d]"))
-    write_lock(path, {(Market.SPOT, f"C{n}USDT"): Listing(((date(2020, 1, 1), None),)) for n in range(2000)})
+    write_lock(path, {(Market.SPOT, f"C{n}USDT"): ListingSpans(((date(2020, 1, 1), None),)) for n in range(2000)})
     begin = time.process_time()
     assert len(load_universe(path).series()) == 6000
     assert time.process_time() - begin < 5  # 0.3 on an idle machine
@@ -350,14 +350,14 @@ def test_no_files_no_spans() -> None:
     st.dictionaries(
         st.tuples(st.sampled_from(Market), st.sampled_from(["BTCUSDT", "1000", "1E5", "NULL", "ON", "币安人生USDT"])),
         st.builds(
-            lambda first, days, last: Listing(((first, first + timedelta(days=days)), (date(2025, 1, 1), last))),
+            lambda first, days, last: ListingSpans(((first, first + timedelta(days=days)), (date(2025, 1, 1), last))),
             st.dates(date(2017, 7, 14), date(2023, 1, 1)),
             st.integers(0, 400),
             st.none() | st.just(date(2026, 1, 1)),
         ),
     )
 )
-def test_lock_reads_back_as_written(found: dict[tuple[Market, str], Listing]) -> None:
+def test_lock_reads_back_as_written(found: dict[tuple[Market, str], ListingSpans]) -> None:
     text = render_lock(found)
     assert parse_lock(text) == found
     assert render_lock(dict(reversed(found.items()))) == text
@@ -369,7 +369,7 @@ class File:
 
 
 class FakeArchive:
-    """An archive's listing made of keys, as ``sources.binance.archive.Archive`` gives it."""
+    """An archive's listing made of keys, as ``sources.binance.archive.ArchiveClient`` gives it."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = keys

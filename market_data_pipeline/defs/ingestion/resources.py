@@ -13,7 +13,7 @@ import dagster as dg
 
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.model.series import Listing, SeriesKey
+from market_data_pipeline.model.series import ListingSpans, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe
 
@@ -33,7 +33,7 @@ class Ingest(Protocol):
         *,
         layout: Layout,
         sources: Sources,
-        listing: Listing,
+        listing: ListingSpans,
         settings: Settings,
     ) -> Iterator[DayResult]:
         """Ingest days of one series, in order."""

@@ -23,7 +23,7 @@ from market_data_pipeline.model.day import DayRecord
 from market_data_pipeline.model.needs import needs, reach_of
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.sources.binance.archive import Archive
+from market_data_pipeline.sources.binance.archive import ArchiveClient
 from market_data_pipeline.universe import Universe
 
 EARLIEST = timedelta(hours=2)
@@ -123,7 +123,7 @@ def look(
     if not due:
         number = sum(map(len, waiting.values()))
         return dg.SkipReason(f"{counted(number)} for an archive. It is too early to look again.")
-    with closing(Archive(_for_a_tick(settings))) as archive:
+    with closing(ArchiveClient(_for_a_tick(settings))) as archive:
         report = look_for(due, archive, threads=settings.download_threads, seconds=SECONDS)
     for key, trouble in report.troubles.items():
         context.log.warning("%s: looking for archives failed: %s", key, trouble)

@@ -11,7 +11,7 @@ from market_data_pipeline.maintenance.archive_sweep import Kind, SweepReport, sw
 from market_data_pipeline.maintenance.compaction import compact
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.sources.binance.archive import Archive
+from market_data_pipeline.sources.binance.archive import ArchiveClient
 
 SHOWN = 100
 
@@ -29,7 +29,7 @@ def compare_archives(context: dg.OpExecutionContext, keys: Sequence[SeriesKey], 
     Raises:
         dagster.Failure: Some series could not be compared or marked. The others were.
     """
-    with closing(Archive(settings)) as archive:
+    with closing(ArchiveClient(settings)) as archive:
         report = sweep(settings, keys, archive)
     metadata = report_metadata(report)
     context.log.info(

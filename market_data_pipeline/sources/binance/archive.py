@@ -24,7 +24,7 @@ from market_data_pipeline.sources.binance.listing_page import ListedFile, Page, 
 from market_data_pipeline.sources.http import CHECK_NETWORK, FORBIDDEN, OK, PASSING, Answer, Host, Kind
 from market_data_pipeline.sources.protocol import ArchiveFile
 
-__all__ = ["Archive", "ListedFile"]
+__all__ = ["ArchiveClient", "ListedFile"]
 
 ABSENT = (403, 404)
 
@@ -34,7 +34,7 @@ _LISTING = Kind("a page of a listing", 8 << 20)
 _CHECK_LISTING = f"Check the network and {PREFIX}VISION_LISTING_URL."
 
 
-class Archive:
+class ArchiveClient:
     """Client of the archive's files and its listing.
 
     Args:

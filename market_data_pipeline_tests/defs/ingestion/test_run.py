@@ -22,7 +22,7 @@ from market_data_pipeline.errors import SeriesBusyError, StorageError
 from market_data_pipeline.model.findings import Finding, Range, Severity
 from market_data_pipeline.model.outcomes import DayResult
 from market_data_pipeline.model.schema import lake_schema
-from market_data_pipeline.model.series import DataType, Listing, Market, SeriesKey
+from market_data_pipeline.model.series import DataType, ListingSpans, Market, SeriesKey
 from market_data_pipeline.sql import publish
 from market_data_pipeline_tests.support.fakes import KLINES, OTHER, PROFILE, TRADES, UNIVERSE, Project, day, universe_of
 
@@ -291,7 +291,7 @@ def test_metadata_of_a_day_says_what_came_from_where_in_under_4_kb(project: Proj
 
 def test_days_outside_the_listing_are_no_partitions(tmp_path: Path) -> None:
     """A series that was relisted and delisted is complete with the days on which it was listed."""
-    listing = Listing(((day(3), day(4)), (day(7), day(8))))
+    listing = ListingSpans(((day(3), day(4)), (day(7), day(8))))
     project = Project(tmp_path, universe_of(listings={(Market.SPOT, "BTCUSDT"): listing}))
 
     with project.instance:

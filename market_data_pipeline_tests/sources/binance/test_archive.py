@@ -8,14 +8,14 @@ import pytest
 
 from market_data_pipeline.errors import NetworkError
 from market_data_pipeline.sandbox import OtherBody, RawAnswer
-from market_data_pipeline.sources.binance.archive import Archive
+from market_data_pipeline.sources.binance.archive import ArchiveClient
 from market_data_pipeline_tests.support.world import World, klines
 
 
 def test_a_long_folder_is_listed_over_pages(world: World) -> None:
     prefix = klines("BTCUSDT", "1d").archive_folder()
     world.forget()
-    zips = [file.key for file in Archive(world.settings).list_files(prefix) if file.key.endswith(".zip")]
+    zips = [file.key for file in ArchiveClient(world.settings).list_files(prefix) if file.key.endswith(".zip")]
     days = (date(2026, 3, 4) - date(2017, 8, 17)).days + 1
     assert len(zips) == len(set(zips)) == days
     assert zips[-1].endswith("BTCUSDT-1d-2026-03-04.zip")
@@ -23,19 +23,19 @@ def test_a_long_folder_is_listed_over_pages(world: World) -> None:
 
 
 def test_folders_are_the_symbols_of_a_market(world: World) -> None:
-    symbols = Archive(world.settings).list_folders("data/spot/daily/klines/")
+    symbols = ArchiveClient(world.settings).list_folders("data/spot/daily/klines/")
     assert {"BTCUSDT", "ETHUSDT", "LUNAUSDT", "币安人生USDT"} <= set(symbols)
 
 
 def test_an_address_that_lists_nothing_is_named(world: World) -> None:
     world.set(vision_listing_url=f"{world.sandbox.url}/api/v3/time")
     with pytest.raises(NetworkError, match="MARKET_DATA_VISION_LISTING_URL"):
-        Archive(world.settings).list_folders("data/")
+        ArchiveClient(world.settings).list_folders("data/")
 
 
 def test_a_page_can_begin_in_the_middle_of_a_folder(world: World) -> None:
     key = klines("BTCUSDT", "1d")
-    archive = Archive(world.settings)
+    archive = ArchiveClient(world.settings)
     world.forget()
     after = key.archive_daily(date(2026, 3, 2)).removesuffix(".zip")
     files, more = archive.list_page(key.archive_folder(), after)
@@ -112,7 +112,7 @@ EXTERNAL = '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]>'
 def test_a_page_that_is_not_what_was_asked_for_is_refused(world: World, body: str, said: str) -> None:
     """None of them may look like archives that vanished, or like a folder without files."""
     world.sandbox.faults.add(OtherBody(path="^/$", body=body, media_type="application/xml"))
-    archive = Archive(world.settings)
+    archive = ArchiveClient(world.settings)
     for ask in (archive.list_files, archive.list_folders):
         with pytest.raises(NetworkError, match=said) as told:
             ask(FOLDER)
@@ -125,14 +125,14 @@ def test_a_listing_without_end_ends(world: World, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("market_data_pipeline.sources.binance.archive.MOST_PAGES", 3)
     world.forget()
     with pytest.raises(NetworkError, match="more than 3 pages"):
-        Archive(world.settings).list_files(FOLDER)
+        ArchiveClient(world.settings).list_files(FOLDER)
     assert len(world.sandbox.requests) == 3
 
 
 def test_a_folder_that_lists_itself_is_no_file(world: World) -> None:
     body = page(contents(""), contents("a.zip"))
     world.sandbox.faults.add(OtherBody(path="^/$", body=body, media_type="application/xml"))
-    assert [file.key for file in Archive(world.settings).list_files(FOLDER)] == [f"{FOLDER}a.zip"]
+    assert [file.key for file in ArchiveClient(world.settings).list_files(FOLDER)] == [f"{FOLDER}a.zip"]
 
 
 @pytest.mark.parametrize(
@@ -148,14 +148,14 @@ def test_odd_headers_of_a_zip_are_left_out(
     world: World, monkeypatch: pytest.MonkeyPatch, etag: str, modified: str, kept: tuple[str | None, str | None]
 ) -> None:
     key = klines("BTCUSDT", "1d").archive_daily(date(2026, 3, 1))
-    real = Archive(world.settings).fetch(key)
+    real = ArchiveClient(world.settings).fetch(key)
     assert real is not None
     headers = {"ETag": etag, "Last-Modified": modified}
     body = real.data.decode("latin-1")
     raw = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     begin = f"HTTP/1.1 200 OK\r\n{raw}Content-Length: {len(real.data)}\r\n\r\n{body}"
     world.sandbox.faults.add(RawAnswer(path=r"\.zip$", begin=begin, hang_up=True))
-    file = Archive(world.settings).fetch(key)
+    file = ArchiveClient(world.settings).fetch(key)
     assert file is not None
     assert (file.etag, file.last_modified) == kept
     assert file.data == real.data
