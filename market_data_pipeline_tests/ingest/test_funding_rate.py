@@ -153,7 +153,7 @@ def test_row_that_rest_does_not_have_either_is_an_outage(world: World) -> None:
     assert [range_.first for range_ in finding.ranges] == [int(utc("2026-01-15T08:00").timestamp() * 1e6)]
 
 
-def test_month_that_lacks_its_last_day_gets_it_from_rest(world: World) -> None:
+def test_last_day_missing_from_a_month_comes_from_rest(world: World) -> None:
     world.sandbox.faults.add(MissingDay(days=(date(2026, 1, 31),), cadence="monthly", series="fundingRate"))
     results = stored(world.ingest(BTC, days("2026-01-01", "2026-01-31")))
     assert [(one.row.source, one.row.final, one.row.rows) for one in results[-2:]] == [
@@ -203,7 +203,7 @@ def test_coin_margined_funding_loads_too(world: World) -> None:
     assert (one.row.source, one.row.rows) == ("rest", 2)
 
 
-def test_budget_of_funding_requests_is_kept_apart(world: World) -> None:
+def test_funding_requests_have_their_own_budget(world: World) -> None:
     world.one(BTC, "2026-03-04")
     names = {path.name for path in (world.root / "budget").iterdir()}
     assert any(name.endswith("_funding.weight.sqlite") for name in names)

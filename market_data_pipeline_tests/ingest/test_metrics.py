@@ -95,7 +95,7 @@ def test_row_without_its_time_is_refused() -> None:
         read(text, "2026-09-30")
 
 
-def test_rows_that_stand_twice_are_stored_once() -> None:
+def test_duplicate_rows_are_stored_once() -> None:
     rows = [f'2026-09-30 00:{minute:02}:00,BTCUSDT,1,2,,"",5,6' for minute in range(0, 60, 5)]
     table = read("\n".join([HEADER, *rows, *rows]) + "\n", "2026-09-30")
     ordered, findings, conflict = in_order(table, spec_of(BTC))
@@ -162,7 +162,7 @@ def test_replaced_value_is_reported_with_both_values(world: World) -> None:
     assert (finding.count, "2026-07-08 05:00:00 sum_open_interest" in finding.message) == (1, True)
 
 
-def test_day_that_the_archive_lacks_is_absent(world: World) -> None:
+def test_day_missing_from_the_archive_is_absent(world: World) -> None:
     """As 97 days of cm BTCUSD_PERP. The symbol traded, so the day is not an outage."""
     world.sandbox.faults.add(MissingDay(days=(date(2026, 1, 10),), series="metrics"))
     for key in (BTC, CM):

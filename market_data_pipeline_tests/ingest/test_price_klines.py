@@ -100,7 +100,7 @@ def test_index_is_requested_by_pair(world: World) -> None:
     assert request.query["pair"] == "BTCUSD"
 
 
-def test_missing_candles_are_filled_or_proven_absent(world: World) -> None:
+def test_missing_candles_are_filled_or_confirmed_absent(world: World) -> None:
     key = of(DataType.MARK_PRICE_KLINES, "1m")
     gone = MissingRows(start=utc("2026-03-02T08:00"), end=utc("2026-03-02T08:10"), series="markPriceKlines")
     archive_only = world.sandbox.faults.add(replace(gone, where="archive"))

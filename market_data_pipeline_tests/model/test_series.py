@@ -42,7 +42,7 @@ def test_agg_trades_have_the_faces_of_the_design() -> None:
 
 
 @pytest.mark.parametrize("symbol", ["", "..", "a/b", "BTC USDT", ".hidden", "a\\b"])
-def test_what_cannot_be_a_path_is_no_symbol(symbol: str) -> None:
+def test_invalid_path_is_no_symbol(symbol: str) -> None:
     with pytest.raises(UsageError, match="cannot be a symbol"):
         agg_trades(symbol)
 
@@ -83,7 +83,7 @@ def test_name_labels_and_paths_follow_from_the_table(spec: Spec) -> None:
     assert [wanted.intervals for wanted in entry.wanted] == [(right,)]
 
 
-def test_a_market_may_lack_a_data_type(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_market_may_have_no_such_data_type(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """As spot lacks the mark price: the universe refuses it with its line, and the catalog does without the view."""
     with monkeypatch.context() as patch:
         patch.delitem(SPECS, (Market.SPOT, DataType.AGG_TRADES))
