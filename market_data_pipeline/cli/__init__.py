@@ -24,7 +24,7 @@ from market_data_pipeline.cli.compact import compact_command
 from market_data_pipeline.cli.coverage import coverage
 from market_data_pipeline.cli.demo import demo
 from market_data_pipeline.cli.doctor import doctor
-from market_data_pipeline.cli.prune import prune
+from market_data_pipeline.cli.prune import prune_command
 from market_data_pipeline.cli.quarantine import quarantine
 from market_data_pipeline.cli.reconcile import reconcile
 from market_data_pipeline.cli.sandbox import sandbox
@@ -69,7 +69,7 @@ class _Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
         """List the commands by group."""
-        for title, commands in GROUPS.items():
+        for title, commands in _GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl([(command.name or "", command.get_short_help_str()) for command in commands])
 
@@ -96,15 +96,15 @@ def _keep_examples(command: click.Command) -> None:
     command.help = re.sub(r"\n\n(?=  )", "\n\n\b\n", inspect.cleandoc(command.help or ""))
 
 
-GROUPS: dict[str, tuple[click.Command, ...]] = {
+_GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Get data": (add, sync, backfill),
     "Look at data": (status, coverage, sql, universe),
-    "Check and repair": (verify, reconcile, quarantine, compact_command, prune, doctor),
+    "Check and repair": (verify, reconcile, quarantine, compact_command, prune_command, doctor),
     "Run": (ui, demo, sandbox),
 }
 """The commands in the order of the help text, by group."""
 
-for commands in GROUPS.values():
+for commands in _GROUPS.values():
     for command in commands:
         main.add_command(command)
         _keep_examples(command)

@@ -30,14 +30,14 @@ from market_data_pipeline.model.series import SeriesKey
 logger = logging.getLogger("market_data_pipeline.cli")
 
 
-WIDE = 200
+_WIDE = 200
 """Columns of a table that does not go to a screen."""
 
 
 def out() -> Console:
     """Return the console for results (stdout). It prints brackets as they are, because paths and reasons have some."""
     # Do not cut lines of a file or a pipe to the width of a screen.
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDE)
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDE)
 
 
 def aside() -> Console:
@@ -108,12 +108,12 @@ def _plain(value: object) -> object:
     return value if value is None or isinstance(value, str | int) else str(value)
 
 
-Bar = Callable[..., None]
+ProgressBar = Callable[..., None]
 """Advances a progress bar by a number of things, and shows the current work and its rate."""
 
 
 @contextmanager
-def progress_bar(total: int, things: str, doing: str, console: Console) -> Iterator[Bar]:
+def progress_bar(total: int, things: str, doing: str, console: Console) -> Iterator[ProgressBar]:
     """Show a bar with the number of things done and the time left, if the console is a terminal.
 
     ``things`` is their noun, e.g. ``days``, and ``doing`` the first work.
@@ -167,7 +167,7 @@ class Tally:
 class Watch:
     """Receive the result of each day, advance the bar, and log a line when a series is done."""
 
-    def __init__(self, wanted: Mapping[SeriesKey, Sequence[date]], bar: Bar) -> None:
+    def __init__(self, wanted: Mapping[SeriesKey, Sequence[date]], bar: ProgressBar) -> None:
         self.tallies = {key: Tally(len(days)) for key, days in wanted.items()}
         self.failures: list[DayFailure] = []
         self.rows = 0

@@ -27,22 +27,22 @@ from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.partitions import file_of
 from market_data_pipeline.model.datasets import keyed_by_time
 from market_data_pipeline.model.day import EMPTY, HELD, NOT_LISTED, DayRecord
-from market_data_pipeline.model.findings import CHECKS, Finding, Range, Severity, shortened
+from market_data_pipeline.model.findings import DAY_CHECKS, Finding, Range, Severity, shortened
 from market_data_pipeline.model.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.model.states import is_complete
 
-SHOWN_RANGES = 10
+_SHOWN_RANGES = 10
 """Maximum number of ranges in a metadata table. Every event stores its own copy, below 4 kB per day."""
 
-SHOWN_EVIDENCE = 40
+_SHOWN_EVIDENCE = 40
 """Maximum number of characters of the evidence in that table."""
 
-SHOWN_FAILURES = 50
-CHANGES = ("became_final", "replaced", "disagreement")
+_SHOWN_FAILURES = 50
+_CHANGES = ("became_final", "replaced", "disagreement")
 """Rules that describe how a day that was stored again differs from before."""
 
-SHOWN_TEXT = 600
+_SHOWN_TEXT = 600
 _PAGE = 1000
 
 
@@ -91,7 +91,7 @@ def day_events(
         raise dg.Failure(
             description=failure_text(results), metadata={"failed days": _failures_table(bad)}, allow_retries=False
         )
-    for name in CHECKS:
+    for name in DAY_CHECKS:
         spec = context.assets_def.get_spec_for_check_key(dg.AssetCheckKey(context.asset_key, name))
         yield dg.Output(None, output_name=spec.get_python_identifier())
 
@@ -115,7 +115,7 @@ def _evaluations(
     instance: dg.DagsterInstance, asset_key: dg.AssetKey, good: Sequence[DayOutcome], bad: Sequence[DayFailure]
 ) -> Iterator[dg.AssetCheckEvaluation]:
     targets = newest_targets(instance, asset_key, [partition_of(result.day) for result in good])
-    for name in CHECKS:
+    for name in DAY_CHECKS:
         for result in good:
             target = targets.get(partition_of(result.day))
             # A day that is reported again may have an older file, while its newest archive is refused.
@@ -159,7 +159,7 @@ def _failed(
         check_name="integrity",
         passed=False,
         severity=dg.AssetCheckSeverity.ERROR,
-        description=shortened(reason, SHOWN_TEXT),
+        description=shortened(reason, _SHOWN_TEXT),
         metadata={
             "failure": failure,
             "older file": "stays" if stored else "none",
@@ -267,9 +267,9 @@ def day_metadata(result: DayOutcome, layout: Layout, picture: str | None = None)
         "downloaded bytes": result.downloaded,
     }
     if row.outcome == HELD:
-        changes = [f.message for f in row.findings_list() if f.rule in CHANGES] if row.findings != "[]" else []
+        changes = [f.message for f in row.findings_list() if f.rule in _CHANGES] if row.findings != "[]" else []
         facts |= {
-            "changes": shortened(" ".join(changes), SHOWN_TEXT) or None,
+            "changes": shortened(" ".join(changes), _SHOWN_TEXT) or None,
             "verdicts": row.verdicts or None,
             "bytes": row.bytes,
             "path": dg.MetadataValue.path(str(file_of(layout, result.key, result.day))),
@@ -299,14 +299,14 @@ def findings_metadata(findings: Iterable[Finding], key: SeriesKey) -> dict[str, 
     ordered = sorted(findings, key=lambda finding: -ranks.index(finding.severity))
     metadata: dict[str, Any] = {}
     for finding in ordered:
-        text = f"{finding.severity.value}: {shortened(finding.message, SHOWN_TEXT)}"
+        text = f"{finding.severity.value}: {shortened(finding.message, _SHOWN_TEXT)}"
         before = metadata.get(finding.rule)
-        metadata[finding.rule] = shortened(f"{before}\n{text}", SHOWN_TEXT) if before else text
+        metadata[finding.rule] = shortened(f"{before}\n{text}", _SHOWN_TEXT) if before else text
     ranges = [(finding, range_) for finding in ordered for range_ in finding.ranges]
     if ranges:
         metadata["ranges"] = _ranges_table(ranges, key)
-        if len(ranges) > SHOWN_RANGES:
-            metadata["more ranges"] = f"{SHOWN_RANGES} of {len(ranges)} ranges shown"
+        if len(ranges) > _SHOWN_RANGES:
+            metadata["more ranges"] = f"{_SHOWN_RANGES} of {len(ranges)} ranges shown"
     return metadata
 
 
@@ -323,10 +323,10 @@ def _ranges_table(ranges: Sequence[tuple[Finding, Range]], key: SeriesKey) -> dg
             "count": range_.count,
         }
         if with_evidence:
-            columns["evidence"] = shorten(finding.evidence, SHOWN_EVIDENCE, placeholder=" …")
+            columns["evidence"] = shorten(finding.evidence, _SHOWN_EVIDENCE, placeholder=" …")
         return dg.TableRecord(columns)
 
-    return dg.MetadataValue.table([record(*one) for one in ranges[:SHOWN_RANGES]])
+    return dg.MetadataValue.table([record(*one) for one in ranges[:_SHOWN_RANGES]])
 
 
 def iso_time(microseconds: int) -> str:
@@ -338,16 +338,16 @@ def iso_time(microseconds: int) -> str:
 def _failures_table(failures: Sequence[DayFailure]) -> dg.TableMetadataValue:
     return dg.MetadataValue.table(
         [
-            dg.TableRecord({"day": partition_of(f.day), "kind": f.failure, "reason": shortened(f.reason, SHOWN_TEXT)})
-            for f in failures[:SHOWN_FAILURES]
+            dg.TableRecord({"day": partition_of(f.day), "kind": f.failure, "reason": shortened(f.reason, _SHOWN_TEXT)})
+            for f in failures[:_SHOWN_FAILURES]
         ]
     )
 
 
 def _description(findings: Sequence[Finding], row: DayRecord) -> str:
     if row.outcome != HELD:
-        return shortened(" ".join([state_in_words(row), *(finding.message for finding in findings)]), SHOWN_TEXT)
-    return shortened(" ".join(finding.message for finding in findings), SHOWN_TEXT) or "No problems found."
+        return shortened(" ".join([state_in_words(row), *(finding.message for finding in findings)]), _SHOWN_TEXT)
+    return shortened(" ".join(finding.message for finding in findings), _SHOWN_TEXT) or "No problems found."
 
 
 # --- texts for logs ------------------------------------------------------------------------------------------------
@@ -370,7 +370,7 @@ def failure_text(results: Sequence[DayOutcome | DayFailure]) -> str:
     for failure in bad:
         first_of_kind.setdefault(failure.failure, failure)
     reasons = "\n".join(
-        f"- {kind}, {failure.day}: {shortened(failure.reason, SHOWN_TEXT)}" for kind, failure in first_of_kind.items()
+        f"- {kind}, {failure.day}: {shortened(failure.reason, _SHOWN_TEXT)}" for kind, failure in first_of_kind.items()
     )
     return (
         f"{bad[0].key}: {len(bad)} of {len(results)} days failed ({spans(failure.day for failure in bad)}). "

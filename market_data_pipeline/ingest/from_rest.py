@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _MAY_BE_LATE = timedelta(days=14)
 """Time during which a day may still get its archive although later days have theirs."""
 
-LATEST_ARCHIVE = timedelta(days=30)
+_LATEST_ARCHIVE = timedelta(days=30)
 """Maximum delay of an archive. The longest known stall of publication is 9 days."""
 
 
@@ -93,7 +93,7 @@ class RestDays:
         except BeyondReachError as error:
             if stored is None and (untraded := self._untraded_day(day)) is not None:
                 return untraded
-            if day < clock.today() - LATEST_ARCHIVE:
+            if day < clock.today() - _LATEST_ARCHIVE:
                 raise _with_archive_answer(AbsentError(str(error))) from error
             raise _with_archive_answer(BeyondReachError(f"{error}. The archive will have the day")) from error
         except SourceError as error:
@@ -138,7 +138,7 @@ class RestDays:
         if self._before_listing(day):
             return NoRows(Action.NOT_LISTED)
         why = f"REST of {self.key.market} has no {self.key.data_type}"
-        if day < clock.today() - LATEST_ARCHIVE:
+        if day < clock.today() - _LATEST_ARCHIVE:
             raise _with_archive_answer(AbsentError(why))
         raise _with_archive_answer(UnpublishedError(f"{why}. The archive will have the day"))
 

@@ -57,14 +57,14 @@ class Listing(Protocol):
 # --- the archive's listing ----------------------------------------------------------------------------------------
 
 
-FAILED_IN_A_ROW = 3
+_FAILED_IN_A_ROW = 3
 """Consecutive series that cannot be listed before the sweep takes the host to be down."""
 
 _NAMED = 5
 """Number of series that a message lists by name."""
 
 
-class Kind(StrEnum):
+class ArchiveChange(StrEnum):
     """Difference between the listing and the lake."""
 
     REPLACED = "replaced"
@@ -78,7 +78,7 @@ class Kind(StrEnum):
     """The archive that the rows came from is no longer listed. The rows stay."""
 
 
-TO_FETCH = frozenset({Kind.REPLACED, Kind.PUBLISHED})
+_TO_FETCH = frozenset({ArchiveChange.REPLACED, ArchiveChange.PUBLISHED})
 """Kinds of archives to fetch."""
 
 
@@ -92,7 +92,7 @@ class Discovery:
         etag: ETag listed now, or Last-Modified if the listing has no ETag. Empty if the archive vanished.
     """
 
-    kind: Kind
+    kind: ArchiveChange
     key: SeriesKey
     days: tuple[date, ...]
     archive: str
@@ -128,7 +128,7 @@ class SweepReport:
         self.troubles |= other.troubles
         self.not_reached += other.not_reached
 
-    def of(self, kind: Kind) -> list[Discovery]:
+    def of(self, kind: ArchiveChange) -> list[Discovery]:
         """Return the discoveries of a kind."""
         return [found for found in self.discoveries if found.kind is kind]
 
@@ -148,7 +148,7 @@ class SweepReport:
         """Return the days to fetch again, by series."""
         wanted: dict[SeriesKey, set[date]] = {}
         for found in self.discoveries:
-            if found.kind in TO_FETCH:
+            if found.kind in _TO_FETCH:
                 wanted.setdefault(found.key, set()).update(found.days)
         return {key: sorted(days) for key, days in wanted.items()}
 
@@ -168,7 +168,7 @@ def sweep(
     compared with that zip. The sweep also looks for archives of days that wait for theirs, and of days that failed
     because of the archive's content.
 
-    The sweep ends early after :data:`FAILED_IN_A_ROW` consecutive series that cannot be listed, because the host is
+    The sweep ends early after :data:`_FAILED_IN_A_ROW` consecutive series that cannot be listed, because the host is
     down and every further series would wait through all retries. ``not_reached`` has the rest.
 
     Args:
@@ -195,7 +195,7 @@ def sweep(
                 unlisted += 1
             elif found.requests:
                 unlisted = 0
-            if unlisted >= FAILED_IN_A_ROW:
+            if unlisted >= _FAILED_IN_A_ROW:
                 ended.set()
         return found
 
@@ -239,7 +239,7 @@ def look_for(
         found = _compare_rows(key, waiting[key], archive)
         if found.troubles:
             ended.set()
-        return replace(found, discoveries=found.of(Kind.PUBLISHED))
+        return replace(found, discoveries=found.of(ArchiveChange.PUBLISHED))
 
     with ThreadPoolExecutor(threads, thread_name_prefix="look") as pool:
         for found in pool.map(look, waiting):
@@ -297,7 +297,7 @@ def _compare(
     key: SeriesKey, name: str, rows: Sequence[DayRecord], listed: Mapping[str, Listed], swept: SweepReport
 ) -> None:
     file, checksum = listed.get(name), listed.get(f"{name}.CHECKSUM")
-    found: dict[Kind, list[date]] = {kind: [] for kind in Kind}
+    found: dict[ArchiveChange, list[date]] = {kind: [] for kind in ArchiveChange}
     for row in rows:
         is_own = not spec_of(key).daily or name == key.archive_daily(row.day)
         kind = _kind_of(row, file, checksum, is_own=is_own)
@@ -308,20 +308,20 @@ def _compare(
     swept.discoveries += [Discovery(kind, key, tuple(days), name, etag) for kind, days in found.items() if days]
 
 
-def _kind_of(row: DayRecord, file: Listed | None, checksum: Listed | None, *, is_own: bool) -> Kind | None:
+def _kind_of(row: DayRecord, file: Listed | None, checksum: Listed | None, *, is_own: bool) -> ArchiveChange | None:
     """Return the difference between a day and its archive in the listing. None if there is none."""
     if file is None:
-        return Kind.VANISHED if _came_from_archive(row) else None
+        return ArchiveChange.VANISHED if _came_from_archive(row) else None
     etag = _identity(file)
     if _came_from_archive(row):
         same = _is_same(row, file)
         if same is False and (not knows_archive(row, etag) or _has_new_checksum(row, checksum)):
-            return Kind.REPLACED
+            return ArchiveChange.REPLACED
         if same and row.final and row.failure in REFUSED:  # the refused replacement is gone
-            return Kind.REPLACED
+            return ArchiveChange.REPLACED
     if _is_published(row, file, checksum) if is_own else _is_newer(file, row):
-        return Kind.PUBLISHED
-    return Kind.REFUSED if refused_archive(row, etag) else None
+        return ArchiveChange.PUBLISHED
+    return ArchiveChange.REFUSED if refused_archive(row, etag) else None
 
 
 def _came_from_archive(row: DayRecord) -> bool:
@@ -449,7 +449,7 @@ def mark_days(
         before = dict(ledger.rows)
         refresh_ledger(ledger, layout, key)
         for found in discoveries:
-            for day in found.days if found.kind in TO_FETCH and found.etag else ():
+            for day in found.days if found.kind in _TO_FETCH and found.etag else ():
                 row = ledger.get(day)
                 # A run may have fetched the day since it was compared.
                 if row is None or (row.final and row.etag == found.etag and row.failure is None):

@@ -16,7 +16,7 @@ MOST_PAGES = 200
 """Most pages of one listing, which is 200,000 keys. A folder of daily files has eight pages after ten years."""
 
 Compression = Literal["zstd", "lz4"]
-Kind = Literal["time", "day", "int", "float", "bool", "word", "ignore"]
+ColumnKind = Literal["time", "day", "int", "float", "bool", "word", "ignore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Column:
     """
 
     name: str
-    kind: Kind
+    kind: ColumnKind
     rest: str = ""
     text: bool = False
     nullable: bool = False
@@ -553,7 +553,7 @@ def expected_rows(key: SeriesKey) -> int | None:
     return None if key.interval is None else 86_400 // INTERVALS[key.interval]
 
 
-MOST_TRADES_A_DAY = 50_000_000
+_MOST_TRADES_A_DAY = 50_000_000
 """Upper bound of a day's aggTrades. The busiest days of spot BTCUSDT have 10 to 20 million trades and fewer aggTrades.
 They lie in the months without fees of 2022 and 2023. A day of um BTCUSDT has 1 to 5 million."""
 
@@ -568,7 +568,7 @@ def most_rows(key: SeriesKey, days: int) -> int:
     candles is therefore a little above twice their number.
     """
     expected = _most_a_day(key)
-    return MOST_TRADES_A_DAY * days if expected is None else most_repeated(expected * days)
+    return _MOST_TRADES_A_DAY * days if expected is None else most_repeated(expected * days)
 
 
 def _most_a_day(key: SeriesKey) -> int | None:

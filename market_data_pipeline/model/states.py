@@ -43,7 +43,7 @@ class DayState(StrEnum):
 EXPLAINED = frozenset(verdict for verdict, severity in VERDICT_SEVERITY.items() if severity is Severity.INFO)
 """Verdicts that explain missing or flat rows. Nothing is left to find out."""
 
-NOT_KNOWN_YET = frozenset({Verdict.UNPUBLISHED, Verdict.UNCONFIRMED})
+_NOT_KNOWN_YET = frozenset({Verdict.UNPUBLISHED, Verdict.UNCONFIRMED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ RULES = (
     _Rule(DayState.FAULTY, integrity=Severity.ERROR),
     _Rule(DayState.INCOMPLETE, verdicts=frozenset({Verdict.ARCHIVE_DEFECT, Verdict.UNEXPLAINED})),
     # Missing rows of a provisional day may still come.
-    _Rule(DayState.INCOMPLETE, final=True, verdicts=NOT_KNOWN_YET),
+    _Rule(DayState.INCOMPLETE, final=True, verdicts=_NOT_KNOWN_YET),
     _Rule(DayState.PROVISIONAL, final=False),
     _Rule(DayState.OUTAGE, verdicts=frozenset({Verdict.OUTAGE, Verdict.SUSPENDED})),
     _Rule(DayState.HEALED, verdicts=frozenset({Verdict.HEALED})),
@@ -118,7 +118,7 @@ def state_of(outcome: str, final: bool, verdicts: str, integrity: str | None = N
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class DayDefect:
     """One reason why a stored day does not count as complete.
 
     Attributes:
@@ -143,23 +143,23 @@ def is_complete(row: DayRecord) -> bool:
     return state_of(row.outcome, row.final, row.verdicts, row.integrity) not in (DayState.FAULTY, DayState.INCOMPLETE)
 
 
-def faults_of(row: DayRecord) -> list[Fault]:
+def faults_of(row: DayRecord) -> list[DayDefect]:
     """Return the reasons why a stored day is not complete. The list is empty if it is complete or not stored."""
     if row.outcome != HELD or is_complete(row):
         return []
-    refused = [Fault(row.failure or "", 0, row.reason or "")] if _was_refused(row) else []
+    refused = [DayDefect(row.failure or "", 0, row.reason or "")] if _was_refused(row) else []
     return [*refused, *faults_of_rows(row)]
 
 
-def faults_of_rows(row: DayRecord) -> list[Fault]:
+def faults_of_rows(row: DayRecord) -> list[DayDefect]:
     """Return the faults of the stored rows. Data derived from the rows inherits them."""
     if row.outcome != HELD or row.findings == "[]":
         return []
     found = []
     for finding in row.findings_list():
-        open_still = row.final and finding.check == "gaps" and finding.rule in NOT_KNOWN_YET
+        open_still = row.final and finding.check == "gaps" and finding.rule in _NOT_KNOWN_YET
         if finding.severity is Severity.ERROR or open_still:
-            found.append(Fault(finding.rule, finding.count, finding.evidence or finding.message))
+            found.append(DayDefect(finding.rule, finding.count, finding.evidence or finding.message))
     return found
 
 

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 SAY_AFTER_SECONDS = 60.0
 """A longer wait is logged."""
 
-SAY_AGAIN_SECONDS = 600.0
+_SAY_AGAIN_SECONDS = 600.0
 """Each reason is logged at most once in this time, for all threads together."""
 
 
@@ -133,7 +133,7 @@ def end_process() -> None:
         stop.set()
 
 
-def in_words(seconds: float) -> str:
+def as_duration(seconds: float) -> str:
     """Format a duration for people.
 
     >>> in_words(59), in_words(170), in_words(7300), in_words(300_000)
@@ -158,7 +158,7 @@ def _say(reason: str) -> None:
     key = "".join(character for character in reason if not character.isdigit())
     now = time.monotonic()
     with _lock:
-        if now - _said.get(key, -SAY_AGAIN_SECONDS) < SAY_AGAIN_SECONDS:
+        if now - _said.get(key, -_SAY_AGAIN_SECONDS) < _SAY_AGAIN_SECONDS:
             return
         _said[key] = now
     logger.warning(reason)

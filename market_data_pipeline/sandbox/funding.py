@@ -6,8 +6,9 @@ import hashlib
 from datetime import date
 from decimal import Decimal
 
+from market_data_pipeline.clock import day_start_us
 from market_data_pipeline.model.series import DataType
-from market_data_pipeline.sandbox.generator import DAY_US, day_start_us, trading_hours_us
+from market_data_pipeline.sandbox.generator import DAY_US, trading_hours_us
 from market_data_pipeline.sandbox.rows import TextRows
 from market_data_pipeline.sandbox.symbols import GeneratedSymbol
 

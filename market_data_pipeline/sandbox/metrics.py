@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from datetime import date
 
+from market_data_pipeline.clock import day_start_us
 from market_data_pipeline.model.series import DataType, Market
-from market_data_pipeline.sandbox.generator import DAY_US, day_start_us, price_at_midnight, trading_hours_us
+from market_data_pipeline.sandbox.generator import DAY_US, price_at_midnight, trading_hours_us
 from market_data_pipeline.sandbox.rows import TextRows
 from market_data_pipeline.sandbox.symbols import GeneratedSymbol
 

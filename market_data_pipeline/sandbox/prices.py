@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from market_data_pipeline.model.series import DataType
-from market_data_pipeline.sandbox.generator import Ints, Klines
+from market_data_pipeline.sandbox.generator import Integers, Klines
 from market_data_pipeline.sandbox.rows import TextRows
 
 _PLACES = 8
@@ -19,10 +19,10 @@ _LARGEST = 50_000
 """Largest premium in units of 1e-8: 0.05 %."""
 
 
-def premium(minutes: Ints) -> Ints:
+def premium(minutes: Integers) -> Integers:
     """Return the premium at minutes since 1970, in units of 1e-8."""
     wave = np.sin(minutes / 97.0) + np.sin(minutes / 1_009.0)
-    units: Ints = np.round(wave * (_LARGEST / 2)).astype(np.int64)
+    units: Integers = np.round(wave * (_LARGEST / 2)).astype(np.int64)
     return units
 
 

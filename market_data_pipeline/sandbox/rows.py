@@ -11,26 +11,23 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from market_data_pipeline.model.series import DataType, Market
-from market_data_pipeline.sandbox.csv_writer import Decimals, Words, csv_text
+from market_data_pipeline.sandbox.csv_writer import Decimals, Texts, csv_text
 from market_data_pipeline.sandbox.forms import FORMS
-from market_data_pipeline.sandbox.generator import Klines, Trades
-
-Ints = npt.NDArray[np.int64]
+from market_data_pipeline.sandbox.generator import GeneratedTrades, Integers, Klines
 
 
 class Rows(Protocol):
     """Rows of one series and day."""
 
     @property
-    def times(self) -> Ints:
+    def times(self) -> Integers:
         """The open_time or transact_time of each row, in microseconds since 1970 (UTC)."""
         ...
 
     @property
-    def ids(self) -> Ints | None:
+    def ids(self) -> Integers | None:
         """The agg_trade_id of each row. None for klines."""
         ...
 
@@ -50,16 +47,16 @@ class KlineRows:
     klines: Klines
 
     @property
-    def times(self) -> Ints:
+    def times(self) -> Integers:
         """The open_time of each row, in microseconds since 1970 (UTC)."""
         return self.klines.open_time
 
     @property
-    def ids(self) -> Ints | None:
+    def ids(self) -> Integers | None:
         """None, because klines have no ids."""
         return None
 
-    def _columns(self, rows: slice, divisor: int) -> list[Decimals | Words]:
+    def _columns(self, rows: slice, divisor: int) -> list[Decimals | Texts]:
         k, symbol = self.klines, self.klines.symbol
         p, q = symbol.price_decimals, symbol.quantity_decimals
         shown = 8 if symbol.market is Market.SPOT else 0
@@ -75,7 +72,7 @@ class KlineRows:
             Decimals(k.count[rows]),
             Decimals(k.taker_volume[rows], q, shown),
             Decimals(k.taker_turnover[rows], turnover, shown),
-            Words(np.zeros(n, np.bool_), "", "0"),
+            Texts(np.zeros(n, np.bool_), "", "0"),
         ]
 
     def fields(self, start: int, stop: int) -> list[list[str]]:
@@ -91,34 +88,34 @@ class KlineRows:
 class TradeRows:
     """Generated aggTrades as rows."""
 
-    trades: Trades
+    trades: GeneratedTrades
 
     @property
-    def times(self) -> Ints:
+    def times(self) -> Integers:
         """The transact_time of each row, in microseconds since 1970 (UTC)."""
         return self.trades.time
 
     @property
-    def ids(self) -> Ints | None:
+    def ids(self) -> Integers | None:
         """The agg_trade_id of each row."""
         return self.trades.agg_trade_id
 
-    def _columns(self, rows: slice, divisor: int, *, trimmed: bool) -> list[Decimals | Words]:
+    def _columns(self, rows: slice, divisor: int, *, trimmed: bool) -> list[Decimals | Texts]:
         t, symbol = self.trades, self.trades.symbol
         spot = symbol.market is Market.SPOT
         shown = 8 if spot else 0
         trimmed = trimmed and not spot
         maker = t.is_buyer_maker[rows]
-        columns: list[Decimals | Words] = [
+        columns: list[Decimals | Texts] = [
             Decimals(t.agg_trade_id[rows]),
             Decimals(t.price[rows], symbol.price_decimals, shown, trimmed),
             Decimals(t.quantity[rows], symbol.quantity_decimals, shown, trimmed),
             Decimals(t.first_trade_id[rows]),
             Decimals(t.last_trade_id[rows]),
             Decimals(t.time[rows] // divisor),
-            Words(maker, "True", "False") if spot else Words(maker, "true", "false"),
+            Texts(maker, "True", "False") if spot else Texts(maker, "true", "false"),
         ]
-        return [*columns, Words(np.ones(len(maker), np.bool_), "True", "False")] if spot else columns
+        return [*columns, Texts(np.ones(len(maker), np.bool_), "True", "False")] if spot else columns
 
     def fields(self, start: int, stop: int) -> list[list[str]]:
         """Return the rows ``start`` to ``stop`` (exclusive) as text, with times in microseconds."""
@@ -139,13 +136,13 @@ class TextRows:
     """Microseconds that the archive adds to the times, where it labels periods by their end."""
 
     @property
-    def times(self) -> Ints:
+    def times(self) -> Integers:
         """The open_time or transact_time of each row, in microseconds since 1970 (UTC)."""
         column = FORMS[self.data_type].times[0]
         return np.array([int(row[column]) for row in self.rows], np.int64)
 
     @property
-    def ids(self) -> Ints | None:
+    def ids(self) -> Integers | None:
         """The agg_trade_id of each row. None for rows without ids."""
         return np.array([int(row[0]) for row in self.rows], np.int64) if FORMS[self.data_type].ids else None
 

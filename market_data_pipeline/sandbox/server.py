@@ -31,7 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.series import Market
-from market_data_pipeline.sandbox.exchange import ArchiveFile, Exchange, GeneratedExchange, etag_of_wrong
+from market_data_pipeline.sandbox.exchange import Exchange, GeneratedExchange, ServedFile, etag_of_wrong
 from market_data_pipeline.sandbox.faults import (
     AnswerFault,
     CutBody,
@@ -59,15 +59,15 @@ from market_data_pipeline.sandbox.rest import (
 )
 from market_data_pipeline.sandbox.symbols import GeneratedSymbol
 
-HOST = "127.0.0.1"
+_HOST = "127.0.0.1"
 _MOST_UNSENT = 1 << 22
 """Largest number of unsent bytes to buffer for an endless answer."""
 
 _TICK_SECONDS = 0.1
 """Interval at which the server updates the date in its answers and checks for Ctrl-C."""
 
-ENDPOINTS = ("klines", "aggTrades", *PRICES, "fundingRate", "exchangeInfo", "time", "ping")
-URL_SETTINGS = (
+_ENDPOINTS = ("klines", "aggTrades", *PRICES, "fundingRate", "exchangeInfo", "time", "ping")
+_URL_SETTINGS = (
     "MARKET_DATA_VISION_URL",
     "MARKET_DATA_VISION_LISTING_URL",
     "MARKET_DATA_SPOT_URL",
@@ -77,7 +77,7 @@ URL_SETTINGS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class LoggedRequest:
     """A request that the sandbox answered."""
 
     method: str
@@ -111,15 +111,15 @@ class Clock:
 class Log:
     """The requests in the order of their answers. Safe for threads."""
 
-    _requests: list[Request] = field(default_factory=list)
+    _requests: list[LoggedRequest] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def append(self, request: Request) -> None:
+    def append(self, request: LoggedRequest) -> None:
         """Append a request."""
         with self._lock:
             self._requests.append(request)
 
-    def snapshot(self) -> list[Request]:
+    def snapshot(self) -> list[LoggedRequest]:
         """Return a copy of all requests."""
         with self._lock:
             return list(self._requests)
@@ -144,7 +144,7 @@ class Site:
 # --- the archive and its listing ---------------------------------------------------------------------------------
 
 
-def _archive_answer(file: ArchiveFile | None, key: str) -> Response:
+def _archive_answer(file: ServedFile | None, key: str) -> Response:
     if file is None:
         body = (
             '<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>NoSuchKey</Code>'
@@ -206,7 +206,7 @@ def _rest_routes(site: Site) -> list[Route]:
         return Response(json.dumps(payload, ensure_ascii=False), status, headers, "application/json;charset=UTF-8")
 
     statistics = [Route(f"{STATISTICS_PREFIX}/{endpoint}", rest) for endpoint in STATISTICS]
-    return [Route(f"{prefix}/{endpoint}", rest) for prefix in PREFIXES for endpoint in ENDPOINTS] + statistics
+    return [Route(f"{prefix}/{endpoint}", rest) for prefix in PREFIXES for endpoint in _ENDPOINTS] + statistics
 
 
 # --- control endpoints -------------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ class Wire:
 
         def log(status: int) -> None:
             pairs = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
-            self._site.log.append(Request(scope["method"], path, pairs, status, scope.get("weight", 0), at))
+            self._site.log.append(LoggedRequest(scope["method"], path, pairs, status, scope.get("weight", 0), at))
 
         await asyncio.sleep(sum(fault.latency for fault in met))
         for fault in met:
@@ -422,7 +422,7 @@ def make_app(site: Site) -> ASGIApp:
 def _server(site: Site) -> _Server:
     config = uvicorn.Config(
         make_app(site),
-        host=HOST,
+        host=_HOST,
         log_config=None,
         log_level="critical",
         access_log=False,
@@ -470,7 +470,7 @@ def _listen(port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((HOST, port))
+        listener.bind((_HOST, port))
     except OSError as error:
         listener.close()
         raise UsageError(
@@ -513,7 +513,7 @@ class Sandbox:
     @property
     def url(self) -> str:
         """``http://127.0.0.1:PORT``."""
-        return f"http://{HOST}:{self._port}"
+        return f"http://{_HOST}:{self._port}"
 
     @property
     def faults(self) -> Faults:
@@ -526,7 +526,7 @@ class Sandbox:
         return self.site.meter
 
     @property
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[LoggedRequest]:
         """A copy of the request log, in the order of the answers."""
         return self.site.log.snapshot()
 
@@ -540,7 +540,7 @@ class Sandbox:
 
     def settings_env(self) -> dict[str, str]:
         """Return the environment variables that point the pipeline at this sandbox."""
-        return dict.fromkeys(URL_SETTINGS, self.url)
+        return dict.fromkeys(_URL_SETTINGS, self.url)
 
     def __enter__(self) -> Self:
         self._socket = _listen(self._port)

@@ -24,20 +24,20 @@ from typing import TypeVar
 
 from market_data_pipeline.errors import HostOffError
 from market_data_pipeline.model import faults
-from market_data_pipeline.model.waits import Stop, Wait, in_words
+from market_data_pipeline.model.waits import Stop, Wait, as_duration
 from market_data_pipeline.settings import PREFIX
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-LOOK_AGAIN_SECONDS = 0.5
+_LOOK_AGAIN_SECONDS = 0.5
 """Seconds between two checks of a wait's reason."""
 
 LONGEST_BAN_SECONDS = 3 * 86_400.0
 """Longest ban of an address by Binance: three days."""
 
-TOLERANCE_SECONDS = 60.0
+_TOLERANCE_SECONDS = 60.0
 """Recorded times further in the future were written under a wrong clock, and are dropped."""
 
 _MINUTE = 60.0
@@ -178,7 +178,7 @@ class WeightBudget:
         wait = Wait(self._stop)
         while (left := self._take(min(weight, self.ours))) is not None:
             seconds, reason = left
-            wait.sleep(min(seconds, LOOK_AGAIN_SECONDS), f"Waiting for {self._host} (REST): {reason}.", seconds)
+            wait.sleep(min(seconds, _LOOK_AGAIN_SECONDS), f"Waiting for {self._host} (REST): {reason}.", seconds)
             refuse()
 
     def _take(self, weight: int) -> tuple[float, str] | None:
@@ -189,11 +189,11 @@ class WeightBudget:
             _drop_implausible(record, now, self._limit, self._seconds)
             if (pause := _heard(record, PAUSE) - now) > self._patience:
                 raise HostOffError(
-                    f"{self._host} (REST) requested a pause with {in_words(pause)} left, longer than "
+                    f"{self._host} (REST) requested a pause with {as_duration(pause)} left, longer than "
                     f"{PREFIX}REST_PAUSE_SECONDS ({self._patience:g}). Days from the archive continue."
                 )
             if pause > 0:
-                return pause, f"it requested a pause, {in_words(pause)} left"
+                return pause, f"it requested a pause, {as_duration(pause)} left"
             used = _heard(record, USED)
             spent = record.execute("SELECT at, weight FROM spent ORDER BY at").fetchall()
             if used and used + weight > self._limit * _NEARLY:
@@ -211,7 +211,7 @@ class WeightBudget:
 
     @property
     def _unit(self) -> str:
-        return "weight per minute" if self._seconds == _MINUTE else f"requests in {in_words(self._seconds)}"
+        return "weight per minute" if self._seconds == _MINUTE else f"requests in {as_duration(self._seconds)}"
 
     def observe(self, used: int) -> None:
         """Record Binance's count of the weight that this address used in the current minute."""
@@ -258,8 +258,8 @@ class WeightBudget:
         except (OSError, ValueError, IndexError):
             return None
         now = time.time()
-        latest = now + LONGEST_BAN_SECONDS + TOLERANCE_SECONDS
-        if not now < until <= latest or not since <= now + TOLERANCE_SECONDS:
+        latest = now + LONGEST_BAN_SECONDS + _TOLERANCE_SECONDS
+        if not now < until <= latest or not since <= now + _TOLERANCE_SECONDS:
             return None
         return datetime.fromtimestamp(min(until, now + LONGEST_BAN_SECONDS), UTC)
 
@@ -286,7 +286,7 @@ def _plausible(seconds: float) -> float:
 
 def _drop_implausible(record: sqlite3.Connection, now: float, limit: int, seconds: float) -> None:
     """Delete records that expired, are not numbers, or lie in the future (written under a wrong clock)."""
-    latest = now + TOLERANCE_SECONDS
+    latest = now + _TOLERANCE_SECONDS
     record.execute(
         "DELETE FROM spent WHERE typeof(at) NOT IN ('real', 'integer') OR NOT at BETWEEN ? AND ?"
         " OR typeof(weight) != 'integer' OR NOT weight BETWEEN 1 AND ?",

@@ -13,14 +13,14 @@ from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.model.series import Market, SeriesKey
 from market_data_pipeline.universe.config import compose, parse_universe
-from market_data_pipeline.universe.resolved import Entry, Listings, Since, Wanted, lock_path, series_of
+from market_data_pipeline.universe.resolved import CollectedType, Entry, Listings, Since, lock_path, series_of_entry
 
-LOCK_HEADER = """\
+_LOCK_HEADER = """\
 # Written by `market-data universe refresh` from the listing of Binance's archive. Commit it with the universe.
 # UTC days on which each symbol was listed, both included. `until: null`: still listed. A relisting is a second span.
 """
 
-NEW_UNIVERSE = """\
+_NEW_UNIVERSE = """\
 # Series to collect. Each entry names a market (spot, um, cm), symbols, data types and the first day of each.
 collect:
 """
@@ -41,7 +41,7 @@ def add_series(text: str, key: SeriesKey, since: Since, name: str = "universe.ya
     Raises:
         UsageError: the text has mistakes, or its form does not allow adding an entry.
     """
-    text = text if text.strip() else NEW_UNIVERSE
+    text = text if text.strip() else _NEW_UNIVERSE
     body = _without_empty_list(text if text.endswith("\n") else text + "\n", name)
     entries = parse_universe(text, name) if body is None else ()
     for entry in entries:
@@ -69,13 +69,13 @@ def _without_empty_list(text: str, name: str) -> str | None:
     return None
 
 
-def _wanted(entry: Entry, key: SeriesKey) -> Wanted | None:
+def _wanted(entry: Entry, key: SeriesKey) -> CollectedType | None:
     """Return the data type of an entry to which a series belongs; None if the entry does not name the series."""
     is_named = key.market in entry.markets and key.symbol in dict(entry.symbols)
-    return dict(series_of(entry, key.market, key.symbol)).get(key) if is_named else None
+    return dict(series_of_entry(entry, key.market, key.symbol)).get(key) if is_named else None
 
 
-def _earlier(text: str, entry: Entry, wanted: Wanted, key: SeriesKey, since: Since, name: str) -> str:
+def _earlier(text: str, entry: Entry, wanted: CollectedType, key: SeriesKey, since: Since, name: str) -> str:
     """Return the text with an earlier ``from:`` for the series, if no other series shares the entry's ``from:``."""
     alone = len(entry.markets) == len(entry.symbols) == len(wanted.intervals) == 1
     if not alone or _later(since, wanted.since):
@@ -98,7 +98,7 @@ def _starts(text: str, name: str) -> dict[SeriesKey, Since]:
         for entry in parse_universe(text, name)
         for market in entry.markets
         for symbol, _ in entry.symbols
-        for key, wanted in series_of(entry, market, symbol)
+        for key, wanted in series_of_entry(entry, market, symbol)
     }
 
 
@@ -136,7 +136,7 @@ def write_lock(path: Path, listings: Listings) -> Path:
 
 def render_lock(listings: Listings) -> str:
     """Return the text of a lock: sorted, one line per symbol, so that a changed symbol changes one line."""
-    lines = [LOCK_HEADER]
+    lines = [_LOCK_HEADER]
     for market in Market:
         symbols = sorted(symbol for where, symbol in listings if where is market)
         if symbols:

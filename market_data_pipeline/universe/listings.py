@@ -36,7 +36,7 @@ May 2022.
 ANCHORS = {Market.SPOT: "BTCUSDT", Market.UM: "BTCUSDT", Market.CM: "BTCUSD_PERP"}
 """Symbols that show the newest published day of a market. They are listed whatever the universe collects."""
 
-UM_FILES_BEGIN = date(2020, 1, 1)
+_UM_FILES_BEGIN = date(2020, 1, 1)
 """Approximate first day of um's daily files. For symbols that traded before, since 2019-09, only REST has the start."""
 
 
@@ -63,7 +63,7 @@ def spans_of(days: Iterable[date], newest: date) -> tuple[tuple[date, date | Non
     return (*closed, (first, last if newest - last > DELISTED_AFTER else None))
 
 
-class ListedFile(Protocol):
+class ListedKey(Protocol):
     """A file in the archive's listing."""
 
     @property
@@ -77,7 +77,7 @@ class ArchiveListing(Protocol):
     def list_folders(self, prefix: str) -> Sequence[str]:
         """Return the names of the folders directly below a prefix."""
 
-    def list_files(self, prefix: str) -> Sequence[ListedFile]:
+    def list_files(self, prefix: str) -> Sequence[ListedKey]:
         """Return the files directly below a prefix."""
 
 
@@ -262,16 +262,16 @@ def _days_of(archive: ArchiveListing, folder: str) -> list[date]:
 def _with_first_candle(
     spans: tuple[tuple[date, date | None], ...], market: Market, symbol: str, rest: FirstCandle | None
 ) -> tuple[tuple[date, date | None], ...]:
-    if rest is None or not spans or market is not Market.UM or spans[0][0] > UM_FILES_BEGIN:
+    if rest is None or not spans or market is not Market.UM or spans[0][0] > _UM_FILES_BEGIN:
         return spans
     first = rest.first_candle_day(SeriesKey(EXCHANGE, market, DataType.KLINES, symbol, "1d"))
     return ((min(first, spans[0][0]), spans[0][1]), *spans[1:]) if first else spans
 
 
-Report = Callable[[str], object]
+_Report = Callable[[str], object]
 
 
-def with_listings(settings: Settings, universe: Universe, keys: Iterable[SeriesKey], report: Report) -> Universe:
+def with_listings(settings: Settings, universe: Universe, keys: Iterable[SeriesKey], report: _Report) -> Universe:
     """Add the listings of series' symbols that the lock does not have, and write the lock.
 
     This refuses a misspelt symbol before any of its days is requested. It takes a few requests per symbol that is not
@@ -325,7 +325,7 @@ class _LenientRest:
     Without REST, um symbols that are older than the daily files start with their first daily file.
     """
 
-    def __init__(self, settings: Settings, report: Report) -> None:
+    def __init__(self, settings: Settings, report: _Report) -> None:
         self._settings = settings
         self._report = report
         self._hosts: dict[Market, RestApi] = {}
@@ -350,7 +350,7 @@ class _LenientRest:
 
 
 @contextmanager
-def listing_sources(settings: Settings, report: Report) -> Iterator[tuple[ArchiveClient, FirstCandle]]:
+def listing_sources(settings: Settings, report: _Report) -> Iterator[tuple[ArchiveClient, FirstCandle]]:
     """Open the archive's listing, and REST for symbols that are older than the archive or not in it yet.
 
     Args:

@@ -9,7 +9,7 @@ import pytest
 from market_data_pipeline import MarketData
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import quarantine
-from market_data_pipeline.maintenance.archive_sweep import Kind, sweep
+from market_data_pipeline.maintenance.archive_sweep import ArchiveChange, sweep
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.sandbox import MissingRows, WrongChecksum
 from market_data_pipeline.sources.binance.archive import ArchiveClient
@@ -79,7 +79,7 @@ def test_sweep_finds_the_month_of_provisional_days(world: World) -> None:
     world.at("2026-02-04T12:00")
     (found,) = sweep(world.settings, [BTC], archive).discoveries
     archive.close()
-    assert (found.kind, found.days) == (Kind.PUBLISHED, (date(2026, 1, 30), date(2026, 1, 31)))
+    assert (found.kind, found.days) == (ArchiveChange.PUBLISHED, (date(2026, 1, 30), date(2026, 1, 31)))
 
 
 def test_month_with_a_wrong_checksum_can_be_accepted(world: World, market_data: Shell) -> None:

@@ -16,7 +16,7 @@ from market_data_pipeline.defs.keys import asset_key_of, encode_symbol
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT
 from market_data_pipeline.defs.reconciliation import definitions
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.model.datasets import MARKETS, WORDS, Kind, lake_columns
+from market_data_pipeline.model.datasets import MARKETS, WORDS, ColumnKind, lake_columns
 from market_data_pipeline.model.lineage import profile_of, source_of
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
 from market_data_pipeline.settings import Settings
@@ -25,7 +25,7 @@ IO_MANAGER = "lake"
 INGESTION = "ingestion"
 OWNER = "team:market-data"
 
-MARKET_NAMES: Mapping[Market, str] = {
+_MARKET_NAMES: Mapping[Market, str] = {
     Market.SPOT: "spot",
     Market.UM: "USDⓈ-margined futures (um)",
     Market.CM: "coin-margined futures (cm)",
@@ -138,7 +138,7 @@ def _definition_metadata(key: SeriesKey, layout: Layout) -> dict[str, Any]:
 def _describe(key: SeriesKey, layout: Layout) -> str:
     where = [f"symbol = '{key.symbol}'", *([f"\"interval\" = '{key.interval}'"] if key.interval else [])]
     view = f"{key.sql_schema}.{key.data_type.sql_name}"
-    market = MARKET_NAMES[key.market]
+    market = _MARKET_NAMES[key.market]
     headline = WORDS[key.data_type].headline.format(symbol=key.symbol, interval=key.interval, market=market)
     more = ""
     arguments = ", ".join(f'"{one}"' for one in filter(None, (key.symbol, key.interval, "2024-01-01")))
@@ -216,7 +216,7 @@ _COLUMNS: Mapping[str, str] = {
     "agg_trades": "Number of aggregated trades, without sentinel rows.",
 }
 
-_SQL_TYPES: Mapping[Kind, str] = {
+_SQL_TYPES: Mapping[ColumnKind, str] = {
     "time": "TIMESTAMP",
     "day": "DATE",
     "int": "BIGINT",

@@ -27,7 +27,7 @@ from market_data_pipeline.reconciliation.record import read_reconciled
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sql.publish import publish_views
 
-SHOWN_DIFFERENCES = 15
+_SHOWN_DIFFERENCES = 15
 """Maximum number of values in a day's metadata table. Every event stores its own copy."""
 
 NOT_COMPARED = f"Not compared yet. The job `{RECONCILIATION}` compares the day when both sides are stored."
@@ -57,14 +57,14 @@ def evaluations(
             check_name=RECONCILIATION,
             passed=one.unexplained == 0,
             severity=dg.AssetCheckSeverity.ERROR,
-            description=f"{describe(one)} {CHANGED_SINCE}" if one.day in stale else describe(one),
+            description=f"{_describe(one)} {CHANGED_SINCE}" if one.day in stale else _describe(one),
             metadata=_metadata(one),
             partition=partition_of(one.day),
             target_materialization_data=targets.get(partition_of(one.day)),
         )
 
 
-def describe(found: DayReconciled) -> str:
+def _describe(found: DayReconciled) -> str:
     """Return a day's result in one or two sentences."""
     if not found.differing:
         return f"All {found.bars:,} candles equal the candles rebuilt from {found.source}."
@@ -90,9 +90,9 @@ def _metadata(found: DayReconciled) -> Mapping[str, Any]:
     }
     if found.differences:
         ordered = sorted(found.differences, key=lambda one: bool(one.reason))
-        facts["differences"] = dg.MetadataValue.table([_record(one) for one in ordered[:SHOWN_DIFFERENCES]])
-        if len(ordered) > SHOWN_DIFFERENCES:
-            facts["more differences"] = f"{SHOWN_DIFFERENCES} of {len(ordered)} values shown"
+        facts["differences"] = dg.MetadataValue.table([_record(one) for one in ordered[:_SHOWN_DIFFERENCES]])
+        if len(ordered) > _SHOWN_DIFFERENCES:
+            facts["more differences"] = f"{_SHOWN_DIFFERENCES} of {len(ordered)} values shown"
     return {name: value for name, value in facts.items() if value is not None}
 
 
