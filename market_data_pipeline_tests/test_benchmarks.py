@@ -45,9 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.xdist_group("benchmarks")
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_a_benchmark_measures_beside_its_baselines_and_keeps_the_numbers(
-    name: str, folder: Path, tmp_path: Path
-) -> None:
+def test_benchmark_runs_with_its_baselines_and_stores_numbers(name: str, folder: Path, tmp_path: Path) -> None:
     shown = io.StringIO()
     rows = measure([name], TINY, folder, tmp_path / "results", Console(file=shown, width=200))
 
@@ -72,7 +70,7 @@ def test_a_target_is_reached_from_the_better_side() -> None:
     assert Row("a", "", "ms", [50]).reached is None
 
 
-def test_growth_is_seen_beside_what_every_backfill_costs_once() -> None:
+def test_growth_excludes_the_fixed_cost_of_a_backfill() -> None:
     """2 s to begin with, then 10 ms a day; of the second, 20 ms for each beyond the hundredth."""
     linear = growth_rows("growth-days", "days", "day", {10: [2.1], 100: [3.0], 400: [6.0]})
     worse = growth_rows("growth-days", "days", "day", {10: [2.1], 100: [3.0], 400: [9.0]})
@@ -99,7 +97,7 @@ def _installed(tools: Path, name: str, script: str) -> Tool:
     return tool
 
 
-def test_a_published_tool_is_compared_only_where_it_ran_and_brought_all_rows(tmp_path: Path) -> None:
+def test_published_tool_is_compared_only_if_it_fetched_all_rows(tmp_path: Path) -> None:
     folder = tmp_path / "tools"
     archives = Archives(tmp_path, TINY, folder)
     tools = [
@@ -125,18 +123,18 @@ def test_a_published_tool_is_compared_only_where_it_ran_and_brought_all_rows(tmp
     assert "broken: failed (no such symbol)" in shown.getvalue()
 
 
-def test_archives_of_another_scale_are_not_taken_for_those_that_are_wanted() -> None:
+def test_archives_of_another_scale_are_not_reused() -> None:
     assert len({scale.digest for scale in (FULL, QUICK, TINY, replace(TINY, trades=3_000))}) == 4
     assert replace(TINY).digest == TINY.digest
 
 
-def test_no_published_tool_is_installed_unless_asked_for(tmp_path: Path) -> None:
+def test_published_tool_is_installed_only_on_request(tmp_path: Path) -> None:
     archives = Archives(tmp_path, TINY)
     assert beside(DAILY_TOOLS, archives, archives.kline_series, archives.kline_days, "", tmp_path, 1) == ([], [])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_peak_memory_of_work_counts_the_processes_that_helped() -> None:
+def test_peak_memory_counts_helper_processes() -> None:
     """Trades are read in processes of their own, which the memory of the one that asks them does not show."""
     hundred_mb = "import sys; taken = b'x' * 100_000_000; print('taken', flush=True); sys.stdin.read()"
     with measured() as alone:

@@ -13,7 +13,8 @@ def test_code_and_links_are_left_out() -> None:
     assert list(in_text("`held` and [a page](held.md).\n\n```\nkeep it\n```\nkept")) == [(6, "kept")]
 
 
-def test_docstrings_comments_and_messages_count_and_names_and_sql_do_not() -> None:
+def test_prose_in_python_counts_but_names_and_sql_do_not() -> None:
+    """Docstrings, comments and messages are prose."""
     source = '''"""Whether it is told."""
 HELD = "held"
 QUERY = "SELECT kept FROM held"

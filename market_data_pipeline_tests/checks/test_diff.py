@@ -30,7 +30,7 @@ def versions(changed: int) -> tuple[pa.Table, pa.Table]:
 
 
 @pytest.mark.parametrize("changed", [1, 3, 10, RECORDED, RECORDED + 50])
-def test_all_values_that_rest_and_the_archive_disagree_on_are_kept_for_sql(tmp_path: Path, changed: int) -> None:
+def test_values_that_differ_between_rest_and_archive_are_in_sql(tmp_path: Path, changed: int) -> None:
     [found] = disagreement(KEY, *versions(changed))
     assert found.count == changed
     lake = SmallLake(tmp_path)
@@ -51,14 +51,14 @@ def test_all_values_that_rest_and_the_archive_disagree_on_are_kept_for_sql(tmp_p
 @pytest.mark.parametrize(
     ("changed", "more"), [(1, ""), (3, ""), (10, "; and 7 more"), (RECORDED + 50, "; and 147 more")]
 )
-def test_a_sentence_shows_the_first_three_and_says_how_many_more_there_are(changed: int, more: str) -> None:
+def test_sentence_shows_three_values_and_the_number_of_others(changed: int, more: str) -> None:
     [found] = disagreement(KEY, *versions(changed))
     assert found.message.startswith(f"REST and the archive disagree on {changed} rows. The archive's rows are stored. ")
     assert found.message.endswith(f"volume 1.0 → {min(changed, 3) + 1.0}{more}.")
     assert len(found.message) < 400
 
 
-def test_an_archive_that_was_replaced_is_told_with_all_values_too() -> None:
+def test_replaced_archive_is_reported_with_all_values() -> None:
     found = difference(*versions(10), spec_of(KEY), key_format(KEY))
     finding = change_finding(KEY, "replaced", found, "The archive was replaced")
     assert finding.message.startswith(

@@ -77,14 +77,14 @@ def test_ids_that_are_jumped_are_the_ones_reported(ids: set[int]) -> None:
 
 
 @pytest.mark.parametrize("minutes", [0, 1, 59, 60, 61, 719])
-def test_of_today_only_closed_candles_are_expected(minutes: int) -> None:
+def test_only_closed_candles_of_today_are_expected(minutes: int) -> None:
     key = klines("BTCUSDT", "1h")
     known = START + minutes * 60_000_000
     missing = missing_candles(key, candles(key, []), DAY, known, ListingSpans())
     assert missing.inside.tolist() == [START + n * 3_600_000_000 for n in range(minutes // 60)]
 
 
-def test_before_the_first_candle_of_the_listing_day_nothing_is_missing() -> None:
+def test_nothing_is_missing_before_first_candle_of_listing_day() -> None:
     key = klines("BTCUSDT", "1h")
     present = [START + n * interval_us("1h") for n in range(7, 24) if n != 9]
     missing = missing_candles(key, candles(key, present), DAY, END, ListingSpans(((DAY, None),)))
@@ -105,7 +105,8 @@ def test_every_interval_divides_the_day() -> None:
         ([3], False),  # one trade a day: nothing to compare with but ten minutes
     ],
 )
-def test_a_day_that_ends_far_earlier_than_it_ever_pauses_seems_cut(hours: list[float], cut: bool) -> None:
+def test_day_that_ends_far_too_early_looks_cut(hours: list[float], cut: bool) -> None:
+    """A day ends far earlier than its longest pause allows."""
     times = [START + int(hour * 3_600_000_000) for hour in hours]
     table = trades(agg_trades("BTCUSDT"), list(range(len(times))), times)
     assert seems_cut(table, DAY) is cut

@@ -79,7 +79,8 @@ def test_with_no_other_symbol_it_is_quiet_and_unconfirmed() -> None:
 
 
 @pytest.mark.parametrize("verdict", ["archive_defect", "unpublished", "unexplained", "not_listed"])
-def test_rows_that_lack_for_other_reasons_neither_confirm_nor_deny(verdict: str) -> None:
+def test_rows_missing_for_other_reasons_are_no_evidence(verdict: str) -> None:
+    """They neither confirm nor deny a halt."""
     lacking = symbol(gap(verdict, (0, 100)))
     assert [one[0:1] + one[2:] for one in told(judged(minutes(5), {"AVAXUSDT": lacking}))] == [
         ("quiet", "unconfirmed: no other series of um is stored for this time")
@@ -92,7 +93,7 @@ def test_rows_that_lack_for_other_reasons_neither_confirm_nor_deny(verdict: str)
     )
 
 
-def test_what_lies_beyond_the_ranges_of_a_finding_is_unknown() -> None:
+def test_minutes_beyond_the_ranges_of_a_finding_are_unknown() -> None:
     others = {"AVAXUSDT": symbol(gap("quiet", (5, 5), beyond=3))}
     found = told(judged(minutes(4, 5, 6), others))
     assert [(rule, bounds) for rule, bounds, _ in found] == [
@@ -103,7 +104,7 @@ def test_what_lies_beyond_the_ranges_of_a_finding_is_unknown() -> None:
     assert found[-1][2].startswith("unconfirmed")
 
 
-def test_a_symbol_tells_nothing_of_candles_after_its_last_one() -> None:
+def test_symbol_is_no_evidence_after_its_last_candle() -> None:
     others = {"AVAXUSDT": symbol(last=MIDNIGHT + 10 * MINUTE)}
     found = told(judged(minutes(10, 11), others))
     assert [(rule, bounds) for rule, bounds, _ in found] == [("quiet", [(10, 10)]), ("quiet", [(11, 11)])]
@@ -116,7 +117,7 @@ def test_evidence_names_three_symbols_and_counts_the_others() -> None:
     assert evidence == ("every other stored symbol was flat or missing, too (9: S0USDT, S1USDT, S2USDT and 6 more)")
 
 
-def test_nothing_is_said_of_a_day_without_flat_candles() -> None:
+def test_day_without_flat_candles_has_no_finding() -> None:
     assert judged(minutes(), {"AVAXUSDT": symbol()}) == []
 
 
@@ -124,9 +125,10 @@ flat_minutes = st.sets(st.integers(0, 30), max_size=20)
 
 
 @given(flats=st.dictionaries(st.sampled_from("ABCDE"), flat_minutes, min_size=1))
-def test_a_flat_candle_is_suspended_just_when_there_are_others_and_all_of_them_are_flat(
+def test_flat_candle_is_suspended_when_all_others_are_flat(
     flats: dict[str, set[int]],
 ) -> None:
+    """It needs other symbols, and all of them must be flat."""
     day = MarketDay(
         "1m",
         DAY,
@@ -146,7 +148,7 @@ def test_a_flat_candle_is_suspended_just_when_there_are_others_and_all_of_them_a
         assert sum(finding.count for finding in found) == len(flat)
 
 
-def test_a_day_of_400_symbols_is_judged_in_seconds() -> None:
+def test_day_of_400_symbols_is_classified_in_seconds() -> None:
     generator = np.random.default_rng(1)
     flats = {f"S{n:03}USDT": minutes(*np.unique(generator.integers(0, 1440, 40))) for n in range(400)}
     began = time.process_time()

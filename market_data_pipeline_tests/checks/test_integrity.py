@@ -55,7 +55,8 @@ def test_a_candle_that_cannot_be_is_found(column: str, value: object, rule: str,
     assert found[rule].message.startswith("1 of 24 rows: ")
 
 
-def test_candles_end_a_millisecond_or_a_microsecond_before_the_next() -> None:
+def test_candle_ends_one_time_unit_before_the_next() -> None:
+    """The unit is a millisecond or a microsecond."""
     table = candles(HOURS, OPENED)
     in_milliseconds = np.array(OPENED, dtype=np.int64) + interval_us("1h") - 1000
     at = table.column_names.index("close_time")

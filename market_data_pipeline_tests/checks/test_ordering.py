@@ -33,7 +33,8 @@ def test_disorder_and_duplicates_leave_no_trace(ids: set[int], rng: random.Rando
 
 
 @given(st.integers(1, 50), st.data())
-def test_two_different_rows_with_one_key_are_a_conflict_with_both_shown(rows: int, data: st.DataObject) -> None:
+def test_different_rows_with_one_key_are_a_conflict(rows: int, data: st.DataObject) -> None:
+    """The finding shows both rows."""
     clean = trades(KEY, list(range(100, 100 + rows)))
     at = data.draw(st.integers(0, rows - 1))
     other = clean.slice(at, 1)

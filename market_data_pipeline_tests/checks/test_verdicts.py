@@ -78,7 +78,7 @@ def test_missing_candles(
     ],
 )
 @pytest.mark.parametrize("end", ["before", "after"])
-def test_candles_before_the_first_or_after_the_last_one_of_a_listing(
+def test_candles_outside_the_first_and_last_of_a_listing(
     archived: bool, asked: RestAnswer | None, trades: TradeRecord | None, verdict: Verdict, evidence: str, end: str
 ) -> None:
     missing = Missing(NONE, **{end: minutes(4, 5)})
@@ -98,7 +98,7 @@ def test_candles_before_the_first_or_after_the_last_one_of_a_listing(
         *((v, Severity.ERROR) for v in ("archive_defect", "unexplained")),
     ],
 )
-def test_what_a_verdict_means_for_the_check(verdict: str, severity: Severity) -> None:
+def test_verdict_decides_the_result_of_the_check(verdict: str, severity: Severity) -> None:
     assert VERDICT_SEVERITY[Verdict(verdict)] is severity
 
 
@@ -133,14 +133,14 @@ def test_missing_ids(archived: bool, asked: RestAnswer | None, verdict: Verdict)
     assert [(r.first, r.last) for r in found.ranges] == [(5, 7), (10, 10)]
 
 
-def test_ids_filled_in_and_weight_used_up_are_told_apart() -> None:
+def test_filled_ids_and_used_up_weight_are_distinct() -> None:
     healed, cut = classify_trades([], np.array([5, 6, 9]), archived=True, asked=[AnsweredIds(5, 9, ANSWERED)], cut=True)
     assert (healed.rule, healed.count, len(healed.ranges)) == ("healed", 3, 2)
     assert (cut.rule, cut.severity) == ("unpublished", Severity.WARN)
     assert "MARKET_DATA_REST_TRADES_WEIGHT" in cut.message
 
 
-def test_each_run_of_ids_is_judged_by_what_was_asked_of_it() -> None:
+def test_each_run_of_ids_is_classified_by_its_own_request() -> None:
     answers = [
         AnsweredIds(11, 12, NO_ANSWER),
         AnsweredIds(5, 7, ANSWERED),

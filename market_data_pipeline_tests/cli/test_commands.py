@@ -75,7 +75,7 @@ def market_data(world: World, monkeypatch: pytest.MonkeyPatch) -> MarketData:
 # --- backfill and sync -------------------------------------------------------------------------------------------
 
 
-def test_backfill_brings_days_and_the_second_one_downloads_nothing(world: World, market_data: MarketData) -> None:
+def test_second_backfill_downloads_nothing(world: World, market_data: MarketData) -> None:
     result = market_data(*ONE_WEEK)
     assert result.exit_code == 0, result.output
     assert "binance/spot/klines/BTCUSDT/1h: 7 days, 7 fetched; 168 rows" in result.stderr
@@ -88,7 +88,7 @@ def test_backfill_brings_days_and_the_second_one_downloads_nothing(world: World,
     assert world.asked(".zip") == []
 
 
-def test_failed_day_is_named_with_its_reason_and_ends_with_exit_code_1(world: World, market_data: MarketData) -> None:
+def test_failed_day_is_named_with_its_reason_and_exit_code_1(world: World, market_data: MarketData) -> None:
     world.sandbox.faults.add(WrongChecksum(path=r"BTCUSDT-1h-2026-02-0[45]\.zip"))
     result = market_data(*ONE_WEEK)
     assert result.exit_code == 1
@@ -105,7 +105,7 @@ def test_failed_day_is_named_with_its_reason_and_ends_with_exit_code_1(world: Wo
     ]
 
 
-def test_ctrl_c_keeps_what_was_brought(world: World, market_data: MarketData) -> None:
+def test_ctrl_c_leaves_finished_days_stored(world: World, market_data: MarketData) -> None:
     world.sandbox.set_time(None)
     world.sandbox.faults.add(Delay(latency=0.5, path=r"\.zip$"))
     command = [sys.executable, "-m", "market_data_pipeline.cli", *ONE_WEEK[:3], "--from", "2023-01-02"]
@@ -134,7 +134,7 @@ def test_file_damaged_by_hand_is_replaced(world: World, market_data: MarketData)
     assert parquet.read_table(path).num_rows == 24
 
 
-def test_days_outside_the_listing_are_left_out_and_said(world: World, market_data: MarketData) -> None:
+def test_days_outside_the_listing_are_skipped_and_reported(world: World, market_data: MarketData) -> None:
     result = market_data(
         "backfill", "--symbol", "LUNAUSDT", "--interval", "1d", "--from", "2022-05-10", "--through", "2022-05-20"
     )
@@ -144,7 +144,7 @@ def test_days_outside_the_listing_are_left_out_and_said(world: World, market_dat
     assert list(held) == days("2022-05-10", "2022-05-13")
 
 
-def test_sync_brings_everything_up_to_now(world: World, market_data: MarketData) -> None:
+def test_sync_fetches_everything_up_to_now(world: World, market_data: MarketData) -> None:
     (world.root / "universe.yaml").write_text(
         "collect:\n"
         "  - {market: spot, symbols: [BTCUSDT], klines: {intervals: [1h], from: 2026-03-03}}\n"
@@ -196,7 +196,7 @@ def test_sync_brings_everything_up_to_now(world: World, market_data: MarketData)
         ("--frum 2021-01-01", "No such option"),
     ],
 )
-def test_what_cannot_be_meant_says_what_there_is_and_ends_with_exit_code_2(
+def test_invalid_selection_lists_the_choices_with_exit_code_2(
     world: World, market_data: MarketData, arguments: str, says: str
 ) -> None:
     result = market_data("backfill", *arguments.split())
@@ -300,7 +300,7 @@ def test_folder_that_cannot_be_written_is_named(world: World, market_data: Marke
 # --- before big downloads ----------------------------------------------------------------------------------------
 
 
-def test_work_that_does_not_fit_the_disk_asks_first(
+def test_work_larger_than_the_disk_needs_confirmation(
     world: World, market_data: MarketData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: DiskUsage(100_000, 99_000, 1_000))
@@ -313,7 +313,7 @@ def test_work_that_does_not_fit_the_disk_asks_first(
     assert market_data(*ONE_WEEK, "--yes").exit_code == 0
 
 
-def test_more_than_5_gb_are_asked_about_and_less_is_not() -> None:
+def test_only_downloads_over_5_gb_need_confirmation() -> None:
     assert concern_about(Size(10, 4_900_000_000, 4_000_000_000), free=10**12) is None
     concern = concern_about(Size(4000, 48_000_000_000, 43_000_000_000), free=10**12)
     assert concern == "4,000 days are about 48.0 GB to download and 43.0 GB on disk, where 1.0 TB are free."
@@ -327,7 +327,7 @@ def test_records_of_many_small_days_count_as_well() -> None:
     assert concern_about(Size(200_000, 100_000_000, 300_000_000), free=10**12) is None
 
 
-def test_size_is_estimated_from_held_days_and_counts_only_what_is_not_final() -> None:
+def test_size_is_estimated_from_stored_days_for_days_not_final() -> None:
     wanted = days("2026-01-01", "2026-01-10")
     first = (wanted[0] - type(wanted[0])(1970, 1, 1)).days
     yes, no = np.ones(4, dtype=bool), np.zeros(4, dtype=bool)
@@ -344,7 +344,9 @@ def test_size_is_estimated_from_held_days_and_counts_only_what_is_not_final() ->
 
 
 @pytest.mark.parametrize("command", ["sync", "backfill"])
-def test_a_universe_that_collects_nothing_says_so(world: World, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+def test_universe_that_collects_nothing_is_reported(
+    world: World, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
     result = shell(world, monkeypatch, "collect: []\n")(command)
     assert result.exit_code == 2
     said = " ".join(result.stderr.split())
@@ -391,7 +393,8 @@ def test_status_counts_days_by_series(world: World, market_data: MarketData) -> 
     assert re.search(r"total +3 +1 +1 ", table)
 
 
-def test_status_needs_no_ledger_and_shows_what_is_no_longer_collected(world: World, market_data: MarketData) -> None:
+def test_status_needs_no_ledger_and_shows_series_not_collected(world: World, market_data: MarketData) -> None:
+    """It also shows stored series that are no longer collected."""
     market_data(*ONE_WEEK)
     before = market_data("status").stdout
     world.layout.ledger(BTC).unlink()
@@ -403,7 +406,7 @@ def test_status_needs_no_ledger_and_shows_what_is_no_longer_collected(world: Wor
     )
 
 
-def test_holding_of_a_series_that_nobody_asked_for_is_empty(world: World) -> None:
+def test_coverage_of_an_unknown_series_is_empty(world: World) -> None:
     found = stored_days(world.layout, klines("ETHUSDT", "1h"))
     assert found.final_days == set()
     assert found.day.size == 0
@@ -442,7 +445,7 @@ def test_mistake_in_sql_is_shown_plainly(market_data: MarketData, query: str, sa
 # --- add and universe --------------------------------------------------------------------------------------------
 
 
-def test_add_puts_series_into_the_universe_and_fetches_them(world: World, market_data: MarketData) -> None:
+def test_add_writes_series_to_the_universe_and_fetches_them(world: World, market_data: MarketData) -> None:
     result = market_data("add", "SOLUSDT", "4h", "aggTrades", "--market", "um", "--from", "2026-03-04")
     assert result.exit_code == 0, result.output
     text = (world.root / "universe.yaml").read_text()
@@ -511,7 +514,7 @@ def test_add_of_what_does_not_exist_changes_nothing(
     assert (world.root / "universe.lock.yaml").read_text() == LOCK
 
 
-def test_add_to_a_universe_that_is_no_text_says_so(world: World, market_data: MarketData) -> None:
+def test_add_to_an_unreadable_universe_is_refused(world: World, market_data: MarketData) -> None:
     (world.root / "universe.yaml").write_bytes(b"# caf\xe9\ncollect: []\n")
     result = market_data("add", "BTCUSDT", "1h")
     assert result.exit_code == 2
@@ -538,9 +541,8 @@ def test_universe_refresh_resolves_patterns_over_the_archive(world: World, marke
     assert re.search(r"spot +klines +LUNAUSDT +1d +2020-08-21 +2022-05-13", shown)
 
 
-def test_universe_refresh_takes_um_listings_older_than_the_archive_from_rest(
-    world: World, market_data: MarketData
-) -> None:
+def test_universe_refresh_takes_old_um_listings_from_rest(world: World, market_data: MarketData) -> None:
+    """These symbols were listed before the archive begins."""
     assert market_data("universe", "refresh").exit_code == 0
     assert "ETHUSDT: [{from: 2019-11-27" in (world.root / "universe.lock.yaml").read_text()
     world.sandbox.faults.add(Status(path=r"^/fapi/", status=451))
@@ -550,7 +552,7 @@ def test_universe_refresh_takes_um_listings_older_than_the_archive_from_rest(
     assert "ETHUSDT: [{from: 2020-01-01" in (world.root / "universe.lock.yaml").read_text()
 
 
-def test_universe_check_names_what_the_lock_lacks(world: World, market_data: MarketData) -> None:
+def test_universe_check_names_symbols_missing_from_the_lock(world: World, market_data: MarketData) -> None:
     (world.root / "universe.lock.yaml").unlink()
     result = market_data("universe", "check")
     assert result.exit_code == 2
@@ -579,7 +581,7 @@ def _commands(group: click.Group, *above: str) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("command", [(), *_commands(main)], ids=" ".join)
-def test_help_says_what_each_command_does(command: tuple[str, ...]) -> None:
+def test_help_describes_each_command(command: tuple[str, ...]) -> None:
     result = CliRunner().invoke(main, [*command, "--help"])
     assert result.exit_code == 0
     assert len(result.stdout.splitlines()) > 4
@@ -630,7 +632,7 @@ def test_every_command_is_in_the_readme(command: str) -> None:
     assert f"market-data {command}" in (PROJECT / "README.md").read_text()
 
 
-def test_sandbox_prints_the_lines_that_point_at_it_and_ends_with_ctrl_c(realdata: Path) -> None:
+def test_sandbox_prints_its_settings_and_ends_with_ctrl_c(realdata: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -657,7 +659,7 @@ def test_sandbox_prints_the_lines_that_point_at_it_and_ends_with_ctrl_c(realdata
         assert process.wait(120) == 130
 
 
-def test_sandbox_says_when_its_port_is_taken(world: World) -> None:
+def test_sandbox_reports_a_taken_port(world: World) -> None:
     port = world.sandbox.url.rsplit(":", 1)[1]
     result = CliRunner().invoke(main, ["sandbox", "--port", port])
     assert result.exit_code == 2

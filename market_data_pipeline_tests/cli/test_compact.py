@@ -39,9 +39,7 @@ def market_data(world: World, monkeypatch: pytest.MonkeyPatch) -> MarketData:
     return command
 
 
-def test_months_that_are_over_are_closed_and_their_days_removed_an_hour_later(
-    world: World, market_data: MarketData
-) -> None:
+def test_closed_months_lose_their_daily_files_an_hour_later(world: World, market_data: MarketData) -> None:
     before = market_data("sql", COUNT).stdout
     result = market_data("compact")
     assert result.exit_code == 0, result.output
@@ -58,7 +56,7 @@ def test_months_that_are_over_are_closed_and_their_days_removed_an_hour_later(
     assert "0 months of 0 series closed, 0 files of days removed." in market_data("compact").stderr
 
 
-def test_only_the_series_that_were_asked_for(world: World, market_data: MarketData) -> None:
+def test_only_the_selected_series_are_compacted(world: World, market_data: MarketData) -> None:
     result = market_data("compact", "--interval", "1m")
     assert result.exit_code == 2
     assert "1h" in result.output
@@ -83,7 +81,7 @@ def test_a_series_that_another_run_writes_is_left_as_it_is(
     assert not world.layout.months(HOURS).exists()
 
 
-def test_what_is_closed_is_held_proven_and_not_fetched_again(world: World, market_data: MarketData) -> None:
+def test_closed_month_is_stored_verified_and_not_fetched_again(world: World, market_data: MarketData) -> None:
     market_data("compact")
     world.at(LATER)
     assert "59 files of days removed" in market_data("compact").stderr
@@ -96,7 +94,7 @@ def test_what_is_closed_is_held_proven_and_not_fetched_again(world: World, marke
     assert "63" in market_data("status").stdout
 
 
-def test_the_job_tells_what_it_closed(world: World, market_data: MarketData) -> None:
+def test_job_reports_the_months_it_closed(world: World, market_data: MarketData) -> None:
     settings = load_settings()
     definitions = build_definitions(settings, load_universe(settings.universe))
     with open_instance(world.layout) as instance:

@@ -102,7 +102,7 @@ def test_brackets_in_a_path_are_no_markup(lake: SmallLake, tmp_path: Path, monke
         assert "".join(str(odd).split()) in "".join(found.output.split()), "a table wraps its title"
 
 
-def test_without_its_universe_coverage_shows_what_is_held(lake: SmallLake, tmp_path: Path) -> None:
+def test_coverage_without_a_universe_shows_stored_days(lake: SmallLake, tmp_path: Path) -> None:
     (tmp_path / "universe.yaml").write_text(UNIVERSE.replace("[BTCUSDT, ETHUSDT]", "['*USDT']"))
     result = run()
     assert result.exit_code == 0
@@ -135,7 +135,8 @@ def test_failed_and_missing_are_as_in_status(lake: SmallLake) -> None:
     assert found == {name: (one["failed"], one["missing"]) for name, one in of_status().items()}
 
 
-def test_a_day_that_is_listed_as_the_listing_knows_by_now_is_missing(lake: SmallLake, tmp_path: Path) -> None:
+def test_day_is_missing_if_the_current_listing_contains_it(lake: SmallLake, tmp_path: Path) -> None:
+    """The day was recorded as not listed, and its file is gone."""
     lake.note(BTC, DayRecord(day=date(2024, 1, 2), outcome=NOT_LISTED, final=True))
     lake.layout.file(BTC, date(2024, 1, 2)).unlink()
     assert lacking(table(run().output))["spot/klines/BTCUSDT/1h"] == (0, 0)
@@ -218,7 +219,7 @@ def test_the_page_shows_every_series_with_its_days_and_why(page: Page) -> None:
     assert "2024-01-03: outage inside. 1,200 rows outage (REST has no candle either </script><b>)" in page.texts
 
 
-def test_a_day_that_is_provisional_lacks_nothing(lake: SmallLake, tmp_path: Path) -> None:
+def test_provisional_day_is_not_missing(lake: SmallLake, tmp_path: Path) -> None:
     lake.put(BTC, [date(2024, 1, 11)], final=False)
     run("--html", "coverage.html")
     found = Page((tmp_path / "coverage.html").read_text("utf-8"))
@@ -242,7 +243,7 @@ def test_the_script_knows_what_every_day_is(page: Page) -> None:
     assert re.fullmatch(r"\d+", str(eth["strips"][0][0]))
 
 
-def test_a_page_that_cannot_be_written_is_said_in_words(lake: SmallLake, tmp_path: Path) -> None:
+def test_unwritable_page_is_reported_without_a_traceback(lake: SmallLake, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = run("--html", "file/coverage.html")
     assert result.exit_code == 1

@@ -99,7 +99,7 @@ def test_archive_without_files_warns(market_data: MarketData, world: World) -> N
     assert not_ok(checked(market_data)) == {"archive": "warn"}
 
 
-def test_only_markets_of_the_universe_are_asked(market_data: MarketData, world: World) -> None:
+def test_only_markets_of_the_universe_are_checked(market_data: MarketData, world: World) -> None:
     checked(market_data)
     assert world.asked("/fapi/") == world.asked("/dapi/") == []
     (world.root / "universe.yaml").unlink()

@@ -171,7 +171,7 @@ def profile_marks(world: World) -> dict[date, list[str]]:
     return {day: [f.rule for f in row.findings_list()] for day, row in rows.items() if row.integrity == "error"}
 
 
-def test_profile_of_failing_trades_is_marked_until_they_are_mended(world: World, market_data: MarketData) -> None:
+def test_profile_of_faulty_trades_is_marked_until_repaired(world: World, market_data: MarketData) -> None:
     break_rows(world, "first_trade_id")
     (world.root / "universe.yaml").write_text(UNIVERSE.replace("2026-02-25", "2026-03-01"))
     assert market_data("sync").exit_code == 3

@@ -91,7 +91,7 @@ def test_json_of_an_empty_lake_is_an_array(world: World, monkeypatch: pytest.Mon
     assert (result.exit_code, rows_of(result.stdout)) == (0, [])
 
 
-def test_json_says_which_archives_and_files_are_wrong(world: World, market_data: MarketData) -> None:
+def test_json_names_damaged_archives_and_files(world: World, market_data: MarketData) -> None:
     (replaced,) = rows_of(market_data("verify", "--check-only", "--json").stdout)
     assert replaced == {
         "kind": "replaced",

@@ -78,7 +78,7 @@ def test_nothing_in_quarantine(market_data: MarketData) -> None:
     assert market_data("quarantine", "retry", "--all").exit_code == 0
 
 
-def test_a_refused_file_is_listed_and_shown_with_all_that_is_known(world: World, market_data: MarketData) -> None:
+def test_refused_file_is_listed_and_shown_with_all_its_facts(world: World, market_data: MarketData) -> None:
     world.sandbox.faults.add(WRONG)
     assert isinstance(bring(world), DayFailure)
     (entry,) = quarantine.entries(world.layout)
@@ -156,7 +156,8 @@ def test_a_broken_zip_of_another_kind_is_shown_and_not_accepted(world: World, ma
     assert market_data("quarantine", "accept", name.removesuffix(".csv"), "--yes").exit_code == 2
 
 
-def test_a_zip_that_lost_a_bit_is_shown_as_broken_and_not_accepted(world: World, market_data: MarketData) -> None:
+def test_zip_with_a_flipped_bit_is_shown_as_broken(world: World, market_data: MarketData) -> None:
+    """It cannot be accepted."""
     packed, name = io.BytesIO(), f"BTCUSDT-1h-{DAY}.csv"
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr(name, ",".join("0123456789") * 20)
@@ -174,7 +175,7 @@ def test_a_zip_that_lost_a_bit_is_shown_as_broken_and_not_accepted(world: World,
     assert f"cannot be accepted: The zip of BTCUSDT-1h-{DAY} is broken" in refused.stderr
 
 
-def test_retry_brings_a_mended_day_and_lets_its_file_go(world: World, market_data: MarketData) -> None:
+def test_retry_fetches_a_repaired_day_and_releases_its_file(world: World, market_data: MarketData) -> None:
     world.sandbox.faults.add(WRONG)
     assert isinstance(bring(world), DayFailure)
     still = market_data("quarantine", "retry", "--all")
@@ -189,7 +190,7 @@ def test_retry_brings_a_mended_day_and_lets_its_file_go(world: World, market_dat
     assert world.table(BTC, "2026-02-04").num_rows == 24
 
 
-def test_retry_of_a_day_that_is_held_meanwhile_asks_for_nothing(world: World, market_data: MarketData) -> None:
+def test_retry_of_a_day_stored_meanwhile_makes_no_request(world: World, market_data: MarketData) -> None:
     fault = world.sandbox.faults.add(WRONG)
     bring(world)
     (entry,) = quarantine.entries(world.layout)
@@ -237,7 +238,8 @@ def test_an_accepted_day_loads_with_a_warning_that_stays(world: World, market_da
     assert world.asked(".zip") == []
 
 
-def test_an_accepted_day_that_binance_mends_is_verified_after_a_retry(world: World, market_data: MarketData) -> None:
+def test_accepted_day_is_verified_once_binance_repairs_it(world: World, market_data: MarketData) -> None:
+    """A retry fetches the repaired archive."""
     fault = world.sandbox.faults.add(WRONG)
     bring(world)
     (entry,) = quarantine.entries(world.layout)
@@ -266,9 +268,7 @@ def test_other_bytes_of_an_accepted_day_are_refused_as_before(world: World, mark
     assert "may mean 2 files: name one of them. There are: " in ambiguous.stderr
 
 
-def test_a_replacement_with_a_wrong_checksum_is_shown_against_what_is_held(
-    world: World, market_data: MarketData
-) -> None:
+def test_replacement_with_wrong_checksum_is_compared_with_day(world: World, market_data: MarketData) -> None:
     assert isinstance(bring(world), DayOutcome)
     gone = MissingRows(
         series="1h", start=utc("2026-02-04T08:00:00"), end=utc("2026-02-04T10:00:00"), where="archive", cadence="daily"
@@ -289,7 +289,7 @@ def test_a_replacement_with_a_wrong_checksum_is_shown_against_what_is_held(
     assert quarantine.entries(world.layout) == []
 
 
-def test_a_bad_monthly_zip_is_shown_and_let_go_but_never_accepted(world: World, market_data: MarketData) -> None:
+def test_bad_monthly_zip_can_be_released_but_not_accepted(world: World, market_data: MarketData) -> None:
     world.sandbox.faults.add(WrongChecksum(path=r"/monthly/.*BTCUSDT-1h-2026-01\.zip"))
     outcomes = world.ingest(BTC, days("2026-01-01", "2026-01-31"))
     assert {outcome.row.source for outcome in outcomes} == {"archive_daily"}, "the daily zips stand in"
@@ -304,7 +304,7 @@ def test_a_bad_monthly_zip_is_shown_and_let_go_but_never_accepted(world: World, 
     assert quarantine.entries(world.layout) == []
 
 
-def test_what_is_not_collected_does_not_keep_retry_from_all_else(world: World, market_data: MarketData) -> None:
+def test_retry_of_all_skips_series_that_are_not_collected(world: World, market_data: MarketData) -> None:
     fault = world.sandbox.faults.add(WRONG)
     world.sandbox.faults.add(WrongChecksum(path=r"ETHUSDT-aggTrades-2026-02-04\.zip"))
     world.sandbox.faults.add(WrongChecksum(path=r"BTCUSDT-1h-2021-12-01\.zip"))
@@ -323,9 +323,7 @@ def test_what_is_not_collected_does_not_keep_retry_from_all_else(world: World, m
     assert [entry.key for entry in quarantine.entries(world.layout)] == [BTC, TRADES]
 
 
-def test_trades_are_treated_alike_and_what_is_no_longer_collected_is_named(
-    world: World, market_data: MarketData
-) -> None:
+def test_trades_are_handled_alike_and_uncollected_series_named(world: World, market_data: MarketData) -> None:
     world.sandbox.faults.add(WrongChecksum(path=r"ETHUSDT-aggTrades-2026-02-04\.zip"))
     assert isinstance(bring(world, TRADES), DayFailure)
     universe = world.root / "universe.yaml"

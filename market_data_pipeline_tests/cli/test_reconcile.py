@@ -51,7 +51,7 @@ def lines(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()]
 
 
-def test_klines_that_follow_from_trades_are_said_to(world: World, market_data: MarketData) -> None:
+def test_klines_that_match_trades_are_reported(world: World, market_data: MarketData) -> None:
     result = market_data("reconcile")
 
     assert result.exit_code == 0, result.output
@@ -61,9 +61,7 @@ def test_klines_that_follow_from_trades_are_said_to(world: World, market_data: M
     assert world.asked() == []
 
 
-def test_a_candle_that_differs_is_shown_with_both_values_and_is_on_record(
-    world: World, market_data: MarketData
-) -> None:
+def test_differing_candle_is_shown_and_recorded_with_both_values(world: World, market_data: MarketData) -> None:
     true = float(world.table(MINUTES, "2026-03-03").column("high").to_numpy()[600])
     alter(world, 600, "high", true + 1)
 
@@ -98,12 +96,12 @@ def test_a_candle_that_differs_is_shown_with_both_values_and_is_on_record(
     assert list(row.values()) == ["BTCUSDT", "1m", "2026-03-03T10:00:00", "high", true + 1, true]
 
 
-def test_only_the_days_that_were_asked_for(market_data: MarketData) -> None:
+def test_only_the_selected_days_are_compared(market_data: MarketData) -> None:
     result = market_data("reconcile", "--interval", "1m", "--from", "2026-03-03", "--through", "2026-03-03")
     assert "1,440 candles of 1 day compared" in result.stderr
 
 
-def test_a_file_that_cannot_be_read_is_named_and_the_others_are_compared(world: World, market_data: MarketData) -> None:
+def test_unreadable_file_is_named_and_others_are_compared(world: World, market_data: MarketData) -> None:
     world.layout.file(FIVE, WANTED[0]).write_bytes(b"PAR1")
     result = market_data("reconcile")
     assert result.exit_code == 1
@@ -111,7 +109,7 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_compared(world: 
     assert "2,880 candles of 2 days compared: all are what they can be rebuilt from." in result.stderr
 
 
-def test_a_file_that_is_gone_is_named_and_the_other_days_are_compared(world: World, market_data: MarketData) -> None:
+def test_missing_file_is_named_and_other_days_are_compared(world: World, market_data: MarketData) -> None:
     assert market_data("reconcile").exit_code == 0
     gone = world.layout.file(MINUTES, WANTED[0])
     gone.unlink()
@@ -130,7 +128,7 @@ def test_a_file_that_is_gone_is_named_and_the_other_days_are_compared(world: Wor
     assert market_data("reconcile").exit_code == 0  # all days are as they were compared, and on record
 
 
-def test_what_cannot_be_compared_is_said_with_the_reason(world: World, market_data: MarketData) -> None:
+def test_day_that_cannot_be_compared_is_reported_with_its_reason(world: World, market_data: MarketData) -> None:
     no_such = market_data("reconcile", "--interval", "1h")
     assert no_such.exit_code == 2
     assert "no interval '1h'" in no_such.stderr

@@ -45,7 +45,7 @@ def written(world: World) -> tuple[bytes, Path]:
     return path.read_bytes(), path
 
 
-def test_a_file_that_was_removed_by_hand_is_held_no_more(world: World, market_data: MarketData) -> None:
+def test_file_removed_by_hand_is_no_longer_stored(world: World, market_data: MarketData) -> None:
     before, (ledger, path) = counts(market_data), written(world)
     world.layout.file(BTC, DAY).unlink()
     assert counts(market_data) == before | {"held": before["held"] - 1, "failed": 1, "rows": before["rows"] - 1}
@@ -76,7 +76,7 @@ def market(world: World) -> Client:
 
 
 @pytest.mark.usefixtures("market_data")
-def test_coverage_in_sql_speaks_of_the_files_that_lie_there(world: World) -> None:
+def test_coverage_in_sql_counts_the_files_on_disk(world: World) -> None:
     before = states(world)
     file = world.layout.file(BTC, DAY)
     kept, stat = file.read_bytes(), file.stat()
@@ -102,7 +102,7 @@ def test_coverage_in_sql_speaks_of_the_files_that_lie_there(world: World) -> Non
 
 @pytest.mark.usefixtures("market_data")
 @pytest.mark.parametrize("lost", ["a day", "all"])
-def test_coverage_in_sql_has_days_that_a_crash_kept_from_the_ledger(world: World, lost: str) -> None:
+def test_coverage_in_sql_has_days_lost_to_the_ledger_in_a_crash(world: World, lost: str) -> None:
     before, path = states(world), world.layout.ledger(BTC)
     if lost == "all":
         path.unlink()

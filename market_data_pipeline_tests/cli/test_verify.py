@@ -29,7 +29,7 @@ def market_data(world: World, monkeypatch: pytest.MonkeyPatch) -> MarketData:
     return shell(world, monkeypatch, UNIVERSE, retries="0")
 
 
-def test_a_replaced_archive_is_fetched_again_and_what_changed_is_said(world: World, market_data: MarketData) -> None:
+def test_replaced_archive_is_fetched_again_and_changes_are_shown(world: World, market_data: MarketData) -> None:
     world.sandbox.faults.add(
         ReplacedArchive(series=str(BTC), days=[WEEK[2]], at=utc("2026-03-06T00:00:00"), short_by=0)
     )
@@ -60,9 +60,8 @@ def test_a_replaced_archive_is_fetched_again_and_what_changed_is_said(world: Wor
     assert "7 archives of 1 series compared in 1 request: 0 replaced" in again.stderr
 
 
-def test_a_replaced_archive_that_was_refused_is_no_success_however_often_it_is_looked_at(
-    world: World, market_data: MarketData
-) -> None:
+def test_refused_replacement_fails_every_verify(world: World, market_data: MarketData) -> None:
+    """A second run does not succeed either."""
     world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=[WEEK[2]], at=utc("2026-03-06T00:00:00")))
     world.ingest(BTC, WEEK)
     wrong = world.sandbox.faults.add(WrongChecksum(path="BTCUSDT-1h-2026-02-04"))
@@ -103,7 +102,7 @@ def test_days_whose_archive_was_published_since_become_final(world: World, marke
     assert all(row.final for row in world.ledger(BTC).rows.values())
 
 
-def test_what_vanished_is_told_and_stays(world: World, market_data: MarketData) -> None:
+def test_vanished_archive_is_reported_and_its_day_stays(world: World, market_data: MarketData) -> None:
     world.ingest(BTC, WEEK)
     world.sandbox.faults.add(MissingDay(series=str(BTC), days=[WEEK[2]]))
     result = market_data("verify")
@@ -112,7 +111,7 @@ def test_what_vanished_is_told_and_stays(world: World, market_data: MarketData) 
     assert world.layout.file(BTC, WEEK[2]).exists()
 
 
-def test_a_series_that_is_no_longer_collected_is_named_where_it_changed(world: World, market_data: MarketData) -> None:
+def test_changed_series_that_is_not_collected_is_named(world: World, market_data: MarketData) -> None:
     world.sandbox.faults.add(ReplacedArchive(series=str(ETH), days=[WEEK[2]], at=utc("2026-03-06T00:00:00")))
     world.ingest(ETH, WEEK)
     world.at("2026-03-06T12:00:00")
@@ -143,7 +142,7 @@ def test_series_that_were_not_compared_are_named_with_the_reason(
     assert len(world.asked()) == 3
 
 
-def test_only_the_series_that_are_asked_for_are_looked_at(world: World, market_data: MarketData) -> None:
+def test_only_the_selected_series_are_verified(world: World, market_data: MarketData) -> None:
     world.ingest(BTC, WEEK)
     world.ingest(ETH, WEEK)
     world.forget()
@@ -154,13 +153,13 @@ def test_only_the_series_that_are_asked_for_are_looked_at(world: World, market_d
     assert "There are: ETHUSDT, BTCUSDT" in refused.stderr
 
 
-def test_nothing_held_is_nothing_to_verify(market_data: MarketData) -> None:
+def test_empty_lake_has_nothing_to_verify(market_data: MarketData) -> None:
     result = market_data("verify")
     assert result.exit_code == 0
     assert "nothing to verify" in result.stderr
 
 
-def test_local_proves_files_and_a_backfill_replaces_the_damaged_one(world: World, market_data: MarketData) -> None:
+def test_verify_local_finds_damage_and_backfill_replaces_it(world: World, market_data: MarketData) -> None:
     world.ingest(BTC, WEEK)
     world.forget()
     good = market_data("verify", "--local")
@@ -201,9 +200,8 @@ def test_a_command_reads_many_files_with_processes(
     assert "7 files of 1 series with 168 rows" in result.stderr
 
 
-def test_a_login_page_is_neither_a_vanished_archive_nor_a_symbol_that_does_not_exist(
-    world: World, market_data: MarketData
-) -> None:
+def test_login_page_is_no_answer_about_archives_or_symbols(world: World, market_data: MarketData) -> None:
+    """A captive portal answers 200. No archive vanished, and no symbol is misspelt."""
     world.ingest(BTC, WEEK)
     world.sandbox.faults.add(OtherBody())
 

@@ -77,9 +77,7 @@ def test_final_only_leaves_provisional_days_out(lake: SmallLake, market: MarketD
 
 
 @pytest.mark.parametrize("ledger", ["behind", "lost"])
-def test_what_is_final_is_known_from_the_file_where_its_ledger_does_not_tell(
-    lake: SmallLake, market: MarketData, ledger: str
-) -> None:
+def test_final_state_comes_from_the_file_without_its_ledger(lake: SmallLake, market: MarketData, ledger: str) -> None:
     lake.write_file(BTC, date(2024, 1, 3), version=1, final=False)
     if ledger == "lost":
         lake.layout.ledger(BTC).unlink()
@@ -96,9 +94,7 @@ def spoil(lake: SmallLake, key: SeriesKey, day: date) -> None:
 
 
 @pytest.mark.parametrize("found", ["by verify", "by whoever reads"])
-def test_a_file_that_is_not_what_its_footer_says_is_not_handed_out_as_good(
-    lake: SmallLake, market: MarketData, found: str
-) -> None:
+def test_file_that_contradicts_its_footer_is_not_good(lake: SmallLake, market: MarketData, found: str) -> None:
     bad = date(2024, 1, 3)
     spoil(lake, BTC, bad)
     if found == "by verify":
@@ -116,7 +112,7 @@ def test_a_file_that_is_not_what_its_footer_says_is_not_handed_out_as_good(
     assert market.klines("BTCUSDT", "1h", "2024-01-04", "2024-01-05", final_only=True, on_gap="raise").arrow().num_rows
 
 
-def test_a_file_that_was_put_right_is_good_before_its_ledger_knows(lake: SmallLake, market: MarketData) -> None:
+def test_repaired_file_is_good_before_its_ledger_is_updated(lake: SmallLake, market: MarketData) -> None:
     path = lake.layout.file(BTC, date(2024, 1, 3))
     good = path.read_bytes()
     before = market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-05").version
@@ -127,7 +123,7 @@ def test_a_file_that_was_put_right_is_good_before_its_ledger_knows(lake: SmallLa
     assert (result.arrow().num_rows, result.version) == (72, before)
 
 
-def test_a_ledger_of_an_older_version_which_lacks_a_column_still_tells(lake: SmallLake, market: MarketData) -> None:
+def test_ledger_of_an_older_version_without_a_column_is_read(lake: SmallLake, market: MarketData) -> None:
     path = lake.layout.ledger(BTC)
     lake.note(BTC, DayRecord(day=date(2024, 1, 11), outcome=FAILED, failure="checksum", reason="The bytes differ."))
     pq.write_table(pq.read_table(path).drop_columns(["replaced_by", "verdicts"]), path)
@@ -172,7 +168,7 @@ def test_raise_names_the_ranges_that_nothing_explains(lake: SmallLake, market: M
     ]
 
 
-def test_ranges_are_cut_to_what_was_asked_for(lake: SmallLake, market: MarketData) -> None:
+def test_ranges_are_clipped_to_the_request(lake: SmallLake, market: MarketData) -> None:
     lake.put(BTC, [date(2024, 1, 3)], findings=(lacks(Verdict.UNEXPLAINED, "2024-01-03", (3, 6)),))
     market.klines("BTCUSDT", "1h", "2024-01-03T07:00", "2024-01-04", on_gap="raise")
     market.klines("BTCUSDT", "1h", "2024-01-03", "2024-01-03T03:00", on_gap="raise")
@@ -180,7 +176,7 @@ def test_ranges_are_cut_to_what_was_asked_for(lake: SmallLake, market: MarketDat
     assert line.startswith("spot BTCUSDT 1h, 2024-01-03 04:00 to 2024-01-03 05:00: unexplained, 2 rows")
 
 
-def test_ranges_beyond_those_that_a_finding_keeps_are_told_of(lake: SmallLake, market: MarketData) -> None:
+def test_ranges_beyond_those_listed_in_a_finding_are_counted(lake: SmallLake, market: MarketData) -> None:
     lake.put(BTC, [date(2024, 1, 3)], findings=(lacks(Verdict.UNEXPLAINED, "2024-01-03", (3, 3), beyond=MAX_RANGES),))
     assert [line.partition(" (")[0] for line in told(market, "BTCUSDT", "1h", "2024-01-03", "2024-01-04")] == [
         "spot BTCUSDT 1h, 2024-01-03 03:00: unexplained, 1 row",
@@ -188,7 +184,7 @@ def test_ranges_beyond_those_that_a_finding_keeps_are_told_of(lake: SmallLake, m
     ]
 
 
-def test_ids_that_trades_lack_are_named(lake: SmallLake, market: MarketData) -> None:
+def test_missing_trade_ids_are_named(lake: SmallLake, market: MarketData) -> None:
     not_asked = Ground(Verdict.UNPUBLISHED, "REST was not asked")
     ids = verdict_finding(not_asked, "aggregated trades", 3, [Range(first=17, last=19, count=3)])
     cut = verdict_finding(Ground(Verdict.UNPUBLISHED, "the weight was used up"), "aggregated trades", 0, [])
@@ -215,7 +211,7 @@ def test_days_outside_of_the_listing_are_not_missing(lake: SmallLake, market: Ma
     assert told(market, "ETHUSDT", "1h", "2024-01-01", "2024-01-13") == ["spot ETHUSDT 1h, 2024-01-11: missing"]
 
 
-def test_provisional_days_are_gaps_where_only_final_ones_are_wanted(lake: SmallLake, market: MarketData) -> None:
+def test_provisional_days_are_gaps_with_final_only(lake: SmallLake, market: MarketData) -> None:
     lake.put(BTC, [date(2024, 1, 3), date(2024, 1, 4)], final=False)
     market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-06", on_gap="raise")
     assert told(market, "BTCUSDT", "1h", "2024-01-02", "2024-01-06", final_only=True) == [
@@ -232,7 +228,7 @@ def test_provisional_days_are_gaps_where_only_final_ones_are_wanted(lake: SmallL
         ("2024-01-12T00:00", ["2024-01-11 10:00 to 2024-01-11 23:00: unpublished, 14 rows"]),
     ],
 )
-def test_of_today_the_candles_that_have_closed_since_it_was_fetched_are_a_gap(
+def test_candles_closed_since_the_last_fetch_today_are_a_gap(
     lake: SmallLake, market: MarketData, monkeypatch: pytest.MonkeyPatch, now: str, expected: list[str]
 ) -> None:
     lake.put(BTC, [date(2024, 1, 11)], final=False, fetched_at=datetime(2024, 1, 11, 10, 30, tzinfo=UTC))
@@ -245,7 +241,7 @@ def test_of_today_the_candles_that_have_closed_since_it_was_fetched_are_a_gap(
     assert told(market, "BTCUSDT", "1h", "2024-01-10") == [f"spot BTCUSDT 1h, {text} {evidence}" for text in expected]
 
 
-def test_warn_says_the_same_where_it_was_asked_and_hands_out_what_is_held(lake: SmallLake, market: MarketData) -> None:
+def test_warn_points_at_the_caller_and_returns_stored_rows(lake: SmallLake, market: MarketData) -> None:
     lake.layout.file(BTC, date(2024, 1, 3)).unlink()
     with pytest.warns(
         GapWarning, match=r"1 gap without an explanation:\n- spot BTCUSDT 1h, 2024-01-03: failed"
@@ -338,7 +334,7 @@ def test_up_to_now_is_up_to_what_was_fetched(
         market.klines("BTCUSDT", "1h", "2024-01-09")
 
 
-def test_a_long_list_of_gaps_is_cut_in_words_and_whole_in_the_error(lake: SmallLake, market: MarketData) -> None:
+def test_long_list_of_gaps_is_cut_in_text_and_whole_in_the_error(lake: SmallLake, market: MarketData) -> None:
     hours = [(hour, hour) for hour in range(0, 24, 2)]
     lake.put(BTC, [date(2024, 1, 3)], findings=(lacks(Verdict.UNEXPLAINED, "2024-01-03", *hours),))
     with pytest.raises(
@@ -360,7 +356,7 @@ def asked(market: MarketData, **options: Any) -> Any:
     return market.klines(["BTCUSDT", "ETHUSDT"], "1h", "2024-01-02", "2024-01-05", **options)
 
 
-def test_the_version_changes_with_the_values_and_with_nothing_else(lake: SmallLake, market: MarketData) -> None:
+def test_version_changes_with_values_and_nothing_else(lake: SmallLake, market: MarketData) -> None:
     version = asked(market).version
     assert re.fullmatch("[0-9a-f]{64}", version)
     lake.put(BTC, [date(2024, 1, 3)], fetched_at=datetime(2024, 6, 1, tzinfo=UTC))  # again, as it was
@@ -450,7 +446,7 @@ QUIET = [("um", "BTCUSDT", "quiet", 1)]
         ({"start": "2024-01-07"}, []),
     ],
 )  # fmt: skip
-def test_gaps_are_those_of_what_was_asked_for(
+def test_gaps_are_those_of_the_request(
     with_gaps: MarketData, options: dict[str, Any], expected: list[tuple[Any, ...]]
 ) -> None:
     assert short(with_gaps.gaps(**options).df()) == expected

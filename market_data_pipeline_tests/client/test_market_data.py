@@ -96,7 +96,7 @@ def as_arrow(result: Result, face: str) -> pa.Table:
 # --- what comes ------------------------------------------------------------------------------------------------
 
 
-def test_rows_come_ordered_by_symbol_and_time_with_the_columns_of_the_lake(market: MarketData) -> None:
+def test_rows_are_ordered_by_symbol_and_time_with_lake_columns(market: MarketData) -> None:
     frame = market.klines(["ETHUSDT", "BTCUSDT"], "1h", "2024-01-02", "2024-01-04").df()
     assert list(frame.columns) == lake_schema(BTC.market, BTC.data_type).names
     assert list(frame["symbol"]) == ["BTCUSDT"] * 48 + ["ETHUSDT"] * 48
@@ -175,7 +175,7 @@ def test_sql_counts_time_in_utc_whatever_the_zone_of_the_machine(lake: SmallLake
         ("2024-01-01T23:00:00.000001", "2024-01-03T23:00:00.000001"),
     ],
 )
-def test_start_is_inclusive_and_end_is_not_however_they_are_written(market: MarketData, start: Any, end: Any) -> None:
+def test_start_is_inclusive_and_end_exclusive_in_every_notation(market: MarketData, start: Any, end: Any) -> None:
     result = market.klines("BTCUSDT", "1h", start, end)
     for face in FACES:
         times = as_arrow(result, face)["open_time"].to_pylist()
@@ -196,7 +196,8 @@ def test_trades_are_cut_at_the_microsecond(market: MarketData) -> None:
         )
 
 
-def test_a_part_of_a_day_of_many_row_groups_is_the_same_as_the_day_cut(lake: SmallLake, market: MarketData) -> None:
+def test_part_of_a_day_equals_the_whole_day_filtered(lake: SmallLake, market: MarketData) -> None:
+    """The day has many row groups."""
     rows = 3 * parquet.ROW_GROUP_ROWS
     day = date(2024, 2, 1)
     whole = day_table(TRADES, day)
@@ -213,7 +214,7 @@ def test_a_part_of_a_day_of_many_row_groups_is_the_same_as_the_day_cut(lake: Sma
         assert result.arrow().num_rows == inside
 
 
-def test_profiles_are_of_the_days_whose_midnight_lies_in_the_range(market: MarketData) -> None:
+def test_profiles_belong_to_days_with_midnight_in_the_range(market: MarketData) -> None:
     def days_of(start: str, end: str) -> list[Any]:
         return [*market.trade_profile("BTCUSDT", start, end).arrow()["day"].to_pylist()]
 
@@ -228,7 +229,7 @@ def test_no_end_means_now(market: MarketData, monkeypatch: pytest.MonkeyPatch) -
     assert times[-1] == at("2024-01-05T03:00Z")
 
 
-def test_symbol_interval_and_time_are_there_whatever_columns_are_asked_for(market: MarketData) -> None:
+def test_symbol_interval_and_time_come_with_any_columns(market: MarketData) -> None:
     assert market.klines("BTCUSDT", "1h", "2024-01-02", "2024-01-03", columns="close").df().columns.tolist() == [
         "symbol", "interval", "open_time", "close"
     ]  # fmt: skip
@@ -247,7 +248,7 @@ def test_each_market_has_its_own_rows_and_columns(lake: SmallLake, market: Marke
     assert set(market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-02").df()["close"]) == {0.0}
 
 
-def test_days_that_are_not_held_are_left_out_and_the_name_says_how_many(lake: SmallLake, market: MarketData) -> None:
+def test_missing_days_are_skipped_and_counted_in_the_repr(lake: SmallLake, market: MarketData) -> None:
     lake.layout.file(BTC, date(2024, 1, 3)).unlink()
     result = market.klines(["BTCUSDT", "ETHUSDT"], "1h", "2024-01-02", "2024-01-05T12:00")
     assert result.arrow().num_rows == 2 * 84 - 24
@@ -256,13 +257,13 @@ def test_days_that_are_not_held_are_left_out_and_the_name_says_how_many(lake: Sm
     )
 
 
-def test_a_range_of_all_time_is_all_that_is_held(market: MarketData) -> None:
+def test_unbounded_range_returns_all_stored_days(market: MarketData) -> None:
     for face in FACES:
         assert as_arrow(market.klines("BTCUSDT", "1h", "0001-01-01", "9999-12-31"), face).num_rows == 240
     assert market.klines("BTCUSDT", "1h", "0001-01-01", "0001-01-01").arrow().num_rows == 0
 
 
-def test_the_root_is_where_the_settings_say(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_comes_from_the_settings(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MARKET_DATA_DIR", str(lake.root))
     assert MarketData().klines("BTCUSDT", "1h", "2024-01-01", "2024-01-02").arrow().num_rows == 24
     assert repr(MarketData()).startswith(f"<MarketData {str(lake.root)!r}, ")
@@ -331,7 +332,7 @@ def test_threads_may_share_it(market: MarketData) -> None:
         (lambda m: m.sql(" "), r"One query is answered at a time .* not nothing"),
     ],
 )  # fmt: skip
-def test_what_is_not_there_or_cannot_be_meant_is_refused_in_words(
+def test_unknown_or_invalid_selection_is_refused_clearly(
     market: MarketData, ask: Callable[[MarketData], Any], said: str
 ) -> None:
     with pytest.raises(UsageError, match=f"(?s){said}"):
@@ -389,9 +390,7 @@ def test_a_damaged_file_is_named_by_sql_and_other_views_go_on(lake: SmallLake, m
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "page", "footer"])
-def test_a_file_that_is_damaged_after_the_views_were_made_is_named(
-    lake: SmallLake, market: MarketData, damage: str
-) -> None:
+def test_file_damaged_after_the_views_were_made_is_named(lake: SmallLake, market: MarketData, damage: str) -> None:
     result = market.sql("SELECT sum(close), max(symbol), max(high) FROM binance_spot.klines")
     path = lake.layout.file(ETH, date(2024, 1, 5))
     damage_file(path, damage)
@@ -399,7 +398,7 @@ def test_a_file_that_is_damaged_after_the_views_were_made_is_named(
         result.df()
 
 
-def test_a_file_of_the_lake_that_is_gone_is_told_from_one_that_was_never_there(tmp_path: Path) -> None:
+def test_lost_file_is_distinct_from_one_never_stored(tmp_path: Path) -> None:
     lake = SmallLake(tmp_path / "a[b] *?")
     lake.put(BTC, [date(2024, 1, 1)])
     gone, never = lake.layout.file(BTC, date(2024, 1, 2)), tmp_path / "never.parquet"
@@ -413,7 +412,7 @@ def test_a_file_of_the_lake_that_is_gone_is_told_from_one_that_was_never_there(t
 
 
 @pytest.mark.parametrize("face", ["arrow", "df", "pl"])
-def test_a_file_that_is_removed_after_the_files_were_listed_does_not_break_the_read(
+def test_file_removed_after_listing_does_not_break_the_read(
     lake: SmallLake, market: MarketData, monkeypatch: pytest.MonkeyPatch, face: str
 ) -> None:
     listed, gone = partitions.days_between, lake.layout.file(BTC, date(2024, 1, 3))
@@ -429,9 +428,10 @@ def test_a_file_that_is_removed_after_the_files_were_listed_does_not_break_the_r
 
 
 @pytest.mark.parametrize("damage", ["cut", "page", "footer"])
-def test_a_file_that_makes_no_sense_to_duckdb_since_it_was_just_replaced_is_read_again(
+def test_file_replaced_during_a_read_is_read_again(
     lake: SmallLake, market: MarketData, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
+    """DuckDB fails because the file changed between two of its reads."""
     path = lake.layout.file(ETH, date(2024, 1, 5))
     good = path.read_bytes()
     result = market.sql("FROM binance_spot.klines")
@@ -511,7 +511,7 @@ def test_sql_sees_series_that_came_after_the_first_query(lake: SmallLake, market
     assert market.sql(count).arrow()["n"][0].as_py() == TRADES_A_DAY
 
 
-def test_coverage_tells_what_is_held_and_what_failed(lake: SmallLake, market: MarketData) -> None:
+def test_coverage_counts_stored_and_failed_days(lake: SmallLake, market: MarketData) -> None:
     lake.put(BTC, [date(2024, 1, 11)], final=False)
     lake.note(ETH, DayRecord(day=date(2024, 1, 11), outcome=FAILED, failure="checksum", reason="It differs."))
     days: Any = market.coverage().df()
@@ -583,7 +583,7 @@ def test_the_first_call_downloads_and_the_second_only_reads(world: World, synced
 
 
 @pytest.mark.slow
-def test_a_day_that_waits_for_its_archive_is_asked_for_once_an_hour(world: World, synced: MarketData) -> None:
+def test_day_waiting_for_its_archive_is_requested_once_an_hour(world: World, synced: MarketData) -> None:
     world.sandbox.faults.add(LateArchive(days=(date(2026, 3, 4),), days_late=2))
 
     def ask() -> list[str]:
@@ -599,7 +599,7 @@ def test_a_day_that_waits_for_its_archive_is_asked_for_once_an_hour(world: World
 
 
 @pytest.mark.slow
-def test_days_that_cannot_be_brought_are_told_and_what_is_held_can_be_read(world: World, synced: MarketData) -> None:
+def test_failed_days_are_reported_and_stored_days_are_read(world: World, synced: MarketData) -> None:
     world.sandbox.faults.add(WrongChecksum(path="2026-03-02"))
     with pytest.raises(MarketDataError, match=r"(?s)1 of 3 days could not be fetched\..*2026-03-02.*Without sync=True"):
         synced.klines("BTCUSDT", "1h", "2026-03-01", "2026-03-04", sync=True)
@@ -607,7 +607,7 @@ def test_days_that_cannot_be_brought_are_told_and_what_is_held_can_be_read(world
 
 
 @pytest.mark.slow
-def test_profiles_are_brought_with_the_trades_that_they_are_made_of(world: World, synced: MarketData) -> None:
+def test_profiles_are_fetched_with_their_trades(world: World, synced: MarketData) -> None:
     assert synced.trade_profile("BTCUSDT", "2026-03-03", "2026-03-05", sync=True).arrow().num_rows == 2
     world.forget()
     assert synced.trade_profile("BTCUSDT", "2026-03-03", "2026-03-05", sync=True).arrow().num_rows == 2
@@ -616,19 +616,19 @@ def test_profiles_are_brought_with_the_trades_that_they_are_made_of(world: World
 
 
 @pytest.mark.slow
-def test_a_file_that_was_removed_by_hand_is_brought_again(world: World, synced: MarketData) -> None:
+def test_file_removed_by_hand_is_fetched_again(world: World, synced: MarketData) -> None:
     assert synced.klines("BTCUSDT", "1h", "2026-03-01", "2026-03-03", sync=True).arrow().num_rows == 48
     world.layout.file(klines("BTCUSDT", "1h"), date(2026, 3, 2)).unlink()
     assert synced.klines("BTCUSDT", "1h", "2026-03-01", "2026-03-03", sync=True).arrow().num_rows == 48
 
 
-def test_sync_of_a_series_that_is_not_collected_says_how_to_add_it(synced: MarketData) -> None:
+def test_sync_of_an_uncollected_series_explains_how_to_add_it(synced: MarketData) -> None:
     with pytest.raises(UsageError, match="market-data add ETHUSDT 1h"):
         synced.klines("ETHUSDT", "1h", "2026-03-01", "2026-03-02", sync=True)
 
 
 @pytest.mark.slow
-def test_sync_says_nothing_and_leaves_the_environment_as_to_data(world: World, synced: MarketData) -> None:
+def test_sync_is_silent_and_leaves_the_environment_unchanged(world: World, synced: MarketData) -> None:
     before = repr(MarketData())
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -637,13 +637,13 @@ def test_sync_says_nothing_and_leaves_the_environment_as_to_data(world: World, s
     assert repr(MarketData()) == before
 
 
-def test_sync_of_days_before_all_that_is_collected_says_what_to_change(synced: MarketData) -> None:
+def test_sync_before_the_universe_starts_explains_the_remedy(synced: MarketData) -> None:
     with pytest.raises(UsageError, match=r"from 2026-02-01 on .*, so 2026-01-20 cannot be fetched\. Set an earlier"):
         synced.klines("BTCUSDT", "1h", "2026-01-20", "2026-02-03", sync=True)
 
 
 @pytest.mark.slow
-def test_sync_of_days_before_the_listing_brings_those_since(world: World, synced: MarketData) -> None:
+def test_sync_before_the_listing_fetches_the_days_since(world: World, synced: MarketData) -> None:
     (world.root / "universe.lock.yaml").write_text("spot:\n  BTCUSDT: [{from: 2026-02-01, until: null}]\n")
     assert synced.klines("BTCUSDT", "1h", "2026-01-20", "2026-02-03", sync=True).arrow().num_rows == 48
     world.forget()

@@ -129,7 +129,7 @@ def test_spawned_processes_take_it(market: MarketData) -> None:
         assert pool.submit(first_answer, market).result() == 240
 
 
-def test_pickle_keeps_folder_and_settings(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_pickle_includes_folder_and_settings(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(root.parent)
     monkeypatch.setenv("MARKET_DATA_UNIVERSE", "mine.yaml")
     monkeypatch.setenv("MARKET_DATA_SQL_SECONDS", "77")
@@ -149,7 +149,7 @@ def test_copies_and_pickles_answer_alike(market: MarketData, again: Callable[[An
         assert again(result).arrow().equals(result.arrow())
 
 
-def test_pickled_result_keeps_what_it_took(market: MarketData) -> None:
+def test_pickled_result_includes_its_rows(market: MarketData) -> None:
     result = candles(market)
     version = result.version
     assert pickle.loads(pickle.dumps(result)).version == version

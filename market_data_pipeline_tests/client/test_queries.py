@@ -306,7 +306,7 @@ def test_shell_streams_rows_beyond_the_memory(lake: SmallLake, tmp_path: Path) -
     assert (tmp_path / "x.csv").stat().st_size > 150_000_000
 
 
-def test_what_a_killed_process_left_is_removed(lake: SmallLake) -> None:
+def test_leftovers_of_a_killed_process_are_removed(lake: SmallLake) -> None:
     old, ours, new = (lake.root / f".sql-{process}-0" for process in (2**22 + 1, os.getpid(), 2**22 + 2))
     for folder in (old, ours, new):
         folder.mkdir()
@@ -317,9 +317,7 @@ def test_what_a_killed_process_left_is_removed(lake: SmallLake) -> None:
     assert [folder.exists() for folder in (old, ours, new)] == [False, True, True]
 
 
-def test_what_does_not_fit_the_memory_lies_below_the_root_and_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_spilled_data_lies_below_the_root_and_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MARKET_DATA_SQL_MEMORY_MB", "64")
     market = MarketData(tmp_path)
     query = "SELECT count(*) AS n FROM (SELECT md5(range::VARCHAR) AS m FROM range(2000000) ORDER BY m LIMIT 1900000)"

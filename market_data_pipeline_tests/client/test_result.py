@@ -127,7 +127,7 @@ def test_options_are_named(market: MarketData) -> None:
         market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-02", "spot")  # type: ignore[call-arg]
 
 
-def test_universe_is_found_beside_the_data_folder(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_universe_is_found_next_to_the_data_folder(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(lake.root)
     assert "no universe.yaml" in repr(MarketData(lake.root))
     found = lake.root.parent / "universe.yaml"

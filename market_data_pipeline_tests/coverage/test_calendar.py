@@ -45,7 +45,8 @@ def calendar(symbol: str, first: date, states: list[DayState]) -> SeriesCalendar
 # --- what each day is ----------------------------------------------------------------------------------------------
 
 
-def test_days_in_a_row_that_are_alike_are_one_run_and_those_with_nothing_to_hold_are_in_none() -> None:
+def test_equal_days_form_one_run_and_empty_days_none() -> None:
+    """Days with nothing to store are in no run."""
     first, second, third, fourth, fifth = days_from("2024-01-01", 5)
     found = calendar_of(KEY, {fifth: MISSING, first: FINAL, second: FINAL, third: FAILED, fourth: DayState.EMPTY})
     assert found.runs == (Run(FINAL, first, second), Run(FAILED, third, third), Run(MISSING, fifth, fifth))
@@ -112,7 +113,7 @@ def many(number: int, length: int = 2400, every: int = 97) -> list[SeriesCalenda
 
 
 @pytest.mark.parametrize(("number", "length"), [(1, 1), (1, 2400), (3, 100), (30, 2400)])
-def test_the_picture_is_whole_and_says_what_it_shows(number: int, length: int) -> None:
+def test_picture_is_complete_and_describes_itself(number: int, length: int) -> None:
     root = ET.fromstring(calendar_svg(many(number, length)))
     name = "{http://www.w3.org/2000/svg}"
     title = root.find(f"{name}title")
@@ -153,7 +154,8 @@ def test_metadata_is_a_picture_and_never_longer_than_allowed() -> None:
         assert (f"{left_out} series are not in the picture" in text) is (left_out > 0)
 
 
-def test_series_that_lack_most_come_first_and_empty_ones_not_at_all() -> None:
+def test_series_with_most_missing_days_come_first() -> None:
+    """Series without days are left out."""
     lacks = calendar("ZECUSDT", FIRST, [MISSING] * 3)
     text = calendar_markdown([*many(2, 10, 11), lacks, SeriesCalendar(KEY, ())])
     svg = base64.b64decode(text.partition("base64,")[2][:-1]).decode()
@@ -190,7 +192,7 @@ def lab(colour: str, eye: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 @pytest.mark.parametrize("background", ["light", "dark"])
 @pytest.mark.parametrize("eye", EYES)
-def test_states_can_be_told_apart_by_the_colour_blind(background: str, eye: str) -> None:
+def test_states_are_distinct_to_the_colour_blind(background: str, eye: str) -> None:
     seen = {state: lab(getattr(look, background), EYES[eye]) for state, look in LOOKS.items()}
     for one, other in combinations(LOOKS, 2):
         assert np.linalg.norm(seen[one] - seen[other]) > 20, f"{one} and {other}"

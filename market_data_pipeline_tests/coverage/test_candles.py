@@ -33,7 +33,7 @@ def test_any_day_is_a_picture_of_under_4_kb(rows: list[tuple[float, float]]) -> 
     assert svg.tag.endswith("svg")
 
 
-def test_merged_candles_open_with_the_first_and_close_with_the_last() -> None:
+def test_merged_candle_has_the_first_open_and_the_last_close() -> None:
     rows = [(1.0, 2.0), (2.0, 9.0), (9.0, 0.5), (0.5, 3.0)]
     assert merge_candles(klines(rows), most=2) == [Candle(1, 9, 1, 9), Candle(9, 9, 0.5, 3)]
 

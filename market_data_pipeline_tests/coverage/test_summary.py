@@ -39,7 +39,7 @@ def covered(rows: dict[date, DayRecord], last: date, provisional_days: int = 10)
     return cover(TRADES, rows, states_of(rows, wanted, TODAY), wanted, TODAY, provisional_days)
 
 
-def test_days_are_counted_by_what_is_held_of_them() -> None:
+def test_days_are_counted_by_their_stored_state() -> None:
     rows = by_day(
         held(WEEK[0], 0, 9),
         held(WEEK[1], 10, 19, final=False),
@@ -63,7 +63,7 @@ def test_today_is_neither_missing_nor_compared() -> None:
     assert covered({}, TODAY).missing == tuple(WEEK)
 
 
-def test_days_that_are_wanted_and_not_known_are_missing_and_those_between_listings_are_not_listed() -> None:
+def test_wanted_unknown_days_are_missing_unless_between_listings() -> None:
     rows = by_day(
         held(WEEK[0], 0, 9),
         DayRecord(day=WEEK[1], outcome=FAILED),
@@ -86,7 +86,7 @@ def test_days_that_are_wanted_and_not_known_are_missing_and_those_between_listin
     ("outcome", "final", "lacking"),
     [(HELD, True, 0), (HELD, False, 0), (FAILED, False, 1), (EMPTY, False, 1), (EMPTY, True, 0), (NOT_LISTED, True, 0)],
 )
-def test_sums_and_calendar_tell_the_same_of_a_day(outcome: str, final: bool, lacking: int) -> None:
+def test_sums_and_calendar_agree_on_every_day(outcome: str, final: bool, lacking: int) -> None:
     rows = by_day(DayRecord(day=FIRST, outcome=outcome, final=final))
     states = states_of(rows, [(FIRST, FIRST)], TODAY)
     assert cover(TRADES, rows, states, [(FIRST, FIRST)], TODAY, 10).days_missing == lacking
@@ -94,7 +94,7 @@ def test_sums_and_calendar_tell_the_same_of_a_day(outcome: str, final: bool, lac
 
 
 @pytest.mark.parametrize(("after", "overdue"), [(7, 0), (6, 1), (5, 2), (1, 2)])
-def test_a_day_is_overdue_when_it_has_been_provisional_for_longer_than_allowed(after: int, overdue: int) -> None:
+def test_day_is_overdue_after_too_long_as_provisional(after: int, overdue: int) -> None:
     rows = by_day(*(held(WEEK[n], 10 * n, 10 * n + 9, final=n > 1) for n in range(7)))
     found = covered(rows, WEEK[6], after)
     assert found.overdue == tuple(WEEK[:overdue])
@@ -138,7 +138,8 @@ def test_candles_go_on_one_interval_later() -> None:
     assert continuity(HOURS, rows, TODAY) == (Break(WEEK[2], 47 * HOUR, 48 * HOUR),)
 
 
-def test_provisional_days_and_days_with_a_hole_between_are_not_compared() -> None:
+def test_provisional_and_separated_days_are_not_compared() -> None:
+    """A missing day separates two days."""
     rows = by_day(held(WEEK[0], 0, 9), held(WEEK[1], 50, 59, final=False), held(WEEK[2], 90, 99), held(WEEK[4], 5, 6))
     assert continuity(TRADES, rows, TODAY) == ()
 
@@ -173,9 +174,7 @@ def lacks(first: int, last: int, verdict: Verdict, step: int = 1) -> str:
         ("[]", lacks(24 * HOUR, 26 * HOUR, Verdict.OUTAGE, HOUR), False),
     ],
 )
-def test_a_midnight_is_explained_where_verdicts_that_pass_speak_of_all_that_lacks(
-    before: str, after: str, explained: bool
-) -> None:
+def test_midnight_is_explained_by_verdicts_on_all_missing_ids(before: str, after: str, explained: bool) -> None:
     rows = by_day(
         replace(held(WEEK[0], 0, 21 * HOUR), findings=before),
         replace(held(WEEK[1], 27 * HOUR, 47 * HOUR), findings=after),
@@ -188,7 +187,7 @@ def test_a_midnight_is_explained_where_verdicts_that_pass_speak_of_all_that_lack
 
 @pytest.mark.parametrize(("severity", "explained"), [(Severity.INFO, True), (Severity.ERROR, False)])
 @pytest.mark.parametrize("teller", [0, 1])
-def test_an_overlap_is_explained_where_the_later_day_says_that_no_row_stands_twice(
+def test_overlap_is_explained_if_the_later_day_has_no_duplicates(
     severity: Severity, explained: bool, teller: int
 ) -> None:
     told = Finding(check="integrity", rule=ACROSS_MIDNIGHT, severity=severity, count=0, message="")

@@ -94,9 +94,8 @@ def settings_of(root: Path) -> Settings:
     return Settings(dir=root, _env_file=None)  # type: ignore[call-arg]  # pydantic's own
 
 
-def test_assets_checks_jobs_schedules_and_sensors_are_those_of_the_snapshot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_definitions_match_the_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Assets, checks, jobs, schedules and sensors."""
     monkeypatch.setattr(clock, "today", lambda: date(2026, 11, 30))
     universe = Universe(parse_universe(UNIVERSE), LISTINGS)
     found = snapshot(build_definitions(settings_of(tmp_path), universe))
@@ -123,7 +122,7 @@ def test_an_empty_universe_loads(tmp_path: Path) -> None:
     assert list(definitions.get_repository_def().schedule_defs) == []
 
 
-def test_a_mistake_in_the_universe_is_told_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_universe_mistake_is_reported_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "universe.yaml"
     path.write_text("collect:\n  - market: spto\n    symbols: BTCUSDT\n    klines: {intervals: 1m, from: 2024-01-01}\n")
     monkeypatch.setenv("MARKET_DATA_UNIVERSE", str(path))
@@ -132,7 +131,7 @@ def test_a_mistake_in_the_universe_is_told_in_its_own_words(tmp_path: Path, monk
     assert caught.value.__suppress_context__  # the UI shows the text, and no chain of tracebacks above it
 
 
-def test_a_setting_that_cannot_be_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_setting_is_reported_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MARKET_DATA_DAILY_HOUR", "25")
     with pytest.raises(UsageError, match="MARKET_DATA_DAILY_HOUR"):
         module.defs()
@@ -157,9 +156,7 @@ print(json.dumps({"assets": assets, "modules": sorted(sys.modules)}))
 """
 
 
-def test_a_code_location_imports_nothing_that_only_a_run_or_a_tick_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_location_imports_no_module_of_a_run_or_a_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrow and numpy alone took a quarter of a second of each load, and each run's process loads anew."""
     universe = tmp_path / "universe.yaml"
     universe.write_text(

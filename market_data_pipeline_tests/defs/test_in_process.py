@@ -40,9 +40,7 @@ def brought(world: World) -> Callable[[str], Report]:
     return run
 
 
-def test_a_ledger_that_is_lost_is_made_again_where_all_is_held_and_on_record(
-    world: World, brought: Callable[[], Report]
-) -> None:
+def test_lost_ledger_is_rebuilt_for_stored_and_recorded_days(world: World, brought: Callable[[], Report]) -> None:
     brought()
     before = world.ledger(BTC).rows
     world.layout.ledger(BTC).unlink()
@@ -61,7 +59,8 @@ def test_days_that_turn_out_to_be_listed_are_fetched(world: World, brought: Call
     assert (relisted.count(Action.NOT_LISTED), relisted.count(Action.FETCHED)) == (1, 2)
 
 
-def test_the_gaps_check_of_a_day_says_what_the_market_did_as_soon_as_that_is_known(world: World) -> None:
+def test_gaps_check_shows_the_market_verdict_at_once(world: World) -> None:
+    """The flat candles are classified within the run."""
     keys = [klines(symbol, "1m", "um") for symbol in ("BTCUSDT", "ETHUSDT")]
     wanted, outage = dict.fromkeys(keys, WANTED), WANTED[1]
     world.set(universe=world.root / "universe.yaml")
@@ -94,7 +93,7 @@ def test_the_gaps_check_of_a_day_says_what_the_market_did_as_soon_as_that_is_kno
     assert numbers == [2, 2, 2, 2], "once by its own run, once by the first that looked at the market"
 
 
-def test_a_profile_that_cannot_be_made_is_a_failure_that_names_the_file(world: World) -> None:
+def test_failed_profile_names_the_file(world: World) -> None:
     trades = agg_trades("BTCUSDT")
     world.set(universe=world.root / "universe.yaml")
     world.settings.universe.write_text(

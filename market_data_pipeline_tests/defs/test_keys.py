@@ -105,7 +105,7 @@ def test_keys_of_version_0_1_become_present_keys(key: SeriesKey) -> None:
         [],
     ],
 )
-def test_other_assets_keep_their_keys(path: list[str]) -> None:
+def test_keys_of_other_assets_do_not_change(path: list[str]) -> None:
     assert renamed(path) is None
 
 

@@ -13,7 +13,7 @@ from market_data_pipeline.universe import Universe, parse_universe
 dates = st.dates(date(2017, 7, 14), date(2030, 1, 1))
 
 
-def test_the_first_day_and_today_are_partitions_and_tomorrow_is_not() -> None:
+def test_first_day_and_today_are_partitions_but_not_tomorrow() -> None:
     listed = ((date(2020, 1, 1), None),)
     keys = daily_partitions(date(2020, 1, 1), listed).get_partition_keys(datetime(2020, 1, 3, 0, 5, tzinfo=UTC))
     assert list(keys) == ["2020-01-01", "2020-01-02", "2020-01-03"]
@@ -64,7 +64,7 @@ def test_tags_and_spans_are_inverse(first: date, length: int) -> None:
 
 
 @given(offsets=st.sets(st.integers(0, 60), max_size=40), at_most=st.one_of(st.none(), st.integers(1, 10)))
-def test_ranges_are_as_long_as_may_be_and_hold_just_the_days(offsets: set[int], at_most: int | None) -> None:
+def test_ranges_are_as_long_as_possible_and_exact(offsets: set[int], at_most: int | None) -> None:
     days = [date(2024, 1, 1) + timedelta(days=n) for n in offsets]
     ranges = list(contiguous_ranges(days, at_most))
     assert [day for first, last in ranges for day in days_between(first, last)] == sorted(days)

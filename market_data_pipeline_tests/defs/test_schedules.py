@@ -78,19 +78,19 @@ def names(*keys: SeriesKey) -> set[str]:
         (datetime(2024, 1, 10, 23, 5, tzinfo=UTC), "2024-01-10"),
     ],
 )
-def test_hourly_asks_for_the_day_of_the_hour_just_over(project: Project, at: datetime, expected: str) -> None:
+def test_hourly_requests_the_day_of_the_last_full_hour(project: Project, at: datetime, expected: str) -> None:
     """At 00:00 sharp it asked for a day without a candle, and the last hour of the day before stayed away."""
     assert asked(tick(project, "hourly", at)) == {expected: names(KLINES, OTHER, TRADES, CM)}
 
 
-def test_hourly_leaves_out_series_that_do_not_start_yet_and_symbols_not_listed(tmp_path: Path) -> None:
+def test_hourly_skips_future_series_and_unlisted_symbols(tmp_path: Path) -> None:
     delisted = ListingSpans(((day(1), day(2)),))
     project = Project(tmp_path, universe_of(listings={(Market.SPOT, "ETHUSDT"): delisted}))
     at = datetime(2024, 1, 4, 12, 5, tzinfo=UTC)
     assert asked(tick(project, "hourly", at)) == {"2024-01-04": names(KLINES, TRADES)}
 
 
-def test_daily_asks_for_yesterday_and_recent_days_that_are_not_final(tmp_path: Path) -> None:
+def test_daily_requests_yesterday_and_recent_days_not_final(tmp_path: Path) -> None:
     project = Project(tmp_path, recent_days=4)
     for number in (6, 7, 8, 9):
         for key in (KLINES, OTHER, TRADES, CM):
@@ -109,7 +109,7 @@ def test_daily_asks_for_yesterday_and_recent_days_that_are_not_final(tmp_path: P
     }
 
 
-def test_daily_asks_again_for_days_that_are_listed_as_the_listing_knows_by_now(tmp_path: Path) -> None:
+def test_daily_requests_days_that_the_listing_now_contains(tmp_path: Path) -> None:
     listed = ListingSpans(((day(1), None),))
     project = Project(tmp_path, universe_of(listings={(Market.SPOT, "BTCUSDT"): listed}), recent_days=4)
     for number in (6, 7, 8, 9):
@@ -122,7 +122,7 @@ def test_daily_asks_again_for_days_that_are_listed_as_the_listing_knows_by_now(t
 
 
 @pytest.mark.parametrize("schedule", ["daily", "trade_profiles_daily"])
-def test_no_more_than_the_days_in_question_are_read_of_a_long_ledger(
+def test_only_relevant_days_of_a_long_ledger_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
 ) -> None:
     project = Project(tmp_path, recent_days=4)
@@ -153,7 +153,7 @@ def test_daily_reaches_back_to_the_start_of_each_series_only(tmp_path: Path) -> 
     assert asked(requests)["2024-01-05"] == names(KLINES, OTHER, TRADES, CM)
 
 
-def test_a_tick_that_is_evaluated_twice_asks_with_the_same_run_keys(project: Project) -> None:
+def test_tick_evaluated_twice_requests_the_same_run_keys(project: Project) -> None:
     at = datetime(2024, 1, 10, 10, tzinfo=UTC)
     first, second, next_day = (
         [request.run_key for request in tick(project, "daily", moment)] for moment in (at, at, at.replace(day=11))
@@ -163,11 +163,11 @@ def test_a_tick_that_is_evaluated_twice_asks_with_the_same_run_keys(project: Pro
     assert not set(first) & set(next_day)
 
 
-def test_a_universe_that_has_not_begun_asks_for_nothing(project: Project) -> None:
+def test_universe_that_starts_later_requests_nothing(project: Project) -> None:
     assert tick(project, "daily", datetime(2024, 1, 1, 10, tzinfo=UTC)) == []
 
 
-def test_profiles_are_made_of_days_whose_trades_are_new_or_changed(tmp_path: Path) -> None:
+def test_profiles_are_made_for_new_or_changed_trades(tmp_path: Path) -> None:
     project = Project(tmp_path, recent_days=5)
     at = datetime(2024, 1, 10, 11, tzinfo=UTC)
     for number in (5, 6, 7):
@@ -231,7 +231,7 @@ def test_hours_are_utc_and_come_from_settings(project: Project) -> None:
 
 
 @pytest.mark.parametrize("number", [8, 9])
-def test_daily_leaves_alone_what_the_same_bytes_would_only_fail_again(tmp_path: Path, number: int) -> None:
+def test_daily_skips_days_that_the_same_bytes_would_fail_again(tmp_path: Path, number: int) -> None:
     project = Project(tmp_path, recent_days=3)
     at = datetime(2024, 1, 10, 10, tzinfo=UTC)
     for key, failure in ((KLINES, "checksum"), (OTHER, "absent"), (TRADES, "unpublished")):
@@ -280,7 +280,8 @@ def at(hour: int, number: int = 10) -> datetime:
     return datetime(2024, 1, number, hour, 45, tzinfo=UTC)
 
 
-def test_repair_asks_for_days_that_failed_for_a_passing_reason_in_as_few_runs_as_can_be(kept: Project) -> None:
+def test_repair_requests_transient_failures_in_few_runs(kept: Project) -> None:
+    """It needs as few runs as possible."""
     for number in (2, 3, 4, 7):
         put(kept.layout, KLINES, failed(number))
     for number in (2, 3, 4):
@@ -299,7 +300,7 @@ def test_repair_rests_longer_after_each_attempt(kept: Project) -> None:
     assert [hour for hour in range(10, 16) if tick(kept, "repair", at(hour))] == [14, 15]
 
 
-def test_repair_asks_for_open_gaps_and_for_archives_that_were_marked_as_replaced(kept: Project) -> None:
+def test_repair_requests_open_gaps_and_replaced_archives(kept: Project) -> None:
     rested = clock.naive_utc(at(9))
     held = DayRecord(day=day(5), outcome="held", final=True, attempts=1, asked_at=rested)
     put(kept.layout, KLINES, replace(held, verdicts="outage+archive_defect", retry=True))
@@ -308,14 +309,15 @@ def test_repair_asks_for_open_gaps_and_for_archives_that_were_marked_as_replaced
     assert ranges(tick(kept, "repair", at(11))) == {("2024-01-05", "2024-01-05"): names(KLINES, OTHER)}
 
 
-def test_repair_asks_for_both_days_of_a_midnight_that_ids_do_not_cross(kept: Project) -> None:
+def test_repair_requests_both_days_of_a_broken_midnight(kept: Project) -> None:
+    """Trade ids do not continue over this midnight."""
     for number, first in ((5, 100), (6, 120), (7, 130)):
         row = hold(kept.layout, TRADES, day(number))
         put(kept.layout, TRADES, replace(row, first_key=first, last_key=first + 9, asked_at=clock.naive_utc(at(9))))
     assert ranges(tick(kept, "repair", at(11))) == {("2024-01-05", "2024-01-06"): names(TRADES)}
 
 
-def test_repair_waits_for_the_runs_that_it_asked_for(kept: Project) -> None:
+def test_repair_waits_for_the_runs_it_requested(kept: Project) -> None:
     put(kept.layout, KLINES, failed(7))
     [request] = tick(kept, "repair", at(11))
     run = kept.instance.create_run_for_job(kept.definitions.resolve_job_def("ingest_all"), tags=request.tags)
@@ -341,7 +343,7 @@ def test_repair_does_not_wait_for_a_run_whose_process_was_killed(kept: Project) 
     assert closed.status is dg.DagsterRunStatus.FAILURE
 
 
-def test_repair_asks_for_a_bounded_number_of_runs_the_newest_days_first(kept: Project) -> None:
+def test_repair_requests_few_runs_with_newest_days_first(kept: Project) -> None:
     for number in range(1, 31, 2):
         put(kept.layout, KLINES, failed(number))
         put(kept.layout, OTHER, failed(number + 1))
@@ -351,7 +353,7 @@ def test_repair_asks_for_a_bounded_number_of_runs_the_newest_days_first(kept: Pr
     assert min(ranges(requests))[0] == "2024-01-11"
 
 
-def test_a_range_that_repair_asks_for_runs_as_one(kept: Project) -> None:
+def test_range_requested_by_repair_is_one_run(kept: Project) -> None:
     for number in (2, 3, 4):
         put(kept.layout, KLINES, failed(number))
     [request] = tick(kept, "repair", at(11))
@@ -363,7 +365,7 @@ def test_a_range_that_repair_asks_for_runs_as_one(kept: Project) -> None:
     assert tick(kept, "repair", at(12)) == []
 
 
-def test_profiles_of_older_days_follow_trades_that_a_replaced_archive_changed(tmp_path: Path) -> None:
+def test_profiles_follow_trades_of_a_replaced_archive(tmp_path: Path) -> None:
     project = Project(tmp_path, recent_days=2)
     hold(project.layout, TRADES, day(3))
     hold(project.layout, TRADES, day(4))
@@ -376,12 +378,12 @@ def test_profiles_of_older_days_follow_trades_that_a_replaced_archive_changed(tm
 
 
 @pytest.mark.parametrize(("every", "cron"), [("day", "0 12 * * *"), ("week", "0 12 * * 0"), ("month", "0 12 1 * *")])
-def test_verify_looks_as_often_as_the_setting_says(tmp_path: Path, every: str, cron: str) -> None:
+def test_verify_runs_as_often_as_the_setting(tmp_path: Path, every: str, cron: str) -> None:
     project = Project(tmp_path, verify_every=every)
     assert project.definitions.resolve_schedule_def("verify").cron_schedule == cron
 
 
-def test_a_request_runs_the_assets_that_it_names_with_their_checks(project: Project) -> None:
+def test_request_runs_the_named_assets_with_their_checks(project: Project) -> None:
     [request] = tick(project, "hourly", datetime(2024, 1, 10, 12, 5, tzinfo=UTC))
     job = project.definitions.resolve_job_def("ingest_all")
 

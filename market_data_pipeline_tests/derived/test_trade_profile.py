@@ -106,7 +106,7 @@ a_trade = st.builds(
     inverse=st.booleans(),
     level_exponent=st.integers(-8, 3),
 )
-def test_a_day_is_what_exact_decimals_say(trades: list[Trade], inverse: bool, level_exponent: int) -> None:
+def test_profile_equals_sums_of_exact_decimals(trades: list[Trade], inverse: bool, level_exponent: int) -> None:
     level = Decimal(1).scaleb(level_exponent)
     [row] = profile(trades, inverse=inverse, level_size=float(level))
     for name, expected in exact_profile(trades, inverse=inverse, level=level).items():
@@ -115,7 +115,7 @@ def test_a_day_is_what_exact_decimals_say(trades: list[Trade], inverse: bool, le
 
 @settings(max_examples=40)
 @given(price=st.integers(1, 10**14).map(lambda n: Decimal(n).scaleb(-8)))
-def test_a_level_is_a_power_of_ten_of_at_most_a_ten_thousandth_of_the_price(price: Decimal) -> None:
+def test_level_is_a_power_of_ten_up_to_a_ten_thousandth_of_price(price: Decimal) -> None:
     [row] = profile([Trade(price, Decimal(1))])
     size = Decimal(str(row["level_size"]))
     assert size.normalize().as_tuple().digits == (1,)

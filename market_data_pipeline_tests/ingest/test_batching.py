@@ -77,7 +77,8 @@ def asked(numbers: Mapping[int, int], most: int) -> tuple[Squares, dict[int, Fut
     return squares, answers
 
 
-def test_what_waits_is_computed_together_and_what_that_leaves_out_alone() -> None:
+def test_waiting_work_is_batched_and_refused_work_runs_alone() -> None:
+    """Each item that the batch leaves out is computed by itself."""
     squares, answers = asked({1: 10, 2: 20, 3: 30, 4: 41, 5: 50, 6: 60}, most=4)
     assert {key: answer.result() for key, answer in answers.items()} == {
         1: 100,
@@ -92,7 +93,7 @@ def test_what_waits_is_computed_together_and_what_that_leaves_out_alone() -> Non
     assert 4 in squares.alone
 
 
-def test_what_cannot_be_computed_is_told_to_who_asked_for_it() -> None:
+def test_failed_item_raises_for_its_own_caller() -> None:
     _, answers = asked({1: 2, 2: -3, 3: 4}, most=8)
     with pytest.raises(ValueError, match="-3 is negative"):
         answers[2].result()
@@ -108,7 +109,7 @@ def test_no_one_waits_for_ever_where_computing_together_breaks() -> None:
         assert answers[key].result() > 0
 
 
-def test_no_one_waits_for_ever_where_the_threads_are_ended_meanwhile() -> None:
+def test_no_caller_waits_forever_if_the_threads_end() -> None:
     squares, computing = Squares(), Announcing(1)
     batcher = Batcher(squares.one, squares.many, computing, 8)
     with ThreadPoolExecutor(3) as askers:

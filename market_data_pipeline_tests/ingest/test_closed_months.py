@@ -34,13 +34,13 @@ def actions(results: list[Result]) -> dict[date, Action]:
     return found
 
 
-def test_days_of_a_closed_month_are_held_and_nothing_is_asked_for(world: World) -> None:
+def test_days_of_a_closed_month_need_no_request(world: World) -> None:
     closed(world)
     assert set(actions(world.ingest(HOURS, JANUARY)).values()) == {Action.HELD}
     assert world.asked() == []
 
 
-def test_days_whose_archives_were_replaced_are_written_into_their_month(world: World) -> None:
+def test_replaced_days_are_written_into_their_month(world: World) -> None:
     closed(world)
     again = [date(2026, 1, 8), date(2026, 1, 9), date(2026, 1, 20)]
     ledger = world.ledger(HOURS)
@@ -57,7 +57,7 @@ def test_days_whose_archives_were_replaced_are_written_into_their_month(world: W
     assert not corrected(world.layout, [HOURS]).to_pylist()
 
 
-def test_a_damaged_month_is_brought_again_day_by_day(world: World) -> None:
+def test_damaged_month_is_fetched_again_by_day(world: World) -> None:
     closed(world)
     month = world.layout.month(HOURS, JANUARY[0])
     month.write_bytes(b"PAR1")
@@ -69,7 +69,7 @@ def test_a_damaged_month_is_brought_again_day_by_day(world: World) -> None:
     assert close_months(world.layout, HOURS) == [JANUARY[0]]
 
 
-def test_a_closed_month_is_proven_day_by_day(world: World) -> None:
+def test_closed_month_is_verified_by_day(world: World) -> None:
     closed(world)
     proofs = verify_days(world.layout, HOURS, JANUARY)
     assert [(proof.fault, proof.rows) for proof in proofs] == [(None, 24)] * 31

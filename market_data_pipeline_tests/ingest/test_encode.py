@@ -115,7 +115,7 @@ FAULTS = ["", "quiet", "cut short", "negative", "lacking", "twice", "out of orde
 @given(st.dictionaries(st.sampled_from(FEBRUARY), st.sampled_from(FAULTS), max_size=3))
 @example({})
 @example({FEBRUARY[0]: "quiet", FEBRUARY[-1]: "quiet"})
-def test_a_day_of_a_monthly_zip_is_as_its_own_zip_has_it_or_not_taken_from_it(faults: dict[date, str]) -> None:
+def test_day_of_a_monthly_zip_equals_its_own_zip_or_is_not_taken(faults: dict[date, str]) -> None:
     of_days = {day: candles(day, faults.get(day, "")) for day in FEBRUARY}
     monthly = zip_of("BTCUSDT-1h-2026-02", [row for rows in of_days.values() for row in rows])
     months = read_days(HOURS, monthly, FEBRUARY[0], FEBRUARY[-1], ListingSpans())
@@ -138,7 +138,7 @@ def test_a_day_of_a_monthly_zip_is_as_its_own_zip_has_it_or_not_taken_from_it(fa
 @given(st.lists(st.tuples(st.sampled_from(FEBRUARY), st.sampled_from(FAULTS)), unique_by=lambda d: d[0], min_size=1))
 @example([(day, "") for day in FEBRUARY])
 @example([(FEBRUARY[3], ""), (FEBRUARY[1], "quiet")])
-def test_daily_zips_that_are_read_together_are_as_each_is_read_alone_or_are_not_read(
+def test_batched_daily_zips_equal_single_reads_or_are_not_read(
     faults: list[tuple[date, str]],
 ) -> None:
     zips = {day: zip_of(f"BTCUSDT-1h-{day}", candles(day, fault)) for day, fault in faults}
@@ -151,9 +151,7 @@ def test_daily_zips_that_are_read_together_are_as_each_is_read_alone_or_are_not_
         assert parquet.read_encoded(found.parquet).equals(parquet.read_encoded(own.parquet))
 
 
-def test_a_run_reads_daily_zips_together_and_those_with_a_fault_as_if_alone(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_batches_daily_zips_and_reads_faulty_ones_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     faults, wanted = world.sandbox.faults, days("2026-02-01", "2026-02-20")
     faults.add(MissingRows(start=utc("2026-02-05T10:00"), end=utc("2026-02-05T10:20")))
     faults.add(MissingChecksum(days=[date(2026, 2, 6)]))

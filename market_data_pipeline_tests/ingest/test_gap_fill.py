@@ -170,7 +170,7 @@ def test_the_lake_is_what_the_exchange_had_or_the_day_failed(
 @given(seed=SEEDS, conflicts=CONFLICTS, status=st.sampled_from([403, 503]))
 @example(seed=1, conflicts=set(), status=503)
 @pytest.mark.parametrize("key", KEYS, ids=str)
-def test_while_rest_is_down_the_lake_is_what_the_archive_has_and_the_rest_is_unpublished(
+def test_without_rest_the_lake_has_the_archive_only(
     exchange: Exchange, key: SeriesKey, seed: int, conflicts: set[date], status: int
 ) -> None:
     """A case is one day of one series, as above: 4 x 10 x 3 = 120 cases. The rows that lack are all told of."""

@@ -46,7 +46,7 @@ KEYS = [
 
 
 @pytest.mark.parametrize("key", KEYS, ids=str)
-def test_hole_is_explained_and_not_asked_for_again(world: World, key: SeriesKey) -> None:
+def test_hole_is_explained_and_not_requested_again(world: World, key: SeriesKey) -> None:
     results = {result.day: result for result in world.ingest(key, AROUND)}
     for day in HOLE:
         result = results[day]

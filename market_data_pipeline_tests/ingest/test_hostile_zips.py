@@ -62,7 +62,7 @@ def test_a_hostile_archive_fails_its_day_alone(world: World, key: SeriesKey, dat
     assert (entry.day, entry.kind, entry.read()) == (MIDDLE, "malformed", data)
 
 
-def test_of_what_is_no_zip_the_newest_beginning_is_stored(world: World) -> None:
+def test_newest_beginning_of_a_file_that_is_no_zip_is_stored(world: World) -> None:
     for n in range(3):
         serve(world, HOURS, MIDDLE, b"<html>%d" % n + b"log in" * 10_000)
         (failed,) = world.ingest(HOURS, [MIDDLE])
@@ -72,7 +72,7 @@ def test_of_what_is_no_zip_the_newest_beginning_is_stored(world: World) -> None:
     assert entry.path.read_bytes().startswith(b"<html>2")
 
 
-def test_a_full_quarantine_is_said_and_stops_nothing(world: World) -> None:
+def test_full_quarantine_is_reported_and_stops_nothing(world: World) -> None:
     world.set(quarantine_mb=1)
     serve(world, HOURS, MIDDLE, b"PK\x03\x04" + bytes(600_000))
     before, failed, after = world.ingest(HOURS, WANTED)

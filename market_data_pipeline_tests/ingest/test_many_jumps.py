@@ -58,7 +58,7 @@ def every_other_trade() -> DayRows:
     return DayRows(table, (part,), final=True, known_until_us=clock.day_start_us(DAY) + clock.US_PER_DAY)
 
 
-def test_each_attempt_asks_for_jumps_that_were_not_asked_for_yet() -> None:
+def test_each_attempt_requests_jumps_not_requested_yet() -> None:
     rest, rows, seen = Rest(), every_other_trade(), []
     gap_filler = GapFiller(KEY, lambda: rest, ListingSpans())  # type: ignore[arg-type, return-value]
     for _ in range(4):

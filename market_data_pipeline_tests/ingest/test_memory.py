@@ -12,7 +12,7 @@ from market_data_pipeline.ingest.memory import MemoryBudget
 
 @given(st.lists(st.integers(1, 150), min_size=1, max_size=10))
 @settings(max_examples=50)
-def test_together_they_never_take_more_than_there_is_unless_one_is_alone(sizes: list[int]) -> None:
+def test_reservations_never_exceed_memory_unless_one_is_alone(sizes: list[int]) -> None:
     budget, total = MemoryBudget(100), 100
     changed = threading.Condition()
     waiting, holding, leaving, gone = list(sizes), list[int](), list[int](), list[int]()

@@ -50,9 +50,7 @@ def goes_on(world: World) -> bool:
     return second.first_key == (first.last_key or 0) + 1
 
 
-def test_ids_that_lack_between_them_are_healed_when_they_are_asked_for_again(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ids_missing_between_days_are_filled_at_a_later_request(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.sandbox.faults.add(MISSING)
     leave_unmet(world, monkeypatch)
     world.forget()
@@ -73,7 +71,7 @@ def test_ids_that_lack_between_them_are_healed_when_they_are_asked_for_again(
 
 
 @pytest.mark.parametrize("fault", [MISSING, RepeatedAtMidnight(days=[PAIR[1]])], ids=["ids lack", "ids stand twice"])
-def test_days_that_are_read_again_are_read_within_the_bound_of_memory(
+def test_days_read_again_stay_within_the_memory_limit(
     world: World, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     world.sandbox.faults.add(fault)
@@ -99,7 +97,7 @@ def test_days_that_are_read_again_are_read_within_the_bound_of_memory(
         assert sources.memory._used == 0
 
 
-def test_a_jump_of_more_ids_than_memory_has_room_for_is_told_like_any_other(world: World) -> None:
+def test_jump_too_large_for_memory_is_reported_like_others(world: World) -> None:
     world.ingest(TRADES, PAIR)
     day_store = DayStore(TRADES, world.layout, ListingSpans())
     rows = day_store.rows(PAIR[1])
@@ -118,7 +116,7 @@ def test_a_jump_of_more_ids_than_memory_has_room_for_is_told_like_any_other(worl
     assert row.missing >= 10**12
 
 
-def test_while_rest_refuses_the_later_day_says_so_and_rests(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_day_reports_that_rest_refuses_and_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.sandbox.faults.add(MISSING)
     leave_unmet(world, monkeypatch)
     refusal = world.sandbox.faults.add(Status(path="/api/v3/", status=451))
@@ -140,7 +138,7 @@ def test_a_trade_on_both_sides_stays_on_one(world: World, monkeypatch: pytest.Mo
     assert goes_on(world)
 
 
-def test_a_day_all_of_whose_trades_stand_in_the_day_before_says_so_and_is_left_alone(world: World) -> None:
+def test_duplicate_day_is_reported_and_left_alone(world: World) -> None:
     """Of a symbol that hardly trades: its one trade of the day is that of the day before."""
     world.sandbox.faults.add(
         MissingRows(start=utc("2026-02-11T00:00"), end=utc("2026-02-12T00:00"), series="aggTrades")
@@ -171,7 +169,7 @@ def test_finding_with_an_older_text_is_not_repeated(world: World) -> None:
     assert gap_fill.without_duplicates(TRADES, rows.table, older) is older
 
 
-def test_what_lacks_between_two_days_is_asked_for_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_missing_between_two_days_are_requested_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.sandbox.faults.add(MISSING)
     for module in (encode, gap_fill):
         monkeypatch.setattr(module, "seems_cut", lambda *_: False)
@@ -181,9 +179,8 @@ def test_what_lacks_between_two_days_is_asked_for_once(world: World, monkeypatch
     assert len(asked) == len(set(asked))
 
 
-def test_a_hole_inside_that_could_not_be_asked_for_is_told_apart_from_one_at_midnight(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unrequested_hole_differs_from_one_at_midnight(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hole inside the day could not be requested."""
     world.sandbox.faults.add(
         MissingRows(start=utc("2026-02-10T23:58:00"), end=utc("2026-02-11T00:02:00"), series="aggTrades", where="both")
     )
@@ -210,7 +207,7 @@ def test_a_hole_inside_that_could_not_be_asked_for_is_told_apart_from_one_at_mid
     assert row.verdicts.split("+") == ["healed", "unexplained"]  # what nobody has is still told of
 
 
-def test_a_trade_on_both_sides_does_not_change_what_is_known_of_a_hole_inside(world: World) -> None:
+def test_trade_on_both_sides_does_not_change_an_inner_hole(world: World) -> None:
     world.sandbox.faults.add(
         MissingRows(start=utc("2026-02-11T10:00"), end=utc("2026-02-11T10:20"), series="aggTrades", where="both")
     )
@@ -224,7 +221,7 @@ def test_a_trade_on_both_sides_does_not_change_what_is_known_of_a_hole_inside(wo
     assert world.asked() == []
 
 
-def test_the_later_day_alone_keeps_telling_of_trades_that_belong_before_it(world: World) -> None:
+def test_later_day_alone_reports_trades_from_before_it(world: World) -> None:
     world.sandbox.faults.add(MISSING)
     refusal = world.sandbox.faults.add(Status(path="/api/v3/", status=451))
     world.ingest(TRADES, PAIR)
@@ -264,9 +261,7 @@ def test_a_day_that_rest_completed_in_part_is_gone_on_with(world: World, monkeyp
     assert (row.rows, row.verdicts, row.last_key) == (truth.rows, "healed", truth.last_key)
 
 
-def test_trades_whose_times_lie_beyond_midnight_stay_in_their_own_day(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trades_with_times_beyond_midnight_stay_in_their_day(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids that lie between each other on two days: none is put into both, and nobody asks again and again."""
     world.ingest(TRADES, PAIR)
     day_store = DayStore(TRADES, world.layout, ListingSpans())

@@ -129,7 +129,7 @@ def test_outage_ends_where_a_candle_off_the_grid_begins(lake: World, publish: Pu
     assert set(found) == {"outage", "off_grid", "close_time"}
 
 
-def test_outage_over_midnight_ends_where_a_candle_off_the_grid_begins(lake: World, publish: Publish) -> None:
+def test_outage_over_midnight_ends_at_a_candle_off_the_grid(lake: World, publish: Publish) -> None:
     publish(KEY, "2018-02-09", [(ON - 24 * HOUR, OFF - 24 * HOUR - 1)])
     publish(KEY, "2018-02-10", rows(OFF + 9 * HOUR, 15))
     publish(KEY, "2018-02-11", rows(OFF + 24 * HOUR, 24))
@@ -182,7 +182,7 @@ def test_day_of_minutes_partly_off_the_grid(lake: World, publish: Publish) -> No
     assert finding.count == 719
 
 
-def test_archive_off_the_grid_stands_for_what_rest_had_before(lake: World, publish: Publish) -> None:
+def test_archive_off_the_grid_replaces_rows_of_rest(lake: World, publish: Publish) -> None:
     """A day that came from REST on the grid becomes final off the grid: rows of REST do not stay beside it."""
     publish(KEY, "2018-02-10", rows(OFF, 24))
     rest_on_the_grid(lake)
@@ -204,7 +204,7 @@ def test_provisional_day_off_the_grid_grows(lake: World, publish: Publish) -> No
     assert lake.one(KEY, "2018-02-10").action is Action.HELD  # type: ignore[union-attr]
 
 
-def test_rows_that_an_older_version_filled_in_twice_are_taken_out(
+def test_rows_filled_in_twice_by_an_older_version_are_removed(
     lake: World, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(KEY, "2018-02-10", rows(OFF, 24))
@@ -233,7 +233,7 @@ def test_candles_that_follow_too_soon_fail(lake: World, publish: Publish) -> Non
     assert by_rule(lake, "2018-02-10")["spacing"][0].count == 23
 
 
-def test_candle_before_the_grid_is_met_again_overlaps(lake: World, publish: Publish) -> None:
+def test_candle_overlaps_if_it_precedes_the_resumed_grid(lake: World, publish: Publish) -> None:
     publish(KEY, "2018-02-10", [*rows(OFF, 4), *rows(ON + 4 * HOUR, 20)])
     row = lake.one(KEY, "2018-02-10").row
     assert (row.rows, row.missing, row.integrity) == (24, 0, "warn")

@@ -53,7 +53,7 @@ def ahead(bringing: Bringing, side_by_side: int = 2) -> Iterator[Prefetcher[tupl
         found.close()
 
 
-def test_each_series_is_brought_once_and_given_out_in_order() -> None:
+def test_each_series_is_fetched_once_and_returned_in_order() -> None:
     bringing = Bringing()
     with ahead(bringing) as series:
         for key, some in WANTED:
@@ -78,7 +78,7 @@ def test_results_come_before_the_series_is_done() -> None:
         assert len(list(results)) == 2
 
 
-def test_no_more_are_begun_than_are_soon_asked_for() -> None:
+def test_no_more_fetches_start_than_are_needed_soon() -> None:
     bringing = Bringing()
     with ahead(bringing, side_by_side=1) as series:
         for key in (A, B):
@@ -87,7 +87,7 @@ def test_no_more_are_begun_than_are_soon_asked_for() -> None:
         assert D not in bringing.begun
 
 
-def test_an_error_comes_after_the_results_and_with_its_own_series() -> None:
+def test_error_comes_after_the_results_and_with_its_own_series() -> None:
     bringing = Bringing()
     bringing.failing = {B}
     with ahead(bringing) as series:
@@ -99,7 +99,7 @@ def test_an_error_comes_after_the_results_and_with_its_own_series() -> None:
         assert len(list(series.days(C, WANTED[2][1]))) == 3
 
 
-def test_other_days_or_another_series_than_expected_are_brought_all_the_same() -> None:
+def test_unexpected_days_or_series_are_still_fetched() -> None:
     bringing = Bringing()
     other = klines("OTHERUSDT", "1h")
     bringing.started[other] = threading.Event()

@@ -43,9 +43,7 @@ def test_a_hole_is_filled_in_when_the_archive_appears(world: World, key: SeriesK
 
 
 @pytest.mark.parametrize(("key", "hours"), [(UM, 48), (CM, 24)], ids=str)
-def test_a_hole_that_rest_does_not_reach_is_final_and_costs_no_request(
-    world: World, key: SeriesKey, hours: int
-) -> None:
+def test_hole_out_of_reach_of_rest_is_final_without_a_request(world: World, key: SeriesKey, hours: int) -> None:
     world.sandbox.faults.add(hole())
     world.at("2026-03-05T20:00:00")
     row = world.one(key, DAY).row
@@ -63,7 +61,7 @@ def test_a_hole_that_rest_does_not_reach_is_final_and_costs_no_request(
     assert world.asked() == []
 
 
-def test_of_a_hole_that_rest_reaches_in_part_the_rest_is_filled_in(world: World) -> None:
+def test_hole_partly_in_reach_of_rest_is_filled_in_part(world: World) -> None:
     world.at("2026-03-04T09:00:00")
     truth = World(world.root / "truth", world.sandbox, world._monkeypatch).one(CM, DAY).row
     world.sandbox.faults.add(hole("06:00", "12:00"))
@@ -78,7 +76,7 @@ def test_of_a_hole_that_rest_reaches_in_part_the_rest_is_filled_in(world: World)
     assert any(oldest <= at < clock.to_us(utc("2026-03-03T09:30:00")) for at in times)
 
 
-def test_a_hole_that_rest_lacks_too_stays_unexplained(world: World) -> None:
+def test_hole_missing_from_rest_stays_unexplained(world: World) -> None:
     world.sandbox.faults.add(hole(where="both"))
     world.at("2026-03-04T09:00:00")
     assert list(verdicts(world.one(UM, DAY).row)) == ["unexplained"]
@@ -90,7 +88,8 @@ def test_spot_reaches_back_without_limit(world: World) -> None:
     assert reach_of(SPOT) is None
 
 
-def test_while_rest_reaches_it_a_hole_is_asked_for_each_hour_then_judged_once(world: World) -> None:
+def test_hole_is_requested_hourly_in_reach_and_classified_once(world: World) -> None:
+    """It is classified when REST no longer reaches it."""
     world.sandbox.faults.add(hole())
     world.sandbox.faults.add(Status(path="/fapi/", status=503))
     world.at("2026-03-04T09:00:00")
@@ -134,7 +133,7 @@ def test_the_sensor_looks_at_each_tick_while_rest_could_fill_in() -> None:
     assert not is_time(day, None, at - timedelta(hours=12), reach), "no archive is there an hour after midnight"
 
 
-def test_repair_asks_for_futures_trades_within_the_day(world: World, tmp_path: Path) -> None:
+def test_repair_requests_futures_trades_within_the_day(world: World, tmp_path: Path) -> None:
     path = tmp_path / "universe.yaml"
     path.write_text("collect:\n  - {market: um, symbols: [BTCUSDT], aggTrades: {from: 2026-03-01}}\n")
     world.sandbox.faults.add(hole())

@@ -64,7 +64,7 @@ def failure(result: DayOutcome | DayFailure) -> DayFailure:
 # --- the plain way ------------------------------------------------------------------------------------------------
 
 
-def test_a_day_from_the_archive_is_final_and_says_where_it_came_from(world: World) -> None:
+def test_day_from_the_archive_is_final_and_names_its_source(world: World) -> None:
     result = outcome(world.one(BTC, "2026-03-01"))
     assert (result.action, result.row.outcome, result.row.final, result.row.rows) == ("fetched", "held", True, 1440)
     record = parquet.read_provenance(world.layout.file(BTC, date(2026, 3, 1)))
@@ -80,7 +80,7 @@ def test_a_day_from_the_archive_is_final_and_says_where_it_came_from(world: Worl
     assert world.ledger(BTC).rows[date(2026, 3, 1)] == result.row
 
 
-def test_days_that_are_held_are_reported_without_a_request(world: World) -> None:
+def test_stored_days_are_reported_without_a_request(world: World) -> None:
     wanted = days("2026-02-27", "2026-03-02")
     first = world.ingest(BTC, wanted)
     world.forget()
@@ -103,7 +103,7 @@ def test_a_run_over_a_whole_month_takes_the_monthly_zip_once(world: World) -> No
     assert len(world.asked("/daily/")) == 2 * 3
 
 
-def test_days_of_a_month_without_a_monthly_zip_are_asked_for_side_by_side(world: World) -> None:
+def test_days_without_a_monthly_zip_are_fetched_in_parallel(world: World) -> None:
     january, far = days("2026-01-01", "2026-01-31"), 0.3
     world.set(download_threads=8)
     world.sandbox.faults.add(LateArchive(days=tuple(january), days_late=90, cadence="monthly", series="klines"))
@@ -114,7 +114,7 @@ def test_days_of_a_month_without_a_monthly_zip_are_asked_for_side_by_side(world:
     assert sum(at < asked[0] + timedelta(seconds=far) for at in asked) >= 8
 
 
-def test_a_day_that_the_monthly_zip_has_incomplete_comes_from_the_daily_one(world: World) -> None:
+def test_day_incomplete_in_monthly_zip_comes_from_the_daily_zip(world: World) -> None:
     world.sandbox.faults.add(
         DamagedArchive(days=(date(2026, 1, 10),), damage=Damage.DUPLICATES, cadence="monthly", series="klines")
     )
@@ -125,19 +125,21 @@ def test_a_day_that_the_monthly_zip_has_incomplete_comes_from_the_daily_one(worl
     assert sum(row.source == "archive_monthly" for row in results.values()) >= 29
 
 
-def test_days_outside_of_the_listing_are_said_to_be_so_without_a_request(world: World) -> None:
+def test_days_outside_the_listing_are_reported_without_a_request(world: World) -> None:
     listing = ListingSpans(((date(2026, 3, 1), date(2026, 3, 2)),))
     results = world.ingest(BTC, days("2026-02-27", "2026-03-03"), listing)
     assert [outcome(r).action for r in results] == ["not_listed", "not_listed", "fetched", "fetched", "not_listed"]
     assert len(world.asked(".zip")) == 4
 
 
-def test_a_day_before_the_listing_is_found_out_where_no_listing_is_known(world: World) -> None:
+def test_day_before_an_unknown_listing_is_recognised(world: World) -> None:
+    """No listing is recorded for the symbol."""
     result = outcome(world.one(klines("SOLUSDT", "1h"), "2018-01-05"))
     assert (result.action, result.row.outcome, result.row.final) == ("not_listed", "not_listed", True)
 
 
-def test_trades_before_the_listing_are_not_looked_for_hour_by_hour(world: World) -> None:
+def test_trades_before_the_listing_cost_one_request(world: World) -> None:
+    """Threads do not search hour by hour."""
     world.set(download_threads=4)
     world.sandbox.faults.add(Delay(path="^/fapi/", latency=0.2))  # all threads have the question by then
     results = world.ingest(agg_trades("SOLUSDT", "um"), days("2019-06-01", "2019-06-12"))
@@ -145,7 +147,7 @@ def test_trades_before_the_listing_are_not_looked_for_hour_by_hour(world: World)
     assert len(world.asked("/fapi/")) == 1
 
 
-def test_a_symbol_with_signs_that_dagster_does_not_allow_is_like_any_other(world: World) -> None:
+def test_symbol_with_characters_unknown_to_dagster_is_ingested(world: World) -> None:
     world.at("2026-03-05T12:00:00")
     result = outcome(world.one(klines("币安人生USDT", "1h"), "2026-03-01"))
     assert result.row.rows == 24
@@ -154,7 +156,7 @@ def test_a_symbol_with_signs_that_dagster_does_not_allow_is_like_any_other(world
 # --- REST, today and becoming final -------------------------------------------------------------------------------
 
 
-def test_a_day_that_the_archive_lacks_comes_from_rest_and_is_provisional(world: World) -> None:
+def test_day_missing_from_the_archive_is_provisional_from_rest(world: World) -> None:
     world.sandbox.faults.add(LateArchive(days=(date(2026, 3, 3),), days_late=5))
     result = outcome(world.one(BTC, "2026-03-03"))
     assert (result.row.source, result.row.final, result.row.rows) == ("rest", False, 1440)
@@ -176,7 +178,7 @@ def test_rest_gives_the_archives_rows(world: World, key: object) -> None:
 
 
 @pytest.mark.parametrize("key", [BTC, TRADES], ids=str)
-def test_today_is_extended_by_what_is_new_and_equals_one_full_fetch(world: World, key: object, tmp_path: Path) -> None:
+def test_today_is_extended_and_equals_one_full_fetch(world: World, key: object, tmp_path: Path) -> None:
     assert isinstance(key, type(BTC))
     first = outcome(world.one(key, "2026-03-05"))
     assert (first.action, first.row.final) == ("fetched", False)
@@ -244,7 +246,7 @@ def test_trades_beyond_the_weight_of_a_run_wait_for_the_next(world: World) -> No
     assert ids == list(range(ids[0], ids[0] + len(ids)))
 
 
-def test_a_day_that_no_weight_is_left_to_go_on_with_says_that_trades_lack(world: World) -> None:
+def test_day_without_weight_left_reports_missing_trades(world: World) -> None:
     assert outcome(world.one(TRADES, "2026-03-05")).row.gaps == "info"
     world.set(rest_trades_weight=0)
     world.at("2026-03-06T00:05:00")
@@ -260,7 +262,7 @@ def test_without_any_weight_for_trades_the_day_is_unpublished(world: World) -> N
     assert "REST_TRADES_WEIGHT" in failed.reason
 
 
-def test_rows_that_only_rest_had_are_kept_when_the_archive_comes(world: World) -> None:
+def test_rows_only_in_rest_stay_when_the_archive_comes(world: World) -> None:
     late = world.sandbox.faults.add(LateArchive(days=(date(2026, 3, 3),), days_late=5))
     world.one(BTC, "2026-03-03")
     whole = world.table(BTC, "2026-03-03")
@@ -304,9 +306,7 @@ def test_candles_that_stop_coming_are_missed_while_they_do(world: World) -> None
 
 
 @pytest.mark.parametrize("key", [BTC, TRADES], ids=str)
-def test_a_hole_inside_a_day_that_grows_is_asked_for_after_growing_pauses_until_it_is_filled(
-    world: World, key: SeriesKey
-) -> None:
+def test_hole_in_a_growing_day_is_requested_with_backoff(world: World, key: SeriesKey) -> None:
     """A page of REST lacked what REST has later."""
     day, today = "2026-03-05", date(2026, 3, 5)
     hole = world.sandbox.faults.add(
@@ -339,7 +339,7 @@ def test_a_hole_inside_a_day_that_grows_is_asked_for_after_growing_pauses_until_
 
 
 @pytest.mark.parametrize("key", [BTC, TRADES], ids=str)
-def test_a_hole_inside_a_day_that_only_rest_has_is_all_that_is_asked_for(world: World, key: SeriesKey) -> None:
+def test_hole_in_a_day_of_rest_is_the_only_request(world: World, key: SeriesKey) -> None:
     day = "2026-03-03"
     world.sandbox.faults.add(LateArchive(days=[date(2026, 3, 3)], days_late=9))
     hole = world.sandbox.faults.add(
@@ -425,7 +425,7 @@ def test_a_file_that_is_damaged_by_hand_is_named_and_replaced(world: World) -> N
     assert world.table(BTC, "2026-03-02").num_rows == 1440
 
 
-def test_a_file_with_other_content_than_its_footer_says_is_replaced(world: World) -> None:
+def test_file_that_contradicts_its_footer_is_replaced(world: World) -> None:
     world.one(BTC, "2026-03-02")
     path = world.layout.file(BTC, date(2026, 3, 2))
     record, table = parquet.read_provenance(path), parquet.read_table(path)
@@ -435,7 +435,7 @@ def test_a_file_with_other_content_than_its_footer_says_is_replaced(world: World
     assert world.table(BTC, "2026-03-02").equals(table)
 
 
-def test_a_file_with_other_content_stays_refused_after_an_attempt_that_failed(world: World) -> None:
+def test_file_with_other_content_stays_refused_after_a_failure(world: World) -> None:
     world.one(BTC, "2026-03-02")
     path = world.layout.file(BTC, date(2026, 3, 2))
     record, table = parquet.read_provenance(path), parquet.read_table(path)
@@ -500,7 +500,7 @@ def test_a_body_that_stalls_is_fetched_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("status", [403, 418, 451])
-def test_a_rest_host_that_refuses_is_off_while_the_archive_goes_on(world: World, status: int) -> None:
+def test_refusing_rest_host_is_off_while_the_archive_continues(world: World, status: int) -> None:
     world.sandbox.faults.add(Status(path="/api/v3/", status=status, retry_after=120))
     results = world.ingest(BTC, days("2026-03-02", "2026-03-05"))
     assert [type(r) for r in results] == [DayOutcome, DayOutcome, DayOutcome, DayFailure]
@@ -520,12 +520,12 @@ def test_a_ban_is_remembered_by_the_next_run(world: World) -> None:
     assert world.asked() == []
 
 
-def test_rest_that_asks_for_a_pause_gets_it(world: World) -> None:
+def test_pause_requested_by_rest_is_observed(world: World) -> None:
     world.sandbox.faults.add(Status(path="/api/v3/klines", status=429, retry_after=0, times=2))
     assert outcome(world.one(BTC, "2026-03-05")).row.rows == 720
 
 
-def test_rest_that_asks_for_a_longer_pause_than_we_wait_is_off(world: World) -> None:
+def test_pause_longer_than_our_limit_turns_rest_off(world: World) -> None:
     world.sandbox.faults.add(Status(path="/api/v3/klines", status=429, retry_after=600))
     failed = failure(world.one(BTC, "2026-03-05"))
     assert failed.failure == "host_off"
@@ -533,7 +533,7 @@ def test_rest_that_asks_for_a_longer_pause_than_we_wait_is_off(world: World) -> 
     assert len(world.asked("/klines")) == 1
 
 
-def test_an_archive_that_is_unreachable_is_said_so_and_not_asked_a_thousand_times(world: World) -> None:
+def test_unreachable_archive_is_reported(world: World) -> None:
     world.set(retries=1, vision_url="http://127.0.0.1:9", spot_url="http://127.0.0.1:9", download_threads=1)
     results = world.ingest(BTC, days("2026-02-20", "2026-03-03"))
     assert {failure(r).failure for r in results} == {"network"}
@@ -581,7 +581,7 @@ def test_leftovers_of_a_killed_writer_are_removed(world: World) -> None:
     assert not leftover.exists()
 
 
-def test_leftovers_beside_the_ledger_are_removed_but_not_those_of_another_series(world: World) -> None:
+def test_leftovers_of_this_ledger_are_removed_but_no_others(world: World) -> None:
     world.one(BTC, "2026-03-01")
     folder = world.layout.ledger(BTC).parent
     mine, another = folder / ".1m.parquet.1-aa.tmp", folder / ".1h.parquet.1-aa.tmp"
@@ -591,7 +591,7 @@ def test_leftovers_beside_the_ledger_are_removed_but_not_those_of_another_series
     assert (mine.exists(), another.exists()) == (False, True)
 
 
-def test_a_second_writer_waits_or_says_who_is_busy(world: World) -> None:
+def test_second_writer_waits_or_names_the_first(world: World) -> None:
     world.set(lock_wait_seconds=0.05)
     held, done = threading.Event(), threading.Event()
 
@@ -615,7 +615,7 @@ def test_a_second_writer_waits_or_says_who_is_busy(world: World) -> None:
 # --- again and again ----------------------------------------------------------------------------------------------
 
 
-def test_each_monthly_zip_is_asked_for_once(world: World) -> None:
+def test_each_monthly_zip_is_requested_once(world: World) -> None:
     hours = klines("BTCUSDT", "1h")
     world.set(download_threads=8)
     world.ingest(hours, days("2025-03-01", "2026-01-31"))
@@ -624,7 +624,7 @@ def test_each_monthly_zip_is_asked_for_once(world: World) -> None:
     assert set(asked.values()) == {1}
 
 
-def test_days_that_were_replaced_do_not_come_from_an_older_monthly_zip(world: World) -> None:
+def test_replaced_days_do_not_come_from_an_older_monthly_zip(world: World) -> None:
     hours, january = klines("BTCUSDT", "1h"), days("2026-01-01", "2026-01-31")
     late = world.sandbox.faults.add(MissingDay(days=january, cadence="monthly"))
     assert {outcome(result).row.source for result in world.ingest(hours, january)} == {"archive_daily"}
@@ -638,7 +638,8 @@ def test_days_that_were_replaced_do_not_come_from_an_older_monthly_zip(world: Wo
     assert world.asked("/monthly/") == []
 
 
-def test_a_replaced_archive_without_a_checksum_leaves_what_was_proven_and_is_not_fetched_again(world: World) -> None:
+def test_replacement_without_checksum_leaves_the_verified_day(world: World) -> None:
+    """It is not fetched again."""
     row = outcome(world.one(BTC, "2026-03-03")).row
     world.sandbox.faults.add(MissingChecksum(days=[date(2026, 3, 3)]))
     ledger = world.ledger(BTC)
@@ -668,7 +669,7 @@ def test_a_provisional_day_that_ended_quietly_is_whole(world: World) -> None:
     assert world.asked("/api/") == []
 
 
-def test_an_answer_of_rest_that_is_not_understood_fails_the_day_until_it_is(world: World) -> None:
+def test_unknown_answer_of_rest_fails_the_day_until_understood(world: World) -> None:
     world.sandbox.faults.add(LateArchive(days=[date(2026, 3, 4)], days_late=9))
     garbage = world.sandbox.faults.add(Status(path="/api/v3/klines", status=200))
     found = failure(world.one(BTC, "2026-03-04"))
@@ -679,16 +680,14 @@ def test_an_answer_of_rest_that_is_not_understood_fails_the_day_until_it_is(worl
     assert outcome(world.one(BTC, "2026-03-04")).row.rows == 1440
 
 
-def test_a_day_before_any_listing_is_asked_for_once(world: World) -> None:
+def test_day_before_any_listing_is_requested_once(world: World) -> None:
     assert outcome(world.one(BTC, "2017-01-01")).action == "not_listed"
     world.forget()
     assert outcome(world.one(BTC, "2017-01-01")).action == "not_listed"
     assert world.asked() == []
 
 
-def test_a_ledger_that_the_system_does_not_let_read_is_not_taken_for_lost(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ledger_without_read_permission_is_not_taken_for_lost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.sandbox.faults.add(WrongChecksum(path="BTCUSDT-1m-2026-03-03"))
     world.one(BTC, "2026-03-03")
     opened = os.open
@@ -706,7 +705,7 @@ def test_a_ledger_that_the_system_does_not_let_read_is_not_taken_for_lost(
     assert {day.day: row.outcome for day, row in world.ledger(BTC).rows.items()} == {2: "held", 3: "failed"}
 
 
-def test_a_look_that_changes_nothing_keeps_what_the_market_was_judged_to_do(world: World) -> None:
+def test_refresh_without_changes_leaves_the_market_verdict(world: World) -> None:
     keys = [klines(symbol, "1m", "um") for symbol in ("BTCUSDT", "ETHUSDT")]
     world.sandbox.faults.add(MarketOutage(start=utc("2026-03-03T10:00"), end=utc("2026-03-03T10:20"), series="/um/"))
     world.sandbox.faults.add(
@@ -721,9 +720,7 @@ def test_a_look_that_changes_nothing_keeps_what_the_market_was_judged_to_do(worl
     assert "unconfirmed" in outcome(world.one(keys[0], "2026-03-03")).row.verdicts
 
 
-def test_a_day_whose_file_is_damaged_does_not_hold_memory_that_downloads_wait_for(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_day_does_not_reserve_memory_of_downloads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with_a_gap, fresh = days("2026-03-01", "2026-03-02")
     world.sandbox.faults.add(MissingRows(start=utc("2026-03-01T10:00"), end=utc("2026-03-01T10:05"), where="archive"))
     usual = world.settings.spot_url

@@ -176,7 +176,7 @@ def span(found: Finding) -> list[tuple[int, int, int]]:
 # --- the exchange stood still ---------------------------------------------------------------------------------------
 
 
-def test_an_outage_in_spot_lacks_rows_that_rest_lacks_too(story: Story) -> None:
+def test_spot_outage_has_no_rows_in_rest_either(story: Story) -> None:
     story.world.sandbox.faults.add(MarketOutage(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="/spot/"))
     row = good(story.bring(BTC))
     found = the_gap(row)
@@ -187,7 +187,7 @@ def test_an_outage_in_spot_lacks_rows_that_rest_lacks_too(story: Story) -> None:
     assert story.requests == ZIP + REST
 
 
-def test_an_outage_in_spot_is_proven_by_the_ids_of_its_trades(story: Story) -> None:
+def test_spot_outage_is_confirmed_by_consecutive_trade_ids(story: Story) -> None:
     story.world.sandbox.faults.add(MarketOutage(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="/spot/"))
     assert gaps(good(story.bring(TRADES))) == []
     assert story.requests == ZIP
@@ -254,7 +254,7 @@ def test_a_quiet_symbol_is_flat_while_others_trade(story: Story) -> None:
 # --- the archive lacks what the exchange had ------------------------------------------------------------------------
 
 
-def test_twenty_minutes_that_the_archive_lacks_come_from_rest(story: Story) -> None:
+def test_twenty_minutes_missing_from_the_archive_come_from_rest(story: Story) -> None:
     truth = story.truth(BTC)
     story.world.sandbox.faults.add(
         MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="klines", where="archive")
@@ -277,7 +277,7 @@ def test_twenty_minutes_that_the_archive_lacks_come_from_rest(story: Story) -> N
 
 
 @pytest.mark.parametrize("key", [BTC, TRADES])
-def test_what_an_archive_without_checksum_lacks_comes_from_rest_too(story: Story, key: SeriesKey) -> None:
+def test_rows_missing_without_a_checksum_come_from_rest_too(story: Story, key: SeriesKey) -> None:
     truth = story.truth(key)
     proof = story.world.sandbox.faults.add(MissingChecksum(days=[DAY]))
     story.world.sandbox.faults.add(
@@ -302,7 +302,8 @@ def test_what_an_archive_without_checksum_lacks_comes_from_rest_too(story: Story
     assert story.held(key).equals(truth)
 
 
-def test_what_an_archive_without_checksum_and_rest_lack_has_a_true_evidence(story: Story) -> None:
+def test_rows_missing_from_both_sources_have_true_evidence(story: Story) -> None:
+    """The archive has no checksum."""
     story.world.sandbox.faults.add(MissingChecksum(days=[DAY]))
     gone = MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="klines", where="both")
     story.world.sandbox.faults.add(gone)
@@ -311,7 +312,8 @@ def test_what_an_archive_without_checksum_and_rest_lack_has_a_true_evidence(stor
     assert story.requests == ZIP + REST
 
 
-def test_what_the_archive_lacks_while_rest_refuses_is_asked_for_later_and_without_the_zip(story: Story) -> None:
+def test_rows_missing_while_rest_refuses_are_requested_later(story: Story) -> None:
+    """The zip is not downloaded again."""
     truth = story.truth(BTC)
     story.world.sandbox.faults.add(
         MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="klines", where="archive")
@@ -339,7 +341,8 @@ def test_what_the_archive_lacks_while_rest_refuses_is_asked_for_later_and_withou
     assert story.held(BTC).equals(truth)
 
 
-def test_candles_that_lack_although_trades_took_place_are_a_defect_until_healed(story: Story) -> None:
+def test_missing_candles_are_a_defect_until_filled(story: Story) -> None:
+    """Trades took place in these minutes."""
     truth = story.truth(BTC)
     good(story.bring(TRADES))
     story.world.sandbox.faults.add(
@@ -382,7 +385,8 @@ def test_new_words_alone_do_not_write_a_day_again(story: Story) -> None:
     assert parquet.read_provenance(path).findings == older.findings
 
 
-def test_candles_that_no_source_has_although_trades_took_place_are_unexplained(story: Story) -> None:
+def test_candles_missing_from_all_sources_are_unexplained(story: Story) -> None:
+    """Trades took place in these minutes."""
     good(story.bring(TRADES))
     story.world.sandbox.faults.add(MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="klines"))
     row = good(story.bring(BTC))
@@ -393,7 +397,7 @@ def test_candles_that_no_source_has_although_trades_took_place_are_unexplained(s
 
 
 @pytest.mark.parametrize("key", [BTC, TRADES], ids=str)
-def test_a_whole_day_that_the_archive_lacks_comes_from_rest_and_is_provisional(story: Story, key: SeriesKey) -> None:
+def test_whole_day_missing_from_archive_is_provisional_from_rest(story: Story, key: SeriesKey) -> None:
     truth = story.truth(key)
     story.world.sandbox.faults.add(MissingDay(days=[DAY]))
     row = good(story.bring(key))
@@ -433,7 +437,7 @@ def test_a_day_of_trades_that_the_archive_cut_short_is_completed(story: Story, c
     assert story.requests == 2 * ZIP + clock_asked + -(-lacked // TRADES_A_PAGE) * PAGE
 
 
-def test_a_monthly_zip_that_lacks_a_day_gives_way_to_the_daily_one(story: Story) -> None:
+def test_day_missing_from_monthly_zip_comes_from_the_daily_zip(story: Story) -> None:
     key, wanted = klines("BTCUSDT", "1h"), days("2026-01-01", "2026-01-31")
     story.world.sandbox.faults.add(MissingDay(days=[date(2026, 1, 31)], cadence="monthly"))
     results = story.bring(key, wanted)
@@ -445,7 +449,7 @@ def test_a_monthly_zip_that_lacks_a_day_gives_way_to_the_daily_one(story: Story)
     assert story.requests == 2 * ZIP
 
 
-def test_a_day_with_a_gap_in_the_monthly_zip_alone_comes_from_the_daily_one(story: Story) -> None:
+def test_day_with_gap_in_monthly_zip_comes_from_the_daily_zip(story: Story) -> None:
     key, wanted = klines("BTCUSDT", "1h"), days("2026-01-01", "2026-01-31")
     story.world.sandbox.faults.add(
         MissingRows(start=utc("2026-01-15T05:00"), end=utc("2026-01-15T07:00"), where="archive", cadence="monthly")
@@ -506,7 +510,7 @@ def test_an_id_on_both_sides_of_midnight_stays_on_one(story: Story, together: bo
     assert story.requests == (2 if together else 1) * ZIP
 
 
-def test_trades_that_lack_inside_a_day_are_asked_for_by_id(story: Story) -> None:
+def test_trades_missing_inside_a_day_are_requested_by_id(story: Story) -> None:
     truth = story.truth(TRADES)
     story.world.sandbox.faults.add(
         MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="aggTrades", where="archive")
@@ -519,7 +523,7 @@ def test_trades_that_lack_inside_a_day_are_asked_for_by_id(story: Story) -> None
     assert story.requests == ZIP + PAGE  # what has an id has happened, whatever REST's clock says
 
 
-def test_ids_that_rest_lacks_too_are_unexplained(story: Story) -> None:
+def test_ids_missing_from_rest_too_are_unexplained(story: Story) -> None:
     truth = story.truth(TRADES)
     story.world.sandbox.faults.add(
         MissingRows(start=utc(f"{DAY}T10:00"), end=utc(f"{DAY}T10:20"), series="aggTrades", where="both")
@@ -532,9 +536,7 @@ def test_ids_that_rest_lacks_too_are_unexplained(story: Story) -> None:
 
 
 @pytest.mark.parametrize(("start", "end"), [("10:05", "10:10"), ("10:00", "10:05"), ("10:15", "10:20")])
-def test_ids_that_rest_has_in_part_are_healed_and_the_others_unexplained_at_once(
-    story: Story, start: str, end: str
-) -> None:
+def test_ids_partly_in_rest_are_filled_and_others_unexplained(story: Story, start: str, end: str) -> None:
     truth = story.truth(TRADES)
     ids, times = ints(truth, "agg_trade_id"), ints(truth, "transact_time")
     gone = (times >= at(start)) & (times < at(end))
@@ -551,7 +553,7 @@ def test_ids_that_rest_has_in_part_are_healed_and_the_others_unexplained_at_once
     assert story.requests == ZIP + PAGE  # one page spans it all, and what it leaves out is seen
 
 
-def test_ids_that_rest_lacks_of_what_a_cut_archive_lacks_are_unexplained_at_once(story: Story) -> None:
+def test_ids_missing_from_cut_archive_and_rest_are_unexplained(story: Story) -> None:
     truth = story.truth(TRADES)
     ids, times = ints(truth, "agg_trade_id"), ints(truth, "transact_time")
     gone = (times >= at("15:00")) & (times < at("15:10"))
@@ -596,7 +598,7 @@ def rest_forgets_the_symbol(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("key", [BTC, TRADES], ids=str)
-def test_what_lacks_of_a_symbol_that_rest_no_longer_knows_is_not_asked_for_for_ever(
+def test_rows_of_a_symbol_unknown_to_rest_are_not_retried(
     story: Story, key: SeriesKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     story.world.sandbox.faults.add(
@@ -615,7 +617,7 @@ def test_what_lacks_of_a_symbol_that_rest_no_longer_knows_is_not_asked_for_for_e
 # --- late, replaced, wrong ------------------------------------------------------------------------------------------
 
 
-def test_an_archive_that_is_late_by_nine_days_makes_the_day_final_when_it_comes(story: Story) -> None:
+def test_archive_nine_days_late_makes_the_day_final(story: Story) -> None:
     truth = story.truth(BTC)
     story.world.sandbox.faults.add(LateArchive(days=[DAY], days_late=9))
     row = good(story.bring(BTC))
@@ -633,7 +635,7 @@ def test_an_archive_that_is_late_by_nine_days_makes_the_day_final_when_it_comes(
     assert story.held(BTC).equals(truth)
 
 
-def test_an_archive_that_was_replaced_is_fetched_again_and_the_difference_told(story: Story) -> None:
+def test_replaced_archive_is_fetched_again_and_compared(story: Story) -> None:
     truth = story.truth(BTC)
     story.world.sandbox.faults.add(ReplacedArchive(days=[DAY], at=utc("2026-03-05T18:00"), short_by=30))
     row = good(story.bring(BTC))
@@ -672,7 +674,7 @@ def test_the_rows_that_a_replaced_archive_changed_are_counted(story: Story) -> N
     assert story.requests == ZIP  # nothing lacks in either archive, and the neighbouring days are not held
 
 
-def test_a_checksum_that_is_wrong_for_good_fails_until_a_person_accepts(story: Story) -> None:
+def test_lasting_wrong_checksum_fails_until_a_person_accepts(story: Story) -> None:
     truth = story.truth(BTC)
     story.world.sandbox.faults.add(WrongChecksum(path=f"BTCUSDT-1m-{DAY}"))
     [result] = story.bring(BTC)
@@ -690,9 +692,7 @@ def test_a_checksum_that_is_wrong_for_good_fails_until_a_person_accepts(story: S
     assert story.held(BTC).equals(truth)
 
 
-def test_a_delisted_and_relisted_symbol_is_not_missing_in_between(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relisted_symbol_is_not_missing_between_its_listings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     back = GeneratedSymbol(
         Market.SPOT, "BACKUSDT", date(2026, 1, 1), breaks=((date(2026, 2, 3), date(2026, 2, 5)),), trades_per_day=500
     )
@@ -720,7 +720,7 @@ def test_a_delisted_and_relisted_symbol_is_not_missing_in_between(
     [(("00:00", "02:00"), ((DAY, None),)), (("20:00", "23:59"), ((date(2020, 1, 1), DAY),))],
     ids=["first day", "last day"],
 )
-def test_what_the_archive_lacks_of_the_first_or_last_listed_day_comes_from_rest(
+def test_rows_missing_on_first_or_last_listed_day_come_from_rest(
     story: Story, lost: tuple[str, str], listing: tuple[tuple[date, date | None]]
 ) -> None:
     truth = story.truth(BTC)
@@ -733,7 +733,7 @@ def test_what_the_archive_lacks_of_the_first_or_last_listed_day_comes_from_rest(
     assert sum(r.count for r in the_gap(row).ranges) == (end - start) // timedelta(minutes=1)
 
 
-def test_what_the_archive_lacks_of_the_last_listed_day_is_open_until_rest_answers(story: Story) -> None:
+def test_rows_missing_on_last_listed_day_wait_for_rest(story: Story) -> None:
     """The listing is to the day: that trading ended with it says nothing of the hours that the archive lacks."""
     truth, listing = story.truth(BTC), ListingSpans(((date(2020, 1, 1), DAY),))
     lost = MissingRows(start=utc(f"{DAY}T18:00"), end=utc("2026-03-04T00:00"), series="klines", where="archive")
@@ -757,9 +757,10 @@ def test_what_the_archive_lacks_of_the_last_listed_day_is_open_until_rest_answer
 
 
 @pytest.mark.parametrize("forgotten", [False, True])
-def test_candles_before_the_first_trade_of_a_symbol_are_not_listed_and_cost_one_request(
+def test_candles_before_the_first_trade_cost_one_request(
     story: Story, forgotten: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """They are not listed."""
     start, end = utc(f"{DAY}T00:00"), utc(f"{DAY}T19:00")
     story.world.sandbox.faults.add(MissingRows(start=start, end=end, series="klines", where="both"))
     asked = rest_forgets_the_symbol(monkeypatch) if forgotten else []
@@ -777,7 +778,7 @@ def test_candles_before_the_first_trade_of_a_symbol_are_not_listed_and_cost_one_
 
 
 @pytest.mark.parametrize("way", ["became final", "healed"])
-def test_where_rest_and_archive_disagree_the_archive_wins_and_both_are_told(story: Story, way: str) -> None:
+def test_archive_wins_over_rest_and_both_values_are_reported(story: Story, way: str) -> None:
     truth = story.truth(BTC)
     changed = ChangedRows(
         start=utc(f"{DAY}T08:00"), end=utc(f"{DAY}T08:01"), series="klines", where="rest", column="volume"

@@ -31,7 +31,7 @@ BTC = series("BTCUSDT", "1h")
 MONTHS = [clock.days_of_month(date(2024, month, 1)) for month in range(1, 7)]
 
 
-def test_readers_see_each_day_once_while_months_are_closed_by_processes_that_are_killed(tmp_path: Path) -> None:
+def test_readers_see_each_day_once_during_killed_compactions(tmp_path: Path) -> None:
     lake = SmallLake(tmp_path)
     settings = load_settings(dir=tmp_path)
     with ExitStack() as stack:

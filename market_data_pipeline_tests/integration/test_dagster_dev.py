@@ -171,7 +171,7 @@ def zips(sandbox: Sandbox) -> set[str]:
 
 
 @pytest.mark.timeout(600)
-def test_a_backfill_from_the_ui_with_bad_days_and_a_second_one_for_those(tmp_path: Path) -> None:
+def test_backfill_from_ui_fails_bad_days_and_a_second_fixes_them(tmp_path: Path) -> None:
     with Sandbox() as sandbox:
         desk = Desk(tmp_path / "data", sandbox, UNIVERSE)
         for day in BAD:

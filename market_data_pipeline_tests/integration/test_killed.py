@@ -72,7 +72,7 @@ def desk_in(root: Path, sandbox: Sandbox) -> Desk:
     return desk
 
 
-def test_a_backfill_that_is_killed_again_and_again_ends_as_one_that_was_not(
+def test_backfill_killed_repeatedly_ends_like_an_undisturbed_one(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = desk_in(tmp_path / "whole", sandbox)

@@ -33,9 +33,7 @@ PROVISIONAL = days("2024-01-11", "2024-01-25")
 ALL = days("2024-01-11", "2024-03-10")
 
 
-def test_readers_see_whole_days_while_days_are_written_and_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_readers_see_whole_days_while_days_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Sandbox() as sandbox, ExitStack() as stack:
         desk = Desk(tmp_path / "data", sandbox, UNIVERSE)
         for name, value in {**desk.environment, "DAGSTER_HOME": ""}.items():

@@ -184,7 +184,7 @@ def findings(lake: Layout, key: SeriesKey, rule: str) -> Iterator[Finding]:
         yield from (found for found in row.findings_list() if found.rule == rule)
 
 
-def test_every_row_and_column_is_what_the_csv_says(lake: Layout, recordings: list[Recording]) -> None:
+def test_every_row_and_column_equals_the_csv(lake: Layout, recordings: list[Recording]) -> None:
     assert len(recordings) == 30
     for recording in recordings:
         tables = [parquet.read_table(lake.file(recording.key, day)) for day in recording.days()]
@@ -199,9 +199,7 @@ def test_every_row_and_column_is_what_the_csv_says(lake: Layout, recordings: lis
             assert np.array_equal(column.to_numpy(), np.array(values)), (recording.path.name, name)
 
 
-def test_every_day_is_final_verified_and_says_which_archive_it_is_from(
-    lake: Layout, recordings: list[Recording]
-) -> None:
+def test_every_day_is_final_verified_and_names_its_archive(lake: Layout, recordings: list[Recording]) -> None:
     for recording in recordings:
         ledger = ledger_of(lake, recording.key)
         for day in recording.days():
@@ -225,7 +223,7 @@ def test_the_gaps_of_spot_btcusdt_1h_2019_are_exact(lake: Layout) -> None:
 
 
 @pytest.mark.parametrize(("symbol", "minutes"), [("NEARUSDT", 144), ("AVAXUSDT", 22)])
-def test_flat_minutes_are_told_apart_and_fail_nothing(lake: Layout, symbol: str, minutes: int) -> None:
+def test_flat_minutes_are_classified_and_fail_nothing(lake: Layout, symbol: str, minutes: int) -> None:
     key = klines(symbol, "1m", "um")
     quiet, suspended = (list(findings(lake, key, rule)) for rule in ("quiet", "suspended"))
     assert sum(found.count for found in (*quiet, *suspended)) == minutes

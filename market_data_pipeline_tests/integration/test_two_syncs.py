@@ -108,7 +108,7 @@ def newest(instance: dg.DagsterInstance, key: SeriesKey, day: date) -> dg.AssetM
     return found
 
 
-def test_a_second_sync_asks_only_for_what_is_new_and_both_equal_one_full_fetch(
+def test_second_sync_requests_new_rows_and_equals_a_full_fetch(
     owner: Owner, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
     owner.sync("2026-03-05T12:00:30")
@@ -137,7 +137,7 @@ def test_a_second_sync_asks_only_for_what_is_new_and_both_equal_one_full_fetch(
         assert on_record["content sha256"].value == content_sha256(extended)
 
 
-def test_a_sync_in_which_nothing_is_new_asks_for_nothing_that_is_held(owner: Owner) -> None:
+def test_sync_without_news_requests_no_stored_day(owner: Owner) -> None:
     owner.sync("2026-03-05T12:00:30")
     asked = owner.sync("2026-03-05T12:00:40")
     # No candle has closed since; only trades can have come.
@@ -147,7 +147,7 @@ def test_a_sync_in_which_nothing_is_new_asks_for_nothing_that_is_held(owner: Own
         assert all("fromId" in query for query in rest(asked, key))
 
 
-def test_across_midnight_a_day_becomes_final_and_equals_its_archive(
+def test_day_becomes_final_after_midnight_and_equals_its_archive(
     owner: Owner, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
     owner.sync("2026-03-05T23:59:10")

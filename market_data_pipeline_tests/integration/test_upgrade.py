@@ -195,7 +195,7 @@ def test_client_reads_closed_months_and_names_gaps(folder: Folder) -> None:
     assert set(gaps["verdict"].to_pylist()) == {"archive_defect", "unexplained", "unpublished"}
 
 
-def test_sync_puts_records_under_the_present_keys(folder: Folder) -> None:
+def test_sync_writes_records_under_the_current_keys(folder: Folder) -> None:
     """Every materialization and check result of version 0.1 is there, without a run or a download for it."""
     with closing(sqlite3.connect(folder.root / "dagster" / "history" / "runs" / "index.db")) as index:
         days = index.execute(

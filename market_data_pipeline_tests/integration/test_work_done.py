@@ -112,7 +112,7 @@ def test_a_day_is_two_requests(world: World) -> None:
     assert kinds(world) == {"zip": 5, "checksum": 5}
 
 
-def test_days_that_are_held_are_no_request(world: World) -> None:
+def test_stored_days_need_no_request(world: World) -> None:
     world.ingest(BTC, MONTH)
     world.forget()
     assert {result.action for result in world.ingest(BTC, MONTH)} == {Action.HELD}  # type: ignore[union-attr]
@@ -120,7 +120,7 @@ def test_days_that_are_held_are_no_request(world: World) -> None:
 
 
 @linux
-def test_days_that_are_held_are_not_opened(world: World) -> None:
+def test_stored_days_are_not_opened(world: World) -> None:
     """A run over years that are held reads the ledger, and lists the folder."""
     world.ingest(BTC, MONTH)
     with opened(world.layout.folder(BTC)) as files:
@@ -128,7 +128,7 @@ def test_days_that_are_held_are_not_opened(world: World) -> None:
     assert files == {}
 
 
-def test_a_backfill_of_two_series_is_one_run_and_one_event_a_day_of_each(world: World) -> None:
+def test_backfill_of_two_series_is_one_run_with_an_event_per_day(world: World) -> None:
     report = run_ingest(world.settings, {BTC: MONTH, ETH: MONTH})
     assert report.count(Action.FETCHED) == 62
     assert kinds(world) == {"zip": 2, "checksum": 2}
@@ -156,7 +156,7 @@ def test_a_backfill_of_two_series_is_one_run_and_one_event_a_day_of_each(world: 
     }
 
 
-def test_what_is_held_and_on_record_is_no_run(world: World) -> None:
+def test_stored_and_recorded_days_need_no_run(world: World) -> None:
     run_ingest(world.settings, {BTC: MONTH, ETH: MONTH})
     with open_instance(world.layout) as instance:
         before = [run.run_id for run in instance.get_runs()]
@@ -167,7 +167,7 @@ def test_what_is_held_and_on_record_is_no_run(world: World) -> None:
     assert kinds(world) == {}
 
 
-def test_flat_candles_of_a_lone_series_are_judged_once(world: World) -> None:
+def test_flat_candles_of_a_lone_series_are_classified_once(world: World) -> None:
     """No other symbol tells what they mean, and asking REST again would not either."""
     report = run_ingest(world.settings, {BTC: MONTH})
     flat = [outcome.row for outcome in report.outcomes if outcome.row.quiet]
@@ -180,7 +180,7 @@ def test_flat_candles_of_a_lone_series_are_judged_once(world: World) -> None:
     assert kinds(world) == {}
 
 
-def test_a_backfill_that_brings_no_flat_candle_is_one_run(world: World) -> None:
+def test_backfill_without_flat_candles_is_one_run(world: World) -> None:
     world.settings.universe.write_text(UNIVERSE.replace("1m", "1h"))
     hours = klines("BTCUSDT", "1h")
     report = run_ingest(world.settings, {hours: MONTH})

@@ -98,7 +98,7 @@ def test_the_days_of_a_closed_month_share_its_bytes(lake: SmallLake) -> None:
     assert sum(one.stat.bytes for one in held) == lake.layout.month(HOURS, JANUARY[0]).stat().st_size
 
 
-def test_the_own_files_go_after_the_grace_period_and_nothing_else_changes(lake: SmallLake) -> None:
+def test_daily_files_go_after_the_grace_period_and_no_others(lake: SmallLake) -> None:
     before = all_rows(lake)
     close_months(lake.layout, HOURS)
     written = datetime.fromtimestamp(lake.layout.month(HOURS, JANUARY[0]).stat().st_mtime, UTC)
@@ -145,7 +145,7 @@ def test_a_month_with_a_day_that_may_change_stays_open(lake: SmallLake, why: Cal
     assert not lake.layout.month(HOURS, JANUARY[0]).exists()
 
 
-def test_neither_this_month_nor_one_that_is_held_in_part_is_closed(lake: SmallLake) -> None:
+def test_current_or_partly_stored_month_is_not_closed(lake: SmallLake) -> None:
     lake.put(MINUTES, days_from("2024-02-02", 40))
     assert close_months(lake.layout, MINUTES) == []
 
@@ -183,7 +183,7 @@ def test_a_day_of_a_closed_month_is_written_into_it(lake: SmallLake) -> None:
     assert refresh_ledger(ledger, lake.layout, HOURS) == []
 
 
-def test_what_the_market_said_of_a_day_outlives_a_crash_before_the_ledger_was_written(lake: SmallLake) -> None:
+def test_market_verdict_survives_a_crash_before_the_ledger_write(lake: SmallLake) -> None:
     judged = found("suspended", Severity.INFO)
     ledger_path = lake.layout.ledger(HOURS)
     row = Ledger.read(ledger_path).rows[JANUARY[3]]
@@ -199,7 +199,7 @@ def test_what_the_market_said_of_a_day_outlives_a_crash_before_the_ledger_was_wr
     assert is_right(lake)
 
 
-def test_a_damaged_month_fails_its_days_and_a_day_that_is_brought_again_is_held(lake: SmallLake) -> None:
+def test_damaged_month_fails_its_days_until_they_are_fetched(lake: SmallLake) -> None:
     close_months(lake.layout, HOURS)
     remove_own_files(lake)
     record = read_record(days_between(lake.layout, HOURS, JANUARY[7], JANUARY[7])[0])
@@ -215,7 +215,7 @@ def test_a_damaged_month_fails_its_days_and_a_day_that_is_brought_again_is_held(
     assert [day for day in JANUARY if ledger.rows[day].outcome != FAILED] == [JANUARY[7]]
 
 
-def test_a_day_that_a_month_lacks_is_named(lake: SmallLake) -> None:
+def test_day_missing_from_a_month_is_named(lake: SmallLake) -> None:
     month = lake.layout.month(HOURS, JANUARY[0])
     days = [DayInMonth(*read_whole(held)) for held in days_between(lake.layout, HOURS, JANUARY[0], JANUARY[-2])]
     storage.write_bytes(month, encode_month(days, spec_of(HOURS)))
@@ -224,7 +224,7 @@ def test_a_day_that_a_month_lacks_is_named(lake: SmallLake) -> None:
         read_record(held)
 
 
-def test_rows_of_a_day_are_read_without_those_of_the_rest_of_the_month(lake: SmallLake) -> None:
+def test_rows_of_a_day_are_read_without_the_rest_of_the_month(lake: SmallLake) -> None:
     lake.put(MINUTES, JANUARY)
     close_months(lake.layout, MINUTES)
     with pq.ParquetFile(lake.layout.month(MINUTES, JANUARY[0])) as file:
@@ -265,7 +265,7 @@ def _lake_with(tmp_path_factory: pytest.TempPathFactory, closed: set[int]) -> Sm
 
 
 @pytest.mark.parametrize("face", ["arrow", "relation"])
-def test_a_client_reads_closed_months_with_days_beside_them(lake: SmallLake, face: str) -> None:
+def test_client_reads_closed_months_and_single_days(lake: SmallLake, face: str) -> None:
     lake.put(HOURS, days_from("2024-03-01", 10))
     market = MarketData(lake.root)
     wanted = market.klines("BTCUSDT", "1h", "2024-01-05", "2024-03-05", market="spot")
@@ -357,7 +357,7 @@ def test_open_catalog_finds_days_after_all_were_in_closed_months(lake: SmallLake
     assert (before, after) == (60 * 24, 61 * 24)
 
 
-def test_the_catalog_is_published_again_for_a_closed_month_and_for_nothing_else(lake: SmallLake) -> None:
+def test_catalog_is_published_again_for_a_closed_month_only(lake: SmallLake) -> None:
     first = storage.stat(publish_catalog(lake.layout))
     close_months(lake.layout, HOURS)
     second = storage.stat(publish_catalog(lake.layout))

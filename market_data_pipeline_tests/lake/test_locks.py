@@ -30,7 +30,7 @@ def no_flock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("no_flock")
-def test_series_is_written_without_flock_and_said_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_series_is_written_without_flock_and_warned_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         for day in ("2026-03-01", "2026-03-02"):
             assert world.one(BTC, day).row.final
@@ -42,7 +42,7 @@ def test_series_is_written_without_flock_and_said_once(world: World, caplog: pyt
 
 
 @pytest.mark.usefixtures("no_flock")
-def test_soft_lock_keeps_a_second_writer_out(tmp_path: Path) -> None:
+def test_soft_lock_excludes_a_second_writer(tmp_path: Path) -> None:
     lock = tmp_path / "a.lock"
     with locks.held(lock):
         with pytest.raises(Timeout), locks.held(lock):
@@ -88,7 +88,7 @@ def test_folder_that_cannot_be_flushed_takes_files(
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
-def test_file_that_cannot_be_flushed_is_written_and_said_once(
+def test_unflushable_file_is_written_and_warned_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
     _failing(monkeypatch, number, folders=False)

@@ -60,7 +60,7 @@ def is_required(path: Path) -> list[bool]:
 
 
 @pytest.mark.parametrize("key", KEYS, ids=str)
-def test_they_are_read_and_proven_with_those_of_this_version(lake: SmallLake, key: SeriesKey) -> None:
+def test_older_files_are_read_and_verified_with_new_ones(lake: SmallLake, key: SeriesKey) -> None:
     paths = [held.path for held in days_between(lake.layout, key, JANUARY[0], JANUARY[1])]
     assert [set(is_required(path)) for path in paths] == [{False}, {True}]
     held = list(days_on_disk(lake.layout, key).values())
@@ -89,7 +89,7 @@ def test_a_missing_value_in_one_is_damage(lake: SmallLake, key: SeriesKey) -> No
         read_days([held], lake_schema(key.market, key.data_type))
 
 
-def test_they_are_closed_into_one_month_and_an_older_month_is_written_anew(lake: SmallLake) -> None:
+def test_older_files_are_closed_and_an_older_month_is_rewritten(lake: SmallLake) -> None:
     key = KEYS[0]
     assert close_months(lake.layout, key) == [JANUARY[0]]
     month = lake.layout.month(key, JANUARY[0])

@@ -32,13 +32,13 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a process's threads are counted in /proc")
-def test_reading_leaves_no_thread_behind_that_could_outlive_the_script(path: Path) -> None:
+def test_reading_leaves_no_thread_to_outlive_the_script(path: Path) -> None:
     """A script ended by SIGABRT after its right answers: a thread of Arrow's let go of a Python file too late."""
     done = subprocess.run([sys.executable, "-c", COUNTING, path], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "(3, 3, 3) 0"
 
 
-def test_columns_come_in_the_order_in_which_they_are_asked_for(path: Path) -> None:
+def test_columns_come_in_the_requested_order(path: Path) -> None:
     assert parquet.read_table(path, ["c", "a"]).to_pydict() == {"c": [0.1, 0.2, 0.3], "a": [1, 2, 3]}
     assert parquet.read_table(path).column_names == ["a", "b", "c"]
 
@@ -48,7 +48,8 @@ def test_a_file_without_a_column_is_named(path: Path) -> None:
         parquet.read_table(path, ["a", "nowhere"])
 
 
-def test_what_the_system_says_of_a_file_that_it_does_not_open_can_be_told_from_damage(path: Path) -> None:
+def test_unopenable_file_is_distinct_from_a_damaged_one(path: Path) -> None:
+    """The system's error is the cause of ours."""
     path.unlink()
     path.mkdir()
     with pytest.raises(DamagedFileError) as refused:
@@ -65,7 +66,7 @@ def test_a_file_that_is_none_is_named(path: Path, content: bytes | None) -> None
         parquet.read_table(path)
 
 
-def test_temporary_folder_lies_below_the_root_and_is_gone_afterwards(tmp_path: Path) -> None:
+def test_temporary_folder_is_below_the_root_and_removed(tmp_path: Path) -> None:
     with storage.temporary_folder(tmp_path) as folder:
         assert folder.is_dir()
         assert folder.is_relative_to(tmp_path / "tmp")
@@ -75,7 +76,7 @@ def test_temporary_folder_lies_below_the_root_and_is_gone_afterwards(tmp_path: P
     assert not list((tmp_path / "tmp").iterdir())
 
 
-def test_temporary_folder_of_a_killed_process_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_temporary_folder_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     left = tmp_path / "tmp" / "1-dead"
     left.mkdir(parents=True)
     (left / "catalog.duckdb").touch()
@@ -84,7 +85,7 @@ def test_temporary_folder_of_a_killed_process_is_removed_by_the_next(tmp_path: P
         assert [path.name for path in (tmp_path / "tmp").iterdir() if path.is_dir()] == [folder.name]
 
 
-def test_writer_removes_what_a_killed_one_left_beside_its_lock(tmp_path: Path) -> None:
+def test_writer_removes_leftovers_of_a_killed_one(tmp_path: Path) -> None:
     left, of_another = tmp_path / ".1h.parquet.1-dead.tmp", tmp_path / ".1m.parquet.1-dead.tmp"
     left.touch()
     of_another.touch()

@@ -55,7 +55,7 @@ def kept(
     return entry
 
 
-def test_what_was_put_is_there_with_all_that_is_known_of_it(layout: Layout) -> None:
+def test_entry_is_stored_with_all_its_facts(layout: Layout) -> None:
     entry = kept(layout)
     assert entry.key == BTC
     assert (entry.day, entry.days, entry.kind, entry.at, entry.etag) == (DAY, [DAY], "checksum", AT, "e1")
@@ -68,7 +68,7 @@ def test_what_was_put_is_there_with_all_that_is_known_of_it(layout: Layout) -> N
     assert entry.accepted is None
 
 
-def test_every_series_is_listed_in_order_and_other_files_are_passed_over(layout: Layout) -> None:
+def test_series_are_listed_in_order_and_other_files_are_skipped(layout: Layout) -> None:
     keys = [
         agg_trades("BTCUSD_PERP", "cm"),
         klines("币安人生USDT", "1h"),
@@ -96,9 +96,7 @@ def test_every_series_is_listed_in_order_and_other_files_are_passed_over(layout:
 
 
 @pytest.mark.parametrize("record", [b"", b"{", b'{"series": 1}', b'{"sha256": "' + OTHER.encode() + b'"}', None])
-def test_an_entry_whose_record_is_damaged_is_told_as_such_and_mended_by_the_next_refusal(
-    layout: Layout, record: bytes | None
-) -> None:
+def test_damaged_entry_is_named_and_repaired_by_the_next_refusal(layout: Layout, record: bytes | None) -> None:
     beside = kept(layout).path.with_suffix(".json")
     if record is None:
         beside.unlink()
@@ -125,7 +123,7 @@ def test_it_is_found_by_its_names_and_by_its_sha256(layout: Layout) -> None:
     assert quarantine.find(layout, "") == []
 
 
-def test_acceptance_is_bound_to_the_bytes_and_to_their_place_in_the_archive(layout: Layout) -> None:
+def test_acceptance_is_bound_to_the_bytes_and_the_archive_path(layout: Layout) -> None:
     entry = kept(layout)
     kept(layout, data=b"other bytes")
     kept(layout, klines("BTCUSDT", "1m", "um"))
@@ -151,7 +149,7 @@ def test_the_same_bytes_refused_again_stay_accepted(layout: Layout) -> None:
     assert refused.accepted is not None
 
 
-def test_only_a_wrong_checksum_of_bytes_that_are_still_there_can_be_accepted(layout: Layout) -> None:
+def test_only_a_wrong_checksum_of_stored_bytes_can_be_accepted(layout: Layout) -> None:
     malformed = kept(layout, kind="malformed")
     with pytest.raises(UsageError, match="refused as malformed, and only a wrong checksum can be"):
         quarantine.accept(layout, malformed, by="me", at=AT)
@@ -181,9 +179,7 @@ def row(outcome: str, day: date = DAY, **fields: object) -> DayRecord:
         ([], False),
     ],
 )
-def test_bytes_of_a_day_that_is_held_by_a_good_file_are_let_go(
-    layout: Layout, ledger: list[DayRecord], mended: bool
-) -> None:
+def test_bytes_of_a_day_with_a_good_file_are_released(layout: Layout, ledger: list[DayRecord], mended: bool) -> None:
     entry, other = kept(layout), kept(layout, day=date(2024, 1, 4))
     released = quarantine.release_resolved(layout, BTC, Ledger(ledger))
     assert released == ([entry] if mended else [])
@@ -240,7 +236,7 @@ def test_three_versions_of_an_archive_are_stored(layout: Layout) -> None:
     assert len(list(layout.quarantine(BTC).iterdir())) == 6
 
 
-def test_what_a_person_accepted_is_never_given_up(layout: Layout) -> None:
+def test_accepted_bytes_are_never_removed(layout: Layout) -> None:
     accepted = quarantine.accept(layout, kept(layout, data=b"PK accepted"), by="me", at=AT)
     for n in range(1, 6):
         put(layout, n)
@@ -259,7 +255,8 @@ def test_one_series_gets_half_of_the_room(layout: Layout) -> None:
     assert {day for day, _ in days_kept(layout)} == {DAY, *others}
 
 
-def test_older_versions_go_first_then_monthly_zips_and_never_a_days_only_one(layout: Layout) -> None:
+def test_older_versions_are_removed_first_then_monthly_zips(layout: Layout) -> None:
+    """The only file of a day is never removed."""
     second = date(2024, 1, 4)
     for n, day in enumerate([None, DAY, DAY, second, second]):
         put(layout, n, day)
@@ -282,7 +279,7 @@ def test_room_is_made_in_other_series_too(layout: Layout) -> None:
     assert [(entry.key, entry.size) for entry in quarantine.entries(layout)] == [(BTC, 250), (eth, 250), (sol, 400)]
 
 
-def test_of_what_is_no_zip_the_beginning_is_stored(layout: Layout) -> None:
+def test_beginning_of_a_file_that_is_no_zip_is_stored(layout: Layout) -> None:
     entry = kept(layout, data=b"<html>" + bytes(10_000), kind="malformed")
     assert (entry.size, entry.beginning) == (1024, True)
     with pytest.raises(DamagedFileError, match=r"not a zip. Only its beginning is stored: b'<html>"):

@@ -127,7 +127,7 @@ def test_quarantine_passes_it_over(world: World, make: Callable[[Path], object])
     assert all(result.row.is_stored_final for result in world.ingest(BTC, WEEK))
 
 
-def test_commands_say_what_is_wrong_and_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_report_the_fault_and_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     market_data = shell(world, monkeypatch, UNIVERSE)
     world.ingest(BTC, WEEK)
     in_place_of(world.layout.file(BTC, DAY), os.mkfifo)

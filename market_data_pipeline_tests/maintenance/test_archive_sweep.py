@@ -115,7 +115,7 @@ def write_day(world: World, key: SeriesKey, day: date, rows: int, etag: str | No
     return record_of(record, parquet.write_table(path, table, record, spec))
 
 
-def test_a_lake_that_is_what_the_archive_has_is_said_to_be_so_by_a_page_for_each_series(world: World) -> None:
+def test_sound_lake_is_reported_with_one_page_per_series(world: World) -> None:
     world.ingest(BTC, days("2026-02-03", "2026-02-20"))
     world.ingest(ETH, days("2026-02-03", "2026-02-20"))
     report = swept(world, BTC, ETH)
@@ -184,7 +184,7 @@ def test_days_of_a_monthly_zip_are_compared_with_that_one(world: World) -> None:
     assert report.archives == {BTC: 1}
 
 
-def test_the_archive_of_a_day_that_has_none_yet_is_found_when_it_is_published(world: World) -> None:
+def test_archive_of_a_day_without_one_is_found_once_published(world: World) -> None:
     world.sandbox.faults.add(LateArchive(series=str(BTC), days=days("2026-03-02", "2026-03-03"), days_late=9))
     world.ingest(BTC, days("2026-03-01", "2026-03-05"))
     assert [day.day for day, row in world.ledger(BTC).rows.items() if not row.final] == [2, 3, 5]
@@ -206,7 +206,7 @@ def test_a_day_without_checksum_waits_for_the_checksum(world: World) -> None:
     assert found(swept(world, BTC)) == [(Kind.PUBLISHED, BTC, ["2026-03-02"])]
 
 
-def test_a_day_whose_checksum_is_wrong_is_asked_for_again_only_when_other_bytes_are_there(world: World) -> None:
+def test_day_with_wrong_checksum_waits_for_other_bytes(world: World) -> None:
     day = date(2026, 2, 5)
     world.sandbox.faults.add(WrongChecksum(path="BTCUSDT-1h-2026-02-05"))
     world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=[day], at=utc("2026-03-06T00:00:00")))
@@ -222,7 +222,7 @@ def test_a_day_whose_checksum_is_wrong_is_asked_for_again_only_when_other_bytes_
     assert well(swept(world, BTC))
 
 
-def test_a_checksum_that_is_mended_for_the_same_bytes_is_seen_by_its_time(world: World) -> None:
+def test_corrected_checksum_of_equal_bytes_is_seen_by_its_time(world: World) -> None:
     world.sandbox.faults.add(WrongChecksum(path="BTCUSDT-1h-2026-02-05", times=4))
     row = world.one(BTC, "2026-02-05").row
     assert (row.failure, row.asked_at) == ("checksum", clock.naive_utc(clock.now()))
@@ -235,9 +235,7 @@ def test_a_checksum_that_is_mended_for_the_same_bytes_is_seen_by_its_time(world:
 
 
 @pytest.mark.parametrize("refused", ["checksum", "unproven"])
-def test_a_replaced_archive_whose_proof_comes_later_is_taken_for_a_day_that_is_final(
-    world: World, refused: str
-) -> None:
+def test_replacement_with_late_checksum_is_found_for_a_final_day(world: World, refused: str) -> None:
     day = date(2026, 2, 5)
     old = world.one(BTC, str(day)).row
     assert old.is_stored_final
@@ -268,7 +266,7 @@ def test_a_replaced_archive_whose_proof_comes_later_is_taken_for_a_day_that_is_f
     assert well(swept(world, BTC))
 
 
-def test_a_day_of_rest_whose_archive_was_refused_is_asked_for_again_only_for_another_one(world: World) -> None:
+def test_day_of_rest_with_a_refused_archive_waits_for_another(world: World) -> None:
     day = date(2026, 2, 10)
     world.at("2026-02-11T00:30:00")
     assert world.one(BTC, str(day)).row.source == "rest"
@@ -288,7 +286,7 @@ def test_a_day_of_rest_whose_archive_was_refused_is_asked_for_again_only_for_ano
     assert needs(world.ledger(BTC).rows[day], clock.now()).is_due
 
 
-def test_a_sweep_leaves_the_pauses_of_a_replaced_day_that_cannot_be_had_as_they_are(world: World) -> None:
+def test_sweep_leaves_the_backoff_of_an_unreachable_replacement(world: World) -> None:
     day = date(2026, 2, 5)
     world.set(retries=0)
     world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=[day], at=utc("2026-03-06T00:00:00")))
@@ -309,7 +307,8 @@ def test_a_sweep_leaves_the_pauses_of_a_replaced_day_that_cannot_be_had_as_they_
     assert needs(world.ledger(BTC).rows[day], clock.now()).is_due, "somebody wants it now"
 
 
-def test_where_no_etag_of_the_checksum_is_on_record_its_time_tells_also_for_a_final_day(world: World) -> None:
+def test_checksum_time_decides_without_a_recorded_etag(world: World) -> None:
+    """This is true for a final day, too."""
     day = date(2026, 2, 5)
     row = replace(world.one(BTC, str(day)).row, replaced_by="new", failure="checksum", attempts=1)
     name = BTC.archive_daily(day)
@@ -320,7 +319,7 @@ def test_where_no_etag_of_the_checksum_is_on_record_its_time_tells_also_for_a_fi
         assert [one.kind for one in sweep(world.settings, [BTC], OnePage(new, line)).discoveries] == kinds
 
 
-def test_an_archive_that_is_back_after_a_refused_one_settles_the_day(world: World) -> None:
+def test_archive_restored_after_a_refused_one_clears_the_failure(world: World) -> None:
     day = date(2026, 2, 5)
     row = world.one(BTC, str(day)).row
     replacement = world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=[day], at=utc("2026-03-06T00:00:00")))
@@ -336,7 +335,7 @@ def test_an_archive_that_is_back_after_a_refused_one_settles_the_day(world: Worl
     assert well(swept(world, BTC))
 
 
-def test_a_day_whose_own_archive_stays_away_is_found_in_that_of_its_month(world: World) -> None:
+def test_day_without_its_own_archive_is_found_in_the_monthly_one(world: World) -> None:
     late = [date(2026, 2, 20), date(2026, 2, 21)]
     world.sandbox.faults.add(MissingDay(series=str(BTC), days=late, cadence="daily"))
     world.sandbox.faults.add(LateArchive(series=str(BTC), days=[date(2026, 2, 1)], days_late=5, cadence="monthly"))
@@ -351,7 +350,7 @@ def test_a_day_whose_own_archive_stays_away_is_found_in_that_of_its_month(world:
     assert well(swept(world, BTC))
 
 
-def test_an_archive_that_vanished_is_told_and_the_day_stays(world: World) -> None:
+def test_vanished_archive_is_reported_and_the_day_stays(world: World) -> None:
     world.ingest(BTC, days("2026-02-03", "2026-02-08"))
     world.sandbox.faults.add(MissingDay(series=str(BTC), days=[date(2026, 2, 5)]))
     report = swept(world, BTC)
@@ -361,7 +360,7 @@ def test_an_archive_that_vanished_is_told_and_the_day_stays(world: World) -> Non
     assert world.ledger(BTC).rows[date(2026, 2, 5)].replaced_by is None
 
 
-def test_stretches_without_a_held_day_cost_no_request(world: World) -> None:
+def test_ranges_without_a_stored_day_cost_no_request(world: World) -> None:
     wanted = [*days("2019-01-01", "2019-01-03"), *days("2026-03-01", "2026-03-03")]
     world.ingest(BTC, wanted)
     report = swept(world, BTC)
@@ -408,9 +407,7 @@ class OnePage:
     ("modified", "kinds"),
     [("2026-02-06T08:00:00.000Z", []), ("2026-02-06T08:00:01.000Z", [Kind.REPLACED])],
 )
-def test_where_the_listing_has_no_etag_the_time_of_the_archive_tells(
-    world: World, modified: str, kinds: list[Kind]
-) -> None:
+def test_archive_time_decides_without_an_etag_in_the_listing(world: World, modified: str, kinds: list[Kind]) -> None:
     row = world.one(BTC, "2026-02-05").row
     assert row.last_modified == "Fri, 06 Feb 2026 08:00:00 GMT"
     line = Line(BTC.archive_daily(row.day), "", modified)
@@ -461,7 +458,7 @@ def test_a_ledger_that_cannot_be_read_does_not_stop_the_others(world: World) -> 
     assert not local.all_well
 
 
-def test_while_the_listing_is_down_not_every_series_waits_through_all_retries(world: World) -> None:
+def test_failed_listing_does_not_cost_each_series_all_retries(world: World) -> None:
     world.set(retries=2, download_threads=1)
     keys = [klines("BTCUSDT", interval) for interval in ("5m", "15m", "30m", "1h", "2h", "4h", "6h")]
     for key in keys:
@@ -478,7 +475,7 @@ def test_while_the_listing_is_down_not_every_series_waits_through_all_retries(wo
     assert well(swept(world, *keys))
 
 
-def test_series_without_archives_tell_nothing_of_a_listing_that_is_down(world: World) -> None:
+def test_series_without_archives_ignore_a_failed_listing(world: World) -> None:
     world.set(retries=0, download_threads=1)
     held = [klines("BTCUSDT", interval) for interval in ("15m", "30m", "1h", "2h")]
     for key in held:
@@ -490,7 +487,7 @@ def test_series_without_archives_tell_nothing_of_a_listing_that_is_down(world: W
     assert report.not_reached == [fourth]
 
 
-def test_days_are_known_from_their_footers_where_the_ledger_is_lost(world: World) -> None:
+def test_days_without_a_ledger_are_known_from_their_footers(world: World) -> None:
     world.sandbox.faults.add(ReplacedArchive(series=str(BTC), days=[date(2026, 2, 5)], at=utc("2026-03-06T00:00:00")))
     world.ingest(BTC, days("2026-02-03", "2026-02-08"))
     world.layout.ledger(BTC).unlink()
@@ -500,9 +497,8 @@ def test_days_are_known_from_their_footers_where_the_ledger_is_lost(world: World
 
 
 @pytest.mark.slow
-def test_three_replaced_archives_of_ten_symbols_and_a_year_are_found_and_mended_with_forty_requests(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_three_replaced_archives_are_found_with_forty_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten symbols and one year are swept, and the days are fetched again."""
     symbols = [GeneratedSymbol(Market.SPOT, f"COIN{n}USDT", date(2024, 1, 1), trades_per_day=50) for n in range(10)]
     with Sandbox(symbols=symbols) as sandbox:
         world = World(tmp_path, sandbox, monkeypatch)
@@ -551,7 +547,7 @@ def damage(path: Path) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def test_every_file_is_read_and_proven(world: World) -> None:
+def test_every_file_is_read_and_verified(world: World) -> None:
     trades = agg_trades("ETHUSDT")
     world.ingest(BTC, days("2026-02-03", "2026-02-08"))
     world.ingest(trades, days("2026-02-03", "2026-02-03"))
@@ -565,7 +561,7 @@ def test_every_file_is_read_and_proven(world: World) -> None:
     assert not world.sandbox.requests
 
 
-def test_a_file_that_lost_a_bit_at_the_same_size_and_time_is_found_and_replaced(world: World) -> None:
+def test_flipped_bit_at_equal_size_and_time_is_found_and_fixed(world: World) -> None:
     day = date(2026, 2, 5)
     world.ingest(BTC, days("2026-02-03", "2026-02-08"))
     before = world.table(BTC, "2026-02-05")
@@ -599,7 +595,8 @@ def test_a_file_that_is_another_days_or_gone_is_found(world: World) -> None:
 
 
 @pytest.mark.parametrize("ledger", ["as it was", "lost"])
-def test_a_file_of_another_series_is_never_held_and_a_backfill_replaces_it(world: World, ledger: str) -> None:
+def test_file_of_another_series_is_not_stored_and_is_replaced(world: World, ledger: str) -> None:
+    """A backfill replaces it."""
     day = date(2026, 2, 5)
     for key in (BTC, ETH):
         world.ingest(key, [day])
@@ -630,9 +627,8 @@ def both_months(november: Path, december: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [month_before, both_months])
-def test_a_closed_month_with_days_of_another_is_found_and_a_backfill_leaves_its_own_days_only(
-    world: World, spoil: Callable[[Path, Path], None]
-) -> None:
+def test_closed_month_with_foreign_days_is_found_and_cleaned(world: World, spoil: Callable[[Path, Path], None]) -> None:
+    """A backfill leaves only the days of the month."""
     wanted = days("2025-11-01", "2025-12-31")
     world.ingest(BTC, wanted)
     truth = pa.concat_tables([world.table(BTC, str(day)) for day in wanted])
@@ -743,7 +739,7 @@ _FAULTS: tuple[tuple[Callable[[Path], object], str], ...] = (
 
 @pytest.mark.parametrize("faults", [_FAULTS, _FAULTS[::-1]], ids=["forwards", "backwards"])
 @pytest.mark.parametrize("between", [0, 1, 4])
-def test_among_many_each_file_that_is_wrong_is_named_with_what_is_wrong(
+def test_each_damaged_file_among_many_is_named_with_its_fault(
     world: World, faults: Sequence[tuple[Callable[[Path], object], str]], between: int
 ) -> None:
     wanted = days("2020-01-01", "2020-03-16")
@@ -760,9 +756,7 @@ def test_among_many_each_file_that_is_wrong_is_named_with_what_is_wrong(
         assert reason in report.faults[BTC][day]
 
 
-def test_files_of_several_row_groups_and_of_other_numbers_of_rows_are_proven(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_with_other_row_groups_and_row_counts_are_verified(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = days("2020-01-01", "2020-01-08")
     for day in wanted[:4]:
         write_day(world, BTC, day, 20 + day.day % 2)
@@ -778,7 +772,7 @@ def test_files_of_several_row_groups_and_of_other_numbers_of_rows_are_proven(
 
 
 @pytest.mark.slow
-def test_many_files_are_proven_by_two_processes_to_the_same_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_verified_by_two_processes_give_the_same_result(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scrub, "_WORTH_BYTES", 1)
     wanted = days("2020-01-01", "2020-06-01")
     for day in wanted:
@@ -807,7 +801,7 @@ class ShortPages:
         return [Line(key, "", "") for key in left[:1]], len(left) > 1
 
 
-def test_a_page_that_ends_between_a_zip_and_its_checksum_is_not_asked_for_again() -> None:
+def test_page_between_a_zip_and_its_checksum_is_requested_once() -> None:
     keys = [f"f/{day}.zip{end}" for day in range(5) for end in ("", ".CHECKSUM")]
     listing = ShortPages(keys)
     assert list(find_listed(listing, "f/", [key for key in keys if key.endswith(".zip")])[0]) == keys
@@ -822,6 +816,6 @@ def test_a_listing_without_end_is_a_trouble_of_its_series(world: World) -> None:
     assert not report.discoveries
 
 
-def test_a_date_that_is_none_on_record_tells_nothing(world: World) -> None:
+def test_invalid_recorded_date_is_no_evidence(world: World) -> None:
     row = DayRecord(day=date(2026, 2, 2), outcome=HELD, last_modified="yesterday")
     assert archive_sweep._is_same(row, Line("k", "", "2026-02-03T08:00:00.000Z")) is None

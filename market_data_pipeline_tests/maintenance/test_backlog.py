@@ -109,7 +109,7 @@ def test_weeks_off_are_caught_up_in_one_run(off: Project) -> None:
     assert len(requests) == 1
 
 
-def test_what_is_left_of_a_portion_comes_by_later_ticks(off: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rest_of_a_portion_is_requested_by_later_ticks(off: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each day once, the newest first; the last tick requests nothing."""
     monkeypatch.setattr(backlog, "PORTION", 30)
     seen: list[Asked] = []
@@ -168,7 +168,7 @@ def test_missed_ticks_of_sweeps_make_one_run(off: Project, schedule: str) -> Non
 
 
 @pytest.mark.parametrize("lost", ["ledger", "row", "file"])
-def test_what_was_lost_is_requested(off: Project, lost: str) -> None:
+def test_lost_days_are_requested(off: Project, lost: str) -> None:
     record(off.layout, KLINES, MISSED)
     record(off.layout, OTHER, MISSED)
     assert tick(off, "repair")[0] == []

@@ -142,7 +142,7 @@ def test_a_file_that_was_copied_with_another_time_is_good(held: World) -> None:
     assert not held.asked()
 
 
-def test_a_good_file_that_is_put_back_is_held_again(held: World) -> None:
+def test_restored_good_file_is_stored_again(held: World) -> None:
     path = held.layout.file(HOURS, DAY)
     good = path.read_bytes()
     change(path, flipped(good, at_wrong_statistics(path), 6))
@@ -179,7 +179,7 @@ def forget_hashes(world: World, key: SeriesKey = HOURS) -> None:
 
 
 @pytest.mark.parametrize("lost", ["the columns", "the ledger"])
-def test_hashes_are_put_on_record_once_proven(held: World, lost: str) -> None:
+def test_hashes_are_recorded_once_verified(held: World, lost: str) -> None:
     path = held.layout.file(HOURS, DAY)
     good, known = path.read_bytes(), held.ledger(HOURS).rows[DAY].file_sha256
     assert known is not None
@@ -232,7 +232,7 @@ def test_a_flipped_bit_in_a_closed_month_is_found_and_mended(closed: World) -> N
     assert {row.outcome for row in closed.ledger(HOURS).rows.values()} == {HELD}
 
 
-def test_a_month_that_a_killed_run_wrote_anew_is_good(closed: World) -> None:
+def test_month_rewritten_by_a_killed_run_is_good(closed: World) -> None:
     january = days("2026-01-01", "2026-01-31")
     ledger, path = closed.layout.ledger(HOURS), closed.layout.month(HOURS, january[0])
     before = ledger.read_bytes()
@@ -249,7 +249,7 @@ def test_a_month_that_a_killed_run_wrote_anew_is_good(closed: World) -> None:
     assert faults(closed) == january
 
 
-def test_a_flipped_bit_in_a_ledger_never_changes_what_it_says(held: World) -> None:
+def test_flipped_bit_in_a_ledger_never_changes_its_meaning(held: World) -> None:
     """A damaged ledger counts as lost, and is made again from the footers."""
     path = held.layout.ledger(HOURS)
     data, rows = path.read_bytes(), held.ledger(HOURS).rows

@@ -100,7 +100,8 @@ def gaps(lake: SmallLake, key: SeriesKey) -> list[tuple[str, str | None, int]]:
     return rows
 
 
-def test_an_outage_of_all_symbols_is_suspended_and_the_quiet_of_one_is_not(lake: SmallLake) -> None:
+def test_outage_of_all_symbols_is_suspended_and_one_is_quiet(lake: SmallLake) -> None:
+    """A flat candle of a single symbol is quiet."""
     hold(lake, NEAR, *range(514, 533), 7)
     hold(lake, AVAX, *range(514, 533))
     hold(lake, series("NEARUSDT", "1m", "spot"))
@@ -137,7 +138,7 @@ def test_a_second_time_changes_nothing(lake: SmallLake, remembered: str) -> None
     assert storage.stat(lake.layout.ledger(NEAR)) == before
 
 
-def test_what_a_killed_writer_left_is_removed_by_the_next(lake: SmallLake) -> None:
+def test_leftovers_of_a_killed_writer_are_removed_by_the_next(lake: SmallLake) -> None:
     left = lake.layout.classified(Market.UM).with_name(".um.json.1-aa.tmp")
     of_another = left.with_name(".spot.json.1-aa.tmp")
     left.parent.mkdir(parents=True)
@@ -148,7 +149,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(lake: SmallLake) -> No
     assert (left.exists(), of_another.exists()) == (False, True)
 
 
-def test_two_that_judge_at_once_forget_nothing_of_each_other(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_classifications_lose_no_result(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each reads what is known before it judges, and writes afterwards."""
     known = lake.layout.classified(Market.UM)
     other = "1h 2024-05-01 asked"
@@ -164,7 +165,7 @@ def test_two_that_judge_at_once_forget_nothing_of_each_other(lake: SmallLake, mo
     assert json.loads(known.read_bytes()).keys() == {other, flat_candles._record_name("1m", DAY)}
 
 
-def test_days_are_judged_once_more_if_nobody_could_remember(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_days_are_classified_again_if_no_record_was_written(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flat_candles, "_REMEMBER_WAIT_SECONDS", 0)
     known = lake.layout.classified(Market.UM)
     hold(lake, NEAR, 1, 2)
@@ -191,7 +192,7 @@ FIVE, TRADES = series("BTCUSDT", "5m", "um"), series("BTCUSDT", None, "um")
 BY_MINUTES = tuple(range(600, 620))
 
 
-def test_a_symbol_that_traded_in_candles_of_another_interval_refutes_a_suspension(lake: SmallLake) -> None:
+def test_symbol_traded_in_another_interval_refutes_a_suspension(lake: SmallLake) -> None:
     for key in (NEAR, AVAX):
         hold(lake, key, *BY_MINUTES)
     classify_flat_candles(lake.layout, Market.UM)
@@ -204,7 +205,7 @@ def test_a_symbol_that_traded_in_candles_of_another_interval_refutes_a_suspensio
     assert classify_flat_candles(lake.layout, Market.UM).days == 0
 
 
-def test_a_candle_of_another_interval_tells_of_stillness_only_as_far_as_it_lasts(lake: SmallLake) -> None:
+def test_candle_of_another_interval_is_evidence_for_its_own_time(lake: SmallLake) -> None:
     for key in (NEAR, AVAX):
         hold(lake, key, *range(602, 618))
     hold_five(lake, flat=(121, 122))  # 10:05 and 10:10; those at 10:00 and 10:15 traded, perhaps outside the outage
@@ -221,7 +222,7 @@ def hold_five(lake: SmallLake, flat: tuple[int, ...]) -> None:
     hold(lake, FIVE, others=(found,))
 
 
-def test_flat_candles_are_told_apart_by_those_of_shorter_intervals_of_another_symbol(lake: SmallLake) -> None:
+def test_shorter_intervals_of_another_symbol_classify_candles(lake: SmallLake) -> None:
     hour = series("NEARUSDT", "1h", "um")
     hold(lake, hour, *(60 * n for n in (3, 10)), step=60)
     hold(lake, AVAX, *range(180, 240), 600)
@@ -230,7 +231,7 @@ def test_flat_candles_are_told_apart_by_those_of_shorter_intervals_of_another_sy
 
 
 @pytest.mark.parametrize("held_as_well", [True, False])
-def test_trades_of_another_symbol_tell_whether_the_market_stood_still(lake: SmallLake, held_as_well: bool) -> None:
+def test_trades_of_another_symbol_show_if_the_market_halted(lake: SmallLake, held_as_well: bool) -> None:
     # Trades come every 864 s: in minute 604 (10:04:48), none before 10:19:12.
     hold(lake, NEAR, *range(602, 619))
     if held_as_well:
@@ -246,9 +247,10 @@ def test_trades_of_another_symbol_tell_whether_the_market_stood_still(lake: Smal
     }
 
 
-def test_a_symbol_that_traded_while_those_of_the_same_interval_paused_is_seen_as_candles_and_as_trades(
+def test_symbol_traded_in_a_pause_shows_in_candles_and_trades(
     world: World,
 ) -> None:
+    """The symbols of the same interval paused."""
     day = date(2026, 3, 3)
     quiet = [klines(symbol, "1m", "um") for symbol in ("ETHUSDT", "SOLUSDT")]
     world.sandbox.faults.add(
@@ -274,7 +276,7 @@ def test_a_symbol_that_traded_while_those_of_the_same_interval_paused_is_seen_as
         assert [rule for rule, _ in at_ten()] == ["unconfirmed", "unconfirmed"]
 
 
-def test_trades_of_which_some_lack_do_not_prove_that_there_were_none(lake: SmallLake) -> None:
+def test_incomplete_trades_do_not_confirm_a_halt(lake: SmallLake) -> None:
     hold(lake, NEAR, 602, 604)
     lacking = verdict_finding(Ground(Verdict.UNPUBLISHED, "REST was not asked"), "aggregated trades", 3, ())
     lake.put(TRADES, [DAY], findings=(lacking,))
@@ -282,7 +284,8 @@ def test_trades_of_which_some_lack_do_not_prove_that_there_were_none(lake: Small
     assert gaps(lake, NEAR) == [("quiet", "10:02", 1), ("quiet", "10:04", 1)]
 
 
-def test_the_own_trades_of_a_symbol_show_a_defect_and_its_other_intervals_are_no_witnesses(lake: SmallLake) -> None:
+def test_own_trades_show_a_defect_and_own_intervals_do_not_count(lake: SmallLake) -> None:
+    """Other intervals of the symbol are no independent evidence."""
     btc = series("BTCUSDT", "1m", "um")
     hold(lake, btc, *BY_MINUTES)
     hold(lake, FIVE)
@@ -294,7 +297,7 @@ def test_the_own_trades_of_a_symbol_show_a_defect_and_its_other_intervals_are_no
     assert {one.rule for one in told(lake, btc)} == {"archive_defect", "quiet"}
 
 
-def test_trades_are_not_read_where_candles_tell(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trades_are_not_read_if_candles_decide(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     hold(lake, NEAR, 602)
     hold(lake, AVAX)
     lake.put(TRADES, [DAY])
@@ -312,7 +315,7 @@ def test_trades_are_not_read_where_candles_tell(lake: SmallLake, monkeypatch: py
     assert gaps(lake, NEAR) == [("quiet", "10:02", 1)]
 
 
-def test_more_ranges_than_a_finding_keeps_are_judged_by_the_rows(lake: SmallLake) -> None:
+def test_ranges_beyond_those_in_a_finding_use_the_rows(lake: SmallLake) -> None:
     every_second = range(0, 4 * MAX_RANGES, 2)
     hold(lake, NEAR, *every_second)
     hold(lake, AVAX, *every_second)
@@ -345,7 +348,7 @@ def test_other_findings_of_the_day_stay(lake: SmallLake) -> None:
     assert row.verdicts == "outage+quiet"
 
 
-def test_a_series_that_another_run_writes_is_left_to_the_next_time(lake: SmallLake) -> None:
+def test_series_written_by_another_run_waits_for_the_next_time(lake: SmallLake) -> None:
     hold(lake, NEAR, 5)
     hold(lake, AVAX, 5)
     with storage.only_writer(lake.layout.lock(NEAR), 0, "test"):
@@ -366,7 +369,7 @@ def test_days_of_a_lost_or_older_ledger_are_passed_over(lake: SmallLake) -> None
     assert gaps(lake, NEAR) == [("quiet", "00:05", 1)]
 
 
-def test_the_flat_minutes_of_recorded_um_symbols_are_told_apart_by_the_coverage(recorded: World) -> None:
+def test_recorded_flat_um_minutes_are_classified_by_coverage(recorded: World) -> None:
     near, avax = klines("NEARUSDT", "1m", "um"), klines("AVAXUSDT", "1m", "um")
     for key in (near, avax):
         recorded.ingest(key, days_from("2023-09-01", 30))

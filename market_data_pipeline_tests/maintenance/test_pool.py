@@ -40,7 +40,7 @@ def test_a_little_is_computed_here(processes: Processes) -> None:
     assert psutil.Process().children() == before
 
 
-def test_who_asks_says_how_much_is_worth_a_process_and_what_it_imports() -> None:
+def test_caller_sets_the_size_worth_a_process_and_its_imports() -> None:
     before = psutil.Process().children()
     processes = Processes(2, ahead=PROVING, worth_bytes=1 << 10)
     try:
@@ -148,7 +148,8 @@ def said_by(script: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["market_data_pipeline.cli", "market_data_pipeline.definitions"])
-def test_whoever_brings_data_tells_arrow_to_keep_its_memory_before_arrow_is_loaded(name: str) -> None:
+def test_arrow_memory_setting_comes_before_arrow_is_loaded(name: str) -> None:
+    """Every entry point that fetches data sets it."""
     script = (
         "import os, sys, importlib, market_data_pipeline.lake.arrow_memory as p\n"
         "keep = p.reuse_memory\n"

@@ -78,9 +78,7 @@ def test_flat_in_the_archive_alone_is_filled_in_from_rest(
     assert not world.asked()
 
 
-def test_outage_that_rest_has_flat_too_is_suspended_and_asked_for_once(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outage_flat_in_rest_too_is_suspended_and_requested_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     market_data = commands(world, monkeypatch)
     world.sandbox.faults.add(MarketOutage(series="^binance/um/", start=START, end=END))
     assert market_data(*BACKFILL).exit_code == 0
@@ -95,9 +93,7 @@ def test_outage_that_rest_has_flat_too_is_suspended_and_asked_for_once(
     assert not world.asked()
 
 
-def test_without_rest_nothing_is_explained_and_it_is_asked_for_later(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flat_candles_are_unexplained_until_rest_answers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     market_data = commands(world, monkeypatch)
     world.sandbox.faults.add(FlatRows(series="^binance/um/", start=START, end=END))
     off = world.sandbox.faults.add(Status(path="/fapi/", status=451))
@@ -134,9 +130,7 @@ def as_version_0_1_left_it(world: World) -> None:
     judged.write_text(judged.read_text().replace(" asked", ""))
 
 
-def test_days_of_version_0_1_are_incomplete_until_rest_has_answered(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_days_of_version_0_1_are_incomplete_until_rest_answers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     market_data = commands(world, monkeypatch)
     world.sandbox.faults.add(MarketOutage(series="^binance/um/", start=START, end=END))
     assert market_data(*BACKFILL).exit_code == 0
@@ -155,9 +149,7 @@ def test_days_of_version_0_1_are_incomplete_until_rest_has_answered(
     assert [state(world, symbol) for symbol in SYMBOLS] == [DayState.OUTAGE] * 3
 
 
-def test_trades_that_are_held_where_rest_is_flat_too_are_a_defect(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stored_trades_with_flat_rest_candles_are_a_defect(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     universe = UNIVERSE.format(market="um", symbols=", ".join(SYMBOLS)) + "    aggTrades: {from: 2026-03-02}\n"
     market_data = shell(world, monkeypatch, universe)
     world.sandbox.faults.add(FlatRows(series="^binance/um/klines", start=START, end=END, where="both"))
@@ -169,9 +161,7 @@ def test_trades_that_are_held_where_rest_is_flat_too_are_a_defect(
         assert state(world, symbol) is DayState.INCOMPLETE
 
 
-def test_symbol_that_comes_later_is_asked_for_where_others_were_filled_in(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_later_symbol_is_requested_after_others_were_filled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others show trades there by then, so that it would seem that nobody traded this one."""
     world.sandbox.faults.add(FlatRows(series="^binance/um/", start=START, end=END))
     market_data = commands(world, monkeypatch, symbols=SYMBOLS[:2])
@@ -183,7 +173,7 @@ def test_symbol_that_comes_later_is_asked_for_where_others_were_filled_in(
 
 
 @pytest.mark.parametrize(("flat", "verdict"), [(FlatRows, "healed"), (MarketOutage, "quiet")])
-def test_symbol_alone_is_asked_for_where_a_flat_run_stands_out(
+def test_lone_symbol_is_requested_for_an_unusual_flat_run(
     world: World, monkeypatch: pytest.MonkeyPatch, flat: type[FlatRows] | type[MarketOutage], verdict: str
 ) -> None:
     world.sandbox.faults.add(flat(series="^binance/um/", start=START, end=END))
@@ -192,9 +182,7 @@ def test_symbol_alone_is_asked_for_where_a_flat_run_stands_out(
     assert verdicts(world, "BTCUSDT")[verdict].count == 20
 
 
-def test_candles_of_rest_are_not_replaced_by_flat_ones_of_the_archive(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_candles_of_rest_are_not_replaced_by_flat_archive_ones(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.sandbox.faults.add(FlatRows(series="^binance/um/", start=START, end=END))
     key = klines("BTCUSDT", "1m", "um")
     world.at("2026-03-04T00:30:00")  # before the archive has it
@@ -205,7 +193,7 @@ def test_candles_of_rest_are_not_replaced_by_flat_ones_of_the_archive(
     assert traded(world, "BTCUSDT") > 0
 
 
-def test_schedules_ask_as_well(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schedules_request_rest_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs in the UI judges in the coverage of a market."""
     from market_data_pipeline.defs.definitions import build_definitions
     from market_data_pipeline.defs.in_process import materialize_coverage, materialize_days

@@ -94,7 +94,7 @@ def events(draw: st.DrawFn, kind: type[Event], at: datetime, *, stored_final: bo
 
 @settings(max_examples=1_000)
 @given(st.data())
-def test_random_events_keep_to_the_transitions(data: st.DataObject) -> None:
+def test_random_events_follow_the_transitions(data: st.DataObject) -> None:
     """No final day becomes provisional, every event leads where the table says, and each stage is left or settled."""
     record: DayRecord | None = None
     at = BEGIN
@@ -139,7 +139,7 @@ def test_empty_day_that_is_over_rests_between_attempts() -> None:
     assert needs(replace(again, day=date(2026, 3, 2)), BEGIN).kind is NeedKind.LATER
 
 
-def test_unconfirmed_verdict_does_not_hide_that_another_archive_was_tried() -> None:
+def test_unconfirmed_verdict_does_not_hide_another_tried_archive() -> None:
     unconfirmed = (verdict_finding(Ground(Verdict.UNCONFIRMED, "REST was not asked"), "candles", 1, ()),)
     stored = after(None, DAY, Stored(footer(BEGIN, "a", True, ()), FileStat(1, 1), "0", BEGIN))
     assert after(stored, DAY, Classified(unconfirmed)).attempts == 0, "due at once"

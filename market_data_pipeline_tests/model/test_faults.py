@@ -66,7 +66,7 @@ def _make_foreign(path: Path) -> None:
         (_make_foreign, "history/runs.db"),
     ],
 )
-def test_damaged_records_are_named_and_made_anew(
+def test_damaged_records_are_named_and_rebuilt(
     market_data: shell.MarketData, world: World, damage: Callable[[Path], None], name: str
 ) -> None:
     assert market_data("sync").exit_code == 0
@@ -195,14 +195,14 @@ def test_env_file_that_is_no_text_is_named(tmp_path: Path, monkeypatch: pytest.M
         load_settings()
 
 
-def test_home_folder_of_nobody_is_refused(market_data: shell.MarketData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_home_folder_is_refused(market_data: shell.MarketData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MARKET_DATA_DIR", "~nobody-at-all/data")
     refused = market_data("status")
     assert refused.exit_code == 2
     assert "no such home folder" in refused.output
 
 
-def test_current_folder_that_was_removed_is_said(
+def test_removed_current_folder_is_reported(
     market_data: shell.MarketData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = tmp_path / "gone"
@@ -215,7 +215,7 @@ def test_current_folder_that_was_removed_is_said(
     assert "current folder" in refused.output
 
 
-def test_bug_keeps_its_traceback() -> None:
+def test_bug_shows_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError), faults.in_words():
         raise ZeroDivisionError
     assert faults.sentence(ValueError("a bug")) is None

@@ -66,7 +66,7 @@ def test_pauses_double_up_to_a_week() -> None:
     assert pause_after(100_000) == LONGEST_PAUSE
 
 
-def test_who_looks_each_hour_sees_the_same_pauses_end() -> None:
+def test_hourly_reader_sees_the_same_backoff_end() -> None:
     hours = [ASKED + timedelta(hours=n) for n in range(1, 200)]
     ended = [n for n, at in enumerate(hours, 1) if pause_ended(ASKED, at - timedelta(hours=1), at)]
     assert ended == [1, 3, 7, 15, 31, 63, 127]
@@ -136,7 +136,7 @@ def test_days_without_archive_wait_for_it_once_they_are_over(what: DayRecord, wa
         (row(NOT_LISTED, None, final=True), False),
     ],
 )
-def test_days_are_worth_asking_unless_the_same_answer_would_come(what: DayRecord, worth: bool) -> None:
+def test_days_are_worth_a_request_unless_the_answer_is_known(what: DayRecord, worth: bool) -> None:
     assert needs(what, utc("2026-03-03T10:00:00")).is_worth_asking is worth
 
 
@@ -170,14 +170,13 @@ def told(first: int, last: int) -> str:
         (replace(WHOLE[1], first_key=14, attempts=12), []),
     ],
 )
-def test_ids_that_do_not_run_on_over_midnight_are_asked_for_unless_it_is_told_why(
-    changed: DayRecord | None, expected: list[date]
-) -> None:
+def test_broken_midnight_is_requested_unless_explained(changed: DayRecord | None, expected: list[date]) -> None:
     rows = {one.day: one for one in (*WHOLE, *([changed] if changed else []))}
     assert open_midnights(agg_trades("BTCUSDT"), rows, utc("2026-03-03T10:00:00")) == expected
 
 
-def test_a_midnight_of_which_rest_lacks_some_ids_and_has_others_on_another_day_is_told_in_parts() -> None:
+def test_midnight_with_missing_and_moved_ids_has_two_parts() -> None:
+    """REST has some ids on another day, and others not at all."""
     asked = [
         AnsweredIds(11, 13, RestAnswer(answered=True)),
         AnsweredIds(14, 14, RestAnswer(answered=True, elsewhere=True)),
@@ -190,7 +189,7 @@ def test_a_midnight_of_which_rest_lacks_some_ids_and_has_others_on_another_day_i
         assert open_midnights(agg_trades("BTCUSDT"), rows, utc("2026-03-03T10:00:00")) == expected
 
 
-def test_candles_that_lack_at_midnight_are_gaps_of_their_day() -> None:
+def test_candles_missing_at_midnight_are_gaps_of_their_day() -> None:
     rows = {one.day: one for one in (WHOLE[0], replace(WHOLE[1], first_key=14))}
     assert open_midnights(klines("BTCUSDT", "1h"), rows, utc("2026-03-03T10:00:00")) == []
 

@@ -42,7 +42,7 @@ def test_agg_trades_have_the_faces_of_the_design() -> None:
 
 
 @pytest.mark.parametrize("symbol", ["", "..", "a/b", "BTC USDT", ".hidden", "a\\b"])
-def test_what_cannot_be_a_path_is_no_symbol(symbol: str) -> None:
+def test_invalid_path_is_no_symbol(symbol: str) -> None:
     with pytest.raises(UsageError, match="cannot be a symbol"):
         agg_trades(symbol)
 
@@ -68,7 +68,7 @@ def test_the_short_name_goes_without_the_exchange() -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: f"{spec.market}-{spec.data_type}")
-def test_every_row_of_the_table_says_by_its_key_whether_its_series_have_intervals(spec: Spec) -> None:
+def test_every_dataset_key_declares_if_it_has_intervals(spec: Spec) -> None:
     """Rows whose key is a time are candles of an interval; the name, the labels and the paths follow."""
     of_candles = spec.key == spec.time
     right, wrong = ("1h", None) if of_candles else (None, "1h")
@@ -83,7 +83,7 @@ def test_every_row_of_the_table_says_by_its_key_whether_its_series_have_interval
     assert [wanted.intervals for wanted in entry.wanted] == [(right,)]
 
 
-def test_a_market_may_lack_a_data_type(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_market_may_have_no_such_data_type(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """As spot lacks the mark price: the universe refuses it with its line, and the catalog does without the view."""
     with monkeypatch.context() as patch:
         patch.delitem(SPECS, (Market.SPOT, DataType.AGG_TRADES))

@@ -35,7 +35,7 @@ def test_a_day_has_the_state_that_matters_most(outcome: str, final: bool, verdic
     assert state_of(outcome, final, verdicts) == state
 
 
-def test_sql_says_what_python_says_of_every_day_there_can_be() -> None:
+def test_sql_and_python_agree_on_every_possible_day() -> None:
     verdicts = ["+".join(some) for size in range(4) for some in combinations(Verdict, size)]
     with duckdb.connect() as connection:
         for outcome in (HELD, FAILED, EMPTY, NOT_LISTED):

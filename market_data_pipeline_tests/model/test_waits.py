@@ -133,7 +133,7 @@ def test_an_interrupt_stops_the_threads_of_a_run(world: World) -> None:
     assert world.ledger(KEY).rows[date(2026, 3, 1)].is_stored_final
 
 
-def test_a_wait_for_memory_is_said_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_for_memory_is_logged_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waits_module, "SAY_AFTER_SECONDS", 0.0)
     monkeypatch.setattr(waits_module, "_said", {})
     stop = Stop()

@@ -46,7 +46,7 @@ def on_record(lake: SmallLake) -> list[date]:
 
 
 @pytest.mark.parametrize("side", [HOURS, MINUTES])
-def test_a_day_whose_file_is_gone_is_named_and_the_others_are_compared(lake: SmallLake, side: SeriesKey) -> None:
+def test_day_without_its_file_is_named_and_others_are_compared(lake: SmallLake, side: SeriesKey) -> None:
     gone = lake.layout.file(side, DAYS[2])
     gone.unlink()
 
@@ -66,7 +66,7 @@ def test_a_day_whose_file_is_gone_is_named_and_the_others_are_compared(lake: Sma
     assert "and so is 1 more. Backfill their days" in str(again.trouble())
 
 
-def test_what_was_found_is_told_of_days_that_are_as_they_were(lake: SmallLake) -> None:
+def test_earlier_results_remain_for_unchanged_days(lake: SmallLake) -> None:
     found = [one for batch in compare(lake.layout, HOURS, DAYS, memory_mb=256) for one in batch]
     assert [one.bars for one in found] == [24] * 5
     lake.put(HOURS, [DAYS[1]], version=3)
@@ -76,9 +76,7 @@ def test_what_was_found_is_told_of_days_that_are_as_they_were(lake: SmallLake) -
     assert found_before(lake.layout, wanted) == [found[2], found[4]]
 
 
-def test_a_plan_of_ten_years_takes_less_than_reading_one_ledger_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plan_of_ten_years_is_faster_than_reading_one_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A schedule makes one for each of hundreds of series, in a minute."""
     monkeypatch.setattr(clock, "now", lambda: datetime(2026, 3, 1, tzinfo=UTC))
     layout = SmallLake(tmp_path).layout
@@ -126,7 +124,7 @@ def test_the_record_is_written_at_the_end_and_every_few_seconds(
     assert (seen, on_record(lake)) == ([[], DAYS[:2], DAYS[:4]], DAYS)
 
 
-def test_a_batch_whose_taker_was_stopped_is_not_on_record_and_those_before_are(lake: SmallLake) -> None:
+def test_stopped_batch_is_not_recorded_and_earlier_ones_are(lake: SmallLake) -> None:
     batches = compare(lake.layout, HOURS, DAYS, memory_mb=256)
     next(batches)
     next(batches)
@@ -142,7 +140,7 @@ def test_days_before_a_damaged_file_are_on_record(lake: SmallLake) -> None:
     assert on_record(lake) == DAYS[:2]
 
 
-def test_what_another_process_put_on_record_meanwhile_stays(lake: SmallLake) -> None:
+def test_results_recorded_by_another_process_stay(lake: SmallLake) -> None:
     batches = compare(lake.layout, HOURS, DAYS[2:], memory_mb=256)
     next(batches)
     list(compare(lake.layout, HOURS, DAYS[:2], memory_mb=256))

@@ -304,7 +304,7 @@ def test_every_changed_value_is_found_and_no_other(
 # --- what explains a difference ------------------------------------------------------------------------------------
 
 
-def test_trade_ids_that_futures_leave_out_explain_a_bar_that_has_more(futures: Bench) -> None:
+def test_ids_skipped_by_futures_explain_a_bar_with_more_trades(futures: Bench) -> None:
     every = some_trades(size=1)
     row = 200
     left_out = every.iloc[row]
@@ -330,7 +330,7 @@ def test_spot_leaves_no_trade_out(bench: Bench) -> None:
     assert (found.differing, found.explained) == (1, 0)
 
 
-def test_a_trade_left_out_does_not_explain_a_price_that_was_altered(futures: Bench) -> None:
+def test_skipped_trade_does_not_explain_an_altered_price(futures: Bench) -> None:
     every = some_trades(count=5_000, size=1)
     rows = every.drop(index=200)
     rows["agg_trade_id"] = every["agg_trade_id"].iloc[0] + np.arange(len(rows))
@@ -358,7 +358,7 @@ def test_a_trade_left_out_does_not_explain_a_price_that_was_altered(futures: Ben
         ("volume", 1e6),
     ],
 )
-def test_a_trade_left_out_explains_no_more_volume_and_value_than_it_can_have(
+def test_skipped_trade_explains_only_a_possible_volume_and_value(
     tmp_path: Path, market: str, column: str | None, factor: float
 ) -> None:
     bench = Bench(tmp_path, market)
@@ -388,7 +388,7 @@ def test_a_trade_left_out_explains_no_more_volume_and_value_than_it_can_have(
 
 @pytest.mark.parametrize("market", ["um", "cm"])
 @pytest.mark.parametrize(("factor", "explained"), [(1.0, 1), (1e6, 0), (1e-6, 0)])
-def test_minutes_that_are_not_held_explain_no_more_value_than_they_can_have(
+def test_missing_minutes_explain_only_a_possible_value(
     tmp_path: Path, market: str, factor: float, explained: int
 ) -> None:
     bench = Bench(tmp_path, market)
@@ -457,7 +457,7 @@ def test_where_the_next_day_goes_on_the_trades_are_all_there(bench: Bench) -> No
     assert (proven.differing, proven.explained) == (1, 0)
 
 
-def test_trades_on_both_sides_of_a_minute_in_one_agg_trade_explain_both_bars(futures: Bench) -> None:
+def test_agg_trade_across_two_minutes_explains_both_bars(futures: Bench) -> None:
     rows = some_trades(size=1)
     row = 200
     minute = int(rows["us"].iloc[row]) // MINUTE
@@ -488,7 +488,8 @@ def test_trades_on_both_sides_of_a_minute_in_one_agg_trade_explain_both_bars(fut
     assert found.unexplained == 0
 
 
-def test_volume_that_only_moved_to_the_next_bar_is_not_explained_without_such_an_agg_trade(futures: Bench) -> None:
+def test_volume_moved_to_the_next_bar_needs_such_an_agg_trade(futures: Bench) -> None:
+    """Without one agg trade across the two minutes it is unexplained."""
     rows = some_trades(count=5_000, size=1)
     candles = naive(rows, futures.minutes)
     for minute, by in ((300, 0.5), (301, -0.5)):
@@ -536,7 +537,7 @@ def test_bars_are_not_blamed_for_candles_off_the_grid(bench: Bench) -> None:
     }
 
 
-def test_a_longer_candle_is_not_blamed_for_minutes_that_are_not_held(bench: Bench) -> None:
+def test_longer_candle_is_not_blamed_for_missing_minutes(bench: Bench) -> None:
     rows, hours = some_trades(count=5_000), klines("XYZUSDT", "1h")
     minutes = without(naive(rows, bench.minutes), *range(300, 310))
 
@@ -584,7 +585,7 @@ def test_contracts_are_inverse_and_their_size_is_derived(tmp_path: Path) -> None
     assert wrong.differences[0].rebuilt == pytest.approx(base[700], rel=1e-6)
 
 
-def test_a_day_without_any_trade_and_with_flat_candles_differs_in_nothing(bench: Bench) -> None:
+def test_day_without_trades_and_with_flat_candles_is_equal(bench: Bench) -> None:
     rows = some_trades(count=10)
     nothing = rows.iloc[:0]
     assert bench.compare(nothing, naive(nothing, bench.minutes)).differences == ()
@@ -593,7 +594,7 @@ def test_a_day_without_any_trade_and_with_flat_candles_differs_in_nothing(bench:
     assert lost.unexplained == 0
 
 
-def test_a_day_keeps_a_thousand_differences_and_counts_all(bench: Bench) -> None:
+def test_day_stores_a_thousand_differences_and_counts_all(bench: Bench) -> None:
     rows = some_trades(count=5_000)
     candles = naive(rows, bench.minutes)
     for name in ("high", "low"):

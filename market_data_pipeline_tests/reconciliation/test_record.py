@@ -54,7 +54,7 @@ def ask(lake: SmallLake, query: str) -> list[tuple[Any, ...]]:
         return rows
 
 
-def test_a_record_is_read_as_it_was_written_and_a_lost_one_is_empty(lake: SmallLake) -> None:
+def test_record_round_trips_and_a_lost_one_is_empty(lake: SmallLake) -> None:
     path = lake.layout.reconciled(BTC)
     found = [day_found(DAY, difference(5), difference(7, Reason.SKIPPED_TRADES, "17")), day_found(date(2024, 1, 1))]
     assert read_reconciled(path) == {}
@@ -64,7 +64,7 @@ def test_a_record_is_read_as_it_was_written_and_a_lost_one_is_empty(lake: SmallL
     assert read_reconciled(path) == {}
 
 
-def test_sql_shows_days_and_values_and_is_typed_alike_where_there_are_none(lake: SmallLake) -> None:
+def test_sql_shows_days_and_values_with_types_even_if_empty(lake: SmallLake) -> None:
     types = [ask(lake, f"SELECT column_name, column_type FROM (DESCRIBE {view})") for view in VIEWS]
     assert [ask(lake, f"FROM {view}") for view in VIEWS] == [[], []]
 
@@ -85,9 +85,8 @@ def test_sql_shows_days_and_values_and_is_typed_alike_where_there_are_none(lake:
     ]
 
 
-def test_what_was_excused_by_a_lack_is_compared_again_when_the_day_beside_it_comes(
-    lake: SmallLake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_day_excused_by_missing_trades_is_compared_again(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is due when the neighbouring day arrives."""
     monkeypatch.setattr(clock, "now", lambda: datetime(2024, 3, 1, tzinfo=UTC))
     minutes = source_of(BTC)
     for key in (BTC, minutes):
@@ -108,7 +107,7 @@ def test_what_was_excused_by_a_lack_is_compared_again_when_the_day_beside_it_com
         ledger.write(lake.layout.ledger(minutes))
 
 
-def test_sql_tells_which_days_are_still_as_they_were_compared(lake: SmallLake) -> None:
+def test_sql_shows_days_unchanged_since_their_comparison(lake: SmallLake) -> None:
     minutes = source_of(BTC)
     days = days_from("2024-01-02", 5)
     same, klines_changed, source_changed, failed, lost = days

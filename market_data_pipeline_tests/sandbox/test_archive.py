@@ -129,7 +129,7 @@ def test_archives_appear_when_their_time_has_come(get: Get, sandbox: Sandbox) ->
         "/data/spot/daily/klines/BTCUSDT/1m/",
     ],
 )
-def test_what_is_not_there_is_404(get: Get, path: str) -> None:
+def test_missing_file_is_404(get: Get, path: str) -> None:
     assert get(path).status_code == 404
     assert b"NoSuchKey" in get(path).content
 

@@ -296,7 +296,7 @@ def test_an_outage_in_futures_is_flat(get: Get, sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("flat", [True, False])
-def test_an_outage_of_um_is_in_every_symbol_and_a_quiet_symbol_is_alone(get: Get, sandbox: Sandbox, flat: bool) -> None:
+def test_um_outage_is_in_every_symbol_and_a_quiet_one_is_alone(get: Get, sandbox: Sandbox, flat: bool) -> None:
     start, end = START + timedelta(hours=9), START + timedelta(hours=9, minutes=20)
     if flat:
         sandbox.faults.add(MarketOutage(series="^binance/um/", start=start, end=end))
@@ -404,7 +404,7 @@ def test_a_trade_on_both_sides_of_midnight(get: Get, sandbox: Sandbox, moved: bo
 
 @BOTH
 @pytest.mark.parametrize("seed", range(8))
-def test_a_scrambled_archive_has_rows_of_the_day_only_and_is_the_same_each_time(
+def test_scrambled_archive_has_rows_of_its_day_and_is_repeatable(
     get: Get, sandbox: Sandbox, path: str, seed: int
 ) -> None:
     plain = csv_rows(get(path).content)
@@ -421,7 +421,7 @@ def test_a_scrambled_archive_has_rows_of_the_day_only_and_is_the_same_each_time(
     assert csv_rows(get(path).content) == rows
 
 
-def test_how_an_archive_is_scrambled_can_be_chosen(get: Get, sandbox: Sandbox) -> None:
+def test_scrambling_can_be_chosen(get: Get, sandbox: Sandbox) -> None:
     plain = csv_rows(get(TRADES).content)
     seen = {"dropped": 0, "repeated": 0, "shuffled": 0}
     for seed in range(6):

@@ -75,7 +75,7 @@ def test_every_recorded_row_is_in_rest(recorded: Sandbox, realdata: Path) -> Non
         assert [row[6] for row in got] == [int(row[6]) // scale for row in expected]
 
 
-def test_what_is_not_in_the_folder_is_not_there(recorded: Sandbox) -> None:
+def test_file_not_in_the_folder_is_missing(recorded: Sandbox) -> None:
     get = requests.get
     assert (
         get(f"{recorded.url}/data/spot/daily/klines/BTCUSDT/1m/BTCUSDT-1m-2020-01-03.zip", timeout=120).status_code

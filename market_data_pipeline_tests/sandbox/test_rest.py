@@ -88,7 +88,7 @@ def test_end_is_inclusive_and_oldest_come_first(get: Get) -> None:
     assert get("/api/v3/klines", params=ask | {"limit": 2}).json() == rows[:2]
 
 
-def test_without_a_start_the_newest_come_and_the_last_is_still_open(get: Get, sandbox: Sandbox) -> None:
+def test_without_a_start_the_newest_come_with_the_open_candle(get: Get, sandbox: Sandbox) -> None:
     ask = {"symbol": "BTCUSDT", "interval": "1m", "limit": 1000}
     rows = get("/api/v3/klines", params=ask).json()
     assert len(rows) == 1000
@@ -230,7 +230,7 @@ def test_exchange_info_lists_what_there_is(get: Get, sandbox: Sandbox) -> None:
     assert get("/api/v3/exchangeInfo?symbol=NOUSDT").json()["code"] == -1121
 
 
-def test_a_delisted_symbol_keeps_its_history(get: Get) -> None:
+def test_delisted_symbol_has_its_history(get: Get) -> None:
     rows = get("/api/v3/klines?symbol=LUNAUSDT&interval=1m&limit=3").json()
     assert rows[-1][0] == ms(datetime(2022, 5, 13, 0, 39, tzinfo=UTC))
 

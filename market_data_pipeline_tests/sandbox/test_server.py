@@ -98,7 +98,7 @@ def test_a_message_that_cannot_be_read_is_refused(
     assert says in answer.json()["error"]
 
 
-def test_a_taken_port_is_said(sandbox: Sandbox) -> None:
+def test_taken_port_is_reported(sandbox: Sandbox) -> None:
     port = int(sandbox.url.rsplit(":", 1)[1])
     with pytest.raises(UsageError, match=f"port {port}"), Sandbox(port=port):
         pass

@@ -107,7 +107,7 @@ def test_waiting_for_memory_does_not_count_as_the_hosts_time(world: World) -> No
     assert admitted == [length, length]
 
 
-def test_a_host_that_asks_for_a_long_pause_is_not_waited_for(world: World, host: Host) -> None:
+def test_host_with_a_long_pause_is_not_waited_for(world: World, host: Host) -> None:
     host.retried = (429, 503)
     world.sandbox.faults.add(Status(status=503, retry_after=3600))
     assert host.get("busy", SMALL).status == 503
@@ -179,7 +179,7 @@ def test_an_encoded_body_is_refused_unread(world: World, host: Host) -> None:
     assert "Content-Encoding gzip, which we did not accept" in failure(host)
 
 
-def test_what_is_left_of_an_answer_is_not_taken_for_the_next(world: World, host: Host) -> None:
+def test_rest_of_an_answer_is_not_taken_for_the_next(world: World, host: Host) -> None:
     after = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged"
     world.sandbox.faults.add(RawAnswer(begin=f"{HEAD}Content-Length: 2\r\n\r\nok{after}", hang_up=False))
     assert host.get("first", SMALL).body == b"ok"
@@ -253,7 +253,7 @@ def test_redirects_in_a_circle_end(world: World, host: Host) -> None:
         "forbidding page", "cut",
     ],
 )  # fmt: skip
-def test_one_bad_answer_holds_up_no_other_day(world: World, fault: RawAnswer | OtherBody | CutBody) -> None:
+def test_one_bad_answer_delays_no_other_day(world: World, fault: RawAnswer | OtherBody | CutBody) -> None:
     """Five days in a row, more than a host may leave unanswered, and not one of another series."""
     stalls = isinstance(fault, RawAnswer) and len(fault.then) < 2
     world.set(timeout_seconds=3 if stalls else 60, retries=0 if stalls else 1)
@@ -267,7 +267,7 @@ def test_one_bad_answer_holds_up_no_other_day(world: World, fault: RawAnswer | O
     assert not [r for r in world.ingest(BTC, sorted(bad)) if r.row.failure]
 
 
-def test_a_request_that_gets_no_answer_does_not_make_the_host_unreachable(world: World, host: Host) -> None:
+def test_request_without_an_answer_leaves_the_host_reachable(world: World, host: Host) -> None:
     world.sandbox.faults.add(RawAnswer(path="/silent", begin="", hang_up=True))
     for number in range(5):
         assert "before the response was complete" in failure(host, path=f"silent/{number}")
@@ -297,7 +297,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_proxies")
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
-def test_loopback_is_never_asked_through_a_proxy(world: World, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_loopback_never_uses_a_proxy(world: World, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     port = world.sandbox.url.rsplit(":", 1)[1]

@@ -107,7 +107,7 @@ def test_no_value_on_record_stops_rest(tmp_path: Path, machine: Clock, values: s
 @pytest.mark.parametrize("what", ["used", "pause until"])
 @pytest.mark.parametrize("at", ["NULL", "'now'", "9e999", "{now} + 90000", "-1", "{now}"])
 @pytest.mark.parametrize("value", ["NULL", "'x'", "9e999", "-9e999", "{now} + 864000", f"{'9' * 400}"])
-def test_nothing_that_was_heard_holds_for_ever(tmp_path: Path, machine: Clock, what: str, at: str, value: str) -> None:
+def test_no_entry_of_the_record_blocks_forever(tmp_path: Path, machine: Clock, what: str, at: str, value: str) -> None:
     budget = opened(tmp_path)
     with sqlite3.connect(record(tmp_path)) as file:
         values = f"{at.format(now=machine.now)}, {value.format(now=machine.now)}"
@@ -117,7 +117,7 @@ def test_nothing_that_was_heard_holds_for_ever(tmp_path: Path, machine: Clock, w
     assert granted(budget, 50)
 
 
-def test_a_pause_is_kept_by_all_processes_and_by_a_clock_that_is_set_right(tmp_path: Path, machine: Clock) -> None:
+def test_pause_applies_to_all_processes_and_clock_changes(tmp_path: Path, machine: Clock) -> None:
     first, second = opened(tmp_path), opened(tmp_path)
     first.pause(30)
     first.pause(5)
@@ -169,7 +169,7 @@ def test_a_ban_of_a_wrong_clock_ends_with_it(tmp_path: Path, machine: Clock) -> 
     assert budget.banned_until() is None
 
 
-def test_a_ban_of_an_older_version_is_kept(tmp_path: Path) -> None:
+def test_ban_of_an_older_version_is_respected(tmp_path: Path) -> None:
     budget = opened(tmp_path)
     (tmp_path / "example.org.banned-until").write_text(str(time.time() + 100))
     assert budget.banned_until() is not None
@@ -184,7 +184,7 @@ def test_a_ban_of_an_older_version_is_kept(tmp_path: Path) -> None:
     [b"", b"\x00" * 8192, os.urandom(3000), b"SQLite format 3\x00" + b"\xff" * 5000, "tail", "tables", "gone"],
     ids=["empty", "zeroed", "garbled", "header only", "pages zeroed", "other tables", "deleted"],
 )
-def test_a_damaged_record_is_made_anew(
+def test_damaged_record_is_rebuilt(
     tmp_path: Path, damage: bytes | str, when: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     budget = opened(tmp_path)
@@ -214,7 +214,7 @@ def test_a_damaged_record_is_made_anew(
     assert all(str(path) in line for line in said)
 
 
-def test_a_record_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_unwritable_record_is_reported(tmp_path: Path) -> None:
     budget = opened(tmp_path)
     budget.close()
     path = record(tmp_path)
@@ -359,7 +359,7 @@ def test_a_stop_ends_the_wait_for_weight(tmp_path: Path) -> None:
         budget.acquire(1, refuse)
 
 
-def test_a_long_wait_is_said_once(
+def test_long_wait_is_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(waits, "SAY_AFTER_SECONDS", 10.0)

@@ -288,7 +288,7 @@ def trades(ids: Iterable[int]) -> bytes:
 
 
 @pytest.mark.parametrize("ids", [[1], [1, 10**12], [3, 2, 1]], ids=["one trade", "two far apart", "three backwards"])
-def test_trades_again_and_again_are_refused_as_soon_as_they_are_seen(ids: list[int]) -> None:
+def test_endlessly_repeated_trades_are_refused_at_once(ids: list[int]) -> None:
     data = trades(islice(cycle(ids), 300_000))
     taken: list[pa.Table] = []
     words = f"repeats its rows: the first [0-9,]+ have {len(ids)} distinct values of agg_trade_id"
@@ -298,13 +298,13 @@ def test_trades_again_and_again_are_refused_as_soon_as_they_are_seen(ids: list[i
 
 
 @pytest.mark.parametrize("order", ["each twice", "all twice", "backwards"])
-def test_trades_that_stand_twice_or_backwards_are_read(order: str) -> None:
+def test_duplicate_or_reversed_trades_are_read(order: str) -> None:
     numbers = list(range(1, 100_001))
     ids = {"each twice": sorted(numbers * 2), "all twice": numbers * 2, "backwards": numbers[::-1]}[order]
     assert read(trades(ids), TRADES, TRADES_STEM).num_rows == len(ids)
 
 
-def test_what_can_be_seen_of_a_refused_zip_is_bounded() -> None:
+def test_details_of_a_refused_zip_are_bounded() -> None:
     names, begin = glimpse(bomb(b"1", STEM, 10), 500)
     assert (names, begin) == ((CSV,), b"1" * 500)
     assert glimpse(b"<html>", 500) == ((), b"")

@@ -73,7 +73,7 @@ def test_catalog_of_a_copy_does_not_answer_for_the_original(original: Path, copy
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_catalog_of_a_moved_folder_says_what_to_do(original: Path, query: str) -> None:
+def test_catalog_of_a_moved_folder_explains_the_remedy(original: Path, query: str) -> None:
     moved = original.rename(original.with_name("moved"))
     with pytest.raises(duckdb.Error, match=WHAT_TO_DO):
         ask(moved / "catalog.duckdb", query)
@@ -83,7 +83,7 @@ def test_catalog_of_a_moved_folder_says_what_to_do(original: Path, query: str) -
 
 
 @pytest.mark.parametrize("arguments", [("status",), ("coverage",), ("sql", "SELECT 1")], ids=" ".join)
-def test_commands_bring_the_catalog_of_a_copy_up_to_date(
+def test_commands_update_the_catalog_of_a_copy(
     copy: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("MARKET_DATA_DIR", str(copy))
@@ -96,7 +96,7 @@ def test_commands_bring_the_catalog_of_a_copy_up_to_date(
     assert ask(copy / "catalog.duckdb") == (96,)
 
 
-def test_folder_without_catalog_or_that_cannot_be_written_is_left_alone(
+def test_folder_without_catalog_or_unwritable_is_left_alone(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refresh_catalog(Layout(tmp_path / "nothing"))
@@ -155,7 +155,7 @@ def test_catalog_of_a_linked_data_folder_answers(original: Path) -> None:
     assert ask(link / "catalog.duckdb") == ask(original / "catalog.duckdb") == (120,)
 
 
-def test_catalog_copied_alone_says_what_to_do(original: Path, tmp_path: Path) -> None:
+def test_catalog_copied_alone_explains_the_remedy(original: Path, tmp_path: Path) -> None:
     alone = Path(shutil.copyfile(original / "catalog.duckdb", tmp_path / "alone.duckdb"))
     with pytest.raises(duckdb.Error, match=r"open .*original/catalog\.duckdb"):
         ask(alone)

@@ -51,7 +51,7 @@ def close_and_remove(lake: SmallLake) -> None:
 
 
 @pytest.mark.parametrize("query", [COUNT, MACRO, TWICE])
-def test_lazy_relation_says_ask_again_once_days_are_removed(lake: SmallLake, query: str) -> None:
+def test_lazy_relation_is_stale_once_days_are_removed(lake: SmallLake, query: str) -> None:
     """Without a word it would find the rows of February only, or none."""
     market = MarketData(lake.root)
     run, not_run = market.sql(query).relation(), market.sql(query).relation()
@@ -64,7 +64,7 @@ def test_lazy_relation_says_ask_again_once_days_are_removed(lake: SmallLake, que
     assert run.fetchall() == not_run.fetchall() == [(1440,)]  # the views are those of the lake again
 
 
-def test_relation_over_files_says_ask_again_once_they_are_removed(lake: SmallLake) -> None:
+def test_relation_over_files_is_stale_once_they_are_removed(lake: SmallLake) -> None:
     """DuckDB alone would name the file of a day that the lake still has."""
     publish_catalog(lake.layout)
     rows = MarketData(lake.root).klines("BTCUSDT", "1h", "2024-01-01", "2024-02-20")
@@ -78,7 +78,7 @@ def test_relation_over_files_says_ask_again_once_they_are_removed(lake: SmallLak
     assert len(rows.relation().fetchall()) == 50 * 24
 
 
-def test_relation_over_files_says_ask_again_once_they_moved(lake: SmallLake) -> None:
+def test_relation_over_files_is_stale_once_they_moved(lake: SmallLake) -> None:
     publish_catalog(lake.layout)
     rows = MarketData(lake.root).klines("BTCUSDT", "1h", "2024-01-01", "2024-02-20").relation()
     lake.root.rename(lake.root.with_name("moved"))
@@ -86,7 +86,7 @@ def test_relation_over_files_says_ask_again_once_they_moved(lake: SmallLake) -> 
         rows.fetchall()
 
 
-def test_input_of_an_asset_says_ask_again_once_days_are_removed(lake: SmallLake) -> None:
+def test_input_of_an_asset_is_stale_once_days_are_removed(lake: SmallLake) -> None:
     publish_catalog(lake.layout)
     relation = load_days(lake.layout, HOURS, days_from("2024-01-01", 31), duckdb.DuckDBPyRelation)
     assert relation.columns == lake_schema(HOURS.market, HOURS.data_type).names
@@ -126,7 +126,7 @@ def test_relation_run_in_another_thread_follows_the_same_rule(lake: SmallLake) -
 
 
 @pytest.mark.parametrize("face", ["arrow", "df", "pl"])
-def test_rows_that_we_take_are_asked_for_again_by_themselves(
+def test_rows_that_we_take_are_queried_again_automatically(
     lake: SmallLake, monkeypatch: pytest.MonkeyPatch, face: str
 ) -> None:
     """The months are closed, and their days removed, between the look at the lake and the read."""
@@ -136,7 +136,7 @@ def test_rows_that_we_take_are_asked_for_again_by_themselves(
 
 
 @pytest.mark.parametrize(("form", "printed"), [("csv", "n\n1440\n"), ("json", '[\n  {"n": 1440}\n]\n'), (None, "1440")])
-def test_command_line_asks_again_by_itself(
+def test_command_line_queries_again_automatically(
     lake: SmallLake,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -214,7 +214,7 @@ def test_catalog_whose_marks_are_gone_is_published_again(lake: SmallLake) -> Non
         assert opened.execute(COUNT).fetchall() == [(1440,)]
 
 
-def test_what_killed_writers_of_marks_left_is_removed(lake: SmallLake) -> None:
+def test_leftovers_of_killed_mark_writers_are_removed(lake: SmallLake) -> None:
     publish_catalog(lake.layout)
     (mark, _), *_ = marks_of(stored_series(lake.layout))
     old, new = mark.with_name(".old.parquet.1-aa.tmp"), mark.with_name(".new.parquet.1-aa.tmp")
@@ -226,7 +226,7 @@ def test_what_killed_writers_of_marks_left_is_removed(lake: SmallLake) -> None:
     assert (old.exists(), new.exists()) == (False, True)
 
 
-def test_error_of_an_outdated_query_says_what_to_do(lake: SmallLake) -> None:
+def test_error_of_an_outdated_query_explains_the_remedy(lake: SmallLake) -> None:
     error = duckdb.IOException(f'No files found that match the pattern "{marks_of(stored_series(lake.layout))[0][0]}"')
     assert type(errors.lake_error(error, lake.layout)) is MarketDataError
     assert "Run it again" in str(errors.lake_error(error, lake.layout))

@@ -58,7 +58,8 @@ def test_an_empty_lake_has_quality_views_typed_as_with_ledgers(lake: SmallLake) 
     assert [ask(lake, f"SELECT column_name, column_type FROM (DESCRIBE {view})") for view in views] == before
 
 
-def test_a_view_names_symbol_and_interval_and_finds_new_days_and_symbols_by_itself(lake: SmallLake) -> None:
+def test_view_names_symbol_and_interval_and_finds_new_files(lake: SmallLake) -> None:
+    """New days and symbols need no other statement."""
     lake.put(BTC, days_from("2024-01-01", 2))
     counts = "SELECT symbol, interval, count(*) FROM binance_spot.klines GROUP BY ALL ORDER BY ALL"
     path = publish_catalog(lake.layout)
@@ -222,7 +223,8 @@ def test_macros_give_the_columns_of_the_view_in_its_order(lake: SmallLake) -> No
             lake.put(series("AUSDT", None, market), [date(2024, 1, 1)])
 
 
-def test_macros_are_empty_for_what_is_not_there_and_right_for_what_came_after_publication(lake: SmallLake) -> None:
+def test_macros_are_empty_for_unknown_and_right_for_later_series(lake: SmallLake) -> None:
+    """Series that came after the catalog was published are found."""
     lake.put(BTC, days_from("2024-01-01", 2))
     path = publish_catalog(lake.layout)
     with duckdb.connect(str(path), read_only=True) as reader:
@@ -252,7 +254,7 @@ def test_times_do_not_depend_on_the_zone_of_the_session(lake: SmallLake) -> None
         assert reader.execute(candles).fetchall() == [(24,)]
 
 
-def test_coverage_tells_held_provisional_and_failed_days(lake: SmallLake) -> None:
+def test_coverage_counts_stored_provisional_and_failed_days(lake: SmallLake) -> None:
     lake.put(BTC, [date(2024, 1, 1)])
     lake.put(BTC, [date(2024, 1, 2)], final=False)
     failed = DayRecord(
@@ -314,7 +316,8 @@ def gap(rule: str, count: int, ranges: list[tuple[int, int, int]], evidence: str
     )
 
 
-def test_gaps_have_a_row_a_range_with_verdict_evidence_and_whether_it_is_explained(lake: SmallLake) -> None:
+def test_gaps_have_one_row_per_range_with_verdict_and_evidence(lake: SmallLake) -> None:
+    """A column shows if the range is explained."""
     day, hour = date(2024, 1, 1), 3_600_000_000
     midnight = clock.day_start_us(day)
     outage = gap(
@@ -337,7 +340,7 @@ def test_gaps_have_a_row_a_range_with_verdict_evidence_and_whether_it_is_explain
     ]  # fmt: skip
 
 
-def test_rows_beyond_the_ranges_that_are_kept_count_in_a_row_without_bounds(lake: SmallLake) -> None:
+def test_rows_beyond_stored_ranges_are_one_row_without_bounds(lake: SmallLake) -> None:
     lake.put(
         series("BTCUSDT"), [date(2024, 1, 1)], findings=(gap("outage", 10, [(1, 4, 4)]), gap("unpublished", 0, []))
     )
@@ -348,7 +351,7 @@ def test_rows_beyond_the_ranges_that_are_kept_count_in_a_row_without_bounds(lake
     ]
 
 
-def test_coverage_tells_the_state_of_each_day(lake: SmallLake) -> None:
+def test_coverage_shows_the_state_of_each_day(lake: SmallLake) -> None:
     lake.put(BTC, [date(2024, 1, 1)])
     lake.put(BTC, [date(2024, 1, 2)], findings=(gap("outage", 2, []),))
     lake.put(BTC, [date(2024, 1, 3)], final=False)
@@ -362,7 +365,7 @@ def test_coverage_tells_the_state_of_each_day(lake: SmallLake) -> None:
     ]
 
 
-def test_ledgers_of_an_older_version_lack_columns_and_are_read(lake: SmallLake) -> None:
+def test_ledgers_of_an_older_version_without_columns_are_read(lake: SmallLake) -> None:
     lake.put(BTC, [date(2024, 1, 1)])
     ledger = lake.layout.ledger(BTC)
     parquet.write_table(ledger, parquet.read_table(ledger).drop_columns(["verdicts", "replaced_by", "etag"]))
@@ -370,7 +373,7 @@ def test_ledgers_of_an_older_version_lack_columns_and_are_read(lake: SmallLake) 
     assert ask(lake, "FROM quality.gaps") == []
 
 
-def test_it_is_rebuilt_when_a_series_appears_and_not_for_more_days(lake: SmallLake) -> None:
+def test_catalog_is_rebuilt_for_a_new_series_and_not_for_days(lake: SmallLake) -> None:
     lake.put(BTC, [date(2024, 1, 1)])
     first = publish_catalog(lake.layout).stat()
     lake.put(BTC, [date(2024, 1, 2)])
@@ -402,7 +405,7 @@ def test_a_series_that_lost_all_its_files_leaves_its_view_empty(lake: SmallLake)
     assert ask(lake, "FROM binance_spot.candles('BTCUSDT', '1h', '2024-01-01')") == []
 
 
-def test_a_reader_keeps_its_catalog_while_another_is_published(lake: SmallLake) -> None:
+def test_reader_continues_while_another_catalog_is_published(lake: SmallLake) -> None:
     lake.put(BTC, [date(2024, 1, 1)])
     with duckdb.connect(str(publish_catalog(lake.layout)), read_only=True) as reader:
         lake.put(series("BTCUSDT"), [date(2024, 1, 1)])
@@ -411,7 +414,8 @@ def test_a_reader_keeps_its_catalog_while_another_is_published(lake: SmallLake) 
     assert ask(lake, "SELECT count(*) FROM binance_spot.agg_trades") == [(TRADES_A_DAY,)]
 
 
-def test_publication_works_while_a_tool_holds_the_file_open_for_writing(lake: SmallLake) -> None:
+def test_publication_works_while_a_tool_has_the_file_open(lake: SmallLake) -> None:
+    """The tool opened it for writing."""
     lake.put(BTC, [date(2024, 1, 1)])
     path = publish_catalog(lake.layout)
     code = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
@@ -483,7 +487,7 @@ def test_no_view_depends_on_a_file_of_a_day(lake: SmallLake) -> None:
         ask(lake, "SELECT count(*) FROM binance_spot.agg_trades")
 
 
-def test_series_held_are_known_by_ledger_or_by_files(lake: SmallLake) -> None:
+def test_stored_series_are_known_by_ledger_or_by_files(lake: SmallLake) -> None:
     trades, perp = series("BTCUSDT"), series("BTCUSD_PERP", "1d", "cm")
     lake.put(BTC, [date(2024, 1, 1)])
     lake.layout.ledger(BTC).unlink()

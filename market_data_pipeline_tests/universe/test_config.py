@@ -126,7 +126,7 @@ def test_delisted_symbol_ends_with_its_listing() -> None:
     assert universe(text, LOCK).days(klines("BTCUPUSDT", "1d"))[-1] == date(2024, 2, 28)
 
 
-def test_named_symbol_goes_before_pattern_and_earliest_pattern_holds() -> None:
+def test_named_symbol_precedes_pattern_and_earliest_pattern_wins() -> None:
     found = universe(
         """
 collect:
@@ -140,7 +140,8 @@ collect:
     assert found.start(klines("LUNAUSDT", "1h")) == date(2021, 1, 1)
 
 
-def test_derived_series_starts_with_its_source_and_unknown_series_lists_what_there_is() -> None:
+def test_derived_series_starts_with_its_source() -> None:
+    """An unknown series lists the choices."""
     found = universe("collect: [{market: spot, symbols: BTCUSDT, aggTrades: {from: 7 days ago}}]", LOCK)
     derived = SeriesKey("binance", Market.SPOT, DataType.TRADE_PROFILE, "BTCUSDT")
     assert found.start(derived) == TODAY - timedelta(days=7)
@@ -276,7 +277,7 @@ def test_1s_is_refused_in_futures_even_when_spot_is_named_too() -> None:
         parse_universe(text)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(UsageError) as caught:
         parse_universe(ENTRY.replace("spot", "sopt").replace("2024-01-01", "soon"))
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
@@ -285,14 +286,14 @@ def test_all_mistakes_are_told_at_once() -> None:
     ]
 
 
-def test_series_that_is_collected_twice_is_refused_with_both_lines() -> None:
+def test_series_collected_twice_is_refused_with_both_lines() -> None:
     again = "  - {market: spot, symbols: [BTCUSDT], klines: {intervals: [1h, 1m], from: 2020-01-01}}\n"
     with pytest.raises(UsageError, match=r"line 7: binance/spot/klines/BTCUSDT/1m is collected twice.*line 3"):
         parse_universe(ENTRY + again)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n"])
-def test_empty_file_says_what_belongs_in_it(text: str) -> None:
+def test_empty_file_is_refused_with_the_expected_contents(text: str) -> None:
     with pytest.raises(UsageError, match=r"universe\.yaml is empty. It needs a list `collect:`"):
         parse_universe(text)
 
@@ -308,7 +309,7 @@ def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["spot: 3", "spot: {BTCUSDT: [{from: 2020, until: null}]}", "spott: {}", "spot: {BTCUSDT: 2020-01-01}"]
 )
-def test_damaged_lock_says_how_to_write_it_anew(text: str) -> None:
+def test_damaged_lock_explains_how_to_write_it_again(text: str) -> None:
     with pytest.raises(UsageError, match=r"universe.lock.yaml, line 1: [\s\S]*`market-data universe refresh` rewrites"):
         parse_lock(text)
 
@@ -426,14 +427,14 @@ def test_refresh_finds_listing_delisting_and_relisting(archive: FakeArchive) -> 
     ]
 
 
-def test_delisting_shows_even_when_only_the_delisted_symbol_is_collected(archive: FakeArchive) -> None:
+def test_delisting_is_seen_if_only_the_delisted_symbol_is_listed(archive: FakeArchive) -> None:
     wanted = universe("collect: [{market: spot, symbols: LUNAUSDT, klines: {intervals: 1d, from: 2024-01-01}}]")
     found = refresh(wanted, archive)
     assert list(found) == [(Market.SPOT, "LUNAUSDT")]
     assert found[Market.SPOT, "LUNAUSDT"].last == date(2024, 3, 1)
 
 
-def test_um_listing_before_the_first_daily_files_is_asked_of_rest(archive: FakeArchive) -> None:
+def test_um_listing_before_the_first_daily_file_comes_from_rest(archive: FakeArchive) -> None:
     wanted = universe("collect: [{market: um, symbols: [BTCUSDT, SOLUSDT], aggTrades: {from: listing}}]")
     rest = FakeRest({"BTCUSDT": date(2019, 9, 8), "SOLUSDT": date(2019, 9, 8)})
     found = refresh(wanted, archive, rest)
@@ -442,7 +443,7 @@ def test_um_listing_before_the_first_daily_files_is_asked_of_rest(archive: FakeA
     assert refresh(wanted, archive)[Market.UM, "BTCUSDT"].first == date(2019, 12, 31)
 
 
-def test_refresh_lists_each_symbol_once_and_nothing_that_is_not_meant(archive: FakeArchive) -> None:
+def test_refresh_lists_each_matching_symbol_once(archive: FakeArchive) -> None:
     refresh(universe("collect: [{market: spot, symbols: 'B*', klines: {intervals: 1m, from: listing}}]"), archive)
     assert archive.listed == ["data/spot/daily/klines/BTCUSDT/1d/"]
 
@@ -483,7 +484,7 @@ def test_series_that_is_there_changes_nothing() -> None:
     assert add_series(text, agg_trades("ETHUSDT", Market.UM), Since()) == text
 
 
-def test_entry_made_by_adding_is_moved_to_an_earlier_day_and_never_to_a_later_one() -> None:
+def test_added_entry_moves_to_an_earlier_day_and_never_a_later() -> None:
     key = klines("BNBUSDT", "1h")
     text = add_series(ENTRY, key, Since(date(2024, 1, 1)))
     earlier = add_series(text, key, Since(date(2023, 1, 1)))
@@ -504,7 +505,8 @@ def test_first_and_further_entries_go_into_any_file(text: str) -> None:
     assert all(comment in twice for comment in ("# mine", "# what I want") if comment in text)
 
 
-def test_file_that_cannot_be_added_to_is_left_alone_and_says_what_to_write() -> None:
+def test_file_that_cannot_be_edited_is_left_with_instructions() -> None:
+    """The message shows the lines to write."""
     flow = "collect: [{market: spot, symbols: BTCUSDT, klines: {intervals: 1d, from: 2024-01-01}}]\n"
     with pytest.raises(UsageError, match=r"in its present form. Add this under `collect:`:\n  - market: spot"):
         add_series(flow, klines("ETHUSDT", "1d"), Since())

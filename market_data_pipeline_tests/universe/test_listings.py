@@ -30,7 +30,7 @@ MISTAKE = r"universe\.yaml, line 3: spot has no symbol BTCUSTD\. Similar: BTCUSD
 
 @pytest.mark.parametrize("lock", [LOCK, None], ids=["lock", "no lock"])
 @pytest.mark.parametrize("command", ["sync", "backfill"])
-def test_a_misspelt_symbol_is_refused_and_none_of_its_days_asked_for(
+def test_misspelt_symbol_is_refused_without_a_request_for_days(
     world: World, monkeypatch: pytest.MonkeyPatch, command: str, lock: str | None
 ) -> None:
     market_data = shell(world, monkeypatch, MISSPELT, lock)
@@ -43,7 +43,7 @@ def test_a_misspelt_symbol_is_refused_and_none_of_its_days_asked_for(
     assert not world.layout.root.joinpath("lake").exists()
 
 
-def test_what_does_exist_can_be_brought_beside_a_misspelt_symbol(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_symbol_is_fetched_despite_a_misspelt_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     market_data = shell(world, monkeypatch, MISSPELT, LOCK)
     result = market_data("backfill", "--symbol", "ETHUSDT", "--from", "2026-03-01", "--through", "2026-03-03")
     assert result.exit_code == 0, result.output
@@ -69,9 +69,8 @@ def test_a_symbol_that_was_added_by_hand_is_looked_up_once(world: World, monkeyp
     assert not world.asked()
 
 
-def test_without_network_the_lock_decides_and_without_both_nothing_is_refused(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_network_the_lock_decides(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without both nothing is refused."""
     market_data = shell(world, monkeypatch, MISSPELT, LOCK)
     world.sandbox.faults.add(Status(path="/", status=503))
     result = market_data("sync")
@@ -125,7 +124,7 @@ def test_pattern_takes_a_symbol_once_the_archive_has_it(new_world: World, monkey
     assert "NEWUSDT" not in result.stderr
 
 
-def test_symbol_that_nobody_has_is_refused_when_rest_is_off(new_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_symbol_unknown_everywhere_is_refused_without_rest(new_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     market_data = shell(new_world, monkeypatch, UNIVERSE.format(symbols="ETHUSDT"), LOCK)
     new_world.sandbox.faults.add(Status(path=r"^/api/", status=451))
     result = market_data("add", "NEWUSDT", "1h")

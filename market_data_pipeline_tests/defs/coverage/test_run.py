@@ -70,7 +70,7 @@ def table(found: dg.AssetCheckEvaluation, name: str) -> list[dict[str, Any]]:
     return [dict(record.data) for record in value.records]
 
 
-def test_days_that_lack_are_listed_by_series_with_the_way_to_bring_them(project: Project) -> None:
+def test_missing_days_are_listed_by_series_with_their_remedy(project: Project) -> None:
     for key in (KLINES, TRADES):
         for number in (1, 2, 3):
             hold(project.layout, key, day(number), final=number != 3)
@@ -96,9 +96,7 @@ def test_days_that_lack_are_listed_by_series_with_the_way_to_bring_them(project:
     )
 
 
-def test_of_many_failed_days_the_newest_twenty_are_shown_and_all_are_counted(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_newest_twenty_failed_days_are_shown_and_all_counted(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "now", lambda: datetime(2024, 2, 1, 12, tzinfo=UTC))
     for number in range(1, 32):
         put(project.layout, KLINES, DayRecord(day=day(number), outcome=FAILED, failure="network", reason="No answer."))
@@ -115,7 +113,7 @@ def test_of_many_failed_days_the_newest_twenty_are_shown_and_all_are_counted(
     )
 
 
-def test_days_that_are_held_and_not_beyond_doubt_are_a_warning_that_stays(project: Project) -> None:
+def test_doubtful_stored_days_are_a_lasting_warning(project: Project) -> None:
     wrong = Finding(
         check="integrity", rule="ohlc", severity=Severity.ERROR, count=1, message="1 candle is upside down."
     )
@@ -152,9 +150,7 @@ def test_each_failure_has_a_way_out(failure: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(("after", "overdue"), [(2, "2024-01-01"), (3, "")])
-def test_days_that_stay_provisional_for_longer_than_the_setting_are_reported(
-    tmp_path: Path, after: int, overdue: str
-) -> None:
+def test_days_provisional_for_too_long_are_reported(tmp_path: Path, after: int, overdue: str) -> None:
     project = Project(tmp_path, universe_of(UNIVERSE.partition("  - market: cm")[0]), provisional_days=after)
     for key in (KLINES, OTHER, TRADES):
         for number in (1, 2, 3):
@@ -212,7 +208,7 @@ def test_a_lost_ledger_does_not_look_like_missing_days(project: Project) -> None
     assert not project.layout.ledger(KLINES).exists()  # the series' next writer writes it
 
 
-def test_the_calendar_is_a_picture_that_says_what_it_shows(project: Project) -> None:
+def test_calendar_picture_describes_itself(project: Project) -> None:
     for number in (1, 2, 3):
         hold(project.layout, KLINES, day(number), final=number != 3)
     metadata, _ = run(project)
@@ -254,7 +250,7 @@ def test_a_midnight_that_is_not_crossed_is_shown(project: Project, first_key: in
 
 
 @pytest.mark.parametrize(("verdict", "passed"), [(Verdict.OUTAGE, True), (Verdict.UNEXPLAINED, False)])
-def test_an_outage_over_midnight_that_both_days_explain_is_no_break(
+def test_outage_over_midnight_explained_by_both_days_is_no_break(
     project: Project, verdict: Verdict, passed: bool
 ) -> None:
     hour, midnight = 3_600_000_000, clock.day_start_us(day(2))

@@ -31,7 +31,8 @@ HOUR_US = 3_600_000_000
 MARCH_12 = 1_552_356_000_000_000
 
 
-def test_a_range_of_good_days_is_one_materialization_and_two_passed_checks_a_day(project: Project) -> None:
+def test_good_days_are_one_materialization_and_two_checks_a_day(project: Project) -> None:
+    """Dagster stores one event per run of days, and two passed checks per day."""
     result = project.run(1, 31)
 
     assert result.success
@@ -56,7 +57,7 @@ def test_some_days_failed_and_the_others_are_on_record(project: Project) -> None
     assert project.checks("gaps") == {"SUCCEEDED": good, "EXECUTION_FAILED": {3, 20}}
 
 
-def test_a_failed_run_says_which_days_and_why(project: Project) -> None:
+def test_failed_run_names_the_days_and_reasons(project: Project) -> None:
     project.ingest.bad = {(KLINES, day(3)): CHECKSUM, (KLINES, day(4)): CHECKSUM, (KLINES, day(9)): ("absent", "404")}
 
     result = project.run(1, 10)
@@ -83,7 +84,7 @@ def test_a_failed_series_leaves_other_series_of_the_run_alone(project: Project) 
     assert project.checks("integrity", OTHER) == {"SUCCEEDED": {1, 2, 3, 4, 5}}
 
 
-def test_failed_days_come_in_a_second_run_that_asks_for_them_only(project: Project) -> None:
+def test_second_run_fetches_only_the_failed_days(project: Project) -> None:
     project.ingest.bad = {(KLINES, day(3)): CHECKSUM}
     project.run(1, 5)
     project.ingest.bad, project.ingest.fetched = {}, []
@@ -95,7 +96,7 @@ def test_failed_days_come_in_a_second_run_that_asks_for_them_only(project: Proje
     assert project.checks("integrity") == {"SUCCEEDED": {1, 2, 3, 4, 5}}
 
 
-def test_days_that_are_held_come_back_on_record_in_a_new_home(project: Project) -> None:
+def test_stored_days_are_recorded_again_in_a_new_home(project: Project) -> None:
     project.run(1, 5)
     project.ingest.fetched = []
 
@@ -109,7 +110,7 @@ def test_days_that_are_held_come_back_on_record_in_a_new_home(project: Project) 
     assert project.ingest.fetched == []
 
 
-def test_a_held_day_that_fails_later_speaks_of_the_file_that_stays(project: Project) -> None:
+def test_stored_day_that_fails_later_names_the_file_that_stays(project: Project) -> None:
     project.ingest.provisional = {day(2)}
     project.run(1, 3)
     project.ingest.bad = {(KLINES, day(2)): CHECKSUM}
@@ -125,9 +126,8 @@ def test_a_held_day_that_fails_later_speaks_of_the_file_that_stays(project: Proj
 
 
 @pytest.mark.parametrize("kind", ["checksum", "unproven"])
-def test_a_newer_archive_that_is_refused_is_said_as_often_as_the_older_day_is_reported(
-    project: Project, kind: str
-) -> None:
+def test_refused_newer_archive_is_reported_with_the_stored_day(project: Project, kind: str) -> None:
+    """Every report of the older day repeats it."""
     project.run(1, 3)
     project.ingest.bad = {(KLINES, day(2)): (kind, "the newer one cannot be trusted")}
     project.run(1, 3)
@@ -203,7 +203,7 @@ def test_gaps_are_shown_as_exact_ranges_with_their_verdicts(project: Project) ->
     assert metadata["quiet"].value == "info: 1 candle is flat."
 
 
-def test_evidence_stands_beside_the_range_that_it_is_of(project: Project) -> None:
+def test_evidence_is_listed_with_its_range(project: Project) -> None:
     def quiet(n: int, evidence: str) -> Finding:
         at = MARCH_12 + n * HOUR_US
         ranges = (Range(first=at, last=at, count=1),)
@@ -230,7 +230,7 @@ def test_gaps_of_trades_are_ranges_of_ids(project: Project) -> None:
     assert "of 30" in metadata["more ranges"].value
 
 
-def test_a_day_that_was_stored_anew_says_what_changed(project: Project) -> None:
+def test_replaced_day_reports_its_changes(project: Project) -> None:
     project.ingest.findings[KLINES, day(1)] = (
         Finding(check="integrity", rule="became_final", severity=Severity.INFO, count=1, message="1 changed."),
         Finding(check="gaps", rule="outage", severity=Severity.INFO, count=6, message="6 are missing."),
@@ -241,7 +241,7 @@ def test_a_day_that_was_stored_anew_says_what_changed(project: Project) -> None:
     assert "changes" not in second.metadata
 
 
-def test_metadata_of_a_day_says_what_came_from_where_in_under_4_kb(project: Project) -> None:
+def test_metadata_names_the_sources_of_a_day_in_under_4_kb(project: Project) -> None:
     project.ingest.provisional = {day(2)}
     many = tuple(Range(first=MARCH_12 + n, last=MARCH_12 + n, count=1) for n in range(100))
     project.ingest.findings[KLINES, day(1)] = (
@@ -352,7 +352,7 @@ def test_the_trade_profile_is_made_of_the_days_of_a_range(project: Project) -> N
     assert metadata["cumulative_delta"].value == 0.0
 
 
-def test_the_trade_profile_of_days_whose_trades_are_not_held_names_them(project: Project) -> None:
+def test_trade_profile_names_days_with_missing_trades(project: Project) -> None:
     project.run(1, 1, TRADES)
 
     result = project.run(1, 3, PROFILE)
@@ -389,7 +389,7 @@ def test_every_column_of_the_lake_is_described(market: Market, data_type: DataTy
     assert all(column.description for column in columns)
 
 
-def test_series_and_derived_assets_never_share_a_run_of_a_backfill(project: Project) -> None:
+def test_series_and_derived_assets_never_share_a_backfill_run(project: Project) -> None:
     """Where both had the same policy, one bad day of the trades skipped all days of the profile."""
     policies = {
         key: project.definitions.resolve_assets_def(asset_key_of(key)).backfill_policy for key in (TRADES, PROFILE)
@@ -397,7 +397,7 @@ def test_series_and_derived_assets_never_share_a_run_of_a_backfill(project: Proj
     assert policies[TRADES] != policies[PROFILE]
 
 
-def test_a_run_of_several_series_begins_the_next_while_one_is_at_work(tmp_path: Path) -> None:
+def test_run_of_several_series_overlaps_their_work(tmp_path: Path) -> None:
     project, begun = Project(tmp_path), {KLINES: threading.Event(), OTHER: threading.Event()}
     plain = project.ingest
 

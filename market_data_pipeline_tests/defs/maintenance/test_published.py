@@ -104,7 +104,7 @@ def final(world: World, key: SeriesKey) -> list[date]:
     return sorted(day for day, row in world.ledger(key).rows.items() if row.final)
 
 
-def test_a_tick_without_a_provisional_day_asks_nobody(watch: Watch) -> None:
+def test_tick_without_a_provisional_day_makes_no_request(watch: Watch) -> None:
     assert watch.tick("2026-03-05T12:00:00") == []
     assert watch.requests == 0
     watch.world.ingest(BTC, days("2026-03-01", "2026-03-05"))
@@ -113,7 +113,7 @@ def test_a_tick_without_a_provisional_day_asks_nobody(watch: Watch) -> None:
     assert watch.said == "No day waits for an archive. It is too early to look again."
 
 
-def test_a_day_becomes_final_when_its_archive_is_listed_and_is_requested_once(watch: Watch) -> None:
+def test_listed_day_is_requested_once_and_becomes_final(watch: Watch) -> None:
     watch.world.at("2026-03-05T00:05:00")
     for key in (BTC, ETH, UM):
         assert not watch.world.one(key, "2026-03-04").row.final
@@ -136,7 +136,7 @@ def test_a_day_becomes_final_when_its_archive_is_listed_and_is_requested_once(wa
     assert watch.requests == 0
 
 
-def test_days_that_come_late_and_out_of_order_are_requested_as_they_come(watch: Watch) -> None:
+def test_late_days_are_requested_in_order_of_publication(watch: Watch) -> None:
     for day, late in (("2026-02-20", 9), ("2026-02-21", 8), ("2026-02-22", 8), ("2026-02-23", 2)):
         watch.world.sandbox.faults.add(LateArchive(series=str(BTC), days=[date.fromisoformat(day)], days_late=late))
     watch.world.at("2026-02-24T00:05:00")
@@ -194,9 +194,7 @@ def test_an_archive_that_is_refused_is_not_requested_again(watch: Watch) -> None
         assert watch.tick(f"2026-03-05T{hour:02}:00:00") == []
 
 
-def test_a_listing_that_cannot_be_had_is_asked_again_at_the_next_tick(
-    watch: Watch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_failed_listing_is_retried_at_the_next_tick(watch: Watch, capfd: pytest.CaptureFixture[str]) -> None:
     watch.world.set(retries=0)
     watch.definitions = build_definitions(watch.world.settings, load_universe(watch.world.settings.universe))
     watch.world.at("2026-03-05T00:05:00")
@@ -210,9 +208,8 @@ def test_a_listing_that_cannot_be_had_is_asked_again_at_the_next_tick(
     assert asked(watch.tick("2026-03-05T14:30:00")) == {("2026-03-04", "2026-03-04"): {ETH}}
 
 
-def test_a_listing_that_is_down_is_given_up_after_the_first_series_and_the_next_tick_begins_with_the_others(
-    watch: Watch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_failed_listing_ends_the_tick_and_the_next_goes_on(watch: Watch, capfd: pytest.CaptureFixture[str]) -> None:
+    """The tick stops after the first series. The next tick begins with the others."""
     watch.world.set(download_threads=1)
     watch.definitions = build_definitions(watch.world.settings, load_universe(watch.world.settings.universe))
     watch.world.at("2026-03-05T00:05:00")
@@ -233,9 +230,7 @@ def test_a_listing_that_is_down_is_given_up_after_the_first_series_and_the_next_
     assert asked(watch.tick("2026-03-05T15:00:00")) == {("2026-03-04", "2026-03-04"): {BTC}}
 
 
-def test_a_look_that_takes_too_long_for_a_tick_goes_on_in_the_next(
-    watch: Watch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_search_too_long_for_a_tick_continues_in_the_next(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     watch.world.set(download_threads=1)
     watch.definitions = build_definitions(watch.world.settings, load_universe(watch.world.settings.universe))
     watch.world.at("2026-03-05T00:05:00")
@@ -249,7 +244,8 @@ def test_a_look_that_takes_too_long_for_a_tick_goes_on_in_the_next(
     assert found == [{("2026-03-04", "2026-03-04"): {key}} for key in (BTC, ETH, UM)]
 
 
-def test_a_second_archive_of_a_day_is_requested_although_another_series_cannot_be_looked_for(watch: Watch) -> None:
+def test_second_archive_is_requested_despite_a_failing_series(watch: Watch) -> None:
+    """The listing of another series cannot be read."""
     watch.world.at("2026-03-05T00:05:00")
     for key in (BTC, UM):
         watch.world.one(key, "2026-03-04")
@@ -275,14 +271,15 @@ def test_a_tick_that_is_evaluated_twice_requests_a_run_once(watch: Watch) -> Non
     assert first.run_key == second.run_key
 
 
-def test_a_cursor_of_another_version_is_begun_anew(watch: Watch) -> None:
+def test_cursor_of_another_version_is_reset(watch: Watch) -> None:
     watch.world.at("2026-03-05T00:05:00")
     watch.world.one(BTC, "2026-03-04")
     watch.cursor = "yesterday"
     assert len(watch.tick("2026-03-05T08:30:00")) == 1
 
 
-def test_days_before_the_universe_begins_have_no_partition_to_request(watch: Watch) -> None:
+def test_days_before_the_universe_starts_are_not_requested(watch: Watch) -> None:
+    """They have no partition."""
     watch.world.at("2026-01-01T00:05:00")
     watch.world.one(BTC, "2025-12-31")
     assert watch.tick("2026-01-01T09:00:00") == []

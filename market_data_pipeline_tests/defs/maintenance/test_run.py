@@ -83,7 +83,7 @@ def test_a_lake_that_is_as_published_costs_a_page_a_series(
     assert to_repair(definitions, instance, "2026-03-05T12:45:00") == []
 
 
-def test_a_replaced_archive_is_shown_marked_and_fetched_by_repair(
+def test_replaced_archive_is_shown_marked_and_fetched_by_repair(
     world: World, definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> None:
     world.at("2026-03-06T12:00:00")
@@ -106,7 +106,7 @@ def test_a_replaced_archive_is_shown_marked_and_fetched_by_repair(
     assert to_repair(definitions, instance, "2026-03-06T13:45:00") == []
 
 
-def test_what_vanished_is_shown_and_stays(
+def test_vanished_archive_is_shown_and_its_day_stays(
     world: World, definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> None:
     world.sandbox.faults.add(MissingDay(series=str(ETH), days=[WEEK[3]]))
@@ -116,9 +116,10 @@ def test_what_vanished_is_shown_and_stays(
     assert to_repair(definitions, instance, "2026-03-05T12:45:00") == []
 
 
-def test_a_series_that_cannot_be_compared_fails_the_run_after_the_others(
+def test_series_that_cannot_be_compared_fails_the_run_at_its_end(
     world: World, definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> None:
+    """The others are compared first."""
     world.at("2026-03-06T12:00:00")
     world.sandbox.faults.add(Status(path="^/$", query="ETHUSDT", status=503))
     success, shown = run(definitions, instance)

@@ -91,7 +91,7 @@ def test_descendants_end_when_a_process_ends_by_itself() -> None:
         wait_until_gone(started)
 
 
-def test_those_named_end_at_a_stop_and_others_with_the_process() -> None:
+def test_named_processes_end_at_a_stop_others_with_the_parent() -> None:
     with parent((_SLEEP, "a-run"), (_SLEEP, "a-server")) as (process, (run, server)):
         assert process.stdin is not None
         process.stdin.write("stop\n")
@@ -103,7 +103,7 @@ def test_those_named_end_at_a_stop_and_others_with_the_process() -> None:
 
 
 @pytest.mark.slow
-def test_what_ignores_sigterm_is_killed() -> None:
+def test_process_that_ignores_sigterm_is_killed() -> None:
     with parent((_OBSTINATE,)) as (process, started):
         process.kill()
         wait_until_gone(started)

@@ -59,9 +59,7 @@ def open_files_below(folder: Path) -> list[str]:
     return [link for link in links if link.startswith(str(folder)) and link.endswith(".db")]
 
 
-def test_it_is_what_dagster_yaml_asks_for_and_lies_where_the_stock_class_puts_it(
-    instance: dg.DagsterInstance, layout: Layout
-) -> None:
+def test_class_matches_dagster_yaml_and_the_stock_location(instance: dg.DagsterInstance, layout: Layout) -> None:
     """The stock `from_config_value` names its own class: dagster.yaml silently gave the stock one."""
     assert isinstance(instance.event_log_storage, KeptConnectionEventLogStorage)
     report(instance, "2024-01-01")
@@ -70,7 +68,7 @@ def test_it_is_what_dagster_yaml_asks_for_and_lies_where_the_stock_class_puts_it
     assert stock.get_materialized_partitions(ASSET) == {"2024-01-01"}
 
 
-def test_connections_are_kept_and_their_number_is_bounded(instance: dg.DagsterInstance, layout: Layout) -> None:
+def test_connections_are_reused_and_bounded(instance: dg.DagsterInstance, layout: Layout) -> None:
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("open files are counted through /proc")
     storage = instance.event_log_storage
@@ -86,7 +84,7 @@ def test_connections_are_kept_and_their_number_is_bounded(instance: dg.DagsterIn
     assert open_files_below(runs) == []
 
 
-def test_a_folder_that_was_wiped_starts_anew(instance: dg.DagsterInstance, layout: Layout) -> None:
+def test_wiped_folder_starts_empty(instance: dg.DagsterInstance, layout: Layout) -> None:
     report(instance, "2024-01-01")
     shutil.rmtree(layout.dagster_home / "history" / "runs")
 
@@ -244,7 +242,7 @@ def is_told_elsewhere(event: tuple[object, ...]) -> bool:
     return passed or (kind == "ASSET_MATERIALIZATION_PLANNED" and partition is not None)
 
 
-def test_what_is_stored_is_what_the_stock_class_stores(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+def test_stored_events_equal_those_of_the_stock_class(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     run_id = materialize(instance)
     home = tmp_path / "stock"
     home.mkdir()
@@ -355,13 +353,13 @@ def test_events_of_a_run_are_written_together(instance: dg.DagsterInstance) -> N
     assert sum("INTO event_logs" in statement for statement in statements) < 32
 
 
-def test_who_reads_in_a_run_finds_what_the_run_has_told(instance: dg.DagsterInstance) -> None:
+def test_reader_in_a_run_sees_the_events_of_that_run(instance: dg.DagsterInstance) -> None:
     run_id = materialize(instance, **{"looks back": "yes"})
     seen = [event.user_message for event in instance.all_logs(run_id) if event.user_message.endswith("on record")]
     assert seen == [f"{number} on record" for number in range(1, 6)]
 
 
-def test_what_is_wrong_with_one_evaluation_keeps_no_other_from_being_stored(
+def test_faulty_evaluation_does_not_block_the_others(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stock = SqliteEventLogStorage._event_to_row
@@ -392,7 +390,7 @@ def _run_until_killed(root: Path, told: Connection) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_killed_while_it_writes_loses_nothing_of_the_runs_before(layout: Layout) -> None:
+def test_process_killed_while_writing_loses_no_earlier_run(layout: Layout) -> None:
     with open_instance(layout):
         pass
     finished: list[str] = []

@@ -264,7 +264,7 @@ def test_loopback_is_known() -> None:
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.5", "market.example")))
 
 
-def test_ui_says_who_can_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ui_prints_its_address_and_exposure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from click.testing import CliRunner
 
     from market_data_pipeline.cli import main

@@ -37,9 +37,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
         yield project
 
 
-def test_the_home_lies_with_the_data_and_is_named_in_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_home_is_in_the_data_folder_and_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     home = prepare_home(Layout(Path("data")))
     assert home == tmp_path / "data" / "dagster"
@@ -47,7 +45,7 @@ def test_the_home_lies_with_the_data_and_is_named_in_the_environment(
     assert (home / "dagster.yaml").read_bytes() == CONFIG.read_bytes()
 
 
-def test_another_home_in_the_environment_is_told_of(
+def test_another_home_in_the_environment_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("DAGSTER_HOME", "/elsewhere")
@@ -62,7 +60,7 @@ def test_another_home_in_the_environment_is_told_of(
     assert caplog.records == []
 
 
-def test_the_configuration_is_brought_up_to_date_until_a_user_takes_it_over(tmp_path: Path) -> None:
+def test_configuration_is_updated_until_a_user_edits_it(tmp_path: Path) -> None:
     config = prepare_home(Layout(tmp_path)) / "dagster.yaml"
     first_line, _, rest = CONFIG.read_text().partition("\n")
 
@@ -87,7 +85,7 @@ def test_configuration_of_version_0_1_still_finds_its_event_log(tmp_path: Path) 
     assert config.read_text() == of_0_1
 
 
-def test_the_configuration_in_the_repository_is_the_one_of_the_package() -> None:
+def test_configuration_in_the_repository_matches_the_package() -> None:
     assert (Path(__file__).parents[3] / "dagster.yaml").resolve() == CONFIG.resolve()
 
 
@@ -121,7 +119,7 @@ def test_steps_of_a_run_are_heard_of_day_by_day(project: Project) -> None:
     ]
 
 
-def test_runs_of_dead_processes_are_closed_and_those_of_living_ones_left(project: Project) -> None:
+def test_runs_of_dead_processes_are_closed_and_live_ones_stay(project: Project) -> None:
     """A killed run counted as running forever, and after four of them the daemon started nothing any more."""
     job = project.definitions.resolve_job_def("klines")
     dead, alive, about_to_start = (
@@ -140,7 +138,7 @@ def test_runs_of_dead_processes_are_closed_and_those_of_living_ones_left(project
     assert runs[about_to_start.run_id] is dg.DagsterRunStatus.STARTED
 
 
-def test_every_run_says_that_it_lives_as_long_as_it_does(tmp_path: Path) -> None:
+def test_every_run_has_a_heartbeat_until_it_ends(tmp_path: Path) -> None:
     seen: list[list[str]] = []
 
     def look(_result: object) -> None:

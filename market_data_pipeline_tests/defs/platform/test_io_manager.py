@@ -41,7 +41,7 @@ def load(project: Project, key: SeriesKey, kind: Any, first: int, last: int | No
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_range_loads_as_the_type_that_is_asked_for(project: Project, kind: Any) -> None:
+def test_range_loads_as_the_requested_type(project: Project, kind: Any) -> None:
     for number in (1, 2, 3, 4):
         hold(project.layout, KLINES, day(number))
 
@@ -105,7 +105,7 @@ def test_days_without_data_are_empty_with_the_right_columns(project: Project, ki
     assert frame.column_names == lake_schema(KLINES.market, KLINES.data_type).names
 
 
-def test_days_that_are_not_held_are_named_with_the_reason(project: Project) -> None:
+def test_missing_days_are_named_with_the_reason(project: Project) -> None:
     hold(project.layout, KLINES, day(1))
     put(project.layout, KLINES, DayRecord(day=day(2), outcome=FAILED, failure="checksum", reason="It does not match."))
 
@@ -128,13 +128,13 @@ def test_a_day_whose_file_was_found_damaged_is_not_loaded(project: Project) -> N
     assert load(project, KLINES, pa.Table, 1).num_rows == 24
 
 
-def test_a_held_day_loads_where_the_ledger_was_deleted(project: Project) -> None:
+def test_stored_day_loads_without_a_ledger(project: Project) -> None:
     hold(project.layout, KLINES, day(1))
     project.layout.ledger(KLINES).unlink()
     assert load(project, KLINES, pa.Table, 1).num_rows == 24
 
 
-def test_a_type_that_cannot_be_loaded_is_refused_with_those_that_can(tmp_path: Path) -> None:
+def test_unsupported_type_is_refused_with_the_supported_ones(tmp_path: Path) -> None:
     with pytest.raises(MarketDataError, match=r"pathlib\.Path.*pyarrow\.Table"):
         load_files([], TRADE_PROFILE_SCHEMA, Path)
 
@@ -164,7 +164,7 @@ def test_an_output_becomes_one_file_a_day_whatever_its_type(project: Project, co
     }
 
 
-def test_outputs_of_days_that_were_not_asked_for_are_refused() -> None:
+def test_outputs_of_other_days_are_refused() -> None:
     with pytest.raises(MarketDataError, match="rows of 2024-01-05"):
         split_by_day(PROFILE, profile_rows([day(5)]), TRADE_PROFILE_SCHEMA, [day(1)])
 
@@ -174,12 +174,12 @@ def test_outputs_with_other_columns_are_refused() -> None:
         split_by_day(PROFILE, profile_rows([day(1)]).drop_columns(["vwap"]), TRADE_PROFILE_SCHEMA, [day(1)])
 
 
-def test_what_is_no_table_is_refused() -> None:
+def test_value_that_is_no_table_is_refused() -> None:
     with pytest.raises(MarketDataError, match=r"builtins\.str"):
         as_arrow("rows")
 
 
-def test_a_derived_day_is_as_final_as_its_source_and_says_what_it_is_made_of(project: Project) -> None:
+def test_derived_day_is_as_final_as_its_source_and_names_it(project: Project) -> None:
     final = hold(project.layout, TRADES, day(1))
     hold(project.layout, TRADES, day(2), final=False)
     put(project.layout, TRADES, DayRecord(day=day(3), outcome=NOT_LISTED, final=True))

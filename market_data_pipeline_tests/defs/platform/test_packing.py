@@ -22,7 +22,7 @@ def test_any_text_comes_back(text: str) -> None:
     assert unpack(pack(text)) == text
 
 
-def test_what_is_known_never_changes() -> None:
+def test_packing_dictionary_never_changes() -> None:
     """Values on disk were packed with it. Other pieces need another mark, and a reader of both."""
     assert packing.MARK == b"\x01"
     assert hashlib.sha256(packing._KNOWN).hexdigest() == (
@@ -39,7 +39,7 @@ def test_what_is_known_never_changes() -> None:
         (b"", "A newer version"),
     ],
 )
-def test_a_value_that_cannot_be_read_says_why(value: bytes, why: str) -> None:
+def test_unreadable_value_reports_the_reason(value: bytes, why: str) -> None:
     with pytest.raises(sqlite3.DatabaseError, match=why):
         unpack(value)
 

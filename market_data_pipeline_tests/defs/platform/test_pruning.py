@@ -247,7 +247,7 @@ def test_jobs_that_no_run_refers_to_are_forgotten(instance: dg.DagsterInstance, 
 
 
 @pytest.mark.parametrize("layout", ["ours"], indirect=True)
-def test_of_old_ticks_the_newest_of_each_schedule_stays(instance: dg.DagsterInstance, layout: Layout) -> None:
+def test_newest_old_tick_of_each_schedule_stays(instance: dg.DagsterInstance, layout: Layout) -> None:
     with closing(sqlite3.connect(layout.dagster_home / "schedules" / "schedules.db")) as ticks:
         ticks.executemany(
             "INSERT INTO job_ticks (job_origin_id, selector_id, status, timestamp) VALUES ('o', ?, ?, ?)",

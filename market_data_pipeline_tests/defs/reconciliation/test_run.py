@@ -90,13 +90,13 @@ def alter(project: Project, key: SeriesKey, number: int, row: int, **values: flo
     parquet.write_table(path, table, provenance)
 
 
-def test_the_check_stands_on_klines_whose_source_is_collected(project: Project) -> None:
+def test_check_exists_for_klines_with_a_collected_source(project: Project) -> None:
     graph = project.definitions.resolve_asset_graph()
     have = {key.asset_key for key in graph.asset_check_keys if key.name == RECONCILIATION}
     assert have == {asset_key_of(HOURS), asset_key_of(FIVE)}
 
 
-def test_days_held_on_both_sides_are_compared_each_on_its_partition(project: Project) -> None:
+def test_days_stored_on_both_sides_are_compared_by_partition(project: Project) -> None:
     held(project, 1, 3, MINUTES)
     project.run(2, 5, HOURS)
 
@@ -113,7 +113,7 @@ def test_days_held_on_both_sides_are_compared_each_on_its_partition(project: Pro
     assert set(read_reconciled(project.layout.reconciled(HOURS))) == {day(2), day(3)}
 
 
-def test_a_candle_that_nothing_explains_fails_its_day_with_both_values(project: Project) -> None:
+def test_unexplained_candle_fails_its_day_with_both_values(project: Project) -> None:
     held(project, 1, 3, MINUTES, HOURS)
     alter(project, HOURS, 2, 5, high=107.75, volume=0.5)
 
@@ -131,7 +131,7 @@ def test_a_candle_that_nothing_explains_fails_its_day_with_both_values(project: 
     assert {r["reason"] for r in records} == {"none known"}
 
 
-def test_a_run_of_the_klines_has_no_further_step_and_repeats_what_is_on_record(project: Project) -> None:
+def test_klines_run_repeats_the_record_without_another_step(project: Project) -> None:
     held(project, 1, 4, MINUTES)
     project.run(1, 3, HOURS)
     reconcile(project)
@@ -166,7 +166,7 @@ def test_a_day_that_failed_stays_so_until_it_is_compared_again(project: Project)
     assert checked(project) == {"SUCCEEDED": {1, 2, 3}}
 
 
-def test_a_run_of_klines_whose_source_has_no_readable_ledger_succeeds(project: Project) -> None:
+def test_klines_run_succeeds_without_a_readable_source_ledger(project: Project) -> None:
     held(project, 1, 2, MINUTES)
     path = project.layout.ledger(MINUTES)
     path.unlink()
@@ -184,7 +184,7 @@ def test_one_partition_run_by_hand_repeats_it_too(project: Project) -> None:
     assert checked(project) == {"SUCCEEDED": {1, 2}}
 
 
-def test_a_run_in_which_a_day_fails_speaks_of_the_others(project: Project) -> None:
+def test_failed_day_in_a_run_reports_the_others_too(project: Project) -> None:
     """Also of those of another series in the same run: Dagster shows what was planned, and not told, as failed."""
     held(project, 1, 3, MINUTES, HOURS)
     reconcile(project)
@@ -198,7 +198,7 @@ def test_a_run_in_which_a_day_fails_speaks_of_the_others(project: Project) -> No
     assert not compared(project, 3, FIVE)
 
 
-def test_what_was_compared_is_compared_again_only_when_a_side_has_changed(project: Project) -> None:
+def test_day_is_compared_again_only_after_a_change(project: Project) -> None:
     assert requested(project) == []
     held(project, 1, 3, MINUTES, HOURS)
     [request] = requested(project)
@@ -223,7 +223,7 @@ def test_today_is_left_alone(project: Project, monkeypatch: pytest.MonkeyPatch) 
     assert checked(project) == {"SUCCEEDED": {1, 2}}
 
 
-def test_days_can_be_asked_for_and_compared_again(project: Project) -> None:
+def test_days_can_be_selected_and_compared_again(project: Project) -> None:
     held(project, 1, 4, MINUTES, HOURS)
     reconcile(project, series=[str(HOURS)], first=day(2), last=day(3))
     assert set(read_reconciled(project.layout.reconciled(HOURS))) == {day(2), day(3)}
@@ -235,7 +235,8 @@ def test_days_can_be_asked_for_and_compared_again(project: Project) -> None:
     assert checked(project) == {"SUCCEEDED": {2}, "FAILED": {3}}
 
 
-def test_a_damaged_file_fails_the_run_by_name_and_the_other_series_are_compared(project: Project) -> None:
+def test_damaged_file_fails_the_run_by_name(project: Project) -> None:
+    """The other series are compared."""
     held(project, 1, 2, MINUTES, HOURS, FIVE)
     project.layout.file(FIVE, day(2)).write_bytes(b"PAR1 and no more")
 
@@ -249,7 +250,8 @@ def test_a_damaged_file_fails_the_run_by_name_and_the_other_series_are_compared(
     assert checked(project, FIVE) == {}
 
 
-def test_a_ledger_that_cannot_be_read_fails_the_run_by_name_and_the_other_series_are_compared(project: Project) -> None:
+def test_unreadable_ledger_fails_the_run_by_name(project: Project) -> None:
+    """The other series are compared."""
     held(project, 1, 2, MINUTES, HOURS, FIVE)
     path = project.layout.ledger(FIVE)
     path.unlink()
@@ -264,7 +266,7 @@ def test_a_ledger_that_cannot_be_read_fails_the_run_by_name_and_the_other_series
     assert checked(project) == {"SUCCEEDED": {1, 2}}
 
 
-def test_a_series_that_cannot_be_compared_is_told_with_those_that_can(project: Project) -> None:
+def test_series_without_comparison_is_refused_with_the_others(project: Project) -> None:
     run = reconcile(project, series=["binance/spot/klines/BTCUSDT/1m"])
     [failure] = [event.step_failure_data for event in run.all_events if event.is_step_failure]
     assert failure.user_failure_data is not None

@@ -109,7 +109,7 @@ EXTERNAL = '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]>'
         (page("<a/>" * 100_000), "far more elements"),
     ],
 )
-def test_a_page_that_is_not_what_was_asked_for_is_refused(world: World, body: str, said: str) -> None:
+def test_page_that_does_not_match_the_request_is_refused(world: World, body: str, said: str) -> None:
     """None of them may look like archives that vanished, or like a folder without files."""
     world.sandbox.faults.add(OtherBody(path="^/$", body=body, media_type="application/xml"))
     archive = ArchiveClient(world.settings)

@@ -94,7 +94,7 @@ def test_trades_of_a_quiet_hour_are_passed_over(world: World, rest: dict[Market,
     assert not found.cut
 
 
-def test_an_answer_that_begins_elsewhere_than_asked_is_refused(world: World, rest: dict[Market, RestApi]) -> None:
+def test_answer_with_another_start_than_requested_is_refused(world: World, rest: dict[Market, RestApi]) -> None:
     api, key = rest[Market.SPOT], agg_trades("BTCUSDT")
     whole = api.agg_trades(key, START, END).table
     first = whole.column("agg_trade_id")[0].as_py()
@@ -114,7 +114,7 @@ def test_a_symbol_that_rest_does_not_know_is_absent(rest: dict[Market, RestApi])
 @pytest.mark.parametrize(
     ("code", "kind"), [(-1121, RefusedError), (-1128, RefusedError), (-4088, RefusedError), (-1001, NetworkError)]
 )
-def test_a_refusal_is_for_good_unless_the_server_itself_was_at_fault(
+def test_refusal_is_permanent_unless_the_server_is_at_fault(
     rest: dict[Market, RestApi], monkeypatch: pytest.MonkeyPatch, code: int, kind: type[SourceError]
 ) -> None:
     body = f'{{"code": {code}, "msg": "why"}}'.encode()
@@ -124,23 +124,23 @@ def test_a_refusal_is_for_good_unless_the_server_itself_was_at_fault(
     assert told.type is kind
 
 
-def test_the_first_candle_tells_the_listing(rest: dict[Market, RestApi]) -> None:
+def test_first_candle_gives_the_listing_day(rest: dict[Market, RestApi]) -> None:
     assert rest[Market.SPOT].first_candle_day(klines("SOLUSDT", "1m")) == date(2020, 8, 11)
 
 
-def test_an_answer_that_is_something_else_is_said_to_be_so(rest: dict[Market, RestApi], world: World) -> None:
+def test_unexpected_answer_is_reported(rest: dict[Market, RestApi], world: World) -> None:
     world.sandbox.faults.add(Status(path="/api/v3/time", status=200))
     with pytest.raises(RestAnswerError, match="answered no server time"):
         rest[Market.SPOT].klines(klines("BTCUSDT", "1h"), START, END)
 
 
-def test_an_error_that_stays_is_told_with_its_url(rest: dict[Market, RestApi], world: World) -> None:
+def test_lasting_error_is_reported_with_its_url(rest: dict[Market, RestApi], world: World) -> None:
     world.sandbox.faults.add(Status(path="/api/v3/klines", status=503))
     with pytest.raises(NetworkError, match=r"/api/v3/klines.* answered 503"):
         rest[Market.SPOT].klines(klines("BTCUSDT", "1h"), START, END)
 
 
-def test_while_the_host_wants_a_pause_no_thread_asks(
+def test_no_thread_sends_while_the_host_wants_a_pause(
     world: World, rest: dict[Market, RestApi], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pausing, sleep = threading.Event(), Wait.sleep
@@ -162,7 +162,7 @@ def test_while_the_host_wants_a_pause_no_thread_asks(
     assert [(r.at - refused.at).total_seconds() >= 0.9 for r in later] == [True, True]
 
 
-def test_threads_that_waited_for_weight_send_nothing_once_the_host_has_banned_us(
+def test_threads_waiting_for_weight_send_nothing_after_a_ban(
     world: World, rest: dict[Market, RestApi], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask = partial(rest[Market.SPOT].klines, klines("BTCUSDT", "1h"), START, END)
@@ -187,9 +187,10 @@ def test_threads_that_waited_for_weight_send_nothing_once_the_host_has_banned_us
     assert len(world.asked()) == 1
 
 
-def test_who_sits_out_a_pause_sends_nothing_once_another_process_was_banned(
+def test_thread_in_a_pause_sends_nothing_after_a_ban(
     world: World, rest: dict[Market, RestApi], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Another process was banned meanwhile."""
     api = rest[Market.SPOT]
     elsewhere, sleep = (
         WeightBudget(urlsplit(world.settings.spot_url).netloc, 6000, 0.5, world.root / "budget"),
@@ -210,7 +211,7 @@ def test_who_sits_out_a_pause_sends_nothing_once_another_process_was_banned(
     elsewhere.close()
 
 
-def test_fields_that_binance_adds_are_ignored_and_fields_that_lack_are_named() -> None:
+def test_new_fields_are_ignored_and_missing_fields_are_named() -> None:
     row = {"a": 1, "p": "2.5", "q": "3", "f": 4, "l": 5, "T": 1_700_000_000_000, "m": True, "nq": "3"}
     table = table_from_rest([row], agg_trades("BTCUSDT", "um"), 1000)
     assert table.column("price").to_pylist() == [2.5]
@@ -269,9 +270,7 @@ def candle(at: object = START, open_: object = "1.5", count: object = 5) -> list
     ],
     ids=range(35),
 )
-def test_rows_that_are_not_what_was_asked_for_are_a_failure(
-    world: World, rest: dict[Market, RestApi], body: str
-) -> None:
+def test_rows_outside_the_request_are_a_failure(world: World, rest: dict[Market, RestApi], body: str) -> None:
     world.sandbox.faults.add(OtherBody(path="/klines$", body=body, media_type="application/json"))
     with pytest.raises(RestAnswerError) as told:
         rest[Market.SPOT].klines(klines("BTCUSDT", "1h"), START, END)
@@ -297,9 +296,7 @@ def trade(number: object = 7, at: int = START) -> str:
     ],
     ids=["duplicate name", "disorder", "id twice", "later", "earlier", "id as text", "list"],
 )
-def test_trades_that_are_not_what_was_asked_for_are_a_failure(
-    world: World, rest: dict[Market, RestApi], rows: list[str]
-) -> None:
+def test_trades_outside_the_request_are_a_failure(world: World, rest: dict[Market, RestApi], rows: list[str]) -> None:
     body = f"[{', '.join(rows)}]"
     world.sandbox.faults.add(OtherBody(path="/aggTrades$", body=body, media_type="application/json"))
     with pytest.raises(RestAnswerError):
@@ -307,9 +304,7 @@ def test_trades_that_are_not_what_was_asked_for_are_a_failure(
     assert len(world.asked("aggTrades")) == 1
 
 
-def test_trades_of_lower_ids_than_asked_for_do_not_say_that_rest_lacks_them(
-    world: World, rest: dict[Market, RestApi]
-) -> None:
+def test_trades_with_lower_ids_do_not_mean_that_ids_are_missing(world: World, rest: dict[Market, RestApi]) -> None:
     world.sandbox.faults.add(OtherBody(path="/aggTrades$", body=f"[{trade(6)}]", media_type="application/json"))
     with pytest.raises(RestAnswerError, match=r"from id 6 on\. Id 7 was requested"):
         rest[Market.SPOT].agg_trades_of_ids(agg_trades("BTCUSDT"), 7, 9)
@@ -428,7 +423,7 @@ def test_processes_with_different_shares_take_from_one_budget(tmp_path: Path) ->
     most.close()
 
 
-def test_what_others_behind_the_address_used_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weight_used_behind_the_same_address_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     budget = WeightBudget("example.org", 100, 0.5, tmp_path)
     now, slept = [60_000_000.0 * 60 + 12.0], list[float]()
 
@@ -446,7 +441,8 @@ def test_what_others_behind_the_address_used_is_waited_for(tmp_path: Path, monke
     assert sum(slept) == pytest.approx(48.0)
 
 
-def test_who_waits_for_weight_goes_as_soon_as_there_is_nothing_to_wait_for(tmp_path: Path) -> None:
+def test_thread_waiting_for_weight_goes_as_soon_as_possible(tmp_path: Path) -> None:
+    """Nothing is left to wait for."""
     budget, looks = WeightBudget("example.org", 100, 0.5, tmp_path), count()
 
     def refuse() -> None:
