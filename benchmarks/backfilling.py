@@ -20,7 +20,7 @@ from benchmarks.measure import Cost, measured
 from benchmarks.processes import apart
 from benchmarks.report import Baseline, Row
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.partitions import days_on_disk
+from market_data_pipeline.lake.partitions import day_files
 from market_data_pipeline.model.series import SeriesKey
 
 _FIVE_YEARS = 60
@@ -165,7 +165,7 @@ def _command(root: Path, env: Mapping[str, str], key: SeriesKey, days: Sequence[
     began = time.perf_counter()
     done = subprocess.run(command, env=whole, cwd=root, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - began
-    if done.returncode or len(days_on_disk(Layout(root), key)) != len(days):
+    if done.returncode or len(day_files(Layout(root), key)) != len(days):
         raise RuntimeError(f"market-data backfill did not bring all days: {done.stderr[-500:]}")
     return seconds
 

@@ -30,7 +30,7 @@ RECORDED = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class DayDiff:
     """Difference between two versions of a day.
 
     Attributes:
@@ -72,7 +72,7 @@ class Difference:
         return f"{len(self.added)} rows added, {len(self.removed)} removed, {len(self.changed)} changed{shown}"
 
 
-def difference(before: pa.Table, after: pa.Table, spec: Spec, as_text: Callable[[int], str]) -> Difference:
+def difference(before: pa.Table, after: pa.Table, spec: Spec, as_text: Callable[[int], str]) -> DayDiff:
     """Compare two versions of a day, each ordered by key and without duplicates.
 
     Times are compared in the coarser of the two units: spot's archives are in milliseconds until 2024-12-31, REST is
@@ -94,7 +94,7 @@ def difference(before: pa.Table, after: pa.Table, spec: Spec, as_text: Callable[
             f"{name} {values[name][0][at]} → {values[name][1][at]}" for name in differs if differs[name][at]
         )
         examples.append(f"{as_text(int(common[at]))} {pairs}")
-    return Difference(
+    return DayDiff(
         added=np.setdiff1d(new, old, assume_unique=True),
         removed=np.setdiff1d(old, new, assume_unique=True),
         changed=common[changed],
@@ -122,7 +122,7 @@ def disagreement(key: SeriesKey, rest: pa.Table, archive: pa.Table) -> list[Find
     return [integrity_finding("disagreement", Severity.WARN, number, f"{text}{found.shown}.", ranges, evidence)]
 
 
-def change_finding(key: SeriesKey, rule: str, found: Difference, what: str) -> Finding:
+def change_finding(key: SeriesKey, rule: str, found: DayDiff, what: str) -> Finding:
     """Return the finding about the changes of a day that was stored again.
 
     Args:

@@ -34,7 +34,7 @@ from market_data_pipeline.model.series import SeriesKey
 #    makes them quiet and unconfirmed. If the whole market shares them, REST decides: `unconfirmed` until it answers,
 #    `healed` if it has trades, and `archive_defect` if trades took place that REST does not have either.
 
-NOT_COMPARED = "unconfirmed: other symbols of the market were not compared yet"
+MARKET_NOT_COMPARED = "unconfirmed: other symbols of the market were not compared yet"
 PROVISIONAL = "the day is provisional: its archive is not published yet"
 
 
@@ -160,7 +160,7 @@ def classify_candles(
     else:
         for times in _runs(missing.inside, step):
             add(_ground_of_run(int(times[0]), int(times[-1]) + step, rest, trades), times)
-    add(Ground(Verdict.QUIET, NOT_COMPARED, Basis.MARKET_NOT_COMPARED), flat)
+    add(Ground(Verdict.QUIET, MARKET_NOT_COMPARED, Basis.MARKET_NOT_COMPARED), flat)
     findings = []
     for ground, parts in found.items():
         times = np.concatenate(parts)

@@ -24,7 +24,7 @@ from market_data_pipeline.cli.compact import compact_command
 from market_data_pipeline.cli.coverage import coverage
 from market_data_pipeline.cli.demo import demo
 from market_data_pipeline.cli.doctor import doctor
-from market_data_pipeline.cli.prune import prune
+from market_data_pipeline.cli.prune import prune_command
 from market_data_pipeline.cli.quarantine import quarantine
 from market_data_pipeline.cli.reconcile import reconcile
 from market_data_pipeline.cli.sandbox import sandbox
@@ -99,7 +99,7 @@ def _keep_examples(command: click.Command) -> None:
 GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Get data": (add, sync, backfill),
     "Look at data": (status, coverage, sql, universe),
-    "Check and repair": (verify, reconcile, quarantine, compact_command, prune, doctor),
+    "Check and repair": (verify, reconcile, quarantine, compact_command, prune_command, doctor),
     "Run": (ui, demo, sandbox),
 }
 """The commands in the order of the help text, by group."""

@@ -108,12 +108,12 @@ def _plain(value: object) -> object:
     return value if value is None or isinstance(value, str | int) else str(value)
 
 
-Bar = Callable[..., None]
+ProgressBar = Callable[..., None]
 """Advances a progress bar by a number of things, and shows the current work and its rate."""
 
 
 @contextmanager
-def progress_bar(total: int, things: str, doing: str, console: Console) -> Iterator[Bar]:
+def progress_bar(total: int, things: str, doing: str, console: Console) -> Iterator[ProgressBar]:
     """Show a bar with the number of things done and the time left, if the console is a terminal.
 
     ``things`` is their noun, e.g. ``days``, and ``doing`` the first work.
@@ -167,7 +167,7 @@ class Tally:
 class Watch:
     """Receive the result of each day, advance the bar, and log a line when a series is done."""
 
-    def __init__(self, wanted: Mapping[SeriesKey, Sequence[date]], bar: Bar) -> None:
+    def __init__(self, wanted: Mapping[SeriesKey, Sequence[date]], bar: ProgressBar) -> None:
         self.tallies = {key: Tally(len(days)) for key, days in wanted.items()}
         self.failures: list[DayFailure] = []
         self.rows = 0

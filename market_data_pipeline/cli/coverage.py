@@ -80,7 +80,7 @@ def coverage(what: Selection, page: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(map(_as_object, surveyed))
     else:
-        show(calendars, str(settings.root), out())
+        print_coverage(calendars, str(settings.root), out())
         tell_doubtful([one.coverage for one in surveyed], out())
     if page is not None:
         text = coverage_page(calendars, str(settings.root), clock.now())
@@ -109,7 +109,7 @@ def _as_object(one: Surveyed) -> dict[str, object]:
     }
 
 
-def show(calendars: Sequence[SeriesCalendar], root: str, console: Console) -> None:
+def print_coverage(calendars: Sequence[SeriesCalendar], root: str, console: Console) -> None:
     """Print the table, with those states that there are; a narrow screen has the gaps below it, all series together."""
     wide = console.width >= _WIDTH_WITH_GAPS
     days: Counter[DayState] = Counter()

@@ -20,14 +20,14 @@ from market_data_pipeline.cli.download import fetch
 from market_data_pipeline.cli.selection import Selection, choose
 from market_data_pipeline.cli.signals import LAST_SECONDS
 from market_data_pipeline.cli.sql import run_query
-from market_data_pipeline.cli.status import all_series, show
+from market_data_pipeline.cli.status import all_series, print_status
 from market_data_pipeline.cli.summary import end
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import load_universe
 
-DAYS = 35
+_DAYS = 35
 
 _UNIVERSE = """\
 # Written by `market-data demo`: {days} days of made-up data, today among them.
@@ -83,12 +83,12 @@ def demo(then_ui: bool, port: int) -> None:
         settings = demo_settings(root, universe, sandbox.url)
         chosen = choose(load_universe(universe), Selection())
         console.print(
-            f"A made-up Binance answers at {sandbox.url}. Dagster fetches {DAYS} days of {len(chosen.wanted)} series "
+            f"A made-up Binance answers at {sandbox.url}. Dagster fetches {_DAYS} days of {len(chosen.wanted)} series "
             f"to {root}."
         )
         code = fetch(settings, chosen, yes=True, everything=True)
         click.echo()
-        show(all_series(settings, load_universe(universe)), str(root), out())
+        print_status(all_series(settings, load_universe(universe)), str(root), out())
         for title, query in QUERIES:
             click.echo(f"\n{title}:\n\n{query}\n")
             run_query(settings, query)
@@ -128,10 +128,10 @@ def _run_ui(settings: Settings, port: int, sandbox: dict[str, str]) -> None:
 
 
 def write_universe(root: Path) -> Path:
-    """Write the demo's own ``universe.yaml`` for the last :data:`DAYS` days; return where."""
+    """Write the demo's own ``universe.yaml`` for the last :data:`_DAYS` days; return where."""
     path = root / "universe.yaml"
-    first = clock.today() - timedelta(days=DAYS - 1)
-    storage.write_bytes(path, _UNIVERSE.format(days=DAYS, first=first).encode())
+    first = clock.today() - timedelta(days=_DAYS - 1)
+    storage.write_bytes(path, _UNIVERSE.format(days=_DAYS, first=first).encode())
     return path
 
 

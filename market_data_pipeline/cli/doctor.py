@@ -86,7 +86,7 @@ class Check:
     remedy: str = ""
 
 
-Result = tuple[State, str, str]
+_Result = tuple[State, str, str]
 """State, text and remedy."""
 
 
@@ -105,7 +105,7 @@ def diagnose() -> Iterator[Check]:
     yield from _network(settings)
 
 
-def _guarded(name: str, check: Callable[[], Result], remedy: str = "") -> Check:
+def _guarded(name: str, check: Callable[[], _Result], remedy: str = "") -> Check:
     """Run a check. An error becomes its result, with ``remedy``."""
     try:
         return Check(name, *check())
@@ -123,13 +123,13 @@ def _guarded(name: str, check: Callable[[], Result], remedy: str = "") -> Check:
 # --- this installation ------------------------------------------------------------------------------------------------
 
 
-def _versions() -> Result:
+def _versions() -> _Result:
     packages = ", ".join(f"{name} {version(name)}" for name in _SHOWN_PACKAGES)
     system = f"{platform.system()} {platform.release()}"
     return State.OK, f"market-data {__version__}, Python {platform.python_version()}, {packages}, {system}.", ""
 
 
-def _settings() -> Result:
+def _settings() -> _Result:
     known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
     names = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
     given = sorted(name for name in map(str.upper, names) if name.startswith(PREFIX))
@@ -145,14 +145,14 @@ def _settings() -> Result:
     )
 
 
-def _universe(settings: Settings) -> Result:
+def _universe(settings: Settings) -> _Result:
     if not settings.universe.exists():
         remedy = f"`market-data add BTCUSDT 1h --from 2024-01-01` begins one. {PREFIX}UNIVERSE names another file."
         return State.WARN, f"{settings.universe} does not exist.", remedy
     return State.OK, f"{settings.universe} lists {len(load_universe(settings.universe).series()):,} series.", ""
 
 
-def _records(settings: Settings) -> Result:
+def _records(settings: Settings) -> _Result:
     layout = Layout(settings.root)
     if not layout.dagster_home.exists():
         return State.OK, f"There are no records in {layout.dagster_home} yet.", ""
@@ -197,7 +197,7 @@ def check_disk(settings: Settings) -> Iterator[Check]:
         yield _guarded("disk fsync", partial(_fsync, folder))
 
 
-def _space(folder: Path) -> Result:
+def _space(folder: Path) -> _Result:
     free = shutil.disk_usage(folder).free
     text = f"{in_bytes(free)} free in {folder}."
     if free >= LITTLE_FREE:
@@ -205,19 +205,19 @@ def _space(folder: Path) -> Result:
     return State.FAIL if free < LEAST_FREE else State.WARN, text, "Free some space, or move the data folder."
 
 
-def _writable(folder: Path) -> Result:
+def _writable(folder: Path) -> _Result:
     _fault_of(lambda _: None, folder)
     return State.OK, f"{folder} is writable.", ""
 
 
-def _locks(folder: Path) -> Result:
+def _locks(folder: Path) -> _Result:
     if fault := _fault_of(lambda file: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB), folder):
         text = f"The file system of {folder} has no locks ({fault}). Marker files replace them."
         return State.WARN, text, "Do not write to it from two machines at the same time."
     return State.OK, "The file system has locks (flock).", ""
 
 
-def _fsync(folder: Path) -> Result:
+def _fsync(folder: Path) -> _Result:
     if fault := _fault_of(lambda file: os.fsync(file.fileno()), folder):
         text = f"The file system of {folder} cannot flush files ({fault}). A power cut may lose the last ones."
         return State.WARN, text, "After a power cut, run `market-data verify --local`."
@@ -270,7 +270,7 @@ def _markets(settings: Settings) -> Iterable[Market]:
     return [market for market in Market if market in used or not used]
 
 
-def _archive(settings: Settings) -> Result:
+def _archive(settings: Settings) -> _Result:
     from market_data_pipeline.sources.binance.archive import ArchiveClient
 
     with closing(ArchiveClient(settings)) as archive:
@@ -280,7 +280,7 @@ def _archive(settings: Settings) -> Result:
     return State.OK, f"{settings.vision_url} answers.", ""
 
 
-def _listing(settings: Settings) -> Result:
+def _listing(settings: Settings) -> _Result:
     from market_data_pipeline.sources.binance.archive import ArchiveClient
 
     with closing(ArchiveClient(settings)) as archive:
@@ -296,7 +296,7 @@ def _rest(market: Market, settings: Settings) -> tuple[Check, list[Check]]:
     name, remedy = f"rest {market}", _CHECK_NETWORK.format(f"{PREFIX}{market.upper()}_URL")
     clocks: list[Check] = []
 
-    def ask() -> Result:
+    def ask() -> _Result:
         from market_data_pipeline.sources.binance.rest import RestApi
 
         key = SeriesKey(EXCHANGE, market, DataType.KLINES, ANCHORS[market], "1d")

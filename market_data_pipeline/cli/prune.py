@@ -12,7 +12,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.settings import load_settings
 
 
-@click.command()
+@click.command("prune")
 @click.option(
     "--runs-older-than",
     "age",
@@ -20,7 +20,7 @@ from market_data_pipeline.settings import load_settings
     help="Remove runs that ended longer ago than this: 36h, 90d, 12w. Default: the setting, 90d.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
-def prune(age: str | None, dry_run: bool) -> None:
+def prune_command(age: str | None, dry_run: bool) -> None:
     """Remove old runs from Dagster's records.
 
     Their disk space becomes free. The newest materialization and check results of each day stay, and so do the runs

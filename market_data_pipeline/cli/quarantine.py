@@ -23,7 +23,7 @@ from market_data_pipeline.lake import quarantine as kept
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.lake.quarantine import Entry
+from market_data_pipeline.lake.quarantine import RefusedZip
 from market_data_pipeline.lake.reader import read_day
 from market_data_pipeline.model.day import HELD, OtherArchive, after
 from market_data_pipeline.model.series import SeriesKey
@@ -73,9 +73,9 @@ def list_command(as_json: bool) -> None:
         aside().print(f"Nothing is in quarantine in {layout.root}.")
 
 
-@quarantine.command()
+@quarantine.command("show")
 @click.argument("name")
-def show(name: str) -> None:
+def quarantine_show_command(name: str) -> None:
     """Show why a file was refused.
 
     Shows both checksums, the rows of the file, and the differences from the stored day.
@@ -113,11 +113,11 @@ def retry(names: Sequence[str], everything: bool) -> None:
     end(ExitCode.FAILED if left_out else code)
 
 
-@quarantine.command()
+@quarantine.command("accept")
 @click.argument("name")
 @click.option("--reason", default="", help="Why; shown with the file from then on.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-def accept(name: str, reason: str, yes: bool) -> None:
+def accept_command(name: str, reason: str, yes: bool) -> None:
     """Accept a refused file and load its day.
 
     You can accept a wrong checksum only, and only if the file reads as its day. The day becomes final, and its
@@ -143,8 +143,8 @@ def accept(name: str, reason: str, yes: bool) -> None:
 # --- which ones -------------------------------------------------------------------------------------------------------
 
 
-def _named(layout: Layout, names: Iterable[str]) -> list[Entry]:
-    chosen: dict[str, Entry] = {}
+def _named(layout: Layout, names: Iterable[str]) -> list[RefusedZip]:
+    chosen: dict[str, RefusedZip] = {}
     for name in names:
         found = kept.find(layout, name)
         if not found:
@@ -153,14 +153,14 @@ def _named(layout: Layout, names: Iterable[str]) -> list[Entry]:
     return list(chosen.values())
 
 
-def _the_one(layout: Layout, name: str) -> Entry:
+def _the_one(layout: Layout, name: str) -> RefusedZip:
     found = _named(layout, [name])
     if len(found) > 1:
         raise UsageError(f"{name!r} may mean {len(found)} files: name one of them. {_what_there_is(found)}")
     return found[0]
 
 
-def _what_there_is(found: Sequence[Entry]) -> str:
+def _what_there_is(found: Sequence[RefusedZip]) -> str:
     if not found:
         return "Nothing is in quarantine."
     shown = [f"{entry.sha256[:_DIGITS]} ({entry.key.short} {_period(entry)})" for entry in found[:_LISTED]]
@@ -168,7 +168,7 @@ def _what_there_is(found: Sequence[Entry]) -> str:
     return f"There are: {', '.join(shown)}{more}."
 
 
-def _refuse_unacceptable(entry: Entry) -> None:
+def _refuse_unacceptable(entry: RefusedZip) -> None:
     if entry.kind != kept.CHECKSUM:
         raise UsageError(
             f"{entry.name} cannot be accepted: it was refused as {entry.kind}, and only a wrong checksum can be "
@@ -181,12 +181,12 @@ def _refuse_unacceptable(entry: Entry) -> None:
         )
 
 
-def _refuse_uncollected(universe: Universe, found: Iterable[Entry]) -> None:
+def _refuse_uncollected(universe: Universe, found: Iterable[RefusedZip]) -> None:
     for why in _not_collected(universe, found).values():
         raise UsageError(why)
 
 
-def _not_collected(universe: Universe, found: Iterable[Entry]) -> dict[Entry, str]:
+def _not_collected(universe: Universe, found: Iterable[RefusedZip]) -> dict[RefusedZip, str]:
     """Return the entries whose days cannot be fetched because the universe does not collect them, with the reason."""
     why = {}
     for entry in found:
@@ -230,7 +230,7 @@ class Content:
     names: tuple[str, ...]
 
 
-def read_content(entry: Entry) -> Content:
+def read_content(entry: RefusedZip) -> Content:
     """Read the content of a refused file."""
     from market_data_pipeline.checks.ordering import in_order
     from market_data_pipeline.errors import MalformedError
@@ -264,7 +264,7 @@ def _first_lines(data: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return names, tuple(line if line.isprintable() else ascii(line) for line in lines if line)
 
 
-def difference_to_held(entry: Entry, content: Content, layout: Layout) -> str:
+def difference_to_held(entry: RefusedZip, content: Content, layout: Layout) -> str:
     """Return the difference of a refused file from the stored file of its day, in words; empty if none is stored."""
     from market_data_pipeline.checks.diff import difference, key_format
     from market_data_pipeline.model.datasets import spec_of
@@ -282,18 +282,18 @@ def difference_to_held(entry: Entry, content: Content, layout: Layout) -> str:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def _period(entry: Entry) -> str:
+def _period(entry: RefusedZip) -> str:
     return entry.day.isoformat() if entry.day else f"{entry.first:%Y-%m}"
 
 
-def _accepted(entry: Entry) -> str:
+def _accepted(entry: RefusedZip) -> str:
     if entry.accepted is None:
         return "no"
     why = f": {entry.accepted.reason}" if entry.accepted.reason else ""
     return f"by {entry.accepted.by}, {entry.accepted.at:%Y-%m-%d %H:%M} UTC{why}"
 
 
-def _table(found: Sequence[Entry], console: Console) -> Table:
+def _table(found: Sequence[RefusedZip], console: Console) -> Table:
     everything = console.width >= _WIDTH_WITH_ALL
     more = ("refused (UTC)", "size") if everything else ()
     shown = table("", "name", "series", "day", "kind", *more, "accepted", right=("size",), fold="accepted")
@@ -304,7 +304,7 @@ def _table(found: Sequence[Entry], console: Console) -> Table:
     return shown
 
 
-def _as_object(entry: Entry) -> dict[str, object]:
+def _as_object(entry: RefusedZip) -> dict[str, object]:
     accepted = entry.accepted
     return {
         "name": entry.name,
@@ -322,7 +322,7 @@ def _as_object(entry: Entry) -> dict[str, object]:
     }
 
 
-def _show(entry: Entry, layout: Layout, console: Console) -> None:
+def _show(entry: RefusedZip, layout: Layout, console: Console) -> None:
     content = read_content(entry)
     facts = {
         "series": str(entry.key),
@@ -346,7 +346,7 @@ def _show(entry: Entry, layout: Layout, console: Console) -> None:
     console.print()
 
 
-def _held(entry: Entry, layout: Layout) -> str:
+def _held(entry: RefusedZip, layout: Layout) -> str:
     if entry.day is None:
         return ""
     row = Ledger.read(layout.ledger(entry.key)).get(entry.day)
@@ -365,7 +365,7 @@ def _said_content(content: Content) -> str:
 # --- fetching the days ------------------------------------------------------------------------------------------------
 
 
-def _bring(settings: Settings, universe: Universe, chosen: Sequence[Entry]) -> ExitCode:
+def _bring(settings: Settings, universe: Universe, chosen: Sequence[RefusedZip]) -> ExitCode:
     """Fetch the days of entries again, and let go of those that are mended; return the exit code."""
     layout, console = Layout(settings.root), aside()
     _refuse_uncollected(universe, chosen)
@@ -384,12 +384,14 @@ def _bring(settings: Settings, universe: Universe, chosen: Sequence[Entry]) -> E
     return code
 
 
-def _days_that_matter(entry: Entry, collected: set[date]) -> list[date]:
+def _days_that_matter(entry: RefusedZip, collected: set[date]) -> list[date]:
     """Return an entry's days. Of a month, return the collected ones."""
     return entry.days if entry.day is not None else [day for day in entry.days if day in collected]
 
 
-def _let_go(chosen: Iterable[Entry], days: Mapping[Path, list[date]], layout: Layout, console: Console) -> list[Entry]:
+def _let_go(
+    chosen: Iterable[RefusedZip], days: Mapping[Path, list[date]], layout: Layout, console: Console
+) -> list[RefusedZip]:
     """Release entries whose days are stored in good files; return the others."""
     left = []
     for entry in chosen:
@@ -402,7 +404,7 @@ def _let_go(chosen: Iterable[Entry], days: Mapping[Path, list[date]], layout: La
     return left
 
 
-def _make_due(layout: Layout, key: SeriesKey, found: Sequence[Entry], wait_seconds: float) -> None:
+def _make_due(layout: Layout, key: SeriesKey, found: Sequence[RefusedZip], wait_seconds: float) -> None:
     """Mark stored days whose new archive was refused, so that they are fetched again."""
     with storage.only_writer(layout.lock(key), wait_seconds, str(key)):
         ledger = Ledger.read(layout.ledger(key))

@@ -22,7 +22,7 @@ from market_data_pipeline.reconciliation.plan import found_before, plan
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
 
-SHOWN = 50
+_SHOWN = 50
 """Most lines of the table of values. The sentence below it counts all."""
 
 Found = Mapping[SeriesKey, Sequence[DayReconciled]]
@@ -156,7 +156,7 @@ def _ordered(found: Found) -> list[tuple[SeriesKey, Difference]]:
 def _values(differences: Sequence[tuple[SeriesKey, Difference]]) -> Table:
     columns = ("series", "open time", "column", "klines", "rebuilt", "reason", "ids")
     shown = table("Values that differ", *columns, right=("klines", "rebuilt"), fold="ids")
-    for key, one in differences[:SHOWN]:
+    for key, one in differences[:_SHOWN]:
         shown.add_row(
             key.short,
             f"{one.open_time:%Y-%m-%d %H:%M:%S}",
@@ -187,5 +187,5 @@ def _sum_up(found: Found, values: int, console: Console) -> None:
     else:
         text += f"{differing:,} {verb}, {unexplained:,} of them for no known reason."
     console.print(text)
-    if values > SHOWN:
-        console.print(f"{SHOWN} of {values:,} values are shown; SQL has them: quality.reconciliation_differences.")
+    if values > _SHOWN:
+        console.print(f"{_SHOWN} of {values:,} values are shown; SQL has them: quality.reconciliation_differences.")

@@ -85,7 +85,7 @@ def all_series(settings: Settings, universe: Universe) -> list[SeriesStatus]:
     return [status_of(key, stored_days(layout, key), universe) for key in keys]
 
 
-def show(statuses: Sequence[SeriesStatus], root: str, console: Console) -> None:
+def print_status(statuses: Sequence[SeriesStatus], root: str, console: Console) -> None:
     """Print the table. On a narrow screen, leave out the first and last day."""
     with_days = console.width >= _WIDTH_WITH_DAYS
     with_incomplete = any(s.incomplete for s in statuses)
@@ -148,5 +148,5 @@ def status(as_json: bool) -> None:
     if as_json:
         print_json(asdict(s) for s in statuses)
     else:
-        show(statuses, str(settings.root), out())
+        print_status(statuses, str(settings.root), out())
         tell_records(Layout(settings.root), sum(s.held + s.provisional for s in statuses), out())

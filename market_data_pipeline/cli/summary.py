@@ -21,7 +21,7 @@ from market_data_pipeline.errors import HostOffError, NetworkError
 from market_data_pipeline.model.day import REFUSED, DayRecord
 from market_data_pipeline.model.findings import shortened
 from market_data_pipeline.model.series import DataType, SeriesKey
-from market_data_pipeline.model.states import Fault, faults_of
+from market_data_pipeline.model.states import DayDefect, faults_of
 
 if TYPE_CHECKING:
     from market_data_pipeline.defs.in_process import Report
@@ -97,7 +97,7 @@ def tell_incomplete(incomplete: Mapping[SeriesKey, Sequence[DayRecord]], console
 _LOOK = "see the table of checks in docs/reference/checks.md."
 
 
-def _sums(days: Sequence[tuple[SeriesKey, DayRecord, Sequence[Fault]]]) -> Iterator[str]:
+def _sums(days: Sequence[tuple[SeriesKey, DayRecord, Sequence[DayDefect]]]) -> Iterator[str]:
     """``50 candles unexplained``: rows of each rule, in the noun of the series."""
     rows: Counter[tuple[str, str]] = Counter()
     for key, _, faults in days:
@@ -111,7 +111,7 @@ def _noun(key: SeriesKey) -> str:
     return {DataType.KLINES: "candle", DataType.AGG_TRADES: "trade"}.get(key.data_type, "row")
 
 
-def _said(key: SeriesKey, faults: Sequence[Fault]) -> str:
+def _said(key: SeriesKey, faults: Sequence[DayDefect]) -> str:
     number, rule = sum(fault.rows for fault in faults), faults[0].rule
     said = f"{counted(number, _noun(key))} {rule}" if number else rule
     return f"{said} ({shortened(faults[0].text, _EVIDENCE)})" if faults[0].text else said

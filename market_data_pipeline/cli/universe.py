@@ -27,9 +27,9 @@ def universe() -> None:
     """
 
 
-@universe.command()
+@universe.command("show")
 @json_option
-def show(as_json: bool) -> None:
+def universe_show_command(as_json: bool) -> None:
     """Show all series and the days to collect."""
     found = load_universe(load_settings().universe)
     if as_json:

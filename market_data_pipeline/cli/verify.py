@@ -14,14 +14,14 @@ from market_data_pipeline.cli.selection import Chosen, Selection, choosing, seri
 from market_data_pipeline.cli.summary import ExitCode, end, tell_troubles
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.lake.partitions import days_on_disk
-from market_data_pipeline.maintenance.archive_sweep import Discovery, Kind, SweepReport, sweep
+from market_data_pipeline.lake.partitions import day_files
+from market_data_pipeline.maintenance.archive_sweep import ArchiveChange, Discovery, SweepReport, sweep
 from market_data_pipeline.maintenance.scrub import verify_local
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings, cpus, load_settings
 from market_data_pipeline.universe import Universe, load_universe
 
-SHOWN = 50
+_SHOWN = 50
 """Lines of a table; the sentence below it counts all."""
 
 _PROCESS_MEMORY_MB = 256
@@ -90,7 +90,7 @@ def _listing(
     tell_troubles(report.troubles, console)
     if report.not_reached:
         console.print(report.said_of_not_reached(), style="red")
-    wanted, refused = report.to_fetch, report.of(Kind.REFUSED)
+    wanted, refused = report.to_fetch, report.of(ArchiveChange.REFUSED)
     if refused:
         console.print(_said_of_refused(refused))
     well = not refused and not report.troubles
@@ -109,11 +109,11 @@ def _listing(
 
 def _said_of(report: SweepReport) -> str:
     archives = sum(report.archives.values())
-    words = {Kind.PUBLISHED: "published since"}
-    numbers = ", ".join(f"{len(report.of(kind)):,} {words.get(kind, kind)}" for kind in Kind)
+    words = {ArchiveChange.PUBLISHED: "published since"}
+    numbers = ", ".join(f"{len(report.of(kind)):,} {words.get(kind, kind)}" for kind in ArchiveChange)
     unproven = f" {counted(report.without_etag, 'day')} cannot be compared: no ETag is on record."
     unproven = unproven if report.without_etag else ""
-    stays = " What vanished from the archive stays in the lake." if report.of(Kind.VANISHED) else ""
+    stays = " What vanished from the archive stays in the lake." if report.of(ArchiveChange.VANISHED) else ""
     return (
         f"{counted(archives, 'archive')} of {len(report.archives):,} series compared in "
         f"{counted(report.requests, 'request')}: {numbers}.{unproven}{stays}"
@@ -152,10 +152,10 @@ def _tell_changes(layout: Layout, report: SweepReport, console: Console) -> None
         rows = Ledger.read(layout.ledger(key)).rows
         for day in days:
             for finding in rows[day].findings_list() if day in rows else ():
-                if finding.rule in ("replaced", "became_final") and (told := told + 1) <= SHOWN:
+                if finding.rule in ("replaced", "became_final") and (told := told + 1) <= _SHOWN:
                     console.print(f"{key.short} {day}: {finding.message}")
-    if told > SHOWN:
-        console.print(f"and {told - SHOWN:,} more; see quality.findings.")
+    if told > _SHOWN:
+        console.print(f"and {told - _SHOWN:,} more; see quality.findings.")
 
 
 # --- against the footers ------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def _tell_changes(layout: Layout, report: SweepReport, console: Console) -> None
 
 def _local(settings: Settings, keys: Sequence[SeriesKey], *, mark: bool, as_json: bool) -> bool:
     layout = Layout(settings.root)
-    total = sum(len(days_on_disk(layout, key)) for key in keys)
+    total = sum(len(day_files(layout, key)) for key in keys)
     processes = max(1, min(cpus(), settings.memory_mb // _PROCESS_MEMORY_MB))
     with progress_bar(total, "files", "reading", aside()) as bar:
         report = verify_local(settings, keys, mark=mark, processes=processes, on_progress=bar)
@@ -187,7 +187,11 @@ def _local(settings: Settings, keys: Sequence[SeriesKey], *, mark: bool, as_json
 # --- the list of faults -----------------------------------------------------------------------------------------------
 
 
-_COLORS = {Kind.REPLACED.value: "yellow", Kind.REFUSED.value: "red", Kind.VANISHED.value: "red"}
+_COLORS = {
+    ArchiveChange.REPLACED.value: "yellow",
+    ArchiveChange.REFUSED.value: "red",
+    ArchiveChange.VANISHED.value: "red",
+}
 
 
 def _list(
@@ -202,7 +206,7 @@ def _list(
         )
     elif faults:
         shown = table(title, "what", "series", "days", last, fold="reason")
-        for kind, key, days, text in faults[:SHOWN]:
+        for kind, key, days, text in faults[:_SHOWN]:
             when = str(days[0]) if len(days) == 1 else f"{days[0]} to {days[-1]} ({len(days)})"
             shown.add_row(kind, key.short, when, text, style=_COLORS.get(kind, ""))
         out().print(shown)

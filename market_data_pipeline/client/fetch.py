@@ -11,11 +11,11 @@ from datetime import date, datetime
 from tqdm import tqdm
 
 from market_data_pipeline import clock
-from market_data_pipeline.client.request import Wanted
+from market_data_pipeline.client.request import Request
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.lake.partitions import days_on_disk
+from market_data_pipeline.lake.partitions import day_files
 from market_data_pipeline.model.day import HELD, DayRecord
 from market_data_pipeline.model.lineage import source_of
 from market_data_pipeline.model.needs import is_current
@@ -28,7 +28,7 @@ _REASONS = 5
 """Number of failed days whose reasons an error lists."""
 
 
-def fetch_missing(settings: Settings, layout: Layout, wanted: Wanted) -> None:
+def fetch_missing(settings: Settings, layout: Layout, wanted: Request) -> None:
     """Fetch the days of a request that a source may complete.
 
     Raises:
@@ -96,7 +96,7 @@ def _partitions_of(universe: Universe, lacking: Mapping[SeriesKey, list[date]]) 
 
 def _lacking(layout: Layout, key: SeriesKey, days: Sequence[date], now: datetime) -> list[date]:
     """Return the days that a source may complete."""
-    ledger, on_disk = Ledger.read(layout.ledger(key)), days_on_disk(layout, key)
+    ledger, on_disk = Ledger.read(layout.ledger(key)), day_files(layout, key)
 
     def is_stored(row: DayRecord) -> bool:
         """Return False if the file was removed or changed by hand."""

@@ -11,9 +11,9 @@ from typing import Literal
 from market_data_pipeline import clock
 from market_data_pipeline.client.request import (
     Moment,
-    Wanted,
+    Request,
+    format_moment,
     market_of,
-    plain,
     range_of,
     symbols_of,
     there_are,
@@ -21,7 +21,7 @@ from market_data_pipeline.client.request import (
 from market_data_pipeline.errors import GapError, GapWarning, UsageError
 from market_data_pipeline.lake.day_records import rows_on_record, sound_among
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.partitions import days_between, known_series
+from market_data_pipeline.lake.partitions import day_files_between, known_series
 from market_data_pipeline.model.day import DAMAGED, FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.model.findings import Finding, Severity, Verdict
 from market_data_pipeline.model.series import DataType, ListingSpans, SeriesKey
@@ -32,7 +32,7 @@ from market_data_pipeline.universe.resolved import Listings
 OnGap = Literal["raise", "warn", "ignore"]
 """Action for gaps without an explanation."""
 
-MISSING, PROVISIONAL, FAULTY = "missing", "provisional", "faulty"
+_MISSING, _PROVISIONAL, _FAULTY = "missing", "provisional", "faulty"
 """Verdicts on whole days, in addition to those of the gaps check and ``failed``."""
 
 _TOLD = 10
@@ -65,12 +65,12 @@ class Gap:
 
     def __str__(self) -> str:
         name = " ".join(filter(None, (self.key.market, self.key.symbol, self.key.interval or self.key.data_type)))
-        if self.verdict in (MISSING, FAILED, PROVISIONAL, FAULTY):
+        if self.verdict in (_MISSING, FAILED, _PROVISIONAL, _FAULTY):
             when = _span(str(self.first.date()), str(self.last.date()))
         elif self.ids is not None:
             when = f"{self.first.date()}, ids {_span(*map(str, self.ids))}"
         else:
-            when = _span(plain(self.first), plain(self.last))
+            when = _span(format_moment(self.first), format_moment(self.last))
         number = f", {self.count:,} {'row' if self.count == 1 else 'rows'}" if self.count else ""
         return f"{name}, {when}: {self.verdict}{number}{f' ({self.evidence})' if self.evidence else ''}"
 
@@ -95,7 +95,7 @@ def worth_a_warning(gaps: Iterable[Gap]) -> list[Gap]:
 
     Provisional days are left out on request. A damaged file raises its own error when it is read.
     """
-    return [gap for gap in gaps if gap.verdict != PROVISIONAL and gap.failure != DAMAGED]
+    return [gap for gap in gaps if gap.verdict != _PROVISIONAL and gap.failure != DAMAGED]
 
 
 def tell_gaps(gaps: Sequence[Gap], on_gap: str, stacklevel: int) -> None:
@@ -116,7 +116,7 @@ def tell_gaps(gaps: Sequence[Gap], on_gap: str, stacklevel: int) -> None:
 
 
 def gaps_in(
-    layout: Layout, wanted: Wanted, listings: Callable[[], Listings], *, final_only: bool, growing: bool = True
+    layout: Layout, wanted: Request, listings: Callable[[], Listings], *, final_only: bool, growing: bool = True
 ) -> list[Gap]:
     """Return the gaps of a request without an explanation, by series and time.
 
@@ -137,7 +137,7 @@ def gaps_in(
     if wanted.data_type is DataType.TRADE_PROFILE and days and days[-1] == now.date():
         days.pop()  # a profile is made after its day is over
     for key in wanted.keys if days else ():
-        on_disk = {held.day: held for held in days_between(layout, key, days[0], days[-1])}
+        on_disk = {held.day: held for held in day_files_between(layout, key, days[0], days[-1])}
         doubtful = sorted(set(days) - sound_among(layout, key, on_disk))
         if not doubtful:
             continue
@@ -172,7 +172,7 @@ def _gaps_of_day(
     if row is None or row.outcome in (FAILED, NOT_LISTED):
         yield from _absent(part, row, listing)
     elif final_only and not row.final:
-        yield part.whole(PROVISIONAL, "only final days were asked for")
+        yield part.whole(_PROVISIONAL, "only final days were asked for")
     elif row.outcome == HELD or not row.final:
         yield from _inside(part, row, final_only=final_only)
         if not row.final and not until_fetched:
@@ -185,7 +185,7 @@ def _absent(part: _Part, row: DayRecord | None, listing: ListingSpans) -> Iterat
     if (is_unlisted and not listing.spans) or not listing.covers(part.day):
         return
     if row is None or is_unlisted:
-        yield part.whole(MISSING, "")
+        yield part.whole(_MISSING, "")
     else:
         said = ": ".join(filter(None, (row.failure, row.reason)))
         yield replace(part.whole(FAILED, said), failure=row.failure)
@@ -196,7 +196,7 @@ def _inside(part: _Part, row: DayRecord, *, final_only: bool) -> Iterator[Gap]:
     findings = row.findings_list()
     if row.integrity == Severity.ERROR:
         faults = [one.message for one in findings if one.check == "integrity" and one.severity is Severity.ERROR]
-        yield part.whole(FAULTY, " ".join(faults) + (" Left out, by final_only." if final_only else ""))
+        yield part.whole(_FAULTY, " ".join(faults) + (" Left out, by final_only." if final_only else ""))
     for finding in findings:
         if finding.check == "gaps" and finding.rule in set(Verdict) - EXPLAINED:
             yield from _gaps_of_finding(part, finding)
@@ -223,7 +223,7 @@ def _not_yet_fetched(part: _Part, row: DayRecord) -> Iterator[Gap]:
     known = row.asked_at if row.failure is None else row.fetched_at
     if known is None or known >= part.end:
         return
-    evidence = f"fetched at {plain(known.replace(microsecond=0))}, and not since"
+    evidence = f"fetched at {format_moment(known.replace(microsecond=0))}, and not since"
     if part.key.interval is None:
         yield part.whole(Verdict.UNPUBLISHED, evidence)
         return
@@ -258,7 +258,7 @@ def _joined(gaps: Iterable[Gap]) -> list[Gap]:
     for gap in gaps:
         before = joined[-1] if joined else gap
         follows = (before.key, before.verdict, before.last + clock.DAY) == (gap.key, gap.verdict, gap.first)
-        if follows and gap.verdict in (MISSING, FAILED, PROVISIONAL):
+        if follows and gap.verdict in (_MISSING, FAILED, _PROVISIONAL):
             joined[-1] = replace(before, last=gap.last)
         else:
             joined.append(gap)

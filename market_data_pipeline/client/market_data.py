@@ -11,8 +11,8 @@ from typing import Any, get_args
 
 from market_data_pipeline.client.fetch import fetch_missing
 from market_data_pipeline.client.gaps import Gap, OnGap, gaps_in, gaps_query, tell_gaps, worth_a_warning
-from market_data_pipeline.client.request import Moment, Wanted, check_held, market_of, refuse_unknown, wanted_of
-from market_data_pipeline.client.result import Answer, Result, StoredRows
+from market_data_pipeline.client.request import Moment, Request, check_held, market_of, refuse_unknown, wanted_of
+from market_data_pipeline.client.result import QueryResult, Result, StoredRows
 from market_data_pipeline.client.session import DuckDB, Limits, Params, Views
 from market_data_pipeline.lake import partitions
 from market_data_pipeline.lake.layout import Layout
@@ -210,7 +210,7 @@ class MarketData:
             >>> market.sql(query, ["ETHUSDT"]).df()["n"].tolist()
             [48]
         """
-        answer = Answer(self._views, query, params)
+        answer = QueryResult(self._views, query, params)
         answer.relation()  # report a mistake here, not when the rows are read
         return answer
 
@@ -242,7 +242,7 @@ class MarketData:
             ['BTCUSDT', 'ETHUSDT']
         """
         only = market_of(market) if market is not None else None
-        with faults.in_words():
+        with faults.explained():
             return sorted({key.symbol for key in partitions.known_series(self._layout) if only in (None, key.market)})
 
     def coverage(self) -> Result:
@@ -292,10 +292,10 @@ class MarketData:
         found = f"universe={str(universe)!r}" if universe.is_file() else "no universe.yaml"
         return f"<MarketData {str(self._layout.root)!r}, {found}>"
 
-    def _rows(self, wanted: Wanted, sync: bool, final_only: bool, on_gap: OnGap, *, growing: bool) -> StoredRows:
+    def _rows(self, wanted: Request, sync: bool, final_only: bool, on_gap: OnGap, *, growing: bool) -> StoredRows:
         refuse_unknown("on_gap", on_gap, get_args(OnGap))
         gaps: list[Gap] = []
-        with faults.in_words():
+        with faults.explained():
             if sync:
                 fetch_missing(self._settings, self._layout, wanted)
             else:

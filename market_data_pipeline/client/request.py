@@ -25,7 +25,7 @@ _LISTED_NAMES = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Request:
     """A checked request.
 
     Attributes:
@@ -71,7 +71,7 @@ def wanted_of(
     end: Moment | None,
     market: str,
     columns: str | Iterable[str] | None,
-) -> Wanted:
+) -> Request:
     """Check a request. Series that are not stored pass.
 
     Raises:
@@ -80,7 +80,7 @@ def wanted_of(
     in_market = market_of(market)
     if data_type.has_interval:
         refuse_unknown("kline interval", interval, intervals_of(in_market), f" in {in_market}")
-    return Wanted(
+    return Request(
         tuple(SeriesKey(EXCHANGE, in_market, data_type, symbol, interval) for symbol in symbols_of(symbols)),
         *range_of(start, end),
         _columns(in_market, data_type, columns),
@@ -149,7 +149,7 @@ def range_of(start: Moment, end: Moment | None) -> tuple[datetime, datetime]:
     last = clock.naive_utc(clock.now()) if end is None else _moment(end, "end")
     if first > last:
         until = "now" if end is None else "end"
-        raise UsageError(f"start ({plain(first)} UTC) is after {until} ({plain(last)} UTC).")
+        raise UsageError(f"start ({format_moment(first)} UTC) is after {until} ({format_moment(last)} UTC).")
     return first, last
 
 
@@ -220,6 +220,6 @@ def listed(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def plain(moment: datetime) -> str:
+def format_moment(moment: datetime) -> str:
     """Return a moment as text, with seconds only if it has some."""
     return moment.isoformat(" ", "minutes" if moment == moment.replace(second=0, microsecond=0) else "auto")

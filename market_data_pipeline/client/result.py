@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from market_data_pipeline.client import versions as day_records
-from market_data_pipeline.client.request import Wanted, listed, plain, refuse_unknown
+from market_data_pipeline.client.request import Request, format_moment, listed, refuse_unknown
 from market_data_pipeline.client.session import DuckDB, Params, Views, count_rows
 from market_data_pipeline.errors import DamagedFileError, MarketDataError, UsageError
 from market_data_pipeline.lake import partitions, reader
@@ -117,7 +117,7 @@ class Result(ABC):
 class StoredRows(Result):
     """Rows of stored days."""
 
-    def __init__(self, layout: Layout, connection: DuckDB, wanted: Wanted, *, final_only: bool = False) -> None:
+    def __init__(self, layout: Layout, connection: DuckDB, wanted: Request, *, final_only: bool = False) -> None:
         """Create the result of a request. ``MarketData`` does this.
 
         Args:
@@ -217,7 +217,7 @@ class StoredRows(Result):
             >>> len(market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-02").version)
             64
         """
-        with faults.in_words():
+        with faults.explained():
             days = self._held() if self._taken is None else self._taken
             version = day_records.version_of(self._layout, days)
         if version is None:
@@ -229,7 +229,7 @@ class StoredRows(Result):
 
     def arrow(self) -> pa.Table:
         """Return the rows as an Arrow table."""
-        with faults.in_words():
+        with faults.explained():
             try:
                 return self._read()
             except FileNotFoundError:  # removed after it was listed
@@ -275,7 +275,7 @@ class StoredRows(Result):
         days = [
             day
             for key in wanted.keys
-            for day in partitions.days_between(self._layout, key, wanted.first_day, wanted.last_day)
+            for day in partitions.day_files_between(self._layout, key, wanted.first_day, wanted.last_day)
         ]
         if not self._final_only:
             return days
@@ -294,10 +294,10 @@ class StoredRows(Result):
             held = f"{len(self._held())} of {asked} days stored{' and final' if self._final_only else ''}"
         except MarketDataError as error:
             held = str(error)
-        return f"<{name} of {symbols} from {plain(wanted.start)} to {plain(wanted.end)} UTC: {held}>"
+        return f"<{name} of {symbols} from {format_moment(wanted.start)} to {format_moment(wanted.end)} UTC: {held}>"
 
 
-class Answer(Result):
+class QueryResult(Result):
     """Rows that answer a query."""
 
     def __init__(self, views: Views, query: str, params: Params = None) -> None:

@@ -119,7 +119,7 @@ class DuckDB:
         self._forget()
 
     def _run(self, read: Callable[[], _T]) -> _T:
-        with faults.in_words(), _gate.passed():
+        with faults.explained(), _gate.passed():
             return errors.retrying(read, self._layout)
 
     def _connect(self) -> duckdb.DuckDBPyConnection:

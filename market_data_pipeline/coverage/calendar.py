@@ -222,7 +222,7 @@ def _rectangle(week: int, weekday: int, weeks: int, days: int, cell: int, top: i
 # --- the picture ---------------------------------------------------------------------------------------------------
 
 MOST_BYTES = 20_000
-HEIGHT = 1200
+_MOST_HEIGHT = 1200
 """Pixels that all series together should fit into. Squares are as large as that allows."""
 
 _WIDTH = 900
@@ -274,10 +274,10 @@ def _described(calendars: Sequence[SeriesCalendar]) -> str:
     counted: Counter[DayState] = Counter()
     for one in calendars:
         counted += one.counts()
-    return f"Calendar of {len(calendars)} series, a square for each day: {in_words(counted)}"
+    return f"Calendar of {len(calendars)} series, a square for each day: {labelled(counted)}"
 
 
-def in_words(counted: Mapping[DayState, int]) -> str:
+def labelled(counted: Mapping[DayState, int]) -> str:
     """Return the number of days by state as text, with the labels of the legend."""
     return ", ".join(f"{counted[state]:,} {look.label}" for state, look in LOOKS.items() if counted.get(state))
 
@@ -292,7 +292,7 @@ def calendar_svg(calendars: Sequence[SeriesCalendar]) -> str:
     end = max(one.runs[-1].last for one in calendars)
     for years, cell in _LAYOUTS:
         strips = strips_of(begin, end, years)
-        if len(calendars) * (_LABEL + len(strips) * (_TICKS + 7 * cell)) <= HEIGHT:
+        if len(calendars) * (_LABEL + len(strips) * (_TICKS + 7 * cell)) <= _MOST_HEIGHT:
             break
     return _drawn(calendars, strips, cell)
 
@@ -330,7 +330,7 @@ def _drawn(calendars: Sequence[SeriesCalendar], strips: Sequence[Strip], cell: i
 
 
 def _label(one: SeriesCalendar) -> str:
-    return f"{one.key.short} · {one.runs[0].first} to {one.runs[-1].last} · {in_words(one.counts())}"
+    return f"{one.key.short} · {one.runs[0].first} to {one.runs[-1].last} · {labelled(one.counts())}"
 
 
 def _legend(looks: Sequence[Look]) -> str:

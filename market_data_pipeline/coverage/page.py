@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from market_data_pipeline import clock
-from market_data_pipeline.coverage.calendar import LOOKS, Run, SeriesCalendar, Strip, in_words, shapes, strips_of
+from market_data_pipeline.coverage.calendar import LOOKS, Run, SeriesCalendar, Strip, labelled, shapes, strips_of
 from market_data_pipeline.model.states import DayState
 
 _CELL, _YEARS, _TICKS = 8, 2, 16
@@ -39,7 +39,7 @@ def coverage_page(calendars: Sequence[SeriesCalendar], root: str, made_at: datet
     return templates.get_template("page.html.j2").render(
         root=root,
         made_at=f"{made_at:%Y-%m-%d %H:%M}",
-        days=in_words(sum((one.counts() for one in calendars), Counter())),
+        days=labelled(sum((one.counts() for one in calendars), Counter())),
         looks=LOOKS,
         cell=_CELL,
         most_lines=_MOST_LISTED,
@@ -61,7 +61,7 @@ def _section(one: SeriesCalendar) -> Mapping[str, Any]:
     return {
         "name": one.key.short,
         "whole": one.runs and not one.days_incomplete,
-        "summary": one.runs and f"{one.runs[0].first} to {one.runs[-1].last}: {in_words(one.counts())}",
+        "summary": one.runs and f"{one.runs[0].first} to {one.runs[-1].last}: {labelled(one.counts())}",
         "verdicts": ", ".join(f"{rows:,} {verdict}" for verdict, rows in one.verdicts.items()),
         "width": max((strip.weeks for strip in strips), default=0) * _CELL,
         "height": len(strips) * (_TICKS + 7 * _CELL),

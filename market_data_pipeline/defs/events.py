@@ -26,7 +26,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.partitions import file_of
 from market_data_pipeline.model.day import EMPTY, HELD, NOT_LISTED, DayRecord
-from market_data_pipeline.model.findings import CHECKS, Finding, Range, Severity, shortened
+from market_data_pipeline.model.findings import DAY_CHECKS, Finding, Range, Severity, shortened
 from market_data_pipeline.model.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.model.states import is_complete
@@ -37,11 +37,11 @@ SHOWN_RANGES = 10
 SHOWN_EVIDENCE = 40
 """Maximum number of characters of the evidence in that table."""
 
-SHOWN_FAILURES = 50
+_SHOWN_FAILURES = 50
 CHANGES = ("became_final", "replaced", "disagreement")
 """Rules that describe how a day that was stored again differs from before."""
 
-SHOWN_TEXT = 600
+_SHOWN_TEXT = 600
 _PAGE = 1000
 
 
@@ -90,7 +90,7 @@ def day_events(
         raise dg.Failure(
             description=failure_text(results), metadata={"failed days": _failures_table(bad)}, allow_retries=False
         )
-    for name in CHECKS:
+    for name in DAY_CHECKS:
         spec = context.assets_def.get_spec_for_check_key(dg.AssetCheckKey(context.asset_key, name))
         yield dg.Output(None, output_name=spec.get_python_identifier())
 
@@ -114,7 +114,7 @@ def _evaluations(
     instance: dg.DagsterInstance, asset_key: dg.AssetKey, good: Sequence[DayOutcome], bad: Sequence[DayFailure]
 ) -> Iterator[dg.AssetCheckEvaluation]:
     targets = newest_targets(instance, asset_key, [partition_of(result.day) for result in good])
-    for name in CHECKS:
+    for name in DAY_CHECKS:
         for result in good:
             target = targets.get(partition_of(result.day))
             # A day that is reported again may have an older file, while its newest archive is refused.
@@ -158,7 +158,7 @@ def _failed(
         check_name="integrity",
         passed=False,
         severity=dg.AssetCheckSeverity.ERROR,
-        description=shortened(reason, SHOWN_TEXT),
+        description=shortened(reason, _SHOWN_TEXT),
         metadata={
             "failure": failure,
             "older file": "stays" if stored else "none",
@@ -268,7 +268,7 @@ def day_metadata(result: DayOutcome, layout: Layout, picture: str | None = None)
     if row.outcome == HELD:
         changes = [f.message for f in row.findings_list() if f.rule in CHANGES] if row.findings != "[]" else []
         facts |= {
-            "changes": shortened(" ".join(changes), SHOWN_TEXT) or None,
+            "changes": shortened(" ".join(changes), _SHOWN_TEXT) or None,
             "verdicts": row.verdicts or None,
             "bytes": row.bytes,
             "path": dg.MetadataValue.path(str(file_of(layout, result.key, result.day))),
@@ -298,9 +298,9 @@ def findings_metadata(findings: Iterable[Finding], key: SeriesKey) -> dict[str, 
     ordered = sorted(findings, key=lambda finding: -ranks.index(finding.severity))
     metadata: dict[str, Any] = {}
     for finding in ordered:
-        text = f"{finding.severity.value}: {shortened(finding.message, SHOWN_TEXT)}"
+        text = f"{finding.severity.value}: {shortened(finding.message, _SHOWN_TEXT)}"
         before = metadata.get(finding.rule)
-        metadata[finding.rule] = shortened(f"{before}\n{text}", SHOWN_TEXT) if before else text
+        metadata[finding.rule] = shortened(f"{before}\n{text}", _SHOWN_TEXT) if before else text
     ranges = [(finding, range_) for finding in ordered for range_ in finding.ranges]
     if ranges:
         metadata["ranges"] = _ranges_table(ranges, key)
@@ -337,16 +337,16 @@ def iso_time(microseconds: int) -> str:
 def _failures_table(failures: Sequence[DayFailure]) -> dg.TableMetadataValue:
     return dg.MetadataValue.table(
         [
-            dg.TableRecord({"day": partition_of(f.day), "kind": f.failure, "reason": shortened(f.reason, SHOWN_TEXT)})
-            for f in failures[:SHOWN_FAILURES]
+            dg.TableRecord({"day": partition_of(f.day), "kind": f.failure, "reason": shortened(f.reason, _SHOWN_TEXT)})
+            for f in failures[:_SHOWN_FAILURES]
         ]
     )
 
 
 def _description(findings: Sequence[Finding], row: DayRecord) -> str:
     if row.outcome != HELD:
-        return shortened(" ".join([state_in_words(row), *(finding.message for finding in findings)]), SHOWN_TEXT)
-    return shortened(" ".join(finding.message for finding in findings), SHOWN_TEXT) or "No problems found."
+        return shortened(" ".join([state_in_words(row), *(finding.message for finding in findings)]), _SHOWN_TEXT)
+    return shortened(" ".join(finding.message for finding in findings), _SHOWN_TEXT) or "No problems found."
 
 
 # --- texts for logs ------------------------------------------------------------------------------------------------
@@ -369,7 +369,7 @@ def failure_text(results: Sequence[DayOutcome | DayFailure]) -> str:
     for failure in bad:
         first_of_kind.setdefault(failure.failure, failure)
     reasons = "\n".join(
-        f"- {kind}, {failure.day}: {shortened(failure.reason, SHOWN_TEXT)}" for kind, failure in first_of_kind.items()
+        f"- {kind}, {failure.day}: {shortened(failure.reason, _SHOWN_TEXT)}" for kind, failure in first_of_kind.items()
     )
     return (
         f"{bad[0].key}: {len(bad)} of {len(results)} days failed ({spans(failure.day for failure in bad)}). "

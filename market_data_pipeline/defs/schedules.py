@@ -46,7 +46,7 @@ Requests = Iterator[dg.RunRequest | dg.SkipReason]
 DueDays = Iterable[tuple[date, Sequence[SeriesKey]]]
 """Days to request, each with its series."""
 
-Busy = Mapping[SeriesKey, Collection[date]]
+_Busy = Mapping[SeriesKey, Collection[date]]
 """Days of series that unfinished runs will fetch."""
 
 
@@ -94,7 +94,7 @@ class Tick:
         ours = dg.RunsFilter(tags={SCHEDULE_NAME_TAG: self.name}, statuses=list(statuses))
         return self.records is not None and bool(self.records.get_runs(ours, limit=1))
 
-    def busy(self, keys: Iterable[SeriesKey], statuses: Sequence[dg.DagsterRunStatus] = UNFINISHED) -> Busy:
+    def busy(self, keys: Iterable[SeriesKey], statuses: Sequence[dg.DagsterRunStatus] = UNFINISHED) -> _Busy:
         """Return the days of series that runs with these statuses will fetch."""
         return {} if self.records is None else underway(self.records, keys, statuses)
 
@@ -120,7 +120,7 @@ class Row:
     on: bool = False
 
 
-def table(settings: Settings) -> tuple[Row, ...]:
+def schedule_rows(settings: Settings) -> tuple[Row, ...]:
     """Return all schedules. Those of a day follow each other in the order of the table."""
 
     def at(minute: int, hours_after: int = 0, days: str = "* * *") -> str:
@@ -202,7 +202,7 @@ def table(settings: Settings) -> tuple[Row, ...]:
 
 def build_schedules(jobs: Jobs, settings: Settings, universe: Universe) -> list[dg.ScheduleDefinition]:
     """Return the schedules of the jobs that exist."""
-    return [_schedule(row, jobs, settings, universe) for row in table(settings) if row.job in jobs]
+    return [_schedule(row, jobs, settings, universe) for row in schedule_rows(settings) if row.job in jobs]
 
 
 def _schedule(row: Row, jobs: Jobs, settings: Settings, universe: Universe) -> dg.ScheduleDefinition:
@@ -315,7 +315,7 @@ def request_one_run(tick: Tick) -> Requests:
         yield dg.RunRequest(run_key=tick.stamp)
 
 
-def _days(tick: Tick, due: DueDays, busy: Busy) -> list[dg.RunRequest | dg.SkipReason]:
+def _days(tick: Tick, due: DueDays, busy: _Busy) -> list[dg.RunRequest | dg.SkipReason]:
     """Return a request for each day and its series, except those that an unfinished run will fetch."""
     left = ((day, [key for key in keys if day not in busy.get(key, ())]) for day, keys in due)
     return [request_of(f"{tick.stamp} {day}", keys, day, day) for day, keys in left if keys]

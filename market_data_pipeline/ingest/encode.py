@@ -57,7 +57,7 @@ class Encoded:
     downloaded: int
 
 
-def read_days(
+def read_zip_days(
     key: SeriesKey, file: ArchiveFile, first: date, last: date, listing: ListingSpans | None = None
 ) -> dict[date, DayRows | Encoded]:
     """Read the days of a zip, without requests.
@@ -86,7 +86,7 @@ def read_days(
             found[day] = _encode_sound(key, _of_archive(of_day, [], file, source, day, size), day, flat[day])
             continue
         rows = _rows(key, of_day, file, source, day, size)
-        usable = first == last or is_complete(key, rows)
+        usable = first == last or replaces_daily_zip(key, rows)
         if listing is None or not usable or may_need_rest(key, day, rows, listing):
             found[day] = rows
         else:
@@ -194,7 +194,7 @@ def _of_archive(
     )
 
 
-def is_complete(key: SeriesKey, rows: DayRows) -> bool:
+def replaces_daily_zip(key: SeriesKey, rows: DayRows) -> bool:
     """Return True if a day of a monthly zip can replace the daily archive: it is complete and without errors."""
     faults = [*rows.findings, *check_integrity(key, rows.table)]
     sound = all(finding.severity is not Severity.ERROR for finding in faults)

@@ -20,7 +20,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import ChecksumError, ConflictError, MalformedError, SourceError, StorageError
 from market_data_pipeline.ingest.batching import Batcher
 from market_data_pipeline.ingest.day_rows import DayRows
-from market_data_pipeline.ingest.encode import Encoded, is_complete, read_daily, read_days
+from market_data_pipeline.ingest.encode import Encoded, read_daily, read_zip_days, replaces_daily_zip
 from market_data_pipeline.ingest.memory import Reservation
 from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake import quarantine
@@ -75,7 +75,7 @@ class ArchiveDays:
         self._small = Batcher(self._of_small, partial(read_daily, self.key), self.sources.computing, _MOST_TOGETHER)
 
     def _of_small(self, day: date, file: ArchiveFile) -> DayRows | Encoded:
-        return read_days(self.key, file, day, day, self.listing)[day]
+        return read_zip_days(self.key, file, day, day, self.listing)[day]
 
     def rows(self, day: date, fresh: bool, whole_month: bool, memory: Reservation) -> DayRows | Encoded | None:
         """Return the rows of a day, possibly already encoded. None if the archive has none.
@@ -92,7 +92,7 @@ class ArchiveDays:
             StorageError: Rejected bytes cannot be stored in quarantine.
         """
         of_month = self._month(day).get(day) if whole_month else None
-        if isinstance(of_month, Encoded) or (of_month is not None and is_complete(self.key, of_month)):
+        if isinstance(of_month, Encoded) or (of_month is not None and replaces_daily_zip(self.key, of_month)):
             return of_month
         daily = self._read(self.key.archive_daily(day), (day,), memory, encode=fresh).get(day)
         month_over = clock.days_of_month(day)[-1] < clock.today()
@@ -188,7 +188,7 @@ class ArchiveDays:
             if encode and len(days) == 1 and self.key.interval is not None and len(file.data) <= _SMALL_BYTES:
                 return {days[0]: self._small.compute(days[0], file)}
             listing = self.listing if encode else None
-            return self.sources.computing.submit(read_days, self.key, file, days[0], days[-1], listing).result()
+            return self.sources.computing.submit(read_zip_days, self.key, file, days[0], days[-1], listing).result()
         except (MalformedError, ConflictError) as error:
             self._quarantine(path, file, error, days)
             raise

@@ -21,7 +21,7 @@ from market_data_pipeline.ingest.encode import Encoded, describe, encode, may_ne
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.closed_months import write_day
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.partitions import days_between, read_record, read_whole
+from market_data_pipeline.lake.partitions import day_files_between, read_day_file, read_record
 from market_data_pipeline.lake.reader import read_day
 from market_data_pipeline.model.day import HELD, Confirmed, DayFile, DayRecord, Stored, after
 from market_data_pipeline.model.findings import Finding
@@ -44,7 +44,7 @@ class DayStore:
         if stored is None:
             return None
         try:
-            record, table = read_whole(stored)
+            record, table = read_day_file(stored)
         except DamagedFileError:
             return None
         return self.reached(day, DayRows.of_file(record, table))
@@ -110,7 +110,7 @@ class DayStore:
         return DayOutcome(self.key, day, row, action, time.perf_counter() - started, encoded.downloaded)
 
     def _on_disk(self, day: date) -> DayFile | None:
-        return next(iter(days_between(self.layout, self.key, day, day)), None)
+        return next(iter(day_files_between(self.layout, self.key, day, day)), None)
 
     def _record_in(self, stored: DayFile | None) -> Provenance | None:
         try:

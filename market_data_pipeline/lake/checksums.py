@@ -21,7 +21,7 @@ from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.months import DayInMonth, parse_month
-from market_data_pipeline.lake.partitions import closed_among, days_of_month, of_another_month
+from market_data_pipeline.lake.partitions import closed_among, day_files_of_month, of_another_month
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.day import DayFile, DayRecord, FileStat
 from market_data_pipeline.model.provenance import Provenance, belongs_elsewhere
@@ -161,7 +161,7 @@ class _Verifier:
     def _days_of(self, stored: DayFile, stat: FileStat) -> list[DayFile]:
         """Return the days of a file, each with its share of the bytes."""
         if stored.of_month:
-            return days_of_month(self._layout, self._of, stored.day.replace(day=1), stat)
+            return day_files_of_month(self._layout, self._of, stored.day.replace(day=1), stat)
         return [stored._replace(stat=stat)]
 
     def _difference(self, record: Provenance, day: date, table: pa.Table) -> str | None:

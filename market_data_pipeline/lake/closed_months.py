@@ -24,7 +24,7 @@ from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
 from market_data_pipeline.lake.months import DayInMonth, encode_month, read_month
-from market_data_pipeline.lake.partitions import days_between, days_of_month, days_on_disk, read_whole
+from market_data_pipeline.lake.partitions import day_files, day_files_between, day_files_of_month, read_day_file
 from market_data_pipeline.model.datasets import closes_months, spec_of
 from market_data_pipeline.model.day import HELD, DayRecord, FileStat, Stage, stage_of
 from market_data_pipeline.model.provenance import Provenance, belongs_elsewhere
@@ -45,7 +45,7 @@ def months_to_close(layout: Layout, key: SeriesKey, ledger: Ledger, today: date)
     """
     if not closes_months(key.data_type):
         return []
-    own = {day for day, stored in days_on_disk(layout, key).items() if not stored.of_month}
+    own = {day for day, stored in day_files(layout, key).items() if not stored.of_month}
     settled = {day for day in own if _is_settled(ledger.get(day))}
     months = sorted({day.replace(day=1) for day in settled})
     return [month for month in months if (days := clock.days_of_month(month))[-1] < today and settled.issuperset(days)]
@@ -83,8 +83,8 @@ def close_months(layout: Layout, key: SeriesKey, *, wait_seconds: float = 0) -> 
 
 def _verified(layout: Layout, key: SeriesKey, ledger: Ledger, day: date) -> DayInMonth:
     """Read a stored day and check its content against the ledger."""
-    [stored] = days_between(layout, key, day, day)
-    found = read_whole(stored)
+    [stored] = day_files_between(layout, key, day, day)
+    found = read_day_file(stored)
     if content_sha256(found.table) != ledger.rows[day].content_sha256:
         raise DamagedFileError(f"{stored.path} does not match its ledger.")
     return found
@@ -99,7 +99,7 @@ def record_month(ledger: Ledger, layout: Layout, key: SeriesKey, day: date) -> N
     except OSError:
         return  # the next reader reports it
     sha256 = hashlib.sha256(data).hexdigest()
-    for stored in days_of_month(layout, key, day.replace(day=1), stat):
+    for stored in day_files_of_month(layout, key, day.replace(day=1), stat):
         row = ledger.get(stored.day)
         if row is not None and row.outcome == HELD:
             noted = replace(row, bytes=stored.stat.bytes, mtime_ns=stored.stat.mtime_ns)
@@ -125,7 +125,7 @@ def write_day(layout: Layout, key: SeriesKey, record: Provenance, parquet: pa.Bu
             if days:
                 days[day] = DayInMonth(record, parquet_files.read_encoded(parquet))
                 storage.write_bytes(month, encode_month([days[one] for one in sorted(days)], spec_of(key)))
-                [written] = days_between(layout, key, day, day)
+                [written] = day_files_between(layout, key, day, day)
                 return written.stat
             # The file is unusable. Its days are missing from now on and are fetched again one by one.
             month.replace(month.with_name(month.name + _DAMAGED_SUFFIX))

@@ -22,8 +22,8 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import SCHEMA, Ledger, read_columns, refresh_ledger
-from market_data_pipeline.lake.partitions import days_on_disk
+from market_data_pipeline.lake.ledger import LEDGER_SCHEMA, Ledger, read_columns, refresh_ledger
+from market_data_pipeline.lake.partitions import day_files
 from market_data_pipeline.model.day import HELD, DayFile, DayRecord
 from market_data_pipeline.model.findings import Severity, Verdict
 from market_data_pipeline.model.series import SeriesKey
@@ -137,13 +137,13 @@ def rows_as_on_disk(layout: Layout, key: SeriesKey, columns: Sequence[str] = ())
     path = layout.ledger(key)
     try:
         table = read_columns(path, (*_FILE_COLUMNS, *columns))
-        if _matches(table, days_on_disk(layout, key)):
+        if _matches(table, day_files(layout, key)):
             return table, False
     except DamagedFileError:
         pass
     ledger = Ledger.read(path)
     refresh_ledger(ledger, layout, key)
-    return pa.Table.from_pylist([asdict(row) for row in ledger.rows.values()], SCHEMA), True
+    return pa.Table.from_pylist([asdict(row) for row in ledger.rows.values()], LEDGER_SCHEMA), True
 
 
 def _matches(ledger: pa.Table, on_disk: Mapping[date, DayFile]) -> bool:
@@ -155,7 +155,7 @@ def _matches(ledger: pa.Table, on_disk: Mapping[date, DayFile]) -> bool:
 
 SERIES_LABELS = ("exchange", "market", "data_type", "symbol", "interval")
 
-CORRECTED = pa.schema([*((name, pa.string()) for name in ("series", *SERIES_LABELS)), *SCHEMA])
+CORRECTED = pa.schema([*((name, pa.string()) for name in ("series", *SERIES_LABELS)), *LEDGER_SCHEMA])
 """The display name of a series, its labels, and the corrected ledger row of a day."""
 
 

@@ -24,7 +24,7 @@ from market_data_pipeline.errors import DamagedFileError, StorageError
 from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.checksums import CHANGED, content_sha256
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.partitions import days_on_disk, parse_whole, read_record
+from market_data_pipeline.lake.partitions import day_files, parse_day_file, read_record
 from market_data_pipeline.model import findings as findings_
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS
 from market_data_pipeline.model.day import (
@@ -53,7 +53,7 @@ _TYPES: Mapping[str, pa.DataType] = {
     "datetime": _UTC_US,
 }
 
-SCHEMA = pa.schema([(one.name, _TYPES[str(one.type).removesuffix(" | None")]) for one in fields(DayRecord)])
+LEDGER_SCHEMA = pa.schema([(one.name, _TYPES[str(one.type).removesuffix(" | None")]) for one in fields(DayRecord)])
 """Columns of a ledger: the fields of a record."""
 
 _DEFAULTS = {one.name: one.default for one in fields(DayRecord) if one.default is not MISSING}
@@ -104,8 +104,8 @@ class Ledger:
     def write(self, path: Path) -> None:
         """Write the ledger, atomically."""
         ordered = [self.rows[day] for day in sorted(self.rows)]
-        columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in ordered] for name in SCHEMA.names}
-        parquet.write_table(path, pa.table(columns, schema=SCHEMA))
+        columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in ordered] for name in LEDGER_SCHEMA.names}
+        parquet.write_table(path, pa.table(columns, schema=LEDGER_SCHEMA))
 
     def put(self, row: DayRecord) -> None:
         """Store a row, and replace the previous one of its day."""
@@ -171,13 +171,13 @@ def _with_told_columns(table: pa.Table) -> pa.Table:
         table = _with(table, "final", stays)
     rows: list[Mapping[str, Any]] = [derived[text] for text in table["findings"].to_pylist()]
     for name in FindingColumns.__annotations__:
-        column = pa.chunked_array([pa.array([row[name] for row in rows], SCHEMA.field(name).type)])
-        table = _with(table, name, column) if name in names else table.append_column(SCHEMA.field(name), column)
+        column = pa.chunked_array([pa.array([row[name] for row in rows], LEDGER_SCHEMA.field(name).type)])
+        table = _with(table, name, column) if name in names else table.append_column(LEDGER_SCHEMA.field(name), column)
     return table
 
 
 def _believable(table: pa.Table) -> pa.Table:
-    """Return the columns of a ledger with the types of :data:`SCHEMA` and without impossible numbers and times.
+    """Return the columns of a ledger with the types of :data:`LEDGER_SCHEMA` and without impossible numbers and times.
 
     A request time in the future comes from a wrong clock and becomes null. Other nulls become the column's default, if
     it has one.
@@ -186,10 +186,10 @@ def _believable(table: pa.Table) -> pa.Table:
         ArrowException: The table is not a ledger.
         ValueError: The columns match no version.
     """
-    known = [name for name in SCHEMA.names if name in table.column_names]
-    if len(known) < min(len(SCHEMA.names), len(table.column_names)):
+    known = [name for name in LEDGER_SCHEMA.names if name in table.column_names]
+    if len(known) < min(len(LEDGER_SCHEMA.names), len(table.column_names)):
         raise ValueError("the columns match no version: a name is damaged")
-    table = table.select(known).cast(pa.schema([SCHEMA.field(name) for name in known]))
+    table = table.select(known).cast(pa.schema([LEDGER_SCHEMA.field(name) for name in known]))
     if "asked_at" in known:
         asked, latest = table["asked_at"], clock.naive_utc(clock.now() + clock.TOLERANCE)
         earliest = clock.midnight(ARCHIVE_BEGINS)
@@ -204,7 +204,7 @@ def _believable(table: pa.Table) -> pa.Table:
 
 
 def _with(table: pa.Table, name: str, column: pa.ChunkedArray[Any]) -> pa.Table:
-    return table.set_column(table.column_names.index(name), SCHEMA.field(name), column)
+    return table.set_column(table.column_names.index(name), LEDGER_SCHEMA.field(name), column)
 
 
 def recorded(path: Path) -> dict[date, DayRecord]:
@@ -270,7 +270,7 @@ def refresh_ledger(
     Args:
         on_disk: The stored days, for a ledger with a part of the days. None lists the folder.
     """
-    on_disk = days_on_disk(layout, key) if on_disk is None else on_disk
+    on_disk = day_files(layout, key) if on_disk is None else on_disk
     changed: list[date] = []
     for day, stored in on_disk.items():
         row = ledger.get(day)
@@ -316,7 +316,7 @@ def _verified(stored: DayFile, row: DayRecord) -> DayRecord:
     as_written = row.sha256_of(stored) == sha256
     if not as_written and row.outcome != HELD and row.sha256_of(stored) is not None:
         raise DamagedFileError(CHANGED.format(path=stored.path))
-    record, table = parse_whole(stored, data)
+    record, table = parse_day_file(stored, data)
     schema = lake_schema(stored.key.market, stored.key.data_type)
     if not as_written and (not table.schema.equals(schema) or content_sha256(table) != record.content_sha256):
         raise DamagedFileError(

@@ -29,17 +29,17 @@ _LONG_RANGE = 1000
 """Number of days above which listing the folder (up to ten years) is faster than a stat of each file."""
 
 
-def days_on_disk(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
+def day_files(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
     """Return the stored days of a series, in order."""
     closed = storage.days_on_disk(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else {}
     own = storage.days_on_disk(layout.folder(key))
     found = {day: DayFile(key, day, layout.file(key, day), stat) for day, stat in own.items()}
     for month, stat in closed.items():
-        found |= {one.day: one for one in days_of_month(layout, key, month, stat)}
+        found |= {one.day: one for one in day_files_of_month(layout, key, month, stat)}
     return dict(sorted(found.items())) if closed else found
 
 
-def days_named(layout: Layout, key: SeriesKey) -> set[date]:
+def stored_dates(layout: Layout, key: SeriesKey) -> set[date]:
     """Return the stored days of a series by file name only, without a stat of the files."""
     closed = storage.days_named(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else []
     return {*storage.days_named(layout.folder(key)), *(day for month in closed for day in clock.days_of_month(month))}
@@ -52,10 +52,10 @@ def months_closed(layout: Layout, key: SeriesKey) -> list[str]:
     return [f"{month:%Y-%m}" for month in sorted(storage.days_named(layout.months(key), storage.MONTHS))]
 
 
-def days_between(layout: Layout, key: SeriesKey, first: date, last: date) -> list[DayFile]:
+def day_files_between(layout: Layout, key: SeriesKey, first: date, last: date) -> list[DayFile]:
     """Return the stored days from first to last, both inclusive, in order."""
     if (last - first).days >= _LONG_RANGE:
-        return [stored for day, stored in days_on_disk(layout, key).items() if first <= day <= last]
+        return [stored for day, stored in day_files(layout, key).items() if first <= day <= last]
     days = clock.days_between(first, last)
     closed = closed_among(layout, key, days)
     found = []
@@ -73,11 +73,11 @@ def closed_among(layout: Layout, key: SeriesKey, days: Iterable[date]) -> Mappin
     if closes_months(key.data_type):
         for month in dict.fromkeys(day.replace(day=1) for day in days):
             if (stat := storage.stat(layout.month(key, month))) is not None:
-                found |= {one.day: one for one in days_of_month(layout, key, month, stat)}
+                found |= {one.day: one for one in day_files_of_month(layout, key, month, stat)}
     return found
 
 
-def days_of_month(layout: Layout, key: SeriesKey, month: date, stat: FileStat) -> list[DayFile]:
+def day_files_of_month(layout: Layout, key: SeriesKey, month: date, stat: FileStat) -> list[DayFile]:
     """Return the days of a closed month, each with its share of the bytes of the month's file.
 
     Args:
@@ -103,7 +103,7 @@ def are_as_listed(layout: Layout, days: Iterable[DayFile]) -> bool:
     for key, some in groupby(days, key=lambda stored: stored.key):
         listed = set(some)
         days_listed = [stored.day for stored in listed]
-        if not listed.issubset(days_between(layout, key, min(days_listed), max(days_listed))):
+        if not listed.issubset(day_files_between(layout, key, min(days_listed), max(days_listed))):
             return False
     return True
 
@@ -122,7 +122,7 @@ def read_record(stored: DayFile) -> Provenance:
     return _belonging(stored, parquet.read_provenance(stored.path))
 
 
-def read_whole(stored: DayFile) -> DayInMonth:
+def read_day_file(stored: DayFile) -> DayInMonth:
     """Read a day's record and its rows.
 
     Raises:
@@ -132,11 +132,11 @@ def read_whole(stored: DayFile) -> DayInMonth:
         data, _ = storage.read_bytes(str(stored.path))
     except OSError as error:
         raise parquet.damaged(stored.path, error) from error
-    return parse_whole(stored, data)
+    return parse_day_file(stored, data)
 
 
-def parse_whole(stored: DayFile, data: bytes) -> DayInMonth:
-    """Return a day's record and its rows from the bytes of its file; see :func:`read_whole`.
+def parse_day_file(stored: DayFile, data: bytes) -> DayInMonth:
+    """Return a day's record and its rows from the bytes of its file; see :func:`read_day_file`.
 
     Raises:
         DamagedFileError: The bytes are unreadable or have no valid record of this day and series.

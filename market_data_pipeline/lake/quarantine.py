@@ -95,7 +95,7 @@ class _Record(BaseModel):
         return self
 
 
-class Entry(_Record):
+class RefusedZip(_Record):
     """A refused zip with its record.
 
     Attributes:
@@ -254,14 +254,14 @@ def _make_room(layout: Layout, key: SeriesKey, path: Path, stem: str, size: int,
     return False
 
 
-def _surplus(versions: Sequence[Entry], path: Path) -> list[Entry]:
+def _surplus(versions: Sequence[RefusedZip], path: Path) -> list[RefusedZip]:
     """Return the surplus versions of one archive when another version is stored at a path."""
     others = [entry for entry in versions if entry.path != path and entry.accepted is None]
     zips = sorted((entry for entry in others if not entry.beginning), key=lambda entry: entry.at)
     return [*(entry for entry in others if entry.beginning), *zips[: max(0, len(zips) - (_COPIES - 1))]]
 
 
-def _removable(found: Sequence[Entry]) -> list[Entry]:
+def _removable(found: Sequence[RefusedZip]) -> list[RefusedZip]:
     """Return the entries that may be removed to make room, in order of removal."""
     newest: dict[tuple[SeriesKey, str], datetime] = {}
     for entry in found:
@@ -275,7 +275,7 @@ def _removable(found: Sequence[Entry]) -> list[Entry]:
 # --- finding --------------------------------------------------------------------------------------------------------
 
 
-def entries(layout: Layout) -> list[Entry]:
+def entries(layout: Layout) -> list[RefusedZip]:
     """Return all entries, ordered by series and day. Skip other files below the folder."""
     found = [
         entry
@@ -285,12 +285,12 @@ def entries(layout: Layout) -> list[Entry]:
     return sorted(found, key=lambda entry: (entry.key, entry.first, entry.at))
 
 
-def entries_of(layout: Layout, key: SeriesKey) -> list[Entry]:
+def entries_of(layout: Layout, key: SeriesKey) -> list[RefusedZip]:
     """Return the entries of one series, ordered by day."""
     return sorted(_entries_named(layout, key), key=lambda entry: (entry.first, entry.at))
 
 
-def find(layout: Layout, text: str) -> list[Entry]:
+def find(layout: Layout, text: str) -> list[RefusedZip]:
     """Find entries by name or hash.
 
     Args:
@@ -312,7 +312,7 @@ def accepted_sha256(layout: Layout, key: SeriesKey, archive_key: str) -> frozens
     return frozenset(one.sha256 for one in named if one.accepted is not None and one.file == archive_key)
 
 
-def _entries_named(layout: Layout, key: SeriesKey, stem: str = "") -> Iterator[Entry]:
+def _entries_named(layout: Layout, key: SeriesKey, stem: str = "") -> Iterator[RefusedZip]:
     for path in sorted(layout.quarantine(key).glob("*.zip")):
         if path.name.startswith(f"{stem}." if stem else "") and (entry := _entry(path, key)) is not None:
             yield entry
@@ -321,7 +321,7 @@ def _entries_named(layout: Layout, key: SeriesKey, stem: str = "") -> Iterator[E
 # --- accepting, releasing -------------------------------------------------------------------------------------------
 
 
-def accept(layout: Layout, entry: Entry, *, by: str, at: datetime, reason: str = "") -> Entry:
+def accept(layout: Layout, entry: RefusedZip, *, by: str, at: datetime, reason: str = "") -> RefusedZip:
     """Accept bytes, so that their day loads despite the wrong checksum.
 
     Args:
@@ -356,7 +356,7 @@ _WAIT_SECONDS = 10.0
 """Time to wait for a run that is writing the series."""
 
 
-def release(entry: Entry) -> None:
+def release(entry: RefusedZip) -> None:
     """Remove an entry: its bytes and its record. Log files that cannot be removed."""
     for path in (entry.path, _record_path(entry.path)):
         try:
@@ -365,7 +365,7 @@ def release(entry: Entry) -> None:
             logger.warning("%s", error)
 
 
-def release_resolved(layout: Layout, key: SeriesKey, ledger: Ledger) -> list[Entry]:
+def release_resolved(layout: Layout, key: SeriesKey, ledger: Ledger) -> list[RefusedZip]:
     """Remove the entries of days that are now stored from a good file. Return these entries.
 
     Monthly zips stay, because days stored from daily zips do not show that the monthly zip is good. Accepted bytes stay
@@ -377,7 +377,7 @@ def release_resolved(layout: Layout, key: SeriesKey, ledger: Ledger) -> list[Ent
     return mended
 
 
-def is_resolved(entry: Entry, ledger: Ledger, days: Iterable[date] | None = None) -> bool:
+def is_resolved(entry: RefusedZip, ledger: Ledger, days: Iterable[date] | None = None) -> bool:
     """Return True if each day of an entry is stored from another good file, or was never listed.
 
     Args:
@@ -410,7 +410,7 @@ def _write_record(path: Path, record: _Record) -> None:
     storage.write_bytes(_record_path(path), record.model_dump_json(indent=2, exclude_none=True).encode())
 
 
-def _entry(path: Path, key: SeriesKey) -> Entry | None:
+def _entry(path: Path, key: SeriesKey) -> RefusedZip | None:
     """Return the entry of a zip and its record. If the record is unreadable, derive the entry from the file."""
     match = _NAME.fullmatch(path.name)
     stat = storage.stat(path)
@@ -432,7 +432,7 @@ def _entry(path: Path, key: SeriesKey) -> Entry | None:
             reason=f"The reason is unknown because {_record_path(path)} cannot be read. Retry the day to see it again.",
             at=datetime.fromtimestamp(stat.mtime_ns // 1_000_000_000, UTC),
         )
-    return Entry(**{**dict(record), "day": day}, key=key, path=path, first=first, size=stat.bytes)
+    return RefusedZip(**{**dict(record), "day": day}, key=key, path=path, first=first, size=stat.bytes)
 
 
 def _stem(archive_key: str) -> str:

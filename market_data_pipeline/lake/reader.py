@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from market_data_pipeline import clock
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.partitions import days_between
+from market_data_pipeline.lake.partitions import day_files_between
 from market_data_pipeline.lake.regular_files import read_regular
 from market_data_pipeline.model.datasets import SPECS
 from market_data_pipeline.model.day import DayFile
@@ -103,7 +103,7 @@ def read_day(layout: Layout, key: SeriesKey, day: date, columns: Sequence[str] |
     """
     schema = lake_schema(key.market, key.data_type)
     try:
-        stored = days_between(layout, key, day, day)
+        stored = day_files_between(layout, key, day, day)
         if not stored:
             raise FileNotFoundError(f"{layout.file(key, day)} is missing")
         return read_days(stored, schema if columns is None else pa.schema([schema.field(name) for name in columns]))

@@ -27,7 +27,7 @@ from market_data_pipeline.lake import locks
 from market_data_pipeline.lake.regular_files import open_regular
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.day import FileStat
-from market_data_pipeline.model.waits import Stop, Wait, in_words
+from market_data_pipeline.model.waits import Stop, Wait, as_duration
 
 TEMPORARY = ".tmp"
 
@@ -236,7 +236,7 @@ def only_writer(lock: Path, wait_seconds: float, what: str, stop: Stop | None = 
                 except Timeout:
                     if (left := ends - time.monotonic()) <= 0:
                         raise
-                    text = f"Waiting for {locks.holder(lock)}, which writes {what}, for up to {in_words(left)} more."
+                    text = f"Waiting for {locks.holder(lock)}, which writes {what}, for up to {as_duration(left)} more."
                     wait.sleep(min(left, _RETRY_SECONDS), text)
         except Timeout:
             raise SeriesBusyError(

@@ -64,7 +64,7 @@ _NAMED = 5
 """Number of series that a message lists by name."""
 
 
-class Kind(StrEnum):
+class ArchiveChange(StrEnum):
     """Difference between the listing and the lake."""
 
     REPLACED = "replaced"
@@ -78,7 +78,7 @@ class Kind(StrEnum):
     """The archive that the rows came from is no longer listed. The rows stay."""
 
 
-TO_FETCH = frozenset({Kind.REPLACED, Kind.PUBLISHED})
+TO_FETCH = frozenset({ArchiveChange.REPLACED, ArchiveChange.PUBLISHED})
 """Kinds of archives to fetch."""
 
 
@@ -92,7 +92,7 @@ class Discovery:
         etag: ETag listed now, or Last-Modified if the listing has no ETag. Empty if the archive vanished.
     """
 
-    kind: Kind
+    kind: ArchiveChange
     key: SeriesKey
     days: tuple[date, ...]
     archive: str
@@ -128,7 +128,7 @@ class SweepReport:
         self.troubles |= other.troubles
         self.not_reached += other.not_reached
 
-    def of(self, kind: Kind) -> list[Discovery]:
+    def of(self, kind: ArchiveChange) -> list[Discovery]:
         """Return the discoveries of a kind."""
         return [found for found in self.discoveries if found.kind is kind]
 
@@ -239,7 +239,7 @@ def look_for(
         found = _compare_rows(key, waiting[key], archive)
         if found.troubles:
             ended.set()
-        return replace(found, discoveries=found.of(Kind.PUBLISHED))
+        return replace(found, discoveries=found.of(ArchiveChange.PUBLISHED))
 
     with ThreadPoolExecutor(threads, thread_name_prefix="look") as pool:
         for found in pool.map(look, waiting):
@@ -294,7 +294,7 @@ def _compare(
     key: SeriesKey, name: str, rows: Sequence[DayRecord], listed: Mapping[str, Listed], swept: SweepReport
 ) -> None:
     file, checksum = listed.get(name), listed.get(f"{name}.CHECKSUM")
-    found: dict[Kind, list[date]] = {kind: [] for kind in Kind}
+    found: dict[ArchiveChange, list[date]] = {kind: [] for kind in ArchiveChange}
     for row in rows:
         kind = _kind_of(row, file, checksum, is_daily=name == key.archive_daily(row.day))
         if kind is not None:
@@ -304,20 +304,20 @@ def _compare(
     swept.discoveries += [Discovery(kind, key, tuple(days), name, etag) for kind, days in found.items() if days]
 
 
-def _kind_of(row: DayRecord, file: Listed | None, checksum: Listed | None, *, is_daily: bool) -> Kind | None:
+def _kind_of(row: DayRecord, file: Listed | None, checksum: Listed | None, *, is_daily: bool) -> ArchiveChange | None:
     """Return the difference between a day and its archive in the listing. None if there is none."""
     if file is None:
-        return Kind.VANISHED if _came_from_archive(row) else None
+        return ArchiveChange.VANISHED if _came_from_archive(row) else None
     etag = _identity(file)
     if _came_from_archive(row):
         same = _is_same(row, file)
         if same is False and (not knows_archive(row, etag) or _has_new_checksum(row, checksum)):
-            return Kind.REPLACED
+            return ArchiveChange.REPLACED
         if same and row.final and row.failure in REFUSED:  # the refused replacement is gone
-            return Kind.REPLACED
+            return ArchiveChange.REPLACED
     if _is_published(row, file, checksum) if is_daily else _is_newer(file, row):
-        return Kind.PUBLISHED
-    return Kind.REFUSED if refused_archive(row, etag) else None
+        return ArchiveChange.PUBLISHED
+    return ArchiveChange.REFUSED if refused_archive(row, etag) else None
 
 
 def _came_from_archive(row: DayRecord) -> bool:

@@ -19,7 +19,7 @@ from market_data_pipeline.clock import DAY, days_between
 from market_data_pipeline.errors import DamagedFileError, UsageError
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.partitions import days_named
+from market_data_pipeline.lake.partitions import stored_dates
 from market_data_pipeline.model.day import HELD, NOT_LISTED
 from market_data_pipeline.model.lineage import profile_of
 from market_data_pipeline.model.series import DataType, SeriesKey
@@ -28,7 +28,7 @@ from market_data_pipeline.universe import Universe, load_universe
 PORTION = 1000
 """Days of all series together that one tick may request. Candles take minutes, so that ticks do not pile up."""
 
-SECONDS = 20.0
+_SEARCH_SECONDS = 20.0
 """Time limit of a tick. Dagster ends it after 60 s. Each tick starts at another series."""
 
 _STRIDE = 997
@@ -39,7 +39,7 @@ Busy = Mapping[SeriesKey, Collection[date]]
 
 
 def backlog(
-    at: datetime, until: date, what: Requestable, layout: Layout, busy: Busy, seconds: float = SECONDS
+    at: datetime, until: date, what: Requestable, layout: Layout, busy: Busy, seconds: float = _SEARCH_SECONDS
 ) -> dict[SeriesKey, list[date]]:
     """Return a portion of the backlog of all series that Binance publishes, in order of series and days.
 
@@ -86,7 +86,7 @@ def _on_record(layout: Layout, key: SeriesKey, *, not_listed_is_known: bool = Tr
     stored = by_outcome.pop(HELD, set())
     if not not_listed_is_known:
         by_outcome.pop(NOT_LISTED, None)
-    return set().union(*by_outcome.values()) | (stored & days_named(layout, key) if stored else stored)
+    return set().union(*by_outcome.values()) | (stored & stored_dates(layout, key) if stored else stored)
 
 
 def _days_by_outcome(ledger: Path) -> dict[str, set[date]]:
@@ -106,7 +106,7 @@ def profile_backlog(universe: Universe, layout: Layout, until: date, busy: Busy)
     for source in universe.series():
         if source.data_type is DataType.AGG_TRADES:
             key = profile_of(source)
-            stored = _days_by_outcome(layout.ledger(source)).get(HELD, set()) & days_named(layout, source)
+            stored = _days_by_outcome(layout.ledger(source)).get(HELD, set()) & stored_dates(layout, source)
             left = stored - _on_record(layout, key) - set(busy.get(key, ()))
             if days := sorted(day for day in left if day < until and universe.takes(source, day)):
                 found[key] = days

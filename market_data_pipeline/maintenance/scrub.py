@@ -20,7 +20,7 @@ from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.checksums import CHANGED, DayVerification, verify_days
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, is_changed, recorded, refresh_ledger
-from market_data_pipeline.lake.partitions import days_between, days_on_disk, read_record
+from market_data_pipeline.lake.partitions import day_files, day_files_between, read_record
 from market_data_pipeline.maintenance.pool import Processes
 from market_data_pipeline.model.day import HELD, DayRecord, Lost, after
 from market_data_pipeline.model.series import SeriesKey
@@ -95,7 +95,7 @@ def verify_local(
     for key in keys:
         try:
             known[key] = recorded(layout.ledger(key))
-            on_disk = {day: file.stat.bytes for day, file in days_on_disk(layout, key).items()}
+            on_disk = {day: file.stat.bytes for day, file in day_files(layout, key).items()}
             wanted[key] = dict(sorted((dict.fromkeys(known[key], 0) | on_disk).items()))
         except MarketDataError as error:
             report.troubles[key] = str(error)
@@ -169,7 +169,7 @@ def _record(layout: Layout, key: SeriesKey, proofs: Iterable[DayVerification], w
         refresh_ledger(ledger, layout, key)
         for proof in proofs:
             row = ledger.get(proof.day)
-            file = next(iter(days_between(layout, key, proof.day, proof.day)), None)
+            file = next(iter(day_files_between(layout, key, proof.day, proof.day)), None)
             if (file.stat if file else None) != proof.stat:
                 continue  # a run has replaced the file since it was read
             if proof.fault:
@@ -200,7 +200,7 @@ def _changed(
     found: dict[Path, dict[date, DayVerification]] = {}
     newer: set[Path] = set()
     for proof in hashed:
-        row, files = ledger.get(proof.day), days_between(layout, key, proof.day, proof.day)
+        row, files = ledger.get(proof.day), day_files_between(layout, key, proof.day, proof.day)
         if row is None or not files or files[0].stat != proof.stat:
             continue
         file = files[0]

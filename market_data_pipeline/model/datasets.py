@@ -15,7 +15,7 @@ MOST_PAGES = 200
 """Most pages of one listing, which is 200,000 keys. A folder of daily files has eight pages after ten years."""
 
 Compression = Literal["zstd", "lz4"]
-Kind = Literal["time", "day", "int", "float", "bool", "word", "ignore"]
+ColumnKind = Literal["time", "day", "int", "float", "bool", "word", "ignore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Column:
     """
 
     name: str
-    kind: Kind
+    kind: ColumnKind
     rest: str = ""
 
 

@@ -17,7 +17,7 @@ _DATABASES = ("sqlite3", "sqlalchemy", "alembic")
 
 
 @contextmanager
-def in_words() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Turn a failure of the machine into a message with its remedy.
 
     Raises:

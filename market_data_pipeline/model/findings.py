@@ -105,7 +105,7 @@ class RestAnswer(BaseModel):
 
 
 CheckName = Literal["integrity", "gaps"]
-CHECKS: tuple[CheckName, ...] = ("integrity", "gaps")
+DAY_CHECKS: tuple[CheckName, ...] = ("integrity", "gaps")
 
 
 class Range(BaseModel):

@@ -10,7 +10,7 @@ from functools import cache
 
 import pyarrow as pa
 
-from market_data_pipeline.model.datasets import SPECS, Kind, lake_columns
+from market_data_pipeline.model.datasets import SPECS, ColumnKind, lake_columns
 from market_data_pipeline.model.series import DataType, Market
 
 TIME = pa.timestamp("us")
@@ -18,7 +18,7 @@ TIME = pa.timestamp("us")
 
 WORD = pa.dictionary(pa.int32(), pa.string())
 
-ARROW_TYPES: Mapping[Kind, pa.DataType] = {
+ARROW_TYPES: Mapping[ColumnKind, pa.DataType] = {
     "time": TIME,
     "day": pa.date32(),
     "int": pa.int64(),

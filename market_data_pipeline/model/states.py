@@ -118,7 +118,7 @@ def state_of(outcome: str, final: bool, verdicts: str, integrity: str | None = N
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class DayDefect:
     """One reason why a stored day does not count as complete.
 
     Attributes:
@@ -143,15 +143,15 @@ def is_complete(row: DayRecord) -> bool:
     return state_of(row.outcome, row.final, row.verdicts, row.integrity) not in (DayState.FAULTY, DayState.INCOMPLETE)
 
 
-def faults_of(row: DayRecord) -> list[Fault]:
+def faults_of(row: DayRecord) -> list[DayDefect]:
     """Return the reasons why a stored day is not complete. The list is empty if it is complete or not stored."""
     if row.outcome != HELD or is_complete(row):
         return []
-    refused = [Fault(row.failure or "", 0, row.reason or "")] if _was_refused(row) else []
+    refused = [DayDefect(row.failure or "", 0, row.reason or "")] if _was_refused(row) else []
     return [*refused, *faults_of_rows(row)]
 
 
-def faults_of_rows(row: DayRecord) -> list[Fault]:
+def faults_of_rows(row: DayRecord) -> list[DayDefect]:
     """Return the faults of the stored rows. Data derived from the rows inherits them."""
     if row.outcome != HELD or row.findings == "[]":
         return []
@@ -159,7 +159,7 @@ def faults_of_rows(row: DayRecord) -> list[Fault]:
     for finding in row.findings_list():
         open_still = row.final and finding.check == "gaps" and finding.rule in NOT_KNOWN_YET
         if finding.severity is Severity.ERROR or open_still:
-            found.append(Fault(finding.rule, finding.count, finding.evidence or finding.message))
+            found.append(DayDefect(finding.rule, finding.count, finding.evidence or finding.message))
     return found
 
 

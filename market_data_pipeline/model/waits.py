@@ -133,7 +133,7 @@ def end_process() -> None:
         stop.set()
 
 
-def in_words(seconds: float) -> str:
+def as_duration(seconds: float) -> str:
     """Format a duration for people.
 
     >>> in_words(59), in_words(170), in_words(7300), in_words(300_000)

@@ -85,7 +85,7 @@ class Bar:
     rows: int
 
 
-def near(one: float, other: float, trades: int = 0) -> bool:
+def nearly_equal(one: float, other: float, trades: int = 0) -> bool:
     """Return True if two sums are equal within :data:`RELATIVE` and the rounding of each trade's value.
 
     Args:
@@ -99,8 +99,8 @@ def near(one: float, other: float, trades: int = 0) -> bool:
 def equal(field: str, one: float, other: float, trades: int) -> bool:
     """Return True if a value of the klines and its rebuilt one are equal."""
     if field in ("volume", "taker_volume"):
-        return near(one, other)
-    return near(one, other, trades) if field in ("value", "taker_value") else one == other
+        return nearly_equal(one, other)
+    return nearly_equal(one, other, trades) if field in ("value", "taker_value") else one == other
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from market_data_pipeline.reconciliation.bars import (
     DaySides,
     Side,
     Trades,
-    near,
+    nearly_equal,
     shown_ids,
     trades_of,
 )
@@ -152,7 +152,7 @@ def _possible(bar: Bar, at_most: int | None, worth: _Worth | None, *, opens: boo
     if further < 0 or (at_most is not None and further > at_most):
         return False
     # A further trade has a quantity, even if the number of trades does not count it.
-    if near(ours.volume, made.volume) or not _sums_possible(ours, made, worth):
+    if nearly_equal(ours.volume, made.volume) or not _sums_possible(ours, made, worth):
         return False
     if made.high is None or made.low is None:
         return True

@@ -17,7 +17,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, StoredContent, stored_contents
-from market_data_pipeline.lake.partitions import days_between, file_of
+from market_data_pipeline.lake.partitions import day_files_between, file_of
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS
 from market_data_pipeline.model.day import HELD
 from market_data_pipeline.model.lineage import source_of
@@ -34,7 +34,7 @@ BATCH_DAYS = 31
 WRITE_SECONDS = 5.0
 """Time between writes of the record. Writing a record of ten years takes 0.2 s, many batches take less."""
 
-LOCK_WAIT_SECONDS = 60.0
+_LOCK_WAIT_SECONDS = 60.0
 
 _DAY = timedelta(days=1)
 
@@ -87,7 +87,7 @@ def plan(
     done = [day for day in both if day in record and _is_current(record[day], day, klines, source)]
     due = sorted(set(both).difference(done))
     gone = {
-        one: set(due).difference(file.day for file in days_between(layout, one, due[0], due[-1]))
+        one: set(due).difference(file.day for file in day_files_between(layout, one, due[0], due[-1]))
         for one in (key, other)
         if due
     }
@@ -118,7 +118,7 @@ def found_before(layout: Layout, wanted: Comparison) -> list[DayReconciled]:
 
 
 def compare(
-    layout: Layout, key: SeriesKey, days: Sequence[date], *, memory_mb: int, wait_seconds: float = LOCK_WAIT_SECONDS
+    layout: Layout, key: SeriesKey, days: Sequence[date], *, memory_mb: int, wait_seconds: float = _LOCK_WAIT_SECONDS
 ) -> Iterator[list[DayReconciled]]:
     """Compare days of a series with their source, and record the results.
 

@@ -197,10 +197,10 @@ def _contract_size(connection: duckdb.DuckDBPyConnection) -> float | None:
         'SELECT k."value" / r."value" FROM k JOIN r USING (opened) WHERE k."value" > 0 AND r."value" > 0'
     ).fetchnumpy()
     (ratios,) = answer.values()
-    return plain(float(np.median(ratios))) if len(ratios) else None
+    return rounded_size(float(np.median(ratios))) if len(ratios) else None
 
 
-def plain(ratio: float) -> float:
+def rounded_size(ratio: float) -> float:
     """Round a derived contract size to one digit, if it is near to that.
 
     >>> plain(99.99982), plain(10.0003), plain(12.34)

@@ -20,7 +20,7 @@ from market_data_pipeline.lake import parquet
 from market_data_pipeline.model.reconciliation import DayReconciled, Difference, Reason
 
 _TIME = pa.timestamp("us")
-SCHEMA = pa.schema(
+_SCHEMA = pa.schema(
     [  # type: ignore[arg-type]  # mypy joins the types of the columns to object
         ("day", pa.date32()),
         ("source", pa.string()),
@@ -111,4 +111,4 @@ def write_reconciled(path: Path, days: Iterable[DayReconciled]) -> None:
         StorageError: the record cannot be written.
     """
     ordered = sorted(days, key=lambda one: one.day)
-    parquet.write_table(path, pa.Table.from_pylist([asdict(one) for one in ordered], schema=SCHEMA))
+    parquet.write_table(path, pa.Table.from_pylist([asdict(one) for one in ordered], schema=_SCHEMA))

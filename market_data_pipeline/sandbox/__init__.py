@@ -39,7 +39,7 @@ from market_data_pipeline.sandbox.faults import (
     Status,
     WrongChecksum,
 )
-from market_data_pipeline.sandbox.server import Request, Sandbox, serve
+from market_data_pipeline.sandbox.server import LoggedRequest, Sandbox, serve
 from market_data_pipeline.sandbox.symbols import DEFAULT_SYMBOLS, GeneratedSymbol
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "FlatRows",
     "GeneratedSymbol",
     "LateArchive",
+    "LoggedRequest",
     "MarketOutage",
     "MissingChecksum",
     "MissingDay",
@@ -63,7 +64,6 @@ __all__ = [
     "RawAnswer",
     "RepeatedAtMidnight",
     "ReplacedArchive",
-    "Request",
     "Reset",
     "Sandbox",
     "ScrambledArchive",

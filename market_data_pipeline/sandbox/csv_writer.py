@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from market_data_pipeline.sandbox.generator import Flags
+
 Bytes = npt.NDArray[np.uint8]
-Flags = npt.NDArray[np.bool_]
 
 _CHUNK = 1 << 15  # rows at a time: a chunk's arrays fit into the processor's cache
 _GROUP = np.array([[ord(c) for c in f"{i:04d}"] for i in range(10_000)], np.uint8)
@@ -34,7 +35,7 @@ class Decimals:
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class Texts:
     """A column with two words, one for true and one for false. With equal flags it is a constant."""
 
     flags: npt.NDArray[np.bool_]
@@ -42,14 +43,14 @@ class Words:
     false: str
 
 
-def csv_text(columns: Sequence[Decimals | Words]) -> bytes:
+def csv_text(columns: Sequence[Decimals | Texts]) -> bytes:
     """Return the rows as ASCII CSV without a header. Commas separate fields, and a newline ends each row."""
     first = columns[0]
     n = len(first.units if isinstance(first, Decimals) else first.flags)
     return b"".join(_chunk(columns, slice(at, at + _CHUNK)) for at in range(0, n, _CHUNK))
 
 
-def _chunk(columns: Sequence[Decimals | Words], rows: slice) -> bytes:
+def _chunk(columns: Sequence[Decimals | Texts], rows: slice) -> bytes:
     blocks: list[Bytes] = []
     kept: list[Flags] = []
     for number, column in enumerate(columns):
@@ -95,7 +96,7 @@ def _number(column: Decimals, rows: slice) -> tuple[Bytes, Flags]:
     return np.hstack([text[:, :whole], fraction]), np.hstack([keep[:, :whole], kept])
 
 
-def _word(column: Words, rows: slice) -> tuple[Bytes, Flags]:
+def _word(column: Texts, rows: slice) -> tuple[Bytes, Flags]:
     width = max(len(column.true), len(column.false), 1)
     table = np.zeros((2, width), np.uint8)
     for at, word in enumerate((column.false, column.true)):

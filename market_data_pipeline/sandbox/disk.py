@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
 from market_data_pipeline.model.series import SeriesKey
-from market_data_pipeline.sandbox.exchange import Archive, Cadence, GeneratedExchange
+from market_data_pipeline.sandbox.exchange import ArchiveKey, Cadence, GeneratedExchange
 from market_data_pipeline.sandbox.faults import Faults
 from market_data_pipeline.sandbox.symbols import GeneratedSymbol
 
@@ -40,9 +40,9 @@ def write_mirror(
     exchange = GeneratedExchange(lambda: after, Faults(), seed, symbols)
     written = []
     for key in keys:
-        archives = [Archive(key, "daily", day) for day in wanted if "daily" in cadences]
+        archives = [ArchiveKey(key, "daily", day) for day in wanted if "daily" in cadences]
         if "monthly" in cadences:
-            archives += [Archive(key, "monthly", day) for day in sorted({day.replace(day=1) for day in wanted})]
+            archives += [ArchiveKey(key, "monthly", day) for day in sorted({day.replace(day=1) for day in wanted})]
         for archive in archives:
             names = (archive.key, f"{archive.key}.CHECKSUM")
             files = [(name, file) for name in names if (file := exchange.file(name)) is not None]

@@ -18,6 +18,7 @@ from typing import Literal, overload
 
 import numpy as np
 
+from market_data_pipeline.clock import day_start_us
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey, interval_us, intervals_of
 from market_data_pipeline.sandbox.cache import Cache
@@ -52,11 +53,10 @@ from market_data_pipeline.sandbox.faults import (
 from market_data_pipeline.sandbox.generator import (
     DAY_US,
     MICROSECONDS_FROM,
+    GeneratedTrades,
     Klines,
     Outage,
-    Trades,
     day_of_agg_trade,
-    day_start_us,
     generate_trades,
     klines_of,
     moment_us,
@@ -86,7 +86,7 @@ Where = Literal["archive", "rest"]
 
 
 @dataclass(frozen=True, slots=True)
-class ArchiveFile:
+class ServedFile:
     """A file that the archive serves."""
 
     body: bytes
@@ -96,7 +96,7 @@ class ArchiveFile:
 
 
 @dataclass(frozen=True, slots=True)
-class ListedFile:
+class BucketObject:
     """A file in the listing."""
 
     key: str
@@ -121,7 +121,7 @@ class ListedSymbol:
 
 
 @dataclass(frozen=True, slots=True)
-class Archive:
+class ArchiveKey:
     """The zip that a key of the bucket names."""
 
     series: SeriesKey
@@ -142,7 +142,7 @@ class Archive:
 
 
 @lru_cache(maxsize=100_000)
-def read_key(key: str) -> Archive | None:
+def read_key(key: str) -> ArchiveKey | None:
     """Parse the key of a zip. Return None if the archive has no such keys."""
     match = _KEY.fullmatch(key)
     if not match:
@@ -154,7 +154,7 @@ def read_key(key: str) -> Archive | None:
         series = SeriesKey(EXCHANGE, market, DataType(match["data_type"]), match["symbol"], match["interval"])
     except (UsageError, ValueError):
         return None
-    archive = Archive(series, "daily" if match["cadence"] == "daily" else "monthly", day)
+    archive = ArchiveKey(series, "daily" if match["cadence"] == "daily" else "monthly", day)
     return archive if archive.key == key else None
 
 
@@ -171,7 +171,7 @@ class Exchange(ABC):
         self.now = now
         self.faults = faults
         self.publish_at = publish_at
-        self._files: Cache[ArchiveFile] = Cache(256 << 20, lambda file: len(file.body))
+        self._files: Cache[ServedFile] = Cache(256 << 20, lambda file: len(file.body))
 
     # --- differences between the two kinds of exchange -------------------------------------------------------
 
@@ -196,22 +196,22 @@ class Exchange(ABC):
         """Return the keys and folders directly in a folder of the bucket, unordered. Folders end with a slash."""
 
     @abstractmethod
-    def _plain(self, key: str) -> ArchiveFile | None:
+    def _plain(self, key: str) -> ServedFile | None:
         """Return a zip without faults."""
 
     @abstractmethod
-    def _describe_plain(self, key: str) -> ListedFile | None:
+    def _describe_plain(self, key: str) -> BucketObject | None:
         """Return the listing entry of a zip without faults."""
 
     # --- the archive -----------------------------------------------------------------------------------------
 
-    def cached(self, key: str) -> ArchiveFile | None:
+    def cached(self, key: str) -> ServedFile | None:
         """Return a file of the bucket if it is cached and published, and no data fault is active."""
         file = None if self._has_data_faults() else self._files.peek(key)
         archive = read_key(key.removesuffix(".CHECKSUM"))
         return file if archive is not None and self.now() >= self.published_at(archive) else None
 
-    def file(self, key: str) -> ArchiveFile | None:
+    def file(self, key: str) -> ServedFile | None:
         """Return a zip or CHECKSUM of the bucket, or None if it does not exist."""
         zip_key = key.removesuffix(".CHECKSUM")
         archive = read_key(zip_key)
@@ -227,7 +227,7 @@ class Exchange(ABC):
             return None
         return self._files.get((key, changes), lambda: self._build(archive, faults))
 
-    def describe(self, key: str) -> ListedFile | None:
+    def describe(self, key: str) -> BucketObject | None:
         """Return the listing entry of a key, or None if it does not exist."""
         zip_key = key.removesuffix(".CHECKSUM")
         archive = read_key(zip_key)
@@ -238,11 +238,11 @@ class Exchange(ABC):
             file = self.file(key)
             if file is None:
                 return None
-            return self._as_listed(ListedFile(key, len(file.body), file.etag, file.last_modified))
+            return self._as_listed(BucketObject(key, len(file.body), file.etag, file.last_modified))
         plain = self._describe_plain(zip_key)
         return plain if plain is None or key == zip_key else self._as_listed(self._describe_checksum(plain))
 
-    def published_at(self, archive: Archive) -> datetime:
+    def published_at(self, archive: ArchiveKey) -> datetime:
         """Return the time (UTC) at which a zip first appears.
 
         Daily zips appear on the next day at ``publish_at``. Monthly zips appear at noon on the 3rd of the next month.
@@ -255,16 +255,16 @@ class Exchange(ABC):
         late = [f.days_late for f in self._faults_of(archive) if isinstance(f, LateArchive) and _touches(f, archive)]
         return moment + timedelta(max(late, default=0))
 
-    def _is_changed(self, archive: Archive) -> bool:
+    def _is_changed(self, archive: ArchiveKey) -> bool:
         return bool(_changes(archive, self._faults_of(archive), self.now()))
 
     def _has_data_faults(self) -> bool:
         return any(isinstance(fault, DataFault) for fault in self.faults)
 
-    def _faults_of(self, archive: Archive | None) -> tuple[DataFault, ...]:
+    def _faults_of(self, archive: ArchiveKey | None) -> tuple[DataFault, ...]:
         return () if archive is None else self.faults.of_data(str(archive.series))
 
-    def _is_available(self, archive: Archive | None, key: str, faults: tuple[DataFault, ...]) -> bool:
+    def _is_available(self, archive: ArchiveKey | None, key: str, faults: tuple[DataFault, ...]) -> bool:
         if archive is None:
             return True
         if self.now() < self.published_at(archive):
@@ -276,29 +276,29 @@ class Exchange(ABC):
                 return False
         return True
 
-    def _checksum(self, zip_key: str) -> ArchiveFile | None:
+    def _checksum(self, zip_key: str) -> ServedFile | None:
         file = self.file(zip_key)
         if file is None:
             return None
 
-        def make() -> ArchiveFile:
+        def make() -> ServedFile:
             text = f"{hashlib.sha256(file.body).hexdigest()}  {zip_key.rsplit('/', 1)[1]}\n"
-            return ArchiveFile(text.encode(), _tag(file.etag, "CHECKSUM"), file.last_modified)
+            return ServedFile(text.encode(), _tag(file.etag, "CHECKSUM"), file.last_modified)
 
         archive = read_key(zip_key)
         if archive is None or _changes(archive, self._faults_of(archive), self.now()):
             return make()
         return self._files.get(f"{zip_key}.CHECKSUM", make)
 
-    def _as_listed(self, file: ListedFile) -> ListedFile:
+    def _as_listed(self, file: BucketObject) -> BucketObject:
         wrong = file.key.endswith(".CHECKSUM") and self.faults.is_checksum_wrong(f"/{file.key}")
         return replace(file, etag=etag_of_wrong(file.etag)) if wrong else file
 
-    def _describe_checksum(self, zip_file: ListedFile) -> ListedFile:
+    def _describe_checksum(self, zip_file: BucketObject) -> BucketObject:
         size = 64 + 2 + len(zip_file.key.rsplit("/", 1)[1].encode()) + 1
-        return ListedFile(f"{zip_file.key}.CHECKSUM", size, _tag(zip_file.etag, "CHECKSUM"), zip_file.last_modified)
+        return BucketObject(f"{zip_file.key}.CHECKSUM", size, _tag(zip_file.etag, "CHECKSUM"), zip_file.last_modified)
 
-    def _build(self, archive: Archive, faults: tuple[DataFault, ...]) -> ArchiveFile:
+    def _build(self, archive: ArchiveKey, faults: tuple[DataFault, ...]) -> ServedFile:
         now, series = self.now(), archive.series
         microseconds = series.market is Market.SPOT and archive.period >= MICROSECONDS_FROM
         header = series.market is not Market.SPOT and archive.period >= HEADER_FROM
@@ -325,9 +325,9 @@ class Exchange(ABC):
         body = damaged_zip(stem, b"".join(parts), damages) if damages else make_zip([(f"{stem}.csv", b"".join(parts))])
         replaced = [f.at for f in faults if isinstance(f, ReplacedArchive) and _touches(f, archive) and f.at <= now]
         modified = max([self.published_at(archive), *replaced])
-        return ArchiveFile(body, self._version(archive, _changes(archive, faults, now)), modified)
+        return ServedFile(body, self._version(archive, _changes(archive, faults, now)), modified)
 
-    def _rows_in(self, archive: Archive, day: date, faults: Iterable[DataFault]) -> Rows:
+    def _rows_in(self, archive: ArchiveKey, day: date, faults: Iterable[DataFault]) -> Rows:
         """Return the rows of a day with the faults that only zips of this cadence have."""
         rows = self.rows(archive.series, day, "archive")
         for fault in faults:
@@ -346,7 +346,7 @@ class Exchange(ABC):
         text = text_rows(series.data_type, rows)
         return with_repeated(text, last[0], midnight) if last else text
 
-    def _version(self, archive: Archive, changes: tuple[object, ...]) -> str:
+    def _version(self, archive: ArchiveKey, changes: tuple[object, ...]) -> str:
         """Return an ETag that identifies the bytes without making them, so that listings are cheap."""
         return _tag(repr(self), archive.key, *changes)
 
@@ -360,7 +360,7 @@ def _tag(*words: object) -> str:
     return hashlib.md5("|".join(map(str, words)).encode(), usedforsecurity=False).hexdigest()
 
 
-def _touches(fault: DayFault, archive: Archive) -> bool:
+def _touches(fault: DayFault, archive: ArchiveKey) -> bool:
     if fault.cadence not in (None, archive.cadence):
         return False
     if archive.cadence == "daily":
@@ -368,7 +368,7 @@ def _touches(fault: DayFault, archive: Archive) -> bool:
     return any((day.year, day.month) == (archive.period.year, archive.period.month) for day in fault.days)
 
 
-def _changes(archive: Archive | None, faults: Iterable[DataFault], now: datetime) -> tuple[object, ...]:
+def _changes(archive: ArchiveKey | None, faults: Iterable[DataFault], now: datetime) -> tuple[object, ...]:
     """Return everything that changes the bytes of a zip, as part of its cache key."""
     changes: list[object] = []
     if archive is None:
@@ -437,7 +437,7 @@ class GeneratedExchange(Exchange):
         super().__init__(now, faults, publish_at)
         self.seed = seed
         self._symbols = {(s.market, s.symbol): s for s in (DEFAULT_SYMBOLS if symbols is None else symbols)}
-        self._trades: Cache[Trades] = Cache(256 << 20, lambda trades: trades.nbytes)
+        self._trades: Cache[GeneratedTrades] = Cache(256 << 20, lambda trades: trades.nbytes)
         self._klines: Cache[Klines] = Cache(96 << 20, lambda klines: 10 * klines.open_time.nbytes + 1_000)
 
     def __repr__(self) -> str:
@@ -492,7 +492,7 @@ class GeneratedExchange(Exchange):
         now_us = moment_us(self.now())
         open_day = now_us < start + DAY_US
 
-        def trades() -> Trades:
+        def trades() -> GeneratedTrades:
             whole = self._trades.get((symbol, day, outages), lambda: generate_trades(symbol, self.seed, day, outages))
             return whole.until(now_us) if open_day else whole
 
@@ -550,39 +550,39 @@ class GeneratedExchange(Exchange):
         series = SeriesKey(EXCHANGE, market, data_type, symbol, interval)
         days = self._listed_days(listed, listed.first_archived)
         if cadence == "daily":
-            archives = [Archive(series, "daily", day) for day in days]
+            archives = [ArchiveKey(series, "daily", day) for day in days]
         else:
-            archives = [Archive(series, "monthly", day) for day in sorted({day.replace(day=1) for day in days})]
+            archives = [ArchiveKey(series, "monthly", day) for day in sorted({day.replace(day=1) for day in days})]
         # Without faults, only the last few can be unpublished.
         uncertain = archives if self.faults.of_data(str(series)) else archives[-3:]
         published = [*archives[: len(archives) - len(uncertain)], *(a for a in uncertain if self._published(a))]
         names = [archive.key.rsplit("/", 1)[1] for archive in published]
         return [name for stem in names for name in (stem, f"{stem}.CHECKSUM")]
 
-    def _published(self, archive: Archive) -> bool:
+    def _published(self, archive: ArchiveKey) -> bool:
         return self.now() >= self.published_at(archive)
 
-    def _exists(self, archive: Archive) -> bool:
+    def _exists(self, archive: ArchiveKey) -> bool:
         symbol = self._symbols.get((archive.series.market, archive.series.symbol))
         return symbol is not None and any(
             day >= symbol.first_archived and trades_on(symbol, day) for day in archive.days
         )
 
-    def _plain(self, key: str) -> ArchiveFile | None:
+    def _plain(self, key: str) -> ServedFile | None:
         archive = read_key(key)
         if archive is None or not self._exists(archive):
             return None
         return self._files.get(key, lambda: self._build(archive, ()))
 
-    def _describe_plain(self, key: str) -> ListedFile | None:
+    def _describe_plain(self, key: str) -> BucketObject | None:
         archive = read_key(key)
         if archive is None or not self._exists(archive):
             return None
         made = self._files.peek(key)
         size = len(made.body) if made else self._estimate(archive)
-        return ListedFile(key, size, self._version(archive, ()), self.published_at(archive))
+        return BucketObject(key, size, self._version(archive, ()), self.published_at(archive))
 
-    def _estimate(self, archive: Archive) -> int:
+    def _estimate(self, archive: ArchiveKey) -> int:
         """Estimate the size of a zip from the deflated bytes per row."""
         symbol = self._symbols[archive.series.market, archive.series.symbol]
         if archive.series.interval is None:

@@ -15,10 +15,11 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from market_data_pipeline.clock import day_start_us
 from market_data_pipeline.model.series import Market
 from market_data_pipeline.sandbox.symbols import GeneratedSymbol
 
-Ints = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 DAY_US = 86_400_000_000
@@ -47,7 +48,7 @@ class Outage:
 
 
 @dataclass(frozen=True, slots=True)
-class Trades:
+class GeneratedTrades:
     """The aggTrades of one symbol and day, ordered by id. All arrays have the same length.
 
     Prices and quantities are in units of the symbol's last decimals, times in microseconds since 1970 (UTC).
@@ -57,12 +58,12 @@ class Trades:
     day: date
     opening: int
     """Price of the last trade before this day."""
-    agg_trade_id: Ints
-    price: Ints
-    quantity: Ints
-    first_trade_id: Ints
-    last_trade_id: Ints
-    time: Ints
+    agg_trade_id: Integers
+    price: Integers
+    quantity: Integers
+    first_trade_id: Integers
+    last_trade_id: Integers
+    time: Integers
     is_buyer_maker: Flags
 
     def __len__(self) -> int:
@@ -73,13 +74,13 @@ class Trades:
         """Size of the arrays in bytes."""
         return 6 * self.time.nbytes + self.is_buyer_maker.nbytes
 
-    def until(self, now_us: int) -> Trades:
+    def until(self, now_us: int) -> GeneratedTrades:
         """Return the trades up to a moment, inclusive. It is in microseconds since 1970 (UTC)."""
         n = int(np.searchsorted(self.time, now_us, "right"))
         if n == len(self):
             return self
         cut = slice(0, n)
-        return Trades(
+        return GeneratedTrades(
             self.symbol,
             self.day,
             self.opening,
@@ -104,21 +105,16 @@ class Klines:
 
     symbol: GeneratedSymbol
     interval_us: int
-    open_time: Ints
-    open: Ints
-    high: Ints
-    low: Ints
-    close: Ints
-    volume: Ints
-    turnover: Ints
-    count: Ints
-    taker_volume: Ints
-    taker_turnover: Ints
-
-
-def day_start_us(day: date) -> int:
-    """Return the midnight that begins a day, in microseconds since 1970 (UTC)."""
-    return (day - date(1970, 1, 1)).days * DAY_US
+    open_time: Integers
+    open: Integers
+    high: Integers
+    low: Integers
+    close: Integers
+    volume: Integers
+    turnover: Integers
+    count: Integers
+    taker_volume: Integers
+    taker_turnover: Integers
 
 
 def moment_us(moment: datetime) -> int:
@@ -177,11 +173,11 @@ class _Calendar:
     ``…_before`` are the cumulative sums before each day.
     """
 
-    agg_trades: Ints
-    trade_ids: Ints
-    holes: Ints
-    agg_trades_before: Ints
-    trade_ids_before: Ints
+    agg_trades: Integers
+    trade_ids: Integers
+    holes: Integers
+    agg_trades_before: Integers
+    trade_ids_before: Integers
 
 
 @lru_cache(maxsize=1_000)
@@ -226,7 +222,7 @@ def day_of_agg_trade(symbol: GeneratedSymbol, seed: int, agg_trade_id: int) -> d
     return date.fromordinal(symbol.listed.toordinal() + min(max(index, 0), len(before) - 2))
 
 
-def generate_trades(symbol: GeneratedSymbol, seed: int, day: date, outages: tuple[Outage, ...] = ()) -> Trades:
+def generate_trades(symbol: GeneratedSymbol, seed: int, day: date, outages: tuple[Outage, ...] = ()) -> GeneratedTrades:
     """Generate all aggTrades of a day.
 
     Args:
@@ -255,7 +251,7 @@ def generate_trades(symbol: GeneratedSymbol, seed: int, day: date, outages: tupl
     per_quantity = symbol.contract_size if symbol.market is Market.CM else opening / 10**symbol.price_decimals
     mean = max(symbol.notional / per_quantity * unit, 1.0)
     quantity = 1 + (random.standard_exponential(n, np.float32) ** 2 * (mean / 2)).astype(np.int64)
-    trades = Trades(
+    trades = GeneratedTrades(
         symbol,
         day,
         opening,
@@ -276,7 +272,7 @@ def _next(day: date) -> date:
     return date.fromordinal(day.toordinal() + 1)
 
 
-def _times(symbol: GeneratedSymbol, day: date, n: int, random: np.random.Generator) -> Ints:
+def _times(symbol: GeneratedSymbol, day: date, n: int, random: np.random.Generator) -> Integers:
     """Return sorted times after midnight, strictly inside the trading hours. Some trades share a time."""
     start, end = trading_hours_us(symbol, day)
     step = resolution_us(symbol.market, day)
@@ -288,7 +284,7 @@ def _times(symbol: GeneratedSymbol, day: date, n: int, random: np.random.Generat
     own = random.integers(0, 5, n, np.uint8) > 0
     own[0] = True
     offsets = offsets[np.maximum.accumulate(np.where(own, np.arange(n), 0))]
-    shifted: Ints = start + offsets * step
+    shifted: Integers = start + offsets * step
     return shifted
 
 
@@ -299,7 +295,7 @@ def _sides(n: int, random: np.random.Generator) -> Flags:
     return sides
 
 
-def _prices(opening: int, closing: int, is_buyer_maker: Flags, random: np.random.Generator) -> Ints:
+def _prices(opening: int, closing: int, is_buyer_maker: Flags, random: np.random.Generator) -> Integers:
     """Return prices at a bid and an ask one tick apart, which walk from the opening to the closing price.
 
     The walk deviates by about 2 % a day. The first trade has exactly the opening price, the last the closing price.
@@ -312,12 +308,12 @@ def _prices(opening: int, closing: int, is_buyer_maker: Flags, random: np.random
     # Spread the drift to the closing price over the moves too, so that bid and ask are constant between moves.
     share = np.cumsum(moves) / max(int(np.count_nonzero(moves)), 1)
     walk += (share - share[0]) * (closing - opening - walk[-1])
-    price: Ints = opening + np.rint(walk).astype(np.int64) + ~is_buyer_maker
+    price: Integers = opening + np.rint(walk).astype(np.int64) + ~is_buyer_maker
     price[0], price[-1] = opening, closing
     return np.maximum(price, 1)
 
 
-def _displace(trades: Trades, outage: Outage) -> Trades:
+def _displace(trades: GeneratedTrades, outage: Outage) -> GeneratedTrades:
     day_start = day_start_us(trades.day)
     start, end = max(outage.start, day_start), min(outage.end, day_start + DAY_US)
     if start >= end:
@@ -337,7 +333,7 @@ def _displace(trades: Trades, outage: Outage) -> Trades:
     moved = (times >= low) & (times < high)
     scaled = (times[moved] - low).astype(np.float64) * ((room[1] - room[0] - step) / (high - low))
     times[moved] = room[0] + np.maximum(scaled.astype(np.int64) // step * step, step)
-    return Trades(
+    return GeneratedTrades(
         trades.symbol,
         trades.day,
         trades.opening,
@@ -351,20 +347,20 @@ def _displace(trades: Trades, outage: Outage) -> Trades:
     )
 
 
-def turnover(trades: Trades) -> Ints:
+def turnover(trades: GeneratedTrades) -> Integers:
     """Return the value of each trade: price x quantity.
 
     In cm it is contracts x size / price, in the base asset with eight decimals.
     """
     if trades.symbol.market is not Market.CM:
-        product: Ints = trades.price * trades.quantity
+        product: Integers = trades.price * trades.quantity
         return product
     dollars = trades.quantity * (trades.symbol.contract_size * 10 ** (8 + trades.symbol.price_decimals))
-    rounded: Ints = (dollars + trades.price // 2) // trades.price
+    rounded: Integers = (dollars + trades.price // 2) // trades.price
     return rounded
 
 
-def klines_of(trades: Trades, interval_us: int, until_us: int | None = None) -> Klines:
+def klines_of(trades: GeneratedTrades, interval_us: int, until_us: int | None = None) -> Klines:
     """Compute the klines of a day's trades.
 
     A kline without trades is flat, as Binance writes it: the last price, volume 0, count 0. There are no klines before
@@ -394,7 +390,7 @@ def klines_of(trades: Trades, interval_us: int, until_us: int | None = None) -> 
     )
     close = np.where(newest >= 0, close[newest], trades.opening)
 
-    def gather(ufunc: np.ufunc, values: Ints, otherwise: Ints | int) -> Ints:
+    def gather(ufunc: np.ufunc, values: Integers, otherwise: Integers | int) -> Integers:
         out = np.empty(end - first, np.int64)
         out[:] = otherwise
         if len(heads):

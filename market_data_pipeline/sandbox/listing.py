@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from xml.sax.saxutils import escape
 
-from market_data_pipeline.sandbox.exchange import Exchange, ListedFile
+from market_data_pipeline.sandbox.exchange import BucketObject, Exchange
 
 PAGE = 1_000
 """Largest number of keys and common prefixes on a page."""
@@ -32,13 +32,13 @@ def list_objects(exchange: Exchange, prefix: str, delimiter: str, marker: str, m
     ]
     if truncated and delimiter:
         last = page[-1]
-        parts.append(f"<NextMarker>{escape(last.key if isinstance(last, ListedFile) else last)}</NextMarker>")
+        parts.append(f"<NextMarker>{escape(last.key if isinstance(last, BucketObject) else last)}</NextMarker>")
     parts.append(f"<MaxKeys>{size}</MaxKeys>")
     if delimiter:
         parts.append(f"<Delimiter>{escape(delimiter)}</Delimiter>")
     parts.append(f"<IsTruncated>{str(truncated).lower()}</IsTruncated>")
     for file in page:
-        if isinstance(file, ListedFile):
+        if isinstance(file, BucketObject):
             modified = f"{file.last_modified:%Y-%m-%dT%H:%M:%S.000Z}"
             parts.append(
                 f"<Contents><Key>{escape(file.key)}</Key><LastModified>{modified}</LastModified>"
@@ -48,7 +48,7 @@ def list_objects(exchange: Exchange, prefix: str, delimiter: str, marker: str, m
     return "".join([*parts, "</ListBucketResult>"]).encode()
 
 
-def _entries(exchange: Exchange, folder: str, prefix: str, delimiter: str, marker: str) -> Iterator[ListedFile | str]:
+def _entries(exchange: Exchange, folder: str, prefix: str, delimiter: str, marker: str) -> Iterator[BucketObject | str]:
     """Yield the files and common prefixes after the marker, ordered by the UTF-8 of their keys."""
     for child in sorted(exchange.children(folder)):
         if not child.endswith("/"):

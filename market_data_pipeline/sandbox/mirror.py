@@ -14,21 +14,22 @@ from pathlib import Path
 
 import numpy as np
 
+from market_data_pipeline.clock import day_start_us
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
 from market_data_pipeline.sandbox.cache import Cache
 from market_data_pipeline.sandbox.exchange import (
-    Archive,
-    ArchiveFile,
+    ArchiveKey,
+    BucketObject,
     Exchange,
-    ListedFile,
     ListedSymbol,
+    ServedFile,
     Where,
     apply_row_faults,
     read_key,
 )
 from market_data_pipeline.sandbox.faults import Faults
-from market_data_pipeline.sandbox.generator import day_start_us, moment_us
+from market_data_pipeline.sandbox.generator import moment_us
 from market_data_pipeline.sandbox.rows import Rows, TextRows, read_csv
 
 
@@ -84,7 +85,7 @@ class MirrorExchange(Exchange):
 
     def rows(self, series: SeriesKey, day: date, where: Where) -> Rows:
         """Return the rows of a day up to now, from its daily zip or else from its monthly zip."""
-        candidates = (Archive(series, "daily", day), Archive(series, "monthly", day.replace(day=1)))
+        candidates = (ArchiveKey(series, "daily", day), ArchiveKey(series, "monthly", day.replace(day=1)))
         path = next(path for archive in candidates if (path := self._path(archive.key)) is not None)
         stat = path.stat()
         whole = self._parsed.get((path, stat.st_mtime_ns, stat.st_size), lambda: _read_zip(series.data_type, path))
@@ -102,7 +103,7 @@ class MirrorExchange(Exchange):
             return []
         return [f"{folder}{path.name}/" if path.is_dir() else f"{folder}{path.name}" for path in here.iterdir()]
 
-    def cached(self, key: str) -> ArchiveFile | None:
+    def cached(self, key: str) -> ServedFile | None:
         """Return a file if no data fault is active. Check the folder on each call, because it can grow."""
         return None if self._has_data_faults() else self.file(key)
 
@@ -112,38 +113,38 @@ class MirrorExchange(Exchange):
         path = self.folder / key
         return path if path.exists() else None
 
-    def _archives(self, series: SeriesKey) -> list[Archive]:
+    def _archives(self, series: SeriesKey) -> list[ArchiveKey]:
         found = []
         for cadence in ("daily", "monthly"):
             folder = series.archive_folder(cadence)
             found += [archive for key in self.children(folder) if (archive := read_key(key)) is not None]
         return found
 
-    def _plain(self, key: str) -> ArchiveFile | None:
+    def _plain(self, key: str) -> ServedFile | None:
         path = self._path(key)
         if path is None or path.is_dir():
             return None
         stat = path.stat()
         return self._files.get((key, stat.st_mtime_ns, stat.st_size), lambda: _read_file(path))
 
-    def _checksum(self, zip_key: str) -> ArchiveFile | None:
+    def _checksum(self, zip_key: str) -> ServedFile | None:
         archive = read_key(zip_key)
         if archive is not None and self._is_changed(archive):
             return super()._checksum(zip_key)
         return self._plain(f"{zip_key}.CHECKSUM")
 
-    def _describe_checksum(self, zip_file: ListedFile) -> ListedFile:
+    def _describe_checksum(self, zip_file: BucketObject) -> BucketObject:
         return self._describe_plain(f"{zip_file.key}.CHECKSUM") or super()._describe_checksum(zip_file)
 
-    def _describe_plain(self, key: str) -> ListedFile | None:
+    def _describe_plain(self, key: str) -> BucketObject | None:
         file = self._plain(key)
-        return None if file is None else ListedFile(key, len(file.body), file.etag, file.last_modified)
+        return None if file is None else BucketObject(key, len(file.body), file.etag, file.last_modified)
 
 
-def _read_file(path: Path) -> ArchiveFile:
+def _read_file(path: Path) -> ServedFile:
     body = path.read_bytes()
     modified = datetime.fromtimestamp(int(path.stat().st_mtime), UTC)
-    return ArchiveFile(body, hashlib.md5(body, usedforsecurity=False).hexdigest(), modified)
+    return ServedFile(body, hashlib.md5(body, usedforsecurity=False).hexdigest(), modified)
 
 
 def _read_zip(data_type: DataType, path: Path) -> TextRows:

@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from market_data_pipeline.model.series import DataType, Market
-from market_data_pipeline.sandbox.csv_writer import Decimals, Words, csv_text
-from market_data_pipeline.sandbox.generator import Klines, Trades
-
-Ints = npt.NDArray[np.int64]
+from market_data_pipeline.sandbox.csv_writer import Decimals, Texts, csv_text
+from market_data_pipeline.sandbox.generator import GeneratedTrades, Integers, Klines
 
 KLINES_HEADER = (
     "open_time,open,high,low,close,volume,close_time,quote_volume,count,taker_buy_volume,taker_buy_quote_volume,ignore"
@@ -30,12 +27,12 @@ class Rows(Protocol):
     """Rows of one series and day."""
 
     @property
-    def times(self) -> Ints:
+    def times(self) -> Integers:
         """The open_time or transact_time of each row, in microseconds since 1970 (UTC)."""
         ...
 
     @property
-    def ids(self) -> Ints | None:
+    def ids(self) -> Integers | None:
         """The agg_trade_id of each row. None for klines."""
         ...
 
@@ -55,16 +52,16 @@ class KlineRows:
     klines: Klines
 
     @property
-    def times(self) -> Ints:
+    def times(self) -> Integers:
         """The open_time of each row, in microseconds since 1970 (UTC)."""
         return self.klines.open_time
 
     @property
-    def ids(self) -> Ints | None:
+    def ids(self) -> Integers | None:
         """None, because klines have no ids."""
         return None
 
-    def _columns(self, rows: slice, divisor: int) -> list[Decimals | Words]:
+    def _columns(self, rows: slice, divisor: int) -> list[Decimals | Texts]:
         k, symbol = self.klines, self.klines.symbol
         p, q = symbol.price_decimals, symbol.quantity_decimals
         shown = 8 if symbol.market is Market.SPOT else 0
@@ -80,7 +77,7 @@ class KlineRows:
             Decimals(k.count[rows]),
             Decimals(k.taker_volume[rows], q, shown),
             Decimals(k.taker_turnover[rows], turnover, shown),
-            Words(np.zeros(n, np.bool_), "", "0"),
+            Texts(np.zeros(n, np.bool_), "", "0"),
         ]
 
     def fields(self, start: int, stop: int) -> list[list[str]]:
@@ -96,34 +93,34 @@ class KlineRows:
 class TradeRows:
     """Generated aggTrades as rows."""
 
-    trades: Trades
+    trades: GeneratedTrades
 
     @property
-    def times(self) -> Ints:
+    def times(self) -> Integers:
         """The transact_time of each row, in microseconds since 1970 (UTC)."""
         return self.trades.time
 
     @property
-    def ids(self) -> Ints | None:
+    def ids(self) -> Integers | None:
         """The agg_trade_id of each row."""
         return self.trades.agg_trade_id
 
-    def _columns(self, rows: slice, divisor: int, *, trimmed: bool) -> list[Decimals | Words]:
+    def _columns(self, rows: slice, divisor: int, *, trimmed: bool) -> list[Decimals | Texts]:
         t, symbol = self.trades, self.trades.symbol
         spot = symbol.market is Market.SPOT
         shown = 8 if spot else 0
         trimmed = trimmed and not spot
         maker = t.is_buyer_maker[rows]
-        columns: list[Decimals | Words] = [
+        columns: list[Decimals | Texts] = [
             Decimals(t.agg_trade_id[rows]),
             Decimals(t.price[rows], symbol.price_decimals, shown, trimmed),
             Decimals(t.quantity[rows], symbol.quantity_decimals, shown, trimmed),
             Decimals(t.first_trade_id[rows]),
             Decimals(t.last_trade_id[rows]),
             Decimals(t.time[rows] // divisor),
-            Words(maker, "True", "False") if spot else Words(maker, "true", "false"),
+            Texts(maker, "True", "False") if spot else Texts(maker, "true", "false"),
         ]
-        return [*columns, Words(np.ones(len(maker), np.bool_), "True", "False")] if spot else columns
+        return [*columns, Texts(np.ones(len(maker), np.bool_), "True", "False")] if spot else columns
 
     def fields(self, start: int, stop: int) -> list[list[str]]:
         """Return the rows ``start`` to ``stop`` (exclusive) as text, with times in microseconds."""
@@ -142,13 +139,13 @@ class TextRows:
     rows: list[list[str]]
 
     @property
-    def times(self) -> Ints:
+    def times(self) -> Integers:
         """The open_time or transact_time of each row, in microseconds since 1970 (UTC)."""
         column = TIME_COLUMNS[self.data_type][0]
         return np.array([int(row[column]) for row in self.rows], np.int64)
 
     @property
-    def ids(self) -> Ints | None:
+    def ids(self) -> Integers | None:
         """The agg_trade_id of each row. None for klines."""
         return None if self.data_type is DataType.KLINES else np.array([int(row[0]) for row in self.rows], np.int64)
 

@@ -30,7 +30,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.sandbox.exchange import ArchiveFile, Exchange, GeneratedExchange, etag_of_wrong
+from market_data_pipeline.sandbox.exchange import Exchange, GeneratedExchange, ServedFile, etag_of_wrong
 from market_data_pipeline.sandbox.faults import (
     AnswerFault,
     CutBody,
@@ -67,7 +67,7 @@ URL_SETTINGS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class LoggedRequest:
     """A request that the sandbox answered."""
 
     method: str
@@ -101,15 +101,15 @@ class Clock:
 class Log:
     """The requests in the order of their answers. Safe for threads."""
 
-    _requests: list[Request] = field(default_factory=list)
+    _requests: list[LoggedRequest] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def append(self, request: Request) -> None:
+    def append(self, request: LoggedRequest) -> None:
         """Append a request."""
         with self._lock:
             self._requests.append(request)
 
-    def snapshot(self) -> list[Request]:
+    def snapshot(self) -> list[LoggedRequest]:
         """Return a copy of all requests."""
         with self._lock:
             return list(self._requests)
@@ -134,7 +134,7 @@ class Site:
 # --- the archive and its listing ---------------------------------------------------------------------------------
 
 
-def _archive_answer(file: ArchiveFile | None, key: str) -> Response:
+def _archive_answer(file: ServedFile | None, key: str) -> Response:
     if file is None:
         body = (
             '<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>NoSuchKey</Code>'
@@ -266,7 +266,7 @@ class Wire:
 
         def log(status: int) -> None:
             pairs = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
-            self._site.log.append(Request(scope["method"], path, pairs, status, scope.get("weight", 0), at))
+            self._site.log.append(LoggedRequest(scope["method"], path, pairs, status, scope.get("weight", 0), at))
 
         await asyncio.sleep(sum(fault.latency for fault in met))
         for fault in met:
@@ -515,7 +515,7 @@ class Sandbox:
         return self.site.meter
 
     @property
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[LoggedRequest]:
         """A copy of the request log, in the order of the answers."""
         return self.site.log.snapshot()
 

@@ -30,7 +30,7 @@ from urllib3.response import BaseHTTPResponse
 
 from market_data_pipeline import __version__, clock
 from market_data_pipeline.errors import NetworkError
-from market_data_pipeline.model.waits import Stop, Wait, in_words
+from market_data_pipeline.model.waits import Stop, Wait, as_duration
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.sources.connection import Connections, Meter, TooBigError
 
@@ -65,7 +65,7 @@ _CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ResponseKind:
     """Kind of response to expect, and its maximum size.
 
     Attributes:
@@ -78,11 +78,11 @@ class Kind:
     big: bool = False
 
 
-_ANYTHING = Kind("any answer", 1 << 20)
+_ANYTHING = ResponseKind("any answer", 1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """A host's response, with its complete body.
 
     Attributes:
@@ -182,11 +182,11 @@ class Host:
     def get(
         self,
         path: str,
-        kind: Kind,
+        kind: ResponseKind,
         params: dict[str, str] | None = None,
         headers: dict[str, str] | None = None,
         admit: Callable[[int], None] | None = None,
-    ) -> Answer:
+    ) -> Response:
         """GET a path below the base URL and return the complete response. Statuses other than ``retried`` are returned.
 
         Failed attempts and the backoff between them take less than two timeouts in total.
@@ -229,7 +229,7 @@ class Host:
             "Check the network and run it again. Stored days are not fetched again."
         )
 
-    def _meter(self, kind: Kind, seconds: float | None = None) -> Meter:
+    def _meter(self, kind: ResponseKind, seconds: float | None = None) -> Meter:
         return Meter(seconds or self.settings.timeout_seconds, 2 * kind.most_bytes + _MOST_HEADER_BYTES)
 
     @property
@@ -238,12 +238,12 @@ class Host:
         proxy = self._connections.proxy if isinstance(self._connections, Connections) else None
         return f" through {proxy}" if proxy else ""
 
-    def _attempts(self, request: _Request) -> Answer:
+    def _attempts(self, request: _Request) -> Response:
         timeout, began = self.settings.timeout_seconds, time.monotonic()
         seconds, left = timeout, _ALL_ATTEMPTS * timeout
         for number in range(self.settings.retries + 1):
             meter = self._meter(request.kind, seconds)
-            answer: Answer | None = None
+            answer: Response | None = None
             fault: _AttemptError | None = None
             try:
                 answer = self._redirected(request, meter)
@@ -256,7 +256,7 @@ class Host:
             if left < _LAST_ATTEMPT * timeout or number == self.settings.retries:
                 break
             seconds = min(timeout, left)
-            Wait(self.stop).sleep(pause, f"Waiting for {self.name}: next request in {in_words(pause)}.", pause)
+            Wait(self.stop).sleep(pause, f"Waiting for {self.name}: next request in {as_duration(pause)}.", pause)
         if answer is not None:
             return answer
         with self._lock:
@@ -266,24 +266,24 @@ class Host:
         tried = f" (tried {number + 1} times)" if number else ""
         raise NetworkError(f"{request.url} could not be fetched{self._route}: {fault}{tried}.") from fault
 
-    def _pause(self, number: int, answer: Answer | None) -> float:
+    def _pause(self, number: int, answer: Response | None) -> float:
         if answer is not None and answer.status in (TOO_MANY, 503) and TOO_MANY in self.retried:
             seconds = retry_after_seconds(answer)
             if seconds is not None:
                 return min(seconds, self.settings.rest_pause_seconds)
         return float(min(self.settings.retry_backoff_seconds * 2.0 ** min(number, 30), _LONGEST_BACKOFF_SECONDS))
 
-    def _redirected(self, request: _Request, meter: Meter) -> Answer:
+    def _redirected(self, request: _Request, meter: Meter) -> Response:
         """Return the response, after redirects within the host."""
         url = request.url
         for _ in range(_MOST_REDIRECTS + 1):
             found = self._once(url, request, meter)
-            if isinstance(found, Answer):
+            if isinstance(found, Response):
                 return found
             url = _target(url, found, self._route)
         raise NetworkError(f"{request.url}{self._route} redirects too often, the last time to {url}. {CHECK_NETWORK}")
 
-    def _once(self, url: str, request: _Request, meter: Meter) -> Answer | str:
+    def _once(self, url: str, request: _Request, meter: Meter) -> Response | str:
         """Send one request. Return the response, or the target of a redirect."""
         response: BaseHTTPResponse | None = None
         whole = False
@@ -296,7 +296,7 @@ class Host:
                 return response.headers.get("Location", "")
             body = _body(response, request, meter)
             whole = response.status >= OK
-            return Answer(url, response.status, response.headers, body, self._route)
+            return Response(url, response.status, response.headers, body, self._route)
         except TooBigError as error:
             most = f"more than the maximum of {request.kind.most_bytes:,} bytes for {request.kind.name}"
             raise NetworkError(f"{url}{self._route} answered {most}. {CHECK_NETWORK}") from error
@@ -321,7 +321,7 @@ class _Request:
 
     url: str
     headers: dict[str, str]
-    kind: Kind
+    kind: ResponseKind
     admit: Callable[[int], None] | None
     route: str
 
@@ -424,7 +424,7 @@ def _reason(error: BaseException) -> str:
     return _printable(text.encode(errors="replace"))[:200].rstrip(".") or type(error).__name__
 
 
-def retry_after_seconds(answer: Answer) -> float | None:
+def retry_after_seconds(answer: Response) -> float | None:
     """Return the seconds of a Retry-After header. None if it is missing or invalid.
 
     A date is compared with our own clock. The number is finite and not negative, but can be very large.

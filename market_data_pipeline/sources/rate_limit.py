@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from market_data_pipeline.errors import HostOffError
 from market_data_pipeline.model import faults
-from market_data_pipeline.model.waits import Stop, Wait, in_words
+from market_data_pipeline.model.waits import Stop, Wait, as_duration
 from market_data_pipeline.settings import PREFIX
 
 logger = logging.getLogger(__name__)
@@ -186,11 +186,11 @@ class WeightBudget:
             _drop_implausible(record, now, self._limit)
             if (pause := _heard(record, PAUSE) - now) > self._patience:
                 raise HostOffError(
-                    f"{self._host} (REST) requested a pause with {in_words(pause)} left, longer than "
+                    f"{self._host} (REST) requested a pause with {as_duration(pause)} left, longer than "
                     f"{PREFIX}REST_PAUSE_SECONDS ({self._patience:g}). Days from the archive continue."
                 )
             if pause > 0:
-                return pause, f"it requested a pause, {in_words(pause)} left"
+                return pause, f"it requested a pause, {as_duration(pause)} left"
             used = _heard(record, USED)
             spent = record.execute("SELECT at, weight FROM spent ORDER BY at").fetchall()
             if used and used + weight > self._limit * _NEARLY:

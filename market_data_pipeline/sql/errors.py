@@ -14,7 +14,7 @@ from market_data_pipeline.errors import DamagedFileError, MarketDataError, Usage
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.lake.partitions import days_on_disk, read_whole, series_with_files
+from market_data_pipeline.lake.partitions import day_files, read_day_file, series_with_files
 from market_data_pipeline.sql.file_lists import WHAT_TO_DO, path_of
 
 if TYPE_CHECKING:
@@ -90,12 +90,12 @@ def _first_damaged(layout: Layout) -> DamagedFileError | None:
     """Return the first damaged file among those that differ from their ledger."""
     for key in series_with_files(layout):
         ledger = Ledger.read(layout.ledger(key))
-        for day, stored in days_on_disk(layout, key).items():
+        for day, stored in day_files(layout, key).items():
             row = ledger.get(day)
             if row is not None and row.matches_file(stored.stat):
                 continue
             try:
-                read_whole(stored)
+                read_day_file(stored)
             except DamagedFileError as damaged:
                 return damaged
     return None

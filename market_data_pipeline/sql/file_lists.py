@@ -17,7 +17,7 @@ import pyarrow as pa
 from market_data_pipeline.errors import StorageError, UsageError
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import SCHEMA as LEDGER_SCHEMA
+from market_data_pipeline.lake.ledger import LEDGER_SCHEMA as LEDGER_SCHEMA
 from market_data_pipeline.lake.partitions import folder_of, months_closed, series_in_ledgers, series_with_files
 from market_data_pipeline.lake.reader import labels_of
 from market_data_pipeline.model.datasets import data_types_of

@@ -26,7 +26,7 @@ from market_data_pipeline.sql.errors import lake_error
 from market_data_pipeline.sql.file_lists import StoredSeries, marks_of, quoted, stored_series
 from market_data_pipeline.sql.views import statements
 
-LOCK_WAIT_SECONDS = 60.0
+_LOCK_WAIT_SECONDS = 60.0
 
 
 _LEFT_AFTER_SECONDS = 3600
@@ -54,7 +54,7 @@ def publish_catalog(layout: Layout) -> Path:
     """
     if not _is_published(stored_series(layout)):
         lock = layout.catalog.with_suffix(".lock")
-        with storage.only_writer(lock, LOCK_WAIT_SECONDS, "The catalog"):
+        with storage.only_writer(lock, _LOCK_WAIT_SECONDS, "The catalog"):
             # List again under the lock, so that the last publisher sees the newest files.
             stored = stored_series(layout)
             for mark, schema in marks_of(stored):

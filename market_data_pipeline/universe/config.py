@@ -22,13 +22,13 @@ from market_data_pipeline.model.datasets import data_types_of
 from market_data_pipeline.model.series import DataType, ListingSpans, Market, SeriesKey, intervals_of, is_symbol
 from market_data_pipeline.universe.resolved import (
     DATA_TYPES,
+    CollectedType,
     Entry,
     Since,
     Universe,
-    Wanted,
     is_pattern,
     lock_path,
-    series_of,
+    series_of_entry,
 )
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast if PyYAML has libyaml
@@ -257,7 +257,9 @@ def _there_is(data_type: DataType, markets: tuple[Market, ...], node: yaml.Node,
     return not without
 
 
-def _wanted(data_type: DataType, node: yaml.Node, markets: tuple[Market, ...], mistakes: _Mistakes) -> Wanted | None:
+def _wanted(
+    data_type: DataType, node: yaml.Node, markets: tuple[Market, ...], mistakes: _Mistakes
+) -> CollectedType | None:
     allowed = ("intervals", "from") if data_type.has_interval else ("from",)
     parts = _mapping(node, f"`{data_type}:`", allowed, allowed, mistakes)
     intervals: tuple[str | None, ...] = (None,)
@@ -267,7 +269,7 @@ def _wanted(data_type: DataType, node: yaml.Node, markets: tuple[Market, ...], m
     if since is None or not intervals:
         return None
     begins = parts["from"]
-    return Wanted(
+    return CollectedType(
         data_type, intervals, since, _line(node), _line(begins), (begins.start_mark.index, begins.end_mark.index)
     )
 
@@ -364,7 +366,7 @@ def _refuse_duplicates(entries: Sequence[Entry], name: str) -> None:
             for symbol, line in entry.symbols:
                 if is_pattern(symbol):
                     continue
-                for key, _ in series_of(entry, market, symbol):
+                for key, _ in series_of_entry(entry, market, symbol):
                     if key in first:
                         raise UsageError(
                             f"{name}, line {line}: {key} is collected twice, first in line {first[key]}. "

@@ -13,7 +13,7 @@ from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.model.series import Market, SeriesKey
 from market_data_pipeline.universe.config import compose, parse_universe
-from market_data_pipeline.universe.resolved import Entry, Listings, Since, Wanted, lock_path, series_of
+from market_data_pipeline.universe.resolved import CollectedType, Entry, Listings, Since, lock_path, series_of_entry
 
 LOCK_HEADER = """\
 # Written by `market-data universe refresh` from the listing of Binance's archive. Commit it with the universe.
@@ -69,13 +69,13 @@ def _without_empty_list(text: str, name: str) -> str | None:
     return None
 
 
-def _wanted(entry: Entry, key: SeriesKey) -> Wanted | None:
+def _wanted(entry: Entry, key: SeriesKey) -> CollectedType | None:
     """Return the data type of an entry to which a series belongs; None if the entry does not name the series."""
     is_named = key.market in entry.markets and key.symbol in dict(entry.symbols)
-    return dict(series_of(entry, key.market, key.symbol)).get(key) if is_named else None
+    return dict(series_of_entry(entry, key.market, key.symbol)).get(key) if is_named else None
 
 
-def _earlier(text: str, entry: Entry, wanted: Wanted, key: SeriesKey, since: Since, name: str) -> str:
+def _earlier(text: str, entry: Entry, wanted: CollectedType, key: SeriesKey, since: Since, name: str) -> str:
     """Return the text with an earlier ``from:`` for the series, if no other series shares the entry's ``from:``."""
     alone = len(entry.markets) == len(entry.symbols) == len(wanted.intervals) == 1
     if not alone or _later(since, wanted.since):
@@ -98,7 +98,7 @@ def _starts(text: str, name: str) -> dict[SeriesKey, Since]:
         for entry in parse_universe(text, name)
         for market in entry.markets
         for symbol, _ in entry.symbols
-        for key, wanted in series_of(entry, market, symbol)
+        for key, wanted in series_of_entry(entry, market, symbol)
     }
 
 

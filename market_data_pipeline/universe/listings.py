@@ -63,7 +63,7 @@ def spans_of(days: Iterable[date], newest: date) -> tuple[tuple[date, date | Non
     return (*closed, (first, last if newest - last > DELISTED_AFTER else None))
 
 
-class ListedFile(Protocol):
+class ListedKey(Protocol):
     """A file in the archive's listing."""
 
     @property
@@ -77,7 +77,7 @@ class ArchiveListing(Protocol):
     def list_folders(self, prefix: str) -> Sequence[str]:
         """Return the names of the folders directly below a prefix."""
 
-    def list_files(self, prefix: str) -> Sequence[ListedFile]:
+    def list_files(self, prefix: str) -> Sequence[ListedKey]:
         """Return the files directly below a prefix."""
 
 
@@ -264,10 +264,10 @@ def _with_first_candle(
     return ((min(first, spans[0][0]), spans[0][1]), *spans[1:]) if first else spans
 
 
-Report = Callable[[str], object]
+_Report = Callable[[str], object]
 
 
-def with_listings(settings: Settings, universe: Universe, keys: Iterable[SeriesKey], report: Report) -> Universe:
+def with_listings(settings: Settings, universe: Universe, keys: Iterable[SeriesKey], report: _Report) -> Universe:
     """Add the listings of series' symbols that the lock does not have, and write the lock.
 
     This refuses a misspelt symbol before any of its days is requested. It takes a few requests per symbol that is not
@@ -321,7 +321,7 @@ class _LenientRest:
     Without REST, um symbols that are older than the daily files start with their first daily file.
     """
 
-    def __init__(self, settings: Settings, report: Report) -> None:
+    def __init__(self, settings: Settings, report: _Report) -> None:
         self._settings = settings
         self._report = report
         self._hosts: dict[Market, RestApi] = {}
@@ -346,7 +346,7 @@ class _LenientRest:
 
 
 @contextmanager
-def listing_sources(settings: Settings, report: Report) -> Iterator[tuple[ArchiveClient, FirstCandle]]:
+def listing_sources(settings: Settings, report: _Report) -> Iterator[tuple[ArchiveClient, FirstCandle]]:
     """Open the archive's listing, and REST for symbols that are older than the archive or not in it yet.
 
     Args:

@@ -62,7 +62,7 @@ class Since:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class CollectedType:
     """One data type of an entry, with intervals (klines only) and start.
 
     Attributes:
@@ -97,7 +97,7 @@ class Entry:
     markets: tuple[Market, ...]
     symbols: tuple[tuple[str, int], ...]
     excepted: tuple[str, ...]
-    wanted: tuple[Wanted, ...]
+    wanted: tuple[CollectedType, ...]
     line: int
 
     def takes(self, pattern: str, symbol: str) -> bool:
@@ -128,15 +128,15 @@ class Universe:
     path: Path = Path("universe.yaml")
 
     @cached_property
-    def _resolved(self) -> dict[SeriesKey, list[Wanted]]:
-        named: dict[SeriesKey, list[Wanted]] = {}
-        meant: dict[SeriesKey, list[Wanted]] = {}
+    def _resolved(self) -> dict[SeriesKey, list[CollectedType]]:
+        named: dict[SeriesKey, list[CollectedType]] = {}
+        meant: dict[SeriesKey, list[CollectedType]] = {}
         for entry in self.entries:
             for market in entry.markets:
                 for symbol, line in entry.symbols:
                     target = meant if is_pattern(symbol) else named
                     for found in self._symbols(entry, market, symbol, line):
-                        for key, wanted in series_of(entry, market, found):
+                        for key, wanted in series_of_entry(entry, market, found):
                             target.setdefault(key, []).append(wanted)
         return dict(sorted({**meant, **named}.items(), key=lambda item: _order(item[0])))
 
@@ -256,7 +256,7 @@ class Universe:
         return f"{key} is not in {self.path}. It has: {there or 'none'}. `market-data add` adds a series."
 
 
-def series_of(entry: Entry, market: Market, symbol: str) -> Iterator[tuple[SeriesKey, Wanted]]:
+def series_of_entry(entry: Entry, market: Market, symbol: str) -> Iterator[tuple[SeriesKey, CollectedType]]:
     """Yield the series of an entry for one symbol in one market, each with its data type there."""
     for wanted in entry.wanted:
         for interval in wanted.intervals:

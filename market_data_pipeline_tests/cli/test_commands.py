@@ -697,7 +697,7 @@ def test_hints_name_the_command_where_only_the_module_is_there(tmp_path: Path, m
 @pytest.mark.slow
 def test_demo_shows_all_of_it_and_downloads_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of eight days, which show all that the demo's own number does."""
-    monkeypatch.setattr(sys.modules[as_typed.__module__], "DAYS", 8)
+    monkeypatch.setattr(sys.modules[as_typed.__module__], "_DAYS", 8)
 
     def demo() -> Result:
         # A process that has brought days has their root in its environment, for Dagster; a new shell has not.

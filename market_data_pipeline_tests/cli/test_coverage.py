@@ -18,7 +18,7 @@ from rich.console import Console
 from market_data_pipeline import clock
 from market_data_pipeline.checks.verdicts import Ground, verdict_finding
 from market_data_pipeline.cli import main
-from market_data_pipeline.cli.coverage import show
+from market_data_pipeline.cli.coverage import print_coverage
 from market_data_pipeline.coverage.calendar import calendar_of
 from market_data_pipeline.model.day import EMPTY, FAILED, NOT_LISTED, DayRecord
 from market_data_pipeline.model.findings import Verdict
@@ -85,7 +85,7 @@ def test_the_table_counts_days_by_state_and_rows_by_verdict(lake: SmallLake) -> 
 def test_a_narrow_screen_has_the_gaps_below_the_table(lake: SmallLake) -> None:
     calendars = [calendar_of(BTC, {date(2024, 1, 1): DayState.OUTAGE}, {"outage": 1200})]
     console = Console(file=io.StringIO(), width=80)
-    show(calendars, "data", console)
+    print_coverage(calendars, "data", console)
     text = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
     assert "…" not in text
     assert text.splitlines()[-1] == "Rows by verdict: 1,200 outage"

@@ -415,14 +415,14 @@ def test_lost_file_is_distinct_from_one_never_stored(tmp_path: Path) -> None:
 def test_file_removed_after_listing_does_not_break_the_read(
     lake: SmallLake, market: MarketData, monkeypatch: pytest.MonkeyPatch, face: str
 ) -> None:
-    listed, gone = partitions.days_between, lake.layout.file(BTC, date(2024, 1, 3))
+    listed, gone = partitions.day_files_between, lake.layout.file(BTC, date(2024, 1, 3))
 
     def list_then_remove(*args: Any) -> Any:
         days = listed(*args)
         gone.unlink(missing_ok=True)
         return days
 
-    monkeypatch.setattr(partitions, "days_between", list_then_remove)
+    monkeypatch.setattr(partitions, "day_files_between", list_then_remove)
     result = market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-05")
     assert as_arrow(result, face).num_rows == 72
 

@@ -10,7 +10,7 @@ from market_data_pipeline.lake.checksums import verify_days
 from market_data_pipeline.lake.closed_months import close_months
 from market_data_pipeline.lake.day_records import corrected
 from market_data_pipeline.lake.months import encode_month, read_month
-from market_data_pipeline.lake.partitions import days_between, days_on_disk, read_record
+from market_data_pipeline.lake.partitions import day_files, day_files_between, read_record
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.outcomes import Action, DayOutcome
 from market_data_pipeline.model.schema import lake_schema
@@ -49,7 +49,7 @@ def test_replaced_days_are_written_into_their_month(world: World) -> None:
     ledger.write(world.layout.ledger(HOURS))
     world.at("2026-03-05T13:00:00")
     assert [day for day, action in actions(world.ingest(HOURS, JANUARY)).items() if action is not Action.HELD] == again
-    held = days_on_disk(world.layout, HOURS)
+    held = day_files(world.layout, HOURS)
     assert {one.path for one in held.values()} == {world.layout.month(HOURS, JANUARY[0])}
     fetched = {day: read_record(one).fetched_at for day, one in held.items()}
     assert min(fetched[day] for day in again) > max(at for day, at in fetched.items() if day not in again)
@@ -63,7 +63,7 @@ def test_damaged_month_is_fetched_again_by_day(world: World) -> None:
     month.write_bytes(b"PAR1")
     assert set(actions(world.ingest(HOURS, JANUARY)).values()) == {Action.FETCHED}
     assert not month.exists()
-    held = days_between(world.layout, HOURS, JANUARY[0], JANUARY[-1])
+    held = day_files_between(world.layout, HOURS, JANUARY[0], JANUARY[-1])
     assert [one.path for one in held] == [world.layout.file(HOURS, day) for day in JANUARY]
     assert not corrected(world.layout, [HOURS]).to_pylist()
     assert close_months(world.layout, HOURS) == [JANUARY[0]]

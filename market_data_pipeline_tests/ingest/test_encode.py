@@ -22,7 +22,7 @@ from typing_extensions import override
 from market_data_pipeline import clock
 from market_data_pipeline.ingest import encode, from_archive, sources
 from market_data_pipeline.ingest.day_rows import DayRows
-from market_data_pipeline.ingest.encode import Encoded, read_daily, read_days
+from market_data_pipeline.ingest.encode import Encoded, read_daily, read_zip_days
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.model.day import DayRecord
 from market_data_pipeline.model.provenance import ChecksumStatus
@@ -118,12 +118,12 @@ FAULTS = ["", "quiet", "cut short", "negative", "lacking", "twice", "out of orde
 def test_day_of_a_monthly_zip_equals_its_own_zip_or_is_not_taken(faults: dict[date, str]) -> None:
     of_days = {day: candles(day, faults.get(day, "")) for day in FEBRUARY}
     monthly = zip_of("BTCUSDT-1h-2026-02", [row for rows in of_days.values() for row in rows])
-    months = read_days(HOURS, monthly, FEBRUARY[0], FEBRUARY[-1], ListingSpans())
+    months = read_zip_days(HOURS, monthly, FEBRUARY[0], FEBRUARY[-1], ListingSpans())
     assert list(months) == FEBRUARY
     assert all(isinstance(months[day], Encoded) for day in FEBRUARY if not faults.get(day))
     for day in {*faults, FEBRUARY[0], FEBRUARY[-1]}:
         found, rows = months[day], of_days[day]
-        own = read_days(HOURS, zip_of(f"BTCUSDT-1h-{day}", rows), day, day, ListingSpans())[day]
+        own = read_zip_days(HOURS, zip_of(f"BTCUSDT-1h-{day}", rows), day, day, ListingSpans())[day]
         if faults.get(day) in ("lacking", "negative"):
             assert isinstance(found, DayRows)
             continue
@@ -145,7 +145,7 @@ def test_batched_daily_zips_equal_single_reads_or_are_not_read(
     together = dict(read_daily(HOURS, zips))
     assert list(together) == (list(zips) if {fault for _, fault in faults} <= {"", "quiet"} else [])
     for day, found in together.items():
-        own = read_days(HOURS, zips[day], day, day, ListingSpans())[day]
+        own = read_zip_days(HOURS, zips[day], day, day, ListingSpans())[day]
         assert isinstance(own, Encoded)
         assert (found.record, found.downloaded) == (own.record, own.downloaded)
         assert parquet.read_encoded(found.parquet).equals(parquet.read_encoded(own.parquet))

@@ -32,6 +32,7 @@ from market_data_pipeline.sandbox import (
     Fault,
     GeneratedSymbol,
     LateArchive,
+    LoggedRequest,
     MarketOutage,
     MissingChecksum,
     MissingDay,
@@ -39,12 +40,11 @@ from market_data_pipeline.sandbox import (
     QuietSymbol,
     RepeatedAtMidnight,
     ReplacedArchive,
-    Request,
     Sandbox,
     Status,
     WrongChecksum,
 )
-from market_data_pipeline.sources.http import Answer, Host
+from market_data_pipeline.sources.http import Host, Response
 from market_data_pipeline_tests.support.world import Result, World, agg_trades, days, klines, utc
 
 BTC, TRADES = klines("BTCUSDT", "1m"), agg_trades("BTCUSDT")
@@ -69,7 +69,7 @@ class Asked:
         return Asked(*(times * mine for mine in astuple(self)))
 
     @classmethod
-    def of(cls, requests: Iterable[Request]) -> Asked:
+    def of(cls, requests: Iterable[LoggedRequest]) -> Asked:
         """The requests that the exchange saw."""
         return sum((_kind(request.path) for request in requests), cls())
 
@@ -587,11 +587,11 @@ def rest_forgets_the_symbol(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let REST say from now on that it does not know the symbol; returned are the paths that it is asked for."""
     real, asked = Host.get, list[str]()
 
-    def get(host: Host, path: str, *more: Any, **named: Any) -> Answer:
+    def get(host: Host, path: str, *more: Any, **named: Any) -> Response:
         if not path.endswith(("klines", "aggTrades")):
             return real(host, path, *more, **named)
         asked.append(path)
-        return Answer(path, 400, {}, b'{"code": -1121, "msg": "Invalid symbol."}')
+        return Response(path, 400, {}, b'{"code": -1121, "msg": "Invalid symbol."}')
 
     monkeypatch.setattr(Host, "get", get)
     return asked

@@ -15,7 +15,7 @@ import pytest
 from market_data_pipeline import clock
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.day_records import corrected
-from market_data_pipeline.lake.partitions import days_on_disk
+from market_data_pipeline.lake.partitions import day_files
 from market_data_pipeline.maintenance.compaction import compact
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.sql.publish import publish_catalog
@@ -54,7 +54,7 @@ def test_readers_see_each_day_once_during_killed_compactions(tmp_path: Path) -> 
         seen = [end_reader(process) for process in readers]
 
     days = [day for month in MONTHS for day in month]
-    assert list(days_on_disk(lake.layout, BTC)) == days
+    assert list(day_files(lake.layout, BTC)) == days
     assert days[0] not in storage.days_on_disk(lake.layout.folder(BTC))  # whose grace period was over
     assert not corrected(lake.layout, [BTC]).to_pylist()
     assert [path.name for path in tmp_path.rglob("*") if path.name.endswith(storage.TEMPORARY)] == []

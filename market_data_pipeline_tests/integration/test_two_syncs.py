@@ -20,7 +20,7 @@ from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.model.series import SeriesKey
-from market_data_pipeline.sandbox import Request
+from market_data_pipeline.sandbox import LoggedRequest
 from market_data_pipeline.settings import PREFIX
 from market_data_pipeline_tests.support.world import World, agg_trades, klines
 
@@ -49,7 +49,7 @@ class Owner:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def sync(self, moment: str, root: Path | None = None) -> list[Request]:
+    def sync(self, moment: str, root: Path | None = None) -> list[LoggedRequest]:
         """Sync at a moment; return what was asked of Binance."""
         root = root or self.world.root / "data"
         root.mkdir(exist_ok=True)
@@ -90,7 +90,7 @@ def instance(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.Dagst
         yield instance
 
 
-def rest(requests: list[Request], key: SeriesKey) -> list[dict[str, str]]:
+def rest(requests: list[LoggedRequest], key: SeriesKey) -> list[dict[str, str]]:
     """The queries that a series' REST endpoint was asked."""
     path = f"{REST[key.market]}{'klines' if key.interval else 'aggTrades'}"
     return [request.query for request in requests if request.path == path]

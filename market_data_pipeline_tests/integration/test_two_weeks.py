@@ -36,9 +36,9 @@ from market_data_pipeline.model.series import Market, SeriesKey
 from market_data_pipeline.sandbox import (
     GeneratedSymbol,
     LateArchive,
+    LoggedRequest,
     MarketOutage,
     ReplacedArchive,
-    Request,
     Sandbox,
     Status,
     WrongChecksum,
@@ -75,7 +75,7 @@ class Asked:
 
     at: datetime
     by: str
-    request: Request
+    request: LoggedRequest
 
 
 @dataclass

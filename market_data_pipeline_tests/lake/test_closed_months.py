@@ -30,7 +30,7 @@ from market_data_pipeline.lake.day_records import corrected
 from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
 from market_data_pipeline.lake.months import DayInMonth, encode_month, read_month
 from market_data_pipeline.lake.parquet import encode_table
-from market_data_pipeline.lake.partitions import days_between, days_on_disk, read_record, read_whole
+from market_data_pipeline.lake.partitions import day_files, day_files_between, read_day_file, read_record
 from market_data_pipeline.lake.reader import read_days
 from market_data_pipeline.model import findings
 from market_data_pipeline.model.datasets import spec_of
@@ -60,7 +60,7 @@ def filled(root: Path) -> SmallLake:
 
 
 def all_rows(lake: SmallLake, key: SeriesKey = HOURS) -> pa.Table:
-    return read_days(list(days_on_disk(lake.layout, key).values()), lake_schema(key.market, key.data_type))
+    return read_days(list(day_files(lake.layout, key).values()), lake_schema(key.market, key.data_type))
 
 
 def own_files(lake: SmallLake, key: SeriesKey = HOURS) -> list[date]:
@@ -80,21 +80,21 @@ def is_right(lake: SmallLake, key: SeriesKey = HOURS) -> bool:
 
 def test_a_closed_month_has_the_rows_and_the_records_of_its_days(lake: SmallLake) -> None:
     before = all_rows(lake)
-    records = {day: read_record(held) for day, held in days_on_disk(lake.layout, HOURS).items()}
+    records = {day: read_record(held) for day, held in day_files(lake.layout, HOURS).items()}
     assert close_months(lake.layout, HOURS) == [JANUARY[0], FEBRUARY[0]]
-    assert {held.path.name for held in days_on_disk(lake.layout, HOURS).values()} == {
+    assert {held.path.name for held in day_files(lake.layout, HOURS).values()} == {
         "2024-01.parquet",
         "2024-02.parquet",
     }
     assert all_rows(lake).equals(before)
-    assert {day: read_record(held) for day, held in days_on_disk(lake.layout, HOURS).items()} == records
+    assert {day: read_record(held) for day, held in day_files(lake.layout, HOURS).items()} == records
     assert is_right(lake)
     assert close_months(lake.layout, HOURS) == []
 
 
 def test_the_days_of_a_closed_month_share_its_bytes(lake: SmallLake) -> None:
     close_months(lake.layout, HOURS)
-    held = days_between(lake.layout, HOURS, JANUARY[0], JANUARY[-1])
+    held = day_files_between(lake.layout, HOURS, JANUARY[0], JANUARY[-1])
     assert sum(one.stat.bytes for one in held) == lake.layout.month(HOURS, JANUARY[0]).stat().st_size
 
 
@@ -160,7 +160,7 @@ def test_trades_stay_in_days(lake: SmallLake) -> None:
 
 def rewrite(lake: SmallLake, day: date, version: int) -> None:
     """Write a day of a series as its writer does."""
-    record = read_record(days_between(lake.layout, HOURS, day, day)[0])
+    record = read_record(day_files_between(lake.layout, HOURS, day, day)[0])
     table = day_table(HOURS, day, version)
     encoded = encode_table(table, record)
     write_day(lake.layout, HOURS, record, encoded)
@@ -172,7 +172,7 @@ def test_a_day_of_a_closed_month_is_written_into_it(lake: SmallLake) -> None:
     before = all_rows(lake)
     rewrite(lake, JANUARY[7], version=3)
     assert own_files(lake) == []
-    assert read_whole(days_between(lake.layout, HOURS, JANUARY[7], JANUARY[7])[0]).table.equals(
+    assert read_day_file(day_files_between(lake.layout, HOURS, JANUARY[7], JANUARY[7])[0]).table.equals(
         day_table(HOURS, JANUARY[7], 3)
     )
     after = all_rows(lake)
@@ -202,7 +202,7 @@ def test_market_verdict_survives_a_crash_before_the_ledger_write(lake: SmallLake
 def test_damaged_month_fails_its_days_until_they_are_fetched(lake: SmallLake) -> None:
     close_months(lake.layout, HOURS)
     remove_own_files(lake)
-    record = read_record(days_between(lake.layout, HOURS, JANUARY[7], JANUARY[7])[0])
+    record = read_record(day_files_between(lake.layout, HOURS, JANUARY[7], JANUARY[7])[0])
     month = lake.layout.month(HOURS, JANUARY[0])
     month.write_bytes(month.read_bytes()[:-100])
     ledger = Ledger.read(lake.layout.ledger(HOURS))
@@ -217,7 +217,7 @@ def test_damaged_month_fails_its_days_until_they_are_fetched(lake: SmallLake) ->
 
 def test_day_missing_from_a_month_is_named(lake: SmallLake) -> None:
     month = lake.layout.month(HOURS, JANUARY[0])
-    days = [DayInMonth(*read_whole(held)) for held in days_between(lake.layout, HOURS, JANUARY[0], JANUARY[-2])]
+    days = [DayInMonth(*read_day_file(held)) for held in day_files_between(lake.layout, HOURS, JANUARY[0], JANUARY[-2])]
     storage.write_bytes(month, encode_month(days, spec_of(HOURS)))
     held = DayFile(HOURS, JANUARY[-1], month, FileStat(1, 1))
     with pytest.raises(DamagedFileError, match=r"2024-01\.parquet is damaged .* no rows of 2024-01-31"):
@@ -240,7 +240,7 @@ def test_any_range_has_the_same_rows_from_months_as_from_days(
     lake = _lake_with(tmp_path_factory, closed)
     first, last = sorted(bounds)
     start, end = (_BEGIN + timedelta(hours=hours) for hours in (first, last))
-    days = days_between(lake.layout, HOURS, start.date(), end.date())
+    days = day_files_between(lake.layout, HOURS, start.date(), end.date())
     rows = read_days(days, lake_schema(HOURS.market, HOURS.data_type), start, end)
     assert rows["open_time"].to_pylist() == [_BEGIN + timedelta(hours=hours) for hours in range(first, last)]
     assert rows["open"].to_pylist() == [hours % 24 for hours in range(first, last)]
@@ -258,7 +258,7 @@ def _lake_with(tmp_path_factory: pytest.TempPathFactory, closed: set[int]) -> Sm
         lake.put(HOURS, [*JANUARY, *FEBRUARY])
         for month in known:
             days = clock.days_of_month(date(2024, month, 1))
-            held = [read_whole(one) for one in days_between(lake.layout, HOURS, days[0], days[-1])]
+            held = [read_day_file(one) for one in day_files_between(lake.layout, HOURS, days[0], days[-1])]
             storage.write_bytes(lake.layout.month(HOURS, days[0]), encode_month(held, spec_of(HOURS)))
         remove_own_files(lake)
     return _LAKES[known]

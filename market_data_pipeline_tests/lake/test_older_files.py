@@ -16,7 +16,7 @@ from market_data_pipeline.lake.checksums import verify_days
 from market_data_pipeline.lake.closed_months import close_months, write_day
 from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
 from market_data_pipeline.lake.months import DayInMonth, encode_month
-from market_data_pipeline.lake.partitions import days_between, days_on_disk, read_whole
+from market_data_pipeline.lake.partitions import day_files, day_files_between, read_day_file
 from market_data_pipeline.lake.reader import read_days
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.day import FAILED, DayRecord, FindingColumns
@@ -37,8 +37,8 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallLake:
     for key in KEYS:
         lake.put(key, JANUARY)
         ledger = Ledger.read(lake.layout.ledger(key))
-        for held in days_between(lake.layout, key, JANUARY[0], JANUARY[-1])[::2]:
-            record, table = read_whole(held)
+        for held in day_files_between(lake.layout, key, JANUARY[0], JANUARY[-1])[::2]:
+            record, table = read_day_file(held)
             parquet.write_table(held.path, older(table), record, spec_of(key))
         refresh_ledger(ledger, lake.layout, key)
         ledger.write(lake.layout.ledger(key))
@@ -61,9 +61,9 @@ def is_required(path: Path) -> list[bool]:
 
 @pytest.mark.parametrize("key", KEYS, ids=str)
 def test_older_files_are_read_and_verified_with_new_ones(lake: SmallLake, key: SeriesKey) -> None:
-    paths = [held.path for held in days_between(lake.layout, key, JANUARY[0], JANUARY[1])]
+    paths = [held.path for held in day_files_between(lake.layout, key, JANUARY[0], JANUARY[1])]
     assert [set(is_required(path)) for path in paths] == [{False}, {True}]
-    held = list(days_on_disk(lake.layout, key).values())
+    held = list(day_files(lake.layout, key).values())
     assert read_days(held, lake_schema(key.market, key.data_type)).equals(truth(key, JANUARY))
     assert [proof.fault for proof in verify_days(lake.layout, key, JANUARY)] == [None] * 31
     market = MarketData(lake.root)
@@ -75,8 +75,8 @@ def test_older_files_are_read_and_verified_with_new_ones(lake: SmallLake, key: S
 
 @pytest.mark.parametrize("key", KEYS, ids=str)
 def test_a_missing_value_in_one_is_damage(lake: SmallLake, key: SeriesKey) -> None:
-    [held] = days_between(lake.layout, key, JANUARY[0], JANUARY[0])
-    record, table = read_whole(held)
+    [held] = day_files_between(lake.layout, key, JANUARY[0], JANUARY[0])
+    record, table = read_day_file(held)
     name = spec_of(key).key
     values = table.column(name).to_pylist()
     lost = pa.array([None, *values[1:]]).cast(table.column(name).type)
@@ -93,12 +93,12 @@ def test_older_files_are_closed_and_an_older_month_is_rewritten(lake: SmallLake)
     key = KEYS[0]
     assert close_months(lake.layout, key) == [JANUARY[0]]
     month = lake.layout.month(key, JANUARY[0])
-    held = list(days_on_disk(lake.layout, key).values())
+    held = list(day_files(lake.layout, key).values())
     assert {one.path for one in held} == {month}
     assert set(is_required(month)) == {True}
     assert read_days(held, lake_schema(key.market, key.data_type)).equals(truth(key, JANUARY))
 
-    found = [read_whole(one) for one in held]
+    found = [read_day_file(one) for one in held]
     storage.write_bytes(month, encode_month([DayInMonth(one.record, older(one.table)) for one in found], spec_of(key)))
     assert set(is_required(month)) == {False}
     assert [proof.fault for proof in verify_days(lake.layout, key, JANUARY)] == [None] * 31

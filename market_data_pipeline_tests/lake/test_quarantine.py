@@ -13,7 +13,7 @@ from market_data_pipeline.errors import DamagedFileError, UsageError
 from market_data_pipeline.lake import quarantine
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.lake.quarantine import Entry
+from market_data_pipeline.lake.quarantine import RefusedZip
 from market_data_pipeline.model.day import FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline_tests.support.world import agg_trades, klines
@@ -37,7 +37,7 @@ def kept(
     *,
     day: date | None = DAY,
     kind: str = "checksum",
-) -> Entry:
+) -> RefusedZip:
     sha256 = hashlib.sha256(data).hexdigest()
     archive_key = key.archive_daily(day) if day else key.archive_monthly(DAY)
     path = quarantine.store(
@@ -209,7 +209,7 @@ def test_the_record_is_plain_json(layout: Layout) -> None:
 # --- bounds -----------------------------------------------------------------------------------------------------------
 
 
-def put(layout: Layout, n: int, day: date | None = DAY, *, key: SeriesKey = BTC, size: int = 100) -> Entry | None:
+def put(layout: Layout, n: int, day: date | None = DAY, *, key: SeriesKey = BTC, size: int = 100) -> RefusedZip | None:
     """Keep the n-th version of an archive, n hours later, where 1,000 bytes are the limit."""
     path = quarantine.store(
         layout,

@@ -13,7 +13,7 @@ import pytest
 
 from market_data_pipeline.errors import DamagedFileError, StorageError
 from market_data_pipeline.lake import parquet, quarantine, regular_files, storage
-from market_data_pipeline.lake.partitions import days_on_disk, months_closed
+from market_data_pipeline.lake.partitions import day_files, months_closed
 from market_data_pipeline.maintenance.scrub import verify_local
 from market_data_pipeline.model.outcomes import DayFailure
 from market_data_pipeline_tests.support.shell import shell
@@ -102,7 +102,7 @@ def test_a_day_in_the_lake_is_fetched_again(world: World, make: Callable[[Path],
 def test_a_closed_month_is_passed_over(world: World, make: Callable[[Path], object]) -> None:
     world.ingest(BTC, WEEK)
     in_place_of(world.layout.month(BTC, DAY), make)
-    assert (list(days_on_disk(world.layout, BTC)), months_closed(world.layout, BTC)) == (WEEK, [])
+    assert (list(day_files(world.layout, BTC)), months_closed(world.layout, BTC)) == (WEEK, [])
     assert verify_local(world.settings, [BTC]).all_well
     world.layout.file(BTC, DAY).unlink()
     assert all(result.row.is_stored_final for result in world.ingest(BTC, WEEK))

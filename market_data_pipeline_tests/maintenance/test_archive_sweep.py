@@ -24,7 +24,7 @@ from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.months import encode_month, read_month
 from market_data_pipeline.lake.reader import read_day
 from market_data_pipeline.maintenance import archive_sweep, scrub
-from market_data_pipeline.maintenance.archive_sweep import Kind, SweepReport, find_listed, sweep
+from market_data_pipeline.maintenance.archive_sweep import ArchiveChange, SweepReport, find_listed, sweep
 from market_data_pipeline.maintenance.scrub import verify_local
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.day import FAILED, HELD, DayRecord, record_of
@@ -64,7 +64,7 @@ def well(report: SweepReport) -> bool:
     return not report.discoveries and not report.troubles
 
 
-def found(report: SweepReport) -> list[tuple[Kind, SeriesKey, list[str]]]:
+def found(report: SweepReport) -> list[tuple[ArchiveChange, SeriesKey, list[str]]]:
     return [(one.kind, one.key, [str(day) for day in one.days]) for one in report.discoveries]
 
 
@@ -133,7 +133,10 @@ def test_replaced_daily_archives_are_found_and_marked(world: World) -> None:
 
     report = swept(world, BTC)
 
-    assert found(report) == [(Kind.REPLACED, BTC, ["2026-02-05"]), (Kind.REPLACED, BTC, ["2026-02-09"])]
+    assert found(report) == [
+        (ArchiveChange.REPLACED, BTC, ["2026-02-05"]),
+        (ArchiveChange.REPLACED, BTC, ["2026-02-09"]),
+    ]
     assert report.to_fetch == {BTC: replaced}
     ledger = world.ledger(BTC)
     assert [day for day, row in ledger.rows.items() if row.replaced_by] == replaced
@@ -165,7 +168,7 @@ def test_a_look_without_marks_leaves_the_ledger_as_it_is(world: World) -> None:
     world.ingest(BTC, days("2026-02-03", "2026-02-20"))
     world.at("2026-03-06T12:00:00")
     before = world.layout.ledger(BTC).read_bytes()
-    assert found(swept(world, BTC, mark=False)) == [(Kind.REPLACED, BTC, ["2026-02-05"])]
+    assert found(swept(world, BTC, mark=False)) == [(ArchiveChange.REPLACED, BTC, ["2026-02-05"])]
     assert world.layout.ledger(BTC).read_bytes() == before
 
 
@@ -179,7 +182,7 @@ def test_days_of_a_monthly_zip_are_compared_with_that_one(world: World) -> None:
 
     report = swept(world, BTC)
 
-    assert found(report) == [(Kind.REPLACED, BTC, [str(day) for day in january])]
+    assert found(report) == [(ArchiveChange.REPLACED, BTC, [str(day) for day in january])]
     assert report.discoveries[0].archive == BTC.archive_monthly(january[0])
     assert report.archives == {BTC: 1}
 
@@ -193,7 +196,10 @@ def test_archive_of_a_day_without_one_is_found_once_published(world: World) -> N
 
     report = swept(world, BTC)
 
-    assert found(report) == [(Kind.PUBLISHED, BTC, ["2026-03-02"]), (Kind.PUBLISHED, BTC, ["2026-03-05"])]
+    assert found(report) == [
+        (ArchiveChange.PUBLISHED, BTC, ["2026-03-02"]),
+        (ArchiveChange.PUBLISHED, BTC, ["2026-03-05"]),
+    ]
     assert needs(world.ledger(BTC).rows[date(2026, 3, 2)], clock.now()).is_due
     assert not needs(world.ledger(BTC).rows[date(2026, 3, 3)], clock.now()).is_due
 
@@ -203,7 +209,7 @@ def test_a_day_without_checksum_waits_for_the_checksum(world: World) -> None:
     assert not world.one(BTC, "2026-03-02").row.final
     assert well(swept(world, BTC))
     world.sandbox.faults.remove(fault)
-    assert found(swept(world, BTC)) == [(Kind.PUBLISHED, BTC, ["2026-03-02"])]
+    assert found(swept(world, BTC)) == [(ArchiveChange.PUBLISHED, BTC, ["2026-03-02"])]
 
 
 def test_day_with_wrong_checksum_waits_for_other_bytes(world: World) -> None:
@@ -215,7 +221,7 @@ def test_day_with_wrong_checksum_waits_for_other_bytes(world: World) -> None:
         assert well(swept(world, BTC))
         assert not needs(world.ledger(BTC).rows[day], utc("2027-01-01T00:00:00")).is_due
     world.at("2026-03-06T12:00:00")
-    assert found(swept(world, BTC)) == [(Kind.PUBLISHED, BTC, ["2026-02-05"])]
+    assert found(swept(world, BTC)) == [(ArchiveChange.PUBLISHED, BTC, ["2026-02-05"])]
     assert needs(world.ledger(BTC).rows[day], clock.now()).is_due
     world.ingest(BTC, [day])
     assert world.ledger(BTC).rows[day].failure == "checksum", "the new one does not match either"
@@ -230,7 +236,9 @@ def test_corrected_checksum_of_equal_bytes_is_seen_by_its_time(world: World) -> 
     zip_file = Line(name, row.etag or "", "2026-02-06T08:00:00.000Z")
     before, after = (Line(f"{name}.CHECKSUM", "", f"2026-03-05T12:0{minute}:00.000Z") for minute in (0, 1))
     assert well(sweep(world.settings, [BTC], OnePage(zip_file, before)))
-    assert found(sweep(world.settings, [BTC], OnePage(zip_file, after))) == [(Kind.PUBLISHED, BTC, ["2026-02-05"])]
+    assert found(sweep(world.settings, [BTC], OnePage(zip_file, after))) == [
+        (ArchiveChange.PUBLISHED, BTC, ["2026-02-05"])
+    ]
     assert needs(world.ledger(BTC).rows[row.day], clock.now()).is_due
 
 
@@ -249,7 +257,7 @@ def test_replacement_with_late_checksum_is_found_for_a_final_day(world: World, r
     world.at("2026-03-20T12:00:00")
     for _ in range(2):
         again = swept(world, BTC)
-        assert found(again) == [(Kind.REFUSED, BTC, [str(day)])]
+        assert found(again) == [(ArchiveChange.REFUSED, BTC, [str(day)])]
         assert again.to_fetch == {}, "the same answer would come again"
         assert world.ledger(BTC).rows[day] == kept
     world.forget()
@@ -258,7 +266,7 @@ def test_replacement_with_late_checksum_is_found_for_a_final_day(world: World, r
 
     world.sandbox.faults.remove(proof)
 
-    assert found(swept(world, BTC)) == [(Kind.REPLACED, BTC, [str(day)])]
+    assert found(swept(world, BTC)) == [(ArchiveChange.REPLACED, BTC, [str(day)])]
     assert needs(world.ledger(BTC).rows[day], clock.now()).is_due
     new = world.one(BTC, str(day)).row
     assert (new.failure, new.is_stored_final, new.replaced_by) == (None, True, None)
@@ -279,10 +287,10 @@ def test_day_of_rest_with_a_refused_archive_waits_for_another(world: World) -> N
     world.at("2026-02-15T12:00:00")
 
     assert swept(world, BTC).to_fetch == {}
-    assert found(swept(world, BTC)) == [(Kind.REFUSED, BTC, [str(day)])]
+    assert found(swept(world, BTC)) == [(ArchiveChange.REFUSED, BTC, [str(day)])]
     assert not needs(world.ledger(BTC).rows[day], clock.now()).is_due
     world.at("2026-02-20T12:00:00")
-    assert found(swept(world, BTC)) == [(Kind.PUBLISHED, BTC, [str(day)])]
+    assert found(swept(world, BTC)) == [(ArchiveChange.PUBLISHED, BTC, [str(day)])]
     assert needs(world.ledger(BTC).rows[day], clock.now()).is_due
 
 
@@ -300,7 +308,7 @@ def test_sweep_leaves_the_backoff_of_an_unreachable_replacement(world: World) ->
     tried = world.ledger(BTC).rows[day]
     assert tried.attempts == 3
 
-    assert found(swept(world, BTC)) == [(Kind.REPLACED, BTC, [str(day)])]
+    assert found(swept(world, BTC)) == [(ArchiveChange.REPLACED, BTC, [str(day)])]
 
     assert world.ledger(BTC).rows[day] == tried
     sweep(world.settings, [BTC], ArchiveClient(world.settings), at_once=True)
@@ -313,7 +321,7 @@ def test_checksum_time_decides_without_a_recorded_etag(world: World) -> None:
     row = replace(world.one(BTC, str(day)).row, replaced_by="new", failure="checksum", attempts=1)
     name = BTC.archive_daily(day)
     new = Line(name, "new", "2026-03-04T08:00:00.000Z")
-    for minute, kinds in ((0, [Kind.REFUSED]), (1, [Kind.REPLACED])):
+    for minute, kinds in ((0, [ArchiveChange.REFUSED]), (1, [ArchiveChange.REPLACED])):
         Ledger([row]).write(world.layout.ledger(BTC))
         line = Line(f"{name}.CHECKSUM", "ab", f"2026-03-05T12:0{minute}:00.000Z")
         assert [one.kind for one in sweep(world.settings, [BTC], OnePage(new, line)).discoveries] == kinds
@@ -329,7 +337,7 @@ def test_archive_restored_after_a_refused_one_clears_the_failure(world: World) -
     assert world.one(BTC, str(day)).row.failure == "checksum"
     for fault in (replacement, wrong):
         world.sandbox.faults.remove(fault)
-    assert found(swept(world, BTC)) == [(Kind.REPLACED, BTC, [str(day)])]
+    assert found(swept(world, BTC)) == [(ArchiveChange.REPLACED, BTC, [str(day)])]
     settled = world.one(BTC, str(day)).row
     assert (settled.failure, settled.content_sha256) == (None, row.content_sha256)
     assert well(swept(world, BTC))
@@ -344,7 +352,7 @@ def test_day_without_its_own_archive_is_found_in_the_monthly_one(world: World) -
     assert well(report)
     assert report.requests == 2
     world.at("2026-03-09T12:00:00")
-    assert found(swept(world, BTC)) == [(Kind.PUBLISHED, BTC, [str(day) for day in late])]
+    assert found(swept(world, BTC)) == [(ArchiveChange.PUBLISHED, BTC, [str(day) for day in late])]
     assert all(result.row.is_stored_final for result in world.ingest(BTC, late))
     assert world.ledger(BTC).rows[late[0]].source == "archive_monthly"
     assert well(swept(world, BTC))
@@ -354,7 +362,7 @@ def test_vanished_archive_is_reported_and_the_day_stays(world: World) -> None:
     world.ingest(BTC, days("2026-02-03", "2026-02-08"))
     world.sandbox.faults.add(MissingDay(series=str(BTC), days=[date(2026, 2, 5)]))
     report = swept(world, BTC)
-    assert found(report) == [(Kind.VANISHED, BTC, ["2026-02-05"])]
+    assert found(report) == [(ArchiveChange.VANISHED, BTC, ["2026-02-05"])]
     assert report.to_fetch == {}
     assert world.ledger(BTC).rows[date(2026, 2, 5)].is_stored_final
     assert world.ledger(BTC).rows[date(2026, 2, 5)].replaced_by is None
@@ -380,7 +388,7 @@ def test_three_thousand_days_are_six_pages(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(archive_sweep, "refresh_ledger", lambda *_: [])  # the ledger is all there is of those days
         report = swept(world, key, mark=False)
     assert len(wanted) == 3000
-    assert len(report.of(Kind.REPLACED)) == 3000
+    assert len(report.of(ArchiveChange.REPLACED)) == 3000
     assert report.requests == 6
 
 
@@ -405,9 +413,11 @@ class OnePage:
 
 @pytest.mark.parametrize(
     ("modified", "kinds"),
-    [("2026-02-06T08:00:00.000Z", []), ("2026-02-06T08:00:01.000Z", [Kind.REPLACED])],
+    [("2026-02-06T08:00:00.000Z", []), ("2026-02-06T08:00:01.000Z", [ArchiveChange.REPLACED])],
 )
-def test_archive_time_decides_without_an_etag_in_the_listing(world: World, modified: str, kinds: list[Kind]) -> None:
+def test_archive_time_decides_without_an_etag_in_the_listing(
+    world: World, modified: str, kinds: list[ArchiveChange]
+) -> None:
     row = world.one(BTC, "2026-02-05").row
     assert row.last_modified == "Fri, 06 Feb 2026 08:00:00 GMT"
     line = Line(BTC.archive_daily(row.day), "", modified)
@@ -492,7 +502,7 @@ def test_days_without_a_ledger_are_known_from_their_footers(world: World) -> Non
     world.ingest(BTC, days("2026-02-03", "2026-02-08"))
     world.layout.ledger(BTC).unlink()
     world.at("2026-03-06T12:00:00")
-    assert found(swept(world, BTC)) == [(Kind.REPLACED, BTC, ["2026-02-05"])]
+    assert found(swept(world, BTC)) == [(ArchiveChange.REPLACED, BTC, ["2026-02-05"])]
     assert sorted(world.ledger(BTC).rows) == days("2026-02-03", "2026-02-08")
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from market_data_pipeline import clock
 from market_data_pipeline.checks.ordering import key_ranges
-from market_data_pipeline.checks.verdicts import NOT_COMPARED, Ground, verdict_finding
+from market_data_pipeline.checks.verdicts import MARKET_NOT_COMPARED, Ground, verdict_finding
 from market_data_pipeline.defs.definitions import build_definitions
 from market_data_pipeline.defs.in_process import materialize_coverage
 from market_data_pipeline.lake import parquet, storage
@@ -33,7 +33,7 @@ from market_data_pipeline_tests.support.small_lake import SmallLake, day_table, 
 from market_data_pipeline_tests.support.world import World, agg_trades, klines, utc
 
 DAY = date(2024, 1, 1)
-NOT_YET = Ground(Verdict.QUIET, NOT_COMPARED, Basis.MARKET_NOT_COMPARED)
+NOT_YET = Ground(Verdict.QUIET, MARKET_NOT_COMPARED, Basis.MARKET_NOT_COMPARED)
 NEAR, AVAX, BTC = (series(f"{base}USDT", "1m", "um") for base in ("NEAR", "AVAX", "BTC"))
 
 

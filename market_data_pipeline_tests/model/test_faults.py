@@ -216,6 +216,6 @@ def test_removed_current_folder_is_reported(
 
 
 def test_bug_shows_its_traceback() -> None:
-    with pytest.raises(ZeroDivisionError), faults.in_words():
+    with pytest.raises(ZeroDivisionError), faults.explained():
         raise ZeroDivisionError
     assert faults.sentence(ValueError("a bug")) is None

@@ -17,7 +17,7 @@ from market_data_pipeline.checks.halts import Answers, MarketDay
 from market_data_pipeline.checks.ordering import Ints
 from market_data_pipeline.checks.verdicts import (
     CUT,
-    NOT_COMPARED,
+    MARKET_NOT_COMPARED,
     PROVISIONAL,
     AnsweredIds,
     TradeRecord,
@@ -33,7 +33,7 @@ RECORDED = json.loads((Path(__file__).parents[1] / "releases" / "0.1.0.findings.
 """One finding of each sentence in the data folder of release 0.1.0, with the fields that today's checks set for it."""
 
 SENTENCES_THEN = {
-    NOT_COMPARED: "unconfirmed: whether other symbols of the market traded meanwhile was not looked at",
+    MARKET_NOT_COMPARED: "unconfirmed: whether other symbols of the market traded meanwhile was not looked at",
     PROVISIONAL: "the day is provisional: its archive is not there yet",
     CUT: "the run's REST weight for aggTrades was used up",
     "unconfirmed: no other series of spot is stored for this time": "unconfirmed: no other series held of spot tells",

@@ -14,17 +14,12 @@ import numpy as np
 import pytest
 import requests
 
+from market_data_pipeline.clock import day_start_us
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
 from market_data_pipeline.sandbox import DEFAULT_SYMBOLS, GeneratedSymbol, Sandbox, write_mirror
 from market_data_pipeline.sandbox.csv_writer import Decimals, csv_text
-from market_data_pipeline.sandbox.generator import (
-    DAY_US,
-    day_of_agg_trade,
-    day_start_us,
-    generate_trades,
-    klines_of,
-)
+from market_data_pipeline.sandbox.generator import DAY_US, day_of_agg_trade, generate_trades, klines_of
 from market_data_pipeline.sandbox.rows import TradeRows
 from market_data_pipeline_tests.sandbox.conftest import NOW, csv_rows
 

@@ -15,11 +15,11 @@ import pytest
 from market_data_pipeline.errors import NetworkError
 from market_data_pipeline.sandbox import CutBody, OtherBody, RawAnswer, Status
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.sources.http import Host, Kind
+from market_data_pipeline.sources.http import Host, ResponseKind
 from market_data_pipeline_tests.support.world import World, days, klines
 
-SMALL = Kind("a small thing", 4096)
-BIG = Kind("a big thing", 64 << 20, big=True)
+SMALL = ResponseKind("a small thing", 4096)
+BIG = ResponseKind("a big thing", 64 << 20, big=True)
 HEAD = "HTTP/1.1 200 OK\r\n"
 BTC = klines("BTCUSDT", "1h")
 
@@ -42,7 +42,7 @@ def hasty(world: World) -> Iterator[Host]:
     host.close()
 
 
-def failure(host: Host, kind: Kind = SMALL, path: str = "odd") -> str:
+def failure(host: Host, kind: ResponseKind = SMALL, path: str = "odd") -> str:
     with pytest.raises(NetworkError) as told:
         host.get(path, kind)
     return str(told.value)
@@ -72,7 +72,9 @@ def failure(host: Host, kind: Kind = SMALL, path: str = "odd") -> str:
         "chunks", "trailers", "body of a 404",
     ],
 )  # fmt: skip
-def test_an_answer_that_drips_ends_in_two_timeouts(world: World, hasty: Host, fault: RawAnswer, kind: Kind) -> None:
+def test_an_answer_that_drips_ends_in_two_timeouts(
+    world: World, hasty: Host, fault: RawAnswer, kind: ResponseKind
+) -> None:
     world.sandbox.faults.add(fault)
     began = time.monotonic()
     text = failure(hasty, kind)
@@ -88,7 +90,7 @@ def test_a_big_body_may_take_longer_than_the_timeout(world: World) -> None:
     fault = RawAnswer(begin=f"{HEAD}Content-Length: {length}\r\n\r\n", then=piece, pause=0.2)
     world.sandbox.faults.add(fault)
     assert len(Host(world.sandbox.url, world.settings).get("big", BIG).body) == length
-    assert "stalled" in failure(Host(world.sandbox.url, world.settings), Kind("a small thing", BIG.most_bytes))
+    assert "stalled" in failure(Host(world.sandbox.url, world.settings), ResponseKind("a small thing", BIG.most_bytes))
 
 
 def test_waiting_for_memory_does_not_count_as_the_hosts_time(world: World) -> None:

@@ -18,7 +18,7 @@ from market_data_pipeline.model.series import Market
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe
 
-CHECKS: Mapping[str, str] = {
+_CHECKS: Mapping[str, str] = {
     "missing_days": "Every day of every series was fetched.\n\nA series runs from its start in the universe to "
     "yesterday.",
     "failed_days": "No requested day has failed.",
@@ -40,7 +40,7 @@ def build_coverage_asset(market: Market, settings: Settings, universe: Universe)
     @dg.asset(
         key=asset_key,
         check_specs=[
-            dg.AssetCheckSpec(name, asset=asset_key, description=description) for name, description in CHECKS.items()
+            dg.AssetCheckSpec(name, asset=asset_key, description=description) for name, description in _CHECKS.items()
         ],
         required_resource_keys={HEARTBEAT},
         group_name=f"{market.value}_coverage",

@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 SHOWN_SERIES = 200
 SHOWN_ROWS = 50
-SHOWN_FAILURES = 20
-SHOWN_TEXT = 200
+_SHOWN_DAYS = 20
+_SHOWN_TEXT = 200
 """Limits that bound the metadata of one event to about 60 kB. Every event stores its own copy."""
 
 
@@ -138,11 +138,11 @@ def failed_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult
     newest = failed[::-1]
     metadata: dict[str, Any] = {"days": len(failed)}
     if failed:
-        metadata["failed"] = _table([_failure(key, row) for key, row in newest], SHOWN_FAILURES)
+        metadata["failed"] = _table([_failure(key, row) for key, row in newest], _SHOWN_DAYS)
     # Reasons are long and mostly alike, so the table has none: show one reason for each kind.
     for key, row in failed:
         kind = row.failure or "failed"
-        metadata[f"{kind}: newest reason"] = shortened(row.reason or "", SHOWN_TEXT)
+        metadata[f"{kind}: newest reason"] = shortened(row.reason or "", _SHOWN_TEXT)
         metadata[f"{kind}: to recover"] = dg.MetadataValue.md(how_to_recover(key, row))
     return dg.AssetCheckResult(
         check_name="failed_days",
@@ -150,7 +150,7 @@ def failed_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult
         severity=dg.AssetCheckSeverity.ERROR,
         description=(
             f"{len(failed)} days of {len({key for key, _ in failed})} series failed and are not in the lake. The "
-            f"metadata lists the newest, at most {SHOWN_FAILURES}, and the way to recover each kind. List all of them: "
+            f"metadata lists the newest, at most {_SHOWN_DAYS}, and the way to recover each kind. List all of them: "
             "`market-data sql \"FROM quality.coverage WHERE outcome = 'failed'\"`."
             if failed
             else "No requested day has failed."
@@ -190,7 +190,7 @@ def doubtful_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResu
     doubtful = [(one.key, day, doubt) for one in covered for day, doubt in one.doubtful.items()]
     doubtful.sort(key=lambda found: found[1], reverse=True)
     records = [
-        {"series": str(key), "day": day.isoformat(), "doubt": shortened(doubt, SHOWN_TEXT)}
+        {"series": str(key), "day": day.isoformat(), "doubt": shortened(doubt, _SHOWN_TEXT)}
         for key, day, doubt in doubtful[: SHOWN_ROWS + 1]
     ]
     metadata: dict[str, Any] = {"days": len(doubtful)}
@@ -266,7 +266,7 @@ def _gap_record(key: SeriesKey, gap: GapSum) -> dict[str, str | int]:
         "rows": gap.rows,
         "days": gap.days,
         "newest": gap.newest.isoformat(),
-        "evidence there": shortened(gap.evidence, SHOWN_TEXT),
+        "evidence there": shortened(gap.evidence, _SHOWN_TEXT),
     }
 
 

@@ -16,7 +16,7 @@ from market_data_pipeline.defs.keys import asset_key_of, encode_symbol
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT
 from market_data_pipeline.defs.reconciliation import definitions
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.model.datasets import MARKETS, WORDS, Kind, lake_columns
+from market_data_pipeline.model.datasets import MARKETS, WORDS, ColumnKind, lake_columns
 from market_data_pipeline.model.lineage import profile_of, source_of
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
 from market_data_pipeline.settings import Settings
@@ -205,7 +205,7 @@ _COLUMNS: Mapping[str, str] = {
     "agg_trades": "Number of aggregated trades, without sentinel rows.",
 }
 
-_SQL_TYPES: Mapping[Kind, str] = {
+_SQL_TYPES: Mapping[ColumnKind, str] = {
     "time": "TIMESTAMP",
     "day": "DATE",
     "int": "BIGINT",

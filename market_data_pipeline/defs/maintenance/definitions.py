@@ -32,9 +32,9 @@ def build_maintenance_jobs(keys: Sequence[SeriesKey], settings: Settings) -> dic
         compare_archives(context, keys, settings)
 
     def close(context: dg.OpExecutionContext) -> None:
-        from market_data_pipeline.defs.maintenance.run import close_months
+        from market_data_pipeline.defs.maintenance.run import compact_lake
 
-        close_months(context, klines, settings)
+        compact_lake(context, klines, settings)
 
     def drop(context: dg.OpExecutionContext) -> None:
         from market_data_pipeline.defs.platform.pruning import prune_records

@@ -29,7 +29,7 @@ from market_data_pipeline.universe import Universe
 EARLIEST = timedelta(hours=2)
 """Time after the end of a day before which its archive is never published."""
 
-INTERVALS = (
+_LOOK_INTERVALS = (
     (timedelta(hours=12), timedelta(0)),
     (timedelta(days=10), timedelta(hours=2)),
     (timedelta(days=30), timedelta(hours=6)),
@@ -37,7 +37,7 @@ INTERVALS = (
 )
 """Time since the end of a day, and the interval between two looks up to then. Older days are left to the sweep."""
 
-SECONDS = 30
+_LOOK_SECONDS = 30
 """Time after which a tick starts no further series. Dagster ends a tick after 60 s."""
 
 ANSWER_SECONDS = 10
@@ -122,9 +122,9 @@ def look(
     due = seen.due(waiting, now)
     if not due:
         number = sum(map(len, waiting.values()))
-        return dg.SkipReason(f"{counted(number)} for an archive. It is too early to look again.")
+        return dg.SkipReason(f"{_waiting(number)} for an archive. It is too early to look again.")
     with closing(ArchiveClient(_for_a_tick(settings))) as archive:
-        report = look_for(due, archive, threads=settings.download_threads, seconds=SECONDS)
+        report = look_for(due, archive, threads=settings.download_threads, seconds=_LOOK_SECONDS)
     for key, trouble in report.troubles.items():
         context.log.warning("%s: looking for archives failed: %s", key, trouble)
     asked, wanted = seen.after(waiting, report)
@@ -132,7 +132,7 @@ def look(
     cursor = Seen(looked_at=now, left=left, failed=failed, asked=asked).model_dump_json()
     if not wanted:
         number = sum(map(len, due.values()))
-        text = f"{counted(number)} for an archive. {report.requests} pages of the listing have no new one."
+        text = f"{_waiting(number)} for an archive. {report.requests} pages of the listing have no new one."
         return dg.SensorResult(skip_reason=f"{text}{_next_tick(len(left) + len(failed))}", cursor=cursor)
     # Equal if a tick is evaluated twice. Different if the archive of a day is replaced.
     stamp = f"archive_published {seen.looked_at or now:%Y-%m-%dT%H:%M:%S} {_digest(asked, wanted)}"
@@ -158,7 +158,7 @@ def _digest(asked: Mapping[str, Mapping[date, str]], wanted: Mapping[SeriesKey, 
     return hashlib.sha256(etags.encode()).hexdigest()[:16]
 
 
-def counted(number: int) -> str:
+def _waiting(number: int) -> str:
     """Return how many days wait, as text."""
     return f"{number or 'No'} day{'s wait' if number > 1 else ' waits'}"
 
@@ -190,7 +190,7 @@ def is_time(day: date, looked_at: datetime | None, now: datetime, reach: timedel
         reach: How far back REST serves the series. Until then every tick looks, because REST can still fill gaps.
     """
     age = now - datetime.combine(day + DAY, time(), UTC)
-    interval = next((interval for until, interval in INTERVALS if EARLIEST <= age < until), None)
+    interval = next((interval for until, interval in _LOOK_INTERVALS if EARLIEST <= age < until), None)
     if interval is not None and reach is not None and age < reach:
         return True
     if interval is None or looked_at is None or not interval:

@@ -7,13 +7,13 @@ from contextlib import closing
 
 import dagster as dg
 
-from market_data_pipeline.maintenance.archive_sweep import Kind, SweepReport, sweep
+from market_data_pipeline.maintenance.archive_sweep import ArchiveChange, SweepReport, sweep
 from market_data_pipeline.maintenance.compaction import compact
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.binance.archive import ArchiveClient
 
-SHOWN = 100
+_SHOWN_FINDINGS = 100
 
 _SHOWN_SERIES = 100
 
@@ -37,7 +37,7 @@ def compare_archives(context: dg.OpExecutionContext, keys: Sequence[SeriesKey], 
         sum(report.archives.values()),
         len(report.archives),
         report.requests,
-        ", ".join(f"{len(report.of(kind))} {kind.value}" for kind in Kind),
+        ", ".join(f"{len(report.of(kind))} {kind.value}" for kind in ArchiveChange),
     )
     if report.troubles:
         raise dg.Failure(
@@ -55,7 +55,7 @@ def report_metadata(report: SweepReport) -> dict[str, dg.MetadataValue]:
     numbers = {
         "archives": sum(report.archives.values()),
         "requests": report.requests,
-        **{kind.value: len(report.of(kind)) for kind in Kind},
+        **{kind.value: len(report.of(kind)) for kind in ArchiveChange},
         "days without an ETag on record": report.without_etag,
         **({"not compared": len(report.not_reached)} if report.not_reached else {}),
     }
@@ -72,13 +72,13 @@ def report_metadata(report: SweepReport) -> dict[str, dg.MetadataValue]:
                         "archive": found.archive.rsplit("/", 1)[-1],
                     }
                 )
-                for found in report.discoveries[:SHOWN]
+                for found in report.discoveries[:_SHOWN_FINDINGS]
             ]
         )
     return metadata
 
 
-def close_months(context: dg.OpExecutionContext, keys: Sequence[SeriesKey], settings: Settings) -> None:
+def compact_lake(context: dg.OpExecutionContext, keys: Sequence[SeriesKey], settings: Settings) -> None:
     """Close the months of series that are ready, remove files of days of closed months, and report both.
 
     Args:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-MARK = "MARKET_DATA_STARTED_BY"
+STARTED_BY = "MARKET_DATA_STARTED_BY"
 """Environment variable that descendants inherit."""
 
 TERM_AFTER_SECONDS = 1.0
@@ -62,7 +62,7 @@ def end_with_this_process(at_once: str) -> Callable[[], None]:
         )
     finally:
         os.close(ends)
-    os.environ[MARK] = mark
+    os.environ[STARTED_BY] = mark
 
     def stop() -> None:
         with suppress(OSError):  # the watcher was killed
@@ -102,7 +102,7 @@ def _send(number: int, mark: bytes, part: bytes = b"") -> bool:
 
 
 def _descendants(mark: bytes) -> Iterator[Path]:
-    variable = MARK.encode() + b"=" + mark
+    variable = STARTED_BY.encode() + b"=" + mark
     for folder in _PROCESSES.iterdir():
         if folder.name.isdecimal():
             with suppress(OSError):  # another user's, or it has ended

@@ -57,7 +57,7 @@ class DuckDBParquetIOManager(dg.ConfigurableIOManager):
         """
         from market_data_pipeline.defs.platform.tables import load_days
 
-        with faults.in_words():
+        with faults.explained():
             return load_days(self._layout, *_selection(context), context.dagster_type.typing_type)
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
@@ -72,7 +72,7 @@ class DuckDBParquetIOManager(dg.ConfigurableIOManager):
         from market_data_pipeline.sql.publish import publish_views
 
         parents = [series_of(dep.asset_key) for dep in context.asset_spec.deps]
-        with faults.in_words():
+        with faults.explained():
             store_days(self._layout, *_selection(context), obj, parents, self.lock_wait_seconds)
             publish_views(self._layout, context.log)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
-MARK = b"\x01"
+PACKED_MARK = b"\x01"
 """First byte of a packed value: the version of :data:`_KNOWN`."""
 
 PACKED_COLUMNS = (
@@ -41,7 +41,7 @@ _BEGUN = zlib.compressobj(6, zlib.DEFLATED, wbits=-14, memLevel=6, zdict=_KNOWN)
 def pack(text: str) -> bytes:
     """Compress an event's JSON."""
     deflate = _BEGUN.copy()
-    return b"".join((MARK, deflate.compress(text.encode()), deflate.flush()))
+    return b"".join((PACKED_MARK, deflate.compress(text.encode()), deflate.flush()))
 
 
 def unpack(packed: bytes) -> str:
@@ -50,7 +50,7 @@ def unpack(packed: bytes) -> str:
     Raises:
         sqlite3.DatabaseError: The value was packed by a newer version, or is damaged.
     """
-    if packed[:1] != MARK:
+    if packed[:1] != PACKED_MARK:
         raise sqlite3.DatabaseError(
             f"A value of Dagster's records starts with {packed[:1]!r}. A newer version packed it."
         )

@@ -25,7 +25,7 @@ from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.day_records import rows_on_record
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.lake.partitions import days_on_disk
+from market_data_pipeline.lake.partitions import day_files
 from market_data_pipeline.lake.reader import read_days, time_column
 from market_data_pipeline.model.day import EMPTY, HELD, NOT_LISTED, DayFile, DayRecord, record_of
 from market_data_pipeline.model.provenance import Part, Provenance, Source
@@ -62,7 +62,7 @@ def stored_files(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[D
     if not days:
         return []
     requested = set(days)
-    on_disk = {day: file for day, file in days_on_disk(layout, key).items() if day in requested}
+    on_disk = {day: file for day, file in day_files(layout, key).items() if day in requested}
     rows = rows_on_record(layout, key, on_disk, min(days), max(days))
     known = {day for day, row in rows.items() if row.outcome in (HELD, EMPTY, NOT_LISTED)}
     if missing := [day for day in days if day not in known]:

@@ -57,14 +57,14 @@ def evaluations(
             check_name=RECONCILIATION,
             passed=one.unexplained == 0,
             severity=dg.AssetCheckSeverity.ERROR,
-            description=f"{describe(one)} {CHANGED_SINCE}" if one.day in stale else describe(one),
+            description=f"{_describe(one)} {CHANGED_SINCE}" if one.day in stale else _describe(one),
             metadata=_metadata(one),
             partition=partition_of(one.day),
             target_materialization_data=targets.get(partition_of(one.day)),
         )
 
 
-def describe(found: DayReconciled) -> str:
+def _describe(found: DayReconciled) -> str:
     """Return a day's result in one or two sentences."""
     if not found.differing:
         return f"All {found.bars:,} candles equal the candles rebuilt from {found.source}."

@@ -21,15 +21,15 @@ from market_data_pipeline.model.provenance import ChecksumStatus
 from market_data_pipeline.model.waits import Stop
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.sources.binance.listing_page import ListedFile, Page, read_page
-from market_data_pipeline.sources.http import CHECK_NETWORK, FORBIDDEN, OK, PASSING, Answer, Host, Kind
+from market_data_pipeline.sources.http import CHECK_NETWORK, FORBIDDEN, OK, PASSING, Host, Response, ResponseKind
 from market_data_pipeline.sources.protocol import ArchiveFile
 
 __all__ = ["ArchiveClient", "ListedFile"]
 
 ABSENT = (403, 404)
 
-_CHECKSUM = Kind("a checksum", 4 << 10)
-_LISTING = Kind("a page of a listing", 8 << 20)
+_CHECKSUM = ResponseKind("a checksum", 4 << 10)
+_LISTING = ResponseKind("a page of a listing", 8 << 20)
 
 _CHECK_LISTING = f"Check the network and {PREFIX}VISION_LISTING_URL."
 
@@ -72,9 +72,9 @@ class ArchiveClient:
             NetworkError: No complete response, or one that is not a zip and does not match the checksum.
         """
         if most_bytes is None or most_bytes > self._most_bytes:
-            kind = Kind(f"a zip ({PREFIX}MAX_ZIP_MB)", self._most_bytes, big=True)
+            kind = ResponseKind(f"a zip ({PREFIX}MAX_ZIP_MB)", self._most_bytes, big=True)
         else:
-            kind = Kind("a zip of this series", most_bytes, big=True)
+            kind = ResponseKind("a zip of this series", most_bytes, big=True)
         with self._files.downloads:
             fetched = self._fetch_once(path, kind, admit)
             if isinstance(fetched, ChecksumError) and fetched.file.sha256 not in accepted:
@@ -86,7 +86,7 @@ class ArchiveClient:
         return fetched
 
     def _fetch_once(
-        self, path: str, kind: Kind, admit: Callable[[int], None] | None
+        self, path: str, kind: ResponseKind, admit: Callable[[int], None] | None
     ) -> ArchiveFile | ChecksumError | None:
         answer = _found(self._files.get(path, kind, admit=admit))
         if answer is None:
@@ -182,7 +182,7 @@ class ArchiveClient:
         self._listing.close()
 
 
-def _found(answer: Answer) -> Answer | None:
+def _found(answer: Response) -> Response | None:
     """Return a response with a file. Return None if the archive has no such file.
 
     Raises:
@@ -196,12 +196,12 @@ def _found(answer: Answer) -> Answer | None:
     raise NetworkError(f"{answer.summary}. Try again later.")
 
 
-def _stated_sha256(answer: Answer) -> str | None:
+def _stated_sha256(answer: Response) -> str | None:
     found = re.match(rb"\s*([0-9a-fA-F]{64})(\s|$)", answer.body)
     return found[1].decode().lower() if found else None
 
 
-def _instead_of_zip(answer: Answer) -> str | None:
+def _instead_of_zip(answer: Response) -> str | None:
     """Return a message about a response that is not a complete zip, else None."""
     if not answer.body.startswith(b"PK"):
         return f"{answer.summary} instead of a zip. {CHECK_NETWORK}"
@@ -210,13 +210,13 @@ def _instead_of_zip(answer: Answer) -> str | None:
     return None
 
 
-def _etag(answer: Answer) -> str | None:
+def _etag(answer: Response) -> str | None:
     """Return the ETag without quotes. None if it is missing or invalid."""
     found = re.fullmatch(r'(?:W/)?"?([\x21\x23-\x7e]{1,200})"?', answer.headers.get("ETag", "").strip())
     return found[1] if found else None
 
 
-def _last_modified(answer: Answer) -> str | None:
+def _last_modified(answer: Response) -> str | None:
     text = answer.headers.get("Last-Modified", "")
     try:
         parsedate_to_datetime(text)

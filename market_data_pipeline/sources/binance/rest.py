@@ -32,7 +32,7 @@ from market_data_pipeline.errors import (
 from market_data_pipeline.model.datasets import MARKETS, RestEndpoint, spec_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey, interval_us
-from market_data_pipeline.model.waits import Stop, in_words
+from market_data_pipeline.model.waits import Stop, as_duration
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.sources.binance.zip_reader import table_from_rest
 from market_data_pipeline.sources.http import (
@@ -40,9 +40,9 @@ from market_data_pipeline.sources.http import (
     CHECK_NETWORK,
     OK,
     TOO_MANY,
-    Answer,
     Host,
-    Kind,
+    Response,
+    ResponseKind,
     retry_after_seconds,
 )
 from market_data_pipeline.sources.rate_limit import LONGEST_BAN_SECONDS, WeightBudget, shared_folder
@@ -52,7 +52,7 @@ _TIME_WEIGHT = 1
 _MOST_COUNTED = 1_000_000
 """Maximum plausible weight per minute in Binance's count. The highest limit is 6,000."""
 
-_ANSWER = Kind("an answer of REST", 16 << 20)
+_ANSWER = ResponseKind("an answer of REST", 16 << 20)
 _MOST_COMMAS = 100_000
 """Maximum commas in a response: five times as many as the biggest page has."""
 
@@ -297,7 +297,7 @@ class RestApi:
         """Return the reason if REST no longer serves rows of a moment, else an empty string."""
         if endpoint.reach is None or moment_us >= clock.to_us(now - endpoint.reach + _EDGE):
             return ""
-        return f"REST of {self.market} only serves aggTrades of the last {in_words(endpoint.reach.total_seconds())}"
+        return f"REST of {self.market} only serves aggTrades of the last {as_duration(endpoint.reach.total_seconds())}"
 
     def first_candle_day(self, key: SeriesKey) -> date | None:
         """Return the UTC day of a symbol's first candle. None if it never had one."""
@@ -328,7 +328,7 @@ class RestApi:
                 if abs(server - ours) > CLOCK_TOLERANCE:
                     raise RestAnswerError(
                         f"{answer.url} answered {server:%Y-%m-%d %H:%M:%S} UTC and this machine's clock is at "
-                        f"{ours:%Y-%m-%d %H:%M:%S}. They differ by {in_words(abs(server - ours).total_seconds())}, "
+                        f"{ours:%Y-%m-%d %H:%M:%S}. They differ by {as_duration(abs(server - ours).total_seconds())}, "
                         "so it is unknown which candles are closed. Set this machine's clock (NTP)."
                     )
                 self._server = server, counted_from
@@ -371,7 +371,7 @@ class RestApi:
                 )
         return table
 
-    def _request(self, path: str, params: Mapping[str, str], weight: int) -> Answer:
+    def _request(self, path: str, params: Mapping[str, str], weight: int) -> Response:
         for _ in range(_PATIENCE):
             with self._host.downloads:
                 self._budget.acquire(weight, self._refuse_if_off)
@@ -399,7 +399,7 @@ class RestApi:
                 f"or set {PREFIX}{self.market.upper()}_URL to a host that answers."
             )
 
-    def _raise_for_status(self, answer: Answer) -> None:
+    def _raise_for_status(self, answer: Response) -> None:
         status = answer.status
         if status == OK:
             return
@@ -432,7 +432,7 @@ class RestApi:
         self._budget.close()
 
 
-def _json(answer: Answer) -> Any:
+def _json(answer: Response) -> Any:
     """Parse the JSON of a response. Numbers must be finite and names unique.
 
     Raises:
@@ -461,7 +461,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _code(answer: Answer) -> int | None:
+def _code(answer: Response) -> int | None:
     """Return Binance's error code, which is more precise than the status. None if there is none."""
     try:
         code = json.loads(answer.body)["code"]
@@ -486,13 +486,13 @@ def _by_time(key: SeriesKey, start_us: int, end_us: int, endpoint: RestEndpoint)
     return {"symbol": key.symbol, "startTime": str(start), "endTime": str(end), "limit": str(endpoint.page)}
 
 
-def _retry_after(answer: Answer) -> float:
+def _retry_after(answer: Response) -> float:
     """Return the seconds to wait by Retry-After. A minute if the header is missing or invalid."""
     seconds = retry_after_seconds(answer)
     return _DEFAULT_PAUSE if seconds is None else min(seconds, LONGEST_BAN_SECONDS)
 
 
-def _used_weight(answer: Answer) -> int | None:
+def _used_weight(answer: Response) -> int | None:
     """Return Binance's count of the weight used in this minute. None if it is missing or implausible."""
     text = answer.headers.get(_USED_WEIGHT, "")
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) and int(text) <= _MOST_COUNTED else None

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from market_data_pipeline.cli.signals import LAST_SECONDS
-from market_data_pipeline.defs.platform.descendants import KILL_AFTER_SECONDS, MARK, end_with_this_process
+from market_data_pipeline.defs.platform.descendants import KILL_AFTER_SECONDS, STARTED_BY, end_with_this_process
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 
@@ -111,7 +111,7 @@ def test_process_that_ignores_sigterm_is_killed() -> None:
 
 def test_strangers_are_left_alone() -> None:
     """They may have been started by another process of the same kind."""
-    environment: Mapping[str, str] = {**os.environ, MARK: "1-0123456789abcdef"}
+    environment: Mapping[str, str] = {**os.environ, STARTED_BY: "1-0123456789abcdef"}
     command = [sys.executable, "-c", _SLEEP]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as stranger:
         with parent((_SLEEP,)) as (process, started):
@@ -129,4 +129,4 @@ def test_without_proc_nothing_is_watched(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("market_data_pipeline.defs.platform.descendants._PROCESSES", tmp_path)
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a watcher was started"))
     end_with_this_process(at_once="a-run")()
-    assert MARK not in os.environ
+    assert STARTED_BY not in os.environ

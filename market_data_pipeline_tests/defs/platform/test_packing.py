@@ -24,7 +24,7 @@ def test_any_text_comes_back(text: str) -> None:
 
 def test_packing_dictionary_never_changes() -> None:
     """Values on disk were packed with it. Other pieces need another mark, and a reader of both."""
-    assert packing.MARK == b"\x01"
+    assert packing.PACKED_MARK == b"\x01"
     assert hashlib.sha256(packing._KNOWN).hexdigest() == (
         "4fbab7ec9dde65175dcf2ef61e29589b1a296e80a476ad70c4b8491ccd2088ef"
     )

@@ -34,7 +34,7 @@ from market_data_pipeline.model.waits import Wait
 from market_data_pipeline.sandbox import MissingRows, OtherBody, RawAnswer, Status
 from market_data_pipeline.sources.binance.rest import RestApi
 from market_data_pipeline.sources.binance.zip_reader import table_from_rest
-from market_data_pipeline.sources.http import Answer, Host, retry_after_seconds
+from market_data_pipeline.sources.http import Host, Response, retry_after_seconds
 from market_data_pipeline.sources.rate_limit import WeightBudget
 from market_data_pipeline_tests.support.world import World, agg_trades, days, klines, utc
 
@@ -118,7 +118,7 @@ def test_refusal_is_permanent_unless_the_server_is_at_fault(
     rest: dict[Market, RestApi], monkeypatch: pytest.MonkeyPatch, code: int, kind: type[SourceError]
 ) -> None:
     body = f'{{"code": {code}, "msg": "why"}}'.encode()
-    monkeypatch.setattr(Host, "get", lambda *_: Answer("url", 400, {}, body))
+    monkeypatch.setattr(Host, "get", lambda *_: Response("url", 400, {}, body))
     with pytest.raises(kind) as told:
         rest[Market.SPOT].first_candle_day(klines("BTCUSDT", "1h"))
     assert told.type is kind
@@ -341,7 +341,7 @@ def test_an_odd_count_of_weight_is_passed_over(world: World, rest: dict[Market, 
     ],
 )  # fmt: skip
 def test_a_pause_is_a_number_that_can_be_waited_for(world: World, text: str, seconds: float | None) -> None:
-    assert retry_after_seconds(Answer("url", 429, {"Retry-After": text}, b"")) == seconds
+    assert retry_after_seconds(Response("url", 429, {"Retry-After": text}, b"")) == seconds
 
 
 # --- the budget ---------------------------------------------------------------------------------------------------
