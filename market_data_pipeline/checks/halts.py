@@ -169,7 +169,7 @@ class _Elsewhere:
 _Found = dict[Ground, npt.NDArray[np.bool_]]
 """The candles of each verdict."""
 
-NO_ANSWER = "REST has not answered for them yet"
+_NO_ANSWER = "REST has not answered for them yet"
 """Evidence for flat candles that may be a fault of the archive, until REST answers for them."""
 
 
@@ -331,7 +331,7 @@ class MarketDay:
             suspended = ground.verdict is Verdict.SUSPENDED
             shared = which & (suspect | suspended | (stands_out(times, self._step) & alone)) & ~done
             answered = confirmed | (refused & still_elsewhere)
-            add(replace(ground, verdict=Verdict.UNCONFIRMED), shared & ~answered, f"; {NO_ANSWER}")
+            add(replace(ground, verdict=Verdict.UNCONFIRMED), shared & ~answered, f"; {_NO_ANSWER}")
             add(ground, shared & confirmed, "; REST has no trade there either")
             refuses = "; REST has no trade of other symbols there either, and refuses to serve this symbol"
             add(ground, shared & answered & ~confirmed, refuses)

@@ -69,7 +69,7 @@ class _Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
         """List the commands by group."""
-        for title, commands in GROUPS.items():
+        for title, commands in _GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl([(command.name or "", command.get_short_help_str()) for command in commands])
 
@@ -96,7 +96,7 @@ def _keep_examples(command: click.Command) -> None:
     command.help = re.sub(r"\n\n(?=  )", "\n\n\b\n", inspect.cleandoc(command.help or ""))
 
 
-GROUPS: dict[str, tuple[click.Command, ...]] = {
+_GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Get data": (add, sync, backfill),
     "Look at data": (status, coverage, sql, universe),
     "Check and repair": (verify, reconcile, quarantine, compact_command, prune_command, doctor),
@@ -104,7 +104,7 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
 }
 """The commands in the order of the help text, by group."""
 
-for commands in GROUPS.values():
+for commands in _GROUPS.values():
     for command in commands:
         main.add_command(command)
         _keep_examples(command)

@@ -30,14 +30,14 @@ from market_data_pipeline.model.series import SeriesKey
 logger = logging.getLogger("market_data_pipeline.cli")
 
 
-WIDE = 200
+_WIDE = 200
 """Columns of a table that does not go to a screen."""
 
 
 def out() -> Console:
     """Return the console for results (stdout). It prints brackets as they are, because paths and reasons have some."""
     # Do not cut lines of a file or a pipe to the width of a screen.
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDE)
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDE)
 
 
 def aside() -> Console:

@@ -42,7 +42,7 @@ collect:
     aggTrades: {{from: {first}}}
 """
 
-QUERIES = (
+_QUERIES = (
     (
         "The last five days of spot BTCUSDT, made of its hourly candles",
         """\
@@ -89,7 +89,7 @@ def demo(then_ui: bool, port: int) -> None:
         code = fetch(settings, chosen, yes=True, everything=True)
         click.echo()
         print_status(all_series(settings, load_universe(universe)), str(root), out())
-        for title, query in QUERIES:
+        for title, query in _QUERIES:
             click.echo(f"\n{title}:\n\n{query}\n")
             run_query(settings, query)
         console.print(f"Done in {time.monotonic() - began:.0f} s.")

@@ -44,7 +44,7 @@ from market_data_pipeline.universe.listings import ANCHORS
 LEAST_FREE, LITTLE_FREE = 100_000_000, 5_000_000_000
 """Free bytes on the disk below which the check fails, and below which it warns."""
 
-CLOCK_WARNS_FROM = timedelta(seconds=30)
+_CLOCK_WARNS_FROM = timedelta(seconds=30)
 """Offset of this machine's clock from which the check warns. From 5 minutes on, REST is not used at all."""
 
 _TIMEOUT_SECONDS, _RETRIES = 10.0, 1
@@ -316,7 +316,7 @@ def _rest(market: Market, settings: Settings) -> tuple[Check, list[Check]]:
 def _offset(offset: timedelta) -> Check:
     side = "behind" if offset > timedelta() else "ahead of"
     text = f"This machine's clock is {abs(offset.total_seconds()):.1f} s {side} Binance's."
-    if abs(offset) < CLOCK_WARNS_FROM:
+    if abs(offset) < _CLOCK_WARNS_FROM:
         return Check("clock", State.OK, text)
     return Check("clock", State.WARN, text, "Set this machine's clock (NTP).")
 

@@ -27,7 +27,7 @@ from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import load_universe
 from market_data_pipeline.universe.listings import with_listings
 
-ASK_ABOVE = 5_000_000_000
+_ASK_ABOVE = 5_000_000_000
 """Downloads of more bytes than this are not begun without asking; nor are days whose records take over 1 GB."""
 
 
@@ -104,7 +104,7 @@ def concern_about(size: Size, free: int) -> str | None:
     disk = size.disk + size.records
     if disk > free:
         return f"{counted(size.days, 'day')} would take about {in_bytes(disk)}, and the disk has {in_bytes(free)} free."
-    if size.download > ASK_ABOVE or size.records > BIG:
+    if size.download > _ASK_ABOVE or size.records > BIG:
         return (
             f"{counted(size.days, 'day')} are about {in_bytes(size.download)} to download and "
             f"{in_bytes(disk)} on disk, where {in_bytes(free)} are free."

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from market_data_pipeline.defs.in_process import Report
     from market_data_pipeline.model.outcomes import DayFailure
 
-SHOWN_DAYS = 20
+_SHOWN_DAYS = 20
 """Maximum number of days that a list names."""
 
 _SHOWN_NAMES = 3
@@ -86,10 +86,10 @@ def tell_incomplete(incomplete: Mapping[SeriesKey, Sequence[DayRecord]], console
     for rule, _ in by_rule.most_common():
         for key, row, faults in days:
             of_rule = [fault for fault in faults if fault.rule == rule]
-            if of_rule and (shown := shown + 1) <= SHOWN_DAYS:
+            if of_rule and (shown := shown + 1) <= _SHOWN_DAYS:
                 console.print(Text(f"  {key} {row.day}: {_said(key, of_rule)}"))
-    if shown > SHOWN_DAYS:
-        console.print(f"  and {shown - SHOWN_DAYS:,} more: `market-data coverage` counts them by series.")
+    if shown > _SHOWN_DAYS:
+        console.print(f"  and {shown - _SHOWN_DAYS:,} more: `market-data coverage` counts them by series.")
     for rule in by_rule:
         console.print(Text(f"  {rule}: {REMEDIES.get(rule, _LOOK)}"))
 
@@ -148,11 +148,11 @@ def tell_troubles(troubles: Mapping[SeriesKey, str], console: Console) -> None:
     by_reason: dict[str, list[SeriesKey]] = {}
     for key, reason in troubles.items():
         by_reason.setdefault(_without_names(reason, key), []).append(key)
-    for keys in list(by_reason.values())[:SHOWN_DAYS]:
+    for keys in list(by_reason.values())[:_SHOWN_DAYS]:
         reason = troubles[keys[0]].removeprefix(f"{keys[0]}: ")
         named = "" if len(keys) == 1 and reason.startswith(str(keys[0])) else f"{names_of(keys)}: "
         console.print(red(f"{named}{reason}"))
-    if more := sum(map(len, list(by_reason.values())[SHOWN_DAYS:])):
+    if more := sum(map(len, list(by_reason.values())[_SHOWN_DAYS:])):
         console.print(red(f"and {more:,} more series."))
 
 
@@ -174,10 +174,10 @@ def tell_failures(failures: Sequence[DayFailure], console: Console) -> None:
     for failure in failures:
         same = "" if failure.failure in _OF_A_HOST else _without_names(_reason(failure), failure.key)
         faults.setdefault((failure.failure, same), []).append(failure)
-    for (kind, _), alike in list(faults.items())[:SHOWN_DAYS]:
+    for (kind, _), alike in list(faults.items())[:_SHOWN_DAYS]:
         ((reason, _),) = Counter(map(_reason, alike)).most_common(1)
         console.print(f"  {_days_of(alike)}: {kind}: {reason}")
-    if more := sum(map(len, list(faults.values())[SHOWN_DAYS:])):
+    if more := sum(map(len, list(faults.values())[_SHOWN_DAYS:])):
         console.print(f"  and {counted(more, 'day')} more.")
     kept = sum(failure.row.is_stored_final and failure.failure in REFUSED for failure in failures)
     if kept:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-MOST_CANDLES = 48
+_MOST_CANDLES = 48
 WIDTH, HEIGHT, MARGIN = 480, 120, 4
 UP, DOWN = "#2a9d62", "#d1495b"
 
@@ -27,7 +27,7 @@ class Candle:
     close: float
 
 
-def merge_candles(table: pa.Table, most: int = MOST_CANDLES) -> list[Candle]:
+def merge_candles(table: pa.Table, most: int = _MOST_CANDLES) -> list[Candle]:
     """Merge a day's klines, ordered by time, into at most ``most`` candles of the same number of rows."""
     columns: dict[str, list[Any]] = {name: table.column(name).to_pylist() for name in ("open", "high", "low", "close")}
     size = max(1, -(-table.num_rows // most))

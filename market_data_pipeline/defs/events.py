@@ -31,14 +31,14 @@ from market_data_pipeline.model.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.model.states import is_complete
 
-SHOWN_RANGES = 10
+_SHOWN_RANGES = 10
 """Maximum number of ranges in a metadata table. Every event stores its own copy, below 4 kB per day."""
 
-SHOWN_EVIDENCE = 40
+_SHOWN_EVIDENCE = 40
 """Maximum number of characters of the evidence in that table."""
 
 _SHOWN_FAILURES = 50
-CHANGES = ("became_final", "replaced", "disagreement")
+_CHANGES = ("became_final", "replaced", "disagreement")
 """Rules that describe how a day that was stored again differs from before."""
 
 _SHOWN_TEXT = 600
@@ -266,7 +266,7 @@ def day_metadata(result: DayOutcome, layout: Layout, picture: str | None = None)
         "downloaded bytes": result.downloaded,
     }
     if row.outcome == HELD:
-        changes = [f.message for f in row.findings_list() if f.rule in CHANGES] if row.findings != "[]" else []
+        changes = [f.message for f in row.findings_list() if f.rule in _CHANGES] if row.findings != "[]" else []
         facts |= {
             "changes": shortened(" ".join(changes), _SHOWN_TEXT) or None,
             "verdicts": row.verdicts or None,
@@ -304,8 +304,8 @@ def findings_metadata(findings: Iterable[Finding], key: SeriesKey) -> dict[str, 
     ranges = [(finding, range_) for finding in ordered for range_ in finding.ranges]
     if ranges:
         metadata["ranges"] = _ranges_table(ranges, key)
-        if len(ranges) > SHOWN_RANGES:
-            metadata["more ranges"] = f"{SHOWN_RANGES} of {len(ranges)} ranges shown"
+        if len(ranges) > _SHOWN_RANGES:
+            metadata["more ranges"] = f"{_SHOWN_RANGES} of {len(ranges)} ranges shown"
     return metadata
 
 
@@ -322,10 +322,10 @@ def _ranges_table(ranges: Sequence[tuple[Finding, Range]], key: SeriesKey) -> dg
             "count": range_.count,
         }
         if with_evidence:
-            columns["evidence"] = shorten(finding.evidence, SHOWN_EVIDENCE, placeholder=" …")
+            columns["evidence"] = shorten(finding.evidence, _SHOWN_EVIDENCE, placeholder=" …")
         return dg.TableRecord(columns)
 
-    return dg.MetadataValue.table([record(*one) for one in ranges[:SHOWN_RANGES]])
+    return dg.MetadataValue.table([record(*one) for one in ranges[:_SHOWN_RANGES]])
 
 
 def iso_time(microseconds: int) -> str:

@@ -28,19 +28,19 @@ from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import Universe
 
-VERIFY_DAYS = {"day": "* * *", "week": "* * 0", "month": "1 * *"}
+_VERIFY_DAYS = {"day": "* * *", "week": "* * 0", "month": "1 * *"}
 """Cron expression for the days of the schedule ``verify``, by setting."""
 
 MOST_REPAIRS = 20
 """Maximum number of runs per tick for repairs, and for missing days. Later ticks request the rest."""
 
-RENAMING_SECONDS = 15.0
+_RENAMING_SECONDS = 15.0
 """Time limit for renaming assets in a tick. Dagster ends it after 60 s, and the next tick continues."""
 
-UNFINISHED = [status for status in dg.DagsterRunStatus if status not in FINISHED_STATUSES]
-WAITING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED]
+_UNFINISHED = [status for status in dg.DagsterRunStatus if status not in FINISHED_STATUSES]
+_WAITING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED]
 
-NOTHING = "There is nothing to fetch: no series is listed, or all recent days are final."
+_NOTHING = "There is nothing to fetch: no series is listed, or all recent days are final."
 
 Requests = Iterator[dg.RunRequest | dg.SkipReason]
 DueDays = Iterable[tuple[date, Sequence[SeriesKey]]]
@@ -94,7 +94,7 @@ class Tick:
         ours = dg.RunsFilter(tags={SCHEDULE_NAME_TAG: self.name}, statuses=list(statuses))
         return self.records is not None and bool(self.records.get_runs(ours, limit=1))
 
-    def busy(self, keys: Iterable[SeriesKey], statuses: Sequence[dg.DagsterRunStatus] = UNFINISHED) -> _Busy:
+    def busy(self, keys: Iterable[SeriesKey], statuses: Sequence[dg.DagsterRunStatus] = _UNFINISHED) -> _Busy:
         """Return the days of series that runs with these statuses will fetch."""
         return {} if self.records is None else underway(self.records, keys, statuses)
 
@@ -178,7 +178,7 @@ def schedule_rows(settings: Settings) -> tuple[Row, ...]:
         Row(
             "verify",
             VERIFY,
-            at(0, 2, VERIFY_DAYS[settings.verify_every]),
+            at(0, 2, _VERIFY_DAYS[settings.verify_every]),
             request_one_run,
             "Find archives that were replaced since they were fetched. `repair` fetches those days again.",
         ),
@@ -228,15 +228,15 @@ def request_recent(tick: Tick) -> Requests:
     from market_data_pipeline.maintenance.due import recent_days
 
     due = recent_days(tick.at, tick.settings.recent_days, tick.universe, tick.layout)
-    yield from _days(tick, due, tick.busy(tick.universe.series())) or [dg.SkipReason(NOTHING)]
+    yield from _days(tick, due, tick.busy(tick.universe.series())) or [dg.SkipReason(_NOTHING)]
 
 
 def request_growing(tick: Tick) -> Requests:
     """Request the day of the hour that just ended. At 00:05 this is the previous day, which it completes."""
     from market_data_pipeline.maintenance.due import growing_day
 
-    busy = tick.busy(tick.universe.series(), WAITING)  # a run that has started may be past the newest candle
-    yield from _days(tick, growing_day(tick.at, tick.universe), busy) or [dg.SkipReason(NOTHING)]
+    busy = tick.busy(tick.universe.series(), _WAITING)  # a run that has started may be past the newest candle
+    yield from _days(tick, growing_day(tick.at, tick.universe), busy) or [dg.SkipReason(_NOTHING)]
 
 
 def request_profiles(tick: Tick) -> Requests:
@@ -255,7 +255,7 @@ def request_profiles(tick: Tick) -> Requests:
             taken.setdefault(key, set()).add(day)
     missing = without(profile_backlog(tick.universe, tick.layout, today, busy), taken)
     requests += run_requests(tick.stamp, missing, tick.settings.max_partitions_per_run)[:MOST_REPAIRS]
-    yield from requests or [dg.SkipReason(NOTHING)]
+    yield from requests or [dg.SkipReason(_NOTHING)]
 
 
 def request_repairs(tick: Tick) -> Requests:
@@ -265,8 +265,8 @@ def request_repairs(tick: Tick) -> Requests:
     from market_data_pipeline.maintenance.due import days_to_repair
 
     close_dead_runs(tick.context.instance)  # a run whose process was killed never finishes
-    rename_assets(tick.context.instance, RENAMING_SECONDS)
-    if tick.has_own_run(UNFINISHED):
+    rename_assets(tick.context.instance, _RENAMING_SECONDS)
+    if tick.has_own_run(_UNFINISHED):
         # Their days are not in the ledgers yet and would be requested twice.
         yield dg.SkipReason("Runs of an earlier tick are still in progress.")
         return
@@ -309,7 +309,7 @@ def request_comparisons(tick: Tick) -> Requests:
 
 def request_one_run(tick: Tick) -> Requests:
     """Request one run of a job that covers everything. Missed ticks need no run of their own."""
-    if tick.has_own_run(WAITING):
+    if tick.has_own_run(_WAITING):
         yield dg.SkipReason("The run of an earlier tick has not started yet and does the same work.")
     else:
         yield dg.RunRequest(run_key=tick.stamp)

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _MAY_BE_LATE = timedelta(days=14)
 """Time during which a day may still get its archive although later days have theirs."""
 
-LATEST_ARCHIVE = timedelta(days=30)
+_LATEST_ARCHIVE = timedelta(days=30)
 """Maximum delay of an archive. The longest known stall of publication is 9 days."""
 
 
@@ -89,7 +89,7 @@ class RestDays:
         except BeyondReachError as error:
             if stored is None and (untraded := self._untraded_day(day)) is not None:
                 return untraded
-            if day < clock.today() - LATEST_ARCHIVE:
+            if day < clock.today() - _LATEST_ARCHIVE:
                 raise _with_archive_answer(AbsentError(str(error))) from error
             raise _with_archive_answer(BeyondReachError(f"{error}. The archive will have the day")) from error
         except SourceError as error:

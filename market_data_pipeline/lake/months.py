@@ -23,7 +23,7 @@ from market_data_pipeline.model.datasets import Spec
 from market_data_pipeline.model.provenance import Provenance
 from market_data_pipeline.model.schema import as_declared
 
-RECORDS_KEY = b"market_data_pipeline_days"
+_RECORDS_KEY = b"market_data_pipeline_days"
 """Footer key of the days' records, as in the days' own files, in the order of the rows."""
 
 _RECORDS = TypeAdapter(tuple[Provenance, ...])
@@ -50,7 +50,7 @@ def encode_month(days: Sequence[DayInMonth], spec: Spec) -> pa.Buffer:
     with pq.ParquetWriter(encoded, schema, **parquet.parquet_options(schema, spec)) as writer:
         for group in _groups([day.table for day in days]):
             writer.write_table(group.replace_schema_metadata(None), row_group_size=max(1, group.num_rows))
-        footer: Any = {RECORDS_KEY: _RECORDS.dump_json(records, exclude_none=True)}  # bytes; the stubs want str
+        footer: Any = {_RECORDS_KEY: _RECORDS.dump_json(records, exclude_none=True)}  # bytes; the stubs want str
         writer.add_key_value_metadata(footer)
     return encoded.getvalue()
 
@@ -117,4 +117,4 @@ def read_records(path: Path) -> dict[date, Provenance]:
 
 
 def _records_in(metadata: pq.FileMetaData) -> tuple[Provenance, ...]:
-    return _RECORDS.validate_json((metadata.metadata or {})[RECORDS_KEY])
+    return _RECORDS.validate_json((metadata.metadata or {})[_RECORDS_KEY])

@@ -145,7 +145,7 @@ class RefusedZip(_Record):
         return data
 
 
-DEFAULT_BYTES = 2_000_000_000
+_DEFAULT_BYTES = 2_000_000_000
 """Default limit of all refused bytes together."""
 
 _FILES = 20_000
@@ -173,7 +173,7 @@ def store(
     at: datetime,
     etag: str | None = None,
     published_sha256: str | None = None,
-    most_bytes: int = DEFAULT_BYTES,
+    most_bytes: int = _DEFAULT_BYTES,
 ) -> Path | None:
     """Store refused bytes with the reason. The caller must have the series' lock.
 

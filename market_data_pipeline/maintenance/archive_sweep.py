@@ -57,7 +57,7 @@ class Listing(Protocol):
 # --- the archive's listing ----------------------------------------------------------------------------------------
 
 
-FAILED_IN_A_ROW = 3
+_FAILED_IN_A_ROW = 3
 """Consecutive series that cannot be listed before the sweep takes the host to be down."""
 
 _NAMED = 5
@@ -78,7 +78,7 @@ class ArchiveChange(StrEnum):
     """The archive that the rows came from is no longer listed. The rows stay."""
 
 
-TO_FETCH = frozenset({ArchiveChange.REPLACED, ArchiveChange.PUBLISHED})
+_TO_FETCH = frozenset({ArchiveChange.REPLACED, ArchiveChange.PUBLISHED})
 """Kinds of archives to fetch."""
 
 
@@ -148,7 +148,7 @@ class SweepReport:
         """Return the days to fetch again, by series."""
         wanted: dict[SeriesKey, set[date]] = {}
         for found in self.discoveries:
-            if found.kind in TO_FETCH:
+            if found.kind in _TO_FETCH:
                 wanted.setdefault(found.key, set()).update(found.days)
         return {key: sorted(days) for key, days in wanted.items()}
 
@@ -168,7 +168,7 @@ def sweep(
     compared with that zip. The sweep also looks for archives of days that wait for theirs, and of days that failed
     because of the archive's content.
 
-    The sweep ends early after :data:`FAILED_IN_A_ROW` consecutive series that cannot be listed, because the host is
+    The sweep ends early after :data:`_FAILED_IN_A_ROW` consecutive series that cannot be listed, because the host is
     down and every further series would wait through all retries. ``not_reached`` has the rest.
 
     Args:
@@ -195,7 +195,7 @@ def sweep(
                 unlisted += 1
             elif found.requests:
                 unlisted = 0
-            if unlisted >= FAILED_IN_A_ROW:
+            if unlisted >= _FAILED_IN_A_ROW:
                 ended.set()
         return found
 
@@ -445,7 +445,7 @@ def mark_days(
         before = dict(ledger.rows)
         refresh_ledger(ledger, layout, key)
         for found in discoveries:
-            for day in found.days if found.kind in TO_FETCH and found.etag else ():
+            for day in found.days if found.kind in _TO_FETCH and found.etag else ():
                 row = ledger.get(day)
                 # A run may have fetched the day since it was compared.
                 if row is None or (row.final and row.etag == found.etag and row.failure is None):

@@ -258,7 +258,7 @@ def expected_rows(key: SeriesKey) -> int | None:
     return None if key.interval is None else 86_400 // INTERVALS[key.interval]
 
 
-MOST_TRADES_A_DAY = 50_000_000
+_MOST_TRADES_A_DAY = 50_000_000
 """Upper bound of a day's aggTrades. The busiest days of spot BTCUSDT have 10 to 20 million trades and fewer aggTrades.
 They lie in the months without fees of 2022 and 2023. A day of um BTCUSDT has 1 to 5 million."""
 
@@ -273,7 +273,7 @@ def most_rows(key: SeriesKey, days: int) -> int:
     candles is therefore a little above twice their number.
     """
     expected = expected_rows(key)
-    return MOST_TRADES_A_DAY * days if expected is None else most_repeated(expected * days)
+    return _MOST_TRADES_A_DAY * days if expected is None else most_repeated(expected * days)
 
 
 def most_repeated(rows: int) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from market_data_pipeline.model.series import DataType, SeriesKey
 
-TRADED_INTERVALS = ("1s", "1m")
+_TRADED_INTERVALS = ("1s", "1m")
 """Intervals that are rebuilt from aggTrades. Longer ones are rebuilt from 1m."""
 
 
@@ -22,7 +22,7 @@ def source_of(key: SeriesKey) -> SeriesKey:
     >>> str(source_of(SeriesKey(EXCHANGE, Market.UM, DataType.KLINES, "BTCUSDT", "1h")))
     'binance/um/klines/BTCUSDT/1m'
     """
-    if key.data_type is DataType.TRADE_PROFILE or key.interval in TRADED_INTERVALS:
+    if key.data_type is DataType.TRADE_PROFILE or key.interval in _TRADED_INTERVALS:
         return SeriesKey(key.exchange, key.market, DataType.AGG_TRADES, key.symbol)
     return SeriesKey(key.exchange, key.market, DataType.KLINES, key.symbol, "1m")
 

@@ -27,9 +27,9 @@ from market_data_pipeline.model.day import (
 from market_data_pipeline.model.series import DataType, ListingSpans, SeriesKey
 from market_data_pipeline.model.states import marked_with, source_mark
 
-FIRST_PAUSE = timedelta(hours=1)
+_FIRST_PAUSE = timedelta(hours=1)
 LONGEST_PAUSE = timedelta(days=7)
-PAUSE_WITHIN_REACH = timedelta(minutes=45)
+_PAUSE_WITHIN_REACH = timedelta(minutes=45)
 """Longest pause before REST stops serving the day. The schedule `repair` ticks hourly."""
 
 _ARCHIVE_AFTER = timedelta(hours=3)
@@ -173,7 +173,7 @@ def reach_of(key: SeriesKey) -> timedelta | None:
 def pause_after(attempts: int) -> timedelta:
     """Return the backoff after a number of attempts. It starts at an hour, doubles, and ends at a week."""
     doublings = min(max(attempts, 1) - 1, 10)
-    return min(FIRST_PAUSE * (1 << doublings), LONGEST_PAUSE)
+    return min(_FIRST_PAUSE * (1 << doublings), LONGEST_PAUSE)
 
 
 def pause_ended(since: datetime, seen: datetime, now: datetime) -> bool:
@@ -205,7 +205,7 @@ def _next_attempt_at(record: DayRecord, at: datetime, reach: timedelta | None) -
     if reach is not None:
         gone = clock.midnight(record.day + clock.DAY) + reach
         if at < gone:
-            pause = min(pause, PAUSE_WITHIN_REACH)
+            pause = min(pause, _PAUSE_WITHIN_REACH)
         elif record.asked_at < gone:
             return None
     return record.asked_at + pause

@@ -16,7 +16,7 @@ from market_data_pipeline.model.findings import Finding
 from market_data_pipeline.model.version_1 import with_fields
 
 FOOTER_KEY = b"market_data_pipeline"
-SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 2
 
 
 class Source(StrEnum):
@@ -89,15 +89,15 @@ class Provenance(BaseModel):
     last_key: int | None = None
     content_sha256: str
     findings: tuple[Finding, ...] = ()
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = _SCHEMA_VERSION
     writer_version: str = ""
 
     @model_validator(mode="after")
     def _with_fields(self) -> Self:
         """Convert a record of an older version to the current form."""
-        if self.schema_version < SCHEMA_VERSION:
+        if self.schema_version < _SCHEMA_VERSION:
             object.__setattr__(self, "findings", with_fields(self.findings))
-            object.__setattr__(self, "schema_version", SCHEMA_VERSION)
+            object.__setattr__(self, "schema_version", _SCHEMA_VERSION)
         return self
 
 

@@ -43,7 +43,7 @@ class DayState(StrEnum):
 EXPLAINED = frozenset(verdict for verdict, severity in VERDICT_SEVERITY.items() if severity is Severity.INFO)
 """Verdicts that explain missing or flat rows. Nothing is left to find out."""
 
-NOT_KNOWN_YET = frozenset({Verdict.UNPUBLISHED, Verdict.UNCONFIRMED})
+_NOT_KNOWN_YET = frozenset({Verdict.UNPUBLISHED, Verdict.UNCONFIRMED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ RULES = (
     _Rule(DayState.FAULTY, integrity=Severity.ERROR),
     _Rule(DayState.INCOMPLETE, verdicts=frozenset({Verdict.ARCHIVE_DEFECT, Verdict.UNEXPLAINED})),
     # Missing rows of a provisional day may still come.
-    _Rule(DayState.INCOMPLETE, final=True, verdicts=NOT_KNOWN_YET),
+    _Rule(DayState.INCOMPLETE, final=True, verdicts=_NOT_KNOWN_YET),
     _Rule(DayState.PROVISIONAL, final=False),
     _Rule(DayState.OUTAGE, verdicts=frozenset({Verdict.OUTAGE, Verdict.SUSPENDED})),
     _Rule(DayState.HEALED, verdicts=frozenset({Verdict.HEALED})),
@@ -157,7 +157,7 @@ def faults_of_rows(row: DayRecord) -> list[DayDefect]:
         return []
     found = []
     for finding in row.findings_list():
-        open_still = row.final and finding.check == "gaps" and finding.rule in NOT_KNOWN_YET
+        open_still = row.final and finding.check == "gaps" and finding.rule in _NOT_KNOWN_YET
         if finding.severity is Severity.ERROR or open_still:
             found.append(DayDefect(finding.rule, finding.count, finding.evidence or finding.message))
     return found

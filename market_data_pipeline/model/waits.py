@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 SAY_AFTER_SECONDS = 60.0
 """A longer wait is logged."""
 
-SAY_AGAIN_SECONDS = 600.0
+_SAY_AGAIN_SECONDS = 600.0
 """Each reason is logged at most once in this time, for all threads together."""
 
 
@@ -158,7 +158,7 @@ def _say(reason: str) -> None:
     key = "".join(character for character in reason if not character.isdigit())
     now = time.monotonic()
     with _lock:
-        if now - _said.get(key, -SAY_AGAIN_SECONDS) < SAY_AGAIN_SECONDS:
+        if now - _said.get(key, -_SAY_AGAIN_SECONDS) < _SAY_AGAIN_SECONDS:
             return
         _said[key] = now
     logger.warning(reason)

@@ -73,7 +73,7 @@ from market_data_pipeline.sandbox.rows import (
 from market_data_pipeline.sandbox.symbols import DEFAULT_SYMBOLS, GeneratedSymbol
 from market_data_pipeline.sandbox.zips import make_zip
 
-HEADER_FROM = date(2022, 7, 1)
+_HEADER_FROM = date(2022, 7, 1)
 """First day on which futures archives begin with a header. Older ones and all spot archives have none."""
 
 _KEY = re.compile(
@@ -301,7 +301,7 @@ class Exchange(ABC):
     def _build(self, archive: ArchiveKey, faults: tuple[DataFault, ...]) -> ServedFile:
         now, series = self.now(), archive.series
         microseconds = series.market is Market.SPOT and archive.period >= MICROSECONDS_FROM
-        header = series.market is not Market.SPOT and archive.period >= HEADER_FROM
+        header = series.market is not Market.SPOT and archive.period >= _HEADER_FROM
         damages: set[Damage] = set()
         parts = (
             [f"{KLINES_HEADER if series.data_type is DataType.KLINES else AGG_TRADES_HEADER}\n".encode()]

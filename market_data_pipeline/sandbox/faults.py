@@ -276,8 +276,8 @@ class ChangedRows(RowsFault):
 
     def __post_init__(self) -> None:
         SpanFault.__post_init__(self)
-        if self.column not in CHANGEABLE:
-            raise UsageError(f"There is no column {self.column!r} to change. There are: {', '.join(CHANGEABLE)}.")
+        if self.column not in _CHANGEABLE:
+            raise UsageError(f"There is no column {self.column!r} to change. There are: {', '.join(_CHANGEABLE)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +295,7 @@ class FlatRows(RowsFault):
     where: Literal["archive", "rest", "both"] = "archive"
 
 
-CHANGEABLE = (
+_CHANGEABLE = (
     "open", "high", "low", "close", "volume", "quote_volume", "count", "taker_buy_volume", "taker_buy_quote_volume",
     "price", "quantity", "first_trade_id", "last_trade_id",
 )  # fmt: skip

@@ -25,7 +25,7 @@ Flags = npt.NDArray[np.bool_]
 DAY_US = 86_400_000_000
 MICROSECONDS_FROM = date(2025, 1, 1)
 """First day on which spot times are in microseconds. Earlier days and all futures are in milliseconds."""
-SQUEEZE_US = 60_000_000
+_SQUEEZE_US = 60_000_000
 """Microseconds after an outage into which its trades are moved."""
 _LAST_DAY = date(2100, 1, 1)
 _WAVES = ((512, 0.9), (128, 0.25), (32, 0.1), (8, 0.05), (1, 0.012))
@@ -325,11 +325,11 @@ def _displace(trades: GeneratedTrades, outage: Outage) -> GeneratedTrades:
     if end < day_start + DAY_US:
         low, high, room = (
             start,
-            min(end + SQUEEZE_US, day_start + DAY_US),
-            (end, min(end + SQUEEZE_US, day_start + DAY_US)),
+            min(end + _SQUEEZE_US, day_start + DAY_US),
+            (end, min(end + _SQUEEZE_US, day_start + DAY_US)),
         )
     else:
-        low, high, room = max(start - SQUEEZE_US, day_start), end, (max(start - SQUEEZE_US, day_start), start)
+        low, high, room = max(start - _SQUEEZE_US, day_start), end, (max(start - _SQUEEZE_US, day_start), start)
     moved = (times >= low) & (times < high)
     scaled = (times[moved] - low).astype(np.float64) * ((room[1] - room[0] - step) / (high - low))
     times[moved] = room[0] + np.maximum(scaled.astype(np.int64) // step * step, step)

@@ -22,13 +22,13 @@ from market_data_pipeline.sandbox.generator import moment_us
 from market_data_pipeline.sandbox.rows import Rows
 
 PREFIXES = {"/api/v3": Market.SPOT, "/fapi/v1": Market.UM, "/dapi/v1": Market.CM}
-BUDGETS = {Market.SPOT: 6_000, Market.UM: 2_400, Market.CM: 2_400}
+_BUDGETS = {Market.SPOT: 6_000, Market.UM: 2_400, Market.CM: 2_400}
 """Weight that one address can use per minute."""
-COUNTED_WITH = {Market.CM: Market.UM}
+_COUNTED_WITH = {Market.CM: Market.UM}
 """Markets that share the budget of another. COIN-M joined USDⓈ-M on 2026-06-30."""
 AGG_TRADES_DAYS = {Market.UM: 2, Market.CM: 1}
 """Number of recent days for which aggTrades are available. Spot has no limit."""
-MAX_LIMIT = {
+_MAX_LIMIT = {
     (Market.SPOT, "klines"): 1_000,
     (Market.UM, "klines"): 1_500,
     (Market.CM, "klines"): 1_500,
@@ -117,7 +117,7 @@ def _number(parameters: Mapping[str, str], name: str) -> int | None:
 
 def _limit(parameters: Mapping[str, str], market: Market, endpoint: str) -> int:
     limit = _number(parameters, "limit")
-    greatest = MAX_LIMIT.get((market, endpoint), 500)
+    greatest = _MAX_LIMIT.get((market, endpoint), 500)
     if limit is None:
         return 500
     if limit == 0 or (limit > greatest and market is not Market.SPOT):
@@ -300,7 +300,7 @@ def _exchange_info(exchange: Exchange, market: Market, parameters: Mapping[str, 
             entry["contractStatus"] = entry.pop("status")
             entry["contractSize"] = s.contract_size
         shown.append(entry)
-    limit = {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": BUDGETS[market]}
+    limit = {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": _BUDGETS[market]}
     return {
         "timezone": "UTC",
         "serverTime": moment_us(exchange.now()) // divisor,
@@ -321,7 +321,7 @@ class WeightMeter:
         ban_seconds: length of a ban (418) in seconds. Binance's shortest ban is two minutes.
     """
 
-    budgets: dict[Market, int] = field(default_factory=lambda: dict(BUDGETS))
+    budgets: dict[Market, int] = field(default_factory=lambda: dict(_BUDGETS))
     window: float = 60.0
     ban_after: int = 20
     ban_seconds: int = 120
@@ -335,7 +335,7 @@ class WeightMeter:
         Returns:
             The weight used in this window, the status (200, 429 or 418), and the seconds until the window or ban ends.
         """
-        market = COUNTED_WITH.get(market, market)
+        market = _COUNTED_WITH.get(market, market)
         with self._lock:
             now = time.time()
             banned = self._banned_until.get(market, 0.0) - now

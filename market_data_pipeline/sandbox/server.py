@@ -49,15 +49,15 @@ from market_data_pipeline.sandbox.mirror import MirrorExchange
 from market_data_pipeline.sandbox.rest import PREFIXES, WeightMeter, answer, ban_message, weight_of
 from market_data_pipeline.sandbox.symbols import GeneratedSymbol
 
-HOST = "127.0.0.1"
+_HOST = "127.0.0.1"
 _MOST_UNSENT = 1 << 22
 """Largest number of unsent bytes to buffer for an endless answer."""
 
 _TICK_SECONDS = 0.1
 """Interval at which the server updates the date in its answers and checks for Ctrl-C."""
 
-ENDPOINTS = ("klines", "aggTrades", "exchangeInfo", "time", "ping")
-URL_SETTINGS = (
+_ENDPOINTS = ("klines", "aggTrades", "exchangeInfo", "time", "ping")
+_URL_SETTINGS = (
     "MARKET_DATA_VISION_URL",
     "MARKET_DATA_VISION_LISTING_URL",
     "MARKET_DATA_SPOT_URL",
@@ -195,7 +195,7 @@ def _rest_routes(site: Site) -> list[Route]:
             payload = ban_message(market, site.meter.budgets[market], status, wait)
         return Response(json.dumps(payload, ensure_ascii=False), status, headers, "application/json;charset=UTF-8")
 
-    return [Route(f"{prefix}/{endpoint}", rest) for prefix in PREFIXES for endpoint in ENDPOINTS]
+    return [Route(f"{prefix}/{endpoint}", rest) for prefix in PREFIXES for endpoint in _ENDPOINTS]
 
 
 # --- control endpoints -------------------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def make_app(site: Site) -> ASGIApp:
 def _server(site: Site) -> _Server:
     config = uvicorn.Config(
         make_app(site),
-        host=HOST,
+        host=_HOST,
         log_config=None,
         log_level="critical",
         access_log=False,
@@ -459,7 +459,7 @@ def _listen(port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((HOST, port))
+        listener.bind((_HOST, port))
     except OSError as error:
         listener.close()
         raise UsageError(
@@ -502,7 +502,7 @@ class Sandbox:
     @property
     def url(self) -> str:
         """``http://127.0.0.1:PORT``."""
-        return f"http://{HOST}:{self._port}"
+        return f"http://{_HOST}:{self._port}"
 
     @property
     def faults(self) -> Faults:
@@ -529,7 +529,7 @@ class Sandbox:
 
     def settings_env(self) -> dict[str, str]:
         """Return the environment variables that point the pipeline at this sandbox."""
-        return dict.fromkeys(URL_SETTINGS, self.url)
+        return dict.fromkeys(_URL_SETTINGS, self.url)
 
     def __enter__(self) -> Self:
         self._socket = _listen(self._port)

@@ -39,10 +39,10 @@ OK, BAD_REQUEST, FORBIDDEN, TOO_MANY = 200, 400, 403, 429
 PASSING = (500, 502, 503, 504)
 """Status codes of transient faults."""
 
-UNREACHABLE_AFTER = 3
+_UNREACHABLE_AFTER = 3
 """A host counts as unreachable after this many unanswered requests in a row, retries included."""
 
-LEAST_RATE = 16_000
+_LEAST_RATE = 16_000
 """Minimum bytes per second of a big body. Below it, the body counts as stalled. Eight downloads share 1 Mbit/s."""
 
 CHECK_NETWORK = "A proxy or a login page may have answered instead. Check the network and try again later."
@@ -70,7 +70,7 @@ class ResponseKind:
 
     Attributes:
         name: Name for messages, with its article.
-        big: True if it may take longer than the timeout, as long as it comes at :data:`LEAST_RATE`.
+        big: True if it may take longer than the timeout, as long as it comes at :data:`_LEAST_RATE`.
     """
 
     name: str
@@ -204,9 +204,9 @@ class Host:
         if params:
             url += f"?{urlencode(params)}"
         request = _Request(url, self._headers | headers if headers else self._headers, kind, admit, self._route)
-        while self._unanswered >= UNREACHABLE_AFTER:
+        while self._unanswered >= _UNREACHABLE_AFTER:
             with self._probing:
-                if self._unanswered >= UNREACHABLE_AFTER:
+                if self._unanswered >= _UNREACHABLE_AFTER:
                     self._probe()
         return self._attempts(request)
 
@@ -225,7 +225,7 @@ class Host:
             if self._unanswered == 0:
                 return
         raise NetworkError(
-            f"{self.name} is unreachable{self._route}: {UNREACHABLE_AFTER} requests in a row got no response. "
+            f"{self.name} is unreachable{self._route}: {_UNREACHABLE_AFTER} requests in a row got no response. "
             "Check the network and run it again. Stored days are not fetched again."
         )
 
@@ -344,7 +344,7 @@ def _body(response: BaseHTTPResponse, request: _Request, meter: Meter) -> bytes:
     if stated > most:
         raise TooBigError
     if request.kind.big:
-        meter.allow_rate(LEAST_RATE)
+        meter.allow_rate(_LEAST_RATE)
     admit = request.admit or (lambda _: None)
     body = io.BytesIO()
     room = _FREE_BYTES

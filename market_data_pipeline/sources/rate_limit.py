@@ -31,13 +31,13 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-LOOK_AGAIN_SECONDS = 0.5
+_LOOK_AGAIN_SECONDS = 0.5
 """Seconds between two checks of a wait's reason."""
 
 LONGEST_BAN_SECONDS = 3 * 86_400.0
 """Longest ban of an address by Binance: three days."""
 
-TOLERANCE_SECONDS = 60.0
+_TOLERANCE_SECONDS = 60.0
 """Recorded times further in the future were written under a wrong clock, and are dropped."""
 
 _MINUTE = 60.0
@@ -175,7 +175,7 @@ class WeightBudget:
         wait = Wait(self._stop)
         while (left := self._take(min(weight, self.ours))) is not None:
             seconds, reason = left
-            wait.sleep(min(seconds, LOOK_AGAIN_SECONDS), f"Waiting for {self._host} (REST): {reason}.", seconds)
+            wait.sleep(min(seconds, _LOOK_AGAIN_SECONDS), f"Waiting for {self._host} (REST): {reason}.", seconds)
             refuse()
 
     def _take(self, weight: int) -> tuple[float, str] | None:
@@ -251,8 +251,8 @@ class WeightBudget:
         except (OSError, ValueError, IndexError):
             return None
         now = time.time()
-        latest = now + LONGEST_BAN_SECONDS + TOLERANCE_SECONDS
-        if not now < until <= latest or not since <= now + TOLERANCE_SECONDS:
+        latest = now + LONGEST_BAN_SECONDS + _TOLERANCE_SECONDS
+        if not now < until <= latest or not since <= now + _TOLERANCE_SECONDS:
             return None
         return datetime.fromtimestamp(min(until, now + LONGEST_BAN_SECONDS), UTC)
 
@@ -279,7 +279,7 @@ def _plausible(seconds: float) -> float:
 
 def _drop_implausible(record: sqlite3.Connection, now: float, limit: int) -> None:
     """Delete records that expired, are not numbers, or lie in the future (written under a wrong clock)."""
-    latest = now + TOLERANCE_SECONDS
+    latest = now + _TOLERANCE_SECONDS
     record.execute(
         "DELETE FROM spent WHERE typeof(at) NOT IN ('real', 'integer') OR NOT at BETWEEN ? AND ?"
         " OR typeof(weight) != 'integer' OR NOT weight BETWEEN 1 AND ?",

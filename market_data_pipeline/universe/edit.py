@@ -15,12 +15,12 @@ from market_data_pipeline.model.series import Market, SeriesKey
 from market_data_pipeline.universe.config import compose, parse_universe
 from market_data_pipeline.universe.resolved import CollectedType, Entry, Listings, Since, lock_path, series_of_entry
 
-LOCK_HEADER = """\
+_LOCK_HEADER = """\
 # Written by `market-data universe refresh` from the listing of Binance's archive. Commit it with the universe.
 # UTC days on which each symbol was listed, both included. `until: null`: still listed. A relisting is a second span.
 """
 
-NEW_UNIVERSE = """\
+_NEW_UNIVERSE = """\
 # Series to collect. Each entry names a market (spot, um, cm), symbols, data types and the first day of each.
 collect:
 """
@@ -41,7 +41,7 @@ def add_series(text: str, key: SeriesKey, since: Since, name: str = "universe.ya
     Raises:
         UsageError: the text has mistakes, or its form does not allow adding an entry.
     """
-    text = text if text.strip() else NEW_UNIVERSE
+    text = text if text.strip() else _NEW_UNIVERSE
     body = _without_empty_list(text if text.endswith("\n") else text + "\n", name)
     entries = parse_universe(text, name) if body is None else ()
     for entry in entries:
@@ -136,7 +136,7 @@ def write_lock(path: Path, listings: Listings) -> Path:
 
 def render_lock(listings: Listings) -> str:
     """Return the text of a lock: sorted, one line per symbol, so that a changed symbol changes one line."""
-    lines = [LOCK_HEADER]
+    lines = [_LOCK_HEADER]
     for market in Market:
         symbols = sorted(symbol for where, symbol in listings if where is market)
         if symbols:

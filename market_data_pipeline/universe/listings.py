@@ -36,7 +36,7 @@ May 2022.
 ANCHORS = {Market.SPOT: "BTCUSDT", Market.UM: "BTCUSDT", Market.CM: "BTCUSD_PERP"}
 """Symbols that show the newest published day of a market. They are listed whatever the universe collects."""
 
-UM_FILES_BEGIN = date(2020, 1, 1)
+_UM_FILES_BEGIN = date(2020, 1, 1)
 """Approximate first day of um's daily files. For symbols that traded before, since 2019-09, only REST has the start."""
 
 
@@ -258,7 +258,7 @@ def _days_of(archive: ArchiveListing, folder: str) -> list[date]:
 def _with_first_candle(
     spans: tuple[tuple[date, date | None], ...], market: Market, symbol: str, rest: FirstCandle | None
 ) -> tuple[tuple[date, date | None], ...]:
-    if rest is None or not spans or market is not Market.UM or spans[0][0] > UM_FILES_BEGIN:
+    if rest is None or not spans or market is not Market.UM or spans[0][0] > _UM_FILES_BEGIN:
         return spans
     first = rest.first_candle_day(SeriesKey(EXCHANGE, market, DataType.KLINES, symbol, "1d"))
     return ((min(first, spans[0][0]), spans[0][1]), *spans[1:]) if first else spans

@@ -31,8 +31,8 @@ from market_data_pipeline.universe import Universe
 
 logger = logging.getLogger(__name__)
 
-SHOWN_SERIES = 200
-SHOWN_ROWS = 50
+_SHOWN_SERIES = 200
+_SHOWN_ROWS = 50
 _SHOWN_DAYS = 20
 _SHOWN_TEXT = 200
 """Limits that bound the metadata of one event to about 60 kB. Every event stores its own copy."""
@@ -104,10 +104,10 @@ def coverage_markdown(covered: Sequence[SeriesCoverage]) -> str:
     lines += [
         f"| {one.key} | {one.final} | {one.provisional} | {len(one.failed)} | {len(one.missing)} "
         f"| {spans([*(row.day for row in one.failed), *one.missing])} |"
-        for one in ordered[:SHOWN_SERIES]
+        for one in ordered[:_SHOWN_SERIES]
     ]
-    if len(ordered) > SHOWN_SERIES:
-        lines.append(f"\n… and {len(ordered) - SHOWN_SERIES} series more")
+    if len(ordered) > _SHOWN_SERIES:
+        lines.append(f"\n… and {len(ordered) - _SHOWN_SERIES} series more")
     return "\n".join(lines)
 
 
@@ -191,11 +191,11 @@ def doubtful_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResu
     doubtful.sort(key=lambda found: found[1], reverse=True)
     records = [
         {"series": str(key), "day": day.isoformat(), "doubt": shortened(doubt, _SHOWN_TEXT)}
-        for key, day, doubt in doubtful[: SHOWN_ROWS + 1]
+        for key, day, doubt in doubtful[: _SHOWN_ROWS + 1]
     ]
     metadata: dict[str, Any] = {"days": len(doubtful)}
     if doubtful:
-        metadata["doubtful"] = _table(records, SHOWN_ROWS)
+        metadata["doubtful"] = _table(records, _SHOWN_ROWS)
     return dg.AssetCheckResult(
         check_name="doubtful_days",
         passed=not doubtful,
@@ -245,7 +245,7 @@ def gaps_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
     by_verdict = ", ".join(f"{number:,} {verdict}" for verdict, number in rows.items())
     metadata: dict[str, Any] = dict(rows)
     if sums:
-        metadata["by series"] = _table([_gap_record(key, gap) for key, gap in sums], SHOWN_ROWS)
+        metadata["by series"] = _table([_gap_record(key, gap) for key, gap in sums], _SHOWN_ROWS)
     return dg.AssetCheckResult(
         check_name="gaps",
         passed=worst is Severity.INFO,
@@ -297,7 +297,7 @@ def continuity_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
         metadata={
             "breaks": len(breaks),
             "explained": explained,
-            **({"midnights": _table(table, SHOWN_ROWS)} if table else {}),
+            **({"midnights": _table(table, _SHOWN_ROWS)} if table else {}),
         },
     )
 
@@ -315,7 +315,7 @@ def _break_record(key: SeriesKey, found: Break) -> dict[str, str | int]:
 
 def _days_table(days: Iterable[tuple[SeriesKey, Sequence[date]]]) -> dg.TableMetadataValue:
     """Return a table of days by series, for at least one series."""
-    return _table([{"series": str(key), "days": len(some), "spans": spans(some)} for key, some in days], SHOWN_ROWS)
+    return _table([{"series": str(key), "days": len(some), "spans": spans(some)} for key, some in days], _SHOWN_ROWS)
 
 
 def _table(records: Sequence[Mapping[str, str | int]], most: int) -> dg.TableMetadataValue:

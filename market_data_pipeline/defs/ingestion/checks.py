@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from market_data_pipeline.model.findings import CheckName
 
 
-CHECK_DESCRIPTIONS: Mapping[CheckName, str] = {
+_CHECK_DESCRIPTIONS: Mapping[CheckName, str] = {
     "integrity": "The day is as the exchange published it, and its rows are plausible.\n\nVerifies checksum, schema, "
     "order and uniqueness of times inside the day, and the range of prices and volumes. Files that cannot be verified "
     "are not stored. Rows that only look wrong are stored as published. The metadata has the reason.",
@@ -25,5 +25,5 @@ def specs_of_checks(asset_key: dg.AssetKey, partitions_def: dg.PartitionsDefinit
     """Return the checks of a partitioned series. Each day has its own evaluations."""
     return [
         dg.AssetCheckSpec(name, asset=asset_key, description=description, partitions_def=partitions_def)
-        for name, description in CHECK_DESCRIPTIONS.items()
+        for name, description in _CHECK_DESCRIPTIONS.items()
     ]

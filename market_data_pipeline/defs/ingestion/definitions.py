@@ -25,7 +25,7 @@ IO_MANAGER = "lake"
 INGESTION = "ingestion"
 OWNER = "team:market-data"
 
-MARKET_NAMES: Mapping[Market, str] = {
+_MARKET_NAMES: Mapping[Market, str] = {
     Market.SPOT: "spot",
     Market.UM: "USDⓈ-margined futures (um)",
     Market.CM: "coin-margined futures (cm)",
@@ -138,7 +138,7 @@ def _definition_metadata(key: SeriesKey, layout: Layout) -> dict[str, Any]:
 def _describe(key: SeriesKey, layout: Layout) -> str:
     where = [f"symbol = '{key.symbol}'", *([f"\"interval\" = '{key.interval}'"] if key.interval else [])]
     view = f"{key.sql_schema}.{key.data_type.sql_name}"
-    market = MARKET_NAMES[key.market]
+    market = _MARKET_NAMES[key.market]
     headline = WORDS[key.data_type].headline.format(symbol=key.symbol, interval=key.interval, market=market)
     more = ""
     match key.data_type:

@@ -26,7 +26,7 @@ from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.binance.archive import ArchiveClient
 from market_data_pipeline.universe import Universe
 
-EARLIEST = timedelta(hours=2)
+_EARLIEST = timedelta(hours=2)
 """Time after the end of a day before which its archive is never published."""
 
 _LOOK_INTERVALS = (
@@ -40,7 +40,7 @@ _LOOK_INTERVALS = (
 _LOOK_SECONDS = 30
 """Time after which a tick starts no further series. Dagster ends a tick after 60 s."""
 
-ANSWER_SECONDS = 10
+_ANSWER_SECONDS = 10
 """Timeout of one page of the listing. A later tick requests the page again."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -143,7 +143,7 @@ def _for_a_tick(settings: Settings) -> Settings:
     """Return settings with few attempts and short waits, because the next tick tries again."""
     shorter = {
         "retries": min(settings.retries, 1),
-        "timeout_seconds": min(settings.timeout_seconds, ANSWER_SECONDS),
+        "timeout_seconds": min(settings.timeout_seconds, _ANSWER_SECONDS),
     }
     return settings.model_copy(update=shorter)
 
@@ -190,7 +190,7 @@ def is_time(day: date, looked_at: datetime | None, now: datetime, reach: timedel
         reach: How far back REST serves the series. Until then every tick looks, because REST can still fill gaps.
     """
     age = now - datetime.combine(day + DAY, time(), UTC)
-    interval = next((interval for until, interval in _LOOK_INTERVALS if EARLIEST <= age < until), None)
+    interval = next((interval for until, interval in _LOOK_INTERVALS if _EARLIEST <= age < until), None)
     if interval is not None and reach is not None and age < reach:
         return True
     if interval is None or looked_at is None or not interval:

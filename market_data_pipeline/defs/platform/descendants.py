@@ -20,7 +20,7 @@ from pathlib import Path
 STARTED_BY = "MARKET_DATA_STARTED_BY"
 """Environment variable that descendants inherit."""
 
-TERM_AFTER_SECONDS = 1.0
+_TERM_AFTER_SECONDS = 1.0
 """Seconds after a stop until SIGTERM. In a terminal, descendants get Ctrl-C themselves before that."""
 
 KILL_AFTER_SECONDS = 9.0
@@ -77,7 +77,7 @@ def _watch(pipe: int, mark: bytes, at_once: bytes) -> None:
     stopping = os.read(pipe, 1) != b""
     kill_at = time.monotonic() + KILL_AFTER_SECONDS
     if stopping:
-        time.sleep(TERM_AFTER_SECONDS)
+        time.sleep(_TERM_AFTER_SECONDS)
         _send(signal.SIGTERM, mark, at_once)
         while os.read(pipe, 100):
             pass

@@ -46,17 +46,17 @@ from market_data_pipeline.defs.platform.packing import PackingConnection, pack
 KEPT_SHARDS = 8
 """Files with an open connection: the index, and those of runs that have one. Each takes three file handles."""
 
-TOGETHER = 100
+_TOGETHER = 100
 """Maximum number of events in one transaction. Other processes wait for it."""
 
-WAIT_SECONDS = 1.0
+_WAIT_SECONDS = 1.0
 """Maximum number of seconds that a check's evaluation waits for others."""
 
 
-WAL_BYTES = 1_000_000
+_WAL_BYTES = 1_000_000
 """Bytes to which the write-ahead log of a file is cut after a checkpoint."""
 
-PACKED = 1
+_PACKED = 1
 """``PRAGMA user_version`` of an index with packed values."""
 
 _MANY = frozenset({DagsterEventType.ASSET_MATERIALIZATION, DagsterEventType.ASSET_CHECK_EVALUATION})
@@ -179,7 +179,7 @@ class _Waiting:
 
     def is_due(self) -> bool:
         """Return True if there are many events, or the first has waited long enough."""
-        return len(self) >= TOGETHER or time.monotonic() - self._since > WAIT_SECONDS
+        return len(self) >= _TOGETHER or time.monotonic() - self._since > _WAIT_SECONDS
 
     def take(self) -> list[EventLogEntry]:
         """Return all events and forget them. A fork returns none, because its parent writes them."""
@@ -224,7 +224,7 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
         self._known_to_exist: set[str] = set()
         self._poller: SqlPollingEventWatcher | None = None
         # Dagster then passes all materializations of a run over days in batches.
-        os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", str(TOGETHER))
+        os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", str(_TOGETHER))
         super().__init__(base_dir=base_dir, inst_data=inst_data)
 
     guards_webserver = True
@@ -556,12 +556,12 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
 
 def _set_fast_sync(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA synchronous=NORMAL")
-    connection.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
+    connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")
 
 
 def _mark_as_packed(connection: Any, _record: object) -> None:
-    if connection.execute("PRAGMA user_version").fetchone()[0] != PACKED:
-        connection.execute(f"PRAGMA user_version={PACKED}")
+    if connection.execute("PRAGMA user_version").fetchone()[0] != _PACKED:
+        connection.execute(f"PRAGMA user_version={_PACKED}")
 
 
 def _ends_a_run(event: EventLogEntry) -> bool:

@@ -27,7 +27,7 @@ from market_data_pipeline.reconciliation.record import read_reconciled
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sql.publish import publish_views
 
-SHOWN_DIFFERENCES = 15
+_SHOWN_DIFFERENCES = 15
 """Maximum number of values in a day's metadata table. Every event stores its own copy."""
 
 NOT_COMPARED = f"Not compared yet. The job `{RECONCILIATION}` compares the day when both sides are stored."
@@ -90,9 +90,9 @@ def _metadata(found: DayReconciled) -> Mapping[str, Any]:
     }
     if found.differences:
         ordered = sorted(found.differences, key=lambda one: bool(one.reason))
-        facts["differences"] = dg.MetadataValue.table([_record(one) for one in ordered[:SHOWN_DIFFERENCES]])
-        if len(ordered) > SHOWN_DIFFERENCES:
-            facts["more differences"] = f"{SHOWN_DIFFERENCES} of {len(ordered)} values shown"
+        facts["differences"] = dg.MetadataValue.table([_record(one) for one in ordered[:_SHOWN_DIFFERENCES]])
+        if len(ordered) > _SHOWN_DIFFERENCES:
+            facts["more differences"] = f"{_SHOWN_DIFFERENCES} of {len(ordered)} values shown"
     return {name: value for name, value in facts.items() if value is not None}
 
 

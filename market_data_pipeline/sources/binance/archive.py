@@ -26,7 +26,7 @@ from market_data_pipeline.sources.protocol import ArchiveFile
 
 __all__ = ["ArchiveClient", "ListedFile"]
 
-ABSENT = (403, 404)
+_ABSENT = (403, 404)
 
 _CHECKSUM = ResponseKind("a checksum", 4 << 10)
 _LISTING = ResponseKind("a page of a listing", 8 << 20)
@@ -191,7 +191,7 @@ def _found(answer: Response) -> Response | None:
     if answer.status == OK:
         return answer
     # A 403 with a web page comes from a firewall or a proxy. S3 answers XML.
-    if answer.status in ABSENT and not (answer.status == FORBIDDEN and answer.is_html):
+    if answer.status in _ABSENT and not (answer.status == FORBIDDEN and answer.is_html):
         return None
     raise NetworkError(f"{answer.summary}. Try again later.")
 

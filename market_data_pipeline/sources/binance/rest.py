@@ -73,7 +73,7 @@ _ADVICE = {
 }
 
 
-CLOCK_TOLERANCE = timedelta(minutes=5)
+_CLOCK_TOLERANCE = timedelta(minutes=5)
 """Maximum difference between the server's clock and ours. Beyond it, nobody knows which candles are closed."""
 
 _EDGE = timedelta(minutes=10)
@@ -325,7 +325,7 @@ class RestApi:
                     server = datetime.fromtimestamp(int(_json(answer)["serverTime"]) * self._unit / 1e6, UTC)
                 except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
                     raise RestAnswerError(f"{answer.url} answered no server time: {answer.text!r}.") from error
-                if abs(server - ours) > CLOCK_TOLERANCE:
+                if abs(server - ours) > _CLOCK_TOLERANCE:
                     raise RestAnswerError(
                         f"{answer.url} answered {server:%Y-%m-%d %H:%M:%S} UTC and this machine's clock is at "
                         f"{ours:%Y-%m-%d %H:%M:%S}. They differ by {as_duration(abs(server - ours).total_seconds())}, "
