@@ -1,8 +1,8 @@
 """What the pipeline costs, measured beside simpler ways on the same machine in the same run: ``make bench``.
 
 What belongs here: the data that is measured on (``data.py``, ``lakes.py``), how a thing is measured (``measure.py``,
-``maintenance.pool.py``), the rows of the table (``ingestion.py``, ``backfilling.py``, ``growing.py``, ``reading.py``,
-``asking.py``, ``reconciliation.plan.py``, ``verifying.py``), what they are compared with (``baselines.py``,
+``processes.py``), the rows of the table (``ingestion.py``, ``backfills.py``, ``growth.py``, ``client.py``,
+``sql.py``, ``reconciliation.py``, ``verification.py``), what they are compared with (``baselines.py``,
 ``tools.py``) and how they are shown (``report.py``). What does not: whether what is measured is right, which the tests
 say.
 """

@@ -11,15 +11,15 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks.asking import sql, vwap
-from benchmarks.backfilling import backfill, backfill_months, backfill_trades, load, yesterday
+from benchmarks.backfills import backfill, backfill_months, backfill_trades, load, yesterday
+from benchmarks.client import queries
 from benchmarks.data import FULL, QUICK, Archives, Scale
-from benchmarks.growing import growth_series, growth_years
+from benchmarks.growth import growth_series, growth_years
 from benchmarks.ingestion import ingest_klines, ingest_klines_from_afar, ingest_klines_of_months, ingest_trades
-from benchmarks.reading import queries
-from benchmarks.reconciling import reconcile
+from benchmarks.reconciliation import reconcile
 from benchmarks.report import Row, save, show
-from benchmarks.verifying import verify
+from benchmarks.sql import sql, vwap
+from benchmarks.verification import verify
 
 BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "ingest-klines": ingest_klines,

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from benchmarks.__main__ import BENCHMARKS, measure
 from benchmarks.data import FULL, QUICK, Archives, Scale
-from benchmarks.growing import growth_rows
+from benchmarks.growth import growth_rows
 from benchmarks.measure import measured
 from benchmarks.processes import sharing_processes
 from benchmarks.report import Baseline, Row, show

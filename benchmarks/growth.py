@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
-from benchmarks.backfilling import bring_all
+from benchmarks.backfills import bring_all
 from benchmarks.data import Archives, days_of_months, serving
 from benchmarks.measure import median
 from benchmarks.processes import apart
