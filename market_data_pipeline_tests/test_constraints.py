@@ -54,8 +54,8 @@ def test_users_and_developers_run_the_same_versions() -> None:
 def test_users_get_no_tool_of_development() -> None:
     tools = names(EXTRAS["dev"] + EXTRAS["docs"]) - names(NEEDED)
     assert {"pytest", "ruff", "mypy", "mkdocs"} <= tools
-    come_with_dagster = {"alembic", "psutil"}  # psutil on Windows only
-    assert tools & set(pinned(RUN)) == come_with_dagster
+    come_with_others = {"alembic", "psutil", "typing-extensions"}  # psutil on Windows only
+    assert tools & set(pinned(RUN)) == come_with_others
 
 
 @pytest.mark.parametrize("target", ["install", "demo", "dev"])

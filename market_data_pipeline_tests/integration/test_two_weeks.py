@@ -30,6 +30,7 @@ from sqlalchemy.engine import Connection
 
 from market_data_pipeline import clock
 from market_data_pipeline.defs.definitions import build_definitions
+from market_data_pipeline.defs.partitions import span_of
 from market_data_pipeline.model.day import DayRecord
 from market_data_pipeline.model.lineage import profile_of
 from market_data_pipeline.model.series import Market, SeriesKey
@@ -157,7 +158,8 @@ class Daemon:
         )
         self.runs[name] += 1
         if not result.success:
-            self.failed.append(f"{name} {request.partition_key or request.run_key}")
+            days = span_of(request.tags)
+            self.failed.append(f"{name} {days[0] if days else request.run_key}")
 
     def _job(self, name: str, request: dg.RunRequest) -> dg.JobDefinition:
         """The job of a request, with the selection that it asks for, made once."""

@@ -788,14 +788,18 @@ def test_files_verified_by_two_processes_give_the_same_result(world: World, monk
     for day in wanted:
         write_day(world, BTC, day, 24)
     damage(world.layout.file(BTC, wanted[70]))
-    before = psutil.Process().children()
+    before = _workers()
     report = verify_local(world.settings, [BTC], processes=2)
     assert report.files == {BTC: len(wanted)}
     assert report.to_fetch == {BTC: [wanted[70]]}
     assert world.ledger(BTC).rows[wanted[70]].failure == "damaged"
     assert len(world.ledger(BTC).days(HELD)) == len(wanted) - 1
-    left = [one for one in psutil.Process().children() if "resource_tracker" not in " ".join(one.cmdline())]
-    assert left == before, "no worker is left behind"
+    assert _workers() == before, "no worker is left behind"
+
+
+def _workers() -> list[psutil.Process]:
+    """The children of this process. The trackers of resources live as long as this process."""
+    return [one for one in psutil.Process().children() if "resource_tracker" not in " ".join(one.cmdline())]
 
 
 @dataclass
