@@ -136,7 +136,7 @@ def end_process() -> None:
 def as_duration(seconds: float) -> str:
     """Format a duration for people.
 
-    >>> as_duration(59), in_words(170), in_words(7300), in_words(300_000)
+    >>> as_duration(59), as_duration(170), as_duration(7300), as_duration(300_000)
     ('59 s', '3 min', '2 h', '3 days')
     """
     if seconds < 100:

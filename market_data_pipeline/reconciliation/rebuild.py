@@ -203,7 +203,7 @@ def _contract_size(connection: duckdb.DuckDBPyConnection) -> float | None:
 def rounded_size(ratio: float) -> float:
     """Round a derived contract size to one digit, if it is near to that.
 
-    >>> rounded_size(99.99982), plain(10.0003), plain(12.34)
+    >>> rounded_size(99.99982), rounded_size(10.0003), rounded_size(12.34)
     (100.0, 10.0, 12.34)
     """
     near = float(f"{ratio:.1g}")
