@@ -59,7 +59,7 @@ _FORK_WAITS_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a query may take. 0 seconds means as long as it needs."""
+    """Limits of a query. 0 seconds means as long as it needs."""
 
     memory_mb: int
     disk_mb: int
