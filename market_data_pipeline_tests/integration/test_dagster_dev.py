@@ -21,6 +21,7 @@ from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.sandbox import Delay, Sandbox, WrongChecksum
+from market_data_pipeline_tests.support import processes
 from market_data_pipeline_tests.support.processes import Desk, until
 from market_data_pipeline_tests.support.world import days, klines
 
@@ -78,6 +79,11 @@ LOCATIONS = """
     assetNodes { assetKey { path } } } } } } } } }
 """
 DAEMONS = "{ instance { daemonHealth { allDaemonStatuses { daemonType required healthy } } } }"
+
+
+@pytest.fixture(autouse=True)
+def _quick_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(processes.__file__).with_name("quick_daemon")))
 
 
 @dataclass(frozen=True)

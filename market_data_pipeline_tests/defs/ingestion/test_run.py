@@ -19,6 +19,7 @@ from market_data_pipeline.defs.in_process import reasons
 from market_data_pipeline.defs.ingestion.definitions import column_schema
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.errors import SeriesBusyError, StorageError
+from market_data_pipeline.model.datasets import data_types_of
 from market_data_pipeline.model.findings import Finding, Range, Severity
 from market_data_pipeline.model.outcomes import DayResult
 from market_data_pipeline.model.schema import lake_schema
@@ -381,8 +382,9 @@ def test_a_run_does_not_fail_where_the_views_cannot_be_published(
     assert project.run(1, 1).success
 
 
-@pytest.mark.parametrize("market", list(Market))
-@pytest.mark.parametrize("data_type", list(DataType))
+@pytest.mark.parametrize(
+    ("market", "data_type"), [(market, kind) for market in Market for kind in data_types_of(market)]
+)
 def test_every_column_of_the_lake_is_described(market: Market, data_type: DataType) -> None:
     columns = column_schema(market, data_type).columns
     assert [column.name for column in columns] == lake_schema(market, data_type).names
