@@ -39,7 +39,7 @@ dev: $(RUN) ## start Dagster's UI and daemon
 	$(BIN)/market-data ui --port $(DAGSTER_PORT)
 
 test: $(DEV) ## run all tests, and measure which lines of the package run
-	$(BIN)/python -m pytest -n 3 --dist loadgroup -p tools.coverage_gate --coverage-at-least 95
+	$(BIN)/python -m pytest -n 4 --dist loadgroup -p tools.coverage_gate --coverage-at-least 95
 
 lint: $(DEV) ## check format, style, types, dependencies, walls and words
 	$(BIN)/ruff format --check .
