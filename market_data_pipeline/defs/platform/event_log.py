@@ -130,7 +130,7 @@ def _evaluated(event: EventLogEntry, event_id: int, row: Mapping[str, Any]) -> d
 
 
 _Identity = tuple[int, int, int]
-"""Process, and device and inode of the index. None may change under a connection."""
+"""Process, device and inode of the index. None may change under a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,7 +465,7 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
         return run_id if own else INDEX_SHARD_NAME
 
     def _take_kept(self) -> Engine | None:
-        """Take the kept engine, unless the index was deleted or replaced, or this process is a fork."""
+        """Take the open engine, unless the index was deleted or replaced, or this process is a fork."""
         identity = self._identity()
         if self._kept is not None and identity is not None and self._kept[1] == identity:
             engine, self._kept = self._kept[0], None
