@@ -133,7 +133,6 @@ def _evaluations(
 def _evaluation(
     asset_key: dg.AssetKey, key: SeriesKey, row: DayRecord, name: str, target: Target | None
 ) -> dg.AssetCheckEvaluation:
-    """Return the evaluation of a check for a day."""
     severity = Severity(getattr(row, name) or Severity.INFO)
     findings = [finding for finding in row.findings_list() if finding.check == name]
     return dg.AssetCheckEvaluation(

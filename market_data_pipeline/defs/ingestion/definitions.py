@@ -95,7 +95,10 @@ def build_series_asset(
     """
     asset_key = asset_key_of(key)
     layout = Layout(settings.root)
-    check_specs = _specs_of_checks(asset_key, partitions_def)
+    check_specs = [
+        dg.AssetCheckSpec(name, asset=asset_key, description=description, partitions_def=partitions_def)
+        for name, description in _CHECK_DESCRIPTIONS.items()
+    ]
     if reconciled:
         check_specs.append(definitions.reconciliation_spec(key, asset_key, partitions_def))
 
@@ -150,13 +153,6 @@ def build_trade_profile_asset(
         return make_profile(context, trades, key, layout, settings.profile_level)
 
     return profile
-
-
-def _specs_of_checks(asset_key: dg.AssetKey, partitions_def: dg.PartitionsDefinition[str]) -> list[dg.AssetCheckSpec]:
-    return [
-        dg.AssetCheckSpec(name, asset=asset_key, description=description, partitions_def=partitions_def)
-        for name, description in _CHECK_DESCRIPTIONS.items()
-    ]
 
 
 # --- texts in the UI ---------------------------------------------------------------------------------------------
@@ -270,6 +266,9 @@ _SQL_TYPES: Mapping[ColumnKind, str] = {
 }
 
 
+_IN_CONTRACTS = {"quantity", "volume", "taker_buy_volume", "buy_volume", "sell_volume", "point_of_control_volume"}
+
+
 @cache
 def column_schema(market: Market, data_type: DataType) -> dg.TableSchema:
     """Return the columns of a series with SQL types and descriptions. Volumes of cm are marked as contracts."""
@@ -280,12 +279,8 @@ def column_schema(market: Market, data_type: DataType) -> dg.TableSchema:
                 name=column.name,
                 type=_SQL_TYPES[column.kind],
                 description=_COLUMNS[column.name]
-                + (" In contracts." if contracts and _in_contracts(column.name) else ""),
+                + (" In contracts." if contracts and column.name in _IN_CONTRACTS else ""),
             )
             for column in lake_columns(market, data_type)
         ]
     )
-
-
-def _in_contracts(name: str) -> bool:
-    return name in {"quantity", "volume", "taker_buy_volume", "buy_volume", "sell_volume", "point_of_control_volume"}
