@@ -22,8 +22,7 @@ from market_data_pipeline.model.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.model.provenance import ChecksumStatus
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.sources.binance.archive import ArchiveClient
-from market_data_pipeline.sources.protocol import ArchiveFile
+from market_data_pipeline.sources.binance.archive import ArchiveClient, ArchiveFile
 
 _REQUESTS_A_DAY = 2
 """The zip and its checksum."""

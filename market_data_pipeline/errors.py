@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from market_data_pipeline.client.gaps import Gap
-    from market_data_pipeline.sources.protocol import ArchiveFile
+    from market_data_pipeline.sources.binance.archive import ArchiveFile
 
 __all__ = [
     "AbsentError",

@@ -10,7 +10,7 @@ import market_data_pipeline
 from market_data_pipeline import clock, errors
 from market_data_pipeline.errors import ChecksumError, GapError, GapWarning, MarketDataError
 from market_data_pipeline.model.provenance import ChecksumStatus
-from market_data_pipeline.sources.protocol import ArchiveFile
+from market_data_pipeline.sources.binance.archive import ArchiveFile
 
 
 def tree(error: type[Exception], depth: int = 0) -> Iterator[tuple[int, str]]:

@@ -10,7 +10,7 @@ from market_data_pipeline.cli.console import aside, counted, progress_bar
 from market_data_pipeline.cli.selection import Selection, choosing, series_among
 from market_data_pipeline.cli.summary import ExitCode, end, tell_troubles
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.maintenance.compaction import CompactReport, compact
+from market_data_pipeline.maintenance.compaction import compact
 from market_data_pipeline.model.datasets import closes_months
 from market_data_pipeline.settings import load_settings
 
@@ -37,23 +37,18 @@ def compact_command(what: Selection, grace: int | None) -> None:
 
     settings = load_settings()
     held = [key for key in known_series(Layout(settings.root)) if closes_months(key.data_type)]
+    console = aside()
     if not held:
-        aside().print(f"No klines are stored in {settings.root} yet, so there is no month to close.")
+        console.print(f"No klines are stored in {settings.root} yet, so there is no month to close.")
         return
     keys = series_among(held, what, str(settings.root), "`market-data status` shows what is stored.")
-    with progress_bar(len(keys), "series", "closing months", aside()) as bar:
+    with progress_bar(len(keys), "series", "closing months", console) as bar:
         report = compact(
             settings,
             keys,
             grace=None if grace is None else timedelta(minutes=grace),
             on_progress=lambda: bar(1),
         )
-    _tell(report)
-    end(ExitCode.of(not report.troubles))
-
-
-def _tell(report: CompactReport) -> None:
-    console = aside()
     months = sum(map(len, report.closed.values()))
     waiting = f" {counted(report.waiting, 'file')} of days stay for now." if report.waiting else ""
     console.print(
@@ -61,3 +56,4 @@ def _tell(report: CompactReport) -> None:
         f"{counted(report.removed, 'file')} of days removed.{waiting}"
     )
     tell_troubles(report.troubles, console)
+    end(ExitCode.of(not report.troubles))

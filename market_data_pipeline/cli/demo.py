@@ -28,6 +28,7 @@ from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import load_universe
 
 _DAYS = 35
+_HOSTS = ("vision_url", "vision_listing_url", "spot_url", "um_url", "cm_url")
 
 _UNIVERSE = """\
 # Written by `market-data demo`: {days} days of made-up data, today among them.
@@ -78,9 +79,10 @@ def demo(then_ui: bool, port: int) -> None:
 
     began = time.monotonic()
     console, root = aside(), load_settings().root / "demo"
-    universe = write_universe(root)
+    universe, first = root / "universe.yaml", clock.today() - timedelta(days=_DAYS - 1)
+    storage.write_bytes(universe, _UNIVERSE.format(days=_DAYS, first=first).encode())
     with Sandbox() as sandbox:
-        settings = demo_settings(root, universe, sandbox.url)
+        settings = load_settings(dir=root, universe=universe, **dict.fromkeys(_HOSTS, sandbox.url))
         chosen = choose(load_universe(universe), Selection())
         console.print(
             f"A made-up Binance answers at {sandbox.url}. Dagster fetches {_DAYS} days of {len(chosen.wanted)} series "
@@ -125,20 +127,6 @@ def _run_ui(settings: Settings, port: int, sandbox: dict[str, str]) -> None:
                 running.wait(LAST_SECONDS / 2)
             running.kill()
             raise
-
-
-def write_universe(root: Path) -> Path:
-    """Write the demo's own ``universe.yaml`` for the last :data:`_DAYS` days; return where."""
-    path = root / "universe.yaml"
-    first = clock.today() - timedelta(days=_DAYS - 1)
-    storage.write_bytes(path, _UNIVERSE.format(days=_DAYS, first=first).encode())
-    return path
-
-
-def demo_settings(root: Path, universe: Path, url: str) -> Settings:
-    """Return the current settings with the demo's root and universe and the sandbox's address."""
-    hosts = ("vision_url", "vision_listing_url", "spot_url", "um_url", "cm_url")
-    return load_settings(dir=root, universe=universe, **dict.fromkeys(hosts, url))
 
 
 def as_typed() -> str:

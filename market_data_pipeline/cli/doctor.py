@@ -156,27 +156,15 @@ def _records(settings: Settings) -> _Result:
     layout = Layout(settings.root)
     if not layout.dagster_home.exists():
         return State.OK, f"There are no records in {layout.dagster_home} yet.", ""
-    from market_data_pipeline.defs.platform.home import open_instance, recording
+    from market_data_pipeline.defs.platform.home import damaged_database, open_instance, recording
 
     with recording(layout), open_instance(layout) as instance:
         runs = instance.get_runs_count()
-        for path in sorted(layout.dagster_home.rglob("*.db")):
-            _check_database(path)
+        if broken := damaged_database(layout.dagster_home):
+            raise sqlite3.DatabaseError(f"{broken} is damaged")
     size = size_of_records(layout.dagster_home)
     text = f"{layout.dagster_home} has {counted(runs, 'run')} in {in_bytes(size)}."
     return (State.WARN, text, "`market-data prune` removes old runs.") if size > BIG else (State.OK, text, "")
-
-
-def _check_database(path: Path) -> None:
-    """Let SQLite read a whole database.
-
-    Raises:
-        sqlite3.DatabaseError: It is damaged.
-    """
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-        (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
-    if found != "ok":
-        raise sqlite3.DatabaseError(str(found))
 
 
 # --- the disk ---------------------------------------------------------------------------------------------------------

@@ -369,7 +369,11 @@ def _bring(settings: Settings, universe: Universe, chosen: Sequence[RefusedZip])
     layout, console = Layout(settings.root), aside()
     _refuse_uncollected(universe, chosen)
     collected = {key: set(universe.days(key)) for key in {entry.key for entry in chosen}}
-    days = {entry.path: _days_that_matter(entry, collected[entry.key]) for entry in chosen}
+    # Of a month, only the collected days matter.
+    days = {
+        entry.path: entry.days if entry.day else [day for day in entry.days if day in collected[entry.key]]
+        for entry in chosen
+    }
     left = _let_go(chosen, days, layout, console)
     wanted: dict[SeriesKey, list[date]] = {}
     for entry in left:
@@ -381,11 +385,6 @@ def _bring(settings: Settings, universe: Universe, chosen: Sequence[RefusedZip])
     code = fetch(settings, Chosen(wanted), yes=True)
     _let_go(left, days, layout, console)
     return code
-
-
-def _days_that_matter(entry: RefusedZip, collected: set[date]) -> list[date]:
-    """Return an entry's days. Of a month, return the collected ones."""
-    return entry.days if entry.day is not None else [day for day in entry.days if day in collected]
 
 
 def _let_go(

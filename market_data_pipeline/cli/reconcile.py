@@ -58,7 +58,8 @@ def reconcile(what: Selection, again: bool, as_json: bool) -> None:
             console.print("No day has both sides stored, so there is nothing to compare.")
         end(ExitCode.of(complete))
         return
-    differences = _ordered(found)
+    differences = [(key, one) for key, days in found.items() for day in days for one in day.differences]
+    differences.sort(key=lambda pair: bool(pair[1].reason))  # unexplained ones first
     if not as_json:
         out().print(_by_series(found))
     if differences and not as_json:
@@ -145,12 +146,6 @@ def _by_series(found: Found) -> Table:
             wrong = red(f"{unexplained:,}") if unexplained else "0"
             shown.add_row(key.short, str(first), str(last), *(f"{number:,}" for number in counts), wrong)
     return shown
-
-
-def _ordered(found: Found) -> list[tuple[SeriesKey, Difference]]:
-    """Return the values that differ, unexplained ones first."""
-    every = [(key, one) for key, days in found.items() for day in days for one in day.differences]
-    return sorted(every, key=lambda pair: bool(pair[1].reason))
 
 
 def _values(differences: Sequence[tuple[SeriesKey, Difference]]) -> Table:

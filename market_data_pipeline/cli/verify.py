@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from datetime import date
 
 import click
@@ -77,12 +78,8 @@ def _listing(
 ) -> ExitCode:
     from market_data_pipeline.sources.binance.archive import ArchiveClient
 
-    archive = ArchiveClient(settings)
-    try:
-        with progress_bar(len(keys), "series", "comparing", aside()) as bar:
-            report = sweep(settings, keys, archive, mark=mend, at_once=True, on_progress=lambda _: bar(1))
-    finally:
-        archive.close()
+    with closing(ArchiveClient(settings)) as archive, progress_bar(len(keys), "series", "comparing", aside()) as bar:
+        report = sweep(settings, keys, archive, mark=mend, at_once=True, on_progress=lambda _: bar(1))
     console = aside()
     found = [(one.kind.value, one.key, one.days, one.archive.rsplit("/", 1)[-1]) for one in report.discoveries]
     _list("Archives that are not as the lake has them", "archive", found, as_json=as_json)

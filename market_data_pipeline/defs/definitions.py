@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -24,8 +24,8 @@ from market_data_pipeline.defs.ingestion.definitions import (
     IO_MANAGER,
     build_series_asset,
     build_trade_profile_asset,
+    ingestion_resource,
 )
-from market_data_pipeline.defs.ingestion.resources import Ingest, ingestion_resource
 from market_data_pipeline.defs.jobs import build_jobs
 from market_data_pipeline.defs.partitions import partitions_of
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT, heartbeat_resource
@@ -39,16 +39,14 @@ from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
 
 if TYPE_CHECKING:
-    from market_data_pipeline.ingest.sources import Sources
-    from market_data_pipeline.model.outcomes import OnResult
+    from market_data_pipeline.model.outcomes import DayResult, OnResult
 
 
 def build_definitions(
     settings: Settings,
     universe: Universe,
     *,
-    open_sources: Callable[[Settings], Sources] | None = None,
-    ingest_days: Ingest | None = None,
+    ingest_days: Callable[..., Iterator[DayResult]] | None = None,
     on_result: OnResult | None = None,
 ) -> dg.Definitions:
     """Return everything that Dagster shows and runs. No network is needed.
@@ -56,7 +54,6 @@ def build_definitions(
     Args:
         settings: The location of the lake and the limits for sources.
         universe: The series to collect.
-        open_sources: A replacement for ``ingest.sources.Sources``.
         ingest_days: A replacement for ``ingest.run.ingest``, for tests.
         on_result: Called after each day, if runs execute in this process.
     """
@@ -78,9 +75,7 @@ def build_definitions(
         sensors=build_sensors(jobs, settings, universe),
         resources={
             IO_MANAGER: DuckDBParquetIOManager(root=str(settings.root), lock_wait_seconds=settings.lock_wait_seconds),
-            INGESTION: ingestion_resource(
-                settings, universe, open_sources=open_sources, ingest_days=ingest_days, on_result=on_result
-            ),
+            INGESTION: ingestion_resource(settings, universe, ingest_days, on_result),
             HEARTBEAT: heartbeat_resource(),
         },
         # Starting a run's process takes seconds. The work inside an asset uses threads.

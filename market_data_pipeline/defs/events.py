@@ -114,7 +114,7 @@ def add_metadata(context: dg.AssetExecutionContext, of_partitions: Mapping[str, 
 def _evaluations(
     instance: dg.DagsterInstance, asset_key: dg.AssetKey, good: Sequence[DayOutcome], bad: Sequence[DayFailure]
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    targets = newest_targets(instance, asset_key, [partition_of(result.day) for result in good])
+    targets = every_target(instance, asset_key, [partition_of(result.day) for result in good])
     for name in DAY_CHECKS:
         for result in good:
             target = targets.get(partition_of(result.day))
@@ -125,7 +125,7 @@ def _evaluations(
             else:
                 yield _evaluation(asset_key, result.key, result.row, name, target)
     # A bad day with an older file targets that materialization. A day without a file has none.
-    older = newest_targets(instance, asset_key, [partition_of(one.day) for one in bad if one.row.outcome == HELD])
+    older = every_target(instance, asset_key, [partition_of(one.day) for one in bad if one.row.outcome == HELD])
     for one in bad:
         yield _failed(asset_key, one.key, one.row, one.failure, one.reason, older.get(partition_of(one.day)))
 
@@ -133,7 +133,6 @@ def _evaluations(
 def _evaluation(
     asset_key: dg.AssetKey, key: SeriesKey, row: DayRecord, name: str, target: Target | None
 ) -> dg.AssetCheckEvaluation:
-    """Return the evaluation of a check for a day."""
     severity = Severity(getattr(row, name) or Severity.INFO)
     findings = [finding for finding in row.findings_list() if finding.check == name]
     return dg.AssetCheckEvaluation(
@@ -170,35 +169,22 @@ def _failed(
     )
 
 
-def newest_targets(
-    instance: dg.DagsterInstance, asset_key: dg.AssetKey, partitions: Sequence[str]
-) -> dict[str, Target]:
-    """Return the newest materialization of each partition, if it is among the newest of all of them.
-
-    If any partition has a materialization, at least one is returned. Limits count the whole history of an asset, newest
-    first, so one call per page returns days that were just written.
-    """
-    found: dict[str, Target] = {}
-    for start in range(0, len(partitions), _PAGE):
-        page = partitions[start : start + _PAGE]
-        records = instance.fetch_materializations(
-            dg.AssetRecordsFilter(asset_key=asset_key, asset_partitions=list(page)), limit=len(page)
-        ).records
-        for record in records:
-            if record.partition_key is not None:
-                target = Target(storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp)
-                found.setdefault(record.partition_key, target)
-    return found
-
-
 def every_target(instance: dg.DagsterInstance, asset_key: dg.AssetKey, partitions: Iterable[str]) -> dict[str, Target]:
     """Return the newest materialization of each partition that has one, whatever its age."""
     found: dict[str, Target] = {}
-    left = list(partitions)
-    # Days that were written often, e.g. hourly, crowd out others among the newest.
-    while left and (more := newest_targets(instance, asset_key, left)):
-        found |= more
-        left = [name for name in left if name not in more]
+    names = list(partitions)
+    for start in range(0, len(names), _PAGE):
+        left = names[start : start + _PAGE]
+        while left:
+            # Limits count the whole history of the partitions, newest first. Days that were written often crowd out
+            # others, so ask again without them.
+            records = instance.fetch_materializations(
+                dg.AssetRecordsFilter(asset_key=asset_key, asset_partitions=left), limit=len(left)
+            ).records
+            for record in records:
+                target = Target(storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp)
+                found.setdefault(record.partition_key or "", target)
+            left = [name for name in left if name not in found] if records else []
     return found
 
 

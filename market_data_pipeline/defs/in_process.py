@@ -27,7 +27,7 @@ from market_data_pipeline.errors import SeriesBusyError, UsageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import CHECKS_DO_NOT_PASS, Ledger, refresh_ledger
-from market_data_pipeline.model.day import EMPTY, HELD, NOT_LISTED, DayRecord, Failed, after
+from market_data_pipeline.model.day import EMPTY, NOT_LISTED, DayRecord, Failed, after
 from market_data_pipeline.model.findings import Basis, Severity
 from market_data_pipeline.model.lineage import profile_of
 from market_data_pipeline.model.needs import is_still_unlisted, needs, profile_is_due, reach_of
@@ -285,11 +285,11 @@ def _make_profiles(
 ) -> None:
     key = profile_of(source)
     trades, profiles = Ledger.read(layout.ledger(source)), Ledger.read(layout.ledger(key))
-    on_record = days_on_record(instance, key)
+    on_record, stored = days_on_record(instance, key), set(trades.days())
     due = [
         day
         for day in days
-        if profile_is_due(trades.get(day), profiles.get(day)) or (day not in on_record and _is_stored(trades.get(day)))
+        if profile_is_due(trades.get(day), profiles.get(day)) or (day not in on_record and day in stored)
     ]
     # One run can take one day more than a run of the source, see defs.ingestion.definitions.backfill_policy.
     for first, last in contiguous_ranges(due, settings.max_partitions_per_run):
@@ -297,10 +297,6 @@ def _make_profiles(
         if not run.success:
             stop_if_interrupted(run)
             _report_missing(key, [day for day in due if first <= day <= last], report, run, report.add)
-
-
-def _is_stored(row: DayRecord | None) -> bool:
-    return row is not None and row.outcome == HELD
 
 
 def materialize_days(
@@ -327,8 +323,9 @@ def materialize_days(
     Returns:
         The finished run. ``success`` is False if a day failed.
     """
+    job = definitions.resolve_implicit_global_asset_job_def()
     assets = [asset_key_of(key) for key in keys]
-    return _run(instance, definitions, assets, {**(tags or {}), **tags_of(first, last)}, log_level)
+    return _run(instance, job, log_level, asset_selection=assets, tags={**(tags or {}), **tags_of(first, last)})
 
 
 def materialize_coverage(
@@ -346,7 +343,8 @@ def materialize_coverage(
         markets: Markets of the universe.
         log_level: Lowest level of the run's log that goes to the console.
     """
-    return _run(instance, definitions, [coverage_key_of(market) for market in markets], {}, log_level)
+    job = definitions.resolve_implicit_global_asset_job_def()
+    return _run(instance, job, log_level, asset_selection=[coverage_key_of(market) for market in markets])
 
 
 def run_reconciliation(
@@ -369,37 +367,27 @@ def run_reconciliation(
     definitions = dg.Definitions(
         jobs=[job], resources={HEARTBEAT: heartbeat_resource()}, executor=dg.in_process_executor
     )
-    run_id = make_new_run_id()
-    with heartbeat(instance, run_id):
-        return definitions.resolve_job_def(job.name).execute_in_process(
-            instance=instance,
-            run_id=run_id,
-            run_config={**config, **_log_config(log_level)},
-            raise_on_error=False,
-        )
+    return _run(instance, definitions.resolve_job_def(job.name), log_level, run_config=config)
 
 
 def _run(
     instance: dg.DagsterInstance,
-    definitions: dg.Definitions,
-    assets: Sequence[dg.AssetKey],
-    tags: Mapping[str, str],
+    job: dg.JobDefinition,
     log_level: str,
+    *,
+    run_config: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> dg.ExecuteInProcessResult:
     run_id = make_new_run_id()
+    loggers = {"console": {"config": {"log_level": log_level}}}
     with heartbeat(instance, run_id):
-        return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+        return job.execute_in_process(
             instance=instance,
             run_id=run_id,
-            asset_selection=list(assets),
-            tags=dict(tags),
-            run_config=_log_config(log_level),
+            run_config={**(run_config or {}), "loggers": loggers},
             raise_on_error=False,
+            **more,
         )
-
-
-def _log_config(log_level: str) -> dict[str, Any]:
-    return {"loggers": {"console": {"config": {"log_level": log_level}}}}
 
 
 def days_on_record(instance: dg.DagsterInstance, key: SeriesKey) -> set[date]:

@@ -36,8 +36,8 @@ from market_data_pipeline.model.findings import FLAT_FILLED, OFF_GRID, Finding, 
 from market_data_pipeline.model.provenance import ChecksumStatus, Part, Provenance, Source
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import ListingSpans, SeriesKey, interval_us
+from market_data_pipeline.sources.binance.archive import ArchiveFile
 from market_data_pipeline.sources.binance.zip_reader import MOVED, other_interval, read_zip, read_zips, split_days
-from market_data_pipeline.sources.protocol import ArchiveFile
 
 _BIG_BYTES = 1 << 20
 """Size of a daily zip above which extra threads pay off: about 50,000 trades."""

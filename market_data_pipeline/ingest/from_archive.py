@@ -28,7 +28,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.datasets import is_bounded, monthly_may_replace, most_rows, spec_of
 from market_data_pipeline.model.provenance import ChecksumStatus
 from market_data_pipeline.model.series import ListingSpans, SeriesKey
-from market_data_pipeline.sources.protocol import ArchiveFile
+from market_data_pipeline.sources.binance.archive import ArchiveFile
 
 logger = logging.getLogger(__name__)
 

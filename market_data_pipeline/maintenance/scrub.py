@@ -7,8 +7,6 @@ them again belongs to ``ingest``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -21,7 +19,7 @@ from market_data_pipeline.lake.checksums import CHANGED, DayVerification, verify
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, is_changed, recorded, refresh_ledger
 from market_data_pipeline.lake.partitions import day_files, day_files_between, read_record
-from market_data_pipeline.maintenance.pool import Processes
+from market_data_pipeline.maintenance.pool import compute_all
 from market_data_pipeline.model.day import HELD, DayRecord, Lost, after
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings, cpus
@@ -31,7 +29,7 @@ _BYTES_AT_ONCE = 4 << 20
 """Size of a bundle for one process. Small bundles avoid a long wait for the last one."""
 
 _WORTH_BYTES = 32 << 20
-"""Bytes that this process reads in about the time that a worker takes to start."""
+"""Bytes from which workers start. This process reads as many in about the time that a worker takes to start."""
 
 OnProgress = Callable[[int], None]
 """Called with the number of further days that are done."""
@@ -83,8 +81,8 @@ def verify_local(
         settings: Location of the lake, and how long to wait for a series that another run writes.
         keys: The series, derived ones included.
         mark: Write the result into the ledgers.
-        processes: Number of reading processes, this one included. 0 means one per CPU. Small files (1m klines) need
-            Python's GIL half of the time, so threads would not help. Workers start only if there is much to read.
+        processes: Number of reading processes. 0 means one per CPU. Small files (1m klines) need Python's GIL half of
+            the time, so threads would not help. Workers start only if there is much to read.
         on_progress: Called with the number of further files read.
     """
     layout = Layout(settings.root)
@@ -130,19 +128,10 @@ def _proofs(
 ) -> Iterator[tuple[SeriesKey, list[DayVerification]]]:
     """Read all files in parallel, in bundles of one series."""
     bundles = [(key, days) for key, sizes in wanted.items() for days in _bundles(sizes)]
-    pool = Processes(processes, ahead=verify_days.__module__, worth_bytes=_WORTH_BYTES)
-    with closing(pool), ThreadPoolExecutor(processes, thread_name_prefix="scrub") as readers:
-        pool.expect(sum(sum(sizes.values()) for sizes in wanted.values()))
-        tasks = [
-            readers.submit(pool.compute, verify_days, layout, key, days, _known_of(days, known[key]))
-            for key, days in bundles
-        ]
-        try:
-            for (key, _), task in zip(bundles, tasks, strict=True):
-                yield key, task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
+    is_much = sum(sum(sizes.values()) for sizes in wanted.values()) >= _WORTH_BYTES
+    calls = [(layout, key, days, _known_of(days, known[key])) for key, days in bundles]
+    found = compute_all(verify_days, calls, processes if is_much else 1)
+    return zip((key for key, _ in bundles), found, strict=True)
 
 
 def _bundles(sizes: Mapping[date, int]) -> list[list[date]]:

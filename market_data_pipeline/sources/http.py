@@ -317,8 +317,6 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """One request."""
-
     url: str
     headers: dict[str, str]
     kind: ResponseKind

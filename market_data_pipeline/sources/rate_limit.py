@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import re
-import secrets
 import sqlite3
 import stat
 import tempfile
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from market_data_pipeline.errors import HostOffError
-from market_data_pipeline.model import faults
 from market_data_pipeline.model.waits import Stop, Wait, as_duration
 from market_data_pipeline.settings import PREFIX
 
@@ -49,8 +47,8 @@ _BUSY_SECONDS = 5.0
 
 _FOLDER = "market-data-pipeline"
 
-USED, PAUSE = "used", "pause until"
-"""Facts reported by a host: Binance's count of this minute's weight, and the end of a pause."""
+USED, PAUSE, BAN = "used", "pause until", "banned until"
+"""Facts reported by a host: Binance's count of this minute's weight, and the end of a pause or of a ban."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS spent (at REAL, weight INTEGER);
@@ -153,14 +151,13 @@ class WeightBudget:
         self._stop = stop or Stop()
         self._patience = patience
         try:
-            self._folder = private(folder)
+            path = private(folder) / f"{stem}.weight.sqlite"
         except OSError as error:
             raise HostOffError(
                 f"The REST budget folder {folder} is unusable ({error.strerror or error}). "
                 f"Set {PREFIX}BUDGET_DIR to a folder of your own."
             ) from error
-        self._ban = self._folder / f"{stem}.banned-until"
-        self._record = _Record(self._folder / f"{stem}.weight.sqlite")
+        self._record = _Record(path)
 
     def acquire(self, weight: int, refuse: Callable[[], None] = lambda: None) -> None:
         """Wait until a request of this weight may be sent.
@@ -233,50 +230,25 @@ class WeightBudget:
 
     def ban(self, seconds: float) -> None:
         """Record that the host banned this address, for at most three days."""
-        now = time.time()
-        try:
-            _replace(self._ban, f"{now + _plausible(seconds)} {now}")
-        except OSError as error:
-            logger.warning(
-                "%s is not writable (%s). %s. Only this process knows the ban.",
-                self._ban,
-                error.strerror,
-                faults.remedy(error),
-            )
+        self._hear(BAN, time.time() + _plausible(seconds))
 
     def banned_until(self) -> datetime | None:
         """Return the end of the recorded ban (UTC). None if there is no valid one.
 
         A ban that ends more than three days from now, or was recorded in the future, is ignored: the clock was wrong.
         """
-        try:
-            if not stat.S_ISREG(self._ban.lstat().st_mode):
-                return None
-            with self._ban.open("rb") as file:
-                words = file.read(100).decode("ascii").split()
-            until, since = float(words[0]), float(words[-1]) if len(words) > 1 else -math.inf
-        except (OSError, ValueError, IndexError):
-            return None
         now = time.time()
-        latest = now + LONGEST_BAN_SECONDS + _TOLERANCE_SECONDS
-        if not now < until <= latest or not since <= now + _TOLERANCE_SECONDS:
-            return None
-        return datetime.fromtimestamp(min(until, now + LONGEST_BAN_SECONDS), UTC)
+
+        def ban(record: sqlite3.Connection) -> float:
+            _drop_implausible(record, now, self._limit, self._seconds)
+            return _heard(record, BAN)
+
+        until = self._record.change(ban)
+        return datetime.fromtimestamp(min(until, now + LONGEST_BAN_SECONDS), UTC) if until > now else None
 
     def close(self) -> None:
         """Close the budget file."""
         self._record.close()
-
-
-def _replace(path: Path, text: str) -> None:
-    """Replace a file atomically: other processes read the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(text, "utf-8")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _plausible(seconds: float) -> float:
@@ -296,8 +268,8 @@ def _drop_implausible(record: sqlite3.Connection, now: float, limit: int, second
         "DELETE FROM heard WHERE typeof(at) NOT IN ('real', 'integer') OR typeof(value) NOT IN ('real', 'integer')"
         " OR NOT at BETWEEN ? AND ?"
         " OR (what = ? AND (CAST(at / 60 AS INTEGER) != ? OR value < 0))"
-        " OR (what = ? AND NOT value BETWEEN at AND at + ?)",
-        (now - LONGEST_BAN_SECONDS, latest, USED, int(now // _MINUTE), PAUSE, LONGEST_BAN_SECONDS),
+        " OR (what IN (?, ?) AND NOT value BETWEEN at AND at + ?)",
+        (now - LONGEST_BAN_SECONDS, latest, USED, int(now // _MINUTE), PAUSE, BAN, LONGEST_BAN_SECONDS),
     )
 
 

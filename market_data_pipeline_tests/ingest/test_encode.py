@@ -29,7 +29,7 @@ from market_data_pipeline.model.provenance import ChecksumStatus
 from market_data_pipeline.model.series import ListingSpans, SeriesKey
 from market_data_pipeline.sandbox import Damage, DamagedArchive, MissingChecksum, MissingRows
 from market_data_pipeline.sources import zips
-from market_data_pipeline.sources.protocol import ArchiveFile
+from market_data_pipeline.sources.binance.archive import ArchiveFile
 from market_data_pipeline_tests.support.world import Result, World, agg_trades, days, klines, utc
 
 

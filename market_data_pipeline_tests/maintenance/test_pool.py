@@ -7,85 +7,58 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
+import loky
 import psutil
 import pytest
 
-from market_data_pipeline.maintenance.pool import Processes
+from market_data_pipeline.maintenance.pool import compute_all
 
-MUCH, PROVING = 1 << 30, "market_data_pipeline.lake.checksums"
-
-
-@pytest.fixture
-def processes() -> Iterator[Processes]:
-    found = Processes(2, ahead=PROVING, worth_bytes=MUCH)
-    yield found
-    found.close()
+CALLS = [(n,) for n in range(50)]
 
 
-def elsewhere(processes: Processes, size: int = MUCH) -> int:
-    """The pid of the other process, once it is there."""
-    processes.expect(size)
-    while (pid := processes.compute(os.getpid)) == os.getpid():
-        pass
-    return pid
-
-
-def test_a_little_is_computed_here(processes: Processes) -> None:
-    before = psutil.Process().children()
-    processes.expect(1 << 20)
-    assert processes.compute(os.getpid) == os.getpid()
-    assert psutil.Process().children() == before
-
-
-def test_caller_sets_the_size_worth_a_process_and_its_imports() -> None:
-    before = psutil.Process().children()
-    processes = Processes(2, ahead=PROVING, worth_bytes=1 << 10)
-    try:
-        processes.expect(1 << 9)
-        assert psutil.Process().children() == before
-        elsewhere(processes, 1 << 10)
-        with ThreadPoolExecutor(8) as threads:
-            imported = set(
-                threads.map(lambda _: processes.compute(_has_imported, "pyarrow.parquet", "pandas"), range(99))
-            )
-    finally:
-        processes.close()
-    assert (True, False) in imported
-
-
-def _has_imported(*names: str) -> tuple[bool, ...]:
-    return tuple(sys.modules.get(name) is not None for name in names)
+def workers() -> list[psutil.Process]:
+    return [one for one in psutil.Process().children() if "resource_tracker" not in " ".join(one.cmdline())]
 
 
 def test_one_process_computes_all_by_itself() -> None:
-    before = psutil.Process().children()
-    processes = Processes(1, ahead=PROVING, worth_bytes=0)
-    processes.expect(MUCH)
-    assert processes.compute(os.getpid) == os.getpid()
-    assert psutil.Process().children() == before
+    before = workers()
+    assert list(compute_all(os.getpid, [()] * 3, 1)) == [os.getpid()] * 3
+    assert workers() == before
 
 
-def test_nothing_waits_for_a_process_that_starts(processes: Processes) -> None:
-    processes.expect(MUCH)
-    assert processes.compute(os.getpid) == os.getpid()
+def test_workers_compute_the_same_and_in_order() -> None:
+    assert list(compute_all(math.factorial, CALLS, 2)) == [math.factorial(n) for (n,) in CALLS]
 
 
-def test_much_is_computed_elsewhere_too(processes: Processes) -> None:
-    pid = elsewhere(processes)
-    with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda n: processes.compute(math.factorial, n), range(50)))
-        pids = set(threads.map(lambda _: processes.compute(os.getpid), range(200)))
-    assert found == [math.factorial(n) for n in range(50)]
-    assert pid in pids
+def test_workers_compute_everything_and_end() -> None:
+    before = workers()
+    pids = set(compute_all(os.getpid, [()] * 20, 2))
+    assert os.getpid() not in pids
+    assert not any(map(psutil.pid_exists, pids))
+    assert workers() == before
 
 
-def test_an_error_is_raised_as_if_it_were_ours(processes: Processes) -> None:
-    elsewhere(processes)
+def test_no_worker_is_left_if_the_rest_is_not_wanted() -> None:
+    before = workers()
+    found = compute_all(os.getpid, [()] * 20, 2)
+    pid = next(found)
+    found.close()
+    assert not psutil.pid_exists(pid)
+    assert workers() == before
+
+
+def test_a_worker_does_not_import_pandas() -> None:
+    assert set(compute_all(_has_imported, [("pandas",)] * 4, 2)) == {False}
+
+
+def _has_imported(name: str) -> bool:
+    return sys.modules.get(name) is not None
+
+
+def test_an_error_is_raised_as_if_it_were_ours() -> None:
     with pytest.raises(ValueError, match="negative"):
-        processes.compute(math.factorial, -1)
+        list(compute_all(math.factorial, [(-1,)], 2))
 
 
 class IncompleteReadError(Exception):
@@ -97,34 +70,36 @@ def _read() -> None:
     raise IncompleteReadError(3, 7)
 
 
-def test_error_that_cannot_be_unpickled_is_raised_too(processes: Processes) -> None:
-    elsewhere(processes)
+def test_error_that_cannot_be_unpickled_is_raised_too() -> None:
     with pytest.raises(IncompleteReadError, match="3 of 7 bytes"):
-        processes.compute(_read)
+        list(compute_all(_read, [()], 2))
 
 
-def test_a_process_that_is_killed_costs_nothing_but_time(processes: Processes) -> None:
-    os.kill(elsewhere(processes), signal.SIGKILL)
-    with ThreadPoolExecutor(4) as threads:
-        assert list(threads.map(lambda n: processes.compute(abs, -n), range(20))) == list(range(20))
+def _die_unless(process: int, value: int) -> int:
+    if value == 7 and os.getpid() != process:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return -value
 
 
-def test_none_is_left_after_the_run(processes: Processes) -> None:
-    pid = elsewhere(processes)
-    processes.close()
-    assert not psutil.pid_exists(pid)
-    processes.expect(MUCH)
-    assert processes.compute(os.getpid) == os.getpid()
+def test_this_process_continues_if_a_worker_is_killed(caplog: pytest.LogCaptureFixture) -> None:
+    calls = [(os.getpid(), n) for n in range(20)]
+    assert list(compute_all(_die_unless, calls, 2)) == [-n for n in range(20)]
+    assert "This process continues alone." in caplog.text
+
+
+def test_this_process_computes_all_if_no_worker_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(loky, "ProcessPoolExecutor", fail)
+    assert list(compute_all(abs, [(-n,) for n in range(5)], 2)) == list(range(5))
 
 
 OWNER = """
 import os
-from market_data_pipeline.maintenance.pool import Processes
-processes = Processes(2, ahead="market_data_pipeline.lake.checksums", worth_bytes=1)
-processes.expect(1 << 30)
-while (pid := processes.compute(os.getpid)) == os.getpid():
-    pass
-print(pid, flush=True)
+from market_data_pipeline.maintenance.pool import compute_all
+found = compute_all(os.getpid, [()] * 9, 2)
+print(next(found), flush=True)
 input()
 """
 

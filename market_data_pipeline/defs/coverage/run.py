@@ -6,7 +6,7 @@ Counting days does not belong here; see ``coverage.summary``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import date
 from typing import Any
@@ -114,50 +114,32 @@ def coverage_markdown(covered: Sequence[SeriesCoverage]) -> str:
 
 def missing_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
     """Return the check result for days that were never fetched: a warning, with the command that fetches them."""
-    days = sum(len(one.missing) for one in covered)
-    incomplete = [one for one in covered if one.missing]
-    metadata: dict[str, Any] = {"days": days}
-    if days:
-        metadata["missing"] = _days_table((one.key, one.missing) for one in incomplete)
-    return dg.AssetCheckResult(
-        check_name="missing_days",
-        passed=not days,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=(
-            f"{days} days of {len(incomplete)} series were never fetched. Run `market-data sync`, or start a "
-            "backfill in the UI."
-            if days
-            else "Every day up to yesterday was fetched."
-        ),
-        metadata=metadata,
+    missing = {one.key: one.missing for one in covered if one.missing}
+    days = sum(map(len, missing.values()))
+    text = (
+        f"{days} days of {len(missing)} series were never fetched. Run `market-data sync`, or start a backfill in the "
+        "UI."
     )
+    metadata = {"days": days, "missing": _days_table(missing)}
+    return _result("missing_days", not days, text if days else "Every day up to yesterday was fetched.", metadata)
 
 
 def failed_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
     """Return the check result for requested days without a file: an error, with reasons and remedies."""
     failed = sorted(((one.key, row) for one in covered for row in one.failed), key=lambda found: found[1].day)
-    newest = failed[::-1]
-    metadata: dict[str, Any] = {"days": len(failed)}
-    if failed:
-        metadata["failed"] = _table([_failure(key, row) for key, row in newest], _SHOWN_DAYS)
+    table = _table([_failure(key, row) for key, row in failed[::-1]], _SHOWN_DAYS)
+    metadata: dict[str, Any] = {"days": len(failed), "failed": table}
     # Reasons are long and mostly alike, so the table has none: show one reason for each kind.
     for key, row in failed:
         kind = row.failure or "failed"
         metadata[f"{kind}: newest reason"] = shortened(row.reason or "", _SHOWN_TEXT)
         metadata[f"{kind}: to recover"] = dg.MetadataValue.md(how_to_recover(key, row))
-    return dg.AssetCheckResult(
-        check_name="failed_days",
-        passed=not failed,
-        severity=dg.AssetCheckSeverity.ERROR,
-        description=(
-            f"{len(failed)} days of {len({key for key, _ in failed})} series failed and are not in the lake. The "
-            f"metadata lists the newest, at most {_SHOWN_DAYS}, and the way to recover each kind. List all of them: "
-            "`market-data sql \"FROM quality.coverage WHERE outcome = 'failed'\"`."
-            if failed
-            else "No requested day has failed."
-        ),
-        metadata=metadata,
+    text = (
+        f"{len(failed)} days of {len({key for key, _ in failed})} series failed and are not in the lake. The metadata "
+        f"lists the newest, at most {_SHOWN_DAYS}, and the way to recover each kind. List all of them: "
+        "`market-data sql \"FROM quality.coverage WHERE outcome = 'failed'\"`."
     )
+    return _result("failed_days", not failed, text if failed else "No requested day has failed.", metadata, _ERROR)
 
 
 def _failure(key: SeriesKey, row: DayRecord) -> dict[str, str | int]:
@@ -192,46 +174,29 @@ def doubtful_days_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResu
     doubtful.sort(key=lambda found: found[1], reverse=True)
     records = [
         {"series": str(key), "day": day.isoformat(), "doubt": shortened(doubt, _SHOWN_TEXT)}
-        for key, day, doubt in doubtful[: _SHOWN_ROWS + 1]
+        for key, day, doubt in doubtful
     ]
-    metadata: dict[str, Any] = {"days": len(doubtful)}
-    if doubtful:
-        metadata["doubtful"] = _table(records, _SHOWN_ROWS)
-    return dg.AssetCheckResult(
-        check_name="doubtful_days",
-        passed=not doubtful,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=(
-            f"{len(doubtful)} stored days of {len({key for key, *_ in doubtful})} series are in doubt. The archive was "
-            "replaced and the new one was refused or not fetched yet, you accepted a checksum that does not match, or "
-            "the integrity check fails. The metadata lists the newest days. The check of each day has the details."
-            if doubtful
-            else "No stored day is in doubt."
-        ),
-        metadata=metadata,
+    text = (
+        f"{len(doubtful)} stored days of {len({key for key, *_ in doubtful})} series are in doubt. The archive was "
+        "replaced and the new one was refused or not fetched yet, you accepted a checksum that does not match, or "
+        "the integrity check fails. The metadata lists the newest days. The check of each day has the details."
     )
+    metadata = {"days": len(doubtful), "doubtful": _table(records, _SHOWN_ROWS)}
+    return _result("doubtful_days", not doubtful, text if doubtful else "No stored day is in doubt.", metadata)
 
 
 def provisional_days_result(covered: Sequence[SeriesCoverage], after: int) -> dg.AssetCheckResult:
     """Return the check result for days that are provisional for more than ``after`` days: a warning."""
-    days = sum(len(one.overdue) for one in covered)
-    late = [one for one in covered if one.overdue]
-    metadata: dict[str, Any] = {"days": days, "reported after days": after}
-    if days:
-        metadata["overdue"] = _days_table((one.key, one.overdue) for one in late)
-    return dg.AssetCheckResult(
-        check_name="provisional_days",
-        passed=not days,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=(
-            f"{days} days of {len(late)} series have been provisional for more than {after} days. Their archive was "
-            "not published, or has no checksum. They are stored as REST or the archive returned them, and stay usable. "
-            "Set MARKET_DATA_PROVISIONAL_DAYS to change this limit."
-            if days
-            else f"No day has been provisional for more than {after} days."
-        ),
-        metadata=metadata,
+    overdue = {one.key: one.overdue for one in covered if one.overdue}
+    days = sum(map(len, overdue.values()))
+    text = (
+        f"{days} days of {len(overdue)} series have been provisional for more than {after} days. Their archive was "
+        "not published, or has no checksum. They are stored as REST or the archive returned them, and stay usable. "
+        "Set MARKET_DATA_PROVISIONAL_DAYS to change this limit."
     )
+    none = f"No day has been provisional for more than {after} days."
+    metadata = {"days": days, "reported after days": after, "overdue": _days_table(overdue)}
+    return _result("provisional_days", not days, text if days else none, metadata)
 
 
 def gaps_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
@@ -244,20 +209,11 @@ def gaps_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
     for _, gap in sums:
         rows[gap.verdict] = rows.get(gap.verdict, 0) + gap.rows
     by_verdict = ", ".join(f"{number:,} {verdict}" for verdict, number in rows.items())
-    metadata: dict[str, Any] = dict(rows)
-    if sums:
-        metadata["by series"] = _table([_gap_record(key, gap) for key, gap in sums], _SHOWN_ROWS)
-    return dg.AssetCheckResult(
-        check_name="gaps",
-        passed=worst is Severity.INFO,
-        severity=dg.AssetCheckSeverity.WARN if worst is Severity.WARN else dg.AssetCheckSeverity.ERROR,
-        description=(
-            f'Rows by verdict: {by_verdict}. List each range with its evidence: `market-data sql "FROM quality.gaps"`.'
-            if sums
-            else "The stored days have no gaps and no flat candles."
-        ),
-        metadata=metadata,
-    )
+    text = f'Rows by verdict: {by_verdict}. List each range with its evidence: `market-data sql "FROM quality.gaps"`.'
+    none = "The stored days have no gaps and no flat candles."
+    metadata = {**rows, "by series": _table([_gap_record(key, gap) for key, gap in sums], _SHOWN_ROWS)}
+    severity = dg.AssetCheckSeverity.WARN if worst is Severity.WARN else _ERROR
+    return _result("gaps", worst is Severity.INFO, text if sums else none, metadata, severity)
 
 
 def _gap_record(key: SeriesKey, gap: GapSum) -> dict[str, str | int]:
@@ -279,7 +235,6 @@ def continuity_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
     breaks = [(one.key, found) for one in covered for found in one.breaks]
     overlaps = [found for _, found in breaks if found.overlap]
     explained = sum(one.explained for one in covered)
-    table = [_break_record(key, found) for key, found in breaks]
     excused = "that the checks of the adjacent days explain, e.g. by an outage"
     if breaks:
         text = (
@@ -290,17 +245,9 @@ def continuity_result(covered: Sequence[SeriesCoverage]) -> dg.AssetCheckResult:
     else:
         but = f", except {explained} midnights {excused}" if explained else ""
         text = f"Each final day continues where the previous day ended{but}."
-    return dg.AssetCheckResult(
-        check_name="continuity",
-        passed=not breaks,
-        severity=dg.AssetCheckSeverity.ERROR if overlaps else dg.AssetCheckSeverity.WARN,
-        description=text,
-        metadata={
-            "breaks": len(breaks),
-            "explained": explained,
-            **({"midnights": _table(table, _SHOWN_ROWS)} if table else {}),
-        },
-    )
+    table = _table([_break_record(key, found) for key, found in breaks], _SHOWN_ROWS)
+    metadata = {"breaks": len(breaks), "explained": explained, "midnights": table}
+    return _result("continuity", not breaks, text, metadata, _ERROR if overlaps else dg.AssetCheckSeverity.WARN)
 
 
 def _break_record(key: SeriesKey, found: Break) -> dict[str, str | int]:
@@ -314,13 +261,30 @@ def _break_record(key: SeriesKey, found: Break) -> dict[str, str | int]:
     }
 
 
-def _days_table(days: Iterable[tuple[SeriesKey, Sequence[date]]]) -> dg.TableMetadataValue:
-    """Return a table of days by series, for at least one series."""
-    return _table([{"series": str(key), "days": len(some), "spans": spans(some)} for key, some in days], _SHOWN_ROWS)
+_ERROR = dg.AssetCheckSeverity.ERROR
 
 
-def _table(records: Sequence[Mapping[str, str | int]], most: int) -> dg.TableMetadataValue:
-    """Return a table of at least one record. If records are left out, the last row has their number."""
+def _result(
+    name: str,
+    passed: bool,
+    text: str,
+    metadata: Mapping[str, Any],
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN,
+) -> dg.AssetCheckResult:
+    metadata = {name: value for name, value in metadata.items() if value is not None}
+    return dg.AssetCheckResult(passed=passed, check_name=name, description=text, metadata=metadata, severity=severity)
+
+
+def _days_table(days: Mapping[SeriesKey, Sequence[date]]) -> dg.TableMetadataValue | None:
+    return _table(
+        [{"series": str(key), "days": len(some), "spans": spans(some)} for key, some in days.items()], _SHOWN_ROWS
+    )
+
+
+def _table(records: Sequence[Mapping[str, str | int]], most: int) -> dg.TableMetadataValue | None:
+    """Return a table of records, None without any. If records are left out, the last row has their number."""
+    if not records:
+        return None
     shown = [dg.TableRecord(dict(record)) for record in records[:most]]
     if len(records) > most:
         first, *others = records[0]

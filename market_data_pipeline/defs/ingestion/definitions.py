@@ -5,13 +5,12 @@ Code that runs inside an asset does not belong here; see ``ingestion.run``.
 
 # No `from __future__ import annotations`: Dagster reads the annotation of `context` itself, not its text.
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
 import dagster as dg
 
-from market_data_pipeline.defs.ingestion import checks
 from market_data_pipeline.defs.keys import asset_key_of, encode_symbol
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT
 from market_data_pipeline.defs.reconciliation import definitions
@@ -20,6 +19,7 @@ from market_data_pipeline.model.datasets import MARKETS, WORDS, ColumnKind, lake
 from market_data_pipeline.model.lineage import profile_of, source_of
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
 from market_data_pipeline.settings import Settings
+from market_data_pipeline.universe import Universe
 
 IO_MANAGER = "lake"
 INGESTION = "ingestion"
@@ -30,6 +30,43 @@ _MARKET_NAMES: Mapping[Market, str] = {
     Market.UM: "USDⓈ-margined futures (um)",
     Market.CM: "coin-margined futures (cm)",
 }
+
+
+_CHECK_DESCRIPTIONS: Mapping[str, str] = {
+    "integrity": "The day is as the exchange published it, and its rows are plausible.\n\nVerifies checksum, schema, "
+    "order and uniqueness of times inside the day, and the range of prices and volumes. Files that cannot be verified "
+    "are not stored. Rows that only look wrong are stored as published. The metadata has the reason.",
+    "gaps": "Every gap and every run of flat candles in the day has a verdict.\n\n`outage`, `suspended`, `quiet`, "
+    "`not_listed and `healed` (gap-filled from REST) pass. `unpublished` (not known yet) warns. `archive_defect` and "
+    "`unexplained` fail. The metadata has the evidence for each range.",
+}
+
+
+def ingestion_resource(
+    settings: Settings,
+    universe: Universe,
+    ingest_days: Callable[..., Any] | None = None,
+    on_result: Callable[[Any], None] | None = None,
+) -> dg.ResourceDefinition:
+    """Return the resource ``ingestion``: access to ``ingest``, opened at the start of a run, closed at its end.
+
+    Args:
+        settings: The location of the lake and the limits for sources.
+        universe: The listing spans of symbols.
+        ingest_days: A replacement for :func:`market_data_pipeline.ingest.run.ingest`.
+        on_result: Called with the result of each day.
+    """
+
+    def open_for_run(context: dg.InitResourceContext) -> Iterator[Any]:
+        from market_data_pipeline.defs.ingestion.session import open_ingestion
+
+        yield from open_ingestion(context, settings, universe, ingest_days, on_result)
+
+    return dg.ResourceDefinition(
+        resource_fn=open_for_run,
+        required_resource_keys={HEARTBEAT},
+        description="Connects a run to Binance's archive and REST API, and to the lake.",
+    )
 
 
 def backfill_policy(settings: Settings, *, derived: bool) -> dg.BackfillPolicy:
@@ -58,7 +95,10 @@ def build_series_asset(
     """
     asset_key = asset_key_of(key)
     layout = Layout(settings.root)
-    check_specs = checks.specs_of_checks(asset_key, partitions_def)
+    check_specs = [
+        dg.AssetCheckSpec(name, asset=asset_key, description=description, partitions_def=partitions_def)
+        for name, description in _CHECK_DESCRIPTIONS.items()
+    ]
     if reconciled:
         check_specs.append(definitions.reconciliation_spec(key, asset_key, partitions_def))
 
@@ -226,6 +266,9 @@ _SQL_TYPES: Mapping[ColumnKind, str] = {
 }
 
 
+_IN_CONTRACTS = {"quantity", "volume", "taker_buy_volume", "buy_volume", "sell_volume", "point_of_control_volume"}
+
+
 @cache
 def column_schema(market: Market, data_type: DataType) -> dg.TableSchema:
     """Return the columns of a series with SQL types and descriptions. Volumes of cm are marked as contracts."""
@@ -236,12 +279,8 @@ def column_schema(market: Market, data_type: DataType) -> dg.TableSchema:
                 name=column.name,
                 type=_SQL_TYPES[column.kind],
                 description=_COLUMNS[column.name]
-                + (" In contracts." if contracts and _in_contracts(column.name) else ""),
+                + (" In contracts." if contracts and column.name in _IN_CONTRACTS else ""),
             )
             for column in lake_columns(market, data_type)
         ]
     )
-
-
-def _in_contracts(name: str) -> bool:
-    return name in {"quantity", "volume", "taker_buy_volume", "buy_volume", "sell_volume", "point_of_control_volume"}

@@ -15,7 +15,7 @@ import pyarrow as pa
 from market_data_pipeline.checks.integrity import source_findings
 from market_data_pipeline.coverage.candles import candles_markdown
 from market_data_pipeline.defs import events
-from market_data_pipeline.defs.ingestion.session import Ingestion
+from market_data_pipeline.defs.ingestion.session import Ingest
 from market_data_pipeline.defs.partitions import day_of, span_of
 from market_data_pipeline.defs.platform.faults import failing_in_words
 from market_data_pipeline.defs.reconciliation.run import with_reconciliation
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 
 def fetch_days(
-    context: dg.AssetExecutionContext, ingestion: Ingestion, key: SeriesKey, layout: Layout, *, reconciled: bool
+    context: dg.AssetExecutionContext, ingest: Ingest, key: SeriesKey, layout: Layout, *, reconciled: bool
 ) -> Iterator[Any]:
     """Ingest the days of a run and report each to Dagster.
 
     Args:
         context: The context of the series' asset.
-        ingestion: Access to ``ingest``.
+        ingest: The resource ``ingestion``.
         key: The series.
         layout: The location of the lake.
         reconciled: True if the asset has the check ``reconciliation``.
@@ -52,7 +52,7 @@ def fetch_days(
     began = time.monotonic()
     refuse_days_before_start(context, key)
     with failing_in_words():  # days that were written before a fault stay, and the next run reports them
-        results = list(ingestion.days(key, [day_of(name) for name in context.partition_keys]))
+        results = list(ingest(key, [day_of(name) for name in context.partition_keys]))
         context.log.info(events.log_line(key, results, time.monotonic() - began))
         picture = _picture_of(layout) if key.data_type is DataType.KLINES else None
         reported = events.day_events(context, results, layout, picture)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from datetime import date
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -21,83 +20,54 @@ from market_data_pipeline.ingest.sources import Sources
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.outcomes import DayResult, OnResult
 from market_data_pipeline.model.series import DataType, SeriesKey
-from market_data_pipeline.model.waits import Stop, reporting
+from market_data_pipeline.model.waits import reporting
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sql.publish import publish_views
 from market_data_pipeline.universe import Universe
 
-if TYPE_CHECKING:
-    from market_data_pipeline.defs.ingestion.resources import Ingest
-
-
-class Ingestion:
-    """Access to ``ingest`` for one run. The assets of the run share its connections.
-
-    Args:
-        ahead: Ingests days of a series, and prefetches the next series.
-        stop: Ends all waits of the run when it is interrupted.
-        on_result: Called after each day.
-    """
-
-    def __init__(self, ahead: Prefetcher[DayResult], stop: Stop, on_result: OnResult | None) -> None:
-        self._ahead = ahead
-        self._stop = stop
-        self._on_result = on_result
-
-    def days(self, key: SeriesKey, days: Sequence[date]) -> Iterator[DayResult]:
-        """Ingest days of one series. Yield one result for each day, in order.
-
-        Raises:
-            MarketDataError: Another run is writing the series, or the disk refuses.
-        """
-        with self._stop.if_interrupted():
-            for result in self._ahead.days(key, days):
-                if self._on_result is not None:
-                    self._on_result(result)
-                yield result
+Ingest = Callable[[SeriesKey, Sequence[date]], Iterator[DayResult]]
+"""Ingest days of one series. Yield one result for each day, in order."""
 
 
 def open_ingestion(
     context: dg.InitResourceContext,
     settings: Settings,
     universe: Universe,
-    *,
-    open_sources: Callable[[Settings], Sources] | None,
-    ingest_days: Ingest | None,
+    ingest_days: Callable[..., Iterator[DayResult]] | None,
     on_result: OnResult | None,
-) -> Iterator[Ingestion]:
-    """Yield the access to ``ingest`` for one run. Afterwards, publish the SQL views of what it wrote.
+) -> Iterator[Ingest]:
+    """Yield the access to ``ingest`` for one run, whose assets share its connections. Then publish the SQL views.
 
     Args:
         context: The context of the resource.
         settings: The location of the lake and the limits for sources.
         universe: The listing spans of symbols.
-        open_sources: A replacement for ``ingest.sources.Sources``.
         ingest_days: A replacement for ``ingest.run.ingest``.
         on_result: Called after each day.
     """
-    layout = Layout(settings.root)
-    with closing((open_sources or Sources)(settings)) as sources:
+    layout, wanted = Layout(settings.root), series_wanted(context.run)
+    longest = max((len(days) for _, days in wanted), default=1)
+    with closing(Sources(settings)) as sources:
 
         def fetch(key: SeriesKey, days: Sequence[date]) -> Generator[DayResult]:
             yield from (ingest_days or ingest)(
                 key, days, layout=layout, sources=sources, listing=universe.listing(key), settings=settings
             )
 
-        wanted = series_wanted(context.run)
-        longest = max((len(days) for _, days in wanted), default=1)
+        def report_each(key: SeriesKey, days: Sequence[date]) -> Iterator[DayResult]:
+            with sources.stop.if_interrupted():
+                for result in ahead.days(key, days):
+                    if on_result is not None:
+                        on_result(result)
+                    yield result
+
         # Days of one series are fetched in parallel. The next series starts while one reports its days.
         with (
             closing(Prefetcher(fetch, wanted, max(2, sources.at_a_time // longest))) as ahead,
-            reporting(_log(context)),
+            reporting(context.log.warning if context.log else lambda _: None),
         ):
-            yield Ingestion(ahead, sources.stop, on_result)
+            yield report_each
     publish_views(layout, context.log)
-
-
-def _log(context: dg.InitResourceContext) -> Callable[[str], object]:
-    log = context.log
-    return (lambda text: log.warning(text)) if log is not None else (lambda _: None)
 
 
 def series_wanted(run: dg.DagsterRun | None) -> list[tuple[SeriesKey, list[date]]]:

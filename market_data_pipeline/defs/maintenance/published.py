@@ -123,7 +123,12 @@ def look(
     if not due:
         number = sum(map(len, waiting.values()))
         return dg.SkipReason(f"{_waiting(number)} for an archive. It is too early to look again.")
-    with closing(ArchiveClient(_for_a_tick(settings))) as archive:
+    # Few attempts and short waits, because the next tick tries again.
+    patience = {
+        "retries": min(settings.retries, 1),
+        "timeout_seconds": min(settings.timeout_seconds, _ANSWER_SECONDS),
+    }
+    with closing(ArchiveClient(settings.model_copy(update=patience))) as archive:
         report = look_for(due, archive, threads=settings.download_threads, seconds=_LOOK_SECONDS)
     for key, trouble in report.troubles.items():
         context.log.warning("%s: looking for archives failed: %s", key, trouble)
@@ -133,23 +138,11 @@ def look(
     if not wanted:
         number = sum(map(len, due.values()))
         text = f"{_waiting(number)} for an archive. {report.requests} pages of the listing have no new one."
-        return dg.SensorResult(skip_reason=f"{text}{_next_tick(len(left) + len(failed))}", cursor=cursor)
+        more = f" The next tick looks for {later:,} more series." if (later := len(left) + len(failed)) else ""
+        return dg.SensorResult(skip_reason=text + more, cursor=cursor)
     # Equal if a tick is evaluated twice. Different if the archive of a day is replaced.
     stamp = f"archive_published {seen.looked_at or now:%Y-%m-%dT%H:%M:%S} {_digest(asked, wanted)}"
     return dg.SensorResult(run_requests(stamp, wanted, settings.max_partitions_per_run), cursor=cursor)
-
-
-def _for_a_tick(settings: Settings) -> Settings:
-    """Return settings with few attempts and short waits, because the next tick tries again."""
-    shorter = {
-        "retries": min(settings.retries, 1),
-        "timeout_seconds": min(settings.timeout_seconds, _ANSWER_SECONDS),
-    }
-    return settings.model_copy(update=shorter)
-
-
-def _next_tick(left: int) -> str:
-    return f" The next tick looks for {left:,} more series." if left else ""
 
 
 def _digest(asked: Mapping[str, Mapping[date, str]], wanted: Mapping[SeriesKey, Iterable[date]]) -> str:
@@ -159,7 +152,6 @@ def _digest(asked: Mapping[str, Mapping[date, str]], wanted: Mapping[SeriesKey, 
 
 
 def _waiting(number: int) -> str:
-    """Return how many days wait, as text."""
     return f"{number or 'No'} day{'s wait' if number > 1 else ' waits'}"
 
 

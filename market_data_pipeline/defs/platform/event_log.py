@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -43,15 +42,11 @@ from sqlalchemy.pool import NullPool, Pool, StaticPool
 
 from market_data_pipeline.defs.platform.packing import PackingConnection, pack
 
-KEPT_SHARDS = 8
-"""Files with an open connection: the index, and those of runs that have one. Each takes three file handles."""
-
 _TOGETHER = 100
 """Maximum number of events in one transaction. Other processes wait for it."""
 
 _WAIT_SECONDS = 1.0
 """Maximum number of seconds that a check's evaluation waits for others."""
-
 
 _WAL_BYTES = 1_000_000
 """Bytes to which the write-ahead log of a file is cut after a checkpoint."""
@@ -135,7 +130,7 @@ def _evaluated(event: EventLogEntry, event_id: int, row: Mapping[str, Any]) -> d
 
 
 _Identity = tuple[int, int, int]
-"""Process, device and inode of a connection's file. None may change under a connection."""
+"""Process, device and inode of the index. None may change under a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +189,7 @@ class _Waiting:
 
 
 class KeptConnectionEventLogStorage(SqliteEventLogStorage):
-    """The SQLite event log of Dagster, with up to :data:`KEPT_SHARDS` open connections.
+    """The SQLite event log of Dagster, with an open connection to the index.
 
     The stock class opens an engine and a connection for each event, commits at least three times, and compiles two
     statements again. It stores each event of an asset twice and each evaluation three times, as JSON of 1 to 4 kB. It
@@ -215,7 +210,7 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
     """
 
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
-        self._kept: OrderedDict[str, tuple[Engine, _Identity]] = OrderedDict()  # least recently used first
+        self._kept: tuple[Engine, _Identity | None] | None = None  # of the index
         self._of_parent: list[Engine] = []
         self._writing: _Writing | None = None
         self._waiting = _Waiting()
@@ -441,7 +436,9 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
 
     @contextmanager
     def _transaction(self, shard: str) -> Iterator[Connection]:
-        engine = self._kept_engine(shard)
+        if not Path(self.path_for_shard(shard)).exists():
+            self._initialized_dbs.discard(shard)
+        engine = self._take_kept() if shard == INDEX_SHARD_NAME else None
         if shard not in self._initialized_dbs:
             self._make_schema(shard)
         if engine is None:
@@ -456,43 +453,38 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
             # After any error the next event starts with a fresh connection, as in the stock class.
             engine.dispose()
             raise
-        self._keep(shard, engine)
+        if shard == INDEX_SHARD_NAME:
+            self._close_kept()
+            self._kept = engine, self._identity()
+        else:
+            engine.dispose()
 
     def _file_of(self, run_id: str) -> str:
         """Return the shard with a run's events: its own if it has a file from before, else the index."""
         own = run_id != INDEX_SHARD_NAME and Path(self.path_for_shard(run_id)).exists()
         return run_id if own else INDEX_SHARD_NAME
 
-    def _kept_engine(self, shard: str) -> Engine | None:
-        """Take the shard's engine, unless its file was deleted or replaced, or this process is a fork."""
-        identity = self._identity(shard)
-        if identity is None:
-            self._initialized_dbs.discard(shard)
-        engine, known = self._kept.pop(shard, (None, None))
-        if engine is not None and known != identity:
-            self._close(engine, known)
-            return None
-        return engine
+    def _take_kept(self) -> Engine | None:
+        """Take the open engine, unless the index was deleted or replaced, or this process is a fork."""
+        identity = self._identity()
+        if self._kept is not None and identity is not None and self._kept[1] == identity:
+            engine, self._kept = self._kept[0], None
+            return engine
+        self._close_kept()
+        return None
 
-    def _keep(self, shard: str, engine: Engine) -> None:
-        identity = self._identity(shard)
-        if identity is None:
-            engine.dispose()
-            return
-        self._kept[shard] = engine, identity
-        while len(self._kept) > KEPT_SHARDS:
-            self._close(*self._kept.popitem(last=False)[1])
+    def _close_kept(self) -> None:
+        if self._kept is not None:
+            (engine, identity), self._kept = self._kept, None
+            if identity is not None and identity[0] != os.getpid():
+                # The connection is the parent's. SQLite forbids even closing it here, so only stop using it.
+                self._of_parent.append(engine)
+            else:
+                engine.dispose()
 
-    def _close(self, engine: Engine, identity: _Identity | None) -> None:
-        if identity is not None and identity[0] != os.getpid():
-            # The connection is the parent's. SQLite forbids even closing it here, so only stop using it.
-            self._of_parent.append(engine)
-        else:
-            engine.dispose()
-
-    def _identity(self, shard: str) -> _Identity | None:
+    def _identity(self) -> _Identity | None:
         try:
-            found = Path(self.path_for_shard(shard)).stat()
+            found = Path(self.path_for_shard(INDEX_SHARD_NAME)).stat()
         except FileNotFoundError:
             return None
         return os.getpid(), found.st_dev, found.st_ino
@@ -550,8 +542,7 @@ class KeptConnectionEventLogStorage(SqliteEventLogStorage):
             self._poller = None
         super().dispose()
         with self._db_lock:
-            while self._kept:
-                self._close(*self._kept.popitem()[1])
+            self._close_kept()
 
 
 def _set_fast_sync(connection: Any, _record: object) -> None:

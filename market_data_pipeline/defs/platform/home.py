@@ -179,13 +179,13 @@ def _database_fault(home: Path, error: BaseException) -> str:
         return f"{what} The disk is full. Free some space and try again. Stored days are safe."
     if "locked" in reason:
         return f"{what} Another process is writing to them. Try again when it has finished."
-    broken = _damaged_database(home)
+    broken = damaged_database(home)
     if broken is None and any(words in reason for words in ("readonly", "unable to open", "disk I/O")):
         return f"{what} Check that this user can write to the folder and that the disk works."
     return f"{what} {broken or home} is damaged or of another version. {_START_OVER.format(home)}"
 
 
-def _damaged_database(home: Path) -> Path | None:
+def damaged_database(home: Path) -> Path | None:
     """Return the first database that SQLite finds damaged."""
     for path in sorted(home.rglob("*.db"), key=lambda path: (len(path.stem), path)):  # files of single runs come last
         try:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import socket
+from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
 
+from filelock import Timeout
+
 from market_data_pipeline.errors import UiRunsError, UsageError
-from market_data_pipeline.lake.locks import is_running
+from market_data_pipeline.lake import locks
 
 _NOT_HERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+
+_claims = ExitStack()
+"""Locks of this process, until it ends."""
 
 
 def claim_ui(home: Path, host: str, port: int) -> None:
@@ -21,28 +26,13 @@ def claim_ui(home: Path, host: str, port: int) -> None:
     Raises:
         UiRunsError: Another process has it. The text names that process.
     """
-    # Not `locks.held`, because the lock lasts until the process ends.
-    claim = os.open(home / "ui.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    taken = False
+    lock = home / "ui.lock"
     try:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        taken = True
-    except OSError:  # a file system without locks: check the process that the file names
-        taken = _is_named_and_runs(claim)
-    if taken:
-        owner = os.pread(claim, 1000, 0).decode(errors="replace").strip() or "another process"
-        os.close(claim)
-        raise UiRunsError(f"A UI already runs over {home.parent}: {owner}. Use it, or stop it first.")
-    os.ftruncate(claim, 0)
-    os.pwrite(claim, f"process {os.getpid()} at {address_of(host, port)}\n".encode(), 0)
-
-
-def _is_named_and_runs(claim: int) -> bool:
-    words = os.pread(claim, 1000, 0).decode(errors="replace").split()
-    if len(words) < 2 or not words[1].isdecimal() or int(words[1]) == os.getpid():
-        return False
-    return is_running(int(words[1]))
+        _claims.enter_context(locks.held(lock))
+    except Timeout:
+        owner = lock.read_text("utf-8", errors="replace").strip()
+        raise UiRunsError(f"A UI already runs over {home.parent}: process {owner}. Use it, or stop it first.") from None
+    lock.write_text(f"{os.getpid()} at {address_of(host, port)}\n", "utf-8")
 
 
 def check_address(host: str, port: int) -> None:

@@ -105,7 +105,8 @@ def prune(
                 spared = _spared(events, index.parent)
                 return Pruned(*dropped, before=size, after=max(size - spared, 0))
             _drop(instance, events, history, index.parent, before)
-            _drop_ticks(ticks, before)
+            with _transaction(ticks):
+                ticks.execute(f"DELETE FROM job_ticks WHERE {_OLD_TICKS}", [_moment(before)])  # noqa: S608
             if isinstance(instance.event_log_storage, KeptConnectionEventLogStorage):
                 _pack(events)
             waiting = _give_back({index: events, runs: history, schedules: ticks}, history, run_id)
@@ -289,23 +290,26 @@ def _drop(
             )
             events.execute(f"DELETE FROM event_logs WHERE {goes}", some)  # noqa: S608
         # Rows of runs go after their events, so that the next prune finds the run again if this one is killed.
-        gone = [run_id for run_id in some if run_id not in named]
-        _drop_rows(history, gone)
+        _drop_rows(history, [run_id for run_id in some if run_id not in named])
         for run_id in some:
-            shown = run_id in named and not ours
-            if shown:
-                _empty_shard(folder / f"{run_id}.db")
-            _drop_files(instance, folder, run_id, shard=not shown)
+            for path in _shard_files(folder, run_id):
+                if ours or run_id not in named:
+                    path.unlink(missing_ok=True)
+                elif path.suffix == ".db":
+                    _empty(path)
+            shutil.rmtree(Path(instance.storage_directory()) / run_id, ignore_errors=True)
+            with suppress(NotImplementedError):
+                instance.compute_log_manager.delete_logs(prefix=[run_id])
     if len(old) > len(named):
         _drop_backfills(history, before)
         _drop_snapshots(history)
 
 
-def _drop_rows(history: sqlite3.Connection, run_ids: Sequence[str]) -> None:
-    marks = ", ".join("?" * len(run_ids))
+def _drop_rows(history: sqlite3.Connection, run_ids: Iterable[str]) -> None:
+    gone = [(run_id,) for run_id in run_ids]
     with _transaction(history):
-        history.execute(f"DELETE FROM run_tags WHERE run_id IN ({marks})", run_ids)  # noqa: S608
-        history.execute(f"DELETE FROM runs WHERE run_id IN ({marks})", run_ids)  # noqa: S608
+        history.executemany("DELETE FROM run_tags WHERE run_id = ?", gone)
+        history.executemany("DELETE FROM runs WHERE run_id = ?", gone)
 
 
 def _shard_files(folder: Path, run_id: str) -> list[Path]:
@@ -314,21 +318,11 @@ def _shard_files(folder: Path, run_id: str) -> list[Path]:
     return [path for path in names if path.exists()]
 
 
-def _empty_shard(path: Path) -> None:
+def _empty(shard: Path) -> None:
     """Empty the file of a run whose row stays. The stock event log does not notice a missing file."""
-    if path.exists():
-        with _open(path) as shard:
-            shard.execute("DELETE FROM event_logs")
-            shard.execute("VACUUM")
-
-
-def _drop_files(instance: dg.DagsterInstance, folder: Path, run_id: str, *, shard: bool) -> None:
-    if shard:
-        for path in _shard_files(folder, run_id):
-            path.unlink(missing_ok=True)
-    shutil.rmtree(Path(instance.storage_directory()) / run_id, ignore_errors=True)
-    with suppress(NotImplementedError):
-        instance.compute_log_manager.delete_logs(prefix=[run_id])
+    with _open(shard) as connection:
+        connection.execute("DELETE FROM event_logs")
+        connection.execute("VACUUM")
 
 
 def _drop_backfills(history: sqlite3.Connection, before: datetime) -> None:
@@ -372,11 +366,6 @@ _OLD_TICKS = (
     "(SELECT max(id) FROM job_ticks GROUP BY job_origin_id, selector_id)"
 )
 """The newest tick of each schedule and sensor stays, because the daemon continues from it."""
-
-
-def _drop_ticks(ticks: sqlite3.Connection, before: datetime) -> None:
-    with _transaction(ticks):
-        ticks.execute(f"DELETE FROM job_ticks WHERE {_OLD_TICKS}", [_moment(before)])  # noqa: S608
 
 
 def _moment(at: datetime) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -180,18 +180,12 @@ def as_arrow(value: Any) -> pa.Table:
     Raises:
         MarketDataError: The value is not a table.
     """
-    match value:
-        case pa.Table():
-            return value
-        case _ if hasattr(value, "to_arrow_table"):
-            return cast("pa.Table", value.to_arrow_table())
-        case _ if hasattr(value, "collect"):
-            return cast("pa.Table", value.collect().to_arrow())
-        case _ if hasattr(value, "to_arrow"):
-            return cast("pa.Table", value.to_arrow())
-        case _ if type(value).__module__.startswith("pandas"):
-            return pa.Table.from_pandas(value, preserve_index=False)
-    raise MarketDataError(f"A derived asset must return a table, not {type(value).__module__}.{type(value).__name__}.")
+    table = value.collect() if hasattr(value, "collect") else value  # a lazy frame of polars
+    if not hasattr(table, "__arrow_c_stream__"):
+        raise MarketDataError(
+            f"A derived asset must return a table, not {type(value).__module__}.{type(value).__name__}."
+        )
+    return pa.table(table)
 
 
 def split_by_day(

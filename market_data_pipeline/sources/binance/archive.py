@@ -11,7 +11,8 @@ import io
 import re
 import zipfile
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 
 from market_data_pipeline import clock
@@ -22,7 +23,6 @@ from market_data_pipeline.model.waits import Stop
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.sources.binance.listing_page import ListedFile, Page, read_page
 from market_data_pipeline.sources.http import CHECK_NETWORK, FORBIDDEN, OK, PASSING, Host, Response, ResponseKind
-from market_data_pipeline.sources.protocol import ArchiveFile
 
 __all__ = ["ArchiveClient", "ListedFile"]
 
@@ -32,6 +32,34 @@ _CHECKSUM = ResponseKind("a checksum", 4 << 10)
 _LISTING = ResponseKind("a page of a listing", 8 << 20)
 
 _CHECK_LISTING = f"Check the network and {PREFIX}VISION_LISTING_URL."
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveFile:
+    """A zip as the archive serves it, with the result of its verification.
+
+    Attributes:
+        sha256: SHA-256 of the bytes, in hex.
+        etag: The ETag, without quotes.
+        last_modified: The Last-Modified header (HTTP date).
+        checksum: ``verified``; ``missing`` if no ``.CHECKSUM`` is published; ``accepted`` if a person did.
+        fetched_at: Time of the response (UTC).
+        checksum_etag: ETag of the ``.CHECKSUM``, without quotes. None if none is published.
+    """
+
+    url: str
+    data: bytes
+    sha256: str
+    etag: str | None
+    last_modified: str | None
+    checksum: ChecksumStatus
+    fetched_at: datetime
+    checksum_etag: str | None = None
+
+    @property
+    def stem(self) -> str:
+        """The file name without ``.zip``. The CSV inside has the same stem."""
+        return self.url.rsplit("/", 1)[-1].removesuffix(".zip")
 
 
 class ArchiveClient:

@@ -36,7 +36,6 @@ from market_data_pipeline.model.datasets import (
 )
 from market_data_pipeline.model.schema import ARROW_TYPES, TIME, WORD, lake_schema
 from market_data_pipeline.model.series import INTERVALS, DataType, Market, SeriesKey, interval_us
-from market_data_pipeline.sources.binance.spacing import hours_between
 from market_data_pipeline.sources.zips import inflated
 
 _ROW_BYTES = 400
@@ -454,3 +453,26 @@ def _rest_column(values: list[object], column: Column, unit: int) -> pa.Array[An
             raise ValueError(f"{column.name} is not always a time between 2001 and 2099")
         return times.cast(TIME)
     return pa.array(values, ARROW_TYPES[column.kind])
+
+
+_HOUR_US = 3_600_000_000
+_USUAL_HOURS = 8
+
+
+def hours_between(times: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the hours since the row before.
+
+    If the distance is none of Binance's intervals, because a row is missing or none is before it, use the distance to
+    the next row. Without that, use eight hours, Binance's usual interval.
+
+    >>> eight, four = 8 * 3_600_000_000, 4 * 3_600_000_000
+    >>> hours_between(np.array([0, eight, eight + four, 2 * eight + 3])).tolist()
+    [8, 8, 4, 4]
+
+    Args:
+        times: Times of the rows (microseconds UTC), ordered.
+    """
+    distances = np.round(np.diff(times) / _HOUR_US).astype(np.int64)
+    since, until = np.r_[0, distances][: len(times)], np.r_[distances, 0][: len(times)]
+    valid = [(hours >= 1) & (hours <= _USUAL_HOURS) for hours in (since, until)]
+    return np.select(valid, [since, until], _USUAL_HOURS)

@@ -22,7 +22,7 @@ from dagster._core.utils import make_new_run_id
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from market_data_pipeline.defs.platform.event_log import KEPT_SHARDS, KeptConnectionEventLogStorage
+from market_data_pipeline.defs.platform.event_log import KeptConnectionEventLogStorage
 from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.lake.layout import Layout
 
@@ -68,18 +68,18 @@ def test_class_matches_dagster_yaml_and_the_stock_location(instance: dg.DagsterI
     assert stock.get_materialized_partitions(ASSET) == {"2024-01-01"}
 
 
-def test_connections_are_reused_and_bounded(instance: dg.DagsterInstance, layout: Layout) -> None:
+def test_only_the_connection_to_the_index_is_kept(instance: dg.DagsterInstance, layout: Layout) -> None:
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("open files are counted through /proc")
     storage = instance.event_log_storage
     assert isinstance(storage, KeptConnectionEventLogStorage)
-    for _ in range(3 * KEPT_SHARDS):
+    for _ in range(3):
         run_id = make_new_run_id()
         Path(storage.path_for_shard(run_id)).touch()  # as runs had one before
         storage.get_logs_for_run(run_id)
     report(instance, "2024-01-01")
     runs = layout.dagster_home / "history" / "runs"
-    assert len(open_files_below(runs)) == KEPT_SHARDS
+    assert set(open_files_below(runs)) == {str(runs / "index.db")}
     instance.dispose()
     assert open_files_below(runs) == []
 

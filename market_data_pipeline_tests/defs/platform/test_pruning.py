@@ -151,7 +151,7 @@ def test_young_runs_and_runs_in_progress_stay(instance: dg.DagsterInstance, layo
         assert runs.execute("SELECT count(*) FROM bulk_actions").fetchone() == (1,)
 
 
-@pytest.mark.parametrize("step", ["_drop_rows", "_drop_files", "_drop_snapshots", "_give_back"])
+@pytest.mark.parametrize("step", ["_drop_rows", "_shard_files", "_drop_snapshots", "_give_back"])
 @pytest.mark.parametrize("layout", ["ours"], indirect=True)
 def test_a_prune_that_is_killed_is_finished_by_the_next(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, step: str
