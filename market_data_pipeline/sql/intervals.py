@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import reduce
 
 from market_data_pipeline.model.series import INTERVALS
 
@@ -38,15 +39,8 @@ def _unit(interval: str) -> str:
     return f"regexp_extract({interval}, '[a-z]+$')"
 
 
-def _number(interval: str) -> str:
-    return f"TRY_CAST(regexp_extract({interval}, '^[0-9]+') AS INTEGER)"
-
-
 def _width(interval: str) -> str:
-    number = _number(interval)
-    return f"""CASE {_unit(interval)} WHEN 'mo' THEN to_months({number}) WHEN 'w' THEN to_days(7 * {number})
-        WHEN 'd' THEN to_days({number}) WHEN 'h' THEN to_hours({number}) WHEN 'm' THEN to_minutes({number})
-        ELSE to_seconds({number}) END"""
+    return f"TRY_CAST(replace({interval}, 'mo', ' months') AS INTERVAL)"
 
 
 def _begin(interval: str, time: str) -> str:
@@ -60,14 +54,12 @@ def _begin(interval: str, time: str) -> str:
 
 
 def _to_zone(zone: str, time: str) -> str:
-    return f"CASE WHEN {zone} = 'UTC' THEN {time} ELSE timezone({zone}, timezone('UTC', {time})) END"
+    return f"timezone({zone}, timezone('UTC', {time}))"
 
 
 def _to_utc(zone: str, time: str) -> str:
     # A midnight can be skipped or come twice. The microsecond before it belongs to the day before in both cases.
-    before = f"{time} - INTERVAL 1 MICROSECOND"
-    there = f"make_timestamp(epoch_us(timezone({zone}, {before})) + 1)"
-    return f"CASE WHEN {zone} = 'UTC' THEN {time} ELSE {there} END"
+    return f"make_timestamp(epoch_us(timezone({zone}, {time} - INTERVAL 1 MICROSECOND)) + 1)"
 
 
 def first_begin(interval: str, zone: str, moment: str) -> str:
@@ -85,16 +77,14 @@ def divisors(interval: str, zone: str, condition: str = "true") -> str:
         condition: SQL over ``one``. It is true for intervals to consider.
     """
     names = ", ".join(f"'{name}'" for name in _LARGEST_FIRST)
-    step = steps_us("one")
-    unit = f"CASE {_unit(interval)} WHEN 's' THEN 1 WHEN 'm' THEN 60 WHEN 'h' THEN 3600 ELSE 86400 END"
-    length = f"CAST({_number(interval)} AS BIGINT) * {unit} * {_US}"
-    # The begin of each quarter from 2017 to 2041 sees all offsets of a zone, in summer and winter.
-    quarter = "TIMESTAMP '2017-01-01' + to_months(CAST(3 * quarter AS INTEGER))"
-    offsets = f"list_transform(range(100), lambda quarter: epoch_us(timezone({zone}, {quarter})) % {86_400 * _US})"
-    shift = f"CASE WHEN {zone} = 'UTC' THEN 0 ELSE list_reduce({offsets}, lambda x, y: gcd(x, y)) END"
-    can_shift = f"({zone} = 'UTC' OR {_unit(interval)} IN ('d', 'w', 'mo'))"
-    return f"""CASE WHEN regexp_full_match({interval}, '{FORM}') AND {can_shift} THEN list_filter([{names}], lambda one:
-        {condition} AND {length} % {step} = 0 AND {shift} % {step} = 0) ELSE [] END"""
+    step = "epoch_us(CAST(one AS INTERVAL))"
+    # The offsets of a zone in winter and summer, of two years because a few zones changed between them.
+    moments = ("2017-01-01", "2017-07-01", "2025-01-01", "2025-07-01")
+    offsets = [f"epoch_us(timezone({zone}, TIMESTAMP '{moment}'))" for moment in moments]
+    shift = reduce(lambda x, y: f"gcd({x}, {y})", offsets)
+    form = f"{interval} SIMILAR TO '{FORM}' AND ({zone} = 'UTC' OR {interval} SIMILAR TO '.*(d|w|mo)')"
+    return f"""list_filter([{names}], lambda one: {condition} AND {form}
+        AND epoch_us({_width(interval)}) % {step} = 0 AND {shift} % {step} = 0)"""
 
 
 def steps_us(label: str) -> str:
@@ -141,13 +131,14 @@ def composed(
     names = list(names)
     columns = ", ".join(f'{outer.get(name) or f"""c."{name}" """} AS "{name}"' for name in names)
     inner = [f'{aggregates[name].format(name)} AS "{name}"' for name in names if name not in outer]
+    local = f"CASE WHEN {zone} = 'UTC' THEN r.open_time ELSE {_to_zone(zone, 'r.open_time')} END"  # for speed
     by_symbol = "" if symbol else 'r."symbol"'
     groups = ", ".join(filter(None, (by_symbol, "begun")))
     # A candle of Binance closes one unit of its file's time before the next: a millisecond, or a microsecond.
     return f"""
         SELECT {columns} FROM (
             SELECT {", ".join(filter(None, (by_symbol, *inner)))},
-                {_begin(interval, _to_zone(zone, "r.open_time"))} AS begun,
+                {_begin(interval, local)} AS begun,
                 count(*) AS parts, count(*) FILTER (epoch_us(r.open_time) % {step_us} = 0) AS on_grid,
                 min({step_us}) AS step, min(1000 - epoch_us(r.close_time) % 1000) AS unit
             FROM ({source}) AS r GROUP BY {groups}

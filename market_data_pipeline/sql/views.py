@@ -161,8 +161,8 @@ def _trades(files: Files, place: str) -> str:
 def _candles(files: Files, place: str) -> str:
     """Return the same macro for candles. If their series was not known, they are composed from one that divides them.
 
-    Binance's own series and the composed one are two queries. One of them has a condition that DuckDB finds false
-    before it reads a file. Days, weeks and months begin in the zone ``tz``.
+    Binance's own series and the composed one are two queries. One of them has no files. Days, weeks and months begin in
+    the zone ``tz``.
     """
     head = "candles(symbol, interval, a, b := NULL, tz := NULL) AS TABLE"
     names = lake_schema(files.market, files.data_type).names
@@ -176,23 +176,23 @@ def _candles(files: Files, place: str) -> str:
     largest = f"({intervals.divisors(_INTERVAL, zone, is_known)})[1]"
     composing = f"(NOT {known} AND {largest} IS NOT NULL)"
 
+    # With marks, the query that does not apply has no files. Without, it lists all files, and this removes it.
+    applies = ("", "") if files.marked else (f"NOT {composing}", composing)
     listed, condition = files.unless(composing, series), files.of_series(series, _START, _BEFORE_END)[1]
-    conditions = (f"NOT {composing}", condition, *_in_range("open_time", _START, _END), place)
+    conditions = (applies[0], condition, *_in_range("open_time", _START, _END), place)
     stored = _of_macro(files, listed, conditions, ", CAST(1 AS BIGINT) AS parts, true AS complete")
 
     published = ", ".join(map(quoted, intervals_of(files.market)))
-    source = f"""CASE
-        WHEN {known} OR "symbol" IS NULL OR "interval" IS NULL THEN NULL
-        WHEN {largest} IS NOT NULL THEN concat({_SYMBOL_FOLDER}, {largest}, '/')
-        WHEN {zone} = 'UTC' AND "interval" IN ({published}) THEN NULL
-        ELSE error({_no_source(files)}) END"""
+    source = f"""CASE WHEN {known} OR "symbol" IS NULL OR "interval" IS NULL THEN NULL ELSE coalesce(
+        {_SYMBOL_FOLDER} || {largest} || '/',
+        CASE WHEN {zone} = 'UTC' AND "interval" IN ({published}) THEN NULL ELSE error({_no_source(files)}) END) END"""
     start, end = (
         f"greatest(least({intervals.first_begin(_INTERVAL, zone, moment)}, {_LAST}), {_FIRST})"
         for moment in (_START, f"greatest({_END}, {_FIRST})")
     )
-    listed, condition = files.of_composed(source, start, f"({end} - INTERVAL 1 MICROSECOND)")
+    listed, condition = files.of_composed(source, _START, f"({end} - INTERVAL 1 MICROSECOND)")
     step = intervals.steps_us("string_split(filename, '/')[-2]")
-    conditions = (composing, condition, *_in_range("open_time", start, end), place)
+    conditions = (applies[1], condition, *_in_range("open_time", start, end), place)
     rows = _of_macro(files, listed, conditions, f", {step} AS step_us")
     composed = intervals.composed(
         rows, names, (*names, *intervals.PARTS), _INTERVAL, zone, "r.step_us", symbol='"symbol"'
