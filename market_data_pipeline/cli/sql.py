@@ -43,6 +43,7 @@ def sql(query: str, form: str | None, unrestricted: bool) -> None:
 
       market-data sql "FROM binance_spot.klines WHERE symbol = 'BTCUSDT' AND interval = '1h' LIMIT 5"
       market-data sql "FROM binance_spot.candles('BTCUSDT', '1m', '2024-01-01', '2024-02-01')"
+      market-data sql "FROM binance_spot.candles('BTCUSDT', '1w', '2024-01-01', tz := 'America/New_York')"
       market-data sql --csv "SELECT day, reason FROM quality.coverage WHERE outcome = 'failed'" > failed.csv
 
     The views klines, agg_trades and trade_profile are in the schemas binance_spot, binance_um and binance_cm. Stored

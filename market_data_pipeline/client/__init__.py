@@ -9,7 +9,18 @@ for.
 from market_data_pipeline.client.gaps import Gap, OnGap
 from market_data_pipeline.client.market_data import MarketData
 from market_data_pipeline.client.request import Moment
-from market_data_pipeline.client.result import Result, StoredRows
+from market_data_pipeline.client.result import ComposedRows, Result, StoredRows
 from market_data_pipeline.errors import GapError, GapWarning, QueryLimitError
 
-__all__ = ["Gap", "GapError", "GapWarning", "MarketData", "Moment", "OnGap", "QueryLimitError", "Result", "StoredRows"]
+__all__ = [
+    "ComposedRows",
+    "Gap",
+    "GapError",
+    "GapWarning",
+    "MarketData",
+    "Moment",
+    "OnGap",
+    "QueryLimitError",
+    "Result",
+    "StoredRows",
+]

@@ -5,14 +5,24 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
+from datetime import tzinfo
 from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
+from market_data_pipeline.client.composition import can_be_own, composition_of, zone_of
 from market_data_pipeline.client.fetch import fetch_missing
 from market_data_pipeline.client.gaps import Gap, OnGap, gaps_in, gaps_query, tell_gaps, worth_a_warning
-from market_data_pipeline.client.request import Moment, Request, check_held, market_of, refuse_unknown, wanted_of
-from market_data_pipeline.client.result import QueryResult, Result, StoredRows
+from market_data_pipeline.client.request import (
+    Moment,
+    Request,
+    check_held,
+    is_requested,
+    market_of,
+    refuse_unknown,
+    wanted_of,
+)
+from market_data_pipeline.client.result import ComposedRows, QueryResult, Result, StoredRows
 from market_data_pipeline.client.session import DuckDB, Limits, Params, Views
 from market_data_pipeline.lake import partitions
 from market_data_pipeline.lake.layout import Layout
@@ -69,19 +79,27 @@ class MarketData:
         *,
         market: str = "spot",
         columns: str | Iterable[str] | None = None,
+        tz: str | tzinfo | None = None,
         sync: bool = False,
         final_only: bool = False,
         on_gap: OnGap = "warn",
-    ) -> StoredRows:
+    ) -> StoredRows | ComposedRows:
         """Return candles of one interval, by ``open_time``.
+
+        Binance's own candles are returned where they are stored: ``1s`` (spot only), ``1m``, ``3m``, … ``1d``. Others
+        are composed from the largest stored interval that divides theirs, and have two more columns: ``parts``, the
+        number of stored candles, and ``complete``, which is True if none is missing. A candle without any is left out.
 
         Args:
             symbols: One symbol or several.
-            interval: ``1s`` (spot only), ``1m``, ``3m``, … ``1d``.
+            interval: A number and ``s``, ``m``, ``h``, ``d``, ``w`` or ``mo``, such as ``1m``, ``7m``, ``3d``, ``1w``.
+                Days count from 1970-01-02, as in Binance's ``3d``. Weeks begin on Monday.
             start: First moment, inclusive.
             end: Last moment, exclusive; None means now.
             market: ``spot``, ``um`` or ``cm``.
             columns: Columns besides symbol, interval and open_time; None means all.
+            tz: Time zone in which days, weeks and months begin, such as ``America/New_York``; None means UTC. Times of
+                the result are UTC.
             sync: First fetch the missing days of the range, as a Dagster run. Shows a progress bar in terminals and
                 notebooks.
             final_only: Leave out days that are provisional or fail the ``integrity`` check.
@@ -90,7 +108,8 @@ class MarketData:
                 ``"ignore"`` it. Without ``end``, rows that are newer than the last fetch are not missing.
 
         Raises:
-            UsageError: A symbol, interval, market or column does not exist, or a moment is not valid.
+            UsageError: A symbol, interval, market, column or zone does not exist, the interval divides no stored one,
+                or a moment is not valid.
             DamagedFileError: With ``final_only``, the file of a day is damaged.
             MarketDataError: With ``sync``, days could not be fetched.
             GapError: With ``on_gap="raise"``, rows are missing without an explanation.
@@ -101,9 +120,13 @@ class MarketData:
             ['symbol', 'interval', 'open_time', 'close']
             >>> candles.wide("close").shape
             (24, 1)
+            >>> day = market.klines("BTCUSDT", "1d", "2024-01-01", "2024-01-02", tz="America/New_York").df()
+            >>> day["open_time"].astype(str).tolist(), day["parts"].tolist(), day["complete"].tolist()
+            (['2024-01-01 05:00:00+00:00'], [24], [True])
         """
-        wanted = wanted_of(DataType.KLINES, symbols, interval, start, end, market, columns)
-        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+        return self._candles(
+            DataType.KLINES, symbols, interval, start, end, market, columns, tz, sync, final_only, on_gap
+        )
 
     def agg_trades(
         self,
@@ -155,16 +178,18 @@ class MarketData:
         *,
         market: str = "um",
         columns: str | Iterable[str] | None = None,
+        tz: str | tzinfo | None = None,
         sync: bool = False,
         final_only: bool = False,
         on_gap: OnGap = "warn",
-    ) -> StoredRows:
+    ) -> StoredRows | ComposedRows:
         """Return candles of the mark price of futures, by ``open_time``.
 
         The candles have no volume. Arguments and errors are those of :meth:`klines`. ``market`` is ``um`` or ``cm``.
         """
-        wanted = wanted_of(DataType.MARK_PRICE_KLINES, symbols, interval, start, end, market, columns)
-        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+        return self._candles(
+            DataType.MARK_PRICE_KLINES, symbols, interval, start, end, market, columns, tz, sync, final_only, on_gap
+        )
 
     def index_price_klines(
         self,
@@ -175,17 +200,19 @@ class MarketData:
         *,
         market: str = "um",
         columns: str | Iterable[str] | None = None,
+        tz: str | tzinfo | None = None,
         sync: bool = False,
         final_only: bool = False,
         on_gap: OnGap = "warn",
-    ) -> StoredRows:
+    ) -> StoredRows | ComposedRows:
         """Return candles of the index price of a symbol's pair, by ``open_time``.
 
         Symbols of one pair have the same index.
         The candles have no volume. Arguments and errors are those of :meth:`klines`. ``market`` is ``um`` or ``cm``.
         """
-        wanted = wanted_of(DataType.INDEX_PRICE_KLINES, symbols, interval, start, end, market, columns)
-        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+        return self._candles(
+            DataType.INDEX_PRICE_KLINES, symbols, interval, start, end, market, columns, tz, sync, final_only, on_gap
+        )
 
     def premium_index_klines(
         self,
@@ -196,17 +223,19 @@ class MarketData:
         *,
         market: str = "um",
         columns: str | Iterable[str] | None = None,
+        tz: str | tzinfo | None = None,
         sync: bool = False,
         final_only: bool = False,
         on_gap: OnGap = "warn",
-    ) -> StoredRows:
+    ) -> StoredRows | ComposedRows:
         """Return candles of the premium of perpetual futures over their index, by ``open_time``.
 
         The premium is a ratio and may be negative.
         The candles have no volume. Arguments and errors are those of :meth:`klines`. ``market`` is ``um`` or ``cm``.
         """
-        wanted = wanted_of(DataType.PREMIUM_INDEX_KLINES, symbols, interval, start, end, market, columns)
-        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+        return self._candles(
+            DataType.PREMIUM_INDEX_KLINES, symbols, interval, start, end, market, columns, tz, sync, final_only, on_gap
+        )
 
     def metrics(
         self,
@@ -430,19 +459,64 @@ class MarketData:
         found = f"universe={str(universe)!r}" if universe.is_file() else "no universe.yaml"
         return f"<MarketData {str(self._layout.root)!r}, {found}>"
 
-    def _rows(self, wanted: Request, sync: bool, final_only: bool, on_gap: OnGap, *, growing: bool) -> StoredRows:
+    def _candles(
+        self,
+        data_type: DataType,
+        symbols: str | Iterable[str],
+        interval: str,
+        start: Moment,
+        end: Moment | None,
+        market: str,
+        columns: str | Iterable[str] | None,
+        tz: str | tzinfo | None,
+        sync: bool,
+        final_only: bool,
+        on_gap: OnGap,
+    ) -> StoredRows | ComposedRows:
+        zone = zone_of(tz)
+        growing = end is not None
+        columns = [columns] if isinstance(columns, str) else list(columns) if isinstance(columns, Iterable) else columns
+        if not isinstance(symbols, str) and isinstance(symbols, Iterable):
+            symbols = list(symbols)  # read twice
+        if can_be_own(interval, zone, columns):
+            wanted = wanted_of(data_type, symbols, interval, start, end, market, columns)
+            if sync or all(is_requested(self._layout, key) for key in wanted.keys):
+                return self._rows(wanted, sync, final_only, on_gap, growing=growing, stacklevel=4)
+        composition = composition_of(
+            self._layout, self._files, data_type, symbols, interval, start, end, market, columns, zone, sync=sync
+        )
+        self._check(composition.sources, sync, final_only, on_gap, growing=growing, stacklevel=4)
+        return ComposedRows(self._layout, self._files, composition, final_only=final_only)
+
+    def _rows(
+        self, wanted: Request, sync: bool, final_only: bool, on_gap: OnGap, *, growing: bool, stacklevel: int = 3
+    ) -> StoredRows:
+        self._check([wanted], sync, final_only, on_gap, growing=growing, stacklevel=stacklevel + 1)
+        return StoredRows(self._layout, self._files, wanted, final_only=final_only)
+
+    def _check(
+        self,
+        requests: Iterable[Request],
+        sync: bool,
+        final_only: bool,
+        on_gap: OnGap,
+        *,
+        growing: bool,
+        stacklevel: int,
+    ) -> None:
+        """Fetch what is missing if asked to, and report gaps."""
         refuse_unknown("on_gap", on_gap, get_args(OnGap))
         gaps: list[Gap] = []
         with faults.explained():
-            if sync:
-                fetch_missing(self._settings, self._layout, wanted)
-            else:
-                check_held(self._layout, wanted.keys)
-            if on_gap != "ignore":
-                growing = growing or on_gap == "raise"
-                gaps = gaps_in(self._layout, wanted, self._listings, final_only=final_only, growing=growing)
-        tell_gaps(gaps if on_gap == "raise" else worth_a_warning(gaps), on_gap, stacklevel=3)
-        return StoredRows(self._layout, self._files, wanted, final_only=final_only)
+            for wanted in requests:
+                if sync:
+                    fetch_missing(self._settings, self._layout, wanted)
+                else:
+                    check_held(self._layout, wanted.keys)
+                if on_gap != "ignore":
+                    some = growing or on_gap == "raise"
+                    gaps += gaps_in(self._layout, wanted, self._listings, final_only=final_only, growing=some)
+        tell_gaps(gaps if on_gap == "raise" else worth_a_warning(gaps), on_gap, stacklevel=stacklevel)
 
     def _listings(self) -> Listings:
         universe = self._settings.universe

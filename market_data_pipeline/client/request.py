@@ -183,6 +183,11 @@ def _parsed(text: str, name: str) -> datetime:
         raise UsageError(f"{name} is {text!r}, which is not a date. {_HOW_MOMENTS_ARE_WRITTEN}") from None
 
 
+def is_requested(layout: Layout, key: SeriesKey) -> bool:
+    """Return True if a series was ever requested: it has files or a ledger."""
+    return any(path.exists() for path in (layout.folder(key), layout.months(key), layout.ledger(key)))
+
+
 def check_held(layout: Layout, keys: Sequence[SeriesKey]) -> None:
     """Refuse series that were never requested.
 
@@ -190,7 +195,7 @@ def check_held(layout: Layout, keys: Sequence[SeriesKey]) -> None:
         UsageError: A series is not stored. The text lists the stored symbols, or the intervals of the symbol.
     """
     for key in keys:
-        if not any(path.exists() for path in (layout.folder(key), layout.months(key), layout.ledger(key))):
+        if not is_requested(layout, key):
             raise UsageError(_not_there(layout, key))
 
 

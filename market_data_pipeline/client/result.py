@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from market_data_pipeline.client import versions as day_records
+from market_data_pipeline.client.composition import Composition
 from market_data_pipeline.client.request import Request, format_moment, listed, refuse_unknown
 from market_data_pipeline.client.session import DuckDB, Params, Views, count_rows
 from market_data_pipeline.errors import DamagedFileError, MarketDataError, UsageError
@@ -295,6 +297,113 @@ class StoredRows(Result):
         except MarketDataError as error:
             held = str(error)
         return f"<{name} of {symbols} from {format_moment(wanted.start)} to {format_moment(wanted.end)} UTC: {held}>"
+
+
+class ComposedRows(Result):
+    """Candles of any interval, composed from stored ones.
+
+    ``parts`` is the number of stored candles in a candle. ``complete`` is True if none of them is missing.
+    """
+
+    def __init__(
+        self, layout: Layout, connection: DuckDB, composition: Composition, *, final_only: bool = False
+    ) -> None:
+        """Create the result of a request. ``MarketData`` does this.
+
+        Args:
+            connection: DuckDB for queries and relations.
+            final_only: Leave out stored days that are not final.
+        """
+        self._duckdb = connection
+        self._composition = composition
+        self._sources = [StoredRows(layout, connection, one, final_only=final_only) for one in composition.sources]
+
+    def __len__(self) -> int:
+        """Return the number of candles.
+
+        Raises:
+            DamagedFileError: A file cannot be read. The text names it.
+        """
+        return self._duckdb.count_stored(self._sql)
+
+    def arrow(self) -> pa.Table:
+        """Return the rows as an Arrow table."""
+        return self._typed(self._duckdb.table(self._sql))
+
+    def relation(self) -> duckdb.DuckDBPyRelation:
+        """Return the rows as a lazy DuckDB relation."""
+        return self._duckdb.stored(self._sql)
+
+    def scan(self) -> pl.LazyFrame:
+        """Return the rows as a lazy polars frame. The candles are composed at once.
+
+        Raises:
+            UsageError: polars is not installed.
+            DamagedFileError: A file cannot be read. The text names it.
+        """
+        return self.pl().lazy()
+
+    def wide(self, column: str) -> pd.DataFrame:
+        """Return one column as a pandas frame with a row for each ``open_time`` and a column for each symbol.
+
+        Args:
+            column: The column, e.g. ``close``.
+
+        Raises:
+            UsageError: The rows have no such column.
+            DamagedFileError: A file cannot be read. The text names it.
+
+        Examples:
+            >>> market.klines(["BTCUSDT", "ETHUSDT"], "3h", "2024-01-01", "2024-01-02").wide("close").shape
+            (8, 2)
+        """
+        labels = ("symbol", "interval", "open_time")
+        refuse_unknown("column", column, [name for name in self._composition.names if name not in labels], " to spread")
+        frame = self.df()
+        return frame.assign(symbol=frame["symbol"].astype(str)).pivot(
+            index="open_time", columns="symbol", values=column
+        )
+
+    @property
+    def version(self) -> str:
+        """Return a hash over the contents of the stored days, the interval and the time zone.
+
+        It changes if a day of the range is added, removed or stored with other values.
+
+        Raises:
+            MarketDataError: A day was replaced after its rows were read, so their hash is no longer known.
+            DamagedFileError: A file does not match its record. The text names it.
+        """
+        composition = self._composition
+        parts = (composition.interval, composition.zone, *(source.version for source in self._sources))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _first_rows(self) -> pa.Table:
+        return self._typed(self._duckdb.table(lambda: f"{self._sql()} LIMIT {_SHOWN}"))
+
+    def _sql(self) -> str:
+        queries = (
+            self._composition.query(source, rows._sql())
+            for source, rows in zip(self._composition.sources, self._sources, strict=True)
+        )
+        return f"FROM ({' UNION ALL '.join(f'({query})' for query in queries)}) ORDER BY symbol, open_time"
+
+    def _typed(self, table: pa.Table) -> pa.Table:
+        for index, name in enumerate(table.column_names):
+            if name in ("symbol", "interval"):
+                table = table.set_column(index, name, table[name].combine_chunks().dictionary_encode())
+        return _aware(table)
+
+    def __repr__(self) -> str:
+        wanted, composition = self._composition.wanted, self._composition
+        name = f"{wanted.keys[0].market} {wanted.data_type} {composition.interval}"
+        zone = "" if composition.zone == "UTC" else f" in {composition.zone}"
+        symbols = listed([key.symbol for key in wanted.keys], 5)
+        sources = ", ".join(map(repr, self._sources))
+        return (
+            f"<{name}{zone} of {symbols} from {format_moment(wanted.start)} to {format_moment(wanted.end)} UTC, "
+            f"composed from {sources}>"
+        )
 
 
 class QueryResult(Result):

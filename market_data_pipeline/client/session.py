@@ -91,6 +91,11 @@ class DuckDB:
         """Return a lazy relation over files. ``query`` is called again if a file vanishes before it is opened."""
         return self._run(lambda: self._session().sql(query()))
 
+    def table(self, query: Callable[[], str]) -> pa.Table:
+        """Return the rows of a query over files. ``query`` is called again if a file vanishes before it is read."""
+        table: pa.Table = self._run(lambda: self._session().sql(query()).to_arrow_table())
+        return table
+
     def count_stored(self, query: Callable[[], str]) -> int:
         """Return the number of rows of files, without reading their columns."""
         return self._run(lambda: count_rows(self._session().query(query())))

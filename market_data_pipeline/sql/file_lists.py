@@ -256,20 +256,46 @@ class Files:
         All arguments are SQL. The times may come from a subquery or another table, so names are compared in the
         condition. A series that was unknown when the SQL was made is looked for in all folders.
         """
-        folder, levels = as_pattern(self.folder), "*/" * len(labels_of(self.data_type))
-        known = f"contains({quoted(' '.join(f'/{folder_labels(key)}/' for key in self.keys))}, {series})"
-        # One pattern for both cadences: the series may have files in one of them only.
-        pattern = f"""
-            {quoted(f"{folder}/*ly")} || CASE WHEN {known} THEN {series} ELSE '/{levels}' END || '????-??*.parquet'"""
+        unknown = f"WHEN NOT ({self.knows(series)} OR contains(filename, {series})) THEN false"
+        return self._listed(self._pattern(series)), self._with_rows(start, last, unknown)
+
+    def of_composed(self, source: str, start: str, last: str) -> tuple[str, str]:
+        """Return the same for a known series from which candles are composed; no files if its SQL is NULL."""
+        return self._listed(f"coalesce({self._named(source)}, {self._nothing})"), self._with_rows(start, last)
+
+    def unless(self, composing: str, series: str) -> str:
+        """Return SQL for the files of one series, or for none if its candles are composed."""
+        return self._listed(f"CASE WHEN {composing} THEN {self._nothing} ELSE {self._pattern(series)} END")
+
+    def knows(self, series: str) -> str:
+        """Return SQL that is true for a series that had files when the SQL was made."""
+        return f"contains({quoted(' '.join(f'/{folder_labels(key)}/' for key in self.keys))}, {series})"
+
+    def _pattern(self, series: str) -> str:
+        return self._named(f"CASE WHEN {self.knows(series)} THEN {series} ELSE {self._any_series} END")
+
+    def _named(self, series: str) -> str:
+        """Return SQL for the pattern of a series' files. It is one for both cadences: one of them may have no file."""
+        return f"{quoted(f'{as_pattern(self.folder)}/*ly')} || {series} || '????-??*.parquet'"
+
+    @property
+    def _any_series(self) -> str:
+        return quoted(f"/{'*/' * len(labels_of(self.data_type))}")
+
+    @property
+    def _nothing(self) -> str:
+        """Return SQL for files without rows. Without marks, all files are listed instead."""
+        return quoted(as_pattern(self.no_day)) if self.marked else self._named(self._any_series)
+
+    def _with_rows(self, start: str, last: str, unknown: str = "") -> str:
         # As text, 2024-01 <= 2024-01-15 <= 2024-01.parquet. So the last day is compared with names without suffix.
-        condition = f"""CASE
+        return f"""CASE
             WHEN parse_filename(filename) < strftime({start}, '%Y-%m-%d') THEN false
             WHEN parse_filename(filename, true) > strftime({last}, '%Y-%m-%d') THEN false
-            WHEN NOT ({known} OR contains(filename, {series})) THEN false
+            {unknown}
             WHEN {_IS_MONTH} THEN contains({quoted(self._closed)}, {self._through_month("", _A_MONTH)})
             WHEN NOT {_IS_DAY} THEN false
             {self._branches_of_days} END"""
-        return self._listed(pattern), condition
 
     def _listed(self, *files: str) -> str:
         """Return SQL for a list of files, with the mark first."""

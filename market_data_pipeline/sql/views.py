@@ -15,13 +15,14 @@ from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.day_records import SERIES_LABELS
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import folder_of
-from market_data_pipeline.lake.reader import labels_of, time_column
+from market_data_pipeline.lake.reader import labels_of
 from market_data_pipeline.model.datasets import data_types_of, keyed_by_time
 from market_data_pipeline.model.day import HELD
 from market_data_pipeline.model.findings import Verdict
 from market_data_pipeline.model.schema import lake_schema
-from market_data_pipeline.model.series import EXCHANGE, DataType, Market
+from market_data_pipeline.model.series import EXCHANGE, DataType, Market, intervals_of
 from market_data_pipeline.model.states import EXPLAINED, RULES
+from market_data_pipeline.sql import intervals
 from market_data_pipeline.sql.file_lists import (
     NAMED,
     WHAT_TO_DO,
@@ -65,7 +66,7 @@ def statements(
             files = Files(stored, market, data_type, marked)
             made.append(f"CREATE OR REPLACE VIEW {schema}.{data_type.sql_name} AS {_view(files, place)}")
             if data_type in _MACROS:
-                made.append(f"CREATE OR REPLACE MACRO {schema}.{_macro(files, place)}")
+                made.append(f"CREATE OR REPLACE MACRO {schema}.{_MACROS[data_type](files, place)}")
     made.append("CREATE SCHEMA IF NOT EXISTS quality")
     days = _ledger_days(layout, marked=marked) if has_ledgers(layout) else _no_ledger_days(_LEDGER_NAMES)
     if corrections:
@@ -143,33 +144,94 @@ def _view(files: Files, place: str) -> str:
         WHERE {" AND ".join(filter(None, (condition, place)))}"""
 
 
-_MACROS = {DataType.KLINES: "candles", DataType.AGG_TRADES: "trades"}
-
-
-def _macro(files: Files, place: str) -> str:
+def _trades(files: Files, place: str) -> str:
     """Return a table macro for one series from ``a`` (inclusive) to ``b`` (exclusive); NULL means no bound.
 
     The macro lists the folders of one series, and skips files outside the range by name. It knows the series that had
     files when the catalog was built. For any other series it lists every folder. This is slower but correct, and the
     result is empty if the series does not exist.
     """
-    labels = labels_of(files.data_type)
-    head = f"{_MACROS[files.data_type]}({', '.join(labels)}, a, b := NULL) AS TABLE"
+    head = "trades(symbol, a, b := NULL) AS TABLE"
     if not files.keys:
         return f"{head} {empty(files.market, files.data_type)}"
-    series = f"""concat('/', {", '/', ".join(f'"{label}"' for label in labels)}, '/')"""  # NULL names no series
+    listed, condition = files.of_series(_SYMBOL_FOLDER, _START, _BEFORE_END)
+    return f"{head} {_of_macro(files, listed, (condition, *_in_range('transact_time', _START, _END), place))}"
+
+
+def _candles(files: Files, place: str) -> str:
+    """Return the same macro for candles. If their series was not known, they are composed from one that divides them.
+
+    Binance's own series and the composed one are two queries. One of them has no files. Days, weeks and months begin in
+    the zone ``tz``.
+    """
+    head = "candles(symbol, interval, a, b := NULL, tz := NULL) AS TABLE"
+    names = lake_schema(files.market, files.data_type).names
+    if not files.keys:
+        parts = "CAST(NULL AS BIGINT) AS parts, CAST(NULL AS BOOLEAN) AS complete"
+        return f"{head} SELECT *, {parts} FROM ({empty(files.market, files.data_type)})"
+    series = f"""concat({_SYMBOL_FOLDER}, "interval", '/')"""
+    zone = "coalesce(tz, 'UTC')"
+    known = f"({files.knows(series)} AND {zone} = 'UTC')"
+    is_known = files.knows(f"concat({_SYMBOL_FOLDER}, one, '/')")
+    largest = f"({intervals.divisors(_INTERVAL, zone, is_known)})[1]"
+    composing = f"(NOT {known} AND {largest} IS NOT NULL)"
+
+    # With marks, the query that does not apply has no files. Without, it lists all files, and this removes it.
+    applies = ("", "") if files.marked else (f"NOT {composing}", composing)
+    listed, condition = files.unless(composing, series), files.of_series(series, _START, _BEFORE_END)[1]
+    conditions = (applies[0], condition, *_in_range("open_time", _START, _END), place)
+    stored = _of_macro(files, listed, conditions, ", CAST(1 AS BIGINT) AS parts, true AS complete")
+
+    published = ", ".join(map(quoted, intervals_of(files.market)))
+    source = f"""CASE WHEN {known} OR "symbol" IS NULL OR "interval" IS NULL THEN NULL ELSE coalesce(
+        {_SYMBOL_FOLDER} || {largest} || '/',
+        CASE WHEN {zone} = 'UTC' AND "interval" IN ({published}) THEN NULL ELSE error({_no_source(files)}) END) END"""
+    start, end = (
+        f"greatest(least({intervals.first_begin(_INTERVAL, zone, moment)}, {_LAST}), {_FIRST})"
+        for moment in (_START, f"greatest({_END}, {_FIRST})")
+    )
+    listed, condition = files.of_composed(source, _START, f"({end} - INTERVAL 1 MICROSECOND)")
+    step = intervals.steps_us("string_split(filename, '/')[-2]")
+    conditions = (applies[1], condition, *_in_range("open_time", start, end), place)
+    rows = _of_macro(files, listed, conditions, f", {step} AS step_us")
+    composed = intervals.composed(
+        rows, names, (*names, *intervals.PARTS), _INTERVAL, zone, "r.step_us", symbol='"symbol"'
+    )
+    return f"{head} {stored} UNION ALL ({composed})"
+
+
+def _no_source(files: Files) -> str:
+    """Return SQL for the message about an interval that divides no stored interval."""
+    known = files.knows(f"concat({_SYMBOL_FOLDER}, one, '/')")
+    names = ", ".join(map(quoted, intervals_of(files.market)))
+    stored = f"array_to_string(list_filter([{names}], lambda one: {known}), ', ')"
+    return f"""CASE
+        WHEN NOT regexp_full_match("interval", {quoted(intervals.FORM)})
+        THEN concat('There is no interval ', "interval", '. {intervals.HOW_TO_WRITE}')
+        WHEN tz <> 'UTC' AND NOT regexp_full_match("interval", '.*(d|w|mo)')
+        THEN concat('A time zone moves days, weeks and months. ', "interval", ' is shorter: leave tz out.')
+        ELSE concat("symbol", ' has no stored interval in {files.market} that divides ', "interval",
+            CASE WHEN tz IS NULL THEN '' ELSE concat(' in ', tz) END, '. Stored: ',
+            CASE WHEN {stored} = '' THEN 'none' ELSE {stored} END, '.') END"""
+
+
+_MACROS = {DataType.KLINES: _candles, DataType.AGG_TRADES: _trades}
+
+
+def _of_macro(files: Files, listed: str, conditions: Iterable[str], more: str = "") -> str:
+    labels = labels_of(files.data_type)
     columns = ", ".join(
         f'"{name}" AS "{name}"' if name in labels else f'r."{name}"'
         for name in lake_schema(files.market, files.data_type).names
     )
-    # Both functions ignore NULL. The bounds also replace infinity, which has no file name.
-    start, end = f"greatest({_moment('a')}, {_FIRST})", f"least({_moment('b')}, {_LAST})"
-    time = f'r."{time_column(files.data_type)}"'
-    listed, condition = files.of_series(series, start, f"({end} - INTERVAL 1 MICROSECOND)")
-    return f"""{head}
-        SELECT {columns}
+    return f"""
+        SELECT {columns}{more}
         FROM {read_parquet(listed, NAMED)} AS r
-        WHERE {" AND ".join(filter(None, (condition, f"{time} >= {start}", f"{time} < {end}", place)))}"""
+        WHERE {" AND ".join(filter(None, conditions))}"""
+
+
+def _in_range(time: str, start: str, end: str) -> tuple[str, str]:
+    return f'r."{time}" >= {start}', f'r."{time}" < {end}'
 
 
 _FIRST, _LAST = "TIMESTAMP '1000-01-01'", "TIMESTAMP '9999-12-31'"
@@ -184,6 +246,13 @@ def _moment(argument: str) -> str:
     text = f"CAST({argument} AS VARCHAR)"
     in_utc = f"make_timestamp(epoch_us(CAST({text} AS TIMESTAMPTZ)))"
     return f"CASE WHEN {text} GLOB '*:*[+A-Za-z-]*' THEN {in_utc} ELSE CAST({argument} AS TIMESTAMP) END"
+
+
+# Both functions ignore NULL. The bounds also replace infinity, which has no file name.
+_START, _END = f"greatest({_moment('a')}, {_FIRST})", f"least({_moment('b')}, {_LAST})"
+_BEFORE_END = f"({_END} - INTERVAL 1 MICROSECOND)"
+_INTERVAL = '"interval"'
+_SYMBOL_FOLDER = """concat('/', "symbol", '/')"""  # NULL names no series
 
 
 _LEDGER_LABELS = SERIES_LABELS

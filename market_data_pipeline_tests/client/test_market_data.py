@@ -303,7 +303,8 @@ def test_threads_may_share_it(market: MarketData) -> None:
     [
         (lambda m: m.klines("BTCUSD", "1h", "2024-01-01"), r"BTCUSD is not stored .* mean BTCUSDT.* BTCUSDT, ETHUSDT"),
         (lambda m: m.klines("btcusdt", "1h", "2024-01-01"), r"btcusdt is not stored .* mean BTCUSDT"),
-        (lambda m: m.klines("BTCUSDT", "4h", "2024-01-01"), r"not stored with interval 4h in spot\..* There are: 1h\."),
+        (lambda m: m.klines("BTCUSDT", "4m", "2024-01-01"), r"no stored interval .* divides 4m\. Stored: 1h\."),
+        (lambda m: m.klines("BTCUSDT", "15m", "2024-01-01"), r"not stored with interval 15m in spot\..* are: 1h\."),
         (lambda m: m.klines("BTCUSDT", "1 hour", "2024-01-01"), r"no kline interval '1 hour' in spot\..*1s, 1m, 3m"),
         (lambda m: m.klines("BTCUSDT", "1s", "2024-01-01", market="um"), r"no kline interval '1s' in um\..*1m, 3m"),
         (lambda m: m.klines("BTCUSDT", "1h", "2024-01-01", market="usdm"), r"no market 'usdm'\..*: spot, um, cm"),

@@ -83,6 +83,10 @@ class SmallLake:
             ledger.put(self.write_file(key, day, version, final, fetched_at, findings))
         ledger.write(self.layout.ledger(key))
 
+    def put_table(self, key: SeriesKey, day: date, table: pa.Table) -> None:
+        """Write a day with rows of the caller, and its ledger row."""
+        self.note(key, self.write_file(key, day, table=table))
+
     def write_file(
         self,
         key: SeriesKey,
@@ -91,9 +95,10 @@ class SmallLake:
         final: bool = True,
         fetched_at: datetime | None = None,
         findings: tuple[Finding, ...] = (),
+        table: pa.Table | None = None,
     ) -> DayRecord:
         """Write, or replace, one day's file; the ledger is left as it is."""
-        table = day_table(key, day, version)
+        table = day_table(key, day, version) if table is None else table
         at = fetched_at or datetime.combine(day, datetime.min.time(), UTC) + timedelta(days=1, hours=10)
         source = Source.ARCHIVE_DAILY if final else Source.REST
         keys = [0] if key.data_type is DataType.TRADE_PROFILE else ints(table, spec_of(key).key).tolist()
