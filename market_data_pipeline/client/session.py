@@ -91,6 +91,10 @@ class DuckDB:
         """Return a lazy relation over files. ``query`` is called again if a file vanishes before it is opened."""
         return self._run(lambda: self._session().sql(query()))
 
+    def of_table(self, table: pa.Table) -> duckdb.DuckDBPyRelation:
+        """Return a relation over an Arrow table."""
+        return self._run(lambda: self._session().from_arrow(table))
+
     def count_stored(self, query: Callable[[], str]) -> int:
         """Return the number of rows of files, without reading their columns."""
         return self._run(lambda: count_rows(self._session().query(query())))
