@@ -20,8 +20,9 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.series import DataType
 from market_data_pipeline.settings import Settings, load_settings
-from market_data_pipeline.universe import load_universe
+from market_data_pipeline.universe.config import listings_near
 from market_data_pipeline.universe.resolved import Listings
+from market_data_pipeline.universe.tables import refresh_tables
 
 
 class MarketData:
@@ -349,6 +350,9 @@ class MarketData:
             >>> market.sql(query, ["ETHUSDT"]).df()["n"].tolist()
             [48]
         """
+        if "universe" in query.casefold():
+            with faults.explained():
+                refresh_tables(self._layout, self._listings())
         answer = QueryResult(self._views, query, params)
         answer.relation()  # report a mistake here, not when the rows are read
         return answer
@@ -524,9 +528,7 @@ class MarketData:
         return StoredRows(self._layout, self._files, wanted, final_only=final_only)
 
     def _listings(self) -> Listings:
-        universe = self._settings.universe
-        # A lake without a universe can be read, too.
-        return load_universe(universe, resolve=False).listings if universe.is_file() else {}
+        return listings_near(self._settings.universe)
 
 
 def _universe_of(settings: Settings) -> Path:

@@ -12,7 +12,6 @@ from datetime import date, timedelta
 from fnmatch import fnmatchcase
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from market_data_pipeline import clock
 from market_data_pipeline.client.gaps import Gap
@@ -20,10 +19,10 @@ from market_data_pipeline.client.request import Moment, market_of, moment_of, re
 from market_data_pipeline.errors import NotStoredError, UsageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
-from market_data_pipeline.universe.aliases import known_aliases
-from market_data_pipeline.universe.daily_volumes import INTERVAL, measures_of, refresh_daily_volumes
+from market_data_pipeline.universe.daily_volumes import INTERVAL, measures_of
 from market_data_pipeline.universe.membership import MarketHistory
 from market_data_pipeline.universe.resolved import Listings
+from market_data_pipeline.universe.tables import market_history
 
 Duration = str | timedelta
 """A timedelta of whole days, or text such as ``30 days`` or ``4 weeks``."""
@@ -188,14 +187,6 @@ def members_of(layout: Layout, wanted: MembersRequest, listings: Listings) -> tu
         hindsight=wanted.hindsight,
     )
     return table, _gaps(wanted, history, dates)
-
-
-def market_history(layout: Layout, market: Market, listings: Listings) -> MarketHistory | None:
-    """Return the history of a market from its stored 1d candles; None if none of them has trades."""
-    volumes = refresh_daily_volumes(layout, market)
-    if not pc.max(volumes["count"]).as_py():
-        return None
-    return MarketHistory(market, volumes, listings, known_aliases())
 
 
 def _gaps(wanted: MembersRequest, history: MarketHistory, dates: Sequence[date]) -> list[Gap]:

@@ -8,7 +8,7 @@ Collecting volumes belongs to ``universe/daily_volumes.py``. Nothing here reads 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -173,9 +173,7 @@ class MarketHistory:
         for number, (begin, first, last) in enumerate(found):
             following = found[number + 1][1] if number + 1 < len(found) else None
             spans.append(Span(begin, first, last, *self._end(last, following, idle, listed, one)))
-        return spans or [
-            Span(first, first, last, None if is_open else last, BY_ARCHIVE) for first, last, is_open in listed
-        ]
+        return spans or _of_lock(one, self.newest)
 
     def _end(
         self, last: int, following: int | None, idle: _Days, listed: Sequence[tuple[int, int, bool]], one: Instrument
@@ -192,25 +190,7 @@ class MarketHistory:
 
     def listings(self) -> pa.Table:
         """Return one row for each span of each instrument, ordered by symbol and day. It knows the whole history."""
-        rows = []
-        for one, spans in zip(self.instruments, self.spans, strict=True):
-            before = self._aliases.predecessors.get((self.market, one.symbol)) if one.number == 1 else None
-            name = f"{before.symbol}#1" if before else None  # a symbol is renamed before it is used again
-            for span in spans:
-                until = None if span.until is None else clock.day_of_number(span.until)
-                rows.append(
-                    {
-                        "market": str(self.market),
-                        "symbol": one.symbol,
-                        "instrument": one.name,
-                        "first": clock.day_of_number(span.first),
-                        "until": until,
-                        "evidence": span.evidence,
-                        "predecessor": name,
-                        "ratio": before.ratio if before else None,
-                    }
-                )
-        return pa.Table.from_pylist(rows, schema=LISTINGS_SCHEMA)
+        return _table_of_listings(self.market, zip(self.instruments, self.spans, strict=True), self._aliases)
 
     def members(
         self,
@@ -307,6 +287,47 @@ def members_schema(by: str, type_: pa.DataType) -> pa.Schema:
         "rank": pa.int64(),
     }
     return pa.schema(columns)
+
+
+def listings_without_candles(market: Market, listings: Listings, aliases: Aliases) -> pa.Table:
+    """Return the listings of the lock for a market without stored 1d candles."""
+    found = [
+        (one, _of_lock(one, clock.day_number(clock.today())))
+        for (where, symbol), spans in sorted(listings.items())
+        if where is market
+        for one in _instruments(symbol, spans, aliases.reused.get((market, symbol), ()))
+    ]
+    return _table_of_listings(market, found, aliases)
+
+
+def _of_lock(one: Instrument, newest: int) -> list[Span]:
+    """Return the spans of an instrument without stored candles."""
+    return [
+        Span(first, first, last, None if is_open else last, BY_ARCHIVE) for first, last, is_open in one.listed(newest)
+    ]
+
+
+def _table_of_listings(
+    market: Market, found: Iterable[tuple[Instrument, Sequence[Span]]], aliases: Aliases
+) -> pa.Table:
+    rows = []
+    for one, spans in found:
+        before = aliases.predecessors.get((market, one.symbol)) if one.number == 1 else None
+        rows += [
+            {
+                "market": str(market),
+                "symbol": one.symbol,
+                "instrument": one.name,
+                "first": clock.day_of_number(span.first),
+                "until": None if span.until is None else clock.day_of_number(span.until),
+                "evidence": span.evidence,
+                # A symbol is renamed before it is used again.
+                "predecessor": f"{before.symbol}#1" if before else None,
+                "ratio": before.ratio if before else None,
+            }
+            for span in spans
+        ]
+    return pa.Table.from_pylist(rows, schema=LISTINGS_SCHEMA)
 
 
 def _instruments(symbol: str, listing: ListingSpans | None, reused: Sequence[date]) -> Iterator[Instrument]:

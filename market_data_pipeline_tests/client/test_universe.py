@@ -11,10 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market_data_pipeline import GapError, GapWarning, MarketData
+from market_data_pipeline.cli import main
 from market_data_pipeline.errors import NotStoredError, UsageError
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
@@ -261,3 +263,62 @@ def test_later_days_do_not_change_an_answer(volumes: Volumes, known: int, with_l
                 ]
             )
     assert answers[0] == answers[1]
+
+
+# --- SQL --------------------------------------------------------------------------------------------------------------
+
+
+def rows(market: MarketData, query: str) -> list[dict[str, Any]]:
+    return market.sql(query).arrow().to_pylist()
+
+
+def test_listings_in_sql_have_the_whole_history(tmp_path: Path) -> None:
+    lock(tmp_path, {"BTCUSDT": [(date(2020, 1, 1), None)], "GONEUSDT": [(date(2021, 1, 1), date(2021, 6, 1))]})
+    market = store(
+        tmp_path,
+        {
+            "BTCUSDT": days("2022-01-01", 200),
+            "LUNABUSD": days("2022-05-01", 26) | days("2022-05-31", 20),
+            "XNOUSDT": days("2022-02-01", 100) | days("2022-05-12", 20, 0),
+        },
+    )
+    assert [tuple(row.values())[1:] for row in rows(market, "FROM universe.listings")] == [
+        ("BTCUSDT", "BTCUSDT#1", date(2020, 1, 1), None, "candles", None, None),
+        ("GONEUSDT", "GONEUSDT#1", date(2021, 1, 1), date(2021, 6, 1), "archive listing", None, None),
+        ("LUNABUSD", "LUNABUSD#1", date(2022, 5, 1), date(2022, 5, 26), "candles", None, None),
+        ("LUNABUSD", "LUNABUSD#2", date(2022, 5, 31), date(2022, 6, 19), "candles", None, None),
+        ("XNOUSDT", "XNOUSDT#1", date(2022, 2, 1), date(2022, 5, 11), "candles", "NANOUSDT#1", 1),
+    ]
+
+
+@pytest.mark.parametrize("day", ["2022-05-02", "2022-05-29", "2022-06-10", "2022-07-30"])
+def test_members_in_sql_are_those_of_python(tmp_path: Path, day: str) -> None:
+    market = store(
+        tmp_path,
+        {"BTCUSDT": days("2022-05-01", 90), "LUNABUSD": days("2022-05-01", 26) | days("2022-05-31", 20)},
+    )
+    columns = ["date", "symbol", "instrument", "listed_from", "age_days"]
+    expected = market.universe(day, on_gap="ignore").arrow().select(columns).sort_by("symbol").to_pylist()
+    assert rows(market, f"FROM universe.members('spot', DATE '{day}')") == expected
+
+
+def test_volumes_in_sql_follow_the_lake(tmp_path: Path) -> None:
+    market = store(tmp_path, {"AUSDT": days("2024-01-01", 2, 3)})
+    query = "SELECT sum(quote_volume) AS v, count(*) AS n FROM universe.daily_volumes WHERE market = 'spot'"
+    assert rows(market, query) == [{"v": 6, "n": 2}]
+    store(tmp_path, {"AUSDT": {date(2024, 1, 3): 4.0}})
+    assert rows(market, query) == [{"v": 10, "n": 3}]
+
+
+def test_schema_is_empty_without_candles(tmp_path: Path) -> None:
+    lock(tmp_path, {})
+    market = MarketData(tmp_path)
+    assert rows(market, "FROM universe.listings") == rows(market, "FROM universe.members('um', '2024-01-01')") == []
+
+
+def test_command_answers_from_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(tmp_path, {"AUSDT": days("2024-01-01", 2)})
+    monkeypatch.setenv("MARKET_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("MARKET_DATA_UNIVERSE", str(tmp_path / "universe.yaml"))
+    asked = CliRunner().invoke(main, ["sql", "--csv", "SELECT symbol FROM universe.members('spot', '2024-01-03')"])
+    assert asked.output.splitlines() == ["symbol", "AUSDT"]
