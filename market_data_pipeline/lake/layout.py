@@ -79,6 +79,10 @@ class Layout:
         """Return the path of the table of a market's daily volumes."""
         return self.universe / market / "daily_volumes.parquet"
 
+    def exchange_info(self, market: Market) -> Path:
+        """Return the folder of a market's daily snapshots of exchangeInfo."""
+        return self.universe / market / "exchange_info"
+
     @property
     def catalog(self) -> Path:
         """Return the path of the DuckDB file with the views."""

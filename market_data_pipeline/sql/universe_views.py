@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from market_data_pipeline.lake.layout import Layout
@@ -29,6 +29,16 @@ _VOLUMES = {
     "count": "BIGINT",
 }
 
+_EXCHANGE_INFO = {
+    "symbol": "VARCHAR",
+    "day": "DATE",
+    "taken_at": "TIMESTAMP",
+    **dict.fromkeys(("status", "base_asset", "quote_asset", "contract_type", "underlying_type"), "VARCHAR"),
+    **dict.fromkeys(("tick_size", "step_size", "min_quantity", "min_notional", "contract_size"), "DOUBLE"),
+    **dict.fromkeys(("onboard_date", "delivery_date"), "DATE"),
+    "filters": "VARCHAR",
+}
+
 # The last listing that began before the date is the one that traded on the day before.
 _MEMBERS = """members(of_market, on_date) AS TABLE
 SELECT CAST(on_date AS DATE) AS "date", l.symbol AS symbol, l.instrument AS instrument, l."first" AS listed_from,
@@ -49,24 +59,33 @@ def of_universe(layout: Layout, place: str) -> list[str]:
     """
     where = f" WHERE {place}" if place else ""
     listings = _table(layout.listings, _LISTINGS)
-    volumes = " UNION ALL BY NAME ".join(
-        f"SELECT {quoted(market)} AS market, * FROM ({_table(layout.daily_volumes(market), _VOLUMES)})"
-        for market in Market
-    )
+    volumes = _of_markets(layout.daily_volumes, _VOLUMES)
+    info = _of_markets(layout.exchange_info, _EXCHANGE_INFO)
     placed = {"listings": f"SELECT * FROM ({listings}){where}", "volumes": f"SELECT * FROM ({volumes}){where}"}
     return [
         "CREATE SCHEMA IF NOT EXISTS universe",
         f"CREATE OR REPLACE VIEW universe.listings AS {placed['listings']}",
         f"CREATE OR REPLACE VIEW universe.daily_volumes AS {placed['volumes']}",
+        f"CREATE OR REPLACE VIEW universe.exchange_info AS SELECT * FROM ({info}){where}",
         f"CREATE OR REPLACE MACRO universe.{_MEMBERS.format(**placed)}",
     ]
 
 
+def _of_markets(path_of: Callable[[Market], Path], columns: Mapping[str, str]) -> str:
+    return " UNION ALL BY NAME ".join(
+        f"SELECT {quoted(market)} AS market, * FROM ({_table(path_of(market), columns)})" for market in Market
+    )
+
+
 def _table(path: Path, columns: Mapping[str, str]) -> str:
-    """Return the query of a table that may not exist yet. Columns that it does not have are null."""
+    """Return the query of a file, or of the files of a folder, that may not exist yet. Absent columns are null."""
     typed = ", ".join(f'CAST(NULL AS {type_}) AS "{name}"' for name, type_ in columns.items())
     nothing = f"SELECT {typed} WHERE false"
-    if not path.exists():
+    pattern = as_pattern(path)
+    if path.suffix != ".parquet":
+        pattern += "/*.parquet"
+    if not (path.exists() if path.suffix else any(path.glob("*.parquet"))):
         return nothing
     names = ", ".join(f'"{name}"' for name in columns)
-    return f"SELECT {names} FROM ({nothing} UNION ALL BY NAME SELECT * FROM {read_parquet(quoted(as_pattern(path)))})"
+    stored = read_parquet(quoted(pattern), "union_by_name = true")
+    return f"SELECT {names} FROM ({nothing} UNION ALL BY NAME SELECT * FROM {stored})"
