@@ -22,6 +22,10 @@ def example_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         series("BTCUSDT", data_type="tradeProfile"),
     ):
         lake.put(key, days_from("2024-01-01", 2))
+    (lake.root / "universe.yaml").write_text(
+        "collect: [{market: um, symbols: [ETHUSDT], klines: {intervals: [1d], from: 2024-01-01}}]\n"
+    )
+    lake.put(series("ETHUSDT", "1d", "um"), days_from("2024-01-01", 2), version=1)
     return lake.root
 
 

@@ -73,11 +73,11 @@ UNIVERSE = """\
 collect:
   - market: spot
     symbols: [BTCUSDT]
-    klines: {intervals: [1m, 1h], from: 2026-03-01}
+    klines: {intervals: [1m, 1h, 1d], from: 2026-03-01}
     aggTrades: {from: 2026-03-03}
   - market: spot
     symbols: [ETHUSDT]
-    klines: {intervals: [1h], from: 2026-03-01}
+    klines: {intervals: [1h, 1d], from: 2026-03-01}
   - market: um
     symbols: [BTCUSDT, ETHUSDT]
     klines: {intervals: [1m], from: 2026-03-02}
@@ -115,6 +115,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             sandbox.faults.add(fault)
         spot = days("2026-03-01", "2026-03-05")
         wanted = dict.fromkeys((klines("BTCUSDT", "1m"), klines("BTCUSDT", "1h"), klines("ETHUSDT", "1h")), spot)
+        wanted |= dict.fromkeys((klines("BTCUSDT", "1d"), klines("ETHUSDT", "1d")), spot[:4])
         wanted |= {klines(symbol, "1m", "um"): spot[1:4] for symbol in ("BTCUSDT", "ETHUSDT")}
         wanted |= {agg_trades("BTCUSDT"): spot[2:4]}
         wanted |= {SeriesKey(EXCHANGE, Market.UM, DataType.FUNDING_RATE, "ETHUSDT"): spot[1:4]}

@@ -67,9 +67,13 @@ def run_query(settings: Settings, query: str, form: str | None = None, *, unrest
     """
     from market_data_pipeline.client.session import Limits, Unrestricted, Views
     from market_data_pipeline.sql.publish import refresh_catalog
+    from market_data_pipeline.universe.config import listings_near
+    from market_data_pipeline.universe.tables import refresh_tables
 
     layout = Layout(settings.root)
     limits = Limits.of(settings)
+    if "universe" in query.casefold():
+        refresh_tables(layout, listings_near(settings.universe))
     refresh_catalog(layout)
     views = Unrestricted(layout) if unrestricted else Views(layout, limits)
     with views.in_time(), nullcontext() if unrestricted else _ended_at(limits):

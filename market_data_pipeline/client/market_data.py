@@ -13,6 +13,7 @@ from typing import Any, get_args
 from market_data_pipeline.client.composition import can_be_own, composition_of, zone_of
 from market_data_pipeline.client.fetch import fetch_missing
 from market_data_pipeline.client.gaps import Gap, OnGap, gaps_in, gaps_query, tell_gaps, worth_a_warning
+from market_data_pipeline.client.members import Duration, members_of, members_wanted
 from market_data_pipeline.client.request import (
     Moment,
     Request,
@@ -22,15 +23,16 @@ from market_data_pipeline.client.request import (
     refuse_unknown,
     wanted_of,
 )
-from market_data_pipeline.client.result import ComposedRows, QueryResult, Result, StoredRows
+from market_data_pipeline.client.result import ComposedRows, QueryResult, Result, StoredRows, TableResult
 from market_data_pipeline.client.session import DuckDB, Limits, Params, Views
 from market_data_pipeline.lake import partitions
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.series import DataType
 from market_data_pipeline.settings import Settings, load_settings
-from market_data_pipeline.universe import load_universe
+from market_data_pipeline.universe.config import listings_near
 from market_data_pipeline.universe.resolved import Listings
+from market_data_pipeline.universe.tables import refresh_tables
 
 
 class MarketData:
@@ -377,9 +379,90 @@ class MarketData:
             >>> market.sql(query, ["ETHUSDT"]).df()["n"].tolist()
             [48]
         """
+        if "universe" in query.casefold():
+            with faults.explained():
+                refresh_tables(self._layout, self._listings())
         answer = QueryResult(self._views, query, params)
         answer.relation()  # report a mistake here, not when the rows are read
         return answer
+
+    def universe(
+        self,
+        as_of: Moment | None = None,
+        *,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        every: Duration = "1 month",
+        market: str = "spot",
+        quote: str | None = None,
+        exclude: str | Iterable[str] = (),
+        top: int | None = None,
+        by: str = "quote_volume",
+        lookback: Duration = "30 days",
+        min_age: Duration | None = None,
+        hindsight: bool = False,
+        on_gap: OnGap = "warn",
+    ) -> Result:
+        """Return the symbols that were listed on a date, or on several, ranked by their volume before it.
+
+        A date means the midnight (UTC) at which it begins. An answer depends only on candles of earlier days, so
+        it has delisted symbols and does not know the future. A symbol is listed if it traded on the day before.
+        Candles of interval 1d must be stored.
+
+        The columns are ``date``, ``symbol``, ``instrument`` (``LUNAUSDT#2`` is the second coin of that name),
+        ``listed_from``, ``listed_until``, ``age_days``, the column of ``by`` and ``rank``.
+
+        Args:
+            as_of: One date.
+            start: First of several dates, inclusive.
+            end: End of the dates, exclusive; None means the newest date that the stored candles can answer.
+            every: Step between the dates: ``1 month``, ``1 year``, ``2 weeks``, ``7 days`` or a timedelta.
+            market: ``spot``, ``um`` or ``cm``.
+            quote: End of the symbols, such as ``USDT``; None means all symbols.
+            exclude: Symbols or patterns to leave out, such as ``*UPUSDT``.
+            top: Number of symbols per date; None means all.
+            by: Column to rank by, summed over ``lookback``: ``quote_volume``, ``volume`` or ``count`` (trades). In cm
+                ``base_volume`` replaces ``quote_volume``.
+            lookback: Days before the date that count.
+            min_age: Days since the listing that a symbol must have; None means no minimum.
+            hindsight: Fill ``listed_until`` with the last day with trades, which was not known on the date. Without it,
+                the column is null.
+            on_gap: Action if candles that the answer needs are not stored although their symbol was listed. Its row is
+                then absent, or its volume too small. ``"raise"`` a :class:`GapError`, ``"warn"`` once with a
+                :class:`GapWarning`, or ``"ignore"`` it.
+
+        Raises:
+            UsageError: An argument is not valid, a date is not after the first stored candle, or no 1d candles are
+                stored.
+            NotStoredError: No candle of the day before a date is stored.
+            DamagedFileError: A file cannot be read. The text names it.
+            GapError: With ``on_gap="raise"``, candles are missing.
+
+        Examples:
+            >>> members = market.universe("2024-01-03", market="um", quote="USDT", top=50, lookback="2 days")
+            >>> members.df()[["symbol", "instrument", "quote_volume", "rank"]].values.tolist()
+            [['ETHUSDT', 'ETHUSDT#1', 2.0, 1]]
+        """
+        refuse_unknown("on_gap", on_gap, get_args(OnGap))
+        wanted = members_wanted(
+            market,
+            as_of=as_of,
+            start=start,
+            end=end,
+            every=every,
+            top=top,
+            by=by,
+            lookback=lookback,
+            min_age=min_age,
+            quote=quote,
+            exclude=exclude,
+            hindsight=hindsight,
+        )
+        with faults.explained():
+            table, gaps = members_of(self._layout, wanted, self._listings())
+        if on_gap != "ignore":
+            tell_gaps(gaps, on_gap, stacklevel=2)
+        return TableResult(self._files, table, f"universe of {wanted.market} from {wanted.start}")
 
     def series(self) -> Result:
         """Return the stored series, one row each: first and last day, number of days and rows.
@@ -387,7 +470,7 @@ class MarketData:
         Examples:
             >>> stored = market.series().df()
             >>> stored[stored["data_type"] == "klines"][["symbol", "days", "rows"]].values.tolist()
-            [['BTCUSDT', 2, 48], ['ETHUSDT', 2, 48]]
+            [['BTCUSDT', 2, 48], ['ETHUSDT', 2, 48], ['ETHUSDT', 2, 2]]
         """
         return self.sql(
             'SELECT market, data_type, symbol, "interval", min(day) AS first_day, max(day) AS last_day, '
@@ -519,9 +602,7 @@ class MarketData:
         tell_gaps(gaps if on_gap == "raise" else worth_a_warning(gaps), on_gap, stacklevel=stacklevel)
 
     def _listings(self) -> Listings:
-        universe = self._settings.universe
-        # A lake without a universe can be read, too.
-        return load_universe(universe, resolve=False).listings if universe.is_file() else {}
+        return listings_near(self._settings.universe)
 
 
 def _universe_of(settings: Settings) -> Path:

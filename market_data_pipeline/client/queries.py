@@ -86,7 +86,7 @@ _TABLE_FUNCTIONS = frozenset(
 )
 """DuckDB's table functions that only read. Left out are those that change settings, write, or run another text."""
 
-_OWN_SCHEMAS = ("binance_", "quality")
+_OWN_SCHEMAS = ("binance_", "quality", "universe")
 
 _WRITING_WORDS = frozenset({"copy", "insert", "update", "delete", "merge", "truncate"})
 

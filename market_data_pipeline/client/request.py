@@ -148,15 +148,23 @@ def range_of(start: Moment, end: Moment | None) -> tuple[datetime, datetime]:
     Raises:
         UsageError: A moment is not a date, or the start is after the end.
     """
-    first = _moment(start, "start")
-    last = clock.naive_utc(clock.now()) if end is None else _moment(end, "end")
+    first = moment_of(start, "start")
+    last = clock.naive_utc(clock.now()) if end is None else moment_of(end, "end")
     if first > last:
         until = "now" if end is None else "end"
         raise UsageError(f"start ({format_moment(first)} UTC) is after {until} ({format_moment(last)} UTC).")
     return first, last
 
 
-def _moment(value: object, name: str) -> datetime:
+def moment_of(value: object, name: str) -> datetime:
+    """Return a moment in UTC without a zone.
+
+    Args:
+        name: Name of the argument, for messages.
+
+    Raises:
+        UsageError: The value is not a date.
+    """
     moment = _parsed(value, name) if isinstance(value, str) else value
     if isinstance(moment, datetime) and moment == moment:  # pandas' NaT is a datetime that is not equal to itself
         try:

@@ -406,6 +406,39 @@ class ComposedRows(Result):
         )
 
 
+class TableResult(Result):
+    """Rows that were computed."""
+
+    def __init__(self, connection: DuckDB, table: pa.Table, name: str) -> None:
+        """Create the result.
+
+        Args:
+            connection: DuckDB for relations.
+            name: Name in words, for notebooks.
+        """
+        self._duckdb = connection
+        self._table = table
+        self._name = name
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._table.num_rows
+
+    def _first_rows(self) -> pa.Table:
+        return _aware(self._table.slice(0, _SHOWN))
+
+    def arrow(self) -> pa.Table:
+        """Return the rows as an Arrow table."""
+        return _aware(self._table)
+
+    def relation(self) -> duckdb.DuckDBPyRelation:
+        """Return the rows as a DuckDB relation."""
+        return self._duckdb.of_table(self._table)
+
+    def __repr__(self) -> str:
+        return f"<{self._name}: {len(self)} rows>"
+
+
 class QueryResult(Result):
     """Rows that answer a query."""
 

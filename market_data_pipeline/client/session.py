@@ -96,6 +96,10 @@ class DuckDB:
         table: pa.Table = self._run(lambda: self._session().sql(query()).to_arrow_table())
         return table
 
+    def of_table(self, table: pa.Table) -> duckdb.DuckDBPyRelation:
+        """Return a relation over an Arrow table."""
+        return self._run(lambda: self._session().from_arrow(table))
+
     def count_stored(self, query: Callable[[], str]) -> int:
         """Return the number of rows of files, without reading their columns."""
         return self._run(lambda: count_rows(self._session().query(query())))
@@ -461,7 +465,7 @@ def _rows_left(session: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
 
 def _folders_of_views(layout: Layout) -> list[str]:
     """Return the folders whose files the views read, as patterns too, and where links in them lead."""
-    folders = [layout.root / "lake", layout.root / "ledger", layout.reconciliation]
+    folders = [layout.root / "lake", layout.root / "ledger", layout.reconciliation, layout.universe]
     below = [layout.root / "lake" / EXCHANGE]
     for _ in ("market", "data type", "cadence", "symbol", "interval"):
         folders += [folder for folder in below if folder.is_symlink()]

@@ -32,6 +32,7 @@ from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT, heartbeat_re
 from market_data_pipeline.defs.platform.io_manager import DuckDBParquetIOManager
 from market_data_pipeline.defs.schedules import build_schedules
 from market_data_pipeline.defs.sensors import build_sensors
+from market_data_pipeline.defs.universe.definitions import build_exchange_info_asset
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.model.lineage import comparable
 from market_data_pipeline.model.series import DataType
@@ -66,10 +67,12 @@ def build_definitions(
         for key in keys
         if key.data_type is DataType.AGG_TRADES
     ]
-    coverage = [build_coverage_asset(market, settings, universe) for market in dict.fromkeys(k.market for k in keys)]
+    markets = list(dict.fromkeys(key.market for key in keys))
+    coverage = [build_coverage_asset(market, settings, universe) for market in markets]
+    snapshots = [build_exchange_info_asset(market, settings) for market in markets]
     jobs = build_jobs(keys, settings)
     return dg.Definitions(
-        assets=[*series, *profiles, *coverage],
+        assets=[*series, *profiles, *coverage, *snapshots],
         jobs=list(jobs.values()),
         schedules=build_schedules(jobs, settings, universe),
         sensors=build_sensors(jobs, settings, universe),

@@ -13,7 +13,7 @@ from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dagster._core.definitions.assets.job.asset_job import build_asset_job, get_asset_graph_for_job
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from market_data_pipeline.defs.keys import RECONCILIATION, asset_key_of, coverage_key_of
+from market_data_pipeline.defs.keys import RECONCILIATION, asset_key_of, coverage_key_of, exchange_info_key_of
 from market_data_pipeline.defs.maintenance.definitions import build_maintenance_jobs
 from market_data_pipeline.defs.reconciliation.definitions import build_reconciliation_job
 from market_data_pipeline.model.lineage import profile_of
@@ -50,7 +50,7 @@ Job = UnresolvedAssetJobDefinition | dg.JobDefinition
 Jobs = dict[str, Job]
 
 INGEST_ALL, KLINES, AGG_TRADES = "ingest_all", "klines", "agg_trades"
-TRADE_PROFILES, COVERAGE = "trade_profiles", "coverage"
+TRADE_PROFILES, COVERAGE, EXCHANGE_INFO = "trade_profiles", "coverage", "exchange_info"
 
 
 def build_jobs(keys: Sequence[SeriesKey], settings: Settings) -> Jobs:
@@ -60,13 +60,16 @@ def build_jobs(keys: Sequence[SeriesKey], settings: Settings) -> Jobs:
         return [asset_key_of(key) for key in keys if key.data_type is data_type]
 
     profiles = [asset_key_of(profile_of(key)) for key in keys if key.data_type is DataType.AGG_TRADES]
-    coverage = [coverage_key_of(market) for market in dict.fromkeys(key.market for key in keys)]
+    markets = list(dict.fromkeys(key.market for key in keys))
+    coverage = [coverage_key_of(market) for market in markets]
+    snapshots = [exchange_info_key_of(market) for market in markets]
     rows = (
         (INGEST_ALL, [asset_key_of(key) for key in keys], "Fetch klines and aggTrades of all series, for a day."),
         (KLINES, assets_of(DataType.KLINES), "Fetch klines of all series, for a day."),
         (AGG_TRADES, assets_of(DataType.AGG_TRADES), "Fetch aggTrades of all symbols, for a day."),
         (TRADE_PROFILES, profiles, "Compute tradeProfile of all symbols, for a day whose aggTrades are stored."),
         (COVERAGE, coverage, "Report the stored days of each market, with the standing checks and a calendar."),
+        (EXCHANGE_INFO, snapshots, "Store today's status, trading rules and dates of all symbols."),
     )
     reconciliation = build_reconciliation_job(keys, settings)
     return {

@@ -19,6 +19,7 @@ RECONCILIATION = "reconciliation"
 """Name of the check and of the job that compare klines with their source."""
 
 _COVERAGE = "coverage"
+_EXCHANGE_INFO = "exchange_info"
 
 
 def asset_key_of(key: SeriesKey) -> dg.AssetKey:
@@ -51,9 +52,14 @@ def coverage_key_of(market: Market) -> dg.AssetKey:
     return dg.AssetKey([EXCHANGE, market.value, f"{market.value}_{_COVERAGE}"])
 
 
+def exchange_info_key_of(market: Market) -> dg.AssetKey:
+    """Return the asset key of a market's snapshots of exchangeInfo, e.g. ``binance/spot/spot_exchange_info``."""
+    return dg.AssetKey([EXCHANGE, market.value, f"{market.value}_{_EXCHANGE_INFO}"])
+
+
 def is_series(asset_key: dg.AssetKey) -> bool:
-    """Return True if an asset is a series, False if it is the coverage of a market."""
-    return not asset_key.path[-1].endswith(f"_{_COVERAGE}")
+    """Return True if an asset is a series, False if it is about a whole market."""
+    return not asset_key.path[-1].endswith((f"_{_COVERAGE}", f"_{_EXCHANGE_INFO}"))
 
 
 def renamed(path: Sequence[str]) -> dg.AssetKey | None:

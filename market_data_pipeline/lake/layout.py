@@ -66,6 +66,24 @@ class Layout:
         return self.root / "quality" / "judged" / EXCHANGE / f"{market}.json"
 
     @property
+    def universe(self) -> Path:
+        """Return the folder of the tables about all symbols: listings, daily volumes and rules of trading."""
+        return self.root / "universe" / EXCHANGE
+
+    @property
+    def listings(self) -> Path:
+        """Return the path of the table of listings of all markets."""
+        return self.universe / "listings.parquet"
+
+    def daily_volumes(self, market: Market) -> Path:
+        """Return the path of the table of a market's daily volumes."""
+        return self.universe / market / "daily_volumes.parquet"
+
+    def exchange_info(self, market: Market) -> Path:
+        """Return the folder of a market's daily snapshots of exchangeInfo."""
+        return self.universe / market / "exchange_info"
+
+    @property
     def catalog(self) -> Path:
         """Return the path of the DuckDB file with the views."""
         return self.root / "catalog.duckdb"

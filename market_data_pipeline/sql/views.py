@@ -36,6 +36,7 @@ from market_data_pipeline.sql.file_lists import (
     read_parquet,
     select_list,
 )
+from market_data_pipeline.sql.universe_views import of_universe
 
 STATE_SQL = " ".join(("CASE", *(f"WHEN {rule.sql()} THEN '{rule.state}'" for rule in RULES), "END"))
 """:func:`state_of` as an SQL expression over the columns ``outcome``, ``final``, ``verdicts`` and ``integrity``."""
@@ -88,6 +89,7 @@ def statements(
     )
     differences = _RECONCILIATION_DIFFERENCES.format(days=compared)
     made.append(f"CREATE OR REPLACE VIEW quality.reconciliation_differences AS {differences}")
+    made += of_universe(layout, place)
     if published:
         made.append(f"CREATE SEQUENCE quality.{_identifier(layout.root)}")
     return made

@@ -66,6 +66,15 @@ def load_universe(path: Path, *, resolve: bool = True) -> Universe:
     return universe
 
 
+def listings_near(path: Path) -> dict[tuple[Market, str], ListingSpans]:
+    """Return the listings of the lock of a ``universe.yaml``; empty without one. A lake is readable without a universe.
+
+    Raises:
+        UsageError: The universe or its lock has mistakes.
+    """
+    return dict(load_universe(path, resolve=False).listings) if path.is_file() else {}
+
+
 def read_text(path: Path) -> str | None:
     """Return the text of a universe or a lock, None if the file does not exist.
 

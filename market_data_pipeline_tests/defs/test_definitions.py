@@ -166,7 +166,7 @@ def test_code_location_imports_no_module_of_a_run_or_a_tick(tmp_path: Path, monk
     monkeypatch.setenv("MARKET_DATA_UNIVERSE", str(universe))
     monkeypatch.setenv("MARKET_DATA_DIR", str(tmp_path / "data"))
     loaded = loaded_anew(_IMPORTED)
-    assert loaded["assets"] == 10  # three series and a tradeProfile of each market, and its coverage
+    assert loaded["assets"] == 12  # three series, a tradeProfile, coverage and exchangeInfo of each market
     libraries = {"numpy", "pyarrow", "duckdb", "pandas", "polars", "requests", "urllib3", "isal"}
     assert libraries.intersection(loaded["modules"]) == set()
     rooms = (

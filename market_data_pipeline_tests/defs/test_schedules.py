@@ -214,6 +214,7 @@ def test_nothing_downloads_before_somebody_turns_it_on(project: Project) -> None
         "coverage_daily": "RUNNING",
         "repair": "STOPPED",
         "verify": "STOPPED",
+        "exchange_info_daily": "STOPPED",
         "compact": "STOPPED",
         "prune": "RUNNING",
     }

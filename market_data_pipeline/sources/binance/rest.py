@@ -56,6 +56,11 @@ _ANSWER = ResponseKind("an answer of REST", 16 << 20)
 _MOST_COMMAS = 100_000
 """Maximum commas in a response: five times as many as the biggest page has."""
 
+_EXCHANGE_INFO = ResponseKind("an answer of exchangeInfo", 64 << 20)
+_MOST_COMMAS_OF_SYMBOLS = 2_000_000
+_EXCHANGE_INFO_WEIGHT = 20
+"""Weight of exchangeInfo in spot. In futures it is 1."""
+
 _DEFAULT_PAUSE = 60.0
 _PATIENCE = 5
 """Attempts at one request that may get 429 before the host is off for the run."""
@@ -362,6 +367,13 @@ class RestApi:
             return None
         return clock.day_of_us(_at(self._table(rows, daily), "open_time", 0))
 
+    def exchange_info(self) -> Any:
+        """Return ``exchangeInfo``: the symbols of the market with their status and trading rules, as JSON."""
+        path = self._facts.time_path.removesuffix("time") + "exchangeInfo"
+        params = {"showPermissionSets": "false"} if self.market is Market.SPOT else {}  # they are most of its bytes
+        answer = self._request(path, params, _EXCHANGE_INFO_WEIGHT, kind=_EXCHANGE_INFO)
+        return _json(answer, _MOST_COMMAS_OF_SYMBOLS)
+
     # --- requests -------------------------------------------------------------------------------------------
 
     def _server_now(self) -> datetime:
@@ -441,14 +453,21 @@ class RestApi:
                 )
             return self._requests[name]
 
-    def _request(self, path: str, params: Mapping[str, str], weight: int, budget: str = "") -> Response:
+    def _request(
+        self,
+        path: str,
+        params: Mapping[str, str],
+        weight: int,
+        budget: str = "",
+        kind: ResponseKind = _ANSWER,
+    ) -> Response:
         for _ in range(_PATIENCE):
             with self._host.downloads:
                 if budget:
                     self._requests_left(budget).acquire(1, self._refuse_if_off)
                 self._budget.acquire(weight, self._refuse_if_off)
                 self._refuse_if_off()  # another thread or process may have been banned meanwhile
-                answer = self._host.get(path, _ANSWER, dict(params), self._headers)
+                answer = self._host.get(path, kind, dict(params), self._headers)
                 if (used := _used_weight(answer)) is not None:
                     self._budget.observe(used)
                 if answer.status == TOO_MANY:
@@ -506,7 +525,7 @@ class RestApi:
             budget.close()
 
 
-def _json(answer: Response) -> Any:
+def _json(answer: Response, most_commas: int = _MOST_COMMAS) -> Any:
     """Parse the JSON of a response. Numbers must be finite and names unique.
 
     Raises:
@@ -515,7 +534,7 @@ def _json(answer: Response) -> Any:
     """
     if answer.is_html:
         raise NetworkError(f"{answer.summary} instead of JSON. {CHECK_NETWORK}")
-    if answer.body.count(b",") > _MOST_COMMAS:  # each value takes ten times its bytes in memory
+    if answer.body.count(b",") > most_commas:  # each value takes ten times its bytes in memory
         raise RestAnswerError(f"{answer.summary}, far more values than requested.")
     try:
         return json.loads(answer.body, parse_constant=_no_number, object_pairs_hook=_once_each)

@@ -1,0 +1,1 @@
+"""Assets about all symbols of a market: snapshots of exchangeInfo."""
