@@ -19,6 +19,7 @@ import click
 from market_data_pipeline.cli.console import out, print_json
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.settings import Settings, load_settings
+from market_data_pipeline.universe import load_universe
 
 if TYPE_CHECKING:
     from market_data_pipeline.client.session import Limits
@@ -65,10 +66,13 @@ def run_query(settings: Settings, query: str, form: str | None = None, *, unrest
         DamagedFileError: a file that the query needs is damaged; the text names it.
     """
     from market_data_pipeline.client.session import Limits, Unrestricted, Views
+    from market_data_pipeline.coverage.condition import record_collected
     from market_data_pipeline.sql.publish import refresh_catalog
 
     layout = Layout(settings.root)
     limits = Limits.of(settings)
+    if "condition" in query.casefold() and settings.universe.is_file():
+        record_collected(layout, load_universe(settings.universe))
     refresh_catalog(layout)
     views = Unrestricted(layout) if unrestricted else Views(layout, limits)
     with views.in_time(), nullcontext() if unrestricted else _ended_at(limits):

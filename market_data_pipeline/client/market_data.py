@@ -10,10 +10,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 from market_data_pipeline.client.fetch import fetch_missing
-from market_data_pipeline.client.gaps import Gap, OnGap, gaps_in, gaps_query, tell_gaps, worth_a_warning
+from market_data_pipeline.client.gaps import (
+    Gap,
+    OnGap,
+    condition_query,
+    gaps_in,
+    gaps_query,
+    tell_gaps,
+    worth_a_warning,
+)
 from market_data_pipeline.client.request import Moment, Request, check_held, market_of, refuse_unknown, wanted_of
 from market_data_pipeline.client.result import QueryResult, Result, StoredRows
 from market_data_pipeline.client.session import DuckDB, Limits, Params, Views
+from market_data_pipeline.coverage.condition import record_collected
 from market_data_pipeline.lake import partitions
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import faults
@@ -348,6 +357,8 @@ class MarketData:
             >>> market.sql(query, ["ETHUSDT"]).df()["n"].tolist()
             [48]
         """
+        if "condition" in query.casefold():
+            self._record_collected()
         answer = QueryResult(self._views, query, params)
         answer.relation()  # report a mistake here, not when the rows are read
         return answer
@@ -393,6 +404,36 @@ class MarketData:
             ['final']
         """
         return self.sql('FROM quality.coverage ORDER BY exchange, market, data_type, symbol, "interval", day')
+
+    def condition(
+        self,
+        symbols: str | Iterable[str] | None = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        market: str | None = None,
+        interval: str | None = None,
+    ) -> Result:
+        """Return one row for each day of each stored or collected series: its condition, the reason and the evidence.
+
+        It is the view ``quality.condition``, in order. A day is ``available``, ``degraded``, ``pending``, ``missing``
+        or ``explained``.
+
+        Args:
+            symbols: One symbol or several; None means all.
+            start: First day, inclusive; None means the beginning.
+            end: Exclusive: days whose midnight (UTC) is before it; None means now.
+            market: ``spot``, ``um`` or ``cm``; None means all.
+            interval: Kline interval; None means all, and trades.
+
+        Raises:
+            UsageError: The interval or market does not exist, or a moment is not valid.
+
+        Examples:
+            >>> market.condition("BTCUSDT", "2024-01-01", "2024-01-03").df()["condition"].unique().tolist()
+            ['available']
+        """
+        return self.sql(condition_query(symbols, start, end, market, interval))
 
     def gaps(
         self,
@@ -443,6 +484,10 @@ class MarketData:
                 gaps = gaps_in(self._layout, wanted, self._listings, final_only=final_only, growing=growing)
         tell_gaps(gaps if on_gap == "raise" else worth_a_warning(gaps), on_gap, stacklevel=3)
         return StoredRows(self._layout, self._files, wanted, final_only=final_only)
+
+    def _record_collected(self) -> None:
+        if self._settings.universe.is_file():
+            record_collected(self._layout, load_universe(self._settings.universe))
 
     def _listings(self) -> Listings:
         universe = self._settings.universe

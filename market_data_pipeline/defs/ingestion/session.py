@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from market_data_pipeline.clock import days_between
+from market_data_pipeline.coverage.condition import record_collected
 from market_data_pipeline.defs.keys import is_series, series_of
 from market_data_pipeline.defs.partitions import span_of
 from market_data_pipeline.ingest.prefetch import Prefetcher
@@ -92,6 +93,7 @@ def open_ingestion(
             reporting(_log(context)),
         ):
             yield Ingestion(ahead, sources.stop, on_result)
+    record_collected(layout, universe)
     publish_views(layout, context.log)
 
 
