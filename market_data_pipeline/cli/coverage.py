@@ -72,7 +72,7 @@ def coverage(what: Selection, page: Path | None, as_json: bool) -> None:
     settings = load_settings()
     layout = Layout(settings.root)
     held = known_series(layout)
-    universe = _universe(settings.universe, or_without=bool(held))
+    universe = universe_or_none(settings.universe, or_without=bool(held))
     if universe.entries:
         record_collected(layout, universe)
     refresh_catalog(layout)
@@ -91,7 +91,7 @@ def coverage(what: Selection, page: Path | None, as_json: bool) -> None:
         (aside() if as_json else out()).print(f"{page} shows {counted(len(calendars), 'calendar')}.", soft_wrap=True)
 
 
-def _universe(path: Path, *, or_without: bool) -> Universe:
+def universe_or_none(path: Path, *, or_without: bool) -> Universe:
     """Return the universe. If it cannot be read and ``or_without`` is set, return an empty one."""
     try:
         return load_universe(path)

@@ -166,7 +166,7 @@ _FACTS = {
 
 @dataclass(frozen=True, slots=True)
 class _ConditionRule:
-    """A condition with its reason in one word, and when it applies: in this state, or if this fact holds, or both."""
+    """A condition with its reason in one word, and when it applies: in this state, if this fact is true, or both."""
 
     condition: Condition
     reason: str
