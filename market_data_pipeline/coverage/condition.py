@@ -95,11 +95,13 @@ def days_to_collect(universe: Universe, key: SeriesKey) -> tuple[date, date] | N
 
 
 def record_collected(layout: Layout, universe: Universe) -> None:
-    """Write the list of collected series for SQL, if it changed. Do nothing in a read-only data folder.
+    """Write the list of collected series for SQL, if it changed. Do nothing in a folder that is read-only or missing.
 
     Raises:
         UsageError: A pattern in the universe matches no symbol.
     """
+    if not layout.root.is_dir():  # a command that only reads makes no data folder
+        return
     rows = list(_collected(universe, dict.fromkeys([*universe.series(), *known_series(layout)])))
     wanted = pa.Table.from_pylist(rows, _COLLECTED)
     try:
