@@ -14,7 +14,7 @@ from market_data_pipeline.cli import main
 from market_data_pipeline.errors import SourceError
 from market_data_pipeline.model.day import Stage
 from market_data_pipeline.model.findings import VERDICT_SEVERITY, Severity, Verdict
-from market_data_pipeline.model.states import DayState
+from market_data_pipeline.model.states import CONDITION_RULES, DayState
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline_tests.support.documents import DOCS, PROJECT, first_cells
 from tools import lifecycle_reference
@@ -95,6 +95,13 @@ def test_every_kind_of_failure_is_documented() -> None:
 
 def test_every_state_of_a_day_is_documented() -> None:
     assert first_cells(DOCS / "concepts" / "day-lifecycle.md") == set(DayState)
+
+
+def test_every_reason_of_a_condition_is_documented() -> None:
+    text = (DOCS / "concepts" / "day-lifecycle.md").read_text("utf-8")
+    lines = re.findall(r"^- \*\*(\w+)\*\*: ((?:.+\n)(?:  .+\n)*)", text[text.index("## Conditions") :], re.MULTILINE)
+    named = {(condition, word) for condition, line in lines for word in re.findall(r"`(\w+)`", line)}
+    assert named == {(rule.condition, rule.reason) for rule in CONDITION_RULES}
 
 
 def test_every_check_is_documented() -> None:

@@ -24,9 +24,11 @@ from market_data_pipeline.cli.compact import compact_command
 from market_data_pipeline.cli.coverage import coverage
 from market_data_pipeline.cli.demo import demo
 from market_data_pipeline.cli.doctor import doctor
+from market_data_pipeline.cli.plan import plan_command
 from market_data_pipeline.cli.prune import prune_command
 from market_data_pipeline.cli.quarantine import quarantine
 from market_data_pipeline.cli.reconcile import reconcile
+from market_data_pipeline.cli.report import report
 from market_data_pipeline.cli.sandbox import sandbox
 from market_data_pipeline.cli.signals import ending_the_process
 from market_data_pipeline.cli.sql import sql
@@ -97,8 +99,8 @@ def _keep_examples(command: click.Command) -> None:
 
 
 _GROUPS: dict[str, tuple[click.Command, ...]] = {
-    "Get data": (add, sync, backfill),
-    "Look at data": (status, coverage, sql, universe),
+    "Get data": (add, plan_command, sync, backfill),
+    "Look at data": (status, coverage, report, sql, universe),
     "Check and repair": (verify, reconcile, quarantine, compact_command, prune_command, doctor),
     "Run": (ui, demo, sandbox),
 }

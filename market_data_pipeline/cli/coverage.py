@@ -14,6 +14,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.cli.console import aside, counted, json_option, out, print_json, red, table
 from market_data_pipeline.cli.selection import Selection, choosing, series_among
 from market_data_pipeline.coverage.calendar import SeriesCalendar
+from market_data_pipeline.coverage.condition import record_collected
 from market_data_pipeline.coverage.page import coverage_page
 from market_data_pipeline.coverage.summary import SeriesCoverage, Surveyed, survey
 from market_data_pipeline.errors import UsageError
@@ -70,9 +71,11 @@ def coverage(what: Selection, page: Path | None, as_json: bool) -> None:
 
     settings = load_settings()
     layout = Layout(settings.root)
-    refresh_catalog(layout)
     held = known_series(layout)
-    universe = _universe(settings.universe, or_without=bool(held))
+    universe = universe_or_none(settings.universe, or_without=bool(held))
+    if universe.entries:
+        record_collected(layout, universe)
+    refresh_catalog(layout)
     there = list(dict.fromkeys([*universe.series(), *held]))
     keys = series_among(there, what, str(settings.root), "`market-data add` adds a series to the universe.")
     surveyed = list(survey(layout, universe, keys, settings.provisional_days))
@@ -88,7 +91,7 @@ def coverage(what: Selection, page: Path | None, as_json: bool) -> None:
         (aside() if as_json else out()).print(f"{page} shows {counted(len(calendars), 'calendar')}.", soft_wrap=True)
 
 
-def _universe(path: Path, *, or_without: bool) -> Universe:
+def universe_or_none(path: Path, *, or_without: bool) -> Universe:
     """Return the universe. If it cannot be read and ``or_without`` is set, return an empty one."""
     try:
         return load_universe(path)

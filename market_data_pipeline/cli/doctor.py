@@ -30,7 +30,7 @@ from rich.text import Text
 
 from market_data_pipeline import __version__, clock
 from market_data_pipeline.cli.console import aside, counted, in_bytes, json_option, out, print_json
-from market_data_pipeline.cli.download import existing
+from market_data_pipeline.cli.plan import existing
 from market_data_pipeline.cli.summary import ExitCode, end
 from market_data_pipeline.defs.platform.records import BIG, size_of_records
 from market_data_pipeline.errors import HostOffError, MarketDataError, RestAnswerError

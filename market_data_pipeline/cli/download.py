@@ -8,20 +8,18 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 
 import click
 
 from market_data_pipeline.cli.console import aside, counted, in_bytes, watching
+from market_data_pipeline.cli.plan import Size, existing, size_of
 from market_data_pipeline.cli.selection import Chosen, Selection, choose, collected
 from market_data_pipeline.cli.summary import ExitCode, tell
-from market_data_pipeline.coverage.holdings import StoredDays, stored_days
-from market_data_pipeline.defs.platform.records import BIG, BYTES_A_DAY
+from market_data_pipeline.coverage.holdings import stored_days
+from market_data_pipeline.defs.platform.records import BIG
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.model.datasets import expected_rows, most_rows, spec_of
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe import load_universe
@@ -30,15 +28,6 @@ from market_data_pipeline.universe.listings import with_listings
 _ASK_ABOVE = 5_000_000_000
 """Downloads of more bytes than this are not begun without asking; nor are days whose records take over 1 GB."""
 
-
-# Sizes of what Binance publishes and of the files made of it, as measured: 1,440 candles are a zip of 60-75 kB, a day
-# of 1s candles 2.4 MB, a million aggTrades 15 MB.
-_ZIP_BYTES_A_CANDLE, _ZIP_BYTES_A_SECOND_CANDLE, _ZIP_OVERHEAD = 48, 28, 500
-_CANDLES_FILE_TO_ZIP, _TRADES_FILE_TO_ZIP = 1.1, 0.9
-_FILE_OVERHEAD = 8_000
-_AGG_TRADES_ZIP = 12_000_000
-"""A day of trades of a busy symbol: the estimate for symbols without stored days."""
-_SAMPLE = 30
 
 yes_option = click.option(
     "--yes",
@@ -110,61 +99,3 @@ def concern_about(size: Size, free: int) -> str | None:
             f"{in_bytes(disk)} on disk, where {in_bytes(free)} are free."
         )
     return None
-
-
-def existing(path: Path) -> Path:
-    """Return the path itself if it exists, else the nearest folder above it that does."""
-    return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """The estimated size of a download.
-
-    Attributes:
-        days: Days that are not final yet.
-        download: Bytes to download.
-        disk: Bytes on disk for the files of those days.
-    """
-
-    days: int
-    download: int
-    disk: int
-
-    @property
-    def records(self) -> int:
-        """Return the maximum size of Dagster's records of those days, in bytes."""
-        return self.days * BYTES_A_DAY
-
-
-def day_size(key: SeriesKey, held: StoredDays) -> tuple[float, float]:
-    """Return the bytes of a day's zip and of its file: those of the newest stored days, else typical ones.
-
-    >>> import numpy as np
-    >>> from market_data_pipeline.model.series import DataType, Market
-    >>> nothing = StoredDays(*(np.empty(0, dtype=t) for t in (int, *[bool] * 5, int, int)))
-    >>> key = SeriesKey("binance", Market.SPOT, DataType.KLINES, "BTCUSDT", "1m")
-    >>> [round(size) for size in day_size(key, nothing)]
-    [69620, 84582]
-    """
-    rows = most_rows(key, 1) if spec_of(key).slots else expected_rows(key)
-    if rows is None:
-        usual = float(_AGG_TRADES_ZIP)
-    else:
-        usual = _ZIP_OVERHEAD + rows * (_ZIP_BYTES_A_SECOND_CANDLE if key.interval == "1s" else _ZIP_BYTES_A_CANDLE)
-    file = _FILE_OVERHEAD + usual * (_CANDLES_FILE_TO_ZIP if key.interval else _TRADES_FILE_TO_ZIP)
-    sample = held.bytes[held.stored & held.final][-_SAMPLE:]
-    if not sample.size:
-        return usual, file
-    seen = float(sample.mean())
-    return usual * seen / file, seen
-
-
-def size_of(wanted: Mapping[SeriesKey, Sequence[date]], holdings: Mapping[SeriesKey, StoredDays]) -> Size:
-    """Estimate the size of the days of series that are not final yet."""
-    days, download, disk = 0, 0.0, 0.0
-    for key, asked in wanted.items():
-        left = len(set(asked) - holdings[key].final_days)
-        zipped, filed = day_size(key, holdings[key])
-        days, download, disk = days + left, download + left * zipped, disk + left * filed
-    return Size(days, round(download), round(disk))

@@ -19,6 +19,7 @@ import click
 from market_data_pipeline.cli.console import out, print_json
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.settings import Settings, load_settings
+from market_data_pipeline.universe import load_universe
 
 if TYPE_CHECKING:
     from market_data_pipeline.client.session import Limits
@@ -66,6 +67,7 @@ def run_query(settings: Settings, query: str, form: str | None = None, *, unrest
         DamagedFileError: a file that the query needs is damaged; the text names it.
     """
     from market_data_pipeline.client.session import Limits, Unrestricted, Views
+    from market_data_pipeline.coverage.condition import record_collected
     from market_data_pipeline.sql.publish import refresh_catalog
     from market_data_pipeline.universe.config import listings_near
     from market_data_pipeline.universe.tables import refresh_tables
@@ -74,6 +76,8 @@ def run_query(settings: Settings, query: str, form: str | None = None, *, unrest
     limits = Limits.of(settings)
     if "universe" in query.casefold():
         refresh_tables(layout, listings_near(settings.universe))
+    if "condition" in query.casefold() and settings.universe.is_file():
+        record_collected(layout, load_universe(settings.universe))
     refresh_catalog(layout)
     views = Unrestricted(layout) if unrestricted else Views(layout, limits)
     with views.in_time(), nullcontext() if unrestricted else _ended_at(limits):

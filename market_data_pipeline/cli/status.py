@@ -13,6 +13,7 @@ from rich.text import Text
 
 from market_data_pipeline import clock
 from market_data_pipeline.cli.console import counted, in_bytes, json_option, out, print_json, red, table
+from market_data_pipeline.coverage.condition import record_collected
 from market_data_pipeline.coverage.holdings import StoredDays, stored_days
 from market_data_pipeline.defs.platform.records import BIG, size_of_records
 from market_data_pipeline.lake.layout import Layout
@@ -143,8 +144,10 @@ def status(as_json: bool) -> None:
     from market_data_pipeline.sql.publish import refresh_catalog
 
     settings = load_settings()
+    universe = load_universe(settings.universe)
+    record_collected(Layout(settings.root), universe)
     refresh_catalog(Layout(settings.root))
-    statuses = all_series(settings, load_universe(settings.universe))
+    statuses = all_series(settings, universe)
     if as_json:
         print_json(asdict(s) for s in statuses)
     else:

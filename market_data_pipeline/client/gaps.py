@@ -15,6 +15,7 @@ from market_data_pipeline.client.request import (
     format_moment,
     market_of,
     range_of,
+    refuse_unknown,
     symbols_of,
     there_are,
 )
@@ -25,7 +26,7 @@ from market_data_pipeline.lake.partitions import day_files_between, known_series
 from market_data_pipeline.model.datasets import keyed_by_time
 from market_data_pipeline.model.day import DAMAGED, FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.model.findings import Finding, Severity, Verdict
-from market_data_pipeline.model.series import DataType, ListingSpans, SeriesKey
+from market_data_pipeline.model.series import INTERVALS, DataType, ListingSpans, SeriesKey
 from market_data_pipeline.model.states import EXPLAINED
 from market_data_pipeline.sql.file_lists import quoted
 from market_data_pipeline.universe.resolved import Listings
@@ -305,6 +306,32 @@ def gaps_query(
     return (
         f"FROM quality.gaps WHERE {' AND '.join(conditions)} "
         'ORDER BY exchange, market, data_type, symbol, "interval", day, first NULLS LAST, first_id NULLS LAST'
+    )
+
+
+def condition_query(
+    symbols: str | Iterable[str] | None,
+    start: Moment | None,
+    end: Moment | None,
+    market: str | None,
+    interval: str | None,
+) -> str:
+    """Return the query of ``MarketData.condition``. None means all.
+
+    Raises:
+        UsageError: An interval or market does not exist, or a moment is not valid.
+    """
+    first, last = range_of(date.min if start is None else start, end)
+    conditions = [f"day >= TIMESTAMP '{first}'", f"day < TIMESTAMP '{last}'"]
+    conditions += [f"market = {quoted(market_of(market))}"] if market is not None else []
+    if interval is not None:
+        refuse_unknown("interval", interval, tuple(INTERVALS))
+        conditions.append(f'"interval" = {quoted(interval)}')
+    if symbols is not None:
+        conditions.append(f"symbol IN ({', '.join(map(quoted, symbols_of(symbols)))})")
+    return (
+        f"FROM quality.condition WHERE {' AND '.join(conditions)} "
+        'ORDER BY exchange, market, data_type, symbol, "interval", day'
     )
 
 

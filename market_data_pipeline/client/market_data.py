@@ -12,7 +12,15 @@ from typing import Any, get_args
 
 from market_data_pipeline.client.composition import can_be_own, composition_of, zone_of
 from market_data_pipeline.client.fetch import fetch_missing
-from market_data_pipeline.client.gaps import Gap, OnGap, gaps_in, gaps_query, tell_gaps, worth_a_warning
+from market_data_pipeline.client.gaps import (
+    Gap,
+    OnGap,
+    condition_query,
+    gaps_in,
+    gaps_query,
+    tell_gaps,
+    worth_a_warning,
+)
 from market_data_pipeline.client.members import Duration, members_of, members_wanted
 from market_data_pipeline.client.request import (
     Moment,
@@ -25,11 +33,13 @@ from market_data_pipeline.client.request import (
 )
 from market_data_pipeline.client.result import ComposedRows, QueryResult, Result, StoredRows, TableResult
 from market_data_pipeline.client.session import DuckDB, Limits, Params, Views
+from market_data_pipeline.coverage.condition import record_collected
 from market_data_pipeline.lake import partitions
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.series import DataType
 from market_data_pipeline.settings import Settings, load_settings
+from market_data_pipeline.universe import load_universe
 from market_data_pipeline.universe.config import listings_near
 from market_data_pipeline.universe.resolved import Listings
 from market_data_pipeline.universe.tables import refresh_tables
@@ -382,6 +392,8 @@ class MarketData:
         if "universe" in query.casefold():
             with faults.explained():
                 refresh_tables(self._layout, self._listings())
+        if "condition" in query.casefold():
+            self._record_collected()
         answer = QueryResult(self._views, query, params)
         answer.relation()  # report a mistake here, not when the rows are read
         return answer
@@ -506,6 +518,36 @@ class MarketData:
         """
         return self.sql('FROM quality.coverage ORDER BY exchange, market, data_type, symbol, "interval", day')
 
+    def condition(
+        self,
+        symbols: str | Iterable[str] | None = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        market: str | None = None,
+        interval: str | None = None,
+    ) -> Result:
+        """Return one row for each day of each stored or collected series: its condition, the reason and the evidence.
+
+        It is the view ``quality.condition``, in order. A day is ``available``, ``degraded``, ``pending``, ``missing``
+        or ``explained``.
+
+        Args:
+            symbols: One symbol or several; None means all.
+            start: First day, inclusive; None means the beginning.
+            end: Exclusive: days whose midnight (UTC) is before it; None means now.
+            market: ``spot``, ``um`` or ``cm``; None means all.
+            interval: Kline interval; None means all, and trades.
+
+        Raises:
+            UsageError: The interval or market does not exist, or a moment is not valid.
+
+        Examples:
+            >>> market.condition("BTCUSDT", "2024-01-01", "2024-01-03").df()["condition"].unique().tolist()
+            ['available']
+        """
+        return self.sql(condition_query(symbols, start, end, market, interval))
+
     def gaps(
         self,
         symbols: str | Iterable[str] | None = None,
@@ -600,6 +642,10 @@ class MarketData:
                     some = growing or on_gap == "raise"
                     gaps += gaps_in(self._layout, wanted, self._listings, final_only=final_only, growing=some)
         tell_gaps(gaps if on_gap == "raise" else worth_a_warning(gaps), on_gap, stacklevel=stacklevel)
+
+    def _record_collected(self) -> None:
+        if self._settings.universe.is_file():
+            record_collected(self._layout, load_universe(self._settings.universe))
 
     def _listings(self) -> Listings:
         return listings_near(self._settings.universe)

@@ -466,6 +466,7 @@ def _rows_left(session: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
 def _folders_of_views(layout: Layout) -> list[str]:
     """Return the folders whose files the views read, as patterns too, and where links in them lead."""
     folders = [layout.root / "lake", layout.root / "ledger", layout.reconciliation, layout.universe]
+    folders += [layout.collected.parent]
     below = [layout.root / "lake" / EXCHANGE]
     for _ in ("market", "data type", "cadence", "symbol", "interval"):
         folders += [folder for folder in below if folder.is_symlink()]

@@ -18,6 +18,7 @@ from dagster._core.utils import make_new_run_id
 
 from market_data_pipeline import clock
 from market_data_pipeline.clock import contiguous_ranges, days_between
+from market_data_pipeline.coverage.condition import record_collected
 from market_data_pipeline.defs.definitions import build_definitions
 from market_data_pipeline.defs.keys import asset_key_of, coverage_key_of
 from market_data_pipeline.defs.partitions import day_of, tags_of
@@ -134,6 +135,7 @@ def run_ingest(
             stop_if_interrupted(materialize_coverage(instance, definitions, markets, log_level="CRITICAL"))
             report.refresh(layout)
     _read_checks(wanted, layout, report)
+    record_collected(layout, universe)
     publish_views(layout)
     return report
 

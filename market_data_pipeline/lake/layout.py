@@ -61,6 +61,11 @@ class Layout:
         """Return the path of a series' reconciliation record."""
         return self.reconciliation / key.ledger.removeprefix("ledger/")
 
+    @property
+    def collected(self) -> Path:
+        """Return the path of the list of collected series. SQL reads it to find days that were never fetched."""
+        return self.root / "quality" / "collected" / "series.parquet"
+
     def classified(self, market: Market) -> Path:
         """Return the path of the inputs from which a market's flat candles were last classified."""
         return self.root / "quality" / "judged" / EXCHANGE / f"{market}.json"

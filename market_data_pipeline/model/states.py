@@ -1,11 +1,13 @@
-"""State of a day in one word, for tables, calendars and SQL. Python and SQL read the same table of rules.
+"""State and condition of a day in one word each, for tables, calendars and SQL. Python and SQL read the same tables.
 
 It also lists the faults and doubts of a stored day. The needs of a day do not belong here (``needs``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from enum import StrEnum
 from functools import lru_cache
 
@@ -115,6 +117,122 @@ def state_of(outcome: str, final: bool, verdicts: str, integrity: str | None = N
     """
     found = frozenset(verdicts.split("+"))
     return next(rule.state for rule in RULES if rule.fits(outcome, final, found, integrity))
+
+
+class Condition(StrEnum):
+    """Condition of a day for readers of its data."""
+
+    AVAILABLE = "available"
+    """Final, and complete."""
+    DEGRADED = "degraded"
+    """Stored, but rows are missing without an explanation, a check fails, or the archive is in doubt."""
+    PENDING = "pending"
+    """The day is not over, or its rows are stored and wait for their archive."""
+    MISSING = "missing"
+    """Not stored, although the symbol was listed."""
+    EXPLAINED = "explained"
+    """Final, with rows that the source does not have: nothing was traded, or the symbol was not listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fact:
+    """A fact of a day on record, for Python and for SQL.
+
+    Attributes:
+        sql: The fact over the columns of a ledger. ``{today}`` is the current day.
+        is_true: The fact in Python, from the record and the current day.
+    """
+
+    sql: str
+    is_true: Callable[[DayRecord, date], bool]
+
+
+_FACTS = {
+    "past": _Fact("day < {today}", lambda row, today: row.day < today),
+    "refused": _Fact(
+        f"outcome = '{HELD}' AND failure IS NOT NULL AND (NOT final OR replaced_by IS NOT NULL)",
+        lambda row, _: row.outcome == HELD and _was_refused(row),
+    ),
+    "replaced": _Fact(
+        f"outcome = '{HELD}' AND final AND replaced_by IS NOT NULL",
+        lambda row, _: row.is_stored_final and row.replaced_by is not None,
+    ),
+    "checksum_accepted": _Fact(
+        f"outcome = '{HELD}' AND checksum = '{ChecksumStatus.ACCEPTED}'",
+        lambda row, _: row.outcome == HELD and row.checksum == ChecksumStatus.ACCEPTED,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _ConditionRule:
+    """A condition with its reason in one word, and when it applies: in this state, if this fact is true, or both."""
+
+    condition: Condition
+    reason: str
+    state: DayState | None = None
+    fact: str | None = None
+
+    def fits(self, state: DayState, row: DayRecord, today: date) -> bool:
+        return self.state in (None, state) and (self.fact is None or _FACTS[self.fact].is_true(row, today))
+
+    def sql(self, today: str) -> str:
+        found = [] if self.state is None else [f"state = '{self.state}'"]
+        found += [] if self.fact is None else [f"({_FACTS[self.fact].sql.format(today=today)})"]
+        return " AND ".join(found)
+
+
+CONDITION_RULES = (
+    _ConditionRule(Condition.DEGRADED, "faulty", DayState.FAULTY),
+    _ConditionRule(Condition.DEGRADED, "incomplete", DayState.INCOMPLETE),
+    _ConditionRule(Condition.DEGRADED, "refused", fact="refused"),
+    _ConditionRule(Condition.DEGRADED, "replaced", fact="replaced"),
+    _ConditionRule(Condition.DEGRADED, "checksum_accepted", fact="checksum_accepted"),
+    _ConditionRule(Condition.PENDING, "provisional", DayState.PROVISIONAL),
+    _ConditionRule(Condition.EXPLAINED, "outage", DayState.OUTAGE),
+    _ConditionRule(Condition.EXPLAINED, "not_listed", DayState.NOT_LISTED),
+    _ConditionRule(Condition.AVAILABLE, "healed", DayState.HEALED),
+    _ConditionRule(Condition.AVAILABLE, "final", DayState.FINAL),
+    _ConditionRule(Condition.MISSING, "failed", DayState.FAILED, "past"),
+    _ConditionRule(Condition.MISSING, "no_rows", DayState.EMPTY, "past"),
+    _ConditionRule(Condition.MISSING, "never_fetched", DayState.MISSING, "past"),
+    _ConditionRule(Condition.PENDING, "not_over", DayState.FAILED),
+    _ConditionRule(Condition.PENDING, "not_over", DayState.EMPTY),
+    _ConditionRule(Condition.PENDING, "not_over", DayState.MISSING),
+)
+"""The first rule that fits gives the condition of a day, and its reason. SQL and Python both read this table."""
+
+
+def condition_of(state: DayState, row: DayRecord, today: date) -> tuple[Condition, str]:
+    """Return the condition of a day and its reason.
+
+    Args:
+        state: State of the day.
+        row: Its record. For a day that is not on record, any record of its day.
+        today: The current day in UTC.
+
+    >>> day = date(2024, 1, 1)
+    >>> condition_of(DayState.MISSING, DayRecord(day, EMPTY), date(2024, 1, 9))
+    (<Condition.MISSING: 'missing'>, 'never_fetched')
+    """
+    found = next(rule for rule in CONDITION_RULES if rule.fits(state, row, today))
+    return found.condition, found.reason
+
+
+def evidence_of(row: DayRecord) -> str:
+    """Return the evidence for the condition of a day on record: another archive, the failure, findings that matter.
+
+    Findings of the integrity check that pass are left out. ``sql/views.py`` makes the same text.
+    """
+    texts = [f"another archive is published: {row.replaced_by}"] if row.replaced_by else []
+    if row.failure is not None:
+        texts.append(": ".join(filter(None, (row.failure, row.reason))))
+    texts += [
+        f"{finding.count} {finding.rule}: {finding.evidence or finding.message}"
+        for finding in row.findings_list()
+        if finding.check == "gaps" or finding.severity is not Severity.INFO
+    ]
+    return "; ".join(texts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from market_data_pipeline import clock
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.day_records import SERIES_LABELS
 from market_data_pipeline.lake.layout import Layout
@@ -21,7 +22,7 @@ from market_data_pipeline.model.day import HELD
 from market_data_pipeline.model.findings import Verdict
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, intervals_of
-from market_data_pipeline.model.states import EXPLAINED, RULES
+from market_data_pipeline.model.states import CONDITION_RULES, EXPLAINED, RULES, DayState
 from market_data_pipeline.sql import intervals
 from market_data_pipeline.sql.file_lists import (
     NAMED,
@@ -83,6 +84,7 @@ def statements(
     made.append(f"CREATE OR REPLACE VIEW quality.findings AS {_FINDINGS.format(days=days, timed=timed)}")
     gaps = _GAPS.format(days=days, verdicts=verdicts, explained=explained, timed=timed)
     made.append(f"CREATE OR REPLACE VIEW quality.gaps AS {gaps}")
+    made.append(f"CREATE OR REPLACE VIEW quality.condition AS {_condition(layout, days, published=published)}")
     compared = _where(_reconciled_days(layout), place)
     made.append(
         f"CREATE OR REPLACE VIEW quality.reconciliation AS {_RECONCILIATION.format(days=compared, rows=with_rows)}"
@@ -304,10 +306,96 @@ def _coverage(days: str) -> str:
     return f"SELECT {_named(_LEDGER_LABELS)}, {', '.join(columns)} FROM ({days})"
 
 
+def _condition(layout: Layout, days: str, *, published: bool) -> str:
+    """Return the query of ``quality.condition``: each day from the first to the last of a series, on record or not.
+
+    A published view reads the current day when it is queried. A view in memory has the day of its making, and is made
+    again on the next day.
+    """
+    today = "CAST(make_timestamp(epoch_us(now())) AS DATE)" if published else f"DATE '{clock.today()}'"
+    collected = (
+        f"SELECT * FROM {read_parquet(quoted(as_pattern(layout.collected)))}"
+        if layout.collected.exists()
+        else f"SELECT {_NO_COLLECTED} WHERE false"
+    )
+    rules = [(rule.sql(today), rule) for rule in CONDITION_RULES]
+    of_day = ", ".join(f'e."{name}"' for name in _LEDGER_LABELS)
+    return _CONDITION.format(
+        days=days,
+        collected=collected,
+        today=today,
+        series=f"concat_ws('/', {_named(_LEDGER_LABELS)})",
+        series_of_day=f"concat_ws('/', {of_day})",
+        labels=_named(_LEDGER_LABELS),
+        labels_of_day=of_day,
+        state=STATE_SQL,
+        not_listed=quoted(DayState.NOT_LISTED),
+        missing=quoted(DayState.MISSING),
+        condition=" ".join(("CASE", *(f"WHEN {sql} THEN '{rule.condition}'" for sql, rule in rules), "END")),
+        reason=" ".join(("CASE", *(f"WHEN {sql} THEN '{rule.reason}'" for sql, rule in rules), "END")),
+    )
+
+
 def _no_ledger_days(names: Iterable[str]) -> str:
     typed = (f'CAST(NULL AS {_LEDGER_TYPES.get(name, "VARCHAR")}) AS "{name}"' for name in names)
     return f"SELECT {', '.join(typed)} WHERE false"
 
+
+_NO_COLLECTED = ", ".join(
+    f"CAST(NULL AS {type_}) AS {name}"
+    for name, type_ in (
+        *((f'"{label}"', "VARCHAR") for label in _LEDGER_LABELS),
+        ('"first"', "DATE"),
+        ('"last"', "DATE"),
+        ("listed", 'STRUCT("first" DATE, "last" DATE)[]'),
+    )
+)
+
+# A symbol without listing spans counts as listed. Without a record, and if the listing contradicts a record "not
+# listed", the day is missing.
+_CONDITION = """
+WITH days AS (SELECT *, {series} AS series FROM ({days})),
+collected AS (SELECT *, {series} AS series FROM ({collected})),
+bounds AS (
+    SELECT {labels}, min("first") AS "first", max("last") AS "last" FROM (
+        SELECT {labels}, min(day) AS "first", max(day) AS "last" FROM days GROUP BY ALL
+        UNION ALL
+        SELECT {labels}, "first", least(coalesce("last", {today}), {today}) AS "last" FROM collected
+        WHERE "first" <= {today}
+    ) GROUP BY {labels}
+),
+every AS (SELECT {labels}, CAST(unnest(generate_series("first", "last", INTERVAL 1 DAY)) AS DATE) AS day FROM bounds),
+known AS (
+    SELECT {labels_of_day}, e.day AS day, d.outcome, d.final, d.failure, d.reason AS said, d.replaced_by, d.checksum,
+        d.archive_sha256, d.last_modified, d.findings, d.verdicts, d.integrity,
+        coalesce(len(c.listed), 0) = 0 AS unknown,
+        len(list_filter(c.listed, lambda one: one."first" <= e.day AND coalesce(one."last" >= e.day, true))) > 0
+            AS is_listed
+    FROM every AS e
+    LEFT JOIN days AS d ON d.market = e.market AND d.data_type = e.data_type AND d.symbol = e.symbol
+        AND d.series = {series_of_day} AND d.day = e.day
+    LEFT JOIN collected AS c ON c.series = {series_of_day}
+),
+stated AS (
+    SELECT *, CASE
+        WHEN outcome IS NULL THEN CASE WHEN unknown OR is_listed THEN {missing} ELSE {not_listed} END
+        WHEN outcome = {not_listed} AND NOT unknown AND is_listed THEN {missing}
+        ELSE {state} END AS state
+    FROM known
+)
+SELECT {labels}, day, {condition} AS condition, {reason} AS reason,
+    concat_ws('; ',
+        'another archive is published: ' || replaced_by,
+        CASE WHEN failure IS NOT NULL THEN concat_ws(': ', failure, nullif(said, '')) END,
+        CASE WHEN findings <> '[]' THEN nullif(array_to_string([
+            concat(f."count", ' ', f.rule, ': ', coalesce(nullif(f.evidence, ''), f.message))
+            FOR f IN from_json(findings, '[{{"check": "VARCHAR", "rule": "VARCHAR", "severity": "VARCHAR",
+                "count": "BIGINT", "message": "VARCHAR", "evidence": "VARCHAR"}}]')
+            IF f."check" = 'gaps' OR f.severity <> 'info'], '; '), '') END
+    ) AS evidence,
+    last_modified, checksum, archive_sha256
+FROM stated
+"""
 
 _FOUND = """
 WITH found AS (

@@ -33,6 +33,9 @@ KEYS = {
     "coverage": "series final provisional healed outage incomplete faulty failed missing not_listed doubtful "
     "rows_not_listed rows_healed rows_outage rows_archive_defect rows_unexplained rows_unpublished rows_unconfirmed "
     "rows_suspended rows_quiet",
+    "plan": "series days files bytes requests minutes disk records listed",
+    "report": "series first last available degraded pending missing explained gaps gaps_unexplained replaced compared "
+    "differing unexplained",
     "universe show": "series market data_type symbol interval first last",
     "verify --check-only": "kind series first last days archive reason",
     "verify --local": "kind series first last days archive reason",

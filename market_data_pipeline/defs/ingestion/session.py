@@ -12,6 +12,7 @@ from datetime import date
 import dagster as dg
 
 from market_data_pipeline.clock import days_between
+from market_data_pipeline.coverage.condition import record_collected
 from market_data_pipeline.defs.keys import is_series, series_of
 from market_data_pipeline.defs.partitions import span_of
 from market_data_pipeline.ingest.prefetch import Prefetcher
@@ -67,6 +68,7 @@ def open_ingestion(
             reporting(context.log.warning if context.log else lambda _: None),
         ):
             yield report_each
+    record_collected(layout, universe)
     publish_views(layout, context.log)
 
 

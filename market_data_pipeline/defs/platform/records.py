@@ -13,6 +13,9 @@ from market_data_pipeline.errors import UsageError
 BYTES_A_DAY = 4_000
 """Maximum bytes per day of a series with its checks. Measured: 2.7 kB with two checks."""
 
+USUAL_BYTES_A_DAY, USUAL_BYTES_A_SERIES, EMPTY_HOME_BYTES = 3_500, 15_000, 330_000
+"""Usual bytes per day, in addition per series of a run, and once for a new DAGSTER_HOME. Measured on the sandbox."""
+
 BIG = 1_000_000_000
 """Bytes of records from which `status`, and a backfill that would create them, mention the size."""
 
