@@ -162,6 +162,16 @@ def _agg_trades(_key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
     yield "time_order", INFO, backwards, "the time is earlier than that of the previous trade."
 
 
+def _trades(_key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
+    price, quantity = floats(table, "price"), floats(table, "qty")
+    value = floats(table, next(name for name in ("quote_qty", "base_qty") if name in table.column_names))
+    finite = np.isfinite(price) & np.isfinite(quantity) & np.isfinite(value)
+    yield "finite", ERROR, ~finite, "price, quantity or value is not a number."
+    yield "positive", ERROR, ~((price > 0) & (quantity > 0) & (value >= 0)), "price or quantity is not positive."
+    backwards = np.r_[False, np.diff(ints(table, "time")) < 0]
+    yield "time_order", INFO, backwards, "the time is earlier than that of the previous trade."
+
+
 def _funding_rate(_key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
     times, hours = ints(table, "calc_time"), ints(table, "funding_interval_hours")
     close = np.r_[np.diff(times) < _HOUR_US // 2, False]
@@ -187,6 +197,7 @@ def _metrics(key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
 _RULES: Mapping[DataType, Callable[[SeriesKey, pa.Table], Iterator[_Rule]]] = {
     DataType.KLINES: _klines,
     DataType.AGG_TRADES: _agg_trades,
+    DataType.TRADES: _trades,
     DataType.MARK_PRICE_KLINES: _price_klines,
     DataType.INDEX_PRICE_KLINES: _price_klines,
     DataType.PREMIUM_INDEX_KLINES: _price_klines,

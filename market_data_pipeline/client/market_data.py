@@ -146,6 +146,26 @@ class MarketData:
         wanted = wanted_of(DataType.AGG_TRADES, symbols, None, start, end, market, columns)
         return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
 
+    def trades(
+        self,
+        symbols: str | Iterable[str],
+        start: Moment,
+        end: Moment | None = None,
+        *,
+        market: str = "spot",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "warn",
+    ) -> StoredRows:
+        """Return single trades by ``time``, ordered by symbol and ``id``.
+
+        Ids of futures have holes, because Binance does not publish trades of the insurance fund. Rows come from the
+        archive alone, a day later. Arguments and errors are those of :meth:`agg_trades`.
+        """
+        wanted = wanted_of(DataType.TRADES, symbols, None, start, end, market, columns)
+        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+
     def mark_price_klines(
         self,
         symbols: str | Iterable[str],

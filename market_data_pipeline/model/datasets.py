@@ -147,6 +147,7 @@ class Spec:
         closes_months: True if the days of a past month become one file. Candles would be many small files otherwise.
         unordered: True if the archive's rows are in no order, which is then no fault.
         signed: True if values may be negative.
+        gapless: True if the key is an id without holes, so that a jump shows missing rows.
     """
 
     market: Market
@@ -164,6 +165,7 @@ class Spec:
     closes_months: bool = False
     unordered: bool = False
     signed: bool = False
+    gapless: bool = False
 
 
 def _kline_columns(quote: str) -> tuple[Column, ...]:
@@ -254,6 +256,39 @@ def _agg_trades(market: Market, columns: tuple[Column, ...], rest: RestEndpoint)
         dictionary,
         delta,
         "zstd",
+        gapless=True,
+    )
+
+
+def _trades(market: Market, weight: int) -> Spec:
+    """Return the spec of single trades.
+
+    REST serves them only to users with a key, so they come from the archive alone. Ids of futures have holes: trades
+    of the insurance fund and of auto-deleveraging are not published.
+    """
+    spot = market is Market.SPOT
+    value = "base" if MARKETS[market].inverse else "quote"
+    columns = (
+        Column("id", "int", "id"),
+        Column("price", "float", "price"),
+        Column("qty", "float", "qty"),
+        Column(f"{value}_qty", "float", f"{value}Qty"),
+        Column("time", "time", "time"),
+        Column("is_buyer_maker", "bool", "isBuyerMaker"),
+        *([Column("is_best_match", "bool", "isBestMatch")] if spot else []),
+    )
+    return Spec(
+        market,
+        DataType.TRADES,
+        columns,
+        "id",
+        "time",
+        RestEndpoint("", 1000, weight),
+        False,
+        ("qty",),
+        ("id", "time"),
+        "zstd",
+        gapless=spot,
     )
 
 
@@ -357,6 +392,9 @@ _ROWS = (
         _AGG_TRADE_COLUMNS,
         RestEndpoint("/dapi/v1/aggTrades", 1000, 20, max_span=_HOUR, reach=24 * _HOUR),
     ),
+    _trades(Market.SPOT, 25),
+    _trades(Market.UM, 20),
+    _trades(Market.CM, 20),
     *(
         _price_klines(
             DataType.MARK_PRICE_KLINES,
@@ -458,17 +496,22 @@ class Words:
     Attributes:
         suffix: Word after the symbol in an asset's name, without ``_``. Empty if the interval is enough.
         headline: First line of an asset's description, with ``{symbol}``, ``{interval}`` and ``{market}``.
+        rows: Word for its rows in messages.
     """
 
     suffix: str
     headline: str
+    rows: str = "rows"
 
 
 WORDS: dict[DataType, Words] = {
     DataType.KLINES: Words("", "Candles of {symbol} every {interval} from Binance {market}, one row per candle."),
     DataType.AGG_TRADES: Words(
-        "aggTrades", "Aggregated trades of {symbol} from Binance {market}, one row per order, price and time."
+        "aggTrades",
+        "Aggregated trades of {symbol} from Binance {market}, one row per order, price and time.",
+        "aggregated trades",
     ),
+    DataType.TRADES: Words("trades", "Trades of {symbol} from Binance {market}, one row per trade.", "trades"),
     DataType.MARK_PRICE_KLINES: Words(
         "markPrice", "Candles of the mark price of {symbol} every {interval} from Binance {market}."
     ),
@@ -518,7 +561,8 @@ def lake_columns(market: Market, data_type: DataType) -> tuple[Column, ...]:
 
 def shows_trades(key: SeriesKey) -> bool:
     """Return True if rows of a series show if something was traded: trades, or candles with a volume."""
-    return any(column.name in ("volume", "quantity") and column.kind != "ignore" for column in spec_of(key).columns)
+    names = {column.name for column in spec_of(key).columns if column.kind != "ignore"}
+    return not names.isdisjoint(("volume", "quantity", "qty"))
 
 
 def monthly_may_replace(key: SeriesKey) -> bool:
@@ -540,6 +584,10 @@ _KEYED_BY_ID = frozenset(spec.data_type for spec in _ROWS if spec.key != spec.ti
 def keyed_by_time(data_type: DataType) -> bool:
     """Return True if the key of a row is its time. Keys of aggTrades are ids."""
     return data_type not in _KEYED_BY_ID
+
+
+GAPLESS_KEYS = frozenset(spec.key for spec in _ROWS if spec.gapless)
+"""Key columns whose jumps show missing rows."""
 
 
 def archive_day(key: SeriesKey, day: date) -> date:

@@ -33,6 +33,8 @@ class DataType(StrEnum):
 
     KLINES = "klines"
     AGG_TRADES = "aggTrades"
+    TRADES = "trades"
+    """Single trades. aggTrades join the trades of one order, price and time."""
     MARK_PRICE_KLINES = "markPriceKlines"
     """Candles of the mark price of futures, by which positions are liquidated."""
     INDEX_PRICE_KLINES = "indexPriceKlines"

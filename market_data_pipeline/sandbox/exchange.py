@@ -73,6 +73,7 @@ from market_data_pipeline.sandbox.rows import (
     text_rows,
 )
 from market_data_pipeline.sandbox.symbols import DEFAULT_SYMBOLS, GeneratedSymbol
+from market_data_pipeline.sandbox.trades import single_trades
 from market_data_pipeline.sandbox.zips import make_zip
 
 _HEADER_FROM = date(2022, 7, 1)
@@ -513,7 +514,7 @@ class GeneratedExchange(Exchange):
         elif series.data_type is DataType.METRICS:
             rows = metrics_rows(symbol, self.seed, day, now_us)
         elif series.interval is None:
-            rows = TradeRows(trades())
+            rows = single_trades(trades()) if series.data_type is DataType.TRADES else TradeRows(trades())
         else:
             length = interval_us(series.interval)
             if open_day:

@@ -50,6 +50,7 @@ FORMS: dict[DataType, Form] = {
         amount=2,
         ids=True,
     ),
+    DataType.TRADES: Form("id,price,qty,quote_qty,time,is_buyer_maker", (4,), value=1, amount=2, ids=True),
     **dict.fromkeys(
         (DataType.MARK_PRICE_KLINES, DataType.INDEX_PRICE_KLINES, DataType.PREMIUM_INDEX_KLINES),
         Form(KLINES_HEADER, (0, 6), markets=_FUTURES, amount=4),

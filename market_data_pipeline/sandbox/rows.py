@@ -77,7 +77,7 @@ class KlineRows:
 
     def fields(self, start: int, stop: int) -> list[list[str]]:
         """Return the rows ``start`` to ``stop`` (exclusive) as text, with times in microseconds."""
-        return _split(csv_text(self._columns(slice(start, stop), 1)))
+        return split_lines(csv_text(self._columns(slice(start, stop), 1)))
 
     def csv(self, *, microseconds: bool) -> bytes:
         """Return all rows in the archive's format without a header."""
@@ -119,7 +119,7 @@ class TradeRows:
 
     def fields(self, start: int, stop: int) -> list[list[str]]:
         """Return the rows ``start`` to ``stop`` (exclusive) as text, with times in microseconds."""
-        return _split(csv_text(self._columns(slice(start, stop), 1, trimmed=False)))
+        return split_lines(csv_text(self._columns(slice(start, stop), 1, trimmed=False)))
 
     def csv(self, *, microseconds: bool) -> bytes:
         """Return all rows in the archive's format without a header. Futures write numbers like floats."""
@@ -173,7 +173,8 @@ class TextRows:
         return "".join([*lines[1::2], *lines[::2]]).encode()
 
 
-def _split(text: bytes) -> list[list[str]]:
+def split_lines(text: bytes) -> list[list[str]]:
+    """Return the fields of lines of CSV."""
     return [line.split(",") for line in text.decode("ascii").splitlines()]
 
 

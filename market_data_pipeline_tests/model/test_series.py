@@ -88,7 +88,7 @@ def test_market_may_have_no_such_data_type(world: World, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.delitem(SPECS, (Market.SPOT, DataType.AGG_TRADES))
         text = "collect:\n  - {market: [spot, um], symbols: [BTCUSDT], aggTrades: {from: 2024-01-01}}"
-        with pytest.raises(UsageError, match=r"line 2: spot has no aggTrades\. Allowed: klines\."):
+        with pytest.raises(UsageError, match=r"line 2: spot has no aggTrades\. Allowed: klines, trades\."):
             parse_universe(text)
         views = [
             sql for sql in statements(stored_series(world.layout)) if sql.startswith("CREATE OR REPLACE VIEW binance_")
