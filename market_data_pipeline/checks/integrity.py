@@ -44,7 +44,7 @@ def check_integrity(key: SeriesKey, table: pa.Table) -> list[Finding]:
     keys, findings = ints(table, spec_of(key).key), []
     for rule, severity, wrong, text in _RULES[key.data_type](key, table):
         if count := int(wrong.sum()):
-            ranges = key_ranges(keys[wrong], key.step)
+            ranges = key_ranges(np.unique(keys[wrong]), key.step)
             findings.append(integrity_finding(rule, severity, count, f"{count} of {len(keys)} rows: {text}", ranges))
     return findings
 
@@ -194,6 +194,33 @@ def _metrics(key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
     yield "blank", INFO, np.any(blank, axis=0), "Binance left a value out. It is NULL."
 
 
+def _book_depth(_key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
+    times, bands = ints(table, "timestamp"), floats(table, "percentage")
+    values = np.stack([floats(table, name) for name in ("depth", "notional")])
+    yield "finite", ERROR, ~(np.isfinite(bands) & np.isfinite(values).all(axis=0)), "a value is not a number."
+    yield "negative", ERROR, np.any(values < 0, axis=0), "a depth or its value is negative."
+    _, first, of, count = np.unique(times, return_index=True, return_inverse=True, return_counts=True)
+    odd = ~np.isin(count, _BANDS)[of] | (np.add.reduceat(np.sign(bands), first) != 0)[of]
+    yield "bands", WARN, odd, "the snapshot does not have ten or twelve bands, half of them on each side."
+    nearer = np.r_[False, (np.diff(times) == 0) & (np.sign(bands[1:]) == np.sign(bands[:-1]))]
+    growing = np.r_[0.0, np.diff(values[0])] * np.sign(bands)
+    yield "cumulative", WARN, nearer & (growing < 0), "the depth of the band is less than that of a nearer band."
+    yield "frozen", ERROR, _frozen(times, bands, values), "the band has the same depth and value for an hour or longer."
+
+
+def _frozen(times: Ints, bands: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> Mask:
+    """Return a mask of the rows in runs of a band that do not change for an hour."""
+    frozen = np.zeros(len(times), dtype=bool)
+    for band in np.unique(bands):
+        rows = np.flatnonzero(bands == band)
+        begins = np.flatnonzero(np.r_[True, np.any(np.diff(values[:, rows], axis=1) != 0, axis=0)])
+        ends = np.r_[begins[1:], len(rows)] - 1
+        for begin, end in zip(begins, ends, strict=True):
+            if times[rows[end]] - times[rows[begin]] >= _HOUR_US:
+                frozen[rows[begin : end + 1]] = True
+    return frozen
+
+
 _RULES: Mapping[DataType, Callable[[SeriesKey, pa.Table], Iterator[_Rule]]] = {
     DataType.KLINES: _klines,
     DataType.AGG_TRADES: _agg_trades,
@@ -202,10 +229,13 @@ _RULES: Mapping[DataType, Callable[[SeriesKey, pa.Table], Iterator[_Rule]]] = {
     DataType.INDEX_PRICE_KLINES: _price_klines,
     DataType.PREMIUM_INDEX_KLINES: _price_klines,
     DataType.METRICS: _metrics,
+    DataType.BOOK_DEPTH: _book_depth,
     DataType.FUNDING_RATE: _funding_rate,
 }
 
 _HOUR_US = 3_600_000_000
+_BANDS = (10, 12)
+"""Bands of a snapshot: 1 to 5 % on both sides, and 0.2 % since 2026-01-15."""
 _LONGEST_INTERVAL = 24
 
 

@@ -266,6 +266,26 @@ class MarketData:
         wanted = wanted_of(DataType.METRICS, symbols, None, start, end, market, columns)
         return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
 
+    def book_depth(
+        self,
+        symbols: str | Iterable[str],
+        start: Moment,
+        end: Moment | None = None,
+        *,
+        market: str = "um",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "warn",
+    ) -> StoredRows:
+        """Return the depth of the order book of futures in bands around the price, by ``timestamp``.
+
+        A snapshot comes about every 30 seconds and has ten rows, or twelve since 2026-01-15. Rows come from the archive
+        alone, a day later. Arguments and errors are those of :meth:`metrics`.
+        """
+        wanted = wanted_of(DataType.BOOK_DEPTH, symbols, None, start, end, market, columns)
+        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+
     def funding_rate(
         self,
         symbols: str | Iterable[str],

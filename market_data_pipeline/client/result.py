@@ -19,7 +19,7 @@ from market_data_pipeline.errors import DamagedFileError, MarketDataError, Usage
 from market_data_pipeline.lake import partitions, reader
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import faults
-from market_data_pipeline.model.datasets import keyed_by_time
+from market_data_pipeline.model.datasets import has_shared_times
 from market_data_pipeline.model.day import DayFile
 from market_data_pipeline.model.schema import may_be_null
 from market_data_pipeline.model.series import DataType
@@ -162,7 +162,7 @@ class StoredRows(Result):
             (24, 2)
         """
         wanted = self._wanted
-        if not keyed_by_time(wanted.data_type):
+        if has_shared_times(wanted.data_type):
             raise UsageError(f"Several {wanted.data_type} can share a time, so they have no wide form. Use df().")
         time = reader.time_column(wanted.data_type)
         labels = (*reader.labels_of(wanted.data_type), time)

@@ -254,7 +254,8 @@ def _gaps(key: SeriesKey, day: date, rows: DayRows, listing: ListingSpans, trade
     filled_keys = rows.gap_filled(spec)
     if spec.slots is not None:
         due = missing_slots(key, rows.table, day, rows.known_until_us, listing)
-        return classify_slots(due, filled_keys, archived=rows.of_archive, rest=rows.rest)
+        what = WORDS[key.data_type].rows
+        return classify_slots(due, filled_keys, archived=rows.of_archive, rest=rows.rest, what=what)
     if key.interval is None:
         missing = [*rows.before, *missing_ids(ints(rows.table, spec.key))] if spec.gapless else []
         what = WORDS[key.data_type].rows

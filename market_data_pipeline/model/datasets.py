@@ -93,12 +93,14 @@ class Slots:
         most_a_day: Most rows of a day.
         hours: Column with the hours until the next row. A change of it is a fact, not a gap.
         step: Fixed distance of the rows, if no column has it.
+        longest: Longest regular pause, if the distance of rows is only about ``step``.
     """
 
     tolerance: timedelta
     most_a_day: int
     hours: str = ""
     step: timedelta | None = None
+    longest: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ class Spec:
 
     Attributes:
         columns: Columns of the CSV in order.
-        key: Column by which rows are unique and ordered.
+        key: Column by which rows are ordered, and unique unless ``also`` names further columns.
         time: Column that assigns a row to its day.
         monthly: True if a monthly zip may replace daily ones. False for aggTrades: a month is a gigabyte, and saves
             only 30 requests among 30 big downloads.
@@ -148,6 +150,7 @@ class Spec:
         unordered: True if the archive's rows are in no order, which is then no fault.
         signed: True if values may be negative.
         gapless: True if the key is an id without holes, so that a jump shows missing rows.
+        also: Further columns of the key, if several rows share the first one.
     """
 
     market: Market
@@ -166,6 +169,7 @@ class Spec:
     unordered: bool = False
     signed: bool = False
     gapless: bool = False
+    also: tuple[str, ...] = ()
 
 
 def _kline_columns(quote: str) -> tuple[Column, ...]:
@@ -369,6 +373,30 @@ _METRICS_REST = RestEndpoint(
 )
 
 
+def _book_depth(market: Market) -> Spec:
+    return Spec(
+        market,
+        DataType.BOOK_DEPTH,
+        (
+            Column("timestamp", "time", text=True),
+            Column("percentage", "float"),
+            Column("depth", "float"),
+            Column("notional", "float"),
+        ),
+        "timestamp",
+        "timestamp",
+        RestEndpoint("", 500, 1),
+        False,
+        ("percentage",),
+        ("timestamp",),
+        "zstd",
+        slots=Slots(
+            timedelta(seconds=15), 3_600 * 12, step=timedelta(seconds=30), longest=timedelta(minutes=2)
+        ),  # distances of 24 to 37 seconds are regular
+        also=("percentage",),
+    )
+
+
 _HOUR = timedelta(hours=1)
 _FUTURES = ((Market.UM, "/fapi/v1", None), (Market.CM, "/dapi/v1", timedelta(days=200)))
 # Futures klines cost 2 up to 499 rows, 5 up to 1000 and 10 above, so pages of 499 are the cheapest per row. Futures
@@ -423,6 +451,8 @@ _ROWS = (
     _metrics(Market.UM, _METRICS_REST),
     # REST of cm takes a pair and a type of contract, and has no taker ratio. So cm comes from the archive alone.
     _metrics(Market.CM, RestEndpoint("", 500, 1)),
+    _book_depth(Market.UM),
+    _book_depth(Market.CM),
     _funding_rate(Market.UM, "/fapi/v1/fundingRate"),
     _funding_rate(Market.CM, "/dapi/v1/fundingRate"),
 )
@@ -524,6 +554,11 @@ WORDS: dict[DataType, Words] = {
     DataType.METRICS: Words(
         "metrics", "Open interest and long/short ratios of {symbol} from Binance {market}, one row per five minutes."
     ),
+    DataType.BOOK_DEPTH: Words(
+        "bookDepth",
+        "Depth of the order book of {symbol} from Binance {market}, one row per snapshot and band around the price.",
+        "snapshots",
+    ),
     DataType.FUNDING_RATE: Words(
         "fundingRate", "Funding rates of {symbol} from Binance {market}, one row per payment. The interval may change."
     ),
@@ -584,6 +619,14 @@ _KEYED_BY_ID = frozenset(spec.data_type for spec in _ROWS if spec.key != spec.ti
 def keyed_by_time(data_type: DataType) -> bool:
     """Return True if the key of a row is its time. Keys of aggTrades are ids."""
     return data_type not in _KEYED_BY_ID
+
+
+_SHARING_TIMES = _KEYED_BY_ID | {spec.data_type for spec in _ROWS if spec.also}
+
+
+def has_shared_times(data_type: DataType) -> bool:
+    """Return True if several rows of a symbol may have the same time."""
+    return data_type in _SHARING_TIMES
 
 
 GAPLESS_KEYS = frozenset(spec.key for spec in _ROWS if spec.gapless)

@@ -43,6 +43,8 @@ class DataType(StrEnum):
     """Candles of the premium of perpetual futures over the index, as a ratio. It may be negative."""
     METRICS = "metrics"
     """Open interest and long/short ratios of futures, every five minutes."""
+    BOOK_DEPTH = "bookDepth"
+    """Depth of the order book of futures in bands around the price, about every 30 seconds."""
     FUNDING_RATE = "fundingRate"
     """Funding of perpetual futures, every 1 to 8 hours."""
     TRADE_PROFILE = "tradeProfile"

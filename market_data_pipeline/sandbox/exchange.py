@@ -21,6 +21,7 @@ import numpy as np
 from market_data_pipeline.clock import day_start_us
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey, interval_us, intervals_of
+from market_data_pipeline.sandbox.book import book_depth_rows
 from market_data_pipeline.sandbox.cache import Cache
 from market_data_pipeline.sandbox.damage import (
     damaged_zip,
@@ -78,6 +79,9 @@ from market_data_pipeline.sandbox.zips import make_zip
 
 _HEADER_FROM = date(2022, 7, 1)
 """First day on which futures archives begin with a header. Older ones and all spot archives have none."""
+
+_ESTIMATES = {DataType.FUNDING_RATE: 900, DataType.METRICS: 11_000, DataType.BOOK_DEPTH: 500_000}
+"""Bytes of zips whose size does not depend on the trades of a symbol."""
 
 _KEY = re.compile(
     r"data/(?P<market>spot|futures/um|futures/cm)/(?P<cadence>daily|monthly)/(?P<data_type>[A-Za-z]+)/"
@@ -513,6 +517,8 @@ class GeneratedExchange(Exchange):
             rows = funding_rows(symbol, self.seed, day, now_us)
         elif series.data_type is DataType.METRICS:
             rows = metrics_rows(symbol, self.seed, day, now_us)
+        elif series.data_type is DataType.BOOK_DEPTH:
+            rows = book_depth_rows(symbol, self.seed, day, now_us)
         elif series.interval is None:
             rows = single_trades(trades()) if series.data_type is DataType.TRADES else TradeRows(trades())
         else:
@@ -614,8 +620,8 @@ class GeneratedExchange(Exchange):
         symbol = self._symbol_of(archive.series)
         if symbol is None:
             return 0
-        if archive.series.data_type in (DataType.FUNDING_RATE, DataType.METRICS):
-            return 900 if archive.series.data_type is DataType.FUNDING_RATE else 11_000
+        if archive.series.data_type in _ESTIMATES:
+            return _ESTIMATES[archive.series.data_type]
         if archive.series.interval is None:
             return len(archive.days) * symbol.trades_per_day * 21 + 150
         return len(archive.days) * (DAY_US // interval_us(archive.series.interval)) * 52 + 150

@@ -24,7 +24,8 @@ class Form:
         value: Index of the column that damage changes: a price, a rate or a close.
         amount: Index of the column that a replaced archive changes.
         ids: True if its first column is an id.
-        texts: True if its archive has times as text, and its rows in no order.
+        texts: True if its archive has times as text.
+        unordered: True if the rows of its archive are in no order.
     """
 
     header: str
@@ -35,6 +36,7 @@ class Form:
     amount: int = 5
     ids: bool = False
     texts: bool = False
+    unordered: bool = False
 
 
 KLINES_HEADER = (
@@ -64,6 +66,10 @@ FORMS: dict[DataType, Form] = {
         value=2,
         amount=2,
         texts=True,
+        unordered=True,
+    ),
+    DataType.BOOK_DEPTH: Form(
+        "timestamp,percentage,depth,notional", (0,), ("daily",), _FUTURES, value=2, amount=2, texts=True
     ),
     DataType.FUNDING_RATE: Form(
         "calc_time,funding_interval_hours,last_funding_rate", (0,), ("monthly",), _FUTURES, value=2, amount=2

@@ -165,12 +165,12 @@ class TextRows:
         return "".join(lines).encode()
 
     def _texts(self) -> bytes:
-        """Return the rows with times as text, in no order: every second row comes first."""
+        """Return the rows with times as text. If they are in no order, every second row comes first."""
         lines = []
         for at, *others in self.rows:
             moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(at) + self.moved)
             lines.append(",".join((f"{moment:%Y-%m-%d %H:%M:%S}", *others)) + "\n")
-        return "".join([*lines[1::2], *lines[::2]]).encode()
+        return "".join([*lines[1::2], *lines[::2]] if FORMS[self.data_type].unordered else lines).encode()
 
 
 def split_lines(text: bytes) -> list[list[str]]:
@@ -196,7 +196,7 @@ def read_csv(data_type: DataType, text: str) -> TextRows:
     if FORMS[data_type].texts:
         times = [datetime.fromisoformat(row[0]).replace(tzinfo=UTC) for row in rows]
         timed = [[str(int(at.timestamp()) * 1_000_000), *row[1:]] for at, row in zip(times, rows, strict=True)]
-        return TextRows(data_type, sorted(timed))
+        return TextRows(data_type, sorted(timed, key=lambda row: int(row[0])))
     for row in rows:
         for column in FORMS[data_type].times:
             if len(row[column]) < 16:

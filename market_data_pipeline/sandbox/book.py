@@ -1,0 +1,50 @@
+"""Generate snapshots of the depth of the order book from a seed. Other types do not belong here (``rows.py``)."""
+
+from __future__ import annotations
+
+from datetime import date
+from random import Random
+
+from market_data_pipeline.clock import day_start_us
+from market_data_pipeline.model.series import DataType, Market
+from market_data_pipeline.sandbox.generator import DAY_US, price_at_midnight, trading_hours_us
+from market_data_pipeline.sandbox.rows import TextRows
+from market_data_pipeline.sandbox.symbols import GeneratedSymbol
+
+TWELVE_BANDS = date(2026, 1, 15)
+"""First day with twelve bands. Its first half still has ten."""
+
+_SECOND_US = 1_000_000
+_OUTER = (1, 2, 3, 4, 5)
+
+
+def book_depth_rows(symbol: GeneratedSymbol, seed: int, day: date, now_us: int) -> TextRows:
+    """Return the snapshots of a day up to now, 24 to 37 seconds apart, with bids first.
+
+    Args:
+        symbol: A listed symbol.
+        seed: Selects one of many histories.
+        day: A day on which the symbol is listed.
+        now_us: The current time in microseconds since 1970 (UTC).
+    """
+    random = Random(f"{seed}/{symbol.market}/{symbol.symbol}/book/{day}")  # noqa: S311 - not for cryptography
+    start, (opens, closes) = day_start_us(day), trading_hours_us(symbol, day)
+    price = price_at_midnight(symbol, seed, day) / 10**symbol.price_decimals
+    rows = []
+    after = opens + random.randint(1, 20) * _SECOND_US
+    while after < closes and start + after <= now_us:
+        twelve = day > TWELVE_BANDS or (day == TWELVE_BANDS and after >= DAY_US // 2)
+        bands = (0.2, *_OUTER) if twelve else _OUTER
+        sides = []
+        for sign in (-1, 1):
+            depth, side = 0.0, []
+            for band in bands:
+                depth += random.uniform(100, 1_000)
+                at = price * (1 + sign * band / 200)
+                value = depth * at if symbol.market is Market.UM else depth * symbol.contract_size / at
+                shown = f"{sign * band:.2f}" if twelve else f"{sign * band}"
+                side.append([str(start + after), shown, f"{depth:.8f}", f"{value:.8f}"])
+            sides.append(side)
+        rows += [*reversed(sides[0]), *sides[1]]
+        after += random.randint(24, 37) * _SECOND_US
+    return TextRows(DataType.BOOK_DEPTH, rows)
