@@ -221,6 +221,19 @@ def _frozen(times: Ints, bands: npt.NDArray[np.float64], values: npt.NDArray[np.
     return frozen
 
 
+def _liquidations(key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
+    original, price, average, last, filled = np.stack(
+        [floats(table, column.name) for column in spec_of(key).columns if column.kind == "float"]
+    )
+    finite = np.isfinite(original) & np.isfinite(price) & np.isfinite(average) & np.isfinite(last) & np.isfinite(filled)
+    yield "finite", ERROR, ~finite, "a value is not a number."
+    positive = (original > 0) & (price > 0) & (average >= 0) & (last >= 0) & (filled >= 0)
+    yield "positive", ERROR, ~positive, "price or quantity is not positive."
+    sides = np.array([side in ("BUY", "SELL") for side in table.column("side").to_pylist()], dtype=bool)
+    yield "side", ERROR, ~sides, "the side is neither BUY nor SELL."
+    yield "overfilled", WARN, _above(filled, original), "more was filled than ordered."
+
+
 _RULES: Mapping[DataType, Callable[[SeriesKey, pa.Table], Iterator[_Rule]]] = {
     DataType.KLINES: _klines,
     DataType.AGG_TRADES: _agg_trades,
@@ -230,6 +243,7 @@ _RULES: Mapping[DataType, Callable[[SeriesKey, pa.Table], Iterator[_Rule]]] = {
     DataType.PREMIUM_INDEX_KLINES: _price_klines,
     DataType.METRICS: _metrics,
     DataType.BOOK_DEPTH: _book_depth,
+    DataType.LIQUIDATION_SNAPSHOT: _liquidations,
     DataType.FUNDING_RATE: _funding_rate,
 }
 

@@ -91,7 +91,8 @@ def _in_order_of_several(table: pa.Table, spec: Spec) -> tuple[pa.Table, list[Fi
     backwards = int((np.diff(keys) < 0).sum())
     if backwards:
         message = f"Rows were not in the order of {spec.key} at {backwards} places. They were sorted."
-        findings.append(integrity_finding("order", Severity.WARN, backwards, message))
+        severity = Severity.INFO if spec.unordered else Severity.WARN
+        findings.append(integrity_finding("order", severity, backwards, message))
     table = table.sort_by([(name, "ascending") for name in (spec.key, *spec.also)]).combine_chunks()
     repeated = np.diff(ints(table, spec.key)) == 0
     for name in spec.also:

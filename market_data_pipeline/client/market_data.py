@@ -286,6 +286,26 @@ class MarketData:
         wanted = wanted_of(DataType.BOOK_DEPTH, symbols, None, start, end, market, columns)
         return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
 
+    def liquidation_snapshot(
+        self,
+        symbols: str | Iterable[str],
+        start: Moment,
+        end: Moment | None = None,
+        *,
+        market: str = "um",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "warn",
+    ) -> StoredRows:
+        """Return forced orders of futures by ``time``, at most one per second, from 2023-06-25 on.
+
+        Binance ended them on 2024-03-31 (um) and 2024-10-14 (cm), so later days are not missing. Arguments and errors
+        are those of :meth:`metrics`.
+        """
+        wanted = wanted_of(DataType.LIQUIDATION_SNAPSHOT, symbols, None, start, end, market, columns)
+        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+
     def funding_rate(
         self,
         symbols: str | Iterable[str],

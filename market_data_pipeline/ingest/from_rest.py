@@ -140,7 +140,7 @@ class RestDays:
         if shows_trades(self.key) and (untraded := self._untraded_day(day)) is not None:
             return untraded
         why = f"REST of {self.key.market} has no {self.key.data_type}"
-        if day < clock.today() - _LATEST_ARCHIVE:
+        if day < clock.today() - _LATEST_ARCHIVE or spec_of(self.key).ended is not None:
             raise _with_archive_answer(AbsentError(why))
         raise _with_archive_answer(UnpublishedError(f"{why}. The archive will have the day"))
 

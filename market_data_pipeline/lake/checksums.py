@@ -222,8 +222,8 @@ def content_sha256(table: pa.Table) -> str:
     """Return the SHA-256 of a table's values, independent of their encoding in a file.
 
     Columns are hashed one after another, in the table's order: the name, a zero byte, then the values as little-endian
-    int64 (integers and times in µs), float64 or one byte per boolean. Label columns (symbol, interval) are the same in
-    every row and are hashed once, as text.
+    int64 (integers and times in µs), float64, one byte per boolean, or UTF-8 with a zero byte after each text. Label
+    columns (symbol, interval) are the same in every row and are hashed once, as text.
     """
     digest = hashlib.sha256()
     if table.num_rows > _ROWS_AT_ONCE:
@@ -261,6 +261,8 @@ def _label_of(chunks: Sequence[pa.DictionaryArray[Any, Any]]) -> bytes:
 def _bytes_of(values: pa.Array[Any]) -> pa.Buffer | memoryview:
     """Return a column's values in the form that :func:`content_sha256` hashes. Labels are not supported."""
     kind, rows = values.type, len(values)
+    if pa.types.is_string(kind):
+        return memoryview("".join(f"{value}\0" for value in values.to_pylist()).encode())
     if pa.types.is_boolean(kind):
         values = values.cast(pa.uint8())
         kind = values.type

@@ -10,13 +10,13 @@ from datetime import date, timedelta
 from typing import Literal
 
 from market_data_pipeline import clock
-from market_data_pipeline.model.series import INTERVALS, DataType, Market, SeriesKey
+from market_data_pipeline.model.series import INTERVALS, DataType, ListingSpans, Market, SeriesKey
 
 MOST_PAGES = 200
 """Most pages of one listing, which is 200,000 keys. A folder of daily files has eight pages after ten years."""
 
 Compression = Literal["zstd", "lz4"]
-ColumnKind = Literal["time", "day", "int", "float", "bool", "word", "ignore"]
+ColumnKind = Literal["time", "day", "int", "float", "bool", "word", "text", "ignore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +151,8 @@ class Spec:
         signed: True if values may be negative.
         gapless: True if the key is an id without holes, so that a jump shows missing rows.
         also: Further columns of the key, if several rows share the first one.
+        begins: First day in the archive of any symbol, if the type is younger than its market.
+        ended: Last day in the archive, if Binance no longer publishes the type. No later day is missing.
     """
 
     market: Market
@@ -170,6 +172,8 @@ class Spec:
     signed: bool = False
     gapless: bool = False
     also: tuple[str, ...] = ()
+    begins: date | None = None
+    ended: date | None = None
 
 
 def _kline_columns(quote: str) -> tuple[Column, ...]:
@@ -353,6 +357,7 @@ def _metrics(market: Market, rest: RestEndpoint) -> Spec:
         slots=Slots(timedelta(0), 288, step=_FIVE_MINUTES),
         closes_months=True,
         unordered=True,
+        begins=date(2020, 9, 1),
     )
 
 
@@ -394,6 +399,45 @@ def _book_depth(market: Market) -> Spec:
             timedelta(seconds=15), 3_600 * 12, step=timedelta(seconds=30), longest=timedelta(minutes=2)
         ),  # distances of 24 to 37 seconds are regular
         also=("percentage",),
+        begins=date(2023, 1, 1),
+    )
+
+
+def _liquidations(market: Market, ended: date) -> Spec:
+    """Return the spec of forced orders. Rows have no id, so all columns together are the key."""
+    texts = ("side", "order_type", "time_in_force", "order_status")
+    columns = (
+        Column("time", "time"),
+        *(
+            Column(name, "text" if name in texts else "float")
+            for name in (
+                "side",
+                "order_type",
+                "time_in_force",
+                "original_quantity",
+                "price",
+                "average_price",
+                "order_status",
+                "last_fill_quantity",
+                "accumulated_fill_quantity",
+            )
+        ),
+    )
+    return Spec(
+        market,
+        DataType.LIQUIDATION_SNAPSHOT,
+        columns,
+        "time",
+        "time",
+        RestEndpoint("", 500, 1),
+        False,
+        texts,
+        ("time",),
+        "zstd",
+        unordered=True,
+        also=tuple(column.name for column in columns[1:]),
+        begins=date(2023, 6, 25),
+        ended=ended,
     )
 
 
@@ -453,6 +497,8 @@ _ROWS = (
     _metrics(Market.CM, RestEndpoint("", 500, 1)),
     _book_depth(Market.UM),
     _book_depth(Market.CM),
+    _liquidations(Market.UM, date(2024, 3, 31)),
+    _liquidations(Market.CM, date(2024, 10, 14)),
     _funding_rate(Market.UM, "/fapi/v1/fundingRate"),
     _funding_rate(Market.CM, "/dapi/v1/fundingRate"),
 )
@@ -559,6 +605,10 @@ WORDS: dict[DataType, Words] = {
         "Depth of the order book of {symbol} from Binance {market}, one row per snapshot and band around the price.",
         "snapshots",
     ),
+    DataType.LIQUIDATION_SNAPSHOT: Words(
+        "liquidationSnapshot",
+        "Forced orders of {symbol} from Binance {market}, at most one per second. Binance ended this type in 2024.",
+    ),
     DataType.FUNDING_RATE: Words(
         "fundingRate", "Funding rates of {symbol} from Binance {market}, one row per payment. The interval may change."
     ),
@@ -631,6 +681,22 @@ def has_shared_times(data_type: DataType) -> bool:
 
 GAPLESS_KEYS = frozenset(spec.key for spec in _ROWS if spec.gapless)
 """Key columns whose jumps show missing rows."""
+
+
+def archived_spans(key: SeriesKey, listing: ListingSpans) -> ListingSpans:
+    """Return the spans of days that the archive can have: the symbol's listing, while the type is published.
+
+    Args:
+        listing: Spans of the symbol. If they are not known, only the end of a type limits the days.
+    """
+    spec = SPECS.get((key.market, key.data_type))
+    if spec is None or (spec.begins, spec.ended) == (None, None) or not (listing.spans or spec.ended):
+        return listing
+    begins, ended = spec.begins or ARCHIVE_BEGINS, spec.ended or date.max
+    cut = [(max(first, begins), min(last or date.max, ended)) for first, last in listing.spans or ((begins, None),)]
+    spans = tuple((first, None if last == date.max else last) for first, last in cut if first <= last)
+    # Without spans nothing would be known, so a span without days means that there are none.
+    return ListingSpans(spans or ((ended + clock.DAY, ended) if spec.ended else (begins, begins - clock.DAY),))
 
 
 def archive_day(key: SeriesKey, day: date) -> date:

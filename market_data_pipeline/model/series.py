@@ -45,6 +45,8 @@ class DataType(StrEnum):
     """Open interest and long/short ratios of futures, every five minutes."""
     BOOK_DEPTH = "bookDepth"
     """Depth of the order book of futures in bands around the price, about every 30 seconds."""
+    LIQUIDATION_SNAPSHOT = "liquidationSnapshot"
+    """Forced orders of futures, at most one a second. Binance ended it in 2024."""
     FUNDING_RATE = "fundingRate"
     """Funding of perpetual futures, every 1 to 8 hours."""
     TRADE_PROFILE = "tradeProfile"
@@ -64,6 +66,9 @@ class DataType(StrEnum):
 _OF_CANDLES = frozenset(
     {DataType.KLINES, DataType.MARK_PRICE_KLINES, DataType.INDEX_PRICE_KLINES, DataType.PREMIUM_INDEX_KLINES}
 )
+_OTHER_TREES = {(Market.UM, DataType.LIQUIDATION_SNAPSHOT): "data3"}
+"""Trees of the bucket besides ``data`` with types of their own. They have daily zips only."""
+
 _OF_PAIRS = frozenset({DataType.INDEX_PRICE_KLINES})
 
 
@@ -181,6 +186,8 @@ class SeriesKey:
         Args:
             cadence: ``daily`` or ``monthly``.
         """
+        if (tree := _OTHER_TREES.get((self.market, self.data_type))) is not None:
+            return f"{tree}/{self.data_type}/{self.archive_symbol}/"
         parts = ("data", self.market.archive_folder, cadence, self.data_type, self.archive_symbol, self.interval)
         return "/".join(filter(None, parts)) + "/"
 

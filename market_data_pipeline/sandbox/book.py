@@ -1,4 +1,4 @@
-"""Generate snapshots of the depth of the order book from a seed. Other types do not belong here (``rows.py``)."""
+"""Generate the depth of the order book, and forced orders, from a seed. Other types do not belong here."""
 
 from __future__ import annotations
 
@@ -48,3 +48,28 @@ def book_depth_rows(symbol: GeneratedSymbol, seed: int, day: date, now_us: int) 
         rows += [*reversed(sides[0]), *sides[1]]
         after += random.randint(24, 37) * _SECOND_US
     return TextRows(DataType.BOOK_DEPTH, rows)
+
+
+def liquidation_rows(symbol: GeneratedSymbol, seed: int, day: date, now_us: int) -> TextRows:
+    """Return the forced orders of a day up to now, at most one per second. In um, each row is repeated.
+
+    Args:
+        symbol: A listed symbol.
+        seed: Selects one of many histories.
+        day: A day on which the symbol is listed.
+        now_us: The current time in microseconds since 1970 (UTC).
+    """
+    random = Random(f"{seed}/{symbol.market}/{symbol.symbol}/forced/{day}")  # noqa: S311 - not for cryptography
+    start, (opens, closes) = day_start_us(day), trading_hours_us(symbol, day)
+    mean = price_at_midnight(symbol, seed, day) / 10**symbol.price_decimals
+    rows = []
+    seconds = random.sample(range(opens // _SECOND_US, closes // _SECOND_US), k=random.randint(10, 60))
+    for second in sorted(seconds):
+        at = start + second * _SECOND_US + random.randrange(1_000) * 1_000
+        price, quantity = mean * random.uniform(0.97, 1.03), random.randint(1, 5_000) / 1_000
+        shown = f"{quantity:.3f}"
+        row = [str(at), random.choice(("BUY", "SELL")), "LIMIT", "IOC", shown, f"{price:.2f}", f"{price * 0.999:.2f}"]
+        rows.append([*row, "FILLED", shown, shown])
+    kept = [row for row in rows if int(row[0]) <= now_us]
+    twice = 2 if symbol.market is Market.UM else 1
+    return TextRows(DataType.LIQUIDATION_SNAPSHOT, [row for row in kept for _ in range(twice)])

@@ -5,7 +5,9 @@ The sandbox has its own facts, apart from the pipeline's table, so that a wrong 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
 
 from market_data_pipeline.model.series import DataType, Market
 
@@ -26,6 +28,8 @@ class Form:
         ids: True if its first column is an id.
         texts: True if its archive has times as text.
         unordered: True if the rows of its archive are in no order.
+        other_trees: Markets that have it in another tree of the bucket than ``data``.
+        ended: Last day by market, if Binance no longer publishes it.
     """
 
     header: str
@@ -37,6 +41,8 @@ class Form:
     ids: bool = False
     texts: bool = False
     unordered: bool = False
+    other_trees: tuple[Market, ...] = ()
+    ended: Mapping[Market, date] = field(default_factory=dict)
 
 
 KLINES_HEADER = (
@@ -71,6 +77,17 @@ FORMS: dict[DataType, Form] = {
     DataType.BOOK_DEPTH: Form(
         "timestamp,percentage,depth,notional", (0,), ("daily",), _FUTURES, value=2, amount=2, texts=True
     ),
+    DataType.LIQUIDATION_SNAPSHOT: Form(
+        "time,side,order_type,time_in_force,original_quantity,price,average_price,order_status,last_fill_quantity,"
+        "accumulated_fill_quantity",
+        (0,),
+        ("daily",),
+        (Market.CM,),
+        value=5,
+        amount=4,
+        other_trees=(Market.UM,),
+        ended={Market.UM: date(2024, 3, 31), Market.CM: date(2024, 10, 14)},
+    ),
     DataType.FUNDING_RATE: Form(
         "calc_time,funding_interval_hours,last_funding_rate", (0,), ("monthly",), _FUTURES, value=2, amount=2
     ),
@@ -80,6 +97,11 @@ FORMS: dict[DataType, Form] = {
 
 PRICES = (DataType.MARK_PRICE_KLINES, DataType.INDEX_PRICE_KLINES, DataType.PREMIUM_INDEX_KLINES)
 """Data types of candles without trades."""
+
+
+def last_day(market: Market, data_type: DataType) -> date:
+    """Return the last day of a type in the archive. It is far in the future if Binance publishes it."""
+    return FORMS[data_type].ended.get(market, date.max)
 
 
 def types_in(market: Market, cadence: str) -> list[DataType]:

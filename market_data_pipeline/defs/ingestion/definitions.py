@@ -198,7 +198,7 @@ _COLUMNS: Mapping[str, str] = {
     "qty": "Quantity, for cm in contracts.",
     "quote_qty": "Value in the quote asset.",
     "base_qty": "Quantity in the base asset.",
-    "time": "Time of the trade (UTC).",
+    "time": "Time of the trade, or of the forced order (UTC).",
     "create_time": "Start of the period of five minutes (UTC).",
     "sum_open_interest": "Open interest at the end of the period, in the base asset, for cm in contracts.",
     "sum_open_interest_value": "The same as a value in the quote asset, for cm in the base asset.",
@@ -210,6 +210,14 @@ _COLUMNS: Mapping[str, str] = {
     "percentage": "Edge of the band in percent of the price. Negative bands are bids.",
     "depth": "Quantity between the price and the edge, in the base asset, for cm in contracts.",
     "notional": "The same as a value in the quote asset, for cm in the base asset.",
+    "side": "SELL: a long position was liquidated. BUY: a short one.",
+    "order_type": "Type of the order.",
+    "time_in_force": "Time in force of the order.",
+    "original_quantity": "Ordered quantity, for cm in contracts.",
+    "average_price": "Average price of its fills.",
+    "order_status": "Status of the order.",
+    "last_fill_quantity": "Quantity of its last fill.",
+    "accumulated_fill_quantity": "Filled quantity.",
     "calc_time": "Time of the funding (UTC), some milliseconds late.",
     "funding_interval_hours": "Hours between two fundings. REST does not have it: there, the hours since the last one.",
     "last_funding_rate": "Funding rate. Longs pay shorts if it is positive.",
@@ -232,6 +240,7 @@ _SQL_TYPES: Mapping[ColumnKind, str] = {
     "float": "DOUBLE",
     "bool": "BOOLEAN",
     "word": "VARCHAR",
+    "text": "VARCHAR",
 }
 
 
