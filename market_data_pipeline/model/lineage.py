@@ -27,13 +27,29 @@ def source_of(key: SeriesKey) -> SeriesKey:
     return SeriesKey(key.exchange, key.market, DataType.KLINES, key.symbol, "1m")
 
 
+def sources_of(key: SeriesKey) -> tuple[SeriesKey, ...]:
+    """Return the series from which klines can be rebuilt, the most exact one first.
+
+    Single trades show the price and side of each trade, so they go before aggTrades.
+
+    >>> from market_data_pipeline.model.series import EXCHANGE, Market
+    >>> minutes = SeriesKey(EXCHANGE, Market.UM, DataType.KLINES, "BTCUSDT", "1m")
+    >>> [str(source.data_type) for source in sources_of(minutes)]
+    ['trades', 'aggTrades']
+    """
+    source = source_of(key)
+    if source.data_type is not DataType.AGG_TRADES:
+        return (source,)
+    return (SeriesKey(key.exchange, key.market, DataType.TRADES, key.symbol), source)
+
+
 def profile_of(key: SeriesKey) -> SeriesKey:
     """Return the tradeProfile of an aggTrades series. It is the inverse of :func:`source_of`."""
     return SeriesKey(key.exchange, key.market, DataType.TRADE_PROFILE, key.symbol)
 
 
 def comparable(keys: Iterable[SeriesKey]) -> list[SeriesKey]:
-    """Return the klines whose source is also among ``keys``, in the given order.
+    """Return the klines with a source among ``keys``, in the given order.
 
     >>> from market_data_pipeline.model.series import EXCHANGE, Market
     >>> hours, minutes = (SeriesKey(EXCHANGE, Market.UM, DataType.KLINES, "BTCUSDT", one) for one in ("1h", "1m"))
@@ -42,4 +58,4 @@ def comparable(keys: Iterable[SeriesKey]) -> list[SeriesKey]:
     """
     keys = list(keys)
     there = set(keys)
-    return [key for key in keys if key.data_type is DataType.KLINES and source_of(key) in there]
+    return [key for key in keys if key.data_type is DataType.KLINES and not there.isdisjoint(sources_of(key))]
