@@ -221,6 +221,17 @@ def _frozen(times: Ints, bands: npt.NDArray[np.float64], values: npt.NDArray[np.
     return frozen
 
 
+def _book_ticker(_key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
+    names = ("best_bid_price", "best_bid_qty", "best_ask_price", "best_ask_qty")
+    bid, bid_quantity, ask, ask_quantity = values = np.stack([floats(table, name) for name in names])
+    yield "finite", ERROR, np.any(~np.isfinite(values), axis=0), "a price or quantity is not a number."
+    yield "negative", ERROR, np.any(values < 0, axis=0), "a price or quantity is negative."
+    two_sided = (bid_quantity > 0) & (ask_quantity > 0)
+    yield "crossed", WARN, two_sided & (bid > ask), "the best bid is above the best ask."
+    backwards = np.r_[False, np.diff(ints(table, "transaction_time")) < 0]
+    yield "time_order", INFO, backwards, "the time is earlier than that of the previous change."
+
+
 def _liquidations(key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
     original, price, average, last, filled = np.stack(
         [floats(table, column.name) for column in spec_of(key).columns if column.kind == "float"]
@@ -243,6 +254,7 @@ _RULES: Mapping[DataType, Callable[[SeriesKey, pa.Table], Iterator[_Rule]]] = {
     DataType.PREMIUM_INDEX_KLINES: _price_klines,
     DataType.METRICS: _metrics,
     DataType.BOOK_DEPTH: _book_depth,
+    DataType.BOOK_TICKER: _book_ticker,
     DataType.LIQUIDATION_SNAPSHOT: _liquidations,
     DataType.FUNDING_RATE: _funding_rate,
 }

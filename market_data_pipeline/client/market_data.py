@@ -286,6 +286,26 @@ class MarketData:
         wanted = wanted_of(DataType.BOOK_DEPTH, symbols, None, start, end, market, columns)
         return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
 
+    def book_ticker(
+        self,
+        symbols: str | Iterable[str],
+        start: Moment,
+        end: Moment | None = None,
+        *,
+        market: str = "um",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "warn",
+    ) -> StoredRows:
+        """Return each change of the best bid and ask of futures by ``transaction_time``, from 2023-05-16 on.
+
+        A day has up to ten million rows. Binance ended them on 2024-03-30 (um) and 2024-10-15 (cm), so later days are
+        not missing. Arguments and errors are those of :meth:`metrics`.
+        """
+        wanted = wanted_of(DataType.BOOK_TICKER, symbols, None, start, end, market, columns)
+        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+
     def liquidation_snapshot(
         self,
         symbols: str | Iterable[str],

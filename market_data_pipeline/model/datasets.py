@@ -403,6 +403,29 @@ def _book_depth(market: Market) -> Spec:
     )
 
 
+def _book_ticker(market: Market, ended: date) -> Spec:
+    prices = ("best_bid_price", "best_bid_qty", "best_ask_price", "best_ask_qty")
+    return Spec(
+        market,
+        DataType.BOOK_TICKER,
+        (
+            Column("update_id", "int"),
+            *(Column(name, "float") for name in prices),
+            Column("transaction_time", "time"),
+            Column("event_time", "time"),
+        ),
+        "update_id",
+        "transaction_time",
+        RestEndpoint("", 500, 1),
+        False,
+        prices,
+        ("update_id", "transaction_time", "event_time"),
+        "zstd",
+        begins=date(2023, 5, 16),
+        ended=ended,
+    )
+
+
 def _liquidations(market: Market, ended: date) -> Spec:
     """Return the spec of forced orders. Rows have no id, so all columns together are the key."""
     texts = ("side", "order_type", "time_in_force", "order_status")
@@ -497,6 +520,8 @@ _ROWS = (
     _metrics(Market.CM, RestEndpoint("", 500, 1)),
     _book_depth(Market.UM),
     _book_depth(Market.CM),
+    _book_ticker(Market.UM, date(2024, 3, 30)),
+    _book_ticker(Market.CM, date(2024, 10, 15)),
     _liquidations(Market.UM, date(2024, 3, 31)),
     _liquidations(Market.CM, date(2024, 10, 14)),
     _funding_rate(Market.UM, "/fapi/v1/fundingRate"),
@@ -604,6 +629,10 @@ WORDS: dict[DataType, Words] = {
         "bookDepth",
         "Depth of the order book of {symbol} from Binance {market}, one row per snapshot and band around the price.",
         "snapshots",
+    ),
+    DataType.BOOK_TICKER: Words(
+        "bookTicker",
+        "Best bid and ask of {symbol} from Binance {market}, one row per change. Binance ended this type in 2024.",
     ),
     DataType.LIQUIDATION_SNAPSHOT: Words(
         "liquidationSnapshot",

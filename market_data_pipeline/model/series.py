@@ -45,6 +45,8 @@ class DataType(StrEnum):
     """Open interest and long/short ratios of futures, every five minutes."""
     BOOK_DEPTH = "bookDepth"
     """Depth of the order book of futures in bands around the price, about every 30 seconds."""
+    BOOK_TICKER = "bookTicker"
+    """Each change of the best bid and ask of futures. Binance ended it in 2024."""
     LIQUIDATION_SNAPSHOT = "liquidationSnapshot"
     """Forced orders of futures, at most one a second. Binance ended it in 2024."""
     FUNDING_RATE = "fundingRate"

@@ -73,3 +73,26 @@ def liquidation_rows(symbol: GeneratedSymbol, seed: int, day: date, now_us: int)
     kept = [row for row in rows if int(row[0]) <= now_us]
     twice = 2 if symbol.market is Market.UM else 1
     return TextRows(DataType.LIQUIDATION_SNAPSHOT, [row for row in kept for _ in range(twice)])
+
+
+def book_ticker_rows(symbol: GeneratedSymbol, seed: int, day: date, now_us: int) -> TextRows:
+    """Return changes of the best bid and ask of a day up to now, some seconds apart.
+
+    Args:
+        symbol: A listed symbol.
+        seed: Selects one of many histories.
+        day: A day on which the symbol is listed.
+        now_us: The current time in microseconds since 1970 (UTC).
+    """
+    random = Random(f"{seed}/{symbol.market}/{symbol.symbol}/ticker/{day}")  # noqa: S311 - not for cryptography
+    start, (opens, closes) = day_start_us(day), trading_hours_us(symbol, day)
+    tick, bid = 10.0**-symbol.price_decimals, price_at_midnight(symbol, seed, day) / 10**symbol.price_decimals
+    after, update, rows = opens, day.toordinal() * 1_000_000, []
+    while (after := after + random.randint(1, 20_000) * 1_000) < closes and start + after <= now_us:
+        update += random.randint(1, 40)
+        bid = max(bid + random.randint(-3, 3) * tick, tick)
+        prices = [f"{price:.{symbol.price_decimals}f}" for price in (bid, bid + tick)]
+        quantities = [f"{random.randint(1, 9_999) / 1_000:.3f}" for _ in prices]
+        event = start + after + random.randint(0, 9) * 1_000
+        rows.append([str(update), prices[0], quantities[0], prices[1], quantities[1], str(start + after), str(event)])
+    return TextRows(DataType.BOOK_TICKER, rows)

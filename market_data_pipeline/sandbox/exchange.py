@@ -21,7 +21,7 @@ import numpy as np
 from market_data_pipeline.clock import day_start_us
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey, interval_us, intervals_of
-from market_data_pipeline.sandbox.book import book_depth_rows, liquidation_rows
+from market_data_pipeline.sandbox.book import book_depth_rows, book_ticker_rows, liquidation_rows
 from market_data_pipeline.sandbox.cache import Cache
 from market_data_pipeline.sandbox.damage import (
     damaged_zip,
@@ -84,6 +84,7 @@ _WITHOUT_TRADES: Mapping[DataType, Callable[[GeneratedSymbol, int, date, int], R
     DataType.FUNDING_RATE: funding_rows,
     DataType.METRICS: metrics_rows,
     DataType.BOOK_DEPTH: book_depth_rows,
+    DataType.BOOK_TICKER: book_ticker_rows,
     DataType.LIQUIDATION_SNAPSHOT: liquidation_rows,
 }
 """Generators of types that do not follow from trades."""
@@ -92,6 +93,7 @@ _ESTIMATES = {
     DataType.FUNDING_RATE: 900,
     DataType.METRICS: 11_000,
     DataType.BOOK_DEPTH: 500_000,
+    DataType.BOOK_TICKER: 150_000,
     DataType.LIQUIDATION_SNAPSHOT: 5_000,
 }
 """Bytes of zips whose size does not depend on the trades of a symbol."""

@@ -77,6 +77,15 @@ FORMS: dict[DataType, Form] = {
     DataType.BOOK_DEPTH: Form(
         "timestamp,percentage,depth,notional", (0,), ("daily",), _FUTURES, value=2, amount=2, texts=True
     ),
+    DataType.BOOK_TICKER: Form(
+        "update_id,best_bid_price,best_bid_qty,best_ask_price,best_ask_qty,transaction_time,event_time",
+        (5, 6),
+        markets=_FUTURES,
+        value=1,
+        amount=2,
+        ids=True,
+        ended={Market.UM: date(2024, 3, 30), Market.CM: date(2024, 10, 15)},
+    ),
     DataType.LIQUIDATION_SNAPSHOT: Form(
         "time,side,order_type,time_in_force,original_quantity,price,average_price,order_status,last_fill_quantity,"
         "accumulated_fill_quantity",
