@@ -85,6 +85,8 @@ collect:
     symbols: [ETHUSDT]
     fundingRate: {from: 2026-03-02}
     metrics: {from: 2026-03-03}
+    trades: {from: 2026-03-03}
+    bookDepth: {from: 2026-03-03}
     markPriceKlines: {intervals: [1h], from: 2026-03-03}
     indexPriceKlines: {intervals: [1h], from: 2026-03-03}
 """
@@ -119,7 +121,8 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         wanted |= {klines(symbol, "1m", "um"): spot[1:4] for symbol in ("BTCUSDT", "ETHUSDT")}
         wanted |= {agg_trades("BTCUSDT"): spot[2:4]}
         wanted |= {SeriesKey(EXCHANGE, Market.UM, DataType.FUNDING_RATE, "ETHUSDT"): spot[1:4]}
-        wanted |= {SeriesKey(EXCHANGE, Market.UM, DataType.METRICS, "ETHUSDT"): spot[2:3]}
+        for one_day in (DataType.METRICS, DataType.TRADES, DataType.BOOK_DEPTH):
+            wanted |= {SeriesKey(EXCHANGE, Market.UM, one_day, "ETHUSDT"): spot[2:3]}
         for prices in (DataType.MARK_PRICE_KLINES, DataType.INDEX_PRICE_KLINES):
             wanted |= {SeriesKey(EXCHANGE, Market.UM, prices, "ETHUSDT", "1h"): spot[2:4]}
         report = run_ingest(world.settings, wanted, profiles=True, coverage=True)

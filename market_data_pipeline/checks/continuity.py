@@ -40,17 +40,18 @@ class Break:
 def continuity(key: SeriesKey, rows: Mapping[date, DayRecord], today: date) -> tuple[Break, ...]:
     """Return the midnights at which a day does not continue where the previous day ended.
 
-    The next candle is one interval later, and the next aggregated trade has the next id. Only final days are compared,
-    because the last rows of a provisional day may still come.
+    The next candle is one interval later, and the next trade has the next id, or a later one if ids have holes. Only
+    final days are compared, because the last rows of a provisional day may still come.
 
     Args:
         key: The series, as Binance publishes it.
         rows: Its ledger, by day.
         today: The current UTC day, which is skipped.
     """
-    if spec_of(key).slots is not None:  # the gaps check of each day covers its midnights
+    spec = spec_of(key)
+    if spec.slots is not None:  # the gaps check of each day covers its midnights
         return ()
-    step = key.step
+    step, has_holes = key.step, key.interval is None and not spec.gapless
     breaks: list[Break] = []
     for day, row in sorted(rows.items()):
         before = rows.get(day - clock.DAY)
@@ -60,7 +61,7 @@ def continuity(key: SeriesKey, rows: Mapping[date, DayRecord], today: date) -> t
             continue
         # A candle off the grid covers parts of two slots. The next candle may begin in the second slot or after it.
         expected = -(-(before.last_key + step) // step) * step if key.interval else before.last_key + step
-        if not before.last_key < row.first_key < expected + step:
+        if not before.last_key < row.first_key or not (has_holes or row.first_key < expected + step):
             breaks.append(Break(day, expected, row.first_key))
     return tuple(breaks)
 

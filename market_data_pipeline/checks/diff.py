@@ -79,7 +79,7 @@ def difference(before: pa.Table, after: pa.Table, spec: Spec, as_text: Callable[
     in microseconds. Floats may differ by 1e-9 of their size.
     """
     old, new = ints(before, spec.key), ints(after, spec.key)
-    common, at_old, at_new = np.intersect1d(old, new, assume_unique=True, return_indices=True)
+    common, at_old, at_new, uneven = _pairs(old, new)
     differs: dict[str, _Mask] = {}
     values: dict[str, tuple[_Values, _Values]] = {}
     for column in spec.columns:
@@ -95,11 +95,26 @@ def difference(before: pa.Table, after: pa.Table, spec: Spec, as_text: Callable[
         )
         examples.append(f"{as_text(int(common[at]))} {pairs}")
     return DayDiff(
-        added=np.setdiff1d(new, old, assume_unique=True),
-        removed=np.setdiff1d(old, new, assume_unique=True),
-        changed=common[changed],
+        added=np.setdiff1d(new, old),
+        removed=np.setdiff1d(old, new),
+        changed=np.union1d(common[changed], uneven),
         examples=tuple(examples),
     )
+
+
+def _pairs(old: Ints, new: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+    """Return pairs of rows with one key: the keys, and the rows' numbers in both versions.
+
+    The rows of a key that has several are paired in order. The last array has the keys whose numbers of rows differ.
+    """
+    before, after = (np.unique(keys, return_index=True, return_counts=True) for keys in (old, new))
+    _, of_old, of_new = np.intersect1d(before[0], after[0], assume_unique=True, return_indices=True)
+    even = before[2][of_old] == after[2][of_new]
+    sizes = before[2][of_old][even]
+    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    at_old = np.repeat(before[1][of_old][even], sizes) + within
+    at_new = np.repeat(after[1][of_new][even], sizes) + within
+    return old[at_old], at_old, at_new, before[0][of_old][~even]
 
 
 def key_format(key: SeriesKey) -> Callable[[int], str]:

@@ -136,23 +136,21 @@ def flat_candles(table: pa.Table) -> Ints:
     return times
 
 
-def missing_ids(table: pa.Table) -> list[tuple[int, int]]:
-    """Return the runs of missing agg_trade_ids between the first and the last id. Both ends are included."""
-    ids = ints(table, "agg_trade_id")
+def missing_ids(ids: Ints) -> list[tuple[int, int]]:
+    """Return the runs of missing ids between the first and the last id. Both ends are included."""
     if len(ids) == 0 or ids[-1] - ids[0] == len(ids) - 1:  # nearly every day; ids ascend
         return []
     jumps = np.flatnonzero(np.diff(ids) > 1)
     return [(int(ids[at]) + 1, int(ids[at + 1]) - 1) for at in jumps]
 
 
-def seems_cut(table: pa.Table, day: date) -> bool:
-    """Return True if a day of aggTrades ends so early that its archive may be truncated.
+def seems_cut(times: Ints, day: date) -> bool:
+    """Return True if a day of trades ends so early that its archive may be truncated.
 
     All archives of 2021-12-14 are (at 09:29). The ids of the day itself do not show it; those of the next day do, if
     that day is stored. A day seems truncated if the pause until midnight is longer than ten minutes and longer than
     five times the longest pause between its trades.
     """
-    times = ints(table, "transact_time")
     if len(times) < 2:
         return False  # nothing to compare with
     until_midnight = clock.day_start_us(day) + clock.US_PER_DAY - int(times[-1])

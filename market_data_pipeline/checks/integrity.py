@@ -44,7 +44,7 @@ def check_integrity(key: SeriesKey, table: pa.Table) -> list[Finding]:
     keys, findings = ints(table, spec_of(key).key), []
     for rule, severity, wrong, text in _RULES[key.data_type](key, table):
         if count := int(wrong.sum()):
-            ranges = key_ranges(keys[wrong], key.step)
+            ranges = key_ranges(np.unique(keys[wrong]), key.step)
             findings.append(integrity_finding(rule, severity, count, f"{count} of {len(keys)} rows: {text}", ranges))
     return findings
 
@@ -162,6 +162,16 @@ def _agg_trades(_key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
     yield "time_order", INFO, backwards, "the time is earlier than that of the previous trade."
 
 
+def _trades(_key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
+    price, quantity = floats(table, "price"), floats(table, "qty")
+    value = floats(table, next(name for name in ("quote_qty", "base_qty") if name in table.column_names))
+    finite = np.isfinite(price) & np.isfinite(quantity) & np.isfinite(value)
+    yield "finite", ERROR, ~finite, "price, quantity or value is not a number."
+    yield "positive", ERROR, ~((price > 0) & (quantity > 0) & (value >= 0)), "price or quantity is not positive."
+    backwards = np.r_[False, np.diff(ints(table, "time")) < 0]
+    yield "time_order", INFO, backwards, "the time is earlier than that of the previous trade."
+
+
 def _funding_rate(_key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
     times, hours = ints(table, "calc_time"), ints(table, "funding_interval_hours")
     close = np.r_[np.diff(times) < _HOUR_US // 2, False]
@@ -184,17 +194,74 @@ def _metrics(key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
     yield "blank", INFO, np.any(blank, axis=0), "Binance left a value out. It is NULL."
 
 
+def _book_depth(_key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
+    times, bands = ints(table, "timestamp"), floats(table, "percentage")
+    values = np.stack([floats(table, name) for name in ("depth", "notional")])
+    yield "finite", ERROR, ~(np.isfinite(bands) & np.isfinite(values).all(axis=0)), "a value is not a number."
+    yield "negative", ERROR, np.any(values < 0, axis=0), "a depth or its value is negative."
+    _, first, of, count = np.unique(times, return_index=True, return_inverse=True, return_counts=True)
+    odd = ~np.isin(count, _BANDS)[of] | (np.add.reduceat(np.sign(bands), first) != 0)[of]
+    yield "bands", WARN, odd, "the snapshot does not have ten or twelve bands, half of them on each side."
+    nearer = np.r_[False, (np.diff(times) == 0) & (np.sign(bands[1:]) == np.sign(bands[:-1]))]
+    growing = np.r_[0.0, np.diff(values[0])] * np.sign(bands)
+    yield "cumulative", WARN, nearer & (growing < 0), "the depth of the band is less than that of a nearer band."
+    yield "frozen", ERROR, _frozen(times, bands, values), "the band has the same depth and value for an hour or longer."
+
+
+def _frozen(times: Ints, bands: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> Mask:
+    """Return a mask of the rows in runs of a band that do not change for an hour."""
+    frozen = np.zeros(len(times), dtype=bool)
+    for band in np.unique(bands):
+        rows = np.flatnonzero(bands == band)
+        begins = np.flatnonzero(np.r_[True, np.any(np.diff(values[:, rows], axis=1) != 0, axis=0)])
+        ends = np.r_[begins[1:], len(rows)] - 1
+        for begin, end in zip(begins, ends, strict=True):
+            if times[rows[end]] - times[rows[begin]] >= _HOUR_US:
+                frozen[rows[begin : end + 1]] = True
+    return frozen
+
+
+def _book_ticker(_key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
+    names = ("best_bid_price", "best_bid_qty", "best_ask_price", "best_ask_qty")
+    bid, bid_quantity, ask, ask_quantity = values = np.stack([floats(table, name) for name in names])
+    yield "finite", ERROR, np.any(~np.isfinite(values), axis=0), "a price or quantity is not a number."
+    yield "negative", ERROR, np.any(values < 0, axis=0), "a price or quantity is negative."
+    two_sided = (bid_quantity > 0) & (ask_quantity > 0)
+    yield "crossed", WARN, two_sided & (bid > ask), "the best bid is above the best ask."
+    backwards = np.r_[False, np.diff(ints(table, "transaction_time")) < 0]
+    yield "time_order", INFO, backwards, "the time is earlier than that of the previous change."
+
+
+def _liquidations(key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
+    original, price, average, last, filled = np.stack(
+        [floats(table, column.name) for column in spec_of(key).columns if column.kind == "float"]
+    )
+    finite = np.isfinite(original) & np.isfinite(price) & np.isfinite(average) & np.isfinite(last) & np.isfinite(filled)
+    yield "finite", ERROR, ~finite, "a value is not a number."
+    positive = (original > 0) & (price > 0) & (average >= 0) & (last >= 0) & (filled >= 0)
+    yield "positive", ERROR, ~positive, "price or quantity is not positive."
+    sides = np.array([side in ("BUY", "SELL") for side in table.column("side").to_pylist()], dtype=bool)
+    yield "side", ERROR, ~sides, "the side is neither BUY nor SELL."
+    yield "overfilled", WARN, _above(filled, original), "more was filled than ordered."
+
+
 _RULES: Mapping[DataType, Callable[[SeriesKey, pa.Table], Iterator[_Rule]]] = {
     DataType.KLINES: _klines,
     DataType.AGG_TRADES: _agg_trades,
+    DataType.TRADES: _trades,
     DataType.MARK_PRICE_KLINES: _price_klines,
     DataType.INDEX_PRICE_KLINES: _price_klines,
     DataType.PREMIUM_INDEX_KLINES: _price_klines,
     DataType.METRICS: _metrics,
+    DataType.BOOK_DEPTH: _book_depth,
+    DataType.BOOK_TICKER: _book_ticker,
+    DataType.LIQUIDATION_SNAPSHOT: _liquidations,
     DataType.FUNDING_RATE: _funding_rate,
 }
 
 _HOUR_US = 3_600_000_000
+_BANDS = (10, 12)
+"""Bands of a snapshot: 1 to 5 % on both sides, and 0.2 % since 2026-01-15."""
 _LONGEST_INTERVAL = 24
 
 

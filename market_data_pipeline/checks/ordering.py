@@ -57,6 +57,8 @@ def in_order(table: pa.Table, spec: Spec) -> tuple[pa.Table, list[Finding], KeyC
         The table, the findings, and the first conflict between different rows with one key. With a conflict the table
         is useless. None means no conflict.
     """
+    if spec.also:
+        return _in_order_of_several(table, spec)
     keys = ints(table, spec.key)
     steps = np.diff(keys)
     if len(keys) == 0 or steps.min(initial=1) > 0:
@@ -81,6 +83,30 @@ def in_order(table: pa.Table, spec: Spec) -> tuple[pa.Table, list[Finding], KeyC
         ranges = key_ranges(np.unique(keys[repeated]), 1)
         findings.append(integrity_finding("duplicates", Severity.WARN, len(repeated), message, ranges))
     return table, findings, None
+
+
+def _in_order_of_several(table: pa.Table, spec: Spec) -> tuple[pa.Table, list[Finding], KeyConflict | None]:
+    """Do the same for a key of several columns. Only the order of the first one counts as a fault."""
+    keys, findings = ints(table, spec.key), list[Finding]()
+    backwards = int((np.diff(keys) < 0).sum())
+    if backwards:
+        message = f"Rows were not in the order of {spec.key} at {backwards} places. They were sorted."
+        severity = Severity.INFO if spec.unordered else Severity.WARN
+        findings.append(integrity_finding("order", severity, backwards, message))
+    table = table.sort_by([(name, "ascending") for name in (spec.key, *spec.also)]).combine_chunks()
+    repeated = np.diff(ints(table, spec.key)) == 0
+    for name in spec.also:
+        repeated &= _equal(table.column(name).slice(1), table.column(name).slice(0, table.num_rows - 1))
+    again = np.flatnonzero(repeated)
+    if not len(again):
+        return table, findings, None
+    keys = ints(table, spec.key)
+    if (conflict := _conflict(table, keys, again)) is not None:
+        return table, findings, conflict
+    message = f"{len(again)} rows were exact duplicates in the file. Each row was stored once."
+    ranges = key_ranges(np.unique(keys[again]), 1)
+    findings.append(integrity_finding("duplicates", Severity.WARN, len(again), message, ranges))
+    return table.filter(pa.array(np.r_[True, ~repeated])), findings, None
 
 
 def _conflict(table: pa.Table, keys: Ints, repeated: Ints) -> KeyConflict | None:

@@ -37,6 +37,8 @@ def missing_slots(key: SeriesKey, table: pa.Table, day: date, known_until_us: in
     slots = spec.slots
     if slots is None or table.num_rows == 0:
         return np.zeros(0, dtype=np.int64)
+    if slots.step is not None and slots.longest is not None:
+        return _missing_in_pauses(slots.step, slots.longest, ints(table, spec.time), day, known_until_us, listing)
     if slots.step is not None:
         return _missing_of_grid(slots.step, ints(table, spec.time), day, known_until_us, listing)
     tolerance = _tolerance_us(slots)
@@ -70,6 +72,20 @@ def _missing_of_grid(step: timedelta, times: Ints, day: date, known_until_us: in
     if any(last == day for _, last in listing.spans):
         missing = missing[missing < times[-1]]
     return missing
+
+
+def _missing_in_pauses(
+    step: timedelta, longest: timedelta, times: Ints, day: date, known_until_us: int, listing: ListingSpans
+) -> Ints:
+    """Return times at which rows should be in the pauses of a day that are too long, one for each step."""
+    every, most = (int(span.total_seconds() * 1e6) for span in (step, longest))
+    start = clock.day_start_us(day)
+    begins = [] if any(first == day for first, _ in listing.spans) else [start - every]
+    ends = [] if any(last == day for _, last in listing.spans) else [min(start + clock.US_PER_DAY, known_until_us)]
+    edges = np.concatenate((begins, np.unique(times), ends)).astype(np.int64)
+    pauses = np.flatnonzero(np.diff(edges) > most)
+    due = [np.arange(edges[at] + every, edges[at + 1] - every // 2, every, dtype=np.int64) for at in pauses]
+    return np.concatenate(due) if due else np.zeros(0, dtype=np.int64)
 
 
 def _before(first: int, step: int, start: int) -> Ints:

@@ -252,8 +252,9 @@ def classify_trades(
     archived: bool,
     asked: Sequence[AnsweredIds] = (),
     cut: bool = False,
+    what: str = "aggregated trades",
 ) -> list[Finding]:
-    """Return the verdicts on the agg_trade_ids of a day that are missing or gap-filled.
+    """Return the verdicts on the ids of a day that are missing or gap-filled.
 
     Args:
         missing: Runs of missing ids, both ends included.
@@ -261,26 +262,25 @@ def classify_trades(
         archived: True if the day comes from its archive, False if it comes from REST so far.
         asked: REST's answers for all or some of the missing ids.
         cut: True if later trades were not fetched, because the run had spent its REST weight for aggTrades.
+        what: The counted rows.
     """
     findings = []
     if len(healed):
         healed_ranges = key_ranges(healed, 1)
-        findings.append(
-            verdict_finding(Ground(Verdict.HEALED, "REST has them"), "aggregated trades", len(healed), healed_ranges)
-        )
+        findings.append(verdict_finding(Ground(Verdict.HEALED, "REST has them"), what, len(healed), healed_ranges))
     found: dict[Ground, list[Range]] = {}
     for first, last in missing:
         for a, b, answer in pieces(first, last, asked):
             found.setdefault(_ground_of_ids(archived, answer), []).append(Range(first=a, last=b, count=b - a + 1))
     for ground, ranges in found.items():
         count = sum(range_.count for range_ in ranges)
-        findings.append(verdict_finding(ground, "aggregated trades", count, ranges))
+        findings.append(verdict_finding(ground, what, count, ranges))
     if cut:
         text = (
             "The next run or the archive will add later trades of this day. The run had spent its REST weight for "
             "aggTrades (MARKET_DATA_REST_TRADES_WEIGHT)."
         )
-        later = verdict_finding(Ground(Verdict.UNPUBLISHED, CUT, Basis.WEIGHT_SPENT), "aggregated trades", 0, ())
+        later = verdict_finding(Ground(Verdict.UNPUBLISHED, CUT, Basis.WEIGHT_SPENT), what, 0, ())
         findings.append(later.model_copy(update={"message": text}))
     return findings
 

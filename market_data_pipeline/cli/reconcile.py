@@ -35,10 +35,12 @@ Found = Mapping[SeriesKey, Sequence[DayReconciled]]
 def reconcile(what: Selection, again: bool, as_json: bool) -> None:
     """Compare klines with their trades.
 
-    Klines of 1s and 1m are rebuilt from aggTrades, longer intervals from klines of 1m, for each day that is stored on
-    both sides. Prices and numbers of trades must be equal, volumes within 1e-9. Some differences are no fault, e.g.
-    because Binance leaves trades of the insurance fund out of aggTrades. The output has the reason. Nothing is
-    downloaded. Unchanged days are not compared again. Dagster records the result as the check `reconciliation`.
+    Klines of 1s and 1m are rebuilt from trades, or from aggTrades where trades are not stored. Longer intervals are
+    rebuilt from klines of 1m, or without them from the longest stored interval that divides theirs. A day is compared
+    that is stored on both sides. Prices and numbers of trades must be equal, volumes within 1e-9. Some differences are
+    no fault, e.g. because Binance leaves trades of the insurance fund out of aggTrades. The output has the reason.
+    Nothing is downloaded. Unchanged days are not compared again. Dagster records the result as the check
+    `reconciliation`.
 
     Exit code 1 if candles differ for no known reason, or some could not be compared.
 
@@ -71,7 +73,10 @@ def reconcile(what: Selection, again: bool, as_json: bool) -> None:
 
 def _chosen(universe: Universe, what: Selection) -> list[SeriesKey]:
     there = comparable(universe.series())
-    advice = "1s and 1m are compared where aggTrades of the symbol are collected, longer intervals where 1m is."
+    advice = (
+        "1s and 1m are compared where trades or aggTrades of a symbol are collected, longer intervals where 1m or an "
+        "interval that divides theirs is."
+    )
     if not there:
         raise UsageError(f"{universe.path} has no klines that can be compared with anything. {advice}")
     return series_among(there, what, str(universe.path), advice)

@@ -108,7 +108,7 @@ def _sums(days: Sequence[tuple[SeriesKey, DayRecord, Sequence[DayDefect]]]) -> I
 
 
 def _noun(key: SeriesKey) -> str:
-    return {DataType.KLINES: "candle", DataType.AGG_TRADES: "trade"}.get(key.data_type, "row")
+    return {DataType.KLINES: "candle", DataType.AGG_TRADES: "trade", DataType.TRADES: "trade"}.get(key.data_type, "row")
 
 
 def _said(key: SeriesKey, faults: Sequence[DayDefect]) -> str:

@@ -23,7 +23,7 @@ from market_data_pipeline.errors import GapError, GapWarning, UsageError
 from market_data_pipeline.lake.day_records import rows_on_record, sound_among
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import day_files_between, known_series
-from market_data_pipeline.model.datasets import keyed_by_time
+from market_data_pipeline.model.datasets import archived_spans, keyed_by_time
 from market_data_pipeline.model.day import DAMAGED, FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.model.findings import Finding, Severity, Verdict
 from market_data_pipeline.model.series import INTERVALS, DataType, ListingSpans, SeriesKey
@@ -143,7 +143,7 @@ def gaps_in(
         doubtful = sorted(set(days) - sound_among(layout, key, on_disk))
         if not doubtful:
             continue
-        listing = listings().get((key.market, key.symbol), ListingSpans())
+        listing = archived_spans(key, listings().get((key.market, key.symbol), ListingSpans()))
         in_doubt = {day: on_disk[day] for day in doubtful if day in on_disk}
         rows = rows_on_record(layout, key, in_doubt, doubtful[0], doubtful[-1], only=doubtful)
         for day in doubtful:

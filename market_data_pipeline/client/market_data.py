@@ -181,6 +181,26 @@ class MarketData:
         wanted = wanted_of(DataType.AGG_TRADES, symbols, None, start, end, market, columns)
         return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
 
+    def trades(
+        self,
+        symbols: str | Iterable[str],
+        start: Moment,
+        end: Moment | None = None,
+        *,
+        market: str = "spot",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "warn",
+    ) -> StoredRows:
+        """Return single trades by ``time``, ordered by symbol and ``id``.
+
+        Ids of futures have holes, because Binance does not publish trades of the insurance fund. Rows come from the
+        archive alone, a day later. Arguments and errors are those of :meth:`agg_trades`.
+        """
+        wanted = wanted_of(DataType.TRADES, symbols, None, start, end, market, columns)
+        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+
     def mark_price_klines(
         self,
         symbols: str | Iterable[str],
@@ -285,6 +305,66 @@ class MarketData:
             GapError: With ``on_gap="raise"``, rows are missing without an explanation.
         """
         wanted = wanted_of(DataType.METRICS, symbols, None, start, end, market, columns)
+        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+
+    def book_depth(
+        self,
+        symbols: str | Iterable[str],
+        start: Moment,
+        end: Moment | None = None,
+        *,
+        market: str = "um",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "warn",
+    ) -> StoredRows:
+        """Return the depth of the order book of futures in bands around the price, by ``timestamp``.
+
+        A snapshot comes about every 30 seconds and has ten rows, or twelve since 2026-01-15. Rows come from the archive
+        alone, a day later. Arguments and errors are those of :meth:`metrics`.
+        """
+        wanted = wanted_of(DataType.BOOK_DEPTH, symbols, None, start, end, market, columns)
+        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+
+    def book_ticker(
+        self,
+        symbols: str | Iterable[str],
+        start: Moment,
+        end: Moment | None = None,
+        *,
+        market: str = "um",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "warn",
+    ) -> StoredRows:
+        """Return each change of the best bid and ask of futures by ``transaction_time``, from 2023-05-16 on.
+
+        A day has up to ten million rows. Binance ended them on 2024-03-30 (um) and 2024-10-15 (cm), so later days are
+        not missing. Arguments and errors are those of :meth:`metrics`.
+        """
+        wanted = wanted_of(DataType.BOOK_TICKER, symbols, None, start, end, market, columns)
+        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+
+    def liquidation_snapshot(
+        self,
+        symbols: str | Iterable[str],
+        start: Moment,
+        end: Moment | None = None,
+        *,
+        market: str = "um",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "warn",
+    ) -> StoredRows:
+        """Return forced orders of futures by ``time``, at most one per second, from 2023-06-25 on.
+
+        Binance ended them on 2024-03-31 (um) and 2024-10-14 (cm), so later days are not missing. Arguments and errors
+        are those of :meth:`metrics`.
+        """
+        wanted = wanted_of(DataType.LIQUIDATION_SNAPSHOT, symbols, None, start, end, market, columns)
         return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
 
     def funding_rate(

@@ -21,6 +21,7 @@ from market_data_pipeline.errors import DamagedFileError, MarketDataError, Usage
 from market_data_pipeline.lake import partitions, reader
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import faults
+from market_data_pipeline.model.datasets import has_shared_times
 from market_data_pipeline.model.day import DayFile
 from market_data_pipeline.model.schema import may_be_null
 from market_data_pipeline.model.series import DataType
@@ -163,8 +164,8 @@ class StoredRows(Result):
             (24, 2)
         """
         wanted = self._wanted
-        if wanted.data_type is DataType.AGG_TRADES:
-            raise UsageError("Several aggTrades can share a time, so they have no wide form. Use df().")
+        if has_shared_times(wanted.data_type):
+            raise UsageError(f"Several {wanted.data_type} can share a time, so they have no wide form. Use df().")
         time = reader.time_column(wanted.data_type)
         labels = (*reader.labels_of(wanted.data_type), time)
         values = [name for name in wanted.schema.names if name not in labels]

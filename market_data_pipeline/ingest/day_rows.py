@@ -14,7 +14,7 @@ import pyarrow as pa
 from market_data_pipeline import clock
 from market_data_pipeline.checks.ordering import Ints, ints
 from market_data_pipeline.checks.verdicts import AnsweredIds, answered_ids
-from market_data_pipeline.model.datasets import Spec
+from market_data_pipeline.model.datasets import GAPLESS_KEYS, Spec
 from market_data_pipeline.model.findings import HISTORY, Basis, Finding, RestAnswer
 from market_data_pipeline.model.outcomes import Action
 from market_data_pipeline.model.provenance import Part, Provenance, Source
@@ -54,7 +54,9 @@ class DayRows:
     def of_file(cls, record: Provenance, table: pa.Table, downloaded: int = 0) -> Self:
         """Build from a stored file, to continue from it. Leave out findings that can be recomputed."""
         over = clock.day_start_us(record.day) + clock.US_PER_DAY
-        asked = answered_ids(record.findings) if "agg_trade_id" in table.column_names and record.final else ()
+        asked: tuple[AnsweredIds, ...] = ()
+        if record.final and not GAPLESS_KEYS.isdisjoint(table.column_names):
+            asked = answered_ids(record.findings)
         return cls(
             table=table,
             parts=record.parts,

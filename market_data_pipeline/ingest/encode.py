@@ -31,7 +31,7 @@ from market_data_pipeline.errors import ConflictError, MalformedError
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.parquet import EncodingAhead, encode_table, read_encoded
-from market_data_pipeline.model.datasets import expected_rows, meaning_change, spec_of
+from market_data_pipeline.model.datasets import WORDS, expected_rows, meaning_change, spec_of
 from market_data_pipeline.model.findings import FLAT_FILLED, OFF_GRID, Finding, Severity, ranges_of
 from market_data_pipeline.model.provenance import ChecksumStatus, Part, Provenance, Source
 from market_data_pipeline.model.schema import lake_schema
@@ -210,7 +210,9 @@ def may_need_rest(key: SeriesKey, day: date, rows: DayRows, listing: ListingSpan
     if spec_of(key).slots is not None:
         return len(missing_slots(key, rows.table, day, rows.known_until_us, listing)) > 0
     if key.interval is None:
-        return bool(missing_ids(rows.table)) or seems_cut(rows.table, day)
+        spec = spec_of(key)
+        cut = spec.gapless and seems_cut(ints(rows.table, spec.time), day)
+        return cut or (spec.gapless and bool(missing_ids(ints(rows.table, spec.key))))
     if len(off_grid(ints(rows.table, "open_time"), interval_us(key.interval))):
         return True
     return len(missing_candles(key, rows.table, day, rows.known_until_us, listing, rows.reach_us)) > 0
@@ -248,13 +250,18 @@ def _record(key: SeriesKey, day: date, rows: DayRows, findings: tuple[Finding, .
 
 
 def _gaps(key: SeriesKey, day: date, rows: DayRows, listing: ListingSpans, trades: TradeRecord | None) -> list[Finding]:
-    filled_keys = rows.gap_filled(spec_of(key))
-    if spec_of(key).slots is not None:
+    spec = spec_of(key)
+    filled_keys = rows.gap_filled(spec)
+    if spec.slots is not None:
         due = missing_slots(key, rows.table, day, rows.known_until_us, listing)
-        return classify_slots(due, filled_keys, archived=rows.of_archive, rest=rows.rest)
+        what = WORDS[key.data_type].rows
+        return classify_slots(due, filled_keys, archived=rows.of_archive, rest=rows.rest, what=what)
     if key.interval is None:
-        missing = [*rows.before, *missing_ids(rows.table)]
-        return classify_trades(missing, filled_keys, archived=rows.of_archive, asked=rows.asked_ids, cut=rows.cut)
+        missing = [*rows.before, *missing_ids(ints(rows.table, spec.key))] if spec.gapless else []
+        what = WORDS[key.data_type].rows
+        return classify_trades(
+            missing, filled_keys, archived=rows.of_archive, asked=rows.asked_ids, cut=rows.cut, what=what
+        )
     missing_rows = missing_candles(key, rows.table, day, rows.known_until_us, listing, rows.reach_us)
     flat = flat_candles(rows.table)
     filled = filled_keys[within(filled_keys, ranges_of(rows.findings, FLAT_FILLED))]

@@ -21,7 +21,7 @@ from market_data_pipeline.checks.verdicts import Ground, verdict_finding
 from market_data_pipeline.errors import AbsentError, BeyondReachError, RestAnswerError, SourceError, UnpublishedError
 from market_data_pipeline.ingest.day_rows import DayRows, joined
 from market_data_pipeline.ingest.gap_fill import GapFiller
-from market_data_pipeline.model.datasets import shows_trades, spec_of
+from market_data_pipeline.model.datasets import WORDS, shows_trades, spec_of
 from market_data_pipeline.model.findings import Finding, RestAnswer, Verdict
 from market_data_pipeline.model.needs import pause_ended
 from market_data_pipeline.model.outcomes import Action
@@ -137,8 +137,10 @@ class RestDays:
             return NoRows(Action.EMPTY)
         if self._before_listing(day):
             return NoRows(Action.NOT_LISTED)
+        if shows_trades(self.key) and (untraded := self._untraded_day(day)) is not None:
+            return untraded
         why = f"REST of {self.key.market} has no {self.key.data_type}"
-        if day < clock.today() - _LATEST_ARCHIVE:
+        if day < clock.today() - _LATEST_ARCHIVE or spec_of(self.key).ended is not None:
             raise _with_archive_answer(AbsentError(why))
         raise _with_archive_answer(UnpublishedError(f"{why}. The archive will have the day"))
 
@@ -217,8 +219,7 @@ class RestDays:
         evidence = f"the archive has {of_day}, and REST has {nothing}"
         times = expected_open_times(self.key, day) if self.key.interval else None
         ranges = () if times is None else key_ranges(times, interval_us(self.key.interval or ""))
-        without_times = "aggregated trades" if spec.slots is None else "rows"
-        what, count = (without_times, 0) if times is None else ("candles", len(times))
+        what, count = (WORDS[self.key.data_type].rows, 0) if times is None else ("candles", len(times))
         return NoRows(
             Action.EMPTY,
             (verdict_finding(Ground(Verdict.OUTAGE, evidence, rest=RestAnswer(answered=True)), what, count, ranges),),

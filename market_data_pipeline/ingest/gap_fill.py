@@ -72,7 +72,9 @@ class GapFiller:
         """Fill the gaps of an archive day with rows that REST has."""
         if spec_of(self.key).slots is not None:
             return fill_slots(self.key, day, rows, self.listing, self._of_time, self.filled_in)
-        return self._trades(day, rows) if self.key.interval is None else self._candles(day, rows)
+        if self.key.interval is not None:
+            return self._candles(day, rows)
+        return self._trades(day, rows) if spec_of(self.key).gapless else rows
 
     # --- days from REST alone ---------------------------------------------------------------------------------------
 
@@ -84,11 +86,11 @@ class GapFiller:
             margin = int(slots.tolerance.total_seconds() * 1e6)
             return Gaps([(int(due[0]) - margin, int(due[-1]) + margin)], int(due[-1])) if len(due) else None
         if self.key.interval is None:
-            lacking = missing_ids(stored.table)
+            ids, times = (ints(stored.table, name) for name in (spec_of(self.key).key, spec_of(self.key).time))
+            lacking = missing_ids(ids)
             if not lacking:
                 return None
-            after = np.searchsorted(ints(stored.table, "agg_trade_id"), lacking[-1][1])
-            return Gaps(lacking[:_MOST_RANGES], int(ints(stored.table, "transact_time")[after]))
+            return Gaps(lacking[:_MOST_RANGES], int(times[np.searchsorted(ids, lacking[-1][1])]))
         step, page = interval_us(self.key.interval), spec_of(self.key).rest.page
         newest = int(ints(stored.table, "open_time")[-1])
         candles = missing_candles(self.key, stored.table, day, newest, self.listing, stored.reach_us).inside
@@ -104,7 +106,7 @@ class GapFiller:
                 if spec_of(self.key).slots is not None:
                     answer = without_near(self.key, _of_day(self._of_time(first, last + 1), day, self.key), rows.table)
                 elif self.key.interval is None:
-                    around = _around(rows.table, first, last)
+                    around = _around(rows.table, spec_of(self.key), first, last)
                     answer = _of_day(self.rest().agg_trades_of_ids(self.key, first, last, around), day, self.key)
                 else:
                     answer = self._klines(first, last)
@@ -192,9 +194,10 @@ class GapFiller:
     # --- trades -------------------------------------------------------------------------------------------------
 
     def _trades(self, day: date, rows: DayRows) -> DayRows:
-        missing = missing_ids(rows.table)
+        spec = spec_of(self.key)
+        missing = missing_ids(ints(rows.table, spec.key))
         rows = self._ids(day, rows, missing) if missing else rows
-        return self._rest_of_day(day, rows) if rows.cut or seems_cut(rows.table, day) else rows
+        return self._rest_of_day(day, rows) if rows.cut or seems_cut(ints(rows.table, spec.time), day) else rows
 
     def _ids(self, day: date, rows: DayRows, missing: Sequence[tuple[int, int]]) -> DayRows:
         """Fill missing ids of a day with trades that REST has and that belong to the day."""
@@ -206,7 +209,7 @@ class GapFiller:
                 AnsweredIds(to_request[_MOST_RANGES][0], missing[-1][1], RestAnswer(answered=False, reason=why))
             )
         for first, last in to_request[:_MOST_RANGES]:
-            answer = self.of_ids(first, last, _around(rows.table, first, last))
+            answer = self.of_ids(first, last, _around(rows.table, spec_of(self.key), first, last))
             mine, elsewhere = answer.of_day(day, self.key)
             rows = self.filled_in(rows, mine)
             asked += (*answer.missing, *elsewhere)
@@ -226,7 +229,7 @@ class GapFiller:
             answer = self.rest().agg_trades_of_ids(self.key, first, last, between_us)
         except SourceError as error:
             return IdsResult(None, (AnsweredIds(first, last, answer_of(error)),), str(error))
-        had = ints(answer.table, "agg_trade_id")
+        had = ints(answer.table, spec_of(self.key).key)
         until = last if not answer.cut else int(had[-1]) if len(had) else first - 1
         served = (int(had[0]) if len(had) else until + 1) if answer.beyond else first
         missing = [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in missing_between(served, until, had)]
@@ -240,15 +243,16 @@ class GapFiller:
 
     def _rest_of_day(self, day: date, rows: DayRows) -> DayRows:
         start = clock.day_start_us(day)
-        last = int(ints(rows.table, "agg_trade_id")[-1])
+        spec = spec_of(self.key)
+        last = int(ints(rows.table, spec.key)[-1])
         try:
-            since = int(ints(rows.table, "transact_time")[-1])
+            since = int(ints(rows.table, spec.time)[-1])
             answer = self.rest().agg_trades(self.key, start, start + clock.US_PER_DAY, last + 1, since)
         except SourceError as error:
             # The day only seems truncated. If it is, the next day's first id shows it (see ``midnight.py``).
             logger.info("%s %s: cannot check for a truncated archive: %s", self.key, day, error)
             return rows
-        had = ints(answer.table, "agg_trade_id")
+        had = ints(answer.table, spec.key)
         until = int(had[-1]) if len(had) else last
         missing = [AnsweredIds(*ids, RestAnswer(answered=True)) for ids in missing_between(last + 1, until, had)]
         return replace(self.filled_in(rows, answer), cut=answer.cut, asked_ids=(*rows.asked_ids, *missing))
@@ -323,9 +327,9 @@ def _split_answered(
     return answered, to_request
 
 
-def _around(table: pa.Table, first: int, last: int) -> tuple[int, int]:
+def _around(table: pa.Table, spec: Spec, first: int, last: int) -> tuple[int, int]:
     """Return the times of the trades before and after a run of ids (microseconds UTC). The table must have both."""
-    keys, times = ints(table, "agg_trade_id"), ints(table, "transact_time")
+    keys, times = ints(table, spec.key), ints(table, spec.time)
     return int(times[np.searchsorted(keys, first) - 1]), int(times[np.searchsorted(keys, last, "right")])
 
 
@@ -419,7 +423,7 @@ def without_duplicates(key: SeriesKey, before: pa.Table, rows: DayRows) -> DayRo
     stay = len(repeated) == rows.table.num_rows
     message = (
         f"All {len(repeated)} trades of this day also appear in the previous day. They stay in both days. "
-        "Deduplicate on `agg_trade_id`."
+        f"Deduplicate on `{spec.key}`."
         if stay
         else f"{len(repeated)} trades also appear in the previous day. Only the previous day has them now."
     )

@@ -85,7 +85,8 @@ class Midnight:
         if self.day_store.key.interval is not None:
             return self._reach(first, second, later)
         if second.first_key > first.last_key + 1:
-            return self._fill(ours, second.day, first.last_key + 1, second.first_key - 1)
+            gapless = spec_of(self.day_store.key).gapless
+            return self._fill(ours, second.day, first.last_key + 1, second.first_key - 1) if gapless else {}
         if later is None:
             return {}
         is_next = second.first_key == first.last_key + 1
@@ -117,7 +118,7 @@ class Midnight:
                     continue
                 mine, elsewhere = answer.of_day(day, self.day_store.key)
                 filled = self.gap_filler.filled_in(rows, mine)
-                ids = ints(filled.table, "agg_trade_id")
+                ids = ints(filled.table, spec_of(self.day_store.key).key)
                 if day == later:
                     before = missing_between(first, min(last, int(ids[0]) - 1), ids[:0])
                     inside = [one for one in rows.asked_ids if one.first > last]
@@ -136,16 +137,16 @@ class Midnight:
 
     def _around(self, later: date) -> tuple[int, int] | None:
         """Return the times of the last trade before and the first one after midnight. None if REST has no age limit."""
-        if spec_of(self.day_store.key).rest.reach is None:
+        spec = spec_of(self.day_store.key)
+        if spec.rest.reach is None:
             return None
         try:
             before, after = (
-                read_day(self.day_store.layout, self.day_store.key, day, ["transact_time"])
-                for day in (later - _DAY, later)
+                read_day(self.day_store.layout, self.day_store.key, day, [spec.time]) for day in (later - _DAY, later)
             )
         except DamagedFileError:
             return None
-        return int(ints(before, "transact_time")[-1]), int(ints(after, "transact_time")[0])
+        return int(ints(before, spec.time)[-1]), int(ints(after, spec.time)[0])
 
     def _drop_outdated(self, outcome: DayOutcome) -> DayOutcome:
         """Drop outdated findings about missing trades before a day that now follows the previous one directly."""

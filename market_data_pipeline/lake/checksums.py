@@ -102,6 +102,7 @@ class _Verifier:
         schema = lake_schema(key.market, key.data_type)
         self._schemas = schema, may_be_null(schema)
         self._key = None if key.data_type is DataType.TRADE_PROFILE else spec_of(key).key
+        self._step = 1 if self._key is None or not spec_of(key).also else 0
         self._file: _File | None = None
 
     def verify(self, stored: DayFile) -> DayVerification:
@@ -178,8 +179,8 @@ class _Verifier:
                 return f"{self._key} is missing in a row"
             # Arrow's own conversion to numpy imports pandas first.
             keys = np.frombuffer(b"".join(_bytes_of(chunk) for chunk in column.chunks), np.int64)
-            if not (keys[1:] > keys[:-1]).all():
-                return f"{self._key} is not strictly ascending"
+            if not (keys[1:] >= keys[:-1] + self._step).all():
+                return f"{self._key} is not {'strictly ' * self._step}ascending"
             if keys.size and (keys[0], keys[-1]) != (record.first_key, record.last_key):
                 return f"the first or last {self._key} differs"
         return None if content_sha256(table) == record.content_sha256 else "the sha256 of its values differs"
@@ -221,8 +222,8 @@ def content_sha256(table: pa.Table) -> str:
     """Return the SHA-256 of a table's values, independent of their encoding in a file.
 
     Columns are hashed one after another, in the table's order: the name, a zero byte, then the values as little-endian
-    int64 (integers and times in µs), float64 or one byte per boolean. Label columns (symbol, interval) are the same in
-    every row and are hashed once, as text.
+    int64 (integers and times in µs), float64, one byte per boolean, or UTF-8 with a zero byte after each text. Label
+    columns (symbol, interval) are the same in every row and are hashed once, as text.
     """
     digest = hashlib.sha256()
     if table.num_rows > _ROWS_AT_ONCE:
@@ -260,6 +261,8 @@ def _label_of(chunks: Sequence[pa.DictionaryArray[Any, Any]]) -> bytes:
 def _bytes_of(values: pa.Array[Any]) -> pa.Buffer | memoryview:
     """Return a column's values in the form that :func:`content_sha256` hashes. Labels are not supported."""
     kind, rows = values.type, len(values)
+    if pa.types.is_string(kind):
+        return memoryview("".join(f"{value}\0" for value in values.to_pylist()).encode())
     if pa.types.is_boolean(kind):
         values = values.cast(pa.uint8())
         kind = values.type

@@ -18,6 +18,7 @@ from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import CHECKS_DO_NOT_PASS, MAY_NEED_FETCH, Ledger
+from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.day import NOT_LISTED
 from market_data_pipeline.model.lineage import profile_of
 from market_data_pipeline.model.needs import NeedKind, is_still_unlisted, needs, profile_is_due, reach_of
@@ -60,9 +61,13 @@ def recent_days(at: datetime, count: int, universe: Universe, layout: Layout) ->
 
 
 def growing_day(at: datetime, universe: Universe) -> list[tuple[date, list[SeriesKey]]]:
-    """Return the day of the hour that just ended: today, or yesterday within the first hour after midnight."""
+    """Return the day of the hour that just ended: today, or yesterday within the first hour after midnight.
+
+    Types that REST does not serve are left out, because their archive comes after the day.
+    """
     day = (at - HOUR).date()
-    return [(day, [key for key in universe.series() if _collected(universe, key, day)])]
+    served = (key for key in universe.series() if spec_of(key).rest.path)
+    return [(day, [key for key in served if _collected(universe, key, day)])]
 
 
 def days_to_repair(at: datetime, universe: Universe, layout: Layout) -> dict[SeriesKey, list[date]]:

@@ -10,13 +10,13 @@ from datetime import date, timedelta
 from typing import Literal
 
 from market_data_pipeline import clock
-from market_data_pipeline.model.series import INTERVALS, DataType, Market, SeriesKey
+from market_data_pipeline.model.series import INTERVALS, DataType, ListingSpans, Market, SeriesKey
 
 MOST_PAGES = 200
 """Most pages of one listing, which is 200,000 keys. A folder of daily files has eight pages after ten years."""
 
 Compression = Literal["zstd", "lz4"]
-ColumnKind = Literal["time", "day", "int", "float", "bool", "word", "ignore"]
+ColumnKind = Literal["time", "day", "int", "float", "bool", "word", "text", "ignore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +93,14 @@ class Slots:
         most_a_day: Most rows of a day.
         hours: Column with the hours until the next row. A change of it is a fact, not a gap.
         step: Fixed distance of the rows, if no column has it.
+        longest: Longest regular pause, if the distance of rows is only about ``step``.
     """
 
     tolerance: timedelta
     most_a_day: int
     hours: str = ""
     step: timedelta | None = None
+    longest: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ class Spec:
 
     Attributes:
         columns: Columns of the CSV in order.
-        key: Column by which rows are unique and ordered.
+        key: Column by which rows are ordered, and unique unless ``also`` names further columns.
         time: Column that assigns a row to its day.
         monthly: True if a monthly zip may replace daily ones. False for aggTrades: a month is a gigabyte, and saves
             only 30 requests among 30 big downloads.
@@ -147,6 +149,10 @@ class Spec:
         closes_months: True if the days of a past month become one file. Candles would be many small files otherwise.
         unordered: True if the archive's rows are in no order, which is then no fault.
         signed: True if values may be negative.
+        gapless: True if the key is an id without holes, so that a jump shows missing rows.
+        also: Further columns of the key, if several rows share the first one.
+        begins: First day in the archive of any symbol, if the type is younger than its market.
+        ended: Last day in the archive, if Binance no longer publishes the type. No later day is missing.
     """
 
     market: Market
@@ -164,6 +170,10 @@ class Spec:
     closes_months: bool = False
     unordered: bool = False
     signed: bool = False
+    gapless: bool = False
+    also: tuple[str, ...] = ()
+    begins: date | None = None
+    ended: date | None = None
 
 
 def _kline_columns(quote: str) -> tuple[Column, ...]:
@@ -254,6 +264,39 @@ def _agg_trades(market: Market, columns: tuple[Column, ...], rest: RestEndpoint)
         dictionary,
         delta,
         "zstd",
+        gapless=True,
+    )
+
+
+def _trades(market: Market, weight: int) -> Spec:
+    """Return the spec of single trades.
+
+    REST serves them only to users with a key, so they come from the archive alone. Ids of futures have holes: trades
+    of the insurance fund and of auto-deleveraging are not published.
+    """
+    spot = market is Market.SPOT
+    value = "base" if MARKETS[market].inverse else "quote"
+    columns = (
+        Column("id", "int", "id"),
+        Column("price", "float", "price"),
+        Column("qty", "float", "qty"),
+        Column(f"{value}_qty", "float", f"{value}Qty"),
+        Column("time", "time", "time"),
+        Column("is_buyer_maker", "bool", "isBuyerMaker"),
+        *([Column("is_best_match", "bool", "isBestMatch")] if spot else []),
+    )
+    return Spec(
+        market,
+        DataType.TRADES,
+        columns,
+        "id",
+        "time",
+        RestEndpoint("", 1000, weight),
+        False,
+        ("qty",),
+        ("id", "time"),
+        "zstd",
+        gapless=spot,
     )
 
 
@@ -314,6 +357,7 @@ def _metrics(market: Market, rest: RestEndpoint) -> Spec:
         slots=Slots(timedelta(0), 288, step=_FIVE_MINUTES),
         closes_months=True,
         unordered=True,
+        begins=date(2020, 9, 1),
     )
 
 
@@ -332,6 +376,92 @@ _METRICS_REST = RestEndpoint(
     ),
     budget="statistics",
 )
+
+
+def _book_depth(market: Market) -> Spec:
+    return Spec(
+        market,
+        DataType.BOOK_DEPTH,
+        (
+            Column("timestamp", "time", text=True),
+            Column("percentage", "float"),
+            Column("depth", "float"),
+            Column("notional", "float"),
+        ),
+        "timestamp",
+        "timestamp",
+        RestEndpoint("", 500, 1),
+        False,
+        ("percentage",),
+        ("timestamp",),
+        "zstd",
+        slots=Slots(
+            timedelta(seconds=15), 3_600 * 12, step=timedelta(seconds=30), longest=timedelta(minutes=2)
+        ),  # distances of 24 to 37 seconds are regular
+        also=("percentage",),
+        begins=date(2023, 1, 1),
+    )
+
+
+def _book_ticker(market: Market, ended: date) -> Spec:
+    prices = ("best_bid_price", "best_bid_qty", "best_ask_price", "best_ask_qty")
+    return Spec(
+        market,
+        DataType.BOOK_TICKER,
+        (
+            Column("update_id", "int"),
+            *(Column(name, "float") for name in prices),
+            Column("transaction_time", "time"),
+            Column("event_time", "time"),
+        ),
+        "update_id",
+        "transaction_time",
+        RestEndpoint("", 500, 1),
+        False,
+        prices,
+        ("update_id", "transaction_time", "event_time"),
+        "zstd",
+        begins=date(2023, 5, 16),
+        ended=ended,
+    )
+
+
+def _liquidations(market: Market, ended: date) -> Spec:
+    """Return the spec of forced orders. Rows have no id, so all columns together are the key."""
+    texts = ("side", "order_type", "time_in_force", "order_status")
+    columns = (
+        Column("time", "time"),
+        *(
+            Column(name, "text" if name in texts else "float")
+            for name in (
+                "side",
+                "order_type",
+                "time_in_force",
+                "original_quantity",
+                "price",
+                "average_price",
+                "order_status",
+                "last_fill_quantity",
+                "accumulated_fill_quantity",
+            )
+        ),
+    )
+    return Spec(
+        market,
+        DataType.LIQUIDATION_SNAPSHOT,
+        columns,
+        "time",
+        "time",
+        RestEndpoint("", 500, 1),
+        False,
+        texts,
+        ("time",),
+        "zstd",
+        unordered=True,
+        also=tuple(column.name for column in columns[1:]),
+        begins=date(2023, 6, 25),
+        ended=ended,
+    )
 
 
 _HOUR = timedelta(hours=1)
@@ -357,6 +487,9 @@ _ROWS = (
         _AGG_TRADE_COLUMNS,
         RestEndpoint("/dapi/v1/aggTrades", 1000, 20, max_span=_HOUR, reach=24 * _HOUR),
     ),
+    _trades(Market.SPOT, 25),
+    _trades(Market.UM, 20),
+    _trades(Market.CM, 20),
     *(
         _price_klines(
             DataType.MARK_PRICE_KLINES,
@@ -385,6 +518,12 @@ _ROWS = (
     _metrics(Market.UM, _METRICS_REST),
     # REST of cm takes a pair and a type of contract, and has no taker ratio. So cm comes from the archive alone.
     _metrics(Market.CM, RestEndpoint("", 500, 1)),
+    _book_depth(Market.UM),
+    _book_depth(Market.CM),
+    _book_ticker(Market.UM, date(2024, 3, 30)),
+    _book_ticker(Market.CM, date(2024, 10, 15)),
+    _liquidations(Market.UM, date(2024, 3, 31)),
+    _liquidations(Market.CM, date(2024, 10, 14)),
     _funding_rate(Market.UM, "/fapi/v1/fundingRate"),
     _funding_rate(Market.CM, "/dapi/v1/fundingRate"),
 )
@@ -458,17 +597,22 @@ class Words:
     Attributes:
         suffix: Word after the symbol in an asset's name, without ``_``. Empty if the interval is enough.
         headline: First line of an asset's description, with ``{symbol}``, ``{interval}`` and ``{market}``.
+        rows: Word for its rows in messages.
     """
 
     suffix: str
     headline: str
+    rows: str = "rows"
 
 
 WORDS: dict[DataType, Words] = {
     DataType.KLINES: Words("", "Candles of {symbol} every {interval} from Binance {market}, one row per candle."),
     DataType.AGG_TRADES: Words(
-        "aggTrades", "Aggregated trades of {symbol} from Binance {market}, one row per order, price and time."
+        "aggTrades",
+        "Aggregated trades of {symbol} from Binance {market}, one row per order, price and time.",
+        "aggregated trades",
     ),
+    DataType.TRADES: Words("trades", "Trades of {symbol} from Binance {market}, one row per trade.", "trades"),
     DataType.MARK_PRICE_KLINES: Words(
         "markPrice", "Candles of the mark price of {symbol} every {interval} from Binance {market}."
     ),
@@ -480,6 +624,19 @@ WORDS: dict[DataType, Words] = {
     ),
     DataType.METRICS: Words(
         "metrics", "Open interest and long/short ratios of {symbol} from Binance {market}, one row per five minutes."
+    ),
+    DataType.BOOK_DEPTH: Words(
+        "bookDepth",
+        "Depth of the order book of {symbol} from Binance {market}, one row per snapshot and band around the price.",
+        "snapshots",
+    ),
+    DataType.BOOK_TICKER: Words(
+        "bookTicker",
+        "Best bid and ask of {symbol} from Binance {market}, one row per change. Binance ended this type in 2024.",
+    ),
+    DataType.LIQUIDATION_SNAPSHOT: Words(
+        "liquidationSnapshot",
+        "Forced orders of {symbol} from Binance {market}, at most one per second. Binance ended this type in 2024.",
     ),
     DataType.FUNDING_RATE: Words(
         "fundingRate", "Funding rates of {symbol} from Binance {market}, one row per payment. The interval may change."
@@ -518,7 +675,8 @@ def lake_columns(market: Market, data_type: DataType) -> tuple[Column, ...]:
 
 def shows_trades(key: SeriesKey) -> bool:
     """Return True if rows of a series show if something was traded: trades, or candles with a volume."""
-    return any(column.name in ("volume", "quantity") and column.kind != "ignore" for column in spec_of(key).columns)
+    names = {column.name for column in spec_of(key).columns if column.kind != "ignore"}
+    return not names.isdisjoint(("volume", "quantity", "qty"))
 
 
 def monthly_may_replace(key: SeriesKey) -> bool:
@@ -540,6 +698,34 @@ _KEYED_BY_ID = frozenset(spec.data_type for spec in _ROWS if spec.key != spec.ti
 def keyed_by_time(data_type: DataType) -> bool:
     """Return True if the key of a row is its time. Keys of aggTrades are ids."""
     return data_type not in _KEYED_BY_ID
+
+
+_SHARING_TIMES = _KEYED_BY_ID | {spec.data_type for spec in _ROWS if spec.also}
+
+
+def has_shared_times(data_type: DataType) -> bool:
+    """Return True if several rows of a symbol may have the same time."""
+    return data_type in _SHARING_TIMES
+
+
+GAPLESS_KEYS = frozenset(spec.key for spec in _ROWS if spec.gapless)
+"""Key columns whose jumps show missing rows."""
+
+
+def archived_spans(key: SeriesKey, listing: ListingSpans) -> ListingSpans:
+    """Return the spans of days that the archive can have: the symbol's listing, while the type is published.
+
+    Args:
+        listing: Spans of the symbol. If they are not known, only the end of a type limits the days.
+    """
+    spec = SPECS.get((key.market, key.data_type))
+    if spec is None or (spec.begins, spec.ended) == (None, None) or not (listing.spans or spec.ended):
+        return listing
+    begins, ended = spec.begins or ARCHIVE_BEGINS, spec.ended or date.max
+    cut = [(max(first, begins), min(last or date.max, ended)) for first, last in listing.spans or ((begins, None),)]
+    spans = tuple((first, None if last == date.max else last) for first, last in cut if first <= last)
+    # Without spans nothing would be known, so a span without days means that there are none.
+    return ListingSpans(spans or ((ended + clock.DAY, ended) if spec.ended else (begins, begins - clock.DAY),))
 
 
 def archive_day(key: SeriesKey, day: date) -> date:

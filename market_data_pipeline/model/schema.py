@@ -25,6 +25,7 @@ ARROW_TYPES: Mapping[ColumnKind, pa.DataType] = {
     "float": pa.float64(),
     "bool": pa.bool_(),
     "word": WORD,
+    "text": pa.string(),
 }
 
 

@@ -33,6 +33,8 @@ class DataType(StrEnum):
 
     KLINES = "klines"
     AGG_TRADES = "aggTrades"
+    TRADES = "trades"
+    """Single trades. aggTrades join the trades of one order, price and time."""
     MARK_PRICE_KLINES = "markPriceKlines"
     """Candles of the mark price of futures, by which positions are liquidated."""
     INDEX_PRICE_KLINES = "indexPriceKlines"
@@ -41,6 +43,12 @@ class DataType(StrEnum):
     """Candles of the premium of perpetual futures over the index, as a ratio. It may be negative."""
     METRICS = "metrics"
     """Open interest and long/short ratios of futures, every five minutes."""
+    BOOK_DEPTH = "bookDepth"
+    """Depth of the order book of futures in bands around the price, about every 30 seconds."""
+    BOOK_TICKER = "bookTicker"
+    """Each change of the best bid and ask of futures. Binance ended it in 2024."""
+    LIQUIDATION_SNAPSHOT = "liquidationSnapshot"
+    """Forced orders of futures, at most one a second. Binance ended it in 2024."""
     FUNDING_RATE = "fundingRate"
     """Funding of perpetual futures, every 1 to 8 hours."""
     TRADE_PROFILE = "tradeProfile"
@@ -60,6 +68,9 @@ class DataType(StrEnum):
 _OF_CANDLES = frozenset(
     {DataType.KLINES, DataType.MARK_PRICE_KLINES, DataType.INDEX_PRICE_KLINES, DataType.PREMIUM_INDEX_KLINES}
 )
+_OTHER_TREES = {(Market.UM, DataType.LIQUIDATION_SNAPSHOT): "data3"}
+"""Trees of the bucket besides ``data`` with types of their own. They have daily zips only."""
+
 _OF_PAIRS = frozenset({DataType.INDEX_PRICE_KLINES})
 
 
@@ -177,6 +188,8 @@ class SeriesKey:
         Args:
             cadence: ``daily`` or ``monthly``.
         """
+        if (tree := _OTHER_TREES.get((self.market, self.data_type))) is not None:
+            return f"{tree}/{self.data_type}/{self.archive_symbol}/"
         parts = ("data", self.market.archive_folder, cadence, self.data_type, self.archive_symbol, self.interval)
         return "/".join(filter(None, parts)) + "/"
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from market_data_pipeline.checks.ordering import Floats, Ints, floats, ints
 from market_data_pipeline.model.findings import Finding
+from market_data_pipeline.model.series import DataType, SeriesKey
 
 RELATIVE = 1e-9
 """Relative tolerance for sums of float64."""
@@ -28,7 +29,13 @@ AGGREGATED_US = 100_000
 _SHOWN_IDS = 20
 
 
-TRADE_COLUMNS = ["agg_trade_id", "first_trade_id", "last_trade_id", "transact_time", "price", "quantity"]
+_AGG_TRADE_COLUMNS = ["agg_trade_id", "first_trade_id", "last_trade_id", "transact_time", "price", "quantity"]
+_SINGLE_TRADE_COLUMNS = ["id", "time", "price", "qty"]
+
+
+def trade_columns(source: SeriesKey) -> list[str]:
+    """Return the columns of a source that :func:`trades_of` needs."""
+    return _SINGLE_TRADE_COLUMNS if source.data_type is DataType.TRADES else _AGG_TRADE_COLUMNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,10 @@ def equal(field: str, one: float, other: float, trades: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Trades:
-    """A day's aggTrades without sentinel rows, ordered by id, and the ids of the sentinels."""
+    """A day's trades without sentinel rows, ordered by id, and the ids of the sentinels.
+
+    A single trade is like an aggTrade of one trade. ``single`` is then True.
+    """
 
     ids: Ints
     first: Ints
@@ -114,10 +124,15 @@ class Trades:
     price: Floats
     quantity: Floats
     sentinels: Ints
+    single: bool = False
 
 
 def trades_of(table: pa.Table) -> Trades:
     """Return the trades of a table, ordered by id."""
+    if "agg_trade_id" not in table.column_names:
+        table = table.sort_by("id")
+        ids, price, quantity = ints(table, "id"), floats(table, "price"), floats(table, "qty")
+        return Trades(ids, ids, ids, ints(table, "time"), price, quantity, ids[:0], single=True)
     table = table.sort_by("agg_trade_id")
     real = pc.greater_equal(table.column("first_trade_id"), pa.scalar(0))
     rows = table.filter(real)

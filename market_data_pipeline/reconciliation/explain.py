@@ -23,7 +23,6 @@ from market_data_pipeline.model.reconciliation import Reason
 from market_data_pipeline.model.series import Market, SeriesKey, interval_us
 from market_data_pipeline.reconciliation.bars import (
     RELATIVE,
-    TRADE_COLUMNS,
     VALUE_DECIMALS,
     Bar,
     DaySides,
@@ -31,6 +30,7 @@ from market_data_pipeline.reconciliation.bars import (
     Trades,
     nearly_equal,
     shown_ids,
+    trade_columns,
     trades_of,
 )
 from market_data_pipeline.reconciliation.boundaries import across_bars
@@ -52,13 +52,14 @@ def explain_bars(
             if _misses_candles(bar, source, sides, step) and _possible(bar, None, worth, opens=True, closes=True):
                 reasons[bar.at] = (Reason.MISSING_CANDLES, "")
         return reasons
-    trades = trades_of(parquet.read_table(sides.source, TRADE_COLUMNS))
-    holes = list(_holes(key.market, sides, trades))
+    columns = trade_columns(source)
+    trades = trades_of(parquet.read_table(sides.source, columns))
+    holes = list(_holes(key.market, sides, trades, columns))
     for bar in open_bars:
         reason = _left_out(bar, step, holes, _worth(bar, contract_size, inverse=inverse))
         if reason is not None:
             reasons[bar.at] = reason
-    if key.market is not Market.SPOT:
+    if key.market is not Market.SPOT and not trades.single:
         rest = [bar for bar in open_bars if bar.at not in reasons]
         reasons |= across_bars(rest, step, trades)
     return reasons
@@ -187,14 +188,14 @@ def _sums_possible(ours: Side, made: Side, worth: _Worth | None) -> bool:
     )
 
 
-def _edge(path: Path | None, *, last: bool) -> Trades | None:
-    """Return the aggTrades of a file's first or last row group."""
+def _edge(path: Path | None, columns: list[str], *, last: bool) -> Trades | None:
+    """Return the trades of a file's first or last row group."""
     if path is None:
         return None
     try:
         with reading(path) as opened, pq.ParquetFile(opened) as file:
             groups = file.metadata.num_row_groups
-            table = file.read_row_group(groups - 1 if last else 0, columns=TRADE_COLUMNS) if groups else None
+            table = file.read_row_group(groups - 1 if last else 0, columns=columns) if groups else None
     except (OSError, pa.ArrowException) as error:
         raise parquet.damaged(path, error) from error
     trades = trades_of(table) if table is not None else None
@@ -226,11 +227,15 @@ class _Hole:
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
 
 
-def _holes(market: Market, sides: DaySides, trades: Trades) -> Iterator[_Hole]:
-    """Yield the holes in the ids of a day's trades, including holes across both midnights."""
+def _holes(market: Market, sides: DaySides, trades: Trades, columns: list[str]) -> Iterator[_Hole]:
+    """Yield the holes in the ids of a day's trades, including holes across both midnights.
+
+    Single trades of futures have holes by design.
+    """
+    by_design = trades.single and market is not Market.SPOT
     start = clock.day_start_us(sides.day)
     end = start + clock.US_PER_DAY
-    before, after = _edge(sides.before, last=True), _edge(sides.after, last=False)
+    before, after = _edge(sides.before, columns, last=True), _edge(sides.after, columns, last=False)
     if len(trades.ids) == 0 and (before is None or after is None):
         yield _Hole(start - 1, end, None, None, Reason.MISSING_TRADES)
         return
@@ -248,7 +253,7 @@ def _holes(market: Market, sides: DaySides, trades: Trades) -> Iterator[_Hole]:
         taken_back = int(np.count_nonzero((trades.sentinels > one) & (trades.sentinels < other)))
         times = int(min(at[n], at[n + 1])), int(max(at[n], at[n + 1]))
         trade_ids = int(last[n]) + 1, int(first[n + 1]) - 1
-        if other - one - 1 > taken_back:
+        if other - one - 1 > taken_back and not by_design:
             yield _Hole(*times, *trade_ids, Reason.MISSING_TRADES)
         elif taken_back:
             yield _Hole(*times, *trade_ids, Reason.TAKEN_BACK)

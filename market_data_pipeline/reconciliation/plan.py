@@ -20,7 +20,7 @@ from market_data_pipeline.lake.ledger import Ledger, StoredContent, stored_conte
 from market_data_pipeline.lake.partitions import day_files_between, file_of
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS
 from market_data_pipeline.model.day import HELD
-from market_data_pipeline.model.lineage import source_of
+from market_data_pipeline.model.lineage import sources_of
 from market_data_pipeline.model.reconciliation import DayReconciled
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.reconciliation.bars import DaySides
@@ -77,19 +77,20 @@ def plan(
     Raises:
         StorageError: a ledger cannot be read.
     """
-    other = source_of(key)
     begin = max(first or ARCHIVE_BEGINS, ARCHIVE_BEGINS)
     end = min(last or date.max, clock.today() - _DAY)
     klines = stored_contents(layout.ledger(key), begin, end)
-    source = stored_contents(layout.ledger(other), begin - _DAY, end + _DAY)
+    sources = _stored_sources(layout, key, begin - _DAY, end + _DAY)
+    chosen = _chosen(sources)
     record = {} if again else read_compared(layout.reconciled(key), begin, end)
-    both = sorted(klines.keys() & source.keys())
-    done = [day for day in both if day in record and _is_current(record[day], day, klines, source)]
+    both = sorted(klines.keys() & chosen.keys())
+    done = [day for day in both if day in record and _is_current(record[day], day, klines, sources[chosen[day]])]
     due = sorted(set(both).difference(done))
+    wanted = {key: set(due)} | {one: {day for day in due if chosen[day] == one} for one in sources}
     gone = {
-        one: set(due).difference(file.day for file in day_files_between(layout, one, due[0], due[-1]))
-        for one in (key, other)
-        if due
+        one: days.difference(file.day for file in day_files_between(layout, one, min(days), max(days)))
+        for one, days in wanted.items()
+        if days
     }
     return Comparison(
         key,
@@ -97,6 +98,19 @@ def plan(
         tuple(done),
         tuple(layout.file(one, day) for one, days in gone.items() for day in sorted(days)),
     )
+
+
+_Contents = Mapping[date, StoredContent]
+
+
+def _stored_sources(layout: Layout, key: SeriesKey, first: date, last: date) -> dict[SeriesKey, _Contents]:
+    """Return the stored days of each source, the most exact source first."""
+    return {one: stored_contents(layout.ledger(one), first, last) for one in sources_of(key)}
+
+
+def _chosen(sources: Mapping[SeriesKey, _Contents]) -> dict[date, SeriesKey]:
+    """Return the most exact stored source of each day."""
+    return {day: one for one, days in reversed(list(sources.items())) for day in days}
 
 
 def _is_current(
@@ -155,14 +169,27 @@ def compare(
 
 
 def _compared(layout: Layout, key: SeriesKey, days: Sequence[date], memory_mb: int) -> list[DayReconciled]:
+    chosen = _chosen(_stored_sources(layout, key, days[0], days[-1]))
+    found: list[DayReconciled] = []
     with storage.temporary_folder(layout.root) as scratch:
-        return retrying(
-            lambda: reconcile_days(key, _sides(layout, key, days), memory_mb=memory_mb, scratch=scratch), layout
-        )
+        for source in sources_of(key):
+            some = [day for day in days if chosen[day] == source]
+            found += _compared_with(layout, key, source, some, memory_mb, scratch) if some else []
+    return sorted(found, key=lambda one: one.day)
 
 
-def _sides(layout: Layout, key: SeriesKey, days: Sequence[date]) -> list[DaySides]:
-    source = source_of(key)
+def _compared_with(
+    layout: Layout, key: SeriesKey, source: SeriesKey, days: Sequence[date], memory_mb: int, scratch: Path
+) -> list[DayReconciled]:
+    return retrying(
+        lambda: reconcile_days(
+            key, _sides(layout, key, source, days), source=source, memory_mb=memory_mb, scratch=scratch
+        ),
+        layout,
+    )
+
+
+def _sides(layout: Layout, key: SeriesKey, source: SeriesKey, days: Sequence[date]) -> list[DaySides]:
     near = (pc.field("day") >= days[0] - _DAY) & (pc.field("day") <= days[-1] + _DAY)
     klines, others = (Ledger.read(layout.ledger(one), near) for one in (key, source))
 

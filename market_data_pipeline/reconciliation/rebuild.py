@@ -1,8 +1,8 @@
 # ruff: noqa: S608 - the SQL consists of the project's own column names and of quoted paths.
 """Rebuild klines from their source and compare the two, bar by bar, in one pass of DuckDB.
 
-Klines of 1s and 1m are rebuilt from aggTrades, those of longer intervals from klines of 1m. Prices and the number of
-trades must be equal, volumes within :data:`RELATIVE`. Reasons for differences belong to ``reconciliation/explain.py``.
+Klines of 1s and 1m are rebuilt from trades or aggTrades, those of longer intervals from klines of 1m. Prices and the
+number of trades must be equal, volumes within :data:`RELATIVE`. Reasons for differences belong to ``explain.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.model.datasets import MARKETS
 from market_data_pipeline.model.lineage import source_of
 from market_data_pipeline.model.reconciliation import MAX_DIFFERENCES, DayReconciled, Difference, Reason
-from market_data_pipeline.model.series import Market, SeriesKey, interval_us
+from market_data_pipeline.model.series import DataType, Market, SeriesKey, interval_us
 from market_data_pipeline.reconciliation.bars import (
     NO_TRADE,
     RELATIVE,
@@ -39,7 +39,12 @@ _PLAIN = 1e-4
 
 
 def reconcile_days(
-    key: SeriesKey, days: Sequence[DaySides], *, memory_mb: int = 512, scratch: Path | None = None
+    key: SeriesKey,
+    days: Sequence[DaySides],
+    *,
+    source: SeriesKey | None = None,
+    memory_mb: int = 512,
+    scratch: Path | None = None,
 ) -> list[DayReconciled]:
     """Compare days of klines with klines rebuilt from their source.
 
@@ -48,6 +53,7 @@ def reconcile_days(
     Args:
         days: The days, each with files of both sides. One pass reads all of them, so pass a month rather than a year.
             In cm, the contract size is derived from all of them together.
+        source: The source, one of :func:`sources_of`. Defaults to :func:`source_of`.
         memory_mb: DuckDB's memory limit. Beyond it, DuckDB writes to ``scratch``.
         scratch: Folder for temporary files. None means that everything must fit into memory.
 
@@ -62,7 +68,7 @@ def reconcile_days(
         return []
     import duckdb
 
-    source = source_of(key)
+    source = source or source_of(key)
     limits = {"memory_limit": f"{memory_mb}MB", "temp_directory": str(scratch or "")}
     with duckdb.connect(config={**limits, "preserve_insertion_order": False}) as connection:
         connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
@@ -118,6 +124,18 @@ SELECT
     CAST(sum(last_trade_id - first_trade_id + 1) AS BIGINT) AS "count",
     count(*) AS "rows"
 FROM {files} WHERE first_trade_id >= 0 GROUP BY 1
+"""
+
+_FROM_SINGLE_TRADES = """
+SELECT
+    epoch_us("time") // {step} * {step} AS opened,
+    arg_min(price, id) AS "open", max(price) AS high, min(price) AS low, arg_max(price, id) AS "close",
+    sum(qty) AS volume, sum({value}) AS "value",
+    sum(CASE WHEN is_buyer_maker THEN 0 ELSE qty END) AS taker_volume,
+    sum(CASE WHEN is_buyer_maker THEN 0 ELSE {value} END) AS taker_value,
+    count(*) AS "count",
+    count(*) AS "rows"
+FROM {files} GROUP BY 1
 """
 
 # A flat candle (no trade) repeats the last price, which is no price of this bar.
@@ -183,8 +201,10 @@ def _rebuild(
         candles = _CANDLES.format(quote=quote, files=listed, step=interval_us(source.interval), days=dates)
         connection.execute(f"CREATE TEMP TABLE r AS {_FROM_CANDLES.format(candles=candles, step=step)}")
         return 1.0
-    value = "quantity / price" if inverse else "price * quantity"
-    connection.execute(f"CREATE TEMP TABLE r AS {_FROM_TRADES.format(value=value, files=listed, step=step)}")
+    single = source.data_type is DataType.TRADES
+    quantity, query = ("qty", _FROM_SINGLE_TRADES) if single else ("quantity", _FROM_TRADES)
+    value = f"{quantity} / price" if inverse else f"price * {quantity}"
+    connection.execute(f"CREATE TEMP TABLE r AS {query.format(value=value, files=listed, step=step)}")
     return _contract_size(connection) if inverse else 1.0
 
 

@@ -10,7 +10,7 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from calendar import monthrange
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
@@ -21,6 +21,7 @@ import numpy as np
 from market_data_pipeline.clock import day_start_us
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey, interval_us, intervals_of
+from market_data_pipeline.sandbox.book import book_depth_rows, book_ticker_rows, liquidation_rows
 from market_data_pipeline.sandbox.cache import Cache
 from market_data_pipeline.sandbox.damage import (
     damaged_zip,
@@ -50,7 +51,7 @@ from market_data_pipeline.sandbox.faults import (
     ShiftedRows,
     SpanFault,
 )
-from market_data_pipeline.sandbox.forms import FORMS, PRICES, types_in
+from market_data_pipeline.sandbox.forms import FORMS, PRICES, last_day, types_in
 from market_data_pipeline.sandbox.funding import funding_rows
 from market_data_pipeline.sandbox.generator import (
     DAY_US,
@@ -73,14 +74,37 @@ from market_data_pipeline.sandbox.rows import (
     text_rows,
 )
 from market_data_pipeline.sandbox.symbols import DEFAULT_SYMBOLS, GeneratedSymbol
+from market_data_pipeline.sandbox.trades import single_trades
 from market_data_pipeline.sandbox.zips import make_zip
 
 _HEADER_FROM = date(2022, 7, 1)
 """First day on which futures archives begin with a header. Older ones and all spot archives have none."""
 
+_WITHOUT_TRADES: Mapping[DataType, Callable[[GeneratedSymbol, int, date, int], Rows]] = {
+    DataType.FUNDING_RATE: funding_rows,
+    DataType.METRICS: metrics_rows,
+    DataType.BOOK_DEPTH: book_depth_rows,
+    DataType.BOOK_TICKER: book_ticker_rows,
+    DataType.LIQUIDATION_SNAPSHOT: liquidation_rows,
+}
+"""Generators of types that do not follow from trades."""
+
+_ESTIMATES = {
+    DataType.FUNDING_RATE: 900,
+    DataType.METRICS: 11_000,
+    DataType.BOOK_DEPTH: 500_000,
+    DataType.BOOK_TICKER: 150_000,
+    DataType.LIQUIDATION_SNAPSHOT: 5_000,
+}
+"""Bytes of zips whose size does not depend on the trades of a symbol."""
+
 _KEY = re.compile(
     r"data/(?P<market>spot|futures/um|futures/cm)/(?P<cadence>daily|monthly)/(?P<data_type>[A-Za-z]+)/"
     r"(?P<symbol>[^/]+)/(?:(?P<interval>[^/]+)/)?(?P<name>[^/]+)-(?P<period>\d{4}-\d\d(?:-\d\d)?)\.zip"
+)
+
+_KEY_IN_OTHER_TREE = re.compile(
+    r"data3/(?P<data_type>[A-Za-z]+)/(?P<symbol>[^/]+)/(?P<name>[^/]+)-(?P<period>\d{4}-\d\d-\d\d)\.zip"
 )
 
 Cadence = Literal["daily", "monthly"]
@@ -146,17 +170,18 @@ class ArchiveKey:
 @lru_cache(maxsize=100_000)
 def read_key(key: str) -> ArchiveKey | None:
     """Parse the key of a zip. Return None if the archive has no such keys."""
-    match = _KEY.fullmatch(key)
+    match = _KEY.fullmatch(key) or _KEY_IN_OTHER_TREE.fullmatch(key)
     if not match:
         return None
     period = match["period"]
     try:
         day = date.fromisoformat(period if len(period) == 10 else f"{period}-01")
-        market = Market(match["market"].removeprefix("futures/"))
-        series = SeriesKey(EXCHANGE, market, DataType(match["data_type"]), match["symbol"], match["interval"])
+        named = match.groupdict()
+        market = Market(named.get("market", "um").removeprefix("futures/"))
+        series = SeriesKey(EXCHANGE, market, DataType(match["data_type"]), match["symbol"], named.get("interval"))
     except (UsageError, ValueError):
         return None
-    archive = ArchiveKey(series, "daily" if match["cadence"] == "daily" else "monthly", day)
+    archive = ArchiveKey(series, "monthly" if named.get("cadence") == "monthly" else "daily", day)
     return archive if archive.key == key else None
 
 
@@ -508,12 +533,10 @@ class GeneratedExchange(Exchange):
             return whole.until(now_us) if open_day else whole
 
         rows: Rows
-        if series.data_type is DataType.FUNDING_RATE:
-            rows = funding_rows(symbol, self.seed, day, now_us)
-        elif series.data_type is DataType.METRICS:
-            rows = metrics_rows(symbol, self.seed, day, now_us)
+        if series.data_type in _WITHOUT_TRADES:
+            rows = _WITHOUT_TRADES[series.data_type](symbol, self.seed, day, now_us)
         elif series.interval is None:
-            rows = TradeRows(trades())
+            rows = single_trades(trades()) if series.data_type is DataType.TRADES else TradeRows(trades())
         else:
             length = interval_us(series.interval)
             if open_day:
@@ -530,8 +553,10 @@ class GeneratedExchange(Exchange):
     def children(self, folder: str) -> list[str]:
         """Return the keys and folders directly in a folder of the bucket."""
         parts = folder.rstrip("/").split("/") if folder else []
+        if parts[:1] == ["data3"]:
+            return [f"{folder}{child}" for child in self._in_other_tree(parts[1:])]
         if parts[:1] != ["data"]:
-            return [] if parts else ["data/"]
+            return [] if parts else ["data/", "data3/"]
         if len(parts) == 1:
             return ["data/spot/", "data/futures/"]
         if parts == ["data", "futures"]:
@@ -541,6 +566,14 @@ class GeneratedExchange(Exchange):
         if name not in ((Market.UM, Market.CM) if futures else (Market.SPOT,)):
             return []
         return [f"{folder}{child}" for child in self._below_market(Market(name), rest)]
+
+    def _in_other_tree(self, below: list[str]) -> list[str]:
+        match below:
+            case []:
+                return [f"{data_type}/" for data_type, form in FORMS.items() if form.other_trees]
+            case [name, *rest] if name in FORMS and FORMS[DataType(name)].other_trees:
+                return self._below_type(FORMS[DataType(name)].other_trees[0], DataType(name), "daily", rest)
+        return []
 
     def _below_market(self, market: Market, rest: list[str]) -> list[str]:
         match rest:
@@ -570,7 +603,8 @@ class GeneratedExchange(Exchange):
         if listed is None:
             return []
         series = SeriesKey(EXCHANGE, market, data_type, symbol, interval)
-        days = self._listed_days(listed, listed.first_archived)
+        last = last_day(market, data_type)
+        days = [day for day in self._listed_days(listed, listed.first_archived) if day <= last]
         if cadence == "daily":
             archives = [ArchiveKey(series, "daily", day) for day in days]
         else:
@@ -588,10 +622,12 @@ class GeneratedExchange(Exchange):
         series = archive.series
         symbol = self._symbol_of(series)
         published = series.data_type in types_in(series.market, archive.cadence)
+        published |= series.market in FORMS[series.data_type].other_trees
+        last = last_day(series.market, series.data_type)
         return (
             published
             and symbol is not None
-            and any(day >= symbol.first_archived and trades_on(symbol, day) for day in archive.days)
+            and any(symbol.first_archived <= day <= last and trades_on(symbol, day) for day in archive.days)
         )
 
     def _plain(self, key: str) -> ServedFile | None:
@@ -613,8 +649,8 @@ class GeneratedExchange(Exchange):
         symbol = self._symbol_of(archive.series)
         if symbol is None:
             return 0
-        if archive.series.data_type in (DataType.FUNDING_RATE, DataType.METRICS):
-            return 900 if archive.series.data_type is DataType.FUNDING_RATE else 11_000
+        if archive.series.data_type in _ESTIMATES:
+            return _ESTIMATES[archive.series.data_type]
         if archive.series.interval is None:
             return len(archive.days) * symbol.trades_per_day * 21 + 150
         return len(archive.days) * (DAY_US // interval_us(archive.series.interval)) * 52 + 150

@@ -5,7 +5,9 @@ The sandbox has its own facts, apart from the pipeline's table, so that a wrong 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
 
 from market_data_pipeline.model.series import DataType, Market
 
@@ -24,7 +26,10 @@ class Form:
         value: Index of the column that damage changes: a price, a rate or a close.
         amount: Index of the column that a replaced archive changes.
         ids: True if its first column is an id.
-        texts: True if its archive has times as text, and its rows in no order.
+        texts: True if its archive has times as text.
+        unordered: True if the rows of its archive are in no order.
+        other_trees: Markets that have it in another tree of the bucket than ``data``.
+        ended: Last day by market, if Binance no longer publishes it.
     """
 
     header: str
@@ -35,6 +40,9 @@ class Form:
     amount: int = 5
     ids: bool = False
     texts: bool = False
+    unordered: bool = False
+    other_trees: tuple[Market, ...] = ()
+    ended: Mapping[Market, date] = field(default_factory=dict)
 
 
 KLINES_HEADER = (
@@ -50,6 +58,7 @@ FORMS: dict[DataType, Form] = {
         amount=2,
         ids=True,
     ),
+    DataType.TRADES: Form("id,price,qty,quote_qty,time,is_buyer_maker", (4,), value=1, amount=2, ids=True),
     **dict.fromkeys(
         (DataType.MARK_PRICE_KLINES, DataType.INDEX_PRICE_KLINES, DataType.PREMIUM_INDEX_KLINES),
         Form(KLINES_HEADER, (0, 6), markets=_FUTURES, amount=4),
@@ -63,6 +72,30 @@ FORMS: dict[DataType, Form] = {
         value=2,
         amount=2,
         texts=True,
+        unordered=True,
+    ),
+    DataType.BOOK_DEPTH: Form(
+        "timestamp,percentage,depth,notional", (0,), ("daily",), _FUTURES, value=2, amount=2, texts=True
+    ),
+    DataType.BOOK_TICKER: Form(
+        "update_id,best_bid_price,best_bid_qty,best_ask_price,best_ask_qty,transaction_time,event_time",
+        (5, 6),
+        markets=_FUTURES,
+        value=1,
+        amount=2,
+        ids=True,
+        ended={Market.UM: date(2024, 3, 30), Market.CM: date(2024, 10, 15)},
+    ),
+    DataType.LIQUIDATION_SNAPSHOT: Form(
+        "time,side,order_type,time_in_force,original_quantity,price,average_price,order_status,last_fill_quantity,"
+        "accumulated_fill_quantity",
+        (0,),
+        ("daily",),
+        (Market.CM,),
+        value=5,
+        amount=4,
+        other_trees=(Market.UM,),
+        ended={Market.UM: date(2024, 3, 31), Market.CM: date(2024, 10, 14)},
     ),
     DataType.FUNDING_RATE: Form(
         "calc_time,funding_interval_hours,last_funding_rate", (0,), ("monthly",), _FUTURES, value=2, amount=2
@@ -73,6 +106,11 @@ FORMS: dict[DataType, Form] = {
 
 PRICES = (DataType.MARK_PRICE_KLINES, DataType.INDEX_PRICE_KLINES, DataType.PREMIUM_INDEX_KLINES)
 """Data types of candles without trades."""
+
+
+def last_day(market: Market, data_type: DataType) -> date:
+    """Return the last day of a type in the archive. It is far in the future if Binance publishes it."""
+    return FORMS[data_type].ended.get(market, date.max)
 
 
 def types_in(market: Market, cadence: str) -> list[DataType]:

@@ -77,7 +77,7 @@ class KlineRows:
 
     def fields(self, start: int, stop: int) -> list[list[str]]:
         """Return the rows ``start`` to ``stop`` (exclusive) as text, with times in microseconds."""
-        return _split(csv_text(self._columns(slice(start, stop), 1)))
+        return split_lines(csv_text(self._columns(slice(start, stop), 1)))
 
     def csv(self, *, microseconds: bool) -> bytes:
         """Return all rows in the archive's format without a header."""
@@ -119,7 +119,7 @@ class TradeRows:
 
     def fields(self, start: int, stop: int) -> list[list[str]]:
         """Return the rows ``start`` to ``stop`` (exclusive) as text, with times in microseconds."""
-        return _split(csv_text(self._columns(slice(start, stop), 1, trimmed=False)))
+        return split_lines(csv_text(self._columns(slice(start, stop), 1, trimmed=False)))
 
     def csv(self, *, microseconds: bool) -> bytes:
         """Return all rows in the archive's format without a header. Futures write numbers like floats."""
@@ -165,15 +165,16 @@ class TextRows:
         return "".join(lines).encode()
 
     def _texts(self) -> bytes:
-        """Return the rows with times as text, in no order: every second row comes first."""
+        """Return the rows with times as text. If they are in no order, every second row comes first."""
         lines = []
         for at, *others in self.rows:
             moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(at) + self.moved)
             lines.append(",".join((f"{moment:%Y-%m-%d %H:%M:%S}", *others)) + "\n")
-        return "".join([*lines[1::2], *lines[::2]]).encode()
+        return "".join([*lines[1::2], *lines[::2]] if FORMS[self.data_type].unordered else lines).encode()
 
 
-def _split(text: bytes) -> list[list[str]]:
+def split_lines(text: bytes) -> list[list[str]]:
+    """Return the fields of lines of CSV."""
     return [line.split(",") for line in text.decode("ascii").splitlines()]
 
 
@@ -195,7 +196,7 @@ def read_csv(data_type: DataType, text: str) -> TextRows:
     if FORMS[data_type].texts:
         times = [datetime.fromisoformat(row[0]).replace(tzinfo=UTC) for row in rows]
         timed = [[str(int(at.timestamp()) * 1_000_000), *row[1:]] for at, row in zip(times, rows, strict=True)]
-        return TextRows(data_type, sorted(timed))
+        return TextRows(data_type, sorted(timed, key=lambda row: int(row[0])))
     for row in rows:
         for column in FORMS[data_type].times:
             if len(row[column]) < 16:

@@ -159,13 +159,13 @@ def _archive_answer(file: ServedFile | None, key: str) -> Response:
     return Response(file.body, headers=headers, media_type="binary/octet-stream")
 
 
-def _archive_route(site: Site) -> Route:
+def _archive_routes(site: Site) -> list[Route]:
     async def archive(request: HttpRequest) -> Response:
-        key = f"data/{request.path_params['key']}"
+        key = request.url.path.removeprefix("/")
         file = site.exchange.cached(key) or await run_in_threadpool(site.exchange.file, key)
         return _archive_answer(file, key)
 
-    return Route("/data/{key:path}", archive)
+    return [Route(f"/{tree}/{{key:path}}", archive) for tree in ("data", "data3")]
 
 
 def _listing_route(site: Site) -> Route:
@@ -414,7 +414,7 @@ def make_site(
 def make_app(site: Site) -> ASGIApp:
     """Return the sandbox as one ASGI application."""
     control = [_requests_route(site), _faults_route(site), _time_route(site)]
-    routes = [_archive_route(site), *_rest_routes(site), _listing_route(site), *control]
+    routes = [*_archive_routes(site), *_rest_routes(site), _listing_route(site), *control]
     # The server logs nothing. With debug on, an error of the sandbox shows its traceback in the answer.
     return Wire(Starlette(debug=True, routes=routes), site)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, SPECS
+from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, SPECS, archived_spans
 from market_data_pipeline.model.lineage import source_of
 from market_data_pipeline.model.series import EXCHANGE, DataType, ListingSpans, Market, SeriesKey, intervals_of
 
@@ -190,8 +190,11 @@ class Universe:
         return min(last, clock.today()) if last else clock.today()
 
     def listing(self, key: SeriesKey) -> ListingSpans:
-        """Return the symbol's listing from the lock, an empty one if the lock does not have the symbol."""
-        return self.listings.get((key.market, key.symbol), ListingSpans())
+        """Return the symbol's listing from the lock, while Binance publishes the type.
+
+        It is empty if the lock does not have the symbol.
+        """
+        return archived_spans(key, self.listings.get((key.market, key.symbol), ListingSpans()))
 
     def spans(self, key: SeriesKey) -> list[tuple[date, date]]:
         """Return runs of UTC days to collect, both ends included. Days between two listings are left out."""

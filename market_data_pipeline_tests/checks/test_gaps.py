@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from market_data_pipeline import clock
 from market_data_pipeline.checks.gaps import flat_candles, missing_candles, missing_ids, seems_cut
+from market_data_pipeline.checks.ordering import ints
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import INTERVALS, ListingSpans, SeriesKey, interval_us
@@ -72,7 +73,11 @@ def test_missing_and_present_make_up_the_day(interval: str, data: st.DataObject)
 def test_ids_that_are_jumped_are_the_ones_reported(ids: set[int]) -> None:
     key = agg_trades("BTCUSDT")
     ordered = sorted(ids)
-    missing = [jumped for first, last in missing_ids(trades(key, ordered)) for jumped in range(first, last + 1)]
+    missing = [
+        jumped
+        for first, last in missing_ids(ints(trades(key, ordered), "agg_trade_id"))
+        for jumped in range(first, last + 1)
+    ]
     assert sorted(ordered + missing) == list(range(ordered[0], ordered[-1] + 1))
 
 
@@ -109,4 +114,4 @@ def test_day_that_ends_far_too_early_looks_cut(hours: list[float], cut: bool) ->
     """A day ends far earlier than its longest pause allows."""
     times = [START + int(hour * 3_600_000_000) for hour in hours]
     table = trades(agg_trades("BTCUSDT"), list(range(len(times))), times)
-    assert seems_cut(table, DAY) is cut
+    assert seems_cut(ints(table, "transact_time"), DAY) is cut

@@ -137,7 +137,7 @@ def test_day_that_cannot_be_compared_is_reported_with_its_reason(world: World, m
     )
     nothing = market_data("reconcile")
     assert nothing.exit_code == 2
-    assert "1s and 1m are compared where aggTrades of the symbol are collected" in nothing.stderr
+    assert "1s and 1m are compared where trades or aggTrades of a symbol are collected" in nothing.stderr
 
 
 def test_where_no_day_has_both_sides_there_is_nothing_to_compare(market_data: MarketData) -> None:

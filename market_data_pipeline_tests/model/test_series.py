@@ -69,8 +69,8 @@ def test_the_short_name_goes_without_the_exchange() -> None:
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: f"{spec.market}-{spec.data_type}")
 def test_name_labels_and_paths_follow_from_the_table(spec: Spec) -> None:
-    """A series without ids and without slots has an interval."""
-    of_candles = spec.key == spec.time and spec.slots is None
+    """Series of candles have an interval, and no others."""
+    of_candles = spec.data_type.has_interval
     right, wrong = ("1h", None) if of_candles else (None, "1h")
     key = SeriesKey(EXCHANGE, spec.market, spec.data_type, "BTCUSDT", right)
     with pytest.raises(UsageError, match="interval"):
@@ -88,7 +88,7 @@ def test_market_may_have_no_such_data_type(world: World, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.delitem(SPECS, (Market.SPOT, DataType.AGG_TRADES))
         text = "collect:\n  - {market: [spot, um], symbols: [BTCUSDT], aggTrades: {from: 2024-01-01}}"
-        with pytest.raises(UsageError, match=r"line 2: spot has no aggTrades\. Allowed: klines\."):
+        with pytest.raises(UsageError, match=r"line 2: spot has no aggTrades\. Allowed: klines, trades\."):
             parse_universe(text)
         views = [
             sql for sql in statements(stored_series(world.layout)) if sql.startswith("CREATE OR REPLACE VIEW binance_")

@@ -179,9 +179,7 @@ class RestApi:
             NetworkError: No response.
             RestAnswerError: A response is not understood.
         """
-        endpoint = spec_of(key).rest
-        if not endpoint.path:
-            raise BeyondReachError(f"REST of {self.market} has no {key.data_type}")
+        endpoint = self._endpoint(key)
         self._refuse_beyond(endpoint, start_us, clock.now(), key.data_type)
         time_field = next(column.rest for column in spec_of(key).columns if column.name == spec_of(key).time)
         now = self._server_now()
@@ -204,6 +202,13 @@ class RestApi:
         last = min(end_us - 1, clock.to_us(now) - step)  # a period counts when it is over
         inside = pc.and_(pc.greater_equal(times, pa.scalar(start_us)), pc.less_equal(times, pa.scalar(last)))
         return RestRows(found.filter(inside), f"{self._host.url}{endpoint.path}", now)
+
+    def _endpoint(self, key: SeriesKey) -> RestEndpoint:
+        """Return the endpoint of a series. Raise :class:`BeyondReachError` if REST does not serve its type."""
+        endpoint = spec_of(key).rest
+        if not endpoint.path:
+            raise BeyondReachError(f"REST of {self.market} has no {key.data_type}")
+        return endpoint
 
     def _joined(
         self, key: SeriesKey, endpoint: RestEndpoint, rows: list[Any], between: tuple[int, int], time_field: str
@@ -235,7 +240,7 @@ class RestApi:
             BeyondReachError: REST no longer serves trades this old. No request was sent.
             RestAnswerError: A response does not start at the requested id, or is not understood.
         """
-        endpoint = spec_of(key).rest
+        endpoint = self._endpoint(key)
         self._refuse_beyond(endpoint, start_us if since_us is None else max(start_us, since_us), clock.now())
         now = self._server_now()
         end = min(end_us, clock.to_us(now))
@@ -280,7 +285,7 @@ class RestApi:
         Raises:
             BeyondReachError: REST no longer serves trades this old. It refused, or no request was sent.
         """
-        endpoint = spec_of(key).rest
+        endpoint = self._endpoint(key)
         now = clock.now()
         beyond = ""
         if between_us is not None:
