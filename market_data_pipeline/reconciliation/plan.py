@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from market_data_pipeline import clock
+from market_data_pipeline.errors import StorageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, StoredContent, stored_contents
@@ -104,8 +105,18 @@ _Contents = Mapping[date, StoredContent]
 
 
 def _stored_sources(layout: Layout, key: SeriesKey, first: date, last: date) -> dict[SeriesKey, _Contents]:
-    """Return the stored days of each source, the most exact source first."""
-    return {one: stored_contents(layout.ledger(one), first, last) for one in sources_of(key)}
+    """Return the stored days of each source, the most exact source first.
+
+    A ledger that cannot be read matters only if no more exact source is stored.
+    """
+    found: dict[SeriesKey, _Contents] = {}
+    for one in sources_of(key):
+        try:
+            found[one] = stored_contents(layout.ledger(one), first, last)
+        except StorageError:
+            if not any(found.values()):
+                raise
+    return found
 
 
 def _chosen(sources: Mapping[SeriesKey, _Contents]) -> dict[date, SeriesKey]:

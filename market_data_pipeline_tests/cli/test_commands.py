@@ -168,7 +168,7 @@ def test_sync_fetches_everything_up_to_now(world: World, market_data: MarketData
         ("--market forex", r"'forex' is not one of 'spot', 'um', 'cm'"),
         ("--interval 7m", r"'7m' is not one of '1s', '1m'"),
         ("--market um --interval 1d", r"has no interval '1d'.*There are: 1h"),
-        ("--data-type trades", r"'trades' is not one of 'klines', 'aggTrades'"),
+        ("--data-type ticks", r"'ticks' is not one of 'klines', 'aggTrades'"),
         ("--data-type aggTrades --interval 1h", "aggTrades has no interval"),
         ("--from tomorrow", r"--from cannot be 'tomorrow'\. Allowed: a day such as 2020-01-31"),
         ("--from listing", r"--from cannot be 'listing' here\. Name a day"),

@@ -61,14 +61,14 @@ def test_spot_has_no_funding_rate(world: World) -> None:
     with pytest.raises(UsageError, match=r"spot has no fundingRate\. Pass market='um' or 'cm'\."):
         MarketData(world.root).funding_rate("BTCUSDT", "2026-01-01", market="spot")
     text = "collect:\n  - {market: [spot, um], symbols: [BTCUSDT], fundingRate: {from: 2024-01-01}}"
-    with pytest.raises(UsageError, match=r"line 2: spot has no fundingRate\. Allowed: klines, aggTrades\."):
+    with pytest.raises(UsageError, match=r"line 2: spot has no fundingRate\. Allowed: klines, aggTrades, trades\."):
         parse_universe(text)
 
 
 def test_command_refuses_funding_of_spot(market_data: Shell) -> None:
     result = market_data("add", "BTCUSDT", "fundingRate")
     assert result.exit_code == 2
-    assert "spot has no fundingRate. Allowed: klines, aggTrades." in result.stderr
+    assert "spot has no fundingRate. Allowed: klines, aggTrades, trades." in result.stderr
 
 
 def test_sweep_finds_the_month_of_provisional_days(world: World) -> None:

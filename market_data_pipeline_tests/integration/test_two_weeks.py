@@ -304,7 +304,7 @@ def test_two_weeks_by_schedules_and_sensors_alone(world: World, daemon: Daemon) 
         "hourly": 24 * DAYS,
         "repair": 24 * DAYS,
         "archive_published": 48 * DAYS,  # every half hour, see the settings
-        **dict.fromkeys(["daily", "trade_profiles_daily", "coverage_daily"], 15),
+        **dict.fromkeys(["daily", "trade_profiles_daily", "coverage_daily", "exchange_info_daily"], 15),
         "verify": 2,  # on Sundays
         **dict.fromkeys(["compact", "prune"], 14),
     }

@@ -235,5 +235,6 @@ def test_status_opens_the_ledger_of_each_series_and_no_day(world: World, monkeyp
         shown = market_data("status").stdout
     assert all(f"{other.symbol}/1m" in shown for other in others)
     assert {name: times for name, times in files.items() if name.endswith(".parquet")} == {
-        str(world.layout.ledger(key).relative_to(world.layout.root)): 1 for key in (BTC, *others)
+        str(path.relative_to(world.layout.root)): 1
+        for path in (*(world.layout.ledger(key) for key in (BTC, *others)), world.layout.collected)
     }
