@@ -290,12 +290,13 @@ def running(page: Path) -> list[Block]:
     return [block for block in blocks(page) if block.runs]
 
 
-def read_page(page: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Run all blocks of a page that can run; return the names that its Python sets."""
+def read_page(page: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run all blocks of a page that can run, compare what they print, and return their number."""
     monkeypatch.chdir(reader.folder)
-    for block in running(page):
+    blocks = running(page)
+    for block in blocks:
         reader.check(block)
-    return reader.names
+    return len(blocks)
 
 
 @pytest.fixture
@@ -315,8 +316,9 @@ NOTEBOOKS = "docs/guides/notebooks.md"
 def test_page_runs_from_an_empty_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "now", NOW)  # the lake of the other pages has a clock that is stopped
     with Sandbox(symbols=FROM_AN_EMPTY_FOLDER[name]) as sandbox:
-        names = read_page(WITH_CODE[name], Reader(tmp_path, sandbox, {}), monkeypatch)
-        assert len(names["candles"]) >= 30 * 24
+        reader = Reader(tmp_path, sandbox, {})
+        assert read_page(WITH_CODE[name], reader, monkeypatch)
+        assert len(reader.names["candles"]) >= 30 * 24
 
 
 @ON_THE_LAKE
@@ -324,12 +326,13 @@ def test_page_runs_from_an_empty_folder(name: str, tmp_path: Path, monkeypatch: 
 def test_code_of_the_page_runs(name: str, beside_the_lake: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "docs/reference/commands.md" and beside_the_lake.shell("echo $BASH_VERSION") < "4.4":
         pytest.skip("The page says that completion needs Bash 4.4.")
-    read_page(WITH_CODE[name], beside_the_lake, monkeypatch)
+    assert read_page(WITH_CODE[name], beside_the_lake, monkeypatch)
 
 
 @ON_THE_LAKE
 def test_guide_to_notebooks_runs(beside_the_lake: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = read_page(WITH_CODE[NOTEBOOKS], beside_the_lake, monkeypatch)
+    assert read_page(WITH_CODE[NOTEBOOKS], beside_the_lake, monkeypatch)
+    names = beside_the_lake.names
     assert len(names["candles"].df()) == 2 * 2 * 24
     assert names["trades"].height > 0
     assert set(names["days"]["state"]) == {"final", "provisional", "failed", "outage", "healed"}

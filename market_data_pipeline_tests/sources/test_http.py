@@ -366,4 +366,4 @@ def listening() -> Iterator[str]:
 def test_a_handshake_that_does_not_come_ends(world: World) -> None:
     settings: Settings = world.settings.model_copy(update={"timeout_seconds": 1, "retries": 2})
     with listening() as name:
-        failure(Host(f"https://{name}", settings))
+        assert name in failure(Host(f"https://{name}", settings))

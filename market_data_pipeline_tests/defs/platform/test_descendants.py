@@ -41,7 +41,7 @@ for line in sys.stdin:
 
 _WITH_A_CHILD = f"""
 import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", {_SLEEP!r}], start_new_session=True)
+child = subprocess.Popen([sys.executable, "-c", {_SLEEP!r}], stdout=subprocess.DEVNULL, start_new_session=True)
 print("up", child.pid, flush=True)
 time.sleep(600)
 """
@@ -105,8 +105,10 @@ def test_named_processes_end_at_a_stop_others_with_the_parent() -> None:
 @pytest.mark.slow
 def test_process_that_ignores_sigterm_is_killed() -> None:
     with parent((_OBSTINATE,)) as (process, started):
+        assert not are_gone(started)
         process.kill()
         wait_until_gone(started)
+        assert are_gone(started)
 
 
 def test_strangers_are_left_alone() -> None:
