@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from datetime import time as time_of_day
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 from rich import filesize
@@ -29,6 +31,7 @@ from market_data_pipeline.model.series import SeriesKey
 
 logger = logging.getLogger("market_data_pipeline.cli")
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 _WIDE = 200
 """Columns of a table that does not go to a screen."""
@@ -82,6 +85,11 @@ def table(title: str, *columns: str, right: Collection[str] = (), fold: str = ""
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON array of flat objects.")
+
+
+def html_option(text: str) -> Callable[[_F], _F]:
+    """Return the option ``--html`` with a help text. It sets ``page`` to the path of a file."""
+    return click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help=text)
 
 
 def print_json(rows: Iterable[Mapping[str, object]]) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from market_data_pipeline import clock
-from market_data_pipeline.cli.console import aside, counted, json_option, out, print_json, red, table
+from market_data_pipeline.cli.console import aside, counted, html_option, json_option, out, print_json, red, table
 from market_data_pipeline.cli.selection import Selection, choosing, series_among
 from market_data_pipeline.coverage.calendar import SeriesCalendar
 from market_data_pipeline.coverage.condition import record_collected
@@ -44,12 +44,7 @@ _SHOWN_DOUBTFUL = 20
 
 @click.command()
 @choosing()
-@click.option(
-    "--html",
-    "page",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write an HTML page with a calendar of each series, as one self-contained file.",
-)
+@html_option("Write an HTML page with a calendar of each series, as one self-contained file.")
 @json_option
 def coverage(what: Selection, page: Path | None, as_json: bool) -> None:
     """Show how complete each series is.

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from market_data_pipeline import clock
-from market_data_pipeline.cli.console import aside, json_option, out, print_json, table
+from market_data_pipeline.cli.console import aside, html_option, json_option, out, print_json, table
 from market_data_pipeline.cli.coverage import universe_or_none
 from market_data_pipeline.cli.selection import Selection, choosing, series_among
 from market_data_pipeline.coverage.condition import conditions, days_to_collect
@@ -28,12 +28,7 @@ from market_data_pipeline.universe import Universe
 
 @click.command()
 @choosing()
-@click.option(
-    "--html",
-    "page",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the report as an HTML page, in one self-contained file.",
-)
+@html_option("Write the report as an HTML page, in one self-contained file.")
 @json_option
 def report(what: Selection, page: Path | None, as_json: bool) -> None:
     """Show the condition of all days.
