@@ -381,26 +381,8 @@ class MarketData:
     ) -> StoredRows:
         """Return funding rates of perpetual futures, by ``calc_time``, which is some milliseconds late.
 
-        ``funding_interval_hours`` may change inside a series, for example from 8 to 4.
-
-        Args:
-            symbols: One symbol or several.
-            start: First moment, inclusive.
-            end: Last moment, exclusive; None means now.
-            market: ``um`` or ``cm``.
-            columns: Columns besides symbol and calc_time; None means all.
-            sync: First fetch the missing days of the range, as a Dagster run. Shows a progress bar in terminals and
-                notebooks.
-            final_only: Leave out days that are provisional or fail the ``integrity`` check.
-            on_gap: Action before any row is read, if rows are missing without an explanation or days fail the
-                ``integrity`` check: ``"raise"`` a :class:`GapError`, ``"warn"`` once with a :class:`GapWarning`, or
-                ``"ignore"`` it. Without ``end``, rows that are newer than the last fetch are not missing.
-
-        Raises:
-            UsageError: A symbol, market or column does not exist, spot is requested, or a moment is not valid.
-            DamagedFileError: With ``final_only``, the file of a day is damaged.
-            MarketDataError: With ``sync``, days could not be fetched.
-            GapError: With ``on_gap="raise"``, rows are missing without an explanation.
+        ``funding_interval_hours`` may change inside a series, for example from 8 to 4. Arguments and errors
+        are those of :meth:`metrics`.
         """
         wanted = wanted_of(DataType.FUNDING_RATE, symbols, None, start, end, market, columns)
         return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
