@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BUILD := hatchling editables
 COMPILE := .venv-constraints/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--default-index https://pypi.org/simple --generate-hashes --no-annotate --custom-compile-command 'make constraints'
+# `make` installs the server and the live feed with the rest: the demo starts them.
+EXTRAS := --extra server --extra live
 
 .DEFAULT_GOAL := install
 .PHONY: help install demo dev test lint format docs bench constraints clean
@@ -62,9 +64,9 @@ bench: $(DEV) ## measure, with baselines in the same run
 constraints: ## pin the newest allowed versions, with the hashes of their files
 	@rm -rf .venv-constraints && $(PYTHON) -m venv .venv-constraints
 	@.venv-constraints/bin/python -m pip install --quiet --disable-pip-version-check uv
-	@printf '%s\n' $(BUILD) | $(COMPILE) --upgrade --extra dev --extra docs --output-file constraints-dev.txt pyproject.toml -
+	@printf '%s\n' $(BUILD) | $(COMPILE) --upgrade $(EXTRAS) --extra mcp --extra postgres --extra dev --extra docs --output-file constraints-dev.txt pyproject.toml -
 	@# What runs is a part of it, in the same versions.
-	@printf '%s\n' $(BUILD) | $(COMPILE) --upgrade --constraint constraints-dev.txt --output-file constraints.txt pyproject.toml -
+	@printf '%s\n' $(BUILD) | $(COMPILE) --upgrade $(EXTRAS) --constraint constraints-dev.txt --output-file constraints.txt pyproject.toml -
 	@rm -rf .venv-constraints
 
 clean: ## remove the virtual environment and caches, never data
