@@ -264,6 +264,8 @@ def test_backfill_over_two_starts_completes_both(tmp_path: Path) -> None:
 
 def nothing_goes_on_after(number: signal.Signals, process: Popen[bytes], ui: Ui, desk: Desk, key: SeriesKey) -> None:
     """End the UI while a run waits for a download: by themselves servers, daemon and runs outlive it."""
+    if not Path("/proc/self/environ").exists():
+        return  # it needs /proc to know its processes
     desk.sandbox.faults.add(Delay(latency=600, path=r"2024-02-15\.zip"))
     before = len(desk.days_held([key])[key])
     ui.backfill(days("2024-02-10", "2024-02-19"), key)
@@ -273,10 +275,9 @@ def nothing_goes_on_after(number: signal.Signals, process: Popen[bytes], ui: Ui,
     assert len(family) >= 5  # code server and its server, web server, daemon, and the run
     process.send_signal(number)
     process.wait()
-    if Path("/proc/self/environ").exists():  # otherwise processes are not known by what they were started for
-        until(lambda: not any(map(is_alive, family)), "the end of the others", 120)
-        with open_instance(desk.layout) as instance:
-            assert [run.status for run in instance.get_runs(limit=1)] == [dg.DagsterRunStatus.FAILURE]
+    until(lambda: not any(map(is_alive, family)), "the end of the others", 120)
+    with open_instance(desk.layout) as instance:
+        assert [run.status for run in instance.get_runs(limit=1)] == [dg.DagsterRunStatus.FAILURE]
 
 
 def is_alive(process: psutil.Process) -> bool:
