@@ -46,11 +46,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
-def pytest_collection_finish() -> None:
-    """Modules and tests stay to the end, too: pytest looks for garbage several times when a session ends."""
-    gc.freeze()
-
-
 # A background job of a script ignores Ctrl-C, and so would the processes that tests start and interrupt.
 for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(_number) is signal.SIG_IGN:
