@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from concurrent.futures import BrokenExecutor
 from concurrent.futures import TimeoutError as TookTooLong
 from dataclasses import dataclass
@@ -115,7 +116,19 @@ class QueryProcess:
             parent.close()
 
 
+_SIZES_KEPT_SECONDS = 60.0
+"""Age up to which sizes of series are used again. Reading them opens each ledger, and they only serve estimates."""
+
 _markets: dict[Path, MarketData] = {}
+_sizes: dict[Path, tuple[float, list[SeriesSize]]] = {}
+
+
+def _sizes_of(root: Path, market: MarketData) -> list[SeriesSize]:
+    read_at, sizes = _sizes.get(root, (-_SIZES_KEPT_SECONDS, []))
+    if time.monotonic() - read_at >= _SIZES_KEPT_SECONDS:
+        sizes = [SeriesSize(**row) for row in market.sql(STORED_DAYS).arrow().to_pylist()]
+        _sizes[root] = time.monotonic(), sizes
+    return sizes
 
 
 def _answer(root: Path, query: str, limit: int, limits: AnswerLimits) -> QueryAnswer:
@@ -124,8 +137,8 @@ def _answer(root: Path, query: str, limit: int, limits: AnswerLimits) -> QueryAn
         _markets[root] = MarketData(root)
     market = _markets[root]
     with ended_beyond(Limits.of(load_settings()), lambda _: os._exit(1)):
-        sizes = [SeriesSize(**row) for row in market.sql(STORED_DAYS).arrow().to_pylist()]
         market.sql(query)  # report a mistake in the text itself
+        sizes = _sizes_of(root, market)
         text = query
         if not re.match(r"\s*EXPLAIN\b", query, re.IGNORECASE):
             plan = market.sql(f"EXPLAIN (FORMAT json) {query}").arrow()["explain_value"][0].as_py()
