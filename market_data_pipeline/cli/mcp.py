@@ -13,7 +13,7 @@ from market_data_pipeline.settings import load_settings
 
 @click.command()
 @click.option("--http", is_flag=True, help="Serve over HTTP on 127.0.0.1 instead of stdin and stdout.")
-@click.option("--port", default=8765, show_default=True, type=click.IntRange(1, 65535), help="Port of --http.")
+@click.option("--port", default=8766, show_default=True, type=click.IntRange(1, 65535), help="Port of --http.")
 @click.option(
     "--max-rows", default=5000, show_default=True, type=click.IntRange(1, 100_000), help="Most rows of an answer."
 )
@@ -31,12 +31,12 @@ from market_data_pipeline.settings import load_settings
     help="Most rows that a query may read, by estimate.",
 )
 def mcp(http: bool, port: int, max_rows: int, seconds: int, max_files: int, max_scan: int) -> None:
-    """Run an MCP server, so that a language model can read the data.
+    """Run an MCP server for language models.
 
-    The tools are series, coverage, condition, gaps, universe, candles, sql and cite. They only read. Every answer says
-    what is missing. SQL is one SELECT over the views, within the limits below and MARKET_DATA_SQL_MEMORY_MB.
+    The tools are series, coverage, condition, gaps, universe, candles, sql and cite. They only read. Every answer
+    lists what is missing. SQL is one SELECT over the views, within the limits below and MARKET_DATA_SQL_MEMORY_MB.
 
-    A client such as Claude starts the command itself and talks to it over stdin and stdout:
+    A client starts the command itself and talks to it over stdin and stdout:
 
       {"mcpServers": {"market-data": {"command": "market-data", "args": ["mcp"]}}}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +76,14 @@ def mcp_server(root: Path, limits: AnswerLimits) -> Iterator[MCPServer[Any]]:
 
 
 def run_http(server: MCPServer[Any], port: int) -> None:
-    """Serve over HTTP on loopback. Requests with another name in Host, and those of web pages, are refused."""
+    """Serve over HTTP on loopback. Requests with another name in Host, and those of web pages, are refused.
+
+    Raises:
+        OSError: The port is in use.
+    """
+    with socket.socket() as probe:  # the SDK ends the process without a sentence
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((LOOPBACK, port))
     server.run("streamable-http", host=LOOPBACK, port=port, stateless_http=True, transport_security=security(port))
 
 

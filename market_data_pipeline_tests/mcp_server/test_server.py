@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -318,6 +319,14 @@ def test_web_pages_and_other_hosts_are_refused_over_http(lake: SmallLake) -> Non
             page = {**accepts, "Origin": "http://localhost:3000"}
             assert http.post("/mcp", json=body, headers=page).status_code == 403
             assert http.post("/mcp", json=body, headers=accepts).status_code not in (403, 421)
+
+
+def test_port_in_use_is_a_sentence(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARKET_DATA_DIR", str(lake.root))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = CliRunner().invoke(main, ["mcp", "--http", "--port", str(taken.getsockname()[1])])
+    assert result.exit_code == 1
+    assert "Another program uses the port" in result.output
 
 
 def test_missing_extra_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
