@@ -51,12 +51,14 @@ def sizes_named(query: str, sizes: Iterable[SeriesSize]) -> list[SeriesSize]:
     return [size for size in found if size.interval in literals] or found
 
 
-def _views_in(query: str) -> set[tuple[str, str]]:
+def _views_in(query: str, *, macros: bool = True) -> set[tuple[str, str]]:
+    """Return market and name of the views that a query names, and of those whose files its macros read."""
     found = set()
     for match in _VIEW.finditer(query):
         market, name = match[1].lower(), match[2].lower()
         is_call = query[match.end() :].lstrip('" \n').startswith("(")
-        found.add((market, _MACROS.get(name, name) if is_call else name))
+        if macros or not is_call:
+            found.add((market, _MACROS.get(name, name) if is_call else name))
     return found
 
 
@@ -95,13 +97,15 @@ def estimated(plan: str, query: str, sizes: Sequence[SeriesSize]) -> ScanEstimat
 def _of_widest_view(columns: str | list[str], query: str, sizes: Sequence[SeriesSize]) -> list[SeriesSize]:
     """Return the series of the view that a scan of these columns reads. Scans of ledgers read none.
 
-    The plan does not name the view. Among several with these columns, it may be the one with the most rows.
+    The plan does not name the view. Among several with these columns, it may be the one with the most rows. It is not
+    the view of a macro, because macros leave out files.
     """
+    views = _views_in(query, macros=False)
     wanted = {columns} if isinstance(columns, str) else set(columns)
     found: dict[tuple[str, str], list[SeriesSize]] = {}
     for size in sizes:
         view = (size.market, DataType(size.data_type).sql_name)
-        if view in _views_in(query) and wanted <= {
+        if view in views and wanted <= {
             "filename",
             *lake_schema(Market(size.market), DataType(size.data_type)).names,
         }:
