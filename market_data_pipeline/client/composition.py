@@ -58,9 +58,14 @@ class Composition:
                 f'{own.get(name, "")} AS "{name}"' if name in own else f'"{name}"' for name in self.names
             )
             return f"SELECT {columns} FROM ({rows})"
-        step = str(interval_us(of_source))
         return intervals.composed(
-            rows, source.schema.names, self.names, quoted(self.interval), quoted(self.zone), step_us=step
+            rows,
+            source.schema.names,
+            self.names,
+            quoted(self.interval),
+            quoted(self.zone),
+            step_us=str(interval_us(of_source)),
+            symbols=[quoted(key.symbol) for key in source.keys],
         )
 
 

@@ -193,9 +193,7 @@ def _candles(files: Files, place: str) -> str:
     step = intervals.steps_us("string_split(filename, '/')[-2]")
     conditions = (condition, *_in_range("open_time", start, end), place)
     rows = _of_macro(files, listed, conditions, f", {step} AS step_us")
-    composed = intervals.composed(
-        rows, names, (*names, *intervals.PARTS), _INTERVAL, zone, "r.step_us", symbol='"symbol"'
-    )
+    composed = intervals.composed(rows, names, (*names, *intervals.PARTS), _INTERVAL, zone, "r.step_us", ['"symbol"'])
 
     published = ", ".join(map(quoted, intervals_of(files.market)))
     return f"""{head}
@@ -221,7 +219,7 @@ def _no_source(files: Files) -> str:
         THEN concat('A time zone moves days, weeks and months. ', "interval", ' is shorter: leave tz out.')
         ELSE concat("symbol", ' has no stored interval in {files.market} that divides ', "interval",
             CASE WHEN tz IS NULL THEN '' ELSE concat(' in ', tz) END, '. Stored: ',
-            CASE WHEN {stored} = '' THEN 'none' ELSE {stored} END, '.') END"""
+            coalesce(nullif({stored}, ''), 'none'), '.') END"""
 
 
 _MACROS = {DataType.KLINES: _candles, DataType.AGG_TRADES: _trades}
