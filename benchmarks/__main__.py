@@ -18,7 +18,7 @@ from benchmarks.growth import growth_series, growth_years
 from benchmarks.ingestion import ingest_klines, ingest_klines_from_afar, ingest_klines_of_months, ingest_trades
 from benchmarks.reconciliation import reconcile
 from benchmarks.report import Row, save, show
-from benchmarks.sql import sql, vwap
+from benchmarks.sql import composed, sql, vwap
 from benchmarks.verification import verify
 
 BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
@@ -32,6 +32,7 @@ BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "yesterday": yesterday,
     "queries": queries,
     "sql": sql,
+    "composed": composed,
     "vwap": vwap,
     "reconcile": reconcile,
     "verify": verify,
