@@ -21,7 +21,7 @@ from market_data_pipeline.checks.verdicts import Ground, verdict_finding
 from market_data_pipeline.errors import AbsentError, BeyondReachError, RestAnswerError, SourceError, UnpublishedError
 from market_data_pipeline.ingest.day_rows import DayRows, joined
 from market_data_pipeline.ingest.gap_fill import GapFiller
-from market_data_pipeline.model.datasets import WORDS, shows_trades, spec_of
+from market_data_pipeline.model.datasets import MARKETS, WORDS, shows_trades, spec_of
 from market_data_pipeline.model.findings import Finding, RestAnswer, Verdict
 from market_data_pipeline.model.needs import pause_ended
 from market_data_pipeline.model.outcomes import Action
@@ -240,7 +240,7 @@ class RestDays:
         with self._lock:  # several threads work on the days of the series
             if self._first is None:
                 self._first = self.listing.first or date.min
-                if self.listing.first is None:
+                if self.listing.first is None and MARKETS[self.key.market].has_rest:
                     with suppress(SourceError):
                         self._first = self.rest().first_candle_day(self.key) or date.min
             return day < self._first

@@ -152,5 +152,8 @@ DEFAULT_SYMBOLS: tuple[GeneratedSymbol, ...] = (
         notional=2_000.0,
         contract_size=100,
     ),
+    # A symbol of options is an index of volatility, or the underlying of the options in a summary.
+    GeneratedSymbol(Market.OPTION, "BTCBVOLUSDT", date(2023, 6, 20), price=55.0, price_decimals=4),
+    GeneratedSymbol(Market.OPTION, "BTCUSDT", date(2023, 5, 18), date(2023, 10, 23), price=60_000.0),
 )
 """Symbols listed by default. They have Binance's listing dates but few trades, so that a demo stays light."""

@@ -179,7 +179,7 @@ class RestApi:
             NetworkError: No response.
             RestAnswerError: A response is not understood.
         """
-        endpoint = self._endpoint(key)
+        endpoint = endpoint_of(key)
         self._refuse_beyond(endpoint, start_us, clock.now(), key.data_type)
         time_field = next(column.rest for column in spec_of(key).columns if column.name == spec_of(key).time)
         now = self._server_now()
@@ -202,13 +202,6 @@ class RestApi:
         last = min(end_us - 1, clock.to_us(now) - step)  # a period counts when it is over
         inside = pc.and_(pc.greater_equal(times, pa.scalar(start_us)), pc.less_equal(times, pa.scalar(last)))
         return RestRows(found.filter(inside), f"{self._host.url}{endpoint.path}", now)
-
-    def _endpoint(self, key: SeriesKey) -> RestEndpoint:
-        """Return the endpoint of a series. Raise :class:`BeyondReachError` if REST does not serve its type."""
-        endpoint = spec_of(key).rest
-        if not endpoint.path:
-            raise BeyondReachError(f"REST of {self.market} has no {key.data_type}")
-        return endpoint
 
     def _joined(
         self, key: SeriesKey, endpoint: RestEndpoint, rows: list[Any], between: tuple[int, int], time_field: str
@@ -240,7 +233,7 @@ class RestApi:
             BeyondReachError: REST no longer serves trades this old. No request was sent.
             RestAnswerError: A response does not start at the requested id, or is not understood.
         """
-        endpoint = self._endpoint(key)
+        endpoint = endpoint_of(key)
         self._refuse_beyond(endpoint, start_us if since_us is None else max(start_us, since_us), clock.now())
         now = self._server_now()
         end = min(end_us, clock.to_us(now))
@@ -285,7 +278,7 @@ class RestApi:
         Raises:
             BeyondReachError: REST no longer serves trades this old. It refused, or no request was sent.
         """
-        endpoint = self._endpoint(key)
+        endpoint = endpoint_of(key)
         now = clock.now()
         beyond = ""
         if between_us is not None:
@@ -573,6 +566,18 @@ def _budget_name(market: Market, settings: Settings) -> str:
     together = [other for other in MARKETS if MARKETS[other].budget == MARKETS[market].budget]
     hosts = dict.fromkeys(urlsplit(settings.rest_url(other)).netloc for other in together)
     return "+".join((MARKETS[market].budget, *sorted(hosts))) if len(together) > 1 else next(iter(hosts))
+
+
+def endpoint_of(key: SeriesKey) -> RestEndpoint:
+    """Return the endpoint of a series.
+
+    Raises:
+        BeyondReachError: REST does not serve its type.
+    """
+    endpoint = spec_of(key).rest
+    if not endpoint.path:
+        raise BeyondReachError(f"REST of {key.market} has no {key.data_type}")
+    return endpoint
 
 
 def _span_us(endpoint: RestEndpoint) -> int:
