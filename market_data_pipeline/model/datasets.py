@@ -159,6 +159,7 @@ class Spec:
         also: Further columns of the key, if several rows share the first one.
         begins: First day in the archive of any symbol, if the type is younger than its market.
         ended: Last day in the archive, if Binance no longer publishes the type. No later day is missing.
+        precedes: True if its history may begin before the symbol's listing. Prices follow other exchanges.
     """
 
     market: Market
@@ -180,6 +181,7 @@ class Spec:
     also: tuple[str, ...] = ()
     begins: date | None = None
     ended: date | None = None
+    precedes: bool = False
 
 
 def _kline_columns(quote: str) -> tuple[Column, ...]:
@@ -253,6 +255,7 @@ def _price_klines(data_type: DataType, market: Market, rest: RestEndpoint, *, si
         "lz4",
         closes_months=True,
         signed=signed,
+        precedes=not signed,
     )
 
 
@@ -819,6 +822,12 @@ def archived_spans(key: SeriesKey, listing: ListingSpans) -> ListingSpans:
     spans = tuple((first, None if last == date.max else last) for first, last in cut if first <= last)
     # Without spans nothing would be known, so a span without days means that there are none.
     return ListingSpans(spans or ((ended + clock.DAY, ended) if spec.ended else (begins, begins - clock.DAY),))
+
+
+def precedes_listing(key: SeriesKey) -> bool:
+    """Return True if the history of a series may begin before its symbol's listing."""
+    spec = SPECS.get((key.market, key.data_type))
+    return spec is not None and spec.precedes
 
 
 def archive_day(key: SeriesKey, day: date) -> date:

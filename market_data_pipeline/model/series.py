@@ -246,6 +246,12 @@ class ListingSpans:
         """Return the first listed day. None means that nothing is known."""
         return self.spans[0][0] if self.spans else None
 
+    def begun(self, day: date) -> ListingSpans:
+        """Return the spans with the first one begun on a day, if that is earlier."""
+        if not self.spans or day >= self.spans[0][0]:
+            return self
+        return ListingSpans(((day, self.spans[0][1]), *self.spans[1:]))
+
     @property
     def last(self) -> date | None:
         """Return the last listed day. None means still listed, or that nothing is known."""

@@ -51,7 +51,7 @@ from market_data_pipeline.sandbox.faults import (
     ShiftedRows,
     SpanFault,
 )
-from market_data_pipeline.sandbox.forms import FORMS, PRICES, has_type, last_day, types_in
+from market_data_pipeline.sandbox.forms import FORMS, OLDER_PRICES, PRICES, has_type, last_day, types_in
 from market_data_pipeline.sandbox.funding import funding_rows
 from market_data_pipeline.sandbox.generator import (
     DAY_US,
@@ -499,12 +499,18 @@ class GeneratedExchange(Exchange):
     def _symbol_of(self, series: SeriesKey) -> GeneratedSymbol | None:
         return self._named(series.market, series.data_type, series.archive_symbol)
 
+    def _of_type(self, symbol: GeneratedSymbol, data_type: DataType) -> GeneratedSymbol:
+        """Return the symbol as listed from its first price on, for types of prices that are older than it."""
+        older = symbol.prices_from is not None and data_type in OLDER_PRICES
+        return replace(symbol, listed=symbol.prices_from, archived_from=None) if older else symbol
+
     def _named(self, market: Market, data_type: DataType, folder: str) -> GeneratedSymbol | None:
         """Return the symbol of a folder of the archive. Folders of index prices are named by pair."""
         if (found := self._symbols.get((market, folder))) is not None:
-            return found
+            return self._of_type(found, data_type)
         alike = (symbol for (of, name), symbol in self._symbols.items() if of is market)
-        return next((symbol for symbol in alike if _folder_of(data_type, symbol.symbol) == folder), None)
+        symbol = next((symbol for symbol in alike if _folder_of(data_type, symbol.symbol) == folder), None)
+        return symbol and self._of_type(symbol, data_type)
 
     def _listed_days(self, symbol: GeneratedSymbol, first: date) -> Sequence[date]:
         days = DaySpan(first, min(symbol.delisted or date.max, self.now().date()))

@@ -126,6 +126,10 @@ PRICES = (DataType.MARK_PRICE_KLINES, DataType.INDEX_PRICE_KLINES, DataType.PREM
 """Data types of candles without trades."""
 
 
+OLDER_PRICES = (DataType.MARK_PRICE_KLINES, DataType.INDEX_PRICE_KLINES)
+"""Data types that may begin before the listing of a symbol."""
+
+
 def last_day(market: Market, data_type: DataType) -> date:
     """Return the last day of a type in the archive. It is far in the future if Binance publishes it."""
     return FORMS[data_type].ended.get(market, date.max)

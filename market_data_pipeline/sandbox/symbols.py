@@ -46,6 +46,8 @@ class GeneratedSymbol:
     """Time of day at which trading ends on the day of the delisting. None means midnight."""
     funding: tuple[tuple[date, int], ...] = ()
     """Funding intervals in hours, each with its first day, in order. Eight hours before them. Futures only."""
+    prices_from: date | None = None
+    """First day of mark and index prices, if it is earlier than the listing."""
     archived_from: date | None = None
     """First day with archives if it is later than the listing. In um it is 2020-01-01; REST alone has earlier days."""
 

@@ -29,7 +29,7 @@ from market_data_pipeline.errors import (
     RefusedError,
     RestAnswerError,
 )
-from market_data_pipeline.model.datasets import MARKETS, REQUEST_BUDGETS, RestEndpoint, spec_of
+from market_data_pipeline.model.datasets import MARKETS, REQUEST_BUDGETS, RestEndpoint, precedes_listing, spec_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey, interval_us
 from market_data_pipeline.model.waits import Stop, as_duration
@@ -357,10 +357,12 @@ class RestApi:
         return f"REST of {self.market} only serves {what} of the last {as_duration(endpoint.reach.total_seconds())}"
 
     def first_candle_day(self, key: SeriesKey) -> date | None:
-        """Return the UTC day of a symbol's first candle. None if it never had one."""
-        daily = SeriesKey(EXCHANGE, key.market, DataType.KLINES, key.symbol, "1d")
+        """Return the UTC day of a symbol's first candle, or of the first candle of its price. None without any."""
+        data_type = key.data_type if precedes_listing(key) else DataType.KLINES
+        daily = SeriesKey(EXCHANGE, key.market, data_type, key.symbol, "1d")
         endpoint = spec_of(daily).rest
-        rows = self._rows(endpoint, {"symbol": key.symbol, "interval": "1d", "startTime": "0", "limit": "1"})
+        parameters = {"interval": "1d", "startTime": "0", "limit": "1", str(endpoint.symbol): daily.archive_symbol}
+        rows = self._rows(endpoint, parameters)
         if not rows:
             return None
         return clock.day_of_us(_at(self._table(rows, daily), "open_time", 0))
