@@ -501,8 +501,9 @@ class GeneratedExchange(Exchange):
 
     def _of_type(self, symbol: GeneratedSymbol, data_type: DataType) -> GeneratedSymbol:
         """Return the symbol as listed from its first price on, for types of prices that are older than it."""
-        older = symbol.prices_from is not None and data_type in OLDER_PRICES
-        return replace(symbol, listed=symbol.prices_from, archived_from=None) if older else symbol
+        if symbol.prices_from is None or data_type not in OLDER_PRICES:
+            return symbol
+        return replace(symbol, listed=symbol.prices_from, archived_from=None)
 
     def _named(self, market: Market, data_type: DataType, folder: str) -> GeneratedSymbol | None:
         """Return the symbol of a folder of the archive. Folders of index prices are named by pair."""
