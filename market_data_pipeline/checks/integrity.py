@@ -267,7 +267,7 @@ def _eoh_summary(key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
     outside = (low > np.minimum(open_, close)) | (high < np.maximum(open_, close))
     yield "price_range", ERROR, outside, "open or close is not between low and high."
     sides = np.array([one in ("C", "P") for one in table.column("type").to_pylist()], dtype=bool)
-    yield "option_type", ERROR, ~sides, "the type is neither C (call) nor P (put)."
+    yield "option_type", ERROR, ~sides, "the type is neither C nor P."
     bid, ask = value["best_bid_price"], value["best_ask_price"]
     yield "crossed", WARN, (bid > 0) & (ask > 0) & (bid > ask), "the best bid is above the best ask."
     yield "blank", INFO, np.any(blank, axis=0), "Binance left a value out. It is NULL."

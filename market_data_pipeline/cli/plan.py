@@ -160,7 +160,7 @@ def plan_of(
     often = _share_with_gaps(key, held)
 
     def take(path: str, days: int, *, again: bool = False) -> bool:
-        """Count a zip of some days, ``again`` if they are stored anyway. Return False if the archive lacks it."""
+        """Count a zip of some days, ``again`` if they are stored anyway. Return False if it does not exist."""
         nonlocal files, requests, download, disk
         size = of_day * days if sizes is None else sizes.get(path)
         requests += 1 if size is None else 2
@@ -218,12 +218,12 @@ def _split(key: SeriesKey, left: Sequence[date], today: date) -> tuple[list[list
 
 
 def _share_with_gaps(key: SeriesKey, held: StoredDays) -> float:
-    """Return the share of the stored days whose source lacked rows, apart from known halts."""
+    """Return the share of the stored days with missing rows in their source, without known halts."""
     chosen = held.stored & held.final
-    if not chosen.any() or held.lacked.size != chosen.size:
+    if not chosen.any() or held.gapped.size != chosen.size:
         return 0.0
-    lacked = sum(not lacks_candles(key, clock.day_of_number(day)) for day in held.day[chosen & held.lacked].tolist())
-    return lacked / int(chosen.sum())
+    gapped = sum(not lacks_candles(key, clock.day_of_number(day)) for day in held.day[chosen & held.gapped].tolist())
+    return gapped / int(chosen.sum())
 
 
 def _expected_gaps(key: SeriesKey, day: date, often: float) -> float:
@@ -303,7 +303,7 @@ def plan_command(what: Selection, offline: bool, as_json: bool) -> None:
 
     Prints days, files, bytes, requests, minutes and disk for each series, and fetches no data. Sizes come from the
     archive's listing; with --offline, from stored days, else from typical ones. Disk includes Dagster's records.
-    Final days cost nothing, except requests for rows that they lack. Gaps of other days are expected as often as in the
+    Final days cost nothing, except requests for their missing rows. Gaps of other days are expected as often as in the
     stored days of a series, and in known halts of spot. The minutes are for 100 Mbit/s. What you leave out selects all.
 
       market-data plan BTCUSDT ETHUSDT 1m --from 2024-01 --through 2024-03

@@ -41,7 +41,7 @@ class StoredDays:
         rows: Rows in the file.
         bytes: Its size.
         incomplete: True if the day is stored and not complete (see ``model.states``).
-        lacked: True if rows were missing in its source, so that REST was asked for them.
+        gapped: True if rows were missing in its source, so that REST was requested.
     """
 
     day: npt.NDArray[np.int64]
@@ -53,7 +53,7 @@ class StoredDays:
     rows: npt.NDArray[np.int64]
     bytes: npt.NDArray[np.int64]
     incomplete: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=bool))
-    lacked: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=bool))
+    gapped: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=bool))
 
     @property
     def final_days(self) -> set[date]:
@@ -94,7 +94,7 @@ def stored_days(layout: Layout, key: SeriesKey) -> StoredDays:
         rows=np.asarray(table["rows"].to_pylist(), dtype=np.int64),
         bytes=np.asarray(table["bytes"].to_pylist(), dtype=np.int64),
         incomplete=_incomplete(table),
-        lacked=np.asarray([_has_missing(verdicts) for verdicts in table["verdicts"].to_pylist()], dtype=bool),
+        gapped=np.asarray([_has_missing(verdicts) for verdicts in table["verdicts"].to_pylist()], dtype=bool),
     )
 
 

@@ -38,7 +38,7 @@ def bvol_index_rows(symbol: GeneratedSymbol, seed: int, day: date, now_us: int) 
 
 
 def eoh_summary_rows(symbol: GeneratedSymbol, seed: int, day: date, now_us: int) -> TextRows:
-    """Return the summaries of a day up to now: three strikes of one expiry, calls and puts, every hour.
+    """Return the summaries of a day up to now: three strikes of one expiry, both types, every hour.
 
     Options without trades have prices like ``0E-8``, and some quotes are blank.
 

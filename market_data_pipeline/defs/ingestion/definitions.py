@@ -271,7 +271,7 @@ _COLUMNS: Mapping[str, str] = {
     "last_funding_rate": "Funding rate. Longs pay shorts if it is positive.",
     "index_value": "Volatility in percent a year.",
     "contract": "Symbol of the option, such as BTC-231027-33000-C.",
-    "type": "C: a call. P: a put.",
+    "type": "C: the right to buy. P: the right to sell.",
     "strike": "Expiry and strike price as Binance writes them.",
     "volume_contracts": "Traded quantity in contracts.",
     "volume_usdt": "Traded value in USDT.",
