@@ -150,7 +150,7 @@ def ingest_single_trades(archives: Archives, work: Path) -> list[Row]:
         runs = _ingests(mirror, key, week, work / key.data_type, times)
         return [size / 1e6 / run.cost.cpu_seconds for run in runs]
 
-    single, joined = speeds(archives.single_series), speeds(archives.trade_series)
+    joined, single = speeds(archives.trade_series), speeds(archives.single_series)
     return [
         Row(
             "ingest-single-trades",
