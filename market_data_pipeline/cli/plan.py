@@ -28,7 +28,7 @@ from market_data_pipeline.defs.platform.records import (
 )
 from market_data_pipeline.errors import NetworkError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import MAY_NEED_FETCH, Ledger
+from market_data_pipeline.lake.ledger import Ledger, may_need_fetch
 from market_data_pipeline.model.datasets import expected_rows, monthly_may_replace, spec_of
 from market_data_pipeline.model.needs import NeedKind, needs, reach_of
 from market_data_pipeline.model.outages import lacks_candles
@@ -238,7 +238,7 @@ def _requests_a_gap(key: SeriesKey) -> int:
 
 def days_to_retry(layout: Layout, key: SeriesKey, days: Iterable[date]) -> int:
     """Return the number of final days whose missing rows a backfill requests again."""
-    rows, now, reach = Ledger.read(layout.ledger(key), MAY_NEED_FETCH).rows, clock.now(), reach_of(key)
+    rows, now, reach = Ledger.read(layout.ledger(key), may_need_fetch()).rows, clock.now(), reach_of(key)
     kept = (rows[day] for day in days if day in rows and rows[day].is_stored_final)
     found = (needs(row, now, reach) for row in kept)
     return sum(need.kind is NeedKind.REST and not need.is_met for need in found)
