@@ -595,7 +595,7 @@ class MarketData:
         """Return the symbols with stored data, in order.
 
         Args:
-            market: ``spot``, ``um`` or ``cm``; None means all.
+            market: ``spot``, ``um``, ``cm`` or ``option``; None means all.
 
         Raises:
             UsageError: The market does not exist.
@@ -637,7 +637,7 @@ class MarketData:
             symbols: One symbol or several; None means all.
             start: First day, inclusive; None means the beginning.
             end: Exclusive: days whose midnight (UTC) is before it; None means now.
-            market: ``spot``, ``um`` or ``cm``; None means all.
+            market: ``spot``, ``um``, ``cm`` or ``option``; None means all.
             interval: Kline interval; None means all, and trades.
 
         Raises:
@@ -667,7 +667,7 @@ class MarketData:
             symbols: One symbol or several; None means all.
             start: First moment, inclusive; None means the beginning.
             end: Last moment, exclusive; None means now.
-            market: ``spot``, ``um`` or ``cm``; None means all.
+            market: ``spot``, ``um``, ``cm`` or ``option``; None means all.
             interval: Kline interval; None means all, and trades.
             explained: True for gaps with an explanation (an outage, no trade), False for the others; None means both.
 

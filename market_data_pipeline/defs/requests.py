@@ -12,7 +12,6 @@ from dagster._core.storage.tags import PRIORITY_TAG
 from market_data_pipeline.clock import contiguous_ranges, days_between
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.partitions import span_of, tags_of
-from market_data_pipeline.model.needs import perishing_first
 from market_data_pipeline.model.series import SeriesKey
 
 Days = dict[SeriesKey, list[date]]
@@ -34,6 +33,8 @@ def run_requests(
         at_most: The maximum number of days in a run.
         now: The current time, zone-aware.
     """
+    from market_data_pipeline.model.needs import perishing_first  # at a tick, not at each load
+
     soon, later = perishing_first(wanted, now)
     urgent = [_request(stamp, *one, tags={PRIORITY_TAG: "1"}) for one in _stretches(soon, at_most)]
     return urgent + [_request(stamp, *one) for one in _stretches(later, at_most)]
