@@ -219,3 +219,6 @@ def test_prices_before_the_listing_are_history(tmp_path: Path, monkeypatch: pyte
             assert sorted(stored_days) == days("2026-02-20", "2026-02-21")
         market = MarketData(world.layout.root)
         assert len(market.index_price_klines("NEWUSDT", "1h", "2026-02-15", "2026-02-22", on_gap="raise")) == 4 * 24
+        earlier = run("add", "NEWUSDT", "markPriceKlines", "1h", "--market", "um", "--from", "2026-02-17", "--yes")
+        assert earlier.exit_code == 2
+        assert "Set `from: 2026-02-17` there" in " ".join(earlier.output.split())
