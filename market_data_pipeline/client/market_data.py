@@ -371,6 +371,45 @@ class MarketData:
         wanted = wanted_of(DataType.LIQUIDATION_SNAPSHOT, symbols, None, start, end, market, columns)
         return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
 
+    def bvol_index(
+        self,
+        symbols: str | Iterable[str],
+        start: Moment,
+        end: Moment | None = None,
+        *,
+        market: str = "option",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "warn",
+    ) -> StoredRows:
+        """Return the index of implied volatility every second, by ``calc_time``, from 2023-06-20 on.
+
+        Symbols are ``BTCBVOLUSDT`` and ``ETHBVOLUSDT``. Other arguments and errors are those of :meth:`metrics`.
+        """
+        wanted = wanted_of(DataType.BVOL_INDEX, symbols, None, start, end, market, columns)
+        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+
+    def eoh_summary(
+        self,
+        symbols: str | Iterable[str],
+        start: Moment,
+        end: Moment | None = None,
+        *,
+        market: str = "option",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "warn",
+    ) -> StoredRows:
+        """Return hourly summaries of options by ``time`` and ``contract``, from 2023-05-18 to 2023-10-23.
+
+        A symbol is an underlying, such as ``BTCUSDT``. Binance ended the summaries, so later days are not missing.
+        Other arguments and errors are those of :meth:`metrics`.
+        """
+        wanted = wanted_of(DataType.EOH_SUMMARY, symbols, None, start, end, market, columns)
+        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+
     def funding_rate(
         self,
         symbols: str | Iterable[str],
@@ -560,7 +599,7 @@ class MarketData:
         """Return the symbols with stored data, in order.
 
         Args:
-            market: ``spot``, ``um`` or ``cm``; None means all.
+            market: ``spot``, ``um``, ``cm`` or ``option``; None means all.
 
         Raises:
             UsageError: The market does not exist.
@@ -602,7 +641,7 @@ class MarketData:
             symbols: One symbol or several; None means all.
             start: First day, inclusive; None means the beginning.
             end: Exclusive: days whose midnight (UTC) is before it; None means now.
-            market: ``spot``, ``um`` or ``cm``; None means all.
+            market: ``spot``, ``um``, ``cm`` or ``option``; None means all.
             interval: Kline interval; None means all, and trades.
 
         Raises:
@@ -632,7 +671,7 @@ class MarketData:
             symbols: One symbol or several; None means all.
             start: First moment, inclusive; None means the beginning.
             end: Last moment, exclusive; None means now.
-            market: ``spot``, ``um`` or ``cm``; None means all.
+            market: ``spot``, ``um``, ``cm`` or ``option``; None means all.
             interval: Kline interval; None means all, and trades.
             explained: True for gaps with an explanation (an outage, no trade), False for the others; None means both.
 
