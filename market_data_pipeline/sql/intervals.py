@@ -143,3 +143,13 @@ def composed(
                 min({step_us}) AS step, min(1000 - epoch_us(r.close_time) % 1000) AS unit
             FROM ({source}) AS r GROUP BY {groups}
         ) AS c ORDER BY {groups.replace("r.", "c.").replace("begun", "c.begun")}"""
+
+
+def begin_of(interval: str, time: str) -> str:
+    """Return SQL for the begin of the interval that contains a time. Both are UTC."""
+    return _begin(interval, time)
+
+
+def end_of(interval: str, begin: str) -> str:
+    """Return SQL for the end of an interval, which is the begin of the next one."""
+    return f"({begin} + {_width(interval)})"
