@@ -185,7 +185,7 @@ _EXTENT: Columns = {
 _MISSING = ("missing", "complete")
 
 
-def _judged(parts: str, begun: str, ended: str, reached: str, last_day: str) -> str:
+def _checked(parts: str, begun: str, ended: str, reached: str, last_day: str) -> str:
     """Return a query that adds ``missing`` and ``complete`` to bars, from the ids of their trades.
 
     ``missing`` counts the ids between the end of the bar before and the end of this one. If a whole day without trades
@@ -240,17 +240,18 @@ _BEGUN, _ENDED = (
     for moment in (START, f"greatest({END}, {FIRST})")
 )
 _NEXT = intervals.end_of(INTERVAL, "p.begun")
+_CHECKED = _checked("parts", "p.begun", _NEXT, "true", _STORED_UNTIL)
 _CLOSED = f"{intervals.end_of(INTERVAL, 'p.begun')} - {_BEFORE}"
 
 
 def _by_interval(files: Files, place: str, sums: Columns) -> str:
-    """Return the common tables ``parts``, ``recorded`` and ``judged``: one row per interval that has trades."""
+    """Return the common tables ``parts``, ``recorded`` and ``checked``: one row per interval that has trades."""
     fills = _fills(files, place, _BEGUN, _ENDED, _no_interval())
     return f"""
         WITH parts AS (
             SELECT {intervals.begin_of(INTERVAL, "f.at")} AS begun, {_select({**_EXTENT, **sums})}
             FROM ({fills}) AS f GROUP BY begun
-        ), recorded AS ({_recorded(files)}), judged AS ({_judged("parts", "p.begun", _NEXT, "true", _STORED_UNTIL)})"""
+        ), recorded AS ({_recorded(files)}), checked AS ({_CHECKED})"""
 
 
 def _of_interval(columns: Iterable[str] | Columns) -> str:
@@ -272,7 +273,7 @@ def _time_bars(files: Files, place: str) -> str:
     """Return a macro for candles of any interval, made of aggTrades."""
     sums = _sums(files)
     query = f"""{_by_interval(files, place, sums)}
-        SELECT {_of_interval(tuple(sums))} FROM judged AS p WHERE p.agg_trades > 0 ORDER BY p.begun"""
+        SELECT {_of_interval(tuple(sums))} FROM checked AS p WHERE p.agg_trades > 0 ORDER BY p.begun"""
     return _macro("time_bars(symbol, interval, a, b := NULL)", query, files)
 
 
@@ -287,7 +288,7 @@ def _vwap(files: Files, place: str) -> str:
     volumes = {name: sql for name, sql in _sums(files).items() if name in ("volume", "quote_volume", "base_volume")}
     sums = {"vwap": _vwap_of(files), **volumes, "agg_trades": "count(f.p)"}
     query = f"""{_by_interval(files, place, sums)}
-        SELECT {_of_interval(tuple(sums))} FROM judged AS p WHERE p.agg_trades > 0 ORDER BY p.begun"""
+        SELECT {_of_interval(tuple(sums))} FROM checked AS p WHERE p.agg_trades > 0 ORDER BY p.begun"""
     return _macro("vwap(symbol, interval, a, b := NULL)", query, files)
 
 
@@ -308,7 +309,7 @@ def _cumulative_delta(files: Files, place: str) -> str:
     query = f"""{_by_interval(files, place, sums)}
         SELECT {_of_interval(columns)} FROM (
             SELECT *, round(j.buy_volume - j.sell_volume, 8) AS delta,
-                count(*) FILTER (j.missing > 0) OVER (ORDER BY j.begun) AS run FROM judged AS j
+                count(*) FILTER (j.missing > 0) OVER (ORDER BY j.begun) AS run FROM checked AS j
         ) AS p WHERE p.agg_trades > 0 ORDER BY p.begun"""
     return _macro("cumulative_delta(symbol, interval, a, b := NULL)", query, files)
 
@@ -346,11 +347,11 @@ def _footprint(files: Files, place: str) -> str:
             FROM ({fills}) AS f GROUP BY begun, level
         ), parts AS (
             SELECT s.begun, {_select(whole)} FROM levels AS s GROUP BY s.begun
-        ), recorded AS ({_recorded(files)}), judged AS ({_judged("parts", "p.begun", _NEXT, "true", _STORED_UNTIL)})
+        ), recorded AS ({_recorded(files)}), checked AS ({_CHECKED})
         SELECT {_of_interval(columns)} FROM (
             SELECT s.* EXCLUDE (rows, first_id, last_id, first_at, last_at), j.missing, j.complete,
                 CAST(s.level * {step} AS DOUBLE) / {_EIGHT_DECIMALS} AS price
-            FROM levels AS s JOIN judged AS j ON j.begun = s.begun WHERE s.level IS NOT NULL
+            FROM levels AS s JOIN checked AS j ON j.begun = s.begun WHERE s.level IS NOT NULL
         ) AS p ORDER BY p.begun, p.level"""
     return _macro("footprint(symbol, interval, price_step, a, b := NULL)", query, files)
 
@@ -382,7 +383,7 @@ def _profile(files: Files, place: str) -> str:
     fills = _fills(files, place, _BEGUN, _ENDED, _no_interval())
     query = f"""{_by_interval(files, place, sums)}, sized AS (
             SELECT j.*, greatest(1, {_steps(LEVEL_BY_PRICE.replace("vwap", "j.vwap"))}) AS level_steps
-            FROM judged AS j WHERE j.agg_trades > 0
+            FROM checked AS j WHERE j.agg_trades > 0
         ), levels AS (
             SELECT s.begun, {_steps("f.p")} // s.level_steps AS level, round(fsum(f.q), 8) AS level_volume
             FROM ({fills}) AS f JOIN sized AS s ON s.begun = {intervals.begin_of(INTERVAL, "f.at")}
@@ -478,8 +479,8 @@ def _event_bars(files: Files, place: str, event: _Event) -> str:
         ), parts AS (
             SELECT f.on_day, (f.total - f.w) // ({threshold}) AS bar, {_select({**_EXTENT, **sums, **own})}
             FROM summed AS f GROUP BY f.on_day, bar
-        ), judged AS ({_judged("parts", "p.on_day", f"p.on_day + {_DAY}", is_over, f"p.on_day + {_DAY}")})
-        SELECT {_select(columns)} FROM judged AS p
+        ), checked AS ({_checked("parts", "p.on_day", f"p.on_day + {_DAY}", is_over, f"p.on_day + {_DAY}")})
+        SELECT {_select(columns)} FROM checked AS p
         WHERE p.agg_trades > 0 AND p.opened >= {START} AND p.opened < {END} ORDER BY p.first_id"""
     return _macro(f"{event.macro}(symbol, {event.argument}, a, b := NULL)", query, files)
 
@@ -490,7 +491,7 @@ def _event_bars(files: Files, place: str, event: _Event) -> str:
 def _perp_returns(files: Files, place: str, candles: str) -> str:
     """Return a macro for the return of a long position in each candle: of the price, of funding, and both.
 
-    A payment proves that none was due since its interval began, and that none is due until it ends. Outside these
+    A payment shows that none was due since its interval began, and that none is due until it ends. Outside these
     times, funding is unknown.
 
     Args:
