@@ -22,5 +22,5 @@ def _moment(argument: str) -> str:
 # Both functions ignore NULL. The bounds also replace infinity, which has no file name.
 START, END = f"greatest({_moment('a')}, {FIRST})", f"least({_moment('b')}, {LAST})"
 BEFORE_END = f"({END} - INTERVAL 1 MICROSECOND)"
-INTERVAL = '"interval"'
+INTERVAL_ARGUMENT = '"interval"'
 SYMBOL_FOLDER = """concat('/', "symbol", '/')"""  # NULL names no series

@@ -14,7 +14,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.datasets import MARKETS, data_types_of
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.sql import intervals
-from market_data_pipeline.sql.arguments import END, FIRST, INTERVAL, LAST, START, SYMBOL_FOLDER
+from market_data_pipeline.sql.arguments import END, FIRST, INTERVAL_ARGUMENT, LAST, START, SYMBOL_FOLDER
 from market_data_pipeline.sql.file_lists import NAMED, Files, StoredSeries, as_pattern, empty, quoted, read_parquet
 
 _DAY = "INTERVAL 1 DAY"
@@ -33,7 +33,7 @@ Columns = Mapping[str, str]
 """Columns of a result: their SQL by name."""
 
 
-def statements(
+def bar_macros(
     stored: StoredSeries, market: Market, place: str, candles: Callable[[Files, str], str], *, marked: bool
 ) -> list[str]:
     """Return the SQL that creates the macros of a market.
@@ -134,7 +134,7 @@ def _select(columns: Columns) -> str:
     return ", ".join(f'{sql} AS "{name}"' for name, sql in columns.items())
 
 
-def _no_interval(argument: str = INTERVAL) -> str:
+def _no_interval(argument: str = INTERVAL_ARGUMENT) -> str:
     """Return SQL for the message about text that is no interval; NULL if it is one."""
     return f"""CASE WHEN coalesce(regexp_full_match({argument}, {quoted(intervals.FORM)}), false) THEN NULL ELSE concat(
         'There is no interval ', coalesce({argument}, 'NULL'), '. {intervals.HOW_TO_WRITE}') END"""
@@ -236,12 +236,12 @@ def _recorded(files: Files) -> str:
 
 
 _BEGUN, _ENDED = (
-    f"greatest(least({intervals.first_begin(INTERVAL, intervals.UTC_ZONE, moment)}, {LAST}), {FIRST})"
+    f"greatest(least({intervals.first_begin(INTERVAL_ARGUMENT, intervals.UTC_ZONE, moment)}, {LAST}), {FIRST})"
     for moment in (START, f"greatest({END}, {FIRST})")
 )
-_NEXT = intervals.end_of(INTERVAL, "p.begun")
+_NEXT = intervals.end_of(INTERVAL_ARGUMENT, "p.begun")
 _CHECKED = _checked("parts", "p.begun", _NEXT, "true", _STORED_UNTIL)
-_CLOSED = f"{intervals.end_of(INTERVAL, 'p.begun')} - {_BEFORE}"
+_CLOSED = f"{intervals.end_of(INTERVAL_ARGUMENT, 'p.begun')} - {_BEFORE}"
 
 
 def _by_interval(files: Files, place: str, sums: Columns) -> str:
@@ -249,7 +249,7 @@ def _by_interval(files: Files, place: str, sums: Columns) -> str:
     fills = _fills(files, place, _BEGUN, _ENDED, _no_interval())
     return f"""
         WITH parts AS (
-            SELECT {intervals.begin_of(INTERVAL, "f.at")} AS begun, {_select({**_EXTENT, **sums})}
+            SELECT {intervals.begin_of(INTERVAL_ARGUMENT, "f.at")} AS begun, {_select({**_EXTENT, **sums})}
             FROM ({fills}) AS f GROUP BY begun
         ), recorded AS ({_recorded(files)}), checked AS ({_CHECKED})"""
 
@@ -260,7 +260,7 @@ def _of_interval(columns: Iterable[str] | Columns) -> str:
     return _select(
         {
             "symbol": '"symbol"',
-            "interval": INTERVAL,
+            "interval": INTERVAL_ARGUMENT,
             "open_time": "p.begun",
             "close_time": _CLOSED,
             **own,
@@ -343,7 +343,7 @@ def _footprint(files: Files, place: str) -> str:
         "last_at": "max(s.last_at)",
     }
     query = f"""        WITH levels AS MATERIALIZED (
-            SELECT {intervals.begin_of(INTERVAL, "f.at")} AS begun, {level} AS level, {_select({**_EXTENT, **sums})}
+            SELECT {intervals.begin_of(INTERVAL_ARGUMENT, "f.at")} AS begun, {level} AS level, {_select({**_EXTENT, **sums})}
             FROM ({fills}) AS f GROUP BY begun, level
         ), parts AS (
             SELECT s.begun, {_select(whole)} FROM levels AS s GROUP BY s.begun
@@ -386,7 +386,7 @@ def _profile(files: Files, place: str) -> str:
             FROM checked AS j WHERE j.agg_trades > 0
         ), levels AS (
             SELECT s.begun, {_steps("f.p")} // s.level_steps AS level, round(fsum(f.q), 8) AS level_volume
-            FROM ({fills}) AS f JOIN sized AS s ON s.begun = {intervals.begin_of(INTERVAL, "f.at")}
+            FROM ({fills}) AS f JOIN sized AS s ON s.begun = {intervals.begin_of(INTERVAL_ARGUMENT, "f.at")}
             WHERE f.p IS NOT NULL GROUP BY s.begun, level
         ), controls AS (
             SELECT v.* FROM levels AS v
@@ -501,13 +501,13 @@ def _perp_returns(files: Files, place: str, candles: str) -> str:
     """
     margin = "INTERVAL 2 DAYS"
     start, end = f"greatest({START} - {margin}, {FIRST})", f"least({END}, {LAST} - INTERVAL 400 DAYS)"
-    width = intervals.end_of(INTERVAL, "TIMESTAMP '2000-01-01'")
+    width = intervals.end_of(INTERVAL_ARGUMENT, "TIMESTAMP '2000-01-01'")
     until = f"{end} + ({width} - TIMESTAMP '2000-01-01') + {margin}"
     listed, conditions = _listed(files, start, f"({until})", _no_interval(), place)
     change = "1 - p.close_before / p.close" if _inverse(files) else "p.close / p.close_before - 1"
     columns: Columns = {
         "symbol": '"symbol"',
-        "interval": INTERVAL,
+        "interval": INTERVAL_ARGUMENT,
         "open_time": "p.open_time",
         "close_time": "p.close_time",
         "close": "p.close",

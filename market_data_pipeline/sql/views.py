@@ -27,7 +27,7 @@ from market_data_pipeline.sql import bars, intervals
 from market_data_pipeline.sql.arguments import BEFORE_END as _BEFORE_END
 from market_data_pipeline.sql.arguments import END as _END
 from market_data_pipeline.sql.arguments import FIRST as _FIRST
-from market_data_pipeline.sql.arguments import INTERVAL as _INTERVAL
+from market_data_pipeline.sql.arguments import INTERVAL_ARGUMENT as _INTERVAL
 from market_data_pipeline.sql.arguments import LAST as _LAST
 from market_data_pipeline.sql.arguments import START as _START
 from market_data_pipeline.sql.arguments import SYMBOL_FOLDER as _SYMBOL_FOLDER
@@ -76,7 +76,7 @@ def statements(
             made.append(f"CREATE OR REPLACE VIEW {schema}.{data_type.sql_name} AS {_view(files, place)}")
             if data_type in _MACROS:
                 made.append(f"CREATE OR REPLACE MACRO {schema}.{_MACROS[data_type](files, place)}")
-        made += bars.statements(stored, market, place, _candles, marked=marked)
+        made += bars.bar_macros(stored, market, place, _candles, marked=marked)
     made.append("CREATE SCHEMA IF NOT EXISTS quality")
     days = _ledger_days(layout, marked=marked) if has_ledgers(layout) else _no_ledger_days(_LEDGER_NAMES)
     if corrections:
