@@ -343,7 +343,8 @@ def _footprint(files: Files, place: str) -> str:
         "last_at": "max(s.last_at)",
     }
     query = f"""        WITH levels AS MATERIALIZED (
-            SELECT {intervals.begin_of(INTERVAL_ARGUMENT, "f.at")} AS begun, {level} AS level, {_select({**_EXTENT, **sums})}
+            SELECT {intervals.begin_of(INTERVAL_ARGUMENT, "f.at")} AS begun, {level} AS level,
+                {_select({**_EXTENT, **sums})}
             FROM ({fills}) AS f GROUP BY begun, level
         ), parts AS (
             SELECT s.begun, {_select(whole)} FROM levels AS s GROUP BY s.begun
