@@ -188,3 +188,13 @@ def _slot_us(interval: str, zone: str) -> str:
 
 def _slot_origin_us(interval: str, zone: str) -> str:
     return f"CASE WHEN {_is_even(interval, zone)} THEN {_origin_us(interval)} ELSE 0 END"
+
+
+def begin_of(interval: str, time: str) -> str:
+    """Return SQL for the begin of the interval that contains a time. Both are UTC."""
+    return _begin(interval, time)
+
+
+def end_of(interval: str, begin: str) -> str:
+    """Return SQL for the end of an interval, which is the begin of the next one."""
+    return f"({begin} + {_width(interval)})"

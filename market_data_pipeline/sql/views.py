@@ -23,7 +23,14 @@ from market_data_pipeline.model.findings import Verdict
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, intervals_of
 from market_data_pipeline.model.states import CONDITION_RULES, EXPLAINED, RULES, DayState
-from market_data_pipeline.sql import intervals
+from market_data_pipeline.sql import bars, intervals
+from market_data_pipeline.sql.arguments import BEFORE_END as _BEFORE_END
+from market_data_pipeline.sql.arguments import END as _END
+from market_data_pipeline.sql.arguments import FIRST as _FIRST
+from market_data_pipeline.sql.arguments import INTERVAL_ARGUMENT as _INTERVAL
+from market_data_pipeline.sql.arguments import LAST as _LAST
+from market_data_pipeline.sql.arguments import START as _START
+from market_data_pipeline.sql.arguments import SYMBOL_FOLDER as _SYMBOL_FOLDER
 from market_data_pipeline.sql.file_lists import (
     NAMED,
     WHAT_TO_DO,
@@ -69,6 +76,7 @@ def statements(
             made.append(f"CREATE OR REPLACE VIEW {schema}.{data_type.sql_name} AS {_view(files, place)}")
             if data_type in _MACROS:
                 made.append(f"CREATE OR REPLACE MACRO {schema}.{_MACROS[data_type](files, place)}")
+        made += bars.bar_macros(stored, market, place, _candles, marked=marked)
     made.append("CREATE SCHEMA IF NOT EXISTS quality")
     days = _ledger_days(layout, marked=marked) if has_ledgers(layout) else _no_ledger_days(_LEDGER_NAMES)
     if corrections:
@@ -239,27 +247,6 @@ def _of_macro(files: Files, listed: str, conditions: Iterable[str], more: str = 
 
 def _in_range(time: str, start: str, end: str) -> tuple[str, str]:
     return f'r."{time}" >= {start}', f'r."{time}" < {end}'
-
-
-_FIRST, _LAST = "TIMESTAMP '1000-01-01'", "TIMESTAMP '9999-12-31'"
-
-
-def _moment(argument: str) -> str:
-    """Return SQL for an argument of any type as TIMESTAMP in UTC, independent of the session's zone.
-
-    As text, a TIMESTAMPTZ ends with its offset. Other types have an offset only if the user wrote one. A cast of text
-    to TIMESTAMP drops the offset, and a cast of TIMESTAMPTZ uses the session's zone.
-    """
-    text = f"CAST({argument} AS VARCHAR)"
-    in_utc = f"make_timestamp(epoch_us(CAST({text} AS TIMESTAMPTZ)))"
-    return f"CASE WHEN {text} GLOB '*:*[+A-Za-z-]*' THEN {in_utc} ELSE CAST({argument} AS TIMESTAMP) END"
-
-
-# Both functions ignore NULL. The bounds also replace infinity, which has no file name.
-_START, _END = f"greatest({_moment('a')}, {_FIRST})", f"least({_moment('b')}, {_LAST})"
-_BEFORE_END = f"({_END} - INTERVAL 1 MICROSECOND)"
-_INTERVAL = '"interval"'
-_SYMBOL_FOLDER = """concat('/', "symbol", '/')"""  # NULL names no series
 
 
 _LEDGER_LABELS = SERIES_LABELS
