@@ -42,7 +42,7 @@ def bar_macros(
         stored: Stored series of the lake.
         market: The market. Its schema must exist.
         place: Condition that is true if the catalog is in its place; empty if there is none.
-        candles: Returns the macro ``candles`` over the files of klines.
+        candles: Returns the query of the macro ``candles`` over the files of klines.
         marked: Read the marks of :func:`marks_of`. They must exist.
     """
     trades = Files(stored, market, DataType.AGG_TRADES, marked)
@@ -56,8 +56,8 @@ def bar_macros(
     ]
     if DataType.FUNDING_RATE in data_types_of(market):
         funding = Files(stored, market, DataType.FUNDING_RATE, marked)
-        _, _, body = candles(Files(stored, market, DataType.KLINES, marked), place).partition(" AS TABLE ")
-        made.append(_perp_returns(funding, place, body))
+        klines = Files(stored, market, DataType.KLINES, marked)
+        made.append(_perp_returns(funding, place, candles(klines, place)))
     return [f"CREATE OR REPLACE MACRO {EXCHANGE}_{market}.{one}" for one in made]
 
 

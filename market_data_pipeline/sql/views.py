@@ -76,7 +76,8 @@ def statements(
             made.append(f"CREATE OR REPLACE VIEW {schema}.{data_type.sql_name} AS {_view(files, place)}")
             if data_type in _MACROS:
                 made.append(f"CREATE OR REPLACE MACRO {schema}.{_MACROS[data_type](files, place)}")
-        made += bars.bar_macros(stored, market, place, _candles, marked=marked)
+        if DataType.AGG_TRADES in data_types_of(market):
+            made += bars.bar_macros(stored, market, place, _candle_query, marked=marked)
     made.append("CREATE SCHEMA IF NOT EXISTS quality")
     days = _ledger_days(layout, marked=marked) if has_ledgers(layout) else _no_ledger_days(_LEDGER_NAMES)
     if corrections:
@@ -171,16 +172,20 @@ def _trades(files: Files, place: str) -> str:
 
 
 def _candles(files: Files, place: str) -> str:
-    """Return the same macro for candles. If their series was not known, they are composed from one that divides them.
+    """Return the same macro for candles. A series that is not known is composed from one that divides it."""
+    return f"candles(symbol, interval, a, b := NULL, tz := NULL) AS TABLE {_candle_query(files, place)}"
+
+
+def _candle_query(files: Files, place: str) -> str:
+    """Return the query of the macro ``candles``.
 
     Days, weeks and months begin in the zone ``tz``. DuckDB chooses the query when it binds the macro, and from 1.5 on
     it binds only that one. This matters because binding the composition takes longer than reading a day.
     """
-    head = "candles(symbol, interval, a, b := NULL, tz := NULL) AS TABLE"
     names = lake_schema(files.market, files.data_type).names
     if not files.keys:
         parts = "CAST(NULL AS BIGINT) AS parts, CAST(NULL AS BOOLEAN) AS complete"
-        return f"{head} SELECT *, {parts} FROM ({empty(files.market, files.data_type)})"
+        return f"SELECT *, {parts} FROM ({empty(files.market, files.data_type)})"
     series = f"""concat({_SYMBOL_FOLDER}, "interval", '/')"""
     zone = "coalesce(tz, 'UTC')"
     known = f"({files.knows(series)} AND {zone} = 'UTC')"
@@ -204,7 +209,7 @@ def _candles(files: Files, place: str) -> str:
     composed = intervals.composed(rows, names, (*names, *intervals.PARTS), _INTERVAL, zone, "r.step_us", ['"symbol"'])
 
     published = ", ".join(map(quoted, intervals_of(files.market)))
-    return f"""{head}
+    return f"""
     WITH stored AS NOT MATERIALIZED ({stored}),
     composed AS NOT MATERIALIZED ({composed}),
     other AS NOT MATERIALIZED (FROM query(CASE
