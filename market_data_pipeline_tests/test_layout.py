@@ -13,7 +13,7 @@ TESTS = Path(market_data_pipeline_tests.__file__).parent
 TOP = {"__init__", "clock", "definitions", "errors", "settings"}
 ROOMS = {
     *("model", "universe", "sources", "checks", "lake", "sql", "ingest"),
-    *("maintenance", "reconciliation", "coverage", "derived", "defs", "client", "cli", "sandbox"),
+    *("maintenance", "reconciliation", "coverage", "derived", "defs", "client", "export", "cli", "sandbox"),
 }
 
 
