@@ -27,4 +27,10 @@ def test_every_module_lies_in_a_room() -> None:
 
 
 def test_tests_mirror_the_package() -> None:
-    assert folders(TESTS) - folders(PACKAGE) == {"support", "support/quick_daemon", "integration", "releases"}
+    assert folders(TESTS) - folders(PACKAGE) == {
+        "support",
+        "support/quick_daemon",
+        "integration",
+        "releases",
+        "clients",
+    }

@@ -93,7 +93,13 @@ def _write_zip(path: Path, member: str, lines: Iterable[str]) -> None:
     info = ZipInfo(member, _ZIP_TIME)
     info.compress_type = ZIP_DEFLATED
     with ZipFile(path, "w") as zipped, zipped.open(info, "w", force_zip64=True) as file:
-        file.writelines(f"{line}\n".encode("ascii") for line in lines)
+        file.writelines(text.encode("ascii") for text in _joined_lines(lines))
+
+
+def _joined_lines(lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines with a line feed between them, and none after the last, as in LEAN's own zips."""
+    for number, line in enumerate(lines):
+        yield f"\n{line}" if number else line
 
 
 # --- lines ---------------------------------------------------------------------------------------------------------

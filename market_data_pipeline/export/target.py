@@ -18,7 +18,7 @@ from market_data_pipeline import __version__
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import storage
 
-MANIFEST, GAPS = "export.json", "gaps.json"
+_MANIFEST, _GAPS = "export.json", "gaps.json"
 _LOCK, _STAGING = ".export.lock", ".export-"
 
 
@@ -52,7 +52,7 @@ class ExportFolder:
         self._check()
         with storage.only_writer(self.folder / _LOCK, 0, f"the export {self.folder}"):
             self._series = self._check()
-            self._gaps = _read(self.folder / GAPS, []) if self._series else []
+            self._gaps = _read(self.folder / _GAPS, []) if self._series else []
             for left in self.folder.glob(f"{_STAGING}*"):
                 shutil.rmtree(left, ignore_errors=True)
             self._write_manifest()
@@ -60,8 +60,8 @@ class ExportFolder:
 
     def _check(self) -> dict[str, dict[str, Any]]:
         """Return the series of the earlier export."""
-        if (self.folder / MANIFEST).is_file():
-            made = _read(self.folder / MANIFEST, {})
+        if (self.folder / _MANIFEST).is_file():
+            made = _read(self.folder / _MANIFEST, {})
             if not isinstance(made, dict) or made.get("format") != self._form:
                 made_as = made.get("format") if isinstance(made, dict) else None
                 raise UsageError(f"{self.folder} has an export in the format {made_as}. Choose another folder.")
@@ -109,21 +109,21 @@ class ExportFolder:
             storage.remove(self._inside(name))
         self._series[series] = {"series": series, **facts, "files": new}
         self._gaps = [*(gap for gap in self._gaps if gap["series"] != series), *gaps]
-        storage.write_bytes(self.folder / GAPS, _lines(self._gaps).encode())
+        storage.write_bytes(self.folder / _GAPS, _lines(self._gaps).encode())
         self._write_manifest()
         return new
 
     def _inside(self, name: str) -> Path:
         path = self.folder / name
         if ".." in PurePosixPath(name).parts or not path.parent.resolve().is_relative_to(self._real):
-            raise UsageError(f"{path} is outside of {self.folder}. Remove the link or the file {MANIFEST}.")
+            raise UsageError(f"{path} is outside of {self.folder}. Remove the link or the file {_MANIFEST}.")
         return path
 
     def _write_manifest(self) -> None:
         made = {"format": self._form, "program": f"market-data-pipeline {__version__}"}
         series = _lines([self._series[name] for name in sorted(self._series)]).rstrip()
         text = f'{json.dumps(made, ensure_ascii=False)[:-1]}, "series": {series}}}\n'
-        storage.write_bytes(self.folder / MANIFEST, text.encode())
+        storage.write_bytes(self.folder / _MANIFEST, text.encode())
 
 
 def _lines(rows: Sequence[Mapping[str, object]]) -> str:
