@@ -48,7 +48,7 @@ test: $(DEV) ## run all tests, and measure which lines of the package run
 	$(BIN)/python -m pytest -n 4 --dist loadgroup -p tools.coverage_gate --coverage-at-least 95
 
 test-clients: $(DEV) $(CLIENTS) ## run the tests that need freqtrade and other real tools
-	$(BIN)/python -m pytest -m clients
+	$(BIN)/python -m pytest -m clients market_data_pipeline_tests
 
 .venv-clients-%/.installed: $(CLIENTS_DIR)/requirements-%.txt
 	@echo 'Installing $* into .venv-clients-$*, for tests only.'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,8 +82,17 @@ def _is_named(what: Selection, key: SeriesKey) -> bool:
 
 
 def _as_object(one: SeriesExport) -> dict[str, object]:
-    facts = {name: value for name, value in asdict(one).items() if name != "gaps"}
-    return {**facts, "gaps": len(one.gaps), "gaps_unexplained": one.unexplained}
+    return {
+        "series": one.series,
+        "first": one.first,
+        "last": one.last,
+        "days": one.days,
+        "rows": one.rows,
+        "files": len(one.files),
+        "gaps": len(one.gaps),
+        "gaps_unexplained": one.unexplained,
+        "version": one.version,
+    }
 
 
 def _print(done: Sequence[SeriesExport], folder: Path) -> None:
