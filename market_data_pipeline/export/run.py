@@ -86,8 +86,12 @@ def choose_series(
     left_out: dict[str, int] = {}
     for key in sorted(keys, key=lambda key: (_preference(form, key), key)):
         reason = form.refuses(key)
-        if not reason and (other := taken.setdefault(form.path(key, pairs), key)) is not key:
-            reason = f"{form.name} has one file for {other.data_type} and {key.data_type}"
+        if not reason:
+            try:
+                other = taken.setdefault(form.path(key, pairs), key)
+                reason = "" if other is key else f"{form.name} has one file for {other.data_type} and {key.data_type}"
+            except UsageError as error:  # its assets are not known
+                reason = str(error).removesuffix(".")
         if reason and is_named(key):
             raise UsageError(f"{key} cannot be exported: {reason}.")
         if reason:
@@ -203,5 +207,6 @@ class _Work:
             "version": version,
             "exported_at": clock.now().isoformat(timespec="seconds").replace("+00:00", "Z"),
         }
-        files = self.target.replace(str(key), staged, facts, [gap.as_json() for gap in gaps])
+        place = self.form.path(key, self.pairs)
+        files = self.target.replace(str(key), place, staged, facts, [gap.as_json() for gap in gaps])
         return SeriesExport(str(key), first, last, len(series.days), series.rows, version, tuple(files), tuple(gaps))

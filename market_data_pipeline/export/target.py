@@ -19,7 +19,7 @@ from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import storage
 
 _MANIFEST, _GAPS = "export.json", "gaps.json"
-_LOCK, _STAGING = ".export.lock", ".export-"
+_LOCK, _STAGING = ".export.lock", ".market-data-export-"
 
 
 class ExportFolder:
@@ -82,11 +82,17 @@ class ExportFolder:
             shutil.rmtree(made, ignore_errors=True)
 
     def replace(
-        self, series: str, staged: Path, facts: Mapping[str, object], gaps: Sequence[Mapping[str, object]]
+        self,
+        series: str,
+        place: str,
+        staged: Path,
+        facts: Mapping[str, object],
+        gaps: Sequence[Mapping[str, object]],
     ) -> list[str]:
         """Move the files of a series to their places, and remove those of its earlier export. Return their names.
 
         Args:
+            place: Path of the file or folder of the series. Another series with the same path is replaced.
             staged: A folder with the new files, from :meth:`staging`.
             facts: Fields of the series for ``export.json``.
             gaps: Its gaps, for ``gaps.json``.
@@ -96,19 +102,22 @@ class ExportFolder:
             StorageError: A file cannot be written.
         """
         new = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
-        earlier = [str(name) for name in self._series.get(series, {}).get("files", [])]
+        replaced = {name: one for name, one in self._series.items() if name == series or one.get("path") == place}
+        earlier = {str(file) for one in replaced.values() for file in one["files"]}
+        for name in replaced:
+            del self._series[name]
+        of_others = {str(file) for one in self._series.values() for file in one["files"]}
         # If the process is killed, the next export removes the files that are listed here.
-        self._series[series] = {"series": series, "files": sorted({*earlier, *new})}
+        self._series[series] = {"series": series, "path": place, "files": sorted({*earlier, *new})}
         self._write_manifest()
         for name in new:
             path = self._inside(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             (staged / name).replace(path)
-        of_others = {name for key, one in self._series.items() if key != series for name in one["files"]}
-        for name in set(earlier) - {*new, *of_others}:
+        for name in earlier - {*new, *of_others}:
             storage.remove(self._inside(name))
-        self._series[series] = {"series": series, **facts, "files": new}
-        self._gaps = [*(gap for gap in self._gaps if gap["series"] != series), *gaps]
+        self._series[series] = {"series": series, "path": place, **facts, "files": new}
+        self._gaps = [*(gap for gap in self._gaps if gap["series"] not in {series, *replaced}), *gaps]
         storage.write_bytes(self.folder / _GAPS, _lines(self._gaps).encode())
         self._write_manifest()
         return new

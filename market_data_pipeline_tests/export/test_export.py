@@ -245,7 +245,7 @@ def test_damaged_day_ends_the_export_and_changes_no_file(lake: SmallLake) -> Non
     assert result.exit_code == 1
     assert "2024-01-03.parquet" in result.output
     assert path.read_bytes() == before
-    assert not list(Path("out").glob(".export-*"))
+    assert not list(Path("out").glob(".market-data-export-*"))
 
 
 # --- days that change meanwhile ------------------------------------------------------------------------------------
@@ -322,6 +322,26 @@ def test_tools_have_one_kind_of_trades_of_a_symbol(lake: SmallLake, form: str) -
     assert f"{form} has one file for aggTrades and trades" in text
     assert {one["series"] for one in done(form, "out", "BTCUSDT")} == {str(BTC), str(TRADES)}
     assert [one["series"] for one in done(form, "single", "BTCUSDT", "trades")] == [str(single)]
+
+
+@pytest.mark.parametrize("form", ["freqtrade", "nautilus"])
+def test_single_trades_take_the_place_of_agg_trades(lake: SmallLake, form: str) -> None:
+    single = series("BTCUSDT", data_type="trades")
+    lake.put(TRADES, days_from("2024-01-01", 2))
+    lake.put(single, days_from("2024-01-01", 1))
+    done(form, "out", "BTCUSDT", "aggTrades")
+    done(form, "out", "BTCUSDT", "trades")
+    [noted] = json.loads(Path("out/export.json").read_text())["series"]
+    assert (noted["series"], noted["rows"]) == (str(single), 1)
+    assert files() == {"export.json", "gaps.json", *noted["files"]}
+
+
+def test_symbol_with_unknown_assets_is_left_out_with_advice(lake: SmallLake) -> None:
+    lake.put(series("BTCNEWCOIN", "1h"), days_from("2024-01-01", 1))
+    result = run("freqtrade", "out")
+    assert result.exit_code == 0
+    assert "1 series left out: The base and quote asset of spot BTCNEWCOIN are not known." in result.output
+    assert "spot_exchange_info" in refused("freqtrade", "new", "BTCNEWCOIN")
 
 
 def test_unknown_symbol_and_empty_range_are_refused(lake: SmallLake) -> None:
