@@ -24,7 +24,7 @@ from market_data_pipeline.model import faults
 from market_data_pipeline.model.datasets import has_shared_times
 from market_data_pipeline.model.day import DayFile
 from market_data_pipeline.model.schema import may_be_null
-from market_data_pipeline.model.series import DataType
+from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.sql import file_lists, views
 
 if TYPE_CHECKING:
@@ -205,6 +205,11 @@ class StoredRows(Result):
         return frame.select(wanted.schema.names).with_columns(polars.col(times).dt.replace_time_zone("UTC"))
 
     @property
+    def series(self) -> tuple[SeriesKey, ...]:
+        """Return the stored series whose rows these are."""
+        return self._wanted.keys
+
+    @property
     def version(self) -> str:
         """Return a hash over the contents of the days that were read, to cite in a backtest.
 
@@ -364,6 +369,11 @@ class ComposedRows(Result):
         return frame.assign(symbol=frame["symbol"].astype(str)).pivot(
             index="open_time", columns="symbol", values=column
         )
+
+    @property
+    def series(self) -> tuple[SeriesKey, ...]:
+        """Return the stored series from which the candles are composed."""
+        return tuple(key for source in self._sources for key in source.series)
 
     @property
     def version(self) -> str:

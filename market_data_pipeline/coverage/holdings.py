@@ -16,7 +16,7 @@ import pyarrow as pa
 from market_data_pipeline import clock
 from market_data_pipeline.lake.day_records import rows_as_on_disk
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import CHECKS_DO_NOT_PASS
+from market_data_pipeline.lake.ledger import checks_do_not_pass
 from market_data_pipeline.model.day import EMPTY, FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.model.states import is_complete
@@ -96,7 +96,7 @@ def _incomplete(table: pa.Table) -> npt.NDArray[np.bool_]:
     """Return a mask of stored days that are not complete. Only rows whose checks warn or fail are looked at."""
     table = table.select(_OF_CHECKS).append_column("place", pa.array(range(table.num_rows), pa.int64()))
     found = np.zeros(table.num_rows, dtype=bool)
-    for row in table.filter(CHECKS_DO_NOT_PASS).to_pylist():
+    for row in table.filter(checks_do_not_pass()).to_pylist():
         place = row.pop("place")
         found[place] = not is_complete(DayRecord(**row))
     return found

@@ -27,7 +27,7 @@ from market_data_pipeline.defs.platform.home import open_instance, recording
 from market_data_pipeline.errors import SeriesBusyError, UsageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import CHECKS_DO_NOT_PASS, Ledger, refresh_ledger
+from market_data_pipeline.lake.ledger import Ledger, checks_do_not_pass, refresh_ledger
 from market_data_pipeline.model.day import EMPTY, NOT_LISTED, DayRecord, Failed, after
 from market_data_pipeline.model.findings import Basis, Severity
 from market_data_pipeline.model.lineage import profile_of
@@ -145,7 +145,7 @@ def _read_checks(wanted: Mapping[SeriesKey, Sequence[date]], layout: Layout, rep
     failed = {(failure.key, failure.day) for failure in report.failures}
     warned: Counter[str] = Counter()
     for key, days in wanted.items():
-        rows = Ledger.read(layout.ledger(key), CHECKS_DO_NOT_PASS).rows
+        rows = Ledger.read(layout.ledger(key), checks_do_not_pass()).rows
         stored = [rows[day] for day in days if day in rows and (key, day) not in failed]
         if incomplete := [row for row in stored if not is_complete(row)]:
             report.incomplete[key] = incomplete

@@ -391,10 +391,10 @@ def _touches(fault: DayFault, archive: ArchiveKey) -> bool:
     return any((day.year, day.month) == (archive.period.year, archive.period.month) for day in fault.days)
 
 
-def _changes(archive: ArchiveKey | None, faults: Iterable[DataFault], now: datetime) -> tuple[object, ...]:
+def _changes(archive: ArchiveKey | None, faults: Sequence[DataFault], now: datetime) -> tuple[object, ...]:
     """Return everything that changes the bytes of a zip, as part of its cache key."""
     changes: list[object] = []
-    if archive is None:
+    if archive is None or not faults:
         return ()
     first, last = (datetime.combine(day, time(0), UTC) for day in (archive.days[0], archive.days[-1] + timedelta(1)))
     for fault in faults:
@@ -604,16 +604,12 @@ class GeneratedExchange(Exchange):
             return []
         series = SeriesKey(EXCHANGE, market, data_type, symbol, interval)
         last = last_day(market, data_type)
-        days = [day for day in self._listed_days(listed, listed.first_archived) if day <= last]
-        if cadence == "daily":
-            archives = [ArchiveKey(series, "daily", day) for day in days]
-        else:
-            archives = [ArchiveKey(series, "monthly", day) for day in sorted({day.replace(day=1) for day in days})]
+        days = tuple(day for day in self._listed_days(listed, listed.first_archived) if day <= last)
+        archives = _archives_of(series, cadence, days)
         # Without faults, only the last few can be unpublished.
         uncertain = archives if self.faults.of_data(str(series)) else archives[-3:]
-        published = [*archives[: len(archives) - len(uncertain)], *(a for a in uncertain if self._published(a))]
-        names = [archive.key.rsplit("/", 1)[1] for archive in published]
-        return [name for stem in names for name in (stem, f"{stem}.CHECKSUM")]
+        published = [*archives[: len(archives) - len(uncertain)], *(a for a in uncertain if self._published(a[0]))]
+        return [name for _, stem in published for name in (stem, f"{stem}.CHECKSUM")]
 
     def _published(self, archive: ArchiveKey) -> bool:
         return self.now() >= self.published_at(archive)
@@ -680,6 +676,16 @@ class DaySpan(Sequence[date]):
 
     def __contains__(self, day: object) -> bool:
         return isinstance(day, date) and self.first <= day <= self.last
+
+
+@lru_cache(maxsize=256)
+def _archives_of(series: SeriesKey, cadence: str, days: tuple[date, ...]) -> Sequence[tuple[ArchiveKey, str]]:
+    """Return the zips of these days with their file names, in order."""
+    if cadence == "daily":
+        archives = [ArchiveKey(series, "daily", day) for day in days]
+    else:
+        archives = [ArchiveKey(series, "monthly", day) for day in sorted({day.replace(day=1) for day in days})]
+    return [(archive, archive.key.rsplit("/", 1)[1]) for archive in archives]
 
 
 def _folder_of(data_type: DataType, symbol: str) -> str:

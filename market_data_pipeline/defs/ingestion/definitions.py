@@ -37,7 +37,7 @@ _CHECK_DESCRIPTIONS: Mapping[str, str] = {
     "order and uniqueness of times inside the day, and the range of prices and volumes. Files that cannot be verified "
     "are not stored. Rows that only look wrong are stored as published. The metadata has the reason.",
     "gaps": "Every gap and every run of flat candles in the day has a verdict.\n\n`outage`, `suspended`, `quiet`, "
-    "`not_listed and `healed` (gap-filled from REST) pass. `unpublished` (not known yet) warns. `archive_defect` and "
+    "`not_listed` and `healed` (gap-filled from REST) pass. `unpublished` (not known yet) warns. `archive_defect` and "
     "`unexplained` fail. The metadata has the evidence for each range.",
 }
 
