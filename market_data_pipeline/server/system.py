@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from market_data_pipeline import __version__, clock
+from market_data_pipeline.coverage.holdings import StoredDays, stored_days
 from market_data_pipeline.coverage.summary import SeriesCoverage, survey
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
@@ -105,7 +106,8 @@ def data_health_of(settings: Settings) -> dict[str, object]:
     except UsageError as error:
         universe, note = Universe((), {}, settings.universe), str(error)
     keys = dict.fromkeys([*universe.series(), *stored])
-    series = [_series(one.coverage) for one in survey(layout, universe, keys, settings.provisional_days)]
+    surveyed = survey(layout, universe, keys, settings.provisional_days)
+    series = [_series(one.coverage, stored_days(layout, one.coverage.key)) for one in surveyed]
     names = ("final", "provisional", "overdue", "failed", "missing", "doubtful", "gap_rows")
     return {
         "as_of": clock.now().isoformat(),
@@ -115,7 +117,7 @@ def data_health_of(settings: Settings) -> dict[str, object]:
     }
 
 
-def _series(one: SeriesCoverage) -> dict[str, Any]:
+def _series(one: SeriesCoverage, found: StoredDays) -> dict[str, Any]:
     gaps = {gap.verdict.value: gap.rows for gap in one.gaps}
     key = one.key
     return {
@@ -123,8 +125,8 @@ def _series(one: SeriesCoverage) -> dict[str, Any]:
         "data_type": key.data_type,
         "symbol": key.symbol,
         "interval": key.interval,
-        "final": one.final,
-        "provisional": one.provisional,
+        "final": int((found.stored & found.final).sum()),
+        "provisional": int((found.stored & ~found.final).sum()),
         "overdue": len(one.overdue),
         "failed": len(one.failed),
         "missing": len(one.missing),
