@@ -143,7 +143,7 @@ class Settings(BaseSettings):
         description="Default of the parameter `cache_strategy`: read the lake alone, or fetch missing days of series "
         "in the universe.",
     )
-    serve_cache_mb: int = Field(64, ge=0, description="Memory in MB for the server's cache of answers.")
+    serve_cache_mb: int = Field(32, ge=0, description="Memory in MB for the server's cache of answers.")
     serve_hosts: str = Field(
         "",
         description="Names under which clients reach the server, `name` or `name:port`, separated by commas. Loopback "

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import anyio
 import pyarrow as pa
-from starlette.requests import Request
 from starlette.responses import Response
 
 from market_data_pipeline import clock
@@ -76,11 +75,11 @@ class AnswerCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def get(self, key: Hashable, fingerprint: Hashable) -> EncodedAnswer | None:
+    def get(self, key: Hashable, fingerprint: Hashable, *, count_miss: bool = True) -> EncodedAnswer | None:
         """Return an answer; None if there is none, or if its series changed, or if its time is over."""
         found = self._kept.get(key)
         if found is None or found[0] != fingerprint or (found[1].expires or time_now() + 1) <= time_now():
-            self.misses += 1
+            self.misses += count_miss
             return None
         self._kept.move_to_end(key)
         self.hits += 1
@@ -215,11 +214,11 @@ def encoded(
     )
 
 
-def respond(request: Request, answer: EncodedAnswer, *, private: bool) -> Response:
+def respond(if_none_match: str | None, answer: EncodedAnswer, *, private: bool) -> Response:
     """Return the response to a request: the bytes, or 304 if the client has them."""
     headers = {"ETag": answer.etag, "Cache-Control": _freshness(answer, private=private), "Vary": _VARY}
     headers.update(answer.headers)
-    if _matches(request.headers.get("if-none-match"), answer.etag):
+    if _matches(if_none_match, answer.etag):
         return Response(None, 304, headers)
     if answer.coding != "identity":
         headers["Content-Encoding"] = answer.coding

@@ -21,8 +21,9 @@ from market_data_pipeline import __version__
 from market_data_pipeline.errors import DamagedFileError, MarketDataError, UsageError
 from market_data_pipeline.hosts import is_own_host, is_own_origin, parse_host
 from market_data_pipeline.server.admin import admin_routes
+from market_data_pipeline.server.answers import respond
 from market_data_pipeline.server.jobs import ServerJobs
-from market_data_pipeline.server.market import market_routes
+from market_data_pipeline.server.market import answer_at_once, market_routes
 from market_data_pipeline.server.problems import ProblemError, ProblemKind
 from market_data_pipeline.server.rows import LakeSource, RowSource
 from market_data_pipeline.server.sql import sql_routes
@@ -110,7 +111,7 @@ class Doorkeeper:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, status = time.perf_counter(), 500
+        begun, status, route = time.perf_counter(), 500, ""
 
         async def noted(message: Message) -> None:
             nonlocal status
@@ -120,17 +121,24 @@ class Doorkeeper:
 
         try:
             try:
-                self._check(scope)
+                headers = Headers(scope=scope)
+                self._check(scope, headers)
             except ProblemError as problem:
                 await problem.response()(scope, receive, noted)
-            else:
+                return
+            known = answer_at_once(self._state, scope) if scope["method"] == "GET" else None
+            if known is None or "origin" in headers:  # the app adds what a page of another origin needs
                 await self._app(scope, receive, noted)
+                return
+            route = "cached"
+            self._state.numbers.served(known.origins)
+            answer = respond(headers.get("if-none-match"), known, private=self._state.key_for_all)
+            await answer(scope, receive, noted)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
+            route = route or getattr(scope.get("route"), "path", "other")
             self._state.numbers.answered(route, status, time.perf_counter() - begun)
 
-    def _check(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
+    def _check(self, scope: Scope, headers: Headers) -> None:
         hosts = headers.getlist("host")
         host = parse_host(hosts[0]) if len(hosts) == 1 else None
         if host is None:

@@ -6,9 +6,9 @@ import asyncio
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 
-from market_data_pipeline.client.pages import MissingSpan, RowsPage
+from market_data_pipeline.client.pages import MissingSpan, PageRequest, RowsPage
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.model.series import EXCHANGE, SeriesKey, intervals_of
 from market_data_pipeline.server.jobs import JobStatus, ServerJob
 from market_data_pipeline.server.state import ServerState
 from market_data_pipeline.universe import load_universe
@@ -67,6 +67,17 @@ async def complete(state: ServerState, series: SeriesKey, page: RowsPage, *, for
     if job.status is JobStatus.FAILED:
         return Fetched(page, True, [*notes, f"Some days could not be fetched. {job.errors.strip()[-300:]}"])
     return Fetched(page, True, notes)
+
+
+async def collected_series(state: ServerState, wanted: PageRequest) -> SeriesKey | None:
+    """Return the series of a request if the universe has it, although nothing of it is stored; else None."""
+    if wanted.interval is not None and wanted.interval not in intervals_of(wanted.market):
+        return None
+    try:
+        key = SeriesKey(EXCHANGE, wanted.market, wanted.data_type, wanted.symbol, wanted.interval)
+    except UsageError:
+        return None
+    return None if await state.workers.run(lambda: _refusal(state, key)) else key
 
 
 def _refusal(state: ServerState, series: SeriesKey) -> str | None:

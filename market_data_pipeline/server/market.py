@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
-from market_data_pipeline.client.pages import MOST_ROWS, PageRequest, RowsPage, sum_of
+from market_data_pipeline.client.pages import MOST_ROWS, PageRequest, RowsPage, empty_page, sum_of
 from market_data_pipeline.errors import NotStoredError, UsageError
 from market_data_pipeline.lake.reader import labels_of
 from market_data_pipeline.model.datasets import WORDS, data_types_of
@@ -52,8 +52,10 @@ _Follow = Annotated[
     str | None,
     Query(pattern="^latest$", description="`latest`: go on to the next page even if the data changed meanwhile."),
 ]
-_Symbol = Annotated[str, Path(max_length=40, description="As Binance spells it, e.g. `BTCUSDT`.")]
-_Interval = Annotated[str, Path(max_length=8, description="A number and `s`, `m`, `h`, `d`, `w` or `mo`.")]
+_Symbol = Annotated[str, Path(max_length=40, examples=["BTCUSDT"], description="As Binance spells it.")]
+_Interval = Annotated[
+    str, Path(max_length=8, examples=["1h"], description="A number and `s`, `m`, `h`, `d`, `w` or `mo`.")
+]
 
 
 def market_routes() -> APIRouter:
@@ -117,9 +119,16 @@ def _endpoint(data_type: DataType) -> Callable[..., Awaitable[Response]]:
             request.headers.get("accept"), request.headers.get("accept-encoding"), format.value if format else None
         )
         state = state_of_app(request)
-        series = await series_for(state, wanted)
+        chosen = permitted(request, state, cache_strategy)
+        try:
+            series = await series_for(state, wanted)
+        except ProblemError as unknown:
+            to_fetch = None if chosen is Strategy.CACHE_ONLY else await fetching.collected_series(state, wanted)
+            if unknown.kind is not ProblemKind.UNKNOWN_SERIES or to_fetch is None:
+                raise
+            series = to_fetch
         return await answer_rows(
-            request, state, wanted, series, encoding, page_token, cache_strategy, follow_latest=follow is not None
+            request, state, wanted, series, encoding, page_token, chosen, follow_latest=follow is not None
         )
 
     if not data_type.has_interval:
@@ -194,14 +203,13 @@ async def answer_rows(
     series: SeriesKey,
     encoding: Encoding,
     token_text: str | None,
-    strategy: Strategy | None,
+    chosen: Strategy,
     *,
     follow_latest: bool,
 ) -> Response:
     """Answer a request for rows: from the cached answers if the series did not change, else from its source."""
     name = (wanted.market, wanted.data_type, wanted.symbol, wanted.interval, wanted.start, wanted.end)
     query = digest_of(*name)
-    chosen = permitted(request, state, strategy)
     token = None
     if token_text is not None:
         token = token_in(token_text, query)
@@ -210,6 +218,8 @@ async def answer_rows(
                 ProblemKind.BAD_TOKEN, "page_token needs start_time: without it, the newest rows are one page."
             )
     key = (name, wanted.limit, wanted.columns, wanted.include_forming, token_text, follow_latest, encoding)
+    if chosen is Strategy.CACHE_ONLY:
+        state.parsed[raw_name(request.scope)] = (wanted, series, key)
     fingerprint = state.source.fingerprint(series)
     answer = None
     if chosen is Strategy.CACHE_ONLY:
@@ -224,7 +234,24 @@ async def answer_rows(
 
         answer = await state.shared.run((key, fingerprint, chosen), make)
     state.numbers.served(answer.origins)
-    return answers.respond(request, answer, private=state.key_for_all)
+    return answers.respond(request.headers.get("if-none-match"), answer, private=state.key_for_all)
+
+
+def raw_name(scope: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return everything of a request for rows that its answer depends on, unparsed."""
+    chosen = tuple(pair for pair in scope["headers"] if pair[0] in (b"accept", b"accept-encoding"))
+    return scope["path"], scope["query_string"], chosen
+
+
+def answer_at_once(state: ServerState, scope: Mapping[str, Any]) -> EncodedAnswer | None:
+    """Return a cached answer to a request that was parsed before. None if there is none."""
+    known = state.parsed.get(raw_name(scope))
+    if known is None:
+        return None
+    wanted, series, key = known
+    if state.source.known_series(wanted) != series:
+        return None
+    return state.answers.get(key, state.source.fingerprint(series), count_miss=False)
 
 
 def permitted(request: Request, state: ServerState, strategy: Strategy | None) -> Strategy:
@@ -255,11 +282,16 @@ async def _made(
     follow_latest: bool,
 ) -> EncodedAnswer:
     def read() -> RowsPage:
-        if token is None:
-            return state.source.read(wanted)
-        if not follow_latest:
+        if token is not None and not follow_latest:
             _check_unchanged(state, wanted, series, fingerprint, query, token)
-        return state.source.read(replace(wanted, start=token.position.time, skip=token.position.skip))
+        begin = token.position if token is not None else None
+        page = wanted if begin is None else replace(wanted, start=begin.time, skip=begin.skip)
+        try:
+            return state.source.read(page)
+        except UsageError:
+            if strategy is Strategy.CACHE_ONLY:
+                raise
+            return empty_page(page, series)  # it is fetched now
 
     page = await state.workers.run(read)
     notes: list[str] = []

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -20,7 +23,7 @@ _END_SECONDS = 10
 
 
 def run_server(app: FastAPI, host: str, port: int) -> None:
-    """Serve an app until Ctrl-C or SIGTERM."""
+    """Serve an app until Ctrl-C or SIGTERM. Then finish the requests that are being answered, and stop all jobs."""
     config = uvicorn.Config(
         app,
         host=host,
@@ -33,7 +36,20 @@ def run_server(app: FastAPI, host: str, port: int) -> None:
         h11_max_incomplete_event_size=MOST_HEAD_BYTES,
         timeout_graceful_shutdown=_END_SECONDS,
     )
-    uvicorn.Server(config).run()
+    _Server(config).run()
+
+
+class _Server(uvicorn.Server):
+    """Ends in an orderly way at Ctrl-C and SIGTERM: to stop a server is no fault of it."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def protocol() -> type[asyncio.Protocol]:

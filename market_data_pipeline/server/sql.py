@@ -16,7 +16,7 @@ from starlette.responses import Response
 from market_data_pipeline.server import documented
 from market_data_pipeline.server.formats import MEDIA_TYPES, compressed, encode_rows, encoding_of
 from market_data_pipeline.server.problems import ProblemError, ProblemKind
-from market_data_pipeline.server.sql_process import ANSWERED, OVER_A_LIMIT
+from market_data_pipeline.server.sql_process import ANSWERED, OVER_A_LIMIT, READY
 from market_data_pipeline.server.state import ServerState, state_of_app
 
 MOST_SQL_ROWS = 1_000_000
@@ -153,8 +153,13 @@ async def _run(state: ServerState, query: str, params: list[Any], limit: int) ->
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
+        assert process.stdin is not None  # noqa: S101 - both are pipes
+        assert process.stdout is not None  # noqa: S101
+        process.stdin.write(orjson.dumps(asked))
+        process.stdin.close()
+        await process.stdout.read(len(READY))
         async with asyncio.timeout(settings.sql_seconds + _GRACE_SECONDS if settings.sql_seconds else None):
-            out, _ = await process.communicate(orjson.dumps(asked))
+            out = await process.stdout.read()
     except TimeoutError:
         raise ProblemError(
             ProblemKind.OVER_LIMIT,

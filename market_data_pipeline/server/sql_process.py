@@ -16,8 +16,11 @@ _MB = 1_000_000
 _BESIDE_DUCKDB_MB = 1500
 """Address space of the libraries and of the answer, in addition to DuckDB's own limit."""
 
+READY = b"!"
+"""Written before the query runs: the limit of time begins then."""
+
 ANSWERED, WRONG_QUERY, OVER_A_LIMIT = b"A", b"R", b"O"
-"""First byte of the output: an Arrow stream follows, or a sentence about a wrong query, or about a limit."""
+"""First byte after it: an Arrow stream follows, or a sentence about a wrong query, or about a limit."""
 
 
 def answer_query(asked: dict[str, Any]) -> NoReturn:
@@ -36,6 +39,8 @@ def answer_query(asked: dict[str, Any]) -> NoReturn:
     _limit_memory(int(asked["memory_mb"]) + _BESIDE_DUCKDB_MB)
     views = Views(Layout(Path(asked["root"])), Limits(asked["memory_mb"], asked["disk_mb"], asked["seconds"]))
     limit = int(asked["limit"])
+    out.write(READY)
+    out.flush()
 
     def take(rows: Any) -> pa.Table:
         return views.bounded(rows.limit(limit + 1))

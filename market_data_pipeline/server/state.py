@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from market_data_pipeline.client.pages import PageRequest
+from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.server.answers import AnswerCache, Recent, Shared, Workers
 from market_data_pipeline.server.jobs import ServerJobs
 from market_data_pipeline.server.numbers import Numbers
@@ -37,6 +39,9 @@ class ServerState:
     shared: Shared = field(default_factory=Shared)
     numbers: Numbers = field(default_factory=Numbers)
     health: tuple[float, bytes] | None = None
+    parsed: Recent[tuple[object, ...], tuple[PageRequest, SeriesKey, Hashable]] = field(
+        default_factory=lambda: Recent(4096)
+    )
     verified: Recent[tuple[object, ...], int] = field(default_factory=lambda: Recent(4096))
 
     def __post_init__(self) -> None:

@@ -171,7 +171,7 @@ def test_pages_of_an_allowed_origin_may_read(lake: SmallLake) -> None:
     ],
 )
 def test_admin_needs_a_key(client: TestClient, headers: dict[str, str], status: int) -> None:
-    answer = client.get(ADMIN, headers={name: value.encode("latin-1") for name, value in headers.items()})
+    answer = client.get(ADMIN, headers={name.encode(): value.encode("latin-1") for name, value in headers.items()})
     assert answer.status_code == status
     if status == 401:
         assert problem(answer) == (401, "key-needed")

@@ -35,7 +35,7 @@ def plain(table: pa.Table) -> dict[str, list[Any]]:
         column = table[name]
         if pa.types.is_timestamp(column.type):
             column = column.cast(pa.timestamp("us", "UTC")).cast(pa.int64())
-        found[name] = [float(value) for value in column.to_pylist()]
+        found[name] = column.cast(pa.float64()).to_pylist()
     return found
 
 

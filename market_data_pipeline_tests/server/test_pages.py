@@ -123,7 +123,7 @@ def test_rows_equal_those_of_the_client(whole: TestClient) -> None:
 
 
 def first_page(client: TestClient, **params: Any) -> dict[str, Any]:
-    span = {"start_time": "2024-01-01", "end_time": "2024-01-06", "limit": 2000}
+    span: dict[str, Any] = {"start_time": "2024-01-01", "end_time": "2024-01-06", "limit": 2000}
     answer = client.get(MINUTES, params={**span, **params})
     document: dict[str, Any] = answer.json()
     return document
