@@ -18,6 +18,7 @@ from benchmarks.growth import growth_series, growth_years
 from benchmarks.ingestion import ingest_klines, ingest_klines_from_afar, ingest_klines_of_months, ingest_trades
 from benchmarks.reconciliation import reconcile
 from benchmarks.report import Row, save, show
+from benchmarks.serving import serve
 from benchmarks.sql import sql, vwap
 from benchmarks.verification import verify
 
@@ -33,6 +34,7 @@ BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "queries": queries,
     "sql": sql,
     "vwap": vwap,
+    "serve": serve,
     "reconcile": reconcile,
     "verify": verify,
     "load": load,
