@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -92,10 +92,10 @@ def _running(lake: Path) -> Iterator[tuple[_Ask, Callable[[], float]]]:
         port = trial.getsockname()[1]
     command = [sys.executable, "-m", "market_data_pipeline.cli", "serve", "--port", str(port)]
     environment = os.environ | {f"{PREFIX}DIR": str(lake)}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    with closing(connection), subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         try:
             _wait_for(port, process)
-            connection = http.client.HTTPConnection("127.0.0.1", port)
 
             def ask(path: str, headers: Mapping[str, str]) -> str:
                 connection.request("GET", path, headers=dict(headers))
