@@ -13,7 +13,18 @@ TESTS = Path(market_data_pipeline_tests.__file__).parent
 TOP = {"__init__", "clock", "definitions", "errors", "hosts", "settings"}
 ROOMS = {
     *("model", "universe", "sources", "checks", "lake", "sql", "ingest"),
-    *("maintenance", "reconciliation", "coverage", "derived", "defs", "client", "cli", "sandbox", "server"),
+    *(
+        "maintenance",
+        "reconciliation",
+        "coverage",
+        "derived",
+        "defs",
+        "client",
+        "mcp_server",
+        "server",
+        "cli",
+        "sandbox",
+    ),
 }
 
 

@@ -239,6 +239,7 @@ class Pages:
             request.columns,
             "UTC",
             sync=False,
+            is_available=lambda key: is_requested(self._layout, key),
         )
 
     def _read(self, request: PageRequest) -> RowsPage:
