@@ -58,7 +58,7 @@ class SocketRules:
     life: float = 24 * 3_600.0
 
 
-RULES: dict[Market, SocketRules] = {
+SOCKET_RULES: dict[Market, SocketRules] = {
     Market.SPOT: SocketRules(messages_per_second=5, ping_every=20.0, pong_within=60.0),
     Market.UM: SocketRules(),
     Market.CM: SocketRules(streams=200),
@@ -109,7 +109,7 @@ class Sockets:
     """
 
     def __init__(self, exchange: Exchange, faults: Faults, seed: int = 0) -> None:
-        self.rules = dict(RULES)
+        self.rules = dict(SOCKET_RULES)
         self._exchange = exchange
         self._faults = faults
         self._seed = seed

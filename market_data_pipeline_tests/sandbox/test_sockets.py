@@ -26,7 +26,7 @@ from market_data_pipeline.sandbox import (
     SkewedClock,
     Status,
 )
-from market_data_pipeline.sandbox.sockets import RULES, SocketRules
+from market_data_pipeline.sandbox.sockets import SOCKET_RULES, SocketRules
 from market_data_pipeline_tests.sandbox.conftest import NOW
 
 SYMBOLS = {"spot": "BTCUSDT", "um": "BTCUSDT", "cm": "BTCUSD_PERP"}
@@ -38,7 +38,7 @@ TEN_MINUTES = timedelta(minutes=10)
 @pytest.fixture(autouse=True)
 def _rules(sandbox: Sandbox) -> Iterator[None]:
     yield
-    sandbox.sockets.rules.update(RULES)
+    sandbox.sockets.rules.update(SOCKET_RULES)
 
 
 @contextmanager
