@@ -24,6 +24,7 @@ from market_data_pipeline.cli.compact import compact_command
 from market_data_pipeline.cli.coverage import coverage
 from market_data_pipeline.cli.demo import demo
 from market_data_pipeline.cli.doctor import doctor
+from market_data_pipeline.cli.live import live
 from market_data_pipeline.cli.plan import plan_command
 from market_data_pipeline.cli.prune import prune_command
 from market_data_pipeline.cli.quarantine import quarantine
@@ -102,7 +103,7 @@ _GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Get data": (add, plan_command, sync, backfill),
     "Look at data": (status, coverage, report, sql, universe),
     "Check and repair": (verify, reconcile, quarantine, compact_command, prune_command, doctor),
-    "Run": (ui, demo, sandbox),
+    "Run": (ui, live, demo, sandbox),
 }
 """The commands in the order of the help text, by group."""
 
