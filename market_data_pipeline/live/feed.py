@@ -14,11 +14,11 @@ from typing import Any
 from websockets.exceptions import WebSocketException
 
 from market_data_pipeline import clock
-from market_data_pipeline.errors import SourceError, UsageError
+from market_data_pipeline.errors import SourceError, StorageError, UsageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.feed_status import STATUS_VERSION, write_status
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.live_rows import CLOSE_STATE, LiveWriter, read_live_rows
+from market_data_pipeline.lake.live_rows import CLOSE_STATE, LiveRow, LiveWriter, read_live_rows
 from market_data_pipeline.live.effects import SECOND_US, Append, AskCandles, AskTrades, Effect, Notice
 from market_data_pipeline.live.links import Link, LinkGroup
 from market_data_pipeline.live.market import MarketFeed, is_followed, make_feed
@@ -47,6 +47,8 @@ _TICK_SECONDS = 0.2
 _STATUS_SECONDS = 1.0
 _TIME_SECONDS = 300.0
 """Real seconds between two looks at the server's time."""
+_MOST_ROWS_WAITING = 1_000
+"""Most rows that wait for the end of the messages that have already arrived."""
 _MOST_CANDLES_BACK = 1_500
 """Most candles to fetch at the start. Ingestion fetches older ones."""
 _TRADES_BACK_US = 3_600 * SECOND_US
@@ -158,6 +160,9 @@ class _Market:
         chunks = [tuple(names[at : at + size]) for at in range(0, len(names), size)]
         self._groups = [LinkGroup(chunk, self._starter(chunk)) for chunk in chunks]
         self._timed_at = 0.0
+        self._rows: dict[SeriesKey, list[LiveRow]] = {}
+        self._waiting_rows = 0
+        self._failure: StorageError | None = None
 
     # --- start and end ---------------------------------------------------------------------------------------
 
@@ -167,6 +172,8 @@ class _Market:
             await self._set_clock()
             self._feed = self._resumed()
             while True:
+                if self._failure is not None:
+                    raise self._failure
                 now = self._clock.now_us()
                 for group in self._groups:
                     group.tick(now)
@@ -177,6 +184,7 @@ class _Market:
         finally:
             for group in self._groups:
                 group.close()
+            self._write()
             self._stop.set()
             for task in self._asking:
                 task.cancel()
@@ -255,13 +263,30 @@ class _Market:
     def _do(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Append):
-                self._writer.append(effect.key, effect.rows)
+                self._store(effect)
             elif isinstance(effect, Notice):
                 if self._feed is not None:
                     self._feed.counts[effect.kind] += 1
                 logger.warning("%s: %s", effect.key, effect.text)
             else:
                 self._background(self._ask(effect))
+
+    def _store(self, effect: Append) -> None:
+        """Store rows together with those of the messages that have already arrived."""
+        if not self._rows:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._rows.setdefault(effect.key, []).extend(effect.rows)
+        self._waiting_rows += len(effect.rows)
+        if self._waiting_rows >= _MOST_ROWS_WAITING:
+            self._write()
+
+    def _write(self) -> None:
+        rows, self._rows, self._waiting_rows = self._rows, {}, 0
+        try:
+            for key, found in rows.items():
+                self._writer.append(key, found)
+        except StorageError as error:
+            self._failure = error  # `run` raises it
 
     def _background(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
