@@ -18,7 +18,8 @@ from market_data_pipeline.errors import SourceError, StorageError, UsageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.feed_status import STATUS_VERSION, write_status
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.live_rows import CLOSE_STATE, LiveRow, LiveWriter, read_live_rows
+from market_data_pipeline.lake.live_eviction import LiveComparison, evict_final_days
+from market_data_pipeline.lake.live_rows import CLOSE_STATE, LiveRow, LiveWriter, live_days, read_live_rows
 from market_data_pipeline.live.effects import SECOND_US, Append, AskCandles, AskTrades, Effect, Notice
 from market_data_pipeline.live.links import Link, LinkGroup
 from market_data_pipeline.live.market import MarketFeed, is_followed, make_feed
@@ -47,6 +48,8 @@ _TICK_SECONDS = 0.2
 _STATUS_SECONDS = 1.0
 _TIME_SECONDS = 300.0
 """Real seconds between two looks at the server's time."""
+_EVICTION_SECONDS = 600.0
+"""Real seconds between two looks for days that are final by now."""
 _MOST_ROWS_WAITING = 1_000
 """Most rows that wait for the end of the messages that have already arrived."""
 _MOST_CANDLES_BACK = 1_500
@@ -98,14 +101,15 @@ class Feed:
                 for market, keys in markets.items()
             ]
             status = asyncio.create_task(self._write_status(feeds, writer))
+            evicting = asyncio.create_task(self._evict(writer))
             running = [asyncio.create_task(feed.run()) for feed in feeds]
             stopping = asyncio.create_task(stop.wait())
             try:
-                await asyncio.wait([*running, status, stopping], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([*running, status, evicting, stopping], return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for task in (*running, status, stopping):
+                for task in (*running, status, evicting, stopping):
                     task.cancel()
-                ended = await asyncio.gather(*running, status, return_exceptions=True)
+                ended = await asyncio.gather(*running, status, evicting, return_exceptions=True)
             for error in ended:
                 if isinstance(error, Exception):
                     raise error
@@ -123,6 +127,24 @@ class Feed:
             }
             await asyncio.to_thread(_store_status, self._layout, status, writer)
             await asyncio.sleep(_STATUS_SECONDS)
+
+    async def _evict(self, writer: LiveWriter) -> None:
+        """Remove live rows of days that the lake has by now."""
+        while True:
+            for key in self._keys:
+                for day in live_days(self._layout, key)[:-1]:
+                    writer.release(key, day)
+                for found in await asyncio.to_thread(_evicted, self._layout, key):
+                    if found.changed or found.missing:
+                        logger.warning(
+                            "%s %s: the archive changed %s of %s live rows and does not have %s.",
+                            *(found.series, found.day, found.changed, found.rows, found.missing),
+                        )
+            await asyncio.sleep(_EVICTION_SECONDS)
+
+
+def _evicted(layout: Layout, key: SeriesKey) -> list[LiveComparison]:
+    return list(evict_final_days(layout, key, clock.today()))
 
 
 def _store_status(layout: Layout, status: dict[str, Any], writer: LiveWriter) -> None:
