@@ -9,6 +9,7 @@ import click
 
 from market_data_pipeline import clock
 from market_data_pipeline.cli.console import aside
+from market_data_pipeline.cli.signals import end_now
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.universe import load_universe
@@ -43,4 +44,4 @@ def live(speed: float) -> None:
     counts = Counter(f"{key.market} {key.data_type}" for key in followed)
     shown = ", ".join(f"{count} × {name}" for name, count in sorted(counts.items()))
     aside().print(f"Following {len(followed)} series ({shown}). Their state is in {settings.root}/live/status.json.")
-    run_feed(settings, keys, speed)
+    end_now(128 + run_feed(settings, keys, speed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -358,24 +359,27 @@ class _Market:
         return series_status(self._feed, self._clock.now_us())
 
 
-def run_feed(settings: Settings, keys: Iterable[SeriesKey], speed: float = 1.0) -> None:
-    """Follow the streams in this thread until SIGTERM or Ctrl-C.
+def run_feed(settings: Settings, keys: Iterable[SeriesKey], speed: float = 1.0) -> int:
+    """Follow the streams in this thread until SIGTERM or Ctrl-C. Return the number of the signal.
 
     Raises:
         SeriesBusyError: Another feed writes to the data folder.
         StorageError: Rows cannot be stored.
         UsageError: No series can be followed.
     """
-    import signal
-
-    feed = Feed(settings, keys, speed)
+    feed, heard = Feed(settings, keys, speed), list[int]()
 
     async def main() -> None:
         stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
+
+        def end(number: int) -> None:
+            heard.append(number)
+            stop.set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
             with suppress(NotImplementedError, RuntimeError, ValueError):  # not in the main thread
-                loop.add_signal_handler(number, stop.set)
+                asyncio.get_running_loop().add_signal_handler(number, end, number)
         await feed.run(stop)
 
     asyncio.run(main())
+    return heard[0] if heard else 0

@@ -202,7 +202,7 @@ def test_faults_and_kills_lose_and_double_nothing(tmp_path: Path) -> None:
         faults.clear()
         until(lambda: daemon.has_all_until(ends))
         status = daemon.status()
-        assert daemon.kill(signal.SIGTERM) == 0
+        assert daemon.kill(signal.SIGTERM) == 143
         assert daemon.sandbox.now.date() > START.date()
         assert {str(key): daemon.differences(key) for key in SERIES} == dict.fromkeys(map(str, SERIES), (0, 0, 0))
         assert set(status["markets"]) == {"spot", "um", "cm"}
@@ -223,6 +223,6 @@ def test_one_feed_runs_per_data_folder(tmp_path: Path) -> None:
         assert second.returncode == 1
         daemon.process = first
         began = time.monotonic()
-        assert daemon.kill(signal.SIGTERM) == 0
+        assert daemon.kill(signal.SIGTERM) == 143
         assert time.monotonic() - began < 30
         assert daemon.sandbox.sockets.connections == []
