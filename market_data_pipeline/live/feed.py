@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 _TICK_SECONDS = 0.2
 _STATUS_SECONDS = 1.0
 _TIME_SECONDS = 300.0
-"""Real seconds between two looks at the server's time."""
+"""Seconds between two looks at the server's time."""
 _EVICTION_SECONDS = 600.0
 """Real seconds between two looks for days that are final by now."""
 _MOST_ROWS_WAITING = 1_000
@@ -201,7 +201,7 @@ class _Market:
                 for group in self._groups:
                     group.tick(now)
                 self._do(self._feed.tick(now))
-                if time.monotonic() - self._timed_at > _TIME_SECONDS:
+                if time.monotonic() - self._timed_at > self._clock.real(_TIME_SECONDS):
                     self._background(self._set_clock())
                 await asyncio.sleep(min(_TICK_SECONDS, self._clock.real(1.0)))
         finally:

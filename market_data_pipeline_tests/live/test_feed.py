@@ -165,11 +165,11 @@ def running(root: Path) -> Iterator[Daemon]:
                 daemon.kill()
 
 
-def until(condition: Callable[[], bool], seconds: float = 90) -> None:
+def until(condition: Callable[[], bool], seconds: float = 90, tell: Callable[[], object] = str) -> None:
     """Wait for another process."""
     ends = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < ends, "the feed did not get there in time"
+        assert time.monotonic() < ends, f"the feed did not get there in time{tell()}"
         threading.Event().wait(0.1)
 
 
@@ -200,7 +200,7 @@ def test_faults_and_kills_lose_and_double_nothing(tmp_path: Path) -> None:
         ends = clock.to_us(daemon.sandbox.now) + 240_000_000
         until(lambda: clock.to_us(daemon.sandbox.now) > ends)
         faults.clear()
-        until(lambda: daemon.has_all_until(ends))
+        until(lambda: daemon.has_all_until(ends), tell=daemon.status)
         status = daemon.status()
         assert daemon.kill(signal.SIGTERM) == 143
         assert daemon.sandbox.now.date() > START.date()
