@@ -16,6 +16,7 @@ from benchmarks.client import queries
 from benchmarks.data import FULL, QUICK, Archives, Scale
 from benchmarks.growth import growth_series, growth_years
 from benchmarks.ingestion import ingest_klines, ingest_klines_from_afar, ingest_klines_of_months, ingest_trades
+from benchmarks.live import live_messages
 from benchmarks.reconciliation import reconcile
 from benchmarks.report import Row, save, show
 from benchmarks.sql import sql, vwap
@@ -35,6 +36,7 @@ BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "vwap": vwap,
     "reconcile": reconcile,
     "verify": verify,
+    "live-messages": live_messages,
     "load": load,
     "growth-years": growth_years,
     "growth-series": growth_series,
