@@ -186,8 +186,9 @@ class Settings(BaseSettings):
         return {Market.SPOT: self.spot_url, Market.UM: self.um_url, Market.CM: self.cm_url}[market]
 
     def stream_url(self, market: Market) -> str:
-        """Return the base URL of a market's WebSocket streams, without ``/ws`` or ``/stream``."""
-        return {Market.SPOT: self.spot_stream_url, Market.UM: self.um_stream_url, Market.CM: self.cm_stream_url}[market]
+        """Return the base URL of a market's WebSocket streams, without ``/ws`` or ``/stream``. Empty if it has none."""
+        urls = {Market.SPOT: self.spot_stream_url, Market.UM: self.um_stream_url, Market.CM: self.cm_stream_url}
+        return urls.get(market, "")
 
 
 def load_settings(**overrides: object) -> Settings:

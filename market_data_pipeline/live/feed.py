@@ -25,7 +25,7 @@ from market_data_pipeline.live.effects import SECOND_US, Append, AskCandles, Ask
 from market_data_pipeline.live.links import Link, LinkGroup
 from market_data_pipeline.live.market import MarketFeed, is_followed, make_feed
 from market_data_pipeline.live.rest_answers import RestAnswers, rows_of
-from market_data_pipeline.live.status import moment_text, series_status
+from market_data_pipeline.live.status import series_status, status_time
 from market_data_pipeline.live.venue_clock import VenueClock
 from market_data_pipeline.model.datasets import MARKETS
 from market_data_pipeline.model.series import DataType, Market, SeriesKey, interval_us
@@ -121,8 +121,8 @@ class Feed:
             status = {
                 "version": STATUS_VERSION,
                 "process": os.getpid(),
-                "started_at": moment_text(started),
-                "updated_at": moment_text(clock.now()),
+                "started_at": status_time(started),
+                "updated_at": status_time(clock.now()),
                 "markets": {str(feed.market): feed.status() for feed in feeds},
                 "series": {name: state for feed in feeds for name, state in feed.series_status().items()},
             }
@@ -343,7 +343,7 @@ class _Market:
         counts = dict(self._feed.counts) if self._feed is not None else {}
         links = [link for group in self._groups for link in group.links]
         return {
-            "now": moment_text(clock.naive_from_us(now)),
+            "now": status_time(clock.naive_from_us(now)),
             "connections": len(links),
             "seconds_without_data": round(max((now - link.data_us for link in links), default=0) / 1e6, 1),
             "reconnects": sum(group.ended + group.silent for group in self._groups),

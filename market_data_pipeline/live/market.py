@@ -10,15 +10,21 @@ from market_data_pipeline.live.candles import CandleTrack, Values
 from market_data_pipeline.live.effects import Append, AskCandles, AskTrades, Effect
 from market_data_pipeline.live.trades import TradeTrack
 from market_data_pipeline.model.series import DataType, SeriesKey
-from market_data_pipeline.sources.binance.websocket import CandleEvent, MarkPriceEvent, StreamEvent, TradeEvent
+from market_data_pipeline.sources.binance.websocket import (
+    MOST_STREAMS,
+    CandleEvent,
+    MarkPriceEvent,
+    StreamEvent,
+    TradeEvent,
+)
 
 LONGEST_PROOF_US = 3_600_000_000
 """Longest candle that is compared with its trades."""
 
 
 def is_followed(key: SeriesKey) -> bool:
-    """Return True if the feed has this kind of series: aggTrades, and candles of all kinds."""
-    return key.data_type is DataType.AGG_TRADES or key.data_type.has_interval
+    """Return True if the feed has this kind of series: aggTrades and all kinds of candles, of spot and futures."""
+    return key.market in MOST_STREAMS and (key.data_type is DataType.AGG_TRADES or key.data_type.has_interval)
 
 
 @dataclass

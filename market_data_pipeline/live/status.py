@@ -39,9 +39,9 @@ def series_status(feed: MarketFeed, now_us: int) -> dict[str, dict[str, Any]]:
 
 
 def _iso(us: int) -> str | None:
-    return moment_text(clock.naive_from_us(us)) if us > 0 else None
+    return status_time(clock.naive_from_us(us)) if us > 0 else None
 
 
-def moment_text(moment: datetime) -> str:
+def status_time(moment: datetime) -> str:
     """Return a time of the status: ISO, UTC, with milliseconds."""
     return f"{moment.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
