@@ -60,7 +60,7 @@ EXTRAS = {
     "mcp": ("mcp",),
     "polars": ("polars",),
     "postgres": ("adbc-driver-postgresql", "psycopg"),
-    "server": ("fastapi", "orjson", "prometheus-client"),
+    "server": ("anyio", "fastapi", "orjson", "prometheus-client"),
 }
 """Packages of each extra in pyproject.toml."""
 
