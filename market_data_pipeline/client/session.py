@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from market_data_pipeline.client.queries import check_query
+from market_data_pipeline.client.request import SeriesSelection
 from market_data_pipeline.errors import MarketDataError, QueryLimitError, UsageError
 from market_data_pipeline.lake import partitions
-from market_data_pipeline.lake.day_records import CORRECTED, corrected
+from market_data_pipeline.lake.day_records import CORRECTED, corrected, with_others
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.locks import is_running
 from market_data_pipeline.model import faults
@@ -236,14 +237,33 @@ class Views(DuckDB):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._layout, self._limits)
 
-    def within(self, use: Callable[[duckdb.DuckDBPyRelation], _T], query: str, params: Params = None) -> _T:
+    def within(
+        self,
+        use: Callable[[duckdb.DuckDBPyRelation], _T],
+        query: str,
+        params: Params = None,
+        selection: SeriesSelection | None = None,
+    ) -> _T:
         """Return what a function makes of the lazy relation that answers a query, within the limit of time."""
         with self.in_time():
-            return self.read(query, use, params)
+            return self.read(query, use, params, selection)
 
-    def read(self, query: str, use: Callable[[duckdb.DuckDBPyRelation], _T], params: Params = None) -> _T:
-        """Return what a function makes of the relation. It is called again if a file was replaced meanwhile."""
-        return self._run(lambda: use(self._answer(query, params)))
+    def read(
+        self,
+        query: str,
+        use: Callable[[duckdb.DuckDBPyRelation], _T],
+        params: Params = None,
+        selection: SeriesSelection | None = None,
+    ) -> _T:
+        """Return what a function makes of the relation. It is called again if a file was replaced meanwhile.
+
+        Args:
+            query: The query.
+            use: The function.
+            params: Values of the query.
+            selection: Series that the query reads from the ``quality`` views. None means all.
+        """
+        return self._run(lambda: use(self._answer(query, params, selection)))
 
     def streamed(self, query: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
         """Return the names of the columns, and the rows as DuckDB gets to them. Use it within :meth:`in_time`."""
@@ -333,12 +353,16 @@ class Views(DuckDB):
             reader.close()
         return pa.Table.from_batches(batches, reader.schema)
 
-    def _answer(self, query: str, params: Params = None) -> duckdb.DuckDBPyRelation:
+    def _answer(
+        self, query: str, params: Params = None, selection: SeriesSelection | None = None
+    ) -> duckdb.DuckDBPyRelation:
         session = self._session()
-        self._prepare(session, query)
+        self._prepare(session, query, selection)
         return session.sql(query) if params is None else session.sql(query, params=params)
 
-    def _prepare(self, session: duckdb.DuckDBPyConnection, query: str) -> None:
+    def _prepare(
+        self, session: duckdb.DuckDBPyConnection, query: str, selection: SeriesSelection | None = None
+    ) -> None:
         """Refuse what is no query, and bring the views up to the lake."""
         if query not in self._checked:
             if not hasattr(self._sessions, "parser"):  # of its own: the session may have an answer that is being read
@@ -347,7 +371,7 @@ class Views(DuckDB):
             if len(self._checked) >= _CHECKED_KEPT:
                 self._checked.clear()
             self._checked.add(query)
-        self._make_views(session, as_on_disk="quality" in query.casefold())
+        self._make_views(session, selection, as_on_disk="quality" in query.casefold())
 
     def _run(self, read: Callable[[], _T]) -> _T:
         import duckdb
@@ -397,20 +421,26 @@ class Views(DuckDB):
             session.unregister("found")
         self._corrections = corrections
 
-    def _make_views(self, session: duckdb.DuckDBPyConnection, *, as_on_disk: bool) -> None:
+    def _make_views(
+        self, session: duckdb.DuckDBPyConnection, selection: SeriesSelection | None, *, as_on_disk: bool
+    ) -> None:
         """Bring the views up to the lake.
 
         Args:
             session: To make them in.
+            selection: Series whose ledgers are corrected. None means all.
             as_on_disk: Whether ledgers that do not speak of the files that lie there are corrected in the views, which
                 takes a look into the folder of each series.
         """
         import duckdb
 
-        corrections = corrected(self._layout, partitions.known_series(self._layout)) if as_on_disk else None
+        keys = partitions.known_series(self._layout) if as_on_disk else []
+        keys = [key for key in keys if selection is None or selection.takes(key)]
+        corrections = corrected(self._layout, keys) if as_on_disk else None
         with self._lock:
             if corrections is not None:
-                self._correct(session, corrections)
+                others = self._corrections if selection is not None else CORRECTED.empty_table()
+                self._correct(session, with_others(corrections, keys, others))
             held, marked = file_lists.marked_now(self._layout)
             statements = views.statements(held, _CORRECTIONS if self._corrections.num_rows else "", marked=marked)
             if statements == self._made:
@@ -436,8 +466,10 @@ class Unrestricted(Views):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._layout,)
 
-    def _prepare(self, session: duckdb.DuckDBPyConnection, query: str) -> None:
-        self._make_views(session, as_on_disk="quality" in query.casefold())
+    def _prepare(
+        self, session: duckdb.DuckDBPyConnection, query: str, selection: SeriesSelection | None = None
+    ) -> None:
+        self._make_views(session, selection, as_on_disk="quality" in query.casefold())
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         return DuckDB._connect(self)

@@ -8,11 +8,15 @@ Reading many days into one table belongs to ``lake/reader.py``.
 from __future__ import annotations
 
 import os
+from calendar import monthrange
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
@@ -37,6 +41,39 @@ def day_files(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
     for month, stat in closed.items():
         found |= {one.day: one for one in day_files_of_month(layout, key, month, stat)}
     return dict(sorted(found.items())) if closed else found
+
+
+class StoredDays(NamedTuple):
+    """Stored days of a series since 1970, in order, with the size and modification time of their files."""
+
+    day: npt.NDArray[np.int64]
+    bytes: npt.NDArray[np.int64]
+    mtime_ns: npt.NDArray[np.int64]
+
+
+def stored_days(layout: Layout, key: SeriesKey) -> StoredDays:
+    """Return what :func:`day_files` returns as columns, ten times as fast for a series of closed months."""
+    closed = storage.days_on_disk(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else {}
+    own = storage.days_on_disk(layout.folder(key))
+    months = np.array(
+        [
+            (clock.day_number(one), monthrange(one.year, one.month)[1], at.bytes, at.mtime_ns)
+            for one, at in closed.items()
+        ],
+        np.int64,
+    ).reshape(-1, 4)
+    lengths = months[:, 1]
+    first, length, size, mtime_ns = np.repeat(months, lengths, axis=0).T
+    number = np.arange(len(first)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    share = size * (number + 1) // length - size * number // length
+    days = [
+        (clock.day_number(day), at.bytes, at.mtime_ns)
+        for day, at in own.items()
+        if not closed or day.replace(day=1) not in closed
+    ]
+    both = [np.stack([first + number, share, mtime_ns]), np.array(days, np.int64).reshape(-1, 3).T]
+    columns = np.concatenate(both, axis=1)
+    return StoredDays(*columns[:, np.argsort(columns[0])])
 
 
 def stored_dates(layout: Layout, key: SeriesKey) -> set[date]:

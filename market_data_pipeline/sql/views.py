@@ -331,6 +331,7 @@ def _condition(layout: Layout, days: str, *, published: bool) -> str:
         series_of_day=f"concat_ws('/', {of_day})",
         labels=_named(_LEDGER_LABELS),
         labels_of_day=of_day,
+        columns=_named(_CONDITION_COLUMNS),
         state=STATE_SQL,
         not_listed=quoted(DayState.NOT_LISTED),
         missing=quoted(DayState.MISSING),
@@ -354,30 +355,54 @@ _NO_COLLECTED = ", ".join(
     )
 )
 
+_CONDITION_COLUMNS = (
+    "outcome",
+    "final",
+    "failure",
+    "reason",
+    "replaced_by",
+    "checksum",
+    "archive_sha256",
+    "last_modified",
+    "findings",
+    "verdicts",
+    "integrity",
+)
+
 # A symbol without listing spans counts as listed. Without a record, and if the listing contradicts a record "not
 # listed", the day is missing.
+# Conditions on labels must reach the ledgers' file names. So nothing is joined with the days but the short list of
+# collected series, and the CTEs are not materialized. A day that is not on record is found between two points: days on
+# record, and the first and last day to collect, which come first if they are on record, too.
 _CONDITION = """
-WITH days AS (SELECT *, {series} AS series FROM ({days})),
-collected AS (SELECT *, {series} AS series FROM ({collected})),
-bounds AS (
-    SELECT {labels}, min("first") AS "first", max("last") AS "last" FROM (
-        SELECT {labels}, min(day) AS "first", max(day) AS "last" FROM days GROUP BY ALL
-        UNION ALL
-        SELECT {labels}, "first", least(coalesce("last", {today}), {today}) AS "last" FROM collected
-        WHERE "first" <= {today}
-    ) GROUP BY {labels}
+WITH days AS NOT MATERIALIZED ({days}),
+collected AS NOT MATERIALIZED ({collected}),
+points AS NOT MATERIALIZED (
+    SELECT {labels}, day, true AS on_record FROM days
+    UNION ALL
+    SELECT {labels}, unnest(["first", least(coalesce("last", {today}), {today})]) AS day, false AS on_record
+    FROM collected WHERE "first" <= {today}
 ),
-every AS (SELECT {labels}, CAST(unnest(generate_series("first", "last", INTERVAL 1 DAY)) AS DATE) AS day FROM bounds),
-known AS (
-    SELECT {labels_of_day}, e.day AS day, d.outcome, d.final, d.failure, d.reason AS said, d.replaced_by, d.checksum,
-        d.archive_sha256, d.last_modified, d.findings, d.verdicts, d.integrity,
+ahead AS NOT MATERIALIZED (
+    SELECT {labels}, day, on_record, lead(day) OVER (PARTITION BY {labels} ORDER BY day, on_record) AS next FROM points
+),
+absent AS NOT MATERIALIZED (
+    SELECT {labels}, CAST(unnest(generate_series(
+        CASE WHEN on_record THEN day + 1 ELSE day END, coalesce(next - 1, day), INTERVAL 1 DAY
+    )) AS DATE) AS day
+    FROM ahead WHERE NOT on_record OR next > day + 1
+),
+every AS NOT MATERIALIZED (
+    SELECT {labels}, day, {columns} FROM days UNION ALL BY NAME SELECT {labels}, day FROM absent
+),
+known AS NOT MATERIALIZED (
+    SELECT {labels_of_day}, e.day AS day, e.outcome, e.final, e.failure, e.reason AS said, e.replaced_by, e.checksum,
+        e.archive_sha256, e.last_modified, e.findings, e.verdicts, e.integrity,
         coalesce(len(c.listed), 0) = 0 AS unknown,
         len(list_filter(c.listed, lambda one: one."first" <= e.day AND coalesce(one."last" >= e.day, true))) > 0
             AS is_listed
     FROM every AS e
-    LEFT JOIN days AS d ON d.market = e.market AND d.data_type = e.data_type AND d.symbol = e.symbol
-        AND d.series = {series_of_day} AND d.day = e.day
-    LEFT JOIN collected AS c ON c.series = {series_of_day}
+    LEFT JOIN (SELECT {series} AS series, listed FROM collected) AS c ON c.series = {series_of_day}
 ),
 stated AS (
     SELECT *, CASE
@@ -450,15 +475,23 @@ FROM ranged
 
 def _ledger_days(layout: Layout, *, marked: bool) -> str:
     folder = layout.root / "ledger"
-    mark = [mark_of_ledgers(layout)] if marked else []
-    # Columns may be missing in ledgers of older versions.
-    every = f"{_no_ledger_days(_LEDGER_COLUMNS)} UNION ALL BY NAME SELECT * FROM {_of_series(folder, mark)}"
-    return f"SELECT {_labels_below(folder)}, {_named(_LEDGER_COLUMNS)} FROM ({every})"
+    listed = _below(folder, [mark_of_ledgers(layout)] if marked else [])
+    return f"SELECT {_labels_below(folder)}, {_named(_LEDGER_COLUMNS)} FROM {read_parquet(listed, NAMED, _AS_LEDGER)}"
 
 
-def _of_series(folder: Path, marks: Iterable[Path] = ()) -> str:
-    listed = ", ".join(map(quoted, (*map(as_pattern, marks), f"{as_pattern(folder)}/**/*.parquet")))
-    return read_parquet(f"[{listed}]", NAMED, "union_by_name = true")
+def _below(folder: Path, marks: Iterable[Path] = ()) -> str:
+    return f"[{', '.join(map(quoted, (*map(as_pattern, marks), f'{as_pattern(folder)}/**/*.parquet')))}]"
+
+
+# Columns may be missing in ledgers of older versions. The alternative, union_by_name, opens every file to learn the
+# columns, and this reads only the files that a condition on labels leaves.
+_AS_LEDGER = "schema = MAP {{{}}}".format(
+    ", ".join(
+        f"{quoted(name)}: {{name: {quoted(name)}, type: {quoted(_LEDGER_TYPES.get(name, 'VARCHAR'))}, "
+        "default_value: NULL}"
+        for name in _LEDGER_COLUMNS
+    )
+)
 
 
 def _labels_below(folder: Path) -> str:
@@ -517,4 +550,4 @@ def _reconciled_days(layout: Layout) -> str:
     nothing = ", ".join(f'CAST(NULL AS {type_}) AS "{name}"' for name, type_ in types.items())
     if not any(folder.rglob("*.parquet")):
         return f"SELECT {nothing} WHERE false"
-    return f"SELECT {_labels_below(folder)}, {named} FROM {_of_series(folder)}"
+    return f"SELECT {_labels_below(folder)}, {named} FROM {read_parquet(_below(folder), NAMED, 'union_by_name = true')}"
