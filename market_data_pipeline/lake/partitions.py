@@ -43,6 +43,18 @@ def day_files(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
     return dict(sorted(found.items())) if closed else found
 
 
+class StoredFiles(NamedTuple):
+    """Files of a series' stored days, by their first day since 1970, with sizes and modification times.
+
+    ``days`` is 1 for a day's own file, and the length of the month for a closed month.
+    """
+
+    day: npt.NDArray[np.int64]
+    days: npt.NDArray[np.int64]
+    bytes: npt.NDArray[np.int64]
+    mtime_ns: npt.NDArray[np.int64]
+
+
 class StoredDays(NamedTuple):
     """Stored days of a series since 1970, in order, with the size and modification time of their files."""
 
@@ -51,29 +63,35 @@ class StoredDays(NamedTuple):
     mtime_ns: npt.NDArray[np.int64]
 
 
-def stored_days(layout: Layout, key: SeriesKey) -> StoredDays:
-    """Return what :func:`day_files` returns as columns, ten times as fast for a series of closed months."""
+def stored_files(layout: Layout, key: SeriesKey) -> StoredFiles:
+    """Return the files that have the stored days of a series, in order. Own files of days in closed months are not."""
     closed = storage.days_on_disk(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else {}
     own = storage.days_on_disk(layout.folder(key))
-    months = np.array(
-        [
-            (clock.day_number(one), monthrange(one.year, one.month)[1], at.bytes, at.mtime_ns)
-            for one, at in closed.items()
-        ],
-        np.int64,
-    ).reshape(-1, 4)
-    lengths = months[:, 1]
-    first, length, size, mtime_ns = np.repeat(months, lengths, axis=0).T
-    number = np.arange(len(first)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    share = size * (number + 1) // length - size * number // length
-    days = [
-        (clock.day_number(day), at.bytes, at.mtime_ns)
-        for day, at in own.items()
+    found = [
+        (clock.day_number(one), monthrange(one.year, one.month)[1], stat.bytes, stat.mtime_ns)
+        for one, stat in closed.items()
+    ]
+    found += [
+        (clock.day_number(day), 1, stat.bytes, stat.mtime_ns)
+        for day, stat in own.items()
         if not closed or day.replace(day=1) not in closed
     ]
-    both = [np.stack([first + number, share, mtime_ns]), np.array(days, np.int64).reshape(-1, 3).T]
-    columns = np.concatenate(both, axis=1)
-    return StoredDays(*columns[:, np.argsort(columns[0])])
+    return StoredFiles(*np.array(sorted(found), np.int64).reshape(-1, 4).T)
+
+
+def stored_days(layout: Layout, key: SeriesKey) -> StoredDays:
+    """Return what :func:`day_files` returns as columns, ten times as fast for a series of closed months."""
+    files = stored_files(layout, key)
+    first, days, size, mtime_ns = (np.repeat(column, files.days) for column in files)
+    number = np.arange(len(first)) - np.repeat(np.cumsum(files.days) - files.days, files.days)
+    share = size * (number + 1) // days - size * number // days  # see day_files_of_month
+    return StoredDays(first + number, share, mtime_ns)
+
+
+def path_of_file(layout: Layout, key: SeriesKey, day: int, days: int) -> Path:
+    """Return the path of one of the :func:`stored_files`."""
+    first = clock.day_of_number(day)
+    return layout.file(key, first) if days == 1 else layout.month(key, first)
 
 
 def stored_dates(layout: Layout, key: SeriesKey) -> set[date]:
