@@ -466,7 +466,7 @@ class MarketData:
         if "condition" in query.casefold():
             self._record_collected()
         answer = QueryResult(self._views, query, params, selection)
-        answer.relation()  # report a mistake here, not when the rows are read
+        answer.check()  # report a mistake here, not when the rows are read
         return answer
 
     def universe(

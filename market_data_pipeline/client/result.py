@@ -497,11 +497,20 @@ class QueryResult(Result):
 
     def relation(self) -> duckdb.DuckDBPyRelation:
         """Return the rows as a lazy DuckDB relation."""
-        return self._views.within(lambda rows: rows, self._query, *self._asked)
+        with self._views.every_view():  # it may be joined with others
+            return self._views.within(lambda rows: rows, self._query, *self._asked)
+
+    def check(self) -> None:
+        """Bind the query, so that a mistake is reported.
+
+        Raises:
+            UsageError: The text is no query, or DuckDB refuses it.
+        """
+        self._views.within(lambda _: None, self._query, *self._asked)
 
     def __repr__(self) -> str:
         shown = " ".join(self._query.split())
-        columns = ", ".join(self.relation().columns)
+        columns = ", ".join(self._views.within(lambda rows: rows.columns, self._query, *self._asked))
         return f"<{shown if len(shown) <= 80 else shown[:79] + '…'}: {columns}>"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import threading
 import time
@@ -371,7 +372,7 @@ class Views(DuckDB):
             if len(self._checked) >= _CHECKED_KEPT:
                 self._checked.clear()
             self._checked.add(query)
-        self._make_views(session, selection, as_on_disk="quality" in query.casefold())
+        self._make_views(session, query, selection)
 
     def _run(self, read: Callable[[], _T]) -> _T:
         import duckdb
@@ -380,6 +381,9 @@ class Views(DuckDB):
             return super()._run(read)
         except MarketDataError as error:
             cause = error.__cause__
+            if isinstance(cause, duckdb.CatalogException) and not self._is_every:
+                with self.every_view():  # a name may be computed, and an error lists the names that exist
+                    return self._run(read)
             if self._broken is not None and isinstance(cause, duckdb.CatalogException):
                 raise self._broken from error  # the view could not be made
             if isinstance(cause, duckdb.OutOfMemoryException | duckdb.PermissionException | duckdb.IOException):
@@ -388,7 +392,7 @@ class Views(DuckDB):
 
     def _forget(self) -> None:
         super()._forget()
-        self._made: list[str] = []
+        self._made: dict[tuple[str, str], str] = {}
         self._checked: set[str] = set()
         self._broken: MarketDataError | None = None
         self._corrections = CORRECTED.empty_table()
@@ -421,40 +425,62 @@ class Views(DuckDB):
             session.unregister("found")
         self._corrections = corrections
 
-    def _make_views(
-        self, session: duckdb.DuckDBPyConnection, selection: SeriesSelection | None, *, as_on_disk: bool
-    ) -> None:
-        """Bring the views up to the lake.
+    def _make_views(self, session: duckdb.DuckDBPyConnection, query: str, selection: SeriesSelection | None) -> None:
+        """Bring the views that a query names up to the lake.
+
+        Ledgers that do not speak of the files that lie there are corrected in the views of ``quality``, which takes a
+        look into the folder of each series.
 
         Args:
             session: To make them in.
+            query: The query.
             selection: Series whose ledgers are corrected. None means all.
-            as_on_disk: Whether ledgers that do not speak of the files that lie there are corrected in the views, which
-                takes a look into the folder of each series.
         """
-        import duckdb
-
-        keys = partitions.known_series(self._layout) if as_on_disk else []
-        keys = [key for key in keys if selection is None or selection.takes(key)]
-        corrections = corrected(self._layout, keys) if as_on_disk else None
+        text = query.casefold()
+        is_needed = _needed_by(text, every=self._is_every)
+        as_on_disk = "quality" in text
+        known = partitions.known_series(self._layout) if as_on_disk else []
+        keys = [key for key in known if selection is None or selection.takes(key)]
+        corrections = corrected(self._layout, keys)
         with self._lock:
-            if corrections is not None:
+            if as_on_disk:
                 others = self._corrections if selection is not None else CORRECTED.empty_table()
                 self._correct(session, with_others(corrections, keys, others))
             held, marked = file_lists.marked_now(self._layout)
-            statements = views.statements(held, _CORRECTIONS if self._corrections.num_rows else "", marked=marked)
-            if statements == self._made:
-                return
             self._broken = None
-            for statement in statements:
-                try:
-                    session.execute(statement)
-                except duckdb.InterruptException:
-                    raise
-                except duckdb.Error as error:
-                    # A damaged file keeps its view from being made; the others are of use all the same.
-                    self._broken = errors.lake_error(error, self._layout)
-            self._made = statements if self._broken is None else []
+            corrections_now = _CORRECTIONS if self._corrections.num_rows else ""
+            for one in views.definitions(held, corrections_now, marked=marked):
+                if is_needed(one):
+                    self._make(session, one)
+
+    def _make(self, session: duckdb.DuckDBPyConnection, one: views.Definition) -> None:
+        import duckdb
+
+        name, sql = (one.schema, one.name), one.sql()
+        if self._made.get(name) == sql:
+            return
+        try:
+            session.execute(views.create_schema(one.schema))
+            session.execute(sql)
+            self._made[name] = sql
+        except duckdb.InterruptException:
+            raise
+        except duckdb.Error as error:
+            # A damaged file keeps its view from being made; the others are of use all the same.
+            self._broken = errors.lake_error(error, self._layout)
+
+    @contextmanager
+    def every_view(self) -> Iterator[None]:
+        """Make every view for queries of this thread, also those that the text does not name."""
+        before, self._sessions.every = self._is_every, True
+        try:
+            yield
+        finally:
+            self._sessions.every = before
+
+    @property
+    def _is_every(self) -> bool:
+        return getattr(self._sessions, "every", False)
 
 
 class Unrestricted(Views):
@@ -469,7 +495,7 @@ class Unrestricted(Views):
     def _prepare(
         self, session: duckdb.DuckDBPyConnection, query: str, selection: SeriesSelection | None = None
     ) -> None:
-        self._make_views(session, selection, as_on_disk="quality" in query.casefold())
+        self._make_views(session, query, selection)
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         return DuckDB._connect(self)
@@ -488,6 +514,24 @@ def _of_duckdb(error: Exception) -> duckdb.Error:
     }
     text = str(error)
     return kinds.get(text.partition(":")[0], duckdb.DataError)(text)
+
+
+_LISTS_NAMES = re.compile(
+    r"duckdb_|information_schema|pragma|pg_|sqlite_|\b(show|describe|summarize|query|query_table)\b"
+)
+"""Words of queries that may need views that they do not name."""
+
+
+def _needed_by(text: str, *, every: bool) -> Callable[[views.Definition], bool]:
+    """Return a function that returns True for the views that a query may need: those it names, or all.
+
+    Args:
+        text: The query in lower case.
+        every: All views are needed.
+    """
+    if every or _LISTS_NAMES.search(text):
+        return lambda _: True
+    return lambda one: one.schema in text and one.name in text
 
 
 def _rows_left(session: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:

@@ -8,8 +8,10 @@ File lists belong to ``sql/file_lists.py``, the catalog's file to ``sql/publish.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from market_data_pipeline import clock
 from market_data_pipeline.lake import storage
@@ -43,13 +45,37 @@ STATE_SQL = " ".join(("CASE", *(f"WHEN {rule.sql()} THEN '{rule.state}'" for rul
 """:func:`state_of` as an SQL expression over the columns ``outcome``, ``final``, ``verdicts`` and ``integrity``."""
 
 
+class Definition(NamedTuple):
+    """A view or macro. ``sql`` returns the statement that creates it. Its schema must exist."""
+
+    schema: str
+    name: str
+    sql: Callable[[], str]
+
+
 def statements(
     stored: StoredSeries, corrections: str = "", *, marked: bool = True, published: bool = False
 ) -> list[str]:
     """Return the SQL that creates every schema, view and macro over a lake.
 
     The text changes when a series gets its first file or a month is closed, but not when a series gets more files. So
-    it shows if a catalog is up to date.
+    it shows if a catalog is up to date. The arguments are those of :func:`definitions`.
+    """
+    made = list(definitions(stored, corrections, marked=marked, published=published))
+    schemas = [create_schema(schema) for schema in dict.fromkeys(one.schema for one in made)]
+    sequence = [f"CREATE SEQUENCE quality.{_identifier(stored.layout.root)}"] if published else []
+    return [*schemas, *(one.sql() for one in made), *sequence]
+
+
+def create_schema(schema: str) -> str:
+    """Return the SQL that creates a schema."""
+    return f"CREATE SCHEMA IF NOT EXISTS {schema}"
+
+
+def definitions(
+    stored: StoredSeries, corrections: str = "", *, marked: bool = True, published: bool = False
+) -> Iterator[Definition]:
+    """Yield every view and macro over a lake. None needs another one.
 
     Args:
         stored: Stored series of the lake.
@@ -60,16 +86,35 @@ def statements(
     """
     layout = stored.layout
     place = _in_its_place(layout) if published else ""
-    made: list[str] = []
     for market in Market:
         schema = f"{EXCHANGE}_{market}"
-        made.append(f"CREATE SCHEMA IF NOT EXISTS {schema}")
         for data_type in data_types_of(market):
-            files = Files(stored, market, data_type, marked)
-            made.append(f"CREATE OR REPLACE VIEW {schema}.{data_type.sql_name} AS {_view(files, place)}")
+            yield Definition(
+                schema, data_type.sql_name, partial(_create_view, stored, market, data_type, marked, place)
+            )
             if data_type in _MACROS:
-                made.append(f"CREATE OR REPLACE MACRO {schema}.{_MACROS[data_type](files, place)}")
-    made.append("CREATE SCHEMA IF NOT EXISTS quality")
+                yield Definition(
+                    schema, _MACROS[data_type].name, partial(_create_macro, stored, market, data_type, marked, place)
+                )
+    for name, query in _quality(layout, corrections, marked=marked, published=published).items():
+        yield Definition("quality", name, partial(f"CREATE OR REPLACE VIEW quality.{name} AS {{}}".format, query))
+    for name, sql in of_universe(layout, place).items():
+        yield Definition("universe", name, partial(str, sql))
+
+
+def _create_view(stored: StoredSeries, market: Market, data_type: DataType, marked: bool, place: str) -> str:
+    files = Files(stored, market, data_type, marked)
+    return f"CREATE OR REPLACE VIEW {EXCHANGE}_{market}.{data_type.sql_name} AS {_view(files, place)}"
+
+
+def _create_macro(stored: StoredSeries, market: Market, data_type: DataType, marked: bool, place: str) -> str:
+    files = Files(stored, market, data_type, marked)
+    return f"CREATE OR REPLACE MACRO {EXCHANGE}_{market}.{_MACROS[data_type].sql(files, place)}"
+
+
+def _quality(layout: Layout, corrections: str, *, marked: bool, published: bool) -> dict[str, str]:
+    """Return the queries of the views in ``quality``, by name."""
+    place = _in_its_place(layout) if published else ""
     days = _ledger_days(layout, marked=marked) if has_ledgers(layout) else _no_ledger_days(_LEDGER_NAMES)
     if corrections:
         days = (
@@ -80,21 +125,15 @@ def statements(
     with_rows = f"SELECT * FROM ({days}) WHERE outcome = {quoted(HELD)}"
     timed = f"(data_type IN ({', '.join(quoted(one) for one in DataType if keyed_by_time(one))}))"
     verdicts, explained = (", ".join(map(quoted, sorted(some))) for some in (Verdict, EXPLAINED))
-    made.append(f"CREATE OR REPLACE VIEW quality.coverage AS {_coverage(days)}")
-    made.append(f"CREATE OR REPLACE VIEW quality.findings AS {_FINDINGS.format(days=days, timed=timed)}")
-    gaps = _GAPS.format(days=days, verdicts=verdicts, explained=explained, timed=timed)
-    made.append(f"CREATE OR REPLACE VIEW quality.gaps AS {gaps}")
-    made.append(f"CREATE OR REPLACE VIEW quality.condition AS {_condition(layout, days, published=published)}")
     compared = _where(_reconciled_days(layout), place)
-    made.append(
-        f"CREATE OR REPLACE VIEW quality.reconciliation AS {_RECONCILIATION.format(days=compared, rows=with_rows)}"
-    )
-    differences = _RECONCILIATION_DIFFERENCES.format(days=compared)
-    made.append(f"CREATE OR REPLACE VIEW quality.reconciliation_differences AS {differences}")
-    made += of_universe(layout, place)
-    if published:
-        made.append(f"CREATE SEQUENCE quality.{_identifier(layout.root)}")
-    return made
+    return {
+        "coverage": _coverage(days),
+        "findings": _FINDINGS.format(days=days, timed=timed),
+        "gaps": _GAPS.format(days=days, verdicts=verdicts, explained=explained, timed=timed),
+        "condition": _condition(layout, days, published=published),
+        "reconciliation": _RECONCILIATION.format(days=compared, rows=with_rows),
+        "reconciliation_differences": _RECONCILIATION_DIFFERENCES.format(days=compared),
+    }
 
 
 def _in_its_place(layout: Layout) -> str:
@@ -222,7 +261,12 @@ def _no_source(files: Files) -> str:
             coalesce(nullif({stored}, ''), 'none'), '.') END"""
 
 
-_MACROS = {DataType.KLINES: _candles, DataType.AGG_TRADES: _trades}
+class _Macro(NamedTuple):
+    name: str
+    sql: Callable[[Files, str], str]
+
+
+_MACROS = {DataType.KLINES: _Macro("candles", _candles), DataType.AGG_TRADES: _Macro("trades", _trades)}
 
 
 def _of_macro(files: Files, listed: str, conditions: Iterable[str], more: str = "") -> str:
