@@ -19,6 +19,7 @@ from benchmarks.ingestion import ingest_klines, ingest_klines_from_afar, ingest_
 from benchmarks.reconciliation import reconcile
 from benchmarks.report import Row, save, show
 from benchmarks.sql import composed, sql, vwap
+from benchmarks.universe import universe
 from benchmarks.verification import verify
 
 BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
@@ -34,6 +35,7 @@ BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "sql": sql,
     "composed": composed,
     "vwap": vwap,
+    "universe": universe,
     "reconcile": reconcile,
     "verify": verify,
     "load": load,
