@@ -27,6 +27,7 @@ from benchmarks.reconciliation import reconcile
 from benchmarks.report import Row, save, show
 from benchmarks.serving import serve
 from benchmarks.sql import composed, sql, vwap
+from benchmarks.universe import universe
 from benchmarks.verification import verify
 
 BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
@@ -45,6 +46,7 @@ BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "composed": composed,
     "vwap": vwap,
     "serve": serve,
+    "universe": universe,
     "reconcile": reconcile,
     "verify": verify,
     "live-messages": live_messages,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import tzinfo
 from os import PathLike
 from pathlib import Path
@@ -25,10 +26,12 @@ from market_data_pipeline.client.members import Duration, members_of, members_wa
 from market_data_pipeline.client.request import (
     Moment,
     Request,
+    SeriesSelection,
     check_held,
     is_requested,
     market_of,
     refuse_unknown,
+    selection_of,
     wanted_of,
     warn_of_reused_symbols,
 )
@@ -470,7 +473,7 @@ class MarketData:
         wanted = wanted_of(DataType.TRADE_PROFILE, symbols, None, start, end, market, columns)
         return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
 
-    def sql(self, query: str, params: Params = None) -> Result:
+    def sql(self, query: str, params: Params = None, *, selection: SeriesSelection | None = None) -> Result:
         """Run a query over the views ``binance_spot.klines``, ``binance_um.agg_trades``, ``quality.coverage`` and more.
 
         The views have all symbols, also those that are no longer collected. For one symbol the macros
@@ -483,6 +486,8 @@ class MarketData:
         Args:
             query: The SELECT.
             params: Values for each ``?`` (a list) or ``$name`` (a dict). Pass values from outside only like this.
+            selection: Series that the query reads from the views of ``quality``. Only their ledgers are compared with
+                the files on disk. None means all.
 
         Raises:
             UsageError: The text is no query, or DuckDB refuses it.
@@ -499,8 +504,8 @@ class MarketData:
                 refresh_tables(self._layout, self._listings())
         if "condition" in query.casefold():
             self._record_collected()
-        answer = QueryResult(self._views, query, params)
-        answer.relation()  # report a mistake here, not when the rows are read
+        answer = QueryResult(self._views, query, params, selection)
+        answer.check()  # report a mistake here, not when the rows are read
         return answer
 
     def universe(
@@ -631,6 +636,7 @@ class MarketData:
         *,
         market: str | None = None,
         interval: str | None = None,
+        data_type: str | None = None,
     ) -> Result:
         """Return one row for each day of each stored or collected series: its condition, the reason and the evidence.
 
@@ -643,15 +649,17 @@ class MarketData:
             end: Exclusive: days whose midnight (UTC) is before it; None means now.
             market: ``spot``, ``um``, ``cm`` or ``option``; None means all.
             interval: Kline interval; None means all, and trades.
+            data_type: ``klines``, ``aggTrades`` or another; None means all.
 
         Raises:
-            UsageError: The interval or market does not exist, or a moment is not valid.
+            UsageError: The interval, data type or market does not exist, or a moment is not valid.
 
         Examples:
             >>> market.condition("BTCUSDT", "2024-01-01", "2024-01-03").df()["condition"].unique().tolist()
             ['available']
         """
-        return self.sql(condition_query(symbols, start, end, market, interval))
+        selection = selection_of(symbols, market, data_type, interval)
+        return self.sql(condition_query(selection, start, end), selection=selection)
 
     def gaps(
         self,
@@ -682,7 +690,8 @@ class MarketData:
             >>> len(market.gaps("BTCUSDT"))
             0
         """
-        return self.sql(gaps_query(self._layout, symbols, start, end, market, interval, explained))
+        selection = replace(selection_of(symbols, market), interval=interval)
+        return self.sql(gaps_query(self._layout, selection, start, end, explained), selection=selection)
 
     def __repr__(self) -> str:
         universe = self._settings.universe

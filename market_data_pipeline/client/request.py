@@ -65,6 +65,50 @@ class Request:
         return clock.days_between(self.first_day, min(last, self.last_day))
 
 
+@dataclass(frozen=True, slots=True)
+class SeriesSelection:
+    """Series of a question about quality. None means all."""
+
+    symbols: Sequence[str] | None = None
+    market: Market | None = None
+    data_type: DataType | None = None
+    interval: str | None = None
+    keys: Sequence[SeriesKey] | None = None
+
+    def takes(self, key: SeriesKey) -> bool:
+        """Return True if a series is selected."""
+        return (
+            self.market in (None, key.market)
+            and self.data_type in (None, key.data_type)
+            and self.interval in (None, key.interval)
+            and (self.symbols is None or key.symbol in self.symbols)
+            and (self.keys is None or key in self.keys)
+        )
+
+
+def selection_of(
+    symbols: str | Iterable[str] | None = None,
+    market: str | None = None,
+    data_type: str | None = None,
+    interval: str | None = None,
+) -> SeriesSelection:
+    """Check a selection. Series that are not stored pass.
+
+    Raises:
+        UsageError: An interval, data type or market does not exist.
+    """
+    if data_type is not None:
+        refuse_unknown("data type", data_type, list(DataType))
+    if interval is not None:
+        refuse_unknown("interval", interval, tuple(INTERVALS))
+    return SeriesSelection(
+        None if symbols is None else symbols_of(symbols),
+        None if market is None else market_of(market),
+        None if data_type is None else DataType(data_type),
+        interval,
+    )
+
+
 def wanted_of(
     data_type: DataType,
     symbols: str | Iterable[str],

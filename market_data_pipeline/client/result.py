@@ -16,7 +16,7 @@ import pyarrow as pa
 from market_data_pipeline import clock
 from market_data_pipeline.client import versions as day_records
 from market_data_pipeline.client.composition import Composition
-from market_data_pipeline.client.request import Request, format_moment, listed, refuse_unknown
+from market_data_pipeline.client.request import Request, SeriesSelection, format_moment, listed, refuse_unknown
 from market_data_pipeline.client.session import DuckDB, Params, Views, count_rows
 from market_data_pipeline.errors import DamagedFileError, MarketDataError, UsageError
 from market_data_pipeline.lake import partitions, reader
@@ -468,30 +468,49 @@ class TableResult(Result):
 class QueryResult(Result):
     """Rows that answer a query."""
 
-    def __init__(self, views: Views, query: str, params: Params = None) -> None:
+    def __init__(
+        self, views: Views, query: str, params: Params = None, selection: SeriesSelection | None = None
+    ) -> None:
+        """Create the result.
+
+        Args:
+            views: The lake's views.
+            query: The query.
+            params: Values of the query.
+            selection: Series that the query reads from the ``quality`` views. None means all.
+        """
         self._views = views
         self._query = query
-        self._params = params
+        self._asked = params, selection
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return self._views.within(count_rows, self._query, self._params)
+        return self._views.within(count_rows, self._query, *self._asked)
 
     def _first_rows(self) -> pa.Table:
-        table = self._views.within(lambda rows: rows.limit(_SHOWN).to_arrow_table(), self._query, self._params)
+        table = self._views.within(lambda rows: rows.limit(_SHOWN).to_arrow_table(), self._query, *self._asked)
         return _aware(table)
 
     def arrow(self) -> pa.Table:
         """Return the rows as an Arrow table."""
-        return _aware(self._views.within(self._views.bounded, self._query, self._params))
+        return _aware(self._views.within(self._views.bounded, self._query, *self._asked))
 
     def relation(self) -> duckdb.DuckDBPyRelation:
         """Return the rows as a lazy DuckDB relation."""
-        return self._views.within(lambda rows: rows, self._query, self._params)
+        with self._views.every_view():  # it may be joined with others
+            return self._views.within(lambda rows: rows, self._query, *self._asked)
+
+    def check(self) -> None:
+        """Bind the query, so that a mistake is reported.
+
+        Raises:
+            UsageError: The text is no query, or DuckDB refuses it.
+        """
+        self._views.within(lambda _: None, self._query, *self._asked)
 
     def __repr__(self) -> str:
         shown = " ".join(self._query.split())
-        columns = ", ".join(self.relation().columns)
+        columns = ", ".join(self._views.within(lambda rows: rows.columns, self._query, *self._asked))
         return f"<{shown if len(shown) <= 80 else shown[:79] + '…'}: {columns}>"
 
 
