@@ -46,6 +46,7 @@ IMPERATIVES = {
     "Check",
     "Compare",
     "Fetch",
+    "Follow",
     "List",
     "Look",
     "Merge",
