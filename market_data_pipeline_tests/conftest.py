@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +19,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from dagster._core.storage.defs_state.base import set_defs_state_storage
 from hypothesis import settings
+from sqlalchemy import Engine, event
 
 from market_data_pipeline.defs.platform.home import CONFIG
 from market_data_pipeline.sandbox import Sandbox
@@ -50,8 +52,8 @@ for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 
-# These scripts run with the code of an earlier release.
-collect_ignore_glob = ["releases/make_*.py"]
+# These scripts run with the code of an earlier release, or in the environment of another tool.
+collect_ignore_glob = ["releases/make_*.py", "clients/read_*.py"]
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
 
@@ -81,6 +83,11 @@ def _quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
                 shutil.copytree(made, home, dirs_exist_ok=True)
         return open_home(config_dir, *args, **kwargs)
 
+    def without_sync(connection: Any, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF").close()
+
+    event.listen(Engine, "connect", without_sync)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dg.DagsterInstance, "from_config", open_copy)
         patch.setattr(ScriptDirectory, "from_config", read_once)

@@ -32,6 +32,7 @@ TINY = Scale(
     assets=4,
     repetitions=1,
     judged=False,
+    symbols_of_types=1,
 )
 
 

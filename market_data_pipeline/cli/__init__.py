@@ -24,6 +24,8 @@ from market_data_pipeline.cli.compact import compact_command
 from market_data_pipeline.cli.coverage import coverage
 from market_data_pipeline.cli.demo import demo
 from market_data_pipeline.cli.doctor import doctor
+from market_data_pipeline.cli.export import export_command
+from market_data_pipeline.cli.mcp import mcp
 from market_data_pipeline.cli.plan import plan_command
 from market_data_pipeline.cli.prune import prune_command
 from market_data_pipeline.cli.quarantine import quarantine
@@ -101,9 +103,9 @@ def _keep_examples(command: click.Command) -> None:
 
 _GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Get data": (add, plan_command, sync, backfill),
-    "Look at data": (status, coverage, report, sql, universe),
+    "Look at data": (status, coverage, report, sql, export_command, universe),
     "Check and repair": (verify, reconcile, quarantine, compact_command, prune_command, doctor),
-    "Run": (serve_command, ui, demo, sandbox),
+    "Run": (serve_command, ui, mcp, demo, sandbox),
 }
 """The commands in the order of the help text, by group."""
 

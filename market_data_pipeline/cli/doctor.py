@@ -20,7 +20,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from enum import StrEnum
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 
@@ -36,6 +36,7 @@ from market_data_pipeline.defs.platform.records import BIG, size_of_records
 from market_data_pipeline.errors import HostOffError, MarketDataError, RestAnswerError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import faults
+from market_data_pipeline.model.datasets import MARKETS
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.settings import PREFIX, Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
@@ -54,6 +55,15 @@ _SMALL_FILE = "data/spot/daily/klines/BTCUSDT/1d/BTCUSDT-1d-2024-01-01.zip"
 """A file of the archive with 500 bytes."""
 
 _SHOWN_PACKAGES = ("dagster", "duckdb", "pyarrow", "pydantic")
+EXTRAS = {
+    "live": ("msgspec", "websockets"),
+    "mcp": ("mcp",),
+    "polars": ("polars",),
+    "postgres": ("adbc-driver-postgresql", "psycopg"),
+    "server": ("fastapi", "orjson", "prometheus-client"),
+}
+"""Packages of each extra in pyproject.toml."""
+
 _NOT_SUPPORTED = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
 _CHECK_NETWORK = "Check the network, the proxy and {}."
 
@@ -126,7 +136,19 @@ def _guarded(name: str, check: Callable[[], _Result], remedy: str = "") -> Check
 def _versions() -> _Result:
     packages = ", ".join(f"{name} {version(name)}" for name in _SHOWN_PACKAGES)
     system = f"{platform.system()} {platform.release()}"
-    return State.OK, f"market-data {__version__}, Python {platform.python_version()}, {packages}, {system}.", ""
+    there = [extra for extra, needed in EXTRAS.items() if all(map(_is_installed, needed))]
+    absent = ", ".join(extra for extra in EXTRAS if extra not in there)
+    extras = f"Extras: {', '.join(there) or 'none'}{f' (not installed: {absent})' if absent else ''}."
+    text = f"market-data {__version__}, Python {platform.python_version()}, {packages}, {system}. {extras}"
+    return State.OK, text, ""
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _settings() -> _Result:
@@ -249,13 +271,14 @@ def _network(settings: Settings) -> Iterator[Check]:
 
 
 def _markets(settings: Settings) -> Iterable[Market]:
-    """Return the markets of the universe, or all if it lists none."""
+    """Return the markets of the universe with REST, or all such markets if it lists none."""
     try:
         universe = load_universe(settings.universe) if settings.universe.exists() else Universe((), {})
         used = {key.market for key in universe.series()}
     except (MarketDataError, OSError):  # the check of the universe reports it
         used = set()
-    return [market for market in Market if market in used or not used]
+    markets = [market for market in Market if MARKETS[market].has_rest]
+    return [market for market in markets if market in used] or markets
 
 
 def _archive(settings: Settings) -> _Result:

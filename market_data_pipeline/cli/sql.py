@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
-import resource
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -20,14 +15,6 @@ from market_data_pipeline.cli.console import out, print_json
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import load_universe
-
-if TYPE_CHECKING:
-    from market_data_pipeline.client.session import Limits
-
-_LOOK_SECONDS = 0.05
-_GRACE_SECONDS = 5.0
-_MEMORY_TIMES = 2
-"""How much memory the process may take, in limits: DuckDB's own, and as much for what it hands out."""
 
 
 @click.command()
@@ -67,6 +54,7 @@ def run_query(settings: Settings, query: str, form: str | None = None, *, unrest
         DamagedFileError: a file that the query needs is damaged; the text names it.
     """
     from market_data_pipeline.client.session import Limits, Unrestricted, Views
+    from market_data_pipeline.client.watchdog import ended_beyond
     from market_data_pipeline.coverage.condition import record_collected
     from market_data_pipeline.sql.publish import refresh_catalog
     from market_data_pipeline.universe.config import listings_near
@@ -80,7 +68,7 @@ def run_query(settings: Settings, query: str, form: str | None = None, *, unrest
         record_collected(layout, load_universe(settings.universe))
     refresh_catalog(layout)
     views = Unrestricted(layout) if unrestricted else Views(layout, limits)
-    with views.in_time(), nullcontext() if unrestricted else _ended_at(limits):
+    with views.in_time(), nullcontext() if unrestricted else ended_beyond(limits, _end):
         if form is None:
             views.read(query, _show)
             return
@@ -96,41 +84,6 @@ def _show(answer: Any) -> None:
         answer.show(max_width=out().width)
 
 
-@contextmanager
-def _ended_at(limits: Limits) -> Iterator[None]:
-    """End this process if DuckDB does not end a query that is far beyond its limits.
-
-    DuckDB looks at its limits between two pieces of work, and one function of one row can be a piece of hours or GB.
-    """
-    at_rest, over = _memory_mb(), threading.Event()
-
-    def watch() -> None:
-        begun = time.monotonic()
-        while not over.wait(_LOOK_SECONDS):
-            taken, seconds = _memory_mb() - at_rest, time.monotonic() - begun
-            if limits.seconds and seconds > limits.seconds + _GRACE_SECONDS:
-                _end(f"The query took longer than {limits.seconds:g} seconds (MARKET_DATA_SQL_SECONDS).")
-            if taken > limits.memory_mb * _MEMORY_TIMES:
-                _end(f"The query needs more than {limits.memory_mb} MB of memory (MARKET_DATA_SQL_MEMORY_MB).")
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
-
-
 def _end(why: str) -> NoReturn:
     click.echo(f"Error: {why}", err=True)
     os._exit(1)
-
-
-def _memory_mb() -> float:
-    """Return the resident memory of this process; its peak if the system does not report the current size."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS

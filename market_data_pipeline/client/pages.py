@@ -61,7 +61,7 @@ class PageRequest:
         start: First moment, UTC without zone. None means the newest rows before ``end``.
         end: First moment after the range. None means now.
         limit: Most rows, from 1 to 10,000.
-        columns: Columns besides symbol, interval and time. None means all.
+        columns: Columns besides the time. None means all but symbol and interval, which are the same in every row.
         skip: Rows at ``start`` that an earlier page has. Several trades can share a time.
         include_forming: Include the candle that is still open, where a source has it. The lake has none.
     """
@@ -125,7 +125,7 @@ class RowsPage:
     """Rows of a page.
 
     Attributes:
-        table: The rows, with the columns of the lake, times in UTC without zone.
+        table: The rows, times in UTC without zone. Composed candles also have symbol and interval.
         first: First moment that the page covers.
         until: First moment that it does not cover.
         position: Begin of the next page. None if this is the last one.
@@ -220,7 +220,8 @@ class Pages:
             return None
         wanted = wanted_of(request.data_type, request.symbol, interval, moment, moment, request.market, request.columns)
         if is_requested(self._layout, wanted.keys[0]):
-            return wanted
+            labels = set(reader.labels_of(request.data_type)).difference(request.columns or ())
+            return replace(wanted, schema=pa.schema([one for one in wanted.schema if one.name not in labels]))
         if interval is None:
             check_held(self._layout, wanted.keys)
         return None
@@ -238,6 +239,7 @@ class Pages:
             request.columns,
             "UTC",
             sync=False,
+            is_available=lambda key: is_requested(self._layout, key),
         )
 
     def _read(self, request: PageRequest) -> RowsPage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -16,6 +17,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, data_types_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey, intervals_of
+from market_data_pipeline.universe.aliases import known_aliases
 
 Moment = datetime | date | str
 """A date, a datetime or ISO text. Without a zone it is UTC. A date is its midnight."""
@@ -239,3 +241,23 @@ def listed(names: Sequence[str], most: int) -> str:
 def format_moment(moment: datetime) -> str:
     """Return a moment as text, with seconds only if it has some."""
     return moment.isoformat(" ", "minutes" if moment == moment.replace(second=0, microsecond=0) else "auto")
+
+
+def warn_of_reused_symbols(wanted: Request, stacklevel: int) -> None:
+    """Warn once of symbols that name another coin from some day of the range on.
+
+    Args:
+        stacklevel: Number of frames up to the line of the user.
+    """
+    found = [
+        f"{key.symbol} from {day} (UTC)"
+        for key in wanted.keys
+        for day in known_aliases().reused.get((key.market, key.symbol), ())
+        if wanted.start < clock.midnight(day) < wanted.end
+    ]
+    if found:
+        warnings.warn(
+            f"A symbol in {wanted.keys[0].market} names another coin within the range: {', '.join(found)}. "
+            "Prices before and after are of different coins. Request each range by itself.",
+            stacklevel=stacklevel,
+        )

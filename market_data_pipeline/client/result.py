@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from market_data_pipeline import clock
 from market_data_pipeline.client import versions as day_records
 from market_data_pipeline.client.composition import Composition
 from market_data_pipeline.client.request import Request, format_moment, listed, refuse_unknown
@@ -24,7 +25,7 @@ from market_data_pipeline.model import faults
 from market_data_pipeline.model.datasets import has_shared_times
 from market_data_pipeline.model.day import DayFile
 from market_data_pipeline.model.schema import may_be_null
-from market_data_pipeline.model.series import DataType
+from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.sql import file_lists, views
 
 if TYPE_CHECKING:
@@ -205,6 +206,11 @@ class StoredRows(Result):
         return frame.select(wanted.schema.names).with_columns(polars.col(times).dt.replace_time_zone("UTC"))
 
     @property
+    def series(self) -> tuple[SeriesKey, ...]:
+        """Return the stored series whose rows these are."""
+        return self._wanted.keys
+
+    @property
     def version(self) -> str:
         """Return a hash over the contents of the days that were read, to cite in a backtest.
 
@@ -254,14 +260,26 @@ class StoredRows(Result):
         paths = list(dict.fromkeys(day.path for day in self._take()))
         query = file_lists.scan(first.market, first.data_type, paths, self._wanted.schema.names, mark)
         start, end = self._cut
-        if start is None or not paths:
+        if start is None or end is None or not paths:
             return query
         time = f'"{reader.time_column(first.data_type)}"'
-        query = f"{query} WHERE {time} >= TIMESTAMP '{start}' AND {time} < TIMESTAMP '{end}'"
+        conditions = []
+        if not self._whole(start, end):
+            conditions.append(f"{time} >= TIMESTAMP '{start}' AND {time} < TIMESTAMP '{end}'")
         for symbol, days in self._left_out.items():
             dates = ", ".join(f"DATE '{day}'" for day in days)
-            query += f" AND NOT (symbol = {file_lists.quoted(symbol)} AND CAST({time} AS DATE) IN ({dates}))"
+            conditions.append(f"NOT (symbol = {file_lists.quoted(symbol)} AND CAST({time} AS DATE) IN ({dates}))")
+        if conditions:
+            query += f" WHERE {' AND '.join(conditions)}"
         return query
+
+    def _whole(self, start: datetime, end: datetime) -> bool:
+        """Return True if the files that are read have no row outside a range: then DuckDB need not compare times."""
+        taken = self._taken or ()
+        days, in_months = {day.day for day in taken}, {day.day for day in taken if day.of_month}
+        if in_months:
+            days |= {min(in_months).replace(day=1), clock.days_of_month(max(in_months))[-1]}
+        return bool(days) and start <= clock.midnight(min(days)) and clock.midnight(max(days) + clock.DAY) <= end
 
     @property
     def _cut(self) -> tuple[datetime, datetime] | tuple[None, None]:
@@ -366,6 +384,11 @@ class ComposedRows(Result):
         )
 
     @property
+    def series(self) -> tuple[SeriesKey, ...]:
+        """Return the stored series from which the candles are composed."""
+        return tuple(key for source in self._sources for key in source.series)
+
+    @property
     def version(self) -> str:
         """Return a hash over the contents of the stored days, the interval and the time zone.
 
@@ -383,10 +406,12 @@ class ComposedRows(Result):
         return self._typed(self._duckdb.table(lambda: f"{self._sql()} LIMIT {_SHOWN}"))
 
     def _sql(self) -> str:
-        queries = (
+        queries = [
             self._composition.query(source, rows._sql())
             for source, rows in zip(self._composition.sources, self._sources, strict=True)
-        )
+        ]
+        if len(queries) == 1:
+            return f"FROM ({queries[0]})"  # in order already
         return f"FROM ({' UNION ALL '.join(f'({query})' for query in queries)}) ORDER BY symbol, open_time"
 
     def _typed(self, table: pa.Table) -> pa.Table:

@@ -16,13 +16,16 @@ import pyarrow as pa
 from market_data_pipeline import clock
 from market_data_pipeline.lake.day_records import rows_as_on_disk
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import CHECKS_DO_NOT_PASS
+from market_data_pipeline.lake.ledger import checks_do_not_pass
 from market_data_pipeline.model.day import EMPTY, FAILED, HELD, NOT_LISTED, DayRecord
+from market_data_pipeline.model.findings import Verdict
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.model.states import is_complete
 
 _OF_CHECKS = ("day", "outcome", "final", "integrity", "gaps", "verdicts", "failure", "replaced_by")
 _COLUMNS = (*_OF_CHECKS, "rows", "bytes")
+_OF_MISSING_ROWS = {Verdict.OUTAGE, Verdict.ARCHIVE_DEFECT, Verdict.HEALED, Verdict.UNEXPLAINED}
+"""Verdicts of missing rows. The others are of flat candles, or of rows that are not expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class StoredDays:
         rows: Rows in the file.
         bytes: Its size.
         incomplete: True if the day is stored and not complete (see ``model.states``).
+        gapped: True if rows were missing in its source, so that REST was requested.
     """
 
     day: npt.NDArray[np.int64]
@@ -49,6 +53,7 @@ class StoredDays:
     rows: npt.NDArray[np.int64]
     bytes: npt.NDArray[np.int64]
     incomplete: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=bool))
+    gapped: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=bool))
 
     @property
     def final_days(self) -> set[date]:
@@ -89,14 +94,19 @@ def stored_days(layout: Layout, key: SeriesKey) -> StoredDays:
         rows=np.asarray(table["rows"].to_pylist(), dtype=np.int64),
         bytes=np.asarray(table["bytes"].to_pylist(), dtype=np.int64),
         incomplete=_incomplete(table),
+        gapped=np.asarray([_has_missing(verdicts) for verdicts in table["verdicts"].to_pylist()], dtype=bool),
     )
+
+
+def _has_missing(verdicts: str | None) -> bool:
+    return bool(verdicts) and not _OF_MISSING_ROWS.isdisjoint((verdicts or "").split("+"))
 
 
 def _incomplete(table: pa.Table) -> npt.NDArray[np.bool_]:
     """Return a mask of stored days that are not complete. Only rows whose checks warn or fail are looked at."""
     table = table.select(_OF_CHECKS).append_column("place", pa.array(range(table.num_rows), pa.int64()))
     found = np.zeros(table.num_rows, dtype=bool)
-    for row in table.filter(CHECKS_DO_NOT_PASS).to_pylist():
+    for row in table.filter(checks_do_not_pass()).to_pylist():
         place = row.pop("place")
         found[place] = not is_complete(DayRecord(**row))
     return found

@@ -34,6 +34,7 @@ from market_data_pipeline.defs.schedules import build_schedules
 from market_data_pipeline.defs.sensors import build_sensors
 from market_data_pipeline.defs.universe.definitions import build_exchange_info_asset
 from market_data_pipeline.errors import MarketDataError
+from market_data_pipeline.model.datasets import MARKETS
 from market_data_pipeline.model.lineage import comparable
 from market_data_pipeline.model.series import DataType
 from market_data_pipeline.settings import Settings, load_settings
@@ -69,7 +70,7 @@ def build_definitions(
     ]
     markets = list(dict.fromkeys(key.market for key in keys))
     coverage = [build_coverage_asset(market, settings, universe) for market in markets]
-    snapshots = [build_exchange_info_asset(market, settings) for market in markets]
+    snapshots = [build_exchange_info_asset(market, settings) for market in markets if MARKETS[market].has_rest]
     jobs = build_jobs(keys, settings)
     return dg.Definitions(
         assets=[*series, *profiles, *coverage, *snapshots],

@@ -27,11 +27,11 @@ from market_data_pipeline.defs.platform.home import open_instance, recording
 from market_data_pipeline.errors import SeriesBusyError, UsageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import CHECKS_DO_NOT_PASS, Ledger, refresh_ledger
+from market_data_pipeline.lake.ledger import Ledger, checks_do_not_pass, refresh_ledger
 from market_data_pipeline.model.day import EMPTY, NOT_LISTED, DayRecord, Failed, after
 from market_data_pipeline.model.findings import Basis, Severity
 from market_data_pipeline.model.lineage import profile_of
-from market_data_pipeline.model.needs import is_still_unlisted, needs, profile_is_due, reach_of
+from market_data_pipeline.model.needs import is_still_unlisted, needs, perishing_first, profile_is_due, reach_of
 from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome, DayResult, OnResult
 from market_data_pipeline.model.series import DataType, ListingSpans, Market, SeriesKey
 from market_data_pipeline.model.states import is_complete
@@ -145,7 +145,7 @@ def _read_checks(wanted: Mapping[SeriesKey, Sequence[date]], layout: Layout, rep
     failed = {(failure.key, failure.day) for failure in report.failures}
     warned: Counter[str] = Counter()
     for key, days in wanted.items():
-        rows = Ledger.read(layout.ledger(key), CHECKS_DO_NOT_PASS).rows
+        rows = Ledger.read(layout.ledger(key), checks_do_not_pass()).rows
         stored = [rows[day] for day in days if day in rows and (key, day) not in failed]
         if incomplete := [row for row in stored if not is_complete(row)]:
             report.incomplete[key] = incomplete
@@ -157,7 +157,17 @@ def _read_checks(wanted: Mapping[SeriesKey, Sequence[date]], layout: Layout, rep
 def _runs(
     needed: Mapping[SeriesKey, Sequence[date]], at_most: int
 ) -> Iterator[tuple[tuple[date, date], list[SeriesKey]]]:
-    """Group series that need the same days into one run, up to ``at_most`` days of all series together."""
+    """Group series that need the same days into one run, up to ``at_most`` days of all series together.
+
+    Days that REST will soon no longer serve come first.
+    """
+    for part in perishing_first(needed, clock.now()):
+        yield from _grouped(part, at_most)
+
+
+def _grouped(
+    needed: Mapping[SeriesKey, Sequence[date]], at_most: int
+) -> Iterator[tuple[tuple[date, date], list[SeriesKey]]]:
     alike: dict[tuple[date, date], list[SeriesKey]] = {}
     for key, days in needed.items():
         for span in contiguous_ranges(days, at_most):

@@ -52,7 +52,7 @@ from market_data_pipeline.model.findings import (
 )
 from market_data_pipeline.model.provenance import Part, Source
 from market_data_pipeline.model.series import ListingSpans, SeriesKey, interval_us
-from market_data_pipeline.sources.binance.rest import RestApi, RestRows
+from market_data_pipeline.sources.binance.rest import RestApi, RestRows, endpoint_of
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +116,7 @@ class GapFiller:
         return rows
 
     def _of_time(self, start_us: int, end_us: int) -> RestRows:
+        endpoint_of(self.key)  # a market without REST has no host
         return self.rest().of_time(self.key, start_us, end_us)
 
     def _klines(self, first: int, last: int) -> RestRows:

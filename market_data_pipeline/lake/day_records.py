@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,21 +177,25 @@ class _Sound(NamedTuple):
 
 
 _NOT_EXPLAINED = "|".join(sorted(set(Verdict) - EXPLAINED))
-_IS_SOUND = (
-    (pc.field("outcome") == HELD)
-    & pc.field("final")
-    & (pc.field("integrity") != Severity.ERROR.value)
-    & ~pc.match_substring_regex(pc.field("verdicts"), _NOT_EXPLAINED)
-)
 _CACHED_LEDGERS = 256
 """Ledgers whose columns are cached. Ten years take 90 kB."""
+
+
+@cache
+def _is_sound() -> pc.Expression:
+    return (
+        (pc.field("outcome") == HELD)
+        & pc.field("final")
+        & (pc.field("integrity") != Severity.ERROR.value)
+        & ~pc.match_substring_regex(pc.field("verdicts"), _NOT_EXPLAINED)
+    )
 
 
 @lru_cache(maxsize=_CACHED_LEDGERS)
 def _sound(path: Path, _version: tuple[int, int, int]) -> _Sound:
     try:
         table = parquet.read_table(path, [*_FILE_COLUMNS, "final", "integrity", "verdicts"])
-        sound = table.filter(_IS_SOUND).sort_by("day")
+        sound = table.filter(_is_sound()).sort_by("day")
         days = sound["day"].cast(pa.date32()).cast(pa.int32())
         return _Sound(*(np.asarray(column, dtype=np.int64) for column in (days, sound["bytes"], sound["mtime_ns"])))
     except (DamagedFileError, pa.ArrowInvalid, KeyError):  # a column is missing in ledgers of older versions

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, replace
 from datetime import date
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -58,21 +59,29 @@ LEDGER_SCHEMA = pa.schema([(one.name, _TYPES[str(one.type).removesuffix(" | None
 
 _DEFAULTS = {one.name: one.default for one in fields(DayRecord) if one.default is not MISSING}
 
-MAY_NEED_FETCH = (
-    ~pc.field("final")
-    | pc.field("replaced_by").is_valid()
-    | pc.field("retry")
-    | pc.match_substring(pc.field("bases"), Basis.RULE_REPLACED)
-)
-"""Rows of days that may need another fetch: provisional, open, of a replaced archive, or checked by a replaced rule."""
+
+@cache  # made when it is first needed: an expression with a value makes Arrow import pandas
+def may_need_fetch() -> pc.Expression:
+    """Select rows of days that may need another fetch.
+
+    They are provisional or open, have a replaced archive, or were checked by a replaced rule.
+    """
+    return (
+        ~pc.field("final")
+        | pc.field("replaced_by").is_valid()
+        | pc.field("retry")
+        | pc.match_substring(pc.field("bases"), Basis.RULE_REPLACED)
+    )
 
 
-CHECKS_DO_NOT_PASS = (pc.field("outcome") == HELD) & (
-    pc.field("integrity").isin([Severity.WARN.value, Severity.ERROR.value])
-    | pc.field("gaps").isin([Severity.WARN.value, Severity.ERROR.value])
-    | pc.field("failure").is_valid()
-)
-"""Ledger rows of stored days whose checks warn or fail. They include every incomplete day."""
+@cache
+def checks_do_not_pass() -> pc.Expression:
+    """Select rows of stored days whose checks warn or fail. They include every incomplete day."""
+    return (pc.field("outcome") == HELD) & (
+        pc.field("integrity").isin([Severity.WARN.value, Severity.ERROR.value])
+        | pc.field("gaps").isin([Severity.WARN.value, Severity.ERROR.value])
+        | pc.field("failure").is_valid()
+    )
 
 
 class Ledger:

@@ -17,7 +17,7 @@ from market_data_pipeline.clock import DAY, HOUR, days_between
 from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import CHECKS_DO_NOT_PASS, MAY_NEED_FETCH, Ledger
+from market_data_pipeline.lake.ledger import Ledger, checks_do_not_pass, may_need_fetch
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.day import NOT_LISTED
 from market_data_pipeline.model.lineage import profile_of
@@ -81,7 +81,7 @@ def days_to_repair(at: datetime, universe: Universe, layout: Layout) -> dict[Ser
     for key in universe.series():
         path = layout.ledger(key)
         # A day of candles does not depend on its neighbours, so unsettled rows are enough.
-        ledger = Ledger.read(path, MAY_NEED_FETCH if key.interval else None)
+        ledger = Ledger.read(path, may_need_fetch() if key.interval else None)
         if days := [day for day in due_days(key, ledger.rows, at) if day < today and universe.takes(key, day)]:
             wanted[key] = days
     return wanted
@@ -103,7 +103,7 @@ def changed_profiles(today: date, count: int, universe: Universe, layout: Layout
             source, made = _hashes(paths[0], "content_sha256"), _hashes(paths[1], "archive_sha256")
             differing = {day for day, hashed in made.items() if source.get(day) != hashed}
             # Checks may have changed although the rows have not.
-            differing |= {day for path in paths for day in Ledger.read(path, CHECKS_DO_NOT_PASS).rows if day in made}
+            differing |= {day for path in paths for day in Ledger.read(path, checks_do_not_pass()).rows if day in made}
             days |= differing
             where = pc.field("day").isin(pa.array({*recent, *differing}, pa.date32()))
             ledgers[profile_of(key)] = (Ledger.read(paths[0], where), Ledger.read(paths[1], where))

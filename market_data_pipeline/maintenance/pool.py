@@ -61,9 +61,14 @@ def compute_all(function: Callable[..., _T], calls: Iterable[Sequence[Any]], pro
     yield from (function(*call) for call in left)
 
 
-def _prepare(parent: Connection) -> None:
+def end_with_parent(parent: Connection) -> None:
+    """Let a worker ignore Ctrl-C, and end as soon as its parent does: once the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run finishes the days in progress
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _prepare(parent: Connection) -> None:
+    end_with_parent(parent)
     sys.modules["pandas"] = None  # type: ignore[assignment]  # Arrow would import it for a type check in 0.4 s
 
 

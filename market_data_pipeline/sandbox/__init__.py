@@ -1,6 +1,6 @@
 r"""A Binance on loopback for demos, tests and fault injection.
 
-One origin serves the archive, its listing and the REST endpoints of the three markets. The data come from a seeded
+One origin serves the archive, its listing and the REST endpoints of spot and futures. The data come from a seeded
 generator, where klines follow exactly from aggTrades, or from a folder with the archive's layout. Code of the pipeline
 does not belong here: the sandbox imitates the exchange only.
 

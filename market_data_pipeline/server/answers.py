@@ -154,8 +154,13 @@ class Shared:
         if running is None:
             running = asyncio.ensure_future(work())
             self._running[key] = running
-            running.add_done_callback(lambda _: self._running.pop(key, None))
+            running.add_done_callback(lambda done: self._end(key, done))
         return await asyncio.shield(running)
+
+    def _end(self, key: Hashable, done: asyncio.Future[Any]) -> None:
+        del self._running[key]
+        if not done.cancelled():
+            done.exception()  # all who waited may have gone away
 
 
 def iso(moment: datetime | None) -> str | None:

@@ -155,7 +155,8 @@ class Doorkeeper:
         for origin in headers.getlist("origin"):
             if origin.casefold() not in self._origins and not is_own_origin(origin, host, self._hosts):
                 raise ProblemError(ProblemKind.FOREIGN, f"Requests from {origin[:100]} are refused.")
-        if headers.get("sec-fetch-site") == "cross-site" and scope["method"] not in ("GET", "HEAD"):
+        is_visit = headers.get("sec-fetch-mode") == "navigate" and scope["method"] in ("GET", "HEAD")
+        if headers.get("sec-fetch-site") == "cross-site" and not (is_visit or "origin" in headers):
             raise ProblemError(ProblemKind.FOREIGN, "Requests from other sites are refused.")
         if self._state.key_for_all and scope["path"] not in OPEN_PATHS:
             self._state.need_key(Request(scope))

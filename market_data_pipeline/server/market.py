@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -274,6 +275,9 @@ def permitted(request: Request, state: ServerState, strategy: Strategy | None) -
     )
 
 
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
 async def _made(
     state: ServerState,
     wanted: PageRequest,
@@ -297,15 +301,7 @@ async def _made(
                 raise
             return empty_page(page, series)  # it is fetched now
 
-    page = await state.workers.run(read)
-    notes: list[str] = []
-    headers: dict[str, str] = {}
-    if strategy is not Strategy.CACHE_ONLY:
-        fetched = await fetching.complete(state, series, page, force=strategy is Strategy.FORCE_FRESH)
-        notes, headers = fetched.notes, fetched.headers
-        page = await state.workers.run(read) if fetched.again else fetched.page
-
-    def build() -> EncodedAnswer:
+    def build(page: RowsPage, notes: Sequence[str] = (), headers: Mapping[str, str] = _NO_HEADERS) -> EncodedAnswer:
         following = None
         if page.position is not None:
             known = token.last_day.date() if token is not None else None
@@ -321,7 +317,7 @@ async def _made(
             "start": iso(page.first),
             "end": iso(page.until if page.position is not None or wanted.end is not None else None),
             **facts_of(page),
-            "notes": notes,
+            "notes": [*notes],
             "next_page_token": following.encoded() if following is not None else None,
             "time_unit": "us",
         }
@@ -336,7 +332,12 @@ async def _made(
         )
         return replace(made, headers=(*_headers(facts).items(), *headers.items()), origins=page.origins)
 
-    return await state.workers.run(build)
+    if strategy is Strategy.CACHE_ONLY:
+        return await state.workers.run(lambda: build(read()))
+    page = await state.workers.run(read)
+    fetched = await fetching.complete(state, series, page, force=strategy is Strategy.FORCE_FRESH)
+    page = await state.workers.run(read) if fetched.again else fetched.page
+    return await state.workers.run(lambda: build(page, fetched.notes, fetched.headers))
 
 
 def _check_unchanged(

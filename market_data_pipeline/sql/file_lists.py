@@ -263,10 +263,6 @@ class Files:
         """Return the same for a known series from which candles are composed; no files if its SQL is NULL."""
         return self._listed(f"coalesce({self._named(source)}, {self._nothing})"), self._with_rows(start, last)
 
-    def unless(self, composing: str, series: str) -> str:
-        """Return SQL for the files of one series, or for none if its candles are composed."""
-        return self._listed(f"CASE WHEN {composing} THEN {self._nothing} ELSE {self._pattern(series)} END")
-
     def knows(self, series: str) -> str:
         """Return SQL that is true for a series that had files when the SQL was made."""
         return f"contains({quoted(' '.join(f'/{folder_labels(key)}/' for key in self.keys))}, {series})"

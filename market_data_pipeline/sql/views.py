@@ -23,7 +23,14 @@ from market_data_pipeline.model.findings import Verdict
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, intervals_of
 from market_data_pipeline.model.states import CONDITION_RULES, EXPLAINED, RULES, DayState
-from market_data_pipeline.sql import intervals
+from market_data_pipeline.sql import bars, intervals
+from market_data_pipeline.sql.arguments import BEFORE_END as _BEFORE_END
+from market_data_pipeline.sql.arguments import END as _END
+from market_data_pipeline.sql.arguments import FIRST as _FIRST
+from market_data_pipeline.sql.arguments import INTERVAL_ARGUMENT as _INTERVAL
+from market_data_pipeline.sql.arguments import LAST as _LAST
+from market_data_pipeline.sql.arguments import START as _START
+from market_data_pipeline.sql.arguments import SYMBOL_FOLDER as _SYMBOL_FOLDER
 from market_data_pipeline.sql.file_lists import (
     NAMED,
     WHAT_TO_DO,
@@ -69,6 +76,8 @@ def statements(
             made.append(f"CREATE OR REPLACE VIEW {schema}.{data_type.sql_name} AS {_view(files, place)}")
             if data_type in _MACROS:
                 made.append(f"CREATE OR REPLACE MACRO {schema}.{_MACROS[data_type](files, place)}")
+        if DataType.AGG_TRADES in data_types_of(market):
+            made += bars.bar_macros(stored, market, place, _candle_query, marked=marked)
     made.append("CREATE SCHEMA IF NOT EXISTS quality")
     days = _ledger_days(layout, marked=marked) if has_ledgers(layout) else _no_ledger_days(_LEDGER_NAMES)
     if corrections:
@@ -163,45 +172,52 @@ def _trades(files: Files, place: str) -> str:
 
 
 def _candles(files: Files, place: str) -> str:
-    """Return the same macro for candles. If their series was not known, they are composed from one that divides them.
+    """Return the same macro for candles. A series that is not known is composed from one that divides it."""
+    return f"candles(symbol, interval, a, b := NULL, tz := NULL) AS TABLE {_candle_query(files, place)}"
 
-    Binance's own series and the composed one are two queries. One of them has no files. Days, weeks and months begin in
-    the zone ``tz``.
+
+def _candle_query(files: Files, place: str) -> str:
+    """Return the query of the macro ``candles``.
+
+    Days, weeks and months begin in the zone ``tz``. DuckDB chooses the query when it binds the macro, and from 1.5 on
+    it binds only that one. This matters because binding the composition takes longer than reading a day.
     """
-    head = "candles(symbol, interval, a, b := NULL, tz := NULL) AS TABLE"
     names = lake_schema(files.market, files.data_type).names
     if not files.keys:
         parts = "CAST(NULL AS BIGINT) AS parts, CAST(NULL AS BOOLEAN) AS complete"
-        return f"{head} SELECT *, {parts} FROM ({empty(files.market, files.data_type)})"
+        return f"SELECT *, {parts} FROM ({empty(files.market, files.data_type)})"
     series = f"""concat({_SYMBOL_FOLDER}, "interval", '/')"""
     zone = "coalesce(tz, 'UTC')"
     known = f"({files.knows(series)} AND {zone} = 'UTC')"
     is_known = files.knows(f"concat({_SYMBOL_FOLDER}, one, '/')")
     largest = f"({intervals.divisors(_INTERVAL, zone, is_known)})[1]"
-    composing = f"(NOT {known} AND {largest} IS NOT NULL)"
 
-    # With marks, the query that does not apply has no files. Without, it lists all files, and this removes it.
-    applies = ("", "") if files.marked else (f"NOT {composing}", composing)
-    listed, condition = files.unless(composing, series), files.of_series(series, _START, _BEFORE_END)[1]
-    conditions = (applies[0], condition, *_in_range("open_time", _START, _END), place)
+    listed, condition = files.of_series(series, _START, _BEFORE_END)
+    conditions = (condition, *_in_range("open_time", _START, _END), place)
     stored = _of_macro(files, listed, conditions, ", CAST(1 AS BIGINT) AS parts, true AS complete")
 
-    published = ", ".join(map(quoted, intervals_of(files.market)))
-    source = f"""CASE WHEN {known} OR "symbol" IS NULL OR "interval" IS NULL THEN NULL ELSE coalesce(
-        {_SYMBOL_FOLDER} || {largest} || '/',
-        CASE WHEN {zone} = 'UTC' AND "interval" IN ({published}) THEN NULL ELSE error({_no_source(files)}) END) END"""
     start, end = (
         f"greatest(least({intervals.first_begin(_INTERVAL, zone, moment)}, {_LAST}), {_FIRST})"
         for moment in (_START, f"greatest({_END}, {_FIRST})")
     )
-    listed, condition = files.of_composed(source, _START, f"({end} - INTERVAL 1 MICROSECOND)")
-    step = intervals.steps_us("string_split(filename, '/')[-2]")
-    conditions = (applies[1], condition, *_in_range("open_time", start, end), place)
-    rows = _of_macro(files, listed, conditions, f", {step} AS step_us")
-    composed = intervals.composed(
-        rows, names, (*names, *intervals.PARTS), _INTERVAL, zone, "r.step_us", symbol='"symbol"'
+    listed, condition = files.of_composed(
+        f"{_SYMBOL_FOLDER} || {largest} || '/'", _START, f"({end} - INTERVAL 1 MICROSECOND)"
     )
-    return f"{head} {stored} UNION ALL ({composed})"
+    step = intervals.steps_us("string_split(filename, '/')[-2]")
+    conditions = (condition, *_in_range("open_time", start, end), place)
+    rows = _of_macro(files, listed, conditions, f", {step} AS step_us")
+    composed = intervals.composed(rows, names, (*names, *intervals.PARTS), _INTERVAL, zone, "r.step_us", ['"symbol"'])
+
+    published = ", ".join(map(quoted, intervals_of(files.market)))
+    return f"""
+    WITH stored AS NOT MATERIALIZED ({stored}),
+    composed AS NOT MATERIALIZED ({composed}),
+    other AS NOT MATERIALIZED (FROM query(CASE
+        WHEN {largest} IS NOT NULL THEN 'FROM composed'
+        WHEN "symbol" IS NULL OR "interval" IS NULL OR ({zone} = 'UTC' AND "interval" IN ({published}))
+        THEN 'FROM stored'
+        ELSE error({_no_source(files)}) END))
+    FROM query(CASE WHEN {known} THEN 'FROM stored' ELSE 'FROM other' END)"""
 
 
 def _no_source(files: Files) -> str:
@@ -216,7 +232,7 @@ def _no_source(files: Files) -> str:
         THEN concat('A time zone moves days, weeks and months. ', "interval", ' is shorter: leave tz out.')
         ELSE concat("symbol", ' has no stored interval in {files.market} that divides ', "interval",
             CASE WHEN tz IS NULL THEN '' ELSE concat(' in ', tz) END, '. Stored: ',
-            CASE WHEN {stored} = '' THEN 'none' ELSE {stored} END, '.') END"""
+            coalesce(nullif({stored}, ''), 'none'), '.') END"""
 
 
 _MACROS = {DataType.KLINES: _candles, DataType.AGG_TRADES: _trades}
@@ -236,27 +252,6 @@ def _of_macro(files: Files, listed: str, conditions: Iterable[str], more: str = 
 
 def _in_range(time: str, start: str, end: str) -> tuple[str, str]:
     return f'r."{time}" >= {start}', f'r."{time}" < {end}'
-
-
-_FIRST, _LAST = "TIMESTAMP '1000-01-01'", "TIMESTAMP '9999-12-31'"
-
-
-def _moment(argument: str) -> str:
-    """Return SQL for an argument of any type as TIMESTAMP in UTC, independent of the session's zone.
-
-    As text, a TIMESTAMPTZ ends with its offset. Other types have an offset only if the user wrote one. A cast of text
-    to TIMESTAMP drops the offset, and a cast of TIMESTAMPTZ uses the session's zone.
-    """
-    text = f"CAST({argument} AS VARCHAR)"
-    in_utc = f"make_timestamp(epoch_us(CAST({text} AS TIMESTAMPTZ)))"
-    return f"CASE WHEN {text} GLOB '*:*[+A-Za-z-]*' THEN {in_utc} ELSE CAST({argument} AS TIMESTAMP) END"
-
-
-# Both functions ignore NULL. The bounds also replace infinity, which has no file name.
-_START, _END = f"greatest({_moment('a')}, {_FIRST})", f"least({_moment('b')}, {_LAST})"
-_BEFORE_END = f"({_END} - INTERVAL 1 MICROSECOND)"
-_INTERVAL = '"interval"'
-_SYMBOL_FOLDER = """concat('/', "symbol", '/')"""  # NULL names no series
 
 
 _LEDGER_LABELS = SERIES_LABELS

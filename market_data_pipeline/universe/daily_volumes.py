@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from market_data_pipeline.errors import DamagedFileError, StorageError
 from market_data_pipeline.lake import parquet, partitions, reader
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.model.datasets import published_types
 from market_data_pipeline.model.day import DayFile
 from market_data_pipeline.model.schema import WORD, lake_schema
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
@@ -39,6 +40,8 @@ _ATTEMPTS = 5
 
 def measures_of(market: Market) -> list[str]:
     """Return the columns by which symbols of a market can be ranked."""
+    if DataType.KLINES not in published_types(market):
+        return []
     names = lake_schema(market, DataType.KLINES).names
     return [name for name in ("quote_volume", "base_volume", "volume", "count") if name in names]
 

@@ -732,3 +732,10 @@ def test_env_example_has_every_setting_with_its_default() -> None:
     defaults = {name.upper(): field.default for name, field in Settings.model_fields.items()}
     assert PydanticUndefined not in defaults.values()
     assert shown == {name: "" if value is None else str(value) for name, value in defaults.items()}
+
+
+def test_help_imports_no_library_of_a_command() -> None:
+    script = "import sys, market_data_pipeline.cli; print(*sorted(sys.modules))"
+    printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
+    assert "market_data_pipeline.cli.sync" in printed
+    assert {"pandas", "duckdb", "dagster", "polars", "sqlalchemy", "fastapi"}.intersection(printed) == set()

@@ -28,12 +28,13 @@ collect:
     klines: {intervals: [1h], from: 2026-01-01}
     aggTrades: {from: 2026-03-01}
 """
+LOCK = "spot:\n  BTCUSDT: [{from: 2017-08-17, until: null}]\n"
 
 
 @pytest.fixture
 def market_data(world: World, monkeypatch: pytest.MonkeyPatch) -> MarketData:
     """Run the command in a world of its own: today is 2026-03-05, and candles of 63 days are held."""
-    command = shell(world, monkeypatch, UNIVERSE)
+    command = shell(world, monkeypatch, UNIVERSE, LOCK)
     world.ingest(HOURS, WANTED)
     world.ingest(TRADES, days("2026-03-01", "2026-03-02"))
     return command
@@ -64,7 +65,7 @@ def test_only_the_selected_series_are_compacted(world: World, market_data: Marke
 
 
 def test_a_lake_without_candles_has_no_month_to_close(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = shell(world, monkeypatch, UNIVERSE)("compact")
+    result = shell(world, monkeypatch, UNIVERSE, LOCK)("compact")
     assert result.exit_code == 0
     assert "there is no month to close" in result.stderr
 

@@ -6,16 +6,20 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
+import sys
+import tomllib
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from market_data_pipeline.cli.doctor import LEAST_FREE, LITTLE_FREE, check_disk
+from market_data_pipeline.cli.doctor import EXTRAS, LEAST_FREE, LITTLE_FREE, check_disk
 from market_data_pipeline.sandbox import Status
 from market_data_pipeline.settings import Settings
+from market_data_pipeline_tests.support.documents import PROJECT
 from market_data_pipeline_tests.support.shell import MarketData, shell
 from market_data_pipeline_tests.support.world import World, utc
 
@@ -127,6 +131,25 @@ def test_wrong_setting_fails_and_ends_the_checks(market_data: MarketData, monkey
     found = checked(market_data, 1)
     assert list(found) == ["versions", "settings"]
     assert "MARKET_DATA_MEMORY_MB" in found["settings"]["text"]
+
+
+def test_extras_are_listed_as_installed_or_not(market_data: MarketData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting that is wrong ends the checks after the first, which is enough here."""
+    monkeypatch.setenv("MARKET_DATA_MEMORY_MB", "many")
+    doctor = sys.modules["market_data_pipeline.cli.doctor"]
+    monkeypatch.setattr(doctor, "EXTRAS", {"here": ("click", "duckdb"), "half": ("click", "no-such-package")})
+    text = checked(market_data, 1)["versions"]["text"]
+    assert text.endswith("Extras: here (not installed: half).")
+
+
+def test_extras_are_those_of_the_project() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]
+    named = {
+        extra: {re.split(r"[^\w.-]", package)[0] for package in packages}
+        for extra, packages in project["optional-dependencies"].items()
+        if extra not in ("dev", "docs")
+    }
+    assert {extra: set(packages) for extra, packages in EXTRAS.items()} == named
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,13 @@ collect:
     klines: {intervals: [1m, 5m], from: 2026-01-01}
     aggTrades: {from: 2026-02-01}
 """
+LOCK = "um:\n  BTCUSDT: [{from: 2019-09-08, until: null}]\n"
 
 
 @pytest.fixture
 def market_data(world: World, monkeypatch: pytest.MonkeyPatch) -> MarketData:
     """Run the command in a world of its own: today is 2026-03-05, and klines and trades of two days are held."""
-    command = shell(world, monkeypatch, UNIVERSE)
+    command = shell(world, monkeypatch, UNIVERSE, LOCK)
     for key in (MINUTES, FIVE, TRADES):
         world.ingest(key, WANTED)
     world.forget()

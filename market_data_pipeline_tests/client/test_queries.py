@@ -46,10 +46,9 @@ def market_data(*arguments: str) -> Result:
 
 
 WITHOUT_GRACE = """\
-import sys
 from market_data_pipeline.cli import main
-from market_data_pipeline.cli.sql import run_query
-sys.modules[run_query.__module__]._GRACE_SECONDS = 0.2
+from market_data_pipeline.client import watchdog
+watchdog._GRACE_SECONDS = 0.2
 main()
 """
 """The command, but for the five seconds in which DuckDB may end a query by itself."""

@@ -1,4 +1,4 @@
-"""Four processes read while others write: no error, no duplicate, no half day."""
+"""Two processes read while others write: no error, no duplicate, no half day."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from market_data_pipeline_tests.support.world import days, klines
 
 pytestmark = pytest.mark.slow
 
-READERS = 4
+READERS = 2
 UNIVERSE = """\
 collect:
   - market: spot

@@ -37,6 +37,12 @@ collect:
     symbols: [BTCUSDT]
     aggTrades: {from: 2026-03-05}
 """
+LOCK = """\
+spot:
+  BTCUSDT: [{from: 2017-08-17, until: null}]
+um:
+  BTCUSDT: [{from: 2019-09-08, until: null}]
+"""
 CANDLES = klines("BTCUSDT", "1m")
 TRADES = (agg_trades("BTCUSDT"), agg_trades("BTCUSDT", "um"))
 KEYS = (CANDLES, *TRADES)
@@ -54,6 +60,7 @@ class Owner:
         root = root or self.world.root / "data"
         root.mkdir(exist_ok=True)
         (root / "universe.yaml").write_text(UNIVERSE)
+        (root / "universe.lock.yaml").write_text(LOCK)
         own = {"DIR": root, "UNIVERSE": root / "universe.yaml", "BUDGET_DIR": root / "budget"}
         settings = {f"{PREFIX}{name}": str(value) for name, value in own.items()}
         # The command names its home in the environment, as a process of its own may.

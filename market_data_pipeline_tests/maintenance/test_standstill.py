@@ -33,7 +33,8 @@ BACKFILL = ("backfill", "--from", "2026-03-03", "--through", "2026-03-03")
 def commands(
     world: World, monkeypatch: pytest.MonkeyPatch, market: str = "um", symbols: Sequence[str] = SYMBOLS
 ) -> MarketData:
-    return shell(world, monkeypatch, UNIVERSE.format(market=market, symbols=", ".join(symbols)))
+    lock = "".join([f"{market}:\n", *(f"  {one}: [{{from: 2020-10-01, until: null}}]\n" for one in symbols)])
+    return shell(world, monkeypatch, UNIVERSE.format(market=market, symbols=", ".join(symbols)), lock)
 
 
 def verdicts(world: World, symbol: str, market: str = "um") -> dict[str, Finding]:

@@ -26,11 +26,12 @@ UNIVERSE = """collect:
     symbols: [BTCUSDT]
     klines: {intervals: [1h], from: 2026-03-03}
 """
+LOCK = "spot:\n  BTCUSDT: [{from: 2017-08-17, until: null}]\n"
 
 
 @pytest.fixture
 def market_data(world: World, monkeypatch: pytest.MonkeyPatch) -> shell.MarketData:
-    return shell.shell(world, monkeypatch, UNIVERSE)
+    return shell.shell(world, monkeypatch, UNIVERSE, LOCK)
 
 
 def _said(output: str) -> str:

@@ -30,6 +30,14 @@ def problem(answer: Any) -> tuple[int, str]:
     return answer.status_code, document["type"].rpartition(":")[2]
 
 
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
+    """A client of a server whose lake no test changes."""
+    lake = SmallLake(tmp_path_factory.mktemp("access") / "data")
+    lake.put(series("BTCUSDT", "1m"), days_from("2024-01-01", 1))
+    return TestClient(build_app(load_settings(dir=lake.root), keys=[KEY]), base_url="http://localhost")
+
+
 # --- parameters -------------------------------------------------------------------------------------------------------
 
 
@@ -61,16 +69,16 @@ def problem(answer: Any) -> tuple[int, str]:
         ("candles/BTCUSDT", 404, "not-found", "/docs"),
     ],
 )
-def test_wrong_parameter_is_explained(client: TestClient, path: str, status: int, kind: str, words: str) -> None:
-    answer = client.get(f"/api/v1/market/{path}")
+def test_wrong_parameter_is_explained(everything: TestClient, path: str, status: int, kind: str, words: str) -> None:
+    answer = everything.get(f"/api/v1/market/{path}")
     assert problem(answer) == (status, kind)
     assert words in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("moment", ["0001-01-01", "9999-12-31", "-62135596800000", "253402300799999"])
-def test_absurd_times_are_an_empty_or_whole_range(client: TestClient, moment: str) -> None:
-    after = client.get(MINUTES, params={"start_time": moment, "limit": 3})
-    before = client.get(MINUTES, params={"end_time": moment, "limit": 3})
+def test_absurd_times_are_an_empty_or_whole_range(everything: TestClient, moment: str) -> None:
+    after = everything.get(MINUTES, params={"start_time": moment, "limit": 3})
+    before = everything.get(MINUTES, params={"end_time": moment, "limit": 3})
     found = [answer.json()["columns"]["open_time"] for answer in (after, before) if answer.status_code == 200]
     assert sorted(map(len, found)) in ([0, 3], [3])
 
@@ -79,10 +87,9 @@ def test_absurd_times_are_an_empty_or_whole_range(client: TestClient, moment: st
     "symbol",
     ["..", "%2e%2e", "..%2f..%2fetc", "BTC'USDT", 'BTC"USDT', "BTC%00USDT", "BTC%2FUSDT", "%5C..", "BTC%0AUSDT", "*"],
 )
-def test_symbol_is_never_a_path(client: TestClient, lake: SmallLake, symbol: str) -> None:
-    (lake.root / "secret.parquet").write_bytes(b"secret")
+def test_symbol_is_never_a_path(everything: TestClient, symbol: str) -> None:
     for path in (f"candles/{symbol}/1m", f"agg-trades/{symbol}"):
-        status, kind = problem(client.get(f"/api/v1/market/{path}"))
+        status, kind = problem(everything.get(f"/api/v1/market/{path}"))
         assert (status, kind) in ((404, "unknown-series"), (404, "not-found"))
 
 
@@ -95,13 +102,6 @@ def test_no_text_in_a_path_fails(everything: TestClient, symbol: str, interval: 
     answer = everything.get(f"/api/v1/market/candles/{path}")
     assert answer.status_code in (404, 422)
     assert answer.headers["content-type"] == "application/problem+json"
-
-
-@pytest.fixture(scope="module")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
-    lake = SmallLake(tmp_path_factory.mktemp("access") / "data")
-    lake.put(series("BTCUSDT", "1m"), days_from("2024-01-01", 1))
-    return TestClient(build_app(load_settings(dir=lake.root)), base_url="http://localhost")
 
 
 def test_unknown_path_and_method_are_problems(client: TestClient) -> None:
@@ -135,6 +135,9 @@ def test_damaged_file_is_named(client: TestClient, lake: SmallLake) -> None:
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Origin": "http://localhost"}, 200),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
         ({"Origin": "https://charts.example"}, 200),
     ],
 )
@@ -170,8 +173,8 @@ def test_pages_of_an_allowed_origin_may_read(lake: SmallLake) -> None:
         ({"X-API-Key": KEY}, 200),
     ],
 )
-def test_admin_needs_a_key(client: TestClient, headers: dict[str, str], status: int) -> None:
-    answer = client.get(ADMIN, headers={name.encode(): value.encode("latin-1") for name, value in headers.items()})
+def test_admin_needs_a_key(everything: TestClient, headers: dict[str, str], status: int) -> None:
+    answer = everything.get(ADMIN, headers={name.encode(): value.encode("latin-1") for name, value in headers.items()})
     assert answer.status_code == status
     if status == 401:
         assert problem(answer) == (401, "key-needed")

@@ -60,8 +60,8 @@ def test_gaps_scan_has_the_coverage_as_its_result(admin: TestClient) -> None:
         ("bootstrap/BTCUSDT?start=9999-99-99", "start"),
     ],
 )
-def test_wrong_job_is_not_begun(admin: TestClient, path: str, words: str) -> None:
-    answer = admin.post(f"{ADMIN}/{path}")
+def test_wrong_job_is_not_begun(live: TestClient, path: str, words: str) -> None:
+    answer = live.post(f"{ADMIN}/{path}")
     assert problem(answer)[0] in (404, 422)
     assert words in answer.json()["detail"]
 

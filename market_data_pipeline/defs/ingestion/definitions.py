@@ -29,6 +29,7 @@ _MARKET_NAMES: Mapping[Market, str] = {
     Market.SPOT: "spot",
     Market.UM: "USDⓈ-margined futures (um)",
     Market.CM: "coin-margined futures (cm)",
+    Market.OPTION: "options",
 }
 
 
@@ -37,7 +38,7 @@ _CHECK_DESCRIPTIONS: Mapping[str, str] = {
     "order and uniqueness of times inside the day, and the range of prices and volumes. Files that cannot be verified "
     "are not stored. Rows that only look wrong are stored as published. The metadata has the reason.",
     "gaps": "Every gap and every run of flat candles in the day has a verdict.\n\n`outage`, `suspended`, `quiet`, "
-    "`not_listed and `healed` (gap-filled from REST) pass. `unpublished` (not known yet) warns. `archive_defect` and "
+    "`not_listed` and `healed` (gap-filled from REST) pass. `unpublished` (not known yet) warns. `archive_defect` and "
     "`unexplained` fail. The metadata has the evidence for each range.",
 }
 
@@ -238,7 +239,7 @@ _COLUMNS: Mapping[str, str] = {
     "qty": "Quantity, for cm in contracts.",
     "quote_qty": "Value in the quote asset.",
     "base_qty": "Quantity in the base asset.",
-    "time": "Time of the trade, or of the forced order (UTC).",
+    "time": "Time of the trade, of the forced order, or the hour of the summary (UTC).",
     "create_time": "Start of the period of five minutes (UTC).",
     "sum_open_interest": "Open interest at the end of the period, in the base asset, for cm in contracts.",
     "sum_open_interest_value": "The same as a value in the quote asset, for cm in the base asset.",
@@ -252,9 +253,9 @@ _COLUMNS: Mapping[str, str] = {
     "notional": "The same as a value in the quote asset, for cm in the base asset.",
     "update_id": "Id of the change of the order book.",
     "best_bid_price": "Best bid.",
-    "best_bid_qty": "Quantity at the best bid, for cm in contracts.",
+    "best_bid_qty": "Quantity at the best bid, for cm and options in contracts.",
     "best_ask_price": "Best ask.",
-    "best_ask_qty": "Quantity at the best ask, for cm in contracts.",
+    "best_ask_qty": "Quantity at the best ask, for cm and options in contracts.",
     "transaction_time": "Time of the change (UTC).",
     "event_time": "Time of its message (UTC).",
     "side": "SELL: a long position was liquidated. BUY: a short one.",
@@ -265,9 +266,25 @@ _COLUMNS: Mapping[str, str] = {
     "order_status": "Status of the order.",
     "last_fill_quantity": "Quantity of its last fill.",
     "accumulated_fill_quantity": "Filled quantity.",
-    "calc_time": "Time of the funding (UTC), some milliseconds late.",
+    "calc_time": "Time of the funding, some milliseconds late, or of the index (UTC).",
     "funding_interval_hours": "Hours between two fundings. REST does not have it: there, the hours since the last one.",
     "last_funding_rate": "Funding rate. Longs pay shorts if it is positive.",
+    "index_value": "Volatility in percent a year.",
+    "contract": "Symbol of the option, such as BTC-231027-33000-C.",
+    "type": "C: the right to buy. P: the right to sell.",
+    "strike": "Expiry and strike price as Binance writes them.",
+    "volume_contracts": "Traded quantity in contracts.",
+    "volume_usdt": "Traded value in USDT.",
+    "best_buy_iv": "Implied volatility of the best bid.",
+    "best_sell_iv": "Implied volatility of the best ask.",
+    "mark_price": "Mark price.",
+    "mark_iv": "Implied volatility of the mark price.",
+    "delta": "Change of the option's price with the underlying's.",
+    "gamma": "Change of delta with the underlying's price.",
+    "vega": "Change of the option's price with the volatility.",
+    "theta": "Change of the option's price with time, per day.",
+    "openinterest_contracts": "Open interest in contracts.",
+    "openinterest_usdt": "Open interest in USDT.",
     "day": "The UTC day.",
     "vwap": "Volume-weighted average price: Σpq / Σq, in cm Σq / Σ(q/p).",
     "point_of_control": "Lower edge of the price level with the most volume. Ties go to the lowest level.",

@@ -22,7 +22,7 @@ from market_data_pipeline.defs.reconciliation.run import with_reconciliation
 from market_data_pipeline.derived.trade_profile import trade_profile
 from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import CHECKS_DO_NOT_PASS, Ledger
+from market_data_pipeline.lake.ledger import Ledger, checks_do_not_pass
 from market_data_pipeline.lake.reader import read_day
 from market_data_pipeline.model.datasets import MARKETS
 from market_data_pipeline.model.findings import Finding
@@ -112,7 +112,7 @@ def make_profile(
         table = trade_profile(trades, symbol=key.symbol, inverse=inverse, level_size=level_size)
     rows = {row["day"]: row for row in table.to_pylist()}
     source = source_of(key)
-    unsound = Ledger.read(layout.ledger(source), CHECKS_DO_NOT_PASS)
+    unsound = Ledger.read(layout.ledger(source), checks_do_not_pass())
     metadata = {
         name: _profile_metadata(rows.get(day_of(name)), source_findings({source: unsound.get(day_of(name))}))
         for name in context.partition_keys

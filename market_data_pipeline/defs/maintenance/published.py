@@ -17,7 +17,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.clock import DAY
 from market_data_pipeline.defs.requests import run_requests
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.ledger import MAY_NEED_FETCH, Ledger
+from market_data_pipeline.lake.ledger import Ledger, may_need_fetch
 from market_data_pipeline.maintenance.archive_sweep import SweepReport, look_for
 from market_data_pipeline.model.day import DayRecord
 from market_data_pipeline.model.needs import needs, reach_of
@@ -142,7 +142,7 @@ def look(
         return dg.SensorResult(skip_reason=text + more, cursor=cursor)
     # Equal if a tick is evaluated twice. Different if the archive of a day is replaced.
     stamp = f"archive_published {seen.looked_at or now:%Y-%m-%dT%H:%M:%S} {_digest(asked, wanted)}"
-    return dg.SensorResult(run_requests(stamp, wanted, settings.max_partitions_per_run), cursor=cursor)
+    return dg.SensorResult(run_requests(stamp, wanted, settings.max_partitions_per_run, now), cursor=cursor)
 
 
 def _digest(asked: Mapping[str, Mapping[date, str]], wanted: Mapping[SeriesKey, Iterable[date]]) -> str:
@@ -165,7 +165,7 @@ def days_that_wait(universe: Universe, layout: Layout, now: datetime) -> dict[Se
     """
     waiting = {}
     for key in universe.series():
-        rows = Ledger.read(layout.ledger(key), MAY_NEED_FETCH).rows
+        rows = Ledger.read(layout.ledger(key), may_need_fetch()).rows
         found = [rows[day] for day in sorted(rows) if needs(rows[day], now).awaits_archive]
         if taken := [row for row in found if universe.takes(key, row.day)]:
             waiting[key] = taken

@@ -29,7 +29,7 @@ from market_data_pipeline.errors import (
     RefusedError,
     RestAnswerError,
 )
-from market_data_pipeline.model.datasets import MARKETS, REQUEST_BUDGETS, RestEndpoint, spec_of
+from market_data_pipeline.model.datasets import MARKETS, REQUEST_BUDGETS, RestEndpoint, precedes_listing, spec_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey, interval_us
 from market_data_pipeline.model.waits import Stop, as_duration
@@ -179,7 +179,7 @@ class RestApi:
             NetworkError: No response.
             RestAnswerError: A response is not understood.
         """
-        endpoint = self._endpoint(key)
+        endpoint = endpoint_of(key)
         self._refuse_beyond(endpoint, start_us, clock.now(), key.data_type)
         time_field = next(column.rest for column in spec_of(key).columns if column.name == spec_of(key).time)
         now = self._server_now()
@@ -202,13 +202,6 @@ class RestApi:
         last = min(end_us - 1, clock.to_us(now) - step)  # a period counts when it is over
         inside = pc.and_(pc.greater_equal(times, pa.scalar(start_us)), pc.less_equal(times, pa.scalar(last)))
         return RestRows(found.filter(inside), f"{self._host.url}{endpoint.path}", now)
-
-    def _endpoint(self, key: SeriesKey) -> RestEndpoint:
-        """Return the endpoint of a series. Raise :class:`BeyondReachError` if REST does not serve its type."""
-        endpoint = spec_of(key).rest
-        if not endpoint.path:
-            raise BeyondReachError(f"REST of {self.market} has no {key.data_type}")
-        return endpoint
 
     def _joined(
         self, key: SeriesKey, endpoint: RestEndpoint, rows: list[Any], between: tuple[int, int], time_field: str
@@ -240,7 +233,7 @@ class RestApi:
             BeyondReachError: REST no longer serves trades this old. No request was sent.
             RestAnswerError: A response does not start at the requested id, or is not understood.
         """
-        endpoint = self._endpoint(key)
+        endpoint = endpoint_of(key)
         self._refuse_beyond(endpoint, start_us if since_us is None else max(start_us, since_us), clock.now())
         now = self._server_now()
         end = min(end_us, clock.to_us(now))
@@ -285,7 +278,7 @@ class RestApi:
         Raises:
             BeyondReachError: REST no longer serves trades this old. It refused, or no request was sent.
         """
-        endpoint = self._endpoint(key)
+        endpoint = endpoint_of(key)
         now = clock.now()
         beyond = ""
         if between_us is not None:
@@ -364,10 +357,12 @@ class RestApi:
         return f"REST of {self.market} only serves {what} of the last {as_duration(endpoint.reach.total_seconds())}"
 
     def first_candle_day(self, key: SeriesKey) -> date | None:
-        """Return the UTC day of a symbol's first candle. None if it never had one."""
-        daily = SeriesKey(EXCHANGE, key.market, DataType.KLINES, key.symbol, "1d")
+        """Return the UTC day of a symbol's first candle, or of the first candle of its price. None without any."""
+        data_type = key.data_type if precedes_listing(key) else DataType.KLINES
+        daily = SeriesKey(EXCHANGE, key.market, data_type, key.symbol, "1d")
         endpoint = spec_of(daily).rest
-        rows = self._rows(endpoint, {"symbol": key.symbol, "interval": "1d", "startTime": "0", "limit": "1"})
+        parameters = {"interval": "1d", "startTime": "0", "limit": "1", str(endpoint.symbol): daily.archive_symbol}
+        rows = self._rows(endpoint, parameters)
         if not rows:
             return None
         return clock.day_of_us(_at(self._table(rows, daily), "open_time", 0))
@@ -573,6 +568,18 @@ def _budget_name(market: Market, settings: Settings) -> str:
     together = [other for other in MARKETS if MARKETS[other].budget == MARKETS[market].budget]
     hosts = dict.fromkeys(urlsplit(settings.rest_url(other)).netloc for other in together)
     return "+".join((MARKETS[market].budget, *sorted(hosts))) if len(together) > 1 else next(iter(hosts))
+
+
+def endpoint_of(key: SeriesKey) -> RestEndpoint:
+    """Return the endpoint of a series.
+
+    Raises:
+        BeyondReachError: REST does not serve its type.
+    """
+    endpoint = spec_of(key).rest
+    if not endpoint.path:
+        raise BeyondReachError(f"REST of {key.market} has no {key.data_type}")
+    return endpoint
 
 
 def _span_us(endpoint: RestEndpoint) -> int:
