@@ -214,8 +214,8 @@ class RowsReader:
             if page.table.num_rows < call.limit:
                 missing = [*self._missing(call, begin, page.first), *missing]
         if table.num_rows == 0:
-            if call.start is None and call.from_id is None:
-                missing = self._missing(call, ARCHIVE_BEGINS_AT, page.until)
+            if call.from_id is None:  # with an end, so that the part of today that was not fetched counts
+                missing = self._missing(call, max(_moment(call.start or 0), ARCHIVE_BEGINS_AT), page.until)
             for span in missing:
                 raise self._absent(call, key, span)
             return
