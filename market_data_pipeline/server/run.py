@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +26,25 @@ _END_SECONDS = 10
 
 def run_server(app: FastAPI, host: str, port: int) -> None:
     """Serve an app until Ctrl-C or SIGTERM. Then finish the requests that are being answered, and stop all jobs."""
-    config = uvicorn.Config(
+    _Server(_config(app, host, port)).run()
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """Serve an app on a free port of loopback, in a thread, as long as the block runs. Yields its address."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(_config(app, *listening.getsockname()))
+    thread = threading.Thread(target=server.run, args=([listening],), name="server", daemon=True)
+    thread.start()  # the socket queues connections until the server answers them
+    try:
+        yield "http://{}:{}".format(*listening.getsockname())
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _config(app: FastAPI, host: str, port: int) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -36,7 +56,6 @@ def run_server(app: FastAPI, host: str, port: int) -> None:
         h11_max_incomplete_event_size=MOST_HEAD_BYTES,
         timeout_graceful_shutdown=_END_SECONDS,
     )
-    _Server(config).run()
 
 
 class _Server(uvicorn.Server):
