@@ -50,7 +50,7 @@ class Twins:
         return served.json(), own.json()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
     """Three days of all three markets, in a lake and in the sandbox."""
     with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:

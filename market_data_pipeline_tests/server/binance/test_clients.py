@@ -85,7 +85,7 @@ def test_ccxt_gets_the_same_numbers_in_three_markets(twins: Twins, url: str) -> 
 
 def test_freqtrade_downloads_the_same_numbers(twins: Twins, url: str, tmp_path: Path) -> None:
     [config] = blocks_of(GUIDE, "json", after="### freqtrade")[:1]
-    results = []
+    results: list[dict[str, Any]] = []
     for address in (url, twins.sandbox.url):
         folder = tmp_path / f"downloads-{len(results)}"
         folder.mkdir()
