@@ -157,7 +157,7 @@ def times_in(parameters: Parameters, market: Market) -> tuple[int | None, int | 
     return start_us, end_us
 
 
-def symbol_in(parameters: Parameters, endpoint: str) -> str:
+def listed_name_in(parameters: Parameters, endpoint: str) -> str:
     """Return the symbol, or the pair for endpoints that take one.
 
     Raises:
@@ -253,12 +253,12 @@ def unknown_symbol(name: str = "symbol") -> Refusal:
 
 # --- forms of answers --------------------------------------------------------------------------------------------
 
-UNKNOWN, OVERLOADED, NO_PERMISSION = -1000, -1008, -2015
+UNKNOWN_ERROR, OVERLOADED, NO_PERMISSION = -1000, -1008, -2015
 """Codes of an unknown error, of a busy server, and of a refused key. Signed endpoints answer with the last one."""
 
 
 @dataclass(frozen=True, slots=True)
-class ListedSymbol:
+class SymbolRules:
     """A symbol in ``exchangeInfo``.
 
     Attributes:
@@ -320,7 +320,7 @@ def filters_of(tick_size: float, step_size: float) -> list[dict[str, Any]]:
     ]
 
 
-def exchange_info(market: Market, now_us: int, symbols: Iterable[ListedSymbol], divisor: int = 1_000) -> dict[str, Any]:
+def exchange_info(market: Market, now_us: int, symbols: Iterable[SymbolRules], divisor: int = 1_000) -> dict[str, Any]:
     """Return the JSON of ``exchangeInfo``.
 
     Args:
@@ -354,7 +354,7 @@ def _delivery_of(symbol: str) -> int:
     return int(day.timestamp()) * 1_000
 
 
-def _symbol(market: Market, one: ListedSymbol) -> dict[str, Any]:
+def _symbol(market: Market, one: SymbolRules) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "symbol": one.symbol,
         "status": "TRADING" if one.trading else "BREAK" if market is Market.SPOT else "CLOSE",

@@ -84,7 +84,7 @@ def answer(
 def _series(
     exchange: Exchange, market: Market, parameters: Mapping[str, str], data_type: DataType, endpoint: str
 ) -> SeriesKey:
-    symbol, name = dialect.symbol_in(parameters, endpoint), dialect.symbol_name(endpoint)
+    symbol, name = dialect.listed_name_in(parameters, endpoint), dialect.symbol_name(endpoint)
     listed = [one.symbol for one in exchange.symbols(market)]
     if endpoint == "continuousKlines":
         if dialect.contract_in(parameters) != "PERPETUAL":
@@ -251,7 +251,7 @@ def _exchange_info(exchange: Exchange, market: Market, parameters: Mapping[str, 
         if not symbols:
             raise dialect.unknown_symbol()
     shown = (
-        dialect.ListedSymbol(
+        dialect.SymbolRules(
             s.symbol,
             s.trading,
             s.base_asset,

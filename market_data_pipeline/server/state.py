@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 from market_data_pipeline.client.pages import PageRequest
-from market_data_pipeline.model.binance_dialect import ListedSymbol
+from market_data_pipeline.model.binance_dialect import SymbolRules
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.server.answers import AnswerCache, Recent, Shared, Workers
 from market_data_pipeline.server.jobs import ServerJobs
@@ -43,7 +43,7 @@ class ServerState:
     parsed: Recent[tuple[object, ...], tuple[PageRequest, SeriesKey, Hashable]] = field(
         default_factory=lambda: Recent(4096)
     )
-    symbols: dict[Hashable, tuple[float, list[ListedSymbol]]] = field(default_factory=dict)
+    symbols: dict[Hashable, tuple[float, list[SymbolRules]]] = field(default_factory=dict)
     verified: Recent[tuple[object, ...], int] = field(default_factory=lambda: Recent(4096))
 
     def __post_init__(self) -> None:

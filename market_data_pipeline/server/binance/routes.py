@@ -16,13 +16,13 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import DamagedFileError, MarketDataError, NotStoredError, UsageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import binance_dialect as dialect
-from market_data_pipeline.model.binance_dialect import ListedSymbol, Refusal
+from market_data_pipeline.model.binance_dialect import Refusal, SymbolRules
 from market_data_pipeline.model.series import Market, SeriesKey
 from market_data_pipeline.server import answers, fetching
 from market_data_pipeline.server.answers import EncodedAnswer
 from market_data_pipeline.server.binance.rows import ReadRows, RowsCall, RowsReader, call_of, encoded_rows, not_stored
 from market_data_pipeline.server.binance.symbols import listed_symbols
-from market_data_pipeline.server.binance.tickers import day_of, price_of
+from market_data_pipeline.server.binance.tickers import change_of, price_of
 from market_data_pipeline.server.formats import COMPRESS_FROM, compressed, encoding_of
 from market_data_pipeline.server.market import raw_name
 from market_data_pipeline.server.parameters import Strategy, digest_of
@@ -81,7 +81,7 @@ def refused(refusal: Refusal, headers: Mapping[str, str] | None = None) -> Respo
 
 def refusal_of(problem: ProblemError) -> Refusal:
     """Return a problem of the server in Binance's form."""
-    code = _CODES.get(problem.kind, dialect.UNKNOWN)
+    code = _CODES.get(problem.kind, dialect.UNKNOWN_ERROR)
     return Refusal(code, str(problem), problem.kind.status)
 
 
@@ -109,12 +109,12 @@ def _guarded(answer: _Answer) -> Callable[[Request], Awaitable[Response]]:
         except ProblemError as problem:
             return refused(refusal_of(problem), problem.headers)
         except DamagedFileError as error:
-            return refused(Refusal(dialect.UNKNOWN, str(error), 503))
+            return refused(Refusal(dialect.UNKNOWN_ERROR, str(error), 503))
         except MarketDataError as error:
-            return refused(Refusal(dialect.UNKNOWN, str(error), 500))
+            return refused(Refusal(dialect.UNKNOWN_ERROR, str(error), 500))
         except Exception:
             logger.exception("A request could not be answered.")
-            return refused(Refusal(dialect.UNKNOWN, "The server failed. Its log has the reason.", 500))
+            return refused(Refusal(dialect.UNKNOWN_ERROR, "The server failed. Its log has the reason.", 500))
 
     return endpoint
 
@@ -164,22 +164,22 @@ def _exchange_info(market: Market) -> _Answer:
     return answer
 
 
-async def _symbols(state: ServerState, market: Market) -> list[ListedSymbol]:
+async def _symbols(state: ServerState, market: Market) -> list[SymbolRules]:
     """Return the symbols of a market. They are listed again at most every :data:`_SYMBOLS_SECONDS`."""
     now, name = answers.time_now(), ("binance symbols", market)
     kept = state.symbols.get(name)
     if kept is not None and 0 <= now - kept[0] < _SYMBOLS_SECONDS:
         return kept[1]
 
-    def read() -> list[ListedSymbol]:
+    def read() -> list[SymbolRules]:
         return listed_symbols(Layout(state.settings.root), market, listings_near(state.settings.universe))
 
-    async def make() -> list[ListedSymbol]:
+    async def make() -> list[SymbolRules]:
         found = await state.workers.run(read)
         state.symbols[name] = (now, found)
         return found
 
-    found: list[ListedSymbol] = await state.shared.run(name, make)
+    found: list[SymbolRules] = await state.shared.run(name, make)
     return found
 
 
@@ -190,7 +190,7 @@ def _named_symbols(market: Market, parameters: Mapping[str, str]) -> list[str] |
         Refusal: Both were sent, or a symbol cannot exist, or the list is not JSON.
     """
     if market is not Market.SPOT or "symbols" not in parameters:
-        return [dialect.symbol_in(parameters, "")] if "symbol" in parameters else None
+        return [dialect.listed_name_in(parameters, "")] if "symbol" in parameters else None
     if "symbol" in parameters:
         raise Refusal(-1128, "Combination of optional parameters invalid.")
     try:
@@ -199,7 +199,7 @@ def _named_symbols(market: Market, parameters: Mapping[str, str]) -> list[str] |
         names = None
     if not isinstance(names, list) or not names or not all(isinstance(one, str) for one in names):
         raise Refusal(-1100, "Illegal characters found in parameter 'symbols'; it is a JSON list of symbols.")
-    return list(dict.fromkeys(dialect.symbol_in({"symbol": one}, "") for one in names))
+    return list(dict.fromkeys(dialect.listed_name_in({"symbol": one}, "") for one in names))
 
 
 def _tickers(market: Market, endpoint: str) -> _Answer:
@@ -222,9 +222,9 @@ def _tickers(market: Market, endpoint: str) -> _Answer:
     return answer
 
 
-_TICKERS: Mapping[str, Callable[[RowSource, Market, ListedSymbol], dict[str, Any] | None]] = {
+_TICKERS: Mapping[str, Callable[[RowSource, Market, SymbolRules], dict[str, Any] | None]] = {
     "ticker/price": price_of,
-    "ticker/24hr": day_of,
+    "ticker/24hr": change_of,
 }
 _SYMBOLS_SECONDS = 30
 

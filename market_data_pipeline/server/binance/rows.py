@@ -74,7 +74,7 @@ def call_of(market: Market, endpoint: str, parameters: Mapping[str, str], *, fin
     """
     limit = dialect.limit_in(parameters, market, endpoint)
     data_type = data_type_of(market, endpoint)
-    symbol = dialect.symbol_in(parameters, endpoint)
+    symbol = dialect.listed_name_in(parameters, endpoint)
     interval = dialect.interval_in(parameters, market) if data_type.has_interval else None
     if endpoint == "continuousKlines" and dialect.contract_in(parameters) != dialect.CONTRACTS[0]:
         raise dialect.invalid("contractType", "The lake has no series that roll. Read each contract with klines.")

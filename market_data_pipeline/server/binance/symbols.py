@@ -12,7 +12,7 @@ from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import known_series
 from market_data_pipeline.model import binance_dialect as dialect
-from market_data_pipeline.model.binance_dialect import ListedSymbol
+from market_data_pipeline.model.binance_dialect import SymbolRules
 from market_data_pipeline.model.series import DataType, ListingSpans, Market, SeriesKey
 from market_data_pipeline.universe.resolved import Listings
 
@@ -23,7 +23,7 @@ _TRADING = "TRADING"
 _QUARTERS = "CURRENT_QUARTER"
 
 
-def listed_symbols(layout: Layout, market: Market, listings: Listings) -> list[ListedSymbol]:
+def listed_symbols(layout: Layout, market: Market, listings: Listings) -> list[SymbolRules]:
     """Return the symbols of a market that the lake stores, in order.
 
     Trading rules come from the newest snapshot of exchangeInfo with the symbol. Without one, the steps of prices and
@@ -43,7 +43,7 @@ def _is_of_symbol(key: SeriesKey) -> bool:
 
 def _listed(
     market: Market, symbol: str, rules: Mapping[str, Any] | None, listing: ListingSpans, newest: frozenset[str] | None
-) -> ListedSymbol:
+) -> SymbolRules:
     trading = listing.last is None and (newest is None or symbol in newest)
     first = listing.first or (rules or {}).get("onboard_date")
     if rules is None:
@@ -55,7 +55,7 @@ def _listed(
         filters = json.loads(rules["filters"])
         precisions = _decimals_of(rules["tick_size"]), _decimals_of(rules["step_size"])
     size = (rules or {}).get("contract_size")
-    return ListedSymbol(
+    return SymbolRules(
         symbol=symbol,
         trading=trading,
         base_asset=base,

@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 from market_data_pipeline import clock
 from market_data_pipeline.client.pages import PageRequest
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.model.binance_dialect import ListedSymbol
+from market_data_pipeline.model.binance_dialect import SymbolRules
 from market_data_pipeline.model.series import INTERVALS, DataType, Market, intervals_of
 from market_data_pipeline.server.rows import RowSource
 
 _WINDOW = timedelta(hours=24)
 
 
-def price_of(source: RowSource, market: Market, one: ListedSymbol) -> dict[str, Any] | None:
+def price_of(source: RowSource, market: Market, one: SymbolRules) -> dict[str, Any] | None:
     """Return the answer of ``ticker/price``: the newest stored close. None if no candle is stored. This blocks."""
     symbol, rows = one.symbol, _newest(source, market, one.symbol, 1)
     if rows is None:
@@ -31,7 +31,7 @@ def price_of(source: RowSource, market: Market, one: ListedSymbol) -> dict[str, 
     return found
 
 
-def day_of(source: RowSource, market: Market, one: ListedSymbol) -> dict[str, Any] | None:
+def change_of(source: RowSource, market: Market, one: SymbolRules) -> dict[str, Any] | None:
     """Return the answer of ``ticker/24hr``: the 24 hours up to the newest stored candle. None if none is stored.
 
     Orders, ids of trades and the close before are left out: candles do not have them. This blocks.
