@@ -22,6 +22,7 @@ from market_data_pipeline.errors import DamagedFileError, MarketDataError, Usage
 from market_data_pipeline.hosts import is_own_host, is_own_origin, parse_host
 from market_data_pipeline.server.admin import admin_routes
 from market_data_pipeline.server.answers import respond
+from market_data_pipeline.server.binance.routes import binance_routes, is_binance_path, refusal_of, refused
 from market_data_pipeline.server.jobs import ServerJobs
 from market_data_pipeline.server.market import answer_at_once, market_routes
 from market_data_pipeline.server.problems import ProblemError, ProblemKind
@@ -87,6 +88,7 @@ def build_app(
     app.state.server = state
     for router in (market_routes(), system_routes(), admin_routes(), sql_routes()):
         app.include_router(router)
+    app.router.routes.extend(binance_routes())
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     return app
@@ -124,7 +126,9 @@ class Doorkeeper:
                 headers = Headers(scope=scope)
                 self._check(scope, headers)
             except ProblemError as problem:
-                await problem.response()(scope, receive, noted)
+                of_binance = is_binance_path(scope["path"])
+                response = refused(refusal_of(problem), problem.headers) if of_binance else problem.response()
+                await response(scope, receive, noted)
                 return
             known = answer_at_once(self._state, scope) if scope["method"] == "GET" else None
             if known is None or "origin" in headers:  # the app adds what a page of another origin needs
