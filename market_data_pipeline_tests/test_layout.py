@@ -13,7 +13,8 @@ TESTS = Path(market_data_pipeline_tests.__file__).parent
 TOP = {"__init__", "clock", "definitions", "errors", "settings"}
 ROOMS = {
     *("model", "universe", "sources", "checks", "lake", "sql", "ingest"),
-    *("maintenance", "reconciliation", "coverage", "derived", "defs", "client", "mcp_server", "cli", "sandbox"),
+    *("maintenance", "reconciliation", "coverage", "derived", "stores"),
+    *("defs", "client", "mcp_server", "cli", "sandbox"),
 }
 
 
