@@ -569,13 +569,16 @@ def _saving(incoming: pa.Table) -> Callable[[Cursor, SeriesKey], SaveReport]:
         cursor.execute(f"SELECT {_list(names)} FROM {_table(key)} WHERE {_range(key)} AND {_keys(key, incoming)}")
         stored = with_labels(key, cursor.fetch_arrow_table(), state=True)
         decision = decide(key, stored, incoming)
-        if decision.insert.num_rows > _FEW:
-            cursor.adbc_ingest(
-                key.data_type.sql_name, _zoned(decision.insert), mode="append", db_schema_name=key.sql_schema
+        if decision.replace.num_rows == stored.num_rows > _FEW:
+            # Every stored row of the range goes, so that removing them and copying takes half the time of an upsert.
+            cursor.execute(
+                f"DELETE FROM {_table(key)} WHERE {_range(key)} AND {_keys(key, incoming)} "
+                f'AND "{STATE}" < {int(RowState.FINAL)}'
             )
+            _insert(cursor, key, incoming)
         else:
-            _upsert(cursor, key, decision.insert)
-        _upsert(cursor, key, decision.replace)
+            _insert(cursor, key, decision.insert)
+            _upsert(cursor, key, decision.replace)
         return decision.report
 
     return save
@@ -595,6 +598,14 @@ def _keys(key: SeriesKey, incoming: pa.Table) -> str:
     if incoming.num_rows <= _FEW:
         return f"{_quoted(first)} IN ({', '.join(map(text, dict.fromkeys(whole.to_pylist())))})"
     return f"{_quoted(first)} BETWEEN {text(whole[0].as_py())} AND {text(whole[-1].as_py())}"
+
+
+def _insert(cursor: Cursor, key: SeriesKey, rows: pa.Table) -> None:
+    """Write rows whose keys are new. Another program may have written one meanwhile: that is an error to repeat."""
+    if rows.num_rows > _FEW:
+        cursor.adbc_ingest(key.data_type.sql_name, _zoned(rows), mode="append", db_schema_name=key.sql_schema)
+    else:
+        _upsert(cursor, key, rows)
 
 
 def _upsert(cursor: Cursor, key: SeriesKey, rows: pa.Table) -> None:

@@ -31,7 +31,7 @@ class PushReport:
 
     Attributes:
         copied: Days that were copied.
-        replaced: Days among them whose copy had other content, for example because their archive was published again.
+        replaced: Days among them whose final copy had other content, because their archive was published again.
         unchanged: Days whose copy is the same.
         rows: Rows that were written.
         evicted: Days that were removed from the database, because the lake has all their rows.
@@ -96,7 +96,7 @@ def _push_day(
     seen_at = record.fetched_at or clock.midnight(day)
     report.rows += store.copy_day(key, day, rows, content, seen_at).written
     report.copied += 1
-    report.replaced += before is not None and before.content_sha256 != content.content_sha256
+    report.replaced += before is not None and before.final and before.content_sha256 != content.content_sha256
 
 
 def evict(layout: Layout, store: PostgresStore, key: SeriesKey, before: date, report: PushReport) -> None:

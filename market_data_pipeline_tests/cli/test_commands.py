@@ -40,7 +40,7 @@ from market_data_pipeline_tests.support.world import World, agg_trades, days, kl
 
 PROJECT = Path(__file__).parents[2]
 
-IMPERATIVES = {"Accept", "Add", "Check", "Compare", "Fetch", "List", "Look", "Merge", "Remove", "Run", "Show"}
+IMPERATIVES = {"Accept", "Add", "Check", "Compare", "Copy", "Fetch", "List", "Look", "Merge", "Remove", "Run", "Show"}
 """First words of help texts."""
 
 UNIVERSE = """\

@@ -150,7 +150,7 @@ def test_push_copies_a_provisional_day_again_when_final(lake: SmallLake, postgre
     lake.put_table(HOURS, DAYS[0], day_table(HOURS, DAYS[0], 2).slice(0, 23))
 
     report = pushed(lake, postgres)
-    assert (report.copied, report.replaced) == (1, 1)
+    assert (report.copied, report.replaced) == (1, 0)
     assert postgres.load(HOURS).equals(day_table(HOURS, DAYS[0], 2).slice(0, 23))
 
 
