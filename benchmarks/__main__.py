@@ -19,6 +19,7 @@ from benchmarks.ingestion import ingest_klines, ingest_klines_from_afar, ingest_
 from benchmarks.reconciliation import reconcile
 from benchmarks.report import Row, save, show
 from benchmarks.sql import sql, vwap
+from benchmarks.stores import postgres
 from benchmarks.verification import verify
 
 BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
@@ -33,6 +34,7 @@ BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "queries": queries,
     "sql": sql,
     "vwap": vwap,
+    "postgres": postgres,
     "reconcile": reconcile,
     "verify": verify,
     "load": load,
