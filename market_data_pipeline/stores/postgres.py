@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import EnvironmentFaultError, UsageError
@@ -565,9 +566,11 @@ def _saving(incoming: pa.Table) -> Callable[[Cursor, SeriesKey], SaveReport]:
     def save(cursor: Cursor, key: SeriesKey) -> SaveReport:
         if not incoming.num_rows:
             return SaveReport()
-        names = _unlabelled(key)
-        cursor.execute(f"SELECT {_list(names)} FROM {_table(key)} WHERE {_range(key)} AND {_keys(key, incoming)}")
-        stored = with_labels(key, cursor.fetch_arrow_table(), state=True)
+        # Values are compared only with rows of the same state. Reading the keys alone takes a third of the time.
+        names = _unlabelled(key) if incoming.num_rows <= _FEW else [*key_columns(key), STATE, SEEN_AT]
+        stored = _stored_among(cursor, key, incoming, names)
+        if incoming.num_rows > _FEW and pc.any(pc.equal(stored[STATE], incoming[STATE][0])).as_py():
+            stored = _stored_among(cursor, key, incoming, _unlabelled(key))
         decision = decide(key, stored, incoming)
         if decision.replace.num_rows == stored.num_rows > _FEW:
             # Every stored row of the range goes, so that removing them and copying takes half the time of an upsert.
@@ -582,6 +585,14 @@ def _saving(incoming: pa.Table) -> Callable[[Cursor, SeriesKey], SaveReport]:
         return decision.report
 
     return save
+
+
+def _stored_among(cursor: Cursor, key: SeriesKey, incoming: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Return columns of the stored rows that may have a key of these rows."""
+    cursor.execute(f"SELECT {_list(names)} FROM {_table(key)} WHERE {_range(key)} AND {_keys(key, incoming)}")
+    table = cursor.fetch_arrow_table()
+    schema = pa.schema([stored_schema(key).field(name) for name in names])
+    return pa.table([table[field.name].cast(field.type) for field in schema], schema=schema)
 
 
 def _keys(key: SeriesKey, incoming: pa.Table) -> str:

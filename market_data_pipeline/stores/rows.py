@@ -214,23 +214,25 @@ def decide(key: SeriesKey, stored: pa.Table, incoming: pa.Table) -> Decision:
     """Decide which of the incoming rows a store writes.
 
     Args:
-        stored: Stored rows, with state and time. Rows of other keys than the incoming ones do not matter.
+        stored: Stored rows, with state and time. Rows of other keys than the incoming ones do not matter. Labels may be
+            missing, and so may the values if no row has the state of the incoming ones.
         incoming: Rows of :func:`stored_rows`, all of one state and time.
     """
     if not stored.num_rows or not incoming.num_rows:
         return Decision(incoming, incoming.slice(0, 0), SaveReport(inserted=incoming.num_rows))
-    both = pa.concat_tables([stored, incoming]).combine_chunks()
+    own = [*key_columns(key), STATE, SEEN_AT]
+    both = pa.concat_tables([stored.select(own), incoming.select(own)]).combine_chunks()
     order, again = _order(key, both)
     # A stored row comes before an incoming row of the same key, because the order is stable.
     pairs = np.flatnonzero(again & (order >= stored.num_rows) & (np.roll(order, 1) < stored.num_rows))
     new, old = order[pairs], order[pairs - 1]
-    differs = {name: ~_equal(both[name], new, old) for name in value_columns(key)}
-    other = np.zeros(len(new), np.bool_)
-    for one in differs.values():
-        other |= one
     states, seen = np.asarray(both[STATE], np.int64), np.asarray(both[SEEN_AT].cast(pa.int64()), np.int64)
     raised = states[new] > states[old]
     same = states[new] == states[old]
+    differs = _differences(key, stored, incoming, new, old) if same.any() else {}
+    other = np.zeros(len(new), np.bool_)
+    for one in differs.values():
+        other |= one
     conflict = same & other & (states[new] > RowState.FORMING)
     newer = same & other & (states[new] < RowState.FINAL) & (seen[new] >= seen[old])
     replace = raised | newer
@@ -238,12 +240,12 @@ def decide(key: SeriesKey, stored: pa.Table, incoming: pa.Table) -> Decision:
     is_new = np.ones(incoming.num_rows, np.bool_)
     is_new[new - stored.num_rows] = False
     examples = []
-    times = times_of(key, both)
+    times = times_of(key, incoming)
     for n in np.flatnonzero(conflict)[:EXAMPLES]:
         row = int(new[n])
         examples.append(
             RowConflict(
-                clock.naive_from_us(int(times[row])),
+                clock.naive_from_us(int(times[row - stored.num_rows])),
                 ", ".join(str(both[name][row].as_py()) for name in key_columns(key)),
                 RowState(int(states[row])),
                 tuple(name for name, one in differs.items() if one[n]),
@@ -263,6 +265,13 @@ def decide(key: SeriesKey, stored: pa.Table, incoming: pa.Table) -> Decision:
         incoming.take(pa.array(np.sort(new[replace]) - stored.num_rows)),
         report,
     )
+
+
+def _differences(key: SeriesKey, stored: pa.Table, incoming: pa.Table, new: _Ints, old: _Ints) -> dict[str, _Bools]:
+    """Return for each value column which pairs of an incoming and a stored row differ."""
+    names = list(value_columns(key))
+    both = pa.concat_tables([stored.select(names), incoming.select(names)]).combine_chunks()
+    return {name: ~_equal(both[name], new, old) for name in names}
 
 
 def merged(key: SeriesKey, tables: Sequence[pa.Table]) -> pa.Table:
