@@ -10,14 +10,18 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BUILD := hatchling editables
 COMPILE := .venv-constraints/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--default-index https://pypi.org/simple --generate-hashes --no-annotate --custom-compile-command 'make constraints'
+# Real tools that exports are read with. Each has an environment of its own, and nautilus needs Python 3.12.
+CLIENTS_PYTHON ?= python3.12
+CLIENTS_DIR := market_data_pipeline_tests/clients
+CLIENTS := $(patsubst $(CLIENTS_DIR)/requirements-%.txt,.venv-clients-%/.installed,$(wildcard $(CLIENTS_DIR)/requirements-*.txt))
 # `make` installs the server and the live feed with the rest: the demo starts them.
 EXTRAS := --extra server --extra live
 
 .DEFAULT_GOAL := install
-.PHONY: help install demo dev test lint format docs bench constraints clean
+.PHONY: help install demo dev test test-clients lint format docs bench constraints clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-12s %s\n", $$1, $$2 }'
 
 install: $(RUN) ## create the virtual environment with what the pipeline needs to run (default)
 
@@ -42,6 +46,15 @@ dev: $(RUN) ## start Dagster's UI and daemon
 
 test: $(DEV) ## run all tests, and measure which lines of the package run
 	$(BIN)/python -m pytest -n 4 --dist loadgroup -p tools.coverage_gate --coverage-at-least 95
+
+test-clients: $(DEV) $(CLIENTS) ## run the tests that need freqtrade and other real tools
+	$(BIN)/python -m pytest -m clients market_data_pipeline_tests
+
+.venv-clients-%/.installed: $(CLIENTS_DIR)/requirements-%.txt
+	@echo 'Installing $* into .venv-clients-$*, for tests only.'
+	@$(CLIENTS_PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
 
 lint: $(DEV) ## check format, style, types, dependencies, walls and words
 	$(BIN)/ruff format --check .
@@ -70,4 +83,4 @@ constraints: ## pin the newest allowed versions, with the hashes of their files
 	@rm -rf .venv-constraints
 
 clean: ## remove the virtual environment and caches, never data
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache site
+	rm -rf $(VENV) .venv-clients-* .mypy_cache .ruff_cache .pytest_cache site

@@ -11,15 +11,24 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks.backfills import backfill, backfill_months, backfill_trades, load, yesterday
+from benchmarks.backfills import backfill, backfill_months, backfill_trades, backfill_types, load, yesterday
 from benchmarks.client import queries
 from benchmarks.data import FULL, QUICK, Archives, Scale
 from benchmarks.growth import growth_series, growth_years
-from benchmarks.ingestion import ingest_klines, ingest_klines_from_afar, ingest_klines_of_months, ingest_trades
+from benchmarks.ingestion import (
+    ingest_klines,
+    ingest_klines_from_afar,
+    ingest_klines_of_months,
+    ingest_single_trades,
+    ingest_trades,
+)
+from benchmarks.live import live_messages
 from benchmarks.reconciliation import reconcile
 from benchmarks.report import Row, save, show
-from benchmarks.sql import sql, vwap
+from benchmarks.serving import serve
+from benchmarks.sql import composed, sql, vwap
 from benchmarks.stores import postgres
+from benchmarks.universe import universe
 from benchmarks.verification import verify
 
 BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
@@ -27,16 +36,22 @@ BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "ingest-far": ingest_klines_from_afar,
     "ingest-months": ingest_klines_of_months,
     "ingest-trades": ingest_trades,
+    "ingest-single-trades": ingest_single_trades,
     "backfill": backfill,
     "backfill-months": backfill_months,
     "backfill-trades": backfill_trades,
+    "backfill-types": backfill_types,
     "yesterday": yesterday,
     "queries": queries,
     "sql": sql,
+    "composed": composed,
     "vwap": vwap,
     "postgres": postgres,
+    "serve": serve,
+    "universe": universe,
     "reconcile": reconcile,
     "verify": verify,
+    "live-messages": live_messages,
     "load": load,
     "growth-years": growth_years,
     "growth-series": growth_series,

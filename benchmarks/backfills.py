@@ -84,6 +84,23 @@ def _memory(name: str, what: str, costs: Sequence[Cost], baselines: list[Baselin
     return Row(name, f"{what}: peak memory of all processes", "MB", peaks, target=1000, baselines=baselines)
 
 
+def backfill_types(archives: Archives, work: Path) -> list[Row]:
+    """Measure a Dagster backfill of many series of small types: funding rates, metrics and 1h mark prices of a year.
+
+    Processor time counts, of the process and its helpers: the days are small, and other programs would count, too.
+    """
+    keys, days = archives.small_series, archives.kline_days
+    with serving(archives.small_types()) as origin:
+        ours = [apart(bring_all, work / f"types-{n}", origin.env, dict.fromkeys(keys, days)) for n in range(_FEW)]
+    what = f"Dagster backfill of {len(days)} days of {len(keys)} series of small types, with all checks"
+    seconds = [cost.cpu_seconds for cost in ours]
+    details = {"seconds": min(cost.seconds for cost in ours)}
+    return [
+        Row("backfill-types", f"{what}: processor time", "s", seconds, target=90, details=details),
+        _memory("backfill-types-memory", what, ours, []),
+    ]
+
+
 def yesterday(archives: Archives, work: Path) -> list[Row]:
     """Measure a day of 400 series as one Dagster run, each answer of the archive 50 ms late; both checks on each day.
 
@@ -144,14 +161,16 @@ def _load_seconds(env: Mapping[str, str], assets: int) -> tuple[float, float]:
 
 
 def write_universe(path: Path, keys: Sequence[SeriesKey], first: date = KLINES_FROM) -> None:
-    """Write a ``universe.yaml`` with every interval or aggTrades of the series for every symbol, from a day on."""
-    collect: dict[str, Any] = {"market": "spot", "symbols": list(dict.fromkeys(key.symbol for key in keys))}
-    intervals = list(dict.fromkeys(key.interval for key in keys if key.interval is not None))
-    if intervals:
-        collect["klines"] = {"intervals": intervals, "from": first}
-    else:
-        collect["aggTrades"] = {"from": first}
-    path.write_text(yaml.safe_dump({"collect": [collect]}))
+    """Write a ``universe.yaml`` with every data type and interval of the series for every symbol, from a day on."""
+    entries = []
+    for market in dict.fromkeys(key.market for key in keys):
+        of_market = [key for key in keys if key.market is market]
+        entry: dict[str, Any] = {"market": str(market), "symbols": list(dict.fromkeys(key.symbol for key in of_market))}
+        for data_type in dict.fromkeys(key.data_type for key in of_market):
+            intervals = dict.fromkeys(key.interval for key in of_market if key.data_type is data_type and key.interval)
+            entry[str(data_type)] = {**({"intervals": list(intervals)} if intervals else {}), "from": first}
+        entries.append(entry)
+    path.write_text(yaml.safe_dump({"collect": entries}))
 
 
 def _command(root: Path, env: Mapping[str, str], key: SeriesKey, days: Sequence[date]) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import psutil
 
@@ -52,10 +52,12 @@ class Scale:
         trade_days: Days of aggTrades that are ingested.
         trades: aggTrades a day, give or take a tenth.
         symbols: Symbols that are queried together.
+        symbols_of_types: Symbols whose funding rates, metrics and mark prices are backfilled together.
         query_days: Days that such a query spans.
         months: Months of 1m klines in monthly zips.
         lake_days: Days of 1m klines of each symbol in the lake that SQL is asked over.
         assets: Assets that a code location loads, and series of which there is a day.
+        universe: Symbols that are ranked by their volume.
         repetitions: How often each thing is measured; the median counts.
         judged: Whether the targets, which are meant for the full size, are judged.
     """
@@ -68,8 +70,10 @@ class Scale:
     months: int
     lake_days: int
     assets: int
+    universe: int
     repetitions: int
     judged: bool
+    symbols_of_types: int = 8
 
     @property
     def digest(self) -> str:
@@ -77,8 +81,8 @@ class Scale:
         return _digest(self)
 
 
-FULL = Scale(365, 14, 1_000_000, 10, 90, 96, 3 * 365, 400, 5, judged=True)
-QUICK = Scale(62, 2, 250_000, 4, 20, 6, 120, 40, 1, judged=False)
+FULL = Scale(365, 14, 1_000_000, 10, 90, 96, 3 * 365, 400, 600, 5, judged=True)
+QUICK = Scale(62, 2, 250_000, 4, 20, 6, 120, 40, 60, 1, judged=False, symbols_of_types=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,20 @@ class Archives:
         self._make("many", [(keys, self.short_days, 500) for keys in _pieces(self.many_series)])
         return self.folder / "many"
 
+    def small_types(self) -> Path:
+        """Make a mirror that has :attr:`kline_days` of :attr:`small_series`, of whole months those in monthly zips."""
+        jobs: list[_Job] = []
+        for key in self.small_series:
+            cadences: tuple[Cadence, ...] = ("daily",) if key.data_type is DataType.METRICS else ("daily", "monthly")
+            jobs.append(([key], self.kline_days, 500, cadences))
+        self._make("types", jobs)
+        return self.folder / "types"
+
+    def single_trades(self) -> Path:
+        """Make the mirror of daily zips with the days of :attr:`single_series` in it."""
+        self._make("daily", [([self.single_series], [day], self.scale.trades) for day in self.trade_days])
+        return self.folder / "daily"
+
     def monthly(self) -> Path:
         """Make a mirror that has monthly and daily zips of :attr:`kline_series`, as the archive has of months gone by.
 
@@ -148,6 +166,13 @@ class Archives:
         """As many series of klines as a code location has assets, of symbols of their own."""
         symbols = symbol_names(self.scale.assets // len(INTERVALS))
         return [klines(symbol, interval) for symbol in symbols for interval in INTERVALS]
+
+    @property
+    def small_series(self) -> list[SeriesKey]:
+        """Funding rates, metrics and 1h candles of the mark price, of symbols of um."""
+        types = ((DataType.FUNDING_RATE, None), (DataType.METRICS, None), (DataType.MARK_PRICE_KLINES, "1h"))
+        symbols = symbol_names(self.scale.symbols_of_types)
+        return [SeriesKey(EXCHANGE, Market.UM, one, symbol, interval) for symbol in symbols for one, interval in types]
 
     @property
     def kline_days(self) -> list[date]:
@@ -184,9 +209,15 @@ class Archives:
         """The series with days of many aggTrades."""
         return SeriesKey(EXCHANGE, Market.SPOT, DataType.AGG_TRADES, _BUSY)
 
+    @property
+    def single_series(self) -> SeriesKey:
+        """The series with the single trades of the same days."""
+        return SeriesKey(EXCHANGE, Market.SPOT, DataType.TRADES, _BUSY)
 
-_Job = tuple[list[SeriesKey], list[date], int]
-"""Series, their days, and trades a day."""
+
+Cadence = Literal["daily", "monthly"]
+_Job = tuple[list[SeriesKey], list[date], int] | tuple[list[SeriesKey], list[date], int, tuple[Cadence, ...]]
+"""Series, their days, trades a day, and the kinds of zips, which are daily ones if not given."""
 _BUSY = "BUSYUSDT"
 
 
@@ -223,14 +254,16 @@ def _pieces(things: list[T]) -> list[list[T]]:
 # The sandbox is imported where it is used: what is measured runs in processes that do without it.
 
 
-def _write(folder: Path, keys: list[SeriesKey], days: list[date], trades: int) -> None:
+def _write(
+    folder: Path, keys: list[SeriesKey], days: list[date], trades: int, cadences: tuple[Cadence, ...] = ("daily",)
+) -> None:
     from market_data_pipeline.sandbox import GeneratedSymbol, write_mirror
 
     symbols = [
         GeneratedSymbol(key.market, key.symbol, _LISTED, trades_per_day=trades, price=60_000.0, quantity_decimals=5)
         for key in {key.symbol: key for key in keys}.values()
     ]
-    write_mirror(folder, keys, days, symbols=symbols, cadences=("daily",))
+    write_mirror(folder, keys, days, symbols=symbols, cadences=cadences)
 
 
 def write_month(mirror: Path, key: SeriesKey, month: date, daily: Sequence[Path]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from statistics import median
 
 from benchmarks.baselines import bare_libraries, days_of, months_of, pandas_ingest, polars_ingest
 from benchmarks.data import MONTHS_OF_A_YEAR, ROUND_TRIP_SECONDS, Archives, Origin, days_of_months, serving, settings_of
@@ -135,6 +137,36 @@ def ingest_trades(archives: Archives, work: Path) -> list[Row]:
             baselines=[Baseline(name, [cost.peak_mb]) for name, cost in others.items()],
         ),
     ]
+
+
+def ingest_single_trades(archives: Archives, work: Path) -> list[Row]:
+    """Measure single trades beside aggTrades of the same days: bytes of CSV for each second of processor time."""
+    week = archives.trade_days[: -(-len(archives.trade_days) // 2)]
+    archives.trades()
+    mirror, times = archives.single_trades(), archives.scale.repetitions
+
+    def speeds(key: SeriesKey) -> list[float]:
+        size = sum(_csv_size(mirror / path) for path in days_of(key, week))
+        runs = _ingests(mirror, key, week, work / key.data_type, times)
+        return [size / 1e6 / run.cost.cpu_seconds for run in runs]
+
+    joined, single = speeds(archives.trade_series), speeds(archives.single_series)
+    return [
+        Row(
+            "ingest-single-trades",
+            f"ingest {len(week)} days of single trades from daily zips on disk: CSV for each second of processor time",
+            "MB/s",
+            single,
+            target=0.9 * median(joined),
+            better="higher",
+            baselines=[Baseline("aggTrades of the same days", joined)],
+        )
+    ]
+
+
+def _csv_size(path: Path) -> int:
+    with zipfile.ZipFile(path) as archive:
+        return sum(one.file_size for one in archive.infolist())
 
 
 def _speed(

@@ -225,6 +225,48 @@ def _by_polars(
     return {name: repeated(_checked(asked[name], question.rows), times) for name, question in questions.items()}
 
 
+_OHLCV = ("open", "high", "low", "close", "volume")
+
+
+@as_a_notebook()
+def composed(archives: Archives, _: Path) -> list[Row]:
+    """Measure hourly candles of a year of 10 symbols that are composed from 1m, without other columns.
+
+    ``MarketData.klines`` takes turns with DuckDB's ``time_bucket`` over the same files. Rows of the latter are not
+    ordered, and candles without trades are not left out of its prices.
+    """
+    lake, days = big_lake(archives), lake_days(archives)[-_YEAR:]
+    ours, plain = apart(_composed_in_turn, lake, lake_series(archives), days, 2 * archives.scale.repetitions + 1)
+    return [
+        Row(
+            "composed-hours",
+            f"hourly candles composed from {len(days)} days of 1m of {archives.scale.symbols} symbols, in Python",
+            "ms",
+            _ms(ours),
+            baselines=[Baseline("DuckDB's time_bucket over the same files", _ms(plain))],
+        )
+    ]
+
+
+def _composed_in_turn(lake: Path, keys: Sequence[SeriesKey], days: Sequence[date], times: int) -> list[list[float]]:
+    import duckdb
+
+    market, symbols, end = MarketData(lake), [key.symbol for key in keys], days[-1] + timedelta(days=1)
+    rows = market.klines(symbols, "1h", days[0], end, columns=_OHLCV, on_gap="ignore")
+    layout, whole = Layout(lake), date(end.year, end.month, 1)
+    months = [path for key in keys for path in layout.months(key).glob("*.parquet")]
+    paths = [str(path) for path in months if path.stem >= f"{days[0]:%Y-%m}"]
+    paths += [str(layout.file(key, day)) for key in keys for day in days if day >= whole]
+    query = (
+        f"SELECT symbol, {_BARS} FROM read_parquet({paths}) WHERE open_time >= '{days[0]}' AND open_time < '{end}' "
+        "GROUP BY symbol, hour"
+    )
+    number = 24 * len(days) * len(keys)
+    with duckdb.connect() as session:
+        reads = [lambda: rows.arrow().num_rows, lambda: session.sql(query).to_arrow_table().num_rows]
+        return in_turn([_checked(read, number) for read in reads], times)
+
+
 @as_a_notebook()
 def vwap(archives: Archives, work: Path) -> list[Row]:
     """Measure the volume-weighted price of each minute of a week of a million aggTrades a day, by SQL over the view."""

@@ -42,6 +42,14 @@ class Settings(BaseSettings):
     um_url: str = Field("https://fapi.binance.com", description="REST for USDⓈ-margined futures.")
     cm_url: str = Field("https://dapi.binance.com", description="REST for coin-margined futures.")
 
+    spot_stream_url: str = Field(
+        "wss://data-stream.binance.vision", description="WebSocket streams of spot, for the live feed."
+    )
+    um_stream_url: str = Field(
+        "wss://fstream.binance.com/market", description="WebSocket streams of USDⓈ-margined futures."
+    )
+    cm_stream_url: str = Field("wss://dstream.binance.com", description="WebSocket streams of coin-margined futures.")
+
     weight_share: float = Field(
         0.5,
         gt=0,
@@ -133,9 +141,37 @@ class Settings(BaseSettings):
         10000, ge=0, description="Disk space in MB, below the data folder, for a query that exceeds its memory."
     )
     sql_seconds: float = Field(300, ge=0, description="Time limit in seconds for one query. 0 means no limit.")
+    api_keys: str = Field(
+        "",
+        description="API keys of `market-data serve`, separated by commas, at least 16 characters each. Without any, "
+        "admin routes and SQL are off, and the server listens on loopback only.",
+    )
+    serve_cache_strategy: Literal["cache_only", "auto"] = Field(
+        "cache_only",
+        description="Default of the parameter `cache_strategy`: read the lake alone, or fetch missing days of series "
+        "in the universe.",
+    )
+    serve_cache_mb: int = Field(32, ge=0, description="Memory in MB for the server's cache of answers.")
+    serve_hosts: str = Field(
+        "",
+        description="Names under which clients reach the server, `name` or `name:port`, separated by commas. Loopback "
+        "needs no entry.",
+    )
+    serve_origins: str = Field(
+        "",
+        description="Origins of web pages that may read from the server (CORS), such as `https://example.org`, "
+        "separated by commas.",
+    )
     profile_level: float = Field(
         0, ge=0, description="Height of a price level in tradeProfile. 0 means 0.01 % of the price."
     )
+
+    @field_validator("api_keys")
+    @classmethod
+    def _long_keys(cls, keys: str) -> str:
+        if any(len(key) < 16 for key in _listed(keys)):
+            raise ValueError("a key has fewer than 16 characters, so it can be guessed")
+        return keys
 
     @field_validator("vision_url", "vision_listing_url", "spot_url", "um_url", "cm_url")
     @classmethod
@@ -151,6 +187,13 @@ class Settings(BaseSettings):
             raise ValueError(f"{url!r} is not a URL: it must have a host, and may have a port")
         return url.rstrip("/")
 
+    @field_validator("spot_stream_url", "um_stream_url", "cm_stream_url")
+    @classmethod
+    def _stream_url(cls, url: str) -> str:
+        if not re.match(r"wss?://[^\s/:]+(:\d+)?(/|$)", url):
+            raise ValueError(f"{url!r} is not the URL of streams: it must start with ws:// or wss://, and have a host")
+        return url.rstrip("/")
+
     @cached_property
     def root(self) -> Path:
         """Return the absolute path of the data folder."""
@@ -164,11 +207,35 @@ class Settings(BaseSettings):
     @property
     def ui_host_names(self) -> list[str]:
         """Return the names in ``ui_hosts``."""
-        return [name.strip() for name in self.ui_hosts.split(",") if name.strip()]
+        return _listed(self.ui_hosts)
+
+    @property
+    def serve_host_names(self) -> list[str]:
+        """Return the names in ``serve_hosts``."""
+        return _listed(self.serve_hosts)
+
+    @property
+    def serve_origin_names(self) -> list[str]:
+        """Return the origins in ``serve_origins``."""
+        return _listed(self.serve_origins)
+
+    @property
+    def api_key_list(self) -> list[str]:
+        """Return the keys in ``api_keys``."""
+        return _listed(self.api_keys)
 
     def rest_url(self, market: Market) -> str:
         """Return the base URL of a market's REST host."""
         return {Market.SPOT: self.spot_url, Market.UM: self.um_url, Market.CM: self.cm_url}[market]
+
+    def stream_url(self, market: Market) -> str:
+        """Return the base URL of a market's WebSocket streams, without ``/ws`` or ``/stream``. Empty if it has none."""
+        urls = {Market.SPOT: self.spot_stream_url, Market.UM: self.um_stream_url, Market.CM: self.cm_stream_url}
+        return urls.get(market, "")
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -10,11 +10,11 @@ import market_data_pipeline_tests
 PACKAGE = Path(market_data_pipeline.__file__).parent
 TESTS = Path(market_data_pipeline_tests.__file__).parent
 
-TOP = {"__init__", "clock", "definitions", "errors", "settings"}
+TOP = {"__init__", "clock", "definitions", "errors", "hosts", "settings"}
 ROOMS = {
-    *("model", "universe", "sources", "checks", "lake", "sql", "ingest"),
-    *("maintenance", "reconciliation", "coverage", "derived", "stores"),
-    *("defs", "client", "mcp_server", "cli", "sandbox"),
+    *("model", "universe", "sources", "checks", "lake", "sql", "ingest", "live"),
+    *("maintenance", "reconciliation", "coverage", "derived", "defs"),
+    *("client", "export", "mcp_server", "server", "stores", "cli", "sandbox"),
 }
 
 
@@ -28,4 +28,10 @@ def test_every_module_lies_in_a_room() -> None:
 
 
 def test_tests_mirror_the_package() -> None:
-    assert folders(TESTS) - folders(PACKAGE) == {"support", "support/quick_daemon", "integration", "releases"}
+    assert folders(TESTS) - folders(PACKAGE) == {
+        "support",
+        "support/quick_daemon",
+        "integration",
+        "releases",
+        "clients",
+    }

@@ -245,6 +245,34 @@ def _liquidations(key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
     yield "overfilled", WARN, _above(filled, original), "more was filled than ordered."
 
 
+def _bvol_index(_key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
+    index = floats(table, "index_value")
+    yield "finite", ERROR, ~np.isfinite(index), "the index is not a number."
+    yield "positive", ERROR, index <= 0, "the index is not positive."
+
+
+def _eoh_summary(key: SeriesKey, table: pa.Table) -> Iterator[_Rule]:
+    names = [column.name for column in spec_of(key).columns if column.kind == "float"]
+    blank = np.stack([table.column(name).is_null().to_numpy() for name in names])
+    value = {name: floats(table, name) for name in names}  # a blank is not a number
+    yield (
+        "finite",
+        ERROR,
+        np.any(~np.isfinite(np.stack(list(value.values()))) & ~blank, axis=0),
+        "a value is not a number.",
+    )
+    amounts = np.stack([value[name] for name in names if name not in _MAY_BE_NEGATIVE])
+    yield "negative", ERROR, np.any(amounts < 0, axis=0), "a price, volume or open interest is negative."
+    open_, high, low, close = (value[name] for name in ("open", "high", "low", "close"))
+    outside = (low > np.minimum(open_, close)) | (high < np.maximum(open_, close))
+    yield "price_range", ERROR, outside, "open or close is not between low and high."
+    sides = np.array([one in ("C", "P") for one in table.column("type").to_pylist()], dtype=bool)
+    yield "option_type", ERROR, ~sides, "the type is neither C nor P."
+    bid, ask = value["best_bid_price"], value["best_ask_price"]
+    yield "crossed", WARN, (bid > 0) & (ask > 0) & (bid > ask), "the best bid is above the best ask."
+    yield "blank", INFO, np.any(blank, axis=0), "Binance left a value out. It is NULL."
+
+
 _RULES: Mapping[DataType, Callable[[SeriesKey, pa.Table], Iterator[_Rule]]] = {
     DataType.KLINES: _klines,
     DataType.AGG_TRADES: _agg_trades,
@@ -257,12 +285,16 @@ _RULES: Mapping[DataType, Callable[[SeriesKey, pa.Table], Iterator[_Rule]]] = {
     DataType.BOOK_TICKER: _book_ticker,
     DataType.LIQUIDATION_SNAPSHOT: _liquidations,
     DataType.FUNDING_RATE: _funding_rate,
+    DataType.BVOL_INDEX: _bvol_index,
+    DataType.EOH_SUMMARY: _eoh_summary,
 }
 
 _HOUR_US = 3_600_000_000
 _BANDS = (10, 12)
 """Bands of a snapshot: 1 to 5 % on both sides, and 0.2 % since 2026-01-15."""
 _LONGEST_INTERVAL = 24
+_MAY_BE_NEGATIVE = ("best_buy_iv", "best_sell_iv", "mark_iv", "delta", "gamma", "vega", "theta")
+"""Values of options that may be negative. Binance writes -1 for a volatility that cannot be computed."""
 
 
 def _above(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> Mask:

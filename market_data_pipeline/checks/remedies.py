@@ -31,7 +31,7 @@ INTEGRITY: Mapping[str, str] = {
     "close_time": "nothing: Binance cuts candles short at outages",
     "time_order": "nothing: rows are ordered by id, and Binance's times may go back by some milliseconds",
     "zero_open_interest": _AS_PUBLISHED,
-    **dict.fromkeys(("bands", "cumulative", "frozen", "side", "overfilled", "crossed"), _AS_PUBLISHED),
+    **dict.fromkeys(("bands", "cumulative", "frozen", "side", "overfilled", "crossed", "option_type"), _AS_PUBLISHED),
     "blank": "nothing: queries see NULL, and aggregates leave it out",
     "relabelled": "nothing: all days have labels of one meaning; the finding names the source",
     "order": "nothing: the rows were sorted",

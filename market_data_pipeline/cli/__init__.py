@@ -24,6 +24,8 @@ from market_data_pipeline.cli.compact import compact_command
 from market_data_pipeline.cli.coverage import coverage
 from market_data_pipeline.cli.demo import demo
 from market_data_pipeline.cli.doctor import doctor
+from market_data_pipeline.cli.export import export_command
+from market_data_pipeline.cli.live import live
 from market_data_pipeline.cli.mcp import mcp
 from market_data_pipeline.cli.plan import plan_command
 from market_data_pipeline.cli.prune import prune_command
@@ -32,6 +34,7 @@ from market_data_pipeline.cli.quarantine import quarantine
 from market_data_pipeline.cli.reconcile import reconcile
 from market_data_pipeline.cli.report import report
 from market_data_pipeline.cli.sandbox import sandbox
+from market_data_pipeline.cli.serve import serve_command
 from market_data_pipeline.cli.signals import ending_the_process
 from market_data_pipeline.cli.sql import sql
 from market_data_pipeline.cli.status import status
@@ -102,9 +105,9 @@ def _keep_examples(command: click.Command) -> None:
 
 _GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Get data": (add, plan_command, sync, backfill),
-    "Look at data": (status, coverage, report, sql, universe, push_command),
+    "Look at data": (status, coverage, report, sql, export_command, universe, push_command),
     "Check and repair": (verify, reconcile, quarantine, compact_command, prune_command, doctor),
-    "Run": (ui, mcp, demo, sandbox),
+    "Run": (serve_command, live, ui, mcp, demo, sandbox),
 }
 """The commands in the order of the help text, by group."""
 

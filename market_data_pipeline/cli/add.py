@@ -13,7 +13,7 @@ from market_data_pipeline.cli.selection import Chosen, Day, Selection, check_day
 from market_data_pipeline.cli.summary import end
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import storage
-from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, published_types
+from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, precedes_listing, published_types
 from market_data_pipeline.model.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.universe import Universe, load_universe
@@ -89,7 +89,8 @@ def _with_series(text: str, key: SeriesKey, since: Since | None, known: Universe
 
 def _first(since: Since, universe: Universe, key: SeriesKey) -> date:
     """Return the first day that a ``from:`` means of a series, as :meth:`Universe.start` counts."""
-    return max(since.first(universe.listing(key).first) or ARCHIVE_BEGINS, ARCHIVE_BEGINS)
+    older = precedes_listing(key) and not since.is_listing
+    return max(since.first(None if older else universe.listing(key).first) or ARCHIVE_BEGINS, ARCHIVE_BEGINS)
 
 
 def _days_to_add(universe: Universe, key: SeriesKey, since: Since | None, last: date | None) -> list[date]:

@@ -65,15 +65,19 @@ GROUP BY symbol ORDER BY symbol""",
 )
 
 
+_SERVED_AT = "http://127.0.0.1:8000"
+_REQUEST = "/api/v1/market/candles/BTCUSDT/1h?limit=3&columns=open,high,low,close,volume&format=csv"
+
+
 @click.command()
 @click.option("--ui", "then_ui", is_flag=True, help="Afterwards run Dagster's UI over the demo's data, until Ctrl-C.")
 @click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="Port of the UI.")
 def demo(then_ui: bool, port: int) -> None:
     """Run the pipeline on made-up data.
 
-    Needs no network. Starts the sandbox on a free port, runs a backfill through Dagster, shows what is stored, and runs
-    two queries. Its data is in the folder demo below MARKET_DATA_DIR, apart from yours. A second run downloads only new
-    days.
+    Needs no network. Starts the sandbox on a free port, runs a backfill through Dagster, shows what is stored, runs two
+    queries, and requests candles from the server. Its data is in the folder demo below MARKET_DATA_DIR, apart from
+    yours. A second run downloads only new days.
     """
     from market_data_pipeline.sandbox import Sandbox
 
@@ -94,6 +98,7 @@ def demo(then_ui: bool, port: int) -> None:
         for title, query in _QUERIES:
             click.echo(f"\n{title}:\n\n{query}\n")
             run_query(settings, query)
+        _show_server(settings, root)
         console.print(f"Done in {time.monotonic() - began:.0f} s.")
         if then_ui:
             _run_ui(settings, port, sandbox.settings_env())
@@ -108,6 +113,26 @@ def demo(then_ui: bool, port: int) -> None:
         f"  {command} backfill BTCUSDT 1h --from 2024-01 --through 2024-01"
     )
     end(code)
+
+
+def _show_server(settings: Settings, root: Path) -> None:
+    """Serve the data for one request, and show how to repeat it."""
+    serve = f"MARKET_DATA_DIR={shlex.quote(_short(root))} {as_typed()} serve"
+    try:
+        from market_data_pipeline.server.app import build_app
+        from market_data_pipeline.server.run import serving
+    except ModuleNotFoundError:
+        click.echo(f'\nOver HTTP: pip install "market-data-pipeline[server]", then {serve}')
+        return
+    import requests
+
+    with serving(build_app(settings)) as address, requests.Session() as session:
+        session.trust_env = False  # no proxy for loopback
+        answer = session.get(address + _REQUEST, timeout=60)
+        answer.raise_for_status()
+    click.echo(
+        f'\nThe last three hours over HTTP, while `{serve}` runs:\n\ncurl "{_SERVED_AT}{_REQUEST}"\n\n{answer.text}'
+    )
 
 
 def _run_ui(settings: Settings, port: int, sandbox: dict[str, str]) -> None:

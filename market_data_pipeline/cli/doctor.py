@@ -36,6 +36,7 @@ from market_data_pipeline.defs.platform.records import BIG, size_of_records
 from market_data_pipeline.errors import HostOffError, MarketDataError, RestAnswerError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import faults
+from market_data_pipeline.model.datasets import MARKETS
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.settings import PREFIX, Settings, load_settings
 from market_data_pipeline.universe import Universe, load_universe
@@ -59,7 +60,7 @@ EXTRAS = {
     "mcp": ("mcp",),
     "polars": ("polars",),
     "postgres": ("adbc-driver-postgresql", "psycopg"),
-    "server": ("fastapi", "orjson", "prometheus-client"),
+    "server": ("anyio", "fastapi", "orjson", "prometheus-client"),
 }
 """Packages of each extra in pyproject.toml."""
 
@@ -270,13 +271,14 @@ def _network(settings: Settings) -> Iterator[Check]:
 
 
 def _markets(settings: Settings) -> Iterable[Market]:
-    """Return the markets of the universe, or all if it lists none."""
+    """Return the markets of the universe with REST, or all such markets if it lists none."""
     try:
         universe = load_universe(settings.universe) if settings.universe.exists() else Universe((), {})
         used = {key.market for key in universe.series()}
     except (MarketDataError, OSError):  # the check of the universe reports it
         used = set()
-    return [market for market in Market if market in used or not used]
+    markets = [market for market in Market if MARKETS[market].has_rest]
+    return [market for market in markets if market in used] or markets
 
 
 def _archive(settings: Settings) -> _Result:

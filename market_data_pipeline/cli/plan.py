@@ -28,7 +28,10 @@ from market_data_pipeline.defs.platform.records import (
 )
 from market_data_pipeline.errors import NetworkError
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.ledger import Ledger, may_need_fetch
 from market_data_pipeline.model.datasets import expected_rows, monthly_may_replace, spec_of
+from market_data_pipeline.model.needs import NeedKind, needs, reach_of
+from market_data_pipeline.model.outages import lacks_candles
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
@@ -80,7 +83,8 @@ class SeriesPlan:
         days: Days to fetch. Final days are not fetched again.
         files: Zips to download. One of a month counts once.
         download: Bytes of these zips.
-        requests: Requests for zips, checksums and rows of REST, without those for missing rows.
+        requests: Requests for zips, checksums and rows of REST.
+        gap_requests: Those of them that are expected for missing rows of days with an archive.
         disk: Bytes on disk for the days' files.
         records: Bytes on disk for Dagster's records.
         listed: True if the sizes of zips come from the archive's listing.
@@ -91,6 +95,7 @@ class SeriesPlan:
     files: int
     download: int
     requests: int
+    gap_requests: int
     disk: int
     records: int
     listed: bool
@@ -138,45 +143,58 @@ def day_size(key: SeriesKey, held: StoredDays) -> tuple[float, float]:
 
 
 def plan_of(
-    key: SeriesKey, wanted: Iterable[date], held: StoredDays, sizes: Mapping[str, int] | None = None
+    key: SeriesKey, wanted: Iterable[date], held: StoredDays, sizes: Mapping[str, int] | None = None, retries: int = 0
 ) -> SeriesPlan:
     """Estimate the cost of fetching days of a series.
 
     Args:
         sizes: Bytes of each zip in the archive's listing, by its key. None if the listing was not read: then every
             past day counts as one zip.
+        retries: Stored days whose missing rows are requested again.
     """
     today, of_day, disk_of_day = clock.today(), *day_size(key, held)
     is_sampled = bool((held.stored & held.final).any())
     left = sorted(set(wanted) - held.final_days)
     jobs, alone = _split(key, left, today)
-    files, requests, download, disk = 0, 0, 0.0, 0.0
+    files, requests, download, disk, gaps = 0, 0, 0.0, 0.0, 0.0
+    often = _share_with_gaps(key, held)
 
-    def take(path: str, days: int) -> bool:
-        """Count a zip of some days. Return False if the archive does not have it."""
+    def take(path: str, days: int, *, again: bool = False) -> bool:
+        """Count a zip of some days, ``again`` if they are stored anyway. Return False if it does not exist."""
         nonlocal files, requests, download, disk
         size = of_day * days if sizes is None else sizes.get(path)
         requests += 1 if size is None else 2
         if size is None:
             return False
         files, download = files + 1, download + size
-        disk += days * (disk_of_day if sizes is None or is_sampled else _file_size(key, size / days))
+        disk += 0 if again else days * (disk_of_day if sizes is None or is_sampled else _file_size(key, size / days))
         return True
 
     for month in jobs:
         if not take(key.archive_monthly(month[0]), len(month)):
             alone += month
+            continue
+        gaps += sum(_expected_gaps(key, day, often) for day in month)
+        if spec_of(key).daily:  # the daily zip of an incomplete day is read too
+            known = [day for day in month if lacks_candles(key, day)]
+            for day in known:
+                take(key.archive_daily(day), 1, again=True)
+            others = round(often * (len(month) - len(known)))
+            files, requests, download = files + others, requests + 2 * others, download + others * of_day
     for day in alone:
         if day < today and spec_of(key).daily and take(key.archive_daily(day), 1):
+            gaps += _expected_gaps(key, day, often)
             continue
         requests += _rest_requests(key, held)
         disk += disk_of_day
+    gap_requests = round((gaps + retries) * _requests_a_gap(key))
     return SeriesPlan(
         key,
         len(left),
         files,
         round(download),
-        requests,
+        requests + gap_requests,
+        gap_requests,
         round(disk),
         len(left) * USUAL_BYTES_A_DAY + bool(left) * USUAL_BYTES_A_SERIES,
         sizes is not None,
@@ -197,6 +215,33 @@ def _split(key: SeriesKey, left: Sequence[date], today: date) -> tuple[list[list
         else:
             alone += days
     return jobs, alone
+
+
+def _share_with_gaps(key: SeriesKey, held: StoredDays) -> float:
+    """Return the share of the stored days with missing rows in their source, without known halts."""
+    chosen = held.stored & held.final
+    if not chosen.any() or held.gapped.size != chosen.size:
+        return 0.0
+    gapped = sum(not lacks_candles(key, clock.day_of_number(day)) for day in held.day[chosen & held.gapped].tolist())
+    return gapped / int(chosen.sum())
+
+
+def _expected_gaps(key: SeriesKey, day: date, often: float) -> float:
+    return 1.0 if lacks_candles(key, day) else often
+
+
+def _requests_a_gap(key: SeriesKey) -> int:
+    """Return the number of requests for the missing rows of a day. 0 if REST does not have the data type."""
+    rest = spec_of(key).rest
+    return 1 + len(rest.joined) if rest.path else 0
+
+
+def days_to_retry(layout: Layout, key: SeriesKey, days: Iterable[date]) -> int:
+    """Return the number of final days whose missing rows a backfill requests again."""
+    rows, now, reach = Ledger.read(layout.ledger(key), may_need_fetch()).rows, clock.now(), reach_of(key)
+    kept = (rows[day] for day in days if day in rows and rows[day].is_stored_final)
+    found = (needs(row, now, reach) for row in kept)
+    return sum(need.kind is NeedKind.REST and not need.is_met for need in found)
 
 
 def _rest_requests(key: SeriesKey, held: StoredDays) -> int:
@@ -236,6 +281,7 @@ def listed_sizes(settings: Settings, wanted: Mapping[SeriesKey, Sequence[date]])
                 archive, key.archive_folder("monthly"), (key.archive_monthly(month[0]) for month in jobs)
             )
             alone += [day for month in jobs if key.archive_monthly(month[0]) not in months for day in month]
+            alone += [day for month in jobs for day in month if lacks_candles(key, day)]
             past = [key.archive_daily(day) for day in alone if day < today] if spec_of(key).daily else []
             dailies, _ = find_listed(archive, key.archive_folder("daily"), past)
             files = [file for file in (*months.values(), *dailies.values()) if isinstance(file, ListedFile)]
@@ -257,7 +303,8 @@ def plan_command(what: Selection, offline: bool, as_json: bool) -> None:
 
     Prints days, files, bytes, requests, minutes and disk for each series, and fetches no data. Sizes come from the
     archive's listing; with --offline, from stored days, else from typical ones. Disk includes Dagster's records.
-    Final days cost nothing. The minutes are for 100 Mbit/s. What you leave out selects all.
+    Final days cost nothing, except requests for their missing rows. Gaps of other days are expected as often as in the
+    stored days of a series, and in known halts of spot. The minutes are for 100 Mbit/s. What you leave out selects all.
 
       market-data plan BTCUSDT ETHUSDT 1m --from 2024-01 --through 2024-03
       market-data plan aggTrades --offline --json
@@ -278,7 +325,10 @@ def plan_command(what: Selection, offline: bool, as_json: bool) -> None:
             sizes = listed_sizes(settings, left)
         except NetworkError as error:
             aside().print(f"{error} The sizes below are estimates without the listing.")
-    plans = [plan_of(key, days, holdings[key], sizes.get(key)) for key, days in left.items()]
+    plans = [
+        plan_of(key, days, holdings[key], sizes.get(key), days_to_retry(layout, key, chosen.wanted[key]))
+        for key, days in left.items()
+    ]
     if as_json:
         print_json(map(_as_object, plans))
     else:
@@ -292,6 +342,7 @@ def _as_object(one: SeriesPlan) -> dict[str, object]:
         "files": one.files,
         "bytes": one.download,
         "requests": one.requests,
+        "gap_requests": one.gap_requests,
         "minutes": round(one.minutes, 2),
         "disk": one.disk + one.records,
         "records": one.records,

@@ -6,7 +6,7 @@ The rule of composition belongs to ``sql/intervals.py``, reading rows to ``resul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from zoneinfo import available_timezones
@@ -50,17 +50,22 @@ class Composition:
     sources: tuple[Request, ...]
 
     def query(self, source: Request, rows: str) -> str:
-        """Return SQL for the candles of a source. ``rows`` is SQL for its stored rows."""
+        """Return SQL for the candles of a source, by symbol and time. ``rows`` is SQL for its stored rows."""
         of_source = str(source.keys[0].interval)
         if of_source == self.interval and self.zone == _UTC:
             own = {"parts": "CAST(1 AS BIGINT)", "complete": "true"}
             columns = ", ".join(
                 f'{own.get(name, "")} AS "{name}"' if name in own else f'"{name}"' for name in self.names
             )
-            return f"SELECT {columns} FROM ({rows})"
-        step = str(interval_us(of_source))
+            return f"SELECT {columns} FROM ({rows}) ORDER BY symbol, open_time"
         return intervals.composed(
-            rows, source.schema.names, self.names, quoted(self.interval), quoted(self.zone), step_us=step
+            rows,
+            source.schema.names,
+            self.names,
+            quoted(self.interval),
+            quoted(self.zone),
+            step_us=str(interval_us(of_source)),
+            symbols=[quoted(key.symbol) for key in source.keys],
         )
 
 
@@ -94,11 +99,13 @@ def composition_of(
     zone: str,
     *,
     sync: bool,
+    is_available: Callable[[SeriesKey], bool],
 ) -> Composition:
     """Check a request for candles, and choose a stored series for each symbol: its own, else the largest that divides.
 
     Args:
-        sync: If nothing is stored for a symbol, choose the series to fetch.
+        sync: If no series of a symbol is available, choose the one to fetch.
+        is_available: Returns True for a series that is stored or can be fetched.
 
     Raises:
         UsageError: The interval divides nothing stored, or the request is not valid.
@@ -115,7 +122,9 @@ def composition_of(
     dividing = [one for one in dividing if one in published]
     chosen: dict[str, list[str]] = {}
     for key in wanted.keys:
-        chosen.setdefault(_source(layout, key, interval, zone, dividing, sync=sync), []).append(key.symbol)
+        chosen.setdefault(_source(layout, key, interval, zone, dividing, is_available, sync=sync), []).append(
+            key.symbol
+        )
     sources = (wanted_of(data_type, some, source, begin, until, market, None) for source, some in chosen.items())
     return Composition(interval, zone, wanted, (*wanted.schema.names, *parts), tuple(sources))
 
@@ -132,14 +141,23 @@ def _rule(files: DuckDB, interval: str, zone: str, wanted: Request) -> tuple[lis
     return dividing, begin, until
 
 
-def _source(layout: Layout, key: SeriesKey, interval: str, zone: str, dividing: Sequence[str], *, sync: bool) -> str:
+def _source(
+    layout: Layout,
+    key: SeriesKey,
+    interval: str,
+    zone: str,
+    dividing: Sequence[str],
+    is_available: Callable[[SeriesKey], bool],
+    *,
+    sync: bool,
+) -> str:
     """Return the interval of the series from which candles of a symbol are composed.
 
     Raises:
         UsageError: There is none.
     """
     for one in dividing:
-        if is_requested(layout, replace(key, interval=one)):
+        if is_available(replace(key, interval=one)):
             return one
     if not dividing:
         shortest = intervals_of(key.market)[0]

@@ -12,11 +12,9 @@ from market_data_pipeline import clock
 from market_data_pipeline.client.request import (
     Moment,
     Request,
+    SeriesSelection,
     format_moment,
-    market_of,
     range_of,
-    refuse_unknown,
-    symbols_of,
     there_are,
 )
 from market_data_pipeline.errors import GapError, GapWarning, UsageError
@@ -26,7 +24,7 @@ from market_data_pipeline.lake.partitions import day_files_between, known_series
 from market_data_pipeline.model.datasets import archived_spans, keyed_by_time
 from market_data_pipeline.model.day import DAMAGED, FAILED, HELD, NOT_LISTED, DayRecord
 from market_data_pipeline.model.findings import Finding, Severity, Verdict
-from market_data_pipeline.model.series import INTERVALS, DataType, ListingSpans, SeriesKey
+from market_data_pipeline.model.series import DataType, ListingSpans, SeriesKey
 from market_data_pipeline.model.states import EXPLAINED
 from market_data_pipeline.sql.file_lists import quoted
 from market_data_pipeline.universe.resolved import Listings
@@ -274,34 +272,28 @@ def _joined(gaps: Iterable[Gap]) -> list[Gap]:
 
 def gaps_query(
     layout: Layout,
-    symbols: str | Iterable[str] | None,
+    selection: SeriesSelection,
     start: Moment | None,
     end: Moment | None,
-    market: str | None,
-    interval: str | None,
     explained: bool | None,
 ) -> str:
     """Return the query of ``MarketData.gaps``. None means all.
 
     Raises:
-        UsageError: a symbol, interval or market is not held, or a moment cannot be meant.
+        UsageError: a symbol or interval is not held, or a moment cannot be meant.
     """
     first, last = range_of(date.min if start is None else start, end)
-    in_market = None if market is None else market_of(market)
-    held = [key for key in known_series(layout) if in_market in (None, key.market)]
-    if interval is not None:
-        _check_one_of(interval, [key.interval or "" for key in held], "interval")
-        held = [key for key in held if key.interval == interval]
-    names = [] if symbols is None else symbols_of(symbols)
-    for name in names:
+    held = [key for key in known_series(layout) if selection.market in (None, key.market)]
+    if selection.interval is not None:
+        _check_one_of(selection.interval, [key.interval or "" for key in held], "interval")
+        held = [key for key in held if key.interval == selection.interval]
+    for name in selection.symbols or ():
         _check_one_of(name, [key.symbol for key in held], "symbol")
     conditions = [
         f"day >= DATE '{first.date()}' AND coalesce(last, day + INTERVAL 1 DAY) >= TIMESTAMP '{first}'",
         f"coalesce(first, day) < TIMESTAMP '{last}'",
     ]
-    conditions += [f"market = {quoted(market)}"] if market is not None else []
-    conditions += [f'"interval" = {quoted(interval)}'] if interval is not None else []
-    conditions += [f"symbol IN ({', '.join(map(quoted, names))})"] if names else []
+    conditions += _of_series(selection)
     conditions += [f"explained = {explained}"] if explained is not None else []
     return (
         f"FROM quality.gaps WHERE {' AND '.join(conditions)} "
@@ -309,30 +301,34 @@ def gaps_query(
     )
 
 
-def condition_query(
-    symbols: str | Iterable[str] | None,
-    start: Moment | None,
-    end: Moment | None,
-    market: str | None,
-    interval: str | None,
-) -> str:
+def condition_query(selection: SeriesSelection, start: Moment | None, end: Moment | None) -> str:
     """Return the query of ``MarketData.condition``. None means all.
 
     Raises:
-        UsageError: An interval or market does not exist, or a moment is not valid.
+        UsageError: A moment is not valid.
     """
     first, last = range_of(date.min if start is None else start, end)
-    conditions = [f"day >= TIMESTAMP '{first}'", f"day < TIMESTAMP '{last}'"]
-    conditions += [f"market = {quoted(market_of(market))}"] if market is not None else []
-    if interval is not None:
-        refuse_unknown("interval", interval, tuple(INTERVALS))
-        conditions.append(f'"interval" = {quoted(interval)}')
-    if symbols is not None:
-        conditions.append(f"symbol IN ({', '.join(map(quoted, symbols_of(symbols)))})")
+    conditions = [f"day >= TIMESTAMP '{first}'", f"day < TIMESTAMP '{last}'", *_of_series(selection)]
     return (
         f"FROM quality.condition WHERE {' AND '.join(conditions)} "
         'ORDER BY exchange, market, data_type, symbol, "interval", day'
     )
+
+
+def _of_series(selection: SeriesSelection) -> list[str]:
+    """Return the conditions of a selection in SQL."""
+    found = [
+        f'"{name}" = {quoted(value)}'
+        for name, value in (
+            ("market", selection.market),
+            ("data_type", selection.data_type),
+            ("interval", selection.interval),
+        )
+        if value is not None
+    ]
+    if selection.symbols is not None:
+        found.append(f"symbol IN ({', '.join(map(quoted, selection.symbols))})")
+    return found
 
 
 def _check_one_of(name: str, names: Iterable[str], what: str) -> None:

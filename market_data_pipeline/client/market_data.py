@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import tzinfo
 from os import PathLike
 from pathlib import Path
@@ -25,11 +26,14 @@ from market_data_pipeline.client.members import Duration, members_of, members_wa
 from market_data_pipeline.client.request import (
     Moment,
     Request,
+    SeriesSelection,
     check_held,
     is_requested,
     market_of,
     refuse_unknown,
+    selection_of,
     wanted_of,
+    warn_of_reused_symbols,
 )
 from market_data_pipeline.client.result import ComposedRows, QueryResult, Result, StoredRows, TableResult
 from market_data_pipeline.client.session import DuckDB, Limits, Params, Views
@@ -37,7 +41,7 @@ from market_data_pipeline.coverage.condition import record_collected
 from market_data_pipeline.lake import partitions
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import faults
-from market_data_pipeline.model.series import DataType
+from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import load_universe
 from market_data_pipeline.universe.config import listings_near
@@ -113,11 +117,14 @@ class MarketData:
             tz: Time zone in which days, weeks and months begin, such as ``America/New_York``; None means UTC. Times of
                 the result are UTC.
             sync: First fetch the missing days of the range, as a Dagster run. Shows a progress bar in terminals and
-                notebooks.
+                notebooks. Candles that are neither stored nor in the universe are composed from those that are.
             final_only: Leave out days that are provisional or fail the ``integrity`` check.
             on_gap: Action before any row is read, if rows are missing without an explanation or days fail the
                 ``integrity`` check: ``"raise"`` a :class:`GapError`, ``"warn"`` once with a :class:`GapWarning`, or
                 ``"ignore"`` it. Without ``end``, rows that are newer than the last fetch are not missing.
+
+        Warns:
+            UserWarning: A symbol names two coins in the range, because Binance used it again.
 
         Raises:
             UsageError: A symbol, interval, market, column or zone does not exist, the interval divides no stored one,
@@ -367,6 +374,45 @@ class MarketData:
         wanted = wanted_of(DataType.LIQUIDATION_SNAPSHOT, symbols, None, start, end, market, columns)
         return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
 
+    def bvol_index(
+        self,
+        symbols: str | Iterable[str],
+        start: Moment,
+        end: Moment | None = None,
+        *,
+        market: str = "option",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "warn",
+    ) -> StoredRows:
+        """Return the index of implied volatility every second, by ``calc_time``, from 2023-06-20 on.
+
+        Symbols are ``BTCBVOLUSDT`` and ``ETHBVOLUSDT``. Other arguments and errors are those of :meth:`metrics`.
+        """
+        wanted = wanted_of(DataType.BVOL_INDEX, symbols, None, start, end, market, columns)
+        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+
+    def eoh_summary(
+        self,
+        symbols: str | Iterable[str],
+        start: Moment,
+        end: Moment | None = None,
+        *,
+        market: str = "option",
+        columns: str | Iterable[str] | None = None,
+        sync: bool = False,
+        final_only: bool = False,
+        on_gap: OnGap = "warn",
+    ) -> StoredRows:
+        """Return hourly summaries of options by ``time`` and ``contract``, from 2023-05-18 to 2023-10-23.
+
+        A symbol is an underlying, such as ``BTCUSDT``. Binance ended the summaries, so later days are not missing.
+        Other arguments and errors are those of :meth:`metrics`.
+        """
+        wanted = wanted_of(DataType.EOH_SUMMARY, symbols, None, start, end, market, columns)
+        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+
     def funding_rate(
         self,
         symbols: str | Iterable[str],
@@ -427,7 +473,7 @@ class MarketData:
         wanted = wanted_of(DataType.TRADE_PROFILE, symbols, None, start, end, market, columns)
         return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
 
-    def sql(self, query: str, params: Params = None) -> Result:
+    def sql(self, query: str, params: Params = None, *, selection: SeriesSelection | None = None) -> Result:
         """Run a query over the views ``binance_spot.klines``, ``binance_um.agg_trades``, ``quality.coverage`` and more.
 
         The views have all symbols, also those that are no longer collected. For one symbol the macros
@@ -440,6 +486,8 @@ class MarketData:
         Args:
             query: The SELECT.
             params: Values for each ``?`` (a list) or ``$name`` (a dict). Pass values from outside only like this.
+            selection: Series that the query reads from the views of ``quality``. Only their ledgers are compared with
+                the files on disk. None means all.
 
         Raises:
             UsageError: The text is no query, or DuckDB refuses it.
@@ -456,8 +504,8 @@ class MarketData:
                 refresh_tables(self._layout, self._listings())
         if "condition" in query.casefold():
             self._record_collected()
-        answer = QueryResult(self._views, query, params)
-        answer.relation()  # report a mistake here, not when the rows are read
+        answer = QueryResult(self._views, query, params, selection)
+        answer.check()  # report a mistake here, not when the rows are read
         return answer
 
     def universe(
@@ -556,7 +604,7 @@ class MarketData:
         """Return the symbols with stored data, in order.
 
         Args:
-            market: ``spot``, ``um`` or ``cm``; None means all.
+            market: ``spot``, ``um``, ``cm`` or ``option``; None means all.
 
         Raises:
             UsageError: The market does not exist.
@@ -588,6 +636,7 @@ class MarketData:
         *,
         market: str | None = None,
         interval: str | None = None,
+        data_type: str | None = None,
     ) -> Result:
         """Return one row for each day of each stored or collected series: its condition, the reason and the evidence.
 
@@ -598,17 +647,19 @@ class MarketData:
             symbols: One symbol or several; None means all.
             start: First day, inclusive; None means the beginning.
             end: Exclusive: days whose midnight (UTC) is before it; None means now.
-            market: ``spot``, ``um`` or ``cm``; None means all.
+            market: ``spot``, ``um``, ``cm`` or ``option``; None means all.
             interval: Kline interval; None means all, and trades.
+            data_type: ``klines``, ``aggTrades`` or another; None means all.
 
         Raises:
-            UsageError: The interval or market does not exist, or a moment is not valid.
+            UsageError: The interval, data type or market does not exist, or a moment is not valid.
 
         Examples:
             >>> market.condition("BTCUSDT", "2024-01-01", "2024-01-03").df()["condition"].unique().tolist()
             ['available']
         """
-        return self.sql(condition_query(symbols, start, end, market, interval))
+        selection = selection_of(symbols, market, data_type, interval)
+        return self.sql(condition_query(selection, start, end), selection=selection)
 
     def gaps(
         self,
@@ -628,7 +679,7 @@ class MarketData:
             symbols: One symbol or several; None means all.
             start: First moment, inclusive; None means the beginning.
             end: Last moment, exclusive; None means now.
-            market: ``spot``, ``um`` or ``cm``; None means all.
+            market: ``spot``, ``um``, ``cm`` or ``option``; None means all.
             interval: Kline interval; None means all, and trades.
             explained: True for gaps with an explanation (an outage, no trade), False for the others; None means both.
 
@@ -639,7 +690,8 @@ class MarketData:
             >>> len(market.gaps("BTCUSDT"))
             0
         """
-        return self.sql(gaps_query(self._layout, symbols, start, end, market, interval, explained))
+        selection = replace(selection_of(symbols, market), interval=interval)
+        return self.sql(gaps_query(self._layout, selection, start, end, explained), selection=selection)
 
     def __repr__(self) -> str:
         universe = self._settings.universe
@@ -665,13 +717,31 @@ class MarketData:
         columns = [columns] if isinstance(columns, str) else list(columns) if isinstance(columns, Iterable) else columns
         if not isinstance(symbols, str) and isinstance(symbols, Iterable):
             symbols = list(symbols)  # read twice
+        universe = load_universe(self._settings.universe) if sync else None
+
+        def is_available(key: SeriesKey) -> bool:
+            return is_requested(self._layout, key) or (universe is not None and key in universe)
+
         if can_be_own(interval, zone, columns):
             wanted = wanted_of(data_type, symbols, interval, start, end, market, columns)
-            if sync or all(is_requested(self._layout, key) for key in wanted.keys):
+            if all(map(is_available, wanted.keys)):
+                warn_of_reused_symbols(wanted, stacklevel=4)
                 return self._rows(wanted, sync, final_only, on_gap, growing=growing, stacklevel=4)
         composition = composition_of(
-            self._layout, self._files, data_type, symbols, interval, start, end, market, columns, zone, sync=sync
+            self._layout,
+            self._files,
+            data_type,
+            symbols,
+            interval,
+            start,
+            end,
+            market,
+            columns,
+            zone,
+            sync=sync,
+            is_available=is_available,
         )
+        warn_of_reused_symbols(composition.wanted, stacklevel=4)
         self._check(composition.sources, sync, final_only, on_gap, growing=growing, stacklevel=4)
         return ComposedRows(self._layout, self._files, composition, final_only=final_only)
 

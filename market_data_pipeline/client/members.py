@@ -103,6 +103,8 @@ def members_wanted(
     last = first + clock.DAY if start is None else None if end is None else _date_of(end, "end")
     if last is not None and last <= first:
         raise UsageError(f"end ({last}) is not after start ({first}), so there is no date. end is exclusive.")
+    if not measures_of(in_market):
+        raise UsageError(f"{in_market} has no klines, so its symbols cannot be ranked by volume. Pass another market.")
     refuse_unknown("column", by, measures_of(in_market), f" to rank by in {in_market}")
     if top is not None and top < 1:
         raise UsageError(f"top is {top}. Pass 1 or more, or None for all symbols.")

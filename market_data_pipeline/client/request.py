@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -16,6 +17,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, data_types_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey, intervals_of
+from market_data_pipeline.universe.aliases import known_aliases
 
 Moment = datetime | date | str
 """A date, a datetime or ISO text. Without a zone it is UTC. A date is its midnight."""
@@ -61,6 +63,50 @@ class Request:
     def days_through(self, last: date) -> list[date]:
         """Return the days of the range up to a last day, in order."""
         return clock.days_between(self.first_day, min(last, self.last_day))
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesSelection:
+    """Series of a question about quality. None means all."""
+
+    symbols: Sequence[str] | None = None
+    market: Market | None = None
+    data_type: DataType | None = None
+    interval: str | None = None
+    keys: Sequence[SeriesKey] | None = None
+
+    def takes(self, key: SeriesKey) -> bool:
+        """Return True if a series is selected."""
+        return (
+            self.market in (None, key.market)
+            and self.data_type in (None, key.data_type)
+            and self.interval in (None, key.interval)
+            and (self.symbols is None or key.symbol in self.symbols)
+            and (self.keys is None or key in self.keys)
+        )
+
+
+def selection_of(
+    symbols: str | Iterable[str] | None = None,
+    market: str | None = None,
+    data_type: str | None = None,
+    interval: str | None = None,
+) -> SeriesSelection:
+    """Check a selection. Series that are not stored pass.
+
+    Raises:
+        UsageError: An interval, data type or market does not exist.
+    """
+    if data_type is not None:
+        refuse_unknown("data type", data_type, list(DataType))
+    if interval is not None:
+        refuse_unknown("interval", interval, tuple(INTERVALS))
+    return SeriesSelection(
+        None if symbols is None else symbols_of(symbols),
+        None if market is None else market_of(market),
+        None if data_type is None else DataType(data_type),
+        interval,
+    )
 
 
 def wanted_of(
@@ -239,3 +285,23 @@ def listed(names: Sequence[str], most: int) -> str:
 def format_moment(moment: datetime) -> str:
     """Return a moment as text, with seconds only if it has some."""
     return moment.isoformat(" ", "minutes" if moment == moment.replace(second=0, microsecond=0) else "auto")
+
+
+def warn_of_reused_symbols(wanted: Request, stacklevel: int) -> None:
+    """Warn once of symbols that name another coin from some day of the range on.
+
+    Args:
+        stacklevel: Number of frames up to the line of the user.
+    """
+    found = [
+        f"{key.symbol} from {day} (UTC)"
+        for key in wanted.keys
+        for day in known_aliases().reused.get((key.market, key.symbol), ())
+        if wanted.start < clock.midnight(day) < wanted.end
+    ]
+    if found:
+        warnings.warn(
+            f"A symbol in {wanted.keys[0].market} names another coin within the range: {', '.join(found)}. "
+            "Prices before and after are of different coins. Request each range by itself.",
+            stacklevel=stacklevel,
+        )

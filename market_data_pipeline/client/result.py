@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from market_data_pipeline import clock
 from market_data_pipeline.client import versions as day_records
 from market_data_pipeline.client.composition import Composition
-from market_data_pipeline.client.request import Request, format_moment, listed, refuse_unknown
+from market_data_pipeline.client.request import Request, SeriesSelection, format_moment, listed, refuse_unknown
 from market_data_pipeline.client.session import DuckDB, Params, Views, count_rows
 from market_data_pipeline.errors import DamagedFileError, MarketDataError, UsageError
 from market_data_pipeline.lake import partitions, reader
@@ -259,14 +260,26 @@ class StoredRows(Result):
         paths = list(dict.fromkeys(day.path for day in self._take()))
         query = file_lists.scan(first.market, first.data_type, paths, self._wanted.schema.names, mark)
         start, end = self._cut
-        if start is None or not paths:
+        if start is None or end is None or not paths:
             return query
         time = f'"{reader.time_column(first.data_type)}"'
-        query = f"{query} WHERE {time} >= TIMESTAMP '{start}' AND {time} < TIMESTAMP '{end}'"
+        conditions = []
+        if not self._whole(start, end):
+            conditions.append(f"{time} >= TIMESTAMP '{start}' AND {time} < TIMESTAMP '{end}'")
         for symbol, days in self._left_out.items():
             dates = ", ".join(f"DATE '{day}'" for day in days)
-            query += f" AND NOT (symbol = {file_lists.quoted(symbol)} AND CAST({time} AS DATE) IN ({dates}))"
+            conditions.append(f"NOT (symbol = {file_lists.quoted(symbol)} AND CAST({time} AS DATE) IN ({dates}))")
+        if conditions:
+            query += f" WHERE {' AND '.join(conditions)}"
         return query
+
+    def _whole(self, start: datetime, end: datetime) -> bool:
+        """Return True if the files that are read have no row outside a range: then DuckDB need not compare times."""
+        taken = self._taken or ()
+        days, in_months = {day.day for day in taken}, {day.day for day in taken if day.of_month}
+        if in_months:
+            days |= {min(in_months).replace(day=1), clock.days_of_month(max(in_months))[-1]}
+        return bool(days) and start <= clock.midnight(min(days)) and clock.midnight(max(days) + clock.DAY) <= end
 
     @property
     def _cut(self) -> tuple[datetime, datetime] | tuple[None, None]:
@@ -393,10 +406,12 @@ class ComposedRows(Result):
         return self._typed(self._duckdb.table(lambda: f"{self._sql()} LIMIT {_SHOWN}"))
 
     def _sql(self) -> str:
-        queries = (
+        queries = [
             self._composition.query(source, rows._sql())
             for source, rows in zip(self._composition.sources, self._sources, strict=True)
-        )
+        ]
+        if len(queries) == 1:
+            return f"FROM ({queries[0]})"  # in order already
         return f"FROM ({' UNION ALL '.join(f'({query})' for query in queries)}) ORDER BY symbol, open_time"
 
     def _typed(self, table: pa.Table) -> pa.Table:
@@ -453,30 +468,49 @@ class TableResult(Result):
 class QueryResult(Result):
     """Rows that answer a query."""
 
-    def __init__(self, views: Views, query: str, params: Params = None) -> None:
+    def __init__(
+        self, views: Views, query: str, params: Params = None, selection: SeriesSelection | None = None
+    ) -> None:
+        """Create the result.
+
+        Args:
+            views: The lake's views.
+            query: The query.
+            params: Values of the query.
+            selection: Series that the query reads from the ``quality`` views. None means all.
+        """
         self._views = views
         self._query = query
-        self._params = params
+        self._asked = params, selection
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return self._views.within(count_rows, self._query, self._params)
+        return self._views.within(count_rows, self._query, *self._asked)
 
     def _first_rows(self) -> pa.Table:
-        table = self._views.within(lambda rows: rows.limit(_SHOWN).to_arrow_table(), self._query, self._params)
+        table = self._views.within(lambda rows: rows.limit(_SHOWN).to_arrow_table(), self._query, *self._asked)
         return _aware(table)
 
     def arrow(self) -> pa.Table:
         """Return the rows as an Arrow table."""
-        return _aware(self._views.within(self._views.bounded, self._query, self._params))
+        return _aware(self._views.within(self._views.bounded, self._query, *self._asked))
 
     def relation(self) -> duckdb.DuckDBPyRelation:
         """Return the rows as a lazy DuckDB relation."""
-        return self._views.within(lambda rows: rows, self._query, self._params)
+        with self._views.every_view():  # it may be joined with others
+            return self._views.within(lambda rows: rows, self._query, *self._asked)
+
+    def check(self) -> None:
+        """Bind the query, so that a mistake is reported.
+
+        Raises:
+            UsageError: The text is no query, or DuckDB refuses it.
+        """
+        self._views.within(lambda _: None, self._query, *self._asked)
 
     def __repr__(self) -> str:
         shown = " ".join(self._query.split())
-        columns = ", ".join(self.relation().columns)
+        columns = ", ".join(self._views.within(lambda rows: rows.columns, self._query, *self._asked))
         return f"<{shown if len(shown) <= 80 else shown[:79] + '…'}: {columns}>"
 
 

@@ -18,11 +18,14 @@ from market_data_pipeline.lake.day_records import rows_as_on_disk
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import checks_do_not_pass
 from market_data_pipeline.model.day import EMPTY, FAILED, HELD, NOT_LISTED, DayRecord
+from market_data_pipeline.model.findings import Verdict
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.model.states import is_complete
 
 _OF_CHECKS = ("day", "outcome", "final", "integrity", "gaps", "verdicts", "failure", "replaced_by")
 _COLUMNS = (*_OF_CHECKS, "rows", "bytes")
+_OF_MISSING_ROWS = {Verdict.OUTAGE, Verdict.ARCHIVE_DEFECT, Verdict.HEALED, Verdict.UNEXPLAINED}
+"""Verdicts of missing rows. The others are of flat candles, or of rows that are not expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class StoredDays:
         rows: Rows in the file.
         bytes: Its size.
         incomplete: True if the day is stored and not complete (see ``model.states``).
+        gapped: True if rows were missing in its source, so that REST was requested.
     """
 
     day: npt.NDArray[np.int64]
@@ -49,6 +53,7 @@ class StoredDays:
     rows: npt.NDArray[np.int64]
     bytes: npt.NDArray[np.int64]
     incomplete: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=bool))
+    gapped: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=bool))
 
     @property
     def final_days(self) -> set[date]:
@@ -89,7 +94,12 @@ def stored_days(layout: Layout, key: SeriesKey) -> StoredDays:
         rows=np.asarray(table["rows"].to_pylist(), dtype=np.int64),
         bytes=np.asarray(table["bytes"].to_pylist(), dtype=np.int64),
         incomplete=_incomplete(table),
+        gapped=np.asarray([_has_missing(verdicts) for verdicts in table["verdicts"].to_pylist()], dtype=bool),
     )
+
+
+def _has_missing(verdicts: str | None) -> bool:
+    return bool(verdicts) and not _OF_MISSING_ROWS.isdisjoint((verdicts or "").split("+"))
 
 
 def _incomplete(table: pa.Table) -> npt.NDArray[np.bool_]:

@@ -31,7 +31,7 @@ from market_data_pipeline.lake.ledger import Ledger, checks_do_not_pass, refresh
 from market_data_pipeline.model.day import EMPTY, NOT_LISTED, DayRecord, Failed, after
 from market_data_pipeline.model.findings import Basis, Severity
 from market_data_pipeline.model.lineage import profile_of
-from market_data_pipeline.model.needs import is_still_unlisted, needs, profile_is_due, reach_of
+from market_data_pipeline.model.needs import is_still_unlisted, needs, perishing_first, profile_is_due, reach_of
 from market_data_pipeline.model.outcomes import Action, DayFailure, DayOutcome, DayResult, OnResult
 from market_data_pipeline.model.series import DataType, ListingSpans, Market, SeriesKey
 from market_data_pipeline.model.states import is_complete
@@ -157,7 +157,17 @@ def _read_checks(wanted: Mapping[SeriesKey, Sequence[date]], layout: Layout, rep
 def _runs(
     needed: Mapping[SeriesKey, Sequence[date]], at_most: int
 ) -> Iterator[tuple[tuple[date, date], list[SeriesKey]]]:
-    """Group series that need the same days into one run, up to ``at_most`` days of all series together."""
+    """Group series that need the same days into one run, up to ``at_most`` days of all series together.
+
+    Days that REST will soon no longer serve come first.
+    """
+    for part in perishing_first(needed, clock.now()):
+        yield from _grouped(part, at_most)
+
+
+def _grouped(
+    needed: Mapping[SeriesKey, Sequence[date]], at_most: int
+) -> Iterator[tuple[tuple[date, date], list[SeriesKey]]]:
     alike: dict[tuple[date, date], list[SeriesKey]] = {}
     for key, days in needed.items():
         for span in contiguous_ranges(days, at_most):

@@ -16,6 +16,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from market_data_pipeline.defs.keys import RECONCILIATION, asset_key_of, coverage_key_of, exchange_info_key_of
 from market_data_pipeline.defs.maintenance.definitions import build_maintenance_jobs
 from market_data_pipeline.defs.reconciliation.definitions import build_reconciliation_job
+from market_data_pipeline.model.datasets import MARKETS
 from market_data_pipeline.model.lineage import profile_of
 from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
@@ -62,7 +63,7 @@ def build_jobs(keys: Sequence[SeriesKey], settings: Settings) -> Jobs:
     profiles = [asset_key_of(profile_of(key)) for key in keys if key.data_type is DataType.AGG_TRADES]
     markets = list(dict.fromkeys(key.market for key in keys))
     coverage = [coverage_key_of(market) for market in markets]
-    snapshots = [exchange_info_key_of(market) for market in markets]
+    snapshots = [exchange_info_key_of(market) for market in markets if MARKETS[market].has_rest]
     rows = (
         (INGEST_ALL, [asset_key_of(key) for key in keys], "Fetch klines and aggTrades of all series, for a day."),
         (KLINES, assets_of(DataType.KLINES), "Fetch klines of all series, for a day."),

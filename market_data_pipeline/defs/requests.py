@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import date
+from datetime import date, datetime
 
 import dagster as dg
+from dagster._core.storage.tags import PRIORITY_TAG
 
 from market_data_pipeline.clock import contiguous_ranges, days_between
 from market_data_pipeline.defs.keys import asset_key_of
@@ -17,8 +18,12 @@ Days = dict[SeriesKey, list[date]]
 """UTC days by series."""
 
 
-def run_requests(stamp: str, wanted: Mapping[SeriesKey, Iterable[date]], at_most: int) -> list[dg.RunRequest]:
+def run_requests(
+    stamp: str, wanted: Mapping[SeriesKey, Iterable[date]], at_most: int, now: datetime
+) -> list[dg.RunRequest]:
     """Return one run request for each stretch of days that the same series need, newest first.
+
+    Days that REST will soon no longer serve come before all others, and their runs have a higher priority.
 
     A run under the daemon takes seconds to start. A day within it takes milliseconds.
 
@@ -26,7 +31,18 @@ def run_requests(stamp: str, wanted: Mapping[SeriesKey, Iterable[date]], at_most
         stamp: The prefix of run keys. Requests with the same stamp, days and series have the same key.
         wanted: UTC days of each series.
         at_most: The maximum number of days in a run.
+        now: The current time, zone-aware.
     """
+    from market_data_pipeline.model.needs import perishing_first  # at a tick, not at each load
+
+    soon, later = perishing_first(wanted, now)
+    urgent = [_request(stamp, *one, tags={PRIORITY_TAG: "1"}) for one in _stretches(soon, at_most)]
+    return urgent + [_request(stamp, *one) for one in _stretches(later, at_most)]
+
+
+def _stretches(
+    wanted: Mapping[SeriesKey, Iterable[date]], at_most: int
+) -> list[tuple[date, date, tuple[SeriesKey, ...]]]:
     by_day: dict[date, list[SeriesKey]] = {}
     for key, days in wanted.items():
         for day in set(days):
@@ -34,13 +50,17 @@ def run_requests(stamp: str, wanted: Mapping[SeriesKey, Iterable[date]], at_most
     alike: dict[tuple[SeriesKey, ...], list[date]] = {}
     for day, keys in by_day.items():
         alike.setdefault(tuple(keys), []).append(day)
-    stretches = [(*span, keys) for keys, days in alike.items() for span in contiguous_ranges(days, at_most)]
-    return [_request(stamp, *stretch) for stretch in sorted(stretches, reverse=True)]
+    found = [(*span, keys) for keys, days in alike.items() for span in contiguous_ranges(days, at_most)]
+    return sorted(found, reverse=True)
 
 
-def request_of(run_key: str, keys: Iterable[SeriesKey], first: date, last: date) -> dg.RunRequest:
+def request_of(
+    run_key: str, keys: Iterable[SeriesKey], first: date, last: date, tags: Mapping[str, str] | None = None
+) -> dg.RunRequest:
     """Return a run request for the UTC days from ``first`` to ``last`` of series."""
-    return dg.RunRequest(run_key, tags=tags_of(first, last), asset_selection=[asset_key_of(key) for key in keys])
+    return dg.RunRequest(
+        run_key, tags={**tags_of(first, last), **(tags or {})}, asset_selection=[asset_key_of(key) for key in keys]
+    )
 
 
 def underway(
@@ -72,7 +92,9 @@ def without(days: Mapping[SeriesKey, Iterable[date]], taken: Mapping[SeriesKey, 
     return {key: some for key, some in left.items() if some}
 
 
-def _request(stamp: str, first: date, last: date, keys: Sequence[SeriesKey]) -> dg.RunRequest:
+def _request(
+    stamp: str, first: date, last: date, keys: Sequence[SeriesKey], tags: Mapping[str, str] | None = None
+) -> dg.RunRequest:
     digest = hashlib.sha256("\n".join(map(str, keys)).encode()).hexdigest()
     run_key = f"{stamp} {first} {last} {digest[:16]}"
-    return request_of(run_key, keys, first, last)
+    return request_of(run_key, keys, first, last, tags)

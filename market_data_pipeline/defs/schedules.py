@@ -261,7 +261,7 @@ def request_profiles(tick: Tick) -> Requests:
         for key in some:
             taken.setdefault(key, set()).add(day)
     missing = without(profile_backlog(tick.universe, tick.layout, today, busy), taken)
-    requests += run_requests(tick.stamp, missing, tick.settings.max_partitions_per_run)[:MOST_REPAIRS]
+    requests += run_requests(tick.stamp, missing, tick.settings.max_partitions_per_run, tick.at)[:MOST_REPAIRS]
     yield from requests or [dg.SkipReason(_NOTHING)]
 
 
@@ -289,7 +289,7 @@ def request_repairs(tick: Tick) -> Requests:
     requests = [
         request
         for stamp, days in ((tick.stamp, due), (f"backlog {at:%Y-%m-%dT%H:%M}", missing))
-        for request in run_requests(stamp, days, tick.settings.max_partitions_per_run)[:MOST_REPAIRS]
+        for request in run_requests(stamp, days, tick.settings.max_partitions_per_run, at)[:MOST_REPAIRS]
     ]
     if not requests:
         text = "No day is due for a retry, and no day is missing."

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from market_data_pipeline.model.schema import TRADE_PROFILE_SCHEMA
+from market_data_pipeline.sql.bars import LEVEL_BY_PRICE
 
 if TYPE_CHECKING:
     import duckdb
@@ -62,7 +63,6 @@ ORDER BY day
 """
 _LINEAR_VWAP = "fsum(price * quantity) / fsum(quantity)"
 _INVERSE_VWAP = "fsum(quantity) / fsum(quantity / price)"
-_LEVEL_BY_PRICE = "pow(10, floor(log10(vwap * 1e-4)))"
 
 
 def trade_profile(trades: duckdb.DuckDBPyRelation, *, symbol: str, inverse: bool, level_size: float = 0.0) -> pa.Table:
@@ -82,7 +82,7 @@ def trade_profile(trades: duckdb.DuckDBPyRelation, *, symbol: str, inverse: bool
     """
     query = _QUERY.format(
         vwap=_INVERSE_VWAP if inverse else _LINEAR_VWAP,
-        level_size=f"CAST({level_size!r} AS DOUBLE)" if level_size else _LEVEL_BY_PRICE,
+        level_size=f"CAST({level_size!r} AS DOUBLE)" if level_size else LEVEL_BY_PRICE,
     )
     answer = trades.query("trades", query)
     if answer is None:  # DuckDB returns None for a statement that is no query

@@ -21,7 +21,7 @@ from market_data_pipeline.checks.verdicts import Ground, verdict_finding
 from market_data_pipeline.errors import AbsentError, BeyondReachError, RestAnswerError, SourceError, UnpublishedError
 from market_data_pipeline.ingest.day_rows import DayRows, joined
 from market_data_pipeline.ingest.gap_fill import GapFiller
-from market_data_pipeline.model.datasets import WORDS, shows_trades, spec_of
+from market_data_pipeline.model.datasets import MARKETS, WORDS, precedes_listing, shows_trades, spec_of
 from market_data_pipeline.model.findings import Finding, RestAnswer, Verdict
 from market_data_pipeline.model.needs import pause_ended
 from market_data_pipeline.model.outcomes import Action
@@ -239,10 +239,12 @@ class RestDays:
         """Return True if a day is before the symbol's first candle, which is requested once. False if unknown."""
         with self._lock:  # several threads work on the days of the series
             if self._first is None:
-                self._first = self.listing.first or date.min
-                if self.listing.first is None:
+                # A price may be older or younger than what the listing has.
+                known = None if precedes_listing(self.key) else self.listing.first
+                self._first = known or self.listing.first or date.min
+                if known is None and MARKETS[self.key.market].has_rest:
                     with suppress(SourceError):
-                        self._first = self.rest().first_candle_day(self.key) or date.min
+                        self._first = self.rest().first_candle_day(self.key) or self._first
             return day < self._first
 
 

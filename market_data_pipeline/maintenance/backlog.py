@@ -22,6 +22,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import stored_dates
 from market_data_pipeline.model.day import HELD, NOT_LISTED
 from market_data_pipeline.model.lineage import profile_of
+from market_data_pipeline.model.needs import perishing_first
 from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.universe import Universe, load_universe
 
@@ -41,7 +42,9 @@ Busy = Mapping[SeriesKey, Collection[date]]
 def backlog(
     at: datetime, until: date, what: Requestable, layout: Layout, busy: Busy, seconds: float = _SEARCH_SECONDS
 ) -> dict[SeriesKey, list[date]]:
-    """Return a portion of the backlog of all series that Binance publishes, in order of series and days.
+    """Return a portion of the backlog of all series that Binance publishes, with the days of each in order.
+
+    Days that REST will soon no longer serve have the first share.
 
     Args:
         at: The tick's time, zone-aware.
@@ -58,7 +61,10 @@ def backlog(
             found[key] = days
         if time.monotonic() > end:
             break
-    return portion(found)
+    soon, later = perishing_first(found, at)
+    first = portion(soon)
+    then = portion(later, PORTION - sum(map(len, first.values())))
+    return {key: [*then.get(key, []), *first.get(key, [])] for key in found if key in first or key in then}
 
 
 def _in_turn(keys: Sequence[SeriesKey], at: datetime) -> list[SeriesKey]:
@@ -119,9 +125,9 @@ def portion(days: Mapping[SeriesKey, Sequence[date]], most: int | None = None) -
     Each series has an equal share, so that a series whose runs fail without a trace cannot block the others. Unused
     shares go to the first series.
     """
-    if not days:
-        return {}
     most = PORTION if most is None else most
+    if not days or most < 1:
+        return {}
     share = max(1, most // len(days))
     left = max(0, most - sum(min(share, len(some)) for some in days.values()))
     found = {}

@@ -29,6 +29,7 @@ class Column:
             ``word`` is mostly the same from row to row. An ``ignore`` column is in the CSV only.
         rest: Field of the REST answer if its rows are objects. Kline rows are arrays in the CSV's order.
         text: True if the archive has times as text such as ``2026-09-30 02:30:00`` (UTC).
+        hours: True if it has the hours of the row's time, whose own column has the day only. It is in the CSV only.
         nullable: True if the exchange may leave the value out.
         spacing: True if REST does not have it, and it is computed as the hours since the previous row.
     """
@@ -37,6 +38,7 @@ class Column:
     kind: ColumnKind
     rest: str = ""
     text: bool = False
+    hours: bool = False
     nullable: bool = False
     spacing: bool = False
 
@@ -114,6 +116,7 @@ class MarketSpec:
         microseconds: True if the API sends microseconds with the header ``X-MBX-TIME-UNIT``.
         inverse: True for contracts margined in the base asset. Volume is in contracts, VWAP is Σq / Σ(q/p).
         first_agg_trade_id: Id of a symbol's first aggTrade.
+        has_rest: False if the market's data types come from the archive alone.
     """
 
     time_path: str
@@ -122,6 +125,7 @@ class MarketSpec:
     microseconds: bool
     inverse: bool
     first_agg_trade_id: int
+    has_rest: bool = True
 
 
 MARKETS: dict[Market, MarketSpec] = {
@@ -129,6 +133,8 @@ MARKETS: dict[Market, MarketSpec] = {
     # Binance counts COIN-M and USDⓈ-M in one budget since 2026-06-30.
     Market.UM: MarketSpec("/fapi/v1/time", 2400, "futures", False, False, 1),
     Market.CM: MarketSpec("/dapi/v1/time", 2400, "futures", False, True, 1),
+    # REST of options has no history of BVOLIndex and EOHSummary, so it is not used.
+    Market.OPTION: MarketSpec("", 0, "option", False, False, 0, has_rest=False),
 }
 
 
@@ -153,6 +159,7 @@ class Spec:
         also: Further columns of the key, if several rows share the first one.
         begins: First day in the archive of any symbol, if the type is younger than its market.
         ended: Last day in the archive, if Binance no longer publishes the type. No later day is missing.
+        precedes: True if its history may begin before the symbol's listing. Prices follow other exchanges.
     """
 
     market: Market
@@ -174,6 +181,7 @@ class Spec:
     also: tuple[str, ...] = ()
     begins: date | None = None
     ended: date | None = None
+    precedes: bool = False
 
 
 def _kline_columns(quote: str) -> tuple[Column, ...]:
@@ -247,6 +255,7 @@ def _price_klines(data_type: DataType, market: Market, rest: RestEndpoint, *, si
         "lz4",
         closes_months=True,
         signed=signed,
+        precedes=not signed,
     )
 
 
@@ -465,6 +474,83 @@ def _liquidations(market: Market, ended: date) -> Spec:
 
 
 _HOUR = timedelta(hours=1)
+
+
+def _bvol_index() -> Spec:
+    labels = ("symbol", "base_asset", "quote_asset")  # the same in all rows
+    return Spec(
+        Market.OPTION,
+        DataType.BVOL_INDEX,
+        (
+            Column("calc_time", "time"),
+            *(Column(name, "ignore") for name in labels),
+            Column("index_value", "float"),
+        ),
+        "calc_time",
+        "calc_time",
+        RestEndpoint("", 500, 1),
+        False,
+        (),
+        ("calc_time",),
+        "zstd",
+        slots=Slots(timedelta(0), 86_400, step=timedelta(seconds=1), longest=timedelta(seconds=10)),
+        begins=date(2023, 6, 20),
+    )
+
+
+_EOH_FLOATS = (
+    "open",
+    "high",
+    "low",
+    "close",
+    "volume_contracts",
+    "volume_usdt",
+    "best_bid_price",
+    "best_ask_price",
+    "best_bid_qty",
+    "best_ask_qty",
+    "best_buy_iv",
+    "best_sell_iv",
+    "mark_price",
+    "mark_iv",
+    "delta",
+    "gamma",
+    "vega",
+    "theta",
+    "openinterest_contracts",
+    "openinterest_usdt",
+)
+
+
+def _eoh_summary() -> Spec:
+    """Return the spec of summaries of options. The series' symbol is the underlying, so the CSV's is ``contract``."""
+    return Spec(
+        Market.OPTION,
+        DataType.EOH_SUMMARY,
+        (
+            Column("time", "time", text=True),
+            Column("hour", "ignore", hours=True),
+            Column("contract", "text"),
+            Column("underlying", "ignore"),
+            Column("type", "text"),
+            Column("strike", "text"),
+            *(Column(name, "float", nullable=True) for name in _EOH_FLOATS),
+        ),
+        "time",
+        "time",
+        RestEndpoint("", 500, 1),
+        False,
+        ("contract", "type", "strike"),
+        ("time",),
+        "zstd",
+        slots=Slots(timedelta(0), 24 * 3_000, step=_HOUR),
+        unordered=True,
+        also=("contract",),
+        begins=date(2023, 5, 18),
+        ended=date(2023, 10, 23),
+    )
+
+
 _FUTURES = ((Market.UM, "/fapi/v1", None), (Market.CM, "/dapi/v1", timedelta(days=200)))
 # Futures klines cost 2 up to 499 rows, 5 up to 1000 and 10 above, so pages of 499 are the cheapest per row. Futures
 # aggTrades reach back 48 hours (um, since 2026-08-18) and 24 hours (cm, since 2026-06-26).
@@ -526,6 +612,8 @@ _ROWS = (
     _liquidations(Market.CM, date(2024, 10, 14)),
     _funding_rate(Market.UM, "/fapi/v1/fundingRate"),
     _funding_rate(Market.CM, "/dapi/v1/fundingRate"),
+    _bvol_index(),
+    _eoh_summary(),
 )
 
 SPECS: dict[tuple[Market, DataType], Spec] = {(spec.market, spec.data_type): spec for spec in _ROWS}
@@ -641,6 +729,14 @@ WORDS: dict[DataType, Words] = {
     DataType.FUNDING_RATE: Words(
         "fundingRate", "Funding rates of {symbol} from Binance {market}, one row per payment. The interval may change."
     ),
+    DataType.BVOL_INDEX: Words(
+        "BVOLIndex", "Index {symbol} of the volatility that options imply, from Binance {market}, one row per second."
+    ),
+    DataType.EOH_SUMMARY: Words(
+        "EOHSummary",
+        "Options of {symbol} from Binance {market}, one row per option and hour. Binance ended this type in 2023.",
+        "hours",
+    ),
     DataType.TRADE_PROFILE: Words(
         "tradeProfile", "Daily trade statistics of {symbol} from Binance {market}, one row per day."
     ),
@@ -726,6 +822,12 @@ def archived_spans(key: SeriesKey, listing: ListingSpans) -> ListingSpans:
     spans = tuple((first, None if last == date.max else last) for first, last in cut if first <= last)
     # Without spans nothing would be known, so a span without days means that there are none.
     return ListingSpans(spans or ((ended + clock.DAY, ended) if spec.ended else (begins, begins - clock.DAY),))
+
+
+def precedes_listing(key: SeriesKey) -> bool:
+    """Return True if the history of a series may begin before its symbol's listing."""
+    spec = SPECS.get((key.market, key.data_type))
+    return spec is not None and spec.precedes
 
 
 def archive_day(key: SeriesKey, day: date) -> date:

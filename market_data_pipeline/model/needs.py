@@ -5,13 +5,13 @@ A failed or incomplete day is retried with exponential backoff. Fetching does no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 
 from market_data_pipeline import clock
-from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.datasets import is_bounded, spec_of
 from market_data_pipeline.model.day import (
     EMPTY,
     FAILED,
@@ -37,6 +37,10 @@ _ARCHIVE_AFTER = timedelta(hours=3)
 
 _PAUSE_OF_USERS = timedelta(hours=1)
 """Pause between requests of users for a day that waits for its archive."""
+
+
+Wanted = dict[SeriesKey, list[date]]
+"""UTC days by series."""
 
 
 class NeedKind(StrEnum):
@@ -168,6 +172,32 @@ def _candles_begun(key: SeriesKey, moment: datetime) -> int:
 def reach_of(key: SeriesKey) -> timedelta | None:
     """Return the age of the oldest rows of a series that REST serves. None means no limit."""
     return None if key.data_type is DataType.TRADE_PROFILE else spec_of(key).rest.reach
+
+
+def perishing_first(wanted: Mapping[SeriesKey, Iterable[date]], now: datetime) -> tuple[Wanted, Wanted]:
+    """Split days into those that REST will soon no longer serve, to be fetched first, and all others.
+
+    Metrics fill their gaps from REST, which has only the last 30 days. Trades are left out: REST has two days of them
+    at most, they take many requests, and the archive has them.
+
+    Args:
+        wanted: UTC days of each series.
+        now: The current time, zone-aware.
+
+    Returns:
+        The days within the reach of REST, and the others. Series without days are left out.
+    """
+    soon, later = Wanted(), Wanted()
+    for key, days in wanted.items():
+        reach = reach_of(key) if key.data_type is not DataType.TRADE_PROFILE and is_bounded(key) else None
+        first = date.max if reach is None else (now - reach).date()
+        for part, some in (
+            (soon, [day for day in days if day >= first]),
+            (later, [day for day in days if day < first]),
+        ):
+            if some:
+                part[key] = some
+    return soon, later
 
 
 def pause_after(attempts: int) -> timedelta:

@@ -16,16 +16,17 @@ EXCHANGE = "binance"
 
 
 class Market(StrEnum):
-    """The Binance markets with published history: spot, USDⓈ-margined and coin-margined futures."""
+    """The Binance markets with published history: spot, USDⓈ-margined and coin-margined futures, and options."""
 
     SPOT = "spot"
     UM = "um"
     CM = "cm"
+    OPTION = "option"
 
     @property
     def archive_folder(self) -> str:
-        """Return the market's folder in the archive: ``spot``, ``futures/um`` or ``futures/cm``."""
-        return "spot" if self is Market.SPOT else f"futures/{self.value}"
+        """Return the market's folder in the archive: ``spot``, ``futures/um``, ``futures/cm`` or ``option``."""
+        return f"futures/{self.value}" if self in (Market.UM, Market.CM) else self.value
 
 
 class DataType(StrEnum):
@@ -51,13 +52,17 @@ class DataType(StrEnum):
     """Forced orders of futures, at most one a second. Binance ended it in 2024."""
     FUNDING_RATE = "fundingRate"
     """Funding of perpetual futures, every 1 to 8 hours."""
+    BVOL_INDEX = "BVOLIndex"
+    """Index of the volatility that options imply, every second."""
+    EOH_SUMMARY = "EOHSummary"
+    """Quotes, volumes and greeks of all options of an underlying, every hour. Binance ended it in 2023."""
     TRADE_PROFILE = "tradeProfile"
     """Derived from aggTrades, one row per day. It has no archive."""
 
     @property
     def sql_name(self) -> str:
-        """Return the name in SQL: ``klines``, ``agg_trades``, ``trade_profile``."""
-        return re.sub(r"(?<!^)([A-Z])", r"_\1", self.value).lower()
+        """Return the name in SQL: ``klines``, ``agg_trades``, ``trade_profile``, ``bvol_index``."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", self.value).lower()
 
     @property
     def has_interval(self) -> bool:
@@ -240,6 +245,12 @@ class ListingSpans:
     def first(self) -> date | None:
         """Return the first listed day. None means that nothing is known."""
         return self.spans[0][0] if self.spans else None
+
+    def begun(self, day: date) -> ListingSpans:
+        """Return the spans with the first one begun on a day, if that is earlier."""
+        if not self.spans or day >= self.spans[0][0]:
+            return self
+        return ListingSpans(((day, self.spans[0][1]), *self.spans[1:]))
 
     @property
     def last(self) -> date | None:

@@ -51,7 +51,7 @@ from market_data_pipeline.sandbox.faults import (
     ShiftedRows,
     SpanFault,
 )
-from market_data_pipeline.sandbox.forms import FORMS, PRICES, last_day, types_in
+from market_data_pipeline.sandbox.forms import FORMS, OLDER_PRICES, PRICES, has_type, last_day, types_in
 from market_data_pipeline.sandbox.funding import funding_rows
 from market_data_pipeline.sandbox.generator import (
     DAY_US,
@@ -66,6 +66,7 @@ from market_data_pipeline.sandbox.generator import (
     trades_on,
 )
 from market_data_pipeline.sandbox.metrics import metrics_rows
+from market_data_pipeline.sandbox.options import bvol_index_rows, eoh_summary_rows
 from market_data_pipeline.sandbox.prices import price_rows
 from market_data_pipeline.sandbox.rows import (
     KlineRows,
@@ -86,6 +87,8 @@ _WITHOUT_TRADES: Mapping[DataType, Callable[[GeneratedSymbol, int, date, int], R
     DataType.BOOK_DEPTH: book_depth_rows,
     DataType.BOOK_TICKER: book_ticker_rows,
     DataType.LIQUIDATION_SNAPSHOT: liquidation_rows,
+    DataType.BVOL_INDEX: bvol_index_rows,
+    DataType.EOH_SUMMARY: eoh_summary_rows,
 }
 """Generators of types that do not follow from trades."""
 
@@ -95,11 +98,13 @@ _ESTIMATES = {
     DataType.BOOK_DEPTH: 500_000,
     DataType.BOOK_TICKER: 150_000,
     DataType.LIQUIDATION_SNAPSHOT: 5_000,
+    DataType.BVOL_INDEX: 390_000,
+    DataType.EOH_SUMMARY: 20_000,
 }
 """Bytes of zips whose size does not depend on the trades of a symbol."""
 
 _KEY = re.compile(
-    r"data/(?P<market>spot|futures/um|futures/cm)/(?P<cadence>daily|monthly)/(?P<data_type>[A-Za-z]+)/"
+    r"data/(?P<market>spot|futures/um|futures/cm|option)/(?P<cadence>daily|monthly)/(?P<data_type>[A-Za-z]+)/"
     r"(?P<symbol>[^/]+)/(?:(?P<interval>[^/]+)/)?(?P<name>[^/]+)-(?P<period>\d{4}-\d\d(?:-\d\d)?)\.zip"
 )
 
@@ -494,12 +499,19 @@ class GeneratedExchange(Exchange):
     def _symbol_of(self, series: SeriesKey) -> GeneratedSymbol | None:
         return self._named(series.market, series.data_type, series.archive_symbol)
 
+    def _of_type(self, symbol: GeneratedSymbol, data_type: DataType) -> GeneratedSymbol:
+        """Return the symbol as listed from its first price on, for types of prices that are older than it."""
+        if symbol.prices_from is None or data_type not in OLDER_PRICES:
+            return symbol
+        return replace(symbol, listed=symbol.prices_from, archived_from=None)
+
     def _named(self, market: Market, data_type: DataType, folder: str) -> GeneratedSymbol | None:
         """Return the symbol of a folder of the archive. Folders of index prices are named by pair."""
         if (found := self._symbols.get((market, folder))) is not None:
-            return found
+            return self._of_type(found, data_type)
         alike = (symbol for (of, name), symbol in self._symbols.items() if of is market)
-        return next((symbol for symbol in alike if _folder_of(data_type, symbol.symbol) == folder), None)
+        symbol = next((symbol for symbol in alike if _folder_of(data_type, symbol.symbol) == folder), None)
+        return symbol and self._of_type(symbol, data_type)
 
     def _listed_days(self, symbol: GeneratedSymbol, first: date) -> Sequence[date]:
         days = DaySpan(first, min(symbol.delisted or date.max, self.now().date()))
@@ -558,12 +570,12 @@ class GeneratedExchange(Exchange):
         if parts[:1] != ["data"]:
             return [] if parts else ["data/", "data3/"]
         if len(parts) == 1:
-            return ["data/spot/", "data/futures/"]
+            return ["data/spot/", "data/futures/", "data/option/"]
         if parts == ["data", "futures"]:
             return ["data/futures/um/", "data/futures/cm/"]
         futures = parts[1] == "futures"
         name, rest = (parts[2], parts[3:]) if futures else (parts[1], parts[2:])
-        if name not in ((Market.UM, Market.CM) if futures else (Market.SPOT,)):
+        if name not in ((Market.UM, Market.CM) if futures else (Market.SPOT, Market.OPTION)):
             return []
         return [f"{folder}{child}" for child in self._below_market(Market(name), rest)]
 
@@ -578,7 +590,7 @@ class GeneratedExchange(Exchange):
     def _below_market(self, market: Market, rest: list[str]) -> list[str]:
         match rest:
             case []:
-                return ["daily/", "monthly/"]
+                return [f"{cadence}/" for cadence in ("daily", "monthly") if types_in(market, cadence)]
             case ["daily" | "monthly" as cadence]:
                 return [f"{data_type}/" for data_type in types_in(market, cadence)]
             case ["daily" | "monthly" as cadence, folder, *below] if folder in types_in(market, cadence):
@@ -588,7 +600,7 @@ class GeneratedExchange(Exchange):
     def _below_type(self, market: Market, data_type: DataType, cadence: str, below: list[str]) -> list[str]:
         match below:
             case []:
-                listed = [symbol.symbol for symbol in self.symbols(market)]
+                listed = [one.symbol for one in self.symbols(market) if has_type(market, one.symbol, data_type)]
                 return [f"{name}/" for name in dict.fromkeys(_folder_of(data_type, name) for name in listed)]
             case [symbol] if data_type.has_interval and self._named(market, data_type, symbol):
                 return [f"{interval}/" for interval in intervals_of(market)]
@@ -600,7 +612,7 @@ class GeneratedExchange(Exchange):
 
     def _leaf(self, market: Market, data_type: DataType, symbol: str, interval: str | None, cadence: str) -> list[str]:
         listed = self._named(market, data_type, symbol)
-        if listed is None:
+        if listed is None or not has_type(market, symbol, data_type):
             return []
         series = SeriesKey(EXCHANGE, market, data_type, symbol, interval)
         last = last_day(market, data_type)
@@ -619,6 +631,7 @@ class GeneratedExchange(Exchange):
         symbol = self._symbol_of(series)
         published = series.data_type in types_in(series.market, archive.cadence)
         published |= series.market in FORMS[series.data_type].other_trees
+        published &= has_type(series.market, series.symbol, series.data_type)
         last = last_day(series.market, series.data_type)
         return (
             published

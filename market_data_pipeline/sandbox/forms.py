@@ -27,6 +27,7 @@ class Form:
         amount: Index of the column that a replaced archive changes.
         ids: True if its first column is an id.
         texts: True if its archive has times as text.
+        hours: True if that text is a day, and the second column has the hour.
         unordered: True if the rows of its archive are in no order.
         other_trees: Markets that have it in another tree of the bucket than ``data``.
         ended: Last day by market, if Binance no longer publishes it.
@@ -35,11 +36,12 @@ class Form:
     header: str
     times: tuple[int, ...]
     cadences: tuple[str, ...] = ("daily", "monthly")
-    markets: tuple[Market, ...] = tuple(Market)
+    markets: tuple[Market, ...] = (Market.SPOT, *_FUTURES)
     value: int = 4
     amount: int = 5
     ids: bool = False
     texts: bool = False
+    hours: bool = False
     unordered: bool = False
     other_trees: tuple[Market, ...] = ()
     ended: Mapping[Market, date] = field(default_factory=dict)
@@ -100,6 +102,22 @@ FORMS: dict[DataType, Form] = {
     DataType.FUNDING_RATE: Form(
         "calc_time,funding_interval_hours,last_funding_rate", (0,), ("monthly",), _FUTURES, value=2, amount=2
     ),
+    DataType.BVOL_INDEX: Form(
+        "calc_time,symbol,base_asset,quote_asset,index_value", (0,), ("daily",), (Market.OPTION,), amount=4
+    ),
+    DataType.EOH_SUMMARY: Form(
+        "date,hour,symbol,underlying,type,strike,open,high,low,close,volume_contracts,volume_usdt,best_bid_price,"
+        "best_ask_price,best_bid_qty,best_ask_qty,best_buy_iv,best_sell_iv,mark_price,mark_iv,delta,gamma,vega,theta,"
+        "openinterest_contracts,openinterest_usdt",
+        (0,),
+        ("daily",),
+        (Market.OPTION,),
+        value=18,
+        amount=10,
+        texts=True,
+        hours=True,
+        ended={Market.OPTION: date(2023, 10, 23)},
+    ),
 }
 """Forms by data type, as Binance publishes them."""
 
@@ -108,9 +126,18 @@ PRICES = (DataType.MARK_PRICE_KLINES, DataType.INDEX_PRICE_KLINES, DataType.PREM
 """Data types of candles without trades."""
 
 
+OLDER_PRICES = (DataType.MARK_PRICE_KLINES, DataType.INDEX_PRICE_KLINES)
+"""Data types that may begin before the listing of a symbol."""
+
+
 def last_day(market: Market, data_type: DataType) -> date:
     """Return the last day of a type in the archive. It is far in the future if Binance publishes it."""
     return FORMS[data_type].ended.get(market, date.max)
+
+
+def has_type(market: Market, symbol: str, data_type: DataType) -> bool:
+    """Return True if a symbol's market has it in a data type. In options, each symbol has one type."""
+    return market is not Market.OPTION or ("BVOL" in symbol) == (data_type is DataType.BVOL_INDEX)
 
 
 def types_in(market: Market, cadence: str) -> list[DataType]:

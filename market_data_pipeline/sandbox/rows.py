@@ -169,7 +169,8 @@ class TextRows:
         lines = []
         for at, *others in self.rows:
             moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(at) + self.moved)
-            lines.append(",".join((f"{moment:%Y-%m-%d %H:%M:%S}", *others)) + "\n")
+            shown = f"{moment:%Y-%m-%d}" if FORMS[self.data_type].hours else f"{moment:%Y-%m-%d %H:%M:%S}"
+            lines.append(",".join((shown, *others)) + "\n")
         return "".join([*lines[1::2], *lines[::2]] if FORMS[self.data_type].unordered else lines).encode()
 
 
@@ -195,6 +196,8 @@ def read_csv(data_type: DataType, text: str) -> TextRows:
     rows = [line.split(",") for line in lines]
     if FORMS[data_type].texts:
         times = [datetime.fromisoformat(row[0]).replace(tzinfo=UTC) for row in rows]
+        if FORMS[data_type].hours:
+            times = [at + timedelta(hours=int(row[1])) for at, row in zip(times, rows, strict=True)]
         timed = [[str(int(at.timestamp()) * 1_000_000), *row[1:]] for at, row in zip(times, rows, strict=True)]
         return TextRows(data_type, sorted(timed, key=lambda row: int(row[0])))
     for row in rows:

@@ -46,6 +46,8 @@ class GeneratedSymbol:
     """Time of day at which trading ends on the day of the delisting. None means midnight."""
     funding: tuple[tuple[date, int], ...] = ()
     """Funding intervals in hours, each with its first day, in order. Eight hours before them. Futures only."""
+    prices_from: date | None = None
+    """First day of mark and index prices, if it is earlier than the listing."""
     archived_from: date | None = None
     """First day with archives if it is later than the listing. In um it is 2020-01-01; REST alone has earlier days."""
 
@@ -152,5 +154,8 @@ DEFAULT_SYMBOLS: tuple[GeneratedSymbol, ...] = (
         notional=2_000.0,
         contract_size=100,
     ),
+    # A symbol of options is an index of volatility, or the underlying of the options in a summary.
+    GeneratedSymbol(Market.OPTION, "BTCBVOLUSDT", date(2023, 6, 20), price=55.0, price_decimals=4),
+    GeneratedSymbol(Market.OPTION, "BTCUSDT", date(2023, 5, 18), date(2023, 10, 23), price=60_000.0),
 )
 """Symbols listed by default. They have Binance's listing dates but few trades, so that a demo stays light."""

@@ -7,7 +7,7 @@ All arguments named ``interval`` and ``zone`` are SQL: a literal, or the argumen
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import reduce
 
 from market_data_pipeline.model.series import INTERVALS
@@ -23,6 +23,7 @@ PARTS = ("parts", "complete")
 UTC_ZONE = "'UTC'"
 
 _US = 1_000_000
+_DAY_US = 86_400 * _US
 _LARGEST_FIRST = sorted(INTERVALS, key=INTERVALS.__getitem__, reverse=True)
 
 
@@ -48,9 +49,12 @@ def _begin(interval: str, time: str) -> str:
 
     Binance counts three days from 1970-01-02 and weeks from Monday. All other units count from 1970-01-01.
     """
-    origin = f"""CASE {_unit(interval)} WHEN 'd' THEN TIMESTAMP '1970-01-02' WHEN 'w' THEN TIMESTAMP '1970-01-05'
-        ELSE TIMESTAMP '1970-01-01' END"""
-    return f"time_bucket({_width(interval)}, {time}, {origin})"
+    return f"time_bucket({_width(interval)}, {time}, make_timestamp({_origin_us(interval)}))"
+
+
+def _origin_us(interval: str) -> str:
+    """Return SQL for the begin of some candle in microseconds since 1970."""
+    return f"CASE {_unit(interval)} WHEN 'd' THEN {_DAY_US} WHEN 'w' THEN {4 * _DAY_US} ELSE 0 END"
 
 
 def _to_zone(zone: str, time: str) -> str:
@@ -94,7 +98,13 @@ def steps_us(label: str) -> str:
 
 
 def composed(
-    source: str, schema: Iterable[str], names: Iterable[str], interval: str, zone: str, step_us: str, symbol: str = ""
+    source: str,
+    schema: Iterable[str],
+    names: Iterable[str],
+    interval: str,
+    zone: str,
+    step_us: str,
+    symbols: Sequence[str],
 ) -> str:
     """Return a query that composes candles from the rows of a query, ordered by symbol and time.
 
@@ -108,38 +118,83 @@ def composed(
         interval: SQL for the interval to compose.
         zone: SQL for the time zone in which days, weeks and months begin. Times of the result are UTC, too.
         step_us: SQL for the length of the source's candles in microseconds. Its columns are those of ``r``.
-        symbol: SQL for the symbol, if all rows have the same; empty to take it from the rows.
+        symbols: SQL for the symbols of the rows, in order. With one, the rows' own symbol is not read.
     """
-    traded = ' FILTER (r."count" > 0)' if "count" in schema else ""
-    begun, ended = _to_utc(zone, "c.begun"), _to_utc(zone, f"(c.begun + {_width(interval)})")
+    begin = f"make_timestamp((c.slot & {_SLOTS - 1}) * {_slot_us(interval, zone)} + {_slot_origin_us(interval, zone)})"
+    begun, ended = _to_utc(zone, begin), _to_utc(zone, f"({begin} + {_width(interval)})")
+    number = f'CASE r."symbol" {" ".join(f"WHEN {one} THEN {n}" for n, one in enumerate(symbols))} END'
     outer = {
-        "symbol": symbol or 'c."symbol"',
+        "symbol": symbols[0] if len(symbols) == 1 else f"[{', '.join(symbols)}][(c.slot // {_SLOTS}) + 1]",
         "interval": interval,
         "open_time": begun,
         "close_time": f"{ended} - to_microseconds(c.unit)",
         "parts": "c.parts",
         "complete": f"c.on_grid * c.step = epoch_us({ended}) - epoch_us({begun})",
     }
+    # One price is the first or last of all rows: rows without trades come after or before all others.
+    is_traded, time = 'r."count" > 0', "epoch_us(r.open_time)"
+    earliest, latest = (
+        f"CASE WHEN {is_traded} THEN {time} ELSE {time} {sign} {_AWAY_US} END" if "count" in schema else time
+        for sign in "+-"
+    )
+    extreme = '{0}(r."{1}")'
+    if "count" in schema:
+        extreme = f'coalesce({{0}}(CASE WHEN {is_traded} THEN r."{{1}}" END), {extreme})'
     aggregates = {
         **dict.fromkeys(schema, 'round(fsum(r."{0}"), 8)'),
         "count": 'CAST(sum(r."{0}") AS BIGINT)',
-        "open": f'coalesce(arg_min(r."{{0}}", r.open_time){traded}, arg_min(r."{{0}}", r.open_time))',
-        "close": f'coalesce(arg_max(r."{{0}}", r.open_time){traded}, arg_max(r."{{0}}", r.open_time))',
-        "high": f'coalesce(max(r."{{0}}"){traded}, max(r."{{0}}"))',
-        "low": f'coalesce(min(r."{{0}}"){traded}, min(r."{{0}}"))',
+        "open": f'arg_min(r."{{0}}", {earliest})',
+        "close": f'arg_max(r."{{0}}", {latest})',
+        "high": extreme.format("max", "{0}"),
+        "low": extreme.format("min", "{0}"),
     }
     names = list(names)
     columns = ", ".join(f'{outer.get(name) or f"""c."{name}" """} AS "{name}"' for name in names)
     inner = [f'{aggregates[name].format(name)} AS "{name}"' for name in names if name not in outer]
-    local = f"CASE WHEN {zone} = 'UTC' THEN r.open_time ELSE {_to_zone(zone, 'r.open_time')} END"  # for speed
-    by_symbol = "" if symbol else 'r."symbol"'
-    groups = ", ".join(filter(None, (by_symbol, "begun")))
+    slot = _slot(interval, zone, "r.open_time")
     # A candle of Binance closes one unit of its file's time before the next: a millisecond, or a microsecond.
     return f"""
         SELECT {columns} FROM (
-            SELECT {", ".join(filter(None, (by_symbol, *inner)))},
-                {_begin(interval, local)} AS begun,
+            SELECT {", ".join(inner)},
+                {slot if len(symbols) == 1 else f"{number} * {_SLOTS} + {slot}"} AS slot,
                 count(*) AS parts, count(*) FILTER (epoch_us(r.open_time) % {step_us} = 0) AS on_grid,
                 min({step_us}) AS step, min(1000 - epoch_us(r.close_time) % 1000) AS unit
-            FROM ({source}) AS r GROUP BY {groups}
-        ) AS c ORDER BY {groups.replace("r.", "c.").replace("begun", "c.begun")}"""
+            FROM ({source}) AS r GROUP BY slot
+        ) AS c ORDER BY c.slot"""
+
+
+_SLOTS = 2**40
+"""More than any number of a slot: 2**40 seconds are 34,000 years."""
+
+_AWAY_US = 2**60
+"""Longer (µs) than any range of times."""
+
+
+def _is_even(interval: str, zone: str) -> str:
+    """Return SQL that is true if all candles have the same length."""
+    return f"({zone} = 'UTC' AND NOT suffix({interval}, 'mo'))"
+
+
+def _slot(interval: str, zone: str, time: str) -> str:
+    """Return SQL for the number of the candle that contains a time. DuckDB groups by integers fastest."""
+    local = _begin(interval, _to_zone(zone, time))
+    even = f"(epoch_us({time}) - {_origin_us(interval)}) // epoch_us({_width(interval)})"
+    return f"CASE WHEN {_is_even(interval, zone)} THEN {even} ELSE epoch_us({local}) // {_US} END"
+
+
+def _slot_us(interval: str, zone: str) -> str:
+    return f"CASE WHEN {_is_even(interval, zone)} THEN epoch_us({_width(interval)}) ELSE {_US} END"
+
+
+def _slot_origin_us(interval: str, zone: str) -> str:
+    return f"CASE WHEN {_is_even(interval, zone)} THEN {_origin_us(interval)} ELSE 0 END"
+
+
+def begin_of(interval: str, time: str) -> str:
+    """Return SQL for the begin of the interval that contains a time. Both are UTC."""
+    return _begin(interval, time)
+
+
+def end_of(interval: str, begin: str) -> str:
+    """Return SQL for the end of an interval, which is the begin of the next one."""
+    return f"({begin} + {_width(interval)})"

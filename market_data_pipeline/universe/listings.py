@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Protocol
 
 from market_data_pipeline.errors import MarketDataError, StorageError, UsageError
+from market_data_pipeline.model.datasets import MARKETS, published_types
 from market_data_pipeline.model.series import EXCHANGE, DataType, ListingSpans, Market, SeriesKey, intervals_of
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.universe.config import day_in
@@ -33,7 +34,7 @@ The archive's publication has stalled for up to 9 days, which is no delisting. S
 May 2022.
 """
 
-ANCHORS = {Market.SPOT: "BTCUSDT", Market.UM: "BTCUSDT", Market.CM: "BTCUSD_PERP"}
+ANCHORS = {Market.SPOT: "BTCUSDT", Market.UM: "BTCUSDT", Market.CM: "BTCUSD_PERP", Market.OPTION: "BTCBVOLUSDT"}
 """Symbols that show the newest published day of a market. They are listed whatever the universe collects."""
 
 _UM_FILES_BEGIN = date(2020, 1, 1)
@@ -98,9 +99,10 @@ def refresh(
 ) -> dict[tuple[Market, str], ListingSpans]:
     """Resolve a universe against the archive's listing: find its symbols and their listing days.
 
-    A symbol was listed on each day that has a daily file of 1d klines. A page has 1,000 keys and a day has two, so ten
-    years of a symbol take eight requests. REST, if given, supplies the first candle of um symbols that are older than
-    the daily files, and of named symbols that the archive does not have yet. Patterns match the archive's symbols.
+    A symbol was listed on each day that has a daily file of 1d klines, or of any type in the market of options. A page
+    has 1,000 keys and a day has two, so ten years of a symbol take eight requests. REST, if given, supplies the first
+    candle of um symbols that are older than the daily files, and of named symbols that the archive does not have yet.
+    Patterns match the archive's symbols.
 
     Args:
         universe: The universe. Its lock is ignored.
@@ -196,11 +198,17 @@ def _listings_of(
 
 
 _TRADED = (DataType.KLINES, DataType.AGG_TRADES)
-"""Data types of all traded symbols. The others have fewer symbols."""
+"""Data types of all traded symbols. The others have fewer symbols. Options have neither."""
+
+
+def _listing_types(market: Market) -> tuple[DataType, ...]:
+    """Return the data types whose folders have all symbols of a market together."""
+    published = published_types(market)
+    return tuple(one for one in _TRADED if one in published) or published
 
 
 def _symbols_of(archive: ArchiveListing, market: Market) -> set[str]:
-    prefixes = (f"data/{market.archive_folder}/daily/{data_type}/" for data_type in _TRADED)
+    prefixes = (f"data/{market.archive_folder}/daily/{data_type}/" for data_type in _listing_types(market))
     folders = (folder for prefix in prefixes for folder in archive.list_folders(prefix))
     return set(folders)
 
@@ -222,7 +230,7 @@ def _choose(universe: Universe, market: Market, there: Sequence[str]) -> tuple[s
 
 def _not_archived_yet(market: Market, symbol: str, rest: FirstCandle | None) -> ListingSpans | None:
     """Return the listing of a symbol without a file in the archive, from REST's first candle; None without a candle."""
-    if rest is None or is_pattern(symbol):
+    if rest is None or is_pattern(symbol) or not MARKETS[market].has_rest:
         return None
     first = rest.first_candle_day(SeriesKey(EXCHANGE, market, DataType.KLINES, symbol, "1d"))
     return ListingSpans(((first, None),)) if first else None
@@ -241,6 +249,9 @@ def near_to(symbol: str, there: Sequence[str]) -> str:
 
 
 def _listed_days(archive: ArchiveListing, market: Market, symbol: str) -> list[date]:
+    if DataType.KLINES not in (types := _listing_types(market)):
+        series = (SeriesKey(EXCHANGE, market, one, symbol) for one in types)
+        return sorted({day for key in series for day in _days_of(archive, key.archive_folder())})
     daily = SeriesKey(EXCHANGE, market, DataType.KLINES, symbol, "1d")
     found = _days_of(archive, daily.archive_folder())
     if found:

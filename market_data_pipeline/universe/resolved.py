@@ -11,7 +11,7 @@ from pathlib import Path
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, SPECS, archived_spans
+from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, SPECS, archived_spans, precedes_listing
 from market_data_pipeline.model.lineage import source_of
 from market_data_pipeline.model.series import EXCHANGE, DataType, ListingSpans, Market, SeriesKey, intervals_of
 
@@ -192,9 +192,14 @@ class Universe:
     def listing(self, key: SeriesKey) -> ListingSpans:
         """Return the symbol's listing from the lock, while Binance publishes the type.
 
-        It is empty if the lock does not have the symbol.
+        It is empty if the lock does not have the symbol. Mark and index prices may be older than the listing, so theirs
+        begins with an earlier day in ``from:``.
         """
-        return archived_spans(key, self.listings.get((key.market, key.symbol), ListingSpans()))
+        listed = self.listings.get((key.market, key.symbol), ListingSpans())
+        if precedes_listing(key):
+            days = (wanted.since.first(None) for wanted in self._resolved.get(key, ()))
+            listed = listed.begun(min((day for day in days if day), default=date.max))
+        return archived_spans(key, listed)
 
     def spans(self, key: SeriesKey) -> list[tuple[date, date]]:
         """Return runs of UTC days to collect, both ends included. Days between two listings are left out."""

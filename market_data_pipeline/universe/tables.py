@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from market_data_pipeline.errors import DamagedFileError, StorageError
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.model.series import Market
+from market_data_pipeline.model.datasets import published_types
+from market_data_pipeline.model.series import DataType, Market
 from market_data_pipeline.universe.aliases import known_aliases
 from market_data_pipeline.universe.daily_volumes import refresh_daily_volumes
 from market_data_pipeline.universe.membership import MarketHistory, listings_without_candles
@@ -23,6 +24,8 @@ def market_history(layout: Layout, market: Market, listings: Listings) -> Market
     Raises:
         DamagedFileError: A candle file is unreadable.
     """
+    if DataType.KLINES not in published_types(market):
+        return None
     volumes = refresh_daily_volumes(layout, market)
     if not pc.max(volumes["count"]).as_py():
         return None

@@ -40,7 +40,22 @@ from market_data_pipeline_tests.support.world import World, agg_trades, days, kl
 
 PROJECT = Path(__file__).parents[2]
 
-IMPERATIVES = {"Accept", "Add", "Check", "Compare", "Copy", "Fetch", "List", "Look", "Merge", "Remove", "Run", "Show"}
+IMPERATIVES = {
+    "Accept",
+    "Add",
+    "Check",
+    "Compare",
+    "Copy",
+    "Fetch",
+    "List",
+    "Look",
+    "Merge",
+    "Remove",
+    "Run",
+    "Serve",
+    "Show",
+    "Write",
+}
 """First words of help texts."""
 
 UNIVERSE = """\
@@ -717,6 +732,10 @@ def test_demo_shows_all_of_it_and_downloads_nothing_twice(tmp_path: Path, monkey
     assert re.search(r"um/aggTrades/BTCUSDT +\S+ +\S+ +[67] +[12] +0 +0 ", first.stdout)
     assert len(re.findall(r"│ \d{4}-\d\d-\d\d │", first.stdout)) in (4, 5)  # the first answer has a row a day
     assert "market-data demo --ui" in first.stdout
+    assert 'curl "http://127.0.0.1:8000/api/v1/market/candles/BTCUSDT/1h?limit=3' in first.stdout
+    header, *rows = first.stdout.split('format=csv"\n\n')[1].splitlines()[:4]
+    assert header == '"open_time","open","high","low","close","volume"'
+    assert [len(row.split(",")) for row in rows] == [6, 6, 6]
     with open_instance(Layout(tmp_path / "demo")) as instance:
         looked_at = [instance.get_latest_materialization_event(coverage_key_of(m)) for m in (Market.SPOT, Market.UM)]
     assert all(looked_at)

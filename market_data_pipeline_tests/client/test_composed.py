@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,20 @@ def test_gaps_of_the_source_are_reported(tmp_path: Path) -> None:
         market.klines("BTCUSDT", "1w", "2024-01-01", "2024-01-08", on_gap="raise")
     # The last candle of the range needs days after its end.
     assert market.klines("BTCUSDT", "2d", "2024-01-05", "2024-01-07", on_gap="raise").df()["parts"].tolist() == [48]
+
+
+@pytest.mark.parametrize("interval", ["1d", "2d"])
+def test_a_reused_symbol_is_warned_of_once(tmp_path: Path, interval: str) -> None:
+    lake = SmallLake(tmp_path / "data")
+    lake.put(series("LUNAUSDT", "1d"), days_from("2022-05-25", 12))
+    market = MarketData(lake.root)
+    with pytest.warns(UserWarning, match="names another coin within the range: LUNAUSDT from 2022-05-31") as caught:
+        market.klines("LUNAUSDT", interval, "2022-05-26", "2022-06-03")
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        market.klines("LUNAUSDT", interval, "2022-05-26", "2022-05-31")
+        market.klines("LUNAUSDT", interval, "2022-05-31", "2022-06-03")
 
 
 def test_prices_of_futures_have_any_interval(market: MarketData) -> None:

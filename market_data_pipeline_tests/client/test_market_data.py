@@ -617,6 +617,26 @@ def test_profiles_are_fetched_with_their_trades(world: World, synced: MarketData
 
 
 @pytest.mark.slow
+def test_sync_fetches_the_source_of_composed_candles(world: World, synced: MarketData) -> None:
+    """The universe has 1h alone, so 3h, 4h and days of a zone are composed from it, whether or not it is stored."""
+    candles = synced.klines("BTCUSDT", "3h", "2026-03-01", "2026-03-03", sync=True).df()
+    assert candles[["parts", "complete"]].values.tolist() == [[3, True]] * 16
+    assert world.asked("zip") != []
+    world.forget()
+    assert synced.klines("BTCUSDT", "4h", "2026-03-01", "2026-03-03", sync=True).df()["parts"].tolist() == [4] * 12
+    assert world.asked() == []
+    day = synced.klines("BTCUSDT", "1d", "2026-03-03", "2026-03-04", tz="America/New_York", sync=True)
+    assert day.df()[["parts", "complete"]].values.tolist() == [[24, True]]
+    assert {path.split("/")[-2] for path in world.asked("zip")} == {"1h"}
+
+
+@pytest.mark.slow
+def test_sync_of_an_interval_that_no_series_has_is_an_error(synced: MarketData) -> None:
+    with pytest.raises(MarketDataError, match=r"15m"):
+        synced.klines("BTCUSDT", "45m", "2026-03-01", "2026-03-03", sync=True)
+
+
+@pytest.mark.slow
 def test_file_removed_by_hand_is_fetched_again(world: World, synced: MarketData) -> None:
     assert synced.klines("BTCUSDT", "1h", "2026-03-01", "2026-03-03", sync=True).arrow().num_rows == 48
     world.layout.file(klines("BTCUSDT", "1h"), date(2026, 3, 2)).unlink()

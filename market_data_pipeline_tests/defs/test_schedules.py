@@ -253,7 +253,7 @@ def kept(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]
 
     Days that were never fetched are left out of what ``repair`` requests; ``test_backlog`` is about them.
     """
-    monkeypatch.setattr(backlog, "portion", lambda _: {})
+    monkeypatch.setattr(backlog, "portion", lambda *_: {})
     with open_instance(project.layout) as instance:
         project.instance = instance
         yield project

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zipfile
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from market_data_pipeline import MarketData, UsageError
+from market_data_pipeline import GapError, MarketData, UsageError
 from market_data_pipeline.checks.diff import difference, key_format
 from market_data_pipeline.checks.integrity import check_integrity
 from market_data_pipeline.checks.ordering import in_order, ints
@@ -20,7 +21,8 @@ from market_data_pipeline.lake.checksums import verify_days
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
-from market_data_pipeline.sandbox import Damage, DamagedArchive, MissingRows
+from market_data_pipeline.sandbox import Damage, DamagedArchive, MissingRows, Sandbox, write_mirror
+from market_data_pipeline.sandbox.zips import make_zip
 from market_data_pipeline.sources.binance.zip_reader import read_zip
 from market_data_pipeline_tests.support.shell import shell
 from market_data_pipeline_tests.support.world import Result, World, utc
@@ -76,6 +78,26 @@ def test_frozen_inner_bands_are_found(world: World) -> None:
         found = rules(frozen)
         assert sum(inner) == found["frozen"] <= most
     assert "frozen" not in rules(table)
+
+
+def test_day_with_frozen_bands_is_a_gap_for_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checksum is right, so it is stored as published."""
+    (path,) = write_mirror(tmp_path / "mirror", [UM], [DAY])
+    with zipfile.ZipFile(path) as archive:
+        header, *lines = archive.read(archive.namelist()[0]).decode().splitlines()
+    rows = [line.split(",") for line in lines]
+    frozen = [[*row[:2], "1.0", "1.0"] if abs(float(row[1])) <= 1 else row for row in rows]
+    data = make_zip([(f"{path.stem}.csv", "\n".join([header, *map(",".join, frozen), ""]).encode())])
+    path.write_bytes(data)
+    path.with_name(f"{path.name}.CHECKSUM").write_text(f"{hashlib.sha256(data).hexdigest()}  {path.name}\n")
+    with Sandbox(mirror=tmp_path / "mirror") as sandbox:
+        world = World(tmp_path, sandbox, monkeypatch)
+        world.at("2026-03-05T12:00")
+        one = stored(world.one(UM, str(DAY)))
+    assert (one.row.final, one.row.integrity) == (True, "error")
+    assert [finding.rule for finding in one.row.findings_list()] == ["frozen"]
+    with pytest.raises(GapError, match="the same depth and value for an hour"):
+        MarketData(world.layout.root).book_depth("BTCUSDT", str(DAY), "2026-02-11", on_gap="raise")
 
 
 def test_bands_that_shrink_or_lack_are_reported(world: World) -> None:

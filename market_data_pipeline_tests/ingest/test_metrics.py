@@ -197,6 +197,18 @@ def test_added_metrics_are_served_by_python_and_sql(world: World, monkeypatch: p
     assert row["n"] == row["slots"] == 3 * 288 + 144
 
 
+def test_days_that_rest_will_drop_are_fetched_first(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """REST has 30 days of metrics, from 2026-02-03 on: earlier days and other types wait for them."""
+    types = "metrics: {from: 2026-01-31}, fundingRate: {from: 2026-01-31}"
+    run = shell(world, monkeypatch, f"collect:\n  - {{market: um, symbols: [BTCUSDT], {types}}}\n")
+    result = run("backfill", "--from", "2026-01-31", "--through", "2026-02-06", "--yes")
+    assert result.exit_code == 0, result.output
+    asked = [path for path in world.asked(".zip") if not path.endswith(".CHECKSUM")]
+    first = {BTC.archive_daily(day) for day in days("2026-02-03", "2026-02-06")}
+    assert {path.lstrip("/") for path in asked[: len(first)]} == first
+    assert len(asked) > len(first)
+
+
 def test_recorded_metrics_are_read_value_by_value(realdata: Path) -> None:
     sample = realdata / "datatypes" / "Replikanti__mie" / "BTCUSDT-metrics-2026-09-30.csv"
     if not sample.exists():

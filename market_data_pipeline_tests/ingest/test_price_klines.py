@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +16,15 @@ from market_data_pipeline.errors import UsageError
 from market_data_pipeline.maintenance.flat_candles import classify_flat_candles
 from market_data_pipeline.model.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
-from market_data_pipeline.sandbox import ChangedRows, Damage, DamagedArchive, MarketOutage, MissingRows
+from market_data_pipeline.sandbox import (
+    ChangedRows,
+    Damage,
+    DamagedArchive,
+    GeneratedSymbol,
+    MarketOutage,
+    MissingRows,
+    Sandbox,
+)
 from market_data_pipeline_tests.support.shell import shell
 from market_data_pipeline_tests.support.world import Result, World, days, klines, utc
 
@@ -174,3 +183,42 @@ def test_added_premium_is_served_by_python_and_sql(world: World, monkeypatch: py
 def test_spot_has_no_mark_price(world: World) -> None:
     with pytest.raises(UsageError, match="spot has no markPriceKlines"):
         MarketData(world.root).mark_price_klines("BTCUSDT", "1h", "2026-01-01", market="spot")
+
+
+def test_prices_before_the_listing_are_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier `from:` fetches mark and index prices that are older than the symbol. `from: listing` does not."""
+    new = GeneratedSymbol(
+        Market.UM, "NEWUSDT", date(2026, 2, 20), trades_per_day=50, prices_from=date(2026, 2, 18), price_decimals=4
+    )
+    anchor = GeneratedSymbol(Market.UM, "BTCUSDT", date(2026, 2, 1), trades_per_day=50)
+    types = "\n".join(
+        f"    {name}: {{intervals: [1h], from: {since}}}"
+        for name, since in (
+            ("klines", "2026-02-15"),
+            ("indexPriceKlines", "2026-02-15"),
+            ("markPriceKlines", "listing"),
+            ("premiumIndexKlines", "2026-02-15"),
+        )
+    )
+    with Sandbox(symbols=(new, anchor)) as sandbox:
+        world = World(tmp_path, sandbox, monkeypatch)
+        world.at("2026-03-01T12:00")
+        run = shell(world, monkeypatch, f"collect:\n  - market: um\n    symbols: [NEWUSDT]\n{types}\n")
+        assert run("universe", "refresh").exit_code == 0
+        result = run("backfill", "--through", "2026-02-21", "--yes")
+        assert result.exit_code == 0, result.output
+        index = SeriesKey(EXCHANGE, Market.UM, DataType.INDEX_PRICE_KLINES, "NEWUSDT", "1h")
+        rows = world.ledger(index).rows
+        assert [(day, rows[day].outcome) for day in sorted(rows)] == [
+            *((day, "not_listed") for day in days("2026-02-15", "2026-02-17")),
+            *((day, "held") for day in days("2026-02-18", "2026-02-21")),
+        ]
+        for data_type in set(PRICES) - {DataType.INDEX_PRICE_KLINES} | {DataType.KLINES}:
+            key = SeriesKey(EXCHANGE, Market.UM, data_type, "NEWUSDT", "1h")
+            stored_days = [day for day, row in world.ledger(key).rows.items() if row.outcome == "held"]
+            assert sorted(stored_days) == days("2026-02-20", "2026-02-21")
+        market = MarketData(world.layout.root)
+        assert len(market.index_price_klines("NEWUSDT", "1h", "2026-02-15", "2026-02-22", on_gap="raise")) == 4 * 24
+        earlier = run("add", "NEWUSDT", "markPriceKlines", "1h", "--market", "um", "--from", "2026-02-17", "--yes")
+        assert earlier.exit_code == 2
+        assert "Set `from: 2026-02-17` there" in " ".join(earlier.output.split())

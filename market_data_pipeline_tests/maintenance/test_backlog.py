@@ -124,6 +124,26 @@ def test_rest_of_a_portion_is_requested_by_later_ticks(off: Project, monkeypatch
     assert "no day is missing" in skipped
 
 
+def test_metrics_that_rest_will_drop_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """REST has 30 days of metrics. They come before everything else, also if a tick cannot take it all."""
+    monkeypatch.setattr(backlog, "PORTION", 40)
+    text = """
+collect:
+  - {market: um, symbols: [BTCUSDT], klines: {intervals: [1h], from: 2024-01-01}, metrics: {from: 2024-01-01}}
+"""
+    project = project_of(tmp_path, text)
+    candles, metrics = sorted(project.universe.series(), key=lambda key: key.data_type)
+    with open_instance(project.layout) as instance:
+        project.instance = instance
+        requests, _ = tick(project, "repair")
+    assert asked(requests[:1]) == {metrics: days_between(date(2024, 1, 31), YESTERDAY)}
+    assert [request.tags.get("dagster/priority") for request in requests] == ["1", None, None]
+    assert asked(requests[1:]) == {
+        candles: days_between(date(2024, 2, 25), YESTERDAY),
+        metrics: days_between(date(2024, 1, 26), date(2024, 1, 30)),
+    }
+
+
 def test_days_of_runs_that_are_queued_are_not_requested_again(off: Project) -> None:
     job = off.definitions.resolve_job_def("ingest_all")
     assets = frozenset({asset_key_of(KLINES)})

@@ -44,6 +44,24 @@ def test_changed_candle_is_reported_with_both_values(world: World) -> None:
     assert found.klines == pytest.approx((found.rebuilt or 0) + 1)
 
 
+@pytest.mark.parametrize(("wrong", "sound"), [("15m", "5m"), ("5m", "15m")])
+def test_intervals_that_disagree_differ_from_one_minute(world: World, wrong: str, sound: str) -> None:
+    """Both are compared with 1m where it is stored. If they disagree, one of them differs from it."""
+    changed = ChangedRows(
+        start=utc(f"{DAY}T02:30"), end=utc(f"{DAY}T02:31"), series=f"klines/BTCUSDT/{wrong}$", column="low"
+    )
+    world.sandbox.faults.add(changed)
+    keys = {interval: klines("BTCUSDT", interval) for interval in ("1m", wrong, sound)}
+    for key in keys.values():
+        world.one(key, str(DAY))
+    (agreeing,), (differing,) = compared(world, keys[sound]), compared(world, keys[wrong])
+    assert {agreeing.source, differing.source} == {str(keys["1m"])}
+    assert (agreeing.differing, differing.differing, differing.unexplained) == (0, 1, 1)
+    (found,) = differing.differences
+    assert (found.open_time, found.column) == (datetime(2026, 2, 10, 2, 30), "low")  # noqa: DTZ001
+    assert found.klines == pytest.approx((found.rebuilt or 0) + 1)
+
+
 def test_longest_interval_that_divides_is_the_source(world: World) -> None:
     day = klines("BTCUSDT", "1d")
     for interval in ("3m", "1h", "8h", "1d"):

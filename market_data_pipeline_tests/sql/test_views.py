@@ -215,7 +215,7 @@ def test_macros_open_no_file_of_other_days_months_or_series(lake: SmallLake, mon
 
 def test_macros_give_the_columns_of_the_view_in_its_order(lake: SmallLake) -> None:
     for _ in range(2):
-        for market in Market:
+        for market in (Market.SPOT, Market.UM, Market.CM):
             view = ask(lake, f"DESCRIBE binance_{market}.klines")
             candles = ask(lake, f"DESCRIBE FROM binance_{market}.candles('AUSDT', '1h', '2024-01-01')")
             assert candles[:-2] == view

@@ -38,9 +38,10 @@ def put_candles(lake: SmallLake, key: SeriesKey, days: list[date], seed: int, mi
             "low": np.where(traded, prices[0], prices[3]),
             "close": np.where(traded, prices[2], prices[3]),
             "count": np.where(traded, random.integers(1, 99, rows), 0),
-            **{name: np.where(traded, random.integers(1, 10**9, rows) / 1e5, 0.0) for name in VOLUMES},
         }
         schema = lake_schema(key.market, key.data_type)
+        for name in (field.name for field in schema if field.name.endswith("_volume") or field.name == "volume"):
+            columns[name] = np.where(traded, random.integers(1, 10**9, rows) / 1e5, 0.0)
         arrays = [
             pa.array([getattr(key, field.name)] * rows).dictionary_encode()
             if field.name in ("symbol", "interval")

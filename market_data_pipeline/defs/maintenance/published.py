@@ -142,7 +142,7 @@ def look(
         return dg.SensorResult(skip_reason=text + more, cursor=cursor)
     # Equal if a tick is evaluated twice. Different if the archive of a day is replaced.
     stamp = f"archive_published {seen.looked_at or now:%Y-%m-%dT%H:%M:%S} {_digest(asked, wanted)}"
-    return dg.SensorResult(run_requests(stamp, wanted, settings.max_partitions_per_run), cursor=cursor)
+    return dg.SensorResult(run_requests(stamp, wanted, settings.max_partitions_per_run, now), cursor=cursor)
 
 
 def _digest(asked: Mapping[str, Mapping[date, str]], wanted: Mapping[SeriesKey, Iterable[date]]) -> str:

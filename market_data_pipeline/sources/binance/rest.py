@@ -29,7 +29,7 @@ from market_data_pipeline.errors import (
     RefusedError,
     RestAnswerError,
 )
-from market_data_pipeline.model.datasets import MARKETS, REQUEST_BUDGETS, RestEndpoint, spec_of
+from market_data_pipeline.model.datasets import MARKETS, REQUEST_BUDGETS, RestEndpoint, precedes_listing, spec_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey, interval_us
 from market_data_pipeline.model.waits import Stop, as_duration
@@ -141,11 +141,15 @@ class RestApi:
 
     # --- endpoints ------------------------------------------------------------------------------------------
 
-    def klines(self, key: SeriesKey, start_us: int, end_us: int) -> RestRows:
-        """Fetch closed candles with ``start_us <= open_time < end_us`` (microseconds UTC)."""
+    def klines(self, key: SeriesKey, start_us: int, end_us: int, now: datetime | None = None) -> RestRows:
+        """Fetch closed candles with ``start_us <= open_time < end_us`` (microseconds UTC).
+
+        Args:
+            now: Time at which candles must be closed. None means the server's time.
+        """
         endpoint = spec_of(key).rest
         step = interval_us(key.interval or "")
-        now = self._server_now()
+        now = now or self._server_now()
         tables: list[pa.Table] = []
         cursor, end = start_us, min(end_us, clock.to_us(now))
         while cursor < end:
@@ -179,7 +183,7 @@ class RestApi:
             NetworkError: No response.
             RestAnswerError: A response is not understood.
         """
-        endpoint = self._endpoint(key)
+        endpoint = endpoint_of(key)
         self._refuse_beyond(endpoint, start_us, clock.now(), key.data_type)
         time_field = next(column.rest for column in spec_of(key).columns if column.name == spec_of(key).time)
         now = self._server_now()
@@ -202,13 +206,6 @@ class RestApi:
         last = min(end_us - 1, clock.to_us(now) - step)  # a period counts when it is over
         inside = pc.and_(pc.greater_equal(times, pa.scalar(start_us)), pc.less_equal(times, pa.scalar(last)))
         return RestRows(found.filter(inside), f"{self._host.url}{endpoint.path}", now)
-
-    def _endpoint(self, key: SeriesKey) -> RestEndpoint:
-        """Return the endpoint of a series. Raise :class:`BeyondReachError` if REST does not serve its type."""
-        endpoint = spec_of(key).rest
-        if not endpoint.path:
-            raise BeyondReachError(f"REST of {self.market} has no {key.data_type}")
-        return endpoint
 
     def _joined(
         self, key: SeriesKey, endpoint: RestEndpoint, rows: list[Any], between: tuple[int, int], time_field: str
@@ -240,7 +237,7 @@ class RestApi:
             BeyondReachError: REST no longer serves trades this old. No request was sent.
             RestAnswerError: A response does not start at the requested id, or is not understood.
         """
-        endpoint = self._endpoint(key)
+        endpoint = endpoint_of(key)
         self._refuse_beyond(endpoint, start_us if since_us is None else max(start_us, since_us), clock.now())
         now = self._server_now()
         end = min(end_us, clock.to_us(now))
@@ -285,7 +282,7 @@ class RestApi:
         Raises:
             BeyondReachError: REST no longer serves trades this old. It refused, or no request was sent.
         """
-        endpoint = self._endpoint(key)
+        endpoint = endpoint_of(key)
         now = clock.now()
         beyond = ""
         if between_us is not None:
@@ -364,10 +361,12 @@ class RestApi:
         return f"REST of {self.market} only serves {what} of the last {as_duration(endpoint.reach.total_seconds())}"
 
     def first_candle_day(self, key: SeriesKey) -> date | None:
-        """Return the UTC day of a symbol's first candle. None if it never had one."""
-        daily = SeriesKey(EXCHANGE, key.market, DataType.KLINES, key.symbol, "1d")
+        """Return the UTC day of a symbol's first candle, or of the first candle of its price. None without any."""
+        data_type = key.data_type if precedes_listing(key) else DataType.KLINES
+        daily = SeriesKey(EXCHANGE, key.market, data_type, key.symbol, "1d")
         endpoint = spec_of(daily).rest
-        rows = self._rows(endpoint, {"symbol": key.symbol, "interval": "1d", "startTime": "0", "limit": "1"})
+        parameters = {"interval": "1d", "startTime": "0", "limit": "1", str(endpoint.symbol): daily.archive_symbol}
+        rows = self._rows(endpoint, parameters)
         if not rows:
             return None
         return clock.day_of_us(_at(self._table(rows, daily), "open_time", 0))
@@ -379,6 +378,15 @@ class RestApi:
         answer = self._request(path, params, _EXCHANGE_INFO_WEIGHT, kind=_EXCHANGE_INFO)
         return _json(answer, _MOST_COMMAS_OF_SYMBOLS)
 
+    def server_time(self) -> datetime:
+        """Request the server's time (UTC). It may differ from this machine's clock by any amount."""
+        answer = self._request(self._facts.time_path, {}, _TIME_WEIGHT)
+        try:
+            # The header's unit applies to the server time, too.
+            return datetime.fromtimestamp(int(_json(answer)["serverTime"]) * self._unit / 1e6, UTC)
+        except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
+            raise RestAnswerError(f"{answer.url} answered no server time: {answer.text!r}.") from error
+
     # --- requests -------------------------------------------------------------------------------------------
 
     def _server_now(self) -> datetime:
@@ -389,17 +397,13 @@ class RestApi:
         """
         with self._lock:
             if self._server is None:
-                answer = self._request(self._facts.time_path, {}, _TIME_WEIGHT)
+                server = self.server_time()
                 counted_from, ours = time.monotonic(), clock.now()
-                try:
-                    # The header's unit applies to the server time, too.
-                    server = datetime.fromtimestamp(int(_json(answer)["serverTime"]) * self._unit / 1e6, UTC)
-                except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
-                    raise RestAnswerError(f"{answer.url} answered no server time: {answer.text!r}.") from error
                 if abs(server - ours) > _CLOCK_TOLERANCE:
+                    apart = as_duration(abs(server - ours).total_seconds())
                     raise RestAnswerError(
-                        f"{answer.url} answered {server:%Y-%m-%d %H:%M:%S} UTC and this machine's clock is at "
-                        f"{ours:%Y-%m-%d %H:%M:%S}. They differ by {as_duration(abs(server - ours).total_seconds())}, "
+                        f"{self._host.url}{self._facts.time_path} answered {server:%Y-%m-%d %H:%M:%S} UTC and this "
+                        f"machine's clock is at {ours:%Y-%m-%d %H:%M:%S}. They differ by {apart}, "
                         "so it is unknown which candles are closed. Set this machine's clock (NTP)."
                     )
                 self._server = server, counted_from
@@ -573,6 +577,18 @@ def _budget_name(market: Market, settings: Settings) -> str:
     together = [other for other in MARKETS if MARKETS[other].budget == MARKETS[market].budget]
     hosts = dict.fromkeys(urlsplit(settings.rest_url(other)).netloc for other in together)
     return "+".join((MARKETS[market].budget, *sorted(hosts))) if len(together) > 1 else next(iter(hosts))
+
+
+def endpoint_of(key: SeriesKey) -> RestEndpoint:
+    """Return the endpoint of a series.
+
+    Raises:
+        BeyondReachError: REST does not serve its type.
+    """
+    endpoint = spec_of(key).rest
+    if not endpoint.path:
+        raise BeyondReachError(f"REST of {key.market} has no {key.data_type}")
+    return endpoint
 
 
 def _span_us(endpoint: RestEndpoint) -> int:

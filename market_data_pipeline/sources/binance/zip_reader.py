@@ -51,6 +51,8 @@ _LEAST_BOUND = 16 << 20
 _PARSERS = 2
 """Threads that parse a big zip. Parsing takes twice as long as inflating."""
 
+_HOUR_US = 3_600_000_000
+
 _LONGEST_LINE = 4096
 """Maximum bytes of a line: more than all column names together, and ten times a row."""
 
@@ -282,13 +284,19 @@ _ROW_OF_BLOCK = re.compile(r"Row #\d+: ")
 """Row number in Arrow's message. It counts from the start of a block, so it is dropped. The text has the row itself."""
 
 
+def _type_in_csv(column: Column) -> pa.DataType:
+    if column.text:
+        return TIME
+    return pa.int64() if column.hours else _READ.get(column.kind) or ARROW_TYPES[column.kind]
+
+
 @cache
 def _convert(market: Market, data_type: DataType) -> pa_csv.ConvertOptions:
     columns = SPECS[market, data_type].columns
     blank = ["", '""'] if any(c.nullable for c in columns) else []
     return pa_csv.ConvertOptions(
-        column_types={c.name: TIME if c.text else _READ.get(c.kind) or ARROW_TYPES[c.kind] for c in columns},
-        include_columns=[c.name for c in columns if c.kind != "ignore"],
+        column_types={c.name: _type_in_csv(c) for c in columns},
+        include_columns=[c.name for c in columns if c.kind != "ignore" or c.hours],
         null_values=blank,
         true_values=["True", "true"],
         false_values=["False", "false"],
@@ -337,13 +345,17 @@ def _parse_lines(lines: memoryview, spec: Spec, header: bool, stem: str) -> pa.T
 def _checked(table: pa.Table, spec: Spec, stem: str) -> pa.Table:
     """Refuse missing values of columns that always have one, and turn text times into microseconds."""
     for column in spec.columns:
-        if column.kind == "ignore":
+        if column.kind == "ignore" and not column.hours:
             continue
         if not column.nullable and table.column(column.name).null_count:
             raise MalformedError(f"{stem}.csv has a row without {column.name}.")
         if column.text:
             at = table.schema.get_field_index(column.name)
             table = table.set_column(at, column.name, table.column(at).cast(pa.int64()))
+        if column.hours:
+            at = table.schema.get_field_index(spec.time)
+            added = pc.multiply(table.column(column.name), _HOUR_US)
+            table = table.set_column(at, spec.time, pc.add(table.column(at), added))
     return table
 
 

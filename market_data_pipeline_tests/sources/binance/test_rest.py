@@ -29,6 +29,7 @@ from market_data_pipeline.errors import (
     RestAnswerError,
     SourceError,
 )
+from market_data_pipeline.model.datasets import MARKETS
 from market_data_pipeline.model.series import Market, SeriesKey
 from market_data_pipeline.model.waits import Wait
 from market_data_pipeline.sandbox import MissingRows, OtherBody, RawAnswer, Status
@@ -45,7 +46,7 @@ END = START + clock.US_PER_DAY
 
 @pytest.fixture
 def rest(world: World) -> Iterator[dict[Market, RestApi]]:
-    apis = {market: RestApi(market, world.settings) for market in Market}
+    apis = {market: RestApi(market, world.settings) for market in Market if MARKETS[market].has_rest}
     yield apis
     for api in apis.values():
         api.close()

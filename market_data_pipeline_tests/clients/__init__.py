@@ -1,0 +1,31 @@
+"""Real tools of other projects, each in an environment of its own, because they are heavy and need other packages.
+
+``make test-clients`` creates ``.venv-clients-TOOL`` from ``requirements-TOOL.txt`` of this folder, and runs the tests
+with the marker ``clients``. To add a tool, add that file, a script, and a test that calls :func:`run_client`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+PROJECT_ROOT = HERE.parents[1]
+
+
+def run_client(tool: str, script: str, *arguments: str) -> Any:
+    """Run a script of this folder with the interpreter of a tool. Return the JSON of its last line on stdout.
+
+    Skips the test if the tool is not installed.
+    """
+    python = PROJECT_ROOT / f".venv-clients-{tool}" / "bin" / "python"
+    if not (python.parent.parent / ".installed").exists():
+        pytest.skip(f"{tool} is not installed; `make test-clients` installs it and runs this test")
+    command = [str(python), "-I", str(HERE / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
