@@ -45,6 +45,7 @@ IMPERATIVES = {
     "Add",
     "Check",
     "Compare",
+    "Copy",
     "Fetch",
     "Follow",
     "List",
