@@ -59,7 +59,7 @@ EXTRAS = {
     "live": ("msgspec", "websockets"),
     "mcp": ("mcp",),
     "polars": ("polars",),
-    "postgres": ("adbc-driver-postgresql", "psycopg"),
+    "postgres": ("adbc-driver-postgresql",),
     "server": ("anyio", "fastapi", "orjson", "prometheus-client"),
 }
 """Packages of each extra in pyproject.toml."""

@@ -25,7 +25,7 @@ from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import LEDGER_SCHEMA, Ledger, read_columns, refresh_ledger
-from market_data_pipeline.lake.partitions import StoredDays, stored_days
+from market_data_pipeline.lake.partitions import DayColumns, day_columns
 from market_data_pipeline.model.day import HELD, NOT_LISTED, DayFile, DayRecord
 from market_data_pipeline.model.findings import Severity, Verdict
 from market_data_pipeline.model.series import SeriesKey
@@ -244,7 +244,7 @@ def is_as_on_disk(layout: Layout, key: SeriesKey) -> bool:
     except OSError:
         return False
     known = _digest_of_ledger(path, (found.st_mtime_ns, found.st_size, found.st_ino))
-    return known is not None and known == _digest(stored_days(layout, key))
+    return known is not None and known == _digest(day_columns(layout, key))
 
 
 _CACHED_DIGESTS = 50_000
@@ -261,12 +261,12 @@ def _digest_of_ledger(path: Path, _version: tuple[int, int, int]) -> bytes | Non
             return None
         days = stored["day"].cast(pa.date32()).cast(pa.int32())
         columns = (days, stored["bytes"], stored["mtime_ns"])
-        return _digest(StoredDays(*(np.asarray(column, dtype=np.int64) for column in columns)))
+        return _digest(DayColumns(*(np.asarray(column, dtype=np.int64) for column in columns)))
     except (DamagedFileError, pa.ArrowException, KeyError, ValueError):
         return None
 
 
-def _digest(stored: StoredDays) -> bytes:
+def _digest(stored: DayColumns) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for column in stored:
         digest.update(column.tobytes())

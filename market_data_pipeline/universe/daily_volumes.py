@@ -181,7 +181,7 @@ class _Compared(NamedTuple):
 
 
 def _compared(layout: Layout, key: SeriesKey, known: pa.Table | None) -> _Compared:
-    stored = partitions.stored_files(layout, key)
+    stored = partitions.file_columns(layout, key)
     is_known = np.zeros(len(stored.day), np.bool_)
     kept = None
     if known is not None and len(stored.day):

@@ -16,7 +16,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.lake.closed_months import close_months
 from market_data_pipeline.lake.day_records import corrected, is_as_on_disk
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.partitions import day_files, stored_days
+from market_data_pipeline.lake.partitions import day_files, day_columns
 from market_data_pipeline_tests.support.small_lake import SmallLake, series
 
 BTC = series("BTCUSDT", "1h")
@@ -43,7 +43,7 @@ def test_stored_days_are_those_of_day_files(
     expected = [
         (clock.day_number(day), file.stat.bytes, file.stat.mtime_ns) for day, file in day_files(layout, BTC).items()
     ]
-    assert list(zip(*(column.tolist() for column in stored_days(layout, BTC)), strict=True)) == expected
+    assert list(zip(*(column.tolist() for column in day_columns(layout, BTC)), strict=True)) == expected
 
 
 def _touched(lake: SmallLake) -> None:
