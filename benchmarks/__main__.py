@@ -22,6 +22,7 @@ from benchmarks.ingestion import (
     ingest_single_trades,
     ingest_trades,
 )
+from benchmarks.live import live_messages
 from benchmarks.reconciliation import reconcile
 from benchmarks.report import Row, save, show
 from benchmarks.serving import serve
@@ -46,6 +47,7 @@ BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "serve": serve,
     "reconcile": reconcile,
     "verify": verify,
+    "live-messages": live_messages,
     "load": load,
     "growth-years": growth_years,
     "growth-series": growth_series,

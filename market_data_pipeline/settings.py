@@ -42,6 +42,14 @@ class Settings(BaseSettings):
     um_url: str = Field("https://fapi.binance.com", description="REST for USDⓈ-margined futures.")
     cm_url: str = Field("https://dapi.binance.com", description="REST for coin-margined futures.")
 
+    spot_stream_url: str = Field(
+        "wss://data-stream.binance.vision", description="WebSocket streams of spot, for the live feed."
+    )
+    um_stream_url: str = Field(
+        "wss://fstream.binance.com/market", description="WebSocket streams of USDⓈ-margined futures."
+    )
+    cm_stream_url: str = Field("wss://dstream.binance.com", description="WebSocket streams of coin-margined futures.")
+
     weight_share: float = Field(
         0.5,
         gt=0,
@@ -179,6 +187,13 @@ class Settings(BaseSettings):
             raise ValueError(f"{url!r} is not a URL: it must have a host, and may have a port")
         return url.rstrip("/")
 
+    @field_validator("spot_stream_url", "um_stream_url", "cm_stream_url")
+    @classmethod
+    def _stream_url(cls, url: str) -> str:
+        if not re.match(r"wss?://[^\s/:]+(:\d+)?(/|$)", url):
+            raise ValueError(f"{url!r} is not the URL of streams: it must start with ws:// or wss://, and have a host")
+        return url.rstrip("/")
+
     @cached_property
     def root(self) -> Path:
         """Return the absolute path of the data folder."""
@@ -212,6 +227,11 @@ class Settings(BaseSettings):
     def rest_url(self, market: Market) -> str:
         """Return the base URL of a market's REST host."""
         return {Market.SPOT: self.spot_url, Market.UM: self.um_url, Market.CM: self.cm_url}[market]
+
+    def stream_url(self, market: Market) -> str:
+        """Return the base URL of a market's WebSocket streams, without ``/ws`` or ``/stream``. Empty if it has none."""
+        urls = {Market.SPOT: self.spot_stream_url, Market.UM: self.um_stream_url, Market.CM: self.cm_stream_url}
+        return urls.get(market, "")
 
 
 def _listed(text: str) -> list[str]:

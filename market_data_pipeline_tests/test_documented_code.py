@@ -60,6 +60,7 @@ NOT_RUN = {
     "docs/concepts/reconciliation.md": 1,
     "docs/development/performance.md": 1,
     "docs/guides/automation.md": 1,
+    "docs/guides/live.md": 2,
     "docs/guides/operating.md": 4,
     "docs/guides/serving.md": 1,
     "docs/quickstart.md": 1,

@@ -12,7 +12,7 @@ TESTS = Path(market_data_pipeline_tests.__file__).parent
 
 TOP = {"__init__", "clock", "definitions", "errors", "hosts", "settings"}
 ROOMS = {
-    *("model", "universe", "sources", "checks", "lake", "sql", "ingest"),
+    *("model", "universe", "sources", "checks", "lake", "sql", "ingest", "live"),
     *("maintenance", "reconciliation", "coverage", "derived", "defs"),
     *("client", "export", "mcp_server", "server", "cli", "sandbox"),
 }

@@ -27,6 +27,7 @@ from market_data_pipeline.defs.ingestion.definitions import (
     ingestion_resource,
 )
 from market_data_pipeline.defs.jobs import build_jobs
+from market_data_pipeline.defs.live.definitions import build_live_assets, build_live_checks, build_live_sensor
 from market_data_pipeline.defs.partitions import partitions_of
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT, heartbeat_resource
 from market_data_pipeline.defs.platform.io_manager import DuckDBParquetIOManager
@@ -72,11 +73,14 @@ def build_definitions(
     coverage = [build_coverage_asset(market, settings, universe) for market in markets]
     snapshots = [build_exchange_info_asset(market, settings) for market in markets if MARKETS[market].has_rest]
     jobs = build_jobs(keys, settings)
+    streamed = [market for market in markets if settings.stream_url(market)]
+    live_sensors = [build_live_sensor(streamed, settings)] if streamed else []
     return dg.Definitions(
-        assets=[*series, *profiles, *coverage, *snapshots],
+        assets=[*series, *profiles, *coverage, *snapshots, *build_live_assets(streamed)],
+        asset_checks=build_live_checks(streamed, settings),
         jobs=list(jobs.values()),
         schedules=build_schedules(jobs, settings, universe),
-        sensors=build_sensors(jobs, settings, universe),
+        sensors=[*build_sensors(jobs, settings, universe), *live_sensors],
         resources={
             IO_MANAGER: DuckDBParquetIOManager(root=str(settings.root), lock_wait_seconds=settings.lock_wait_seconds),
             INGESTION: ingestion_resource(settings, universe, ingest_days, on_result),

@@ -20,6 +20,9 @@ RECONCILIATION = "reconciliation"
 
 _COVERAGE = "coverage"
 _EXCHANGE_INFO = "exchange_info"
+_LIVE = "live"
+LIVE_EQUALS_ARCHIVE = "live_equals_archive"
+"""Name of the check of a market's live feed."""
 
 
 def asset_key_of(key: SeriesKey) -> dg.AssetKey:
@@ -57,9 +60,14 @@ def exchange_info_key_of(market: Market) -> dg.AssetKey:
     return dg.AssetKey([EXCHANGE, market.value, f"{market.value}_{_EXCHANGE_INFO}"])
 
 
+def live_key_of(market: Market) -> dg.AssetKey:
+    """Return the asset key of a market's live feed, e.g. ``binance/spot/spot_live``."""
+    return dg.AssetKey([EXCHANGE, market.value, f"{market.value}_{_LIVE}"])
+
+
 def is_series(asset_key: dg.AssetKey) -> bool:
     """Return True if an asset is a series, False if it is about a whole market."""
-    return not asset_key.path[-1].endswith((f"_{_COVERAGE}", f"_{_EXCHANGE_INFO}"))
+    return not asset_key.path[-1].endswith((f"_{_COVERAGE}", f"_{_EXCHANGE_INFO}", f"_{_LIVE}"))
 
 
 def renamed(path: Sequence[str]) -> dg.AssetKey | None:

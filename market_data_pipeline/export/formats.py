@@ -16,7 +16,7 @@ from market_data_pipeline.model.series import DataType, SeriesKey
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class ExportFormat:
     """A format of files.
 
     Attributes:
@@ -43,14 +43,14 @@ class Format:
 _ALL = tuple(DataType)
 _OF_LEAN = (DataType.KLINES, DataType.AGG_TRADES, DataType.TRADES, DataType.FUNDING_RATE)
 
-FORMATS: dict[str, Format] = {
+FORMATS: dict[str, ExportFormat] = {
     one.name: one
     for one in (
-        Format("freqtrade", tuple(FREQTRADE_KINDS), freqtrade_path, write_freqtrade),
-        Format("nautilus", tuple(NAUTILUS_TYPES), nautilus_path, write_nautilus),
-        Format("lean", _OF_LEAN, lean_path, write_lean, lean_refusal),
-        Format("csv", _ALL, csv_path, write_csv),
-        Format("parquet", _ALL, parquet_path, write_parquet),
+        ExportFormat("freqtrade", tuple(FREQTRADE_KINDS), freqtrade_path, write_freqtrade),
+        ExportFormat("nautilus", tuple(NAUTILUS_TYPES), nautilus_path, write_nautilus),
+        ExportFormat("lean", _OF_LEAN, lean_path, write_lean, lean_refusal),
+        ExportFormat("csv", _ALL, csv_path, write_csv),
+        ExportFormat("parquet", _ALL, parquet_path, write_parquet),
     )
 }
 """The formats by name."""

@@ -12,7 +12,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.client.versions import final_only as final_days
 from market_data_pipeline.client.versions import version_of
 from market_data_pipeline.errors import MarketDataError, UsageError
-from market_data_pipeline.export.formats import Format
+from market_data_pipeline.export.formats import ExportFormat
 from market_data_pipeline.export.gaps import ExportGap, export_gaps
 from market_data_pipeline.export.pairs import Pairs
 from market_data_pipeline.export.rows import SeriesRows
@@ -70,7 +70,7 @@ class ChosenSeries:
 
 
 def choose_series(
-    layout: Layout, form: Format, keys: Sequence[SeriesKey], is_named: Callable[[SeriesKey], bool]
+    layout: Layout, form: ExportFormat, keys: Sequence[SeriesKey], is_named: Callable[[SeriesKey], bool]
 ) -> ChosenSeries:
     """Return the series that a format has.
 
@@ -102,7 +102,7 @@ def choose_series(
     return ChosenSeries(tuple(sorted(taken.values())), left_out)
 
 
-def _preference(form: Format, key: SeriesKey) -> int:
+def _preference(form: ExportFormat, key: SeriesKey) -> int:
     types = form.data_types
     return types.index(key.data_type) if key.data_type in types else len(types)
 
@@ -126,7 +126,7 @@ def days_to_export(
 
 def export_series(
     layout: Layout,
-    form: Format,
+    form: ExportFormat,
     folder: Path,
     days: Mapping[SeriesKey, Sequence[date]],
     first: date | None,
@@ -170,7 +170,7 @@ class _Work:
     """All that the export of one series needs."""
 
     layout: Layout
-    form: Format
+    form: ExportFormat
     target: ExportFolder
     pairs: Pairs
     listings: Callable[[], Listings]

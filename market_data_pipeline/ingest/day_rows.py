@@ -17,7 +17,7 @@ from market_data_pipeline.checks.verdicts import AnsweredIds, answered_ids
 from market_data_pipeline.model.datasets import GAPLESS_KEYS, Spec
 from market_data_pipeline.model.findings import HISTORY, Basis, Finding, RestAnswer
 from market_data_pipeline.model.outcomes import Action
-from market_data_pipeline.model.provenance import Part, Provenance, Source
+from market_data_pipeline.model.provenance import PROVISIONAL_SOURCES, Part, Provenance, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +70,20 @@ class DayRows:
         )
 
     def from_rest(self) -> pa.Table:
-        """Return the rows that came from REST."""
-        table: pa.Table = self.table.filter(pa.array(_origins(self.parts, Source.REST)))
+        """Return the rows that came from REST, or from the live feed."""
+        table: pa.Table = self.table.filter(pa.array(_origins(self.parts)))
         return table
 
     @property
     def of_archive(self) -> bool:
         """True if the day has an archive, verified or not, so missing rows are missing in the archive."""
-        return self.final or any(part.source is not Source.REST for part in self.parts)
+        return self.final or any(part.source not in PROVISIONAL_SOURCES for part in self.parts)
 
     def gap_filled(self, spec: Spec) -> Ints:
         """Return the keys of rows that REST filled into an archive day. A day from REST alone has none."""
         if not self.of_archive:
             return np.zeros(0, dtype=np.int64)
-        keys: Ints = ints(self.table, spec.key)[_origins(self.parts, Source.REST)]
+        keys: Ints = ints(self.table, spec.key)[_origins(self.parts)]
         return keys
 
     def with_more(self, table: pa.Table, part: Part, spec: Spec) -> DayRows:
@@ -101,8 +101,9 @@ class DayRows:
         return replace(self, table=self.table.filter(pa.array(keep)), parts=parts_by_origin(origin, self.parts))
 
 
-def _origins(parts: tuple[Part, ...], source: Source) -> np.ndarray:
-    return np.repeat([part.source is source for part in parts] or [False], [part.rows for part in parts] or [0])
+def _origins(parts: tuple[Part, ...]) -> np.ndarray:
+    provisional = [part.source in PROVISIONAL_SOURCES for part in parts]
+    return np.repeat(provisional or [False], [part.rows for part in parts] or [0])
 
 
 def parts_by_origin(origin: np.ndarray, parts: tuple[Part, ...]) -> tuple[Part, ...]:

@@ -5,6 +5,7 @@ Sources, gap filling and files do not belong here (``from_*.py``, ``gap_fill.py`
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -19,6 +20,7 @@ from market_data_pipeline.errors import AbsentError, ChecksumError, SourceError,
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.ingest.encode import Encoded, decode
 from market_data_pipeline.ingest.from_archive import MEMORY_PER_BYTE, ArchiveDays
+from market_data_pipeline.ingest.from_live import live_day
 from market_data_pipeline.ingest.from_rest import NoRows, RestDays
 from market_data_pipeline.ingest.gap_fill import GapFiller, with_stored_rows
 from market_data_pipeline.ingest.memory import Reservation
@@ -39,6 +41,8 @@ from market_data_pipeline.model.series import ListingSpans, SeriesKey
 from market_data_pipeline.model.waits import StoppedError
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.binance.rest import RestApi
+
+logger = logging.getLogger(__name__)
 
 _SAVE_EVERY_SECONDS = 10.0
 """Maximum work of a killed run that :func:`refresh_ledger` must read back from footers."""
@@ -74,6 +78,10 @@ def ingest(
         storage.only_writer(layout.lock(key), settings.lock_wait_seconds, str(key), sources.stop),
     ):
         yield from _Run(key, layout, sources, settings, listing or ListingSpans()).results(sorted(set(days)))
+
+
+def _is_shorter(stored: DayRows, live: DayRows) -> bool:
+    return not stored.of_archive and stored.table.num_rows < live.table.num_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +297,20 @@ class _Run:
             if rows is not None:
                 return self._completed(day, known, rows)
         stored = self._day_store.rows(day) if known is not None and known.outcome == HELD else None
+        live = live_day(self.layout, self.key, day, self.settings.stream_url(self.key.market))
+        if live is not None and (stored is None or _is_shorter(stored, live)):
+            action = Action.FETCHED if stored is None else Action.EXTENDED
+            return replace(self._from_live(day, live), action=action)
         return self._rest_days.rows(day, stored)
+
+    def _from_live(self, day: date, live: DayRows) -> DayRows:
+        """Return live rows, and those of REST after them. Without an answer of REST, live rows alone."""
+        try:
+            rows = self._rest_days.rows(day, live)
+        except SourceError as error:
+            logger.info("%s %s: stored from the live feed, because REST has no answer: %s", self.key, day, error)
+            return live
+        return rows if isinstance(rows, DayRows) else live
 
     def _completed(self, day: date, known: DayRecord | None, rows: DayRows) -> DayRows:
         """Complete an archive day with rows from REST, stored before or fetched now."""

@@ -27,7 +27,7 @@ from market_data_pipeline.model.datasets import shows_trades
 from market_data_pipeline.model.day import HELD, Confirmed, DayFile, DayRecord, Stored, after
 from market_data_pipeline.model.findings import Finding
 from market_data_pipeline.model.outcomes import Action, DayOutcome
-from market_data_pipeline.model.provenance import Provenance, Source
+from market_data_pipeline.model.provenance import PROVISIONAL_SOURCES, Provenance
 from market_data_pipeline.model.series import DataType, ListingSpans, SeriesKey, interval_us
 
 
@@ -58,7 +58,7 @@ class DayStore:
         if self.key.interval is None or rows.table.num_rows == 0:
             return rows
         begins = int(ints(rows.table.slice(0, 1), "open_time")[0])
-        if begins == clock.day_start_us(day) and rows.parts[0].source is not Source.REST:
+        if begins == clock.day_start_us(day) and rows.parts[0].source not in PROVISIONAL_SOURCES:
             return rows
         return replace(rows, reach_us=self._reach(day - timedelta(days=1)))
 

@@ -25,7 +25,13 @@ class Source(StrEnum):
     ARCHIVE_DAILY = "archive_daily"
     ARCHIVE_MONTHLY = "archive_monthly"
     REST = "rest"
+    LIVE = "live"
+    """Messages of streams, and answers of REST about late ones, stored by the live feed."""
     DERIVED = "derived"
+
+
+PROVISIONAL_SOURCES = frozenset({Source.REST, Source.LIVE})
+"""Sources of days that are provisional until the archive has them."""
 
 
 class ChecksumStatus(StrEnum):

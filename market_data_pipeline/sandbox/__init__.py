@@ -1,8 +1,8 @@
 r"""A Binance on loopback for demos, tests and fault injection.
 
-One origin serves the archive, its listing and the REST endpoints of spot and futures. The data come from a seeded
-generator, where klines follow exactly from aggTrades, or from a folder with the archive's layout. Code of the pipeline
-does not belong here: the sandbox imitates the exchange only.
+One origin serves the archive, its listing, REST and the WebSocket streams of spot and futures. The data come from a
+seeded generator, where klines follow exactly from aggTrades, or from a folder with the archive's layout. Code of the
+pipeline does not belong here: the sandbox imitates the exchange only.
 
     from market_data_pipeline.sandbox import Sandbox, Status
 
@@ -16,14 +16,18 @@ from market_data_pipeline.sandbox.disk import write_mirror
 from market_data_pipeline.sandbox.faults import (
     ChangedRows,
     CutBody,
+    CutSockets,
     Damage,
     DamagedArchive,
+    DamagedMessages,
     Delay,
     Fault,
     Faults,
     FlatRows,
     LateArchive,
+    LateClose,
     MarketOutage,
+    MessageDamage,
     MissingChecksum,
     MissingDay,
     MissingRows,
@@ -35,6 +39,8 @@ from market_data_pipeline.sandbox.faults import (
     Reset,
     ScrambledArchive,
     ShiftedRows,
+    SilentSockets,
+    SkewedClock,
     SlowBody,
     Status,
     WrongChecksum,
@@ -46,16 +52,20 @@ __all__ = [
     "DEFAULT_SYMBOLS",
     "ChangedRows",
     "CutBody",
+    "CutSockets",
     "Damage",
     "DamagedArchive",
+    "DamagedMessages",
     "Delay",
     "Fault",
     "Faults",
     "FlatRows",
     "GeneratedSymbol",
     "LateArchive",
+    "LateClose",
     "LoggedRequest",
     "MarketOutage",
+    "MessageDamage",
     "MissingChecksum",
     "MissingDay",
     "MissingRows",
@@ -68,6 +78,8 @@ __all__ = [
     "Sandbox",
     "ScrambledArchive",
     "ShiftedRows",
+    "SilentSockets",
+    "SkewedClock",
     "SlowBody",
     "Status",
     "WrongChecksum",

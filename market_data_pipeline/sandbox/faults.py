@@ -1,7 +1,8 @@
 """Faults that you can inject into the sandbox, and :class:`Faults`, the collection of the active ones.
 
-An :class:`AnswerFault` matches requests by path, a :class:`DataFault` matches series and days. With a data fault, each
-checksum matches the faulty zip or is missing. Faults are frozen values. Code that applies them does not belong here.
+An :class:`AnswerFault` matches requests by path, a :class:`DataFault` matches series and days, a :class:`StreamFault`
+matches streams. With a data fault, each checksum matches the faulty zip or is missing. Faults are frozen values. Code
+that applies them does not belong here.
 """
 
 from __future__ import annotations
@@ -325,10 +326,89 @@ class QuietSymbol(MarketOutage):
     flat: bool | None = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class StreamFault(Fault):
+    """A fault in WebSocket streams. Requests to connect take the faults of answers, such as :class:`Status`.
+
+    A share decides by seed, stream and message, so two connections have the same fault in the same message.
+    """
+
+    streams: str = ""
+    """Regular expression to find in a market and stream, e.g. ``^spot/btcusdt@kline``. Empty matches all."""
+
+    def touches(self, stream: str) -> bool:
+        """Return True if this fault matches a stream."""
+        return re.search(self.streams, stream) is not None
+
+
+class MessageDamage(StrEnum):
+    """Kinds of damage to the messages of streams."""
+
+    LOST = "lost"
+    REPEATED = "repeated"
+    """The message follows a second time, right away."""
+    LATE_REPEATED = "late repeated"
+    """The message follows a second time, after five seconds."""
+    REORDERED = "reordered"
+    """The message arrives up to two seconds late, after younger ones."""
+    OTHER_SYMBOL = "other symbol"
+    """The message follows a second time with another symbol, which nobody subscribed to."""
+    GARBAGE = "garbage"
+    """Bytes that are not JSON, or JSON that is no message, come before the message."""
+    OVERSIZED = "oversized"
+    """A frame of four million bytes comes before the message."""
+    WRONG_TYPES = "wrong types"
+    """The message follows a second time with wrong types, absurd numbers, or without fields."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DamagedMessages(StreamFault):
+    """A share of the messages is damaged."""
+
+    damage: MessageDamage
+    share: float = 0.01
+    """From 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateClose(StreamFault):
+    """The last message of a candle is late or missing."""
+
+    seconds: float | None = None
+    """Delay on the sandbox's clock. None means that it never arrives."""
+    share: float = 1.0
+    """From 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutSockets(StreamFault):
+    """Connections are aborted at random moments."""
+
+    every: float
+    """Mean life of a connection, in seconds on the sandbox's clock."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SilentSockets(StreamFault):
+    """Connections fall silent at random moments. They still send pings, and answer requests to subscribe."""
+
+    every: float = 0.0
+    """Mean time until a connection falls silent, in seconds on the sandbox's clock. 0 means from the start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkewedClock(StreamFault):
+    """The exchange's clock is wrong: the event time of messages, and the server time of REST."""
+
+    seconds: float = 60.0
+    """Positive means that it is ahead."""
+
+
 _KINDS: tuple[type[Fault], ...] = (
     Delay, Status, CutBody, SlowBody, Reset, OtherBody, RawAnswer, WrongChecksum,
     MissingDay, MissingChecksum, LateArchive, ReplacedArchive, DamagedArchive, RepeatedAtMidnight, ScrambledArchive,
     MissingRows, ChangedRows, ShiftedRows, FlatRows, MarketOutage, QuietSymbol,
+    DamagedMessages, LateClose, CutSockets, SilentSockets, SkewedClock,
 )  # fmt: skip
 _ADAPTERS = {kind.__name__: TypeAdapter(kind) for kind in _KINDS}
 
@@ -409,6 +489,15 @@ class Faults:
             entry.left != 0 and isinstance(entry.fault, WrongChecksum) and entry.fault.meets(path, "")
             for entry in self._entries
         )
+
+    def of_stream(self, stream: str) -> tuple[StreamFault, ...]:
+        """Return the faults of a stream, named by market and stream."""
+        return tuple(f for f in self if isinstance(f, StreamFault) and f.touches(stream))
+
+    def skew_us(self, market: str) -> int:
+        """Return the microseconds by which a market's clock is ahead."""
+        met = (f for f in self if isinstance(f, SkewedClock) and f.touches(f"{market}/"))
+        return sum(int(fault.seconds * 1_000_000) for fault in met)
 
     def of_data(self, series: str) -> tuple[DataFault, ...]:
         """Return the data faults of a series."""

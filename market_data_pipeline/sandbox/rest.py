@@ -122,7 +122,7 @@ def answer(
             case "exchangeInfo":
                 payload = _exchange_info(exchange, market, parameters, divisor)
             case "time":
-                payload = {"serverTime": moment_us(exchange.now()) // divisor}
+                payload = {"serverTime": (moment_us(exchange.now()) + exchange.faults.skew_us(market)) // divisor}
             case _:
                 payload = {}
     except Refusal as refusal:

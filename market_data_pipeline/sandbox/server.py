@@ -1,4 +1,6 @@
-"""The sandbox's server: the exchange over HTTP on loopback, and control endpoints for faults, time and the request log.
+"""The sandbox's server: the exchange over HTTP and WebSocket on loopback, and control endpoints.
+
+The endpoints set faults and time, end connections, and show the request log.
 
 Archive and REST contents do not belong here.
 """
@@ -11,12 +13,13 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, time
+from datetime import UTC, datetime, time, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote_plus
@@ -57,6 +60,7 @@ from market_data_pipeline.sandbox.rest import (
     ban_message,
     weight_of,
 )
+from market_data_pipeline.sandbox.sockets import Sockets, refuse
 from market_data_pipeline.sandbox.symbols import GeneratedSymbol
 
 _HOST = "127.0.0.1"
@@ -74,6 +78,11 @@ _URL_SETTINGS = (
     "MARKET_DATA_UM_URL",
     "MARKET_DATA_CM_URL",
 )
+_STREAM_SETTINGS = {
+    "MARKET_DATA_SPOT_STREAM_URL": "",
+    "MARKET_DATA_UM_STREAM_URL": "/market",
+    "MARKET_DATA_CM_STREAM_URL": "/cm",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,7 @@ class LoggedRequest:
     """A request that the sandbox answered."""
 
     method: str
+    """``WEBSOCKET`` for a request to connect to streams. Its status is 101 if it was accepted."""
     path: str
     """Decoded, without the query."""
     query: dict[str, str]
@@ -94,17 +104,26 @@ class LoggedRequest:
 
 @dataclass
 class Clock:
-    """The sandbox's clock: real time, or a fixed moment."""
+    """The sandbox's clock: real time, a fixed moment, or a moment from which time runs, also faster."""
 
-    fixed: datetime | None = None
+    _start: datetime | None = None
+    _speed: float = 0.0
+    _counted_from: float = 0.0
 
     def now(self) -> datetime:
         """Return the current time, zone-aware in UTC."""
-        return self.fixed or datetime.now(UTC)
+        if self._start is None:
+            return datetime.now(UTC)
+        return self._start + timedelta(seconds=(monotonic() - self._counted_from) * self._speed)
 
-    def set(self, moment: datetime | None) -> None:
-        """Stop the clock at a moment. Naive means UTC, and None follows real time again."""
-        self.fixed = None if moment is None else in_utc(moment)
+    def set(self, moment: datetime | None, speed: float = 0.0) -> None:
+        """Set the clock to a moment. Naive means UTC, and None follows real time again.
+
+        Args:
+            speed: Seconds of the clock in a real second. 0 stops it at the moment. It has no effect without a moment.
+        """
+        self._counted_from, self._speed = monotonic(), speed
+        self._start = None if moment is None else in_utc(moment)
 
 
 @dataclass
@@ -137,6 +156,7 @@ class Site:
     exchange: Exchange
     clock: Clock
     faults: Faults
+    sockets: Sockets
     meter: WeightMeter = field(default_factory=WeightMeter)
     log: Log = field(default_factory=Log)
 
@@ -246,13 +266,31 @@ def _time_route(site: Site) -> Route:
     async def clock(request: HttpRequest) -> Response:
         if request.method == "POST":
             try:
-                moment = (await request.json()).get("now")
-                site.clock.set(datetime.fromisoformat(moment) if moment else None)
+                message = await request.json()
+                moment = message.get("now")
+                site.clock.set(datetime.fromisoformat(moment) if moment else None, float(message.get("speed", 0)))
             except (AttributeError, TypeError, ValueError) as error:
-                return _json({"error": f'The body must be {{"now": an ISO time or null}}: {error}'}, 400)
+                text = f'The body must be {{"now": an ISO time or null, "speed": a number}}: {error}'
+                return _json({"error": text}, 400)
         return _json({"now": site.clock.now().isoformat()})
 
     return Route("/_sandbox/time", clock, methods=["GET", "POST"])
+
+
+def _sockets_route(site: Site) -> Route:
+    async def sockets(request: HttpRequest) -> Response:
+        if request.method == "POST":
+            try:
+                message = await request.json()
+                seconds = message.get("shutdown")
+                count = site.sockets.cut() if seconds is None else site.sockets.announce_shutdown(float(seconds))
+            except (AttributeError, TypeError, ValueError) as error:
+                return _json({"error": f'The body must be {{}} or {{"shutdown": seconds}}: {error}'}, 400)
+            return _json({"connections": count})
+        open_now = site.sockets.connections
+        return _json([{"market": s.market, "streams": list(s.streams), "sent": s.sent} for s in open_now])
+
+    return Route("/_sandbox/sockets", sockets, methods=["GET", "POST"])
 
 
 # --- answer faults -----------------------------------------------------------------------------------------------
@@ -268,7 +306,7 @@ class Wire:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI)."""
         path: str = scope.get("path", "")
-        if scope["type"] != "http" or path.startswith("/_sandbox/"):
+        if scope["type"] not in ("http", "websocket") or path.startswith("/_sandbox/"):
             await self._app(scope, receive, send)
             return
         at = datetime.now(UTC)
@@ -277,22 +315,16 @@ class Wire:
 
         def log(status: int) -> None:
             pairs = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
-            self._site.log.append(LoggedRequest(scope["method"], path, pairs, status, scope.get("weight", 0), at))
+            method = scope.get("method", "WEBSOCKET")
+            self._site.log.append(LoggedRequest(method, path, pairs, status, scope.get("weight", 0), at))
 
         await asyncio.sleep(sum(fault.latency for fault in met))
-        for fault in met:
-            if isinstance(fault, Reset):
-                log(0)
-                _reset(send)
-                return
-            if isinstance(fault, RawAnswer):
-                log(0)
-                await _raw_answer(fault, send)
-                return
-            if isinstance(fault, (Status, OtherBody)):
-                log(fault.status)
-                await _other_answer(fault)(scope, receive, send)
-                return
+        if await _is_replaced(met, log, scope, receive, send):
+            return
+        if scope["type"] == "websocket":
+            log(101)
+            await self._site.sockets(scope, receive, send)
+            return
 
         async def logged(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -311,6 +343,33 @@ def _with_faults(send: Send, met: Iterable[AnswerFault]) -> Send:
         elif isinstance(fault, SlowBody):
             send = _slow(send, fault.seconds)
     return send
+
+
+async def _is_replaced(
+    met: Iterable[AnswerFault], log: Callable[[int], None], scope: Scope, receive: Receive, send: Send
+) -> bool:
+    """Send the answer of the first fault that replaces the true one. Return False if none does."""
+    for fault in met:
+        if isinstance(fault, Reset):
+            log(0)
+            _reset(send)
+            return True
+        if isinstance(fault, RawAnswer):
+            log(0)
+            await _raw_answer(fault, send)
+            return True
+        if isinstance(fault, (Status, OtherBody)):
+            log(fault.status)
+            await _replace(fault, scope, receive, send)
+            return True
+    return False
+
+
+async def _replace(fault: Status | OtherBody, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await refuse(send, fault.status)
+    else:
+        await _other_answer(fault)(scope, receive, send)
 
 
 def _other_answer(fault: Status | OtherBody) -> Response:
@@ -395,6 +454,7 @@ def make_site(
     symbols: Iterable[GeneratedSymbol] | None = None,
     now: datetime | None = None,
     publish_at: time = time(8),
+    speed: float = 0.0,
 ) -> Site:
     """Create everything that a server needs.
 
@@ -402,18 +462,18 @@ def make_site(
         UsageError: the mirror is not a folder that contains ``data``.
     """
     clock, faults = Clock(), Faults()
-    clock.set(now)
+    clock.set(now if now or not speed else clock.now(), speed)
     exchange: Exchange
     if mirror is not None:
         exchange = MirrorExchange(clock.now, faults, Path(mirror), publish_at)
     else:
         exchange = GeneratedExchange(clock.now, faults, seed, symbols, publish_at)
-    return Site(exchange, clock, faults)
+    return Site(exchange, clock, faults, Sockets(exchange, faults, seed))
 
 
 def make_app(site: Site) -> ASGIApp:
     """Return the sandbox as one ASGI application."""
-    control = [_requests_route(site), _faults_route(site), _time_route(site)]
+    control = [_requests_route(site), _faults_route(site), _time_route(site), _sockets_route(site)]
     routes = [*_archive_routes(site), *_rest_routes(site), _listing_route(site), *control]
     # The server logs nothing. With debug on, an error of the sandbox shows its traceback in the answer.
     return Wire(Starlette(debug=True, routes=routes), site)
@@ -428,6 +488,8 @@ def _server(site: Site) -> _Server:
         access_log=False,
         lifespan="off",
         timeout_keep_alive=60,
+        ws_ping_interval=None,  # the markets have rhythms of their own
+        ws_per_message_deflate=False,
     )
     return _Server(config)
 
@@ -488,8 +550,9 @@ class Sandbox:
         mirror: a folder that contains ``data/…`` in the archive's layout. None generates everything.
         seed: selects one of many generated histories.
         symbols: the listed symbols. None lists ``DEFAULT_SYMBOLS``.
-        now: stops the sandbox's clock at this moment. Naive means UTC, and None follows real time.
+        now: the sandbox's clock stops at this moment. Naive means UTC, and None follows real time.
         publish_at: time of day (UTC) at which the archive of the previous day appears.
+        speed: seconds of the sandbox's clock in a real second, from ``now`` on. 0 stops the clock at ``now``.
 
     Raises:
         UsageError: the port is taken, or the mirror is not a folder that contains ``data``.
@@ -503,8 +566,9 @@ class Sandbox:
         symbols: Iterable[GeneratedSymbol] | None = None,
         now: datetime | None = None,
         publish_at: time = time(8),
+        speed: float = 0.0,
     ) -> None:
-        self.site = make_site(mirror, seed, symbols, now, publish_at)
+        self.site = make_site(mirror, seed, symbols, now, publish_at, speed)
         self._port = port
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
@@ -534,13 +598,28 @@ class Sandbox:
         """Remove all requests from the log."""
         self.site.log.clear()
 
-    def set_time(self, moment: datetime | None) -> None:
-        """Stop the sandbox's clock at a moment. Naive means UTC, and None follows real time again."""
-        self.site.clock.set(moment)
+    def set_time(self, moment: datetime | None, speed: float = 0.0) -> None:
+        """Stop the sandbox's clock at a moment. Naive means UTC, and None follows real time again.
+
+        Args:
+            speed: seconds of the clock in a real second, from the moment on. 0 stops the clock.
+        """
+        self.site.clock.set(moment, speed)
+
+    @property
+    def now(self) -> datetime:
+        """The time on the sandbox's clock (UTC)."""
+        return self.site.clock.now()
+
+    @property
+    def sockets(self) -> Sockets:
+        """The WebSocket connections, their rules, and commands that end them."""
+        return self.site.sockets
 
     def settings_env(self) -> dict[str, str]:
         """Return the environment variables that point the pipeline at this sandbox."""
-        return dict.fromkeys(_URL_SETTINGS, self.url)
+        streams = {name: f"{self.url.replace('http', 'ws', 1)}{path}" for name, path in _STREAM_SETTINGS.items()}
+        return dict.fromkeys(_URL_SETTINGS, self.url) | streams
 
     def __enter__(self) -> Self:
         self._socket = _listen(self._port)
@@ -569,6 +648,7 @@ def serve(
     seed: int = 0,
     symbols: Iterable[GeneratedSymbol] | None = None,
     now: datetime | None = None,
+    speed: float = 0.0,
 ) -> None:
     """Run the sandbox on 127.0.0.1 in this process until Ctrl-C. Print nothing.
 
@@ -577,11 +657,12 @@ def serve(
         mirror: a folder that contains ``data/…`` in the archive's layout. None generates everything.
         seed: selects one of many generated histories.
         symbols: the listed symbols. None lists the default ones.
-        now: stops the sandbox's clock at this moment. Naive means UTC, and None follows real time.
+        now: the sandbox's clock stops at this moment. Naive means UTC, and None follows real time.
+        speed: seconds of the sandbox's clock in a real second, from ``now`` on. 0 stops the clock at ``now``.
 
     Raises:
         UsageError: the port is taken, or the mirror is not a folder that contains ``data``.
     """
-    site = make_site(mirror, seed, symbols, now)
+    site = make_site(mirror, seed, symbols, now, speed=speed)
     with _listen(port) as listener, suppress(KeyboardInterrupt):
         _server(site).run(sockets=[listener])

@@ -81,7 +81,7 @@ def snapshot(definitions: dg.Definitions) -> dict[str, Any]:
     }
     sensors = {
         sensor.name: {
-            "job": sensor.job_name,
+            "job": sensor.job_name if sensor.has_jobs else None,
             "seconds": sensor.minimum_interval_seconds,
             "default": sensor.default_status.value,
         }
@@ -162,7 +162,7 @@ def test_code_location_imports_no_module_of_a_run_or_a_tick(tmp_path: Path, monk
     monkeypatch.setenv("MARKET_DATA_UNIVERSE", str(universe))
     monkeypatch.setenv("MARKET_DATA_DIR", str(tmp_path / "data"))
     loaded = loaded_anew(_IMPORTED)
-    assert loaded["assets"] == 12  # three series, a tradeProfile, coverage and exchangeInfo of each market
+    assert loaded["assets"] == 14  # three series, a tradeProfile, coverage, exchangeInfo and live of each market
     libraries = {"numpy", "pyarrow", "duckdb", "pandas", "polars", "requests", "urllib3", "isal"}
     assert libraries.intersection(loaded["modules"]) == set()
     rooms = (
@@ -216,6 +216,6 @@ def test_code_location_with_400_assets_loads_quickly(tmp_path: Path, monkeypatch
     monkeypatch.setenv("MARKET_DATA_DIR", str(tmp_path / "data"))
 
     runs = [loaded_anew(_LOAD) for _ in range(3)]
-    assert runs[0]["assets"] == 57 * 7 + 2  # and coverage and exchange_info
+    assert runs[0]["assets"] == 57 * 7 + 3  # and coverage, exchange_info and live
     # Processor time beside that of Dagster's import, so that a slow machine does not matter.
     assert min(run["seconds"] / run["dagster"] for run in runs) < 5

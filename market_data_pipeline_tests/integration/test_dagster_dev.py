@@ -309,7 +309,7 @@ def the_code_location_has_loaded(ui: Ui) -> None:
         "binance/spot/klines/BTCUSDT_1m", "binance/spot/klines/ETHUSDT_1m",
         "binance/spot/aggTrades/BTCUSDT_aggTrades", "binance/spot/aggTrades/ETHUSDT_aggTrades",
         "binance/spot/tradeProfile/BTCUSDT_tradeProfile", "binance/spot/tradeProfile/ETHUSDT_tradeProfile",
-        "binance/spot/spot_coverage", "binance/spot/spot_exchange_info",
+        "binance/spot/spot_coverage", "binance/spot/spot_exchange_info", "binance/spot/spot_live",
     }  # fmt: skip
 
 

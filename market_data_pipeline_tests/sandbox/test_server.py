@@ -21,8 +21,13 @@ Get = Callable[..., requests.Response]
 
 
 def test_every_setting_points_at_it(sandbox: Sandbox) -> None:
+    streams = sandbox.url.replace("http", "ws")
     assert sandbox.settings_env() == {
         f"MARKET_DATA_{name}_URL": sandbox.url for name in ("VISION", "VISION_LISTING", "SPOT", "UM", "CM")
+    } | {
+        "MARKET_DATA_SPOT_STREAM_URL": streams,
+        "MARKET_DATA_UM_STREAM_URL": f"{streams}/market",
+        "MARKET_DATA_CM_STREAM_URL": f"{streams}/cm",
     }
 
 

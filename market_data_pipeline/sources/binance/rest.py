@@ -141,11 +141,15 @@ class RestApi:
 
     # --- endpoints ------------------------------------------------------------------------------------------
 
-    def klines(self, key: SeriesKey, start_us: int, end_us: int) -> RestRows:
-        """Fetch closed candles with ``start_us <= open_time < end_us`` (microseconds UTC)."""
+    def klines(self, key: SeriesKey, start_us: int, end_us: int, now: datetime | None = None) -> RestRows:
+        """Fetch closed candles with ``start_us <= open_time < end_us`` (microseconds UTC).
+
+        Args:
+            now: Time at which candles must be closed. None means the server's time.
+        """
         endpoint = spec_of(key).rest
         step = interval_us(key.interval or "")
-        now = self._server_now()
+        now = now or self._server_now()
         tables: list[pa.Table] = []
         cursor, end = start_us, min(end_us, clock.to_us(now))
         while cursor < end:
@@ -374,6 +378,15 @@ class RestApi:
         answer = self._request(path, params, _EXCHANGE_INFO_WEIGHT, kind=_EXCHANGE_INFO)
         return _json(answer, _MOST_COMMAS_OF_SYMBOLS)
 
+    def server_time(self) -> datetime:
+        """Request the server's time (UTC). It may differ from this machine's clock by any amount."""
+        answer = self._request(self._facts.time_path, {}, _TIME_WEIGHT)
+        try:
+            # The header's unit applies to the server time, too.
+            return datetime.fromtimestamp(int(_json(answer)["serverTime"]) * self._unit / 1e6, UTC)
+        except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
+            raise RestAnswerError(f"{answer.url} answered no server time: {answer.text!r}.") from error
+
     # --- requests -------------------------------------------------------------------------------------------
 
     def _server_now(self) -> datetime:
@@ -384,17 +397,13 @@ class RestApi:
         """
         with self._lock:
             if self._server is None:
-                answer = self._request(self._facts.time_path, {}, _TIME_WEIGHT)
+                server = self.server_time()
                 counted_from, ours = time.monotonic(), clock.now()
-                try:
-                    # The header's unit applies to the server time, too.
-                    server = datetime.fromtimestamp(int(_json(answer)["serverTime"]) * self._unit / 1e6, UTC)
-                except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
-                    raise RestAnswerError(f"{answer.url} answered no server time: {answer.text!r}.") from error
                 if abs(server - ours) > _CLOCK_TOLERANCE:
+                    apart = as_duration(abs(server - ours).total_seconds())
                     raise RestAnswerError(
-                        f"{answer.url} answered {server:%Y-%m-%d %H:%M:%S} UTC and this machine's clock is at "
-                        f"{ours:%Y-%m-%d %H:%M:%S}. They differ by {as_duration(abs(server - ours).total_seconds())}, "
+                        f"{self._host.url}{self._facts.time_path} answered {server:%Y-%m-%d %H:%M:%S} UTC and this "
+                        f"machine's clock is at {ours:%Y-%m-%d %H:%M:%S}. They differ by {apart}, "
                         "so it is unknown which candles are closed. Set this machine's clock (NTP)."
                     )
                 self._server = server, counted_from
