@@ -17,6 +17,7 @@ from market_data_pipeline.coverage.page import MOST_LISTED, calendar_shapes
 from market_data_pipeline.coverage.summary import survey
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.day_records import rows_on_record
+from market_data_pipeline.lake.feed_status import read_status
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import day_files_between, known_series, stored_dates
 from market_data_pipeline.lake.reader import time_column
@@ -34,6 +35,9 @@ from market_data_pipeline.universe import Universe, load_universe
 _JSON = "application/json"
 _SECONDS = 2
 """Seconds for which the list of series is cached: pages poll it."""
+
+_ALIVE = timedelta(seconds=15)
+"""Age up to which the status of the live feed is one of a running feed: it is written each second."""
 
 _LATE_DAYS = 1
 """Days by which a current series may be behind yesterday: an archive appears up to a day after its day."""
@@ -90,18 +94,40 @@ def list_series(state: ServerState) -> dict[str, object]:
     """Return every stored series with its first and last day, and how far its rows reach.
 
     ``until`` is the first moment after the newest row of candles. For other data types, it is the end of the last day,
-    or the time at which that day was fetched. ``state`` is ``current``, ``behind``, ``ended`` or ``empty``.
+    or the time at which that day was fetched. ``state`` is ``live``, ``current``, ``behind``, ``ended`` or ``empty``.
+    ``live`` is the state of the series in the live feed.
     """
     layout = Layout(state.settings.root)
-    universe = _universe(state)
+    universe, live = _universe(state), _followed(layout)
     found = []
-    for key in known_series(layout):
+    followed = [key for key in universe.series() if str(key) in live] if live else []
+    for key in sorted({*known_series(layout), *followed}):
         fingerprint = state.source.fingerprint(key)
         reach = state.reaches.get(key)
         if reach is None or reach[0] != fingerprint:
             reach = state.reaches[key] = (fingerprint, _reach(layout, key))
-        found.append({**_names(key), **reach[1], **_freshness(universe, key, reach[1]["last"])})
-    return {"as_of": iso(clock.naive_utc(clock.now())), "series": found}
+        facts = {**_names(key), **reach[1], **_freshness(universe, key, reach[1]["last"])}
+        found.append(_with_live(key, facts, live.get(str(key))))
+    return {"as_of": iso(clock.naive_utc(clock.now())), "live": bool(live), "series": found}
+
+
+def _followed(layout: Layout) -> dict[str, dict[str, Any]]:
+    """Return the state of each series of the live feed by its name. It is empty if the feed does not run."""
+    status = read_status(layout) or {}
+    try:
+        updated = datetime.fromisoformat(status["updated_at"])
+        alive = abs(clock.now() - updated) < _ALIVE
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return status.get("series", {}) if alive else {}
+
+
+def _with_live(key: SeriesKey, facts: dict[str, Any], live: dict[str, Any] | None) -> dict[str, Any]:
+    if live is None or live.get("last_closed") is None:
+        return {**facts, "live": live}
+    closed = clock.naive_utc(datetime.fromisoformat(live["last_closed"]))
+    until = iso(closed + timedelta(seconds=INTERVALS[key.interval] if key.interval is not None else 0))
+    return {**facts, "live": live, "until": until, "state": "live", "days_behind": 0}
 
 
 def _universe(state: ServerState) -> Universe:

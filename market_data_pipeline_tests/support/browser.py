@@ -71,11 +71,9 @@ class Page:
             case "Log.entryAdded" if said["entry"]["level"] == "error":
                 self.errors.append(f"{said['entry']['text']} {said['entry'].get('url', '')}")
 
-    def size(self, width: int, height: int, *, dark: bool = False, scale: float = 1, phone: bool = False) -> None:
+    def size(self, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
         """Set the size of the view in CSS pixels, the colour scheme, and whether it is a phone."""
-        self.send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone
-        )
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=0, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.send("Emulation.setTouchEmulationEnabled", enabled=phone)
@@ -116,9 +114,9 @@ class Page:
         self.send("Input.dispatchKeyEvent", type="keyDown", **shared, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", **shared)
 
-    def photograph(self, target: Path, *, whole: bool = False) -> None:
-        """Write a picture of the view, or of the whole page."""
-        found = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+    def photograph(self, target: Path) -> None:
+        """Write a picture of the view."""
+        found = self.send("Page.captureScreenshot", format="png")
         target.write_bytes(base64.b64decode(found["data"]))
 
     def foreign_requests(self, url: str) -> list[str]:
@@ -128,16 +126,17 @@ class Page:
 
 
 @contextmanager
-def opened_page(profile: Path) -> Iterator[Page]:
+def opened_page(profile: Path, scale: float = 1) -> Iterator[Page]:
     """An empty page in a browser of its own, which ends with the block.
 
     Args:
         profile: Folder for what the browser writes.
+        scale: Pixels of the device for one CSS pixel.
     """
     path = chromium_path()
     assert path is not None
     with subprocess.Popen(
-        [path, *_OPTIONS, f"--user-data-dir={profile}", "about:blank"],
+        [path, *_OPTIONS, f"--force-device-scale-factor={scale:g}", f"--user-data-dir={profile}", "about:blank"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

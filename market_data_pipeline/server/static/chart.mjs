@@ -75,6 +75,7 @@ export class CandleChart {
    */
   constructor(container, { onEdge, onReadout }) {
     this.container = container
+    this.onEdge = onEdge
     this.onReadout = onReadout
     this.rows = []
     this.chart = createChart(container, { autoSize: true, ...this.#look() })
@@ -88,10 +89,13 @@ export class CandleChart {
     this.chart.panes()[1]?.setStretchFactor(1)
     this.chart.timeScale().subscribeVisibleLogicalRangeChange(range => {
       if (!range || !this.rows.length) return
-      if (range.from < NEAR_EDGE) onEdge('older')
-      if (range.to > this.rows.length - NEAR_EDGE) onEdge('newer')
+      if (this.pointed == null) this.#read(null)
+      this.checkEdges()
     })
-    this.chart.subscribeCrosshairMove(({ time }) => this.#read(time))
+    this.chart.subscribeCrosshairMove(({ time }) => {
+      this.pointed = time
+      this.#read(time)
+    })
     this.#restyle()
     matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => this.#restyle())
     container.addEventListener('keydown', event => this.#key(event))
@@ -136,13 +140,20 @@ export class CandleChart {
     this.onReadout(null)
   }
 
+  /** Report that the view is near an end of what is loaded. */
+  checkEdges() {
+    const range = this.chart.timeScale().getVisibleLogicalRange()
+    if (!range || !this.rows.length) return
+    if (range.from < NEAR_EDGE) this.onEdge('older')
+    if (range.to > this.rows.length - NEAR_EDGE) this.onEdge('newer')
+  }
+
   /** Move the view by a share of its width. Negative is older. */
   move(share) {
     const scale = this.chart.timeScale(), range = scale.getVisibleLogicalRange()
     if (!range) return
     const shift = share * (range.to - range.from)
     scale.setVisibleLogicalRange({ from: range.from + shift, to: range.to + shift })
-    this.#read(null)
   }
 
   /** Make the view so many times wider, around its right end. */
@@ -154,7 +165,6 @@ export class CandleChart {
   newest() {
     const number = Math.min(this.rows.length, Math.max(40, Math.min(FIRST_BARS, this.container.clientWidth / 7)))
     this.chart.timeScale().setVisibleLogicalRange({ from: this.rows.length - number, to: this.rows.length + 2 })
-    this.#read(null)
   }
 
   #center(moment) {

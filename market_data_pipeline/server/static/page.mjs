@@ -12,7 +12,7 @@ const MOST_ROWS = 100
 const INTERVALS = ['1s', '1m', '3m', '5m', '15m', '30m', '1h', '2h', '4h', '6h', '8h', '12h', '1d', '3d', '1w', '1mo']
 const KINDS = { klines: 'last price', markPriceKlines: 'mark price', indexPriceKlines: 'index price', premiumIndexKlines: 'premium' }
 const MARKETS = { spot: 'spot', um: 'USD-M futures', cm: 'COIN-M futures', option: 'options' }
-const STATES = { current: 'current', behind: 'behind', ended: 'ended', empty: 'no rows' }
+const STATES = { live: 'live', current: 'current', behind: 'behind', ended: 'ended', empty: 'no rows' }
 const LABELS = {
   final: 'final', provisional: 'provisional', healed: 'healed from REST', outage: 'outage inside', incomplete: 'incomplete',
   faulty: 'faulty', failed: 'failed', missing: 'missing', not_listed: 'not listed',
@@ -154,15 +154,17 @@ async function extend(direction) {
   const mine = candles
   if (loading || !mine) return
   loading = true
+  let more = false
   try {
     await attempt($('chart-problem'), async () => {
-      if (await mine[direction]() && mine === candles) {
-        chart.draw(mine)
-        noted(mine)
-      }
+      more = await mine[direction]() && mine === candles
+      if (!more) return
+      chart.draw(mine)
+      noted(mine)
     })
   } finally {
     loading = false
+    if (more) requestAnimationFrame(() => chart.checkEdges())
   }
 }
 
@@ -247,7 +249,7 @@ function link(one) {
 function showSeries(asOf) {
   const words = $('filter').value.toLowerCase().split(/\s+/)
   const facts = new Map((health?.series ?? []).map(one => [addressed(one), one]))
-  const order = ['behind', 'empty', 'current', 'ended']
+  const order = ['behind', 'empty', 'live', 'current', 'ended']
   const shown = series.filter(one => words.every(word => named(one).toLowerCase().includes(word)))
     .sort((a, b) => order.indexOf(a.state) - order.indexOf(b.state))
   const focused = document.activeElement?.closest?.('#series tbody') ? document.activeElement.getAttribute('href') : null
@@ -338,10 +340,9 @@ async function refresh() {
   $('tile-series').textContent = count(series.length)
   $('updated').textContent = `Updated ${moment(asOf, { precise: true })} UTC`
   showSeries(asOf)
-  const { live } = await get('/ready')
   $('live').hidden = false
-  $('live').textContent = live ? 'live' : 'no live feed'
-  $('live').className = live ? 'chip on' : 'chip'
+  $('live').textContent = found.live ? 'live' : 'no live feed'
+  $('live').className = found.live ? 'chip on' : 'chip'
   if (first) {
     const wanted = chosenInUrl()
     const known = series.some(one => addressed(one) === wanted.calendar)
