@@ -91,7 +91,8 @@ def test_data_health_names_the_open_gaps(client: TestClient, lake: SmallLake) ->
     lake.put(key, days_from("2024-02-11", 1), findings=(unexplained(),))
     found = client.get("/api/v1/system/data-health").json()["series"]
     [hours] = [one for one in found if one["interval"] == "1h"]
-    assert [(one["from"], one["state"]) for one in hours["open"]] == [("2024-02-11", "incomplete")]
+    found = [(one["from"], one["state"]) for one in hours["open"]]
+    assert found == [("2024-02-11", "incomplete"), ("2024-02-10", "failed")]
     assert EVIDENCE in hours["open"][0]["note"]
     assert hours["open_more"] == 0
 
