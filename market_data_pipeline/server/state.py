@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import Request
 
@@ -40,6 +41,8 @@ class ServerState:
     shared: Shared = field(default_factory=Shared)
     numbers: Numbers = field(default_factory=Numbers)
     health: tuple[float, bytes] | None = None
+    listed: tuple[float, bytes] | None = None
+    reaches: dict[SeriesKey, tuple[str, dict[str, Any]]] = field(default_factory=dict)
     parsed: Recent[tuple[object, ...], tuple[PageRequest, SeriesKey, Hashable]] = field(
         default_factory=lambda: Recent(4096)
     )
