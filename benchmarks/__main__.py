@@ -25,6 +25,7 @@ from benchmarks.ingestion import (
 from benchmarks.live import live_messages
 from benchmarks.reconciliation import reconcile
 from benchmarks.report import Row, save, show
+from benchmarks.serving import serve
 from benchmarks.sql import composed, sql, vwap
 from benchmarks.verification import verify
 
@@ -43,6 +44,7 @@ BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "sql": sql,
     "composed": composed,
     "vwap": vwap,
+    "serve": serve,
     "reconcile": reconcile,
     "verify": verify,
     "live-messages": live_messages,

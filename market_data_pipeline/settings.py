@@ -141,9 +141,37 @@ class Settings(BaseSettings):
         10000, ge=0, description="Disk space in MB, below the data folder, for a query that exceeds its memory."
     )
     sql_seconds: float = Field(300, ge=0, description="Time limit in seconds for one query. 0 means no limit.")
+    api_keys: str = Field(
+        "",
+        description="API keys of `market-data serve`, separated by commas, at least 16 characters each. Without any, "
+        "admin routes and SQL are off, and the server listens on loopback only.",
+    )
+    serve_cache_strategy: Literal["cache_only", "auto"] = Field(
+        "cache_only",
+        description="Default of the parameter `cache_strategy`: read the lake alone, or fetch missing days of series "
+        "in the universe.",
+    )
+    serve_cache_mb: int = Field(32, ge=0, description="Memory in MB for the server's cache of answers.")
+    serve_hosts: str = Field(
+        "",
+        description="Names under which clients reach the server, `name` or `name:port`, separated by commas. Loopback "
+        "needs no entry.",
+    )
+    serve_origins: str = Field(
+        "",
+        description="Origins of web pages that may read from the server (CORS), such as `https://example.org`, "
+        "separated by commas.",
+    )
     profile_level: float = Field(
         0, ge=0, description="Height of a price level in tradeProfile. 0 means 0.01 % of the price."
     )
+
+    @field_validator("api_keys")
+    @classmethod
+    def _long_keys(cls, keys: str) -> str:
+        if any(len(key) < 16 for key in _listed(keys)):
+            raise ValueError("a key has fewer than 16 characters, so it can be guessed")
+        return keys
 
     @field_validator("vision_url", "vision_listing_url", "spot_url", "um_url", "cm_url")
     @classmethod
@@ -179,7 +207,22 @@ class Settings(BaseSettings):
     @property
     def ui_host_names(self) -> list[str]:
         """Return the names in ``ui_hosts``."""
-        return [name.strip() for name in self.ui_hosts.split(",") if name.strip()]
+        return _listed(self.ui_hosts)
+
+    @property
+    def serve_host_names(self) -> list[str]:
+        """Return the names in ``serve_hosts``."""
+        return _listed(self.serve_hosts)
+
+    @property
+    def serve_origin_names(self) -> list[str]:
+        """Return the origins in ``serve_origins``."""
+        return _listed(self.serve_origins)
+
+    @property
+    def api_key_list(self) -> list[str]:
+        """Return the keys in ``api_keys``."""
+        return _listed(self.api_keys)
 
     def rest_url(self, market: Market) -> str:
         """Return the base URL of a market's REST host."""
@@ -189,6 +232,10 @@ class Settings(BaseSettings):
         """Return the base URL of a market's WebSocket streams, without ``/ws`` or ``/stream``. Empty if it has none."""
         urls = {Market.SPOT: self.spot_stream_url, Market.UM: self.um_stream_url, Market.CM: self.cm_stream_url}
         return urls.get(market, "")
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -43,6 +44,8 @@ from market_data_pipeline.sandbox import (
 )
 from market_data_pipeline.settings import PREFIX
 from market_data_pipeline_tests.support.documents import DOCS, PROJECT, RUNNABLE, Block, blocks, pages
+from market_data_pipeline_tests.support.processes import MARKET_DATA, until
+from market_data_pipeline_tests.support.processes import running as running_process
 from market_data_pipeline_tests.support.world import World, agg_trades, days, klines, utc
 
 pytestmark = pytest.mark.slow
@@ -59,6 +62,7 @@ NOT_RUN = {
     "docs/guides/automation.md": 1,
     "docs/guides/live.md": 2,
     "docs/guides/operating.md": 4,
+    "docs/guides/serving.md": 1,
     "docs/quickstart.md": 1,
     "examples/README.md": 1,
 }
@@ -316,6 +320,7 @@ def beside_the_lake(lake: Path, tmp_path: Path) -> Iterator[Reader]:
 
 WITH_CODE = {page.relative_to(PROJECT).as_posix(): page for page in pages() if running(page) and page != DOCUMENT}
 NOTEBOOKS = "docs/guides/notebooks.md"
+SERVING = "docs/guides/serving.md"
 
 
 @pytest.mark.parametrize("name", sorted(FROM_AN_EMPTY_FOLDER))
@@ -328,7 +333,7 @@ def test_page_runs_from_an_empty_folder(name: str, tmp_path: Path, monkeypatch: 
 
 
 @ON_THE_LAKE
-@pytest.mark.parametrize("name", sorted(WITH_CODE.keys() - FROM_AN_EMPTY_FOLDER.keys() - {NOTEBOOKS}))
+@pytest.mark.parametrize("name", sorted(WITH_CODE.keys() - FROM_AN_EMPTY_FOLDER.keys() - {NOTEBOOKS, SERVING}))
 def test_code_of_the_page_runs(name: str, beside_the_lake: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "docs/reference/commands.md" and beside_the_lake.shell("echo $BASH_VERSION") < "4.4":
         pytest.skip("The page says that completion needs Bash 4.4.")
@@ -347,6 +352,29 @@ def test_guide_to_notebooks_runs(beside_the_lake: Reader, monkeypatch: pytest.Mo
     (gap,) = names["gaps"]
     assert str(gap).startswith("spot ETHUSDT 1h, 2026-03-02: failed (checksum: ")
     assert set(names["why"]["verdict"]) == {"outage", "healed"}
+
+
+@ON_THE_LAKE
+def test_guide_to_serving_runs(beside_the_lake: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a server on a port that is free. The page has the default port."""
+    key = "a-key-of-the-documentation"
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        port = trial.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    environment |= {"MARKET_DATA_DIR": str(beside_the_lake.folder / "data"), "MARKET_DATA_API_KEYS": key}
+
+    def is_up() -> bool:
+        with socket.socket() as trial:
+            return trial.connect_ex(("127.0.0.1", port)) == 0
+
+    with running_process([MARKET_DATA, "serve", "--port", str(port)], environment, beside_the_lake.folder) as server:
+        until(lambda: is_up() or server.poll() is not None, "the server answers", 120)
+        monkeypatch.chdir(beside_the_lake.folder)
+        for block in running(WITH_CODE[SERVING]):
+            code = block.code.replace(":8000", f":{port}").replace("$MARKET_DATA_API_KEYS", key)
+            beside_the_lake.check(replace(block, code=code))
+    assert len(beside_the_lake.names["trades"]) == 100
 
 
 # --- what does not run ------------------------------------------------------------------------------------------------

@@ -10,11 +10,11 @@ import market_data_pipeline_tests
 PACKAGE = Path(market_data_pipeline.__file__).parent
 TESTS = Path(market_data_pipeline_tests.__file__).parent
 
-TOP = {"__init__", "clock", "definitions", "errors", "settings"}
+TOP = {"__init__", "clock", "definitions", "errors", "hosts", "settings"}
 ROOMS = {
     *("model", "universe", "sources", "checks", "lake", "sql", "ingest", "live"),
     *("maintenance", "reconciliation", "coverage", "derived", "defs"),
-    *("client", "export", "mcp_server", "cli", "sandbox"),
+    *("client", "export", "mcp_server", "server", "cli", "sandbox"),
 }
 
 

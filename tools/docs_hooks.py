@@ -1,6 +1,7 @@
 """mkdocs hooks: fill in what other files say, so that no page repeats it.
 
-A line ``<!-- settings -->`` becomes the table of settings, ``<!-- lifecycle -->`` the life of a day.
+A line ``<!-- settings -->`` becomes the table of settings, ``<!-- lifecycle -->`` the life of a day,
+``<!-- routes -->`` the routes of the server.
 A line ``<!-- file: NAME.md -->`` becomes that file of the project's root; its links to ``docs/`` are made relative to
 the page.
 """
@@ -11,7 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools import lifecycle_reference, settings_reference
+from tools import lifecycle_reference, routes_reference, settings_reference
 
 if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
@@ -21,6 +22,7 @@ PROJECT = Path(__file__).parents[1]
 GENERATED = {
     "<!-- settings -->": settings_reference.as_markdown,
     "<!-- lifecycle -->": lifecycle_reference.as_markdown,
+    "<!-- routes -->": routes_reference.as_markdown,
 }
 """Lines of pages, and what they become."""
 

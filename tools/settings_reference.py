@@ -23,6 +23,7 @@ GROUPS = {
     "max_partitions_per_run": "Work and its limits",
     "ui_hosts": "Dagster's UI and schedules",
     "sql_memory_mb": "Limits of a SQL query",
+    "api_keys": "The server (`market-data serve`)",
     "profile_level": "Derived data",
 }
 """The first setting of each group, and the group's name."""

@@ -33,6 +33,7 @@ from market_data_pipeline.cli.quarantine import quarantine
 from market_data_pipeline.cli.reconcile import reconcile
 from market_data_pipeline.cli.report import report
 from market_data_pipeline.cli.sandbox import sandbox
+from market_data_pipeline.cli.serve import serve_command
 from market_data_pipeline.cli.signals import ending_the_process
 from market_data_pipeline.cli.sql import sql
 from market_data_pipeline.cli.status import status
@@ -105,7 +106,7 @@ _GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Get data": (add, plan_command, sync, backfill),
     "Look at data": (status, coverage, report, sql, export_command, universe),
     "Check and repair": (verify, reconcile, quarantine, compact_command, prune_command, doctor),
-    "Run": (ui, live, mcp, demo, sandbox),
+    "Run": (serve_command, ui, live, mcp, demo, sandbox),
 }
 """The commands in the order of the help text, by group."""
 

@@ -30,7 +30,8 @@ def ui(host: str, port: int, allowed: tuple[str, ...]) -> None:
     anybody who reaches the port can start runs.
     """
     from market_data_pipeline.defs.platform.home import prepare_ui, run_dagster_dev
-    from market_data_pipeline.defs.platform.listening import address_of, is_loopback
+    from market_data_pipeline.defs.platform.listening import address_of
+    from market_data_pipeline.hosts import is_loopback
 
     settings = load_settings()
     load_universe(settings.universe)  # report a mistake here, not in a code location that fails to load

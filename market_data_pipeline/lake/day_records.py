@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import date
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import LEDGER_SCHEMA, Ledger, read_columns, refresh_ledger
 from market_data_pipeline.lake.partitions import day_files
-from market_data_pipeline.model.day import HELD, DayFile, DayRecord
+from market_data_pipeline.model.day import HELD, NOT_LISTED, DayFile, DayRecord
 from market_data_pipeline.model.findings import Severity, Verdict
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.model.states import EXPLAINED
@@ -82,6 +82,90 @@ def sound_among(layout: Layout, key: SeriesKey, on_disk: Mapping[date, DayFile])
         for day, stored in on_disk.items()
         if known.get(clock.day_number(day)) == (stored.stat.bytes, stored.stat.mtime_ns)
     }
+
+
+class DayFacts(NamedTuple):
+    """The facts of a day on record that readers of rows need. See :class:`DayRecord`."""
+
+    day: date
+    outcome: str
+    final: bool
+    source: str | None
+    content_sha256: str | None
+    replaced_by: str | None
+    retry: bool
+    reason: str | None
+
+    @property
+    def never_changes(self) -> bool:
+        """Return True if nothing will replace the rows of the day, as far as is known today."""
+        return self.outcome in (HELD, NOT_LISTED) and self.final and self.replaced_by is None and not self.retry
+
+
+def facts_on_record(
+    layout: Layout, key: SeriesKey, on_disk: Mapping[date, DayFile], first: date, last: date
+) -> dict[date, DayFacts]:
+    """Return the facts of a series' days as they are on disk, in order. It is a faster :func:`rows_on_record`.
+
+    The ledger's columns are cached until its file changes. If stored days do not match them, the files are read.
+
+    Raises:
+        StorageError: The system cannot read the ledger.
+    """
+    path = layout.ledger(key)
+    try:
+        found = path.stat()
+        table = _facts(path, (found.st_mtime_ns, found.st_size, found.st_ino))
+    except OSError:
+        table = None
+    if table is not None:
+        days = np.asarray(table["day"])
+        begin, end = np.searchsorted(days, [clock.day_number(first), clock.day_number(last) + 1]).tolist()
+        rows = table.slice(begin, end - begin).to_pylist()
+        stored = {clock.day_of_number(row["day"]): row for row in rows if row["outcome"] == HELD}
+        if {day: (row["bytes"], row["mtime_ns"]) for day, row in stored.items()} == {
+            day: (file.stat.bytes, file.stat.mtime_ns) for day, file in on_disk.items()
+        }:
+            return {facts.day: facts for facts in map(_fact_of, rows)}
+    records = rows_on_record(layout, key, on_disk, first, last)
+    names = DayFacts._fields
+    return {day: DayFacts(*(getattr(row, name) for name in names)) for day, row in sorted(records.items())}
+
+
+def _fact_of(row: Mapping[str, Any]) -> DayFacts:
+    content = row["content_sha256"]
+    return DayFacts(
+        clock.day_of_number(row["day"]),
+        row["outcome"],
+        row["final"],
+        row["source"],
+        None if content is None else content.hex(),
+        row["replaced_by"],
+        row["retry"],
+        None,
+    )
+
+
+_FACTS = ("final", "source", "content_sha256", "replaced_by", "retry")
+
+_CACHED_FACTS = 128
+"""Ledgers whose facts are cached. Ten years take about 250 kB."""
+
+
+@lru_cache(maxsize=_CACHED_FACTS)
+def _facts(path: Path, _version: tuple[int, int, int]) -> pa.Table | None:
+    """Return the facts of all days in order, with compact types. None if the ledger cannot be read."""
+    try:
+        table = read_columns(path, (*_FILE_COLUMNS, *_FACTS)).select([*_FILE_COLUMNS, *_FACTS]).sort_by("day")
+        hashes = [None if one is None else bytes.fromhex(one) for one in table["content_sha256"].to_pylist()]
+    except (DamagedFileError, pa.ArrowException, KeyError, ValueError):
+        return None
+    columns = {name: table[name].combine_chunks() for name in table.column_names}
+    columns["day"] = columns["day"].cast(pa.date32()).cast(pa.int32())
+    columns["content_sha256"] = pa.array(hashes, pa.binary(32))
+    for name in ("outcome", "source", "replaced_by"):
+        columns[name] = columns[name].dictionary_encode()
+    return pa.table(columns)
 
 
 class _Sound(NamedTuple):

@@ -6,18 +6,15 @@ refuses foreign Host names (DNS rebinding), foreign origins, and changes by GET.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+
+from market_data_pipeline.hosts import is_own_host, is_own_origin, parse_host
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
-_PORTS = {"http": 80, "https": 443}
 _BODIES = ("application/json", "application/graphql")
 """Content types that a foreign page cannot send without a preflight request."""
 
@@ -71,46 +68,21 @@ class Guard:
 
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
-        host = _split(hosts[0]) if len(hosts) == 1 else None
+        host = parse_host(hosts[0]) if len(hosts) == 1 else None
         if host is None:
             return 400, "The request has no Host header, or several."
-        if not self._is_ours(host, scope):
+        if not is_own_host(host, self._hosts, (scope.get("server") or ("",))[0]):
             return 403, (
                 f"{hosts[0]} is not an allowed name of this UI. To allow it, start the UI with "
                 f"`market-data ui --allow-host {host[0]}`, or set MARKET_DATA_UI_HOSTS."
             )
         for origin in headers.getlist("origin"):
-            if not self._is_from_here(origin, host):
+            if not is_own_origin(origin, host, self._hosts):
                 return 403, f"Requests from {origin[:100]} are refused."
         site, mode = (headers.get(f"sec-fetch-{what}") for what in ("site", "mode"))
         if site == "cross-site" and not (mode == "navigate" and scope.get("method") in ("GET", "HEAD")):
             return 403, "Requests from other sites are refused."
         return _refused_change(scope, headers) if scope["type"] == "http" else None
-
-    def _is_ours(self, host: tuple[str, int | None], scope: Scope) -> bool:
-        name, port = host
-        if name in self._hosts or f"{name}:{port}" in self._hosts or name == "localhost":
-            return True
-        try:
-            address = ip_address(name.strip("[]"))
-        except ValueError:
-            return False
-        # An address cannot be rebound. The client reached the server's own address.
-        return address.is_loopback or str(address) == (scope.get("server") or ("",))[0]
-
-    def _is_from_here(self, origin: str, host: tuple[str, int | None]) -> bool:
-        try:
-            parts = urlsplit(origin.casefold())
-            at = _split(parts.netloc)
-        except ValueError:
-            return False
-        default = _PORTS.get(parts.scheme)
-        if at is None or default is None:
-            return False
-        name, port = at[0], at[1] or default
-        if name in self._hosts or f"{name}:{port}" in self._hosts:
-            return True
-        return (name, port) == (host[0], host[1] or default)
 
 
 _NOT_BY_GET = 405
@@ -142,10 +114,3 @@ def _changes(query_string: bytes) -> bool:
     return any(
         isinstance(one, OperationDefinitionNode) and one.operation is not OperationType.QUERY for one in definitions
     )
-
-
-def _split(host: str) -> tuple[str, int | None] | None:
-    found = _HOST.fullmatch(host.casefold())
-    if found is None or (found["port"] and int(found["port"]) > 65_535):
-        return None
-    return found["name"], int(found["port"]) if found["port"] else None

@@ -6,7 +6,6 @@ import errno
 import os
 import socket
 from contextlib import ExitStack
-from ipaddress import ip_address
 from pathlib import Path
 
 from filelock import Timeout
@@ -58,11 +57,3 @@ def check_address(host: str, port: int) -> None:
 def address_of(host: str, port: int) -> str:
     """Return the URL of a server."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Return True if only programs on this machine can reach a host."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host.casefold() == "localhost"

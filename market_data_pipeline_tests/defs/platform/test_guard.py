@@ -18,8 +18,9 @@ from dagster_webserver.webserver import DagsterWebserver
 from market_data_pipeline.defs.platform import home
 from market_data_pipeline.defs.platform.event_log import KeptConnectionEventLogStorage
 from market_data_pipeline.defs.platform.guard import Guard
-from market_data_pipeline.defs.platform.listening import check_address, claim_ui, is_loopback
+from market_data_pipeline.defs.platform.listening import check_address, claim_ui
 from market_data_pipeline.errors import UiRunsError, UsageError
+from market_data_pipeline.hosts import is_loopback
 
 HOST = "127.0.0.1:3000"
 EVIL = "http://evil.example"

@@ -1,0 +1,131 @@
+"""SQL over HTTP: one query that reads the views. Everything else is refused, and no query outlives its limits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from starlette.testclient import TestClient
+
+from market_data_pipeline.server.app import build_app
+from market_data_pipeline.settings import load_settings
+from market_data_pipeline_tests.server.conftest import KEY, WITH_KEY
+from market_data_pipeline_tests.server.test_access import problem
+from market_data_pipeline_tests.support.small_lake import SmallLake, days_from, series
+
+SQL = "/api/v1/sql"
+
+
+@pytest.fixture(scope="module")
+def sql(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
+    """A client whose queries may take two seconds and 64 MB."""
+    root = tmp_path_factory.mktemp("sql") / "data"
+    SmallLake(root).put(series("BTCUSDT", "1h"), days_from("2024-01-01", 3))
+    (root / "secret.csv").write_text("secret\n1\n")
+    settings = load_settings(dir=root, sql_seconds=2, sql_memory_mb=64, sql_disk_mb=1)
+    return TestClient(build_app(settings, keys=[KEY]), base_url="http://localhost", headers=WITH_KEY)
+
+
+def test_query_is_answered_in_every_format(sql: TestClient) -> None:
+    body = {"query": "SELECT symbol, count(*) AS n FROM binance_spot.klines WHERE symbol = ? GROUP BY 1"}
+    answer = sql.post(SQL, json={**body, "params": ["BTCUSDT"]})
+    assert answer.json() == {"rows": 1, "truncated": False, "columns": {"symbol": ["BTCUSDT"], "n": [72]}}
+    as_csv = sql.post(SQL, json={**body, "params": ["BTCUSDT"]}, headers={"Accept": "text/csv"})
+    assert as_csv.text == '"symbol","n"\n"BTCUSDT",72\n'
+    as_arrow = sql.post(
+        SQL, json={**body, "params": ["BTCUSDT"]}, headers={"Accept": "application/vnd.apache.arrow.stream"}
+    )
+    assert pa.ipc.open_stream(as_arrow.content).read_all()["n"].to_pylist() == [72]
+
+
+def test_more_rows_than_the_limit_are_cut_and_told(sql: TestClient) -> None:
+    answer = sql.post(SQL, json={"query": "FROM binance_spot.klines ORDER BY open_time", "limit": 5})
+    document = answer.json()
+    assert (document["rows"], document["truncated"], answer.headers["x-truncated"]) == (5, True, "true")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "CREATE TABLE t AS SELECT 1",
+        "INSERT INTO binance_spot.klines SELECT * FROM binance_spot.klines",
+        "COPY (SELECT 1) TO 'stolen.csv'",
+        "ATTACH 'other.duckdb' AS other",
+        "SET memory_limit = '8GB'",
+        "PRAGMA enable_profiling",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "EXPORT DATABASE 'stolen'",
+        "SELECT 1; SELECT 2",
+        "CALL pragma_version()",
+        "SELECT * FROM query('SELECT 1')",
+        "FROM read_csv('{root}/secret.csv')",
+        "FROM '{root}/secret.csv'",
+        "FROM read_text('/etc/passwd')",
+        "FROM read_parquet('https://example.org/x.parquet')",
+        "FROM glob('/etc/*')",
+        "FROM nothing",
+        "SELEC 1",
+        "'; DROP TABLE x; --",
+    ],
+)
+def test_what_is_no_query_of_the_views_is_refused(sql: TestClient, query: str) -> None:
+    root: Path = sql.app.state.server.settings.root  # type: ignore[attr-defined]
+    answer = sql.post(SQL, json={"query": query.format(root=root)})
+    assert problem(answer) == (422, "invalid-request")
+    assert "secret" not in answer.text.replace("secret.csv", "")
+    assert not list(root.parent.rglob("stolen*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT count(*) FROM range(1000000000000)",
+        "SELECT list(a.range) FROM range(100000000) a",
+        "SELECT repeat('x', 2000000000)",
+        "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT max(n) FROM r",
+    ],
+)
+def test_query_without_end_or_bounds_is_ended(sql: TestClient, query: str) -> None:
+    assert problem(sql.post(SQL, json={"query": query})) == (422, "query-limit")
+    assert sql.post(SQL, json={"query": "SELECT 1 AS one"}).json()["columns"] == {"one": [1]}
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "expected"),
+    [
+        (b"{}", "application/json", (422, "invalid-request")),
+        (b"[1]", "application/json", (422, "invalid-request")),
+        (b'{"query": ""}', "application/json", (422, "invalid-request")),
+        (b'{"query": 5}', "application/json", (422, "invalid-request")),
+        (b'{"query": "SELECT 1", "limit": 0}', "application/json", (422, "invalid-request")),
+        (b'{"query": "SELECT 1", "limit": true}', "application/json", (422, "invalid-request")),
+        (b'{"query": "SELECT 1", "params": {}}', "application/json", (422, "invalid-request")),
+        (b'{"query": "SELECT 1", "unrestricted": true}', "application/json", (422, "invalid-request")),
+        (b"\xff\xfe", "application/json", (422, "invalid-request")),
+        (b"not JSON", "application/json", (422, "invalid-request")),
+        (b"SELECT 1", "text/plain", (415, "unsupported-media-type")),
+        (b"query=SELECT+1", "application/x-www-form-urlencoded", (415, "unsupported-media-type")),
+        (b'{"query": "' + b"x" * 200_000 + b'"}', "application/json", (413, "too-large")),
+    ],
+)
+def test_wrong_body_is_explained(sql: TestClient, body: bytes, content_type: str, expected: tuple[int, str]) -> None:
+    assert problem(sql.post(SQL, content=body, headers={"Content-Type": content_type})) == expected
+
+
+def test_sql_needs_a_key(sql: TestClient) -> None:
+    answer = sql.post(SQL, json={"query": "SELECT 1"}, headers={"Authorization": ""})
+    assert problem(answer) == (401, "key-needed")
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"query": "SELECT " + "(" * depth + "1" + ")" * depth}
+
+
+def test_deeply_nested_query_is_refused_or_answered(sql: TestClient) -> None:
+    assert sql.post(SQL, json=nested(20_000)).status_code in (200, 422)
+    assert json.loads(sql.post(SQL, json=nested(3)).text)["rows"] == 1
