@@ -20,6 +20,7 @@ import pyarrow as pa
 from market_data_pipeline import clock
 from market_data_pipeline.client.composition import Composition, can_be_own, composition_of
 from market_data_pipeline.client.gaps import Gap, gaps_in
+from market_data_pipeline.client.hot_window import HotWindow
 from market_data_pipeline.client.request import Request, check_held, is_requested, wanted_of
 from market_data_pipeline.client.result import ComposedRows
 from market_data_pipeline.client.session import DuckDB
@@ -149,6 +150,7 @@ class Pages:
         self._of_universe = (str(universe), str(universe.with_suffix(".lock.yaml")))
         self._listings = listings
         self._files = DuckDB(layout)
+        self._hot = HotWindow(layout)
 
     def source_of(self, request: PageRequest) -> SeriesKey:
         """Return the stored series from which a page is read: its own, or the one that its candles are composed from.
@@ -256,6 +258,9 @@ class Pages:
         return self._with_facts(request, key, table, first, end, position)
 
     def _stored_rows(self, wanted: Request) -> pa.Table:
+        [key] = wanted.keys
+        if (hot := self._hot.rows(key, wanted.start, wanted.end)) is not None:
+            return hot.select(wanted.schema.names)
         cut = (None, None) if wanted.data_type is DataType.TRADE_PROFILE else (wanted.start, wanted.end)
         return take_snapshot(self._layout, wanted).read(wanted.schema, *cut)
 
