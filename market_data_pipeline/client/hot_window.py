@@ -1,7 +1,7 @@
 """The newest candles of series, in the memory of one process: filled from the lake, continued from the live rows.
 
 A window is read again as soon as a day of its series is stored, replaced or removed. So it always has the rows that
-:func:`take_snapshot` returns. Encoding and caching of answers belong to ``server``.
+:func:`take_days` returns. Encoding and caching of answers belong to ``server``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from market_data_pipeline import clock
 from market_data_pipeline.client.request import Request
-from market_data_pipeline.client.snapshot import take_snapshot
+from market_data_pipeline.client.snapshot import take_days
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.live_rows import CLOSE_STATE, live_days, live_file, read_live_tail
 from market_data_pipeline.lake.reader import time_column
@@ -126,7 +126,7 @@ class HotWindow:
     def _read(self, key: SeriesKey, begin: datetime, lake: tuple[object, ...], live: dict[date, _Identity]) -> _Window:
         schema = lake_schema(key.market, key.data_type)
         end = clock.naive_utc(clock.now()) + clock.DAY
-        table = take_snapshot(self._layout, Request((key,), begin, end, schema)).read(schema, begin, end)
+        table = take_days(self._layout, Request((key,), begin, end, schema)).read(schema, begin, end)
         table = table.combine_chunks()
         return _Window(begin, table, _times(table, key), lake, live)
 

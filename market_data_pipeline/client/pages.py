@@ -24,7 +24,7 @@ from market_data_pipeline.client.hot_window import HotWindow
 from market_data_pipeline.client.request import Request, check_held, is_requested, wanted_of
 from market_data_pipeline.client.result import ComposedRows
 from market_data_pipeline.client.session import DuckDB
-from market_data_pipeline.client.snapshot import LiveDay, take_live_days, take_snapshot
+from market_data_pipeline.client.snapshot import LiveDay, take_days, take_live_days
 from market_data_pipeline.client.states import StateSpan, state_spans
 from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import partitions, reader
@@ -262,7 +262,7 @@ class Pages:
         if (hot := self._hot.rows(key, wanted.start, wanted.end)) is not None:
             return hot.select(wanted.schema.names)
         cut = (None, None) if wanted.data_type is DataType.TRADE_PROFILE else (wanted.start, wanted.end)
-        return take_snapshot(self._layout, wanted).read(wanted.schema, *cut)
+        return take_days(self._layout, wanted).read(wanted.schema, *cut)
 
     def _newest(
         self,

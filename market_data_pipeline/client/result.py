@@ -19,7 +19,7 @@ from market_data_pipeline.client import versions as day_records
 from market_data_pipeline.client.composition import Composition
 from market_data_pipeline.client.request import Request, format_moment, listed, refuse_unknown
 from market_data_pipeline.client.session import DuckDB, Params, Views, count_rows
-from market_data_pipeline.client.snapshot import LiveDay, Snapshot, take_snapshot
+from market_data_pipeline.client.snapshot import LiveDay, Snapshot, take_days
 from market_data_pipeline.client.states import STATES, state_rows
 from market_data_pipeline.errors import DamagedFileError, MarketDataError, UsageError
 from market_data_pipeline.lake import reader
@@ -344,7 +344,7 @@ class StoredRows(Result):
         return self._taken
 
     def _snapshot(self, *, live: bool = True) -> Snapshot:
-        taken = take_snapshot(self._layout, self._wanted, live=live and self._include_live)
+        taken = take_days(self._layout, self._wanted, live=live and self._include_live)
         if not self._final_only:
             return taken
         final = day_records.final_only(self._layout, taken.stored)

@@ -141,7 +141,7 @@ class Snapshot:
         return tables[0] if len(tables) == 1 else pa.concat_tables(tables).unify_dictionaries()
 
 
-def take_snapshot(layout: Layout, wanted: Request, *, live: bool = True) -> Snapshot:
+def take_days(layout: Layout, wanted: Request, *, live: bool = True) -> Snapshot:
     """List the stored days of a request, and read its live rows.
 
     Args:
@@ -161,14 +161,14 @@ def take_live_days(layout: Layout, wanted: Request) -> list[LiveDay]:
     """Return the days of a request with live rows that the lake does not have.
 
     Raises:
-        DamagedFileError: As :func:`take_snapshot`.
+        DamagedFileError: As :func:`take_days`.
     """
     days = [day for key in wanted.keys for day in _live_days(layout, key, wanted.first_day, wanted.last_day)]
     if not days:
         return []
     begin, over = clock.midnight(min(days)), clock.midnight(max(days) + clock.DAY)
     part = replace(wanted, start=max(wanted.start, begin), end=min(wanted.end, over))
-    return list(take_snapshot(layout, part).live)
+    return list(take_days(layout, part).live)
 
 
 def _take(layout: Layout, wanted: Request, *, live: bool) -> Snapshot | None:

@@ -17,7 +17,7 @@ from market_data_pipeline.lake.day_records import DayFacts, facts_on_record
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.day import HELD
 
-FINAL, PROVISIONAL = "final", "provisional"
+_FINAL, _PROVISIONAL = "final", "provisional"
 
 _TYPES: Mapping[str, pa.DataType] = {
     "symbol": pa.string(),
@@ -88,7 +88,7 @@ def state_spans(
 
 def _of_stored(record: DayFacts) -> Iterator[StateSpan]:
     begin, over = clock.midnight(record.day), clock.midnight(record.day + clock.DAY)
-    yield StateSpan(begin, over, FINAL if record.final else PROVISIONAL, record.source or "unknown")
+    yield StateSpan(begin, over, _FINAL if record.final else _PROVISIONAL, record.source or "unknown")
 
 
 def _of_live(one: LiveDay, record: DayFacts | None) -> Iterator[StateSpan]:
@@ -98,7 +98,7 @@ def _of_live(one: LiveDay, record: DayFacts | None) -> Iterator[StateSpan]:
     for is_live, run in groupby(one.is_live.tolist()):
         end = at + len(list(run))
         first, last = clock.naive_from_us(int(times[at])), clock.naive_from_us(int(times[end - 1]) + step)
-        state = LIVE if is_live else PROVISIONAL
+        state = LIVE if is_live else _PROVISIONAL
         yield StateSpan(first, last, state, LIVE if is_live else source, int(np.count_nonzero(one.differs[at:end])))
         at = end
 
