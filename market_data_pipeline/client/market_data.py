@@ -98,6 +98,7 @@ class MarketData:
         tz: str | tzinfo | None = None,
         sync: bool = False,
         final_only: bool = False,
+        include_live: bool = True,
         on_gap: OnGap = "warn",
     ) -> StoredRows | ComposedRows:
         """Return candles of one interval, by ``open_time``.
@@ -118,7 +119,9 @@ class MarketData:
                 the result are UTC.
             sync: First fetch the missing days of the range, as a Dagster run. Shows a progress bar in terminals and
                 notebooks. Candles that are neither stored nor in the universe are composed from those that are.
-            final_only: Leave out days that are provisional or fail the ``integrity`` check.
+            final_only: Leave out days that are provisional or fail the ``integrity`` check, and live rows.
+            include_live: Include rows of the live feed (`market-data live`) that the lake does not have yet. An open
+                candle is never included. ``states()`` of the result names them.
             on_gap: Action before any row is read, if rows are missing without an explanation or days fail the
                 ``integrity`` check: ``"raise"`` a :class:`GapError`, ``"warn"`` once with a :class:`GapWarning`, or
                 ``"ignore"`` it. Without ``end``, rows that are newer than the last fetch are not missing.
@@ -144,7 +147,7 @@ class MarketData:
             (['2024-01-01 05:00:00+00:00'], [24], [True])
         """
         return self._candles(
-            DataType.KLINES, symbols, interval, start, end, market, columns, tz, sync, final_only, on_gap
+            DataType.KLINES, symbols, interval, start, end, market, columns, tz, sync, final_only, include_live, on_gap
         )
 
     def agg_trades(
@@ -157,6 +160,7 @@ class MarketData:
         columns: str | Iterable[str] | None = None,
         sync: bool = False,
         final_only: bool = False,
+        include_live: bool = True,
         on_gap: OnGap = "warn",
     ) -> StoredRows:
         """Return aggregated trades by ``transact_time``, ordered by symbol and ``agg_trade_id``.
@@ -169,7 +173,9 @@ class MarketData:
             columns: Columns besides symbol and transact_time; None means all.
             sync: First fetch the missing days of the range, as a Dagster run. Shows a progress bar in terminals and
                 notebooks.
-            final_only: Leave out days that are provisional or fail the ``integrity`` check.
+            final_only: Leave out days that are provisional or fail the ``integrity`` check, and live rows.
+            include_live: Include rows of the live feed (`market-data live`) that the lake does not have yet. An open
+                candle is never included. ``states()`` of the result names them.
             on_gap: Action before any row is read, if rows are missing without an explanation or days fail the
                 ``integrity`` check: ``"raise"`` a :class:`GapError`, ``"warn"`` once with a :class:`GapWarning`, or
                 ``"ignore"`` it. Without ``end``, rows that are newer than the last fetch are not missing.
@@ -186,7 +192,7 @@ class MarketData:
             ['symbol', 'transact_time', 'price']
         """
         wanted = wanted_of(DataType.AGG_TRADES, symbols, None, start, end, market, columns)
-        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+        return self._rows(wanted, sync, final_only, on_gap, include_live=include_live, growing=end is not None)
 
     def trades(
         self,
@@ -220,6 +226,7 @@ class MarketData:
         tz: str | tzinfo | None = None,
         sync: bool = False,
         final_only: bool = False,
+        include_live: bool = True,
         on_gap: OnGap = "warn",
     ) -> StoredRows | ComposedRows:
         """Return candles of the mark price of futures, by ``open_time``.
@@ -227,7 +234,18 @@ class MarketData:
         The candles have no volume. Arguments and errors are those of :meth:`klines`. ``market`` is ``um`` or ``cm``.
         """
         return self._candles(
-            DataType.MARK_PRICE_KLINES, symbols, interval, start, end, market, columns, tz, sync, final_only, on_gap
+            DataType.MARK_PRICE_KLINES,
+            symbols,
+            interval,
+            start,
+            end,
+            market,
+            columns,
+            tz,
+            sync,
+            final_only,
+            include_live,
+            on_gap,
         )
 
     def index_price_klines(
@@ -242,6 +260,7 @@ class MarketData:
         tz: str | tzinfo | None = None,
         sync: bool = False,
         final_only: bool = False,
+        include_live: bool = True,
         on_gap: OnGap = "warn",
     ) -> StoredRows | ComposedRows:
         """Return candles of the index price of a symbol's pair, by ``open_time``.
@@ -250,7 +269,18 @@ class MarketData:
         The candles have no volume. Arguments and errors are those of :meth:`klines`. ``market`` is ``um`` or ``cm``.
         """
         return self._candles(
-            DataType.INDEX_PRICE_KLINES, symbols, interval, start, end, market, columns, tz, sync, final_only, on_gap
+            DataType.INDEX_PRICE_KLINES,
+            symbols,
+            interval,
+            start,
+            end,
+            market,
+            columns,
+            tz,
+            sync,
+            final_only,
+            include_live,
+            on_gap,
         )
 
     def premium_index_klines(
@@ -265,6 +295,7 @@ class MarketData:
         tz: str | tzinfo | None = None,
         sync: bool = False,
         final_only: bool = False,
+        include_live: bool = True,
         on_gap: OnGap = "warn",
     ) -> StoredRows | ComposedRows:
         """Return candles of the premium of perpetual futures over their index, by ``open_time``.
@@ -273,7 +304,18 @@ class MarketData:
         The candles have no volume. Arguments and errors are those of :meth:`klines`. ``market`` is ``um`` or ``cm``.
         """
         return self._candles(
-            DataType.PREMIUM_INDEX_KLINES, symbols, interval, start, end, market, columns, tz, sync, final_only, on_gap
+            DataType.PREMIUM_INDEX_KLINES,
+            symbols,
+            interval,
+            start,
+            end,
+            market,
+            columns,
+            tz,
+            sync,
+            final_only,
+            include_live,
+            on_gap,
         )
 
     def metrics(
@@ -710,6 +752,7 @@ class MarketData:
         tz: str | tzinfo | None,
         sync: bool,
         final_only: bool,
+        include_live: bool,
         on_gap: OnGap,
     ) -> StoredRows | ComposedRows:
         zone = zone_of(tz)
@@ -726,7 +769,9 @@ class MarketData:
             wanted = wanted_of(data_type, symbols, interval, start, end, market, columns)
             if all(map(is_available, wanted.keys)):
                 warn_of_reused_symbols(wanted, stacklevel=4)
-                return self._rows(wanted, sync, final_only, on_gap, growing=growing, stacklevel=4)
+                return self._rows(
+                    wanted, sync, final_only, on_gap, include_live=include_live, growing=growing, stacklevel=4
+                )
         composition = composition_of(
             self._layout,
             self._files,
@@ -742,14 +787,26 @@ class MarketData:
             is_available=is_available,
         )
         warn_of_reused_symbols(composition.wanted, stacklevel=4)
-        self._check(composition.sources, sync, final_only, on_gap, growing=growing, stacklevel=4)
-        return ComposedRows(self._layout, self._files, composition, final_only=final_only)
+        self._check(
+            composition.sources, sync, final_only, on_gap, include_live=include_live, growing=growing, stacklevel=4
+        )
+        return ComposedRows(self._layout, self._files, composition, final_only=final_only, include_live=include_live)
 
     def _rows(
-        self, wanted: Request, sync: bool, final_only: bool, on_gap: OnGap, *, growing: bool, stacklevel: int = 3
+        self,
+        wanted: Request,
+        sync: bool,
+        final_only: bool,
+        on_gap: OnGap,
+        *,
+        growing: bool,
+        include_live: bool = True,
+        stacklevel: int = 3,
     ) -> StoredRows:
-        self._check([wanted], sync, final_only, on_gap, growing=growing, stacklevel=stacklevel + 1)
-        return StoredRows(self._layout, self._files, wanted, final_only=final_only)
+        self._check(
+            [wanted], sync, final_only, on_gap, include_live=include_live, growing=growing, stacklevel=stacklevel + 1
+        )
+        return StoredRows(self._layout, self._files, wanted, final_only=final_only, include_live=include_live)
 
     def _check(
         self,
@@ -758,6 +815,7 @@ class MarketData:
         final_only: bool,
         on_gap: OnGap,
         *,
+        include_live: bool,
         growing: bool,
         stacklevel: int,
     ) -> None:
@@ -772,7 +830,14 @@ class MarketData:
                     check_held(self._layout, wanted.keys)
                 if on_gap != "ignore":
                     some = growing or on_gap == "raise"
-                    gaps += gaps_in(self._layout, wanted, self._listings, final_only=final_only, growing=some)
+                    gaps += gaps_in(
+                        self._layout,
+                        wanted,
+                        self._listings,
+                        final_only=final_only,
+                        include_live=include_live,
+                        growing=some,
+                    )
         tell_gaps(gaps if on_gap == "raise" else worth_a_warning(gaps), on_gap, stacklevel=stacklevel)
 
     def _record_collected(self) -> None:

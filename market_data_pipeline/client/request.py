@@ -14,6 +14,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import partitions, reader
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.live_rows import live_folder
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, data_types_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey, intervals_of
@@ -238,8 +239,9 @@ def _parsed(text: str, name: str) -> datetime:
 
 
 def is_requested(layout: Layout, key: SeriesKey) -> bool:
-    """Return True if a series was ever requested: it has files or a ledger."""
-    return any(path.exists() for path in (layout.folder(key), layout.months(key), layout.ledger(key)))
+    """Return True if a series was ever requested: it has files, a ledger or live rows."""
+    places = (layout.folder(key), layout.months(key), layout.ledger(key), live_folder(layout, key))
+    return any(path.exists() for path in places)
 
 
 def check_held(layout: Layout, keys: Sequence[SeriesKey]) -> None:

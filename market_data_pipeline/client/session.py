@@ -13,9 +13,10 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import reduce
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -93,18 +94,45 @@ class DuckDB:
         """Return a lazy relation over files. ``query`` is called again if a file vanishes before it is opened."""
         return self._run(lambda: self._session().sql(query()))
 
-    def table(self, query: Callable[[], str]) -> pa.Table:
-        """Return the rows of a query over files. ``query`` is called again if a file vanishes before it is read."""
-        table: pa.Table = self._run(lambda: self._session().sql(query()).to_arrow_table())
-        return table
+    def of_parts(self, parts: Callable[[], Iterable[str | pa.Table]]) -> duckdb.DuckDBPyRelation:
+        """Return a lazy relation over SQL and tables, in order. ``parts`` is called again if a file vanishes."""
+
+        def read() -> duckdb.DuckDBPyRelation:
+            session = self._session()
+            of_each = (session.sql(one) if isinstance(one, str) else session.from_arrow(one) for one in parts())
+            return reduce(lambda before, after: before.union(after), of_each)
+
+        return self._run(read)
+
+    def count_parts(self, parts: Callable[[], Iterable[str | pa.Table]]) -> int:
+        """Return the number of rows of SQL and tables, without reading the columns of files."""
+
+        def read() -> int:
+            session = self._session()
+            return sum(count_rows(session.query(one)) if isinstance(one, str) else one.num_rows for one in parts())
+
+        return self._run(read)
+
+    def rows_over(self, query: Callable[[], tuple[str, Mapping[str, pa.Table]]]) -> pa.Table:
+        """Return the rows of a query over files and named tables. ``query`` is called again if a file vanishes."""
+
+        def read() -> pa.Table:
+            session = self._session()
+            text, tables = query()
+            try:
+                for name, table in tables.items():
+                    session.register(name, table)
+                found: pa.Table = session.sql(text).to_arrow_table()
+            finally:
+                for name in tables:
+                    session.unregister(name)
+            return found
+
+        return self._run(read)
 
     def of_table(self, table: pa.Table) -> duckdb.DuckDBPyRelation:
         """Return a relation over an Arrow table."""
         return self._run(lambda: self._session().from_arrow(table))
-
-    def count_stored(self, query: Callable[[], str]) -> int:
-        """Return the number of rows of files, without reading their columns."""
-        return self._run(lambda: count_rows(self._session().query(query())))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._layout,)

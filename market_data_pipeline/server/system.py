@@ -13,6 +13,7 @@ from market_data_pipeline import __version__, clock
 from market_data_pipeline.coverage.holdings import StoredDays, stored_days
 from market_data_pipeline.coverage.summary import Surveyed, survey
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.lake.feed_status import FeedState, feed_state
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import known_series
 from market_data_pipeline.model.states import DayState
@@ -39,14 +40,24 @@ def system_routes() -> APIRouter:
     async def health() -> Response:
         return as_json({"status": "ok", "version": __version__})
 
-    @router.get("/ready", summary="Return 200 if the lake is readable.", responses=documented.of_json("Ready.", 503))
+    @router.get(
+        "/ready",
+        summary="Return 200 if the lake is readable, and the live feed, if one runs, is alive.",
+        responses=documented.of_json("Ready.", 503),
+    )
     async def ready(request: Request) -> Response:
         settings = state_of_app(request).settings
         if not os.access(settings.root, os.R_OK | os.X_OK):
             raise ProblemError(
                 ProblemKind.BUSY, "The data folder is not readable. Check MARKET_DATA_DIR and its permissions."
             )
-        return as_json({"status": "ready", "live": None})
+        live = feed_state(Layout(settings.root))
+        if live is FeedState.HANGS:
+            raise ProblemError(
+                ProblemKind.BUSY,
+                "The live feed runs, but has not written its status for 30 seconds. Restart `market-data live`.",
+            )
+        return as_json({"status": "ready", "live": live})
 
     @router.get(
         "/metrics",

@@ -16,7 +16,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.lake.closed_months import close_months
 from market_data_pipeline.lake.day_records import corrected, is_as_on_disk
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.partitions import day_files, day_columns
+from market_data_pipeline.lake.partitions import day_columns, day_files
 from market_data_pipeline_tests.support.small_lake import SmallLake, series
 
 BTC = series("BTCUSDT", "1h")
