@@ -319,8 +319,6 @@ def _order(key: SeriesKey, table: pa.Table, then_by: _Ints | None = None) -> tup
 
 
 def _sortable(column: pa.ChunkedArray[Any]) -> npt.NDArray[Any]:
-    if pa.types.is_string(column.type):
-        return np.asarray(pc.rank(column, tiebreaker="dense"))
     return _bits(column) if not pa.types.is_floating(column.type) else np.asarray(column)
 
 
@@ -333,6 +331,9 @@ def _equal(column: pa.ChunkedArray[Any], some: _Ints, others: _Ints) -> _Bools:
 
 
 def _bits(column: Any) -> _Ints:
+    """Return numbers that are equal if the values are the same bits. For a text, it is its place among all texts."""
+    if pa.types.is_string(column.type):
+        return np.asarray(pc.rank(column, tiebreaker="dense")).astype(np.int64)
     if pa.types.is_floating(column.type):
         return np.asarray(column.fill_null(0.0), dtype=np.float64).view(np.int64)
     if pa.types.is_date32(column.type):
