@@ -12,13 +12,14 @@ from market_data_pipeline.cli.removing import (
     carry_out,
     dry_run_option,
     even_if_gone_option,
+    refuse_only_copies,
     show,
     tell_gone,
     yes_option,
 )
 from market_data_pipeline.cli.selection import Selection, choosing, series_among
 from market_data_pipeline.cli.summary import ExitCode, end
-from market_data_pipeline.errors import UsageError
+from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import known_series
@@ -68,15 +69,17 @@ def remove_command(what: Selection, data: bool, dry_run: bool, even_if_gone: boo
     leaving = [key for key in keys if key in collected]
     changed = text if text is None else remove_series(text, leaving, universe.listings, str(path))
     removals = _removals(settings, layout, universe, keys) if data else [Removal(key, (), (), 0) for key in keys]
-    show(removals, dict.fromkeys(leaving, True), as_json=as_json)
     tell_gone(removals)
+    if yes and not even_if_gone and not dry_run:
+        refuse_only_copies(removals)
+    show(removals, dict.fromkeys(leaving, True), as_json=as_json)
     if dry_run:
         console.print("Nothing was removed, because of --dry-run.")
         return
     ask(removals, _question(leaving, removals, data=data), yes=yes, even_if_gone=even_if_gone)
     if changed is not None and changed != text:
         if read_text(path) != text:
-            raise UsageError(f"{path} was changed meanwhile. Run the command again. Nothing was removed.")
+            raise MarketDataError(f"{path} was changed meanwhile. Run the command again. Nothing was removed.")
         storage.write_bytes(path, changed.encode())  # first, so that no schedule fetches removed days again
         console.print(f"{len(leaving):,} series left {path}.")
         if layout.dagster_home.exists():

@@ -74,19 +74,26 @@ def tell_gone(removals: Iterable[Removal]) -> None:
             console.print(f"{one.key}: Binance {has} {counted(len(one.gone), 'day')}: {spans_text(one.gone)}.")
 
 
-def ask(removals: Sequence[Removal], question: str, *, yes: bool, even_if_gone: bool) -> None:
-    """Ask before a removal, and once more if Binance no longer has some of the days.
+def refuse_only_copies(removals: Sequence[Removal]) -> None:
+    """Refuse to remove days that Binance no longer has, if nobody is asked.
 
     Raises:
-        UsageError: Nobody is asked, some days are gone, and ``--even-if-gone`` is missing.
-        click.Abort: The answer is no.
+        UsageError: Some days are gone.
     """
-    number = sum(len(one.gone) for one in removals)
-    if number and yes and not even_if_gone:
+    if number := sum(len(one.gone) for one in removals):
         raise UsageError(
             f"{counted(number, 'day')} cannot be fetched again. Add --even-if-gone to remove them, too. "
             "Nothing was removed."
         )
+
+
+def ask(removals: Sequence[Removal], question: str, *, yes: bool, even_if_gone: bool) -> None:
+    """Ask before a removal, and once more if Binance no longer has some of the days.
+
+    Raises:
+        click.Abort: The answer is no.
+    """
+    number = sum(len(one.gone) for one in removals)
     if not yes:
         click.confirm(question, abort=True, err=True)
         if number and not even_if_gone:

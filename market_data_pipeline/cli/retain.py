@@ -45,6 +45,8 @@ def retain_command(what: Selection, dry_run: bool, even_if_gone: bool, yes: bool
     universe, console = load_universe(settings.universe), aside()
     keys = [key for key in collected(universe, what) if universe.retained_from(key) is not None]
     if not keys:
+        if as_json:
+            show([], {}, as_json=True)
         console.print(f"No selected series has `keep:` in {universe.path}, so no day is removed.")
         return
     with closing(ArchiveClient(settings)) as archive:

@@ -94,6 +94,7 @@ def test_days_that_binance_no_longer_has_are_named(world: World, market_data: Ma
     assert refused.exit_code == 2
     assert "Binance no longer has 1 day: 2026-03-02." in refused.stderr
     assert "--even-if-gone" in refused.stderr
+    assert refused.stdout == ""
     assert universe(world) == UNIVERSE
     second = market_data("remove", "BTCUSDT", "1d", "--data", input="y\nn\n")
     assert second.exit_code == 1
@@ -145,6 +146,8 @@ def test_days_older_than_keep_go_and_are_not_fetched_again(world: World, market_
     keep(world, "2 days")
     assert "Nothing was removed, because of --dry-run." in market_data("retain", "--dry-run").stderr
     assert len(day_files(world.layout, TRADES)) == 4
+    [row] = json.loads(market_data("retain", "--dry-run", "--json").stdout)
+    assert (row["series"], row["days"], row["last"]) == (str(TRADES), 2, "2026-03-02")
     result = market_data("retain", "--yes")
     assert result.exit_code == 0, result.output
     assert "Removed 2 days of 1 series" in result.stderr
