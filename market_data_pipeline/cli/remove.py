@@ -15,7 +15,7 @@ from market_data_pipeline.cli.removing import (
     refuse_only_copies,
     show,
     tell_gone,
-    yes_option,
+    unasked_option,
 )
 from market_data_pipeline.cli.selection import Selection, choosing, series_among
 from market_data_pipeline.cli.summary import ExitCode, end
@@ -39,7 +39,7 @@ from market_data_pipeline.universe.edit import remove_series
 )
 @dry_run_option
 @even_if_gone_option
-@yes_option
+@unasked_option
 @json_option
 def remove_command(what: Selection, data: bool, dry_run: bool, even_if_gone: bool, yes: bool, as_json: bool) -> None:
     """Remove series from the universe, and with --data also from the lake.

@@ -15,11 +15,11 @@ from market_data_pipeline.cli.console import aside, counted, in_bytes, out, prin
 from market_data_pipeline.cli.summary import tell_troubles
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.maintenance.retention import Removal, remove
+from market_data_pipeline.maintenance.retention import Removal, carry_out_removals
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings
 
-yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+unasked_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 even_if_gone_option = click.option(
     "--even-if-gone", is_flag=True, help="Also remove days that Binance no longer has. They cannot be fetched again."
@@ -114,7 +114,7 @@ def carry_out(settings: Settings, removals: Sequence[Removal]) -> bool:
                     wipe_series(instance, one.key)
                 else:
                     wipe_days(instance, one.key, one.days)
-    troubles = remove(settings, removals)
+    troubles = carry_out_removals(settings, removals)
     done = [one for one in removals if one.key not in troubles]
     console.print(
         f"Removed {counted(sum(len(one.stored) for one in done), 'day')} of {len(done):,} series, "

@@ -14,7 +14,7 @@ from market_data_pipeline.cli.removing import (
     even_if_gone_option,
     show,
     tell_gone,
-    yes_option,
+    unasked_option,
 )
 from market_data_pipeline.cli.selection import Selection, choosing, collected
 from market_data_pipeline.cli.summary import ExitCode, end
@@ -29,7 +29,7 @@ from market_data_pipeline.universe import load_universe
 @choosing()
 @dry_run_option
 @even_if_gone_option
-@yes_option
+@unasked_option
 @json_option
 def retain_command(what: Selection, dry_run: bool, even_if_gone: bool, yes: bool, as_json: bool) -> None:
     """Remove days that are older than `keep:` in universe.yaml.

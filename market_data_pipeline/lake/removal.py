@@ -26,7 +26,7 @@ from market_data_pipeline.model.datasets import closes_months
 from market_data_pipeline.model.series import SeriesKey
 
 
-def days_on_record(layout: Layout, key: SeriesKey) -> set[date]:
+def days_in_ledger(layout: Layout, key: SeriesKey) -> set[date]:
     """Return the days of a series that are in its ledger but may have no file.
 
     Raises:

@@ -16,7 +16,7 @@ from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.live_rows import live_days, live_file
 from market_data_pipeline.lake.partitions import day_files
-from market_data_pipeline.lake.removal import days_on_record, remove_days, remove_series_data
+from market_data_pipeline.lake.removal import days_in_ledger, remove_days, remove_series_data
 from market_data_pipeline.maintenance.archive_sweep import Listing, find_listed
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.lineage import source_of
@@ -96,7 +96,7 @@ def expired(
     return found, left_over
 
 
-def remove(settings: Settings, removals: Sequence[Removal]) -> dict[SeriesKey, str]:
+def carry_out_removals(settings: Settings, removals: Sequence[Removal]) -> dict[SeriesKey, str]:
     """Remove days from the lake, and publish the SQL views without them.
 
     Stale SQL over closed months fails from now on, instead of returning fewer rows.
@@ -125,7 +125,7 @@ def remove(settings: Settings, removals: Sequence[Removal]) -> dict[SeriesKey, s
 
 def _removal(layout: Layout, key: SeriesKey, before: date | None, listing: ListingSpans, archive: Listing) -> Removal:
     on_disk, live = day_files(layout, key), live_days(layout, key)
-    bounded = [day for day in sorted({*on_disk, *live, *days_on_record(layout, key)}) if before is None or day < before]
+    bounded = [day for day in sorted({*on_disk, *live, *days_in_ledger(layout, key)}) if before is None or day < before]
     if before is not None:
         closed = {day for day, stored in on_disk.items() if stored.of_month}
         bounded = [day for day in bounded if day not in closed or clock.days_of_month(day)[-1] < before]

@@ -14,6 +14,7 @@ from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.partitions import day_files, known_series
 from market_data_pipeline.model.lineage import profile_of
+from market_data_pipeline.reconciliation.record import read_reconciled
 from market_data_pipeline.sandbox.faults import MissingDay
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.universe import load_universe
@@ -136,6 +137,19 @@ def test_a_symbol_must_be_named_and_one_market(world: World, market_data: Market
     assert result.exit_code == 2
     assert "BTCUSDT is in spot and um. Add --market." in result.stderr
     assert universe(world) == both
+
+
+def test_klines_stay_reconciled_without_their_trades(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    market_data = shell(world, monkeypatch, UNIVERSE.replace("[1h, 1d]", "[1m]"), LOCK)
+    minutes = klines("BTCUSDT", "1m")
+    world.ingest(minutes, days("2026-03-02", "2026-03-02"))
+    world.ingest(TRADES, days("2026-03-01", "2026-03-03"))
+    assert market_data("reconcile").exit_code == 0
+    before = read_reconciled(world.layout.reconciled(minutes))
+    assert list(before) == days("2026-03-02", "2026-03-02")
+    assert market_data("remove", "BTCUSDT", "aggTrades", "--data", "--yes").exit_code == 0
+    assert market_data("reconcile").exit_code in (0, 2)
+    assert read_reconciled(world.layout.reconciled(minutes)) == before
 
 
 # --- retention ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import signal
 import sys
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from market_data_pipeline.lake import removal, storage
 from market_data_pipeline.lake.layout import Layout
@@ -22,14 +21,14 @@ def main(root: Path, number: int, days: list[str]) -> None:
     """Remove until the step is reached."""
     done, calls = storage.remove, 0
 
-    def do_or_die(*args: Any) -> None:
+    def do_or_die(path: Path) -> None:
         nonlocal calls
         calls += 1
         if calls == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        done(*args)
+        done(path)
 
-    storage.remove = do_or_die
+    setattr(storage, "remove", do_or_die)  # noqa: B010 - mypy refuses the assignment
     layout = Layout(root)
     for key in known_series(layout):
         if days == ["all"]:

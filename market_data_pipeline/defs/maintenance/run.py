@@ -14,7 +14,7 @@ from market_data_pipeline.defs.platform.wiping import wipe_days
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.maintenance.archive_sweep import ArchiveChange, SweepReport, sweep
 from market_data_pipeline.maintenance.compaction import compact
-from market_data_pipeline.maintenance.retention import Removal, expired, remove
+from market_data_pipeline.maintenance.retention import Removal, carry_out_removals, expired
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.binance.archive import ArchiveClient
@@ -134,7 +134,7 @@ def retain_days(context: dg.OpExecutionContext, settings: Settings) -> None:
         found, left_over = expired(Layout(settings.root), universe, universe.series(), archive)
     for one in found:
         wipe_days(context.instance, one.key, one.days)
-    troubles = {one.key: one.trouble for one in left_over if one.trouble} | remove(settings, found)
+    troubles = {one.key: one.trouble for one in left_over if one.trouble} | carry_out_removals(settings, found)
     for one in left_over:
         context.log.warning(
             "%s: %d days older than `keep:` stay, because Binance may not have them", one.key, len(one.days)
