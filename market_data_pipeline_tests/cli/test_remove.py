@@ -126,6 +126,8 @@ def test_removed_trades_leave_their_profile(world: World, market_data: MarketDat
     assert TRADES not in known_series(world.layout)
     assert len(day_files(world.layout, PROFILE)) >= 3
     assert "aggTrades" not in universe(world)
+    profiles = Client(world.layout.root).trade_profile("BTCUSDT", "2026-03-01", "2026-03-04").df()
+    assert len(profiles) == 3
 
 
 def test_a_symbol_must_be_named_and_one_market(world: World, market_data: MarketData) -> None:
