@@ -31,6 +31,7 @@ def example_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _examples(request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]) -> None:
-    if isinstance(request.node, pytest.DoctestItem) and "client" in request.node.nodeid:
+    shown = ("client", "stores/")
+    if isinstance(request.node, pytest.DoctestItem) and any(room in request.node.nodeid for room in shown):
         root = request.getfixturevalue("example_root")
         doctest_namespace |= {"root": root, "market": MarketData(root)}
