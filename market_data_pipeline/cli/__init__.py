@@ -32,7 +32,9 @@ from market_data_pipeline.cli.prune import prune_command
 from market_data_pipeline.cli.push import push_command
 from market_data_pipeline.cli.quarantine import quarantine
 from market_data_pipeline.cli.reconcile import reconcile
+from market_data_pipeline.cli.remove import remove_command
 from market_data_pipeline.cli.report import report
+from market_data_pipeline.cli.retain import retain_command
 from market_data_pipeline.cli.sandbox import sandbox
 from market_data_pipeline.cli.serve import serve_command
 from market_data_pipeline.cli.signals import ending_the_process
@@ -104,9 +106,9 @@ def _keep_examples(command: click.Command) -> None:
 
 
 _GROUPS: dict[str, tuple[click.Command, ...]] = {
-    "Get data": (add, plan_command, sync, backfill),
+    "Get data": (add, plan_command, sync, backfill, remove_command),
     "Look at data": (status, coverage, report, sql, export_command, universe, push_command),
-    "Check and repair": (verify, reconcile, quarantine, compact_command, prune_command, doctor),
+    "Check and repair": (verify, reconcile, quarantine, compact_command, retain_command, prune_command, doctor),
     "Run": (serve_command, live, ui, mcp, demo, sandbox),
 }
 """The commands in the order of the help text, by group."""

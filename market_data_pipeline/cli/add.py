@@ -102,6 +102,12 @@ def _days_to_add(universe: Universe, key: SeriesKey, since: Since | None, last: 
     days = universe.days(key)
     if since is not None:
         first = _first(since, universe, key)
+        kept = universe.retained_from(key)
+        if kept is not None and first < kept:
+            raise UsageError(
+                f"{universe.said_of_start(key)}, and earlier days would be removed. {universe.earlier_advice(key)} "
+                "Nothing was changed."
+            )
         if universe.start(key) > first:
             raise UsageError(
                 f"{universe.said_of_start(key)}, together with others. Set `from: {since}` there and run the command "

@@ -208,9 +208,7 @@ def choose(universe: Universe, what: Selection) -> Chosen:
             notes.append(_left_out(key, days, listed, what, universe))
         if listed and listed[0] < start:
             early[key] = listed[0]
-            notes.append(
-                f"{universe.said_of_start(key)}: earlier days are left out. Set an earlier `from:` there first."
-            )
+            notes.append(f"{universe.said_of_start(key)}: earlier days are left out. {universe.earlier_advice(key)}")
         if taken := [day for day in listed if day >= start]:
             wanted[key] = taken
     if early and not wanted.keys() - early:
@@ -276,7 +274,7 @@ def series_among(keys: Sequence[SeriesKey], what: Selection, where: str, advice:
 
 def _left_out(key: SeriesKey, days: Sequence[date], listed: Sequence[date], what: Selection, universe: Universe) -> str:
     if not days and what.first is None:
-        return f"{universe.said_of_start(key)}. Set an earlier `from:` there first."
+        return f"{universe.said_of_start(key)}. {universe.earlier_advice(key)}"
     if not days:
         return f"{key} was listed until {universe.end(key)} only."
     spans = ", ".join(f"{first} to {last or 'now'}" for first, last in universe.listing(key).spans)

@@ -54,8 +54,14 @@ INGEST_ALL, KLINES, AGG_TRADES = "ingest_all", "klines", "agg_trades"
 TRADE_PROFILES, COVERAGE, EXCHANGE_INFO = "trade_profiles", "coverage", "exchange_info"
 
 
-def build_jobs(keys: Sequence[SeriesKey], settings: Settings) -> Jobs:
-    """Return all jobs by name. Leave out jobs that would have nothing to run."""
+def build_jobs(keys: Sequence[SeriesKey], settings: Settings, retained: Sequence[SeriesKey] = ()) -> Jobs:
+    """Return all jobs by name. Leave out jobs that would have nothing to run.
+
+    Args:
+        keys: The series of the universe.
+        settings: The locations of the lake and of the archive.
+        retained: The series with ``keep:``.
+    """
 
     def assets_of(data_type: DataType) -> list[dg.AssetKey]:
         return [asset_key_of(key) for key in keys if key.data_type is data_type]
@@ -79,6 +85,6 @@ def build_jobs(keys: Sequence[SeriesKey], settings: Settings) -> Jobs:
             for name, assets, description in rows
             if assets
         },
-        **build_maintenance_jobs(keys, settings),
+        **build_maintenance_jobs(keys, settings, retained),
         **({RECONCILIATION: reconciliation} if reconciliation else {}),
     }

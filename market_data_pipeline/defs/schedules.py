@@ -18,7 +18,7 @@ from dagster._core.storage.tags import SCHEDULE_NAME_TAG
 from market_data_pipeline.clock import DAY, HOUR
 from market_data_pipeline.defs.jobs import COVERAGE, EXCHANGE_INFO, INGEST_ALL, TRADE_PROFILES, Jobs
 from market_data_pipeline.defs.keys import RECONCILIATION
-from market_data_pipeline.defs.maintenance.definitions import COMPACT, PRUNE, VERIFY
+from market_data_pipeline.defs.maintenance.definitions import COMPACT, PRUNE, RETAIN, VERIFY
 from market_data_pipeline.defs.platform.heartbeat import close_dead_runs
 from market_data_pipeline.defs.reconciliation.definitions import run_config
 from market_data_pipeline.defs.requests import request_of, run_requests, underway, without
@@ -195,6 +195,14 @@ def schedule_rows(settings: Settings) -> tuple[Row, ...]:
             at(15, 3),
             request_one_run,
             "Write the candles of each finished month into one file.",
+        ),
+        Row(
+            RETAIN,
+            RETAIN,
+            at(30, 3),
+            request_one_run,
+            "Remove days older than `keep:` in universe.yaml. Days that Binance no longer has stay.",
+            on=True,
         ),
         Row(
             "prune",

@@ -72,7 +72,9 @@ def lake_error(error: duckdb.Error, layout: Layout | None = None) -> MarketDataE
 
     text = str(error).partition("\n")[0]
     if WHAT_TO_DO in text:
-        return MarketDataError("Months were closed after the query was built, so it would miss days. Run it again.")
+        return MarketDataError(
+            "Months were closed or removed after the query was built, so it would miss days. Run it again."
+        )
     named = _NAMED_FILE.search(text)
     if named and "No files found" not in text:
         return parquet.damaged(Path(named[1]), error)

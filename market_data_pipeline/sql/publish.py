@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +17,11 @@ from pathlib import Path
 from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.partitions import folder_of
+from market_data_pipeline.lake.partitions import folder_of, months_closed
 from market_data_pipeline.lake.regular_files import read_regular
 from market_data_pipeline.model.datasets import data_types_of
 from market_data_pipeline.model.day import FileStat
-from market_data_pipeline.model.series import Market
+from market_data_pipeline.model.series import Market, SeriesKey
 from market_data_pipeline.sql.errors import lake_error
 from market_data_pipeline.sql.file_lists import StoredSeries, marks_of, quoted, stored_series
 from market_data_pipeline.sql.views import statements
@@ -94,6 +94,19 @@ def retire_catalogs(layout: Layout) -> datetime | None:
                     retired.append(stat.mtime_ns)
                     storage.remove(mark)
     return datetime.fromtimestamp(min(retired) / 1e9, UTC) if retired else None
+
+
+def retire_marks(layout: Layout, keys: Iterable[SeriesKey]) -> None:
+    """Remove the marks of all SQL over the closed months of some series, so that it fails. They are about to go.
+
+    The next publication writes the mark of the SQL that is valid then.
+
+    Raises:
+        StorageError: A mark cannot be removed.
+    """
+    for market, data_type in dict.fromkeys((key.market, key.data_type) for key in keys if months_closed(layout, key)):
+        for mark in (folder_of(layout, market, data_type) / "marks").glob("*.parquet"):
+            storage.remove(mark)
 
 
 @contextmanager

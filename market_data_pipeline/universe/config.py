@@ -269,17 +269,25 @@ def _there_is(data_type: DataType, markets: tuple[Market, ...], node: yaml.Node,
 def _wanted(
     data_type: DataType, node: yaml.Node, markets: tuple[Market, ...], mistakes: _Mistakes
 ) -> CollectedType | None:
-    allowed = ("intervals", "from") if data_type.has_interval else ("from",)
-    parts = _mapping(node, f"`{data_type}:`", allowed, allowed, mistakes)
+    needed = ("intervals", "from") if data_type.has_interval else ("from",)
+    parts = _mapping(node, f"`{data_type}:`", (*needed, "keep"), needed, mistakes)
     intervals: tuple[str | None, ...] = (None,)
     if data_type.has_interval and "intervals" in parts:
         intervals = _intervals(parts["intervals"], markets, mistakes)
     since = _since(parts["from"], mistakes) if "from" in parts else None
+    keep = _keep(parts["keep"], mistakes) if "keep" in parts else None
     if since is None or not intervals:
         return None
     begins = parts["from"]
     return CollectedType(
-        data_type, intervals, since, _line(node), _line(begins), (begins.start_mark.index, begins.end_mark.index)
+        data_type,
+        intervals,
+        since,
+        _line(node),
+        _line(begins),
+        (begins.start_mark.index, begins.end_mark.index),
+        keep,
+        _line(parts["keep"]) if "keep" in parts else 0,
     )
 
 
@@ -304,6 +312,14 @@ def _since(node: yaml.Node, mistakes: _Mistakes) -> Since | None:
     except UsageError as error:
         mistakes.add(node, f"`from:` {error}")
         return None
+
+
+def _keep(node: yaml.Node, mistakes: _Mistakes) -> Since | None:
+    text = " ".join(str(node.value).split()) if isinstance(node, yaml.ScalarNode) else _shown(node)
+    if not re.fullmatch(r"0*[1-9][0-9]{0,4} (day|week|month|year)s?", text):
+        mistakes.add(node, f"`keep:` cannot be {text!r}. Allowed: an age such as 30 days (also weeks, months, years).")
+        return None
+    return parse_since(f"{text} ago")
 
 
 def parse_since(text: str) -> Since:

@@ -53,6 +53,11 @@ class Since:
         """Return True if the start is the symbol's listing."""
         return self.day is None and not self.moves
 
+    @property
+    def age(self) -> str:
+        """Return a moving start as an age, such as ``30 days``."""
+        return str(self).removesuffix(" ago")
+
     def __str__(self) -> str:
         if self.day is not None:
             return self.day.isoformat()
@@ -72,6 +77,8 @@ class CollectedType:
         line: Line in the file, from 1.
         since_line: Line of ``from:``.
         since_span: Begin and end of the value of ``from:``, in characters of the file.
+        retention: Value of ``keep:`` as a moving start: its first day is the oldest to retain. None retains all days.
+        retention_line: Line of ``keep:``.
     """
 
     data_type: DataType
@@ -80,6 +87,12 @@ class CollectedType:
     line: int
     since_line: int = 0
     since_span: tuple[int, int] = (0, 0)
+    retention: Since | None = None
+    retention_line: int = 0
+
+    def first(self, listed: date | None) -> date | None:
+        """Return the first day to collect of a symbol, None if it is the listing day and that is unknown."""
+        return self.since.first(listed) if self.retention is None else self.retention.first(self.since.first(listed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +174,18 @@ class Universe:
         """
         return list(self._resolved)
 
+    def types_of(self, key: SeriesKey) -> list[CollectedType]:
+        """Return the places of a series in the file: one, or several if several patterns match. Empty if none does."""
+        return list(self._resolved.get(key, ()))
+
     def __contains__(self, key: SeriesKey) -> bool:
         return _source_of(key) in self._resolved
 
     def start(self, key: SeriesKey) -> date:
         """Return the first UTC day to collect: ``from:``, but not before the listing or the begin of the archive.
 
-        A derived series starts with its source.
+        With ``keep:``, it is not before the oldest day to retain, so that a removed day is not fetched again. A derived
+        series starts with its source.
 
         Raises:
             UsageError: the series is not in the universe, or starts with its listing and the lock does not have that.
@@ -176,13 +194,22 @@ class Universe:
         if key not in self._resolved:
             raise UsageError(self._unknown(key))
         listed = self.listing(key).first
-        days = [wanted.since.first(listed) for wanted in self._resolved[key]]
+        days = [wanted.first(listed) for wanted in self._resolved[key]]
         if None in days:
             raise UsageError(
                 f"{self.path}: {key} starts with its listing, and that day is not known. "
                 "Run `market-data universe refresh` to find it, or give a day: `from: 2020-01-01`."
             )
         return max(min(day for day in days if day), ARCHIVE_BEGINS)
+
+    def retained_from(self, key: SeriesKey) -> date | None:
+        """Return the oldest UTC day that ``keep:`` retains of a series. Return None if it retains all days.
+
+        If several patterns match a series, the longest ``keep:`` applies. Derived series retain all days.
+        """
+        ages = [wanted.retention for wanted in self._resolved.get(key, ())]
+        days = [age.first(None) for age in ages if age is not None]
+        return min((day for day in days if day), default=None) if len(days) == len(ages) else None
 
     def end(self, key: SeriesKey) -> date:
         """Return the last UTC day to collect: the last listed day, or today."""
@@ -213,10 +240,22 @@ class Universe:
         return [day for span in self.spans(key) for day in clock.days_between(*span)]
 
     def from_line(self, key: SeriesKey) -> int:
-        """Return the line of the ``from:`` that decides the start of a series."""
+        """Return the line of the ``from:`` or ``keep:`` that decides the start of a series."""
+        return self._deciding(key)[0]
+
+    def earlier_advice(self, key: SeriesKey) -> str:
+        """Return what to change in the file so that a series starts earlier, for messages."""
+        return f"Set {'a longer `keep:`' if self._deciding(key)[1] else 'an earlier `from:`'} there first."
+
+    def _deciding(self, key: SeriesKey) -> tuple[int, bool]:
+        """Return the line that decides the start of a series, and True if ``keep:`` is in it, not ``from:``."""
         listed = self.listing(key).first
         wanted = self._resolved.get(_source_of(key), ())
-        return min(((one.since.first(listed) or date.min, one.since_line) for one in wanted), default=(date.min, 0))[1]
+        chosen = min(wanted, key=lambda one: (one.first(listed) or date.min, one.since_line), default=None)
+        if chosen is None:
+            return 0, False
+        by_keep = chosen.retention is not None and chosen.first(listed) != chosen.since.first(listed)
+        return (chosen.retention_line if by_keep else chosen.since_line), by_keep
 
     def said_of_start(self, key: SeriesKey) -> str:
         """Return the start of a series and its place in the file, for messages."""
@@ -233,7 +272,7 @@ class Universe:
         """
         source = _source_of(key)
         unknown = self.listing(source).first is None
-        if unknown and any(one.since.is_listing for one in self._resolved.get(source, ())):
+        if unknown and any(one.first(None) is None for one in self._resolved.get(source, ())):
             return ARCHIVE_BEGINS
         return self.start(key)
 
@@ -251,9 +290,7 @@ class Universe:
             UsageError: the day is before the first partition. The text names the line to change.
         """
         if day < self.earliest(key):
-            raise UsageError(
-                f"{self.said_of_start(key)}, so {day} cannot be fetched. Set an earlier `from:` there first."
-            )
+            raise UsageError(f"{self.said_of_start(key)}, so {day} cannot be fetched. {self.earlier_advice(key)}")
 
     def _unknown(self, key: SeriesKey) -> str:
         near = [

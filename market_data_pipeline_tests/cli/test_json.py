@@ -37,6 +37,7 @@ KEYS = {
     "report": "series first last available degraded pending missing explained gaps gaps_unexplained replaced compared "
     "differing unexplained",
     "export csv exported": "series first last days rows files gaps gaps_unexplained version",
+    "remove BTCUSDT --data --dry-run": "series leaves_universe days first last bytes gone_days gone trouble",
     "universe show": "series market data_type symbol interval first last",
     "verify --check-only": "kind series first last days archive reason",
     "verify --local": "kind series first last days archive reason",
@@ -135,7 +136,10 @@ def test_commands_page_names_every_command_with_json() -> None:
 
     with_json = {name for name, one in commands(main).items() if any("--json" in p.opts for p in one.params)}
     assert with_json == first_cells(DOCS / "reference" / "commands.md", after="## JSON")
-    assert with_json == {known for known in with_json if any(name.startswith(known) for name in KEYS)} | {"sql"}
+    assert with_json == {known for known in with_json if any(name.startswith(known) for name in KEYS)} | {
+        "sql",
+        "retain",
+    }
 
 
 @given(

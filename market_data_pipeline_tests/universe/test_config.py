@@ -18,7 +18,7 @@ from market_data_pipeline.errors import UsageError
 from market_data_pipeline.model.series import DataType, ListingSpans, Market, SeriesKey
 from market_data_pipeline.universe import Universe, load_universe, parse_lock, parse_universe
 from market_data_pipeline.universe.config import parse_day, parse_since
-from market_data_pipeline.universe.edit import add_series, render_lock, write_lock
+from market_data_pipeline.universe.edit import add_series, remove_series, render_lock, write_lock
 from market_data_pipeline.universe.listings import DELISTED_AFTER, look_up, refresh, spans_of
 from market_data_pipeline.universe.resolved import Since, lock_path
 
@@ -260,7 +260,7 @@ ENTRY = (
             2,
             "collects nothing. Add one of: `klines:`",
         ),
-        ("  - market", "  - aggTrades: [1]\n    market", 2, "must have the keys from; here is a list"),
+        ("  - market", "  - aggTrades: [1]\n    market", 2, "must have the keys from, keep; here is a list"),
         ("  - market: spot", "  - x\n  - market: spot", 2, "must have the keys market, symbols"),
         ("[BTCUSDT]", "[BTCUSDT", 4, "not YAML"),
     ],
@@ -510,3 +510,124 @@ def test_file_that_cannot_be_edited_is_left_with_instructions() -> None:
     flow = "collect: [{market: spot, symbols: BTCUSDT, klines: {intervals: 1d, from: 2024-01-01}}]\n"
     with pytest.raises(UsageError, match=r"in its present form. Add this under `collect:`:\n  - market: spot"):
         add_series(flow, klines("ETHUSDT", "1d"), Since())
+
+
+# --- keep --------------------------------------------------------------------------------------------------------
+
+
+KEPT = "collect: [{market: spot, symbols: BTCUSDT, aggTrades: {from: 2020-01-01, keep: 30 days}}]"
+
+
+def test_keep_moves_the_start_but_not_before_from() -> None:
+    key = agg_trades("BTCUSDT")
+    assert universe(KEPT, LOCK).start(key) == universe(KEPT, LOCK).retained_from(key) == TODAY - timedelta(days=30)
+    longer = universe(KEPT.replace("30 days", "20 years"), LOCK)
+    assert longer.start(key) == date(2020, 1, 1)
+    assert universe(KEPT.replace("30 days", "2 months"), LOCK).start(key) == date(2026, 9, 21)
+    assert universe(KEPT.replace(", keep: 30 days", ""), LOCK).retained_from(key) is None
+
+
+def test_the_longest_keep_of_several_patterns_applies() -> None:
+    text = """\
+collect:
+  - {market: spot, symbols: ["BTC*"], aggTrades: {from: listing, keep: 30 days}}
+  - {market: spot, symbols: ["*USDT"], aggTrades: {from: listing, keep: 60 days}}
+"""
+    key = agg_trades("BTCUSDT")
+    assert universe(text, LOCK).retained_from(key) == TODAY - timedelta(days=60)
+    assert universe(text.replace(", keep: 60 days", ""), LOCK).retained_from(key) is None
+
+
+@pytest.mark.parametrize("age", ["30", "0 days", "-3 days", "30 days ago", "2020-01-01", "[1]", "forever"])
+def test_a_keep_that_is_no_age_is_refused(age: str) -> None:
+    with pytest.raises(UsageError, match=r"line 1: `keep:` cannot be .*30 days"):
+        universe(KEPT.replace("30 days", age), LOCK)
+
+
+def test_a_day_older_than_keep_is_refused_with_its_line() -> None:
+    with pytest.raises(UsageError, match=r"line 1\).*cannot be fetched. Set a longer `keep:` there first"):
+        universe(KEPT, LOCK).refuse_before_start(date(2026, 1, 1), agg_trades("BTCUSDT"))
+
+
+# --- removing ----------------------------------------------------------------------------------------------------
+
+MINE = """\
+# mine
+collect:
+  # majors
+  - market: spot
+    symbols: [BTCUSDT, ETHUSDT]   # both
+    klines:
+      intervals: [1h, 1d]
+      from: 2026-03-02            # shared
+    aggTrades: {from: 2026-03-02, keep: 30 days}
+  - market: spot
+    symbols:
+      - SOLUSDT
+    klines: {intervals: [1m], from: listing}   # minutes
+    aggTrades: {from: 2 days ago}
+# the end
+"""
+
+
+def removed(text: str, *keys: SeriesKey, lock: str = "") -> str:
+    return remove_series(text, set(keys), parse_lock(lock) if lock else {})
+
+
+def test_a_type_of_its_own_entry_loses_its_line() -> None:
+    assert removed(MINE, agg_trades("SOLUSDT")) == MINE.replace("    aggTrades: {from: 2 days ago}\n", "")
+    assert removed(MINE, klines("SOLUSDT", "1m")) == MINE.replace(
+        "    klines: {intervals: [1m], from: listing}   # minutes\n", ""
+    )
+
+
+def test_a_whole_symbol_leaves_its_list_or_its_entry() -> None:
+    bitcoin = [klines("BTCUSDT", "1h"), klines("BTCUSDT", "1d"), agg_trades("BTCUSDT")]
+    assert removed(MINE, *bitcoin) == MINE.replace("[BTCUSDT, ETHUSDT]", "[ETHUSDT]")
+    solana = removed(MINE, klines("SOLUSDT", "1m"), agg_trades("SOLUSDT"))
+    assert solana == MINE.partition("  - market: spot\n    symbols:\n      - SOL")[0] + "# the end\n"
+
+
+def test_a_shared_series_leaves_and_the_rest_gets_an_entry() -> None:
+    text = removed(MINE, klines("BTCUSDT", "1h"))
+    assert text == MINE.replace("[BTCUSDT, ETHUSDT]", "[ETHUSDT]") + (
+        "  - market: spot\n    symbols: [BTCUSDT]\n    klines: {intervals: [1d], from: 2026-03-02}\n"
+        "    aggTrades: {from: 2026-03-02, keep: 30 days}\n"
+    )
+
+
+def test_a_symbol_of_a_pattern_is_excepted() -> None:
+    text = (
+        'collect:\n  - market: spot\n    symbols: ["*USDT"]   # all\n    klines: {intervals: [1d], from: 2026-03-01}\n'
+    )
+    lock = "spot:\n  BTCUSDT: [{from: 2017-08-17, until: null}]\n  ETHUSDT: [{from: 2017-08-17, until: null}]\n"
+    once = removed(text, klines("BTCUSDT", "1d"), lock=lock)
+    assert once == text.replace("# all\n", "# all\n    except: [BTCUSDT]\n")
+
+
+def test_the_last_series_leaves_a_file_that_takes_new_ones() -> None:
+    empty = removed(
+        "# mine\ncollect:\n  - market: spot\n    symbols: X\n    aggTrades: {from: 2020}\n", agg_trades("X")
+    )
+    assert empty == "# mine\ncollect: []\n"
+    assert agg_trades("Y") in universe(add_series(empty, agg_trades("Y"), Since(date(2020, 1, 1)))).series()
+
+
+_SERIES = [
+    *(klines(symbol, interval) for symbol in ("BTCUSDT", "ETHUSDT") for interval in ("1h", "1d")),
+    klines("SOLUSDT", "1m"),
+    *(agg_trades(symbol) for symbol in ("BTCUSDT", "ETHUSDT", "SOLUSDT")),
+]
+
+
+@given(st.sets(st.sampled_from(_SERIES)))
+def test_any_series_leave_and_all_others_stay(gone: set[SeriesKey]) -> None:
+    text = removed(MINE, *gone)
+    assert set(universe(text).series()) == set(_SERIES) - gone
+    assert all(comment in text for comment in ("# mine", "# majors", "# the end"))
+
+
+def test_a_text_with_anchors_is_left_to_its_author() -> None:
+    text = "collect:\n  - market: spot\n    symbols: [&a X, Y]\n    aggTrades: {from: 2020}\n"
+    with pytest.raises(UsageError, match="Edit it by hand"):
+        removed(text, agg_trades("X"))

@@ -1,7 +1,8 @@
-"""Jobs of one op that maintain the lake and Dagster's records: ``verify``, ``compact`` and ``prune``.
+"""Jobs of one op that maintain the lake and Dagster's records: ``verify``, ``compact``, ``retain`` and ``prune``.
 
 ``verify`` marks stored days whose archive was replaced, and ``repair`` requests the marked days. ``compact`` writes
-finished months into one file each. ``prune`` drops old runs. The work itself does not belong here; see ``run.py``.
+finished months into one file each. ``retain`` removes days older than ``keep:``. ``prune`` drops old runs. The work
+itself does not belong here; see ``run.py``.
 """
 
 # No `from __future__ import annotations`: Dagster reads the annotation of `context` itself, not its text.
@@ -14,15 +15,18 @@ from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT
 from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings
 
-VERIFY, COMPACT, PRUNE = "verify", "compact", "prune"
+VERIFY, COMPACT, PRUNE, RETAIN = "verify", "compact", "prune", "retain"
 
 
-def build_maintenance_jobs(keys: Sequence[SeriesKey], settings: Settings) -> dict[str, dg.JobDefinition]:
+def build_maintenance_jobs(
+    keys: Sequence[SeriesKey], settings: Settings, retained: Sequence[SeriesKey] = ()
+) -> dict[str, dg.JobDefinition]:
     """Return the jobs by name. Leave out jobs that would have nothing to do.
 
     Args:
         keys: The series of the universe. Those without stored days cost nothing.
         settings: The locations of the lake and of the archive, and the retention of runs.
+        retained: The series with ``keep:``.
     """
     klines = [key for key in keys if key.data_type is DataType.KLINES]
 
@@ -40,6 +44,11 @@ def build_maintenance_jobs(keys: Sequence[SeriesKey], settings: Settings) -> dic
         from market_data_pipeline.defs.platform.pruning import prune_records
 
         prune_records(context, settings)
+
+    def remove_old_days(context: dg.OpExecutionContext) -> None:
+        from market_data_pipeline.defs.maintenance.run import retain_days
+
+        retain_days(context, settings)
 
     rows = (
         (
@@ -62,6 +71,13 @@ def build_maintenance_jobs(keys: Sequence[SeriesKey], settings: Settings) -> dic
             close,
             klines,
             "Write the candles of each finished month into one file, so that queries are faster.",
+        ),
+        (
+            RETAIN,
+            "remove_old_days",
+            remove_old_days,
+            retained,
+            "Remove days older than `keep:` in universe.yaml. Days that Binance no longer has stay, and are reported.",
         ),
     )
     return {name: _job_of_one_op(name, op, description, work) for name, op, work, some, description in rows if some}

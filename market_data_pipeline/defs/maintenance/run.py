@@ -1,4 +1,7 @@
-"""Runs of the jobs ``verify`` and ``compact``, and their reports. The work itself belongs to ``maintenance``."""
+"""Runs of the jobs ``verify``, ``compact`` and ``retain``, and their reports.
+
+The work itself belongs to ``maintenance``.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,15 @@ from contextlib import closing
 
 import dagster as dg
 
+from market_data_pipeline.defs.platform.wiping import wipe_days
+from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.maintenance.archive_sweep import ArchiveChange, SweepReport, sweep
 from market_data_pipeline.maintenance.compaction import compact
+from market_data_pipeline.maintenance.retention import Removal, carry_out_removals, expired
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.binance.archive import ArchiveClient
+from market_data_pipeline.universe import load_universe
 
 _SHOWN_FINDINGS = 100
 
@@ -108,3 +115,49 @@ def compact_lake(context: dg.OpExecutionContext, keys: Sequence[SeriesKey], sett
             allow_retries=False,
         )
     context.add_output_metadata(metadata)
+
+
+def retain_days(context: dg.OpExecutionContext, settings: Settings) -> None:
+    """Remove the days that are older than ``keep:``, also from Dagster's records, and report them.
+
+    Days that Binance no longer has stay, and are reported.
+
+    Args:
+        context: The context of the job's op.
+        settings: The locations of the lake, of the archive and of ``universe.yaml``, which is read again.
+
+    Raises:
+        dagster.Failure: Some series were left unchanged. The others are done.
+    """
+    universe = load_universe(settings.universe)
+    with closing(ArchiveClient(settings)) as archive:
+        found, left_over = expired(Layout(settings.root), universe, universe.series(), archive)
+    for one in found:
+        wipe_days(context.instance, one.key, one.days)
+    troubles = {one.key: one.trouble for one in left_over if one.trouble} | carry_out_removals(settings, found)
+    for one in left_over:
+        context.log.warning(
+            "%s: %d days older than `keep:` stay, because Binance may not have them", one.key, len(one.days)
+        )
+    removed = [one for one in found if one.key not in troubles]
+    metadata: dict[str, dg.MetadataValue] = {
+        "days removed": dg.MetadataValue.int(sum(len(one.stored) for one in removed)),
+        "bytes removed": dg.MetadataValue.int(sum(one.bytes for one in removed)),
+        "days that Binance no longer has": dg.MetadataValue.int(sum(len(one.gone) for one in left_over)),
+    }
+    for name, some in (("removed", removed), ("left in the lake", left_over)):
+        if some:
+            metadata[name] = dg.MetadataValue.table([_record_of(one) for one in some[:_SHOWN_SERIES]])
+    if troubles:
+        raise dg.Failure(
+            description=f"{len(troubles)} series have days that were not removed. "
+            + " ".join(f"{key}: {reason}" for key, reason in list(troubles.items())[:5]),
+            metadata=metadata,
+            allow_retries=False,
+        )
+    context.add_output_metadata(metadata)
+
+
+def _record_of(one: Removal) -> dg.TableRecord:
+    first, last = one.days[0].isoformat(), one.days[-1].isoformat()
+    return dg.TableRecord({"series": str(one.key), "days": len(one.days), "first day": first, "last day": last})
