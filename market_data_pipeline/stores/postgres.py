@@ -427,7 +427,8 @@ def _is_passing(error: Any, *, opened: bool) -> bool:
         fatal = re.search(r"FATAL: *([^\n]*)", str(error))
         if opened or fatal is None:
             return True
-        return re.search(r"starting up|shutting down|recovery|too many|reserved|terminat", fatal[1]) is not None
+        passing = r"starting up|shutting down|accepting connections|recovery|too many|reserved|terminat"
+        return re.search(passing, fatal[1]) is not None
     # A lost connection, a shutdown, a deadlock, too many connections; or another program that wrote the same key or
     # removed the table meanwhile.
     return state.startswith(("08", "57P", "40")) or state in ("53300", "23505", *_NO_TABLE)
