@@ -97,6 +97,13 @@ def import_command(
     end(ExitCode.of(all(one.state is not FileState.REFUSED for one in report.files)))
 
 
+_KEYS = (
+    *("import", "path", "layout", "series", "state", "rows", "final", "provisional", "known"),
+    *("compared", "differing", "only_cache", "only_lake", "example", "reason", "notes"),
+)
+"""Keys of an object of JSON, in order."""
+
+
 def _objects(report: ImportReport) -> Iterator[dict[str, object]]:
     """Yield a flat object for each file, and for each path that was left out."""
     for one in report.files:
@@ -117,10 +124,11 @@ def _objects(report: ImportReport) -> Iterator[dict[str, object]]:
             "only_lake": found.only_lake,
             "example": found.example or None,
             "reason": one.reason or None,
-            "notes": one.notes,
+            "notes": " ".join(one.notes) or None,
         }
     for path in report.left_out:
-        yield {"import": report.identity, "path": path.path, "state": "skipped", "reason": path.reason}
+        facts = {"import": report.identity, "path": path.path, "state": "skipped", "reason": path.reason}
+        yield {name: facts.get(name) for name in _KEYS}
 
 
 def _undo(layout: Layout, identity: str, wait_seconds: float, as_json: bool) -> None:
@@ -128,7 +136,7 @@ def _undo(layout: Layout, identity: str, wait_seconds: float, as_json: bool) -> 
 
     done = undo_import(layout, identity, wait_seconds)
     if as_json:
-        print_json([{"identity": identity, "removed": done.removed, "stay": done.stay}])
+        print_json([{"import": identity, "removed": done.removed, "stay": sum(map(len, done.stay.values()))}])
         return
     out().print(f"{counted(done.removed, 'day')} of import {identity} removed.")
     if done.stay:

@@ -32,7 +32,7 @@ class UndoReport:
 
 
 def undo_import(layout: Layout, identity: str, wait_seconds: float) -> UndoReport:
-    """Undo an import. Days that were replaced since, for example by their archive, stay.
+    """Undo an import. Days that were replaced since, for example by their archive, stay. A second undo does nothing.
 
     Args:
         identity: Name of the import.
@@ -45,6 +45,8 @@ def undo_import(layout: Layout, identity: str, wait_seconds: float) -> UndoRepor
     """
     journal = find_journal(layout, identity)
     report = UndoReport(identity)
+    if journal.read_report().get("undone_at"):
+        return report
     by_series: dict[SeriesKey, list[JournalDay]] = {}
     for day in journal.days():
         by_series.setdefault(day.key, []).append(day)
@@ -64,6 +66,8 @@ def _undo_series(
     changed = False
     for day in reversed(days):
         if not _is_as_imported(layout, ledger, day):
+            if ledger.get(day.day) is None and not layout.file(key, day.day).exists():
+                continue  # the import was killed before it stored the day
             report.stay.setdefault(str(key), []).insert(0, day.day.isoformat())
             continue
         before = day.before

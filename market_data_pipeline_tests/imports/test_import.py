@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterable
 from datetime import date, timedelta
 from pathlib import Path
@@ -16,11 +18,17 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
+from market_data_pipeline import MarketData as Client
+from market_data_pipeline.errors import MalformedError, UsageError
+from market_data_pipeline.imports.journal import journals
+from market_data_pipeline.ingest.store import DayStore
 from market_data_pipeline.lake import parquet
+from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.model.datasets import spec_of
 from market_data_pipeline.model.provenance import Source
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.sandbox import WrongChecksum
+from market_data_pipeline.settings import PREFIX
 from market_data_pipeline.sources.binance.archive import ArchiveClient
 from market_data_pipeline.sources.binance.zip_reader import read_zip
 from market_data_pipeline_tests.support.shell import MarketData, shell
@@ -230,7 +238,7 @@ def test_undo_restores_every_byte(world: World, market_data: MarketData, cache: 
     assert state(world.layout.root) == before
     assert market_data("status").exit_code in (0, 3)
     again = json.loads(market_data("import", "--undo", found["identity"], "--json").stdout)
-    assert again[0]["removed"] == 0
+    assert (again[0]["removed"], again[0]["stay"]) == (0, 0)
 
 
 def test_undo_leaves_no_trace_in_a_new_lake(world: World, market_data: MarketData, cache: Path) -> None:
@@ -246,7 +254,7 @@ def test_undo_keeps_days_that_the_archive_replaced(world: World, market_data: Ma
     found = report(market_data, cache, "--market", "spot")
     world.one(BTC, str(DAY))
     [undone] = json.loads(market_data("import", "--undo", found["identity"], "--json").stdout)
-    assert (undone["removed"], undone["stay"]) == (2, {str(BTC): [str(DAY)]})
+    assert (undone["removed"], undone["stay"]) == (2, 1)
     assert sorted(world.ledger(BTC).rows) == [DAY]
 
 
@@ -281,6 +289,85 @@ def test_candles_without_counts_are_compared(world: World, market_data: MarketDa
     assert (file["compared"], file["differing"]) == (48, 1)
     assert "2026-02-03 05:00:00: close is" in file["example"]
     assert state(world.layout.root) == before
+
+
+def test_unzipped_csv_becomes_provisional(world: World, market_data: MarketData, cache: Path) -> None:
+    path = cache / BTC.archive_daily(DAY)
+    with zipfile.ZipFile(io.BytesIO(zip_of(world, BTC, DAY))) as opened:
+        data = opened.read(f"{path.stem}.csv")
+    put(path.with_suffix(".csv"), lambda one: one.write_bytes(data))
+    put(cache / BTC.archive_daily(FEBRUARY[0]).replace(".zip", ".csv"), lambda one: one.write_bytes(data))
+    wrong, good = report(market_data, cache, code=1)["files"]
+    assert (good["state"], good["provisional"]) == ("imported", 1)
+    assert "rows of other days" in wrong["reason"]
+    assert is_imported(world, BTC, DAY)
+
+
+def test_monthly_zip_becomes_final(world: World, market_data: MarketData, cache: Path) -> None:
+    client = ArchiveClient(world.settings)
+    file = client.fetch(BTC.archive_monthly(DAY))
+    client.close()
+    assert file is not None
+    put(cache / BTC.archive_monthly(DAY), lambda one: one.write_bytes(file.data))
+    [found] = report(market_data, cache)["files"]
+    assert (found["final"], found["rows"]) == (28, 28 * 24)
+    world.forget()
+    assert report(market_data, cache)["files"][0]["state"] == "known"
+    assert not world.asked()
+
+
+def test_zip_stays_provisional_without_the_archive(
+    world: World, market_data: MarketData, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_zip(world, cache, BTC, DAY)
+    with monkeypatch.context() as patch:
+        patch.setenv(f"{PREFIX}VISION_URL", "http://127.0.0.1:1")
+        [file] = report(market_data, cache)["files"]
+    assert file["provisional"] == 1
+    assert "the archive did not answer" in file["notes"]
+    assert is_imported(world, BTC, DAY)
+    [file] = report(market_data, cache)["files"]
+    assert (file["state"], file["final"]) == ("imported", 1)
+
+
+def test_killed_import_can_be_undone(
+    world: World, market_data: MarketData, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kill it after the first of three days was stored, before ledger and report are written."""
+    put_parquet(cache / "BTCUSDT" / "1h.parquet", without_labels(rows_of(world, BTC, FEBRUARY)))
+    put_day = DayStore.put
+
+    def killed(store: DayStore, day: date, *rest: Any) -> Any:
+        if day != FEBRUARY[0]:
+            raise KeyboardInterrupt
+        return put_day(store, day, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DayStore, "put", killed)
+        patch.setattr(Ledger, "write", lambda *_: None)
+        assert market_data("import", str(cache), "--market", "spot").exit_code != 0
+    assert list(state(world.layout.root)) == [BTC.file(FEBRUARY[0])]
+    [identity] = journals(world.layout)
+    [undone] = json.loads(market_data("import", "--undo", identity, "--json").stdout)
+    assert (undone["removed"], undone["stay"]) == (1, 0)
+    assert not state(world.layout.root)
+
+
+def test_old_cache_is_read_without_an_import(world: World, market_data: MarketData, cache: Path) -> None:
+    table = without_labels(rows_of(world, BTC, FEBRUARY))
+    put_parquet(cache / "BTCUSDT" / "1h" / "2026-02-03.arrow", table.slice(0, 24))
+    put_parquet(cache / "BTCUSDT" / "1h" / "202602.arrow", table)
+    market = Client(world.layout.root)
+    assert market.read_old(cache, "BTCUSDT", "1h", market="spot").equals(table.combine_chunks())
+    with pytest.raises(UsageError, match="has no file of BTCUSDT 1m"):
+        market.read_old(cache, "BTCUSDT", "1m", market="spot")
+    with pytest.raises(UsageError, match="Pass --market"):
+        market.read_old(cache, "BTCUSDT", "1h")
+    path = cache / "BTCUSDT" / "1h" / "202602.arrow"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(MalformedError, match=r"BTCUSDT/1h/202602.arrow: It is damaged or cut short"):
+        market.read_old(cache, "BTCUSDT", "1h", market="spot")
+    assert not state(world.layout.root)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -367,14 +454,14 @@ def test_day_with_two_versions_of_a_row_is_left_out(world: World, market_data: M
     put_parquet(cache / "BTCUSDT" / "1h.parquet", pa.concat_tables([wrong, table]))
     [file] = report(market_data, cache, "--market", "spot")["files"]
     assert file["provisional"] == 2
-    assert any("2026-02-03 is not stored: two different rows" in note for note in file["notes"])
+    assert "2026-02-03 is not stored: two different rows" in file["notes"]
 
 
 def test_newest_candle_may_be_unfinished(world: World, market_data: MarketData, cache: Path) -> None:
     table = without_labels(rows_of(world, BTC, [DAY])).slice(0, 11)
     put_parquet(cache / "BTCUSDT" / "1h.parquet", table, written="2026-02-04T10:20:00")
     [file] = report(market_data, cache, "--market", "spot")["files"]
-    assert any("2026-02-04 10:00:00) is left out" in note for note in file["notes"])
+    assert "2026-02-04 10:00:00) is left out" in file["notes"]
     assert world.table(BTC, str(DAY)).num_rows == 10
 
 
