@@ -18,7 +18,7 @@ CLIENTS := $(patsubst $(CLIENTS_DIR)/requirements-%.txt,.venv-clients-%/.install
 EXTRAS := --extra server --extra live
 
 .DEFAULT_GOAL := install
-.PHONY: help install demo dev test test-clients lint format docs bench constraints clean
+.PHONY: help install demo dev test test-clients lint format vendor docs bench constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -67,6 +67,9 @@ lint: $(DEV) ## check format, style, types, dependencies, walls and words
 format: $(DEV) ## fix format and style where possible
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+vendor: $(DEV) ## fetch the scripts of others for the page of the server again
+	$(BIN)/python -m tools.vendor
 
 docs: $(DEV) ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -43,7 +43,8 @@ def example_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _examples(request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]) -> None:
-    if isinstance(request.node, pytest.DoctestItem) and "client" in request.node.nodeid:
+    shown = ("client", "stores/")
+    if isinstance(request.node, pytest.DoctestItem) and any(room in request.node.nodeid for room in shown):
         root = request.getfixturevalue("example_root")
         old_cache = request.getfixturevalue("example_cache")
         doctest_namespace |= {"root": root, "market": MarketData(root), "old_cache": old_cache}

@@ -28,6 +28,8 @@ from benchmarks.reconciliation import reconcile
 from benchmarks.report import Row, save, show
 from benchmarks.serving import serve
 from benchmarks.sql import composed, sql, vwap
+from benchmarks.stores import postgres
+from benchmarks.universe import universe
 from benchmarks.verification import verify
 
 BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
@@ -45,7 +47,9 @@ BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "sql": sql,
     "composed": composed,
     "vwap": vwap,
+    "postgres": postgres,
     "serve": serve,
+    "universe": universe,
     "reconcile": reconcile,
     "verify": verify,
     "imports": import_speed,

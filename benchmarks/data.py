@@ -57,6 +57,7 @@ class Scale:
         months: Months of 1m klines in monthly zips.
         lake_days: Days of 1m klines of each symbol in the lake that SQL is asked over.
         assets: Assets that a code location loads, and series of which there is a day.
+        universe: Symbols that are ranked by their volume.
         repetitions: How often each thing is measured; the median counts.
         judged: Whether the targets, which are meant for the full size, are judged.
     """
@@ -69,6 +70,7 @@ class Scale:
     months: int
     lake_days: int
     assets: int
+    universe: int
     repetitions: int
     judged: bool
     symbols_of_types: int = 8
@@ -79,8 +81,8 @@ class Scale:
         return _digest(self)
 
 
-FULL = Scale(365, 14, 1_000_000, 10, 90, 96, 3 * 365, 400, 5, judged=True)
-QUICK = Scale(62, 2, 250_000, 4, 20, 6, 120, 40, 1, judged=False, symbols_of_types=2)
+FULL = Scale(365, 14, 1_000_000, 10, 90, 96, 3 * 365, 400, 600, 5, judged=True)
+QUICK = Scale(62, 2, 250_000, 4, 20, 6, 120, 40, 60, 1, judged=False, symbols_of_types=2)
 
 
 @dataclass(frozen=True, slots=True)

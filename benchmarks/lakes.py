@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import date
 from itertools import groupby
@@ -55,6 +56,49 @@ def big_lake(archives: Archives) -> Path:
         publish_catalog(Layout(root))
         done.touch()
     return root
+
+
+UNIVERSE_FROM = date(2020, 1, 1)
+_UNIVERSE_MONTHS, _HISTORIES = 72, 4
+
+
+def universe_months(archives: Archives) -> list[date]:
+    """Return the months that the lake of 1d candles has of each symbol: six years at full size."""
+    months = min(_UNIVERSE_MONTHS, archives.scale.months)
+    return [clock.months_before(UNIVERSE_FROM, -number) for number in range(months)]
+
+
+def universe_lake(archives: Archives) -> Path:
+    """Return the root of a lake with years of 1d klines of many symbols, in closed months. It is made once.
+
+    Four symbols have random walks. The files of the others are links to theirs.
+    """
+    root = archives.folder / "universe-lake"
+    done, layout = root / "made", Layout(root)
+    if not done.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "universe.yaml").write_text("collect: []\n")
+        keys = [klines(symbol, "1d") for symbol in symbol_names(archives.scale.universe)]
+        for seed, key in enumerate(keys[:_HISTORIES]):
+            _write_daily(layout, key, universe_months(archives), seed)
+        for number, key in enumerate(keys[_HISTORIES:]):
+            layout.months(key).mkdir(parents=True, exist_ok=True)
+            for path in layout.months(keys[number % _HISTORIES]).iterdir():
+                os.link(path, layout.months(key) / path.name)
+        done.touch()
+    return root
+
+
+def _write_daily(layout: Layout, key: SeriesKey, months: Sequence[date], seed: int) -> None:
+    random, price = np.random.default_rng(seed), 60_000.0
+    layout.months(key).mkdir(parents=True, exist_ok=True)
+    for month in months:
+        made: list[DayInMonth] = []
+        for day in clock.days_of_month(month):
+            minutes, price = _candles(key, day, price, random)
+            table = minutes.slice(0, 1)
+            made.append(DayInMonth(_record(key, day, table), table))
+        layout.month(key, month).write_bytes(encode_month(made, spec_of(key)))
 
 
 def _write_series(root: Path, key: SeriesKey, days: Sequence[date], seed: int) -> None:

@@ -30,6 +30,7 @@ TINY = Scale(
     months=1,
     lake_days=33,
     assets=4,
+    universe=5,
     repetitions=1,
     judged=False,
     symbols_of_types=1,

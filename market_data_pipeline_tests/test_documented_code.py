@@ -60,6 +60,8 @@ NOT_RUN = {
     "docs/concepts/reconciliation.md": 1,
     "docs/development/performance.md": 1,
     "docs/guides/automation.md": 1,
+    "docs/guides/drop-in.md": 3,
+    "docs/guides/importing.md": 1,
     "docs/guides/live.md": 2,
     "docs/guides/operating.md": 4,
     "docs/guides/serving.md": 1,
@@ -68,7 +70,7 @@ NOT_RUN = {
 }
 """Numbers of blocks that need a network, a service or a person. A new one needs a reason in its page."""
 
-OTHER_LANGUAGES = {"fish", "ini", "mermaid", "text", "yaml", "zsh"}
+OTHER_LANGUAGES = {"fish", "ini", "json", "mermaid", "text", "yaml", "zsh"}
 
 FROM_AN_EMPTY_FOLDER = {"README.md": DEFAULT_SYMBOLS, "docs/quickstart.md": FEW_TRADES}
 """Pages whose first command starts in an empty folder, with the symbols of their exchange. All others have the lake."""

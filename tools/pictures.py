@@ -1,4 +1,4 @@
-"""Make the pictures of README.md from generated data: ``python -m tools.pictures``. Needs Chromium for the calendar.
+"""Make pictures of the docs from generated data: ``python -m tools.pictures``. Needs Chromium, except for candles.
 
 Screenshots of Dagster's UI in ``docs/images`` are made by hand.
 """
@@ -19,11 +19,20 @@ import matplotlib.pyplot as plt
 from market_data_pipeline import MarketData
 from market_data_pipeline.coverage.candles import DOWN, UP
 from market_data_pipeline.sandbox import MarketOutage, MissingRows, Sandbox, WrongChecksum
+from market_data_pipeline_tests.support.browser import opened_page
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 DAYS = 330
+PORT = 18_765
+LOADED = (
+    "document.documentElement.dataset.loaded === 'yes' && document.querySelector('#chart').dataset.candles > 0"
+    " && document.querySelector('#calendar').dataset.years > 0"
+)
+"""JavaScript that is true when the page shows everything."""
+SHOTS = (("desktop", 1280, 2150, False), ("dark", 1280, 870, True), ("phone", 390, 1500, False))
+"""Pictures of the page: name, width and height in CSS pixels, and the colour scheme."""
 
 
 def faults() -> list[MarketOutage | MissingRows | WrongChecksum]:
@@ -63,6 +72,34 @@ def draw_calendar(root: Path, target: Path) -> None:
     subprocess.run([*shot, f"--screenshot={target}", page.as_uri()], check=True, capture_output=True)
 
 
+def photograph_page(root: Path) -> None:
+    """Write pictures of the page that ``market-data serve`` has: on a desktop, in the dark, and on a phone."""
+    command = [sys.executable, "-m", "market_data_pipeline.cli", "serve", "--port", str(PORT)]
+    with subprocess.Popen(command, cwd=root.parent, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            print(server.stderr.readline() if server.stderr else "")
+            for name, width, height, dark in SHOTS:
+                _photograph(root.parent / name, IMAGES / f"page-{name}.png", width, height, dark=dark)
+        finally:
+            server.terminate()
+
+
+def _photograph(profile: Path, target: Path, width: int, height: int, *, dark: bool) -> None:
+    phone = width < 600
+    with opened_page(profile, scale=2 if phone else 1) as page:
+        page.size(width, height, dark=dark, phone=phone)
+        for _ in range(60):  # the server may still start
+            page.open(f"http://127.0.0.1:{PORT}/#candles=spot/klines/ETHUSDT/1h")
+            if page.value("Boolean(document.querySelector('#chart'))"):
+                break
+            page.value("new Promise(done => setTimeout(done, 500))")
+        page.until(f"{LOADED} && document.querySelector('#gaps tbody tr')")
+        for _ in range(4 if phone else 1):
+            page.value("document.querySelector('#wider').click()")
+        page.value("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        page.photograph(target)
+
+
 def draw_candles(root: Path, target: Path) -> None:
     """Write two weeks of candles with their volume as a picture."""
     market = MarketData(root)
@@ -91,3 +128,4 @@ if __name__ == "__main__":
         collect(data)
         draw_calendar(data, IMAGES / "calendar.png")
         draw_candles(data, IMAGES / "candles.png")
+        photograph_page(data)

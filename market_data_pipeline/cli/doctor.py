@@ -59,8 +59,8 @@ EXTRAS = {
     "live": ("msgspec", "websockets"),
     "mcp": ("mcp",),
     "polars": ("polars",),
-    "postgres": ("adbc-driver-postgresql", "psycopg"),
-    "server": ("fastapi", "orjson", "prometheus-client"),
+    "postgres": ("adbc-driver-postgresql",),
+    "server": ("anyio", "fastapi", "orjson", "prometheus-client"),
 }
 """Packages of each extra in pyproject.toml."""
 

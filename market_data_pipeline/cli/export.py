@@ -32,11 +32,11 @@ _ADVICE = "`market-data add` fetches a series."
 @click.option("--final-only", is_flag=True, help="Leave out days that are provisional or fail the integrity check.")
 @json_option
 def export_command(form: str, folder: Path, what: Selection, final_only: bool, as_json: bool) -> None:
-    """Write stored rows to DIR in the FORMAT of another tool.
+    """Write stored rows for another tool.
 
-    The formats are freqtrade (feather files), nautilus (a Parquet catalog), lean (zips), csv and parquet. No missing
-    row is filled. DIR/gaps.json has each range of missing or doubtful rows with its verdict. DIR/export.json has the
-    version of each series, a hash over its contents.
+    Writes files to DIR in a FORMAT: freqtrade (feather files), nautilus (a Parquet catalog), lean (zips), csv or
+    parquet. No missing row is filled. DIR/gaps.json has each range of missing or doubtful rows with its verdict.
+    DIR/export.json has the version of each series, a hash over its contents.
 
     DIR is a new or empty folder, or one of an earlier export in the same format. Series in it are replaced, other
     series stay. Nothing is fetched. What you leave out selects all that the format has.

@@ -24,7 +24,7 @@ from market_data_pipeline.universe import load_universe
     help="Speed of the clock of a sandbox (`market-data sandbox --speed`). Binance has 1.",
 )
 def live(speed: float) -> None:
-    """Follow the streams of the universe's series until Ctrl-C or SIGTERM.
+    """Follow the live streams of the universe.
 
     Stores each closed candle and each trade within a moment, as live rows below MARKET_DATA_DIR/live. REST answers for
     candles that are late. The state of each series is in live/status.json. One feed runs per data folder. Needs the

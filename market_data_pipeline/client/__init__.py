@@ -8,7 +8,7 @@ for.
 
 from market_data_pipeline.client.gaps import Gap, OnGap
 from market_data_pipeline.client.market_data import MarketData
-from market_data_pipeline.client.request import Moment
+from market_data_pipeline.client.request import Moment, SeriesSelection
 from market_data_pipeline.client.result import ComposedRows, Result, StoredRows
 from market_data_pipeline.errors import GapError, GapWarning, QueryLimitError
 
@@ -22,5 +22,6 @@ __all__ = [
     "OnGap",
     "QueryLimitError",
     "Result",
+    "SeriesSelection",
     "StoredRows",
 ]

@@ -8,25 +8,26 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Literal
 
+import numpy as np
+
 from market_data_pipeline import clock
 from market_data_pipeline.client.request import (
     Moment,
     Request,
+    SeriesSelection,
     format_moment,
-    market_of,
     range_of,
-    refuse_unknown,
-    symbols_of,
     there_are,
 )
+from market_data_pipeline.client.snapshot import LiveDay, take_live_days
 from market_data_pipeline.errors import GapError, GapWarning, UsageError
 from market_data_pipeline.lake.day_records import rows_on_record, sound_among
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import day_files_between, known_series
 from market_data_pipeline.model.datasets import archived_spans, keyed_by_time
 from market_data_pipeline.model.day import DAMAGED, FAILED, HELD, NOT_LISTED, DayRecord
-from market_data_pipeline.model.findings import Finding, Severity, Verdict
-from market_data_pipeline.model.series import INTERVALS, DataType, ListingSpans, SeriesKey
+from market_data_pipeline.model.findings import Finding, Range, Severity, Verdict
+from market_data_pipeline.model.series import DataType, ListingSpans, SeriesKey
 from market_data_pipeline.model.states import EXPLAINED
 from market_data_pipeline.sql.file_lists import quoted
 from market_data_pipeline.universe.resolved import Listings
@@ -118,7 +119,13 @@ def tell_gaps(gaps: Sequence[Gap], on_gap: str, stacklevel: int) -> None:
 
 
 def gaps_in(
-    layout: Layout, wanted: Request, listings: Callable[[], Listings], *, final_only: bool, growing: bool = True
+    layout: Layout,
+    wanted: Request,
+    listings: Callable[[], Listings],
+    *,
+    final_only: bool,
+    include_live: bool = False,
+    growing: bool = True,
 ) -> list[Gap]:
     """Return the gaps of a request without an explanation, by series and time.
 
@@ -128,6 +135,7 @@ def gaps_in(
     Args:
         listings: Reads the known listings of symbols. Outside a listing, no day is missing.
         final_only: Days that are not final, or fail the integrity check, are left out.
+        include_live: Count rows of the live feed as present. Ignored with ``final_only``.
         growing: Count rows that are newer than the last fetch of today.
 
     Raises:
@@ -138,6 +146,8 @@ def gaps_in(
     days = wanted.days_through(now.date())
     if wanted.data_type is DataType.TRADE_PROFILE and days and days[-1] == now.date():
         days.pop()  # a profile is made after its day is over
+    with_live = include_live and not final_only and bool(days)
+    live = {(one.key, one.day): one for one in (take_live_days(layout, wanted) if with_live else ())}
     for key in wanted.keys if days else ():
         on_disk = {held.day: held for held in day_files_between(layout, key, days[0], days[-1])}
         doubtful = sorted(set(days) - sound_among(layout, key, on_disk))
@@ -150,6 +160,13 @@ def gaps_in(
             begin, over = clock.midnight(day), clock.midnight(day + clock.DAY)
             part = _Part(key, day, max(wanted.start, begin), min(wanted.end, over, now))
             until_fetched = not growing and day == now.date()
+            if (of_live := live.get((key, day))) is not None:
+                if part.start < part.end:
+                    before = _last_key_before(layout, key, day, live.get((key, day - clock.DAY)))
+                    found += _gaps_of_live_day(
+                        part, rows.get(day), of_live, listing, before, until_fetched=until_fetched
+                    )
+                continue
             if part.start < part.end and not (until_fetched and day not in rows):
                 found += _gaps_of_day(part, rows.get(day), listing, final_only=final_only, until_fetched=until_fetched)
     return _joined(found)
@@ -243,6 +260,81 @@ def _not_yet_fetched(part: _Part, row: DayRecord) -> Iterator[Gap]:
         yield _candles(part, Verdict.UNPUBLISHED, first, last, evidence)
 
 
+# --- days with live rows -------------------------------------------------------------------------------------
+
+_LATE_US = 10_000_000
+"""Time after its end in which a live row arrives, also if REST had to be asked."""
+
+_SILENT_US = 60_000_000
+"""Time after which a live feed of trades is behind."""
+
+
+def _gaps_of_live_day(
+    part: _Part,
+    row: DayRecord | None,
+    live: LiveDay,
+    listing: ListingSpans,
+    before: int | None,
+    *,
+    until_fetched: bool,
+) -> Iterator[Gap]:
+    """Yield rows of a day that neither the lake nor the live feed has.
+
+    Args:
+        before: Key of the last row of the day before. None if it is not known.
+    """
+    findings = row.findings_list() if row is not None and row.outcome == HELD else []
+    if row is not None and row.integrity == Severity.ERROR:
+        faults = [one.message for one in findings if one.check == "integrity" and one.severity is Severity.ERROR]
+        yield part.whole(_FAULTY, " ".join(faults))
+    explained = [range_ for one in findings if one.check == "gaps" and one.rule in EXPLAINED for range_ in one.ranges]
+    now = clock.to_us(clock.now())
+    begins_here = any(first == part.day for first, _ in listing.spans)
+    if part.key.interval is not None:
+        step, keys = part.key.step, live.keys
+        first = max(_first_candle(part.start, step), int(keys[0]) if begins_here else 0)
+        until = int(keys[-1]) + step if until_fetched else (now - _LATE_US) // step * step
+        expected = np.arange(first, min(_first_candle(part.end, step), until), step, dtype=np.int64)
+        missing = expected[~np.isin(expected, keys)]
+        for range_ in explained:
+            missing = missing[(missing < range_.first) | (missing > range_.last)]
+        for run in np.split(missing, np.flatnonzero(np.diff(missing) != step) + 1) if len(missing) else ():
+            yield _candles(part, Verdict.UNPUBLISHED, int(run[0]), int(run[-1]), _NOT_RECEIVED)
+        return
+    yield from _gaps_between_trades(part, live, explained, None if begins_here else before)
+    last = int(live.times_us[-1])
+    over = clock.day_start_us(part.day) + clock.US_PER_DAY
+    if not until_fetched and last + _SILENT_US < min(_us(part.end), over, now) and _us(part.start) < over:
+        yield part.whole(Verdict.UNPUBLISHED, f"live rows end at {format_moment(clock.naive_from_us(last))}")
+
+
+_NOT_RECEIVED = "neither stored nor received by the live feed"
+
+
+def _gaps_between_trades(part: _Part, live: LiveDay, explained: Sequence[Range], before: int | None) -> Iterator[Gap]:
+    keys, times = live.keys, live.times_us
+    known = keys if before is None else np.concatenate([[before], keys])
+    for at in np.flatnonzero(np.diff(known) > 1).tolist():
+        first, last = int(known[at]) + 1, int(known[at + 1]) - 1
+        if not any(one.first <= first and last <= one.last for one in explained):
+            yield replace(part.whole(Verdict.UNPUBLISHED, _NOT_RECEIVED, last - first + 1), ids=(first, last))
+    if before is None and bool(live.is_live[0]) and int(times[0]) > _us(part.start) + _SILENT_US:
+        begin = format_moment(clock.naive_from_us(int(times[0])))
+        yield part.whole(Verdict.UNPUBLISHED, f"live rows begin at {begin}")
+
+
+def _last_key_before(layout: Layout, key: SeriesKey, day: date, live: LiveDay | None) -> int | None:
+    """Return the key of the last known row of the day before."""
+    if key.interval is not None:
+        return None
+    if live is not None:
+        return int(live.keys[-1])
+    yesterday = day - clock.DAY
+    on_disk = {one.day: one for one in day_files_between(layout, key, yesterday, yesterday)}
+    record = rows_on_record(layout, key, on_disk, yesterday, yesterday).get(yesterday)
+    return record.last_key if record is not None and record.outcome == HELD else None
+
+
 def _candles(part: _Part, verdict: str, first: int, last: int, evidence: str) -> Gap:
     step = part.key.step
     return Gap(
@@ -274,34 +366,28 @@ def _joined(gaps: Iterable[Gap]) -> list[Gap]:
 
 def gaps_query(
     layout: Layout,
-    symbols: str | Iterable[str] | None,
+    selection: SeriesSelection,
     start: Moment | None,
     end: Moment | None,
-    market: str | None,
-    interval: str | None,
     explained: bool | None,
 ) -> str:
     """Return the query of ``MarketData.gaps``. None means all.
 
     Raises:
-        UsageError: a symbol, interval or market is not held, or a moment cannot be meant.
+        UsageError: a symbol or interval is not held, or a moment cannot be meant.
     """
     first, last = range_of(date.min if start is None else start, end)
-    in_market = None if market is None else market_of(market)
-    held = [key for key in known_series(layout) if in_market in (None, key.market)]
-    if interval is not None:
-        _check_one_of(interval, [key.interval or "" for key in held], "interval")
-        held = [key for key in held if key.interval == interval]
-    names = [] if symbols is None else symbols_of(symbols)
-    for name in names:
+    held = [key for key in known_series(layout) if selection.market in (None, key.market)]
+    if selection.interval is not None:
+        _check_one_of(selection.interval, [key.interval or "" for key in held], "interval")
+        held = [key for key in held if key.interval == selection.interval]
+    for name in selection.symbols or ():
         _check_one_of(name, [key.symbol for key in held], "symbol")
     conditions = [
         f"day >= DATE '{first.date()}' AND coalesce(last, day + INTERVAL 1 DAY) >= TIMESTAMP '{first}'",
         f"coalesce(first, day) < TIMESTAMP '{last}'",
     ]
-    conditions += [f"market = {quoted(market)}"] if market is not None else []
-    conditions += [f'"interval" = {quoted(interval)}'] if interval is not None else []
-    conditions += [f"symbol IN ({', '.join(map(quoted, names))})"] if names else []
+    conditions += _of_series(selection)
     conditions += [f"explained = {explained}"] if explained is not None else []
     return (
         f"FROM quality.gaps WHERE {' AND '.join(conditions)} "
@@ -309,30 +395,34 @@ def gaps_query(
     )
 
 
-def condition_query(
-    symbols: str | Iterable[str] | None,
-    start: Moment | None,
-    end: Moment | None,
-    market: str | None,
-    interval: str | None,
-) -> str:
+def condition_query(selection: SeriesSelection, start: Moment | None, end: Moment | None) -> str:
     """Return the query of ``MarketData.condition``. None means all.
 
     Raises:
-        UsageError: An interval or market does not exist, or a moment is not valid.
+        UsageError: A moment is not valid.
     """
     first, last = range_of(date.min if start is None else start, end)
-    conditions = [f"day >= TIMESTAMP '{first}'", f"day < TIMESTAMP '{last}'"]
-    conditions += [f"market = {quoted(market_of(market))}"] if market is not None else []
-    if interval is not None:
-        refuse_unknown("interval", interval, tuple(INTERVALS))
-        conditions.append(f'"interval" = {quoted(interval)}')
-    if symbols is not None:
-        conditions.append(f"symbol IN ({', '.join(map(quoted, symbols_of(symbols)))})")
+    conditions = [f"day >= TIMESTAMP '{first}'", f"day < TIMESTAMP '{last}'", *_of_series(selection)]
     return (
         f"FROM quality.condition WHERE {' AND '.join(conditions)} "
         'ORDER BY exchange, market, data_type, symbol, "interval", day'
     )
+
+
+def _of_series(selection: SeriesSelection) -> list[str]:
+    """Return the conditions of a selection in SQL."""
+    found = [
+        f'"{name}" = {quoted(value)}'
+        for name, value in (
+            ("market", selection.market),
+            ("data_type", selection.data_type),
+            ("interval", selection.interval),
+        )
+        if value is not None
+    ]
+    if selection.symbols is not None:
+        found.append(f"symbol IN ({', '.join(map(quoted, selection.symbols))})")
+    return found
 
 
 def _check_one_of(name: str, names: Iterable[str], what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import tzinfo
 from os import PathLike
 from pathlib import Path
@@ -27,10 +28,12 @@ from market_data_pipeline.client.members import Duration, members_of, members_wa
 from market_data_pipeline.client.request import (
     Moment,
     Request,
+    SeriesSelection,
     check_held,
     is_requested,
     market_of,
     refuse_unknown,
+    selection_of,
     wanted_of,
     warn_of_reused_symbols,
 )
@@ -97,6 +100,7 @@ class MarketData:
         tz: str | tzinfo | None = None,
         sync: bool = False,
         final_only: bool = False,
+        include_live: bool = True,
         on_gap: OnGap = "warn",
     ) -> StoredRows | ComposedRows:
         """Return candles of one interval, by ``open_time``.
@@ -117,7 +121,9 @@ class MarketData:
                 the result are UTC.
             sync: First fetch the missing days of the range, as a Dagster run. Shows a progress bar in terminals and
                 notebooks. Candles that are neither stored nor in the universe are composed from those that are.
-            final_only: Leave out days that are provisional or fail the ``integrity`` check.
+            final_only: Leave out days that are provisional or fail the ``integrity`` check, and live rows.
+            include_live: Include rows of the live feed (`market-data live`) that the lake does not have yet. An open
+                candle is never included. ``states()`` of the result names them.
             on_gap: Action before any row is read, if rows are missing without an explanation or days fail the
                 ``integrity`` check: ``"raise"`` a :class:`GapError`, ``"warn"`` once with a :class:`GapWarning`, or
                 ``"ignore"`` it. Without ``end``, rows that are newer than the last fetch are not missing.
@@ -143,7 +149,7 @@ class MarketData:
             (['2024-01-01 05:00:00+00:00'], [24], [True])
         """
         return self._candles(
-            DataType.KLINES, symbols, interval, start, end, market, columns, tz, sync, final_only, on_gap
+            DataType.KLINES, symbols, interval, start, end, market, columns, tz, sync, final_only, include_live, on_gap
         )
 
     def agg_trades(
@@ -156,6 +162,7 @@ class MarketData:
         columns: str | Iterable[str] | None = None,
         sync: bool = False,
         final_only: bool = False,
+        include_live: bool = True,
         on_gap: OnGap = "warn",
     ) -> StoredRows:
         """Return aggregated trades by ``transact_time``, ordered by symbol and ``agg_trade_id``.
@@ -168,7 +175,9 @@ class MarketData:
             columns: Columns besides symbol and transact_time; None means all.
             sync: First fetch the missing days of the range, as a Dagster run. Shows a progress bar in terminals and
                 notebooks.
-            final_only: Leave out days that are provisional or fail the ``integrity`` check.
+            final_only: Leave out days that are provisional or fail the ``integrity`` check, and live rows.
+            include_live: Include rows of the live feed (`market-data live`) that the lake does not have yet. An open
+                candle is never included. ``states()`` of the result names them.
             on_gap: Action before any row is read, if rows are missing without an explanation or days fail the
                 ``integrity`` check: ``"raise"`` a :class:`GapError`, ``"warn"`` once with a :class:`GapWarning`, or
                 ``"ignore"`` it. Without ``end``, rows that are newer than the last fetch are not missing.
@@ -185,7 +194,7 @@ class MarketData:
             ['symbol', 'transact_time', 'price']
         """
         wanted = wanted_of(DataType.AGG_TRADES, symbols, None, start, end, market, columns)
-        return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
+        return self._rows(wanted, sync, final_only, on_gap, include_live=include_live, growing=end is not None)
 
     def trades(
         self,
@@ -219,6 +228,7 @@ class MarketData:
         tz: str | tzinfo | None = None,
         sync: bool = False,
         final_only: bool = False,
+        include_live: bool = True,
         on_gap: OnGap = "warn",
     ) -> StoredRows | ComposedRows:
         """Return candles of the mark price of futures, by ``open_time``.
@@ -226,7 +236,18 @@ class MarketData:
         The candles have no volume. Arguments and errors are those of :meth:`klines`. ``market`` is ``um`` or ``cm``.
         """
         return self._candles(
-            DataType.MARK_PRICE_KLINES, symbols, interval, start, end, market, columns, tz, sync, final_only, on_gap
+            DataType.MARK_PRICE_KLINES,
+            symbols,
+            interval,
+            start,
+            end,
+            market,
+            columns,
+            tz,
+            sync,
+            final_only,
+            include_live,
+            on_gap,
         )
 
     def index_price_klines(
@@ -241,6 +262,7 @@ class MarketData:
         tz: str | tzinfo | None = None,
         sync: bool = False,
         final_only: bool = False,
+        include_live: bool = True,
         on_gap: OnGap = "warn",
     ) -> StoredRows | ComposedRows:
         """Return candles of the index price of a symbol's pair, by ``open_time``.
@@ -249,7 +271,18 @@ class MarketData:
         The candles have no volume. Arguments and errors are those of :meth:`klines`. ``market`` is ``um`` or ``cm``.
         """
         return self._candles(
-            DataType.INDEX_PRICE_KLINES, symbols, interval, start, end, market, columns, tz, sync, final_only, on_gap
+            DataType.INDEX_PRICE_KLINES,
+            symbols,
+            interval,
+            start,
+            end,
+            market,
+            columns,
+            tz,
+            sync,
+            final_only,
+            include_live,
+            on_gap,
         )
 
     def premium_index_klines(
@@ -264,6 +297,7 @@ class MarketData:
         tz: str | tzinfo | None = None,
         sync: bool = False,
         final_only: bool = False,
+        include_live: bool = True,
         on_gap: OnGap = "warn",
     ) -> StoredRows | ComposedRows:
         """Return candles of the premium of perpetual futures over their index, by ``open_time``.
@@ -272,7 +306,18 @@ class MarketData:
         The candles have no volume. Arguments and errors are those of :meth:`klines`. ``market`` is ``um`` or ``cm``.
         """
         return self._candles(
-            DataType.PREMIUM_INDEX_KLINES, symbols, interval, start, end, market, columns, tz, sync, final_only, on_gap
+            DataType.PREMIUM_INDEX_KLINES,
+            symbols,
+            interval,
+            start,
+            end,
+            market,
+            columns,
+            tz,
+            sync,
+            final_only,
+            include_live,
+            on_gap,
         )
 
     def metrics(
@@ -472,7 +517,7 @@ class MarketData:
         wanted = wanted_of(DataType.TRADE_PROFILE, symbols, None, start, end, market, columns)
         return self._rows(wanted, sync, final_only, on_gap, growing=end is not None)
 
-    def sql(self, query: str, params: Params = None) -> Result:
+    def sql(self, query: str, params: Params = None, *, selection: SeriesSelection | None = None) -> Result:
         """Run a query over the views ``binance_spot.klines``, ``binance_um.agg_trades``, ``quality.coverage`` and more.
 
         The views have all symbols, also those that are no longer collected. For one symbol the macros
@@ -485,6 +530,8 @@ class MarketData:
         Args:
             query: The SELECT.
             params: Values for each ``?`` (a list) or ``$name`` (a dict). Pass values from outside only like this.
+            selection: Series that the query reads from the views of ``quality``. Only their ledgers are compared with
+                the files on disk. None means all.
 
         Raises:
             UsageError: The text is no query, or DuckDB refuses it.
@@ -501,8 +548,8 @@ class MarketData:
                 refresh_tables(self._layout, self._listings())
         if "condition" in query.casefold():
             self._record_collected()
-        answer = QueryResult(self._views, query, params)
-        answer.relation()  # report a mistake here, not when the rows are read
+        answer = QueryResult(self._views, query, params, selection)
+        answer.check()  # report a mistake here, not when the rows are read
         return answer
 
     def universe(
@@ -633,6 +680,7 @@ class MarketData:
         *,
         market: str | None = None,
         interval: str | None = None,
+        data_type: str | None = None,
     ) -> Result:
         """Return one row for each day of each stored or collected series: its condition, the reason and the evidence.
 
@@ -645,15 +693,17 @@ class MarketData:
             end: Exclusive: days whose midnight (UTC) is before it; None means now.
             market: ``spot``, ``um``, ``cm`` or ``option``; None means all.
             interval: Kline interval; None means all, and trades.
+            data_type: ``klines``, ``aggTrades`` or another; None means all.
 
         Raises:
-            UsageError: The interval or market does not exist, or a moment is not valid.
+            UsageError: The interval, data type or market does not exist, or a moment is not valid.
 
         Examples:
             >>> market.condition("BTCUSDT", "2024-01-01", "2024-01-03").df()["condition"].unique().tolist()
             ['available']
         """
-        return self.sql(condition_query(symbols, start, end, market, interval))
+        selection = selection_of(symbols, market, data_type, interval)
+        return self.sql(condition_query(selection, start, end), selection=selection)
 
     def gaps(
         self,
@@ -684,7 +734,8 @@ class MarketData:
             >>> len(market.gaps("BTCUSDT"))
             0
         """
-        return self.sql(gaps_query(self._layout, symbols, start, end, market, interval, explained))
+        selection = replace(selection_of(symbols, market), interval=interval)
+        return self.sql(gaps_query(self._layout, selection, start, end, explained), selection=selection)
 
     def read_old(
         self,
@@ -737,6 +788,7 @@ class MarketData:
         tz: str | tzinfo | None,
         sync: bool,
         final_only: bool,
+        include_live: bool,
         on_gap: OnGap,
     ) -> StoredRows | ComposedRows:
         zone = zone_of(tz)
@@ -753,7 +805,9 @@ class MarketData:
             wanted = wanted_of(data_type, symbols, interval, start, end, market, columns)
             if all(map(is_available, wanted.keys)):
                 warn_of_reused_symbols(wanted, stacklevel=4)
-                return self._rows(wanted, sync, final_only, on_gap, growing=growing, stacklevel=4)
+                return self._rows(
+                    wanted, sync, final_only, on_gap, include_live=include_live, growing=growing, stacklevel=4
+                )
         composition = composition_of(
             self._layout,
             self._files,
@@ -769,14 +823,26 @@ class MarketData:
             is_available=is_available,
         )
         warn_of_reused_symbols(composition.wanted, stacklevel=4)
-        self._check(composition.sources, sync, final_only, on_gap, growing=growing, stacklevel=4)
-        return ComposedRows(self._layout, self._files, composition, final_only=final_only)
+        self._check(
+            composition.sources, sync, final_only, on_gap, include_live=include_live, growing=growing, stacklevel=4
+        )
+        return ComposedRows(self._layout, self._files, composition, final_only=final_only, include_live=include_live)
 
     def _rows(
-        self, wanted: Request, sync: bool, final_only: bool, on_gap: OnGap, *, growing: bool, stacklevel: int = 3
+        self,
+        wanted: Request,
+        sync: bool,
+        final_only: bool,
+        on_gap: OnGap,
+        *,
+        growing: bool,
+        include_live: bool = True,
+        stacklevel: int = 3,
     ) -> StoredRows:
-        self._check([wanted], sync, final_only, on_gap, growing=growing, stacklevel=stacklevel + 1)
-        return StoredRows(self._layout, self._files, wanted, final_only=final_only)
+        self._check(
+            [wanted], sync, final_only, on_gap, include_live=include_live, growing=growing, stacklevel=stacklevel + 1
+        )
+        return StoredRows(self._layout, self._files, wanted, final_only=final_only, include_live=include_live)
 
     def _check(
         self,
@@ -785,6 +851,7 @@ class MarketData:
         final_only: bool,
         on_gap: OnGap,
         *,
+        include_live: bool,
         growing: bool,
         stacklevel: int,
     ) -> None:
@@ -799,7 +866,14 @@ class MarketData:
                     check_held(self._layout, wanted.keys)
                 if on_gap != "ignore":
                     some = growing or on_gap == "raise"
-                    gaps += gaps_in(self._layout, wanted, self._listings, final_only=final_only, growing=some)
+                    gaps += gaps_in(
+                        self._layout,
+                        wanted,
+                        self._listings,
+                        final_only=final_only,
+                        include_live=include_live,
+                        growing=some,
+                    )
         tell_gaps(gaps if on_gap == "raise" else worth_a_warning(gaps), on_gap, stacklevel=stacklevel)
 
     def _record_collected(self) -> None:

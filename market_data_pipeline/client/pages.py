@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
@@ -20,13 +20,17 @@ import pyarrow as pa
 from market_data_pipeline import clock
 from market_data_pipeline.client.composition import Composition, can_be_own, composition_of
 from market_data_pipeline.client.gaps import Gap, gaps_in
+from market_data_pipeline.client.hot_window import HotWindow
 from market_data_pipeline.client.request import Request, check_held, is_requested, wanted_of
 from market_data_pipeline.client.result import ComposedRows
 from market_data_pipeline.client.session import DuckDB
+from market_data_pipeline.client.snapshot import LiveDay, take_days, take_live_days
+from market_data_pipeline.client.states import StateSpan, state_spans
 from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import partitions, reader
 from market_data_pipeline.lake.day_records import DayFacts, facts_on_record
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.live_rows import live_days, live_file, live_folder
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS
 from market_data_pipeline.model.day import FAILED, HELD, DayFile
@@ -81,21 +85,6 @@ class PageRequest:
     def until(self) -> datetime:
         """Return the first moment after the range."""
         return clock.naive_utc(clock.now()) if self.end is None else self.end
-
-
-@dataclass(frozen=True, slots=True)
-class StateSpan:
-    """A span of time in which all rows have one state.
-
-    Attributes:
-        state: ``final`` or ``provisional``.
-        source: Source of the rows, e.g. ``archive_daily``.
-    """
-
-    first: datetime
-    until: datetime
-    state: str
-    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +150,7 @@ class Pages:
         self._of_universe = (str(universe), str(universe.with_suffix(".lock.yaml")))
         self._listings = listings
         self._files = DuckDB(layout)
+        self._hot = HotWindow(layout)
 
     def source_of(self, request: PageRequest) -> SeriesKey:
         """Return the stored series from which a page is read: its own, or the one that its candles are composed from.
@@ -179,15 +169,17 @@ class Pages:
         market, data_type, symbol = request.market, request.data_type, request.symbol
         shortest = intervals_of(market)[0] if data_type.has_interval else None
         key = SeriesKey(EXCHANGE, market, data_type, symbol, shortest)
-        places = _places(self._layout, key)
+        places = (*_places(self._layout, key), str(live_folder(self._layout, key)))
         return "|".join(_identity(os.path.dirname(one) if data_type.has_interval else one) for one in places)  # noqa: PTH120
 
     def fingerprint(self, key: SeriesKey) -> str:
         """Return a text that changes as soon as a day of a series is stored, removed or recorded in another way.
 
-        It takes some microseconds: it looks at the ledger, the folders, and the universe, and reads nothing.
+        It also changes with each live row. It takes some microseconds: it looks at the ledger, the folders, the live
+        files and the universe, and reads nothing.
         """
-        return "|".join(map(_identity, (*_places(self._layout, key), *self._of_universe)))
+        live = (str(live_file(self._layout, key, day)) for day in live_days(self._layout, key))
+        return "|".join(map(_identity, (*_places(self._layout, key), *live, *self._of_universe)))
 
     def read(self, request: PageRequest) -> RowsPage:
         """Read a page.
@@ -208,8 +200,12 @@ class Pages:
     def delivered(self, key: SeriesKey, start: datetime, last: date) -> int:
         """Return the sum of the stored days from a moment to a last day, as :func:`sum_of` of the pages' days."""
         first = Request((key,), start, start, pa.schema([])).first_day
+        if first > last:
+            return sum_of(())
+        wanted = Request((key,), start, clock.midnight(last + clock.DAY), pa.schema([]))
+        live = take_live_days(self._layout, wanted)
         files = partitions.day_files_between(self._layout, key, first, last)
-        return sum_of(_contents(self._records(key, files, first, last)))
+        return sum_of(_contents(self._records(key, files, first, last), live))
 
     # --- one page ------------------------------------------------------------------------------------------------
 
@@ -263,9 +259,10 @@ class Pages:
 
     def _stored_rows(self, wanted: Request) -> pa.Table:
         [key] = wanted.keys
-        days = partitions.day_files_between(self._layout, key, wanted.first_day, wanted.last_day)
+        if (hot := self._hot.rows(key, wanted.start, wanted.end)) is not None:
+            return hot.select(wanted.schema.names)
         cut = (None, None) if wanted.data_type is DataType.TRADE_PROFILE else (wanted.start, wanted.end)
-        return reader.read_days(days, wanted.schema, *cut)
+        return take_days(self._layout, wanted).read(wanted.schema, *cut)
 
     def _newest(
         self,
@@ -276,7 +273,7 @@ class Pages:
         rows: Callable[[datetime, datetime], pa.Table],
     ) -> tuple[datetime, pa.Table, None]:
         """Return the newest rows before a moment, and the time of the first one."""
-        stored = partitions.stored_dates(self._layout, key)
+        stored = {*partitions.stored_dates(self._layout, key), *live_days(self._layout, key)}
         begin = clock.midnight(min(stored)) if stored else until
         end = min(until, clock.midnight(max(stored) + clock.DAY)) if stored else until
         span, parts, found = _span(request, request.limit), list[pa.Table](), 0
@@ -304,20 +301,34 @@ class Pages:
             days.append(day)  # its first rows are in this page
         files = partitions.day_files_between(self._layout, key, days[0], days[-1]) if days else []
         records = self._records(key, files, days[0], days[-1]) if days else {}
-        contents = tuple(_contents(records))
-        gaps = gaps_in(self._layout, span, self._listings, final_only=False, growing=request.end is not None)
+        over = clock.midnight(days[-1] + clock.DAY) if days else until
+        live = take_live_days(self._layout, replace(span, end=max(until, over))) if days else []
+        contents = tuple(_contents(records, live))
+        gaps = gaps_in(
+            self._layout,
+            span,
+            self._listings,
+            final_only=False,
+            include_live=True,
+            growing=request.end is not None,
+        )
+        hot = sum(_live_between(one, first, until) for one in live)
         return RowsPage(
             table=table,
             first=first,
             until=until,
             position=position,
-            states=tuple(_states(records.values(), first, until)),
+            states=tuple(state_spans(records.values(), live, first, until)),
             missing=tuple(_missing(gaps, first, until)),
             days=contents,
             version=_version(key, contents),
             final=until <= clock.naive_utc(clock.now())
             and all(day in records and records[day].never_changes for day in days),
-            origins=(("lake", table.num_rows),),
+            origins=tuple(
+                (name, rows)
+                for name, rows in (("lake", max(0, table.num_rows - hot)), ("hot", hot))
+                if rows or name == "lake"
+            ),
         )
 
     def _records(self, key: SeriesKey, files: Iterable[DayFile], first: date, last: date) -> dict[date, DayFacts]:
@@ -431,8 +442,17 @@ def _identity(path: str) -> str:
     return f"{found.st_mtime_ns}.{found.st_size}.{found.st_ino}"
 
 
-def _contents(records: Mapping[date, DayFacts]) -> Iterator[tuple[date, str]]:
-    return ((day, row.content_sha256 or "") for day, row in records.items() if row.outcome == HELD)
+def _contents(records: Mapping[date, DayFacts], live: Iterable[LiveDay]) -> Iterator[tuple[date, str]]:
+    found = {day: row.content_sha256 or "" for day, row in records.items() if row.outcome == HELD}
+    found |= {one.day: one.content_sha256 for one in live}
+    return iter(sorted(found.items()))
+
+
+def _live_between(one: LiveDay, first: datetime, until: datetime) -> int:
+    """Return the number of rows between two moments that only the live feed has."""
+    begin, over = (clock.to_us(moment.replace(tzinfo=UTC)) for moment in (first, until))
+    times = one.times_us
+    return int((one.is_live & (times >= begin) & (times < over)).sum())
 
 
 def _version(key: SeriesKey, contents: Iterable[tuple[date, str]]) -> str:
@@ -440,31 +460,6 @@ def _version(key: SeriesKey, contents: Iterable[tuple[date, str]]) -> str:
     for day, content in contents:
         digest.update(f"{key} {day} {content}\n".encode())
     return digest.hexdigest()
-
-
-def _states(rows: Iterable[DayFacts], first: datetime, until: datetime) -> Iterator[StateSpan]:
-    open_one: StateSpan | None = None
-    for row in rows:
-        if row.outcome != HELD:
-            continue
-        begin, over = clock.midnight(row.day), clock.midnight(row.day + clock.DAY)
-        one = StateSpan(
-            max(first, begin), min(until, over), "final" if row.final else "provisional", row.source or "unknown"
-        )
-        if one.first >= one.until:
-            continue
-        if open_one is not None and (open_one.until, open_one.state, open_one.source) == (
-            one.first,
-            one.state,
-            one.source,
-        ):
-            open_one = replace(open_one, until=one.until)
-            continue
-        if open_one is not None:
-            yield open_one
-        open_one = one
-    if open_one is not None:
-        yield open_one
 
 
 _WHOLE_DAYS = frozenset({"missing", "failed", "provisional", "faulty"})

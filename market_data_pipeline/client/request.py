@@ -14,6 +14,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import partitions, reader
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.live_rows import live_folder
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, data_types_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey, intervals_of
@@ -63,6 +64,50 @@ class Request:
     def days_through(self, last: date) -> list[date]:
         """Return the days of the range up to a last day, in order."""
         return clock.days_between(self.first_day, min(last, self.last_day))
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesSelection:
+    """Series of a question about quality. None means all."""
+
+    symbols: Sequence[str] | None = None
+    market: Market | None = None
+    data_type: DataType | None = None
+    interval: str | None = None
+    keys: Sequence[SeriesKey] | None = None
+
+    def takes(self, key: SeriesKey) -> bool:
+        """Return True if a series is selected."""
+        return (
+            self.market in (None, key.market)
+            and self.data_type in (None, key.data_type)
+            and self.interval in (None, key.interval)
+            and (self.symbols is None or key.symbol in self.symbols)
+            and (self.keys is None or key in self.keys)
+        )
+
+
+def selection_of(
+    symbols: str | Iterable[str] | None = None,
+    market: str | None = None,
+    data_type: str | None = None,
+    interval: str | None = None,
+) -> SeriesSelection:
+    """Check a selection. Series that are not stored pass.
+
+    Raises:
+        UsageError: An interval, data type or market does not exist.
+    """
+    if data_type is not None:
+        refuse_unknown("data type", data_type, list(DataType))
+    if interval is not None:
+        refuse_unknown("interval", interval, tuple(INTERVALS))
+    return SeriesSelection(
+        None if symbols is None else symbols_of(symbols),
+        None if market is None else market_of(market),
+        None if data_type is None else DataType(data_type),
+        interval,
+    )
 
 
 def wanted_of(
@@ -194,8 +239,9 @@ def _parsed(text: str, name: str) -> datetime:
 
 
 def is_requested(layout: Layout, key: SeriesKey) -> bool:
-    """Return True if a series was ever requested: it has files or a ledger."""
-    return any(path.exists() for path in (layout.folder(key), layout.months(key), layout.ledger(key)))
+    """Return True if a series was ever requested: it has files, a ledger or live rows."""
+    places = (layout.folder(key), layout.months(key), layout.ledger(key), live_folder(layout, key))
+    return any(path.exists() for path in places)
 
 
 def check_held(layout: Layout, keys: Sequence[SeriesKey]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,10 +17,12 @@ import pyarrow as pa
 from market_data_pipeline import clock
 from market_data_pipeline.client import versions as day_records
 from market_data_pipeline.client.composition import Composition
-from market_data_pipeline.client.request import Request, format_moment, listed, refuse_unknown
+from market_data_pipeline.client.request import Request, SeriesSelection, format_moment, listed, refuse_unknown
 from market_data_pipeline.client.session import DuckDB, Params, Views, count_rows
+from market_data_pipeline.client.snapshot import LiveDay, Snapshot, take_days
+from market_data_pipeline.client.states import STATES, state_rows
 from market_data_pipeline.errors import DamagedFileError, MarketDataError, UsageError
-from market_data_pipeline.lake import partitions, reader
+from market_data_pipeline.lake import reader
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.datasets import has_shared_times
@@ -119,33 +122,43 @@ class Result(ABC):
 
 
 class StoredRows(Result):
-    """Rows of stored days."""
+    """Rows of stored days, and rows of the live feed that the lake does not have yet."""
 
-    def __init__(self, layout: Layout, connection: DuckDB, wanted: Request, *, final_only: bool = False) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        connection: DuckDB,
+        wanted: Request,
+        *,
+        final_only: bool = False,
+        include_live: bool = True,
+    ) -> None:
         """Create the result of a request. ``MarketData`` does this.
 
         Args:
             connection: DuckDB for relations.
-            final_only: Leave out days that are not final.
+            final_only: Leave out days that are not final, and live rows.
+            include_live: Include rows that only the live feed has.
         """
         self._layout = layout
         self._duckdb = connection
         self._wanted = wanted
         self._final_only = final_only
-        self._taken: Sequence[DayFile] | None = None
+        self._include_live = include_live and not final_only
+        self._taken: Snapshot | None = None
         self._left_out: dict[str, list[date]] = {}
         """Days by symbol that ``final_only`` leaves out, although the file of their month is read."""
 
     def __len__(self) -> int:
-        """Return the number of rows. No column is read for it.
+        """Return the number of rows. No column of a file is read for it.
 
         Raises:
             DamagedFileError: a file cannot be read; the text names it.
         """
-        return self._duckdb.count_stored(self._sql)
+        return self._duckdb.count_parts(self._parts)
 
     def _first_rows(self) -> pa.Table:
-        return _aware(self._duckdb.stored(lambda: f"{self._sql()} LIMIT {_SHOWN}").to_arrow_table())
+        return _aware(self._duckdb.of_parts(self._parts).limit(_SHOWN).to_arrow_table())
 
     def wide(self, column: str) -> pd.DataFrame:
         """Return one column as a pandas frame with a row for each time and a column for each symbol.
@@ -172,7 +185,13 @@ class StoredRows(Result):
         values = [name for name in wanted.schema.names if name not in labels]
         refuse_unknown("column", column, values, " to spread")
         schema = pa.schema([wanted.schema.field(name) for name in (*labels, column)])
-        narrow = StoredRows(self._layout, self._duckdb, replace(wanted, schema=schema), final_only=self._final_only)
+        narrow = StoredRows(
+            self._layout,
+            self._duckdb,
+            replace(wanted, schema=schema),
+            final_only=self._final_only,
+            include_live=self._include_live,
+        )
         frame = narrow.df()
         self._taken = narrow._taken
         return frame.assign(symbol=frame["symbol"].astype(str)).pivot(index=time, columns="symbol", values=column)
@@ -191,12 +210,18 @@ class StoredRows(Result):
         """
         polars = _polars()
         wanted = self._wanted
-        paths = list(dict.fromkeys(day.path for day in self._take()))
-        if not paths:
-            nothing: pl.LazyFrame = polars.DataFrame(_aware(wanted.schema.empty_table())).lazy()
-            return nothing
-        frame: pl.LazyFrame = polars.scan_parquet(paths, hive_partitioning=False, glob=False)
+        frames = [self._lazy(polars, piece) for piece in self._take().pieces()]
+        frames = frames or [polars.DataFrame(_aware(wanted.schema.empty_table())).lazy()]
+        found: pl.LazyFrame = frames[0] if len(frames) == 1 else polars.concat(frames, how="vertical_relaxed")
+        return found
+
+    def _lazy(self, polars: Any, piece: Sequence[DayFile] | LiveDay) -> Any:
+        wanted = self._wanted
         start, end = self._cut
+        if isinstance(piece, LiveDay):
+            return polars.DataFrame(_aware(piece.rows(wanted.schema, start, end))).lazy()
+        paths = list(dict.fromkeys(day.path for day in piece))
+        frame: pl.LazyFrame = polars.scan_parquet(paths, hive_partitioning=False, glob=False)
         if start is not None:
             time = polars.col(reader.time_column(wanted.data_type))
             frame = frame.filter((time >= start) & (time < end))
@@ -214,9 +239,9 @@ class StoredRows(Result):
     def version(self) -> str:
         """Return a hash over the contents of the days that were read, to cite in a backtest.
 
-        It covers the rows that were read last, or the stored rows if none were read yet. It changes if a day of the
-        range is added, removed or stored with other values. It does not depend on the columns, and stays the same if a
-        provisional day becomes final with equal rows.
+        It covers the rows that were read last, or those of now if none were read yet. It changes if a day of the
+        range is added, removed or stored with other values, and with each live row of such a day. It does not depend on
+        the columns, and stays the same if live rows become provisional, or a provisional day final, with equal rows.
 
         Raises:
             MarketDataError: A day was replaced after its rows were read, so their hash is no longer known.
@@ -227,8 +252,8 @@ class StoredRows(Result):
             64
         """
         with faults.explained():
-            days = self._held() if self._taken is None else self._taken
-            version = day_records.version_of(self._layout, days)
+            taken = self._snapshot() if self._taken is None else self._taken
+            version = day_records.version_of(self._layout, taken.stored, taken.live)
         if version is None:
             raise MarketDataError(
                 "A day was replaced after its rows were read, so their version is no longer known. Read the rows "
@@ -248,38 +273,65 @@ class StoredRows(Result):
                     raise DamagedFileError(f"Files are removed during the read. {error}") from error
 
     def _read(self) -> pa.Table:
-        return _aware(reader.read_days(self._take(), self._wanted.schema, *self._cut))
+        return _aware(self._take().read(self._wanted.schema, *self._cut))
+
+    def states(self) -> Result:
+        """Return the states of the rows: one row per span of time in which all rows have one state.
+
+        The columns are ``symbol``, ``start`` (inclusive), ``end`` (exclusive), ``state``, ``source`` and ``differing``.
+        A state is ``final``, ``provisional`` (replaced when the archive has the day) or ``live`` (only the live feed
+        has the row). ``differing`` is the number of live rows of a span whose stored row has other values. The result
+        has the stored row.
+
+        Raises:
+            DamagedFileError: A file does not match its record. The text names it.
+
+        Examples:
+            >>> market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-03").states().df()["state"].tolist()
+            ['final']
+        """
+        return TableResult(self._duckdb, self._states(), f"states of {self!r}")
+
+    def _states(self) -> pa.Table:
+        with faults.explained():
+            return pa.Table.from_pylist(state_rows(self._layout, self._wanted, self._snapshot()), STATES)
 
     def relation(self) -> duckdb.DuckDBPyRelation:
-        """Return the rows as a lazy DuckDB relation."""
-        return self._duckdb.stored(self._sql)
+        """Return the rows as a lazy DuckDB relation. Live rows are those of now."""
+        return self._duckdb.of_parts(self._parts)
 
-    def _sql(self) -> str:
+    def _parts(self, *, live: bool = True) -> Iterator[str | pa.Table]:
+        """Yield the rows in order: SQL over files, and tables. ``live=False`` leaves live rows out."""
+        mark = self._mark()
+        pieces = list(self._take(live=live).pieces())
+        for piece in pieces or [[]]:
+            if isinstance(piece, LiveDay):
+                yield piece.rows(self._wanted.schema, *self._cut)
+            else:
+                yield self._sql_of(piece, mark)
+
+    def _mark(self) -> Path | None:
+        """Return the mark to read first. It must be older than the list of files."""
         first = self._wanted.keys[0]
-        mark = views.newest_mark(self._layout, first.market, first.data_type)
-        paths = list(dict.fromkeys(day.path for day in self._take()))
+        return views.newest_mark(self._layout, first.market, first.data_type)
+
+    def _sql_of(self, days: Sequence[DayFile], mark: Path | None) -> str:
+        first = self._wanted.keys[0]
+        paths = list(dict.fromkeys(day.path for day in days))
         query = file_lists.scan(first.market, first.data_type, paths, self._wanted.schema.names, mark)
         start, end = self._cut
         if start is None or end is None or not paths:
             return query
         time = f'"{reader.time_column(first.data_type)}"'
         conditions = []
-        if not self._whole(start, end):
+        if not _is_whole(days, start, end):
             conditions.append(f"{time} >= TIMESTAMP '{start}' AND {time} < TIMESTAMP '{end}'")
-        for symbol, days in self._left_out.items():
-            dates = ", ".join(f"DATE '{day}'" for day in days)
+        for symbol, days_left_out in self._left_out.items():
+            dates = ", ".join(f"DATE '{day}'" for day in days_left_out)
             conditions.append(f"NOT (symbol = {file_lists.quoted(symbol)} AND CAST({time} AS DATE) IN ({dates}))")
         if conditions:
             query += f" WHERE {' AND '.join(conditions)}"
         return query
-
-    def _whole(self, start: datetime, end: datetime) -> bool:
-        """Return True if the files that are read have no row outside a range: then DuckDB need not compare times."""
-        taken = self._taken or ()
-        days, in_months = {day.day for day in taken}, {day.day for day in taken if day.of_month}
-        if in_months:
-            days |= {min(in_months).replace(day=1), clock.days_of_month(max(in_months))[-1]}
-        return bool(days) and start <= clock.midnight(min(days)) and clock.midnight(max(days) + clock.DAY) <= end
 
     @property
     def _cut(self) -> tuple[datetime, datetime] | tuple[None, None]:
@@ -287,24 +339,19 @@ class StoredRows(Result):
         wanted = self._wanted
         return (None, None) if wanted.data_type is DataType.TRADE_PROFILE else (wanted.start, wanted.end)
 
-    def _take(self) -> Sequence[DayFile]:
-        self._taken = self._held()
+    def _take(self, *, live: bool = True) -> Snapshot:
+        self._taken = self._snapshot(live=live)
         return self._taken
 
-    def _held(self) -> list[DayFile]:
-        wanted = self._wanted
-        days = [
-            day
-            for key in wanted.keys
-            for day in partitions.day_files_between(self._layout, key, wanted.first_day, wanted.last_day)
-        ]
+    def _snapshot(self, *, live: bool = True) -> Snapshot:
+        taken = take_days(self._layout, self._wanted, live=live and self._include_live)
         if not self._final_only:
-            return days
-        final = day_records.final_only(self._layout, days)
+            return taken
+        final = day_records.final_only(self._layout, taken.stored)
         self._left_out = {}
-        for day in {file for file in days if file.of_month}.difference(final):
+        for day in {file for file in taken.stored if file.of_month}.difference(final):
             self._left_out.setdefault(day.key.symbol, []).append(day.day)
-        return final
+        return Snapshot(final)
 
     def __repr__(self) -> str:
         wanted, first = self._wanted, self._wanted.keys[0]
@@ -312,10 +359,21 @@ class StoredRows(Result):
         name = " ".join(filter(None, (first.market, first.data_type, first.interval)))
         symbols = listed([key.symbol for key in wanted.keys], 5)
         try:
-            held = f"{len(self._held())} of {asked} days stored{' and final' if self._final_only else ''}"
+            taken = self._snapshot()
+            held = f"{len(taken.stored) + sum(one.stored is not None for one in taken.live)} of {asked} days stored"
+            held += " and final" if self._final_only else ""
+            held += f", {len(taken.live)} with live rows" if taken.live else ""
         except MarketDataError as error:
             held = str(error)
         return f"<{name} of {symbols} from {format_moment(wanted.start)} to {format_moment(wanted.end)} UTC: {held}>"
+
+
+def _is_whole(files: Sequence[DayFile], start: datetime, end: datetime) -> bool:
+    """Return True if the files that are read have no row outside a range: then DuckDB need not compare times."""
+    days, in_months = {day.day for day in files}, {day.day for day in files if day.of_month}
+    if in_months:
+        days |= {min(in_months).replace(day=1), clock.days_of_month(max(in_months))[-1]}
+    return bool(days) and start <= clock.midnight(min(days)) and clock.midnight(max(days) + clock.DAY) <= end
 
 
 class ComposedRows(Result):
@@ -325,17 +383,27 @@ class ComposedRows(Result):
     """
 
     def __init__(
-        self, layout: Layout, connection: DuckDB, composition: Composition, *, final_only: bool = False
+        self,
+        layout: Layout,
+        connection: DuckDB,
+        composition: Composition,
+        *,
+        final_only: bool = False,
+        include_live: bool = True,
     ) -> None:
         """Create the result of a request. ``MarketData`` does this.
 
         Args:
             connection: DuckDB for queries and relations.
-            final_only: Leave out stored days that are not final.
+            final_only: Leave out stored days that are not final, and live rows.
+            include_live: Include rows that only the live feed has.
         """
         self._duckdb = connection
         self._composition = composition
-        self._sources = [StoredRows(layout, connection, one, final_only=final_only) for one in composition.sources]
+        self._sources = [
+            StoredRows(layout, connection, one, final_only=final_only, include_live=include_live)
+            for one in composition.sources
+        ]
 
     def __len__(self) -> int:
         """Return the number of candles.
@@ -343,15 +411,21 @@ class ComposedRows(Result):
         Raises:
             DamagedFileError: A file cannot be read. The text names it.
         """
-        return self._duckdb.count_stored(self._sql)
+        counted = self._duckdb.rows_over(lambda: self._query("SELECT count(*) FROM ({})"))
+        return int(counted[0][0].as_py())
 
     def arrow(self) -> pa.Table:
         """Return the rows as an Arrow table."""
-        return self._typed(self._duckdb.table(self._sql))
+        return self._typed(self._duckdb.rows_over(self._query))
 
     def relation(self) -> duckdb.DuckDBPyRelation:
-        """Return the rows as a lazy DuckDB relation."""
-        return self._duckdb.stored(self._sql)
+        """Return the rows as a lazy DuckDB relation. If there are live rows, the candles are composed at once."""
+        _, tables = self._query()
+        if tables:
+            return self._duckdb.of_table(self._duckdb.rows_over(self._query))
+        return self._duckdb.stored(
+            lambda: self._query(live=False)[0]
+        )  # rows that arrive from now on are not part of it
 
     def scan(self) -> pl.LazyFrame:
         """Return the rows as a lazy polars frame. The candles are composed at once.
@@ -403,16 +477,36 @@ class ComposedRows(Result):
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _first_rows(self) -> pa.Table:
-        return self._typed(self._duckdb.table(lambda: f"{self._sql()} LIMIT {_SHOWN}"))
+        return self._typed(self._duckdb.rows_over(lambda: self._query(f"{{}} LIMIT {_SHOWN}")))
 
-    def _sql(self) -> str:
-        queries = [
-            self._composition.query(source, rows._sql())
-            for source, rows in zip(self._composition.sources, self._sources, strict=True)
-        ]
+    def states(self) -> Result:
+        """Return the states of the stored candles, in the form of :meth:`StoredRows.states`."""
+        tables = pa.concat_tables([source._states() for source in self._sources])
+        return TableResult(self._duckdb, tables, f"states of {self!r}")
+
+    def _query(self, form: str = "{}", *, live: bool = True) -> tuple[str, Mapping[str, pa.Table]]:
+        """Return the query of the candles, and the tables that it reads besides files, by name.
+
+        Args:
+            form: SQL around the query.
+            live: False leaves live rows out.
+        """
+        queries, tables = [], dict[str, pa.Table]()
+        for source, rows in zip(self._composition.sources, self._sources, strict=True):
+            parts = []
+            for part in rows._parts(live=live):
+                if isinstance(part, str):
+                    parts.append(f"({part})")
+                else:
+                    name = f"live_{len(tables)}"
+                    tables[name] = part
+                    parts.append(f"(FROM {name})")
+            rows_sql = parts[0][1:-1] if len(parts) == 1 else " UNION ALL ".join(parts)
+            queries.append(self._composition.query(source, rows_sql))
         if len(queries) == 1:
-            return f"FROM ({queries[0]})"  # in order already
-        return f"FROM ({' UNION ALL '.join(f'({query})' for query in queries)}) ORDER BY symbol, open_time"
+            return form.format(f"FROM ({queries[0]})"), tables  # in order already
+        of_all = " UNION ALL ".join(f"({query})" for query in queries)
+        return form.format(f"FROM ({of_all}) ORDER BY symbol, open_time"), tables
 
     def _typed(self, table: pa.Table) -> pa.Table:
         for index, name in enumerate(table.column_names):
@@ -468,30 +562,49 @@ class TableResult(Result):
 class QueryResult(Result):
     """Rows that answer a query."""
 
-    def __init__(self, views: Views, query: str, params: Params = None) -> None:
+    def __init__(
+        self, views: Views, query: str, params: Params = None, selection: SeriesSelection | None = None
+    ) -> None:
+        """Create the result.
+
+        Args:
+            views: The lake's views.
+            query: The query.
+            params: Values of the query.
+            selection: Series that the query reads from the ``quality`` views. None means all.
+        """
         self._views = views
         self._query = query
-        self._params = params
+        self._asked = params, selection
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return self._views.within(count_rows, self._query, self._params)
+        return self._views.within(count_rows, self._query, *self._asked)
 
     def _first_rows(self) -> pa.Table:
-        table = self._views.within(lambda rows: rows.limit(_SHOWN).to_arrow_table(), self._query, self._params)
+        table = self._views.within(lambda rows: rows.limit(_SHOWN).to_arrow_table(), self._query, *self._asked)
         return _aware(table)
 
     def arrow(self) -> pa.Table:
         """Return the rows as an Arrow table."""
-        return _aware(self._views.within(self._views.bounded, self._query, self._params))
+        return _aware(self._views.within(self._views.bounded, self._query, *self._asked))
 
     def relation(self) -> duckdb.DuckDBPyRelation:
         """Return the rows as a lazy DuckDB relation."""
-        return self._views.within(lambda rows: rows, self._query, self._params)
+        with self._views.every_view():  # it may be joined with others
+            return self._views.within(lambda rows: rows, self._query, *self._asked)
+
+    def check(self) -> None:
+        """Bind the query, so that a mistake is reported.
+
+        Raises:
+            UsageError: The text is no query, or DuckDB refuses it.
+        """
+        self._views.within(lambda _: None, self._query, *self._asked)
 
     def __repr__(self) -> str:
         shown = " ".join(self._query.split())
-        columns = ", ".join(self.relation().columns)
+        columns = ", ".join(self._views.within(lambda rows: rows.columns, self._query, *self._asked))
         return f"<{shown if len(shown) <= 80 else shown[:79] + '…'}: {columns}>"
 
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import reduce
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,9 +24,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from market_data_pipeline.client.queries import check_query
+from market_data_pipeline.client.request import SeriesSelection
 from market_data_pipeline.errors import MarketDataError, QueryLimitError, UsageError
 from market_data_pipeline.lake import partitions
-from market_data_pipeline.lake.day_records import CORRECTED, corrected
+from market_data_pipeline.lake.day_records import CORRECTED, corrected, with_others
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.locks import is_running
 from market_data_pipeline.model import faults
@@ -91,18 +94,45 @@ class DuckDB:
         """Return a lazy relation over files. ``query`` is called again if a file vanishes before it is opened."""
         return self._run(lambda: self._session().sql(query()))
 
-    def table(self, query: Callable[[], str]) -> pa.Table:
-        """Return the rows of a query over files. ``query`` is called again if a file vanishes before it is read."""
-        table: pa.Table = self._run(lambda: self._session().sql(query()).to_arrow_table())
-        return table
+    def of_parts(self, parts: Callable[[], Iterable[str | pa.Table]]) -> duckdb.DuckDBPyRelation:
+        """Return a lazy relation over SQL and tables, in order. ``parts`` is called again if a file vanishes."""
+
+        def read() -> duckdb.DuckDBPyRelation:
+            session = self._session()
+            of_each = (session.sql(one) if isinstance(one, str) else session.from_arrow(one) for one in parts())
+            return reduce(lambda before, after: before.union(after), of_each)
+
+        return self._run(read)
+
+    def count_parts(self, parts: Callable[[], Iterable[str | pa.Table]]) -> int:
+        """Return the number of rows of SQL and tables, without reading the columns of files."""
+
+        def read() -> int:
+            session = self._session()
+            return sum(count_rows(session.query(one)) if isinstance(one, str) else one.num_rows for one in parts())
+
+        return self._run(read)
+
+    def rows_over(self, query: Callable[[], tuple[str, Mapping[str, pa.Table]]]) -> pa.Table:
+        """Return the rows of a query over files and named tables. ``query`` is called again if a file vanishes."""
+
+        def read() -> pa.Table:
+            session = self._session()
+            text, tables = query()
+            try:
+                for name, table in tables.items():
+                    session.register(name, table)
+                found: pa.Table = session.sql(text).to_arrow_table()
+            finally:
+                for name in tables:
+                    session.unregister(name)
+            return found
+
+        return self._run(read)
 
     def of_table(self, table: pa.Table) -> duckdb.DuckDBPyRelation:
         """Return a relation over an Arrow table."""
         return self._run(lambda: self._session().from_arrow(table))
-
-    def count_stored(self, query: Callable[[], str]) -> int:
-        """Return the number of rows of files, without reading their columns."""
-        return self._run(lambda: count_rows(self._session().query(query())))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._layout,)
@@ -236,14 +266,33 @@ class Views(DuckDB):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._layout, self._limits)
 
-    def within(self, use: Callable[[duckdb.DuckDBPyRelation], _T], query: str, params: Params = None) -> _T:
+    def within(
+        self,
+        use: Callable[[duckdb.DuckDBPyRelation], _T],
+        query: str,
+        params: Params = None,
+        selection: SeriesSelection | None = None,
+    ) -> _T:
         """Return what a function makes of the lazy relation that answers a query, within the limit of time."""
         with self.in_time():
-            return self.read(query, use, params)
+            return self.read(query, use, params, selection)
 
-    def read(self, query: str, use: Callable[[duckdb.DuckDBPyRelation], _T], params: Params = None) -> _T:
-        """Return what a function makes of the relation. It is called again if a file was replaced meanwhile."""
-        return self._run(lambda: use(self._answer(query, params)))
+    def read(
+        self,
+        query: str,
+        use: Callable[[duckdb.DuckDBPyRelation], _T],
+        params: Params = None,
+        selection: SeriesSelection | None = None,
+    ) -> _T:
+        """Return what a function makes of the relation. It is called again if a file was replaced meanwhile.
+
+        Args:
+            query: The query.
+            use: The function.
+            params: Values of the query.
+            selection: Series that the query reads from the ``quality`` views. None means all.
+        """
+        return self._run(lambda: use(self._answer(query, params, selection)))
 
     def streamed(self, query: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
         """Return the names of the columns, and the rows as DuckDB gets to them. Use it within :meth:`in_time`."""
@@ -333,12 +382,16 @@ class Views(DuckDB):
             reader.close()
         return pa.Table.from_batches(batches, reader.schema)
 
-    def _answer(self, query: str, params: Params = None) -> duckdb.DuckDBPyRelation:
+    def _answer(
+        self, query: str, params: Params = None, selection: SeriesSelection | None = None
+    ) -> duckdb.DuckDBPyRelation:
         session = self._session()
-        self._prepare(session, query)
+        self._prepare(session, query, selection)
         return session.sql(query) if params is None else session.sql(query, params=params)
 
-    def _prepare(self, session: duckdb.DuckDBPyConnection, query: str) -> None:
+    def _prepare(
+        self, session: duckdb.DuckDBPyConnection, query: str, selection: SeriesSelection | None = None
+    ) -> None:
         """Refuse what is no query, and bring the views up to the lake."""
         if query not in self._checked:
             if not hasattr(self._sessions, "parser"):  # of its own: the session may have an answer that is being read
@@ -347,7 +400,7 @@ class Views(DuckDB):
             if len(self._checked) >= _CHECKED_KEPT:
                 self._checked.clear()
             self._checked.add(query)
-        self._make_views(session, as_on_disk="quality" in query.casefold())
+        self._make_views(session, query, selection)
 
     def _run(self, read: Callable[[], _T]) -> _T:
         import duckdb
@@ -356,6 +409,9 @@ class Views(DuckDB):
             return super()._run(read)
         except MarketDataError as error:
             cause = error.__cause__
+            if isinstance(cause, duckdb.CatalogException) and not self._is_every:
+                with self.every_view():  # a name may be computed, and an error lists the names that exist
+                    return self._run(read)
             if self._broken is not None and isinstance(cause, duckdb.CatalogException):
                 raise self._broken from error  # the view could not be made
             if isinstance(cause, duckdb.OutOfMemoryException | duckdb.PermissionException | duckdb.IOException):
@@ -364,7 +420,7 @@ class Views(DuckDB):
 
     def _forget(self) -> None:
         super()._forget()
-        self._made: list[str] = []
+        self._made: dict[tuple[str, str], str] = {}
         self._checked: set[str] = set()
         self._broken: MarketDataError | None = None
         self._corrections = CORRECTED.empty_table()
@@ -397,34 +453,62 @@ class Views(DuckDB):
             session.unregister("found")
         self._corrections = corrections
 
-    def _make_views(self, session: duckdb.DuckDBPyConnection, *, as_on_disk: bool) -> None:
-        """Bring the views up to the lake.
+    def _make_views(self, session: duckdb.DuckDBPyConnection, query: str, selection: SeriesSelection | None) -> None:
+        """Bring the views that a query names up to the lake.
+
+        Ledgers that do not speak of the files that lie there are corrected in the views of ``quality``, which takes a
+        look into the folder of each series.
 
         Args:
             session: To make them in.
-            as_on_disk: Whether ledgers that do not speak of the files that lie there are corrected in the views, which
-                takes a look into the folder of each series.
+            query: The query.
+            selection: Series whose ledgers are corrected. None means all.
         """
+        text = query.casefold()
+        is_needed = _needed_by(text, every=self._is_every)
+        as_on_disk = "quality" in text
+        known = partitions.known_series(self._layout) if as_on_disk else []
+        keys = [key for key in known if selection is None or selection.takes(key)]
+        corrections = corrected(self._layout, keys)
+        with self._lock:
+            if as_on_disk:
+                others = self._corrections if selection is not None else CORRECTED.empty_table()
+                self._correct(session, with_others(corrections, keys, others))
+            held, marked = file_lists.marked_now(self._layout)
+            self._broken = None
+            corrections_now = _CORRECTIONS if self._corrections.num_rows else ""
+            for one in views.definitions(held, corrections_now, marked=marked):
+                if is_needed(one):
+                    self._make(session, one)
+
+    def _make(self, session: duckdb.DuckDBPyConnection, one: views.Definition) -> None:
         import duckdb
 
-        corrections = corrected(self._layout, partitions.known_series(self._layout)) if as_on_disk else None
-        with self._lock:
-            if corrections is not None:
-                self._correct(session, corrections)
-            held, marked = file_lists.marked_now(self._layout)
-            statements = views.statements(held, _CORRECTIONS if self._corrections.num_rows else "", marked=marked)
-            if statements == self._made:
-                return
-            self._broken = None
-            for statement in statements:
-                try:
-                    session.execute(statement)
-                except duckdb.InterruptException:
-                    raise
-                except duckdb.Error as error:
-                    # A damaged file keeps its view from being made; the others are of use all the same.
-                    self._broken = errors.lake_error(error, self._layout)
-            self._made = statements if self._broken is None else []
+        name, sql = (one.schema, one.name), one.sql()
+        if self._made.get(name) == sql:
+            return
+        try:
+            session.execute(views.create_schema(one.schema))
+            session.execute(sql)
+            self._made[name] = sql
+        except duckdb.InterruptException:
+            raise
+        except duckdb.Error as error:
+            # A damaged file keeps its view from being made; the others are of use all the same.
+            self._broken = errors.lake_error(error, self._layout)
+
+    @contextmanager
+    def every_view(self) -> Iterator[None]:
+        """Make every view for queries of this thread, also those that the text does not name."""
+        before, self._sessions.every = self._is_every, True
+        try:
+            yield
+        finally:
+            self._sessions.every = before
+
+    @property
+    def _is_every(self) -> bool:
+        return getattr(self._sessions, "every", False)
 
 
 class Unrestricted(Views):
@@ -436,8 +520,10 @@ class Unrestricted(Views):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._layout,)
 
-    def _prepare(self, session: duckdb.DuckDBPyConnection, query: str) -> None:
-        self._make_views(session, as_on_disk="quality" in query.casefold())
+    def _prepare(
+        self, session: duckdb.DuckDBPyConnection, query: str, selection: SeriesSelection | None = None
+    ) -> None:
+        self._make_views(session, query, selection)
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         return DuckDB._connect(self)
@@ -456,6 +542,24 @@ def _of_duckdb(error: Exception) -> duckdb.Error:
     }
     text = str(error)
     return kinds.get(text.partition(":")[0], duckdb.DataError)(text)
+
+
+_LISTS_NAMES = re.compile(
+    r"duckdb_|information_schema|pragma|pg_|sqlite_|\b(show|describe|summarize|query|query_table)\b"
+)
+"""Words of queries that may need views that they do not name."""
+
+
+def _needed_by(text: str, *, every: bool) -> Callable[[views.Definition], bool]:
+    """Return a function that returns True for the views that a query may need: those it names, or all.
+
+    Args:
+        text: The query in lower case.
+        every: All views are needed.
+    """
+    if every or _LISTS_NAMES.search(text):
+        return lambda _: True
+    return lambda one: one.schema in text and one.name in text
 
 
 def _rows_left(session: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:

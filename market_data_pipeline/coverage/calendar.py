@@ -7,6 +7,7 @@ a picture depends on the number of changes, not of days. Reading the lake does n
 from __future__ import annotations
 
 import base64
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,9 @@ Final is pale. All colours of a background are distinct for red-, green- and blu
 """
 
 
+_NOTABLE = (DayState.INCOMPLETE, DayState.FAULTY, DayState.FAILED, DayState.MISSING, DayState.OUTAGE, DayState.HEALED)
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Consecutive days in the same state, both ends included."""
@@ -80,6 +84,16 @@ class SeriesCalendar:
         for run in self.runs:
             counted[run.state] += run.days
         return counted
+
+    def attention(self) -> list[tuple[Run, str]]:
+        """Return the days with a note, and runs that a reader should know of, newest first. A note may be empty."""
+        days, found = sorted(self.notes), list[tuple[Run, str]]()
+        for run in reversed(self.runs):
+            noted = days[bisect_left(days, run.first) : bisect_right(days, run.last)]
+            if not noted and run.state in _NOTABLE:
+                found.append((run, ""))
+            found += [(Run(run.state, day, day), self.notes[day]) for day in reversed(noted)]
+        return found
 
     @property
     def days_incomplete(self) -> int:

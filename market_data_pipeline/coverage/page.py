@@ -6,10 +6,9 @@ the day under the mouse. Everything else works without the script. Reading the l
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from market_data_pipeline.coverage.calendar import LOOKS, Run, SeriesCalendar, S
 from market_data_pipeline.model.states import DayState
 
 _CELL, _YEARS, _TICKS = 8, 2, 16
-_LISTED = (DayState.INCOMPLETE, DayState.FAULTY, DayState.FAILED, DayState.MISSING, DayState.OUTAGE, DayState.HEALED)
-_MOST_LISTED = 50
+MOST_LISTED = 50
+"""Most lines below a calendar."""
 
 
 def coverage_page(calendars: Sequence[SeriesCalendar], root: str, made_at: datetime) -> str:
@@ -42,7 +41,7 @@ def coverage_page(calendars: Sequence[SeriesCalendar], root: str, made_at: datet
         days=labelled(sum((one.counts() for one in calendars), Counter())),
         looks=LOOKS,
         cell=_CELL,
-        most_lines=_MOST_LISTED,
+        most_lines=MOST_LISTED,
         sections=[_section(one) for one in calendars],
         data={
             "cell": _CELL,
@@ -50,6 +49,21 @@ def coverage_page(calendars: Sequence[SeriesCalendar], root: str, made_at: datet
             "series": [_data(one) for one in calendars],
         },
     )
+
+
+def calendar_shapes(one: SeriesCalendar) -> list[dict[str, Any]]:
+    """Return one picture for each year, newest first, as SVG path data by state. A day is a unit square."""
+    if not one.runs:
+        return []
+    years = range(one.runs[-1].last.year, one.runs[0].first.year - 1, -1)
+    return [_year(one.runs, Strip(date(year, 1, 1), date(year, 12, 31), ())) for year in years]
+
+
+def _year(runs: Sequence[Run], strip: Strip) -> dict[str, Any]:
+    paths = defaultdict[str, str](str)
+    for state, drawn in shapes(runs, strip, 1):
+        paths[state.value] += drawn
+    return {"year": strip.first.year, "weeks": strip.weeks, "paths": paths}
 
 
 def _section(one: SeriesCalendar) -> Mapping[str, Any]:
@@ -82,13 +96,8 @@ def _top(strip: int) -> int:
 
 def _lines(one: SeriesCalendar) -> Iterator[str]:
     """Yield the days that need attention as text, newest first, for readers who cannot see the calendar."""
-    days = sorted(one.notes)
-    for run in reversed(one.runs):
-        noted = days[bisect_left(days, run.first) : bisect_right(days, run.last)]
-        if not noted and run.state in _LISTED:
-            yield f"{_when(run)}: {LOOKS[run.state].label}"
-        for day in reversed(noted):
-            yield f"{day}: {LOOKS[run.state].label}. {one.notes[day]}"
+    for run, note in one.attention():
+        yield f"{_when(run)}: {LOOKS[run.state].label}" + (f". {note}" if note else "")
 
 
 def _when(run: Run) -> str:

@@ -8,21 +8,8 @@ from datetime import date, datetime
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.model.binance_dialect import assets_of
 from market_data_pipeline.model.series import Market, SeriesKey
-
-_QUOTES = tuple(
-    sorted(
-        (
-            *("USDT", "USDC", "FDUSD", "BUSD", "TUSD", "USDP", "PAX", "USDS", "USD1", "USDE", "XUSD", "BFUSD", "RLUSD"),
-            *("BTC", "ETH", "BNB", "XRP", "TRX", "DOGE", "DOT", "SOL", "UST", "VAI", "DAI", "BKRW", "BIDR", "IDRT"),
-            *("BVND", "NGN", "RUB", "TRY", "EUR", "EURI", "AEUR", "GBP", "AUD", "BRL", "UAH", "ZAR", "PLN", "RON"),
-            *("ARS", "CZK", "MXN", "JPY", "COP", "IDR"),
-        ),
-        key=len,
-        reverse=True,
-    )
-)
-"""Quote assets of spot and um, the longest first. A snapshot of exchangeInfo wins, so new ones may be missing here."""
 
 _DELIVERY_FORM = "%y%m%d"
 
@@ -64,8 +51,8 @@ class Pairs:
             UsageError: No snapshot has the symbol, and it does not end with a known quote asset.
         """
         known = self._snapshot(key.market).get(key.symbol)
-        name, _, suffix = key.symbol.partition("_")
-        base, quote = (str(known["base_asset"]), str(known["quote_asset"])) if known else _split(key, name)
+        suffix = key.symbol.partition("_")[2]
+        base, quote = (str(known["base_asset"]), str(known["quote_asset"])) if known else _split(key)
         sizes = (_number(known, "tick_size"), _number(known, "step_size"), _number(known, "contract_size"))
         settle = {Market.SPOT: None, Market.UM: quote, Market.CM: base}[key.market]
         return Pair(base, quote, settle, _delivery(suffix), *sizes)
@@ -79,12 +66,10 @@ class Pairs:
         return self._snapshots[market]
 
 
-def _split(key: SeriesKey, name: str) -> tuple[str, str]:
-    if key.market is Market.CM and name.endswith("USD") and name != "USD":
-        return name.removesuffix("USD"), "USD"
-    for quote in _QUOTES:
-        if name.endswith(quote) and name != quote:
-            return name.removesuffix(quote), quote
+def _split(key: SeriesKey) -> tuple[str, str]:
+    base, quote = assets_of(key.market, key.symbol)
+    if quote:
+        return base, quote
     raise UsageError(
         f"The base and quote asset of {key.market} {key.symbol} are not known. Materialize the asset "
         f"{key.market}_exchange_info in Dagster once. Its snapshot has them."

@@ -6,7 +6,9 @@ changed or damaged ones are verified against it. Reading rows belongs to ``lake/
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import date
 from functools import cache, lru_cache
@@ -23,7 +25,7 @@ from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import LEDGER_SCHEMA, Ledger, read_columns, refresh_ledger
-from market_data_pipeline.lake.partitions import day_files
+from market_data_pipeline.lake.partitions import DayColumns, day_columns
 from market_data_pipeline.model.day import HELD, NOT_LISTED, DayFile, DayRecord
 from market_data_pipeline.model.findings import Severity, Verdict
 from market_data_pipeline.model.series import SeriesKey
@@ -223,22 +225,52 @@ def rows_as_on_disk(layout: Layout, key: SeriesKey, columns: Sequence[str] = ())
         StorageError: The system cannot read the ledger.
     """
     path = layout.ledger(key)
-    try:
-        table = read_columns(path, (*_FILE_COLUMNS, *columns))
-        if _matches(table, day_files(layout, key)):
-            return table, False
-    except DamagedFileError:
-        pass
+    if is_as_on_disk(layout, key):
+        with suppress(DamagedFileError):  # replaced since by one that cannot be read
+            return read_columns(path, (*_FILE_COLUMNS, *columns)), False
     ledger = Ledger.read(path)
     refresh_ledger(ledger, layout, key)
     return pa.Table.from_pylist([asdict(row) for row in ledger.rows.values()], LEDGER_SCHEMA), True
 
 
-def _matches(ledger: pa.Table, on_disk: Mapping[date, DayFile]) -> bool:
-    """Return True if a ledger's stored days and their files are exactly those on disk."""
-    rows = ledger.filter(pc.field("outcome") == HELD)
-    known = zip(parquet.days_of(rows), rows["bytes"].to_pylist(), rows["mtime_ns"].to_pylist(), strict=True)
-    return set(known) == {(day, stored.stat.bytes, stored.stat.mtime_ns) for day, stored in on_disk.items()}
+def is_as_on_disk(layout: Layout, key: SeriesKey) -> bool:
+    """Return True if a ledger's stored days and their files are exactly those on disk.
+
+    This lists the folders of the series. What the ledger has is cached until its file changes.
+    """
+    path = layout.ledger(key)
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    known = _digest_of_ledger(path, (found.st_mtime_ns, found.st_size, found.st_ino))
+    return known is not None and known == _digest(day_columns(layout, key))
+
+
+_CACHED_DIGESTS = 50_000
+"""Ledgers whose stored days are cached as a digest. One takes half a kilobyte."""
+
+
+@lru_cache(maxsize=_CACHED_DIGESTS)
+def _digest_of_ledger(path: Path, _version: tuple[int, int, int]) -> bytes | None:
+    """Return the digest of a ledger's stored days. None if the ledger cannot be compared, because it is damaged."""
+    try:
+        table = parquet.read_table(path, list(_FILE_COLUMNS))
+        stored = table.filter(pc.equal(table["outcome"], pa.scalar(HELD))).drop_columns("outcome").sort_by("day")
+        if any(column.null_count for column in stored.columns):
+            return None
+        days = stored["day"].cast(pa.date32()).cast(pa.int32())
+        columns = (days, stored["bytes"], stored["mtime_ns"])
+        return _digest(DayColumns(*(np.asarray(column, dtype=np.int64) for column in columns)))
+    except (DamagedFileError, pa.ArrowException, KeyError, ValueError):
+        return None
+
+
+def _digest(stored: DayColumns) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for column in stored:
+        digest.update(column.tobytes())
+    return digest.digest()
 
 
 SERIES_LABELS = ("exchange", "market", "data_type", "symbol", "interval")
@@ -250,7 +282,7 @@ CORRECTED = pa.schema([*((name, pa.string()) for name in ("series", *SERIES_LABE
 def corrected(layout: Layout, keys: Iterable[SeriesKey]) -> pa.Table:
     """Return all days on disk of each series whose ledger does not match its files.
 
-    This lists a folder per series and writes no ledger. The next writer of the series does.
+    This lists the folders of each series and writes no ledger. The next writer of the series does.
 
     Returns:
         A table of :data:`CORRECTED`; empty if every ledger is right.
@@ -260,8 +292,23 @@ def corrected(layout: Layout, keys: Iterable[SeriesKey]) -> pa.Table:
     """
     rows = []
     for key in keys:
+        if is_as_on_disk(layout, key):
+            continue
         table, is_other = rows_as_on_disk(layout, key)
         if is_other:
             labels = {name: getattr(key, name) for name in SERIES_LABELS}
             rows += [{"series": str(key), **labels, **row} for row in table.to_pylist()]
     return pa.Table.from_pylist(rows, CORRECTED)
+
+
+def with_others(corrections: pa.Table, keys: Iterable[SeriesKey], others: pa.Table) -> pa.Table:
+    """Return the corrections of some series together with earlier corrections of others.
+
+    Args:
+        corrections: Corrections of the series ``keys``.
+        others: Earlier corrections. Those of ``keys`` are left out.
+    """
+    if not others.num_rows:
+        return corrections
+    names = pa.array([str(key) for key in keys], pa.string())
+    return pa.concat_tables([others.filter(pc.invert(pc.is_in(others["series"], names))), corrections])

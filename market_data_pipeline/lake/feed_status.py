@@ -6,11 +6,15 @@ Making a status does not belong here (``live/status.py``).
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from market_data_pipeline import clock
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.locks import is_running
 
 STATUS_VERSION = 1
 
@@ -27,6 +31,35 @@ def read_status(layout: Layout) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+class FeedState(StrEnum):
+    """State of a live feed, by its status file."""
+
+    RUNS = "runs"
+    """It wrote its status within the last 30 seconds."""
+    ENDED = "ended"
+    """Its process is gone."""
+    HANGS = "hangs"
+    """Its process exists, but does not write its status."""
+
+
+_YOUNG = timedelta(seconds=30)
+
+
+def feed_state(layout: Layout) -> FeedState | None:
+    """Return the state of the feed. None if none ever ran."""
+    status = read_status(layout)
+    if status is None:
+        return None
+    try:
+        updated = datetime.fromisoformat(str(status["updated_at"]))
+        process = int(status["process"])
+    except (KeyError, ValueError):
+        return FeedState.ENDED
+    if clock.now() - updated < _YOUNG:
+        return FeedState.RUNS
+    return FeedState.HANGS if is_running(process) else FeedState.ENDED
 
 
 def write_status(layout: Layout, status: dict[str, Any]) -> None:

@@ -101,6 +101,19 @@ def evict_final_days(layout: Layout, key: SeriesKey, today: date) -> Iterator[Li
 def _compared(layout: Layout, key: SeriesKey, day: date, stored: pa.Table) -> LiveComparison:
     start = clock.day_start_us(day)
     live = read_live_rows(layout, key, start, start + clock.US_PER_DAY).drop_columns([CLOSE_STATE])
+    is_stored, differs = overlap_of(key, live, stored)
+    missing = int(np.count_nonzero(~is_stored))
+    return LiveComparison(
+        str(key), day.isoformat(), len(is_stored), int(np.count_nonzero(differs)), missing, missing == 0
+    )
+
+
+def overlap_of(key: SeriesKey, live: pa.Table, stored: pa.Table) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Compare live rows with stored rows of the same days, both ordered by key.
+
+    Returns:
+        For each live row, True if a stored row has its key, and True if that row has other values.
+    """
     name = spec_of(key).key
     ours, theirs = _numbers(live, name), _numbers(stored, name)
     at = np.searchsorted(theirs, ours)
@@ -110,8 +123,7 @@ def _compared(layout: Layout, key: SeriesKey, day: date, stored: pa.Table) -> Li
     for column in live.column_names:
         if column not in labels_of(key.data_type):
             differs[there] |= _numbers(live, column)[there] != _numbers(stored, column)[at[there]]
-    missing = int(np.count_nonzero(~there))
-    return LiveComparison(str(key), day.isoformat(), len(ours), int(np.count_nonzero(differs)), missing, missing == 0)
+    return there, differs
 
 
 def _numbers(table: pa.Table, name: str) -> npt.NDArray[np.float64] | npt.NDArray[np.int64]:

@@ -111,6 +111,29 @@ def read_live_rows(
     return _table(_last_of_each(found[(times >= low) & (times < high)], spec_of(key).key), key)
 
 
+def read_live_tail(layout: Layout, key: SeriesKey, day: date, since: int, until: int) -> pa.Table:
+    """Return the live rows of a day between two sizes of its file, one per key and ordered by key.
+
+    Args:
+        since: Bytes of the file that were read before. 0 means none.
+        until: Bytes of the file now. A row that ends after them is left out.
+
+    Returns:
+        The table of :func:`read_live_rows`.
+    """
+    width, path = _dtype(key).itemsize, live_file(layout, key, day)
+    first = max(0, since - _HEADER_BYTES) // width
+    count = max(0, until - _HEADER_BYTES) // width - first
+    try:
+        with path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+            file.seek(_HEADER_BYTES + first * width)
+            data = header + file.read(max(0, count) * width)
+    except FileNotFoundError:
+        data = b""
+    return _table(_last_of_each(_sound(data, key), spec_of(key).key), key)
+
+
 def remove_live_rows(layout: Layout, key: SeriesKey, day: date) -> None:
     """Remove the live rows of a day. Call it only if the lake has all of them.
 
@@ -256,11 +279,15 @@ def _records(key: SeriesKey, rows: Sequence[LiveRow]) -> Records:
 
 def _read(path: Path, key: SeriesKey) -> Records:
     """Return the rows of a file whose check is right."""
-    dtype = _dtype(key)
     try:
-        data = path.read_bytes()
+        return _sound(path.read_bytes(), key)
     except FileNotFoundError:  # removed since it was listed
-        return np.zeros(0, dtype)
+        return np.zeros(0, _dtype(key))
+
+
+def _sound(data: bytes, key: SeriesKey) -> Records:
+    """Return the rows in the bytes of a file, header included, whose check is right."""
+    dtype = _dtype(key)
     if data[:_HEADER_BYTES] != _header(key):
         return np.zeros(0, dtype)
     count = (len(data) - _HEADER_BYTES) // dtype.itemsize

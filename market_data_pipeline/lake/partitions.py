@@ -8,11 +8,17 @@ Reading many days into one table belongs to ``lake/reader.py``.
 from __future__ import annotations
 
 import os
+import time
+from calendar import monthrange
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
@@ -29,6 +35,13 @@ _LONG_RANGE = 1000
 """Number of days above which listing the folder (up to ten years) is faster than a stat of each file."""
 
 
+_UNSETTLED_NS = 2_000_000_000
+"""A folder that changed this shortly before it was listed may change again without a new modification time."""
+
+_CACHED_FOLDERS = 20_000
+"""Folders whose closed months are cached. Ten years take 8 kB."""
+
+
 def day_files(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
     """Return the stored days of a series, in order."""
     closed = storage.days_on_disk(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else {}
@@ -37,6 +50,57 @@ def day_files(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
     for month, stat in closed.items():
         found |= {one.day: one for one in day_files_of_month(layout, key, month, stat)}
     return dict(sorted(found.items())) if closed else found
+
+
+class StoredFiles(NamedTuple):
+    """Files of a series' stored days, by their first day since 1970, with sizes and modification times.
+
+    ``days`` is 1 for a day's own file, and the length of the month for a closed month.
+    """
+
+    day: npt.NDArray[np.int64]
+    days: npt.NDArray[np.int64]
+    bytes: npt.NDArray[np.int64]
+    mtime_ns: npt.NDArray[np.int64]
+
+
+class DayColumns(NamedTuple):
+    """Stored days of a series since 1970, in order, with the size and modification time of their files."""
+
+    day: npt.NDArray[np.int64]
+    bytes: npt.NDArray[np.int64]
+    mtime_ns: npt.NDArray[np.int64]
+
+
+def file_columns(layout: Layout, key: SeriesKey) -> StoredFiles:
+    """Return the files that have the stored days of a series, in order. Own files of days in closed months are not."""
+    closed = storage.days_on_disk(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else {}
+    own = storage.days_on_disk(layout.folder(key))
+    found = [
+        (clock.day_number(one), monthrange(one.year, one.month)[1], stat.bytes, stat.mtime_ns)
+        for one, stat in closed.items()
+    ]
+    found += [
+        (clock.day_number(day), 1, stat.bytes, stat.mtime_ns)
+        for day, stat in own.items()
+        if not closed or day.replace(day=1) not in closed
+    ]
+    return StoredFiles(*np.array(sorted(found), np.int64).reshape(-1, 4).T)
+
+
+def day_columns(layout: Layout, key: SeriesKey) -> DayColumns:
+    """Return what :func:`day_files` returns as columns, ten times as fast for a series of closed months."""
+    files = file_columns(layout, key)
+    first, days, size, mtime_ns = (np.repeat(column, files.days) for column in files)
+    number = np.arange(len(first)) - np.repeat(np.cumsum(files.days) - files.days, files.days)
+    share = size * (number + 1) // days - size * number // days  # see day_files_of_month
+    return DayColumns(first + number, share, mtime_ns)
+
+
+def path_of_file(layout: Layout, key: SeriesKey, day: int, days: int) -> Path:
+    """Return the path of one of the :func:`file_columns`."""
+    first = clock.day_of_number(day)
+    return layout.file(key, first) if days == 1 else layout.month(key, first)
 
 
 def stored_dates(layout: Layout, key: SeriesKey) -> set[date]:
@@ -49,7 +113,23 @@ def months_closed(layout: Layout, key: SeriesKey) -> list[str]:
     """Return the closed months of a series, as ``2024-01``, in order."""
     if not closes_months(key.data_type):
         return []
-    return [f"{month:%Y-%m}" for month in sorted(storage.days_named(layout.months(key), storage.MONTHS))]
+    folder = layout.months(key)
+    try:
+        found = folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    if time.time_ns() - found.st_mtime_ns < _UNSETTLED_NS:
+        return list(_months_in(folder))
+    return list(_months_cached(folder, (found.st_mtime_ns, found.st_ctime_ns, found.st_ino)))
+
+
+def _months_in(folder: Path) -> tuple[str, ...]:
+    return tuple(f"{month:%Y-%m}" for month in sorted(storage.days_named(folder, storage.MONTHS)))
+
+
+@lru_cache(maxsize=_CACHED_FOLDERS)
+def _months_cached(folder: Path, _version: tuple[int, int, int]) -> tuple[str, ...]:
+    return _months_in(folder)
 
 
 def day_files_between(layout: Layout, key: SeriesKey, first: date, last: date) -> list[DayFile]:
@@ -190,7 +270,7 @@ def series_with_files(layout: Layout) -> list[SeriesKey]:
                 folder = folder_of(layout, market, data_type) / cadence
                 found |= {_series(market, data_type, *labels) for labels in _labels_in(folder, data_type)}
     keys = sorted(key for key in found if key is not None)
-    return [key for key in keys if any(storage.days_named(layout.folder(key))) or months_closed(layout, key)]
+    return [key for key in keys if months_closed(layout, key) or any(storage.days_named(layout.folder(key)))]
 
 
 def series_in_ledgers(layout: Layout) -> Iterator[SeriesKey]:
@@ -203,6 +283,7 @@ def series_in_ledgers(layout: Layout) -> Iterator[SeriesKey]:
                     yield key
 
 
+@lru_cache(maxsize=_CACHED_FOLDERS)
 def _series(market: Market, data_type: DataType, *labels: str) -> SeriesKey | None:
     try:
         return SeriesKey(EXCHANGE, market, data_type, *labels)

@@ -28,6 +28,7 @@ from market_data_pipeline.model.schema import TIME, WORD, as_declared, lake_sche
 from market_data_pipeline.model.series import DataType, SeriesKey
 
 _DAYS_A_TASK = 16
+_FILES_A_TASK = 64
 
 _READ_WHOLE = 128 << 10
 """Files up to this size (bytes) are read in one piece. For the footer alone Arrow reads the last 64 KB."""
@@ -90,6 +91,34 @@ def read_days(
         for field in schema
     ]
     return pa.table(columns, schema=schema)
+
+
+def read_whole(files: Sequence[tuple[Path, int]], schema: pa.Schema, time: str) -> list[pa.Table | None]:
+    """Read many small files, each into a table of its own. A file that was removed meanwhile is None.
+
+    Args:
+        files: Paths and sizes (bytes).
+        schema: Columns to read, in order: a part of the lake's schema without labels.
+        time: Name of the column that assigns a row to its day.
+
+    Raises:
+        DamagedFileError: A file is unreadable or does not have the columns of its series. The message names it.
+    """
+
+    def read(some: Sequence[tuple[Path, int]]) -> list[pa.Table | None]:
+        tables: list[pa.Table | None] = []
+        for path, size in some:
+            try:
+                tables.append(_read_file(path, size, schema, time, None, None))
+            except FileNotFoundError:
+                tables.append(None)
+        return tables
+
+    tasks = [files[begin : begin + _FILES_A_TASK] for begin in range(0, len(files), _FILES_A_TASK)]
+    if len(tasks) <= 1:
+        return read(files)
+    with ThreadPoolExecutor(min(len(tasks), os.cpu_count() or 1)) as threads:
+        return [table for part in threads.map(read, tasks) for table in part]
 
 
 def read_day(layout: Layout, key: SeriesKey, day: date, columns: Sequence[str] | None = None) -> pa.Table:

@@ -18,6 +18,7 @@ from market_data_pipeline.model.datasets import closes_months
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sql.publish import publish_catalog, retire_catalogs
+from market_data_pipeline.universe.daily_volumes import collect_daily_volumes
 
 
 @dataclass
@@ -68,6 +69,7 @@ def compact(
         if on_progress is not None:
             on_progress()
     publish_catalog(layout)
+    collect_daily_volumes(layout, report.closed)
     over = clock.now() - (timedelta(minutes=settings.compact_grace_minutes) if grace is None else grace)
     if (oldest := retire_catalogs(layout)) is not None:
         over = min(over, oldest)  # a running query may still use it

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Annotated, Any, TypeVar
 
@@ -16,7 +16,14 @@ from pydantic import Field
 
 from market_data_pipeline import __version__
 from market_data_pipeline.client import ComposedRows, Gap, MarketData
-from market_data_pipeline.client.request import market_of, moment_of, range_of, refuse_unknown
+from market_data_pipeline.client.request import (
+    SeriesSelection,
+    market_of,
+    moment_of,
+    range_of,
+    refuse_unknown,
+    selection_of,
+)
 from market_data_pipeline.errors import GapError, UsageError
 from market_data_pipeline.mcp_server.answers import (
     LISTED,
@@ -33,7 +40,7 @@ from market_data_pipeline.mcp_server.answers import (
 from market_data_pipeline.mcp_server.query_process import QueryProcess
 from market_data_pipeline.mcp_server.scan import ScanEstimate, refuse_too_much
 from market_data_pipeline.model.findings import MISSING
-from market_data_pipeline.model.series import EXCHANGE, INTERVALS, DataType, SeriesKey
+from market_data_pipeline.model.series import EXCHANGE, DataType, SeriesKey
 from market_data_pipeline.model.states import Condition, DayState
 
 _T = TypeVar("_T")
@@ -84,21 +91,22 @@ class _Selection:
         """Return the first moment, and the first one after the range, in UTC without a zone."""
         return range_of(date.min if self.start is None else self.start, self.end)
 
+    @property
+    def series(self) -> SeriesSelection:
+        """Return the series."""
+        checked = selection_of(None, self.market, self.data_type, self.interval)
+        return replace(checked, symbols=self.symbols, keys=self.keys)
+
     def where(self) -> tuple[str, list[object]]:
         """Return the conditions in SQL, and their values."""
         first, last = self.range
+        selected = self.series
         conditions = ["day >= CAST(? AS DATE)", "day < CAST(? AS TIMESTAMP)"]
         found: list[object] = [str(first.date()), str(last)]
-        if self.market is not None:
-            conditions.append("market = ?")
-            found.append(str(market_of(self.market)))
-        if self.data_type is not None:
-            conditions.append("data_type = ?")
-            found.append(str(_data_type(self.data_type)))
-        if self.interval is not None:
-            refuse_unknown("interval", self.interval, tuple(INTERVALS))
-            conditions.append('"interval" = ?')
-            found.append(self.interval)
+        for name in ("market", "data_type", "interval"):
+            if (value := getattr(selected, name)) is not None:
+                conditions.append(f'"{name}" = ?')
+                found.append(str(value))
         if self.symbols is not None:
             conditions.append("list_contains(?, symbol)")
             found.append(list(self.symbols))
@@ -151,6 +159,7 @@ class Tools:
             f"FROM quality.coverage WHERE outcome = 'held' AND {where} GROUP BY ALL "
             'ORDER BY market, data_type, symbol, "interval"',
             values,
+            selection=selection.series,
         ).arrow()
         return self._answer(
             json_rows(table), table.column_names, limit, _Beside.of(ranges), "Name symbols or a market."
@@ -357,6 +366,7 @@ class Tools:
             f"content_sha256, fetched_at FROM quality.coverage WHERE outcome = 'held' AND {where} "
             'ORDER BY symbol, "interval", day',
             values,
+            selection=selection.series,
         ).arrow()
         answer = self._answer(
             json_rows(table), table.column_names, limit, beside, "Request the later days.", version=version
@@ -403,7 +413,9 @@ class Tools:
             UsageError: A symbol has no day in this selection.
         """
         where, values = selection.where()
-        found: list[dict[str, Any]] = self._market.sql(_RANGES.format(where=where), values).arrow().to_pylist()
+        found: list[dict[str, Any]] = (
+            self._market.sql(_RANGES.format(where=where), values, selection=selection.series).arrow().to_pylist()
+        )
         for symbol in selection.symbols or ():
             if not any(one["symbol"] == symbol for one in found):
                 known = [name for (name,) in self._known(selection.market)]
@@ -428,6 +440,7 @@ class Tools:
             "AND coalesce(last, day + INTERVAL 1 DAY) >= CAST(? AS TIMESTAMP) "
             "AND coalesce(first, day) < CAST(? AS TIMESTAMP) ORDER BY symbol, day, first",
             [*values, *map(str, selection.range)],
+            selection=selection.series,
         ).arrow()
         inside = [_of_gap_row(row) for row in table.to_pylist()]
         return _Beside([*map(_of_gap, gaps), *explained, *inside], beside.provisional, beside.days)
@@ -439,6 +452,7 @@ class Tools:
             "SELECT count(*) AS files, CAST(coalesce(sum(rows), 0) AS BIGINT) AS rows FROM quality.coverage "
             f"WHERE outcome = 'held' AND {where}",
             values,
+            selection=selection.series,
         ).arrow()
         [size] = table.to_pylist()
         advice = "Narrow it: request a shorter range, or an interval that is stored (see series)."

@@ -1,6 +1,6 @@
 """Binance's REST endpoints for market data, as functions from parameters to answers.
 
-Facts and error codes come from Binance's documentation of the three markets. HTTP does not belong here.
+Parameters, codes and forms are those of the dialect. HTTP does not belong here.
 """
 
 from __future__ import annotations
@@ -17,45 +17,23 @@ from typing import Any
 import numpy as np
 
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.model import binance_dialect as dialect
+from market_data_pipeline.model.binance_dialect import Refusal
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.sandbox.exchange import Exchange
-from market_data_pipeline.sandbox.forms import PRICES
+from market_data_pipeline.sandbox.forms import FORMS
 from market_data_pipeline.sandbox.generator import moment_us
 from market_data_pipeline.sandbox.rows import Rows
 
-PREFIXES = {"/api/v3": Market.SPOT, "/fapi/v1": Market.UM, "/dapi/v1": Market.CM}
-STATISTICS_PREFIX = "/futures/data"
-"""Start of the paths of statistics, which the sandbox serves for um only."""
-STATISTICS: dict[str, dict[str, int]] = {
-    "openInterestHist": {"sumOpenInterest": 2, "sumOpenInterestValue": 3},
-    "topLongShortAccountRatio": {"longShortRatio": 4},
-    "topLongShortPositionRatio": {"longShortRatio": 5},
-    "globalLongShortAccountRatio": {"longShortRatio": 6},
-    "takerlongshortRatio": {"buySellRatio": 7},
-}
-"""Endpoints below ``/futures/data``, each with its fields and their columns of metrics."""
 STATISTICS_DAYS = 30
-_BUDGETS = {Market.SPOT: 6_000, Market.UM: 2_400, Market.CM: 2_400}
-"""Weight that one address can use per minute."""
+"""Days back to which statistics reach."""
+
+_METRICS = FORMS[DataType.METRICS].header.split(",")
 _COUNTED_WITH = {Market.CM: Market.UM}
 """Markets that share the budget of another. COIN-M joined USDⓈ-M on 2026-06-30."""
 AGG_TRADES_DAYS = {Market.UM: 2, Market.CM: 1}
 """Number of recent days for which aggTrades are available. Spot has no limit."""
-_MAX_LIMIT: dict[tuple[Market, str], int] = {
-    (Market.SPOT, "klines"): 1_000,
-    (Market.UM, "klines"): 1_500,
-    (Market.CM, "klines"): 1_500,
-    (Market.SPOT, "aggTrades"): 1_000,
-    (Market.UM, "aggTrades"): 1_000,
-    (Market.CM, "aggTrades"): 1_000,
-    **{(market, str(data_type)): 1_500 for market in (Market.UM, Market.CM) for data_type in PRICES},
-    (Market.UM, "fundingRate"): 1_000,
-    (Market.CM, "fundingRate"): 1_000,
-}
-DEFAULT_LIMIT = {"fundingRate": 100, **dict.fromkeys(STATISTICS, 30)}
-"""Rows of an answer without a limit, if they are not 500."""
-_HOUR_US = 3_600_000_000
-_DAY_US = 24 * _HOUR_US
+_DAY_US = 86_400_000_000
 _FAR = 1 << 62
 
 
@@ -65,31 +43,6 @@ class Answer:
 
     status: int
     payload: Any
-
-
-class Refusal(Exception):  # noqa: N818 - an answer, not an error of the sandbox
-    """Raised for a request that Binance refuses with status 400 and an error code."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-def weight_of(market: Market, endpoint: str, parameters: Mapping[str, str]) -> int:
-    """Return the weight of a request. For klines in futures it depends on the limit."""
-    try:
-        limit = _limit(parameters, market, endpoint)
-    except Refusal:
-        return 1
-    if endpoint in ("klines", *PRICES):
-        if market is Market.SPOT:
-            return 2
-        return 1 if limit < 100 else 2 if limit < 500 else 5 if limit <= 1_000 else 10
-    if endpoint == "aggTrades":
-        return 4 if market is Market.SPOT else 20
-    if endpoint == "exchangeInfo":
-        return 20 if market is Market.SPOT else 1
-    return 1
 
 
 def answer(
@@ -107,17 +60,15 @@ def answer(
     divisor = 1 if microseconds and market is Market.SPOT else 1_000
     payload: Any
     try:
-        limit = _limit(parameters, market, endpoint)
+        limit = dialect.limit_in(parameters, market, endpoint)
         match endpoint:
-            case "klines" | "markPriceKlines" | "indexPriceKlines" | "premiumIndexKlines" if (
-                market is not Market.SPOT or endpoint == "klines"
-            ):
-                payload = _klines(exchange, market, DataType(endpoint), parameters, limit, divisor)
+            case candles if candles in dialect.CANDLES[market]:
+                payload = _klines(exchange, market, endpoint, parameters, limit, divisor)
             case "aggTrades":
                 payload = _agg_trades(exchange, market, parameters, limit, divisor)
             case "fundingRate" if market is not Market.SPOT:
                 payload = _funding_rates(exchange, market, parameters, limit)
-            case statistic if statistic in STATISTICS:
+            case statistic if statistic in dialect.STATISTICS:
                 payload = _statistics(exchange, endpoint, parameters, limit)
             case "exchangeInfo":
                 payload = _exchange_info(exchange, market, parameters, divisor)
@@ -126,57 +77,22 @@ def answer(
             case _:
                 payload = {}
     except Refusal as refusal:
-        return Answer(400, {"code": refusal.code, "msg": str(refusal)})
+        return Answer(refusal.status, refusal.payload)
     return Answer(200, payload)
 
 
-def _number(parameters: Mapping[str, str], name: str) -> int | None:
-    text = parameters.get(name)
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 20):
-        raise Refusal(-1100, f"Illegal characters found in parameter '{name}'; legal range is '^[0-9]{{1,20}}$'.")
-    return int(text)
-
-
-def _limit(parameters: Mapping[str, str], market: Market, endpoint: str) -> int:
-    limit = _number(parameters, "limit")
-    greatest = _MAX_LIMIT.get((market, endpoint), 500)
-    if limit is None:
-        return DEFAULT_LIMIT.get(endpoint, 500)
-    if limit == 0 or (limit > greatest and market is not Market.SPOT):
-        raise Refusal(-1130, "Data sent for parameter 'limit' is not valid.")
-    return min(limit, greatest)
-
-
-def _times(parameters: Mapping[str, str], market: Market) -> tuple[int | None, int | None]:
-    """Return startTime and endTime in microseconds.
-
-    An endTime in milliseconds includes its whole millisecond. Spot also accepts microseconds.
-    """
-    start, end = _number(parameters, "startTime"), _number(parameters, "endTime")
-    fine = market is Market.SPOT
-    start_us = None if start is None else start if fine and start >= 10**14 else start * 1_000
-    end_us = None if end is None else end if fine and end >= 10**14 else end * 1_000 + 999
-    if start_us is not None and end_us is not None and start_us > end_us and not fine:
-        raise Refusal(-1023, "Start time is greater than end time.")
-    return start_us, end_us
-
-
-def _series(exchange: Exchange, market: Market, parameters: Mapping[str, str], data_type: DataType) -> SeriesKey:
-    by_pair = data_type is DataType.INDEX_PRICE_KLINES
-    name = "pair" if by_pair else "symbol"
-    symbol = parameters.get(name)
-    if not symbol:
-        raise Refusal(-1102, f"Mandatory parameter '{name}' was not sent, was empty/null, or malformed.")
+def _series(
+    exchange: Exchange, market: Market, parameters: Mapping[str, str], data_type: DataType, endpoint: str
+) -> SeriesKey:
+    symbol, name = dialect.listed_name_in(parameters, endpoint), dialect.symbol_name(endpoint)
     listed = [one.symbol for one in exchange.symbols(market)]
-    if symbol not in ([one.partition("_")[0] for one in listed] if by_pair else listed):
-        raise Refusal(-1121, f"Invalid {name}.")
-    interval = None
-    if data_type.has_interval:
-        interval = parameters.get("interval")
-        if not interval:
-            raise Refusal(-1102, "Mandatory parameter 'interval' was not sent, was empty/null, or malformed.")
+    if endpoint == "continuousKlines":
+        if dialect.contract_in(parameters) != "PERPETUAL":
+            raise dialect.invalid("contractType", "The sandbox has perpetual contracts only.")
+        symbol = dialect.perpetual_of(market, symbol)
+    if symbol not in ([one.partition("_")[0] for one in listed] if endpoint == "indexPriceKlines" else listed):
+        raise dialect.unknown_symbol(name)
+    interval = dialect.interval_in(parameters, market) if data_type.has_interval else None
     try:
         return SeriesKey(EXCHANGE, market, data_type, symbol, interval)
     except UsageError as error:
@@ -217,12 +133,11 @@ def _bounds(rows: Rows, start: int, end: int) -> tuple[int, int]:
 
 
 def _klines(
-    exchange: Exchange, market: Market, data_type: DataType, parameters: Mapping[str, str], limit: int, divisor: int
+    exchange: Exchange, market: Market, endpoint: str, parameters: Mapping[str, str], limit: int, divisor: int
 ) -> list[list[Any]]:
-    series = _series(exchange, market, parameters, data_type)
-    start, end = _times(parameters, market)
-    if market is Market.CM and start is not None and end is not None and end - start > 200 * _DAY_US:
-        raise Refusal(-4088, "Maximum time interval is 200 days.")
+    series = _series(exchange, market, parameters, dialect.CANDLES[market][endpoint], endpoint)
+    start, end = dialect.times_in(parameters, market)
+    dialect.refuse_long_span(market, start, end)
     until = min(_FAR if end is None else end, moment_us(exchange.now()))
     rows = _newest(exchange, series, until, limit) if start is None else _oldest(exchange, series, start, until, limit)
     return [
@@ -234,14 +149,10 @@ def _klines(
 def _agg_trades(
     exchange: Exchange, market: Market, parameters: Mapping[str, str], limit: int, divisor: int
 ) -> list[dict[str, Any]]:
-    series = _series(exchange, market, parameters, DataType.AGG_TRADES)
-    start, end = _times(parameters, market)
-    from_id = _number(parameters, "fromId")
-    if market is not Market.SPOT:
-        if from_id is not None and (start is not None or end is not None):
-            raise Refusal(-1128, "Combination of optional parameters invalid.")
-        if start is not None and end is not None and end - start > _HOUR_US + 999:
-            raise Refusal(-1127, "More than 1 hours between startTime and endTime.")
+    series = _series(exchange, market, parameters, DataType.AGG_TRADES, "aggTrades")
+    start, end = dialect.times_in(parameters, market)
+    from_id = dialect.number_in(parameters, "fromId")
+    dialect.refuse_combination(market, from_id, start, end)
     now = exchange.now()
     until = min(_FAR if end is None else end, moment_us(now))
     oldest = moment_us(now) - AGG_TRADES_DAYS.get(market, 100_000) * _DAY_US
@@ -263,8 +174,8 @@ def _funding_rates(
     exchange: Exchange, market: Market, parameters: Mapping[str, str], limit: int
 ) -> list[dict[str, Any]]:
     """Return funding rates with both ends included: the oldest from startTime on, or the newest without times."""
-    series = _series(exchange, market, parameters, DataType.FUNDING_RATE)
-    start, end = _times(parameters, market)
+    series = _series(exchange, market, parameters, DataType.FUNDING_RATE, "fundingRate")
+    start, end = dialect.times_in(parameters, market)
     until = min(_FAR if end is None else end, moment_us(exchange.now()))
     rows = _newest(exchange, series, until, limit) if not start else _oldest(exchange, series, start, until, limit)
     return [
@@ -276,20 +187,20 @@ def _funding_rates(
 def _statistics(exchange: Exchange, endpoint: str, parameters: Mapping[str, str], limit: int) -> list[dict[str, Any]]:
     """Return periods of five minutes, labelled by their start. If more match than the limit, return the newest."""
     if parameters.get("period") != "5m":
-        raise Refusal(-1130, "The sandbox serves period 5m only.")
+        raise dialect.invalid("period", "The sandbox serves period 5m only.")
     try:
-        series = _series(exchange, Market.UM, parameters, DataType.METRICS)
+        series = _series(exchange, Market.UM, parameters, DataType.METRICS, endpoint)
     except Refusal:
         return []  # as Binance answers for unknown symbols
-    start, end = _times(parameters, Market.UM)
+    start, end = dialect.times_in(parameters, Market.UM)
     now = moment_us(exchange.now())
     oldest = now - STATISTICS_DAYS * _DAY_US
     if start is not None and start < oldest:
-        raise Refusal(-1130, "parameter 'startTime' is invalid.")
+        raise dialect.invalid("startTime")
     rows = _newest(exchange, series, min(_FAR if end is None else end, now), limit)
     return [
         {"symbol": series.symbol, "timestamp": int(row[0]) // 1_000}
-        | {field: row[column] for field, column in STATISTICS[endpoint].items()}
+        | {field: row[_METRICS.index(column)] for field, column in dialect.STATISTICS[endpoint].items()}
         for row in rows
         if int(row[0]) >= (oldest if start is None else start)
     ]
@@ -338,39 +249,21 @@ def _exchange_info(exchange: Exchange, market: Market, parameters: Mapping[str, 
     if symbol is not None and market is Market.SPOT:
         symbols = [s for s in symbols if s.symbol == symbol]
         if not symbols:
-            raise Refusal(-1121, "Invalid symbol.")
-    shown = []
-    for s in symbols:
-        entry: dict[str, Any] = {
-            "symbol": s.symbol,
-            "status": "TRADING" if s.trading else "BREAK",
-            "baseAsset": s.base_asset,
-            "quoteAsset": s.quote_asset,
-            "filters": [
-                {"filterType": "PRICE_FILTER", "tickSize": f"{10.0**-s.price_decimals:.8f}"},
-                {"filterType": "LOT_SIZE", "stepSize": f"{10.0**-s.quantity_decimals:.8f}"},
-            ],
-        }
-        if market is not Market.SPOT:
-            entry |= {
-                "pair": f"{s.base_asset}{s.quote_asset}",
-                "contractType": "PERPETUAL",
-                "onboardDate": moment_us(s.listed_at) // 1_000,
-                "pricePrecision": s.price_decimals,
-                "quantityPrecision": s.quantity_decimals,
-            }
-        if market is Market.CM:
-            entry["contractStatus"] = entry.pop("status")
-            entry["contractSize"] = s.contract_size
-        shown.append(entry)
-    limit = {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": _BUDGETS[market]}
-    return {
-        "timezone": "UTC",
-        "serverTime": moment_us(exchange.now()) // divisor,
-        "rateLimits": [limit],
-        "exchangeFilters": [],
-        "symbols": shown,
-    }
+            raise dialect.unknown_symbol()
+    shown = (
+        dialect.SymbolRules(
+            s.symbol,
+            s.trading,
+            s.base_asset,
+            s.quote_asset,
+            (s.price_decimals, s.quantity_decimals),
+            moment_us(s.listed_at) // 1_000,
+            s.contract_size,
+            filters=dialect.filters_of(10.0**-s.price_decimals, 10.0**-s.quantity_decimals),
+        )
+        for s in symbols
+    )
+    return dialect.exchange_info(market, moment_us(exchange.now()), shown, divisor)
 
 
 @dataclass
@@ -384,7 +277,7 @@ class WeightMeter:
         ban_seconds: length of a ban (418) in seconds. Binance's shortest ban is two minutes.
     """
 
-    budgets: dict[Market, int] = field(default_factory=lambda: dict(_BUDGETS))
+    budgets: dict[Market, int] = field(default_factory=lambda: dict(dialect.BUDGETS))
     window: float = 60.0
     ban_after: int = 20
     ban_seconds: int = 120

@@ -33,6 +33,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.model.binance_dialect import CANDLES, PREFIXES, STATISTICS, STATISTICS_PREFIX, weight_of
 from market_data_pipeline.model.series import Market
 from market_data_pipeline.sandbox.exchange import Exchange, GeneratedExchange, ServedFile, etag_of_wrong
 from market_data_pipeline.sandbox.faults import (
@@ -48,18 +49,9 @@ from market_data_pipeline.sandbox.faults import (
     fault_from_json,
     in_utc,
 )
-from market_data_pipeline.sandbox.forms import PRICES
 from market_data_pipeline.sandbox.listing import PAGE, list_objects
 from market_data_pipeline.sandbox.mirror import MirrorExchange
-from market_data_pipeline.sandbox.rest import (
-    PREFIXES,
-    STATISTICS,
-    STATISTICS_PREFIX,
-    WeightMeter,
-    answer,
-    ban_message,
-    weight_of,
-)
+from market_data_pipeline.sandbox.rest import WeightMeter, answer, ban_message
 from market_data_pipeline.sandbox.sockets import Sockets, refuse
 from market_data_pipeline.sandbox.symbols import GeneratedSymbol
 
@@ -70,7 +62,7 @@ _MOST_UNSENT = 1 << 22
 _TICK_SECONDS = 0.1
 """Interval at which the server updates the date in its answers and checks for Ctrl-C."""
 
-_ENDPOINTS = ("klines", "aggTrades", *PRICES, "fundingRate", "exchangeInfo", "time", "ping")
+_ENDPOINTS = ("aggTrades", "fundingRate", "exchangeInfo", "time", "ping")
 _URL_SETTINGS = (
     "MARKET_DATA_VISION_URL",
     "MARKET_DATA_VISION_LISTING_URL",
@@ -226,7 +218,12 @@ def _rest_routes(site: Site) -> list[Route]:
         return Response(json.dumps(payload, ensure_ascii=False), status, headers, "application/json;charset=UTF-8")
 
     statistics = [Route(f"{STATISTICS_PREFIX}/{endpoint}", rest) for endpoint in STATISTICS]
-    return [Route(f"{prefix}/{endpoint}", rest) for prefix in PREFIXES for endpoint in _ENDPOINTS] + statistics
+    ordinary = [
+        Route(f"{prefix}/{endpoint}", rest)
+        for prefix, market in PREFIXES.items()
+        for endpoint in (*CANDLES[market], *_ENDPOINTS)
+    ]
+    return ordinary + statistics
 
 
 # --- control endpoints -------------------------------------------------------------------------------------------

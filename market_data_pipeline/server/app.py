@@ -22,10 +22,13 @@ from market_data_pipeline.errors import DamagedFileError, MarketDataError, Usage
 from market_data_pipeline.hosts import is_own_host, is_own_origin, parse_host
 from market_data_pipeline.server.admin import admin_routes
 from market_data_pipeline.server.answers import respond
+from market_data_pipeline.server.binance.routes import binance_routes, is_binance_path, refusal_of, refused
 from market_data_pipeline.server.jobs import ServerJobs
 from market_data_pipeline.server.market import answer_at_once, market_routes
+from market_data_pipeline.server.page import PAGE_PATHS, page_routes
 from market_data_pipeline.server.problems import ProblemError, ProblemKind
 from market_data_pipeline.server.rows import LakeSource, RowSource
+from market_data_pipeline.server.series import series_routes
 from market_data_pipeline.server.sql import sql_routes
 from market_data_pipeline.server.state import ServerState
 from market_data_pipeline.server.system import system_routes
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Paths that never need a key: a load balancer has none."""
+"""Paths that never need a key, apart from the page: a load balancer has none."""
 
 _DESCRIPTION = """\
 Rows of Binance's history from the lake of market-data-pipeline. Every answer names the final rows and the missing
@@ -85,8 +88,9 @@ def build_app(
         redoc_url=None,
     )
     app.state.server = state
-    for router in (market_routes(), system_routes(), admin_routes(), sql_routes()):
+    for router in (page_routes(), market_routes(), series_routes(), system_routes(), admin_routes(), sql_routes()):
         app.include_router(router)
+    app.router.routes.extend(binance_routes())
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     return app
@@ -124,7 +128,9 @@ class Doorkeeper:
                 headers = Headers(scope=scope)
                 self._check(scope, headers)
             except ProblemError as problem:
-                await problem.response()(scope, receive, noted)
+                of_binance = is_binance_path(scope["path"])
+                response = refused(refusal_of(problem), problem.headers) if of_binance else problem.response()
+                await response(scope, receive, noted)
                 return
             known = answer_at_once(self._state, scope) if scope["method"] == "GET" else None
             if known is None or "origin" in headers:  # the app adds what a page of another origin needs
@@ -154,7 +160,9 @@ class Doorkeeper:
         is_visit = headers.get("sec-fetch-mode") == "navigate" and scope["method"] in ("GET", "HEAD")
         if headers.get("sec-fetch-site") == "cross-site" and not (is_visit or "origin" in headers):
             raise ProblemError(ProblemKind.FOREIGN, "Requests from other sites are refused.")
-        if self._state.key_for_all and scope["path"] not in OPEN_PATHS:
+        path = scope["path"]
+        is_open = path in OPEN_PATHS or path == PAGE_PATHS[0] or path.startswith(PAGE_PATHS[1])
+        if self._state.key_for_all and not is_open:
             self._state.need_key(Request(scope))
 
 

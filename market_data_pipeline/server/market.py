@@ -240,8 +240,12 @@ async def answer_rows(
 
 def raw_name(scope: Mapping[str, Any]) -> tuple[object, ...]:
     """Return everything of a request for rows that its answer depends on, unparsed."""
-    chosen = tuple(pair for pair in scope["headers"] if pair[0] in (b"accept", b"accept-encoding"))
+    chosen = tuple(pair for pair in scope["headers"] if pair[0] in _CHOOSING)
     return scope["path"], scope["query_string"], chosen
+
+
+_CHOOSING = (b"accept", b"accept-encoding", b"x-mbx-time-unit")
+"""Headers on which the bytes of an answer depend."""
 
 
 def answer_at_once(state: ServerState, scope: Mapping[str, Any]) -> EncodedAnswer | None:

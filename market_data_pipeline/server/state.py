@@ -5,10 +5,12 @@ from __future__ import annotations
 import hmac
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import Request
 
 from market_data_pipeline.client.pages import PageRequest
+from market_data_pipeline.model.binance_dialect import SymbolRules
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.server.answers import AnswerCache, Recent, Shared, Workers
 from market_data_pipeline.server.jobs import ServerJobs
@@ -39,9 +41,12 @@ class ServerState:
     shared: Shared = field(default_factory=Shared)
     numbers: Numbers = field(default_factory=Numbers)
     health: tuple[float, bytes] | None = None
+    listed: tuple[float, bytes] | None = None
+    reaches: dict[SeriesKey, tuple[str, dict[str, Any]]] = field(default_factory=dict)
     parsed: Recent[tuple[object, ...], tuple[PageRequest, SeriesKey, Hashable]] = field(
         default_factory=lambda: Recent(4096)
     )
+    symbols: dict[Hashable, tuple[float, list[SymbolRules]]] = field(default_factory=dict)
     verified: Recent[tuple[object, ...], int] = field(default_factory=lambda: Recent(4096))
 
     def __post_init__(self) -> None:
@@ -49,9 +54,13 @@ class ServerState:
         self.numbers.watch(self.answers)
 
     def has_key(self, request: Request) -> bool:
-        """Return True if a request has one of the keys, as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``."""
+        """Return True if a request has one of the keys.
+
+        It is sent as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``, or as ``X-MBX-APIKEY: KEY``.
+        """
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.casefold() == "bearer" else request.headers.get("x-api-key", "")
+        given = token.strip() if scheme.casefold() == "bearer" else ""
+        given = given or request.headers.get("x-api-key", "") or request.headers.get("x-mbx-apikey", "")
         same = [hmac.compare_digest(given.encode(), key.encode()) for key in self.keys]
         return bool(given) and any(same)
 

@@ -11,10 +11,12 @@ from starlette.responses import Response
 
 from market_data_pipeline import __version__, clock
 from market_data_pipeline.coverage.holdings import StoredDays, stored_days
-from market_data_pipeline.coverage.summary import SeriesCoverage, survey
+from market_data_pipeline.coverage.summary import Surveyed, survey
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.lake.feed_status import FeedState, feed_state
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import known_series
+from market_data_pipeline.model.states import DayState
 from market_data_pipeline.server import documented
 from market_data_pipeline.server.problems import ProblemError, ProblemKind
 from market_data_pipeline.server.state import ServerState, state_of_app
@@ -25,6 +27,10 @@ _JSON = "application/json"
 _HEALTH_SECONDS = 30
 """Seconds for which the health of the data is cached: computing it reads every ledger."""
 
+_UNSOLVED = frozenset({DayState.INCOMPLETE, DayState.FAULTY, DayState.FAILED, DayState.MISSING})
+_MOST_OPEN = 20
+"""Most open gaps of a series in the health of the data, newest first."""
+
 
 def system_routes() -> APIRouter:
     """Return the routes."""
@@ -34,14 +40,24 @@ def system_routes() -> APIRouter:
     async def health() -> Response:
         return as_json({"status": "ok", "version": __version__})
 
-    @router.get("/ready", summary="Return 200 if the lake is readable.", responses=documented.of_json("Ready.", 503))
+    @router.get(
+        "/ready",
+        summary="Return 200 if the lake is readable, and the live feed, if one runs, is alive.",
+        responses=documented.of_json("Ready.", 503),
+    )
     async def ready(request: Request) -> Response:
         settings = state_of_app(request).settings
         if not os.access(settings.root, os.R_OK | os.X_OK):
             raise ProblemError(
                 ProblemKind.BUSY, "The data folder is not readable. Check MARKET_DATA_DIR and its permissions."
             )
-        return as_json({"status": "ready", "live": None})
+        live = feed_state(Layout(settings.root))
+        if live is FeedState.HANGS:
+            raise ProblemError(
+                ProblemKind.BUSY,
+                "The live feed runs, but has not written its status for 30 seconds. Restart `market-data live`.",
+            )
+        return as_json({"status": "ready", "live": live})
 
     @router.get(
         "/metrics",
@@ -107,7 +123,7 @@ def data_health_of(settings: Settings) -> dict[str, object]:
         universe, note = Universe((), {}, settings.universe), str(error)
     keys = dict.fromkeys([*universe.series(), *stored])
     surveyed = survey(layout, universe, keys, settings.provisional_days)
-    series = [_series(one.coverage, stored_days(layout, one.coverage.key)) for one in surveyed]
+    series = [_series(one, stored_days(layout, one.coverage.key)) for one in surveyed]
     names = ("final", "provisional", "overdue", "failed", "missing", "doubtful", "gap_rows")
     return {
         "as_of": clock.now().isoformat(),
@@ -117,7 +133,9 @@ def data_health_of(settings: Settings) -> dict[str, object]:
     }
 
 
-def _series(one: SeriesCoverage, found: StoredDays) -> dict[str, Any]:
+def _series(surveyed: Surveyed, found: StoredDays) -> dict[str, Any]:
+    one = surveyed.coverage
+    unsolved = [(run, note) for run, note in surveyed.calendar.attention() if run.state in _UNSOLVED]
     gaps = {gap.verdict.value: gap.rows for gap in one.gaps}
     key = one.key
     return {
@@ -134,4 +152,9 @@ def _series(one: SeriesCoverage, found: StoredDays) -> dict[str, Any]:
         "breaks": len(one.breaks),
         "gaps": gaps,
         "gap_rows": sum(gaps.values()),
+        "open": [
+            {"from": str(run.first), "to": str(run.last), "state": run.state, "note": note}
+            for run, note in unsolved[:_MOST_OPEN]
+        ],
+        "open_more": max(0, len(unsolved) - _MOST_OPEN),
     }

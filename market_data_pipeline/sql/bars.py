@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.datasets import MARKETS, data_types_of
@@ -35,8 +36,8 @@ Columns = Mapping[str, str]
 
 def bar_macros(
     stored: StoredSeries, market: Market, place: str, candles: Callable[[Files, str], str], *, marked: bool
-) -> list[str]:
-    """Return the SQL that creates the macros of a market.
+) -> dict[str, Callable[[], str]]:
+    """Return the macros of a market by name, each as a function that returns the SQL that creates it.
 
     Args:
         stored: Stored series of the lake.
@@ -46,19 +47,23 @@ def bar_macros(
         marked: Read the marks of :func:`marks_of`. They must exist.
     """
     trades = Files(stored, market, DataType.AGG_TRADES, marked)
-    made = [
-        _time_bars(trades, place),
-        *(_event_bars(trades, place, event) for event in _EVENTS),
-        _footprint(trades, place),
-        _vwap(trades, place),
-        _cumulative_delta(trades, place),
-        _profile(trades, place),
-    ]
+    made: dict[str, Callable[[], str]] = {
+        "time_bars": partial(_time_bars, trades, place),
+        **{event.macro: partial(_event_bars, trades, place, event) for event in _EVENTS},
+        "footprint": partial(_footprint, trades, place),
+        "vwap": partial(_vwap, trades, place),
+        "cumulative_delta": partial(_cumulative_delta, trades, place),
+        "profile": partial(_profile, trades, place),
+    }
     if DataType.FUNDING_RATE in data_types_of(market):
         funding = Files(stored, market, DataType.FUNDING_RATE, marked)
         klines = Files(stored, market, DataType.KLINES, marked)
-        made.append(_perp_returns(funding, place, candles(klines, place)))
-    return [f"CREATE OR REPLACE MACRO {EXCHANGE}_{market}.{one}" for one in made]
+        made["perp_returns"] = lambda: _perp_returns(funding, place, candles(klines, place))
+    return {name: partial(_created, market, macro) for name, macro in made.items()}
+
+
+def _created(market: Market, macro: Callable[[], str]) -> str:
+    return f"CREATE OR REPLACE MACRO {EXCHANGE}_{market}.{macro()}"
 
 
 # --- trades -----------------------------------------------------------------------------------------------------------

@@ -48,6 +48,16 @@ class StoredSeries:
 
     layout: Layout
     months: Mapping[SeriesKey, Sequence[str]]
+    _closed: dict[tuple[Market, DataType], str] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def closed(self, market: Market, data_type: DataType) -> str:
+        """Return the paths of the closed months below a folder: ``/monthly/BTCUSDT/1m/2024-01 …``. It is cached."""
+        if (market, data_type) not in self._closed:
+            of_series = ((f"/monthly/{folder_labels(key)}/", key) for key in self.keys(market, data_type))
+            self._closed[market, data_type] = " ".join(
+                f"{folder}{month}" for folder, key in of_series for month in self.months[key]
+            )
+        return self._closed[market, data_type]
 
     def keys(self, market: Market, data_type: DataType) -> list[SeriesKey]:
         """Return the series of a market and data type, in order."""
@@ -207,11 +217,10 @@ class Files:
     def __post_init__(self) -> None:
         # Not cached_property: its lock (until Python 3.12) may be locked in the parent during a fork.
         keys = self.stored.keys(self.market, self.data_type)
-        months = [(key, month) for key in keys for month in self.stored.months[key]]
-        paths = (f"/monthly/{folder_labels(key)}/{month}" for key, month in months)
+        newest = (self.stored.months[key][-1] for key in keys if self.stored.months[key])
         object.__setattr__(self, "keys", keys)
-        object.__setattr__(self, "_closed", " ".join(paths))
-        object.__setattr__(self, "_newest", max((month for _, month in months), default=""))
+        object.__setattr__(self, "_closed", self.stored.closed(self.market, self.data_type))
+        object.__setattr__(self, "_newest", max(newest, default=""))
 
     @property
     def folder(self) -> Path:

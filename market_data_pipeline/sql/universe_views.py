@@ -51,8 +51,8 @@ QUALIFY row_number() OVER (PARTITION BY l.symbol ORDER BY l."first" DESC) = 1
 ORDER BY l.symbol"""
 
 
-def of_universe(layout: Layout, place: str) -> list[str]:
-    """Return the SQL that creates the schema ``universe``.
+def of_universe(layout: Layout, place: str) -> dict[str, str]:
+    """Return the SQL that creates the views and the macro of the schema ``universe``, by name.
 
     Args:
         place: Condition that is true in the catalog's own folder. Empty means none.
@@ -62,13 +62,12 @@ def of_universe(layout: Layout, place: str) -> list[str]:
     volumes = _of_markets(layout.daily_volumes, _VOLUMES)
     info = _of_markets(layout.exchange_info, _EXCHANGE_INFO)
     placed = {"listings": f"SELECT * FROM ({listings}){where}", "volumes": f"SELECT * FROM ({volumes}){where}"}
-    return [
-        "CREATE SCHEMA IF NOT EXISTS universe",
-        f"CREATE OR REPLACE VIEW universe.listings AS {placed['listings']}",
-        f"CREATE OR REPLACE VIEW universe.daily_volumes AS {placed['volumes']}",
-        f"CREATE OR REPLACE VIEW universe.exchange_info AS SELECT * FROM ({info}){where}",
-        f"CREATE OR REPLACE MACRO universe.{_MEMBERS.format(**placed)}",
-    ]
+    return {
+        "listings": f"CREATE OR REPLACE VIEW universe.listings AS {placed['listings']}",
+        "daily_volumes": f"CREATE OR REPLACE VIEW universe.daily_volumes AS {placed['volumes']}",
+        "exchange_info": f"CREATE OR REPLACE VIEW universe.exchange_info AS SELECT * FROM ({info}){where}",
+        "members": f"CREATE OR REPLACE MACRO universe.{_MEMBERS.format(**placed)}",
+    }
 
 
 def _of_markets(path_of: Callable[[Market], Path], columns: Mapping[str, str]) -> str:

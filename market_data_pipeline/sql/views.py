@@ -8,8 +8,10 @@ File lists belong to ``sql/file_lists.py``, the catalog's file to ``sql/publish.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from market_data_pipeline import clock
 from market_data_pipeline.lake import storage
@@ -50,13 +52,37 @@ STATE_SQL = " ".join(("CASE", *(f"WHEN {rule.sql()} THEN '{rule.state}'" for rul
 """:func:`state_of` as an SQL expression over the columns ``outcome``, ``final``, ``verdicts`` and ``integrity``."""
 
 
+class Definition(NamedTuple):
+    """A view or macro. ``sql`` returns the statement that creates it. Its schema must exist."""
+
+    schema: str
+    name: str
+    sql: Callable[[], str]
+
+
 def statements(
     stored: StoredSeries, corrections: str = "", *, marked: bool = True, published: bool = False
 ) -> list[str]:
     """Return the SQL that creates every schema, view and macro over a lake.
 
     The text changes when a series gets its first file or a month is closed, but not when a series gets more files. So
-    it shows if a catalog is up to date.
+    it shows if a catalog is up to date. The arguments are those of :func:`definitions`.
+    """
+    made = list(definitions(stored, corrections, marked=marked, published=published))
+    schemas = [create_schema(schema) for schema in dict.fromkeys(one.schema for one in made)]
+    sequence = [f"CREATE SEQUENCE quality.{_identifier(stored.layout.root)}"] if published else []
+    return [*schemas, *(one.sql() for one in made), *sequence]
+
+
+def create_schema(schema: str) -> str:
+    """Return the SQL that creates a schema."""
+    return f"CREATE SCHEMA IF NOT EXISTS {schema}"
+
+
+def definitions(
+    stored: StoredSeries, corrections: str = "", *, marked: bool = True, published: bool = False
+) -> Iterator[Definition]:
+    """Yield every view and macro over a lake. None needs another one.
 
     Args:
         stored: Stored series of the lake.
@@ -67,18 +93,39 @@ def statements(
     """
     layout = stored.layout
     place = _in_its_place(layout) if published else ""
-    made: list[str] = []
     for market in Market:
         schema = f"{EXCHANGE}_{market}"
-        made.append(f"CREATE SCHEMA IF NOT EXISTS {schema}")
         for data_type in data_types_of(market):
-            files = Files(stored, market, data_type, marked)
-            made.append(f"CREATE OR REPLACE VIEW {schema}.{data_type.sql_name} AS {_view(files, place)}")
+            yield Definition(
+                schema, data_type.sql_name, partial(_create_view, stored, market, data_type, marked, place)
+            )
             if data_type in _MACROS:
-                made.append(f"CREATE OR REPLACE MACRO {schema}.{_MACROS[data_type](files, place)}")
+                yield Definition(
+                    schema, _MACROS[data_type].name, partial(_create_macro, stored, market, data_type, marked, place)
+                )
         if DataType.AGG_TRADES in data_types_of(market):
-            made += bars.bar_macros(stored, market, place, _candle_query, marked=marked)
-    made.append("CREATE SCHEMA IF NOT EXISTS quality")
+            macros = bars.bar_macros(stored, market, place, _candle_query, marked=marked)
+            for name, create in macros.items():
+                yield Definition(schema, name, create)
+    for name, query in _quality(layout, corrections, marked=marked, published=published).items():
+        yield Definition("quality", name, partial(f"CREATE OR REPLACE VIEW quality.{name} AS {{}}".format, query))
+    for name, sql in of_universe(layout, place).items():
+        yield Definition("universe", name, partial(str, sql))
+
+
+def _create_view(stored: StoredSeries, market: Market, data_type: DataType, marked: bool, place: str) -> str:
+    files = Files(stored, market, data_type, marked)
+    return f"CREATE OR REPLACE VIEW {EXCHANGE}_{market}.{data_type.sql_name} AS {_view(files, place)}"
+
+
+def _create_macro(stored: StoredSeries, market: Market, data_type: DataType, marked: bool, place: str) -> str:
+    files = Files(stored, market, data_type, marked)
+    return f"CREATE OR REPLACE MACRO {EXCHANGE}_{market}.{_MACROS[data_type].sql(files, place)}"
+
+
+def _quality(layout: Layout, corrections: str, *, marked: bool, published: bool) -> dict[str, str]:
+    """Return the queries of the views in ``quality``, by name."""
+    place = _in_its_place(layout) if published else ""
     days = _ledger_days(layout, marked=marked) if has_ledgers(layout) else _no_ledger_days(_LEDGER_NAMES)
     if corrections:
         days = (
@@ -89,21 +136,15 @@ def statements(
     with_rows = f"SELECT * FROM ({days}) WHERE outcome = {quoted(HELD)}"
     timed = f"(data_type IN ({', '.join(quoted(one) for one in DataType if keyed_by_time(one))}))"
     verdicts, explained = (", ".join(map(quoted, sorted(some))) for some in (Verdict, EXPLAINED))
-    made.append(f"CREATE OR REPLACE VIEW quality.coverage AS {_coverage(days)}")
-    made.append(f"CREATE OR REPLACE VIEW quality.findings AS {_FINDINGS.format(days=days, timed=timed)}")
-    gaps = _GAPS.format(days=days, verdicts=verdicts, explained=explained, timed=timed)
-    made.append(f"CREATE OR REPLACE VIEW quality.gaps AS {gaps}")
-    made.append(f"CREATE OR REPLACE VIEW quality.condition AS {_condition(layout, days, published=published)}")
     compared = _where(_reconciled_days(layout), place)
-    made.append(
-        f"CREATE OR REPLACE VIEW quality.reconciliation AS {_RECONCILIATION.format(days=compared, rows=with_rows)}"
-    )
-    differences = _RECONCILIATION_DIFFERENCES.format(days=compared)
-    made.append(f"CREATE OR REPLACE VIEW quality.reconciliation_differences AS {differences}")
-    made += of_universe(layout, place)
-    if published:
-        made.append(f"CREATE SEQUENCE quality.{_identifier(layout.root)}")
-    return made
+    return {
+        "coverage": _coverage(days),
+        "findings": _FINDINGS.format(days=days, timed=timed),
+        "gaps": _GAPS.format(days=days, verdicts=verdicts, explained=explained, timed=timed),
+        "condition": _condition(layout, days, published=published),
+        "reconciliation": _RECONCILIATION.format(days=compared, rows=with_rows),
+        "reconciliation_differences": _RECONCILIATION_DIFFERENCES.format(days=compared),
+    }
 
 
 def _in_its_place(layout: Layout) -> str:
@@ -235,7 +276,12 @@ def _no_source(files: Files) -> str:
             coalesce(nullif({stored}, ''), 'none'), '.') END"""
 
 
-_MACROS = {DataType.KLINES: _candles, DataType.AGG_TRADES: _trades}
+class _Macro(NamedTuple):
+    name: str
+    sql: Callable[[Files, str], str]
+
+
+_MACROS = {DataType.KLINES: _Macro("candles", _candles), DataType.AGG_TRADES: _Macro("trades", _trades)}
 
 
 def _of_macro(files: Files, listed: str, conditions: Iterable[str], more: str = "") -> str:
@@ -323,6 +369,7 @@ def _condition(layout: Layout, days: str, *, published: bool) -> str:
         series_of_day=f"concat_ws('/', {of_day})",
         labels=_named(_LEDGER_LABELS),
         labels_of_day=of_day,
+        columns=_named(_CONDITION_COLUMNS),
         state=STATE_SQL,
         not_listed=quoted(DayState.NOT_LISTED),
         missing=quoted(DayState.MISSING),
@@ -346,30 +393,54 @@ _NO_COLLECTED = ", ".join(
     )
 )
 
+_CONDITION_COLUMNS = (
+    "outcome",
+    "final",
+    "failure",
+    "reason",
+    "replaced_by",
+    "checksum",
+    "archive_sha256",
+    "last_modified",
+    "findings",
+    "verdicts",
+    "integrity",
+)
+
 # A symbol without listing spans counts as listed. Without a record, and if the listing contradicts a record "not
 # listed", the day is missing.
+# Conditions on labels must reach the ledgers' file names. So nothing is joined with the days but the short list of
+# collected series, and the CTEs are not materialized. A day that is not on record is found between two points: days on
+# record, and the first and last day to collect, which come first if they are on record, too.
 _CONDITION = """
-WITH days AS (SELECT *, {series} AS series FROM ({days})),
-collected AS (SELECT *, {series} AS series FROM ({collected})),
-bounds AS (
-    SELECT {labels}, min("first") AS "first", max("last") AS "last" FROM (
-        SELECT {labels}, min(day) AS "first", max(day) AS "last" FROM days GROUP BY ALL
-        UNION ALL
-        SELECT {labels}, "first", least(coalesce("last", {today}), {today}) AS "last" FROM collected
-        WHERE "first" <= {today}
-    ) GROUP BY {labels}
+WITH days AS NOT MATERIALIZED ({days}),
+collected AS NOT MATERIALIZED ({collected}),
+points AS NOT MATERIALIZED (
+    SELECT {labels}, day, true AS on_record FROM days
+    UNION ALL
+    SELECT {labels}, unnest(["first", least(coalesce("last", {today}), {today})]) AS day, false AS on_record
+    FROM collected WHERE "first" <= {today}
 ),
-every AS (SELECT {labels}, CAST(unnest(generate_series("first", "last", INTERVAL 1 DAY)) AS DATE) AS day FROM bounds),
-known AS (
-    SELECT {labels_of_day}, e.day AS day, d.outcome, d.final, d.failure, d.reason AS said, d.replaced_by, d.checksum,
-        d.archive_sha256, d.last_modified, d.findings, d.verdicts, d.integrity,
+ahead AS NOT MATERIALIZED (
+    SELECT {labels}, day, on_record, lead(day) OVER (PARTITION BY {labels} ORDER BY day, on_record) AS next FROM points
+),
+absent AS NOT MATERIALIZED (
+    SELECT {labels}, CAST(unnest(generate_series(
+        CASE WHEN on_record THEN day + 1 ELSE day END, coalesce(next - 1, day), INTERVAL 1 DAY
+    )) AS DATE) AS day
+    FROM ahead WHERE NOT on_record OR next > day + 1
+),
+every AS NOT MATERIALIZED (
+    SELECT {labels}, day, {columns} FROM days UNION ALL BY NAME SELECT {labels}, day FROM absent
+),
+known AS NOT MATERIALIZED (
+    SELECT {labels_of_day}, e.day AS day, e.outcome, e.final, e.failure, e.reason AS said, e.replaced_by, e.checksum,
+        e.archive_sha256, e.last_modified, e.findings, e.verdicts, e.integrity,
         coalesce(len(c.listed), 0) = 0 AS unknown,
         len(list_filter(c.listed, lambda one: one."first" <= e.day AND coalesce(one."last" >= e.day, true))) > 0
             AS is_listed
     FROM every AS e
-    LEFT JOIN days AS d ON d.market = e.market AND d.data_type = e.data_type AND d.symbol = e.symbol
-        AND d.series = {series_of_day} AND d.day = e.day
-    LEFT JOIN collected AS c ON c.series = {series_of_day}
+    LEFT JOIN (SELECT {series} AS series, listed FROM collected) AS c ON c.series = {series_of_day}
 ),
 stated AS (
     SELECT *, CASE
@@ -442,15 +513,23 @@ FROM ranged
 
 def _ledger_days(layout: Layout, *, marked: bool) -> str:
     folder = layout.root / "ledger"
-    mark = [mark_of_ledgers(layout)] if marked else []
-    # Columns may be missing in ledgers of older versions.
-    every = f"{_no_ledger_days(_LEDGER_COLUMNS)} UNION ALL BY NAME SELECT * FROM {_of_series(folder, mark)}"
-    return f"SELECT {_labels_below(folder)}, {_named(_LEDGER_COLUMNS)} FROM ({every})"
+    listed = _below(folder, [mark_of_ledgers(layout)] if marked else [])
+    return f"SELECT {_labels_below(folder)}, {_named(_LEDGER_COLUMNS)} FROM {read_parquet(listed, NAMED, _AS_LEDGER)}"
 
 
-def _of_series(folder: Path, marks: Iterable[Path] = ()) -> str:
-    listed = ", ".join(map(quoted, (*map(as_pattern, marks), f"{as_pattern(folder)}/**/*.parquet")))
-    return read_parquet(f"[{listed}]", NAMED, "union_by_name = true")
+def _below(folder: Path, marks: Iterable[Path] = ()) -> str:
+    return f"[{', '.join(map(quoted, (*map(as_pattern, marks), f'{as_pattern(folder)}/**/*.parquet')))}]"
+
+
+# Columns may be missing in ledgers of older versions. The alternative, union_by_name, opens every file to learn the
+# columns, and this reads only the files that a condition on labels leaves.
+_AS_LEDGER = "schema = MAP {{{}}}".format(
+    ", ".join(
+        f"{quoted(name)}: {{name: {quoted(name)}, type: {quoted(_LEDGER_TYPES.get(name, 'VARCHAR'))}, "
+        "default_value: NULL}"
+        for name in _LEDGER_COLUMNS
+    )
+)
 
 
 def _labels_below(folder: Path) -> str:
@@ -509,4 +588,4 @@ def _reconciled_days(layout: Layout) -> str:
     nothing = ", ".join(f'CAST(NULL AS {type_}) AS "{name}"' for name, type_ in types.items())
     if not any(folder.rglob("*.parquet")):
         return f"SELECT {nothing} WHERE false"
-    return f"SELECT {_labels_below(folder)}, {named} FROM {_of_series(folder)}"
+    return f"SELECT {_labels_below(folder)}, {named} FROM {read_parquet(_below(folder), NAMED, 'union_by_name = true')}"

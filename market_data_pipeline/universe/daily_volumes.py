@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import date
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from market_data_pipeline import clock
 from market_data_pipeline.errors import DamagedFileError, StorageError
-from market_data_pipeline.lake import parquet, partitions, reader
+from market_data_pipeline.lake import parquet, partitions, reader, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.datasets import published_types
-from market_data_pipeline.model.day import DayFile
 from market_data_pipeline.model.schema import WORD, lake_schema
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
 
@@ -65,25 +65,38 @@ def refresh_daily_volumes(layout: Layout, market: Market) -> pa.Table:
     """
     path = layout.daily_volumes(market)
     known, marks = _stored(layout, market)
-    keys = [
-        key
-        for key in partitions.series_with_files(layout)
-        if (key.market, key.data_type, key.interval) == (market, DataType.KLINES, INTERVAL)
-    ]
+    keys = [key for key in partitions.series_with_files(layout) if is_collected(key) and key.market is market]
     now = {key.symbol: _mark(layout, key) for key in keys}
     changed = [key for key in keys if marks.get(key.symbol) != now[key.symbol] or not now[key.symbol]]
     if not changed and marks.keys() == now.keys():
         return known
-    of_symbols = _split(known)
-    for key in changed:
-        of_symbols[key.symbol] = _read(layout, key, of_symbols.get(key.symbol))
-    tables = [of_symbols[symbol] for symbol in sorted(now)]
-    table = pa.concat_tables(tables) if tables else volumes_schema(market).empty_table()
-    table = table.unify_dictionaries().combine_chunks()
+    table = _updated(layout, market, keys, changed, known)
     with suppress(StorageError):  # without write access, the next call reads the files again
         path.parent.mkdir(parents=True, exist_ok=True)
         parquet.write_table(path, table.replace_schema_metadata({_MARKS: json.dumps(now).encode()}))
     return table
+
+
+def collect_daily_volumes(layout: Layout, keys: Iterable[SeriesKey], *, older_than_seconds: float = 0) -> None:
+    """Update the tables after files were written, so that the next question about a market need not read them.
+
+    An unreadable file leaves the table as it is. The next question reports it.
+
+    Args:
+        layout: Layout of the lake.
+        keys: The series. Only markets of 1d candles are updated.
+        older_than_seconds: Leave tables alone that were written more recently. Many small runs update them once.
+    """
+    for market in sorted({key.market for key in keys if is_collected(key)}):
+        stat = storage.stat(layout.daily_volumes(market))
+        if stat is None or time.time() - stat.mtime_ns / 1e9 >= older_than_seconds:
+            with suppress(DamagedFileError):
+                refresh_daily_volumes(layout, market)
+
+
+def is_collected(key: SeriesKey) -> bool:
+    """Return True if the rows of a series are in the table of its market."""
+    return (key.data_type, key.interval) == (DataType.KLINES, INTERVAL)
 
 
 def _stored(layout: Layout, market: Market) -> tuple[pa.Table, Mapping[str, list[int]]]:
@@ -122,44 +135,115 @@ def _split(table: pa.Table) -> dict[str, pa.Table]:
     return {str(column.dictionary[codes[first]]): table.slice(first, end - first) for first, end in pairwise(starts)}
 
 
-def _read(layout: Layout, key: SeriesKey, known: pa.Table | None) -> pa.Table:
-    """Return the rows of a series. Rows of files that did not change since are taken from the known ones."""
-    for attempt in range(_ATTEMPTS):
-        stored = partitions.day_files(layout, key)
-        before = {} if known is None else _modified(known)
-        unchanged = {day for day, file in stored.items() if before.get(day) == file.stat.mtime_ns}
-        try:
-            read = _of_files(key, [file for day, file in stored.items() if day not in unchanged])
-        except FileNotFoundError as error:  # its month was closed meanwhile
-            if attempt == _ATTEMPTS - 1:
-                raise DamagedFileError(f"Files of {key} are removed during the read. {error}") from error
-            continue
-        if known is not None and unchanged:
-            kept = known.filter(pc.is_in(known["day"], pa.array(sorted(unchanged), pa.date32())))
-            read = pa.concat_tables([kept, read]).sort_by("day")
-        return read
-    raise AssertionError  # the last attempt returns or raises
+def _updated(
+    layout: Layout, market: Market, keys: Sequence[SeriesKey], changed: Sequence[SeriesKey], known: pa.Table
+) -> pa.Table:
+    """Return the rows of series. Rows of files that did not change since are taken from the known ones."""
+    before = _split(known)
+    unchanged = {key.symbol for key in keys} - {key.symbol for key in changed}
+    tables = [before[symbol] for symbol in sorted(unchanged & before.keys())]
+    waiting = list(changed)
+    for _ in range(_ATTEMPTS):
+        found = [_compared(layout, key, before.get(key.symbol)) for key in waiting]
+        files = [file for one in found for file in one.files]
+        wanted = pa.schema(
+            [lake_schema(market, DataType.KLINES).field(name) for name in ("open_time", *measures_of(market))]
+        )
+        read = reader.read_whole([(file.path, file.bytes) for file in files], wanted, "open_time")
+        # A file is gone if its month was closed meanwhile. Its series is read again.
+        gone = {file.symbol for file, table in zip(files, read, strict=True) if table is None}
+        tables += [one.kept for one in found if one.kept is not None and one.symbol not in gone]
+        both = [(file, table) for file, table in zip(files, read, strict=True) if table is not None]
+        tables += _of_files(market, [(file, table) for file, table in both if file.symbol not in gone])
+        waiting = [key for key in waiting if key.symbol in gone]
+        if not waiting:
+            return _ordered(pa.concat_tables([volumes_schema(market).empty_table(), *tables]))
+    raise DamagedFileError(f"Files of {waiting[0]} are removed during the read. Request the universe again.")
 
 
-def _modified(known: pa.Table) -> dict[date, int]:
-    days, modified = parquet.days_of(known), known["modified_ns"].to_numpy().tolist()
-    return dict(zip(days, modified, strict=True))
+class _File(NamedTuple):
+    """A file to read, with the number of its first day since 1970 and its number of days."""
+
+    symbol: str
+    path: Path
+    day: int
+    days: int
+    bytes: int
+    modified_ns: int
 
 
-def _of_files(key: SeriesKey, files: Iterable[DayFile]) -> pa.Table:
-    files = list(files)
-    measures = measures_of(key.market)
-    whole = lake_schema(key.market, key.data_type)
-    rows = reader.read_days(files, pa.schema([whole.field(name) for name in ("open_time", *measures)]))
-    listed = pa.table(
-        {
-            "day": pa.array([file.day for file in files], pa.date32()),
-            "modified_ns": pa.array([file.stat.mtime_ns for file in files], pa.int64()),
-        }
-    )
-    candles = rows.drop_columns("open_time").append_column("day", rows["open_time"].cast(pa.date32()))
-    # A closed month lists all its days, also those without a candle.
-    joined = listed.join(candles, "day", join_type="left outer").sort_by("day")
-    symbols = pa.DictionaryArray.from_arrays(np.zeros(joined.num_rows, np.int32), pa.array([key.symbol]))
-    schema = volumes_schema(key.market)
-    return joined.append_column("symbol", symbols).select(schema.names).cast(schema)
+class _Compared(NamedTuple):
+    """The known rows of a series whose files did not change, and the files to read."""
+
+    symbol: str
+    kept: pa.Table | None
+    files: Sequence[_File]
+
+
+def _compared(layout: Layout, key: SeriesKey, known: pa.Table | None) -> _Compared:
+    stored = partitions.file_columns(layout, key)
+    is_known = np.zeros(len(stored.day), np.bool_)
+    kept = None
+    if known is not None and len(stored.day):
+        day, modified_ns = _numbers(known["day"].cast(pa.int32())), _numbers(known["modified_ns"])
+        of_file = np.maximum(np.searchsorted(stored.day, day, side="right") - 1, 0)
+        same = (day - stored.day[of_file] < stored.days[of_file]) & (day >= stored.day[of_file])
+        same &= modified_ns == stored.mtime_ns[of_file]
+        is_known = np.bincount(of_file[same], minlength=len(stored.day)) == stored.days
+        kept = known.filter(pa.array(same & is_known[of_file]))
+    columns = (column[~is_known].tolist() for column in stored)
+    files = [
+        _File(key.symbol, partitions.path_of_file(layout, key, day, days), day, days, size, modified)
+        for day, days, size, modified in zip(*columns, strict=True)
+    ]
+    return _Compared(key.symbol, kept, files)
+
+
+def _of_files(market: Market, read: Sequence[tuple[_File, pa.Table]]) -> list[pa.Table]:
+    """Return a row for each day of files. A closed month has all its days, also those without a candle."""
+    if not read:
+        return []
+    symbols = sorted({file.symbol for file, _ in read})
+    number = {symbol: n for n, symbol in enumerate(symbols)}
+    owner, first, days, modified_ns = np.array(
+        [(number[file.symbol], file.day, file.days, file.modified_ns) for file, _ in read], np.int64
+    ).T
+    rows = pa.concat_tables([table for _, table in read]).combine_chunks()
+    of_row = np.repeat(owner, [table.num_rows for _, table in read])
+    of_day = np.repeat(owner, days)
+    day = np.repeat(first, days) + np.arange(len(of_day)) - np.repeat(np.cumsum(days) - days, days)
+    listed = of_day * _FAR + day
+    order = np.argsort(listed)
+    candles = of_row * _FAR + _numbers(rows["open_time"].cast(pa.int64())) // clock.US_PER_DAY
+    at = np.minimum(np.searchsorted(listed, candles, sorter=order), len(listed) - 1)
+    is_listed = listed[order[at]] == candles
+    row = np.full(len(listed), -1, np.int64)
+    row[order[at[is_listed]]] = np.flatnonzero(is_listed)
+    columns: dict[str, Any] = {
+        "symbol": pa.DictionaryArray.from_arrays(of_day.astype(np.int32), pa.array(symbols)),
+        "day": pa.array(day.astype(np.int32)).cast(pa.date32()),
+        "modified_ns": np.repeat(modified_ns, days),
+    }
+    measures = rows.select(measures_of(market)).take(pa.array(row, pa.int64(), mask=row < 0))
+    schema = volumes_schema(market)
+    columns |= {name: measures[name] for name in measures.column_names}
+    return [pa.table({name: columns[name] for name in schema.names}).cast(schema)]
+
+
+_FAR = 1 << 24
+"""More days than the calendar has."""
+
+
+def _ordered(table: pa.Table) -> pa.Table:
+    """Return rows by symbol and day."""
+    table = table.unify_dictionaries().combine_chunks()
+    if not table.num_rows:
+        return table
+    column: Any = table["symbol"].combine_chunks()
+    rank = np.argsort(np.argsort(np.array(column.dictionary.to_pylist(), object)))
+    key = rank[column.indices.to_numpy()] * _FAR + _numbers(table["day"].cast(pa.int32()))
+    return table if (np.diff(key) > 0).all() else table.take(pa.array(np.argsort(key), pa.int64())).combine_chunks()
+
+
+def _numbers(column: pa.ChunkedArray[Any]) -> npt.NDArray[np.int64]:
+    return column.to_numpy().astype(np.int64)

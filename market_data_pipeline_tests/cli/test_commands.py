@@ -40,7 +40,23 @@ from market_data_pipeline_tests.support.world import World, agg_trades, days, kl
 
 PROJECT = Path(__file__).parents[2]
 
-IMPERATIVES = {"Accept", "Add", "Check", "Compare", "Fetch", "List", "Look", "Merge", "Remove", "Run", "Show"}
+IMPERATIVES = {
+    "Accept",
+    "Add",
+    "Check",
+    "Compare",
+    "Copy",
+    "Fetch",
+    "Follow",
+    "List",
+    "Look",
+    "Merge",
+    "Remove",
+    "Run",
+    "Serve",
+    "Show",
+    "Write",
+}
 """First words of help texts."""
 
 UNIVERSE = """\

@@ -33,7 +33,7 @@ KEYS = {
     "coverage": "series final provisional healed outage incomplete faulty failed missing not_listed doubtful "
     "rows_not_listed rows_healed rows_outage rows_archive_defect rows_unexplained rows_unpublished rows_unconfirmed "
     "rows_suspended rows_quiet",
-    "plan": "series days files bytes requests minutes disk records listed",
+    "plan": "series days files bytes requests gap_requests minutes disk records listed",
     "report": "series first last available degraded pending missing explained gaps gaps_unexplained replaced compared "
     "differing unexplained",
     "export csv exported": "series first last days rows files gaps gaps_unexplained version",

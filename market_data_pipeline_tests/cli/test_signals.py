@@ -41,7 +41,11 @@ def commands(group: click.Group, *above: str) -> list[str]:
         if isinstance(one, click.Group):
             found += commands(one, *above, name)
         else:
-            needed = [p.name or "" for p in one.params if isinstance(p, click.Argument) and p.required]
+            needed = [
+                next(iter(p.type.choices)) if isinstance(p.type, click.Choice) else p.name or ""
+                for p in one.params
+                if isinstance(p, click.Argument) and p.required
+            ]
             found.append(" ".join([*above, name, *needed, *(["--all"] if name == "retry" else [])]))
     return found
 

@@ -477,7 +477,7 @@ def test_an_empty_lake_has_no_gaps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"market": "foo"}, r"There is no market 'foo'\. There are: spot, um, cm\."),
+        ({"market": "foo"}, r"There is no market 'foo'\. There are: spot, um, cm, option\."),
         ({"interval": "7m"}, r"No interval '7m' is held\."),
         ({"symbols": "BTCUSDT"}, r"No symbol 'BTCUSDT' is held\."),
     ],

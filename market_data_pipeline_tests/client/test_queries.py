@@ -350,3 +350,41 @@ def test_views_and_rows_of_files_have_connections_of_their_own(market: MarketDat
     market.klines("BTCUSDT", "1h", "2024-01-01", "2024-01-02").relation().write_parquet(f"{tmp_path}/x.parquet")
     assert (tmp_path / "x.parquet").exists()
     assert isinstance(market._views, Views)
+
+
+def test_views_that_a_query_does_not_name_are_found_all_the_same(tmp_path: Path) -> None:
+    """Views are made when a query names them. Lists, computed names and mistakes see all."""
+    lake = SmallLake(tmp_path / "data")
+    lake.put(BTC, days_from("2024-01-01", 1))
+    market = MarketData(lake.root)
+    assert market.sql('SELECT count(*) AS n FROM "BINANCE_SPOT" . Klines').df()["n"].tolist() == [24]
+    assert (
+        "gaps"
+        in market.sql("SELECT view_name FROM duckdb_views() WHERE schema_name <> 'binance_spot'")
+        .df()["view_name"]
+        .to_numpy()
+    )
+    fresh = MarketData(lake.root)
+    assert "binance_um" in fresh.sql("SHOW ALL TABLES").df()["schema"].to_numpy()
+    with pytest.raises(UsageError, match="klines"):
+        MarketData(lake.root).sql("FROM binance_spot.kline")
+
+
+def test_relation_can_be_joined_with_another_view(tmp_path: Path) -> None:
+    lake = SmallLake(tmp_path / "data")
+    lake.put(BTC, days_from("2024-01-01", 1))
+    market = MarketData(lake.root)
+    rows = market.sql("SELECT symbol FROM binance_spot.klines LIMIT 1").relation()
+    joined = rows.query("r", "SELECT state FROM r JOIN quality.coverage USING (symbol)")
+    assert joined is not None
+    assert joined.fetchall() == [("final",)]
+
+
+def test_view_follows_the_lake_after_queries_of_others(tmp_path: Path) -> None:
+    lake = SmallLake(tmp_path / "data")
+    market = MarketData(lake.root)
+    count = "SELECT count(*) AS n FROM binance_spot.klines"
+    assert market.sql(count).df()["n"].tolist() == [0]
+    lake.put(BTC, days_from("2024-01-01", 1))
+    assert len(market.sql("FROM quality.coverage")) == 1
+    assert market.sql(count).df()["n"].tolist() == [24]

@@ -176,3 +176,49 @@ def test_market_data_narrows_the_conditions(tmp_path: Path) -> None:
 def test_unknown_interval_of_conditions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no interval '7m'"):
         MarketData(tmp_path).condition(interval="7m")
+
+
+SELECTIONS: list[dict[str, Any]] = [
+    {"symbols": "BTCUSDT"},
+    {"symbols": ["ETHUSDT", "BTCUSDT"], "interval": "1h"},
+    {"market": "um"},
+    {"data_type": "aggTrades"},
+    {"symbols": "ETHUSDT", "market": "spot", "data_type": "klines", "interval": "1h"},
+]
+
+
+@pytest.mark.parametrize("selection", SELECTIONS, ids=str)
+def test_selection_answers_like_the_whole_lake(tmp_path: Path, selection: dict[str, Any]) -> None:
+    """Also where files and ledgers differ, inside the selection and outside of it."""
+    lake = SmallLake(tmp_path)
+    keys = [BTC, TRADES, series("ETHUSDT", "1h"), series("ETHUSDT", "1d"), series("ETHUSDT", "1h", "um")]
+    for number, key in enumerate(keys):
+        lake.put(key, [FIRST + timedelta(days=n) for n in (0, 1, 3 + number)])
+        lake.layout.file(key, FIRST + timedelta(days=1)).unlink()
+        lake.write_file(key, FIRST + timedelta(days=2))
+    whole = MarketData(tmp_path).condition().df()
+    for name, value in selection.items():
+        whole = whole[whole[{"symbols": "symbol"}.get(name, name)].isin([value] if isinstance(value, str) else value)]
+
+    market = MarketData(tmp_path)
+    narrow = market.condition(**selection)
+    market.condition("BTCUSDT", interval="1h").arrow()  # corrects other ledgers in between
+
+    assert len(narrow) > 0
+    assert narrow.df().equals(whole.reset_index(drop=True))
+    assert {"failed", "final", "never_fetched"} <= set(whole["reason"])
+
+
+def test_selection_of_an_unknown_data_type_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="There is no data type 'candles'"):
+        MarketData(tmp_path).condition(data_type="candles")
+
+
+def test_days_to_collect_fill_holes_around_the_record(tmp_path: Path) -> None:
+    """The first day to collect is on record, before it, or after it; each day has one row."""
+    for first in (TODAY - timedelta(days=6), TODAY - timedelta(days=4), TODAY - timedelta(days=2), TODAY):
+        lake = SmallLake(tmp_path / str(first))
+        lake.put(BTC, [TODAY - timedelta(days=4), TODAY - timedelta(days=3)])
+        record_collected(lake.layout, collecting(first))
+        days = [day for (day,) in in_sql(lake, "SELECT day FROM quality.condition ORDER BY day")]
+        assert days == clock.days_between(min(first, TODAY - timedelta(days=4)), TODAY)

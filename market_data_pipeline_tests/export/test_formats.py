@@ -26,6 +26,7 @@ from market_data_pipeline import MarketData, clock
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.export import FORMATS, days_to_export, export_series
 from market_data_pipeline.export.pairs import Pair, Pairs
+from market_data_pipeline.model.datasets import data_types_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
 from market_data_pipeline.universe.exchange_info import EXCHANGE_INFO_SCHEMA, store_snapshot
@@ -253,12 +254,13 @@ def test_csv_has_all_columns_and_digits(lake: SmallLake) -> None:
 
 @pytest.mark.parametrize("data_type", list(DataType))
 def test_plain_formats_have_every_data_type(lake: SmallLake, data_type: DataType) -> None:
-    key = series("BTCUSDT", "1h" if data_type.has_interval else None, "um", data_type)
+    market = "um" if data_type in data_types_of(Market.UM) else "option"
+    key = series("BTCUSDT", "1h" if data_type.has_interval else None, market, data_type)
     lake.put(key, days_from("2024-01-01", 1))
     rows = day_table(key, date(2024, 1, 1)).num_rows
-    [made] = (export(lake, "csv", key) / "um" / data_type).rglob("*.csv")
+    [made] = (export(lake, "csv", key) / market / data_type).rglob("*.csv")
     assert len(made.read_text().splitlines()) == rows + 1
-    [made] = (export(lake, "parquet", key) / "um" / data_type).rglob("*.parquet")
+    [made] = (export(lake, "parquet", key) / market / data_type).rglob("*.parquet")
     assert pq.read_metadata(made).num_rows == rows
 
 

@@ -152,8 +152,8 @@ def meanwhile(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have months closed and days removed as soon as the views are made, before they are read."""
     prepare = Views._prepare
 
-    def overtaken(self: Views, session: duckdb.DuckDBPyConnection, query: str) -> None:
-        prepare(self, session, query)
+    def overtaken(self: Views, session: duckdb.DuckDBPyConnection, query: str, *rest: Any) -> None:
+        prepare(self, session, query, *rest)
         if list(lake.layout.folder(HOURS).glob("*.parquet")):
             close_and_remove(lake)
 

@@ -25,6 +25,10 @@ from market_data_pipeline.model.waits import reporting
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sql.publish import publish_views
 from market_data_pipeline.universe import Universe
+from market_data_pipeline.universe.daily_volumes import collect_daily_volumes
+
+_VOLUMES_SECONDS = 300.0
+"""Age from which a run updates the daily volumes. A question reads files of newer runs itself."""
 
 Ingest = Callable[[SeriesKey, Sequence[date]], Iterator[DayResult]]
 """Ingest days of one series. Yield one result for each day, in order."""
@@ -70,6 +74,7 @@ def open_ingestion(
             yield report_each
     record_collected(layout, universe)
     publish_views(layout, context.log)
+    collect_daily_volumes(layout, (key for key, _ in wanted), older_than_seconds=_VOLUMES_SECONDS)
 
 
 def series_wanted(run: dg.DagsterRun | None) -> list[tuple[SeriesKey, list[date]]]:
