@@ -240,9 +240,12 @@ class _Series:
                 self._rows(file, report)
             self._flush()
         except (MalformedError, ConflictError) as error:
-            self._pending.clear()
             report.reason = str(error)
-            report.final = report.provisional = report.rows = 0
+            for encoded in self._pending.values():  # days of a big file that were stored before its fault still count
+                report.final -= encoded.record.final
+                report.provisional -= not encoded.record.final
+                report.rows -= encoded.record.rows
+            self._pending.clear()
         if report.reason:
             report.state = FileState.REFUSED
         elif report.final or report.provisional:
