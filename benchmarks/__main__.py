@@ -15,6 +15,7 @@ from benchmarks.backfills import backfill, backfill_months, backfill_trades, bac
 from benchmarks.client import queries
 from benchmarks.data import FULL, QUICK, Archives, Scale
 from benchmarks.growth import growth_series, growth_years
+from benchmarks.imports import import_speed
 from benchmarks.ingestion import (
     ingest_klines,
     ingest_klines_from_afar,
@@ -51,6 +52,7 @@ BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "universe": universe,
     "reconcile": reconcile,
     "verify": verify,
+    "imports": import_speed,
     "live-messages": live_messages,
     "load": load,
     "growth-years": growth_years,

@@ -25,6 +25,7 @@ from market_data_pipeline.cli.coverage import coverage
 from market_data_pipeline.cli.demo import demo
 from market_data_pipeline.cli.doctor import doctor
 from market_data_pipeline.cli.export import export_command
+from market_data_pipeline.cli.import_ import import_command
 from market_data_pipeline.cli.live import live
 from market_data_pipeline.cli.mcp import mcp
 from market_data_pipeline.cli.plan import plan_command
@@ -106,7 +107,7 @@ def _keep_examples(command: click.Command) -> None:
 
 
 _GROUPS: dict[str, tuple[click.Command, ...]] = {
-    "Get data": (add, plan_command, sync, backfill, remove_command),
+    "Get data": (add, plan_command, sync, backfill, import_command, remove_command),
     "Look at data": (status, coverage, report, sql, export_command, universe, push_command),
     "Check and repair": (verify, reconcile, quarantine, compact_command, retain_command, prune_command, doctor),
     "Run": (serve_command, live, ui, mcp, demo, sandbox),

@@ -11,6 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
+import pyarrow as pa
+
 from market_data_pipeline.client.composition import can_be_own, composition_of, zone_of
 from market_data_pipeline.client.fetch import fetch_missing
 from market_data_pipeline.client.gaps import (
@@ -734,6 +736,40 @@ class MarketData:
         """
         selection = replace(selection_of(symbols, market), interval=interval)
         return self.sql(gaps_query(self._layout, selection, start, end, explained), selection=selection)
+
+    def read_old(
+        self,
+        folder: str | PathLike[str],
+        symbol: str,
+        interval: str | None = None,
+        *,
+        market: str | None = None,
+        layout: str = "auto",
+    ) -> pa.Table:
+        """Return the rows of one series in an older cache, without an import. The lake is not read.
+
+        Times are UTC. Candles of files without quote volume and counts have six columns, others all of them. A newest
+        candle that may be unfinished is left out. Rows that two files have are returned once.
+
+        Args:
+            folder: Folder of the cache. Nothing in it is changed.
+            symbol: Symbol in Binance's form, such as ``BTCUSDT``.
+            interval: Interval of candles; None means aggTrades.
+            market: Market of files whose path names none; None if all paths name the same.
+            layout: ``auto``, or a layout of ``market-data import``.
+
+        Raises:
+            UsageError: The cache has no such file, or an argument is unknown.
+            MalformedError: A file is damaged, or its rows do not match its name.
+
+        Examples:
+            >>> candles = market.read_old(old_cache, "BTCUSDT", "1h", market="spot")
+            >>> candles.num_rows, candles.column_names[:2]
+            (48, ['open_time', 'open'])
+        """
+        from market_data_pipeline.imports.old_series import read_old_series
+
+        return read_old_series(Path(folder), symbol, interval, market, layout)
 
     def __repr__(self) -> str:
         universe = self._settings.universe

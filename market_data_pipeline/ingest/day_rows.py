@@ -17,7 +17,7 @@ from market_data_pipeline.checks.verdicts import AnsweredIds, answered_ids
 from market_data_pipeline.model.datasets import GAPLESS_KEYS, Spec
 from market_data_pipeline.model.findings import HISTORY, Basis, Finding, RestAnswer
 from market_data_pipeline.model.outcomes import Action
-from market_data_pipeline.model.provenance import PROVISIONAL_SOURCES, Part, Provenance, Source
+from market_data_pipeline.model.provenance import GAP_FILL_SOURCES, PROVISIONAL_SOURCES, Part, Provenance, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,8 @@ class DayRows:
 
 
 def _origins(parts: tuple[Part, ...]) -> np.ndarray:
-    provisional = [part.source in PROVISIONAL_SOURCES for part in parts]
-    return np.repeat(provisional or [False], [part.rows for part in parts] or [0])
+    filling = [part.source in GAP_FILL_SOURCES for part in parts]
+    return np.repeat(filling or [False], [part.rows for part in parts] or [0])
 
 
 def parts_by_origin(origin: np.ndarray, parts: tuple[Part, ...]) -> tuple[Part, ...]:

@@ -50,7 +50,7 @@ from market_data_pipeline.model.findings import (
     RestAnswer,
     Severity,
 )
-from market_data_pipeline.model.provenance import PROVISIONAL_SOURCES, Part, Source
+from market_data_pipeline.model.provenance import GAP_FILL_SOURCES, Part, Source
 from market_data_pipeline.model.series import ListingSpans, SeriesKey, interval_us
 from market_data_pipeline.sources.binance.rest import RestApi, RestRows, endpoint_of
 
@@ -384,7 +384,7 @@ def with_stored_rows(key: SeriesKey, stored: DayRows, rows: DayRows) -> DayRows:
     spec = spec_of(key)
     only_rest = stored.from_rest()
     if only_rest.num_rows:
-        part = next(part for part in stored.parts if part.source in PROVISIONAL_SOURCES)
+        part = next(part for part in stored.parts if part.source in GAP_FILL_SOURCES)
         rows = with_trades_over_flat(key, rows, only_rest, part)
     only_rest = only_new_slots(key, _new_rows(key, rows, only_rest), rows.table)
     compared = spec if stored.of_archive else of_both_sources(spec)

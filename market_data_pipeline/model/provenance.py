@@ -27,10 +27,15 @@ class Source(StrEnum):
     REST = "rest"
     LIVE = "live"
     """Messages of streams, and answers of REST about late ones, stored by the live feed."""
+    IMPORT = "import"
+    """A file of an older cache. Its rows are not verified."""
     DERIVED = "derived"
 
 
-PROVISIONAL_SOURCES = frozenset({Source.REST, Source.LIVE})
+GAP_FILL_SOURCES = frozenset({Source.REST, Source.LIVE})
+"""Sources whose rows may fill the gaps of an archive."""
+
+PROVISIONAL_SOURCES = GAP_FILL_SOURCES | {Source.IMPORT}
 """Sources of days that are provisional until the archive has them."""
 
 

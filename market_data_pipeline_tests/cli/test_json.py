@@ -38,6 +38,8 @@ KEYS = {
     "differing unexplained",
     "export csv exported": "series first last days rows files gaps gaps_unexplained version",
     "remove BTCUSDT --data --dry-run": "series leaves_universe days first last bytes gone_days gone trouble",
+    "import cache": "import path layout series state rows final provisional known compared differing only_cache "
+    "only_lake example reason notes",
     "universe show": "series market data_type symbol interval first last",
     "verify --check-only": "kind series first last days archive reason",
     "verify --local": "kind series first last days archive reason",
@@ -59,6 +61,9 @@ def market_data(world: World, monkeypatch: pytest.MonkeyPatch) -> MarketData:
     )
     world.sandbox.faults.add(WrongChecksum(path="BTCUSDT-1h-2026-02-03"))
     world.ingest(HOURS, WEEK)
+    (world.root / "cache").mkdir()
+    for name in ("BTC_USDT-1h.feather", "of another tool"):
+        (world.root / "cache" / name).write_bytes(b"not a cache")
     world.ingest(MINUTES, WEEK[:1])
     world.at("2026-03-06T12:00:00")
     return run

@@ -121,7 +121,7 @@ class ArchiveClient:
             return None
         sha256 = hashlib.sha256(answer.body).hexdigest()
         published = _found(self._files.get(f"{path}.CHECKSUM", _CHECKSUM))
-        stated = None if published is None else _stated_sha256(published)
+        stated = None if published is None else stated_sha256(published.body)
         if stated != sha256 and (instead := _instead_of_zip(answer)):
             raise NetworkError(instead)
         if published is not None and stated is None:
@@ -145,6 +145,22 @@ class ArchiveClient:
                 stated,
             )
         return file
+
+    def published_sha256(self, path: str) -> str | None:
+        """Return the SHA-256 that the archive publishes for a zip, in one small request. None if it publishes none.
+
+        Args:
+            path: Key of the zip in the archive's bucket.
+
+        Raises:
+            NetworkError: No complete response, or one that is not a checksum.
+        """
+        published = _found(self._files.get(f"{path}.CHECKSUM", _CHECKSUM))
+        if published is None:
+            return None
+        if (stated := stated_sha256(published.body)) is None:
+            raise NetworkError(f"{published.summary} instead of a checksum. {CHECK_NETWORK}")
+        return stated
 
     def list_folders(self, prefix: str) -> list[str]:
         """Return the names of the folders directly below a prefix, which ends with a slash.
@@ -224,8 +240,9 @@ def _found(answer: Response) -> Response | None:
     raise NetworkError(f"{answer.summary}. Try again later.")
 
 
-def _stated_sha256(answer: Response) -> str | None:
-    found = re.match(rb"\s*([0-9a-fA-F]{64})(\s|$)", answer.body)
+def stated_sha256(checksum: bytes) -> str | None:
+    """Return the SHA-256 in the bytes of a ``.CHECKSUM``. None if they are none."""
+    found = re.match(rb"\s*([0-9a-fA-F]{64})(\s|$)", checksum)
     return found[1].decode().lower() if found else None
 
 

@@ -77,11 +77,24 @@ def read_zip(
             columns, a value has the wrong type, rows belong to other days or another interval, or there are more rows
             than the days can have.
     """
+    pieces = inflated(data, stem, _most_bytes(key, (last - first).days + 1, len(data)))
+    return read_csv_pieces(pieces, key, stem, first, last, taken)
+
+
+def read_csv_pieces(
+    pieces: Iterator[bytes],
+    key: SeriesKey,
+    stem: str,
+    first: date,
+    last: date,
+    taken: Callable[[pa.Table], None] | None = None,
+) -> pa.Table:
+    """Read the CSV of a daily or monthly zip from pieces of any size. The rest is as in :func:`read_zip`."""
     spec = spec_of(key)
     blocks: list[pa.Table] = []
     times: list[int] = []
     rows, distinct, days = 0, 0, (last - first).days + 1
-    for raw in _parsed(_blocks(inflated(data, stem, _most_bytes(key, days, len(data))), spec, stem), spec, stem):
+    for raw in _parsed(_blocks(pieces, spec, stem), spec, stem):
         if raw.num_rows == 0:
             continue
         rows += raw.num_rows
