@@ -51,7 +51,9 @@ def import_command(
     undo: str | None,
     as_json: bool,
 ) -> None:
-    """Store the files of an older cache in DIR as days of the lake. Nothing in DIR is changed.
+    """Store the files of an older cache.
+
+    The files in DIR become days of the lake. Nothing in DIR is changed.
 
     Zips of the archive become final if their checksum is still the published one, which takes one small request each.
     Other rows become provisional days with the source `import`, until `sync` fetches their archive. A day that the lake

@@ -42,7 +42,7 @@ from market_data_pipeline.universe.edit import remove_series
 @unasked_option
 @json_option
 def remove_command(what: Selection, data: bool, dry_run: bool, even_if_gone: bool, yes: bool, as_json: bool) -> None:
-    """Remove series from the universe, and with --data also from the lake.
+    """Remove series.
 
     Name one or more symbols, and intervals or data types to remove only these. Without --data, only universe.yaml
     changes, and stored days stay readable. With --data, the command first looks in the archive for the days. It names

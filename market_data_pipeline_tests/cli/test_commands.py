@@ -55,6 +55,7 @@ IMPERATIVES = {
     "Run",
     "Serve",
     "Show",
+    "Store",
     "Write",
 }
 """First words of help texts."""
