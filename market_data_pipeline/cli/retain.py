@@ -34,7 +34,7 @@ from market_data_pipeline.universe import load_universe
 def retain_command(what: Selection, dry_run: bool, even_if_gone: bool, yes: bool, as_json: bool) -> None:
     """Remove days older than `keep:`.
 
-    `keep:` stands in universe.yaml, for each data type.
+    universe.yaml has `keep:` for a data type.
 
     Days that Binance no longer has are named and stay, unless --even-if-gone is given. The candles of a closed month
     are removed together, when its last day is old enough. A tradeProfile stays when its aggTrades are removed. The
