@@ -35,7 +35,7 @@ for line in sys.stdin:
 
 
 def commands(group: click.Group, *above: str) -> list[str]:
-    """Return each command, with a word for every argument that it needs."""
+    """Return each command, with a word for every argument and option that it needs."""
     found: list[str] = []
     for name, one in group.commands.items():
         if isinstance(one, click.Group):
@@ -45,6 +45,12 @@ def commands(group: click.Group, *above: str) -> list[str]:
                 next(iter(p.type.choices)) if isinstance(p.type, click.Choice) else p.name or ""
                 for p in one.params
                 if isinstance(p, click.Argument) and p.required
+            ]
+            needed += [
+                word
+                for p in one.params
+                if isinstance(p, click.Option) and p.required
+                for word in (p.opts[0], "postgresql://localhost/market")
             ]
             found.append(" ".join([*above, name, *needed, *(["--all"] if name == "retry" else [])]))
     return found
