@@ -94,6 +94,8 @@ def in_python(lake: SmallLake, universe: Universe) -> list[DayCondition]:
 def test_sql_and_python_agree_on_every_day(rows: list[DayRecord], start: int, edges: set[int]) -> None:
     spans, ends = [], [NOW_FIRST + timedelta(days=n) for n in sorted(edges)]
     for n in range(0, len(ends), 2):
+        if ends[n] > TODAY:
+            break  # a listing is known when it has begun
         spans.append((ends[n], ends[n + 1] if n + 1 < len(ends) else None))
     universe = collecting(NOW_FIRST + timedelta(days=start), *spans)
     with tempfile.TemporaryDirectory() as folder:

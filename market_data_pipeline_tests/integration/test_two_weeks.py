@@ -113,7 +113,12 @@ class Daemon:
     def names(self) -> set[str]:
         """Of all schedules and sensors."""
         repository = self.definitions.get_repository_def()
-        return {one.name for one in repository.schedule_defs} | {one.name for one in repository.sensor_defs}
+        return {one.name for one in [*repository.schedule_defs, *self._sensors()]}
+
+    def _sensors(self) -> list[dg.SensorDefinition]:
+        """All but the sensor of the live feed, which does not run here."""
+        sensors = self.definitions.get_repository_def().sensor_defs
+        return [one for one in sensors if one.name != "live_feed"]
 
     def _ticks(self, start: datetime, end: datetime) -> Iterator[tuple[datetime, str]]:
         def of(schedule: dg.ScheduleDefinition) -> Iterator[tuple[datetime, str]]:
@@ -126,7 +131,7 @@ class Daemon:
             return ((start + timedelta(minutes=1) + every * n, sensor.name) for n in range(10**6))
 
         repository = self.definitions.get_repository_def()
-        for tick in heapq.merge(*map(of, repository.schedule_defs), *map(often, repository.sensor_defs)):
+        for tick in heapq.merge(*map(of, repository.schedule_defs), *map(often, self._sensors())):
             if tick[0] >= end:
                 return
             yield tick

@@ -35,7 +35,7 @@ def server() -> Iterator[PostgresServer]:
 @pytest.fixture
 def database(server: PostgresServer) -> str:
     """The URL of an empty database."""
-    server.sql("DROP SCHEMA IF EXISTS market_data, binance_spot, binance_um, binance_cm CASCADE")
+    server.sql("DROP SCHEMA IF EXISTS market_data, binance_spot, binance_um, binance_cm, binance_option CASCADE")
     return server.url
 
 
