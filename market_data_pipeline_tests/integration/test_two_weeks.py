@@ -113,7 +113,7 @@ class Daemon:
     def names(self) -> set[str]:
         """Of all schedules and sensors."""
         repository = self.definitions.get_repository_def()
-        return {one.name for one in [*repository.schedule_defs, *self._sensors()]}
+        return {one.name for one in repository.schedule_defs} | {one.name for one in self._sensors()}
 
     def _sensors(self) -> list[dg.SensorDefinition]:
         """All but the sensor of the live feed, which does not run here."""
