@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 
 from market_data_pipeline import clock
-from market_data_pipeline.model.datasets import spec_of
+from market_data_pipeline.model.datasets import SPECS, spec_of
 from market_data_pipeline.model.day import DayRecord
 from market_data_pipeline.model.findings import ACROSS_MIDNIGHT, Finding
 from market_data_pipeline.model.needs import needs, reach_of
@@ -44,10 +44,12 @@ def continuity(key: SeriesKey, rows: Mapping[date, DayRecord], today: date) -> t
     final days are compared, because the last rows of a provisional day may still come.
 
     Args:
-        key: The series, as Binance publishes it.
+        key: The series. One that is derived from another has no order of its own to continue.
         rows: Its ledger, by day.
         today: The current UTC day, which is skipped.
     """
+    if (key.market, key.data_type) not in SPECS:
+        return ()
     spec = spec_of(key)
     if spec.slots is not None:  # the gaps check of each day covers its midnights
         return ()

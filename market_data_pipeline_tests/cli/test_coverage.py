@@ -22,6 +22,7 @@ from market_data_pipeline.cli.coverage import print_coverage
 from market_data_pipeline.coverage.calendar import calendar_of
 from market_data_pipeline.model.day import EMPTY, FAILED, NOT_LISTED, DayRecord
 from market_data_pipeline.model.findings import Verdict
+from market_data_pipeline.model.series import DataType
 from market_data_pipeline.model.states import DayState
 from market_data_pipeline_tests.support.small_lake import SmallLake, days_from, series
 
@@ -255,3 +256,10 @@ def test_an_empty_lake_has_its_missing_days(tmp_path: Path, lake: SmallLake, mon
     found = table(run("--html", str(tmp_path / "page.html")).output)
     assert found["spot/klines/BTCUSDT/1h"]["missing"] == "10"
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_coverage_shows_a_derived_series(lake: SmallLake, tmp_path: Path) -> None:
+    lake.put(series("BTCUSDT", None, "spot", DataType.TRADE_PROFILE), days_from("2024-01-01", 3))
+    shown = CliRunner().invoke(main, ["coverage"], env={"MARKET_DATA_DIR": str(lake.layout.root)})
+    assert (shown.exit_code, shown.exception) == (0, None)
+    assert "tradeProfile" in shown.stdout
