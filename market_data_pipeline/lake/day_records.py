@@ -225,9 +225,11 @@ def rows_as_on_disk(layout: Layout, key: SeriesKey, columns: Sequence[str] = ())
         StorageError: The system cannot read the ledger.
     """
     path = layout.ledger(key)
-    if is_as_on_disk(layout, key):
-        with suppress(DamagedFileError):  # replaced since by one that cannot be read
-            return read_columns(path, (*_FILE_COLUMNS, *columns)), False
+    if path.exists():
+        with suppress(DamagedFileError):
+            table = read_columns(path, (*_FILE_COLUMNS, *columns))
+            if _digest_of_rows(table) == _digest(day_columns(layout, key)):
+                return table, False
     ledger = Ledger.read(path)
     refresh_ledger(ledger, layout, key)
     return pa.Table.from_pylist([asdict(row) for row in ledger.rows.values()], LEDGER_SCHEMA), True
@@ -255,14 +257,21 @@ _CACHED_DIGESTS = 50_000
 def _digest_of_ledger(path: Path, _version: tuple[int, int, int]) -> bytes | None:
     """Return the digest of a ledger's stored days. None if the ledger cannot be compared, because it is damaged."""
     try:
-        table = parquet.read_table(path, list(_FILE_COLUMNS))
+        return _digest_of_rows(parquet.read_table(path, list(_FILE_COLUMNS)))
+    except (DamagedFileError, pa.ArrowException, KeyError, ValueError):
+        return None
+
+
+def _digest_of_rows(table: pa.Table) -> bytes | None:
+    """Return the digest of the stored days in a ledger's rows. None if a value is missing."""
+    try:
         stored = table.filter(pc.equal(table["outcome"], pa.scalar(HELD))).drop_columns("outcome").sort_by("day")
         if any(column.null_count for column in stored.columns):
             return None
         days = stored["day"].cast(pa.date32()).cast(pa.int32())
         columns = (days, stored["bytes"], stored["mtime_ns"])
         return _digest(DayColumns(*(np.asarray(column, dtype=np.int64) for column in columns)))
-    except (DamagedFileError, pa.ArrowException, KeyError, ValueError):
+    except (pa.ArrowException, KeyError, ValueError):
         return None
 
 

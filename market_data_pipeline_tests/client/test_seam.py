@@ -44,3 +44,4 @@ def test_any_order_of_events_has_no_seam(
         for _ in range(8):
             world.read_and_check()
     world.close()
+    assert world.steps >= 40

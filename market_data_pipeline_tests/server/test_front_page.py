@@ -259,6 +259,7 @@ def test_moving_left_loads_older_pages(page: Page) -> None:
         page.press("ArrowLeft", shift=True)
         page.value("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")  # it is drawn
     page.until("document.querySelector('#chart').dataset.candles > 1000")
+    assert page.value("Number(document.querySelector('#chart').dataset.candles)") > 1000
 
 
 @WITH_CHROMIUM

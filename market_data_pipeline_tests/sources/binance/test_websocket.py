@@ -163,8 +163,10 @@ def test_any_change_is_refused_or_a_valid_event(data: st.DataObject) -> None:
     frame = bytearray(json.dumps({"stream": "btcusdt@kline_1m", "data": KLINE}).encode())
     for _ in range(data.draw(st.integers(1, 4))):
         frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
+    event: object = None
     with suppress(UnreadableError):
-        DECODER.decode(bytes(frame))
+        event = DECODER.decode(bytes(frame))
+    assert event is None or isinstance(event, StreamEvent)
 
 
 @given(st.decimals(min_value=0, max_value=10**12, places=8))
