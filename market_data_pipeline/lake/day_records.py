@@ -265,7 +265,7 @@ def _digest_of_ledger(path: Path, _version: tuple[int, int, int]) -> bytes | Non
 def _digest_of_rows(table: pa.Table) -> bytes | None:
     """Return the digest of the stored days in a ledger's rows. None if a value is missing."""
     try:
-        stored = table.filter(pc.equal(table["outcome"], pa.scalar(HELD))).drop_columns("outcome").sort_by("day")
+        stored = table.select(_FILE_COLUMNS).filter(pc.field("outcome") == HELD).drop_columns("outcome").sort_by("day")
         if any(column.null_count for column in stored.columns):
             return None
         days = stored["day"].cast(pa.date32()).cast(pa.int32())
