@@ -34,6 +34,23 @@ async def _with_key(request: Request) -> None:
     state_of_app(request).need_key(request)
 
 
+async def _selection(
+    symbols: _Symbols = None, intervals: _Intervals = None, data_types: _Types = None, market: _OneMarket = None
+) -> list[str]:
+    found: list[str] = [] if market is None else ["--market", market.value]
+    for symbol in _listed(symbols):
+        found += ["--symbol", _symbol(symbol)]
+    for interval in _intervals(intervals, market):
+        found += ["--interval", interval]
+    for data_type in _types(data_types, market):
+        found += ["--data-type", data_type]
+    return found
+
+
+_Chosen = Annotated[list[str], Depends(_selection)]
+"""Options of a command that select the series of a request."""
+
+
 def admin_routes() -> APIRouter:
     """Return the routes."""
     router = APIRouter(prefix="/api/v1/admin", tags=["admin"], dependencies=[Depends(_with_key)])
@@ -74,18 +91,9 @@ def admin_routes() -> APIRouter:
     @router.post(
         "/cache/preload", summary="Fetch days of collected series into the lake.", status_code=202, responses=accepted
     )
-    async def preload(
-        request: Request,
-        symbols: _Symbols = None,
-        intervals: _Intervals = None,
-        data_types: _Types = None,
-        market: _OneMarket = None,
-        start: _Day = None,
-        end: _Day = None,
-    ) -> Response:
+    async def preload(request: Request, chosen: _Chosen, start: _Day = None, end: _Day = None) -> Response:
         days = [] if start is None else ["--from", _day(start, "start")]
         days += [] if end is None else ["--through", _day(end, "end")]
-        chosen = _selection(symbols, intervals, data_types, market)
         return _begun(request, "preload", ["backfill", *chosen, *days, "--yes"])
 
     @router.get("/cache/stats", summary="Return what `cache-stats` returns.", responses=documented.of_json("Numbers."))
@@ -94,28 +102,14 @@ def admin_routes() -> APIRouter:
         return as_json(state.numbers.stats(state.answers))
 
     @router.post("/gaps/scan", summary="Count days by state and gaps by verdict.", status_code=202, responses=accepted)
-    async def scan(
-        request: Request,
-        symbols: _Symbols = None,
-        intervals: _Intervals = None,
-        data_types: _Types = None,
-        market: _OneMarket = None,
-    ) -> Response:
-        chosen = _selection(symbols, intervals, data_types, market)
+    async def scan(request: Request, chosen: _Chosen) -> Response:
         return _begun(request, "gaps-scan", ["coverage", *chosen, "--json"])
 
     @router.post(
         "/gaps/fill", summary="Fetch missing and incomplete days of collected series.", status_code=202,
         responses=accepted,
     )  # fmt: skip
-    async def fill(
-        request: Request,
-        symbols: _Symbols = None,
-        intervals: _Intervals = None,
-        data_types: _Types = None,
-        market: _OneMarket = None,
-    ) -> Response:
-        chosen = _selection(symbols, intervals, data_types, market)
+    async def fill(request: Request, chosen: _Chosen) -> Response:
         return _begun(request, "gaps-fill", ["backfill", *chosen, "--yes"])
 
     @router.get("/jobs/{job_id}", summary="Return a job.", responses=documented.of_json("The job.", 404))
@@ -136,17 +130,6 @@ def _begun(request: Request, kind: str, arguments: Sequence[str]) -> Response:
     if job is None:
         raise ProblemError(ProblemKind.BUSY, "Too many jobs wait already. Send it again later.", {"Retry-After": "30"})
     return as_json(job.document(), 202, {"Location": f"/api/v1/admin/jobs/{job.id}"})
-
-
-def _selection(symbols: str | None, intervals: str | None, data_types: str | None, market: Market | None) -> list[str]:
-    found: list[str] = [] if market is None else ["--market", market.value]
-    for symbol in _listed(symbols):
-        found += ["--symbol", _symbol(symbol)]
-    for interval in _intervals(intervals, market):
-        found += ["--interval", interval]
-    for data_type in _types(data_types, market):
-        found += ["--data-type", data_type]
-    return found
 
 
 def _listed(text: str | None) -> list[str]:
