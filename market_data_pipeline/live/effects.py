@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from market_data_pipeline.lake.live_rows import LiveRow
 from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.sources.binance.websocket import CandleEvent
 
 SECOND_US = 1_000_000
 
@@ -16,6 +17,14 @@ class Append:
 
     key: SeriesKey
     rows: tuple[LiveRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Replace the open candle of a series. None leaves it without one."""
+
+    key: SeriesKey
+    candle: CandleEvent | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +54,7 @@ class Notice:
     text: str
 
 
-Effect = Append | AskCandles | AskTrades | Notice
+Effect = Append | Form | AskCandles | AskTrades | Notice
 
 
 def backoff_us(attempts: int) -> int:

@@ -18,10 +18,11 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import SourceError, StorageError, UsageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.feed_status import STATUS_VERSION, write_status
+from market_data_pipeline.lake.forming_candles import FormingCandle, FormingWriter, can_form
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.live_eviction import LiveComparison, evict_final_days
 from market_data_pipeline.lake.live_rows import CLOSE_STATE, LiveRow, LiveWriter, live_days, read_live_rows
-from market_data_pipeline.live.effects import SECOND_US, Append, AskCandles, AskTrades, Effect, Notice
+from market_data_pipeline.live.effects import SECOND_US, Append, AskCandles, AskTrades, Effect, Form, Notice
 from market_data_pipeline.live.links import Link, LinkGroup
 from market_data_pipeline.live.market import MarketFeed, is_followed, make_feed
 from market_data_pipeline.live.rest_answers import RestAnswers, rows_of
@@ -95,10 +96,11 @@ class Feed:
         with (
             storage.only_writer(lock, 0.0, f"The live feed of {self._layout.root}"),
             LiveWriter(self._layout) as writer,
+            FormingWriter(self._layout, self._keys) as forming,
         ):
             markets = {key.market: [k for k in self._keys if k.market is key.market] for key in self._keys}
             feeds = [
-                _Market(market, keys, self._layout, self._settings, writer, VenueClock(self._speed))
+                _Market(market, keys, self._layout, self._settings, (writer, forming), VenueClock(self._speed))
                 for market, keys in markets.items()
             ]
             status = asyncio.create_task(self._write_status(feeds, writer))
@@ -162,14 +164,14 @@ class _Market:
         keys: list[SeriesKey],
         layout: Layout,
         settings: Settings,
-        writer: LiveWriter,
+        writers: tuple[LiveWriter, FormingWriter],
         venue: VenueClock,
     ) -> None:
         self.market = market
         self._keys = keys
         self._layout = layout
         self._url = settings.stream_url(market)
-        self._writer = writer
+        self._writer, self._slots = writers
         self._clock = venue
         self._unit = 1 if MARKETS[market].microseconds else 1_000
         self._decoder = StreamDecoder(market, keys, self._unit)
@@ -182,6 +184,8 @@ class _Market:
         size = MOST_STREAMS[market]
         chunks = [tuple(names[at : at + size]) for at in range(0, len(names), size)]
         self._groups = [LinkGroup(chunk, self._starter(chunk)) for chunk in chunks]
+        self._of_stream = {name: key for key in keys if (name := stream_name(key)) is not None}
+        self._forming: dict[SeriesKey, CandleEvent | None] = {}
         self._timed_at = 0.0
         self._rows: dict[SeriesKey, list[LiveRow]] = {}
         self._waiting_rows = 0
@@ -200,7 +204,10 @@ class _Market:
                 now = self._clock.now_us()
                 for group in self._groups:
                     group.tick(now)
+                    if not group.is_fed(now):
+                        self._do(self._feed.lost(self._of_stream[name] for name in group.names))
                 self._do(self._feed.tick(now))
+                self._write_forming()
                 if time.monotonic() - self._timed_at > self._clock.real(_TIME_SECONDS):
                     self._background(self._set_clock())
                 await asyncio.sleep(min(_TICK_SECONDS, self._clock.real(1.0)))
@@ -287,6 +294,8 @@ class _Market:
         for effect in effects:
             if isinstance(effect, Append):
                 self._store(effect)
+            elif isinstance(effect, Form):
+                self._forming[effect.key] = effect.candle
             elif isinstance(effect, Notice):
                 if self._feed is not None:
                     self._feed.counts[effect.kind] += 1
@@ -310,6 +319,22 @@ class _Market:
                 self._writer.append(key, found)
         except StorageError as error:
             self._failure = error  # `run` raises it
+
+    def _write_forming(self) -> None:
+        """Show the newest state of open candles to other readers, and that the feed runs.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        changed, self._forming = self._forming, {}
+        for key, candle in changed.items():
+            if not can_form(key):
+                continue
+            if candle is None:
+                self._slots.clear(key)
+            else:
+                self._slots.put(FormingCandle(key, candle.values, candle.event_us))
+        self._slots.beat()
 
     def _background(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

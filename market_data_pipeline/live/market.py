@@ -57,7 +57,7 @@ class MarketFeed:
         if isinstance(event, CandleEvent):
             candles = self.candles[event.key]
             candles.event_us = max(candles.event_us, event.event_us)
-            return self._closed(candles, event, now_us) if event.closed else []
+            return self._closed(candles, event, now_us) if event.closed else candles.formed(event, now_us)
         if isinstance(event, MarkPriceEvent):
             self.mark_prices[event.symbol] = event.event_us
         return []
@@ -100,6 +100,10 @@ class MarketFeed:
         for trade_track in self.trades.values():
             effects += trade_track.tick(now_us)
         return effects
+
+    def lost(self, keys: Iterable[SeriesKey]) -> list[Effect]:
+        """Take the loss of all connections of series: nothing is known of their open candles."""
+        return [effect for key in keys if key in self.candles for effect in self.candles[key].forget_forming()]
 
     def answered_candles(self, ask: AskCandles, rows: Sequence[Values], now_us: int) -> list[Effect]:
         """Take REST's candles."""

@@ -45,9 +45,11 @@ class CandleEvent(msgspec.Struct, frozen=True, gc=False):
     first_id: int
     last_id: int
     values: tuple[float | int, ...]
-    """In the order of the lake's columns, without labels. Empty for a candle that is not closed."""
+    """In the order of the lake's columns, without labels."""
     units: tuple[int, ...]
-    """o, h, l, c, v, q, V, Q in units of 1e-8, for exact comparison. Empty for a candle that is not closed."""
+    """o, h, l, c, v, q, V, Q in units of 1e-8, for exact comparison."""
+    texts: tuple[str, ...] = ()
+    """The same as the exchange wrote them."""
 
 
 class TradeEvent(msgspec.Struct, frozen=True, gc=False):
@@ -66,6 +68,8 @@ class TradeEvent(msgspec.Struct, frozen=True, gc=False):
     is_buyer_maker: bool
     values: tuple[float | int | bool, ...]
     """In the order of the lake's columns, without labels."""
+    texts: tuple[str, ...] = ()
+    """Price and quantity as the exchange wrote them. Empty if they come from REST."""
 
 
 class MarkPriceEvent(msgspec.Struct, frozen=True, gc=False):
@@ -230,6 +234,7 @@ class StreamDecoder:
             quantity,
             data.m,
             (*values, True) if self._spot else values,
+            (data.p, data.q),
         )
 
     def _candle(self, key: SeriesKey, event_us: int, k: _K) -> CandleEvent:
@@ -237,11 +242,8 @@ class StreamDecoder:
         _time(opened)
         if k.i != key.interval or k.s != key.symbol or opened % step or k.T * self._unit != opened + step - self._unit:
             raise UnreadableError(f"a candle of {k.i[:20]!r} from {k.t} to {k.T} is none of {key}")
-        if not k.x:
-            return CandleEvent(key, event_us, opened, False, k.f, k.L, (), ())
-        exact = o, h, low, c, v, q, taker, taker_q = tuple(
-            units(text) for text in (k.o, k.h, k.l, k.c, k.v, k.q, k.V, k.Q)
-        )
+        texts = (k.o, k.h, k.l, k.c, k.v, k.q, k.V, k.Q)
+        exact = o, h, low, c, v, q, taker, taker_q = tuple(units(text) for text in texts)
         if not (
             low <= o <= h
             and low <= c <= h
@@ -253,7 +255,7 @@ class StreamDecoder:
             raise UnreadableError(f"the values of a candle of {key} contradict each other")
         numbers = (float(k.o), float(k.h), float(k.l), float(k.c), float(k.v))
         rest = (k.T * self._unit, float(k.q), k.n, float(k.V), float(k.Q))
-        return CandleEvent(key, event_us, opened, True, k.f, k.L, (opened, *numbers, *rest), exact)
+        return CandleEvent(key, event_us, opened, k.x, k.f, k.L, (opened, *numbers, *rest), exact, texts)
 
 
 def units(text: str) -> int:
