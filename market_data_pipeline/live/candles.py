@@ -79,9 +79,9 @@ class CandleTrack:
         missing = (at for at in range(self.next_us, ended, self.step) if at not in self._stored)
         return sorted({*missing, *self._contested})
 
-    def closed(self, values: Values, now_us: int, *, proven: bool = False) -> list[Effect]:
+    def closed(self, event: CandleEvent, now_us: int, *, proven: bool = False) -> list[Effect]:
         """Take a closed candle of the stream."""
-        opened = int(values[0])
+        opened, values = event.open_us, event.values
         if opened + self.step > now_us + _SURELY_CLOSED_US:
             return [Notice(self.key, "future", f"A candle of {opened} was closed before its end, and is ignored.")]
         if opened < self.next_us - _REMEMBERED * self.step:
@@ -90,7 +90,7 @@ class CandleTrack:
         known = self._stored.get(opened)
         if known is None and (opened >= self.next_us or opened in self.absent):
             self.absent.discard(opened)
-            return self._store(values, CloseState.PROVEN if proven else CloseState.CLOSED)
+            return self._store(values, CloseState.PROVEN if proven else CloseState.CLOSED, event)
         self.repeated += 1
         if known is None or known == values:
             return []
@@ -125,7 +125,7 @@ class CandleTrack:
         values = self._stored.get(opened)
         if values is None or opened in self._contested:
             return []
-        return [Append(self.key, (LiveRow(values, CloseState.PROVEN),))]
+        return [Append(self.key, (LiveRow(values, CloseState.PROVEN),), is_news=False)]
 
     def tick(self, now_us: int) -> list[Effect]:
         """Return what is due: a request, or the end of an open candle that was not closed."""
@@ -190,12 +190,12 @@ class CandleTrack:
         self._advance()
         return effects
 
-    def _store(self, values: Values, state: CloseState) -> list[Effect]:
+    def _store(self, values: Values, state: CloseState, event: CandleEvent | None = None) -> list[Effect]:
         self._stored[int(values[0])] = values
         self._missed.pop(int(values[0]), None)
         self._advance()
         is_over = self.forming is not None and self.forming.open_us <= int(values[0])
-        return [Append(self.key, (LiveRow(values, state),)), *(self.forget_forming() if is_over else [])]
+        return [Append(self.key, (LiveRow(values, state),), (event,)), *(self.forget_forming() if is_over else [])]
 
     def _advance(self) -> None:
         while self.next_us in self._stored or self.next_us in self.absent:

@@ -6,17 +6,24 @@ from dataclasses import dataclass
 
 from market_data_pipeline.lake.live_rows import LiveRow
 from market_data_pipeline.model.series import SeriesKey
-from market_data_pipeline.sources.binance.websocket import CandleEvent
+from market_data_pipeline.sources.binance.websocket import CandleEvent, TradeEvent
 
 SECOND_US = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Store rows."""
+    """Store rows.
+
+    Attributes:
+        events: The messages that they come from, one for each row. None of REST.
+        is_news: False if the rows are stored with the same values already.
+    """
 
     key: SeriesKey
     rows: tuple[LiveRow, ...]
+    events: tuple[CandleEvent | TradeEvent | None, ...] = ()
+    is_news: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from websockets.exceptions import WebSocketException
@@ -27,8 +28,11 @@ from market_data_pipeline.live.links import Link, LinkGroup
 from market_data_pipeline.live.market import MarketFeed, is_followed, make_feed
 from market_data_pipeline.live.rest_answers import RestAnswers, rows_of
 from market_data_pipeline.live.status import series_status, status_time
+from market_data_pipeline.live.updates import updates_of
 from market_data_pipeline.live.venue_clock import VenueClock
+from market_data_pipeline.model.binance_dialect import stream_name
 from market_data_pipeline.model.datasets import MARKETS
+from market_data_pipeline.model.live_updates import LiveListener, LiveUpdate
 from market_data_pipeline.model.series import DataType, Market, SeriesKey, interval_us
 from market_data_pipeline.model.waits import Stop
 from market_data_pipeline.settings import Settings
@@ -41,7 +45,6 @@ from market_data_pipeline.sources.binance.websocket import (
     TradeEvent,
     UnreadableError,
     open_streams,
-    stream_name,
 )
 
 logger = logging.getLogger(__name__)
@@ -67,26 +70,37 @@ class Feed:
     Args:
         keys: The series to follow. Others than aggTrades and candles are ignored.
         speed: Seconds of the exchange in a real second. Only a sandbox has another speed than 1.
+        listener: Takes what the feed has, as soon as it has it.
 
     Raises:
         UsageError: No series can be followed.
     """
 
-    def __init__(self, settings: Settings, keys: Iterable[SeriesKey], speed: float = 1.0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        keys: Iterable[SeriesKey],
+        speed: float = 1.0,
+        listener: LiveListener | None = None,
+    ) -> None:
         self._layout = Layout(settings.root)
         self._settings = settings
         self._keys = [key for key in keys if is_followed(key)]
         if not self._keys:
             raise UsageError("No collected series can be followed live: collect klines or aggTrades in universe.yaml.")
         self._speed = speed
+        self._listener = listener
 
     @property
     def series(self) -> list[SeriesKey]:
         """Return the series that this feed follows."""
         return list(self._keys)
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, stop: asyncio.Event, began: Callable[[], object] | None = None) -> None:
         """Follow the streams until ``stop`` is set.
+
+        Args:
+            began: Called once no other feed writes to the data folder.
 
         Raises:
             SeriesBusyError: Another feed writes to the data folder.
@@ -98,9 +112,12 @@ class Feed:
             LiveWriter(self._layout) as writer,
             FormingWriter(self._layout, self._keys) as forming,
         ):
+            if began is not None:
+                began()
             markets = {key.market: [k for k in self._keys if k.market is key.market] for key in self._keys}
+            outputs = _Outputs(writer, forming, self._listener)
             feeds = [
-                _Market(market, keys, self._layout, self._settings, (writer, forming), VenueClock(self._speed))
+                _Market(market, keys, self._layout, self._settings, outputs, VenueClock(self._speed))
                 for market, keys in markets.items()
             ]
             status = asyncio.create_task(self._write_status(feeds, writer))
@@ -155,6 +172,15 @@ def _store_status(layout: Layout, status: dict[str, Any], writer: LiveWriter) ->
     write_status(layout, status)
 
 
+@dataclass(frozen=True, slots=True)
+class _Outputs:
+    """Where a feed puts what it has. All markets share them."""
+
+    writer: LiveWriter
+    forming: FormingWriter
+    listener: LiveListener | None
+
+
 class _Market:
     """The feed of one market."""
 
@@ -164,14 +190,14 @@ class _Market:
         keys: list[SeriesKey],
         layout: Layout,
         settings: Settings,
-        writers: tuple[LiveWriter, FormingWriter],
+        outputs: _Outputs,
         venue: VenueClock,
     ) -> None:
         self.market = market
         self._keys = keys
         self._layout = layout
         self._url = settings.stream_url(market)
-        self._writer, self._slots = writers
+        self._writer, self._slots, self._listener = outputs.writer, outputs.forming, outputs.listener
         self._clock = venue
         self._unit = 1 if MARKETS[market].microseconds else 1_000
         self._decoder = StreamDecoder(market, keys, self._unit)
@@ -189,6 +215,7 @@ class _Market:
         self._timed_at = 0.0
         self._rows: dict[SeriesKey, list[LiveRow]] = {}
         self._waiting_rows = 0
+        self._updates: list[LiveUpdate] = []
         self._failure: StorageError | None = None
 
     # --- start and end ---------------------------------------------------------------------------------------
@@ -296,6 +323,7 @@ class _Market:
                 self._store(effect)
             elif isinstance(effect, Form):
                 self._forming[effect.key] = effect.candle
+                self._announce(effect)
             elif isinstance(effect, Notice):
                 if self._feed is not None:
                     self._feed.counts[effect.kind] += 1
@@ -305,20 +333,34 @@ class _Market:
 
     def _store(self, effect: Append) -> None:
         """Store rows together with those of the messages that have already arrived."""
-        if not self._rows:
-            asyncio.get_running_loop().call_soon(self._write)
+        self._write_soon()
         self._rows.setdefault(effect.key, []).extend(effect.rows)
+        self._announce(effect)
         self._waiting_rows += len(effect.rows)
         if self._waiting_rows >= _MOST_ROWS_WAITING:
             self._write()
 
+    def _announce(self, effect: Append | Form) -> None:
+        """Pass an effect on to the listener, after its rows are stored."""
+        if self._listener is not None and self._listener.wants(effect.key):
+            self._write_soon()
+            self._updates.extend(updates_of(effect, self._clock.now_us()))
+
+    def _write_soon(self) -> None:
+        if not self._rows and not self._updates:
+            asyncio.get_running_loop().call_soon(self._write)
+
     def _write(self) -> None:
         rows, self._rows, self._waiting_rows = self._rows, {}, 0
+        updates, self._updates = self._updates, []
         try:
             for key, found in rows.items():
                 self._writer.append(key, found)
         except StorageError as error:
             self._failure = error  # `run` raises it
+            return
+        if updates and self._listener is not None:
+            self._listener.publish(updates)
 
     def _write_forming(self) -> None:
         """Show the newest state of open candles to other readers, and that the feed runs.

@@ -65,7 +65,7 @@ class MarketFeed:
     def _closed(self, track: CandleTrack, event: CandleEvent, now_us: int) -> list[Effect]:
         trades = self._of_symbol.get(event.key.symbol)
         verdict = None if trades is None else trades.verdict(event, track.step)
-        effects = track.closed(event.values, now_us, proven=verdict is True)
+        effects = track.closed(event, now_us, proven=verdict is True)
         if not any(isinstance(effect, Append) for effect in effects) or trades is None:
             return effects
         if verdict is False:

@@ -94,7 +94,7 @@ def test_the_open_candle_is_read_as_forming(tmp_path: Path, sandbox: Sandbox) ->
 
     follow(tmp_path, sandbox, test)
     assert max(map(len, found.values())) > 1
-    volumes = read_live_rows(Layout(tmp_path), CANDLES)["volume"].to_pylist()
+    volumes: list[Any] = read_live_rows(Layout(tmp_path), CANDLES)["volume"].to_pylist()
     closed = dict(zip(opened(Layout(tmp_path)), volumes, strict=True))
     assert all(max(seen) <= closed[at] for at, seen in found.items())
     assert read_forming(Layout(tmp_path), CANDLES) is None

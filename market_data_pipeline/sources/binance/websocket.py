@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 
+from market_data_pipeline.model.binance_dialect import stream_name
 from market_data_pipeline.model.series import DataType, Market, SeriesKey, interval_us
 
 MOST_STREAMS: Mapping[Market, int] = {Market.SPOT: 1_024, Market.UM: 1_024, Market.CM: 200}
@@ -147,22 +148,6 @@ class _Reply(msgspec.Struct, gc=False):
     id: int | None = None
     result: Any = None
     error: Any = None
-
-
-def stream_name(key: SeriesKey) -> str | None:
-    """Return the name of the stream of a series. None if the series has no stream of closed rows.
-
-    >>> stream_name(SeriesKey("binance", Market.UM, DataType.KLINES, "BTCUSDT", "1m"))
-    'btcusdt@kline_1m'
-    """
-    symbol = key.symbol.lower()
-    if key.data_type is DataType.KLINES:
-        return f"{symbol}@kline_{key.interval}"
-    if key.data_type is DataType.AGG_TRADES:
-        return f"{symbol}@aggTrade"
-    if key.data_type is DataType.MARK_PRICE_KLINES:
-        return f"{symbol}@markPrice@1s"
-    return None
 
 
 class StreamDecoder:
