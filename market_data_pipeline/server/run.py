@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,20 +21,29 @@ MOST_HEAD_BYTES = 65_536
 HEAD_SECONDS = 10.0
 """Time in which the head of a request must arrive."""
 
+MOST_FRAME_BYTES = 65_536
+"""Most bytes of a message that a socket receives. 1,024 names of streams have 30,000."""
+
+MOST_PINGS = 10
+"""Most pings of a socket in a second."""
+
+MOST_FRAGMENTS = 64
+"""Most fragments of a message that a socket receives."""
+
 _MOST_CONNECTIONS = 512
 _END_SECONDS = 10
 
 
 def run_server(app: FastAPI, host: str, port: int) -> None:
     """Serve an app until Ctrl-C or SIGTERM. Then finish the requests that are being answered, and stop all jobs."""
-    _Server(_config(app, host, port)).run()
+    _Server(_config(app, host, port), app).run()
 
 
 @contextmanager
 def serving(app: FastAPI) -> Iterator[str]:
     """Serve an app on a free port of loopback, in a thread, as long as the block runs. Yields its address."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(_config(app, *listening.getsockname()))
+    server = _Ending(_config(app, *listening.getsockname()), app)
     thread = threading.Thread(target=server.run, args=([listening],), name="server", daemon=True)
     thread.start()  # the socket queues connections until the server answers them
     try:
@@ -55,10 +65,29 @@ def _config(app: FastAPI, host: str, port: int) -> uvicorn.Config:
         limit_concurrency=_MOST_CONNECTIONS,
         h11_max_incomplete_event_size=MOST_HEAD_BYTES,
         timeout_graceful_shutdown=_END_SECONDS,
+        ws=socket_protocol() or "none",
+        ws_max_size=MOST_FRAME_BYTES,
+        ws_ping_interval=20.0,
+        ws_ping_timeout=60.0,
+        ws_per_message_deflate=False,
     )
 
 
-class _Server(uvicorn.Server):
+class _Ending(uvicorn.Server):
+    """Ends the streams of all clients first, because they would never end by themselves."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if (hub := self._app.state.server.hub) is not None:
+            hub.close()
+            await asyncio.sleep(0)
+        await super().shutdown(sockets)
+
+
+class _Server(_Ending):
     """Ends in an orderly way at Ctrl-C and SIGTERM: to stop a server is no fault of it."""
 
     @contextmanager
@@ -110,6 +139,10 @@ def _bounded(base: Any) -> type[asyncio.Protocol]:  # noqa: C901 - a class of sm
             if self.cycle is not None and self.cycle is not cycle:
                 self._head_arrived()
 
+        def handle_websocket_upgrade(self, *event: Any) -> None:
+            self._head_arrived()
+            super().handle_websocket_upgrade(*event)
+
         def _await_head(self) -> None:
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self._late)
 
@@ -131,6 +164,42 @@ def _bounded(base: Any) -> type[asyncio.Protocol]:  # noqa: C901 - a class of sm
                 self.transport.close()
 
     return Bounded
+
+
+def socket_protocol() -> type[asyncio.Protocol] | None:
+    """Return the protocol of sockets, with limits for what a client sends. None without the package websockets."""
+    try:
+        from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+    except ImportError:
+        return None
+
+    class BoundedSocket(WebSocketsSansIOProtocol):
+        """Ends a connection that sends pings or fragments without end, or that does not read."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._pings: deque[float] = deque()
+
+        def handle_ping(self) -> None:
+            now = self.loop.time()
+            self._pings.append(now)
+            while now - self._pings[0] > 1:
+                self._pings.popleft()
+            if len(self._pings) > MOST_PINGS or self.transport.get_write_buffer_size() > MOST_FRAME_BYTES:
+                self.transport.abort()
+            else:
+                super().handle_ping()
+
+        def handle_cont(self, event: Any) -> None:
+            if len(self.frames) > MOST_FRAGMENTS:
+                self.transport.abort()
+            else:
+                super().handle_cont(event)
+
+        def keepalive_timeout(self) -> None:
+            self.transport.abort()  # to close it would wait for a client that does not read
+
+    return BoundedSocket
 
 
 _BODY = (
