@@ -166,7 +166,7 @@ def _bounded(base: Any) -> type[asyncio.Protocol]:  # noqa: C901 - a class of sm
     return Bounded
 
 
-def socket_protocol() -> type[asyncio.Protocol] | None:
+def socket_protocol() -> type[asyncio.Protocol] | None:  # noqa: C901 - a class of small methods
     """Return the protocol of sockets, with limits for what a client sends. None without the package websockets."""
     try:
         from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -179,6 +179,18 @@ def socket_protocol() -> type[asyncio.Protocol] | None:
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._pings: deque[float] = deque()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if not self.handshake_initiated and not self.transport.is_closing():
+                # websockets has bounds of its own for the head, and uvicorn would wait for the rest of it.
+                self.transport.write(_TOO_LARGE_FOR_SOCKETS)
+                self.transport.close()
+
+        async def send(self, message: Any) -> None:
+            await super().send(message)
+            if message["type"] == "websocket.http.response.body" and self.close_sent:
+                self.handshake_complete = True  # a refusal is no error of the app, so uvicorn shall not log one
 
         def handle_ping(self) -> None:
             now = self.loop.time()
@@ -202,11 +214,18 @@ def socket_protocol() -> type[asyncio.Protocol] | None:
     return BoundedSocket
 
 
-_BODY = (
-    b'{"type":"urn:market-data-pipeline:problem:head-too-large","title":"The head of the request is too large",'
-    b'"status":431,"detail":"Send at most %d bytes of headers."}' % MOST_HEAD_BYTES
+def _too_large(detail: bytes) -> bytes:
+    body = (
+        b'{"type":"urn:market-data-pipeline:problem:head-too-large","title":"The head of the request is too large",'
+        b'"status":431,"detail":"%b"}' % detail
+    )
+    return (
+        b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: application/problem+json\r\n"
+        b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+
+
+_TOO_LARGE = _too_large(b"Send at most %d bytes of headers." % MOST_HEAD_BYTES)
+_TOO_LARGE_FOR_SOCKETS = _too_large(
+    b"The address and each header of a socket have at most 8192 bytes. For more streams, connect to /ws and subscribe."
 )
-_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: application/problem+json\r\n"
-    b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(_BODY)
-) + _BODY

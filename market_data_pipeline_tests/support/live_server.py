@@ -58,14 +58,22 @@ class LiveServer:
         """Connect to a path below ``/api/v1/market/stream``."""
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=SECONDS)
         connection.request("GET", f"/api/v1/market/stream/{path}", headers=dict(headers or {}))
+        answer = connection.getresponse()
         try:
-            yield Events(connection, connection.getresponse())
+            yield Events(connection, answer)
         finally:
+            answer.close()
             connection.close()
+
+    def refused(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, dict[str, Any]]:
+        """Return the status and the problem with which a stream is refused."""
+        with self.events(path, headers) as events:
+            assert events.answer.headers["content-type"] == "application/problem+json"
+            return events.answer.status, json.loads(events.answer.read()) | dict(events.answer.headers)
 
     def followed(self, key: SeriesKey = HOURS, clients: int = 1) -> None:
         """Wait until clients follow a series."""
-        until(lambda: len(self.hub._followers.get(key, ())) == clients, f"{clients} clients follow", SECONDS)
+        until(lambda: len(self.hub._followers.get(key, ())) == clients, f"{clients} clients follow", SECONDS, 0.01)
 
     def stored(self, hours: int) -> list[tuple[Any, ...]]:
         """Append the last hours that are over as live rows, and return their values."""
