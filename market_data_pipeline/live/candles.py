@@ -52,6 +52,7 @@ class CandleTrack:
     event_us: int = 0
     forming: CandleEvent | None = None
     step: int = field(init=False)
+    _began_us: int = 0
     _stored: dict[int, Values] = field(default_factory=dict)
     _contested: set[int] = field(default_factory=set)
     _missed: dict[int, int] = field(default_factory=dict)
@@ -129,6 +130,7 @@ class CandleTrack:
 
     def tick(self, now_us: int) -> list[Effect]:
         """Return what is due: a request, or the end of an open candle that was not closed."""
+        self._began_us = self._began_us or now_us
         effects: list[Effect] = []
         if self.forming is not None and self.forming.open_us + self.step + _ENDED_US <= now_us:
             effects += self.forget_forming()
@@ -194,8 +196,10 @@ class CandleTrack:
         self._stored[int(values[0])] = values
         self._missed.pop(int(values[0]), None)
         self._advance()
+        is_old = event is None and int(values[0]) + self.step <= self._began_us
         is_over = self.forming is not None and self.forming.open_us <= int(values[0])
-        return [Append(self.key, (LiveRow(values, state),), (event,)), *(self.forget_forming() if is_over else [])]
+        append = Append(self.key, (LiveRow(values, state),), (event,), is_old=is_old)
+        return [append, *(self.forget_forming() if is_over else [])]
 
     def _advance(self) -> None:
         while self.next_us in self._stored or self.next_us in self.absent:

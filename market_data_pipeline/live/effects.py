@@ -18,12 +18,14 @@ class Append:
     Attributes:
         events: The messages that they come from, one for each row. None of REST.
         is_news: False if the rows are stored with the same values already.
+        is_old: True if they ended before the feed began.
     """
 
     key: SeriesKey
     rows: tuple[LiveRow, ...]
     events: tuple[CandleEvent | TradeEvent | None, ...] = ()
     is_news: bool = True
+    is_old: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,8 @@ _MOST_CANDLES_BACK = 1_500
 """Most candles to fetch at the start. Ingestion fetches older ones."""
 _TRADES_BACK_US = 3_600 * SECOND_US
 """Age of the last stored trade from which on the feed continues with the next id."""
+_CLOSE_SECONDS = 3.0
+"""Time for connections to close at the end."""
 _CONNECTION_ERRORS = (OSError, WebSocketException, TimeoutError, EOFError)
 
 
@@ -205,6 +207,7 @@ class _Market:
         self._rest = RestAnswers(market, settings, self._stop)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix=f"live-{market}")
         self._asking = set[asyncio.Task[None]]()
+        self._following = set[asyncio.Task[None]]()
         self._feed: MarketFeed | None = None
         names = sorted({name for key in keys if (name := stream_name(key)) is not None})
         size = MOST_STREAMS[market]
@@ -243,6 +246,8 @@ class _Market:
                 group.close()
             self._write()
             self._stop.set()
+            if self._following:
+                await asyncio.wait(self._following, timeout=_CLOSE_SECONDS)
             for task in self._asking:
                 task.cancel()
             self._threads.shutdown(wait=False, cancel_futures=True)
@@ -283,7 +288,13 @@ class _Market:
     # --- connections -----------------------------------------------------------------------------------------
 
     def _starter(self, names: tuple[str, ...]) -> Callable[[Link], asyncio.Task[None]]:
-        return lambda link: asyncio.create_task(self._follow(names, link))
+        def start(link: Link) -> asyncio.Task[None]:
+            task = asyncio.create_task(self._follow(names, link))
+            self._following.add(task)
+            task.add_done_callback(self._following.discard)
+            return task
+
+        return start
 
     async def _follow(self, names: tuple[str, ...], link: Link) -> None:
         group = next(group for group in self._groups if group.names == names)

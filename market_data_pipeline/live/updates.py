@@ -27,7 +27,7 @@ def updates_of(effect: Append | Form, now_us: int) -> Iterator[LiveUpdate]:
         elif isinstance(event, TradeEvent):
             yield TradeUpdate(event.key, event.event_us, event.values, _texts_of(event))
         else:
-            yield _of_rest(effect.key, row, now_us)
+            yield _of_rest(effect.key, row, now_us, is_old=effect.is_old)
 
 
 def _of_event(event: CandleEvent) -> CandleUpdate:
@@ -45,10 +45,10 @@ _NUMBERS = (1, 2, 3, 4, 5, 7, 9, 10)
 """Places of o, h, l, c, v, q, V, Q among the columns of klines."""
 
 
-def _of_rest(key: SeriesKey, row: LiveRow, now_us: int) -> CandleUpdate:
+def _of_rest(key: SeriesKey, row: LiveRow, now_us: int, *, is_old: bool) -> CandleUpdate:
     of_klines = key.data_type is DataType.KLINES
     texts = tuple(_decimal(row.values[place]) for place in _NUMBERS) if of_klines else ()
-    return CandleUpdate(key, now_us, True, row.values, texts)
+    return CandleUpdate(key, now_us, True, row.values, texts, is_old=is_old)
 
 
 def _decimal(value: float) -> str:

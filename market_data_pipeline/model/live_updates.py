@@ -22,6 +22,7 @@ class CandleUpdate:
         texts: o, h, l, c, v, q, V, Q as the exchange wrote them. From REST, they have eight decimals.
         first_id: First trade id. -1 if the candle has no trade, or comes from REST, which has no ids.
         last_id: Last trade id.
+        is_old: It ended before the feed began, and REST fills it in. Only clients that come back may miss it.
     """
 
     key: SeriesKey
@@ -31,6 +32,7 @@ class CandleUpdate:
     texts: tuple[str, ...]
     first_id: int = -1
     last_id: int = -1
+    is_old: bool = False
 
     @property
     def open_us(self) -> int:
@@ -46,12 +48,14 @@ class TradeUpdate:
         event_us: Time of the exchange's message, or of REST's answer, in microseconds since 1970 (UTC).
         values: In the order of the lake's columns, without labels. Times are microseconds since 1970 (UTC).
         texts: Price and quantity as the exchange wrote them. From REST, they have eight decimals.
+        is_old: False. Trades begin with the first that the feed sees, or go on where it ended.
     """
 
     key: SeriesKey
     event_us: int
     values: tuple[float | int | bool, ...]
     texts: tuple[str, str]
+    is_old: bool = False
 
     @property
     def trade_id(self) -> int:

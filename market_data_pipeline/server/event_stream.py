@@ -214,6 +214,7 @@ class EventStream(Response):
         self._client.follow(self._key)  # before the rows are read, so that none is missed in between
         seam: dict[int, tuple[object, ...]] = {}
         if self._after is not None:
+            self._client.takes_old = True
             async for text in self._missed(self._after, seam):
                 yield text
         forming = read_forming(Layout(self._state.settings.root), self._key)
@@ -224,7 +225,8 @@ class EventStream(Response):
             taken = await self._client.take(_QUIET_SECONDS)
             if not taken:
                 yield b":\n\n"
-            texts = [one.text("events", _text_of) for one in taken if not _is_known(one.update, seam)]
+            new = (one for one in taken if not _is_known(one.update, seam, self._after))
+            texts = [one.text("events", _text_of) for one in new]
             if texts:
                 yield "".join(texts).encode()
 
@@ -284,8 +286,10 @@ def _numbers(table: pa.Table, name: str) -> list[Any]:
     return column.cast(pa.int64()).to_pylist() if pa.types.is_timestamp(column.type) else column.to_pylist()
 
 
-def _is_known(update: LiveUpdate, seam: dict[int, tuple[object, ...]]) -> bool:
+def _is_known(update: LiveUpdate, seam: dict[int, tuple[object, ...]], after: _Position | None) -> bool:
     """Return True if a client has an update already. An open candle whose row it has is known, too."""
+    if update.is_old and after is not None and clock.naive_from_us(int(update.values[0])) <= after.time:
+        return True
     if not seam:
         return False
     if isinstance(update, TradeUpdate):

@@ -66,10 +66,15 @@ class Published:
 
 
 class LiveClient:
-    """One client with its queue. It ends if the queue is full, because the client reads too slowly."""
+    """One client with its queue. It ends if the queue is full, because the client reads too slowly.
+
+    Attributes:
+        takes_old: The client came back, and so also takes what the feed fills in after its own start.
+    """
 
     def __init__(self, hub: LiveHub) -> None:
         self._hub = hub
+        self.takes_old = False
         self._waiting: deque[Published] = deque()
         self._ready = asyncio.Event()
         self.ended = asyncio.Event()
@@ -85,7 +90,7 @@ class LiveClient:
 
     def put(self, one: Published) -> None:
         """Add an update to the queue."""
-        if self.ending is not None:
+        if self.ending is not None or (one.update.is_old and not self.takes_old):
             return
         if len(self._waiting) >= MOST_WAITING:
             self.end(Ending.SLOW)
