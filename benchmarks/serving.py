@@ -87,15 +87,13 @@ def _timed(ask: _Ask, path: str, headers: Mapping[str, str]) -> float:
 def _running(lake: Path) -> Iterator[tuple[_Ask, Callable[[], float]]]:
     import psutil
 
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        port = trial.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "market_data_pipeline.cli", "serve", "--port", str(port)]
     environment = os.environ | {f"{PREFIX}DIR": str(lake)}
     connection = http.client.HTTPConnection("127.0.0.1", port)
     with closing(connection), subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         try:
-            _wait_for(port, process)
+            wait_for(port, process)
 
             def ask(path: str, headers: Mapping[str, str]) -> str:
                 connection.request("GET", path, headers=dict(headers))
@@ -110,7 +108,20 @@ def _running(lake: Path) -> Iterator[tuple[_Ask, Callable[[], float]]]:
             process.terminate()
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+def free_port() -> int:
+    """Return a port that nobody uses."""
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        port: int = trial.getsockname()[1]
+        return port
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a server answers.
+
+    Raises:
+        RuntimeError: It does not.
+    """
     end = time.monotonic() + _STARTS_SECONDS
     while time.monotonic() < end and process.poll() is None:
         with socket.socket() as trial:

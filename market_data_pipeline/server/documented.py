@@ -84,3 +84,9 @@ def of_json(description: str, *statuses: int) -> dict[int | str, dict[str, Any]]
         200: {"description": description, "content": {"application/json": {"schema": {"type": "object"}}}},
         **problems(400, 401, 403, 422, *statuses),
     }
+
+
+def of_events() -> dict[int | str, dict[str, Any]]:
+    """Return the description of server-sent events."""
+    events = {"description": "Events, until the client goes away.", "content": {"text/event-stream": {}}}
+    return {200: events, **problems(400, 401, 403, 404, 422, 503)}

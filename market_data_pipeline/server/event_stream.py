@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -46,8 +47,10 @@ _STREAMED = (
     *(DataType.KLINES, DataType.AGG_TRADES),
     *(DataType.MARK_PRICE_KLINES, DataType.INDEX_PRICE_KLINES, DataType.PREMIUM_INDEX_KLINES),
 )
-_QUIET_SECONDS = 15.0
+QUIET_SECONDS = 15.0
 """Time without events after which a comment shows that the connection is alive."""
+COMMENT = b":\n\n"
+"""What keeps a connection alive."""
 _RETRY_MS = 2_000
 """Time after which a browser connects again."""
 _TRADES_SPAN = timedelta(hours=1)
@@ -75,10 +78,7 @@ def stream_routes() -> APIRouter:
             operation_id=f"stream_{name.replace('-', '_')}",
             summary=f"Follow {name.replace('-', ' ')} as server-sent events, if the live feed runs in this server.",
             response_class=Response,
-            responses={
-                200: {"description": "Events, until the client goes away.", "content": {EVENT_TYPE: {}}},
-                **documented.problems(400, 401, 403, 404, 422, 503),
-            },
+            responses=documented.of_events(),
         )
     return router
 
@@ -119,13 +119,22 @@ def _opened(
     request: Request, data_type: DataType, symbol: str, interval: str | None, market: Market | None, last: str | None
 ) -> Response:
     state = state_of_app(request)
-    hub = state.hub
-    if hub is None:
-        raise ProblemError(ProblemKind.OFF, "This server runs no live feed. Start it with `market-data serve --live`.")
+    hub = hub_of(state)
     wanted = PageRequest(market_for(data_type, market), data_type, symbol_in(symbol), interval, None, None, _ROWS)
     key = _followed(hub, wanted)
     after = None if last is None else _position(last, data_type)
-    return EventStream(state, hub.client(), key, wanted, after)
+    return RowEvents(state, hub.client(), key, wanted, after)
+
+
+def hub_of(state: ServerState) -> LiveHub:
+    """Return the hub of the live feed in this process.
+
+    Raises:
+        ProblemError: It runs none.
+    """
+    if state.hub is None:
+        raise ProblemError(ProblemKind.OFF, "This server runs no live feed. Start it with `market-data serve --live`.")
+    return state.hub
 
 
 def _followed(hub: LiveHub, wanted: PageRequest) -> SeriesKey:
@@ -161,34 +170,34 @@ def _position(text: str, data_type: DataType) -> _Position:
     return _Position(clock.naive_from_us(int(match["time"])), int(match["id"] or -1))
 
 
-class EventStream(Response):
-    """The events of one series, until the client goes away, reads too slowly, or the server stops."""
+class EventAnswer(Response, ABC):
+    """Events, until the client goes away, reads too slowly, or the server stops."""
 
     media_type = EVENT_TYPE
 
-    def __init__(
-        self, state: ServerState, client: LiveClient, key: SeriesKey, wanted: PageRequest, after: _Position | None
-    ) -> None:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(None, 200, headers)
+    def __init__(self, client: LiveClient) -> None:
+        super().__init__(None, 200, {"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._state = state
-        self._client = client
-        self._key = key
-        self._wanted = wanted
-        self._after = after
+        self.client = client
+
+    @abstractmethod
+    def texts(self) -> AsyncIterator[bytes]:
+        """Yield events, without end."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events (ASGI)."""
         try:
             await self._serve(scope, receive, send)
         finally:
-            self._client.close()
+            self.client.close()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client = self._client
-        sending = asyncio.create_task(self._send(send))
-        tasks = [sending, asyncio.create_task(_gone(receive)), asyncio.create_task(client.ended.wait())]
+        client = self.client
+        tasks = [
+            asyncio.create_task(self._send(send)),
+            asyncio.create_task(_gone(receive)),
+            asyncio.create_task(client.ended.wait()),
+        ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if client.ending is Ending.SLOW and (transport := scope.get(TRANSPORT)) is not None:
@@ -202,19 +211,34 @@ class EventStream(Response):
                 raise error
         if client.ending is not None:
             with suppress(OSError, RuntimeError):
-                await send({"type": "http.response.body", "body": _event("end", {"reason": client.ending.reason})})
+                body = event_text("end", {"reason": client.ending.reason})
+                await send({"type": "http.response.body", "body": body})
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for text in self._texts():
+        await send({"type": "http.response.body", "body": b"retry: %d\n\n" % _RETRY_MS, "more_body": True})
+        async for text in self.texts():
             await send({"type": "http.response.body", "body": text, "more_body": True})
 
-    async def _texts(self) -> AsyncIterator[bytes]:
-        yield b"retry: %d\n\n" % _RETRY_MS
-        self._client.follow(self._key)  # before the rows are read, so that none is missed in between
+
+class RowEvents(EventAnswer):
+    """The events of one series."""
+
+    def __init__(
+        self, state: ServerState, client: LiveClient, key: SeriesKey, wanted: PageRequest, after: _Position | None
+    ) -> None:
+        super().__init__(client)
+        self._state = state
+        self._key = key
+        self._wanted = wanted
+        self._after = after
+
+    async def texts(self) -> AsyncIterator[bytes]:
+        """Yield what the client missed, the open candle, and then what the feed has."""
+        self.client.follow(self._key)  # before the rows are read, so that none is missed in between
         seam: dict[int, tuple[object, ...]] = {}
         if self._after is not None:
-            self._client.takes_old = True
+            self.client.takes_old = True
             async for text in self._missed(self._after, seam):
                 yield text
         forming = read_forming(Layout(self._state.settings.root), self._key)
@@ -222,9 +246,9 @@ class EventStream(Response):
             update = CandleUpdate(self._key, forming.as_of_us, False, forming.values, ())
             yield _text_of(update).encode()
         while True:
-            taken = await self._client.take(_QUIET_SECONDS)
+            taken = await self.client.take(QUIET_SECONDS)
             if not taken:
-                yield b":\n\n"
+                yield COMMENT
             new = (one for one in taken if not _is_known(one.update, seam, self._after))
             texts = [one.text("events", _text_of) for one in new]
             if texts:
@@ -320,8 +344,9 @@ def _row_text(key: SeriesKey, values: tuple[Any, ...], state: str, as_of_us: int
 
 
 def _gap(first: datetime, until: datetime, reason: str) -> bytes:
-    return _event("gap", {"from": iso(first), "to": iso(until), "reason": reason})
+    return event_text("gap", {"from": iso(first), "to": iso(until), "reason": reason})
 
 
-def _event(name: str, document: dict[str, Any]) -> bytes:
+def event_text(name: str, document: dict[str, Any]) -> bytes:
+    """Return an event without an id."""
     return b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(document))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from urllib.request import urlopen
 import pytest
 
 from market_data_pipeline import clock
+from market_data_pipeline.lake.feed_status import write_status
 from market_data_pipeline.lake.forming_candles import FormingCandle, FormingWriter
 from market_data_pipeline.model.live_updates import CandleUpdate
 from market_data_pipeline.server.live_hub import MOST_CLIENTS
@@ -105,6 +107,28 @@ def test_the_open_candle_comes_first(server: LiveServer) -> None:
 def events_data(update: CandleUpdate) -> dict[str, Any]:
     names = day_table(HOURS, clock.today()).column_names[2:]
     return dict(zip(names, update.values, strict=True))
+
+
+def test_the_newest_moments_are_sent_as_they_change(server: LiveServer) -> None:
+    """Those of all followed series first. The list says that there are streams."""
+
+    def closed(opened: int) -> None:
+        state = {"last_closed": f"{clock.naive_from_us(opened).isoformat()}Z"}
+        write_status(server.lake.layout, {"updated_at": clock.now().isoformat(), "series": {str(HOURS): state}})
+
+    *_, before, last = last_hours(6)
+    closed(before)
+    with server.events("/api/v1/system/series/stream") as events:
+        assert events.next()["data"]["until"] == {"spot/klines/BTCUSDT/1h": iso(last)}
+        closed(last)
+        assert events.next()["data"]["until"] == {"spot/klines/BTCUSDT/1h": iso(last + HOURS.step)}
+    with urlopen(f"{server.url}/api/v1/system/series", timeout=SECONDS) as answer:
+        document = json.loads(answer.read())
+    assert (document["live"], document["streams"]) == (True, True)
+
+
+def iso(us: int) -> str:
+    return f"{clock.naive_from_us(us).isoformat()}Z"
 
 
 # --- what a client missed ---------------------------------------------------------------------------------------------

@@ -55,9 +55,10 @@ class LiveServer:
 
     @contextmanager
     def events(self, path: str, headers: Mapping[str, str] | None = None) -> Iterator[Events]:
-        """Connect to a path below ``/api/v1/market/stream``."""
+        """Connect to a path below ``/api/v1/market/stream``, or to one that begins with a slash."""
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=SECONDS)
-        connection.request("GET", f"/api/v1/market/stream/{path}", headers=dict(headers or {}))
+        whole = path if path.startswith("/") else f"/api/v1/market/stream/{path}"
+        connection.request("GET", whole, headers=dict(headers or {}))
         answer = connection.getresponse()
         try:
             yield Events(connection, answer)
