@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from market_data_pipeline.lake.live_rows import CloseState, LiveRow
-from market_data_pipeline.live.effects import SECOND_US, Append, AskCandles, Effect, Form, Notice, backoff_us
+from market_data_pipeline.live.effects import SECOND_US, Append, AskCandles, Effect, ShowForming, Notice, backoff_us
 from market_data_pipeline.model.series import SeriesKey, interval_us
 from market_data_pipeline.sources.binance.websocket import CandleEvent
 
@@ -107,14 +107,14 @@ class CandleTrack:
         if known is not None and (event.event_us <= known.event_us or opened < known.open_us):
             return []
         self.forming = event
-        return [Form(self.key, event)]
+        return [ShowForming(self.key, event)]
 
     def forget_forming(self) -> list[Effect]:
         """Leave the series without an open candle."""
         if self.forming is None:
             return []
         self.forming = None
-        return [Form(self.key, None)]
+        return [ShowForming(self.key, None)]
 
     def contest(self, opened: int, why: str) -> list[Effect]:
         """Let REST decide about a stored candle."""

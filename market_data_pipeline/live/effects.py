@@ -29,7 +29,7 @@ class Append:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class ShowForming:
     """Replace the open candle of a series. None leaves it without one."""
 
     key: SeriesKey
@@ -63,7 +63,7 @@ class Notice:
     text: str
 
 
-Effect = Append | Form | AskCandles | AskTrades | Notice
+Effect = Append | ShowForming | AskCandles | AskTrades | Notice
 
 
 def backoff_us(attempts: int) -> int:

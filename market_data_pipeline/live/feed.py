@@ -23,7 +23,7 @@ from market_data_pipeline.lake.forming_candles import FormingCandle, FormingWrit
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.live_eviction import LiveComparison, evict_final_days
 from market_data_pipeline.lake.live_rows import CLOSE_STATE, LiveRow, LiveWriter, live_days, read_live_rows
-from market_data_pipeline.live.effects import SECOND_US, Append, AskCandles, AskTrades, Effect, Form, Notice
+from market_data_pipeline.live.effects import SECOND_US, Append, AskCandles, AskTrades, Effect, ShowForming, Notice
 from market_data_pipeline.live.links import Link, LinkGroup
 from market_data_pipeline.live.market import MarketFeed, is_followed, make_feed
 from market_data_pipeline.live.rest_answers import RestAnswers, rows_of
@@ -176,7 +176,7 @@ def _store_status(layout: Layout, status: dict[str, Any], writer: LiveWriter) ->
 
 @dataclass(frozen=True, slots=True)
 class _Outputs:
-    """Where a feed puts what it has. All markets share them."""
+    """The files and the listener that all markets of a feed share."""
 
     writer: LiveWriter
     forming: FormingWriter
@@ -332,7 +332,7 @@ class _Market:
         for effect in effects:
             if isinstance(effect, Append):
                 self._store(effect)
-            elif isinstance(effect, Form):
+            elif isinstance(effect, ShowForming):
                 self._forming[effect.key] = effect.candle
                 self._announce(effect)
             elif isinstance(effect, Notice):
@@ -351,7 +351,7 @@ class _Market:
         if self._waiting_rows >= _MOST_ROWS_WAITING:
             self._write()
 
-    def _announce(self, effect: Append | Form) -> None:
+    def _announce(self, effect: Append | ShowForming) -> None:
         """Pass an effect on to the listener, after its rows are stored."""
         if self._listener is not None and self._listener.wants(effect.key):
             self._write_soon()

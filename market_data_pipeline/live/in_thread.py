@@ -1,4 +1,4 @@
-"""A feed beside other work of the same process: a thread with a loop of its own, which starts the feed again.
+"""A feed in a process with other work: a thread with a loop of its own, which starts the feed again.
 
 Following streams belongs to ``feed.py``.
 """
@@ -28,7 +28,7 @@ class FeedThread:
     """Run a feed in a thread for the duration of a ``with`` block.
 
     A feed that fails later, for example because the disk is full, is started again after a pause. Until then, its
-    listener is told that it ended.
+    listener knows that it ended.
 
     Raises:
         MarketDataError: The feed cannot start. Another one may write to the data folder.

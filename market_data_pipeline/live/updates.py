@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from market_data_pipeline.lake.live_rows import LiveRow
-from market_data_pipeline.live.effects import Append, Form
+from market_data_pipeline.live.effects import Append, ShowForming
 from market_data_pipeline.model.live_updates import CandleUpdate, LiveUpdate, TradeUpdate
 from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.sources.binance.websocket import CandleEvent, TradeEvent
 
 
-def updates_of(effect: Append | Form, now_us: int) -> Iterator[LiveUpdate]:
+def updates_of(effect: Append | ShowForming, now_us: int) -> Iterator[LiveUpdate]:
     """Yield the updates of an effect, in order.
 
     Args:
         now_us: The exchange's time, for rows of REST.
     """
-    if isinstance(effect, Form):
+    if isinstance(effect, ShowForming):
         if effect.candle is not None:
             yield _of_event(effect.candle)
         return

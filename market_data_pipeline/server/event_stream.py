@@ -50,7 +50,7 @@ _STREAMED = (
 QUIET_SECONDS = 15.0
 """Time without events after which a comment shows that the connection is alive."""
 COMMENT = b":\n\n"
-"""What keeps a connection alive."""
+"""A line that clients ignore. It shows that a connection is alive."""
 _RETRY_MS = 2_000
 """Time after which a browser connects again."""
 _TRADES_SPAN = timedelta(hours=1)
