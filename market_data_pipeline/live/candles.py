@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from market_data_pipeline.lake.live_rows import CloseState, LiveRow
-from market_data_pipeline.live.effects import SECOND_US, Append, AskCandles, Effect, ShowForming, Notice, backoff_us
+from market_data_pipeline.live.effects import SECOND_US, Append, AskCandles, Effect, Notice, ShowForming, backoff_us
 from market_data_pipeline.model.series import SeriesKey, interval_us
 from market_data_pipeline.sources.binance.websocket import CandleEvent
 

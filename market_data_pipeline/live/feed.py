@@ -23,7 +23,7 @@ from market_data_pipeline.lake.forming_candles import FormingCandle, FormingWrit
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.live_eviction import LiveComparison, evict_final_days
 from market_data_pipeline.lake.live_rows import CLOSE_STATE, LiveRow, LiveWriter, live_days, read_live_rows
-from market_data_pipeline.live.effects import SECOND_US, Append, AskCandles, AskTrades, Effect, ShowForming, Notice
+from market_data_pipeline.live.effects import SECOND_US, Append, AskCandles, AskTrades, Effect, Notice, ShowForming
 from market_data_pipeline.live.links import Link, LinkGroup
 from market_data_pipeline.live.market import MarketFeed, is_followed, make_feed
 from market_data_pipeline.live.rest_answers import RestAnswers, rows_of

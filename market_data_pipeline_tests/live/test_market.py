@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from market_data_pipeline.lake.live_rows import CloseState, LiveRow
 from market_data_pipeline.live.candles import Values
-from market_data_pipeline.live.effects import Append, AskCandles, AskTrades, Effect, ShowForming, Notice
+from market_data_pipeline.live.effects import Append, AskCandles, AskTrades, Effect, Notice, ShowForming
 from market_data_pipeline.live.market import MarketFeed, make_feed
 from market_data_pipeline.live.trades import TradeCandle
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
