@@ -323,7 +323,7 @@ def test_market_without_trades_has_the_same_macros(stored: Stored) -> None:
     market = MarketData(stored.lake.root)
     for call in ("time_bars('BTCUSDT', '1h', '2024-03-01')", "volume_bars('BTCUSDT', 1, '2024-03-01')"):
         with pytest.raises(UsageError, match=r"BTCUSDT has no stored aggTrades in um. Stored: none\."):
-            market.sql(f"FROM binance_um.{call}").arrow()
+            market.sql(f"SELECT volume FROM binance_um.{call}").arrow()
     with pytest.raises(UsageError, match=r"BTCUSDT has no stored fundingRate in um. Stored: none\."):
         market.sql("FROM binance_um.perp_returns('BTCUSDT', '1h', '2024-03-01')").arrow()
 
