@@ -22,7 +22,7 @@ from market_data_pipeline.model.series import ListingSpans, Market
 from market_data_pipeline.model.states import Condition
 from market_data_pipeline.sql.file_lists import stored_series
 from market_data_pipeline.sql.publish import publish_catalog
-from market_data_pipeline.sql.views import statements
+from market_data_pipeline.sql.views import create_schema, definitions
 from market_data_pipeline.universe import Universe
 from market_data_pipeline.universe.resolved import CollectedType, Entry, Since
 from market_data_pipeline_tests.support.small_lake import SmallLake, series
@@ -79,8 +79,10 @@ def _on_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def in_sql(lake: SmallLake, query: str) -> list[Any]:
     with duckdb.connect() as connection:
-        for statement in statements(stored_series(lake.layout), marked=False):
-            connection.execute(statement)
+        connection.execute(create_schema("quality"))
+        for one in definitions(stored_series(lake.layout), marked=False):
+            if (one.schema, one.name) == ("quality", "condition"):
+                connection.execute(one.sql())
         return connection.execute(query).fetchall()
 
 
