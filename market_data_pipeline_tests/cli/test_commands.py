@@ -21,6 +21,7 @@ import requests
 from click.testing import CliRunner, Result
 from pydantic_core import PydanticUndefined
 
+from market_data_pipeline import sandbox as made_up
 from market_data_pipeline.cli import main
 from market_data_pipeline.cli.demo import as_typed
 from market_data_pipeline.cli.download import concern_about
@@ -32,11 +33,11 @@ from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.series import Market
-from market_data_pipeline.sandbox import Delay, Status, WrongChecksum
+from market_data_pipeline.sandbox import Delay, Sandbox, Status, WrongChecksum
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.universe import Universe, load_universe, parse_lock, parse_universe
 from market_data_pipeline_tests.support.shell import MarketData, shell
-from market_data_pipeline_tests.support.world import World, agg_trades, days, klines
+from market_data_pipeline_tests.support.world import World, agg_trades, days, klines, symbols_with
 
 PROJECT = Path(__file__).parents[2]
 
@@ -717,8 +718,9 @@ def test_hints_name_the_command_where_only_the_module_is_there(tmp_path: Path, m
 
 @pytest.mark.slow
 def test_demo_shows_all_of_it_and_downloads_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of eight days, which show all that the demo's own number does."""
-    monkeypatch.setattr(sys.modules[as_typed.__module__], "_DAYS", 8)
+    """Of five days with few trades, which show all that the demo's own numbers do."""
+    monkeypatch.setattr(sys.modules[as_typed.__module__], "_DAYS", 5)
+    monkeypatch.setattr(made_up, "Sandbox", partial(Sandbox, symbols=symbols_with(2_000)))
 
     def demo() -> Result:
         # A process that has brought days has their root in its environment, for Dagster; a new shell has not.
@@ -729,9 +731,9 @@ def test_demo_shows_all_of_it_and_downloads_nothing_twice(tmp_path: Path, monkey
 
     first = demo()
     assert first.exit_code == 0, first.output
-    assert "96 days of 12 series: all there." in first.stderr
+    assert "60 days of 12 series: all there." in first.stderr
     # The demo runs on the real clock: until 08:00 yesterday has no archive yet, until 01:00 today has no hourly candle.
-    assert re.search(r"um/aggTrades/BTCUSDT +\S+ +\S+ +[67] +[12] +0 +0 ", first.stdout)
+    assert re.search(r"um/aggTrades/BTCUSDT +\S+ +\S+ +[34] +[12] +0 +0 ", first.stdout)
     assert len(re.findall(r"│ \d{4}-\d\d-\d\d │", first.stdout)) in (4, 5)  # the first answer has a row a day
     assert "market-data demo --ui" in first.stdout
     assert 'curl "http://127.0.0.1:8000/api/v1/market/candles/BTCUSDT/1h?limit=3' in first.stdout

@@ -20,9 +20,9 @@ from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.model.series import SeriesKey
-from market_data_pipeline.sandbox import LoggedRequest
+from market_data_pipeline.sandbox import LoggedRequest, Sandbox
 from market_data_pipeline.settings import PREFIX
-from market_data_pipeline_tests.support.world import World, agg_trades, klines
+from market_data_pipeline_tests.support.world import World, agg_trades, klines, symbols_with
 
 pytestmark = pytest.mark.slow
 
@@ -84,8 +84,10 @@ class Owner:
 
 
 @pytest.fixture
-def owner(world: World) -> Owner:
-    return Owner(world)
+def owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Owner]:
+    """With some pages of trades a day."""
+    with Sandbox(symbols=symbols_with(3_000)) as sandbox:
+        yield Owner(World(tmp_path, sandbox, monkeypatch))
 
 
 @pytest.fixture
