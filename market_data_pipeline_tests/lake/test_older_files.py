@@ -99,7 +99,7 @@ def test_older_files_are_closed_and_an_older_month_is_rewritten(lake: SmallLake)
     assert read_days(held, lake_schema(key.market, key.data_type)).equals(truth(key, JANUARY))
 
     found = [read_day_file(one) for one in held]
-    storage.write_bytes(month, encode_month([DayInMonth(one.record, older(one.table)) for one in found], spec_of(key)))
+    storage.put(month, encode_month([DayInMonth(one.record, older(one.table)) for one in found], spec_of(key)))
     assert set(is_required(month)) == {False}
     assert [proof.fault for proof in verify_days(lake.layout, key, JANUARY)] == [None] * 31
     assert read_days(held, lake_schema(key.market, key.data_type)).equals(truth(key, JANUARY))

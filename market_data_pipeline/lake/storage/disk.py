@@ -1,4 +1,4 @@
-"""Storage of the lake: atomic replacement of files, listing of days, and the lock of a series' writer.
+"""The lake on disk: atomic replacement of files, listing of days, and the lock of a series' writer.
 
 A file is written to a temporary name that no ``*.parquet`` pattern matches, flushed to disk and renamed. A killed
 process leaves at most this temporary file, and the series' next writer removes it.
@@ -14,17 +14,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import date
+from io import BufferedReader
 from pathlib import Path
 from shutil import rmtree
 from stat import S_ISREG
-from typing import IO, NamedTuple
+from typing import IO
 
 import pyarrow as pa
 from filelock import Timeout
 
 from market_data_pipeline.errors import SeriesBusyError, StorageError
 from market_data_pipeline.lake import locks
-from market_data_pipeline.lake.regular_files import open_regular
+from market_data_pipeline.lake.regular_files import open_regular, reading
+from market_data_pipeline.lake.storage.protocol import DAYS, Named
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.day import FileStat
 from market_data_pipeline.model.waits import Stop, Wait, as_duration
@@ -35,7 +37,7 @@ _RETRY_SECONDS = 0.05
 """Interval between attempts to take a lock."""
 
 
-def stat(path: Path) -> FileStat | None:
+def head(path: Path) -> FileStat | None:
     """Return size and modification time of a regular file; None if there is no such file."""
     try:
         found = path.stat()
@@ -132,13 +134,28 @@ _NO_FLUSH_TEXT = (
 )
 
 
-def write_bytes(path: Path, data: bytes | pa.Buffer) -> FileStat:
+def put(
+    path: Path,
+    data: bytes | pa.Buffer,
+    *,
+    if_match: FileStat | None = None,  # noqa: ARG001 - a lock excludes other writers
+    create: bool = False,
+) -> FileStat:
     """Write a file atomically."""
+    if create and path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     return replace_atomically(path, lambda file: file.write(data))
 
 
-def read_bytes(path: str) -> tuple[bytes, FileStat]:
-    """Read a file's bytes with the size and modification time of that version. Twice as fast as with a ``Path``.
+def restore(path: Path, data: bytes, stat: FileStat) -> FileStat:
+    """Write a file as it was before, with its modification time."""
+    put(path, data)
+    os.utime(path, ns=(stat.version, stat.version))
+    return stat
+
+
+def read(path: Path) -> tuple[bytes, FileStat]:
+    """Read a file's bytes with the size and modification time of that version. Twice as fast as ``Path.read_bytes``.
 
     Raises:
         OSError: The file is missing or not regular, or the system cannot read it.
@@ -154,18 +171,7 @@ def read_bytes(path: str) -> tuple[bytes, FileStat]:
     return data, FileStat(found.st_size, found.st_mtime_ns)
 
 
-class Named(NamedTuple):
-    """Form of the names of files: a format that makes a date of a name, and the length of a name."""
-
-    as_date: str
-    length: int
-
-
-DAYS, MONTHS = Named("{}", len("2024-01-01")), Named("{}-01", len("2024-01"))
-"""Names of the files of days and of closed months. A month is its first day."""
-
-
-def days_on_disk(folder: Path, form: Named = DAYS) -> dict[date, FileStat]:
+def list_dates(folder: Path, form: Named = DAYS) -> dict[date, FileStat]:
     """Return the days, or months, with a file of their own, in order, with its size and modification time."""
     found = {}
     for of, entry in _entries(folder, form):
@@ -175,7 +181,7 @@ def days_on_disk(folder: Path, form: Named = DAYS) -> dict[date, FileStat]:
     return dict(sorted(found.items()))
 
 
-def days_named(folder: Path, form: Named = DAYS) -> Iterator[date]:
+def list_named(folder: Path, form: Named = DAYS) -> Iterator[date]:
     """Yield the days, or months, with a file of their own, in any order and without a stat of the files."""
     return (of for of, _ in _entries(folder, form))
 
@@ -194,6 +200,96 @@ def _entries(folder: Path, form: Named) -> Iterator[tuple[date, os.DirEntry[str]
                         yield of, entry
     except (FileNotFoundError, NotADirectoryError):
         return
+
+
+def list_names(folder: Path) -> list[str]:
+    """Return the names of the files and folders in a folder, in order. A missing folder has none."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def list_paths(folder: Path, pattern: str) -> Iterator[Path]:
+    """Yield the files below a folder that match a pattern of :meth:`pathlib.Path.glob`."""
+    return folder.glob(pattern)
+
+
+def modified_ns(path: Path) -> int | None:
+    """Return the time of a file's last change, in nanoseconds since 1970; None if there is no such file."""
+    found = head(path)
+    return None if found is None else found.version  # the version of a file on disk is this time
+
+
+def revision(path: Path) -> tuple[int, ...] | None:
+    """Return numbers that change with a file, or with the names in a folder; None if it does not exist."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - several times as fast as that of a Path
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns
+
+
+def opened(path: Path) -> BufferedReader:
+    """Open a file for reading its footer or a few of its columns."""
+    return reading(path)
+
+
+def read_range(path: Path, start: int, length: int) -> bytes:
+    """Read a part of a file. It is shorter if the file ends before."""
+    file = open_regular(path)
+    try:
+        return os.pread(file, length, start)
+    finally:
+        os.close(file)
+
+
+def source(path: Path) -> Path:
+    """Return what Arrow reads a file from: the path, which it opens itself."""
+    return path
+
+
+def real(folder: Path) -> Path:
+    """Return where a folder is, without links."""
+    return folder.resolve()
+
+
+def links_below(folder: Path, depth: int) -> list[Path]:
+    """Return the folders that are links: the folder itself, and those down to some levels below it."""
+    found, below = [], [folder]
+    for _ in range(depth):
+        found += [one for one in below if one.is_symlink()]
+        below = [Path(entry) for one in below for entry in _folders_in(one)]
+    return found
+
+
+def _folders_in(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.path for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all files, and its parent if that is empty then. Ignore what cannot be removed."""
+    rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # the symbol has other intervals
+        folder.parent.rmdir()
+
+
+def remove_empty(folder: Path, root: Path) -> None:
+    """Remove a folder and those above it, up to the data folder, as far as they are empty."""
+    while folder != root:
+        with suppress(OSError):
+            folder.rmdir()
+        folder = folder.parent
+
+
+def set_aside(path: Path, suffix: str) -> None:
+    """Rename a file that no reader can use, so that its name is free."""
+    path.replace(path.with_name(path.name + suffix))
 
 
 def remove_leftovers(folder: Path, of: str = "", *, older_than_seconds: float = 0) -> None:
