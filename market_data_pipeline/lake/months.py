@@ -109,7 +109,7 @@ def read_records(path: Path) -> dict[date, Provenance]:
         DamagedFileError: The file is missing, not Parquet, or has no valid records.
     """
     try:
-        with storage.opened(path) as file:
+        with storage.open_file(path) as file:
             return {record.day: record for record in _records_in(pq.read_metadata(file))}
     except parquet.UNREADABLE as error:
         raise parquet.damaged(path, error) from error

@@ -137,7 +137,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         DamagedFileError: The file or a column is missing, or the file is unreadable. The message names it and the fix.
     """
     try:
-        with storage.opened(path) as file:
+        with storage.open_file(path) as file:
             table = _read_parquet(file, columns)
         return table if columns is None else table.select(columns)
     except KeyError as error:
@@ -177,7 +177,7 @@ def read_provenance(path: Path) -> Provenance:
         DamagedFileError: The file is missing, not Parquet, or has no valid record.
     """
     try:
-        with storage.opened(path) as file:
+        with storage.open_file(path) as file:
             return record_in(pq.read_metadata(file))
     except UNREADABLE as error:
         raise damaged(path, error) from error

@@ -441,7 +441,7 @@ def _stem(archive_key: str) -> str:
 
 def _sha256_of(path: Path) -> str:
     try:
-        with storage.opened(path) as file:
+        with storage.open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""

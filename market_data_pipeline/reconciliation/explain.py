@@ -192,7 +192,7 @@ def _edge(path: Path | None, columns: list[str], *, last: bool) -> Trades | None
     if path is None:
         return None
     try:
-        with storage.opened(path) as opened, pq.ParquetFile(opened) as file:
+        with storage.open_file(path) as opened, pq.ParquetFile(opened) as file:
             groups = file.metadata.num_row_groups
             table = file.read_row_group(groups - 1 if last else 0, columns=columns) if groups else None
     except (OSError, pa.ArrowException) as error:

@@ -105,7 +105,7 @@ def test_folder_without_catalog_or_unwritable_is_left_alone(
     def refuse(*_: object, **__: object) -> None:
         raise StorageError("The disk is read-only.")
 
-    monkeypatch.setattr(storage.disk, "put", refuse)
+    monkeypatch.setattr(storage, "put", refuse)
     refresh_catalog(Layout(copy))
     with pytest.raises(duckdb.Error, match=WHAT_TO_DO):
         ask(copy / "catalog.duckdb")

@@ -1,4 +1,4 @@
-"""All access to the lake's bytes. The path decides on the store; see :class:`~.protocol.Store` for what each one does.
+"""All access to the lake's bytes. The path decides on the store. Its methods are those of :class:`ByteStore`.
 
 File content belongs to ``lake/parquet.py``, paths to ``lake/layout.py``.
 """
@@ -14,20 +14,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from market_data_pipeline.lake.storage import disk
 from market_data_pipeline.lake.storage.disk import TEMPORARY as TEMPORARY
+from market_data_pipeline.lake.storage.disk import Disk
 from market_data_pipeline.lake.storage.disk import temporary_folder as temporary_folder
 from market_data_pipeline.lake.storage.protocol import DAYS as DAYS
 from market_data_pipeline.lake.storage.protocol import MONTHS as MONTHS
+from market_data_pipeline.lake.storage.protocol import ByteStore as ByteStore
 from market_data_pipeline.lake.storage.protocol import Named as Named
-from market_data_pipeline.lake.storage.protocol import Store as Store
 from market_data_pipeline.model.day import FileStat
 from market_data_pipeline.model.waits import Stop
 
+_DISK = Disk()
 
-def store_of(path: Path) -> Store:  # noqa: ARG001 - the disk is the only store yet
+
+def store_of(path: Path) -> ByteStore:  # noqa: ARG001 - the disk is the only store yet
     """Return the store that has a path."""
-    return disk
+    return _DISK
 
 
 def read(path: Path) -> tuple[bytes, FileStat]:
@@ -40,13 +42,13 @@ def read(path: Path) -> tuple[bytes, FileStat]:
 
 
 def read_range(path: Path, start: int, length: int) -> bytes:
-    """Read a part of a file; see :meth:`Store.read_range`."""
+    """Read a part of a file; see :meth:`ByteStore.read_range`."""
     return store_of(path).read_range(path, start, length)
 
 
-def opened(path: Path) -> BufferedReader:
-    """Open a file for reading its footer or a few of its columns; see :meth:`Store.opened`."""
-    return store_of(path).opened(path)
+def open_file(path: Path) -> BufferedReader:
+    """Open a file for reading its footer or a few of its columns; see :meth:`ByteStore.open_file`."""
+    return store_of(path).open_file(path)
 
 
 def source(path: Path) -> Path | BufferedReader:
@@ -55,7 +57,7 @@ def source(path: Path) -> Path | BufferedReader:
 
 
 def put(path: Path, data: bytes | pa.Buffer, *, if_match: FileStat | None = None, create: bool = False) -> FileStat:
-    """Write a file atomically, and return its size and version; see :meth:`Store.put`.
+    """Write a file atomically, and return its size and version; see :meth:`ByteStore.put`.
 
     Raises:
         StorageError: The write failed. The old bytes stay.
@@ -138,10 +140,10 @@ def set_aside(path: Path, suffix: str) -> None:
 
 
 def remove_leftovers(folder: Path, of: str = "", *, older_than_seconds: float = 0) -> None:
-    """Remove what killed writers left; see :meth:`Store.remove_leftovers`."""
+    """Remove what killed writers left; see :meth:`ByteStore.remove_leftovers`."""
     store_of(folder).remove_leftovers(folder, of, older_than_seconds=older_than_seconds)
 
 
 def only_writer(lock: Path, wait_seconds: float, what: str, stop: Stop | None = None) -> AbstractContextManager[Any]:
-    """Become the only writer of a series for the duration of the block; see :meth:`Store.only_writer`."""
+    """Become the only writer of a series for the duration of the block; see :meth:`ByteStore.only_writer`."""
     return store_of(lock).only_writer(lock, wait_seconds, what, stop)

@@ -29,7 +29,7 @@ DAYS, MONTHS = Named("{}", len("2024-01-01")), Named("{}-01", len("2024-01"))
 """Names of the files of days and of closed months. A month is its first day."""
 
 
-class Store(Protocol):
+class ByteStore(Protocol):
     """Bytes under names. Every change is atomic: a reader sees the old bytes or the new ones."""
 
     def read(self, path: Path) -> tuple[bytes, FileStat]:
@@ -46,7 +46,7 @@ class Store(Protocol):
             OSError: As :meth:`read`.
         """
 
-    def opened(self, path: Path) -> BufferedReader:
+    def open_file(self, path: Path) -> BufferedReader:
         """Open a file for reading its footer or a few of its columns.
 
         Raises:
