@@ -40,7 +40,7 @@ from market_data_pipeline.client.request import (
 from market_data_pipeline.client.result import ComposedRows, QueryResult, Result, StoredRows, TableResult
 from market_data_pipeline.client.session import DuckDB, Limits, Params, Views
 from market_data_pipeline.coverage.condition import record_collected
-from market_data_pipeline.lake import partitions
+from market_data_pipeline.lake import partitions, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.series import DataType, SeriesKey
@@ -904,7 +904,7 @@ def _warn_of_no_lake(layout: Layout) -> None:
     """Warn of a folder with files that is no lake: its path is probably mistyped."""
     root = layout.root
     with suppress(OSError):
-        names = {path.name for path in root.iterdir() if path.name[0] != "."} - _NOT_OURS
+        names = {name for name in storage.list_names(root) if name[0] != "."} - _NOT_OURS
         if names and names.isdisjoint(_OURS):
             warnings.warn(
                 f"{root} is no data folder of market_data_pipeline: it has neither lake/ nor ledger/.", stacklevel=3

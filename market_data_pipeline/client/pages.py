@@ -6,7 +6,6 @@ A page covers a part of the requested range: from its first moment to the moment
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from market_data_pipeline.client.session import DuckDB
 from market_data_pipeline.client.snapshot import LiveDay, take_days, take_live_days
 from market_data_pipeline.client.states import StateSpan, state_spans
 from market_data_pipeline.errors import DamagedFileError
-from market_data_pipeline.lake import partitions, reader
+from market_data_pipeline.lake import partitions, reader, storage
 from market_data_pipeline.lake.day_records import DayFacts, facts_on_record
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.live_rows import live_days, live_file, live_folder
@@ -147,7 +146,7 @@ class Pages:
 
     def __init__(self, layout: Layout, universe: Path, listings: Callable[[], Listings]) -> None:
         self._layout = layout
-        self._of_universe = (str(universe), str(universe.with_suffix(".lock.yaml")))
+        self._of_universe = (universe, universe.with_suffix(".lock.yaml"))
         self._listings = listings
         self._files = DuckDB(layout)
         self._hot = HotWindow(layout)
@@ -169,8 +168,8 @@ class Pages:
         market, data_type, symbol = request.market, request.data_type, request.symbol
         shortest = intervals_of(market)[0] if data_type.has_interval else None
         key = SeriesKey(EXCHANGE, market, data_type, symbol, shortest)
-        places = (*_places(self._layout, key), str(live_folder(self._layout, key)))
-        return "|".join(_identity(os.path.dirname(one) if data_type.has_interval else one) for one in places)  # noqa: PTH120
+        places = (*_places(self._layout, key), live_folder(self._layout, key))
+        return "|".join(_identity(one.parent if data_type.has_interval else one) for one in places)
 
     def fingerprint(self, key: SeriesKey) -> str:
         """Return a text that changes as soon as a day of a series is stored, removed or recorded in another way.
@@ -178,7 +177,7 @@ class Pages:
         It also changes with each live row. It takes some microseconds: it looks at the ledger, the folders, the live
         files and the universe, and reads nothing.
         """
-        live = (str(live_file(self._layout, key, day)) for day in live_days(self._layout, key))
+        live = (live_file(self._layout, key, day) for day in live_days(self._layout, key))
         return "|".join(map(_identity, (*_places(self._layout, key), *live, *self._of_universe)))
 
     def read(self, request: PageRequest) -> RowsPage:
@@ -430,16 +429,16 @@ def _naive(table: pa.Table) -> pa.Table:
 
 
 @lru_cache(maxsize=4096)
-def _places(layout: Layout, key: SeriesKey) -> tuple[str, str, str]:
-    return str(layout.ledger(key)), str(layout.folder(key)), str(layout.months(key))
+def _places(layout: Layout, key: SeriesKey) -> tuple[Path, Path, Path]:
+    return layout.ledger(key), layout.folder(key), layout.months(key)
 
 
-def _identity(path: str) -> str:
+def _identity(path: Path) -> str:
     try:
-        found = os.stat(path)  # noqa: PTH116 - of a text, in half the time
+        revision = storage.revision(path)
     except OSError:
         return ""
-    return f"{found.st_mtime_ns}.{found.st_size}.{found.st_ino}"
+    return ".".join(map(str, revision or ()))
 
 
 def _contents(records: Mapping[date, DayFacts], live: Iterable[LiveDay]) -> Iterator[tuple[date, str]]:

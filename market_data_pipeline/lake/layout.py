@@ -19,6 +19,11 @@ class Layout:
 
     root: Path
 
+    @property
+    def local(self) -> Path:
+        """Return the folder on this machine for what is no part of the lake: Dagster's records, live rows, scratch."""
+        return self.root
+
     def folder(self, key: SeriesKey) -> Path:
         """Return the folder of a series' daily files."""
         return self.root / key.folder
@@ -96,4 +101,4 @@ class Layout:
     @property
     def dagster_home(self) -> Path:
         """Return the DAGSTER_HOME of every entry point of the project."""
-        return self.root / "dagster"
+        return self.local / "dagster"

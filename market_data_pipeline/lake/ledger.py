@@ -131,7 +131,7 @@ class Ledger:
 
 def _read_table(path: Path) -> pa.Table | None:
     try:
-        return parquet.read_table(path)
+        return _with_new_names(parquet.read_table(path))
     except DamagedFileError as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
@@ -152,10 +152,11 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     wanted = list(dict.fromkeys(columns))
     if _NEW.isdisjoint(wanted):
         return parquet.read_table(path, wanted)
+    also = () if _TOLD.isdisjoint(wanted) else ("bases",)
     try:
-        return parquet.read_table(path, list(dict.fromkeys((*wanted, "bases"))))
+        return parquet.read_table(path, list(dict.fromkeys((*wanted, *also))))
     except DamagedFileError as error:
-        table = parquet.read_table(path)
+        table = _with_new_names(parquet.read_table(path))
         with suppress(pa.ArrowException, ValueError):
             table = _with_told_columns(table)
         if not set(wanted) <= set(table.column_names):
@@ -163,8 +164,20 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
         return table
 
 
-_NEW = frozenset({"findings", "bases", "retry"})
+_TOLD = frozenset({"findings", "bases", "retry"})
 """Columns that a ledger of version 0.1 does not have or stores in another form."""
+
+_NEW = _TOLD | {"version"}
+"""The same, of any older version."""
+
+_OLD_NAMES = {"mtime_ns": "version"}
+"""Columns of older versions that have another name today. The next write gives them today's name."""
+
+
+def _with_new_names(table: pa.Table) -> pa.Table:
+    if _OLD_NAMES.keys().isdisjoint(table.column_names):
+        return table
+    return table.rename_columns([_OLD_NAMES.get(name, name) for name in table.column_names])
 
 
 def _with_told_columns(table: pa.Table) -> pa.Table:
@@ -233,7 +246,7 @@ def recorded(path: Path) -> dict[date, DayRecord]:
     try:
         on_record = pc.field("file_sha256").is_valid() | pc.field("month_sha256").is_valid()
         table = table.filter((pc.field("outcome") == HELD) | on_record)
-        rows = table.select(["outcome", "rows", "bytes", "mtime_ns", "file_sha256", "month_sha256"]).to_pylist()
+        rows = table.select(["outcome", "rows", "bytes", "version", "file_sha256", "month_sha256"]).to_pylist()
         return {day: DayRecord(day, **row) for day, row in zip(parquet.days_of(table), rows, strict=True)}
     except (KeyError, pa.ArrowInvalid):  # the columns match no version
         return {}
@@ -318,7 +331,7 @@ def _verified(stored: DayFile, row: DayRecord) -> DayRecord:
         DamagedFileError: The file does not match its footer, or was changed after it was written.
     """
     try:
-        data, _ = storage.read_bytes(str(stored.path))
+        data, _ = storage.read(stored.path)
     except OSError as error:
         raise parquet.damaged(stored.path, error) from error
     sha256 = hashlib.sha256(data).hexdigest()
@@ -339,7 +352,7 @@ def _verified(stored: DayFile, row: DayRecord) -> DayRecord:
     if row.outcome == HELD and _same_version(row, found):
         # For example, a month was closed. The ledger has more than the footer: candles were classified since.
         # The month's hash stays: other days of the month show if it was rewritten.
-        return replace(row, bytes=stored.stat.bytes, mtime_ns=stored.stat.mtime_ns)
+        return replace(row, bytes=stored.stat.bytes, version=stored.stat.version)
     return replace(found, month_sha256=sha256) if stored.of_month else replace(found, file_sha256=sha256)
 
 

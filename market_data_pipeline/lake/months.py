@@ -18,7 +18,6 @@ from pydantic import TypeAdapter
 
 from market_data_pipeline import __version__
 from market_data_pipeline.lake import parquet, storage
-from market_data_pipeline.lake.regular_files import reading
 from market_data_pipeline.model.datasets import Spec
 from market_data_pipeline.model.provenance import Provenance
 from market_data_pipeline.model.schema import as_declared
@@ -76,7 +75,7 @@ def read_month(path: Path, schema: pa.Schema) -> dict[date, DayInMonth]:
         DamagedFileError: The file is missing or unreadable, or its rows do not match its records.
     """
     try:
-        data, _ = storage.read_bytes(str(path))
+        data, _ = storage.read(path)
     except OSError as error:
         raise parquet.damaged(path, error) from error
     return parse_month(path, data, schema)
@@ -110,7 +109,7 @@ def read_records(path: Path) -> dict[date, Provenance]:
         DamagedFileError: The file is missing, not Parquet, or has no valid records.
     """
     try:
-        with reading(path) as file:
+        with storage.open_file(path) as file:
             return {record.day: record for record in _records_in(pq.read_metadata(file))}
     except parquet.UNREADABLE as error:
         raise parquet.damaged(path, error) from error

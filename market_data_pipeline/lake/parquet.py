@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from market_data_pipeline import __version__, clock
 from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import storage
-from market_data_pipeline.lake.regular_files import reading
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.datasets import Spec
 from market_data_pipeline.model.day import FileStat
@@ -125,7 +124,7 @@ def write_table(
     Raises:
         StorageError: The write failed. ``path`` is unchanged.
     """
-    return storage.write_bytes(path, encode_table(table, provenance, spec))
+    return storage.put(path, encode_table(table, provenance, spec))
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -138,7 +137,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         DamagedFileError: The file or a column is missing, or the file is unreadable. The message names it and the fix.
     """
     try:
-        with reading(path) as file:
+        with storage.open_file(path) as file:
             table = _read_parquet(file, columns)
         return table if columns is None else table.select(columns)
     except KeyError as error:
@@ -178,7 +177,7 @@ def read_provenance(path: Path) -> Provenance:
         DamagedFileError: The file is missing, not Parquet, or has no valid record.
     """
     try:
-        with reading(path) as file:
+        with storage.open_file(path) as file:
             return record_in(pq.read_metadata(file))
     except UNREADABLE as error:
         raise damaged(path, error) from error

@@ -91,7 +91,7 @@ class Feed:
             SeriesBusyError: Another feed writes to the data folder.
             StorageError: Rows cannot be stored.
         """
-        lock = self._layout.root / "live" / "feed.lock"
+        lock = self._layout.local / "live" / "feed.lock"
         with (
             storage.only_writer(lock, 0.0, f"The live feed of {self._layout.root}"),
             LiveWriter(self._layout) as writer,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.datasets import MARKETS, data_types_of
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
@@ -233,7 +234,7 @@ def _recorded(files: Files) -> str:
     """Return a query for the ledger of a symbol: its days, if they are final, and when they were fetched."""
     example = SeriesKey(EXCHANGE, files.market, files.data_type, "-")
     folder = Layout(files.stored.layout.root).ledger(example).parent
-    if not any(folder.glob("*.parquet")):
+    if not any(storage.list_paths(folder, "*.parquet")):
         return "SELECT CAST(NULL AS DATE) AS on_day, NULL AS is_final, CAST(NULL AS TIMESTAMP) AS fetched WHERE false"
     return f"""SELECT r."day" AS on_day, r."final" AS is_final, r.fetched_at AS fetched
         FROM {read_parquet(quoted(f"{as_pattern(folder)}/*.parquet"), NAMED)} AS r

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from market_data_pipeline.errors import StorageError, UsageError
-from market_data_pipeline.lake import parquet
+from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import LEDGER_SCHEMA as LEDGER_SCHEMA
 from market_data_pipeline.lake.partitions import folder_of, months_closed, series_in_ledgers, series_with_files
@@ -183,7 +183,7 @@ def marked_now(layout: Layout) -> tuple[StoredSeries, bool]:
     """
     while True:
         stored = stored_series(layout)
-        missing = [(mark, schema) for mark, schema in marks_of(stored) if not mark.exists()]
+        missing = [(mark, schema) for mark, schema in marks_of(stored) if storage.head(mark) is None]
         try:
             for mark, schema in missing:
                 parquet.write_table(mark, schema.empty_table())
@@ -248,7 +248,7 @@ class Files:
         One text with all months and a function that splits it are bound much faster than a long list.
         """
         folder, levels = as_pattern(self.folder), "*/" * len(labels_of(self.data_type))
-        some = self.marked or any(self.folder.glob(f"daily/{levels}{_DAY_FILE}"))
+        some = self.marked or any(storage.list_paths(self.folder, f"daily/{levels}{_DAY_FILE}"))
         days = [quoted(f"{folder}/?a*/{levels}{_DAY_FILE}")] if some else []  # in daily/ and marks/
         if not self._closed:
             return self._listed(*days), "true"

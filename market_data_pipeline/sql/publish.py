@@ -18,7 +18,6 @@ from market_data_pipeline.errors import MarketDataError
 from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import folder_of, months_closed
-from market_data_pipeline.lake.regular_files import read_regular
 from market_data_pipeline.model.datasets import data_types_of
 from market_data_pipeline.model.day import FileStat
 from market_data_pipeline.model.series import Market, SeriesKey
@@ -59,7 +58,7 @@ def publish_catalog(layout: Layout) -> Path:
             stored = stored_series(layout)
             for mark, schema in marks_of(stored):
                 storage.remove_leftovers(mark.parent, older_than_seconds=_LEFT_AFTER_SECONDS)
-                if not mark.exists():
+                if storage.head(mark) is None:
                     parquet.write_table(mark, schema.empty_table())
             if not _is_published(stored):
                 _publish(layout, statements(stored, published=True))
@@ -68,7 +67,7 @@ def publish_catalog(layout: Layout) -> Path:
 
 def refresh_catalog(layout: Layout) -> None:
     """Update an existing catalog to the lake. Leave it unchanged if it cannot be published."""
-    if layout.catalog.exists():
+    if storage.head(layout.catalog) is not None:
         with suppress(MarketDataError):
             publish_catalog(layout)
 
@@ -88,10 +87,10 @@ def retire_catalogs(layout: Layout) -> datetime | None:
     retired = []
     for market in Market:
         for data_type in data_types_of(market):
-            for mark in (folder_of(layout, market, data_type) / "marks").glob("*.parquet"):
-                stat = storage.stat(mark)
-                if mark not in current and stat is not None:
-                    retired.append(stat.mtime_ns)
+            for mark in storage.list_paths(folder_of(layout, market, data_type) / "marks", "*.parquet"):
+                modified_ns = storage.modified_ns(mark)
+                if mark not in current and modified_ns is not None:
+                    retired.append(modified_ns)
                     storage.remove(mark)
     return datetime.fromtimestamp(min(retired) / 1e9, UTC) if retired else None
 
@@ -105,17 +104,17 @@ def retire_marks(layout: Layout, keys: Iterable[SeriesKey]) -> None:
         StorageError: A mark cannot be removed.
     """
     for market, data_type in dict.fromkeys((key.market, key.data_type) for key in keys if months_closed(layout, key)):
-        for mark in (folder_of(layout, market, data_type) / "marks").glob("*.parquet"):
+        for mark in storage.list_paths(folder_of(layout, market, data_type) / "marks", "*.parquet"):
             storage.remove(mark)
 
 
 @contextmanager
 def _scratch(layout: Layout) -> Iterator[Path]:
-    if "?" in str(layout.root):  # DuckDB cannot write there: it treats the rest of the path as parameters
+    if "?" in str(layout.local):  # DuckDB cannot write there: it treats the rest of the path as parameters
         with tempfile.TemporaryDirectory(prefix="catalog-") as folder:
             yield Path(folder)
     else:
-        with storage.temporary_folder(layout.root) as path:
+        with storage.temporary_folder(layout.local) as path:
             yield path
 
 
@@ -138,19 +137,19 @@ def _publish(layout: Layout, wanted: Sequence[str]) -> None:
             connection.execute("USE memory")
             connection.execute("DETACH built")
         built = path.read_bytes()
-    stat = storage.write_bytes(layout.catalog, built)
-    storage.write_bytes(_signature_file(layout), _signature(wanted, stat).encode())
+    stat = storage.put(layout.catalog, built)
+    storage.put(_signature_file(layout), _signature(wanted, stat).encode())
 
 
 def _is_published(stored: StoredSeries) -> bool:
     """Return True if the catalog matches the stored series and all marks exist."""
-    stat = storage.stat(stored.layout.catalog)
+    stat = storage.head(stored.layout.catalog)
     try:
         return (
             stat is not None
-            and read_regular(_signature_file(stored.layout)).decode()
+            and storage.read(_signature_file(stored.layout))[0].decode()
             == _signature(statements(stored, published=True), stat)
-            and all(mark.exists() for mark, _ in marks_of(stored))
+            and all(storage.head(mark) is not None for mark, _ in marks_of(stored))
         )
     except (OSError, ValueError):
         return False
@@ -163,4 +162,4 @@ def _signature_file(layout: Layout) -> Path:
 
 def _signature(wanted: Sequence[str], stat: FileStat) -> str:
     text = hashlib.sha256("\n".join(wanted).encode()).hexdigest()
-    return f"{text} {stat.bytes} {stat.mtime_ns}\n"
+    return f"{text} {stat.bytes} {stat.version}\n"

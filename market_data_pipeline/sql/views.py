@@ -7,7 +7,6 @@ File lists belong to ``sql/file_lists.py``, the catalog's file to ``sql/publish.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -155,7 +154,7 @@ def _in_its_place(layout: Layout) -> str:
     must be in that folder.
     """
     root = str(layout.root)
-    places = ", ".join(quoted(place) for place in dict.fromkeys((root, os.path.realpath(root))))
+    places = ", ".join(quoted(place) for place in dict.fromkeys((root, str(storage.real(layout.root)))))
     message = quoted(
         f"This catalog is of {root}, but is opened from elsewhere. If the data was copied or moved, run `market-data "
         f"status` with MARKET_DATA_DIR set to its folder and open the catalog again. If not, open {layout.catalog}."
@@ -180,9 +179,9 @@ def newest_mark(layout: Layout, market: Market, data_type: DataType) -> Path | N
     A lazy relation reads it first. DuckDB's error then shows the mark's name instead of the name of a removed day.
     """
     found = {
-        mark: stat.mtime_ns
-        for mark in (folder_of(layout, market, data_type) / "marks").glob(f"{WHAT_TO_DO}-*.parquet")
-        if (stat := storage.stat(mark)) is not None
+        mark: modified_ns
+        for mark in storage.list_paths(folder_of(layout, market, data_type) / "marks", f"{WHAT_TO_DO}-*.parquet")
+        if (modified_ns := storage.modified_ns(mark)) is not None
     }
     return max(found, key=found.__getitem__, default=None)
 
@@ -356,7 +355,7 @@ def _condition(layout: Layout, days: str, *, published: bool) -> str:
     today = "CAST(make_timestamp(epoch_us(now())) AS DATE)" if published else f"DATE '{clock.today()}'"
     collected = (
         f"SELECT * FROM {read_parquet(quoted(as_pattern(layout.collected)))}"
-        if layout.collected.exists()
+        if storage.head(layout.collected) is not None
         else f"SELECT {_NO_COLLECTED} WHERE false"
     )
     rules = [(rule.sql(today), rule) for rule in CONDITION_RULES]
@@ -586,6 +585,6 @@ def _reconciled_days(layout: Layout) -> str:
     named = _named(_RECONCILED_TYPES)
     types = {**dict.fromkeys(_LEDGER_LABELS, "VARCHAR"), **_RECONCILED_TYPES}
     nothing = ", ".join(f'CAST(NULL AS {type_}) AS "{name}"' for name, type_ in types.items())
-    if not any(folder.rglob("*.parquet")):
+    if not any(storage.list_paths(folder, "**/*.parquet")):
         return f"SELECT {nothing} WHERE false"
     return f"SELECT {_labels_below(folder)}, {named} FROM {read_parquet(_below(folder), NAMED, 'union_by_name = true')}"

@@ -135,10 +135,10 @@ class ParquetStore(Store):
     def delete(self, key: SeriesKey, start: datetime | None = None, end: datetime | None = None) -> int:
         """Remove rows from outside, and return their number. The lake's files stay."""
         folder, removed = self._folder(key), 0
-        if not folder.is_dir():
+        if storage.revision(folder) is None:
             return 0
         with storage.only_writer(folder / "writer.lock", self._lock_wait, f"{key} in {folder}"):
-            for day in storage.days_on_disk(folder):
+            for day in storage.list_dates(folder):
                 if not first_day_of(start) <= day <= last_day_of(end):
                     continue
                 stored = self._outside(key, day)
@@ -185,7 +185,7 @@ class ParquetStore(Store):
     def _outside(self, key: SeriesKey, day: date) -> pa.Table:
         schema = stored_schema(key)
         path = self._folder(key) / f"{day}.parquet"
-        if not path.exists():
+        if storage.head(path) is None:
             return schema.empty_table()
         table = parquet.read_table(path, schema.names)
         try:
@@ -198,7 +198,7 @@ class ParquetStore(Store):
 
     def _days(self, key: SeriesKey) -> list[date]:
         of_lake = stored_dates(self._layout, key)
-        outside = [day for day in storage.days_on_disk(self._folder(key)) if day not in of_lake]
+        outside = [day for day in storage.list_dates(self._folder(key)) if day not in of_lake]
         return sorted({*of_lake, *(day for day in outside if _closed(self._outside(key, day)))})
 
     def _listed(self, key: SeriesKey, first: date, last: date) -> tuple[dict[date, DayFile], dict[date, DayRecord]]:
@@ -220,7 +220,7 @@ class ParquetStore(Store):
         self, key: SeriesKey, start: datetime | None, end: datetime | None, last: int | None, least: RowState
     ) -> pa.Table:
         first_day, last_day = first_day_of(start), last_day_of(end)
-        named = {*stored_dates(self._layout, key), *storage.days_on_disk(self._folder(key))}
+        named = {*stored_dates(self._layout, key), *storage.list_dates(self._folder(key))}
         days = sorted(day for day in named if first_day <= day <= last_day)
         if last is None:
             return rows_within(key, self._rows(key, days, start, end), start, end, least)
@@ -242,7 +242,7 @@ class ParquetStore(Store):
         schema = lake_schema(key.market, key.data_type)
         table = read_days([files[day] for day in days if day in records], schema, *bounds)
         tables = [_with_records(key, table, records)]
-        for day in storage.days_on_disk(self._folder(key)):
+        for day in storage.list_dates(self._folder(key)):
             if days[0] <= day <= days[-1] and not (day in records and records[day].final):
                 with suppress(FileNotFoundError):
                     tables.insert(0, self._outside(key, day))

@@ -99,7 +99,7 @@ def test_second_backfill_downloads_nothing(world: World, market_data: MarketData
     assert result.exit_code == 0, result.output
     assert "binance/spot/klines/BTCUSDT/1h: 7 days, 7 fetched; 168 rows" in result.stderr
     assert "7 days of 1 series: all there." in result.stderr
-    assert list(storage.days_on_disk(world.layout.folder(BTC))) == days("2026-02-02", "2026-02-08")
+    assert list(storage.list_dates(world.layout.folder(BTC))) == days("2026-02-02", "2026-02-08")
     world.forget()
     again = market_data(*ONE_WEEK)
     assert again.exit_code == 0
@@ -115,7 +115,7 @@ def test_failed_day_is_named_with_its_reason_and_exit_code_1(world: World, marke
     assert re.search(
         r"2 days failed:\n.*BTCUSDT/1h 2026-02-04: checksum: BTCUSDT-1h-2026-02-04.zip does", result.stderr
     )
-    assert len(storage.days_on_disk(world.layout.folder(BTC))) == 5
+    assert len(storage.list_dates(world.layout.folder(BTC))) == 5
     world.sandbox.faults.clear()
     world.forget()
     assert market_data(*ONE_WEEK).exit_code == 0
@@ -139,7 +139,7 @@ def test_ctrl_c_leaves_finished_days_stored(world: World, market_data: MarketDat
     assert process.returncode == 130
     assert "Stopped. Finished days are stored, and the same command continues from there." in said
     assert "Traceback" not in said
-    kept = list(storage.days_on_disk(world.layout.folder(BTC)))
+    kept = list(storage.list_dates(world.layout.folder(BTC)))
     assert kept
     assert all(parquet.read_table(world.layout.file(BTC, day)).num_rows == 24 for day in kept)
 
@@ -159,7 +159,7 @@ def test_days_outside_the_listing_are_skipped_and_reported(world: World, market_
     )
     assert result.exit_code == 0, result.output
     assert "LUNAUSDT/1d was listed from 2020-08-21 to 2022-05-13: 7 days are left out." in result.stderr
-    held = storage.days_on_disk(world.layout.folder(klines("LUNAUSDT", "1d")))
+    held = storage.list_dates(world.layout.folder(klines("LUNAUSDT", "1d")))
     assert list(held) == days("2022-05-10", "2022-05-13")
 
 
@@ -475,7 +475,7 @@ def test_add_writes_series_to_the_universe_and_fetches_them(world: World, market
     assert universe.listing(sol).first == days("2020-09-14", "2020-09-14")[0]
     assert universe.listing(BTC).first == days("2017-08-17", "2017-08-17")[0]
     for key in (sol, agg_trades("SOLUSDT", "um")):
-        assert list(storage.days_on_disk(world.layout.folder(key))) == days("2026-03-04", "2026-03-05")
+        assert list(storage.list_dates(world.layout.folder(key))) == days("2026-03-04", "2026-03-05")
     assert market_data("add", "SOLUSDT", "4h", "--market", "um", "--from", "2026-03-04").exit_code == 0
     assert (world.root / "universe.yaml").read_text() == text
 
@@ -485,7 +485,7 @@ def test_add_takes_several_symbols_and_a_month(world: World, market_data: Market
     assert result.exit_code == 0, result.output
     universe = load_universe(world.root / "universe.yaml")
     for key in (klines(symbol, interval) for symbol in ("SOLUSDT", "BTCUSDT") for interval in ("1d", "4h")):
-        assert days("2026-03-01", "2026-03-05")[:4] == list(storage.days_on_disk(world.layout.folder(key)))[:4]
+        assert days("2026-03-01", "2026-03-05")[:4] == list(storage.list_dates(world.layout.folder(key)))[:4]
         assert universe.start(key) <= days("2026-03-01", "2026-03-01")[0]
 
 
@@ -502,7 +502,7 @@ def test_add_begins_a_universe(world: World, market_data: MarketData) -> None:
     result = market_data("add", "LUNAUSDT", "1d", "--through", "2020-09-01")
     assert result.exit_code == 0, result.output
     assert "LUNAUSDT/1d is collected from 2020-08-21 on" in result.stderr
-    held = storage.days_on_disk(world.layout.folder(klines("LUNAUSDT", "1d")))
+    held = storage.list_dates(world.layout.folder(klines("LUNAUSDT", "1d")))
     assert list(held) == days("2020-08-21", "2020-09-01")
 
 

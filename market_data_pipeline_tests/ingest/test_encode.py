@@ -35,7 +35,7 @@ from market_data_pipeline_tests.support.world import Result, World, agg_trades, 
 
 def told(world: World, result: Result) -> tuple[date, DayRecord, str, int, pa.Table | None]:
     """What a result says, without what another time or place of bringing it changes."""
-    at_once = replace(result.row, fetched_at=None, asked_at=None, mtime_ns=0, bytes=0, file_sha256=None)
+    at_once = replace(result.row, fetched_at=None, asked_at=None, version=0, bytes=0, file_sha256=None)
     reason = getattr(result, "reason", "")
     path = world.layout.file(result.key, result.day)
     return (result.day, at_once, reason, result.downloaded, parquet.read_table(path) if path.exists() else None)

@@ -61,7 +61,7 @@ def test_readers_see_each_day_once_during_killed_compactions(tmp_path: Path) -> 
 
     days = [day for month in MONTHS for day in month]
     assert list(day_files(lake.layout, BTC)) == days
-    assert days[0] not in storage.days_on_disk(lake.layout.folder(BTC))  # whose grace period was over
+    assert days[0] not in storage.list_dates(lake.layout.folder(BTC))  # whose grace period was over
     assert not corrected(lake.layout, [BTC]).to_pylist()
     assert [path.name for path in tmp_path.rglob("*") if path.name.endswith(storage.TEMPORARY)] == []
     for of_one in seen:

@@ -102,10 +102,10 @@ def test_folder_without_catalog_or_unwritable_is_left_alone(
     refresh_catalog(Layout(tmp_path / "nothing"))
     assert not (tmp_path / "nothing").exists()
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise StorageError("The disk is read-only.")
 
-    monkeypatch.setattr(storage, "write_bytes", refuse)
+    monkeypatch.setattr(storage, "put", refuse)
     refresh_catalog(Layout(copy))
     with pytest.raises(duckdb.Error, match=WHAT_TO_DO):
         ask(copy / "catalog.duckdb")

@@ -84,7 +84,7 @@ def _write_config(path: Path) -> None:
     there = read_regular(path) if path.exists() else None
     # Users delete the first line to own the file. Then it is not updated.
     if there is None or (there != ours and there.split(b"\n", 1)[0] == ours.split(b"\n", 1)[0]):
-        storage.write_bytes(path, ours)
+        storage.put(path, ours)
 
 
 def open_instance(layout: Layout) -> dg.DagsterInstance:

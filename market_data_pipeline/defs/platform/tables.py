@@ -168,7 +168,7 @@ def store_days(
                 continue
             record = _provenance(layout, key, day, table, made_of)
             encoded = parquet.encode_table(table, record)
-            stat = storage.write_bytes(layout.file(key, day), encoded)
+            stat = storage.put(layout.file(key, day), encoded)
             sha256 = hashlib.sha256(encoded).hexdigest()
             ledger.put(record_of(record, stat, attempts=attempts, file_sha256=sha256))
         ledger.write(layout.ledger(key))

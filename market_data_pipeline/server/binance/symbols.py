@@ -86,7 +86,7 @@ def _snapshots(
 
 def _newest_first(layout: Layout, market: Market) -> Iterator[list[dict[str, Any]]]:
     folder = layout.exchange_info(market)
-    for day in sorted(storage.days_named(folder), reverse=True):
+    for day in sorted(storage.list_named(folder), reverse=True):
         yield parquet.read_table(folder / f"{day}.parquet").to_pylist()
 
 
