@@ -15,6 +15,8 @@ from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from market_data_pipeline import clock
@@ -136,6 +138,11 @@ class RowsPage:
     version: str
     final: bool
     origins: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Return True if nothing is missing that another fetch may store."""
+        return not any(span.fetchable for span in self.missing)
 
 
 class Pages:
@@ -312,7 +319,10 @@ class Pages:
             include_live=True,
             growing=request.end is not None,
         )
-        hot = sum(_live_between(one, first, until) for one in live)
+        times = [_live_between(one, first, until) for one in live]
+        hot = sum(map(len, times))
+        if request.interval != key.interval and hot:
+            hot = _candles_of(table, np.concatenate(times))
         return RowsPage(
             table=table,
             first=first,
@@ -448,11 +458,18 @@ def _contents(records: Mapping[date, DayFacts], live: Iterable[LiveDay]) -> Iter
     return iter(sorted(found.items()))
 
 
-def _live_between(one: LiveDay, first: datetime, until: datetime) -> int:
-    """Return the number of rows between two moments that only the live feed has."""
+def _live_between(one: LiveDay, first: datetime, until: datetime) -> npt.NDArray[np.int64]:
+    """Return the times of the rows between two moments that only the live feed has."""
     begin, over = (clock.to_us(moment.replace(tzinfo=UTC)) for moment in (first, until))
     times = one.times_us
-    return int((one.is_live & (times >= begin) & (times < over)).sum())
+    live: npt.NDArray[np.int64] = times[one.is_live & (times >= begin) & (times < over)]
+    return live
+
+
+def _candles_of(table: pa.Table, times: npt.NDArray[np.int64]) -> int:
+    """Return the number of composed candles that have a row of these times."""
+    opened = table["open_time"].cast(pa.int64()).to_numpy()
+    return len(np.unique(np.searchsorted(opened, times, "right")))
 
 
 def _version(key: SeriesKey, contents: Iterable[tuple[date, str]]) -> str:

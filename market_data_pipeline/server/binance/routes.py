@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from market_data_pipeline import clock
+from market_data_pipeline.client.pages import RowsPage
 from market_data_pipeline.errors import DamagedFileError, MarketDataError, NotStoredError, UsageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import binance_dialect as dialect
@@ -259,7 +260,8 @@ def _rows_of(market: Market, endpoint: str) -> _Answer:
 
             async def make() -> EncodedAnswer:
                 made = await _made(state, call, series, coding, dialect.weight_of(market, endpoint, parameters))
-                state.answers.put(key, fingerprint, made)
+                if all(source != "exchange" for source, _ in made.origins):
+                    state.answers.put(key, fingerprint, made)
                 return made
 
             found = await state.shared.run((key, fingerprint), make)
@@ -291,7 +293,7 @@ async def series_of_call(state: ServerState, call: RowsCall) -> SeriesKey:
 async def _made(state: ServerState, call: RowsCall, series: SeriesKey, coding: str, weight: int) -> EncodedAnswer:
     reader = RowsReader(state.source, Layout(state.settings.root))
     found: ReadRows = await state.workers.run(lambda: reader.read(call, series))
-    page = found.page
+    page, fetched = found.page, None
     if page is not None and Strategy(state.settings.serve_cache_strategy) is Strategy.AUTO:
         fetched = await fetching.complete(state, series, page, force=False)
         if fetched.again:
@@ -314,10 +316,15 @@ async def _made(state: ServerState, call: RowsCall, series: SeriesKey, coding: s
             lasting=fixed and final,
             expires=None if final else minute,
             headers=(("Vary", "Accept-Encoding, X-MBX-TIME-UNIT"), *weight_headers(weight).items()),
-            origins=found.page.origins if found.page is not None else (),
+            origins=_origins(found.page, fetched),
+            whole=found.page is None or found.page.is_whole,
         )
 
     return await state.workers.run(build)
+
+
+def _origins(page: RowsPage | None, fetched: fetching.Fetched | None) -> tuple[tuple[str, int], ...]:
+    return () if page is None else page.origins if fetched is None else fetched.origins(page)
 
 
 def _is_full(found: ReadRows) -> bool:
