@@ -56,6 +56,9 @@ _TRADES_SPAN = timedelta(milliseconds=20)
 _WIDER = 4
 """Factor by which each further part of a range is longer, until a page is full."""
 
+_OPEN_ROWS = 2
+"""Candles that the present has not closed yet, or that a feed has not stored yet: the newest rows are behind them."""
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "mo": 28 * 86_400}
 
 
@@ -283,12 +286,13 @@ class Pages:
         stored = {*partitions.stored_dates(self._layout, key), *live_days(self._layout, key)}
         begin = clock.midnight(min(stored)) if stored else until
         end = min(until, clock.midnight(max(stored) + clock.DAY)) if stored else until
-        span, parts, found = _span(request, request.limit), list[pa.Table](), 0
+        span, parts, found = _span(request, request.limit + _OPEN_ROWS), list[pa.Table](), 0
         while end > begin and found < request.limit:
             first = max(begin, _earlier(end, span))
             parts.insert(0, rows(first, end))
             found += parts[0].num_rows
-            end, span = first, span * _WIDER
+            few = _span(request, 2 * (request.limit - found) + _OPEN_ROWS)
+            end, span = first, few if len(parts) == 1 and 0 < found < request.limit else span * _WIDER
         table = _joined(parts) if parts else rows(until, until)
         table = table.slice(max(0, table.num_rows - request.limit))
         return (_moment(table, time, 0) if table.num_rows else until), table, None
