@@ -87,10 +87,11 @@ class HotWindow:
         if key.interval is None or start < begin:
             return None
         with self._lock:
-            window = self._current(key, min(begin, start))
-            self._windows[key] = window
+            window, before = self._current(key, min(begin, start)), self._windows.get(key)
+            if window is not before:
+                self._windows[key] = window
+                self.bytes += window.table.nbytes - (before.table.nbytes if before is not None else 0)
             self._windows.move_to_end(key)
-            self.bytes = sum(one.table.nbytes for one in self._windows.values())
             while self.bytes > self._most_bytes and self._windows:
                 self.bytes -= self._windows.popitem(last=False)[1].table.nbytes
         first, last = np.searchsorted(window.times_us, [_us(start), _us(end)])

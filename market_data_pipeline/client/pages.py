@@ -14,6 +14,8 @@ from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from market_data_pipeline import clock
@@ -52,6 +54,9 @@ _FIRST_SPAN: dict[DataType, timedelta] = {
 _TRADES_SPAN = timedelta(milliseconds=20)
 _WIDER = 4
 """Factor by which each further part of a range is longer, until a page is full."""
+
+_OPEN_ROWS = 2
+"""Candles that the present has not closed yet, or that a feed has not stored yet: the newest rows are behind them."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "mo": 28 * 86_400}
 
@@ -135,6 +140,11 @@ class RowsPage:
     version: str
     final: bool
     origins: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Return True if nothing is missing that another fetch may store."""
+        return not any(span.fetchable for span in self.missing)
 
 
 class Pages:
@@ -275,12 +285,13 @@ class Pages:
         stored = {*partitions.stored_dates(self._layout, key), *live_days(self._layout, key)}
         begin = clock.midnight(min(stored)) if stored else until
         end = min(until, clock.midnight(max(stored) + clock.DAY)) if stored else until
-        span, parts, found = _span(request, request.limit), list[pa.Table](), 0
+        span, parts, found = _span(request, request.limit + _OPEN_ROWS), list[pa.Table](), 0
         while end > begin and found < request.limit:
             first = max(begin, _earlier(end, span))
             parts.insert(0, rows(first, end))
             found += parts[0].num_rows
-            end, span = first, span * _WIDER
+            few = _span(request, 2 * (request.limit - found) + _OPEN_ROWS)
+            end, span = first, few if len(parts) == 1 and 0 < found < request.limit else span * _WIDER
         table = _joined(parts) if parts else rows(until, until)
         table = table.slice(max(0, table.num_rows - request.limit))
         return (_moment(table, time, 0) if table.num_rows else until), table, None
@@ -311,7 +322,10 @@ class Pages:
             include_live=True,
             growing=request.end is not None,
         )
-        hot = sum(_live_between(one, first, until) for one in live)
+        times = [_live_between(one, first, until) for one in live]
+        hot = sum(map(len, times))
+        if request.interval != key.interval and hot:
+            hot = _candles_of(table, np.concatenate(times))
         return RowsPage(
             table=table,
             first=first,
@@ -447,11 +461,18 @@ def _contents(records: Mapping[date, DayFacts], live: Iterable[LiveDay]) -> Iter
     return iter(sorted(found.items()))
 
 
-def _live_between(one: LiveDay, first: datetime, until: datetime) -> int:
-    """Return the number of rows between two moments that only the live feed has."""
+def _live_between(one: LiveDay, first: datetime, until: datetime) -> npt.NDArray[np.int64]:
+    """Return the times of the rows between two moments that only the live feed has."""
     begin, over = (clock.to_us(moment.replace(tzinfo=UTC)) for moment in (first, until))
     times = one.times_us
-    return int((one.is_live & (times >= begin) & (times < over)).sum())
+    live: npt.NDArray[np.int64] = times[one.is_live & (times >= begin) & (times < over)]
+    return live
+
+
+def _candles_of(table: pa.Table, times: npt.NDArray[np.int64]) -> int:
+    """Return the number of composed candles that have a row of these times."""
+    opened = table["open_time"].cast(pa.int64()).to_numpy()
+    return len(np.unique(np.searchsorted(opened, times, "right")))
 
 
 def _version(key: SeriesKey, contents: Iterable[tuple[date, str]]) -> str:

@@ -20,12 +20,13 @@ from starlette.responses import Response
 from market_data_pipeline import __version__
 from market_data_pipeline.errors import DamagedFileError, MarketDataError, UsageError
 from market_data_pipeline.hosts import is_own_host, is_own_origin, parse_host
+from market_data_pipeline.server import documented
 from market_data_pipeline.server.admin import admin_routes
 from market_data_pipeline.server.answers import respond
 from market_data_pipeline.server.binance.routes import binance_routes, is_binance_path, refusal_of, refused
 from market_data_pipeline.server.jobs import ServerJobs
 from market_data_pipeline.server.market import answer_at_once, market_routes
-from market_data_pipeline.server.page import PAGE_PATHS, page_routes
+from market_data_pipeline.server.page import is_page_path, page_routes
 from market_data_pipeline.server.problems import ProblemError, ProblemKind
 from market_data_pipeline.server.rows import LakeSource, RowSource
 from market_data_pipeline.server.series import series_routes
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Paths that never need a key, apart from the page: a load balancer has none."""
+"""Paths that never need a key, apart from the pages: a load balancer has none."""
 
 _DESCRIPTION = """\
 Rows of Binance's history from the lake of market-data-pipeline. Every answer names the final rows and the missing
@@ -79,12 +80,13 @@ def build_app(
         middleware.append(
             Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET"], expose_headers=["*"])
         )
-    app = FastAPI(
+    app = _App(
         title="market-data-pipeline",
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
         middleware=middleware,
+        docs_url=None,  # page.py has it, with scripts of this server
         redoc_url=None,
     )
     app.state.server = state
@@ -94,6 +96,16 @@ def build_app(
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     return app
+
+
+class _App(FastAPI):
+    """Documents the API key, too."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document."""
+        if self.openapi_schema is None:
+            self.openapi_schema = documented.with_keys(super().openapi())
+        return self.openapi_schema
 
 
 class Doorkeeper:
@@ -161,8 +173,7 @@ class Doorkeeper:
         if headers.get("sec-fetch-site") == "cross-site" and not (is_visit or "origin" in headers):
             raise ProblemError(ProblemKind.FOREIGN, "Requests from other sites are refused.")
         path = scope["path"]
-        is_open = path in OPEN_PATHS or path == PAGE_PATHS[0] or path.startswith(PAGE_PATHS[1])
-        if self._state.key_for_all and not is_open:
+        if self._state.key_for_all and path not in OPEN_PATHS and not is_page_path(path):
             self._state.need_key(Request(scope))
 
 

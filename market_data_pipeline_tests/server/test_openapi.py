@@ -64,6 +64,10 @@ def test_every_data_type_of_the_table_has_a_route(tmp_path: Path) -> None:
             assert f"/api/v1/market/{path_name(data_type)}{end}" in paths
 
 
-def test_documents_for_people_are_served(tmp_path: Path) -> None:
+def test_document_names_the_routes_that_need_a_key(tmp_path: Path) -> None:
     with TestClient(build_app(load_settings(dir=tmp_path)), base_url="http://localhost") as client:
-        assert "swagger" in client.get("/docs").text.casefold()
+        found = client.get("/openapi.json").json()
+    assert found["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert found["security"] == [{}, {"key": []}]
+    assert found["paths"]["/api/v1/sql"]["post"]["security"] == [{"key": []}]
+    assert "security" not in found["paths"]["/health"]["get"]
