@@ -55,8 +55,8 @@ def rows_on_record(
         StorageError: The system cannot read the ledger.
     """
     path = layout.ledger(key)
-    if only is not None and len(only) <= _FEW_DAYS and (identity := _identity(path)) is not None:
-        ledger = Ledger(_few_rows(path, identity, tuple(only)))
+    if only is not None and len(only) <= _FEW_DAYS and (revision := storage.revision(path)) is not None:
+        ledger = Ledger(_few_rows(path, revision, tuple(only)))
     else:
         inside = (pc.field("day") >= first) & (pc.field("day") <= last)
         if only is not None:
@@ -70,16 +70,8 @@ _FEW_DAYS = 4
 """Most days whose records are cached. Servers read those of today and yesterday again and again."""
 
 
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
-
-
 @lru_cache(maxsize=1024)
-def _few_rows(path: Path, identity: tuple[int, int, int], days: tuple[date, ...]) -> tuple[DayRecord, ...]:  # noqa: ARG001
+def _few_rows(path: Path, revision: tuple[int, ...], days: tuple[date, ...]) -> tuple[DayRecord, ...]:  # noqa: ARG001
     return tuple(Ledger.read(path, pc.field("day").isin(pa.array(days, pa.date32()))).rows.values())
 
 

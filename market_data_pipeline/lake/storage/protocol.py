@@ -1,6 +1,6 @@
-"""What a store of the lake's bytes can do. The one on disk is ``disk.py``.
+"""Protocol of the stores of the lake's bytes. The store on disk is ``disk.py``.
 
-Paths are the lake's own names: those of ``lake/layout.py``. A store may keep a name's bytes under another one.
+Paths are the lake's own names: those of ``lake/layout.py``. A store may write a name's bytes under another name.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ByteStore(Protocol):
         """Write a file, and return its size and version.
 
         Args:
-            if_match: The version to replace. Another one refuses the write, where no lock excludes other writers.
+            if_match: The version to replace. With another one, the write is refused, unless a lock excludes other writers.
             create: Refuse to replace a file.
 
         Raises:
