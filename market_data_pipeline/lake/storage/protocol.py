@@ -62,7 +62,7 @@ class ByteStore(Protocol):
         """Write a file, and return its size and version.
 
         Args:
-            if_match: The version to replace. With another one, the write is refused, unless a lock excludes other writers.
+            if_match: The version to replace. A write over another one is refused, unless a lock excludes other writers.
             create: Refuse to replace a file.
 
         Raises:
