@@ -45,7 +45,7 @@ dev: $(RUN) ## start Dagster's UI and daemon
 	$(BIN)/market-data ui --port $(DAGSTER_PORT)
 
 test: $(DEV) ## run all tests, and measure which lines of the package run
-	$(BIN)/python -m pytest -n 4 --dist loadgroup -p tools.coverage_gate --coverage-at-least 95
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist loadgroup -p tools.coverage_gate --coverage-at-least 95
 
 test-clients: $(DEV) $(CLIENTS) ## run the tests that need freqtrade and other real tools
 	$(BIN)/python -m pytest -m clients market_data_pipeline_tests

@@ -275,7 +275,7 @@ def series_in_ledgers(layout: Layout) -> Iterator[SeriesKey]:
     """Yield the series that have a ledger."""
     for market in Market:
         for data_type in data_types_of(market):
-            for *above, name in _labels_in(layout.root / "ledger" / EXCHANGE / market / data_type, data_type):
+            for *above, name in _labels_in(layout.root.joinpath("ledger", EXCHANGE, market, data_type), data_type):
                 # Other files are, for example, locks.
                 if name.endswith(".parquet") and (key := _series(market, data_type, *above, name[: -len(".parquet")])):
                     yield key
@@ -300,4 +300,4 @@ def _labels_in(folder: Path, data_type: DataType) -> Iterator[tuple[str, ...]]:
 
 def folder_of(layout: Layout, market: Market, data_type: DataType) -> Path:
     """Return the folder of a market and data type."""
-    return layout.root / "lake" / EXCHANGE / market / data_type
+    return layout.root.joinpath("lake", EXCHANGE, market, data_type)

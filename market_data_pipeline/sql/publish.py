@@ -123,13 +123,13 @@ def _publish(layout: Layout, wanted: Sequence[str]) -> None:
 
     with _scratch(layout) as folder:
         path = folder / "catalog.duckdb"
-        with duckdb.connect() as connection:
+        # Threads only cost here, as each statement by itself does: together a third of the processor's time.
+        with duckdb.connect(config={"threads": 1}) as connection:
             connection.execute(f"ATTACH {quoted(str(path))} AS built (STORAGE_VERSION 'v1.0.0')")
             connection.execute("USE built")
             try:
                 connection.execute("BEGIN")  # one commit waits for the disk only once
-                for statement in wanted:
-                    connection.execute(statement)
+                connection.execute(";\n".join(wanted))
                 connection.execute("COMMIT")
             except duckdb.Error as error:
                 raise lake_error(error, layout) from error

@@ -40,6 +40,7 @@ def span_of(spec: Spec) -> Span:
     return last - DAY, last
 
 
+LASTING = span_of(SPECS[Market.SPOT, DataType.KLINES])
 SPANS: dict[Span, list[SeriesKey]] = {}
 for one in SPECS.values():
     SPANS.setdefault(span_of(one), []).append(key_of(one))
@@ -107,8 +108,9 @@ def test_every_row_of_the_table_loads_day_by_day_in_dagster(few_trades: World, m
     definitions = build_definitions(settings, load_universe(settings.universe))
     with open_instance(world.layout) as instance:
         for span, keys in SPANS.items():
-            for day in span:
-                done = materialize_days(instance, definitions, keys, day, day)
+            # Day by day where there are most types, and both days at once of those that ended.
+            for first, last in zip(span, span, strict=True) if span == LASTING else [span]:
+                done = materialize_days(instance, definitions, keys, first, last)
                 assert done.success
                 checks = {(series_of(one.asset_key), one.check_name) for one in done.get_asset_check_evaluations()}
                 assert checks >= {(key, name) for key in keys for name in ("integrity", "gaps")}

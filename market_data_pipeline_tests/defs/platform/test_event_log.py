@@ -27,7 +27,10 @@ from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.lake.layout import Layout
 
 ASSET = dg.AssetKey("candles")
-SPAWN, FORK = multiprocessing.get_context("spawn"), multiprocessing.get_context("fork")
+FORK = multiprocessing.get_context("fork")
+APART = multiprocessing.get_context("forkserver")
+"""Processes that inherit nothing of this one. The first imports Dagster for all."""
+APART.set_forkserver_preload([__name__])
 
 
 @pytest.fixture
@@ -164,7 +167,7 @@ def _report_in_another_process(root: Path, month: int) -> None:
 def test_two_processes_write_at_once_and_no_event_is_lost(layout: Layout) -> None:
     with open_instance(layout):
         pass
-    children = [SPAWN.Process(target=_report_in_another_process, args=(layout.root, month)) for month in (1, 2)]
+    children = [APART.Process(target=_report_in_another_process, args=(layout.root, month)) for month in (1, 2)]
     for child in children:
         child.start()
     for child in children:
@@ -395,8 +398,8 @@ def test_process_killed_while_writing_loses_no_earlier_run(layout: Layout) -> No
         pass
     finished: list[str] = []
     for _ in range(3):
-        ours, theirs = SPAWN.Pipe(duplex=False)
-        child = SPAWN.Process(target=_run_until_killed, args=(layout.root, theirs))
+        ours, theirs = APART.Pipe(duplex=False)
+        child = APART.Process(target=_run_until_killed, args=(layout.root, theirs))
         child.start()
         theirs.close()
         finished += [ours.recv(), ours.recv()]
