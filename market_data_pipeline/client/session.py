@@ -31,6 +31,7 @@ from market_data_pipeline.lake.day_records import CORRECTED, corrected, with_oth
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.locks import is_running
 from market_data_pipeline.model import faults
+from market_data_pipeline.model.schema import empty_table
 from market_data_pipeline.model.series import EXCHANGE
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sql import errors, file_lists, views
@@ -423,7 +424,7 @@ class Views(DuckDB):
         self._made: dict[tuple[str, str], str] = {}
         self._checked: set[str] = set()
         self._broken: MarketDataError | None = None
-        self._corrections = CORRECTED.empty_table()
+        self._corrections = empty_table(CORRECTED)
         # Of this process and object alone: DuckDB's names of files in it are the same in every process.
         self._spill = self._layout.local / f"{_SPILL}{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
@@ -472,7 +473,7 @@ class Views(DuckDB):
         corrections = corrected(self._layout, keys)
         with self._lock:
             if as_on_disk:
-                others = self._corrections if selection is not None else CORRECTED.empty_table()
+                others = self._corrections if selection is not None else empty_table(CORRECTED)
                 self._correct(session, with_others(corrections, keys, others))
             held, marked = file_lists.marked_now(self._layout)
             self._broken = None

@@ -28,6 +28,7 @@ from market_data_pipeline.lake.ledger import LEDGER_SCHEMA, Ledger, read_columns
 from market_data_pipeline.lake.partitions import DayColumns, day_columns
 from market_data_pipeline.model.day import HELD, NOT_LISTED, DayFile, DayRecord
 from market_data_pipeline.model.findings import Severity, Verdict
+from market_data_pipeline.model.schema import empty_table
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.model.states import EXPLAINED
 
@@ -322,7 +323,7 @@ def corrected(layout: Layout, keys: Iterable[SeriesKey]) -> pa.Table:
         if is_other:
             labels = {name: getattr(key, name) for name in SERIES_LABELS}
             rows += [{"series": str(key), **labels, **row} for row in table.to_pylist()]
-    return pa.Table.from_pylist(rows, CORRECTED)
+    return pa.Table.from_pylist(rows, CORRECTED) if rows else empty_table(CORRECTED)
 
 
 def with_others(corrections: pa.Table, keys: Iterable[SeriesKey], others: pa.Table) -> pa.Table:

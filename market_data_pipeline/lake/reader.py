@@ -23,7 +23,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import day_files_between
 from market_data_pipeline.model.datasets import SPECS
 from market_data_pipeline.model.day import DayFile
-from market_data_pipeline.model.schema import TIME, WORD, as_declared, lake_schema
+from market_data_pipeline.model.schema import TIME, WORD, as_declared, empty_table, lake_schema
 from market_data_pipeline.model.series import DataType, SeriesKey
 
 _DAYS_A_TASK = 16
@@ -65,7 +65,7 @@ def read_days(
         FileNotFoundError: A file is missing.
     """
     if not days:
-        return schema.empty_table()
+        return empty_table(schema)
     data_type = days[0].key.data_type
     labels = labels_of(data_type)
     wanted = pa.schema([field for field in schema if field.name not in labels])

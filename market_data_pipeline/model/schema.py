@@ -44,6 +44,11 @@ def lake_schema(market: Market, data_type: DataType) -> pa.Schema:
     )
 
 
+def empty_table(schema: pa.Schema) -> pa.Table:
+    """Return a table without rows. PyArrow's method of this name imports pandas, which takes 0.2 s of each process."""
+    return pa.Table.from_batches([], schema)
+
+
 def may_be_null(schema: pa.Schema) -> pa.Schema:
     """Return the same columns as nullable. Other libraries and older files have them in this form."""
     return pa.schema([field.with_nullable(True) for field in schema])

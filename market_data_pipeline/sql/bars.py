@@ -105,8 +105,8 @@ def _listed(files: Files, start: str, end: str, wrong: str, place: str) -> tuple
     """
     problem = f"coalesce({_not_stored(files)}, {wrong})"
     paths, condition = files.of_composed(SYMBOL_FOLDER, start, f"({end} - {_BEFORE})")
-    checked = f"CASE WHEN {problem} IS NULL THEN {paths} ELSE error({problem}) END"
-    return read_parquet(checked, NAMED), [condition, *filter(None, [place])]
+    # The error of NULL is NULL.
+    return read_parquet(f"coalesce(error({problem}), {paths})", NAMED), [condition, *filter(None, [place])]
 
 
 def _macro(head: str, query: str, files: Files) -> str:
@@ -117,10 +117,10 @@ def _macro(head: str, query: str, files: Files) -> str:
     """
     if not files.keys:
         return f"{head} AS TABLE FROM query(error({_not_stored(files)}))"
-    wrong = f"""CASE WHEN {START} > {END} THEN error(concat('The range begins at ', {START},
-        ' and ends before that, at ', {END}, '.')) END"""
+    wrong = "CASE WHEN x > y THEN error(concat('The range begins at ', x, ' and ends before that, at ', y, '.')) END"
     return f"""{head} AS TABLE
-        SELECT * FROM ({query}) UNION ALL BY NAME SELECT CAST(NULL AS VARCHAR) AS symbol WHERE {wrong} IS NOT NULL"""
+        SELECT * FROM ({query}) UNION ALL BY NAME SELECT CAST(NULL AS VARCHAR) AS symbol
+        FROM (SELECT {START} AS x, {END} AS y) WHERE {wrong} IS NOT NULL"""
 
 
 def _not_stored(files: Files) -> str:

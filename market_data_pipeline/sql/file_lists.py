@@ -21,7 +21,7 @@ from market_data_pipeline.lake.ledger import LEDGER_SCHEMA as LEDGER_SCHEMA
 from market_data_pipeline.lake.partitions import folder_of, months_closed, series_in_ledgers, series_with_files
 from market_data_pipeline.lake.reader import labels_of
 from market_data_pipeline.model.datasets import data_types_of
-from market_data_pipeline.model.schema import lake_schema
+from market_data_pipeline.model.schema import empty_table, lake_schema
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
 
 NAMED = "filename = true"
@@ -186,7 +186,7 @@ def marked_now(layout: Layout) -> tuple[StoredSeries, bool]:
         missing = [(mark, schema) for mark, schema in marks_of(stored) if storage.head(mark) is None]
         try:
             for mark, schema in missing:
-                parquet.write_table(mark, schema.empty_table())
+                parquet.write_table(mark, empty_table(schema))
         except StorageError:
             return stored, False
         # If the lake changed meanwhile, a new mark may already be stale, and nothing would remove it.

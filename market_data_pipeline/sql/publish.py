@@ -20,6 +20,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import folder_of, months_closed
 from market_data_pipeline.model.datasets import data_types_of
 from market_data_pipeline.model.day import FileStat
+from market_data_pipeline.model.schema import empty_table
 from market_data_pipeline.model.series import Market, SeriesKey
 from market_data_pipeline.sql.errors import lake_error
 from market_data_pipeline.sql.file_lists import StoredSeries, marks_of, quoted, stored_series
@@ -59,7 +60,7 @@ def publish_catalog(layout: Layout) -> Path:
             for mark, schema in marks_of(stored):
                 storage.remove_leftovers(mark.parent, older_than_seconds=_LEFT_AFTER_SECONDS)
                 if storage.head(mark) is None:
-                    parquet.write_table(mark, schema.empty_table())
+                    parquet.write_table(mark, empty_table(schema))
             if not _is_published(stored):
                 _publish(layout, statements(stored, published=True))
     return layout.catalog
