@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from typing import Any
 
 import uvicorn
@@ -26,7 +28,20 @@ _END_SECONDS = 10
 
 def run_server(app: FastAPI, host: str, port: int) -> None:
     """Serve an app until Ctrl-C or SIGTERM. Then finish the requests that are being answered, and stop all jobs."""
+    _leave_pandas_out()
     _Server(_config(app, host, port)).run()
+
+
+def _leave_pandas_out() -> None:
+    """Make pandas unavailable in this process. Arrow imports it for the first value: 50 MB that no route needs."""
+    if "pandas" not in sys.modules:
+        sys.meta_path.insert(0, _WithoutPandas())
+
+
+class _WithoutPandas(MetaPathFinder):
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:  # noqa: ARG002 - the form
+        if fullname == "pandas":
+            raise ModuleNotFoundError("pandas is left out of this process.", name=fullname)
 
 
 @contextmanager
