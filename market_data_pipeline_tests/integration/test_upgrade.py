@@ -216,7 +216,7 @@ def records_are_under_the_current_keys(folder: Folder, records: Records) -> None
     days, checks = records
     with open_instance(folder.world.layout) as instance:
         shown = {(key, day) for key in instance.all_asset_keys() for day in instance.get_materialized_partitions(key)}
-        assert shown >= {(present(name), day) for name, day in days if day is not None}
+        assert shown >= {(present(name), day) for name, day in days}
         assert {renamed(key.path) for key in instance.all_asset_keys()} == {None}
         history = instance.event_log_storage.get_asset_check_execution_history
         for name, check, day in checks:
