@@ -195,7 +195,7 @@ def test_client_reads_closed_months_and_names_gaps(folder: Folder) -> None:
     assert set(gaps["verdict"].to_pylist()) == {"archive_defect", "unexplained", "unpublished"}
 
 
-Records = tuple[list[tuple[str, str]], list[tuple[str, str, str]]]
+Records = tuple[list[tuple[str, str | None]], list[tuple[str, str, str]]]
 """Days of assets, and days of their checks, by the names that version 0.1 gave them."""
 
 
