@@ -96,7 +96,7 @@ def _quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings in the environment of whoever runs the tests do not reach them."""
     for name in list(os.environ):
         if name.startswith(PREFIX) or name == "DAGSTER_HOME":
