@@ -27,6 +27,7 @@ from market_data_pipeline.sql.publish import publish_catalog
 from market_data_pipeline.sql.views import create_schema, definitions
 from market_data_pipeline.universe import Universe
 from market_data_pipeline.universe.resolved import CollectedType, Entry, Since
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.small_lake import SmallLake, series
 
 BTC, TRADES = series("BTCUSDT", "1h"), series("BTCUSDT")
@@ -101,7 +102,7 @@ def in_python(lake: SmallLake, universe: Universe) -> list[DayCondition]:
     return list(conditions(rows, days_to_collect(universe, BTC), universe.listing(BTC), TODAY))
 
 
-@settings(max_examples=30)
+@settings(max_examples=sized(30, 100))
 @given(st.lists(records(), max_size=12), st.integers(-3, 25), st.sets(st.integers(0, 22), max_size=4))
 def test_sql_and_python_agree_on_every_day(
     session: duckdb.DuckDBPyConnection, rows: list[DayRecord], start: int, edges: set[int]

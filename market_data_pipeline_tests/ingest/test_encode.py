@@ -41,7 +41,7 @@ def told(world: World, result: Result) -> tuple[date, DayRecord, str, int, pa.Ta
     return (result.day, at_once, reason, result.downloaded, parquet.read_table(path) if path.exists() else None)
 
 
-@pytest.mark.parametrize("key", [klines("BTCUSDT", "1m"), agg_trades("BTCUSDT")], ids=str)
+@pytest.mark.parametrize("key", [klines("BTCUSDT", "5m"), agg_trades("BTCUSDT")], ids=str)
 def test_big_days_which_threads_share_are_the_same(
     world: World, key: SeriesKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,7 +54,7 @@ def test_big_days_which_threads_share_are_the_same(
     wanted = days("2026-01-01", "2026-02-12") if key.interval else days("2026-02-03", "2026-02-12")
     small = [told(world, result) for result in world.ingest(key, wanted)]
     # Ten pieces of a day or more, of both kinds.
-    body, rows = (1 << 10, 100) if key.interval else (1 << 14, 1500)
+    body, rows = (1 << 8, 20) if key.interval else (1 << 14, 1500)
     monkeypatch.setattr(zips, "_BODY_BYTES", body)
     monkeypatch.setattr(encode, "_BIG_BYTES", 1)
     monkeypatch.setattr(parquet, "ROW_GROUP_ROWS", rows)

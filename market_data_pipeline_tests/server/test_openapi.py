@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from market_data_pipeline.server.app import build_app
 from market_data_pipeline.server.market import path_name
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline_tests.server.conftest import KEY
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.small_lake import SmallLake, days_from, series
 
 
@@ -39,7 +39,7 @@ EXCLUDED: list[Any] = [positive_data_acceptance]
 
 @schema.exclude(path_regex="^/api/v1/(admin|sql)").parametrize()
 @settings(
-    max_examples=8 if "FULL_SIZE" in os.environ else 4,
+    max_examples=sized(4, 8),
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
@@ -50,7 +50,7 @@ def test_answers_are_as_described(case: schemathesis.Case[Any]) -> None:
 
 
 @schema.include(path_regex="^/api/v1/(admin|sql)").parametrize()
-@settings(max_examples=2, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(max_examples=sized(2, 5), derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 def test_routes_with_a_key_refuse_without(case: schemathesis.Case[Any]) -> None:
     answer = case.call()
     assert answer.status_code in (401, 404, 422)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
@@ -28,6 +27,7 @@ from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.sql.publish import publish_catalog
 from market_data_pipeline_tests.support.composition import put_candles
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.order_flow import (
     DAY,
     FOREVER,
@@ -127,7 +127,7 @@ def arguments_of(
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=sized(20, 60), deadline=None)
 @given(symbol=SYMBOLS, interval=st.sampled_from([*STEPS]), begin=BEGINS, minutes=LENGTHS)
 def test_time_bars_equal_those_of_plain_python(
     stored: Stored, catalog: duckdb.DuckDBPyConnection, symbol: str, interval: str, begin: int, minutes: int
@@ -143,7 +143,7 @@ def test_time_bars_equal_those_of_plain_python(
 THRESHOLDS = st.sampled_from([Decimal("0.00000001"), *map(Decimal, ("0.1", "1", "7.5", "20", "300", "1e9"))])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=sized(20, 60), deadline=None)
 @given(
     symbol=SYMBOLS,
     macro=st.sampled_from(["tick_bars", "volume_bars", "dollar_bars"]),
@@ -198,7 +198,7 @@ def levels_of(group: Group, step: Decimal) -> list[Row]:
     return rows
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=sized(20, 60), deadline=None)
 @given(
     symbol=SYMBOLS,
     interval=st.sampled_from([*STEPS]),
@@ -218,7 +218,7 @@ def test_footprint_equals_that_of_plain_python(
     assert_rows(rows_of(catalog, f"{schema}.footprint", [symbol, interval, float(step), *times]), expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=sized(20, 60), deadline=None)
 @given(symbol=SYMBOLS, interval=st.sampled_from([*STEPS]), begin=BEGINS, minutes=LENGTHS)
 def test_vwap_and_delta_equal_those_of_plain_python(
     stored: Stored, catalog: duckdb.DuckDBPyConnection, symbol: str, interval: str, begin: int, minutes: int
@@ -401,7 +401,7 @@ def test_perp_returns_equal_those_of_plain_python(tmp_path: Path, market: str) -
 
 # --- memory -----------------------------------------------------------------------------------------------------------
 
-LARGE_DAY, LARGE_LIMIT_MB = (1_000_000, 100) if "FULL_SIZE" in os.environ else (400_000, 50)
+LARGE_DAY, LARGE_LIMIT_MB = sized((400_000, 50), (1_000_000, 100))
 LARGE_STEP = DAY // timedelta(microseconds=LARGE_DAY)
 
 

@@ -23,6 +23,7 @@ from market_data_pipeline.stores.hybrid import HybridStore
 from market_data_pipeline.stores.parquet import ParquetStore
 from market_data_pipeline.stores.postgres import PostgresStore
 from market_data_pipeline.stores.push import PushReport, evict, push
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.live_world import live_rows_of
 from market_data_pipeline_tests.support.small_lake import SmallLake, day_table, days_from, series
 
@@ -46,7 +47,7 @@ def pushed(lake: SmallLake, store: PostgresStore, days: list[date] = DAYS) -> Pu
 
 
 @given(places=st.lists(st.sampled_from(["final", "provisional", "hot", "both"]), min_size=6, max_size=6))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=sized(12, 40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_split_of_days_is_read_without_a_seam(
     places: list[str], tmp_path_factory: pytest.TempPathFactory, postgres: PostgresStore
 ) -> None:
