@@ -450,7 +450,7 @@ class Faults:
 
     def _activate(self, entries: tuple[_Active, ...]) -> None:
         self._entries = entries
-        # After the entries: who finds this dictionary finds them, too. A listing asks for the faults of each file.
+        # After the entries: who finds this dictionary finds them, too. A listing looks up the faults of each file.
         self._data_faults: dict[str, tuple[DataFault, ...]] = {}
 
     def add(self, fault: F) -> F:
