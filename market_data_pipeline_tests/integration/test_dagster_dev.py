@@ -190,7 +190,7 @@ def test_backfill_from_ui_fails_bad_days_and_a_second_fixes_them(tmp_path: Path)
         port = free_port()
         with desk.market_data("ui", "--port", str(port)) as process:
             ui = Ui(f"http://127.0.0.1:{port}")
-            until(lambda: process.poll() is not None or ui.is_up(), "Dagster's webserver", 180, PAUSE)
+            until(lambda: process.poll() is not None or ui.is_up(), "Dagster's webserver", 400, PAUSE)
             assert process.poll() is None
             first = ui.backfill(MONTH, BTC, ETH)
 
@@ -238,7 +238,7 @@ def test_backfill_over_two_starts_completes_both(tmp_path: Path) -> None:
         port = free_port()
         with desk.market_data("ui", "--port", str(port)) as process:
             ui = Ui(f"http://127.0.0.1:{port}")
-            until(lambda: process.poll() is not None or ui.is_up(), "Dagster's webserver", 180, PAUSE)
+            until(lambda: process.poll() is not None or ui.is_up(), "Dagster's webserver", 400, PAUSE)
             some = ui.launch(
                 partitionsByAssets=[
                     {"assetKey": {"path": path(key)}, "partitions": {"ranges": [{"start": first, "end": "2024-01-08"}]}}
