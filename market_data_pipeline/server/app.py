@@ -90,6 +90,7 @@ def build_app(
         redoc_url=None,
     )
     app.state.server = state
+    # Most routes know nothing of an app, so the apps of a process share them: FastAPI takes 0.2 s to make them.
     for router in (page_routes(), market_routes(), series_routes(), system_routes(), admin_routes(), sql_routes()):
         app.include_router(router)
     app.router.routes.extend(binance_routes())

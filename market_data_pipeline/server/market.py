@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -58,6 +59,7 @@ _Interval = Annotated[
 ]
 
 
+@cache
 def market_routes() -> APIRouter:
     """Return the routes of all data types."""
     router = APIRouter(prefix="/api/v1/market", tags=["market"])

@@ -6,6 +6,7 @@ Rows do not belong here (``market.py``), nor does the health of all series (``sy
 from __future__ import annotations
 
 from datetime import date, datetime, timedelta
+from functools import cache
 from typing import Annotated, Any
 
 import orjson
@@ -43,6 +44,7 @@ _LATE_DAYS = 1
 """Days by which a current series may be behind yesterday: an archive appears up to a day after its day."""
 
 
+@cache
 def series_routes() -> APIRouter:
     """Return the routes."""
     router = APIRouter(prefix="/api/v1/system", tags=["system"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Any
 
 import orjson
@@ -32,6 +33,7 @@ _MOST_OPEN = 20
 """Most open gaps of a series in the health of the data, newest first."""
 
 
+@cache
 def system_routes() -> APIRouter:
     """Return the routes."""
     router = APIRouter(tags=["system"])

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from market_data_pipeline import MarketData
-from market_data_pipeline_tests.support.scale import full_size
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.small_lake import SmallLake, days_from, series
 
 COUNT = "SELECT count(*) AS n FROM binance_spot.klines"
 PATIENCE = 60
-FORKS = full_size(2, 20)
+FORKS = sized(2, 20)
 """While other threads query."""
 
 

@@ -21,13 +21,13 @@ from market_data_pipeline.settings import load_settings
 from market_data_pipeline.sql.publish import publish_catalog
 from market_data_pipeline_tests.integration.test_readers import end_reader, start_reader
 from market_data_pipeline_tests.support import compacting_process
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.processes import PYTHON, until
-from market_data_pipeline_tests.support.scale import full_size
 from market_data_pipeline_tests.support.small_lake import SmallLake, series
 
 pytestmark = pytest.mark.slow
 
-READERS = full_size(1, 2)
+READERS = sized(1, 2)
 BTC = series("BTCUSDT", "1h")
 MONTHS = [clock.days_of_month(date(2024, month, 1)) for month in range(1, 7)]
 

@@ -20,8 +20,8 @@ from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.model.provenance import Provenance
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.sandbox import Delay, Sandbox
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.processes import Desk, until
-from market_data_pipeline_tests.support.scale import full_size
 from market_data_pipeline_tests.support.world import agg_trades, days, klines, symbols_with
 
 pytestmark = pytest.mark.slow
@@ -46,7 +46,7 @@ KEYS = (klines("BTCUSDT", "1m"), agg_trades("BTCUSDT"), klines("ETHUSDT", "1h", 
 WANTED = days("2024-01-11", "2024-01-31")  # no whole month, so that each day has an archive of its own
 BACKFILL = ("backfill", "--from", str(WANTED[0]), "--through", str(WANTED[-1]))
 THREADS = 4
-KILLS = full_size(3, 12)
+KILLS = sized(3, 12)
 SETTINGS = {"DOWNLOAD_THREADS": THREADS, "MAX_PARTITIONS_PER_RUN": 7}
 """Several Dagster runs a series, so that kills meet events and ledgers, too, and not only downloads."""
 

@@ -16,8 +16,8 @@ from market_data_pipeline.cli import main
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.sandbox import MissingChecksum, Sandbox
 from market_data_pipeline_tests.support import reader_process
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.processes import PYTHON, Desk
-from market_data_pipeline_tests.support.scale import full_size
 from market_data_pipeline_tests.support.world import days, klines
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ collect:
 """
 BTC, ETH = (klines(symbol, "1m") for symbol in reader_process.SYMBOLS)
 PROVISIONAL = days("2024-01-11", "2024-01-18")
-ALL = days("2024-01-11", full_size("2024-02-04", "2024-03-10"))
+ALL = days("2024-01-11", sized("2024-02-04", "2024-03-10"))
 
 
 def test_readers_see_whole_days_while_days_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,11 +46,16 @@ HOURS, MINUTES = series("BTCUSDT", "1h"), series("ETHUSDT", "1m")
 JANUARY, FEBRUARY = days_from("2024-01-01", 31), days_from("2024-02-01", 29)
 
 
+@pytest.fixture(scope="module")
+def two_months(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return filled(tmp_path_factory.mktemp("months") / "data").root
+
+
 @pytest.fixture
-def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallLake:
+def lake(two_months: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallLake:
     """January and February 2024 of an hourly series, looked at in the middle of March."""
     monkeypatch.setattr(clock, "now", lambda: datetime(2024, 3, 15, 12, tzinfo=UTC))
-    return filled(tmp_path)
+    return SmallLake(shutil.copytree(two_months, tmp_path, dirs_exist_ok=True))
 
 
 def filled(root: Path) -> SmallLake:
