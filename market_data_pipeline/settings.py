@@ -162,6 +162,17 @@ class Settings(BaseSettings):
         description="Origins of web pages that may read from the server (CORS), such as `https://example.org`, "
         "separated by commas.",
     )
+    postgres_url: str = Field(
+        "",
+        description="postgresql://user@host:port/database with hot rows whose old days `market-data retain` and the "
+        "schedule `retain` remove. PGPASSWORD or ~/.pgpass has the password.",
+    )
+    postgres_keep_days: int = Field(
+        0,
+        ge=0,
+        description="Days that stay in PostgreSQL. Older ones are removed if the lake has them: final, and with each "
+        "row. 0 removes nothing.",
+    )
     profile_level: float = Field(
         0, ge=0, description="Height of a price level in tradeProfile. 0 means 0.01 % of the price."
     )
