@@ -32,7 +32,7 @@ def observe(cursor: str | None, markets: Sequence[Market], settings: Settings) -
         cursor: Size of the file of comparisons at the last look.
     """
     layout = Layout(settings.root)
-    found = storage.stat(comparisons_file(layout))
+    found = storage.head(comparisons_file(layout))
     now = str(found.bytes if found else 0)
     status = read_status(layout) if _may_be_alive(layout) else None
     events: list[Any] = []
@@ -74,7 +74,7 @@ def _evaluation(market: Market, compared: Sequence[LiveComparison]) -> dg.AssetC
 
 def _may_be_alive(layout: Layout) -> bool:
     """Return True if the status file is young. The clock of files is not that of the project, so a day is young."""
-    found = storage.stat(status_file(layout))
+    found = storage.head(status_file(layout))
     return found is not None and abs(time.time_ns() - found.mtime_ns) < _YOUNG_NS
 
 
