@@ -74,8 +74,8 @@ def _evaluation(market: Market, compared: Sequence[LiveComparison]) -> dg.AssetC
 
 def _may_be_alive(layout: Layout) -> bool:
     """Return True if the status file is young. The clock of files is not that of the project, so a day is young."""
-    found = storage.head(status_file(layout))
-    return found is not None and abs(time.time_ns() - found.mtime_ns) < _YOUNG_NS
+    written = storage.modified_ns(status_file(layout))
+    return written is not None and abs(time.time_ns() - written) < _YOUNG_NS
 
 
 def _is_alive(status: dict[str, Any]) -> bool:
