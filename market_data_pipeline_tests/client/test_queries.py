@@ -68,7 +68,7 @@ def run_shell(
         stdout=stdout or subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 

@@ -109,7 +109,7 @@ def kill_somewhere(desk: Desk, sandbox: Sandbox, chance: random.Random, requests
             until(
                 lambda: len(sandbox.requests) >= before + after or process.poll() is not None,
                 f"{after} requests",
-                seconds=240,
+                seconds=900,
                 pause=0.002,
             )
         time.sleep(chance.uniform(0, 0.15 if after else 2))

@@ -87,7 +87,7 @@ def start_reader(root: Path, interval: str, environment: Mapping[str, str]) -> s
 
 def end_reader(process: subprocess.Popen[str]) -> dict[str, list[int]]:
     """Let a reader end after the round that it is in; return how many days it has seen in each way, round by round."""
-    said, complaint = process.communicate(timeout=240)
+    said, complaint = process.communicate(timeout=900)
     assert process.returncode == 0, complaint
     found: dict[str, list[int]] = json.loads(said)
     return found

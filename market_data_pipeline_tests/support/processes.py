@@ -73,7 +73,7 @@ class Desk:
     def run(self, *command: str) -> None:
         """Run ``market-data`` with arguments to its end, which must be a good one."""
         with self.market_data(*command) as process:
-            assert process.wait(280) == 0
+            assert process.wait(900) == 0
 
     def output(self) -> str:
         """What the processes here have said so far."""
