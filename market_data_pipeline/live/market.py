@@ -38,7 +38,7 @@ class MarketFeed:
         candles: Candles by series.
         trades: Trades by series.
         counts: Numbers of events by kind, for the status.
-        not_trading: Symbols that do not trade, as exchangeInfo said last. REST is not asked for their candles.
+        not_trading: Symbols that did not trade in the last exchangeInfo. Their candles are not requested.
     """
 
     candles: dict[SeriesKey, CandleTrack]
@@ -109,7 +109,7 @@ class MarketFeed:
         return effects
 
     def doubts_listings(self, now_us: int) -> bool:
-        """Return True if a symbol may not trade, so that exchangeInfo should be asked. Candles of all others go on."""
+        """Return True if a symbol may not trade, so that exchangeInfo is needed."""
         return bool(self.not_trading) or any(
             track.unanswered_us(now_us) > _SILENT_US for track in self.candles.values()
         )
@@ -119,7 +119,7 @@ class MarketFeed:
         before = self.not_trading
         self.not_trading = {key.symbol for key in self.candles} - set(trading)
         return [
-            Notice(key, "not_trading", "The symbol does not trade. REST is not asked for its candles until it does.")
+            Notice(key, "not_trading", "The symbol does not trade. Its candles are not requested until it does.")
             for key in {key.symbol: key for key in self.candles if key.symbol in self.not_trading - before}.values()
         ]
 

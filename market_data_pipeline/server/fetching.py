@@ -30,7 +30,7 @@ class Fetched:
         again: Read the page again: days were stored.
         notes: Sentences for the answer.
         headers: Headers for the answer.
-        asked: A request to the exchange was made for this page.
+        asked: The page needed a request to the exchange.
     """
 
     page: RowsPage

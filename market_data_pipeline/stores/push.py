@@ -103,10 +103,10 @@ def _push_day(
 def evict_old_days(
     settings: Settings, layout: Layout, keys: Iterable[SeriesKey], *, dry_run: bool = False
 ) -> PushReport | None:
-    """Remove the days from PostgreSQL that are older than the settings keep; see :func:`evict`.
+    """Remove the days from PostgreSQL that are older than the settings allow; see :func:`evict`.
 
     Returns:
-        None if the settings name no database, or keep all days.
+        None if the settings name no database, or no age.
 
     Raises:
         EnvironmentFaultError: The database cannot be used.

@@ -29,10 +29,10 @@ def test_delisted_symbols_do_not_trade(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, market: Market, listed: str, gone: str, trading: set[str]
 ) -> None:
     first, last = TODAY - timedelta(days=30), TODAY - timedelta(days=1)
-    decimals = {"quantity_decimals": 0} if market is Market.CM else {}
+    decimals = 0 if market is Market.CM else 3
     symbols = [
-        GeneratedSymbol(market, listed, first, **decimals),
-        GeneratedSymbol(market, gone, first, last, **decimals),
+        GeneratedSymbol(market, listed, first, quantity_decimals=decimals),
+        GeneratedSymbol(market, gone, first, last, quantity_decimals=decimals),
     ]
     with Sandbox(symbols=symbols) as sandbox:
         world = World(tmp_path, sandbox, monkeypatch)

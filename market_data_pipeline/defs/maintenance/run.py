@@ -122,7 +122,7 @@ def compact_lake(context: dg.OpExecutionContext, keys: Sequence[SeriesKey], sett
 def retain_days(context: dg.OpExecutionContext, settings: Settings) -> None:
     """Remove the days that are older than ``keep:``, also from Dagster's records, and report them.
 
-    Days that Binance no longer has stay, and are reported. Before, old days leave PostgreSQL if the settings say so.
+    Days that Binance no longer has stay, and are reported. Before, old days leave PostgreSQL, as the settings demand.
 
     Args:
         context: The context of the job's op.
