@@ -138,9 +138,9 @@ class Settings(BaseSettings):
     )
     iceberg_catalog: str = Field(
         "",
-        description="Catalog of the Iceberg tables: an SQLAlchemy URL such as "
-        "`postgresql+psycopg://user@host/database`, or the `https://` address of a REST catalog. Default: SQLite in the "
-        "data folder.",
+        description="Catalog of the Iceberg tables: a URL of SQLAlchemy such as "
+        "`postgresql+psycopg://user@host/database`, or the `https://` address of a REST catalog. Default: SQLite in "
+        "the data folder.",
     )
     iceberg_keep_hours: float = Field(
         72,

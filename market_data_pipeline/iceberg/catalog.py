@@ -137,18 +137,21 @@ def ready_table(catalog: Catalog, form: TableForm, location: str, *, is_own: boo
 
 def _created(catalog: Catalog, form: TableForm, location: str) -> Table:
     # `create_table` would number the columns anew, so the first metadata is written here.
-    metadata = TableMetadataV2(
-        location=location,
-        table_uuid=uuid.uuid4(),
-        schemas=[form.schema],
-        last_column_id=form.schema.highest_field_id,
-        current_schema_id=form.schema.schema_id,
-        partition_specs=[form.spec],
-        default_spec_id=form.spec.spec_id,
-        sort_orders=[UNSORTED_SORT_ORDER],
-        default_sort_order_id=UNSORTED_SORT_ORDER.order_id,
-        properties=form.properties,
-        last_partition_id=form.spec.last_assigned_field_id,
+    metadata = TableMetadataV2.model_validate(
+        {
+            "format-version": 2,
+            "table-uuid": uuid.uuid4(),
+            "location": location,
+            "schemas": [form.schema],
+            "last-column-id": form.schema.highest_field_id,
+            "current-schema-id": form.schema.schema_id,
+            "partition-specs": [form.spec],
+            "default-spec-id": form.spec.spec_id,
+            "last-partition-id": form.spec.last_assigned_field_id,
+            "sort-orders": [UNSORTED_SORT_ORDER],
+            "default-sort-order-id": UNSORTED_SORT_ORDER.order_id,
+            "properties": form.properties,
+        }
     )
     path = load_location_provider(location, form.properties).new_table_metadata_file_location()
     ToOutputFile.table_metadata(metadata, catalog._load_file_io(location=path).new_output(path))
@@ -163,7 +166,8 @@ def _with_new_columns(table: Table, form: TableForm) -> Table:
     with table.transaction() as transaction:
         number = 1 + max(schema.schema_id for schema in table.metadata.schemas)
         schema = form.schema.model_copy(update={"schema_id": number})
-        transaction._stage((AddSchemaUpdate(schema=schema), SetCurrentSchemaUpdate(schema_id=-1)))
+        newest = SetCurrentSchemaUpdate.model_validate({"action": "set-current-schema", "schema-id": -1})
+        transaction._stage((AddSchemaUpdate(schema=schema), newest))
         transaction.set_properties(form.properties)
     return table
 

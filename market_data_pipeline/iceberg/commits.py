@@ -17,14 +17,21 @@ from pyiceberg.manifest import DataFile, ManifestContent, ManifestEntry, Manifes
 from pyiceberg.table import Table, Transaction
 from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update.snapshot import _SnapshotProducer
+from pyiceberg.types import StringType
 
 from market_data_pipeline.iceberg.tables import TableForm
+from market_data_pipeline.model.series import SeriesKey
 
 FULL_MANIFEST = 64
 """Files of a full manifest. Later commits do not rewrite it only to add files of its series."""
 
 Labels = tuple[str, ...]
 """Symbol, and interval if there is one, of a series in a table."""
+
+
+def labels_of_series(key: SeriesKey) -> Labels:
+    """Return the labels of a series."""
+    return (key.symbol,) if key.interval is None else (key.symbol, key.interval)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +75,11 @@ class Published:
         """Return the series of a manifest; None if it has several, or another program's partitions."""
         if manifest.partition_spec_id != self.form.spec.spec_id or not manifest.partitions:
             return None
-        types = [one.field_type for one in self.form.spec.partition_type(self.form.schema).fields]
         labels = []
-        for summary, kind in zip(manifest.partitions[: len(self.form.labels)], types, strict=False):
+        for summary in manifest.partitions[: len(self.form.labels)]:
             if summary.contains_null or summary.lower_bound is None or summary.lower_bound != summary.upper_bound:
                 return None
-            labels.append(str(from_bytes(kind, summary.lower_bound)))
+            labels.append(str(from_bytes(StringType(), summary.lower_bound)))
         return tuple(labels)
 
     def entries(self, manifest: ManifestFile) -> list[ManifestEntry]:

@@ -252,7 +252,7 @@ def _bounds(form: TableForm, file: StoredFile, footer: pq.FileMetaData) -> dict[
             if field.name not in form.bounded:
                 continue
             at = positions[field.name]
-            pairs = [
+            pairs: list[tuple[Any, Any]] = [
                 (statistics.min, statistics.max)
                 for group in range(footer.num_row_groups)
                 if (statistics := parquet.statistics_in(footer, group, at)) is not None and statistics.has_min_max
@@ -274,7 +274,7 @@ def _as_stored(kind: object, value: Any) -> Any:
 
 def _offset(group: pq.RowGroupMetaData) -> int:
     first = group.column(0)
-    return int(first.dictionary_page_offset if first.has_dictionary_page else first.data_page_offset)
+    return first.data_page_offset if first.dictionary_page_offset is None else first.dictionary_page_offset
 
 
 def _foreign(file: StoredFile, reason: str) -> DamagedFileError:

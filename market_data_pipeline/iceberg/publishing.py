@@ -25,7 +25,7 @@ from pyiceberg.table import Table
 from market_data_pipeline import __version__
 from market_data_pipeline.errors import DamagedFileError, EnvironmentFaultError
 from market_data_pipeline.iceberg.catalog import LOST_RACE, existing_table, opened_catalog, ready_table
-from market_data_pipeline.iceberg.commits import Change, Labels, Published, commit, snapshot_id
+from market_data_pipeline.iceberg.commits import Change, Labels, Published, commit, labels_of_series, snapshot_id
 from market_data_pipeline.iceberg.data_files import (
     Content,
     DataFiles,
@@ -90,6 +90,7 @@ def publish(
     only: Collection[SeriesKey] | None = None,
     *,
     tables: Sequence[TableName] = TABLES,
+    expire_now: bool = False,
     on_series: Callable[[int], object] = lambda _: None,
 ) -> PublishReport:
     """Make the tables equal to the lake, and remove snapshots that are older than the setting.
@@ -98,6 +99,7 @@ def publish(
         settings: The location of the lake and of the catalog, and the age of snapshots.
         only: Series to publish; None publishes all, and removes those from the tables that the lake no longer has.
         tables: Tables to publish.
+        expire_now: Remove old snapshots and unneeded files now. By default, when enough snapshots are old.
         on_series: Called with the number of series that were done.
 
     Raises:
@@ -112,7 +114,7 @@ def publish(
             by_table[table_of(key)].append(key)
     with opened_catalog(settings) as catalog:
         for name, keys in by_table.items():
-            _Publisher(settings, catalog, TableForm(name), report, on_series).run(keys, whole=only is None)
+            _Publisher(settings, catalog, TableForm(name), report, on_series).run(keys, only is None, expire_now)
     return report
 
 
@@ -137,7 +139,7 @@ class _Publisher:
         self._report = report
         self._on_series = on_series
 
-    def run(self, keys: Sequence[SeriesKey], *, whole: bool) -> None:
+    def run(self, keys: Sequence[SeriesKey], whole: bool, expire_now: bool) -> None:
         is_stored = any(self._layout.folder(key).is_dir() or self._layout.months(key).is_dir() for key in keys)
         if not is_stored and (not whole or existing_table(self._catalog, self._form) is None):
             self._on_series(len(keys))
@@ -146,7 +148,7 @@ class _Publisher:
         table = ready_table(self._catalog, self._form, self._files.location, is_own=is_own)
         self._alike.load(table)
         published = Published.read(table, self._form)
-        if whole and (gone := published.series() - {_labels(key) for key in keys}):
+        if whole and (gone := published.series() - {labels_of_series(key) for key in keys}):
             table = self._committed(lambda now: {labels: _all_of(now, labels) for labels in gone})
         if published.deletes:
             table = self._committed(lambda _: {})
@@ -158,7 +160,7 @@ class _Publisher:
             table = self._committed(partial(self._changes, keys=some))
             self._alike.note({key: signatures[key] for key in some})
             self._on_series(len(some))
-        done = expire(table, self._files, self._settings)
+        done = expire(table, self._files, self._settings, at_once=expire_now)
         write_hint(table, self._folder)
         self._report.expired += done.snapshots
         self._report.deleted += done.files
@@ -195,7 +197,7 @@ class _Publisher:
 
     def _changes(self, published: Published, keys: Iterable[SeriesKey]) -> dict[Labels, Change]:
         publish_id = secrets.token_hex(4)[:7]
-        changes = {_labels(key): self._change(published, key, publish_id) for key in keys}
+        changes = {labels_of_series(key): self._change(published, key, publish_id) for key in keys}
         return {labels: one for labels, one in changes.items() if one.added or one.removed}
 
     def _change(self, published: Published, key: SeriesKey, publish_id: str) -> Change:
@@ -212,7 +214,7 @@ class _Publisher:
         found, unread = files_to_publish(self._layout, key)
         wanted = {content_of(file): file for file in found}
         before, stays = dict[str, Content | None](), set[Content]()
-        for one in published.files(_labels(key)):
+        for one in published.files(labels_of_series(key)):
             content = content_named(one.file_path)
             if content in wanted and content not in stays:
                 stays.add(content)
@@ -290,10 +292,6 @@ class _Alike:
                 self._series[str(key)] = text
         known = {"snapshot": self._snapshot, "series": self._series}
         storage.write_bytes(self._path, json.dumps(known, indent=0).encode())
-
-
-def _labels(key: SeriesKey) -> Labels:
-    return (key.symbol,) if key.interval is None else (key.symbol, key.interval)
 
 
 def _all_of(published: Published, labels: Labels) -> Change:
