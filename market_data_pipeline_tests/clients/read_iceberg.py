@@ -13,7 +13,7 @@ from pathlib import Path
 
 ENGINE, FOLDER, NAMESPACE, TABLE, COLUMN = sys.argv[1:]
 PLACE = Path(FOLDER) / NAMESPACE / TABLE
-QUERY = f"SELECT symbol, count(*) AS number, sum({COLUMN}) AS total FROM {{}} GROUP BY symbol"  # noqa: S608
+QUERY = f"SELECT symbol, count(*) AS number, sum({COLUMN}) AS total FROM {{}} GROUP BY symbol"
 logging.disable(logging.WARNING)
 
 

@@ -47,7 +47,7 @@ def test_two_data_folders_do_not_write_one_table(house: Lakehouse) -> None:
         ("http://127.0.0.1:9/", EnvironmentFaultError, "cannot be used: .*refused"),
         ("nonsense", UsageError, "is nonsense, which is no address of a catalog"),
         ("postgresql+nothing://me:secret@host/db", UsageError, r"me:\*\*\*@host/db"),
-        ("mysql+MySQLdb://me@host/db", UsageError, "needs the package MySQLdb"),
+        ("mysql+mysqldb://me@host/db", UsageError, "needs the package MySQLdb"),
         ("sqlite:////proc/no/catalog.db", EnvironmentFaultError, "unable to open database file"),
     ],
 )

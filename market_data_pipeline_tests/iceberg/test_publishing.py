@@ -267,9 +267,7 @@ def test_rows_of_another_series_or_day_are_refused(house: Lakehouse) -> None:
     house.put(BTC, [FIRST])
     house.put_table(BTC, SECOND, day_table(ETH, SECOND))
     two_months = pa.concat_tables([day_table(BTC, day) for day in days("2024-01-31", "2024-02-01")])
-    house.put_table(
-        BTC, JANUARY[2], pa.concat_tables([day_table(BTC, day) for day in days("2024-01-31", "2024-02-01")])
-    )
+    house.put_table(BTC, JANUARY[2], two_months)
     troubles = house.publish().troubles
     assert "it has rows of ETHUSDT 1h" in troubles["spot/klines/BTCUSDT/1h 2024-01-02"]
     assert "it has rows of more than 2024-01-03" in troubles["spot/klines/BTCUSDT/1h 2024-01-03"]
