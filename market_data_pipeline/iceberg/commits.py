@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from pyiceberg.conversions import from_bytes
-from pyiceberg.manifest import DataFile, ManifestContent, ManifestEntry, ManifestEntryStatus, ManifestFile
+from pyiceberg.manifest import (
+    DataFile,
+    ManifestContent,
+    ManifestEntry,
+    ManifestEntryStatus,
+    ManifestFile,
+    ManifestWriter,
+    write_manifest,
+)
 from pyiceberg.table import Table, Transaction
 from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update.snapshot import _SnapshotProducer
@@ -142,6 +150,7 @@ class _Commit(_SnapshotProducer["_Commit"]):
         operation = Operation.APPEND if not removed else Operation.OVERWRITE if added else Operation.DELETE
         super().__init__(operation, transaction, published.table.io, snapshot_properties=properties)
         self._published = published
+        self._metadata = published.table.metadata
         self._changes = changes
         for change in changes.values():
             self._added_data_files += change.added
@@ -199,10 +208,22 @@ class _Commit(_SnapshotProducer["_Commit"]):
             for number, of_spec in groups.items():
                 of_spec.sort(key=_by_time)
                 for begin in range(0, len(of_spec), FULL_MANIFEST):
-                    with self.new_manifest_writer(self.spec(number)) as writer:
+                    with self._writer(number) as writer:
                         for entry in of_spec[begin : begin + FULL_MANIFEST]:
                             writer.add_entry(entry)
                     yield writer.to_manifest_file()
+
+    def _writer(self, spec: int) -> ManifestWriter:
+        # The producer's own method asks the transaction for the metadata, which makes a copy each time.
+        metadata = self._metadata
+        return write_manifest(
+            format_version=metadata.format_version,
+            spec=metadata.specs()[spec],
+            schema=metadata.schema(),
+            output_file=self.new_manifest_output(),
+            snapshot_id=self._snapshot_id,
+            avro_compression=self._compression,
+        )
 
     def _existing_manifests(self) -> list[ManifestFile]:
         raise NotImplementedError
