@@ -100,6 +100,11 @@ class Published:
         """Return all series that have a file."""
         return {*self.manifests, *(self.labels_of(entry) for entry in self._mixed_entries())}
 
+    def number(self, labels: Labels) -> int:
+        """Return the number of files in manifests of a series, without reading them."""
+        some = self.manifests.get(labels, ())
+        return sum((one.added_files_count or 0) + (one.existing_files_count or 0) for one in some)
+
     def files(self, labels: Labels) -> Iterator[DataFile]:
         """Yield the files of a series."""
         for manifest in self.manifests.get(labels, ()):

@@ -51,6 +51,9 @@ logger = logging.getLogger(__name__)
 SERIES_A_COMMIT = 200
 """Series of one commit. Their files are one snapshot, and a killed publish has to repeat at most so many."""
 
+FILES_A_COMMIT = 20_000
+"""Files of one commit, unless one series has more. It bounds the memory of a publish to about 100 MB."""
+
 _ATTEMPTS = 20
 """Attempts at a commit against other publishes. Each lost one means that another publish has won."""
 
@@ -156,7 +159,7 @@ class _Publisher:
         due = [key for key in keys if not self._alike.has(key, signatures[key])]
         self._report.series += len(keys)
         self._on_series(len(keys) - len(due))
-        for some in _batches(due, SERIES_A_COMMIT):
+        for some in _batches(due, [self._files_of(published, key) for key in due]):
             table = self._committed(partial(self._changes, keys=some))
             self._alike.note({key: signatures[key] for key in some})
             self._on_series(len(some))
@@ -188,6 +191,11 @@ class _Publisher:
             f"{self._form.name} could not be published: other publishes of it won {_ATTEMPTS} times. Leave the "
             "publishing of a table to one schedule."
         )
+
+    def _files_of(self, published: Published, key: SeriesKey) -> int:
+        """Return about how many files a commit of a series has to look at."""
+        stored = sum(1 for _ in storage.days_named(self._layout.folder(key)))
+        return max(stored, published.number(labels_of_series(key)))
 
     def _count(self, changes: Mapping[Labels, Change]) -> None:
         self._report.commits += 1
@@ -248,8 +256,16 @@ def _overlaps(period: str, others: Iterable[str]) -> bool:
     return any(period.startswith(other) or other.startswith(period) for other in others)
 
 
-def _batches(keys: Sequence[SeriesKey], size: int) -> Iterator[Sequence[SeriesKey]]:
-    return (keys[begin : begin + size] for begin in range(0, len(keys), size))
+def _batches(keys: Sequence[SeriesKey], files: Sequence[int]) -> Iterator[list[SeriesKey]]:
+    batch, held = list[SeriesKey](), 0
+    for key, number in zip(keys, files, strict=True):
+        if batch and (len(batch) == SERIES_A_COMMIT or held + number > FILES_A_COMMIT):
+            yield batch
+            batch, held = [], 0
+        batch.append(key)
+        held += number
+    if batch:
+        yield batch
 
 
 class _Alike:

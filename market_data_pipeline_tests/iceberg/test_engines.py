@@ -68,7 +68,7 @@ def test_of_200_swaps_no_reader_sees_none_or_both(tmp_path_factory: pytest.TempP
     with ThreadPoolExecutor(2) as threads:
         here = threads.submit(read)
         place = house.layout.iceberg_table("binance_spot", "klines")
-        there = threads.submit(run_client, "iceberg", "watch_iceberg.py", str(place), str(stop))
+        there = threads.submit(run_client, "iceberg", "read_iceberg_swaps.py", str(place), str(stop))
         try:
             for version in range(1, 201):
                 house.put(BTC, [JANUARY[1]], version=version)
