@@ -162,9 +162,7 @@ def test_code_location_imports_no_module_of_a_run_or_a_tick(tmp_path: Path, monk
     monkeypatch.setenv("MARKET_DATA_UNIVERSE", str(universe))
     monkeypatch.setenv("MARKET_DATA_DIR", str(tmp_path / "data"))
     loaded = loaded_anew(_IMPORTED)
-    assert (
-        loaded["assets"] == 16
-    )  # three series, a tradeProfile, coverage, exchangeInfo, live and iceberg of each market
+    assert loaded["assets"] == 16  # of each market: three series, tradeProfile, coverage, exchangeInfo, live, iceberg
     libraries = {"numpy", "pyarrow", "duckdb", "pandas", "polars", "requests", "urllib3", "isal", "pyiceberg"}
     assert libraries.intersection(loaded["modules"]) == set()
     rooms = (
