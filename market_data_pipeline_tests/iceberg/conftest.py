@@ -28,7 +28,7 @@ class Lakehouse(SmallLake):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self.settings = Settings(_env_file=None, dir=root)
+        self.settings = Settings(_env_file=None, dir=root)  # type: ignore[call-arg]  # pydantic's own
 
     def publish(self, *keys: SeriesKey, expire_now: bool = False) -> PublishReport:
         """Publish all, or some series."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from market_data_pipeline import clock
-from market_data_pipeline.iceberg import data_files, expiry
+from market_data_pipeline.iceberg.catalog import LOST_RACE
 from market_data_pipeline.iceberg.hints import hint_files
 from market_data_pipeline_tests.iceberg.conftest import BTC, JANUARY, Lakehouse
 
@@ -23,7 +24,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Any:
     def pass_hours(hours: float) -> None:
         moment = datetime.now(UTC) + timedelta(hours=hours)
         monkeypatch.setattr(clock, "now", lambda: moment)
-        monkeypatch.setattr(data_files.time, "time", moment.timestamp)
+        monkeypatch.setattr(time, "time", moment.timestamp)
 
     return pass_hours
 
@@ -108,7 +109,7 @@ def test_a_lost_race_leaves_expiry_to_the_next_publish(
     later(1000)
 
     def lose(*given: object, **named: object) -> None:
-        raise expiry.LOST_RACE
+        raise LOST_RACE
 
     with monkeypatch.context() as patched:
         patched.setattr("pyiceberg.catalog.sql.SqlCatalog.commit_table", lose)

@@ -7,22 +7,25 @@ import threading
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.manifest import ManifestFile
 from pyiceberg.table import Table
 
 from market_data_pipeline.errors import EnvironmentFaultError
-from market_data_pipeline.iceberg import commits, data_files, publishing
-from market_data_pipeline.iceberg.catalog import opened_catalog
+from market_data_pipeline.iceberg import commits, publishing
+from market_data_pipeline.iceberg.catalog import LOST_RACE, opened_catalog
 from market_data_pipeline.iceberg.comparison import compare, rows_that_differ
 from market_data_pipeline.iceberg.data_files import PlacedFile, described
-from market_data_pipeline.iceberg.stored_files import StoredFile
+from market_data_pipeline.iceberg.stored_files import StoredFile, files_to_publish
 from market_data_pipeline.iceberg.tables import TABLES, TableForm
 from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.closed_months import close_months, remove_closed_days
+from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import known_series
 from market_data_pipeline.lake.removal import remove_series_data
 from market_data_pipeline.model.day import FileStat
@@ -105,8 +108,12 @@ def test_an_unchanged_lake_makes_no_snapshot_and_reads_nothing(
     house.put(ETH, JANUARY[:3])
     house.publish()
     looked = list[SeriesKey]()
-    look = publishing.files_to_publish
-    monkeypatch.setattr(publishing, "files_to_publish", lambda layout, key: looked.append(key) or look(layout, key))
+
+    def look(layout: Layout, key: SeriesKey) -> Any:
+        looked.append(key)
+        return files_to_publish(layout, key)
+
+    monkeypatch.setattr(publishing, "files_to_publish", look)
     assert house.publish().commits == 0
     assert looked == []
     house.put(ETH, JANUARY[3:4])
@@ -212,7 +219,7 @@ def test_of_two_publishers_one_wins_and_the_other_retries(house: Lakehouse, monk
 
 def test_a_publisher_that_never_wins_says_so(house: Lakehouse, monkeypatch: pytest.MonkeyPatch) -> None:
     def lose(*given: object) -> Table:
-        raise publishing.LOST_RACE
+        raise LOST_RACE
 
     monkeypatch.setattr(publishing, "commit", lose)
     monkeypatch.setattr(publishing, "_PAUSE_SECONDS", 0)
@@ -283,7 +290,7 @@ def test_a_day_replaced_while_it_is_published_is_taken(house: Lakehouse, monkeyp
             house.put(BTC, [replaced.pop()], version=5)
         real(source, path)
 
-    monkeypatch.setattr(data_files.os, "link", link)
+    monkeypatch.setattr(os, "link", link)
     house.publish()
     assert (house.versions(BTC, FIRST), house.versions(BTC, SECOND)) == ([5], [0])
 
@@ -339,14 +346,13 @@ def test_a_plan_reads_the_manifests_of_one_series_only(house: Lakehouse, monkeyp
         house.put(key, days("2023-12-01", "2024-02-29"))
     house.publish()
     read = list[str]()
-    manifest_file = commits.ManifestFile
-    fetch = manifest_file.fetch_manifest_entry
+    fetch = ManifestFile.fetch_manifest_entry
 
-    def noted(self: commits.ManifestFile, *given: object, **named: object) -> object:
+    def noted(self: ManifestFile, *given: Any, **named: Any) -> Any:
         read.append(self.manifest_path)
-        return fetch(self, *given, **named)  # type: ignore[arg-type]
+        return fetch(self, *given, **named)
 
-    monkeypatch.setattr(manifest_file, "fetch_manifest_entry", noted)
+    monkeypatch.setattr(ManifestFile, "fetch_manifest_entry", noted)
     condition = "symbol = 'S3USDT' and interval = '1d' and open_time = '2023-12-07T00:00:00'"
     assert len(list(house.table().scan(row_filter=condition).plan_files())) == 1
     assert len(read) == 1

@@ -10,10 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from pyiceberg.catalog.rest import CommitTableRequest
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitFailedException, NoSuchNamespaceError, NoSuchTableError
-from pyiceberg.table import Table
+from pyiceberg.table import CommitTableRequest, Table
 
 _STATUS = {CommitFailedException: 409, NoSuchNamespaceError: 404, NoSuchTableError: 404}
 

@@ -66,7 +66,9 @@ def publish_market(
     )
 
 
-def _result(report: PublishReport, found: dict[str, TableDifference], series: int, read: int) -> dg.AssetCheckResult:
+def _result(
+    report: PublishReport, found: dict[SeriesKey, TableDifference], series: int, read: int
+) -> dg.AssetCheckResult:
     """Return the check result: an error for other rows, a warning for files that cannot be published."""
     passed = not found and not report.troubles
     table = [

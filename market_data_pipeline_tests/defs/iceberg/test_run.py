@@ -11,7 +11,8 @@ import pytest
 
 from market_data_pipeline.defs.iceberg import run
 from market_data_pipeline.defs.keys import iceberg_key_of
-from market_data_pipeline.iceberg.comparison import TableDifference, sample
+from market_data_pipeline.iceberg.comparison import TableDifference, rows_that_differ, sample
+from market_data_pipeline.iceberg.publishing import PublishReport
 from market_data_pipeline.lake import storage
 from market_data_pipeline.model.series import Market
 from market_data_pipeline_tests.support.fakes import Project
@@ -54,7 +55,7 @@ def test_the_check_names_what_differs(project: Project, monkeypatch: pytest.Monk
     lake = SmallLake(project.settings.root)
     lake.put(HOURS, WANTED)
     publish_spot(project)
-    monkeypatch.setattr(run, "publish", lambda *given, **named: run.PublishReport())
+    monkeypatch.setattr(run, "publish", lambda *given, **named: PublishReport())
     lake.put(HOURS, days("2024-01-04", "2024-01-04"))
     _, check = publish_spot(project)
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
@@ -66,7 +67,7 @@ def test_the_check_names_what_differs(project: Project, monkeypatch: pytest.Monk
 def test_a_day_stored_during_the_run_is_published(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     lake = SmallLake(project.settings.root)
     lake.put(HOURS, WANTED)
-    real, late = run.rows_that_differ, days("2024-01-04", "2024-01-04")
+    real, late = rows_that_differ, days("2024-01-04", "2024-01-04")
 
     def after_a_write(*given: Any) -> Iterator[TableDifference]:
         lake.put(HOURS, late)
