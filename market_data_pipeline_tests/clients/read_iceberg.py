@@ -11,9 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-ENGINE, FOLDER, NAMESPACE, TABLE, COLUMN = sys.argv[1:]
-PLACE = Path(FOLDER) / NAMESPACE / TABLE
-QUERY = f"SELECT symbol, count(*) AS number, sum({COLUMN}) AS total FROM {{}} GROUP BY symbol"
+ENGINE, FOLDER, *WANTED = sys.argv[1:]
 logging.disable(logging.WARNING)
 
 
