@@ -38,22 +38,22 @@ _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP
 """Errors of ``link`` on file systems without hard links, or with too many of a file."""
 
 
-class Content(NamedTuple):
+class FileContent(NamedTuple):
     """What a file has: a period of its series, and the start of the SHA-256 of its bytes."""
 
     period: str
     sha256: str
 
 
-def content_of(file: StoredFile) -> Content:
+def content_of(file: StoredFile) -> FileContent:
     """Return the content of a file of the lake."""
-    return Content(file.period, file.sha256[:12])
+    return FileContent(file.period, file.sha256[:12])
 
 
-def content_named(location: str) -> Content | None:
+def content_named(location: str) -> FileContent | None:
     """Return the content that a data file's name states. None if another program wrote the file."""
     named = _NAME.fullmatch(location.rpartition("/")[2])
-    return Content(*named.groups()) if named else None
+    return FileContent(*named.groups()) if named else None
 
 
 class ReplacedMeanwhileError(Exception):

@@ -27,8 +27,8 @@ from market_data_pipeline.errors import DamagedFileError, EnvironmentFaultError
 from market_data_pipeline.iceberg.catalog import LOST_RACE, existing_table, opened_catalog, ready_table
 from market_data_pipeline.iceberg.commits import Change, Labels, Published, commit, labels_of_series, snapshot_id
 from market_data_pipeline.iceberg.data_files import (
-    Content,
     DataFiles,
+    FileContent,
     LinkedFiles,
     ReplacedMeanwhileError,
     content_named,
@@ -37,7 +37,7 @@ from market_data_pipeline.iceberg.data_files import (
 )
 from market_data_pipeline.iceberg.expiry import expire
 from market_data_pipeline.iceberg.hints import write_hint
-from market_data_pipeline.iceberg.stored_files import files_to_publish, signature
+from market_data_pipeline.iceberg.stored_files import StoredFile, files_to_publish, signature
 from market_data_pipeline.iceberg.tables import TABLES, TableForm, TableName, table_of
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
@@ -221,7 +221,7 @@ class _Publisher:
     def _change_of(self, published: Published, key: SeriesKey, publish_id: str) -> Change:
         found, unread = files_to_publish(self._layout, key)
         wanted = {content_of(file): file for file in found}
-        before, stays = dict[str, Content | None](), set[Content]()
+        before, stays = dict[str, FileContent | None](), set[FileContent]()
         for one in published.files(labels_of_series(key)):
             content = content_named(one.file_path)
             if content in wanted and content not in stays:
@@ -232,7 +232,7 @@ class _Publisher:
         for content, file in wanted.items():
             if content not in stays:
                 try:
-                    added.append(described(self._form, file, self._files.place(file, publish_id)))
+                    added.append(self._placed(file, publish_id))
                 except DamagedFileError as error:
                     unread[file.period] = str(error)
         if unread:
@@ -246,8 +246,16 @@ class _Publisher:
         }
         return Change(added, frozenset(removed))
 
+    def _placed(self, file: StoredFile, publish_id: str) -> DataFile:
+        placed = self._files.place(file, publish_id)
+        try:
+            return described(self._form, file, placed)
+        except DamagedFileError:
+            self._files.remove(placed.location)
+            raise
 
-def _periods(contents: Iterable[Content]) -> list[str]:
+
+def _periods(contents: Iterable[FileContent]) -> list[str]:
     return [one.period for one in contents]
 
 
