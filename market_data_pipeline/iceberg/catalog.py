@@ -32,7 +32,7 @@ CATALOG = "market_data"
 
 _FILE_IO = "market_data_pipeline.iceberg.file_io.DurableFileIO"
 
-# Iceberg has no dictionary type, and pyiceberg says so once for each file.
+# Iceberg has no dictionary type, and pyiceberg warns once for each file.
 logging.getLogger("pyiceberg.io.pyarrow").setLevel(logging.ERROR)
 
 
@@ -136,7 +136,7 @@ def ready_table(catalog: Catalog, form: TableForm, location: str, *, is_own: boo
 
 
 def _created(catalog: Catalog, form: TableForm, location: str) -> Table:
-    # `create_table` would number the columns anew, so the first metadata is written here.
+    # `create_table` would number the columns itself, so the first metadata is written here.
     metadata = TableMetadataV2.model_validate(
         {
             "format-version": 2,

@@ -91,7 +91,7 @@ class Published:
         return tuple(labels)
 
     def entries(self, manifest: ManifestFile) -> list[ManifestEntry]:
-        """Return the files that a manifest adds or keeps."""
+        """Return the live files of a manifest."""
         if manifest.manifest_path not in self._read:
             self._read[manifest.manifest_path] = manifest.fetch_manifest_entry(self.table.io)
         return self._read[manifest.manifest_path]

@@ -39,7 +39,7 @@ _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP
 
 
 class FileContent(NamedTuple):
-    """What a file has: a period of its series, and the start of the SHA-256 of its bytes."""
+    """Content of a file: a period of its series, and the start of the SHA-256 of its bytes."""
 
     period: str
     sha256: str

@@ -18,7 +18,7 @@ _SCHEME = "file://"
 
 
 class DurableFileIO(PyArrowFileIO):
-    """Files of Iceberg, of which local ones are written as the lake writes its own."""
+    """Files of Iceberg. Local ones are written as the lake writes its own."""
 
     def new_output(self, location: str) -> Any:  # pyiceberg wants its own class of files here
         """Return a file to write."""

@@ -69,7 +69,7 @@ class PublishReport:
 
     Attributes:
         series: Series that were compared or known to be alike.
-        changed: Series of which files were added or removed.
+        changed: Series with files that were added or removed.
         added: Files that were added.
         removed: Files that were removed from the newest snapshot.
         commits: Snapshots that were made.
