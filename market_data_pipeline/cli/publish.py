@@ -41,7 +41,7 @@ def publish_command(what: Selection, verify: bool, expire: bool) -> None:
         raise UsageError(
             'Iceberg tables need the extra iceberg. Install it: pip install "market-data-pipeline[iceberg]"'
         )
-    from market_data_pipeline.iceberg.comparison import compare_rows
+    from market_data_pipeline.iceberg.comparison import compare_tables
     from market_data_pipeline.iceberg.publishing import publish
 
     settings, console = load_settings(), aside()
@@ -65,7 +65,7 @@ def publish_command(what: Selection, verify: bool, expire: bool) -> None:
     differences = 0
     if verify:
         with progress_bar(len(keys), "series", "comparing", console) as bar:
-            for found in compare_rows(settings, keys, on_series=lambda number: bar(number)):
+            for found in compare_tables(settings, keys, on_series=lambda number: bar(number)):
                 differences += 1
                 if differences <= _SHOWN:
                     console.print(red(f"{found.key.short}: {found.reason}"), soft_wrap=True)

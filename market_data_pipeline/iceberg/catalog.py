@@ -14,7 +14,13 @@ from urllib.parse import urlsplit
 import requests
 import sqlalchemy.exc
 from pyiceberg.catalog import Catalog, load_catalog
-from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, RESTError, TableAlreadyExistsError
+from pyiceberg.exceptions import (
+    CommitFailedException,
+    NoSuchTableError,
+    NotInstalledError,
+    RESTError,
+    TableAlreadyExistsError,
+)
 from pyiceberg.serializers import ToOutputFile
 from pyiceberg.table import Table
 from pyiceberg.table.locations import load_location_provider
@@ -66,9 +72,10 @@ def opened_catalog(settings: Settings) -> Iterator[Catalog]:
 def _faults_in_words(uri: str) -> Iterator[None]:
     try:
         yield
-    except ModuleNotFoundError as error:
+    except NotInstalledError as error:
+        missing = getattr(error.__cause__, "name", None) or "of its driver"
         raise UsageError(
-            f"The Iceberg catalog {_without_password(uri)} needs the package {error.name}, which is not installed."
+            f"The Iceberg catalog {_without_password(uri)} needs the package {missing}, which is not installed."
         ) from error
     except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError) as error:
         raise UsageError(

@@ -73,7 +73,7 @@ def summed_column(name: TableName) -> str:
     return floats[0]
 
 
-def compare_rows(
+def compare_tables(
     settings: Settings, keys: Sequence[SeriesKey], *, on_series: Callable[[int], object] = lambda _: None
 ) -> Iterator[TableDifference]:
     """Read rows and sums of series from both sides, and yield the series that differ.

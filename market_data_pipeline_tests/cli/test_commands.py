@@ -51,6 +51,7 @@ IMPERATIVES = {
     "List",
     "Look",
     "Merge",
+    "Publish",
     "Remove",
     "Run",
     "Serve",

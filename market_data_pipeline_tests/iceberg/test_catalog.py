@@ -6,7 +6,7 @@ import pytest
 
 from market_data_pipeline.errors import EnvironmentFaultError, UsageError
 from market_data_pipeline.iceberg.catalog import opened_catalog
-from market_data_pipeline.iceberg.comparison import compare_rows
+from market_data_pipeline.iceberg.comparison import compare_tables
 from market_data_pipeline_tests.iceberg.conftest import BTC, ETH, JANUARY, Lakehouse
 from market_data_pipeline_tests.support.rest_catalog import serve_catalog
 
@@ -25,7 +25,7 @@ def test_a_rest_catalog_has_the_same_tables(house: Lakehouse) -> None:
         house.put(ETH, JANUARY[:1])
         assert house.publish().commits == 1
         assert house.versions(BTC, JANUARY[0]) == [1]
-        assert list(compare_rows(house.settings, [BTC, ETH])) == []
+        assert list(compare_tables(house.settings, [BTC, ETH])) == []
         with opened_catalog(house.settings) as catalog:
             assert catalog.list_tables("binance_spot") == [("binance_spot", "klines")]
     assert not (house.layout.iceberg / "catalog.db").exists()

@@ -19,7 +19,7 @@ from pyiceberg.table import Table
 from market_data_pipeline.errors import EnvironmentFaultError
 from market_data_pipeline.iceberg import commits, publishing
 from market_data_pipeline.iceberg.catalog import LOST_RACE, opened_catalog
-from market_data_pipeline.iceberg.comparison import compare_rows, rows_that_differ
+from market_data_pipeline.iceberg.comparison import compare_tables, rows_that_differ
 from market_data_pipeline.iceberg.data_files import PlacedFile, described
 from market_data_pipeline.iceberg.stored_files import StoredFile, files_to_publish
 from market_data_pipeline.iceberg.tables import TABLES, TableForm
@@ -39,7 +39,7 @@ FIRST, SECOND = JANUARY[:2]
 
 def differences(house: Lakehouse) -> list[str]:
     keys = known_series(house.layout)
-    return [one.reason for one in (*rows_that_differ(house.settings, keys), *compare_rows(house.settings, keys))]
+    return [one.reason for one in (*rows_that_differ(house.settings, keys), *compare_tables(house.settings, keys))]
 
 
 def test_every_data_type_has_a_table_that_equals_the_lake(house: Lakehouse) -> None:

@@ -12,7 +12,7 @@ import dagster as dg
 
 from market_data_pipeline import clock
 from market_data_pipeline.defs.keys import EQUALS_LAKE
-from market_data_pipeline.iceberg.comparison import TableDifference, compare_rows, rows_that_differ, sample
+from market_data_pipeline.iceberg.comparison import TableDifference, compare_tables, rows_that_differ, sample
 from market_data_pipeline.iceberg.publishing import PublishReport, publish
 from market_data_pipeline.iceberg.tables import TABLES
 from market_data_pipeline.lake.layout import Layout
@@ -47,7 +47,7 @@ def publish_market(
     some = sample(Layout(settings.root), keys, clock.to_us(clock.now()) // 3_600_000_000, _MOST_ROWS)
     for _ in range(_ROUNDS):
         found: dict[SeriesKey, TableDifference] = {}
-        for difference in chain(rows_that_differ(settings, keys), compare_rows(settings, some)):
+        for difference in chain(rows_that_differ(settings, keys), compare_tables(settings, some)):
             found.setdefault(difference.key, difference)
         if not found:
             break
