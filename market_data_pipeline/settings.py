@@ -136,6 +136,17 @@ class Settings(BaseSettings):
         ge=1,
         description="Days after which the schedule `prune` removes runs and their logs from Dagster's records.",
     )
+    iceberg_catalog: str = Field(
+        "",
+        description="Catalog of the Iceberg tables: a URL of SQLAlchemy such as "
+        "`postgresql+psycopg://user@host/database`, or the `https://` address of a REST catalog. Default: SQLite in "
+        "the data folder.",
+    )
+    iceberg_keep_hours: float = Field(
+        72,
+        gt=0,
+        description="Hours for which old snapshots of the Iceberg tables stay readable. Their files are deleted later.",
+    )
     sql_memory_mb: int = Field(2048, ge=64, description="Memory in MB for one query.")
     sql_disk_mb: int = Field(
         10000, ge=0, description="Disk space in MB, below the data folder, for a query that exceeds its memory."

@@ -64,6 +64,7 @@ NOT_RUN = {
     "docs/development/performance.md": 1,
     "docs/guides/automation.md": 1,
     "docs/guides/drop-in.md": 3,
+    "docs/guides/iceberg.md": 6,
     "docs/guides/importing.md": 1,
     "docs/guides/live.md": 2,
     "docs/guides/operating.md": 5,

@@ -22,6 +22,7 @@ GROUPS = {
     "weight_share": "Binance's request limits",
     "max_partitions_per_run": "Work and its limits",
     "ui_hosts": "Dagster's UI and schedules",
+    "iceberg_catalog": "Iceberg tables (`market-data publish`)",
     "sql_memory_mb": "Limits of a SQL query",
     "api_keys": "The server (`market-data serve`)",
     "profile_level": "Derived data",

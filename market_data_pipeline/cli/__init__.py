@@ -30,6 +30,7 @@ from market_data_pipeline.cli.live import live
 from market_data_pipeline.cli.mcp import mcp
 from market_data_pipeline.cli.plan import plan_command
 from market_data_pipeline.cli.prune import prune_command
+from market_data_pipeline.cli.publish import publish_command
 from market_data_pipeline.cli.push import push_command
 from market_data_pipeline.cli.quarantine import quarantine
 from market_data_pipeline.cli.reconcile import reconcile
@@ -108,7 +109,7 @@ def _keep_examples(command: click.Command) -> None:
 
 _GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Get data": (add, plan_command, sync, backfill, import_command, remove_command),
-    "Look at data": (status, coverage, report, sql, export_command, universe, push_command),
+    "Look at data": (status, coverage, report, sql, export_command, universe, push_command, publish_command),
     "Check and repair": (verify, reconcile, quarantine, compact_command, retain_command, prune_command, doctor),
     "Run": (serve_command, live, ui, mcp, demo, sandbox),
 }

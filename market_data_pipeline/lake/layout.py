@@ -99,6 +99,15 @@ class Layout:
         return self.root / "catalog.duckdb"
 
     @property
+    def iceberg(self) -> Path:
+        """Return the folder of the Iceberg tables, and of their catalog unless another one is set."""
+        return self.root / "iceberg"
+
+    def iceberg_table(self, namespace: str, table: str) -> Path:
+        """Return the folder of an Iceberg table. Engines without a catalog find tables by these two names."""
+        return self.iceberg / namespace / table
+
+    @property
     def dagster_home(self) -> Path:
         """Return the DAGSTER_HOME of every entry point of the project."""
         return self.local / "dagster"

@@ -44,9 +44,8 @@ def encode_month(days: Sequence[DayInMonth], spec: Spec) -> pa.Buffer:
         days: All days of the month, in order, with the columns of the lake.
     """
     records = tuple(day.record.model_copy(update={"writer_version": __version__}) for day in days)
-    schema = days[0].table.schema.remove_metadata()
     encoded = pa.BufferOutputStream()
-    with pq.ParquetWriter(encoded, schema, **parquet.parquet_options(schema, spec)) as writer:
+    with parquet.numbered_writer(encoded, days[0].table.schema, spec) as writer:
         for group in _groups([day.table for day in days]):
             writer.write_table(group.replace_schema_metadata(None), row_group_size=max(1, group.num_rows))
         footer: Any = {_RECORDS_KEY: _RECORDS.dump_json(records, exclude_none=True)}  # bytes; the stubs want str

@@ -52,6 +52,7 @@ IMPERATIVES = {
     "List",
     "Look",
     "Merge",
+    "Publish",
     "Remove",
     "Run",
     "Serve",

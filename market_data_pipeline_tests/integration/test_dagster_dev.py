@@ -300,7 +300,7 @@ def the_code_location_has_loaded(ui: Ui) -> None:
     assert states == {
         "daily": "STOPPED", "hourly": "STOPPED", "trade_profiles_daily": "STOPPED", "repair": "STOPPED",
         "verify": "STOPPED", "compact": "STOPPED", "coverage_daily": "RUNNING", "reconciliation_daily": "RUNNING",
-        "prune": "RUNNING", "exchange_info_daily": "STOPPED",
+        "prune": "RUNNING", "exchange_info_daily": "STOPPED", "iceberg_hourly": "STOPPED",
     }  # fmt: skip
     shown = {"/".join(asset["assetKey"]["path"]) for asset in repository["assetNodes"]}
     assert shown == {
@@ -308,6 +308,7 @@ def the_code_location_has_loaded(ui: Ui) -> None:
         "binance/spot/aggTrades/BTCUSDT_aggTrades", "binance/spot/aggTrades/ETHUSDT_aggTrades",
         "binance/spot/tradeProfile/BTCUSDT_tradeProfile", "binance/spot/tradeProfile/ETHUSDT_tradeProfile",
         "binance/spot/spot_coverage", "binance/spot/spot_exchange_info", "binance/spot/spot_live",
+        "binance/spot/spot_iceberg",
     }  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> File
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise StorageError(_storage_message(path, error)) from error
     return FileStat(found.st_size, found.st_mtime_ns)
@@ -80,8 +80,8 @@ _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 """Errors of `fsync` on file systems without it, such as some FUSE and SMB mounts."""
 
 
-def _sync_folder(folder: Path) -> None:
-    # The rename is durable only once the folder is synced. Some file systems cannot open or sync a folder.
+def sync_folder(folder: Path) -> None:
+    """Flush a folder to disk. A rename or link in it is durable only then. Some file systems cannot."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except PermissionError:
