@@ -21,7 +21,7 @@ STATUS_VERSION = 1
 
 def status_file(layout: Layout) -> Path:
     """Return the path of the status file."""
-    return layout.local / "live" / "status.json"
+    return layout.feed_status
 
 
 def read_status(layout: Layout) -> dict[str, Any] | None:

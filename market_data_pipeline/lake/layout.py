@@ -20,6 +20,11 @@ class Layout:
     root: Path
 
     @property
+    def feed_status(self) -> Path:
+        """Return the path of the live feed's status, which is on the machine of the feed."""
+        return self.local / "live" / "status.json"
+
+    @property
     def local(self) -> Path:
         """Return the folder on this machine for what is no part of the lake: Dagster's records, live rows, scratch."""
         return self.root

@@ -36,6 +36,7 @@ OTHER_FILES = {
     "client/market_data.py": "the universe",
     "client/session.py": "what DuckDB spills to disk",
     "client/watchdog.py": "the process's memory",
+    "defs/live/definitions.py": "the status of the live feed, on this machine",
     "defs/platform/descendants.py": "processes",
     "defs/platform/event_log.py": "Dagster's records",
     "defs/platform/heartbeat.py": "Dagster's records",
