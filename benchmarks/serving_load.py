@@ -59,6 +59,7 @@ class Client:
         self._days = days
         self._own = self._random.choice(symbols)
         self._tags: dict[str, str] = {}
+        self._idle = False
 
     async def run(self, tally: Tally, until: float, pause: float) -> None:
         """Send requests until a time of the loop. A broken connection is an error, and is opened again."""
@@ -66,12 +67,16 @@ class Client:
             writer = None
             try:
                 reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+                self._idle = False
                 while time.monotonic() < until:
                     await self._ask(reader, writer, tally)
+                    self._idle = True
                     await asyncio.sleep(self._random.expovariate(1 / pause))
                     if self._random.random() < 0.01:
                         break  # clients come and go
             except (OSError, asyncio.IncompleteReadError) as error:
+                if isinstance(error, asyncio.IncompleteReadError) and not error.partial and self._idle:
+                    continue  # the server closed a connection that was idle for long: clients connect again
                 tally.errors[type(error).__name__] += 1
                 await asyncio.sleep(pause)
             finally:
@@ -93,7 +98,9 @@ class Client:
             await reader.readexactly(int(found.get("content-length", "0")))
         tally.times.append(1000 * (time.perf_counter() - begun))
         tally.statuses[status] += 1
-        if status not in ("200", "304"):
+        if status == "503" and "retry-after" in found:
+            await asyncio.sleep(float(found["retry-after"]))  # too many requests wait: it is to be sent again later
+        elif status not in ("200", "304"):
             tally.errors[f"{status} {path.partition('?')[0]}"] += 1
         elif "etag" in found and len(self._tags) < 50:
             self._tags[path] = found["etag"]

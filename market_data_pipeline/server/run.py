@@ -24,6 +24,8 @@ HEAD_SECONDS = 10.0
 
 _MOST_CONNECTIONS = 512
 _END_SECONDS = 10
+_IDLE_SECONDS = 30
+"""Time after which an idle connection is closed. Clients that poll every few seconds stay connected."""
 
 
 def run_server(app: FastAPI, host: str, port: int) -> None:
@@ -70,6 +72,7 @@ def _config(app: FastAPI, host: str, port: int) -> uvicorn.Config:
         limit_concurrency=_MOST_CONNECTIONS,
         h11_max_incomplete_event_size=MOST_HEAD_BYTES,
         timeout_graceful_shutdown=_END_SECONDS,
+        timeout_keep_alive=_IDLE_SECONDS,
     )
 
 
