@@ -231,7 +231,7 @@ def only_writer(lock: Path, wait_seconds: float, what: str, stop: Stop | None = 
             wait, ends = Wait(stop or Stop()), time.monotonic() + wait_seconds
             while True:
                 try:
-                    stack.enter_context(locks.held(lock))
+                    stack.enter_context(locks.held_by_all(lock))
                     break
                 except Timeout:
                     if (left := ends - time.monotonic()) <= 0:
