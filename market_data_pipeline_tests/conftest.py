@@ -48,7 +48,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow tests begin first, so that no test process is left alone with one of them at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
-        if "shared_postgres" in getattr(item, "fixturenames", ()):  # one test process runs these, and they share a server
+        if "shared_postgres" in getattr(
+            item, "fixturenames", ()
+        ):  # one test process runs these, and they share a server
             item.add_marker(pytest.mark.xdist_group("postgres"))
 
 

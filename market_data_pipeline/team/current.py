@@ -45,8 +45,8 @@ def leave_team() -> None:
 
 def _settings() -> tuple[str, Path]:
     """Return the URL and the data folder. The environment and ``.env`` are read again only if they changed."""
-    global _read  # noqa: PLW0603 - reading them takes 3 ms, and each run of a series asks
-    signature = os.environ.get(f"{PREFIX}POSTGRES"), os.environ.get(f"{PREFIX}DIR"), os.getcwd(), _of_file()
+    global _read
+    signature = os.environ.get(f"{PREFIX}POSTGRES"), os.environ.get(f"{PREFIX}DIR"), str(Path.cwd()), _of_file()
     if _read is None or _read[0] != signature:
         settings = load_settings()
         _read = signature, settings.postgres, settings.root
@@ -55,7 +55,7 @@ def _settings() -> tuple[str, Path]:
 
 def _of_file() -> tuple[int, int] | None:
     try:
-        found = os.stat(".env")
+        found = Path(".env").stat()
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size

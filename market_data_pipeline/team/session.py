@@ -17,15 +17,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from market_data_pipeline.errors import EnvironmentFaultError, SeriesBusyError, UsageError
 from market_data_pipeline.model.waits import Stop, Wait
 from market_data_pipeline.team.address import secrets_of, shown, with_limits
 
 if TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection
-    from psycopg2.extensions import cursor as Cursor
+    from psycopg2 import extensions
 
 logger = logging.getLogger(__name__)
 
@@ -91,13 +90,18 @@ class TeamSession:
     def __init__(self, url: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
         # The server closes a connection whose host vanished after 5 + 3 x 2 s, and so does the client.
         self._url = with_limits(
-            url, connect_timeout=10, keepalives_idle=5, keepalives_interval=2, keepalives_count=3, tcp_user_timeout=10000
+            url,
+            connect_timeout=10,
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=3,
+            tcp_user_timeout=10000,
         )
         self._secrets = secrets_of(url)
         self._patience = patience_seconds
         self.name = shown(url)
         self._turn = threading.RLock()
-        self._connection: Connection | None = None
+        self._connection: extensions.connection | None = None
         self._held: dict[str, TeamLock] = {}
         self._watcher: threading.Thread | None = None
         self._closed = threading.Event()
@@ -112,7 +116,7 @@ class TeamSession:
             on_lost: Called from another thread if the lock is lost to another process.
         """
 
-        def work(cursor: Cursor) -> TeamLock | None:
+        def work(cursor: extensions.cursor) -> TeamLock | None:
             if name in self._held or not _one(cursor, _TAKE, name):
                 return None
             try:
@@ -166,7 +170,7 @@ class TeamSession:
                 with suppress(Exception), self._open().cursor() as cursor:
                     cursor.execute("COMMIT")
 
-    def _begin_fence(self, cursor: Cursor, lock: TeamLock) -> None:
+    def _begin_fence(self, cursor: extensions.cursor, lock: TeamLock) -> None:
         cursor.execute("ROLLBACK")
         while lock.unsure_since is not None and not lock.lost:
             self._regain(cursor, lock)
@@ -185,7 +189,7 @@ class TeamSession:
     def is_free(self, name: str) -> bool:
         """Return True if a lock was taken before, and nobody has it now."""
 
-        def work(cursor: Cursor) -> bool:
+        def work(cursor: extensions.cursor) -> bool:
             if name in self._held:
                 return False
             return bool(
@@ -200,10 +204,19 @@ class TeamSession:
 
         return self._do(work)
 
+    def is_held(self, name: str) -> bool:
+        """Return True if a process of any host has a lock."""
+
+        def work(cursor: extensions.cursor) -> bool:
+            free = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))"
+            return name in self._held or not _one(cursor, free, name)
+
+        return self._do(work)
+
     def names(self, prefix: str) -> list[str]:
         """Return the names of locks that were taken and not forgotten, below a prefix."""
 
-        def work(cursor: Cursor) -> list[str]:
+        def work(cursor: extensions.cursor) -> list[str]:
             cursor.execute("SELECT name FROM market_data.locks WHERE starts_with(name, %s) ORDER BY name", (prefix,))
             return [name for (name,) in cursor.fetchall()]
 
@@ -222,10 +235,10 @@ class TeamSession:
 
     # --- work ------------------------------------------------------------------------------------------------------
 
-    def transaction(self, work: Callable[[Cursor], _T]) -> _T:
+    def transaction(self, work: Callable[[extensions.cursor], _T]) -> _T:
         """Call with a cursor in a transaction of its own. It is repeated if the connection is lost before its end."""
 
-        def whole(cursor: Cursor) -> _T:
+        def whole(cursor: extensions.cursor) -> _T:
             cursor.execute("BEGIN")
             try:
                 result = work(cursor)
@@ -238,7 +251,7 @@ class TeamSession:
 
         return self._do(whole)
 
-    def _do(self, work: Callable[[Cursor], _T], stop: Stop | None = None) -> _T:
+    def _do(self, work: Callable[[extensions.cursor], _T], stop: Stop | None = None) -> _T:
         """Call with a cursor. Repeat it on a new connection, for at most the session's patience."""
         driver = _driver()
         wait, ends, pause = Wait(stop or Stop()), time.monotonic() + self._patience, 0.1
@@ -256,7 +269,7 @@ class TeamSession:
             wait.sleep(pause, f"Waiting for PostgreSQL at {self.name}.")
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    def _open(self) -> Connection:
+    def _open(self) -> extensions.connection:
         if self._process != os.getpid():  # a fork: the connection and its locks are the parent's
             _ABANDONED.append(self._connection)
             self._connection, self._held, self._watcher, self._process = None, {}, None, os.getpid()
@@ -272,14 +285,15 @@ class TeamSession:
                 )
                 if cursor.fetchone() == (None,):
                     cursor.execute(
-                        f"BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('market_data tables', 0)); {_TABLES} COMMIT"
+                        "BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('market_data tables', 0)); "
+                        f"{_TABLES} COMMIT"
                     )
                 for lock in self._held.values():
                     self._regain(cursor, lock)
             self._connection = connection
         return self._connection
 
-    def _regain(self, cursor: Cursor, lock: TeamLock) -> None:
+    def _regain(self, cursor: extensions.cursor, lock: TeamLock) -> None:
         """Take a lock again after the connection was lost, if no other process took it meanwhile."""
         token = _one(cursor, "SELECT token FROM market_data.locks WHERE name = %s", lock.name)
         if lock.lost or token != lock.token:
@@ -355,21 +369,22 @@ _ABANDONED: list[object] = []
 
 _CHECK_ADDRESS = "Check MARKET_DATA_POSTGRES, and that the server runs. Stored days are safe: start again afterwards."
 
+_NO_ROOM = "It has no free connection: raise its max_connections, or run fewer workers. Stored days are safe."
+
 _REMEDIES = (
-    (r"too many|reserved|remaining connection", "It has no free connection: raise its max_connections, or run fewer "
-     "workers. Stored days are safe."),
+    (r"too many|reserved|remaining connection", _NO_ROOM),
     (r"password|authentication|role .* does not exist", "Check the user and password in MARKET_DATA_POSTGRES."),
     (r"database .* does not exist", "Create the database, or correct its name in MARKET_DATA_POSTGRES."),
     (r"permission denied", "Grant the user the right to create schemas and tables in the database."),
     (r"read-only", "It is a read-only copy: use the address of its primary server."),
-)  # fmt: skip
+)
 
 
 def is_passing(error: Exception) -> bool:
     """Return True if another attempt may succeed: a lost connection, a restart, too many connections."""
     state = getattr(error, "pgcode", None)
     if state:
-        return state.startswith(("08", "57P", "40")) or state == "53300"
+        return str(state).startswith(("08", "57P", "40")) or state == "53300"
     fatal = re.search(r"FATAL: *([^\n]*)", str(error))
     if fatal is None:
         return True
@@ -377,7 +392,7 @@ def is_passing(error: Exception) -> bool:
     return re.search(passing, fatal[1]) is not None
 
 
-def _one(cursor: Cursor, statement: str, *values: object) -> object:
+def _one(cursor: extensions.cursor, statement: str, *values: object) -> Any:
     cursor.execute(statement, values)
     row = cursor.fetchone()
     return row[0] if row else None
@@ -387,7 +402,7 @@ def _this_process() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
-def _driver() -> object:
+def _driver() -> Any:
     try:
         import psycopg2
     except ImportError:
