@@ -40,6 +40,9 @@ _WATCH_SECONDS = 3.0
 _REGAIN_SECONDS = 15.0
 """Longest wait for PostgreSQL to notice that our earlier connection is gone. Its keepalives take 11 s."""
 
+_CLOCK_SECONDS = 60.0
+"""Age from which PostgreSQL's clock is read again."""
+
 _TABLES = """
 CREATE SCHEMA IF NOT EXISTS market_data;
 CREATE TABLE IF NOT EXISTS market_data.locks (
@@ -79,6 +82,25 @@ class TeamLock:
     unsure_since: float | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What is worth knowing of a PostgreSQL server.
+
+    Attributes:
+        version: Its version.
+        used: Connections in use, by all programs.
+        allowed: Its max_connections.
+        size: Bytes of the database.
+        keeps_sessions: False behind a pooler in transaction mode, where locks have no effect.
+    """
+
+    version: str
+    used: int
+    allowed: int
+    size: int
+    keeps_sessions: bool
+
+
 class TeamSession:
     """One connection, shared by the threads of this process.
 
@@ -104,6 +126,7 @@ class TeamSession:
         self._connection: extensions.connection | None = None
         self._held: dict[str, TeamLock] = {}
         self._watcher: threading.Thread | None = None
+        self._clock: tuple[float, float] | None = None
         self._closed = threading.Event()
         self._process = os.getpid()
 
@@ -232,6 +255,28 @@ class TeamSession:
         return float(
             self._do(lambda c: _one(c, "SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())"))
         )
+
+    def now(self) -> float:
+        """Return the seconds since 1970 by PostgreSQL's clock, which all hosts share."""
+        if self._clock is None or time.monotonic() - self._clock[0] > _CLOCK_SECONDS:
+            found = float(self._do(lambda cursor: _one(cursor, "SELECT extract(epoch FROM clock_timestamp())")))
+            self._clock = time.monotonic(), found
+        return self._clock[1] + time.monotonic() - self._clock[0]
+
+    def facts(self) -> ServerFacts:
+        """Return what is worth knowing of the server."""
+
+        def work(cursor: extensions.cursor) -> ServerFacts:
+            first, second = (_one(cursor, "SELECT pg_backend_pid()") for _ in range(2))
+            cursor.execute(
+                "SELECT current_setting('server_version'), (SELECT count(*) FROM pg_stat_activity "
+                "WHERE backend_type = 'client backend'), current_setting('max_connections')::int, "
+                "pg_database_size(current_database())"
+            )
+            row: Any = cursor.fetchone()
+            return ServerFacts(str(row[0]), int(row[1]), int(row[2]), int(row[3]), keeps_sessions=first == second)
+
+        return self._do(work)
 
     # --- work ------------------------------------------------------------------------------------------------------
 
