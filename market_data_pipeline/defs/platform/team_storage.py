@@ -167,15 +167,16 @@ def _patiently(work: Callable[[], _T]) -> _T:
     while True:
         try:
             return work()
-        except sa.exc.DBAPIError as error:
+        except (sa.exc.DBAPIError, OperationalError, InterfaceError) as error:
             if not _is_lost(error) or time.monotonic() > ends:
                 raise
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
-def _is_lost(error: sa.exc.DBAPIError) -> bool:
-    return isinstance(error.orig, (OperationalError, InterfaceError)) and is_passing(error.orig)
+def _is_lost(error: Exception) -> bool:
+    cause = getattr(error, "orig", error)  # SQLAlchemy does not wrap those of setting up a transaction
+    return isinstance(cause, (OperationalError, InterfaceError)) and is_passing(cause)
 
 
 @contextmanager
@@ -196,6 +197,7 @@ class TeamEventLogStorage(BatchedEvents, PostgresEventLogStorage):
     """
 
     guards_webserver = True
+    is_of_team = True
 
     def __init__(self, postgres_url: str, inst_data: ConfigurableClassData | None = None) -> None:
         self._begin_batches()
