@@ -23,7 +23,7 @@ from market_data_pipeline.defs.platform.queues import TASK, TASK_STATE, Build, b
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.settings import PREFIX, Settings, load_settings
-from market_data_pipeline.team.current import current_team
+from market_data_pipeline.team.current import current_team, leave_team
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ def run_worker(settings: Settings, name: str, queues: Sequence[str], slots: int)
     layout = Layout(settings.root)
     prepare_home(layout)
     open_instance(layout).dispose()  # PostgreSQL answers, and its tables are there
+    leave_team()  # each process of the worker has a connection of its own
     end_all_with_this_process()
     app = build_app(settings.broker)
     refusal = layout.dagster_home / f"worker-{os.getpid()}.refused"

@@ -16,6 +16,7 @@ import yaml
 from dagster._core.launcher.base import WorkerStatus
 from dagster._core.utils import make_new_run_id
 
+from market_data_pipeline.cli import doctor
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.platform import heartbeat, launcher, worker
 from market_data_pipeline.defs.platform.heartbeat import close_dead_runs, lock_name
@@ -141,6 +142,14 @@ def test_a_team_has_one_ui(layout: Layout, instance: dg.DagsterInstance, other_h
     assert other_host.take("ui") is not None
     with pytest.raises(UiRunsError, match="Two daemons would start each run twice"):
         claim_ui(layout.dagster_home, "127.0.0.1", 3000)
+
+
+def test_doctor_checks_postgres_and_finds_no_worker(layout: Layout) -> None:
+    postgres, workers = doctor._team(load_settings())
+    assert postgres.state is doctor.State.OK, postgres
+    assert "connections used" in postgres.text
+    assert workers.state is doctor.State.WARN, workers
+    assert workers.remedy == "Start `market-data worker` on each host."
 
 
 # --- the records -----------------------------------------------------------------------------------------------------
