@@ -6,6 +6,7 @@ left running, and nothing outside of a temporary folder changes.
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 import time
@@ -33,6 +34,7 @@ _SETTINGS = {"MAX_PARTITIONS_PER_RUN": 60, "CONCURRENT_RUNS": 2, "DOWNLOAD_THREA
 
 def main() -> int:
     """Run the demo. Return its exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end, too
     if redis_program() is None:
         print("There is no redis-server. Install it: apt-get install redis-server")
         return 2

@@ -73,7 +73,7 @@ class Team:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
         process = self._start("ui", "--port", str(self.port))
-        until(lambda: process.poll() is not None or self._is_up(), "the webserver", 180, 0.5)
+        until(lambda: process.poll() is not None or self._is_up(), "the webserver", 400, 0.5)
         assert process.poll() is None, self.desk.output()
         return process
 

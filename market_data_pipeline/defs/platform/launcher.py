@@ -18,7 +18,7 @@ from dagster._serdes import ConfigurableClass, ConfigurableClassData, pack_value
 
 from market_data_pipeline.defs.platform.heartbeat import lock_name
 from market_data_pipeline.defs.platform.queues import PUBLISH_POLICY, TASK, TASK_TAG, build_app, build_of, queue_of
-from market_data_pipeline.errors import UsageError
+from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.team.current import current_team
 from market_data_pipeline.team.session import TeamSession
@@ -30,7 +30,7 @@ _SILENT_SECONDS = 12.0
 """Time without a sign of life after which a run counts as dead. After a restart of PostgreSQL, runs need 3 to 6 s."""
 
 
-class WorkerRunLauncher(RunLauncher, ConfigurableClass):  # type: ignore[type-arg]
+class WorkerRunLauncher(RunLauncher, ConfigurableClass):
     """Launch runs on workers (``market-data worker``). In ``dagster.yaml`` it takes ``broker``, the URL."""
 
     def __init__(self, broker: str, inst_data: ConfigurableClassData | None = None) -> None:
@@ -38,7 +38,7 @@ class WorkerRunLauncher(RunLauncher, ConfigurableClass):  # type: ignore[type-ar
         self._broker = broker
         self._made: Celery | None = None
         self._silent_since: dict[str, float] = {}
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
 
     @property
     def inst_data(self) -> ConfigurableClassData | None:
@@ -71,8 +71,11 @@ class WorkerRunLauncher(RunLauncher, ConfigurableClass):  # type: ignore[type-ar
     def launch_run(self, context: LaunchRunContext) -> None:
         """Send a run to its queue. The broker is tried for half a minute."""
         run = context.dagster_run
+        origin = run.job_code_origin
+        if origin is None:
+            raise MarketDataError(f"The run {run.run_id} has no code location, so no worker can execute it.")
         arguments = ExecuteRunArgs(
-            job_origin=run.job_code_origin,
+            job_origin=origin,
             run_id=run.run_id,
             instance_ref=None,
             set_exit_code_on_failure=True,

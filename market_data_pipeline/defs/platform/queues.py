@@ -18,7 +18,7 @@ from market_data_pipeline.defs.keys import is_series, series_of
 from market_data_pipeline.errors import EnvironmentFaultError, UsageError
 from market_data_pipeline.model.series import DataType
 from market_data_pipeline.settings import Settings
-from market_data_pipeline.universe.config import lock_path
+from market_data_pipeline.universe.resolved import lock_path
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -102,7 +102,11 @@ def _packed(values: Any) -> Any:
     return values
 
 
-_UNPACKING = extensions.new_type((_TEXT,), "TEXT", lambda value, _cursor: None if value is None else unpack_text(value))
+def _text_of(value: Any, _cursor: object) -> str | None:
+    return None if value is None else unpack_text(value)
+
+
+_UNPACKING = extensions.new_type((_TEXT,), "TEXT", _text_of)
 
 _engines: dict[tuple[int, str, int], Engine] = {}
 _engines_turn = threading.Lock()
@@ -376,7 +380,7 @@ class TeamStorage(DagsterStorage, ConfigurableClass):
         self._runs = TeamRunStorage(postgres_url)
         self._ticks = TeamScheduleStorage(postgres_url)
         self._make_tables(_engine(postgres_url))
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def _make_tables(self, engine: Engine) -> None:
         there = sa.text("SELECT to_regclass('market_data_check_history') IS NOT NULL")

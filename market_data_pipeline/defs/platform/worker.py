@@ -56,7 +56,7 @@ def run_worker(settings: Settings, name: str, queues: Sequence[str], slots: int)
     refusal = layout.dagster_home / f"worker-{os.getpid()}.refused"
     refusal.unlink(missing_ok=True)
 
-    @app.task(name=TASK, bind=True)
+    @app.task(name=TASK, bind=True)  # type: ignore[untyped-decorator]
     def execute(task: Any, arguments: Any, launched_by: dict[str, str]) -> None:
         run_id = unpack_value(arguments, as_type=ExecuteRunArgs).run_id
         if found := _execute(run_id, Build(**launched_by), task.request.hostname):
@@ -66,11 +66,11 @@ def run_worker(settings: Settings, name: str, queues: Sequence[str], slots: int)
             refusal.write_text(found, "utf-8")
             app.control.broadcast("shutdown", destination=[task.request.hostname])
 
-    @inspect_command(name=TASK_STATE)
+    @inspect_command(name=TASK_STATE)  # type: ignore[untyped-decorator]
     def state(_: Any) -> dict[str, Any]:
         return {"build": build_of(load_settings()).as_message(), "queues": list(queues)}
 
-    @signals.worker_process_init.connect(weak=False)
+    @signals.worker_process_init.connect(weak=False)  # type: ignore[untyped-decorator]
     def warm_up(**_: Any) -> None:
         _import_everything()
 
@@ -123,8 +123,8 @@ def _forget_other_universe(here: Build) -> None:
     if _loaded is not None and _loaded != here:
         from dagster._core.definitions.reconstruct import ReconstructableJob
 
-        ReconstructableJob.get_definition.cache_clear()  # type: ignore[attr-defined]
-        ReconstructableJob.get_repository_definition.cache_clear()  # type: ignore[attr-defined]
+        ReconstructableJob.get_definition.cache_clear()
+        ReconstructableJob.get_repository_definition.cache_clear()
         for module in [name for name in sys.modules if name == "market_data_pipeline.definitions"]:
             del sys.modules[module]
         sys.modules.pop("market_data_pipeline.defs.definitions", None)

@@ -16,7 +16,7 @@ import yaml
 from dagster._core.launcher.base import WorkerStatus
 from dagster._core.utils import make_new_run_id
 
-from market_data_pipeline.cli import doctor
+from market_data_pipeline.cli.doctor import State, _team
 from market_data_pipeline.defs.keys import asset_key_of
 from market_data_pipeline.defs.platform import heartbeat, launcher, worker
 from market_data_pipeline.defs.platform.heartbeat import close_dead_runs, lock_name
@@ -145,10 +145,10 @@ def test_a_team_has_one_ui(layout: Layout, instance: dg.DagsterInstance, other_h
 
 
 def test_doctor_checks_postgres_and_finds_no_worker(layout: Layout) -> None:
-    postgres, workers = doctor._team(load_settings())
-    assert postgres.state is doctor.State.OK, postgres
+    postgres, workers = _team(load_settings())
+    assert postgres.state is State.OK, postgres
     assert "connections used" in postgres.text
-    assert workers.state is doctor.State.WARN, workers
+    assert workers.state is State.WARN, workers
     assert workers.remedy == "Start `market-data worker` on each host."
 
 
@@ -171,7 +171,8 @@ def test_a_batch_that_has_committed_is_not_repeated(
     """The connection breaks after PostgreSQL has committed, before it can say so."""
     storage = instance.event_log_storage
     assert isinstance(storage, TeamEventLogStorage)
-    engine, broken = storage._engine, []
+    engine = storage._engine
+    broken: list[bool] = []
 
     def commit(connection: Any) -> None:
         if not broken:
