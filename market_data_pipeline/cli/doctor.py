@@ -218,7 +218,7 @@ def _postgres() -> _Result:
     )
     if not facts.keeps_sessions:
         remedy = "Use its own address: through a pooler in transaction mode, two hosts could write one series."
-        return State.FAIL, f"{text} It does not keep sessions.", remedy
+        return State.FAIL, f"{text} Sessions end with each transaction.", remedy
     if facts.used > _FULL * facts.allowed:
         return State.WARN, text, "Raise max_connections: a run uses up to three, the UI and the daemon up to 20."
     return State.OK, text, ""

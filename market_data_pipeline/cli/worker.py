@@ -32,7 +32,7 @@ def worker(queues: tuple[str, ...], slots: int, name: str | None) -> None:
     killed, its runs start again on another one.
     """
     from market_data_pipeline.defs.platform.queues import QUEUES
-    from market_data_pipeline.defs.platform.worker import run_worker
+    from market_data_pipeline.defs.worker import run_worker
 
     settings = load_settings()
     load_universe(settings.universe)  # report a mistake here, not in each run

@@ -1,8 +1,8 @@
 """A process's connection to the PostgreSQL of its team: locks that end with the process, and fences.
 
 A lock is a session-level advisory lock and a row with a token. PostgreSQL frees the lock when the process is killed
-(at once) or its host vanishes (after about 10 s). Whoever takes it next raises the token, so a process that woke up
-without its lock is refused at its next fence. Connections through PgBouncer in transaction mode have no such locks.
+(at once) or its host vanishes (after about 10 s). The next process that takes it raises the token, so a process that
+woke up without its lock is refused at its next fence. Connections through PgBouncer in transaction mode have no such locks.
 Choosing what to lock does not belong here.
 """
 
@@ -84,7 +84,7 @@ class TeamLock:
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What is worth knowing of a PostgreSQL server.
+    """Facts about a PostgreSQL server.
 
     Attributes:
         version: Its version.
@@ -264,7 +264,7 @@ class TeamSession:
         return self._clock[1] + time.monotonic() - self._clock[0]
 
     def facts(self) -> ServerFacts:
-        """Return what is worth knowing of the server."""
+        """Return facts about the server."""
 
         def work(cursor: extensions.cursor) -> ServerFacts:
             first, second = (_one(cursor, "SELECT pg_backend_pid()") for _ in range(2))

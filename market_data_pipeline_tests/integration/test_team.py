@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from market_data_pipeline.defs.platform.queues import workers_of
 from market_data_pipeline.sandbox import Delay, Sandbox
 from market_data_pipeline_tests.support.postgres import postgres_server
 from market_data_pipeline_tests.support.processes import Desk, until
@@ -85,6 +86,7 @@ def a_worker_with_another_universe_ends(team: Team) -> None:
     other.write_text(UNIVERSE.replace("ETHUSDT", "SOLUSDT"))
     team.start_worker("three@c", "--queue", "other", settings={"MARKET_DATA_UNIVERSE": str(other)})
     refused = team.workers.pop("three@c")
+    until(lambda: "three@c" in {worker.name for worker in workers_of(team.redis.url)}, "a third worker", 180)
     team.desk.run_in(team.environment, "doctor", code=1)
     assert "three@c has another universe.yaml" in team.desk.output()
     refused.send_signal(signal.SIGTERM)

@@ -180,8 +180,14 @@ class BatchedEvents(SqlEventLogStorage):
         """Store one event in the transaction."""
 
     @abstractmethod
-    def _insert(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Connection, Sequence[int]]:
-        """Insert rows of events in the transaction. Return the connection to the index, and their ids."""
+    def _insert(
+        self, run_id: str, rows: Sequence[Mapping[str, Any]], stay: Sequence[bool]
+    ) -> tuple[Connection, Sequence[int]]:
+        """Insert rows of events in the transaction. Return the connection to the index, and their ids.
+
+        Args:
+            stay: False for rows that leave the log at the end of the run. They need an id, but no row.
+        """
 
     @abstractmethod
     def _evaluate(self, index: Connection, evaluated: Sequence[Mapping[str, Any]]) -> set[int]:
@@ -258,7 +264,8 @@ class BatchedEvents(SqlEventLogStorage):
     def _store_alike(self, run_id: str, kind: DagsterEventType, events: Sequence[EventLogEntry]) -> None:
         """Store many events of one type with one statement for all of them."""
         rows = [self._event_to_row(event) for event in events]
-        index, ids = self._insert(run_id, rows)
+        stay = [kind is not DagsterEventType.ASSET_CHECK_EVALUATION or not _has_passed(event) for event in events]
+        index, ids = self._insert(run_id, rows, stay)
         numbered = list(zip(events, ids, strict=True))
         if kind is DagsterEventType.ASSET_MATERIALIZATION:
             self._store_asset_event_tags(index, events, ids)
@@ -331,6 +338,10 @@ class BatchedEvents(SqlEventLogStorage):
         if known not in self._known_to_exist and super()._has_asset_key_col_on_connection(conn, column_name):
             self._known_to_exist.add(known)
         return known in self._known_to_exist
+
+
+def _has_passed(event: EventLogEntry) -> bool:
+    return bool(event.get_dagster_event().asset_check_evaluation_data.passed)
 
 
 def ends_a_run(event: EventLogEntry) -> bool:

@@ -120,7 +120,12 @@ class KeptConnectionEventLogStorage(BatchedEvents, SqliteEventLogStorage):
     def _packed(self, text: str) -> bytes:
         return pack(text)
 
-    def _insert(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Connection, Sequence[int]]:
+    def _insert(
+        self,
+        run_id: str,
+        rows: Sequence[Mapping[str, Any]],
+        stay: Sequence[bool],  # noqa: ARG002 - the log of a run in progress shows all of them
+    ) -> tuple[Connection, Sequence[int]]:
         if self._file_of(run_id) != INDEX_SHARD_NAME:
             with self.run_connection(run_id) as run:
                 run.execute(SqlEventLogStorageTable.insert(), rows)

@@ -108,7 +108,7 @@ class WorkerRunLauncher(RunLauncher, ConfigurableClass):
 
     @property
     def supports_check_run_worker_health(self) -> bool:
-        """Return True: run monitoring asks for each run in progress."""
+        """Return True: run monitoring checks each run in progress."""
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:

@@ -60,7 +60,7 @@ def build_app(broker: str) -> Celery:
         # A message is removed when its run begins. A run that is lost after that is found by its missing sign of life.
         task_acks_late=False,
         worker_prefetch_multiplier=1,
-        # Redis: a worker takes a message only if it is idle, so that a killed one holds none back.
+        # Redis: a worker takes a message only if it is idle, so that none is lost with a killed one.
         worker_disable_prefetch=broker.startswith(("redis", "rediss", "sentinel")),
         worker_max_tasks_per_child=50,
         worker_proc_alive_timeout=300,  # a process imports everything before its first run
@@ -92,7 +92,7 @@ def has_trades(assets: Iterable[AssetKey]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What the hosts of a team must have alike, so that a run means the same on each.
+    """Version and universe of a host. They must be equal in a team, so that a run means the same everywhere.
 
     Attributes:
         version: Of this package.
@@ -135,12 +135,10 @@ def workers_of(broker: str, seconds: float = 3.0) -> list[WorkerState]:
         EnvironmentFaultError: The broker cannot be reached.
     """
     app = build_app(broker)
-    from kombu.exceptions import OperationalError
-
     try:
         app.connection_for_write().ensure_connection(max_retries=1, timeout=5)
         answers = app.control.broadcast(TASK_STATE, reply=True, timeout=seconds)
-    except (OperationalError, OSError) as error:
+    except Exception as error:  # of the broker's own client
         raise EnvironmentFaultError(f"The broker cannot be reached ({str(error).splitlines()[0]}).") from error
     return [
         WorkerState(name, Build(**state["build"]), tuple(state["queues"]))

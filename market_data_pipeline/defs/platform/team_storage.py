@@ -36,7 +36,7 @@ from market_data_pipeline.team.session import PATIENCE_SECONDS, is_passing
 _T = TypeVar("_T")
 
 _POOL, _OVERFLOW = 1, 10
-"""Connections that a process keeps, and most further ones at a time. A run uses one, and at times a second one."""
+"""Connections of a process that stay open, and most further ones at a time. A run uses one, at times two."""
 
 _TRUSTED_SECONDS = 1.0
 """A connection that rested for longer is tried before its use."""
@@ -50,7 +50,7 @@ _INDEX = (
     "CREATE INDEX IF NOT EXISTS market_data_check_history "
     "ON asset_check_executions (asset_key, check_name, partition, id)"
 )
-"""The page of an asset asks for the newest result of a check for each partition. Dagster has no index for it."""
+"""The page of an asset shows the newest result of a check for each partition. Dagster has no index for it."""
 
 _EVALUATE = """
 UPDATE asset_check_executions AS stored SET execution_status = given.status, evaluation_event = given.event,
@@ -64,6 +64,10 @@ RETURNING given.event_id
 _GIVEN = (
     "(%(asset)s, %(check)s, %(run)s, %(day)s, %(status)s, %(event)s, %(at)s::timestamp, %(event_id)s::bigint, "
     "%(materialization_id)s::bigint)"
+)
+
+_NEW_IDS = sa.text(
+    "SELECT nextval(pg_get_serial_sequence('event_logs', 'id')) FROM generate_series(1, :number) ORDER BY 1"
 )
 
 _OF_DAYS = "asset_key = :asset AND partition = ANY(:days)"
@@ -195,7 +199,7 @@ def _connected(engine: Engine) -> Iterator[Connection]:
 
 
 class TeamEventLogStorage(BatchedEvents, PostgresEventLogStorage):
-    """The event log in PostgreSQL, with kept connections and batched events. Its JSON is packed.
+    """The event log in PostgreSQL, with open connections and batched events. Its JSON is packed.
 
     At the end of a run, its fulfilled plans and its passed evaluations leave the log, as in our SQLite class.
     """
@@ -288,12 +292,17 @@ class TeamEventLogStorage(BatchedEvents, PostgresEventLogStorage):
     def _packed(self, text: str) -> str:
         return pack_to_text(text)
 
-    def _insert(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Connection, Sequence[int]]:
+    def _insert(
+        self, run_id: str, rows: Sequence[Mapping[str, Any]], stay: Sequence[bool]
+    ) -> tuple[Connection, Sequence[int]]:
         with self.run_connection(run_id) as connection:
-            numbered = SqlEventLogStorageTable.insert().returning(
-                SqlEventLogStorageTable.c.id, sort_by_parameter_order=True
-            )
-            return connection, [int(event_id) for (event_id,) in connection.execute(numbered, list(rows))]
+            found = connection.execute(_NEW_IDS, {"number": len(rows)})
+            ids = [int(event_id) for (event_id,) in found]
+            # A row that is deleted again would leave its space behind.
+            numbered = [{**row, "id": event_id} for row, event_id, stays in zip(rows, ids, stay, strict=True) if stays]
+            if numbered:
+                connection.execute(SqlEventLogStorageTable.insert(), numbered)
+            return connection, ids
 
     def _evaluate(self, index: Connection, evaluated: Sequence[Mapping[str, Any]]) -> set[int]:
         of_days = [one for one in evaluated if one["day"] is not None]

@@ -17,8 +17,9 @@ from dagster._core.launcher.base import WorkerStatus
 from dagster._core.utils import make_new_run_id
 
 from market_data_pipeline.cli.doctor import State, _team
+from market_data_pipeline.defs import worker
 from market_data_pipeline.defs.keys import asset_key_of
-from market_data_pipeline.defs.platform import heartbeat, launcher, worker
+from market_data_pipeline.defs.platform import heartbeat, launcher
 from market_data_pipeline.defs.platform.heartbeat import close_dead_runs, lock_name
 from market_data_pipeline.defs.platform.home import config_of, open_instance
 from market_data_pipeline.defs.platform.launcher import WorkerRunLauncher

@@ -1,7 +1,8 @@
 """A worker: take runs from queues and execute them in a warm process, one at a time per slot.
 
 Its processes import everything before their first run. A run that this host cannot execute as it was meant, because it
-has another version or universe, goes back to its queue, and the worker ends. Launching belongs to ``launcher.py``.
+has another version or universe, goes back to its queue, and the worker ends. Launching belongs to
+``platform/launcher.py``.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ _loaded: Build | None = None
 
 
 def _forget_other_universe(here: Build) -> None:
-    """Load the definitions of the code location anew if the universe changed since this process loaded them."""
+    """Load the definitions of the code location again if the universe changed since this process loaded them."""
     global _loaded
     if _loaded is not None and _loaded != here:
         from dagster._core.definitions.reconstruct import ReconstructableJob
