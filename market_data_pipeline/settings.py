@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from market_data_pipeline.errors import UsageError
@@ -173,16 +173,36 @@ class Settings(BaseSettings):
         description="Origins of web pages that may read from the server (CORS), such as `https://example.org`, "
         "separated by commas.",
     )
-    postgres_url: str = Field(
+    hot_store: str = Field(
         "",
         description="postgresql://user@host:port/database with hot rows whose old days `market-data retain` and the "
         "schedule `retain` remove. PGPASSWORD or ~/.pgpass has the password.",
     )
-    postgres_keep_days: int = Field(
+    hot_store_keep_days: int = Field(
         0,
         ge=0,
         description="Days that stay in PostgreSQL. Older ones are removed if the lake has them: final, and with each "
         "row. 0 removes nothing.",
+    )
+    postgres: str = Field(
+        "",
+        description="PostgreSQL for Dagster's records, locks and the REST budget, shared by all hosts of a team: "
+        "`postgresql://user@host/database`. Without it, they are files in the data folder.",
+    )
+    broker: str = Field(
+        "",
+        description="Broker of the workers, such as `redis://host:6379/0`. Runs then start on any host with a "
+        "`market-data worker`. It needs `MARKET_DATA_POSTGRES`.",
+    )
+    concurrent_runs: int = Field(
+        4,
+        ge=1,
+        description="Runs in progress at once, on all workers together. Set it to the number of their slots.",
+    )
+    rest_address: str = Field(
+        "",
+        description="Name of the public address from which this host sends requests. Hosts with the same name share "
+        "the request limit in PostgreSQL.",
     )
     profile_level: float = Field(
         0, ge=0, description="Height of a price level in tradeProfile. 0 means 0.01 % of the price."
@@ -194,6 +214,22 @@ class Settings(BaseSettings):
         if any(len(key) < 16 for key in _listed(keys)):
             raise ValueError("a key has fewer than 16 characters, so it can be guessed")
         return keys
+
+    @field_validator("postgres")
+    @classmethod
+    def _postgres_url(cls, url: str) -> str:
+        if url and not re.match(r"postgres(ql)?://\S*$", url):
+            raise ValueError("it is not a URL of PostgreSQL: it must start with postgresql://")
+        return url
+
+    @field_validator("broker")
+    @classmethod
+    def _broker_url(cls, url: str, info: ValidationInfo) -> str:
+        if url and not re.match(r"[a-z+]+://\S+$", url):
+            raise ValueError("it is not a URL of a broker, such as redis://host:6379/0")
+        if url and not info.data.get("postgres"):
+            raise ValueError(f"workers need {PREFIX}POSTGRES, too: they share records and locks")
+        return url
 
     @field_validator("vision_url", "vision_listing_url", "spot_url", "um_url", "cm_url")
     @classmethod

@@ -68,6 +68,7 @@ NOT_RUN = {
     "docs/guides/importing.md": 1,
     "docs/guides/live.md": 2,
     "docs/guides/operating.md": 5,
+    "docs/guides/scaling.md": 3,
     "docs/guides/serving.md": 1,
     "docs/quickstart.md": 1,
     "examples/README.md": 1,

@@ -25,6 +25,7 @@ GROUPS = {
     "iceberg_catalog": "Iceberg tables (`market-data publish`)",
     "sql_memory_mb": "Limits of a SQL query",
     "api_keys": "The server (`market-data serve`)",
+    "postgres": "Several hosts (`docs/guides/scaling.md`)",
     "profile_level": "Derived data",
 }
 """The first setting of each group, and the group's name."""

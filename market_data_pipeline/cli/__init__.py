@@ -46,6 +46,7 @@ from market_data_pipeline.cli.sync import sync
 from market_data_pipeline.cli.ui import ui
 from market_data_pipeline.cli.universe import universe
 from market_data_pipeline.cli.verify import verify
+from market_data_pipeline.cli.worker import worker
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.model import faults
 
@@ -111,7 +112,7 @@ _GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Get data": (add, plan_command, sync, backfill, import_command, remove_command),
     "Look at data": (status, coverage, report, sql, export_command, universe, push_command, publish_command),
     "Check and repair": (verify, reconcile, quarantine, compact_command, retain_command, prune_command, doctor),
-    "Run": (serve_command, live, ui, mcp, demo, sandbox),
+    "Run": (serve_command, live, ui, worker, mcp, demo, sandbox),
 }
 """The commands in the order of the help text, by group."""
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 def retain_command(what: Selection, dry_run: bool, even_if_gone: bool, yes: bool, as_json: bool) -> None:
     """Remove days older than `keep:`.
 
-    universe.yaml has `keep:` for a data type. For PostgreSQL, MARKET_DATA_POSTGRES_KEEP_DAYS has it: an older day is
+    universe.yaml has `keep:` for a data type. For PostgreSQL, MARKET_DATA_HOT_STORE_KEEP_DAYS has it: an older day is
     removed there if it is final in the lake, and the lake has each of its rows.
 
     Days that Binance no longer has are named and stay, unless --even-if-gone is given. The candles of a closed month

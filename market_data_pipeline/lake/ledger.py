@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import DamagedFileError, StorageError
-from market_data_pipeline.lake import parquet, storage
+from market_data_pipeline.lake import locks, parquet, storage
 from market_data_pipeline.lake.checksums import CHANGED, content_sha256
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import day_files, parse_day_file, read_record
@@ -111,10 +111,15 @@ class Ledger:
             return cls()
 
     def write(self, path: Path) -> None:
-        """Write the ledger, atomically."""
+        """Write the ledger, atomically.
+
+        Raises:
+            SeriesBusyError: This process has lost the series' lock to another host of its team.
+        """
         ordered = [self.rows[day] for day in sorted(self.rows)]
         columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in ordered] for name in LEDGER_SCHEMA.names}
-        parquet.write_table(path, pa.table(columns, schema=LEDGER_SCHEMA))
+        with locks.fence(path.with_suffix(".lock")):
+            parquet.write_table(path, pa.table(columns, schema=LEDGER_SCHEMA))
 
     def put(self, row: DayRecord) -> None:
         """Store a row, and replace the previous one of its day."""

@@ -111,10 +111,10 @@ def evict_old_days(
     Raises:
         EnvironmentFaultError: The database cannot be used.
     """
-    if not settings.postgres_url or not settings.postgres_keep_days:
+    if not settings.hot_store or not settings.hot_store_keep_days:
         return None
-    before, report = clock.today() - settings.postgres_keep_days * clock.DAY, PushReport()
-    with PostgresStore(settings.postgres_url) as store:
+    before, report = clock.today() - settings.hot_store_keep_days * clock.DAY, PushReport()
+    with PostgresStore(settings.hot_store) as store:
         for key in keys:
             evict(layout, store, key, before, report, dry_run=dry_run)
     return report

@@ -85,8 +85,8 @@ def test_retain_removes_old_days_that_the_lake_has(
     extra = day_table(BTC, date(2023, 12, 30))
     postgres.save(BTC, extra, RowState.LIVE)
     assert retain().exit_code == 0  # no setting, no change
-    monkeypatch.setenv("MARKET_DATA_POSTGRES_URL", database)
-    monkeypatch.setenv("MARKET_DATA_POSTGRES_KEEP_DAYS", "3")
+    monkeypatch.setenv("MARKET_DATA_HOT_STORE", database)
+    monkeypatch.setenv("MARKET_DATA_HOT_STORE_KEEP_DAYS", "3")
     for option, words, left in (("--dry-run", "7 days would be removed", 12), ("--yes", "7 days removed", 5)):
         result = retain(option)
         assert result.exit_code == 1

@@ -76,7 +76,7 @@ def build_maintenance_jobs(
             RETAIN,
             "remove_old_days",
             remove_old_days,
-            retained or (keys if settings.postgres_keep_days else ()),
+            retained or (keys if settings.hot_store_keep_days else ()),
             "Remove days older than `keep:`, in the lake and in PostgreSQL. Those that no longer exist elsewhere stay.",
         ),
     )

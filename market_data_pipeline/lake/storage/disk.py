@@ -357,7 +357,7 @@ class Disk:
                 wait, ends = Wait(stop or Stop()), time.monotonic() + wait_seconds
                 while True:
                     try:
-                        stack.enter_context(locks.held(lock))
+                        stack.enter_context(locks.held_by_all(lock))
                         break
                     except Timeout:
                         if (left := ends - time.monotonic()) <= 0:
