@@ -76,6 +76,7 @@ def backfill_team(archives: Archives, work: Path) -> list[Row]:
             url = server.url_of(f"team_{n}")
             with most:
                 ours.append(apart(bring_all, work / f"team-{n}", origin.env, {key: days}, postgres=url))
+            server.sql("VACUUM FULL", database=f"team_{n}")  # what autovacuum lets the next run use again
             with psycopg2.connect(url) as connection, connection.cursor() as cursor:
                 cursor.execute(
                     "SELECT sum(pg_total_relation_size(relid)) FROM pg_stat_user_tables WHERE relname IN "

@@ -56,7 +56,7 @@ _SMALL_FILE = "data/spot/daily/klines/BTCUSDT/1d/BTCUSDT-1d-2024-01-01.zip"
 
 _SHOWN_PACKAGES = ("dagster", "duckdb", "pyarrow", "pydantic")
 EXTRAS = {
-    "celery": ("celery", "redis"),
+    "celery": ("celery",),
     "iceberg": ("pyiceberg",),
     "live": ("msgspec", "websockets"),
     "mcp": ("mcp",),

@@ -23,7 +23,7 @@ from market_data_pipeline.universe import load_universe
 @click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 64), help="Runs at the same time.")
 @click.option("--name", default=None, help="Name of the worker in the UI. Default: the process and its host.")
 def worker(queues: tuple[str, ...], slots: int, name: str | None) -> None:
-    """Execute runs on this host.
+    """Run the days of a team on this host.
 
     One host runs `market-data ui`. Any number of hosts run workers, with the same version, universe.yaml,
     MARKET_DATA_POSTGRES and MARKET_DATA_BROKER, and the same data folder. Each slot may use MARKET_DATA_MEMORY_MB.

@@ -20,7 +20,7 @@ from dagster._serdes import unpack_value
 
 from market_data_pipeline.defs.platform.heartbeat import heartbeat, lock_name
 from market_data_pipeline.defs.platform.home import end_all_with_this_process, open_instance, prepare_home
-from market_data_pipeline.defs.platform.queues import TASK, TASK_STATE, Build, build_app, build_of, queue_of
+from market_data_pipeline.defs.platform.queues import TASK, TASK_STATE, Build, broker_app, build_of, queue_of
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.settings import PREFIX, Settings, load_settings
@@ -53,7 +53,7 @@ def run_worker(settings: Settings, name: str, queues: Sequence[str], slots: int)
     open_instance(layout).dispose()  # PostgreSQL answers, and its tables are there
     leave_team()  # each process of the worker has a connection of its own
     end_all_with_this_process()
-    app = build_app(settings.broker)
+    app = broker_app(settings.broker)
     refusal = layout.dagster_home / f"worker-{os.getpid()}.refused"
     refusal.unlink(missing_ok=True)
 

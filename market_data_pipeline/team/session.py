@@ -2,7 +2,7 @@
 
 A lock is a session-level advisory lock and a row with a token. PostgreSQL frees the lock when the process is killed
 (at once) or its host vanishes (after about 10 s). The next process that takes it raises the token, so a process that
-woke up without its lock is refused at its next fence. Connections through PgBouncer in transaction mode have no such locks.
+woke up without its lock is refused at its next fence. PgBouncer in transaction mode has no such locks.
 Choosing what to lock does not belong here.
 """
 

@@ -17,7 +17,7 @@ from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import ConfigurableClass, ConfigurableClassData, pack_value
 
 from market_data_pipeline.defs.platform.heartbeat import lock_name
-from market_data_pipeline.defs.platform.queues import PUBLISH_POLICY, TASK, TASK_TAG, build_app, build_of, queue_of
+from market_data_pipeline.defs.platform.queues import PUBLISH_POLICY, TASK, TASK_TAG, broker_app, build_of, queue_of
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.team.current import current_team
@@ -58,7 +58,7 @@ class WorkerRunLauncher(RunLauncher, ConfigurableClass):
     @property
     def _app(self) -> Celery:
         if self._made is None:
-            self._made = build_app(self._broker)
+            self._made = broker_app(self._broker)
         return self._made
 
     @property

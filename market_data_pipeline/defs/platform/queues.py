@@ -41,7 +41,7 @@ PUBLISH_POLICY = {"max_retries": 8, "interval_start": 0.2, "interval_step": 1.0,
 """Attempts to reach the broker for a run: for about 25 s."""
 
 
-def build_app(broker: str) -> Celery:
+def broker_app(broker: str) -> Celery:
     """Return the Celery app of a broker.
 
     Raises:
@@ -134,7 +134,7 @@ def workers_of(broker: str, seconds: float = 3.0) -> list[WorkerState]:
     Raises:
         EnvironmentFaultError: The broker cannot be reached.
     """
-    app = build_app(broker)
+    app = broker_app(broker)
     try:
         app.connection_for_write().ensure_connection(max_retries=1, timeout=5)
         answers = app.control.broadcast(TASK_STATE, reply=True, timeout=seconds)
