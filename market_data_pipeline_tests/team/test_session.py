@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,7 +116,6 @@ def test_no_update_is_lost_in_200_rounds(hosts: tuple[TeamSession, TeamSession],
         writer.join()
     assert sorted(ledger.read_text().split()) == sorted(f"{mark}{number}" for mark in "ab" for number in range(100))
     assert sorted(refused) == sorted(f"{mark}{number}" for mark in "ab" for number in range(0, 100, 3))
-
 
 
 def test_restarted_server_is_waited_for() -> None:
