@@ -124,6 +124,7 @@ def with_sail():
         spark.read.format("iceberg").load(f"file://{one.place}").createOrReplaceTempView(one.table)
         return _rows(spark, one.query(one.table))
 
+    read.server = server  # it ends with its last reference
     return read
 
 
