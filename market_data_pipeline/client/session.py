@@ -34,6 +34,7 @@ from market_data_pipeline.model import faults
 from market_data_pipeline.model.series import EXCHANGE
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sql import errors, file_lists, views
+from market_data_pipeline.sql.object_files import attach_objects
 
 if TYPE_CHECKING:
     import duckdb
@@ -165,6 +166,7 @@ class DuckDB:
         import duckdb
 
         database = duckdb.connect()
+        attach_objects(database, self._layout.root)
         database.execute("SET GLOBAL TimeZone = 'UTC'")
         # A name that is no view must not find a variable of this module.
         database.execute("SET GLOBAL python_enable_replacements = false")

@@ -21,6 +21,7 @@ from market_data_pipeline.lake.ledger import LEDGER_SCHEMA as LEDGER_SCHEMA
 from market_data_pipeline.lake.partitions import folder_of, months_closed, series_in_ledgers, series_with_files
 from market_data_pipeline.lake.reader import labels_of
 from market_data_pipeline.model.datasets import data_types_of
+from market_data_pipeline.model.places import is_object, place_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
 
@@ -105,7 +106,7 @@ def path_of(pattern: str) -> Path | None:
     """Return the path of a pattern from :func:`as_pattern`; None if the pattern has wildcards."""
     if re.search(r"[*?\[]", re.sub(r"\[[*?\[]\]", "", pattern)):
         return None
-    return Path(re.sub(r"\[([*?\[])\]", r"\1", pattern))
+    return place_of(re.sub(r"\[([*?\[])\]", r"\1", pattern))
 
 
 def scan(
@@ -181,6 +182,8 @@ def marked_now(layout: Layout) -> tuple[StoredSeries, bool]:
     Returns:
         The stored series, and True if all marks exist. Without write access, SQL works without marks.
     """
+    if is_object(layout.root):  # names are never reused there, so stale SQL finds no file, and fails by itself
+        return stored_series(layout), False
     while True:
         stored = stored_series(layout)
         missing = [(mark, schema) for mark, schema in marks_of(stored) if storage.head(mark) is None]

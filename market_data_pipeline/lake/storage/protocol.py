@@ -29,6 +29,10 @@ DAYS, MONTHS = Named("{}", len("2024-01-01")), Named("{}-01", len("2024-01"))
 """Names of the files of days and of closed months. A month is its first day."""
 
 
+ABSENT = FileStat(-1, -1)
+"""Version to replace by :meth:`ByteStore.put` if there must be no file."""
+
+
 class ByteStore(Protocol):
     """Bytes under names. Every change is atomic: a reader sees the old bytes or the new ones."""
 
