@@ -224,7 +224,7 @@ class Disk:
     def head(path: Path) -> FileStat | None:
         """Return size and modification time of a regular file; None if there is no such file."""
         try:
-            found = path.stat()
+            found = os.stat(path)  # noqa: PTH116 - several times as fast as that of a Path
         except FileNotFoundError:
             return None
         if not S_ISREG(found.st_mode):
