@@ -195,7 +195,7 @@ def _records(settings: Settings) -> _Result:
 def check_disk(settings: Settings) -> Iterator[Check]:
     """Check the disk of the data folder. If the folder does not exist, check the nearest one above it."""
     try:
-        folder = existing(settings.root)
+        folder = existing(Layout(settings.root).local)
     except (MarketDataError, OSError) as error:
         yield Check("disk", State.FAIL, faults.sentence(error) or str(error), f"Check {PREFIX}DIR.")
         return

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from market_data_pipeline.lake import storage
+from market_data_pipeline.lake.storage.protocol import is_version
 from market_data_pipeline.model.day import FileStat
 from market_data_pipeline.model.places import ObjectPath, place_of
 
@@ -107,6 +108,8 @@ def _matching(pattern: str) -> list[Path]:
     literal = [re.sub(r"\[([*?\[])\]", r"\1", part) for part in parts]
     if not wild:
         path = place_of("s3://" + "/".join(literal))
+        if is_version(path):  # it was listed just now
+            return [path]
         return [path] if storage.head(path) is not None else []
     folder = place_of("s3://" + "/".join(literal[: wild[0]]))
     return list(storage.list_paths(folder, "/".join(parts[wild[0] :])))

@@ -1,4 +1,4 @@
-"""Buckets on loopback: SeaweedFS, which real teams run, and a proxy in front of it that counts requests and has faults."""
+"""Buckets on loopback: SeaweedFS, and a proxy in front of it that counts requests and has faults."""
 
 from __future__ import annotations
 

@@ -62,6 +62,11 @@ def source(path: Path) -> Path | BufferedReader:
     return store_of(path).source(path)
 
 
+def address(path: Path) -> str | None:
+    """Return where other programs find the bytes of a file now, below the lake; None if there is no such file."""
+    return store_of(path).address(path)
+
+
 def put(path: Path, data: bytes | pa.Buffer, *, if_match: FileStat | None = None, create: bool = False) -> FileStat:
     """Write a file atomically, and return its size and version; see :meth:`ByteStore.put`.
 

@@ -201,6 +201,11 @@ class Disk:
         return path
 
     @staticmethod
+    def address(path: Path) -> str | None:
+        """Return the path of a file, if it exists."""
+        return str(path) if Disk.head(path) is not None else None
+
+    @staticmethod
     def put(
         path: Path,
         data: bytes | pa.Buffer,

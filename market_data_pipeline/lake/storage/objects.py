@@ -346,6 +346,11 @@ class Objects:
         version = self._newest(path)
         return None if version is None else version.object.name
 
+    def address(self, path: Path) -> str | None:
+        """Return the name of the object that has a file's bytes now, below the lake; None if there is none."""
+        name = self.physical(path)
+        return None if name is None else name.removeprefix(_prefix(lake_of(path)))
+
     # --- writing --------------------------------------------------------------------------------------------------
 
     def put(
