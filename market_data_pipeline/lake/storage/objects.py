@@ -33,14 +33,14 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from market_data_pipeline.errors import SeriesBusyError
-from market_data_pipeline.lake.storage.bucket import PAGE, Bucket, ConditionError, Stored
+from market_data_pipeline.lake.storage.bucket import PAGE, Bucket, ConditionError, Stored, endpoint
 from market_data_pipeline.lake.storage.disk import Disk
 from market_data_pipeline.lake.storage.protocol import ABSENT, DAYS, Named
 from market_data_pipeline.model.day import FileStat
 from market_data_pipeline.model.places import ObjectPath, lake_of, local_of
 from market_data_pipeline.model.waits import Stop
 
-_FRESH_SECONDS = 1.0
+_FRESH_SECONDS = 2.0
 """Age up to which a listing is used again. The writer of a series lists it once, and knows its own changes."""
 
 _GRACE_NS = 3_600_000_000_000
@@ -53,11 +53,13 @@ _DATED = re.compile(r"\d{4}-\d\d(-\d\d)?\.parquet")
 _VERSION = re.compile(r"(\d{4}-\d\d(?:-\d\d)?)-([0-9a-f]{11})-([0-9a-f]{12})\.parquet")
 _COUNTER_DIGITS = 5
 _SEQUENCE_DIGITS = 11
+_SMALL_AREAS = {"universe", "quality"}
 _MOST_TAGS = 10_000
 _MOST_KEPT = 64
 """Tables of which the bytes are kept for the next second."""
 _FILE_SUFFIXES = {".parquet", ".json", ".lock", ".duckdb", ".signature", ".zip", ".damaged"}
 _TRIES = 5
+_CHECK_EVERY_SECONDS = 86_400
 
 
 class _Version(NamedTuple):
@@ -246,7 +248,14 @@ class Objects:
         known = self._folders.get(prefix)
         if known is not None and known.first == "" and self._is_fresh(prefix, known):
             return known
+        if self._is_small(folder):
+            return self._folders[prefix] if prefix in self._tree(folder) else _Folder(time.monotonic())
         return self._kept(prefix, self.bucket.list(_in_bucket(prefix).rstrip("/")), time.monotonic())
+
+    def _is_small(self, folder: Path) -> bool:
+        """Return True for parts of the lake that are listed as a whole, in one request or two."""
+        root = lake_of(folder)
+        return folder != root and folder.relative_to(root).parts[0] in _SMALL_AREAS
 
     def _kept(self, prefix: str, pages: Iterable[list[Stored]], at: float, first: str = "") -> _Folder:
         """Keep the files of a listing, and return those of a folder."""
@@ -290,6 +299,9 @@ class Objects:
         known = self._plain.get(name)
         if known is not None and time.monotonic() - known[0] < _FRESH_SECONDS:
             return known[1]
+        if self._is_small(path.parent):
+            version = self._listed(path.parent).current(path.name)
+            return None if version is None else version.object
         folder = self._folders.get(_prefix(path.parent))
         if folder is not None and folder.first == "" and time.monotonic() - folder.at < _FRESH_SECONDS:
             version = folder.current(path.name)
@@ -536,11 +548,19 @@ class Objects:
         )
 
     def _check(self, path: Path) -> None:
-        """Check once per process and lake that the store keeps conditions."""
+        """Check once a day on each machine that the store keeps conditions."""
         root = lake_of(path)
-        if str(root) not in self._checked:
+        if str(root) in self._checked:
+            return
+        noted, wanted = local_of(root) / "checked-store.json", json.dumps([endpoint(), str(root)]).encode()
+        try:
+            fresh = noted.read_bytes() == wanted and time.time() - noted.stat().st_mtime < _CHECK_EVERY_SECONDS
+        except OSError:
+            fresh = False
+        if not fresh:
             self.bucket.check_conditions(_name(root))
-            self._checked.add(str(root))
+            Disk.put(noted, wanted)
+        self._checked.add(str(root))
 
 
 class _Bytes(io.BytesIO, io.RawIOBase):  # type: ignore[misc]  # BufferedReader needs raw bytes, which this has
