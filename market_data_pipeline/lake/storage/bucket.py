@@ -247,7 +247,13 @@ _CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
         "the clock of this machine differs from the store's by more than it allows. Set the clock and start again.",
     ),
     (
-        ("AuthorizationHeaderMalformed", "PermanentRedirect", "301 Moved", "IllegalLocationConstraint"),
+        (
+            "AuthorizationHeaderMalformed",
+            "PermanentRedirect",
+            "301 Moved",
+            "IllegalLocationConstraint",
+            "incorrectly configured region",
+        ),
         "the bucket {bucket} is in another region. Set AWS_REGION to its region.",
     ),
     (
