@@ -21,11 +21,11 @@ from market_data_pipeline.settings import load_settings
     help="Folder for the locks of a copy in a bucket. Default: the setting MARKET_DATA_LOCAL_DIR.",
 )
 def copy_command(target: str, local_dir: Path | None) -> None:
-    """Copy the lake into TARGET: a folder, or s3://bucket/prefix.
+    """Copy the lake into a folder or a bucket.
 
-    Each file is compared with the hash on record before it is written. Run the command again after an interruption: it
-    copies only what is missing. The lake stays as it is, and so do newer days of the copy. To use the copy, set
-    MARKET_DATA_DIR to it.
+    TARGET is a folder, or s3://bucket/prefix. Each file is compared with the hash on record before it is written. Run
+    the command again after an interruption: it copies only what is missing. The lake stays as it is, and so do newer
+    days of the copy. To use the copy, set MARKET_DATA_DIR to it.
 
       market-data copy s3://my-bucket/market-data
       MARKET_DATA_DIR=s3://my-bucket/market-data market-data copy /data/back

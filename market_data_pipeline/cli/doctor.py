@@ -60,6 +60,7 @@ EXTRAS = {
     "mcp": ("mcp",),
     "polars": ("polars",),
     "postgres": ("adbc-driver-postgresql",),
+    "s3": ("fsspec", "obstore"),
     "server": ("anyio", "fastapi", "orjson", "prometheus-client"),
 }
 """Packages of each extra in pyproject.toml."""

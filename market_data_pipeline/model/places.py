@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def is_object(place: object) -> bool:
     return isinstance(place, ObjectPath) or str(place).startswith((SCHEME, _DRIVE + "/"))
 
 
-def place_of(text: str | Path) -> Path:
+def place_of(text: str | PathLike[str]) -> Path:
     """Return the path of a text: of an object if it begins with ``s3://``."""
     if isinstance(text, ObjectPath):
         return text

@@ -92,7 +92,7 @@ def test_commands_work_on_a_lake_in_a_bucket(
     market_data: MarketData, world: World, proxy: Proxy, tmp_path: Path
 ) -> None:
     """Days are fetched, read, verified, closed and copied to a folder. Requests are few."""
-    assert {one.action for one in world.ingest(BTC, WANTED)} == {"fetched"}
+    assert {type(one).__name__ for one in world.ingest(BTC, WANTED)} == {"DayOutcome"}
     days_put = [name for name in proxy.requests if name == "PUT"]
     assert days_put
     others = sum(proxy.requests.values()) - len(WANTED)
@@ -133,7 +133,7 @@ def test_failed_requests_are_repeated(lake: SmallLake, proxy: Proxy, fault: str)
     proxy.fault = lambda method, path: None
     assert list(day_files(lake.layout, key)) == wanted
     assert is_as_on_disk(lake.layout, key)
-    names = [one.name for page in objects_of(lake.root).bucket.list(lake.root.name + "/lake") for one in page]  # type: ignore[arg-type]
+    names = [one.name for page in objects_of(lake.root).bucket.pages(lake.root.name + "/lake") for one in page]  # type: ignore[arg-type]
     assert len(names) == len(wanted)
 
 

@@ -62,7 +62,7 @@ def other_machine(root: ObjectPath, tmp_path: Path) -> Objects:
 
 def names(root: ObjectPath, below: str = "lake") -> list[str]:
     folder = (root / below).name_in_bucket
-    return [stored.name for page in objects_of(root).bucket.list(folder) for stored in page]
+    return [stored.name for page in objects_of(root).bucket.pages(folder) for stored in page]
 
 
 def test_day_is_found_by_its_newest_version(lake: SmallLake, root: ObjectPath) -> None:

@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import obstore
 import pytest
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
 
 from market_data_pipeline.lake.storage.objects import forget_connections
 from market_data_pipeline_tests.support.processes import until
@@ -66,10 +69,22 @@ def seaweed(folder: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{ports['s3']}"
     try:
         until(lambda: process.poll() is not None or _answers(f"{url}/lake"), "SeaweedFS", 120)
+        until(lambda: _stores(url), "a volume of SeaweedFS", 120)
         yield url
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+
+def _stores(url: str) -> bool:
+    options: Any = {"client_options": {"allow_http": True}, "virtual_hosted_style_request": False}
+    names = {name.lower(): value for name, value in KEYS.items()}
+    store = S3Store("lake", endpoint=url, **names, **options)
+    try:
+        obstore.put(store, "ready", b"1")
+    except BaseError:
+        return False
+    return True
 
 
 @contextmanager

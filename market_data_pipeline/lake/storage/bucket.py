@@ -27,11 +27,11 @@ _TRY_SECONDS = 60
 _CONNECT_SECONDS = 5
 _CONDITIONAL_TRIES = 3
 """Tries of a conditional write to which no answer came. The library does not repeat those."""
-PAGE = 1000
+PAGE_OBJECTS = 1000
 """Objects in one answer of a listing."""
 
 
-class Stored(NamedTuple):
+class StoredObject(NamedTuple):
     """An object in a listing.
 
     Attributes:
@@ -66,7 +66,7 @@ class Bucket:
         self.requests: Counter[str] = Counter()
         self._store = _connected(name)
 
-    def get(self, name: str) -> tuple[bytes, Stored]:
+    def get(self, name: str) -> tuple[bytes, StoredObject]:
         """Read an object.
 
         Raises:
@@ -75,13 +75,13 @@ class Bucket:
         """
         import obstore
 
-        def got() -> tuple[bytes, Stored]:
+        def got() -> tuple[bytes, StoredObject]:
             answer = obstore.get(self._store, name)
             return bytes(answer.bytes()), _stored(answer.meta)
 
         return self._asked("get", name, got)
 
-    def get_changed(self, name: str, etag: str | None) -> tuple[bytes, Stored] | None:
+    def get_changed(self, name: str, etag: str | None) -> tuple[bytes, StoredObject] | None:
         """Read an object; None if it still has this tag.
 
         Raises:
@@ -91,7 +91,7 @@ class Bucket:
         import obstore
         from obstore.exceptions import NotModifiedError
 
-        def got() -> tuple[bytes, Stored] | None:
+        def got() -> tuple[bytes, StoredObject] | None:
             try:
                 answer = obstore.get(self._store, name, options={"if_none_match": etag} if etag else None)
             except NotModifiedError:
@@ -106,7 +106,7 @@ class Bucket:
 
         return self._asked("get", name, lambda: bytes(obstore.get_range(self._store, name, start=start, length=length)))
 
-    def head(self, name: str) -> Stored | None:
+    def head(self, name: str) -> StoredObject | None:
         """Return size, time and tag of an object; None if there is none."""
         import obstore
 
@@ -147,7 +147,7 @@ class Bucket:
                     raise
         raise AssertionError
 
-    def list(self, folder: str, after: str | None = None) -> Iterator[list[Stored]]:
+    def pages(self, folder: str, after: str | None = None) -> Iterator[list[StoredObject]]:
         """Yield all objects below a folder in pages, ordered by name.
 
         Args:
@@ -155,17 +155,17 @@ class Bucket:
         """
         import obstore
 
-        pages = obstore.list(self._store, folder or None, offset=after, chunk_size=PAGE)
+        pages = obstore.list(self._store, folder or None, offset=after, chunk_size=PAGE_OBJECTS)
         done = object()
         while True:
             page: Any = self._asked("list", folder, lambda: next(pages, done))
             if page is done:
                 return
             yield [_stored(one) for one in page]
-            if len(page) < PAGE:
+            if len(page) < PAGE_OBJECTS:
                 return
 
-    def list_folder(self, folder: str) -> tuple[list[str], list[Stored]]:
+    def list_folder(self, folder: str) -> tuple[list[str], list[StoredObject]]:
         """Return the names of the folders in a folder, and its objects."""
         import obstore
 
@@ -315,11 +315,15 @@ def _connected(bucket: str) -> S3Store:
             "timeout": timedelta(seconds=_TRY_SECONDS),
             "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
         },
-        retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)},
+        retry_config={
+            "max_retries": _RETRIES,
+            "retry_timeout": timedelta(seconds=_RETRY_SECONDS),
+            "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=15), "base": 2},
+        },
     )
 
 
-def _stored(meta: Any) -> Stored:
+def _stored(meta: Any) -> StoredObject:
     modified: datetime = meta["last_modified"]
     whole = int(modified.timestamp()) * 1_000_000_000 + modified.microsecond * 1000
-    return Stored(str(meta["path"]), int(meta["size"]), whole, str(meta["e_tag"] or whole))
+    return StoredObject(str(meta["path"]), int(meta["size"]), whole, str(meta["e_tag"] or whole))

@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from market_data_pipeline.errors import SeriesBusyError
-from market_data_pipeline.lake.storage.bucket import PAGE, Bucket, ConditionError, Stored, endpoint
+from market_data_pipeline.lake.storage.bucket import PAGE_OBJECTS, Bucket, ConditionError, StoredObject, endpoint
 from market_data_pipeline.lake.storage.disk import Disk
 from market_data_pipeline.lake.storage.protocol import ABSENT, DAYS, Named
 from market_data_pipeline.model.day import FileStat
@@ -54,6 +54,8 @@ _VERSION = re.compile(r"(\d{4}-\d\d(?:-\d\d)?)-([0-9a-f]{11})-([0-9a-f]{12})\.pa
 _COUNTER_DIGITS = 5
 _SEQUENCE_DIGITS = 11
 _SMALL_AREAS = {"universe", "quality"}
+_LISTED_WHOLE = {*_SMALL_AREAS, "ledger"}
+"""Parts of a lake that one request or two list as a whole."""
 _MOST_TAGS = 10_000
 _MOST_KEPT = 64
 """Tables of which the bytes are kept for the next second."""
@@ -66,7 +68,7 @@ class _Version(NamedTuple):
     """A version of a file: the order among those of its name, and the object."""
 
     order: str
-    object: Stored
+    object: StoredObject
     stat: FileStat
 
     @property
@@ -111,7 +113,7 @@ class Objects:
         self._folders: dict[str, _Folder] = {}
         self._trees: dict[str, tuple[float, set[str]]] = {}
         self._sessions: dict[str, _Session] = {}
-        self._plain: dict[str, tuple[float, Stored | None]] = {}
+        self._plain: dict[str, tuple[float, StoredObject | None]] = {}
         self._bytes: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
         self._tags: dict[int, str] = {}
         self._checked: set[str] = set()
@@ -121,7 +123,10 @@ class Objects:
     def read(self, path: Path) -> tuple[bytes, FileStat]:
         """Read a file, of a day its current version."""
         if not _DATED.fullmatch(path.name):
-            return self._read_plain(_name(path))
+            before = self._plain.get(_name(path))
+            data, stat = self._read_plain(_name(path))
+            self._list_after(path, before)
+            return data, stat
         version = self._current(path)
         try:
             return self.bucket.get(version.object.name)[0], version.stat
@@ -166,8 +171,7 @@ class Objects:
             stat = self.head(path)
             return None if stat is None else (self.modified_ns(path) or 0, stat.bytes, stat.version, 0)
         if path == lake_of(path):
-            folders, files = self.bucket.list_folder(_name(path))
-            return (0, len(folders), len(files), 0) if folders or files else None
+            return (0, 0, 0, 0) if self._tree(path / "ledger") or self._tree(path / "lake") else None
         files_ = self._listed(path).files
         newest = [versions[-1] for versions in files_.values()]
         if not newest:
@@ -226,7 +230,7 @@ class Objects:
         if known is not None and began < known[0]:
             return known[1]
         found: dict[str, _Folder] = {}
-        for page in self.bucket.list(_name(area)):
+        for page in self.bucket.pages(_name(area)):
             for stored in page:
                 parent, name, version = _versioned(stored)
                 found.setdefault(parent, _Folder(began)).add(name, version)
@@ -248,16 +252,21 @@ class Objects:
         known = self._folders.get(prefix)
         if known is not None and known.first == "" and self._is_fresh(prefix, known):
             return known
-        if self._is_small(folder):
+        if self._is_in(folder, _LISTED_WHOLE) or self._has_tree(prefix):
             return self._folders[prefix] if prefix in self._tree(folder) else _Folder(time.monotonic())
-        return self._kept(prefix, self.bucket.list(_in_bucket(prefix).rstrip("/")), time.monotonic())
+        return self._kept(prefix, self.bucket.pages(_in_bucket(prefix).rstrip("/")), time.monotonic())
 
-    def _is_small(self, folder: Path) -> bool:
-        """Return True for parts of the lake that are listed as a whole, in one request or two."""
+    @staticmethod
+    def _is_in(folder: Path, areas: set[str]) -> bool:
         root = lake_of(folder)
-        return folder != root and folder.relative_to(root).parts[0] in _SMALL_AREAS
+        return folder != root and folder.relative_to(root).parts[0] in areas
 
-    def _kept(self, prefix: str, pages: Iterable[list[Stored]], at: float, first: str = "") -> _Folder:
+    def _has_tree(self, prefix: str) -> bool:
+        """Return True if the part of the lake that has a folder was listed just now."""
+        now = time.monotonic()
+        return any(prefix.startswith(one) and now < until for one, (until, _) in list(self._trees.items()))
+
+    def _kept(self, prefix: str, pages: Iterable[list[StoredObject]], at: float, first: str = "") -> _Folder:
         """Keep the files of a listing, and return those of a folder."""
         found = {one: _Folder(at, first) for one in _twins(prefix)}
         for page in pages:
@@ -265,7 +274,7 @@ class Objects:
                 parent, name, version = _versioned(stored)
                 if parent in found:
                     found[parent].add(name, version)
-        if first and len(page) == PAGE:  # the last name may have more versions on the next page
+        if first and len(page) == PAGE_OBJECTS:  # the last name may have more versions on the next page
             last = max(max(folder.files, default="") for folder in found.values())[: len("2024-01")]
             for folder in found.values():
                 folder.files = {name: some for name, some in folder.files.items() if name[: len(last)] < last}
@@ -285,7 +294,7 @@ class Objects:
         if known is not None and known.first <= month < known.last and self._is_fresh(prefix, known) and not fresh:
             return known.current(path.name)
         at, folder = time.monotonic(), _in_bucket(prefix)
-        page = next(self.bucket.list(folder.rstrip("/"), after=folder + month), [])
+        page = next(self.bucket.pages(folder.rstrip("/"), after=folder + month), [])
         return self._kept(prefix, [page], at, month).current(path.name)
 
     def _current(self, path: Path, *, fresh: bool = False) -> _Version:
@@ -294,12 +303,12 @@ class Objects:
             raise FileNotFoundError(2, os.strerror(2), str(path))
         return version
 
-    def _headed(self, path: Path) -> Stored | None:
+    def _headed(self, path: Path) -> StoredObject | None:
         name = _name(path)
         known = self._plain.get(name)
         if known is not None and time.monotonic() - known[0] < _FRESH_SECONDS:
             return known[1]
-        if self._is_small(path.parent):
+        if self._is_in(path.parent, _SMALL_AREAS):
             version = self._listed(path.parent).current(path.name)
             return None if version is None else version.object
         folder = self._folders.get(_prefix(path.parent))
@@ -307,10 +316,26 @@ class Objects:
             version = folder.current(path.name)
             return None if version is None else version.object
         if path.suffix == ".parquet":  # the table of a ledger is read next
-            return self._read_again(name, known[1] if known else None)
+            found = self._read_again(name, known[1] if known else None)
+            self._list_after(path, known)
+            return found
         found = self.bucket.head(name)
         self._plain[name] = time.monotonic(), found
         return found
+
+    def _list_after(self, path: Path, before: tuple[float, StoredObject | None] | None) -> None:
+        """Forget the lists of a series if its ledger is another one by now: days that it has may be missing in them."""
+        root, now = lake_of(path), self._plain[_name(path)][1]
+        parts = path.relative_to(root).parts
+        if parts[0] == "ledger" and now is not None and (before is None or before[1] is None or before[1] != now):
+            self._forget_lists(_folders_of(root, parts))
+
+    def _forget_lists(self, folders: Iterable[Path]) -> None:
+        with self._lock:
+            for prefix in map(_prefix, folders):
+                if prefix not in self._sessions:
+                    self._folders.pop(prefix, None)
+                    self._forget_trees(prefix)
 
     def _read_plain(self, name: str) -> tuple[bytes, FileStat]:
         known = self._plain.get(name)
@@ -318,11 +343,17 @@ class Objects:
             tag, data = self._bytes.get(name, ("", b""))
             if tag == known[1].etag:
                 return data, self._stat(known[1])
-        data, found = self.bucket.get(name)
+        if known is not None and known[1] is None and time.monotonic() - known[0] < _FRESH_SECONDS:
+            raise FileNotFoundError(2, os.strerror(2), name)
+        try:
+            data, found = self.bucket.get(name)
+        except FileNotFoundError:
+            self._plain[name] = time.monotonic(), None
+            raise
         self._plain[name] = time.monotonic(), found
         return data, self._stat(found)
 
-    def _read_again(self, name: str, known: Stored | None) -> Stored | None:
+    def _read_again(self, name: str, known: StoredObject | None) -> StoredObject | None:
         """Return what is known of an object, or read it if it is another one by now."""
         found = known
         try:
@@ -338,13 +369,13 @@ class Objects:
         self._plain[name] = time.monotonic(), found
         return found
 
-    def _found(self, path: Path) -> FileStat | Stored | None:
+    def _found(self, path: Path) -> FileStat | StoredObject | None:
         if _DATED.fullmatch(path.name):
             version = self._newest(path)
             return None if version is None else version.stat
         return self._headed(path)
 
-    def _stat(self, found: Stored) -> FileStat:
+    def _stat(self, found: StoredObject) -> FileStat:
         version = _version_of_tag(found.etag)
         self._tags[version] = found.etag
         while len(self._tags) > _MOST_TAGS:
@@ -387,7 +418,7 @@ class Objects:
                 raise FileExistsError(17, os.strerror(17), str(path)) from None
             raise _busy(path) from None
         size = memoryview(data).nbytes
-        found = Stored(name, size, time.time_ns(), etag)
+        found = StoredObject(name, size, time.time_ns(), etag)
         with self._lock:
             self._plain[name] = time.monotonic(), found
             folder = self._folders.get(_prefix(path.parent))
@@ -409,7 +440,7 @@ class Objects:
             order = f"{(newest.sequence if newest else 0) + 1:011x}"
         name = f"{_in_bucket(prefix)}{path.name.removesuffix('.parquet')}-{order}-{digest}.parquet"
         etag = self.bucket.put(name, data)
-        found = Stored(name, memoryview(data).nbytes, time.time_ns(), etag)
+        found = StoredObject(name, memoryview(data).nbytes, time.time_ns(), etag)
         _, logical, version = _versioned(found)
         with self._lock:
             folder = self._folders.get(prefix)
@@ -452,7 +483,7 @@ class Objects:
     def remove_folder(self, folder: Path) -> None:
         """Remove all objects below a folder."""
         prefix = _prefix(folder)
-        found = [stored for page in self.bucket.list(_in_bucket(prefix).rstrip("/")) for stored in page]
+        found = [stored for page in self.bucket.pages(_in_bucket(prefix).rstrip("/")) for stored in page]
         names = [stored.name for stored in found if _versioned(stored)[0].startswith(prefix)]
         for begin in range(0, len(names), 1000):
             self.bucket.delete(names[begin : begin + 1000])
@@ -517,9 +548,10 @@ class Objects:
                         if prefix in self._folders:
                             self._folders[prefix].at = time.monotonic()
 
-    def _begin(self, lock: Path, folders: Iterable[Path], what: str) -> None:
+    def _begin(self, lock: Path, folders: Sequence[Path], what: str) -> None:
         """Take the next token, and list the folders that only this writer changes from now on."""
         name = _name(lock)
+        self._forget_lists(folders)
         for _ in range(_TRIES):
             try:
                 data, found = self.bucket.get(name)
@@ -563,14 +595,14 @@ class Objects:
         self._checked.add(str(root))
 
 
-class _Bytes(io.BytesIO, io.RawIOBase):  # type: ignore[misc]  # BufferedReader needs raw bytes, which this has
+class _Bytes(io.BytesIO, io.RawIOBase):
     """The bytes of a file that was read whole."""
 
 
 class _Ranges(io.RawIOBase):
     """A file of which parts are read, one request each."""
 
-    def __init__(self, bucket: Bucket, stored: Stored) -> None:
+    def __init__(self, bucket: Bucket, stored: StoredObject) -> None:
         self._bucket, self._stored, self._at = bucket, stored, 0
 
     def readable(self) -> bool:
@@ -623,7 +655,7 @@ def _twins(prefix: str) -> list[str]:
     return [f"{match[1]}{cadence}/{match[2]}" for cadence in ("daily", "monthly")] if match else [prefix]
 
 
-def _versioned(stored: Stored) -> tuple[str, str, _Version]:
+def _versioned(stored: StoredObject) -> tuple[str, str, _Version]:
     """Return the folder and the name in the lake of an object, and the version that it is."""
     parent, _, name = stored.name.rpartition("/")
     parent += "/"
@@ -641,8 +673,8 @@ def _version_of_tag(tag: str) -> int:
 
 
 def _folders_of(root: Path, lock: tuple[str, ...]) -> list[Path]:
-    """Return the folders of a series whose lock is in ``ledger/``: days, months and refused bytes."""
-    _, exchange, market, data_type, *labels = (*lock[:-1], lock[-1].removesuffix(".lock"))
+    """Return the folders of a series by its lock or ledger in ``ledger/``: days, months and refused bytes."""
+    _, exchange, market, data_type, *labels = (*lock[:-1], lock[-1].rpartition(".")[0])
     lake, refused = (root.joinpath(area, exchange, market, data_type) for area in ("lake", "quarantine"))
     return [lake.joinpath("daily", *labels), lake.joinpath("monthly", *labels), refused.joinpath("daily", *labels)]
 
