@@ -78,7 +78,7 @@ def seaweed(folder: Path) -> Iterator[str]:
 
 def _stores(url: str) -> bool:
     options: Any = {"client_options": {"allow_http": True}, "virtual_hosted_style_request": False}
-    names = {name.lower(): value for name, value in KEYS.items()}
+    names: dict[str, Any] = {name.lower(): value for name, value in KEYS.items()}
     store = S3Store("lake", endpoint=url, **names, **options)
     try:
         obstore.put(store, "ready", b"1")
