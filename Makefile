@@ -86,7 +86,7 @@ bench: $(DEV) ## measure, with baselines in the same run
 constraints: ## pin the newest allowed versions, with the hashes of their files
 	@rm -rf .venv-constraints && $(PYTHON) -m venv .venv-constraints
 	@.venv-constraints/bin/python -m pip install --quiet --disable-pip-version-check uv
-	@printf '%s\n' $(BUILD) | $(COMPILE) --upgrade $(EXTRAS) --extra mcp --extra postgres --extra celery --extra iceberg --extra dev --extra docs --output-file constraints-dev.txt pyproject.toml -
+	@printf '%s\n' $(BUILD) | $(COMPILE) --upgrade $(EXTRAS) --extra mcp --extra postgres --extra celery --extra iceberg --extra s3 --extra dev --extra docs --output-file constraints-dev.txt pyproject.toml -
 	@# What runs is a part of it, in the same versions.
 	@printf '%s\n' $(BUILD) | $(COMPILE) --upgrade $(EXTRAS) --constraint constraints-dev.txt --output-file constraints.txt pyproject.toml -
 	@rm -rf .venv-constraints

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.model.places import is_object, place_of, register
 from market_data_pipeline.model.series import Market
 
 PREFIX = "MARKET_DATA_"
@@ -28,7 +29,15 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
     )
 
-    dir: Path = Field(Path("data"), description="The data folder: lake, ledgers, catalog and Dagster's records.")
+    dir: Path = Field(
+        Path("data"),
+        description="The data folder: lake, ledgers, catalog and Dagster's records. Or `s3://bucket/prefix`.",
+    )
+    local_dir: Path = Field(
+        Path("data"),
+        description="If the lake is in a bucket, the folder for what stays on this machine: Dagster's records, live "
+        "rows, locks and scratch.",
+    )
     universe: Path = Field(Path("universe.yaml"), description="The file that lists the series to collect.")
 
     vision_url: str = Field("https://data.binance.vision", description="The archive.")
@@ -208,6 +217,15 @@ class Settings(BaseSettings):
         0, ge=0, description="Height of a price level in tradeProfile. 0 means 0.01 % of the price."
     )
 
+    @field_validator("dir", mode="before")
+    @classmethod
+    def _as_path(cls, place: object) -> object:
+        if not is_object(place):
+            return place
+        if len(place_of(str(place)).parts) < 2:
+            raise ValueError(f"{place} has no bucket: write s3://bucket/prefix")
+        return str(place)
+
     @field_validator("api_keys")
     @classmethod
     def _long_keys(cls, keys: str) -> str:
@@ -255,6 +273,10 @@ class Settings(BaseSettings):
     @cached_property
     def root(self) -> Path:
         """Return the absolute path of the data folder."""
+        if is_object(self.dir):
+            root = place_of(str(self.dir))
+            register(root, self.local_dir.expanduser().absolute())
+            return root
         try:
             return self.dir.expanduser().absolute()
         except RuntimeError as error:

@@ -63,6 +63,7 @@ NOT_RUN = {
     "docs/concepts/reconciliation.md": 1,
     "docs/development/performance.md": 1,
     "docs/guides/automation.md": 1,
+    "docs/guides/buckets.md": 3,
     "docs/guides/drop-in.md": 3,
     "docs/guides/iceberg.md": 6,
     "docs/guides/importing.md": 1,

@@ -21,6 +21,7 @@ from market_data_pipeline import __version__
 from market_data_pipeline.cli.add import add
 from market_data_pipeline.cli.backfill import backfill
 from market_data_pipeline.cli.compact import compact_command
+from market_data_pipeline.cli.copy import copy_command
 from market_data_pipeline.cli.coverage import coverage
 from market_data_pipeline.cli.demo import demo
 from market_data_pipeline.cli.doctor import doctor
@@ -110,7 +111,8 @@ def _keep_examples(command: click.Command) -> None:
 
 _GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Get data": (add, plan_command, sync, backfill, import_command, remove_command),
-    "Look at data": (status, coverage, report, sql, export_command, universe, push_command, publish_command),
+    "Look at data": (status, coverage, report, sql, universe),
+    "Hand on data": (export_command, push_command, publish_command, copy_command),
     "Check and repair": (verify, reconcile, quarantine, compact_command, retain_command, prune_command, doctor),
     "Run": (serve_command, live, ui, worker, mcp, demo, sandbox),
 }

@@ -62,6 +62,7 @@ EXTRAS = {
     "mcp": ("mcp",),
     "polars": ("polars",),
     "postgres": ("adbc-driver-postgresql", "dagster-postgres", "psycopg2-binary"),
+    "s3": ("fsspec", "obstore"),
     "server": ("anyio", "fastapi", "orjson", "prometheus-client"),
 }
 """Packages of each extra in pyproject.toml."""
@@ -252,7 +253,7 @@ def _workers(settings: Settings) -> _Result:
 def check_disk(settings: Settings) -> Iterator[Check]:
     """Check the disk of the data folder. If the folder does not exist, check the nearest one above it."""
     try:
-        folder = existing(settings.root)
+        folder = existing(Layout(settings.root).local)
     except (MarketDataError, OSError) as error:
         yield Check("disk", State.FAIL, faults.sentence(error) or str(error), f"Check {PREFIX}DIR.")
         return

@@ -43,6 +43,7 @@ from market_data_pipeline.coverage.condition import record_collected
 from market_data_pipeline.lake import partitions, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import faults
+from market_data_pipeline.model.places import place_of
 from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import load_universe
@@ -76,7 +77,7 @@ class MarketData:
     """
 
     def __init__(self, root: str | PathLike[str] | None = None) -> None:
-        settings = load_settings() if root is None else load_settings(dir=Path(root))
+        settings = load_settings() if root is None else load_settings(dir=place_of(root))
         self._settings = settings.model_copy(update={"universe": _universe_of(settings)})
         self._layout = Layout(self._settings.root)
         _warn_of_no_lake(self._layout)
@@ -889,7 +890,8 @@ def _universe_of(settings: Settings) -> Path:
     if "universe" in settings.model_fields_set:
         return settings.universe
     name = settings.universe.name
-    near = (settings.root, *settings.root.parents[:2])
+    local = Layout(settings.root).local
+    near = (local, *local.parents[:2])
     return next((folder / name for folder in near if (folder / name).is_file()), settings.universe)
 
 

@@ -240,7 +240,7 @@ def _parsed(text: str, name: str) -> datetime:
 
 def is_requested(layout: Layout, key: SeriesKey) -> bool:
     """Return True if a series was ever requested: it has files, a ledger or live rows."""
-    places = (layout.folder(key), layout.months(key), layout.ledger(key), live_folder(layout, key))
+    places = (layout.ledger(key), layout.folder(key), layout.months(key), live_folder(layout, key))
     return any(storage.revision(path) is not None for path in places)
 
 

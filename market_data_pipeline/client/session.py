@@ -35,6 +35,7 @@ from market_data_pipeline.model.schema import empty_table
 from market_data_pipeline.model.series import EXCHANGE
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sql import errors, file_lists, views
+from market_data_pipeline.sql.object_files import attach_objects
 
 if TYPE_CHECKING:
     import duckdb
@@ -166,6 +167,7 @@ class DuckDB:
         import duckdb
 
         database = duckdb.connect()
+        attach_objects(database, self._layout.root)
         database.execute("SET GLOBAL TimeZone = 'UTC'")
         # A name that is no view must not find a variable of this module.
         database.execute("SET GLOBAL python_enable_replacements = false")

@@ -153,10 +153,10 @@ def import_folder(
         StorageError: The disk refuses. The journal has the days that were stored before.
     """
     root = folder.expanduser().absolute()
-    lake = layout.root.resolve()
+    lake = layout.local.resolve()
     if root.is_dir() and (root.resolve() == lake or root.resolve().is_relative_to(lake / "lake")):
         raise UsageError(f"{folder} is the data folder itself. Name the folder of an older cache.")
-    files, left_out = old_files(root, selected, layout.root)
+    files, left_out = old_files(root, selected, layout.local)
     run = _Import(root.resolve(), selected, layout, settings, dry_run)
     report = run.report
     report.left_out = left_out

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from market_data_pipeline.model.places import local_of
 from market_data_pipeline.model.series import EXCHANGE, Market, SeriesKey
 
 
@@ -14,7 +15,7 @@ class Layout:
     """The data folder and the paths in it.
 
     Attributes:
-        root: Absolute path of the user's data folder.
+        root: The data folder: an absolute path, or an :class:`ObjectPath`.
     """
 
     root: Path
@@ -27,7 +28,7 @@ class Layout:
     @property
     def local(self) -> Path:
         """Return the folder on this machine for what is no part of the lake: Dagster's records, live rows, scratch."""
-        return self.root
+        return local_of(self.root)
 
     def folder(self, key: SeriesKey) -> Path:
         """Return the folder of a series' daily files."""

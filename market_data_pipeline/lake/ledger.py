@@ -6,7 +6,6 @@ after a crash, a deleted ledger or a manual change. The states of a day belong t
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -33,6 +32,7 @@ from market_data_pipeline.model.day import (
     HELD,
     DayFile,
     DayRecord,
+    FileStat,
     FindingColumns,
     Lost,
     after,
@@ -87,8 +87,9 @@ def checks_do_not_pass() -> pc.Expression:
 class Ledger:
     """A series' ledger in memory, by day."""
 
-    def __init__(self, rows: Iterable[DayRecord] = ()) -> None:
+    def __init__(self, rows: Iterable[DayRecord] = (), stat: FileStat | None = None) -> None:
         self.rows: dict[date, DayRecord] = {row.day: row for row in rows}
+        self._stat = stat
 
     @classmethod
     def read(cls, path: Path, where: pc.Expression | None = None) -> Self:
@@ -98,28 +99,31 @@ class Ledger:
             where: Filter of rows; None reads all. Reading the few unsettled days of ten years is thirty times as fast.
                 A ledger of an older version without the filter's column is read whole.
         """
-        table = _read_table(path)
+        table, stat = _read_table(path)
         if table is None:
-            return cls()
+            return cls(stat=stat)
         try:
             table = _with_told_columns(table)
             if where is not None:
                 with suppress(pa.ArrowInvalid):
                     table = table.filter(where)
-            return cls(DayRecord(**row) for row in _believable(table).to_pylist())
+            return cls((DayRecord(**row) for row in _believable(table).to_pylist()), stat)
         except (TypeError, ValueError, OverflowError, pa.ArrowException):
-            return cls()
+            return cls(stat=stat)
 
     def write(self, path: Path) -> None:
-        """Write the ledger, atomically.
+        """Write the ledger, atomically. It must be the one that was read, unless a lock excludes others.
 
         Raises:
-            SeriesBusyError: This process has lost the series' lock to another host of its team.
+            SeriesBusyError: Another process has written it since it was read, or this process has lost the series'
+                lock to another host of its team.
+            StorageError: The write failed. The stored ledger is unchanged.
         """
         ordered = [self.rows[day] for day in sorted(self.rows)]
         columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in ordered] for name in LEDGER_SCHEMA.names}
+        encoded = parquet.encode_table(pa.table(columns, schema=LEDGER_SCHEMA))
         with locks.fence(path.with_suffix(".lock")):
-            parquet.write_table(path, pa.table(columns, schema=LEDGER_SCHEMA))
+            self._stat = storage.put(path, encoded, if_match=self._stat)
 
     def put(self, row: DayRecord) -> None:
         """Store a row, and replace the previous one of its day."""
@@ -134,15 +138,19 @@ class Ledger:
         return sorted(day for day, row in self.rows.items() if row.outcome == outcome)
 
 
-def _read_table(path: Path) -> pa.Table | None:
+def _read_table(path: Path) -> tuple[pa.Table | None, FileStat]:
+    """Read a ledger and its version. A missing or damaged one is None."""
     try:
-        return _with_new_names(parquet.read_table(path))
-    except DamagedFileError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
-            # The ledger itself may be good, and only it knows the failed days.
-            raise StorageError(f"{path} cannot be read ({cause.strerror}). Nothing was changed.") from cause
-        return None
+        data, stat = storage.read(path)
+    except FileNotFoundError:
+        return None, storage.ABSENT
+    except OSError as error:
+        # The ledger itself may be good, and only it knows the failed days.
+        raise StorageError(f"{path} cannot be read ({error.strerror}). Nothing was changed.") from error
+    try:
+        return _with_new_names(parquet.parse_table(path, data)), stat
+    except DamagedFileError:
+        return None, stat
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
@@ -243,7 +251,7 @@ def recorded(path: Path) -> dict[date, DayRecord]:
     Raises:
         StorageError: The system cannot read the ledger.
     """
-    table = _read_table(path)
+    table, _ = _read_table(path)
     if table is None:
         return {}
     for name in {"file_sha256", "month_sha256"}.difference(table.column_names):  # a ledger of an older version
@@ -274,7 +282,7 @@ def stored_contents(path: Path, first: date, last: date) -> dict[date, StoredCon
     Raises:
         StorageError: The system cannot read the ledger.
     """
-    table = _read_table(path)
+    table, _ = _read_table(path)
     try:
         if table is None:
             return {}

@@ -168,6 +168,18 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         raise damaged(path, error) from error
 
 
+def parse_table(path: Path, data: bytes) -> pa.Table:
+    """Return all rows in the bytes of a file; see :func:`read_table`.
+
+    Raises:
+        DamagedFileError: The bytes are unreadable.
+    """
+    try:
+        return _read_parquet(pa.BufferReader(data))
+    except UNREADABLE as error:
+        raise damaged(path, error) from error
+
+
 def _read_parquet(source: IO[bytes] | pa.NativeFile, columns: list[str] | None = None) -> pa.Table:
     # Read in this thread. Arrow's own threads release a Python file only after the rows are returned. If the script
     # ends in between, the process aborts ("terminate called without an active exception").

@@ -136,11 +136,11 @@ def day_files_between(layout: Layout, key: SeriesKey, first: date, last: date) -
         return [stored for day, stored in day_files(layout, key).items() if first <= day <= last]
     days = clock.days_between(first, last)
     closed = closed_among(layout, key, days)
-    found = []
+    found, store = [], storage.store_of(layout.root)
     for day in days:
         if (in_month := closed.get(day)) is not None:
             found.append(in_month)
-        elif (stat := storage.head(path := layout.file(key, day))) is not None:
+        elif (stat := store.head(path := layout.file(key, day))) is not None:
             found.append(DayFile(key, day, path, stat))
     return found
 

@@ -20,10 +20,12 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import folder_of, months_closed
 from market_data_pipeline.model.datasets import data_types_of
 from market_data_pipeline.model.day import FileStat
+from market_data_pipeline.model.places import is_object
 from market_data_pipeline.model.schema import empty_table
 from market_data_pipeline.model.series import Market, SeriesKey
 from market_data_pipeline.sql.errors import lake_error
-from market_data_pipeline.sql.file_lists import StoredSeries, marks_of, quoted, stored_series
+from market_data_pipeline.sql.file_lists import StoredSeries, marks_of, quoted, stored_objects, stored_series
+from market_data_pipeline.sql.object_files import attach_objects
 from market_data_pipeline.sql.views import statements
 
 _LOCK_WAIT_SECONDS = 60.0
@@ -52,17 +54,18 @@ def publish_catalog(layout: Layout) -> Path:
         SeriesBusyError: Another process has been publishing for too long.
         DamagedFileError: The columns of the ledgers cannot be read. The old catalog stays.
     """
-    if not _is_published(stored_series(layout)):
+    listed = stored_objects if is_object(layout.root) else stored_series
+    if not _is_published(listed(layout)):
         lock = layout.catalog.with_suffix(".lock")
         with storage.only_writer(lock, _LOCK_WAIT_SECONDS, "The catalog"):
             # List again under the lock, so that the last publisher sees the newest files.
-            stored = stored_series(layout)
+            stored = listed(layout)
             for mark, schema in marks_of(stored):
                 storage.remove_leftovers(mark.parent, older_than_seconds=_LEFT_AFTER_SECONDS)
                 if storage.head(mark) is None:
                     parquet.write_table(mark, empty_table(schema))
             if not _is_published(stored):
-                _publish(layout, statements(stored, published=True))
+                _publish(layout, _published_statements(stored))
     return layout.catalog
 
 
@@ -84,6 +87,8 @@ def retire_catalogs(layout: Layout) -> datetime | None:
     Raises:
         StorageError: A mark cannot be removed.
     """
+    if is_object(layout.root):  # names are never reused, so stale SQL fails by itself
+        return None
     current = {mark for mark, _ in marks_of(stored_series(layout))}
     retired = []
     for market in Market:
@@ -104,6 +109,8 @@ def retire_marks(layout: Layout, keys: Iterable[SeriesKey]) -> None:
     Raises:
         StorageError: A mark cannot be removed.
     """
+    if is_object(layout.root):
+        return
     for market, data_type in dict.fromkeys((key.market, key.data_type) for key in keys if months_closed(layout, key)):
         for mark in storage.list_paths(folder_of(layout, market, data_type) / "marks", "*.parquet"):
             storage.remove(mark)
@@ -126,6 +133,7 @@ def _publish(layout: Layout, wanted: Sequence[str]) -> None:
         path = folder / "catalog.duckdb"
         # Threads only cost here, as each statement by itself does: together a third of the processor's time.
         with duckdb.connect(config={"threads": 1}) as connection:
+            attach_objects(connection, layout.root)
             connection.execute(f"ATTACH {quoted(str(path))} AS built (STORAGE_VERSION 'v1.0.0')")
             connection.execute("USE built")
             try:
@@ -149,11 +157,15 @@ def _is_published(stored: StoredSeries) -> bool:
         return (
             stat is not None
             and storage.read(_signature_file(stored.layout))[0].decode()
-            == _signature(statements(stored, published=True), stat)
+            == _signature(_published_statements(stored), stat)
             and all(storage.head(mark) is not None for mark, _ in marks_of(stored))
         )
     except (OSError, ValueError):
         return False
+
+
+def _published_statements(stored: StoredSeries) -> list[str]:
+    return statements(stored, marked=stored.objects is None, published=True)
 
 
 def _signature_file(layout: Layout) -> Path:

@@ -21,6 +21,7 @@ from market_data_pipeline.lake.reader import labels_of
 from market_data_pipeline.model.datasets import data_types_of, keyed_by_time
 from market_data_pipeline.model.day import HELD
 from market_data_pipeline.model.findings import Verdict
+from market_data_pipeline.model.places import is_object
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, intervals_of
 from market_data_pipeline.model.states import CONDITION_RULES, EXPLAINED, RULES, DayState
@@ -69,7 +70,8 @@ def statements(
     """
     made = list(definitions(stored, corrections, marked=marked, published=published))
     schemas = [create_schema(schema) for schema in dict.fromkeys(one.schema for one in made)]
-    sequence = [f"CREATE SEQUENCE quality.{_identifier(stored.layout.root)}"] if published else []
+    is_of_folder = published and not is_object(stored.layout.root)
+    sequence = [f"CREATE SEQUENCE quality.{_identifier(stored.layout.root)}"] if is_of_folder else []
     return [*schemas, *(one.sql() for one in made), *sequence]
 
 
@@ -91,7 +93,7 @@ def definitions(
         published: Write SQL for the catalog in the data folder, which users may copy and move.
     """
     layout = stored.layout
-    place = _in_its_place(layout) if published else ""
+    place = _in_its_place(layout) if published and not is_object(layout.root) else ""
     for market in Market:
         schema = f"{EXCHANGE}_{market}"
         for data_type in data_types_of(market):
@@ -124,7 +126,7 @@ def _create_macro(stored: StoredSeries, market: Market, data_type: DataType, mar
 
 def _quality(layout: Layout, corrections: str, *, marked: bool, published: bool) -> dict[str, str]:
     """Return the queries of the views in ``quality``, by name."""
-    place = _in_its_place(layout) if published else ""
+    place = _in_its_place(layout) if published and not is_object(layout.root) else ""
     known = has_ledgers(layout)
 
     def days(*columns: str) -> str:
@@ -537,7 +539,7 @@ def _as_ledger(columns: Iterable[str]) -> str:
 
 def _labels_below(folder: Path) -> str:
     """Return SQL for the labels of a series, from its file's path below a folder with the layout of the ledgers."""
-    depth = len(folder.parts)  # the leading "/" splits into one part too
+    depth = str(folder).count("/") + 1
     part = [f"string_split(filename, '/')[{depth + i}]" for i in range(1, 6)]
     without_suffix = "left({0}, len({0}) - len('.parquet'))"
     of_candles = f"{part[2]} IN ({', '.join(quoted(data_type) for data_type in DataType if data_type.has_interval)})"

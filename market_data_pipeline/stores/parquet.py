@@ -24,6 +24,7 @@ from market_data_pipeline.lake.live_rows import CLOSE_STATE, live_days, read_liv
 from market_data_pipeline.lake.partitions import day_files_between, stored_dates
 from market_data_pipeline.lake.reader import read_days
 from market_data_pipeline.model.day import FAILED, HELD, DayFile, DayRecord
+from market_data_pipeline.model.places import place_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.stores.base import RowState, SaveReport, Store
@@ -74,7 +75,7 @@ class ParquetStore(Store):
     """
 
     def __init__(self, root: Path | str, *, include_live: bool = True, lock_wait_seconds: float = 60) -> None:
-        self._layout = Layout(Path(root).expanduser().absolute())
+        self._layout = Layout(place_of(root).expanduser().absolute())
         self._include_live = include_live
         self._lock_wait = lock_wait_seconds
 

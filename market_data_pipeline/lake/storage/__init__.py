@@ -17,18 +17,24 @@ import pyarrow as pa
 from market_data_pipeline.lake.storage.disk import TEMPORARY as TEMPORARY
 from market_data_pipeline.lake.storage.disk import Disk
 from market_data_pipeline.lake.storage.disk import temporary_folder as temporary_folder
+from market_data_pipeline.lake.storage.protocol import ABSENT as ABSENT
 from market_data_pipeline.lake.storage.protocol import DAYS as DAYS
 from market_data_pipeline.lake.storage.protocol import MONTHS as MONTHS
 from market_data_pipeline.lake.storage.protocol import ByteStore as ByteStore
 from market_data_pipeline.lake.storage.protocol import Named as Named
 from market_data_pipeline.model.day import FileStat
+from market_data_pipeline.model.places import ObjectPath
 from market_data_pipeline.model.waits import Stop
 
 _DISK = Disk()
 
 
-def store_of(path: Path) -> ByteStore:  # noqa: ARG001 - the disk is the only store yet
+def store_of(path: Path) -> ByteStore:
     """Return the store that has a path."""
+    if isinstance(path, ObjectPath):
+        from market_data_pipeline.lake.storage.objects import objects_of
+
+        return objects_of(path)
     return _DISK
 
 
@@ -54,6 +60,11 @@ def open_file(path: Path) -> BufferedReader:
 def source(path: Path) -> Path | BufferedReader:
     """Return what Arrow reads a big file from: a path, or a file that the caller closes."""
     return store_of(path).source(path)
+
+
+def address(path: Path) -> str | None:
+    """Return where other programs find the bytes of a file now, below the lake; None if there is no such file."""
+    return store_of(path).address(path)
 
 
 def put(path: Path, data: bytes | pa.Buffer, *, if_match: FileStat | None = None, create: bool = False) -> FileStat:

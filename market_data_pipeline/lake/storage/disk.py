@@ -201,6 +201,11 @@ class Disk:
         return path
 
     @staticmethod
+    def address(path: Path) -> str | None:
+        """Return the path of a file, if it exists."""
+        return str(path) if Disk.head(path) is not None else None
+
+    @staticmethod
     def put(
         path: Path,
         data: bytes | pa.Buffer,
@@ -224,7 +229,7 @@ class Disk:
     def head(path: Path) -> FileStat | None:
         """Return size and modification time of a regular file; None if there is no such file."""
         try:
-            found = path.stat()
+            found = os.stat(path)  # noqa: PTH116 - several times as fast as that of a Path
         except FileNotFoundError:
             return None
         if not S_ISREG(found.st_mode):

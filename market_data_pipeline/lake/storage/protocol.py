@@ -5,6 +5,7 @@ Paths are the lake's own names: those of ``lake/layout.py``. A store may write a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from datetime import date
@@ -27,6 +28,18 @@ class Named(NamedTuple):
 
 DAYS, MONTHS = Named("{}", len("2024-01-01")), Named("{}-01", len("2024-01"))
 """Names of the files of days and of closed months. A month is its first day."""
+
+
+_VERSIONED = re.compile(r"\d{4}-\d\d(-\d\d)?-[0-9a-f]{11}-[0-9a-f]{12}\.parquet")
+
+
+def is_version(path: Path) -> bool:
+    """Return True if a path is that of one version of a day or month in a bucket."""
+    return _VERSIONED.fullmatch(path.name) is not None
+
+
+ABSENT = FileStat(-1, -1)
+"""Version to replace by :meth:`ByteStore.put` if there must be no file."""
 
 
 class ByteStore(Protocol):
@@ -55,6 +68,9 @@ class ByteStore(Protocol):
 
     def source(self, path: Path) -> Path | BufferedReader:
         """Return what Arrow reads a big file from: a path, or a file that the caller closes."""
+
+    def address(self, path: Path) -> str | None:
+        """Return where other programs find the bytes of a file now, below the lake; None if there is no such file."""
 
     def put(
         self, path: Path, data: bytes | pa.Buffer, *, if_match: FileStat | None = None, create: bool = False
